@@ -1,0 +1,49 @@
+"""What this machine gives a process: cores and memory as the container sees them, not as the host has them."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Cores this process may use: its CPU affinity, cut by a cgroup quota (v2 ``cpu.max``), at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read(_CGROUP / "cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
+    return allowed
+
+
+def memory_bytes() -> int:
+    """Bytes of memory this process may fill: physical memory, cut by a cgroup limit (v2 ``memory.max``, v1 ``limit_in_bytes``)."""
+    import psutil
+
+    limits = [_read(_CGROUP / "memory.max"), _read(_CGROUP / "memory" / "memory.limit_in_bytes")]
+    return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def cpu_name() -> str:
+    """The processor's own name, or its architecture where the system does not tell."""
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def describe() -> str:
+    """One line for a record, e.g. ``Linux x86_64, 2 cores of AMD EPYC 9B45, 23.5 GiB``."""
+    memory = memory_bytes() / 2**30
+    return f"{platform.system()} {platform.machine()}, {cores()} cores of {cpu_name()}, {memory:.1f} GiB"
+
+
+def _read(path: Path) -> str:
+    """The file's text, or nothing on a system that has no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

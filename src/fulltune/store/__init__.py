@@ -1,0 +1,1 @@
+"""Where runs live: folders with atomic writes, and the cache of baselines."""

@@ -1,0 +1,70 @@
+"""The cache of baselines: predictions that depend on nothing but the base, the data and the prompt.
+
+An entry is JSON lines and, last, a manifest with their count and SHA-256. An entry that does not match its manifest is no entry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fulltune.store.files import atomic, storing, to_json
+
+
+def cache_key(parts: Mapping[str, Any]) -> str:
+    """SHA-256 of the parts as canonical JSON (sorted keys, no spaces): equal parts in any order give the same key."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def cache_path(out: str | Path, key: str) -> Path:
+    """Where the entry of a :func:`cache_key` lies under ``out``, whether it is there or not."""
+    return Path(out) / "cache" / f"{key}.jsonl"
+
+
+def write_cache(path: Path, rows: Iterable[Any]) -> int:
+    """Write an entry as the rows come, whole or not at all; returns their count.
+
+    Raises:
+        StoreError: The disk is full or read-only.
+    """
+    with storing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    digest, count = hashlib.sha256(), 0
+    with atomic(path) as write:
+        for row in rows:
+            line = to_json(row).encode() + b"\n"
+            digest.update(line)
+            count += 1
+            write(line)
+        write(to_json({"count": count, "sha256": digest.hexdigest()}).encode() + b"\n")
+    return count
+
+
+def read_cache(path: Path) -> Iterator[Any] | None:
+    """The entry's rows, one at a time, or None where it is missing or damaged; it is checked whole before the first row."""
+    count = _checked(path)
+    return None if count is None else _rows(path, count)
+
+
+def _rows(path: Path, count: int) -> Iterator[Any]:
+    with path.open("rb") as file:
+        for _, line in zip(range(count), file, strict=False):
+            yield json.loads(line)
+
+
+def _checked(path: Path) -> int | None:
+    digest, count, last = hashlib.sha256(), -1, b""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if last:
+                    digest.update(last)
+                last, count = line, count + 1
+        manifest = json.loads(last)
+    except (OSError, ValueError):
+        return None
+    return count if manifest == {"count": count, "sha256": digest.hexdigest()} else None
