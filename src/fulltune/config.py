@@ -1,0 +1,230 @@
+"""The config: frozen pydantic models; the same names in YAML, JSON and Python keyword arguments.
+
+An unknown key is an error that names the closest known one; all problems are listed at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fulltune.errors import ConfigError, Problem, did_you_mean
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Where the rows are and what their columns are called."""
+
+    train: str = Field(description="JSONL, CSV, Parquet, a folder of .txt, a `datasets` folder, or a hub id")
+    valid: str | float | None = Field(None, description="rows for the evaluation curve during training; a share holds out of train")
+    eval: str | float = Field(0.1, description="rows that decide; a share (0 to 1) holds out of train, by group")
+
+    text: str = "text"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    label: str = "label"
+    labels: str = "labels"
+    source: str = "source"
+    target: str = "target"
+    question: str = "question"
+    sql: str = "sql"
+    db_id: str = "db_id"
+    id: str | None = Field(None, description="column with row ids; default: file and line")
+    group: str | None = Field(None, description="column whose values never straddle a split made here")
+
+    databases: str | None = Field(None, description="text2sql: folder of SQLite files, <db_id>.sqlite or <db_id>/<db_id>.sqlite")
+    schemas: str | None = Field(None, description="text2sql: JSON file, db_id → CREATE statements; default: read from the database")
+    instruction: str | None = Field(None, description="text put before every input of seq2seq and text2sql")
+    chat: Literal["auto", "on", "off"] = Field("auto", description="use the tokenizer's chat template for prompt and completion")
+
+    limit: int | None = Field(None, gt=0, description="take the first N rows of train")
+    eval_limit: int | None = Field(None, gt=0, description="take the first N rows of eval")
+    max_length: int | None = Field(None, gt=7, description="window in tokens; default: what the model takes, at most 512 (1024 for causal-lm)")
+    max_target_length: int = Field(256, gt=0, description="target window in tokens of an encoder-decoder")
+    max_truncated: float = Field(0.05, ge=0, le=1, description="highest share of rows that may lose their label to truncation")
+    allow_leaks: bool = Field(False, description="go on although eval rows stand in train")
+
+
+class TrainConfig(Section):
+    """The classic method's options. Everything else passes through `trainer`."""
+
+    epochs: float = Field(3.0, gt=0)
+    max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
+    batch_size: int = Field(8, gt=0, description="rows a micro-batch")
+    accumulation: int = Field(1, gt=0, description="micro-batches an optimizer step")
+    learning_rate: float = Field(3e-5, gt=0)
+    scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="after warm-up")
+    warmup: float = Field(0.06, ge=0, description="below 1 a share of the steps, else steps")
+    weight_decay: float = Field(0.01, ge=0, description="not on biases and norms")
+    max_grad_norm: float = Field(1.0, ge=0, description="0 turns clipping off")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    gradient_checkpointing: bool = False
+    evaluations: int = Field(4, ge=0, description="points of the evaluation curve")
+    seed: int = Field(17, ge=0)
+
+
+class BaselineConfig(Section):
+    """What the tuned model is compared with. Baselines are not optional; their size is."""
+
+    few_shot: int = Field(4, gt=0, description="examples from train (a class, for classification with an encoder)")
+    seed: int = Field(17, ge=0)
+
+
+class EvaluationConfig(Section):
+    """How scores are made."""
+
+    batch_size: int = Field(16, gt=0)
+    max_new_tokens: int = Field(128, gt=0, description="cap of a generated answer; the share that hits it is reported")
+    continuations: int = Field(8, ge=0, description="causal-lm: documents continued before and after")
+    resamples: int = Field(1000, ge=100, description="bootstrap resamples")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    sql_seconds: float = Field(2.0, gt=0, description="text2sql: time limit of one query")
+
+
+class Config(Section):
+    """A whole job. See `docs/config.md` for every key."""
+
+    model: str = Field(description="hub id, local folder, GGUF file, run id, or package:NAME/PATH")
+    task: str = Field(description="causal-lm, classification, seq2seq, text2sql")
+    method: str = "full"
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    baselines: BaselineConfig = BaselineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    trainer: dict[str, Any] = Field(default_factory=dict, description="any TrainingArguments field, checked by name")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Config:
+        for name in ("valid", "eval"):
+            share = getattr(self.data, name)
+            if isinstance(share, float) and not 0 < share < 1:
+                raise ValueError(f"data.{name} is {share}: a share lies between 0 and 1; a file is written as text")
+        return self
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, base: Path | None = None
+) -> Config:
+    """Read a config from a YAML or JSON file or a mapping, then apply ``a.b=value`` overrides.
+
+    Relative data paths in a file are taken from the working directory first, then from the file's own folder.
+
+    Raises:
+        ConfigError: The file is missing or not YAML; a key is unknown; a value has the wrong type. All problems at once.
+    """
+    raw, where = _read(source)
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        config = Config.model_validate(_numbers(raw, Config))
+    except ValidationError as error:
+        raise ConfigError([_problem(item, where) for item in error.errors()]) from None
+    folder = base or (Path(where).parent if where else None)
+    return _resolve_paths(config, folder) if folder else config
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML, every key present, so that a run can be repeated from its folder."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    if isinstance(source, Mapping):
+        return json.loads(json.dumps(dict(source), default=str)), ""
+    path = Path(source)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError("there is no such config file", where=str(path), fix="check the path") from None
+    except IsADirectoryError:
+        raise ConfigError("this is a folder", expected="a YAML or JSON file", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 ({error.reason})", where=str(path), fix="save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        detail = getattr(error, "problem", None) or "not valid YAML"
+        raise ConfigError(f"not valid YAML: {detail}", where=f"{path}{line}", fix="mend the syntax there") from None
+    if not isinstance(raw, dict):
+        kind = "an empty file" if raw is None else f"a {type(raw).__name__}"
+        raise ConfigError(f"found {kind}", expected="a mapping with model, task and data", where=str(path))
+    return raw, str(path)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"found {override!r}", expected="a.b=value", where="--set", fix="write it like train.epochs=1")
+    node: Any = raw
+    *parents, last = key.strip().split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{part!r} in {key!r} is a value", expected="a section", where="--set")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        node[last] = value
+
+
+def _numbers(value: Any, schema: Any) -> Any:
+    """Turn ``1e-5``, which YAML 1.1 reads as text, into the number it plainly is, wherever the schema wants a number."""
+    if isinstance(value, dict) and isinstance(schema, type) and issubclass(schema, BaseModel):
+        fields = schema.model_fields
+        return {k: _numbers(v, fields[k].annotation if k in fields else None) for k, v in value.items()}
+    if isinstance(value, dict):
+        return {k: _numbers(v, dict) for k, v in value.items()}
+    if isinstance(value, str) and schema is not str and ("e" in value or "E" in value):
+        try:
+            return float(value) if isinstance(ast.literal_eval(value), float) else value
+        except (ValueError, SyntaxError):
+            return value
+    return value
+
+
+def _problem(item: Any, where: str) -> Problem:
+    """A pydantic error as a problem of ours, with did-you-mean for an unknown key."""
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        *parents, key = item["loc"]
+        known = _known_keys(parents)
+        hint = did_you_mean(str(key), known)
+        listed = ", ".join(sorted(known))
+        return Problem("unknown key", f"one of {listed}", hint or "remove it, or see docs/config.md", where, path)
+    if item["type"] == "missing":
+        return Problem("missing", "a value", f"add `{path}:` to the config", where, path)
+    if item["type"] == "value_error":
+        return Problem(str(item["ctx"]["error"]), where=where)
+    return Problem(f"{item['input']!r}", item["msg"][0].lower() + item["msg"][1:], where=where, field=path)
+
+
+def _known_keys(parents: Sequence[Any]) -> set[str]:
+    schema: Any = Config
+    for part in parents:
+        schema = schema.model_fields[part].annotation
+    return set(schema.model_fields)
+
+
+def _resolve_paths(config: Config, folder: Path) -> Config:
+    """Paths that exist only beside the config file are taken from there."""
+
+    def near(value: str | float | None) -> str | float | None:
+        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+            return str(folder / value)
+        return value
+
+    names = ("train", "valid", "eval", "databases", "schemas")
+    data = config.data.model_copy(update={name: near(getattr(config.data, name)) for name in names})
+    return config.model_copy(update={"data": data, "model": near(config.model)})

@@ -1,0 +1,97 @@
+"""From what the config names to examples: load, split, and see each row as the task sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fulltune.config import Config
+from fulltune.data.audit import Audit, audit
+from fulltune.data.load import Row, Table, available_columns, load_table
+from fulltune.data.split import split_table
+from fulltune.errors import DataError, Problem
+from fulltune.model import Bundle
+from fulltune.tasks.base import Column, Example, Features, Task
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows as they were read and examples as the task sees them, in the same order."""
+
+    table: Table
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All splits. ``valid`` draws the evaluation curve and never decides; without one the curve is drawn on ``eval``."""
+
+    train: Split
+    eval: Split
+    valid: Split | None
+
+    @property
+    def curve(self) -> Split:
+        return self.valid or self.eval
+
+
+def prepare(config: Config, task: Task) -> Data:
+    """Load and split the data, and fit the task to it.
+
+    Raises:
+        DataError: A file or column is missing, or rows contradict themselves.
+    """
+    settings = config.data
+    columns = task.columns(available_columns(settings.train))
+    train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
+    train, held = _given_or_held_out(config, settings.eval, columns, train, "test", settings.eval_limit)
+    valid = None
+    if settings.valid is not None:
+        train, valid = _given_or_held_out(config, settings.valid, columns, train, "validation", None)
+    splits = [_examples(task, table) for table in (train, held, valid) if table is not None]
+    task.fit(splits[0].examples, splits[1].examples)
+    return Data(splits[0], splits[1], splits[2] if valid is not None else None)
+
+
+def inspect(config: Config, task: Task, data: Data, bundle: Bundle) -> tuple[Audit, list[Features], list[Features]]:
+    """Audit the data as this model will read it; also the training and the curve's sequences, encoded once."""
+    encoded = {example.id: task.encode(example, bundle) for example in data.train.examples}
+    found = audit(
+        train=data.train.table,
+        evaluation=data.eval.table,
+        valid=data.valid.table if data.valid else None,
+        train_examples=data.train.examples,
+        eval_examples=data.eval.examples,
+        encode=lambda example: encoded.get(example.id) or task.encode(example, bundle),
+        tokenizer=bundle.tokenizer,
+        config=config,
+    )
+    curve = [features for example in data.curve.examples for features in task.encode(example, bundle)]
+    return found, [features for group in encoded.values() for features in group], curve
+
+
+def _given_or_held_out(
+    config: Config, given: str | float, columns: Sequence[Column], train: Table, split: str, limit: int | None
+) -> tuple[Table, Table]:
+    """A named split, or a share held out of train: by group, else by clusters of near-duplicates, stratified by label."""
+    if isinstance(given, str):
+        return train, load_table(given, columns, config.data, limit=limit, split=split)
+    stratify = "label" if any(column.role == "label" for column in columns) else None
+    groups = "group" if config.data.group else None
+    return split_table(train, given, groups=groups, stratify=stratify, seed=config.train.seed)
+
+
+def _examples(task: Task, table: Table) -> Split:
+    examples, problems = [], list[Problem]()
+    for row in table:
+        try:
+            examples.append(task.example(row))
+        except DataError as error:
+            problems += [_placed(problem, row) for problem in error.problems]
+    if problems:
+        raise DataError(problems)
+    return Split(table, tuple(examples))
+
+
+def _placed(problem: Problem, row: Row) -> Problem:
+    return Problem(problem.found, problem.expected, problem.fix, problem.where or row.where, problem.field)

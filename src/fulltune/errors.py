@@ -1,0 +1,140 @@
+"""Everything that fulltune raises on purpose, in one tree.
+
+    FulltuneError                 exit code 1
+    ├── ConfigError               the config does not parse or contradicts itself
+    ├── DataError                 rows that cannot be trained on or scored
+    ├── ModelError                the checkpoint cannot be found, read or used for the task
+    ├── StoreError                a run folder, record or cache is missing, damaged or too new
+    ├── IncompatibleError         two runs that must not be compared
+    ├── MissingDependencyError    a feature needs an extra that is not installed
+    └── TrainingStopped           exit code 3: training ended early, weights intact
+        └── NonFiniteError        the loss or the gradient norm was NaN or infinite
+
+Each carries one or more :class:`Problem`: what was found, what was expected, what to do, and where.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+#: How many problems a message shows before it says how many more there are.
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, told so that the reader can mend it.
+
+    Attributes:
+        found: What is there now.
+        expected: What should be there.
+        fix: What to do, as an instruction.
+        where: The file and line, or the config key.
+        field: The column or option concerned.
+    """
+
+    found: str
+    expected: str = ""
+    fix: str = ""
+    where: str = ""
+    field: str = ""
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (self.where, self.field and f"field {self.field!r}") if part)
+        text = f"{place}: {self.found}" if place else self.found
+        if self.expected:
+            text += f"; expected {self.expected}"
+        if self.fix:
+            text += f". {self.fix[0].upper()}{self.fix[1:]}"
+        return text if text.endswith((".", "!", "?")) else text + "."
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+class FulltuneError(Exception):
+    """Base of all errors here: one clear message, a non-zero exit code, no traceback on the command line."""
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        found: str | Problem | Sequence[Problem],
+        *,
+        expected: str = "",
+        fix: str = "",
+        where: str = "",
+        field: str = "",
+    ) -> None:
+        if isinstance(found, str):
+            found = Problem(found, expected, fix, where, field)
+        self.problems: tuple[Problem, ...] = (found,) if isinstance(found, Problem) else tuple(found)
+        super().__init__(self.message())
+
+    def message(self) -> str:
+        """The problems, one a line; at most :data:`SHOWN` of them, then the count of the rest."""
+        if len(self.problems) == 1:
+            return str(self.problems[0])
+        lines = [f"{len(self.problems)} problems:"]
+        lines += [f"  - {problem}" for problem in self.problems[:SHOWN]]
+        if len(self.problems) > SHOWN:
+            lines.append(f"  … and {len(self.problems) - SHOWN} more.")
+        return "\n".join(lines)
+
+
+class ConfigError(FulltuneError):
+    """The config does not parse, has an unknown key, or contradicts itself."""
+
+
+class DataError(FulltuneError):
+    """Rows that cannot be trained on or scored."""
+
+
+class ModelError(FulltuneError):
+    """The checkpoint cannot be found, read, or used for the task."""
+
+
+class StoreError(FulltuneError):
+    """A run folder, record or cache is missing, damaged, or written by a newer fulltune."""
+
+
+class IncompatibleError(FulltuneError):
+    """Two runs whose scores do not mean the same thing."""
+
+
+class MissingDependencyError(FulltuneError):
+    """A feature needs a package that is not installed."""
+
+
+class TrainingStopped(FulltuneError):
+    """Training ended early on purpose; the weights are as they were after the last good step."""
+
+    exit_code = 3
+
+
+class NonFiniteError(TrainingStopped):
+    """The loss or the gradient norm was NaN or infinite, noticed before the optimizer step.
+
+    Attributes:
+        step: The optimizer step that was not taken, counted from 1.
+        quantity: ``"loss"`` or ``"gradient norm"``.
+        row_ids: Ids of the rows in the offending batch.
+    """
+
+    def __init__(self, step: int, quantity: str, value: float, row_ids: Sequence[str]) -> None:
+        self.step, self.quantity, self.value, self.row_ids = step, quantity, value, tuple(row_ids)
+        rows = ", ".join(self.row_ids[:SHOWN]) + (" …" if len(self.row_ids) > SHOWN else "")
+        super().__init__(
+            f"the {quantity} became {value} at step {step} (rows {rows or 'unknown'})",
+            expected="a finite number",
+            fix="look at those rows, lower train.learning_rate, or raise train.warmup; "
+            f"the weights are those of step {step - 1}",
+        )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"did you mean 'x'?"`` for the closest known name, or ``""`` when none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,303 @@
+"""The base: any pretrained checkpoint, loaded in float32 and hashed, its files never written to.
+
+A source is a hub id, a local folder (one or many safetensors files, any dtype), a GGUF file (dequantised), a run id
+under the runs folder, or ``package:NAME/PATH`` for weights that lie inside an installed Python package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from fulltune.errors import MissingDependencyError, ModelError
+from fulltune.records import ModelInfo
+
+Family = Literal["decoder", "encoder", "encoder-decoder"]
+Head = Literal["lm", "classification"]
+
+#: Files that make a checkpoint what it is: these are hashed, and only these are fetched from a hub. No pickle is.
+_FILES = ("*.safetensors", "*.gguf", "*.json", "*.txt", "*.model", "*.jinja")
+
+#: Positions assumed for models that name no limit (T5 has relative positions).
+_DEFAULT_WINDOW = 512
+
+_MISSING = "a folder with config.json, a GGUF file, a hub id, a run id, or package:NAME/PATH"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded checkpoint: everything that a task or a method needs to know of it.
+
+    Attributes:
+        model: In float32, in eval mode.
+        tokenizer: Fast where there is one; ``pad_token`` is always set.
+        family: ``decoder``, ``encoder`` or ``encoder-decoder``.
+        head: ``lm`` (the checkpoint's own head, or none for an encoder without one) or ``classification``.
+        window: Longest input in tokens that the model takes (positions).
+        info: Source, hash and architecture, for the record.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    head: Head
+    window: int
+    info: ModelInfo
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether the checkpoint brings its own head for words (an encoder may have none)."""
+        return self.model.get_output_embeddings() is not None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source found: the name the user gave, the folder that holds its files, and the name of a GGUF file."""
+
+    name: str
+    folder: Path
+    gguf: str | None = None
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What ``from_pretrained`` takes: only local files, and never code that came with the weights."""
+        found: dict[str, Any] = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
+        return found | ({"gguf_file": self.gguf} if self.gguf else {"local_files_only": True})
+
+    def sha256(self) -> str:
+        """One hash over the names and the bytes of all files of the checkpoint."""
+        if self.gguf:
+            return _file_sha256(self.folder / self.gguf)
+        whole = hashlib.sha256()
+        for path in sorted(path for pattern in _FILES for path in self.folder.glob(pattern)):
+            whole.update(f"{path.name} {_file_sha256(path)}\n".encode())
+        return whole.hexdigest()
+
+
+def find(name: str, runs: Path | None = None) -> Source:
+    """Find the files of a source; a hub id is fetched into the hub's cache. Nothing is loaded yet.
+
+    Raises:
+        ModelError: It is none of the known kinds, or the package, the folder or the hub's files cannot be had.
+    """
+    if name.startswith("package:"):
+        package, _, inner = name.removeprefix("package:").partition("/")
+        return _local(name, _package_folder(package) / inner)
+    if runs and (runs / name / "model").is_dir():
+        return _local(name, runs / name / "model")
+    path = Path(name).expanduser()
+    if (
+        path.exists()
+        or path.is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or path.suffix == ".gguf"
+    ):
+        return _local(name, path)
+    return Source(name, _fetch(name))
+
+
+def _local(name: str, path: Path) -> Source:
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(name, path.parent, path.name)
+    if not path.exists():
+        raise ModelError(f"{name!r} does not exist", expected=_MISSING, fix="check the path", field="model")
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{name!r} has no config.json", expected="a checkpoint as save_pretrained writes it", field="model"
+        )
+    return Source(name, path)
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"the Python package {package!r} is not installed",
+            expected="an installed package that holds a checkpoint",
+            fix="install it with pip, or name another model",
+            field="model",
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name!r} is no local folder and could not be fetched from the hub ({reason})",
+            expected=_MISSING,
+            fix="check the name and the connection, or download it beforehand and give its folder",
+            field="model",
+        ) from error
+
+
+def load(
+    name: str,
+    head: Head = "lm",
+    *,
+    labels: Sequence[str] = (),
+    multi_label: bool = False,
+    runs: Path | None = None,
+    seed: int = 17,
+) -> Bundle:
+    """Load a checkpoint in float32, whatever dtype it is stored in, with its tokenizer.
+
+    Args:
+        name: Any source that :func:`find` knows.
+        head: ``lm`` for the checkpoint's own head, ``classification`` for one logit a label on the pretrained body.
+        labels: Label names in the order of the logits; empty keeps the head and the names that the checkpoint has.
+        multi_label: Several labels may hold at once.
+        runs: Folder of runs, so that a run id is a source too.
+        seed: For the weights of a new head.
+
+    Raises:
+        ModelError: The files cannot be found or read, or the architecture does not fit.
+        MissingDependencyError: A GGUF file needs the ``gguf`` package.
+    """
+    source = find(name, runs)
+    with _errors_of(name):
+        config = AutoConfig.from_pretrained(**source.kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
+        model = _load_model(source, config, head, labels, multi_label, seed)
+    _set_pad_token(model, tokenizer)
+    info = ModelInfo(source=name, sha256=source.sha256(), family=family_of(config), architecture=type(model).__name__)
+    return Bundle(model.eval(), tokenizer, family_of(config), head, _window(model.config, tokenizer), info)
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """Which of the three families a config belongs to."""
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    # BERT and its kin can also be built as decoders, but what can fill a mask is an encoder here.
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return "encoder" if is_encoder else "decoder"
+
+
+def _load_model(
+    source: Source, config: PretrainedConfig, head: Head, labels: Sequence[str], multi_label: bool, seed: int
+) -> PreTrainedModel:
+    kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True}
+    if head == "classification":
+        if labels:
+            same = list(config.id2label.values()) == list(labels) and _has_head(config, "ForSequenceClassification")
+            kwargs |= {
+                "id2label": dict(enumerate(labels)),
+                "label2id": {label: index for index, label in enumerate(labels)},
+                "num_labels": len(labels),
+                "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+                "ignore_mismatched_sizes": not same,
+            }
+        # A fixed seed: two runs with the same config start from the same head.
+        with torch.random.fork_rng(devices=[]), _quiet():
+            torch.manual_seed(seed)
+            return AutoModelForSequenceClassification.from_pretrained(**kwargs)
+    with _quiet():
+        return _lm_class(config).from_pretrained(**kwargs)
+
+
+def _lm_class(config: PretrainedConfig) -> Any:
+    family = family_of(config)
+    if family == "encoder":
+        own_head = _has_head(config, "MaskedLM") or _has_head(config, "ForPreTraining")
+        return AutoModelForMaskedLM if own_head else AutoModel
+    return AutoModelForSeq2SeqLM if family == "encoder-decoder" else AutoModelForCausalLM
+
+
+def _has_head(config: PretrainedConfig, ending: str) -> bool:
+    return any(name.endswith(ending) for name in config.architectures or [])
+
+
+def _set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """GPT-2 and others have no padding token; theirs is end-of-text, told apart by length, never by id."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _window(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    text_config = config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
+    # RoBERTa keeps two positions for padding; its tokenizer's limit is then the true one.
+    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 1_000_000]
+    if config.model_type in (
+        "t5",
+        "mt5",
+        "longt5",
+        "umt5",
+    ):  # relative positions: any length works, this one was trained
+        return max([_DEFAULT_WINDOW, *limits])
+    return min(limits) if limits else _DEFAULT_WINDOW
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Turn what the libraries raise over a broken checkpoint into one message of ours."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{name!r} needs a package that is not installed ({error})",
+            fix='pip install "fulltune[gguf]"',
+            field="model",
+        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name!r} could not be loaded ({reason})",
+            expected="a Hugging Face checkpoint with safetensors weights and a tokenizer",
+            fix="check that the files are whole; convert pickled weights with save_pretrained first",
+            field="model",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A new head is announced by our record, not by a table on the terminal."""
+    level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        whole = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            whole.update(chunk)
+    return whole.hexdigest()

@@ -1,0 +1,255 @@
+"""The machine-readable truth about a run: typed, versioned, and safe for NaN.
+
+Everything written here is read back by :func:`read_record`, which refuses a schema newer than its own. A float that is not a
+number is written as the string ``"NaN"`` (strict JSON has no NaN), and comes back as one: it never becomes null or 0.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fulltune.errors import StoreError
+
+SCHEMA = 1
+
+Verdict = Literal["improved", "no detectable change", "worse"]
+Outcome = Literal["accepted", "rejected", "stopped"]
+
+
+class Model(BaseModel):
+    """Base of all records: frozen, no unknown keys, NaN kept."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=(), allow_inf_nan=True
+    )
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+
+class Score(Model):
+    """A metric's value on ``n`` rows with its bootstrap interval ``[low, high]``."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Comparison(Model):
+    """Paired difference between two systems on the same rows.
+
+    ``delta`` is first minus second in the metric's own unit; ``low`` and ``high`` bound it; ``p`` is the two-sided bootstrap p-value.
+    ``verdict`` already takes the metric's direction into account.
+    """
+
+    metric: str
+    delta: float
+    low: float
+    high: float
+    p: float
+    verdict: Verdict
+
+
+class MetricInfo(Model):
+    """What a reader must know to understand a number: which way is better, which version, and whose definition."""
+
+    direction: Literal["higher", "lower"]
+    version: int
+    source: str
+
+
+class ModelInfo(Model):
+    """The base: where it came from, the SHA-256 of its files, and its family (``decoder``, ``encoder``, ``encoder-decoder``)."""
+
+    source: str
+    sha256: str
+    family: str
+    architecture: str
+
+
+class SplitInfo(Model):
+    """One split of the data: where from, how many rows, and the SHA-256 of their canonical JSON."""
+
+    source: str
+    rows: int
+    sha256: str
+
+
+class AuditSummary(Model):
+    """What the audit found, in counts; the whole of it is in ``audit.json``."""
+
+    errors: int
+    warnings: int
+    findings: tuple[str, ...]
+    leaked_rows: int
+
+
+class DataInfo(Model):
+    train: SplitInfo
+    eval: SplitInfo
+    valid: SplitInfo | None = None
+    audit: AuditSummary
+
+
+class Parameters(Model):
+    """What was trained.
+
+    ``moved`` is the share of trainable tensors whose bytes differ after training, ``evidence`` the checks that passed.
+    """
+
+    total: int
+    trainable: int
+    frozen: int
+    dtype: str
+    tied: tuple[str, ...] = ()
+    moved: float = 0.0
+    evidence: tuple[str, ...] = ()
+
+
+class Training(Model):
+    """How it was trained, as it came out (steps really taken, rates really used)."""
+
+    optimizer: str
+    scheduler: str
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    batch_size: int
+    accumulation: int
+    epochs: float
+    steps: int
+    seed: int
+    tokens: int
+    rows: int
+    final_loss: float
+    advice: tuple[str, ...] = ()
+
+
+class Resources(Model):
+    """Cost. Seconds of wall time, bytes of peak resident memory, and tokens that carried a loss or context (no padding) a second."""
+
+    peak_rss_bytes: int
+    train_seconds: float
+    tokens_per_second: float
+    total_seconds: float
+    stage_seconds: dict[str, float] = Field(default_factory=dict)
+    machine: str = ""
+
+
+class GuardEvent(Model):
+    """A guard's verdict at a step, told in one sentence."""
+
+    guard: str
+    step: int
+    verdict: Literal["continue", "stop", "roll back"]
+    message: str
+
+
+class Record(Model):
+    """One run. ``scores[system][metric]``; systems are ``majority``, ``tfidf``, ``zero_shot``, ``few_shot``, ``tuned``."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    run_id: str
+    fulltune: str
+    created: str
+    task: str
+    task_version: int
+    method: str
+    headline: str
+    metric: str
+    metrics: dict[str, MetricInfo]
+    model: ModelInfo
+    data: DataInfo
+    parameters: Parameters
+    training: Training
+    scores: dict[str, dict[str, Score]]
+    scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
+    shots: tuple[str, ...] = ()
+    comparison: dict[str, Comparison]
+    details: dict[str, Any] = Field(default_factory=dict)
+    guards: tuple[GuardEvent, ...] = ()
+    resources: Resources
+    versions: dict[str, str]
+    warnings: tuple[str, ...] = ()
+    outcome: Outcome
+    reasons: tuple[str, ...] = ()
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="strings",
+        protected_namespaces=(),
+        allow_inf_nan=True,
+        populate_by_name=True,
+    )
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2, by_alias=True) + "\n"
+
+
+class Step(Model):
+    """One line of ``steps.jsonl``: what the trainer logged at an optimizer step (losses are per token or per row)."""
+
+    step: int
+    epoch: float
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+
+
+class Prediction(Model):
+    """One line of ``predictions.jsonl``: what one system said about one row.
+
+    Attributes:
+        system: ``majority``, ``tfidf``, ``zero_shot``, ``few_shot`` or ``tuned``.
+        id: The row's id, the same for every system.
+        input: What was asked (the row's own text, not the prompt around it).
+        reference: The right answer: a text, a label, or a list of labels.
+        output: The system's answer, of the reference's type.
+        values: Named numbers and strings that metrics read, e.g. ``nll``, ``tokens``, ``bytes``, ``confidence``, ``capped``.
+    """
+
+    system: str
+    id: str
+    input: str
+    reference: str | tuple[str, ...]
+    output: str | tuple[str, ...]
+    values: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_record(path: Path) -> Record:
+    """Read a ``record.json``.
+
+    Raises:
+        StoreError: It is missing, not JSON, of a newer schema, or does not fit the schema.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(
+            "there is no record.json", where=str(path), fix="name a finished run; `fulltune models list` shows them"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(
+            f"the record cannot be read ({error})", expected="a JSON object", where=str(path), fix="run it again"
+        ) from error
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(found, int) and found > SCHEMA:
+        raise StoreError(
+            f"the record has schema {found}", expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune"
+        )
+    try:
+        return Record.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StoreError(
+            f"the record does not fit its schema: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            where=str(path),
+            fix="run it again, or restore the file",
+        ) from error

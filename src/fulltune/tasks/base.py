@@ -1,0 +1,111 @@
+"""What a task is: it owns its rows, its features and its scores.
+
+A task never knows which method trains it, and a method never knows which task it trains.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fulltune.config import Config
+from fulltune.metrics.base import Metric
+from fulltune.records import Prediction
+
+if TYPE_CHECKING:
+    from fulltune.data.load import Row
+    from fulltune.model import Bundle
+
+#: Examples in, predictions out, in the order of the input, one at a time.
+Predictor = Callable[[Sequence["Example"]], Iterator[Prediction]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as the task sees it.
+
+    Attributes:
+        id: The row's id (``file:line`` unless a column names it).
+        input: What the model reads: the text, the source, the prompt.
+        target: What it should say: a text, a label, or a tuple of labels.
+        meta: What scoring needs beside (the database of a query, say).
+    """
+
+    id: str
+    input: str
+    target: str | tuple[str, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that the task reads: its role, the Python type of its values, whether it must be there, whether it may be empty."""
+
+    role: str
+    type: type
+    required: bool = True
+    may_be_empty: bool = False
+
+
+@dataclass(frozen=True)
+class Features:
+    """One training sequence: token ids, labels (-100 where no loss is), and the id of the row it came from.
+
+    ``labels`` is a list of token ids for text, a class index, or a list of 0/1 floats for several classes.
+    ``truncated`` counts the tokens that did not fit.
+    """
+
+    input_ids: list[int]
+    labels: list[int] | int | list[float]
+    row_id: str
+    truncated: int = 0
+
+
+class Task(ABC):
+    """Base of all tasks; one instance a run.
+
+    ``head`` says what is put on the pretrained body for training: ``lm`` (the checkpoint's own) or ``classification``.
+    ``baselines`` names those that :mod:`fulltune.baselines` runs for it.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    head: ClassVar[str] = "lm"
+    baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @abstractmethod
+    def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
+        """The columns to read, given those that the data has."""
+
+    @abstractmethod
+    def example(self, row: Row) -> Example:
+        """One parsed row as an example.
+
+        Raises:
+            DataError: The row's values contradict each other.
+        """
+
+    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
+        """Learn what must be known before any model is loaded (the label names, say)."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is reported; the first decides."""
+
+    @abstractmethod
+    def encode(self, example: Example, bundle: Bundle) -> list[Features]:
+        """Training sequences of one example; a long document gives several."""
+
+    @abstractmethod
+    def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
+        """How this bundle answers, with ``shots`` as examples in its context."""
+
+    def details(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """Task-specific extras for the report (a confusion matrix, say), from the tuned model's predictions."""
+        return {}

@@ -1,0 +1,128 @@
+"""``classification``: one label a text, or several; scored by macro-F1.
+
+The tuned model has a head with one logit a label, and the label names are saved in its config. What the untouched base says without
+such a head is in :mod:`fulltune.tasks.label_words`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+
+from fulltune import inference
+from fulltune.data.load import Row
+from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.classification import calibration, classification_metrics, confusion, per_class
+from fulltune.model import Bundle
+from fulltune.records import Prediction
+from fulltune.tasks import label_words, prompts
+from fulltune.tasks.base import Column, Example, Features, Predictor, Task
+
+_DEFAULT_LENGTH = 512
+
+
+class Classification(Task):
+    """Columns ``text`` and ``label`` (one) or ``labels`` (a list of any length)."""
+
+    name = "classification"
+    version = 1
+    head = "classification"
+    families = ("encoder", "decoder", "encoder-decoder")
+    baselines = ("majority", "tfidf", "zero_shot", "few_shot")
+
+    labels: tuple[str, ...] = ()
+    multi_label = False
+
+    def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
+        data = self.config.data
+        several = data.labels in available and data.label not in available
+        return Column("text", str), Column("labels", list, may_be_empty=True) if several else Column("label", str)
+
+    def example(self, row: Row) -> Example:
+        if "labels" in row.fields:
+            return Example(row.id, row.fields["text"], tuple(row.fields["labels"]))
+        return Example(row.id, row.fields["text"], row.fields["label"])
+
+    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
+        """The label names: all that occur, sorted, so that the same data gives the same head."""
+        examples = [*train, *evaluation]
+        self.multi_label = any(not isinstance(example.target, str) for example in examples)
+        self.labels = tuple(sorted({label for example in examples for label in targets(example)}))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return classification_metrics(self.labels, self.multi_label)
+
+    def class_weights(self, train: Sequence[Example]) -> list[float] | None:
+        """``rows / (labels × count)`` for each label, as scikit-learn's ``class_weight="balanced"``."""
+        if self.config.train.class_weights == "none":
+            return None
+        counts = Counter(label for example in train for label in targets(example))
+        return [len(train) / (len(self.labels) * max(1, counts[label])) for label in self.labels]
+
+    def encode(self, example: Example, bundle: Bundle) -> list[Features]:
+        ids, lost = self._input_ids(example.input, bundle)
+        chosen = targets(example)
+        if self.multi_label:
+            return [Features(ids, [float(label in chosen) for label in self.labels], example.id, lost)]
+        return [Features(ids, self.labels.index(chosen[0]), example.id, lost)]
+
+    def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
+        size = self.config.evaluation.batch_size
+
+        def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
+            if bundle.head == "classification":
+                inputs = (self._input_ids(example.input, bundle)[0] for example in examples)
+                logits = (np.asarray(row) for row in inference.class_logits(bundle, inputs, size))
+                squash = expit if self.multi_label else softmax
+                rows: Iterable[Array] = (squash(row) for row in logits)
+            else:
+                rows = self._without_head(bundle, examples, shots)
+            for example, probabilities in zip(examples, rows, strict=True):
+                yield self.prediction(system, example, probabilities)
+
+        return predict
+
+    def prediction(self, system: str, example: Example, probabilities: Array) -> Prediction:
+        """One label by the highest probability; several by all above one half."""
+        if self.multi_label:
+            output: Any = tuple(np.asarray(self.labels)[probabilities > 0.5].tolist())
+            values = {"probabilities": dict(zip(self.labels, np.round(probabilities, 5).tolist(), strict=True))}
+        else:
+            best = int(probabilities.argmax())
+            output, values = self.labels[best], {"confidence": float(probabilities[best])}
+        return Prediction(
+            system=system, id=example.id, input=example.input, reference=example.target, output=output, values=values
+        )
+
+    def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
+        kept = [prediction.model_copy(update={"input": ""}) for prediction in predictions]
+        return {
+            "labels": list(self.labels),
+            "multi_label": self.multi_label,
+            "per_class": per_class(kept, self.labels),
+            "confusion": None if self.multi_label else confusion(kept, self.labels),
+            "calibration": calibration(kept),
+        }
+
+    def _without_head(
+        self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
+    ) -> Iterator[Array]:
+        ask = label_words.Asked(bundle, self.labels, self.multi_label, self.config)
+        return ask.few_shot(examples, shots) if shots else ask.zero_shot(examples)
+
+    def _input_ids(self, text: str, bundle: Bundle) -> tuple[list[int], int]:
+        """Token ids of an input and how many tokens did not fit; never empty."""
+        window = min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
+        ids = list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids) or prompts.start_ids(bundle)
+        kept = ids[:window] if bundle.family == "decoder" else prompts.cut(ids, window)
+        return kept, len(ids) - len(kept)
+
+
+def targets(example: Example) -> tuple[str, ...]:
+    """The labels of an example, whether it has one or several."""
+    return (example.target,) if isinstance(example.target, str) else example.target

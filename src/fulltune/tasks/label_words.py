@@ -1,0 +1,147 @@
+"""Classification by a base that has no classification head yet: what zero-shot and few-shot mean for each family.
+
+- A decoder or an encoder-decoder reads a prompt that lists the labels; each label is scored by the mean log-likelihood of its tokens.
+- An encoder with a masked-LM head fills a cloze, one mask a label token (Schick & Schütze 2021, "It's Not Just Size That Matters").
+- An encoder without one compares mean-pooled vectors of the text and of the label's name (cosine similarity).
+- Few-shot for every encoder is the nearest class mean of the shots' vectors (Snell et al. 2017, "Prototypical Networks").
+
+All give probabilities of shape (labels,). With several labels a row, only the few-shot encoder can say how many hold (closer to the
+mean of the shots with the label than to that of the shots without); the others name the best one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from scipy.special import expit, softmax
+
+from fulltune import inference
+from fulltune.config import Config
+from fulltune.metrics.base import Array
+from fulltune.model import Bundle
+from fulltune.tasks import prompts
+from fulltune.tasks.base import Example
+from fulltune.tasks.prompts import Shot, ShotCount, Wording
+
+#: Cosine similarities lie close together; this makes them probabilities that can be calibrated at all (CLIP learnt 100).
+_SHARPNESS = 20.0
+
+#: The cloze: the text, then this, then one mask for each token of the label.
+_CLOZE = "Topic:"
+
+
+class Asked:
+    """A base asked for labels it has no head for."""
+
+    def __init__(self, bundle: Bundle, labels: Sequence[str], multi_label: bool, config: Config) -> None:
+        self.bundle, self.labels, self.multi_label, self.config = bundle, tuple(labels), multi_label, config
+        self.batch_size = config.evaluation.batch_size
+        self.window = min(config.data.max_length or 512, bundle.window)
+
+    def zero_shot(self, examples: Sequence[Example]) -> Iterator[Array]:
+        """Probabilities from the label names alone."""
+        if self.bundle.family != "encoder":
+            scores = self._by_likelihood(examples, ())
+        elif self.bundle.has_lm_head and self.bundle.tokenizer.mask_token_id is not None:
+            scores = self._by_cloze(examples)
+        else:
+            scores = self._by_similarity(examples)
+        return (self._best_only(softmax(row)) for row in scores)
+
+    def few_shot(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
+        """Probabilities from the label names and some labelled rows."""
+        if self.bundle.family != "encoder":
+            return (self._best_only(softmax(row)) for row in self._by_likelihood(examples, shots))
+        return self._by_class_means(examples, shots)
+
+    def _by_likelihood(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
+        wording = Wording(f"Labels: {', '.join(self.labels)}.", "Text", "Label", self._chat())
+        answers = [prompts.answer_ids(self.bundle, label, wording) for label in self.labels]
+        reserve = max(map(len, answers)) if self.bundle.family == "decoder" else 0
+        examples_shown = [Shot(shot.input, _joined(shot)) for shot in shots]
+        fitted = ShotCount(len(shots))
+
+        def texts() -> Iterator[inference.Text]:
+            for example in examples:
+                room = max(1, self.bundle.window - reserve)
+                context = fitted.ids(prompts.fit_shots(self.bundle, wording, example.input, examples_shown, room))
+                yield from (inference.Text(context, answer) for answer in answers)
+
+        results = inference.likelihoods(self.bundle, texts(), max(self.batch_size, len(answers)))
+        for _ in examples:
+            row = list(islice(results, len(answers)))
+            yield np.array([-result.nll / result.tokens for result in row])
+        fitted.warn()
+
+    def _by_cloze(self, examples: Sequence[Example]) -> Iterator[Array]:
+        words = [prompts.text_ids(self.bundle, label) for label in self.labels]
+        lengths = sorted({len(word) for word in words})
+        inputs = (self._cloze(example.input, masks) for example in examples for masks in lengths)
+        filled = inference.mask_log_probabilities(self.bundle, inputs, self.batch_size)
+        for _ in examples:
+            by_length = dict(zip(lengths, islice(filled, len(lengths)), strict=True))
+            yield np.array([_mean_log_probability(by_length[len(word)], word) for word in words])
+
+    def _cloze(self, text: str, masks: int) -> list[int]:
+        """``text Topic: [MASK]…`` with the text cut so that the masks always stay."""
+        tokenizer = self.bundle.tokenizer
+        tail = prompts.text_ids(self.bundle, f" {_CLOZE}") + [int(tokenizer.mask_token_id)] * masks
+        body = prompts.text_ids(self.bundle, text)[: max(0, self.window - len(tail) - 2)]
+        return list(tokenizer.build_inputs_with_special_tokens(body + tail))
+
+    def _by_similarity(self, examples: Sequence[Example]) -> Iterator[Array]:
+        names = torch.stack(list(self._vectors(self.labels)))
+        for vector in self._vectors([example.input for example in examples]):
+            yield (_SHARPNESS * (names @ vector)).numpy().astype(np.float64)
+
+    def _by_class_means(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
+        vectors = torch.stack(list(self._vectors([shot.input for shot in shots])))
+        member = torch.tensor([[label in _labels(shot) for shot in shots] for label in self.labels])
+        means = _means(vectors, member)
+        others = _means(vectors, ~member)
+        for vector in self._vectors([example.input for example in examples]):
+            near = (_SHARPNESS * (means @ vector)).numpy().astype(np.float64)
+            if self.multi_label:
+                yield np.asarray(expit(near - (_SHARPNESS * (others @ vector)).numpy()), dtype=np.float64)
+            else:
+                yield np.asarray(softmax(near))
+
+    def _vectors(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
+        inputs = (
+            prompts.cut(list(self.bundle.tokenizer(text, truncation=False, verbose=False).input_ids), self.window)
+            for text in texts
+        )
+        return inference.sentence_vectors(self.bundle, inputs, self.batch_size)
+
+    def _best_only(self, probabilities: Array) -> Array:
+        """With several labels a row, everything but the best label is pushed below one half, and the best above."""
+        if not self.multi_label:
+            return probabilities
+        best = probabilities == probabilities.max()
+        return np.where(best, 0.5 + probabilities / 2, probabilities / 2)
+
+    def _chat(self) -> bool:
+        return prompts.wants_chat(self.bundle, self.config.data.chat)
+
+
+def _labels(shot: Example) -> tuple[str, ...]:
+    return (shot.target,) if isinstance(shot.target, str) else shot.target
+
+
+def _joined(shot: Example) -> str:
+    return ", ".join(_labels(shot)) or "none"
+
+
+def _mean_log_probability(log_probabilities: torch.Tensor, word: Sequence[int]) -> float:
+    positions = torch.arange(len(word))
+    return float(log_probabilities[positions, torch.tensor(word)].mean())
+
+
+def _means(vectors: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
+    """Unit mean vector of each class, (labels, hidden); a class without shots gets zeros and so never wins."""
+    weights = member.float()
+    means = weights @ vectors / weights.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.nn.functional.normalize(means, dim=-1)
