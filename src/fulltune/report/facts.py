@@ -1,0 +1,133 @@
+"""What was trained, on which data, at what cost: the record's plain facts as terms and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fulltune.records import MetricInfo, Record
+from fulltune.report.display import compact, count, duration, metric_label, share, size
+
+Facts = list[tuple[str, str]]
+
+LEVELS = ("error", "warning", "info")
+#: Findings shown of one level; the rest are in audit.json.
+FINDINGS = 40
+
+_SIGNS = {"error": "✕", "warning": "!", "info": "i"}
+
+
+def weights(record: Record) -> Facts:
+    parameters = record.parameters
+    facts = [
+        ("Base model", record.model.source),
+        ("Architecture", f"{record.model.architecture}, {record.model.family}"),
+        ("Parameters", count(parameters.total)),
+        ("Trainable", f"{count(parameters.trainable)} ({share(parameters.trainable / max(parameters.total, 1))})"),
+        ("Frozen", count(parameters.frozen)),
+        ("Number format", parameters.dtype),
+        ("Tensors that moved", share(parameters.moved)),
+    ]
+    return facts + ([("Tied weights", ", ".join(parameters.tied))] if parameters.tied else [])
+
+
+def training(record: Record) -> Facts:
+    used = record.training
+    together = used.batch_size * used.accumulation
+    return [
+        ("Optimizer", used.optimizer),
+        ("Learning rate", f"{compact(used.learning_rate)}, {used.scheduler}"),
+        ("Warm-up", f"{used.warmup_steps:,} steps"),
+        ("Weight decay", compact(used.weight_decay)),
+        ("Batch", f"{used.batch_size} × {used.accumulation} accumulated = {together} rows a step"),
+        ("Length", f"{used.epochs:g} epochs, {used.steps:,} steps"),
+        ("Seen", f"{used.rows:,} rows, {used.tokens:,} tokens"),
+        ("Final training loss", compact(used.final_loss)),
+        ("Seed", str(used.seed)),
+    ]
+
+
+def cost(record: Record) -> Facts:
+    used = record.resources
+    facts = [
+        ("Whole run", duration(used.total_seconds)),
+        ("Training", duration(used.train_seconds)),
+        ("Peak memory", size(used.peak_rss_bytes)),
+        ("Tokens a second", compact(used.tokens_per_second)),
+    ]
+    return facts + ([("Machine", used.machine)] if used.machine else [])
+
+
+@dataclass(frozen=True)
+class Split:
+    name: str
+    source: str
+    rows: str
+    sha256: str
+
+
+def splits(record: Record) -> list[Split]:
+    data = record.data
+    found = (("train", data.train), ("validation", data.valid), ("evaluation", data.eval))
+    return [Split(name, split.source, f"{split.rows:,}", split.sha256) for name, split in found if split]
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: str
+    message: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """Findings of one level; ``more`` is how many are not shown."""
+
+    name: str
+    sign: str
+    findings: tuple[Finding, ...]
+    more: int
+
+
+def findings(record: Record, audit: Mapping[str, Any] | None) -> list[Level]:
+    """The audit's findings, gravest level first; without an audit file, the sentences that the record kept."""
+    raw = audit.get("findings") if audit else None
+    if not isinstance(raw, Sequence) or isinstance(raw, str):
+        raw = record.data.audit.findings
+    levels: dict[str, list[Finding]] = {}
+    for item in raw:
+        level, finding = _finding(item)
+        levels.setdefault(level, []).append(finding)
+    order = [level for level in LEVELS if level in levels] + sorted(set(levels) - set(LEVELS))
+    return [
+        Level(name, _SIGNS.get(name, "·"), tuple(levels[name][:FINDINGS]), max(0, len(levels[name]) - FINDINGS))
+        for name in order
+    ]
+
+
+def _finding(item: Any) -> tuple[str, Finding]:
+    """One finding in any of the shapes it may come in: a sentence, or an object with these keys or their near synonyms."""
+    if not isinstance(item, Mapping):
+        return "info", Finding("", str(item), "")
+    level = str(_first(item, "level", "severity") or "info").lower()
+    message = str(_first(item, "message", "found", "text") or "")
+    where = str(_first(item, "where", "file") or "")
+    kind = str(_first(item, "kind", "code", "name") or "").replace("_", " ")
+    words = f"{message} ({where})" if where and where not in message else message
+    return {"warn": "warning", "note": "info"}.get(level, level), Finding(kind, words, str(item.get("fix") or ""))
+
+
+def _first(item: Mapping[str, Any], *keys: str) -> Any:
+    return next((item[key] for key in keys if item.get(key)), None)
+
+
+@dataclass(frozen=True)
+class Definition:
+    label: str
+    name: str
+    info: MetricInfo
+
+
+def definitions(record: Record) -> list[Definition]:
+    return [Definition(metric_label(name), name, info) for name, info in record.metrics.items()]

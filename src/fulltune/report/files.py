@@ -1,0 +1,96 @@
+"""From a run folder to ``report.html``: small files are read whole, predictions are streamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fulltune.errors import StoreError
+from fulltune.records import Prediction, Step, read_record
+from fulltune.report.page import render
+
+Line = TypeVar("Line", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Lines(Generic[Line]):
+    """A JSON Lines file as an iterable that can be gone through again and again, one line in memory at a time.
+
+    A missing file is an empty one. A last line without its newline is what a crash leaves, and is passed over if it does not parse.
+    """
+
+    path: Path
+    schema: type[Line]
+
+    def __iter__(self) -> Iterator[Line]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for index, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield self.schema.model_validate_json(line)
+                except ValidationError as error:
+                    if not line.endswith(b"\n"):
+                        return
+                    raise _unreadable(self.path, index, error) from error
+
+
+def write_report(run_folder: Path) -> Path:
+    """Make ``report.html`` in a run folder from its other files, atomically.
+
+    Args:
+        run_folder: Holds ``record.json``; ``steps.jsonl``, ``predictions.jsonl`` and ``audit.json`` are used when they are there.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        StoreError: The record is missing or newer than this fulltune, or a file is damaged (named with its line).
+    """
+    folder = Path(run_folder)
+    record = read_record(folder / "record.json")
+    steps = list(Lines(folder / "steps.jsonl", Step))
+    page = render(record, steps, Lines(folder / "predictions.jsonl", Prediction), _audit(folder / "audit.json"))
+    return _replace(folder / "report.html", page)
+
+
+def _audit(path: Path) -> dict[str, Any] | None:
+    try:
+        audit = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"the audit cannot be read ({error})", where=str(path), fix="run it again") from error
+    return audit if isinstance(audit, dict) else {"findings": audit}
+
+
+def _replace(path: Path, text: str) -> Path:
+    """Write beside the target, then swap: a reader sees the old page or the new one, never half of one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _unreadable(path: Path, line: int, error: ValidationError) -> StoreError:
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    detail = f"{place}: {first['msg']}" if place else first["msg"]
+    return StoreError(
+        f"the line does not fit its schema ({detail})", where=f"{path}:{line}", fix="run it again, or restore the file"
+    )

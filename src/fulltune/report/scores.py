@@ -1,0 +1,206 @@
+"""Who scored what, with what certainty, and whether any baseline beats the tuned model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from fulltune.records import Comparison, Record, Score
+from fulltune.report import svg
+from fulltune.report.display import (
+    decimals,
+    delta,
+    in_order,
+    interval,
+    metric_label,
+    number,
+    p_value,
+    system_label,
+)
+
+Scores = Mapping[str, Mapping[str, Score]]
+
+SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "="}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric as a column: ``rows`` is its n where all systems share one, else None; ``best`` is NaN when nothing is."""
+
+    name: str
+    label: str
+    direction: str
+    digits: int
+    rows: int | None
+    best: float
+    deciding: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    value: str
+    interval: str
+    n: int
+    best: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    system: str
+    label: str
+    cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One comparison in words."""
+
+    pair: str
+    metric: str
+    delta: str
+    interval: str
+    p: str
+    verdict: str
+    sign: str
+
+
+def table(record: Record, scores: Scores) -> Table | None:
+    """Systems down, metrics across, the deciding metric first; None when there are no scores."""
+    systems = in_order(scores)
+    present = {name for row in scores.values() for name in row}
+    known = [name for name in record.metrics if name in present] + sorted(present - set(record.metrics))
+    names = sorted(known, key=lambda name: name != record.metric)
+    columns = tuple(_column(record, scores, name) for name in names)
+    if not columns:
+        return None
+    return Table(columns, tuple(_row(name, scores[name], columns) for name in systems))
+
+
+def _direction(record: Record, metric: str) -> str:
+    info = record.metrics.get(metric)
+    return info.direction if info else "higher"
+
+
+def _column(record: Record, scores: Scores, name: str) -> Column:
+    found = [row[name] for row in scores.values() if name in row]
+    counts = {score.n for score in found}
+    values = [score.value for score in found if not math.isnan(score.value)]
+    direction = _direction(record, name)
+    best = math.nan
+    if len(values) > 1:
+        best = max(values) if direction == "higher" else min(values)
+    return Column(
+        name=name,
+        label=metric_label(name),
+        direction=direction,
+        digits=decimals(score.value for score in found),
+        rows=counts.pop() if len(counts) == 1 else None,
+        best=best,
+        deciding=name == record.metric,
+    )
+
+
+def _row(system: str, scores: Mapping[str, Score], columns: Sequence[Column]) -> Row:
+    cells = tuple(_cell(scores[column.name], column) if column.name in scores else None for column in columns)
+    return Row(system, system_label(system), cells)
+
+
+def _cell(score: Score, column: Column) -> Cell:
+    span = interval(score.low, score.high, column.digits)
+    return Cell(number(score.value, column.digits), span, score.n, score.value == column.best)
+
+
+def bar_rows(scores: Scores, metric: str) -> list[svg.Bar]:
+    """One chart row a system that has the metric."""
+    systems = [name for name in in_order(scores) if metric in scores[name]]
+    digits = decimals(scores[name][metric].value for name in systems)
+    return [_bar(system, scores[system][metric], digits) for system in systems]
+
+
+def _bar(system: str, score: Score, digits: int) -> svg.Bar:
+    text = f"{number(score.value, digits)} {interval(score.low, score.high, digits)}"
+    return svg.Bar(system_label(system), score.value, score.low, score.high, text, strong=system == "tuned")
+
+
+def forest(record: Record) -> Markup:
+    """Point and interval of the deciding metric for every system."""
+    return svg.forest(f"{metric_label(record.metric)} by system, with intervals", bar_rows(record.scores, record.metric))
+
+
+def comparisons(record: Record) -> list[Versus]:
+    """The tuned model against each baseline, in the report's order."""
+    order = in_order(name.removeprefix("tuned vs ") for name in record.comparison)
+    pairs = sorted(record.comparison.items(), key=lambda item: order.index(item[0].removeprefix("tuned vs ")))
+    return [_versus(record, pair, comparison) for pair, comparison in pairs]
+
+
+def _versus(record: Record, pair: str, item: Comparison) -> Versus:
+    digits = decimals(row[item.metric].value for row in record.scores.values() if item.metric in row)
+    return Versus(
+        pair=" vs ".join(system_label(name) for name in pair.split(" vs ")),
+        metric=metric_label(item.metric),
+        delta=delta(item.delta, digits),
+        interval=interval(item.low, item.high, digits, sign=True),
+        p=p_value(item.p),
+        verdict=item.verdict,
+        sign=SIGNS[item.verdict],
+    )
+
+
+def beaten(record: Record) -> str:
+    """The sentence that must come first when baselines score better than the tuned model; empty when none does.
+
+    It is empty as well when the headline already names every such baseline.
+    """
+    winners = [name for name in in_order(record.scores) if name != "tuned" and _wins(record, name)]
+    named = record.headline.lower().replace("-", "").replace("_", "").replace(" ", "")
+    if all(name.replace("_", "") in named for name in winners):
+        return ""
+    tuned = record.scores["tuned"][record.metric].value
+    rivals = [record.scores[name][record.metric].value for name in winners]
+    digits = decimals([tuned, *rivals])
+    sure = any(_verdict(record, name) == "worse" for name in winners)
+    listed = " and ".join(
+        f"{system_label(name)} ({number(value, digits)})" for name, value in zip(winners, rivals, strict=True)
+    )
+    verb = "beat" if len(winners) > 1 else "beats"
+    doubt = "" if sure else "; the difference is within what chance explains"
+    return f"{listed} {verb} the tuned model ({number(tuned, digits)}) on {metric_label(record.metric)}{doubt}."
+
+
+def _wins(record: Record, system: str) -> bool:
+    """Whether a baseline is better by its comparison, or by its plain value."""
+    if _verdict(record, system) == "worse":
+        return _has(record, system) and _has(record, "tuned")
+    if not (_has(record, system) and _has(record, "tuned")):
+        return False
+    gain = record.scores[system][record.metric].value - record.scores["tuned"][record.metric].value
+    return gain > 0 if _direction(record, record.metric) == "higher" else gain < 0
+
+
+def _has(record: Record, system: str) -> bool:
+    return record.metric in record.scores.get(system, {})
+
+
+def _verdict(record: Record, system: str) -> str:
+    comparison = record.comparison.get(f"tuned vs {system}")
+    return comparison.verdict if comparison else ""
+
+
+def deciding(record: Record) -> str:
+    """The deciding metric's line under the verdict: ``Macro-F1 0.877 [0.861, 0.894] on 1,024 rows``."""
+    score = record.scores.get("tuned", {}).get(record.metric)
+    if score is None:
+        return metric_label(record.metric)
+    digits = decimals([score.value])
+    span = interval(score.low, score.high, digits)
+    return f"{metric_label(record.metric)} {number(score.value, digits)} {span} on {score.n:,} rows"

@@ -1,0 +1,280 @@
+"""Charts as inline SVG: text is real text at its own size, widths are fluid, colours come from the page's CSS variables.
+
+Horizontal places are percentages of the width and vertical ones are pixels, so a chart fills a phone or a wide screen without
+scaling its lettering. Whatever colour tells is told by shape or words as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from fulltune.report.display import compact
+
+#: A line keeps at most this many points; each bucket of steps keeps its lowest and its highest.
+POINTS = 300
+
+Point = tuple[float, float]
+
+
+def tag(name: str, *children: str | Markup, **attributes: Any) -> Markup:
+    """An element; text and attribute values are escaped, ``class_`` and ``stroke_width`` become SVG's names."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(children))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values onto 0…1, linearly or by logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        return (value - low) / (high - low)
+
+    def ticks(self, wanted: int) -> list[float]:
+        """Round numbers within the axis, about ``wanted`` of them."""
+        if self.log:
+            powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
+            return [10.0**power for power in powers][:: max(1, len(powers) // wanted)]
+        rough = (self.high - self.low) / wanted
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
+        first = math.ceil(self.low / step - 1e-9)
+        return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06, log: bool = False) -> Axis | None:
+    """An axis that holds all finite values with some air; None when there is none."""
+    finite = [value for value in values if math.isfinite(value)] + ([0.0] if zero else [])
+    if not finite or (zero and len(finite) == 1):
+        return None
+    low, high = min(finite), max(finite)
+    if log:
+        return Axis(low / 1.2, high * 1.2, log=True)
+    room = (high - low or abs(high) or 1.0) * pad
+    return Axis(low if zero and low == 0 else low - room, high if zero and high == 0 else high + room)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}%"
+
+
+def figure(title: str, description: str, height: float, *parts: Markup) -> Markup:
+    """The outer element, named and described for those who do not see it."""
+    head = (tag("title", title), tag("desc", description))
+    return tag("svg", *head, *parts, class_="chart", role="img", width="100%", height=f"{height:g}", aria_label=title)
+
+
+def bottom_axis(axis: Axis, top: float, bottom: float, wanted: int = 4) -> Markup:
+    """Light vertical lines with their numbers below."""
+    parts = []
+    for tick in axis.ticks(wanted):
+        place = axis.at(tick)
+        anchor = "start" if place < 0.04 else "end" if place > 0.96 else "middle"
+        parts.append(tag("line", class_="grid", x1=percent(place), x2=percent(place), y1=top, y2=bottom))
+        parts.append(tag("text", compact(tick), class_="tick", x=percent(place), y=bottom + 15, text_anchor=anchor))
+    return Markup("").join(parts)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of a forest plot or bar chart: a name, a value, its interval (NaN for none), and the words on the right."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+    strong: bool = False
+
+
+_ROW, _STRIP = 42, 28
+
+
+def forest(title: str, rows: Sequence[Bar]) -> Markup:
+    """Points with intervals, one row a system; a dashed line stands at the strong row's value."""
+    axis = axis_over([number for row in rows for number in (row.value, row.low, row.high)])
+    if axis is None:
+        return Markup("")
+    bottom = _ROW * len(rows) + 4
+    parts = [bottom_axis(axis, 0, bottom)]
+    for row in rows:
+        if row.strong and math.isfinite(row.value):
+            place = percent(axis.at(row.value))
+            parts.append(tag("line", class_="reference", x1=place, x2=place, y1=0, y2=bottom))
+    for index, row in enumerate(rows):
+        parts += [_row_words(row, index * _ROW), _whisker(row, axis, index * _ROW + _STRIP), _marker(row, axis, index)]
+    return figure(title, _told(rows), bottom + 20, *parts)
+
+
+def bars(title: str, rows: Sequence[Bar]) -> Markup:
+    """Horizontal bars from zero with intervals as whiskers."""
+    axis = axis_over([number for row in rows for number in (row.value, row.low, row.high)], zero=True)
+    if axis is None:
+        return Markup("")
+    parts = []
+    for index, row in enumerate(rows):
+        parts.append(_row_words(row, index * _ROW))
+        if math.isfinite(row.value):
+            start, end = sorted((axis.at(0), axis.at(row.value)))
+            place = {"x": percent(start), "y": index * _ROW + _STRIP - 6, "width": percent(max(end - start, 0.002))}
+            parts.append(tag("rect", class_="bar strong" if row.strong else "bar", height=12, rx=2, **place))
+        parts.append(_whisker(row, axis, index * _ROW + _STRIP))
+    return figure(title, _told(rows), _ROW * len(rows) + 2, *parts)
+
+
+def _told(rows: Sequence[Bar]) -> str:
+    return "; ".join(f"{row.label}: {row.text}" for row in rows)
+
+
+def _row_words(row: Bar, top: float) -> Markup:
+    strength = " strong" if row.strong else ""
+    name = tag("text", row.label, class_="name" + strength, x=0, y=top + 15)
+    return name + tag("text", row.text, class_="value" + strength, x="100%", y=top + 15, text_anchor="end")
+
+
+def _whisker(row: Bar, axis: Axis, y: float) -> Markup:
+    if not (math.isfinite(row.low) and math.isfinite(row.high)):
+        return Markup("")
+    low, high = percent(axis.at(row.low)), percent(axis.at(row.high))
+    strength = "whisker strong" if row.strong else "whisker"
+    line = tag("line", class_=strength, x1=low, x2=high, y1=y, y2=y)
+    ends = (tag("line", class_=strength, x1=end, x2=end, y1=y - 4, y2=y + 4) for end in (low, high))
+    return line + Markup("").join(ends)
+
+
+def _marker(row: Bar, axis: Axis, index: int) -> Markup:
+    """A filled diamond for the tuned model, a hollow circle for the rest."""
+    if not math.isfinite(row.value):
+        return Markup("")
+    place = {"x": percent(axis.at(row.value)), "y": index * _ROW + _STRIP}
+    shape = tag("path", class_="diamond", d="M-7 0L0 -7L7 0L0 7Z") if row.strong else tag("circle", class_="ring", r=5)
+    return tag("svg", shape, overflow="visible", **place)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; ``dotted`` draws its points as well (few, like evaluations)."""
+
+    label: str
+    points: Sequence[Point]
+    dotted: bool = False
+
+
+_TOP, _HEIGHT = 20, 150
+
+
+def lines(title: str, description: str, curves: Sequence[Line]) -> Markup:
+    """Curves over steps. Values that are not finite leave a gap, and a cross on the floor where they were."""
+    values = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
+    steps = [x for curve in curves for x, _ in curve.points]
+    log = bool(values) and min(values) > 0 and max(values) / min(values) > 50 and len(values) > 3
+    y_axis = axis_over(values, log=log) or Axis(0, 1)
+    x_axis = Axis(min(steps), max(steps)) if min(steps) < max(steps) else Axis(min(steps) - 1, max(steps) + 1)
+    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP + _HEIGHT, _TOP + _HEIGHT)]
+    for curve in curves:
+        parts += [_path(curve, x_axis, y_axis), _dots(curve, x_axis, y_axis)]
+    return figure(title, description, _TOP + _HEIGHT + 22, *parts)
+
+
+def _left_axis(axis: Axis) -> Markup:
+    """Light horizontal lines, each with its number sitting on it at the left."""
+    parts = []
+    for tick in axis.ticks(3):
+        y = _y(axis, tick)
+        parts.append(tag("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
+        parts.append(tag("text", compact(tick), class_="tick halo", x=0, y=round(y - 4, 1)))
+    return Markup("").join(parts)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return round(_TOP + _HEIGHT * (1 - axis.at(value)), 1)
+
+
+def _path(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
+    """The line itself, in a box of its own that stretches sideways while its stroke does not."""
+    commands, pen_down = [], False
+    for x, y in thin(curve.points):
+        if math.isfinite(y):
+            commands.append(f"{'L' if pen_down else 'M'}{1000 * x_axis.at(x):.1f} {_y(y_axis, y) - _TOP:.1f}")
+        pen_down = math.isfinite(y)
+    line = tag("path", class_="line dotted" if curve.dotted else "line", d="".join(commands))
+    box = {"viewBox": f"0 0 1000 {_HEIGHT}", "preserveAspectRatio": "none", "overflow": "visible"}
+    return tag("svg", line, x=0, y=_TOP, width="100%", height=_HEIGHT, **box)
+
+
+def _dots(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
+    """Points of a dotted curve, lone points of any curve, and crosses where a value was not a number."""
+    few = curve.dotted or sum(math.isfinite(y) for _, y in curve.points) == 1
+    parts = []
+    for x, y in curve.points if few else [point for point in curve.points if not math.isfinite(point[1])][:POINTS]:
+        place = percent(x_axis.at(x))
+        if math.isfinite(y):
+            dot = tag("title", f"step {x:g}: {compact(y)}")
+            parts.append(tag("circle", dot, class_="dot", cx=place, cy=_y(y_axis, y), r=3.5))
+        else:
+            told = tag("title", f"step {x:g}: not a number")
+            parts.append(tag("text", "×", told, class_="cross", x=place, y=_TOP + _HEIGHT - 2, text_anchor="middle"))
+    return Markup("").join(parts)
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """At most :data:`POINTS` points (the NaN ones besides): every bucket keeps its lowest and its highest, so no spike is lost."""
+    if len(points) <= POINTS:
+        return list(points)
+    width = math.ceil(len(points) / (POINTS // 2))
+    kept: list[Point] = []
+    for start in range(0, len(points), width):
+        bucket = points[start : start + width]
+        finite = [point for point in bucket if math.isfinite(point[1])]
+        extremes = {min(finite, key=_height), max(finite, key=_height)} if finite else set()
+        gap = next(([point] for point in bucket if not math.isfinite(point[1])), [])
+        kept += sorted([*extremes, *gap], key=lambda point: point[0])
+    return kept
+
+
+def _height(point: Point) -> float:
+    return point[1]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Answers whose confidence lies in one range: how sure they were on average, how often right, how many."""
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    count: int
+
+
+def calibration(title: str, bins: Sequence[Bin]) -> Markup:
+    """Bars of accuracy by confidence with a tick at the mean confidence: where bar and tick meet, the model knows what it knows."""
+    axis = Axis(0, 1)
+    y_axis = Axis(0, 1.08)
+    parts = [_left_axis(y_axis), bottom_axis(axis, _TOP + _HEIGHT, _TOP + _HEIGHT)]
+    for item in bins:
+        if not item.count or not (math.isfinite(item.accuracy) and math.isfinite(item.confidence)):
+            continue
+        gap = 0.08 * (item.high - item.low)
+        left, width = percent(item.low + gap), percent(item.high - item.low - 2 * gap)
+        top = _y(y_axis, item.accuracy)
+        words = tag("title", f"confidence {item.confidence:.2f}: right {item.accuracy:.2f} of {item.count} rows")
+        place = {"x": left, "y": top, "width": width, "height": max(round(_TOP + _HEIGHT - top, 1), 1)}
+        parts.append(tag("rect", words, class_="bar", rx=2, **place))
+        said, right = _y(y_axis, item.confidence), percent(item.high - gap)
+        parts.append(tag("line", class_="said", x1=left, x2=right, y1=said, y2=said))
+    told = "; ".join(f"{b.low:g} to {b.high:g}: {b.accuracy:.2f} right, {b.count} rows" for b in bins if b.count)
+    return figure(title, told, _TOP + _HEIGHT + 22, *parts)

@@ -1,0 +1,206 @@
+"""The part of the page that depends on the task: confusion, classes and calibration, curves, metric bars, queries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from fulltune.records import Record, Step
+from fulltune.report import svg
+from fulltune.report.display import as_float, compact, duration, in_order, metric_label, number, share, system_label
+from fulltune.report.examples import Survey
+from fulltune.report.scores import bar_rows
+
+#: The largest confusion matrix drawn as one, and the pairs listed instead beyond it.
+CLASSES, PAIRS = 25, 20
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A cell of the confusion matrix: its count and its share of the row, 0 to 1."""
+
+    count: int
+    share: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows are the true classes, columns the predicted ones; beyond :data:`CLASSES` only ``pairs`` is filled."""
+
+    labels: tuple[str, ...]
+    rows: tuple[tuple[Heat, ...], ...]
+    pairs: tuple[tuple[str, str, int, str], ...]
+
+
+def confusion(details: Mapping[str, Any]) -> Confusion | None:
+    """``{"labels": […], "matrix": [[…]]}`` as a matrix, or as the most confused pairs when it is a large one."""
+    found = details.get("confusion")
+    if not isinstance(found, Mapping) or not found.get("labels") or not found.get("matrix"):
+        return None
+    labels = tuple(str(label) for label in found["labels"])
+    matrix = [[int(cell) for cell in row] for row in found["matrix"]]
+    if len(labels) > CLASSES:
+        return Confusion(labels, (), _pairs(labels, matrix))
+    return Confusion(labels, tuple(_heats(index, row) for index, row in enumerate(matrix)), ())
+
+
+def _heats(index: int, row: Sequence[int]) -> tuple[Heat, ...]:
+    total = sum(row) or 1
+    return tuple(Heat(cell, round(cell / total, 3), place == index) for place, cell in enumerate(row))
+
+
+def _pairs(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> tuple[tuple[str, str, int, str], ...]:
+    wrong = [
+        (labels[i], labels[j], cell, share(cell / sum(row)))
+        for i, row in enumerate(matrix)
+        for j, cell in enumerate(row)
+        if i != j and cell
+    ]
+    return tuple(sorted(wrong, key=lambda pair: -pair[2])[:PAIRS])
+
+
+@dataclass(frozen=True)
+class PerClass:
+    label: str
+    precision: str
+    recall: str
+    f1: str
+    width: str
+    support: str
+
+
+def per_class(details: Mapping[str, Any]) -> list[PerClass]:
+    """Precision, recall and F1 of each class, the most frequent first."""
+    rows = [row for row in details.get("per_class") or () if isinstance(row, Mapping)]
+    rows.sort(key=lambda row: -as_float(row.get("support", 0)))
+    return [_per_class(row) for row in rows]
+
+
+def _per_class(row: Mapping[str, Any]) -> PerClass:
+    precision, recall, f1 = (as_float(row.get(key)) for key in ("precision", "recall", "f1"))
+    width = f"{100 * f1:.0f}%" if math.isfinite(f1) else "0%"
+    support = number(as_float(row.get("support")), 0)
+    return PerClass(str(row.get("label", "")), number(precision), number(recall), number(f1), width, support)
+
+
+def calibration(details: Mapping[str, Any]) -> Markup:
+    """Accuracy by confidence, drawn; nothing when no bin holds a row."""
+    bins = [
+        svg.Bin(*(as_float(row.get(key)) for key in ("low", "high", "confidence", "accuracy")), int(row.get("count") or 0))
+        for row in details.get("calibration") or ()
+        if isinstance(row, Mapping)
+    ]
+    return svg.calibration("Accuracy by confidence", bins) if any(item.count for item in bins) else Markup("")
+
+
+def plain_details(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Whatever else a task left in its details that is a single number or word."""
+    return [
+        (metric_label(key), compact(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+        for key, value in details.items()
+        if isinstance(value, str | int | float)
+    ]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with the words beside it; ``keys`` are pairs of a curve's class and its name."""
+
+    title: str
+    note: str
+    svg: Markup
+    keys: tuple[tuple[str, str], ...] = ()
+    wide: bool = False
+
+
+def metric_bars(record: Record) -> list[Chart]:
+    """One small bar chart a metric, for tasks that have no confusion matrix."""
+    charts = []
+    for name in record.metrics:
+        drawn = svg.bars(f"{metric_label(name)} by system", bar_rows(record.scores, name))
+        if drawn:
+            charts.append(Chart(metric_label(name), f"{record.metrics[name].direction} is better", drawn))
+    return charts
+
+
+@dataclass(frozen=True)
+class Queries:
+    """How the queries of one system ran, and its commonest kinds of error."""
+
+    system: str
+    rows: str
+    executes: str
+    errors: tuple[tuple[str, int], ...]
+
+
+def queries(found: Survey) -> list[Queries]:
+    """Share of queries that execute, by system."""
+    return [
+        Queries(
+            system_label(name),
+            f"{found.queries[name]['rows']:,}",
+            share(found.queries[name]["executes"] / found.queries[name]["rows"]),
+            tuple((key.removeprefix("error: "), n) for key, n in found.queries[name].most_common() if ": " in key)[:4],
+        )
+        for name in in_order(found.queries)
+    ]
+
+
+def curves(steps: Sequence[Step]) -> list[Chart]:
+    """Loss (training and evaluation in one), learning rate and gradient norm over optimizer steps."""
+    charts = [_loss(steps)]
+    for field, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm")):
+        points = _points(steps, field)
+        if points:
+            charts.append(Chart(title, _span(points), svg.lines(title, _span(points), [svg.Line(title, points)])))
+    return [chart for chart in charts if chart is not None]
+
+
+def _loss(steps: Sequence[Step]) -> Chart | None:
+    training, evaluation = _points(steps, "loss"), _points(steps, "eval_loss")
+    drawn, keys, notes = [], [], []
+    if training:
+        drawn.append(svg.Line("training", training))
+        keys.append(("line", "training loss"))
+        notes.append(f"Training loss {_span(training)}.")
+    if evaluation:
+        drawn.append(svg.Line("evaluation", evaluation, dotted=True))
+        keys.append(("dotted", "evaluation loss"))
+        notes.append(f"Evaluation loss {_span(evaluation)}{_lowest(evaluation)}.")
+    if not drawn:
+        return None
+    note = " ".join(notes)
+    return Chart("Loss", note, svg.lines("Training and evaluation loss", note, drawn), tuple(keys), wide=True)
+
+
+def _points(steps: Sequence[Step], field: str) -> list[svg.Point]:
+    return [(step.step, getattr(step, field)) for step in steps if getattr(step, field) is not None]
+
+
+def _span(points: Sequence[svg.Point]) -> str:
+    first, last = points[0], points[-1]
+    words = f"{compact(first[1])} at step {first[0]:,.0f} → {compact(last[1])} at step {last[0]:,.0f}"
+    bad = sum(not math.isfinite(y) for _, y in points)
+    return words + (f"; not finite at {bad} logged steps (×)" if bad else "")
+
+
+def _lowest(points: Sequence[svg.Point]) -> str:
+    finite = [point for point in points if math.isfinite(point[1])]
+    if len(finite) < 2:
+        return ""
+    step, value = min(finite, key=lambda point: point[1])
+    return f", lowest {compact(value)} at step {step:,.0f}"
+
+
+def stages(seconds: Mapping[str, float]) -> Markup:
+    """Wall time by stage, in the order the stages ran."""
+    rows = [
+        svg.Bar(name.replace("_", " "), value, math.nan, math.nan, duration(value))
+        for name, value in seconds.items()
+    ]
+    return svg.bars("Time by stage", rows) if rows else Markup("")
