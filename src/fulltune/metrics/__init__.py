@@ -1,0 +1,39 @@
+"""Metrics by name. Each is a function of summed per-example statistics: see :mod:`fulltune.metrics.base`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fulltune.errors import ConfigError, did_you_mean
+from fulltune.metrics import likelihood, sql, text
+from fulltune.metrics.base import Metric
+from fulltune.metrics.classification import classification_metrics
+
+_FIXED = {
+    metric.name: metric
+    for module in (likelihood, sql, text)
+    for metric in vars(module).values()
+    if isinstance(metric, Metric)
+}
+
+#: Shown, never judged: more is neither better nor worse.
+INFORMATIONAL = frozenset({text.length_ratio.name, sql.empty_results.name})
+
+
+def known(labels: Sequence[str] = (), multi_label: bool = False) -> dict[str, Metric]:
+    """All metrics by name; those of a classification are made for these labels."""
+    return _FIXED | {metric.name: metric for metric in classification_metrics(labels, multi_label)}
+
+
+def get(name: str, labels: Sequence[str] = (), multi_label: bool = False) -> Metric:
+    """One metric by name.
+
+    Raises:
+        ConfigError: There is no metric of this name.
+    """
+    metrics = known(labels, multi_label)
+    if name not in metrics:
+        raise ConfigError(
+            f"unknown metric {name!r}", expected=f"one of {', '.join(sorted(metrics))}", fix=did_you_mean(name, metrics)
+        )
+    return metrics[name]

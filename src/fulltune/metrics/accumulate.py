@@ -1,0 +1,244 @@
+"""Scores that stream, their bootstrap intervals, and the paired bootstrap of two systems.
+
+The rows are the population: a resample draws as many rows as there are, with replacement, and every interval is the
+percentile interval of Efron & Tibshirani (1993, chapter 13). Two systems are compared under the same draws (Koehn
+2004), so what makes a row easy for both cancels out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fulltune.errors import IncompatibleError
+from fulltune.metrics.base import Array, Metric
+from fulltune.records import Comparison, Prediction, Score, Verdict
+
+#: Bytes that the weights of one batch of resamples may take.
+_BUDGET = 32 * 2**20
+
+_Mask = NDArray[np.bool_]
+
+
+class Accumulator:
+    """Takes predictions one at a time and keeps one short vector of each, never the prediction.
+
+    Metrics that share a statistics function (accuracy and macro-F1, say) share its vectors too.
+
+    Attributes:
+        metrics: By name, in the order given.
+        ids: Row ids in the order they came.
+    """
+
+    def __init__(self, metrics: Sequence[Metric]) -> None:
+        self.metrics = {metric.name: metric for metric in metrics}
+        self.ids: list[str] = []
+        self._tables = {metric.statistics: _Table() for metric in metrics}
+
+    @property
+    def n(self) -> int:
+        return len(self.ids)
+
+    def add(self, prediction: Prediction) -> None:
+        vectors = [(table, statistics(prediction)) for statistics, table in self._tables.items()]
+        for table, vector in vectors:
+            table.add(vector)
+        self.ids.append(prediction.id)
+
+    def statistics(self, name: str) -> tuple[Array, _Mask]:
+        """The metric's vectors ``(n, k)``, zeros where it does not apply, and the mask ``(n,)`` of where it does."""
+        return self._tables[self.metrics[name].statistics].arrays()
+
+    def scores(
+        self, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17, exclude: Container[str] = ()
+    ) -> dict[str, Score]:
+        """Each metric with its percentile interval.
+
+        Without rows the value is NaN; with one row there is a value and no interval (NaN), for one row has no spread.
+
+        Args:
+            resamples: Bootstrap resamples.
+            confidence: Of the interval, e.g. 0.95.
+            seed: The same seed and rows give the same interval.
+            exclude: Ids of rows that do not count.
+        """
+        kept = np.array([row_id not in exclude for row_id in self.ids], dtype=bool)
+        scores: dict[str, Score] = {}
+        for statistics, table in self._tables.items():
+            rows, applies = table.arrays()
+            rows = rows[applies & kept]
+            (sums,) = _resampled((rows,), resamples, seed)
+            for metric in self._sharing(statistics):
+                scores[metric.name] = _score(metric, rows, sums, confidence)
+        return {name: scores[name] for name in self.metrics}
+
+    def _sharing(self, statistics: Callable[[Prediction], Array | None]) -> Iterator[Metric]:
+        return (metric for metric in self.metrics.values() if metric.statistics == statistics)
+
+
+def paired(
+    a: Accumulator,
+    b: Accumulator,
+    metric: str | Metric,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 17,
+) -> Comparison:
+    """The paired bootstrap of two systems on the same rows: ``a`` minus ``b``.
+
+    The two-sided p-value is ``min(1, 2 min(P(δ ≤ 0), P(δ ≥ 0)))`` over the resamples, one added to each count and to
+    the number of resamples. A bootstrap of very few rows claims too much, so p is never below ``2^(1 - d)``, where
+    ``d`` is the number of rows on which the systems differ: if swapping the two made no difference, each of ``2^d``
+    swaps were as likely, and no two-sided test can tell more. The verdict is ``improved`` or ``worse`` when the
+    interval excludes 0 and ``p ≤ 1 - confidence``.
+
+    Rows are matched by id; a row counts when the metric applies to both systems. Without such rows all numbers are NaN.
+
+    Raises:
+        IncompatibleError: The two were not scored on the same rows.
+    """
+    name = metric if isinstance(metric, str) else metric.name
+    rows_a, rows_b = _aligned(a, b, name)
+    if not len(rows_a):
+        nan = math.nan
+        return Comparison(metric=name, delta=nan, low=nan, high=nan, p=nan, verdict="no detectable change")
+    measure = a.metrics[name]
+    draws = [measure.value(sums) for sums in _resampled((rows_a, rows_b), resamples, seed)]
+    with np.errstate(invalid="ignore"):  # inf - inf, of two perplexities past all numbers
+        deltas = draws[0] - draws[1]
+        delta = float(measure.value(rows_a.sum(axis=0)) - measure.value(rows_b.sum(axis=0)))
+    low, high = _interval(deltas, confidence)
+    differing = int((rows_a != rows_b).any(axis=1).sum())
+    p = _p_value(deltas, differing)
+    certain = p <= 1 - confidence and (low > 0 or high < 0)
+    return Comparison(
+        metric=name, delta=delta, low=low, high=high, p=p, verdict=_verdict(delta, certain, measure.direction)
+    )
+
+
+def row_values(accumulator: Accumulator, name: str) -> Array:
+    """The metric of every row taken alone, ``(n,)``; NaN where it does not apply."""
+    rows, applies = accumulator.statistics(name)
+    values = np.full(len(rows), np.nan)
+    if applies.any():
+        values[applies] = accumulator.metrics[name].value(rows[applies])
+    return values
+
+
+class _Table:
+    """Vectors of one length, added one by one to an array that doubles when it is full."""
+
+    def __init__(self) -> None:
+        self._rows = np.zeros((16, 0))
+        self._applies = np.zeros(16, dtype=bool)
+        self._n = 0
+
+    def add(self, vector: Array | None) -> None:
+        if self._n == len(self._applies):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+            self._applies = np.concatenate([self._applies, np.zeros_like(self._applies)])
+        if vector is not None:
+            if not self._rows.shape[1]:
+                self._rows = np.zeros((len(self._applies), len(vector)))
+            self._rows[self._n] = vector
+            self._applies[self._n] = True
+        self._n += 1
+
+    def arrays(self) -> tuple[Array, _Mask]:
+        return self._rows[: self._n], self._applies[: self._n]
+
+
+def _resampled(tables: Sequence[Array], resamples: int, seed: int) -> list[Array]:
+    """Sums of resampled rows, ``(resamples, k)`` for each table ``(n, k)``, all under the same draws.
+
+    Weights are made for as many resamples at a time as fit :data:`_BUDGET`; the result does not depend on how many
+    those are.
+    """
+    n = len(tables[0])
+    sums = [np.zeros((resamples, table.shape[1])) for table in tables]
+    if n == 0:
+        return [np.full_like(part, np.nan) for part in sums]
+    random = np.random.default_rng(seed)
+    size = max(1, min(resamples, _BUDGET // (8 * n)))
+    for start in range(0, resamples, size):
+        stop = min(start + size, resamples)
+        weights = np.empty((stop - start, n))
+        for weight in weights:
+            weight[:] = np.bincount(random.integers(n, size=n), minlength=n)
+        for part, table in zip(sums, tables, strict=True):
+            part[start:stop] = weights @ table
+    return sums
+
+
+def _score(metric: Metric, rows: Array, sums: Array, confidence: float) -> Score:
+    if not len(rows):
+        return Score(value=math.nan, low=math.nan, high=math.nan, n=0)
+    value = float(metric.value(rows.sum(axis=0)))
+    if len(rows) == 1:
+        return Score(value=value, low=math.nan, high=math.nan, n=1)
+    low, high = _interval(metric.value(sums), confidence)
+    return Score(value=value, low=low, high=high, n=len(rows))
+
+
+def _interval(values: Array, confidence: float) -> tuple[float, float]:
+    """The percentile interval; resamples where the metric is undefined are left out."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    # An observed value at each end: interpolating between infinities has no answer.
+    low, high = np.quantile(defined, [tail, 1 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def _p_value(deltas: Array, differing: int) -> float:
+    defined = deltas[~np.isnan(deltas)]
+    if not len(defined):
+        return math.nan
+    smaller = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(1.0, max(2 * (smaller + 1) / (len(defined) + 1), 2.0 ** (1 - differing)))
+
+
+def _verdict(delta: float, certain: bool, direction: str) -> Verdict:
+    if not certain:
+        return "no detectable change"
+    return "improved" if (delta > 0) == (direction == "higher") else "worse"
+
+
+def _aligned(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
+    """The vectors of both, ``(n, k)`` each, row by row of the same id, where the metric applies to both."""
+    order = _matching(a.ids, b.ids)
+    (rows_a, applies_a), (rows_b, applies_b) = a.statistics(name), b.statistics(name)
+    rows_b, applies_b = rows_b[order], applies_b[order]
+    both = applies_a & applies_b
+    return rows_a[both], rows_b[both]
+
+
+def _matching(a: Sequence[str], b: Sequence[str]) -> NDArray[np.intp]:
+    """Positions in ``b`` of the rows of ``a``.
+
+    Raises:
+        IncompatibleError: The ids are not the same; names some of those that differ.
+    """
+    if a == b:
+        return np.arange(len(a))
+    if sorted(a) != sorted(b):
+        raise IncompatibleError(
+            f"the rows differ: {_some(set(a) - set(b))} only in the first, {_some(set(b) - set(a))} only in the second "
+            f"({len(a)} and {len(b)} rows)",
+            expected="the same row ids in both",
+            fix="score both systems on the same rows",
+            field="id",
+        )
+    positions = np.empty(len(a), dtype=np.intp)
+    positions[sorted(range(len(a)), key=a.__getitem__)] = sorted(range(len(b)), key=b.__getitem__)
+    return positions
+
+
+def _some(ids: set[str]) -> str:
+    shown = sorted(ids)[:3]
+    return ", ".join(map(repr, shown)) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "") if shown else "none"

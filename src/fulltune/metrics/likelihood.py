@@ -1,0 +1,55 @@
+"""How well a model predicts text: both are exact ratios of sums, so they do not depend on the batch size.
+
+They read ``values["nll"]`` (the row's summed negative log-likelihood in nats), ``values["tokens"]`` (how many predicted
+tokens it was summed over) and ``values["bytes"]`` (length in UTF-8 bytes of the text that was predicted).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.ratios import numbers, ratio
+from fulltune.records import Prediction
+
+
+def _nll_per_byte(prediction: Prediction) -> Array | None:
+    return numbers(prediction, "nll", "bytes")
+
+
+def _nll_per_token(prediction: Prediction) -> Array | None:
+    return numbers(prediction, "nll", "tokens")
+
+
+def _bits_per_byte(sums: Array) -> Array:
+    return ratio(sums[..., 0], sums[..., 1] * math.log(2))
+
+
+def _perplexity(sums: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.exp(ratio(sums[..., 0], sums[..., 1]))
+
+
+bits_per_byte = Metric(
+    name="bits_per_byte",
+    direction="lower",
+    version=1,
+    source="sum of nll / ln 2 / sum of UTF-8 bytes; comparable across tokenizers (Gao et al. 2020, The Pile)",
+    statistics=_nll_per_byte,
+    value=_bits_per_byte,
+    percent=False,
+    label="bits per byte",
+)
+
+perplexity = Metric(
+    name="perplexity",
+    direction="lower",
+    version=1,
+    source="exp(sum of nll / sum of tokens), per token of the model's own tokenizer (Jelinek et al. 1977)",
+    statistics=_nll_per_token,
+    value=_perplexity,
+    percent=False,
+    label="perplexity",
+)

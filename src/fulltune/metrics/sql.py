@@ -1,0 +1,37 @@
+"""Text to SQL. The queries were run before: these read what the execution left in ``values``."""
+
+from __future__ import annotations
+
+from fulltune.metrics.ratios import share_of
+
+execution_accuracy = share_of(
+    "match",
+    name="execution_accuracy",
+    direction="higher",
+    source="same result as the reference query on the same database (Yu et al. 2018, Spider)",
+    label="execution accuracy",
+)
+
+executes = share_of(
+    "executes",
+    name="executes",
+    direction="higher",
+    source="the query ran to its end without an error, in time",
+    label="share that executes",
+)
+
+sql_exact_match = share_of(
+    "exact",
+    name="sql_exact_match",
+    direction="higher",
+    source="equal to the reference query after both were normalised",
+    label="exact match",
+)
+
+empty_results = share_of(
+    "empty",
+    name="empty_results",
+    direction="lower",
+    source="counted as right only because both queries returned no row: weak evidence, so it is counted apart",
+    label="right by an empty result",
+)

@@ -1,0 +1,280 @@
+"""Scores of generated text: ROUGE, BLEU and chrF as their reference libraries compute them, repetition, length.
+
+ROUGE, BLEU and chrF are shares of 1 here, like all other scores (sacrebleu prints them times 100).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.ratios import mean, ratio, share_of
+from fulltune.metrics.words import bleu_tokenizer, sentences, words
+from fulltune.metrics.words import script_warning as script_warning
+from fulltune.records import Prediction
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
+
+_ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_BLEU_ORDER = 4
+_CHAR_ORDER = 6
+_CHRF_BETA = 2
+
+
+class _Words:
+    """The tokenizer object that rouge-score takes in place of its own."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+@cache
+def _rouge_scorer() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(_ROUGE, tokenizer=_Words())
+
+
+def _rouge_f(reference: str, output: str) -> Array:
+    """F of each of :data:`_ROUGE`, then 1: sums of these are means a row."""
+    scores = _rouge_scorer().score("\n".join(sentences(reference)), "\n".join(sentences(output)))
+    return np.array([*(scores[name].fmeasure for name in _ROUGE), 1.0])
+
+
+def _rouge(prediction: Prediction) -> Array:
+    return _rouge_f(_text(prediction.reference), _text(prediction.output))
+
+
+def _rouge_metric(name: str, label: str) -> Metric:
+    column = _ROUGE.index(name)
+
+    def value(sums: Array) -> Array:
+        return ratio(sums[..., column], sums[..., -1])
+
+    source = f"Lin 2004; rouge-score {version('rouge-score')}, mean F of the rows, Unicode words, no stemming"
+    return Metric(name, "higher", 1, source, _rouge, value, label=label)
+
+
+rouge1 = _rouge_metric("rouge1", "ROUGE-1")
+rouge2 = _rouge_metric("rouge2", "ROUGE-2")
+rougeL = _rouge_metric("rougeL", "ROUGE-L")
+rougeLsum = _rouge_metric("rougeLsum", "ROUGE-Lsum")
+
+
+def bleu_signature(tokenizer: str = "13a") -> str:
+    """sacrebleu's signature of the BLEU computed here, for references that all take this tokenizer."""
+    return f"nrefs:1|case:mixed|eff:no|tok:{tokenizer}|smooth:exp|version:{version('sacrebleu')}"
+
+
+def chrf_signature() -> str:
+    """sacrebleu's signature of the chrF computed here."""
+    return f"nrefs:1|case:mixed|eff:yes|nc:{_CHAR_ORDER}|nw:0|space:no|version:{version('sacrebleu')}"
+
+
+@cache
+def _bleu_scorer(tokenizer: str) -> BLEU:
+    from sacrebleu.metrics.bleu import BLEU
+
+    # Only the counts are read, which the effective order does not touch; without it sacrebleu warns at every row.
+    return BLEU(tokenize=tokenizer, effective_order=True)
+
+
+def _bleu_counts(reference: str, output: str) -> Array:
+    """``[output length, reference length, matches of 1..4-grams, 1..4-grams of the output]``: ``(10,)``."""
+    scorer = _bleu_scorer(bleu_tokenizer(reference))
+    score = scorer.sentence_score(output, [reference])
+    _forget_lines(scorer.tokenizer)
+    return np.array([score.sys_len, score.ref_len, *score.counts, *score.totals], dtype=np.float64)
+
+
+def _forget_lines(tokenizer: Any) -> None:
+    """sacrebleu keeps the last 65 536 lines that it split, twice; memory must not grow with the rows."""
+    for layer in (tokenizer, getattr(tokenizer, "_post_tokenizer", None)):
+        if clear := getattr(vars(type(layer)).get("__call__"), "cache_clear", None):
+            clear()
+
+
+def _bleu(prediction: Prediction) -> Array:
+    return _bleu_counts(_text(prediction.reference), _text(prediction.output))
+
+
+def _bleu_value(sums: Array) -> Array:
+    from sacrebleu.metrics.bleu import BLEU
+
+    def corpus(counts: Array) -> float:
+        output, reference, *rest = counts.tolist()
+        if not output and not reference:
+            return float("nan")
+        matches, totals = rest[:_BLEU_ORDER], rest[_BLEU_ORDER:]
+        return float(BLEU.compute_bleu(matches, totals, int(output), int(reference), smooth_method="exp").score) / 100
+
+    return np.apply_along_axis(corpus, -1, sums)
+
+
+def _char_ngrams(text: str) -> list[Counter[str]]:
+    from sacrebleu.metrics.helpers import extract_all_char_ngrams
+
+    return list(extract_all_char_ngrams(text, _CHAR_ORDER))
+
+
+def _chrf(prediction: Prediction) -> Array:
+    """Of each order 1..6: n-grams of the output (0 where the reference has none), of the reference, and of both."""
+    pairs = zip(_char_ngrams(_text(prediction.output)), _char_ngrams(_text(prediction.reference)), strict=True)
+    counts = [
+        (output.total() if reference else 0, reference.total(), (output & reference).total())
+        for output, reference in pairs
+    ]
+    return np.array(counts, dtype=np.float64).ravel()
+
+
+def _chrf_value(sums: Array) -> Array:
+    """Mean precision and recall over the orders that both sides have, then F with recall weighted twice."""
+    output, reference, both = (sums[..., part::3] for part in range(3))
+    used = (output > 0) & (reference > 0)
+    precision = ratio(np.where(used, ratio(both, output), 0.0).sum(axis=-1), used.sum(axis=-1))
+    recall = ratio(np.where(used, ratio(both, reference), 0.0).sum(axis=-1), used.sum(axis=-1))
+    f = ratio((1 + _CHRF_BETA**2) * precision * recall, _CHRF_BETA**2 * precision + recall)
+    return np.where(sums.sum(axis=-1) > 0, np.nan_to_num(f), np.nan)
+
+
+bleu = Metric(
+    name="bleu",
+    direction="higher",
+    version=1,
+    source=f"Papineni et al. 2002; sacrebleu corpus BLEU, {bleu_signature()} (tok:zh where the reference is Chinese, "
+    "tok:char where it is in another script without spaces)",
+    statistics=_bleu,
+    value=_bleu_value,
+    label="BLEU",
+)
+
+chrf = Metric(
+    name="chrf",
+    direction="higher",
+    version=1,
+    source=f"Popović 2015; sacrebleu corpus chrF2, {chrf_signature()}",
+    statistics=_chrf,
+    value=_chrf_value,
+    label="chrF",
+)
+
+
+def _same_text(prediction: Prediction) -> Array:
+    return np.array([_text(prediction.output).split() == _text(prediction.reference).split(), 1.0], dtype=np.float64)
+
+
+exact_match = Metric(
+    name="exact_match",
+    direction="higher",
+    version=1,
+    source="equal to the reference, runs of white space counted as one",
+    statistics=_same_text,
+    value=mean,
+    label="exact match",
+)
+
+
+def _lengths(prediction: Prediction) -> Array:
+    return np.array([len(words(_text(prediction.output))), len(words(_text(prediction.reference)))], dtype=np.float64)
+
+
+length_ratio = Metric(
+    name="length_ratio",
+    direction="higher",
+    version=1,
+    source="words of all outputs / words of all references; best near 1, so it is shown and not judged",
+    statistics=_lengths,
+    value=mean,
+    percent=False,
+    label="length ratio",
+)
+
+capped = share_of(
+    "capped",
+    name="capped",
+    direction="lower",
+    source="the output was cut off by the limit of new tokens",
+    label="share cut off",
+)
+
+
+def _continuation(prediction: Prediction) -> str | None:
+    text = prediction.values.get("continuation")
+    return None if text is None else str(text)
+
+
+def _distinct_share(text: str, order: int) -> float | None:
+    tokens = words(text)
+    ngrams = [tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else None
+
+
+def _distinct(prediction: Prediction) -> Array | None:
+    share = _distinct_share(_continuation(prediction) or "", 2)
+    return None if share is None else np.array([share, 1.0])
+
+
+def _repeated(prediction: Prediction) -> Array | None:
+    share = _distinct_share(_continuation(prediction) or "", 4)
+    return None if share is None else np.array([1 - share, 1.0])
+
+
+distinct_2 = Metric(
+    name="distinct_2",
+    direction="higher",
+    version=1,
+    source="different bigrams / bigrams of a continuation (Li et al. 2016), mean of the continuations",
+    statistics=_distinct,
+    value=mean,
+    label="distinct bigrams",
+)
+
+repetition_4 = Metric(
+    name="repetition_4",
+    direction="lower",
+    version=1,
+    source="4-grams that occurred before / 4-grams of a continuation (Welleck et al. 2020), mean of the continuations",
+    statistics=_repeated,
+    value=mean,
+    label="repeated 4-grams",
+)
+
+
+def _continuation_pair(prediction: Prediction) -> tuple[str, str] | None:
+    output, reference = _continuation(prediction), prediction.values.get("continuation_reference")
+    return None if output is None or reference is None else (str(reference), output)
+
+
+def _continuation_bleu(prediction: Prediction) -> Array | None:
+    pair = _continuation_pair(prediction)
+    return None if pair is None else _bleu_counts(*pair)
+
+
+def _continuation_rouge(prediction: Prediction) -> Array | None:
+    pair = _continuation_pair(prediction)
+    return None if pair is None else _rouge_f(*pair)
+
+
+continuation_bleu = Metric(
+    "continuation_bleu", "higher", 1, bleu.source, _continuation_bleu, bleu.value, label="BLEU of continuations"
+)
+continuation_rougeL = Metric(
+    "continuation_rougeL",
+    "higher",
+    1,
+    rougeL.source,
+    _continuation_rouge,
+    rougeL.value,
+    label="ROUGE-L of continuations",
+)
+
+
+def _text(answer: str | tuple[str, ...]) -> str:
+    return answer if isinstance(answer, str) else "\n".join(answer)
