@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from fulltune.errors import TrainingStopped as TrainingStopped
     from fulltune.pipeline import compare as compare
     from fulltune.pipeline import evaluate as evaluate
-    from fulltune.pipeline import plan as plan
     from fulltune.pipeline import run as run
     from fulltune.records import Record as Record
     from fulltune.records import read_record as read_record
@@ -51,7 +50,6 @@ _EXPORTS = {
     "TrainingStopped": "fulltune.errors",
     "compare": "fulltune.pipeline",
     "evaluate": "fulltune.pipeline",
-    "plan": "fulltune.pipeline",
     "run": "fulltune.pipeline",
     "Record": "fulltune.records",
     "read_record": "fulltune.records",
@@ -76,8 +74,8 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """Keeps ``fulltune.compare`` the function.
 
-    The import system binds a submodule to its package under the submodule's name. ``compare``, ``evaluate`` and ``plan`` are also
-    names of functions here, and those are what ``fulltune.compare(...)`` means, whatever was imported before.
+    The import system binds a submodule to its package under the submodule's name. ``compare`` and ``evaluate`` are
+    also names of functions here, and those are what ``fulltune.compare(...)`` means, whatever was imported before.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -19,7 +19,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Bytes of memory this process may fill: physical memory, cut by a cgroup limit (v2 ``memory.max``, v1 ``limit_in_bytes``)."""
+    """Bytes of memory this process may fill: physical memory, cut by a cgroup limit (v2 ``memory.max`` or v1)."""
     import psutil
 
     limits = [_read(_CGROUP / "memory.max"), _read(_CGROUP / "memory" / "memory.limit_in_bytes")]

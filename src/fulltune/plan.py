@@ -1,0 +1,203 @@
+"""What a config will do, before it does it: steps, tokens, memory, and every problem at once.
+
+:func:`build_plan` is a pure function of counts, so it is right before anything is loaded for training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fulltune.config import Config
+from fulltune.errors import ConfigError, Problem
+from fulltune.records import Model
+
+#: Bytes a parameter costs at least in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
+#: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
+#: copies). Activations come on top.
+BYTES_PER_PARAMETER = 16
+
+
+class Plan(Model):
+    """A job in numbers.
+
+    Attributes:
+        task, method, model: As the config names them.
+        rows: Rows a split (``train``, ``eval``, and ``valid`` where there is one).
+        sequences: Training sequences an epoch (a long document gives several).
+        tokens: Tokens in them, without padding.
+        steps_per_epoch, total_steps, warmup_steps: Optimizer steps, as the trainer counts them.
+        effective_batch: Sequences an optimizer step.
+        parameters: Weights of the model, all of them trained by the ``full`` method.
+        memory_bytes: Lower bound on the memory that training needs; activations come on top.
+        machine_bytes: Memory that this process may fill, or None where that is not known.
+        baselines: The systems that will be scored without training.
+        evaluations: Optimizer steps after which the evaluation curve gets a point.
+        advice: One sentence each; none of them stops a run.
+    """
+
+    task: str
+    method: str
+    model: str
+    rows: dict[str, int]
+    sequences: int
+    tokens: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    effective_batch: int
+    parameters: int
+    memory_bytes: int
+    machine_bytes: int | None
+    baselines: tuple[str, ...]
+    evaluations: tuple[int, ...]
+    advice: tuple[str, ...]
+
+
+def build_plan(
+    config: Config,
+    *,
+    train_rows: int,
+    eval_rows: int,
+    valid_rows: int,
+    sequences: int,
+    tokens: int,
+    parameters: int,
+    machine_memory: int | None,
+    baselines: Sequence[str] = ("zero_shot", "few_shot"),
+) -> Plan:
+    """Work out a plan from counts.
+
+    Args:
+        config: The job.
+        train_rows, eval_rows, valid_rows: Rows a split; ``valid_rows`` is 0 where there is no such split.
+        sequences: Training sequences an epoch.
+        tokens: Tokens in them, without padding.
+        parameters: Weights of the model.
+        machine_memory: Bytes this process may fill, or None where that is not known.
+        baselines: What will be scored without training.
+
+    Raises:
+        ConfigError: The job cannot work; all problems at once.
+    """
+    rows = {"train": train_rows, "eval": eval_rows} | ({"valid": valid_rows} if valid_rows else {})
+    memory = parameters * BYTES_PER_PARAMETER
+    problems = _problems(config, rows, sequences, memory, machine_memory)
+    if problems:
+        raise ConfigError(problems)
+    total = total_steps(config, sequences)
+    return Plan(
+        task=config.task,
+        method=config.method,
+        model=config.model,
+        rows=rows,
+        sequences=sequences,
+        tokens=tokens,
+        steps_per_epoch=steps_per_epoch(config, sequences),
+        total_steps=total,
+        warmup_steps=warmup_steps(config, total),
+        effective_batch=config.train.batch_size * config.train.accumulation,
+        parameters=parameters,
+        memory_bytes=memory,
+        machine_bytes=machine_memory,
+        baselines=tuple(baselines),
+        evaluations=evaluation_steps(total, config.train.evaluations),
+        advice=advice(config, total) + _fit(config, rows, sequences, memory, machine_memory),
+    )
+
+
+def steps_per_epoch(config: Config, sequences: int) -> int:
+    """Optimizer steps an epoch: micro-batches, the last one perhaps short, in groups of ``train.accumulation``."""
+    return math.ceil(math.ceil(sequences / config.train.batch_size) / config.train.accumulation)
+
+
+def total_steps(config: Config, sequences: int) -> int:
+    """Optimizer steps of the whole training; ``train.max_steps`` overrides ``train.epochs``, as in transformers."""
+    return config.train.max_steps or math.ceil(config.train.epochs * steps_per_epoch(config, sequences))
+
+
+def warmup_steps(config: Config, total: int) -> int:
+    """Steps of warm-up: a share of the total below 1, else a count, as in transformers' ``TrainingArguments``."""
+    warmup = config.train.warmup
+    return int(warmup) if warmup >= 1 else math.ceil(total * warmup)
+
+
+def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
+    """At most ``points`` steps, evenly spread, the last one at the end of training."""
+    return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
+
+
+def advice(config: Config, total: int) -> tuple[str, ...]:
+    """One sentence for each setting outside the ranges that usually work for full fine-tuning.
+
+    Batch 4 to 32 and rate 2e-5 to 5e-5 with decay 0.01: Devlin et al. 2019 (BERT), appendix A.3. Warm-up is 500 to 2000
+    steps there where runs are long; as a share of the steps that is 1% to 20%.
+    """
+    train, lines = config.train, []
+    batch = train.batch_size * train.accumulation
+    if not 4 <= batch <= 32:
+        lines.append(f"The effective batch is {batch}; 4 to 32 is usual for full fine-tuning.")
+    if not 2e-5 <= train.learning_rate <= 5e-5:
+        risk = "higher rates tend to forget or diverge" if train.learning_rate > 5e-5 else "lower rates learn slowly"
+        lines.append(f"train.learning_rate is {train.learning_rate:g}; 2e-5 to 5e-5 is usual ({risk}).")
+    warmup = warmup_steps(config, total)
+    if warmup >= total:
+        lines.append(f"Warm-up takes {warmup} of {total} steps: the learning rate never gets to where you set it.")
+    elif not 0.01 <= warmup / total <= 0.2:
+        lines.append(f"Warm-up takes {warmup} of {total} steps; 1% to 20% is usual.")
+    if train.weight_decay > 0.1:
+        lines.append(f"train.weight_decay is {train.weight_decay:g}; 0.01 is usual.")
+    return tuple(lines)
+
+
+def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> list[Problem]:
+    problems = []
+    for split in ("train", "eval"):
+        if rows[split] == 0:
+            problems.append(Problem("no rows", "at least 1", "check the file and data.limit", field=f"data.{split}"))
+    if rows["train"] and sequences == 0:
+        problems.append(
+            Problem(
+                "no row leaves anything to learn from", "at least 1 sequence", "raise data.max_length", field="data"
+            )
+        )
+    shots = config.baselines.few_shot
+    if 0 < rows["train"] < shots:
+        fix = f"set baselines.few_shot to {rows['train']} or less, or bring more rows"
+        problems.append(
+            Problem(
+                f"{shots} examples asked for",
+                f"at most {rows['train']} (rows of train)",
+                fix,
+                field="baselines.few_shot",
+            )
+        )
+    if machine is not None and memory > machine:
+        found = f"training in FP32 with AdamW needs at least {gib(memory)}"
+        problems.append(
+            Problem(found, f"at most {gib(machine)}", "choose a smaller model, or more memory", field="model")
+        )
+    return problems
+
+
+def _fit(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> tuple[str, ...]:
+    """What the data and the machine suggest."""
+    lines = []
+    batch = config.train.batch_size * config.train.accumulation
+    if sequences < batch:
+        lines.append(f"All {sequences} sequences fit in one batch of {batch}: an epoch is a single step.")
+    if config.train.evaluations and "valid" not in rows:
+        lines.append("There is no data.valid, so no evaluation curve; a share such as 0.1 holds out of train.")
+    if rows["eval"] < 100:
+        lines.append(f"Only {rows['eval']} rows decide: intervals will be wide.")
+    if machine is not None and memory > 0.7 * machine:
+        lines.append(
+            f"{gib(memory)} of {gib(machine)} are taken before activations: "
+            "lower train.batch_size, or set train.gradient_checkpointing."
+        )
+    return tuple(lines)
+
+
+def gib(count: float) -> str:
+    """Bytes for people, e.g. ``1.9 GiB``."""
+    return f"{count / 2**30:.1f} GiB"
