@@ -1,4 +1,7 @@
-"""Records, steps and predictions for report tests, one full set a task. ``python tests/report/samples.py DIR`` writes their pages."""
+"""Records, steps and predictions for report tests, one full set a task.
+
+``python tests/report/samples.py DIR`` writes their pages.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,9 @@ def record(**changes: Any) -> Record:
             "accuracy": MetricInfo(direction="higher", version=1, source="share of rows that are right"),
             "ece": MetricInfo(direction="lower", version=1, source="Guo et al. 2017, 10 bins"),
         },
-        "model": ModelInfo(source="starter-encoder", sha256="ab" * 32, family="encoder", architecture="BertForMaskedLM"),
+        "model": ModelInfo(
+            source="starter-encoder", sha256="ab" * 32, family="encoder", architecture="BertForMaskedLM"
+        ),
         "data": data(),
         "parameters": Parameters(
             total=22_713_216,
@@ -118,7 +123,14 @@ def record(**changes: Any) -> Record:
             train_seconds=214.0,
             tokens_per_second=5627.7,
             total_seconds=301.5,
-            stage_seconds={"data": 2.1, "base": 1.4, "baselines": 40.2, "train": 214.0, "evaluate": 41.1, "report": 0.4},
+            stage_seconds={
+                "data": 2.1,
+                "base": 1.4,
+                "baselines": 40.2,
+                "train": 214.0,
+                "evaluate": 41.1,
+                "report": 0.4,
+            },
             machine="2 cores, 24 GiB, no GPU",
         ),
         "versions": {"python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0"},
@@ -166,10 +178,10 @@ def classification(**changes: Any) -> Sample:
     matrix = [[0] * len(CLASSES) for _ in CLASSES]
     for name in chances.names:
         for row in range(400):
-            right = draw.randrange(len(CLASSES))
+            right = row * 7 % len(CLASSES) if row % 11 else 0
             said = right if draw.random() < getattr(chances, name) else draw.randrange(len(CLASSES))
             matrix[right][said] += name == "tuned"
-            clause = f"Section {row}. {CLASSES[right]} of this Agreement shall be construed in accordance with the laws named. "
+            clause = f"Section {row}. {CLASSES[right]} of this Agreement shall be construed as named. "
             predictions.append(
                 Prediction(
                     system=name,
@@ -183,7 +195,13 @@ def classification(**changes: Any) -> Sample:
     details = {
         "confusion": {"labels": list(CLASSES), "matrix": matrix},
         "per_class": [
-            {"label": label, "precision": 0.9, "recall": 0.7 + 0.04 * i, "f1": 0.8 + 0.03 * i, "support": sum(matrix[i])}
+            {
+                "label": label,
+                "precision": 0.9,
+                "recall": 0.7 + 0.04 * i,
+                "f1": 0.8 + 0.03 * i,
+                "support": sum(matrix[i]),
+            }
             for i, label in enumerate(CLASSES)
         ],
         "calibration": [
@@ -199,7 +217,12 @@ def classification(**changes: Any) -> Sample:
     }
     audit = {
         "findings": [
-            {"kind": "near_duplicates", "level": "warning", "message": "12 rows of train are near copies of another", "fix": "drop them"},
+            {
+                "kind": "near_duplicates",
+                "level": "warning",
+                "message": "12 rows of train are near copies of another",
+                "fix": "drop them",
+            },
             {"kind": "lengths", "level": "info", "message": "median 61 tokens, longest 512; 3 rows truncated"},
         ]
     }
@@ -214,7 +237,8 @@ def _text_record(task: str, metric: str, values: dict[str, dict[str, float]], **
         for name in names
     }
     scores = {
-        system: {name: score(value, half=0.03 * abs(value)) for name, value in row.items()} for system, row in values.items()
+        system: {name: score(value, half=0.03 * abs(value)) for name, value in row.items()}
+        for system, row in values.items()
     }
     gains = {
         f"tuned vs {system}": versus(metric, values["tuned"][metric] - row[metric], half=0.02)
@@ -227,7 +251,9 @@ def _text_record(task: str, metric: str, values: dict[str, dict[str, float]], **
         "metrics": infos,
         "scores": scores,
         "comparison": gains,
-        "model": ModelInfo(source="starter-decoder", sha256="cd" * 32, family="decoder", architecture="LlamaForCausalLM"),
+        "model": ModelInfo(
+            source="starter-decoder", sha256="cd" * 32, family="decoder", architecture="LlamaForCausalLM"
+        ),
     }
     return record(**(fields | changes))
 
@@ -245,10 +271,18 @@ def causal_lm(**changes: Any) -> Sample:
             told: dict[str, Any] = {"tokens": 300, "bytes": size}
             told["nll"] = (row["bits_per_byte"] + draw.uniform(-0.3, 0.3)) * size * math.log(2)
             opening = "Жили-были старик со старухой, и было у них" if index < 4 else ""
-            tale = {"zero_shot": "много, много, много, много.", "few_shot": "три сына.", "tuned": "три сына: двое умных, а третий — Иван."}
+            tale = {
+                "zero_shot": "много, много, много, много.",
+                "few_shot": "три сына.",
+                "tuned": "три сына: двое умных, а третий — Иван.",
+            }
             if opening:
                 reference = "три сына. Старший умный был детина, средний и так и сяк. " * 12
-                told |= {"opening": opening, "continuation": tale[system] * (1 + index * 3), "continuation_reference": reference}
+                told |= {
+                    "opening": opening,
+                    "continuation": tale[system] * (1 + index * 3),
+                    "continuation_reference": reference,
+                }
             predictions.append(
                 Prediction(
                     system=system,
@@ -260,7 +294,9 @@ def causal_lm(**changes: Any) -> Sample:
                 )
             )
     headline = "Improved: bits per byte fell from 1.365 (few-shot) to 0.987."
-    return Sample(_text_record("causal-lm", "bits_per_byte", values, **({"headline": headline} | changes)), steps(), predictions)
+    return Sample(
+        _text_record("causal-lm", "bits_per_byte", values, **({"headline": headline} | changes)), steps(), predictions
+    )
 
 
 def seq2seq(**changes: Any) -> Sample:
@@ -269,17 +305,27 @@ def seq2seq(**changes: Any) -> Sample:
         "few_shot": {"rougeLsum": 0.201, "rouge1": 0.232, "bleu": 4.9, "chrf": 24.0},
         "tuned": {"rougeLsum": 0.334, "rouge1": 0.381, "bleu": 12.6, "chrf": 36.4},
     }
-    words = "we present a simple method that trains deep networks with fewer labels and show gains on images".split()
+    sentence = "we present a simple method that trains deep networks with fewer labels and show gains on images"
+    words = sentence.split()
     draw, predictions = random.Random(11), []
     for system, kept in (("zero_shot", 3), ("few_shot", 6), ("tuned", 11)):
         for index in range(60):
             output = " ".join(draw.sample(words, kept)) if index % 9 or system != "tuned" else ""
             source = "In this paper " + " ".join(words * 4) + f" (row {index})."
             predictions.append(
-                Prediction(system=system, id=f"s:{index}", input=source, reference=" ".join(words), output=output, values={"capped": False})
+                Prediction(
+                    system=system,
+                    id=f"s:{index}",
+                    input=source,
+                    reference=" ".join(words),
+                    output=output,
+                    values={"capped": False},
+                )
             )
     headline = "Improved: ROUGE-Lsum rose from 0.201 (few-shot) to 0.334."
-    return Sample(_text_record("seq2seq", "rougeLsum", values, **({"headline": headline} | changes)), steps(), predictions)
+    return Sample(
+        _text_record("seq2seq", "rougeLsum", values, **({"headline": headline} | changes)), steps(), predictions
+    )
 
 
 def text2sql(**changes: Any) -> Sample:
@@ -308,7 +354,9 @@ def text2sql(**changes: Any) -> Sample:
 def rejected() -> Sample:
     """TF-IDF beats it, rows leaked, training met a NaN, a guard spoke."""
     base = classification()
-    scores = base.record.scores | {"tuned": {"macro_f1": score(0.841), "accuracy": score(math.nan), "ece": score(0.031)}}
+    scores = base.record.scores | {
+        "tuned": {"macro_f1": score(0.841), "accuracy": score(math.nan), "ece": score(0.031)}
+    }
     comparison = base.record.comparison | {"tuned vs tfidf": versus("macro_f1", -0.03, "worse")}
     changed = base.record.model_copy(
         update={
@@ -319,11 +367,15 @@ def rejected() -> Sample:
             "outcome": "rejected",
             "reasons": ("a baseline without training scores higher",),
             "data": data(leaked=20),
-            "guards": (GuardEvent(guard="divergence", step=210, verdict="stop", message="the loss was NaN at step 210"),),
+            "guards": (
+                GuardEvent(guard="divergence", step=210, verdict="stop", message="the loss was NaN at step 210"),
+            ),
             "warnings": ("few-shot used 3 of 4 examples: the window is too small",),
         }
     )
-    lines = [step.model_copy(update={"loss": math.nan}) if step.step == 210 and step.loss else step for step in base.steps]
+    lines = [
+        step.model_copy(update={"loss": math.nan}) if step.step == 210 and step.loss else step for step in base.steps
+    ]
     return Sample(changed, lines, base.predictions, base.audit)
 
 

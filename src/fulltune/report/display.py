@@ -26,7 +26,18 @@ _METRICS = {
     "rouge2": "ROUGE-2",
     "rougel": "ROUGE-L",
     "rougelsum": "ROUGE-Lsum",
+    "continuation_bleu": "BLEU of continuations",
+    "continuation_rougel": "ROUGE-L of continuations",
+    "distinct_2": "Distinct bigrams",
+    "repetition_4": "Repeated 4-grams",
+    "executes": "Executes",
+    "sql_exact_match": "Exact match",
+    "empty_results": "Right by an empty result",
+    "capped": "Cut off by the limit",
 }
+
+#: Best near 1: shown, never starred.
+_NEAR_ONE = ("length_ratio",)
 
 
 def system_label(name: str) -> str:
@@ -38,6 +49,18 @@ def metric_label(name: str) -> str:
     """``rouge_lsum`` → ``ROUGE-Lsum``, ``bits_per_byte`` → ``Bits per byte``."""
     known = _METRICS.get(name.lower()) or _METRICS.get(name.lower().replace("_", ""))
     return known or name[:1].upper() + name[1:].replace("_", " ")
+
+
+def better(metric: str, direction: str) -> str:
+    """Which way is better, in words with an arrow."""
+    if metric in _NEAR_ONE:
+        return "near 1 is better"
+    return "↑ higher is better" if direction == "higher" else "↓ lower is better"
+
+
+def is_judged(metric: str) -> bool:
+    """Whether a highest or lowest value is the best one."""
+    return metric not in _NEAR_ONE
 
 
 def in_order(systems: Iterable[str]) -> list[str]:
@@ -55,7 +78,7 @@ def as_float(value: Any) -> float:
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Digits after the point that give the smallest value three significant ones; 0 to 3, one choice for a whole column."""
+    """Digits after the point that give the smallest value three significant ones: 0 to 3, one choice for a column."""
     sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
     if not sizes:
         return 3
@@ -122,12 +145,11 @@ def duration(seconds: float) -> str:
 
 def size(bytes_: float) -> str:
     """``5_700_000_000`` → ``5.7 GB`` (powers of 1000)."""
-    value, unit = float(bytes_), "bytes"
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):  # noqa: B007 - the last unit reached is wanted
-        if abs(value) < 1000 or unit == "TB":
-            break
+    value, units = float(bytes_), ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
         value /= 1000
-    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
+        units.pop(0)
+    return f"{value:.3g} {units[0]}"
 
 
 def share(part: float) -> str:

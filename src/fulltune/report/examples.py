@@ -1,6 +1,7 @@
 """Rows side by side: what tuning fixed, what it broke, what it left as it was.
 
-One pass keeps one number a row and system; a second pass keeps the few rows that are shown. Memory does not grow with their texts.
+One pass keeps one number a row and system; a second pass keeps the few rows that are shown. Memory does not grow with
+their texts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30f
 
 
 def token_f1(output: str, reference: str) -> float:
-    """F1 of the two bags of lower-cased words, as SQuAD scores answers (CJK characters count as words); two empty texts give 1."""
+    """F1 of the two bags of lower-cased words, as SQuAD scores answers (Rajpurkar et al. 2016); two empty texts give 1.
+
+    A CJK character counts as a word.
+    """
     ours, theirs = Counter(_TOKEN.findall(output.lower())), Counter(_TOKEN.findall(reference.lower()))
     total = ours.total() + theirs.total()
     return 2 * (ours & theirs).total() / total if total else 1.0
@@ -77,10 +81,18 @@ def _bits(prediction: Prediction) -> float:
 RIGHT = Measure("right", _right, 0.5, False, "A row is right when the output equals the reference.")
 MATCH = Measure("right", _right, 0.5, False, "A row is right when its query gives the reference's result.")
 OVERLAP = Measure(
-    "token F1", _overlap, 0.1, False, "A row counts as fixed or broken when its token F1 with the reference moves by over 0.1."
+    "token F1",
+    _overlap,
+    0.1,
+    False,
+    "A row counts as fixed or broken when its token F1 with the reference moves by over 0.1.",
 )
 BITS = Measure(
-    "bits per byte", _bits, 0.02, True, "A row counts as fixed or broken when its bits per byte (lower is better) move by over 0.02."
+    "bits per byte",
+    _bits,
+    0.02,
+    True,
+    "A row counts as fixed or broken when its bits per byte (lower is better) move by over 0.02.",
 )
 
 
@@ -160,7 +172,9 @@ def group(found: Survey) -> Grouped | None:
         gain = (tuned.get(row, math.nan) - old) * (-1 if found.measure.lower else 1)
         if math.isnan(gain):
             continue
-        name = "fixed" if gain > found.measure.threshold else "broken" if gain < -found.measure.threshold else "unchanged"
+        name = (
+            "fixed" if gain > found.measure.threshold else "broken" if gain < -found.measure.threshold else "unchanged"
+        )
         grouped.ids()[name].append(row)
         kept_right += name == "unchanged" and old == 1
     return Grouped(before, grouped.fixed, grouped.broken, grouped.unchanged, kept_right)
@@ -188,7 +202,7 @@ def gather(predictions: Iterable[Prediction], wanted: set[str]) -> dict[str, dic
 
 @dataclass(frozen=True)
 class Text:
-    """A text for the page: all of it, or its first :data:`KEPT` characters; ``head`` is set when it is long enough to fold."""
+    """A text for the page: all of it, or its first :data:`KEPT` characters; ``head`` is set when it is to be folded."""
 
     body: str
     head: str = ""
@@ -274,7 +288,9 @@ def _case(row: Mapping[str, Prediction], measure: Measure) -> Case:
     first = next(iter(row.values()))
     shown = [name for name in in_order(row) if name in _SHOWN] or in_order(row)
     if measure is BITS:
-        return Case(first.id, text(first.input or first.reference), tuple(_answer(row[n], measure) for n in shown), None)
+        return Case(
+            first.id, text(first.input or first.reference), tuple(_answer(row[n], measure) for n in shown), None
+        )
     return Case(first.id, text(first.input), tuple(_answer(row[n], measure) for n in shown), text(first.reference))
 
 

@@ -107,7 +107,7 @@ def findings(record: Record, audit: Mapping[str, Any] | None) -> list[Level]:
 
 
 def _finding(item: Any) -> tuple[str, Finding]:
-    """One finding in any of the shapes it may come in: a sentence, or an object with these keys or their near synonyms."""
+    """One finding in any of the shapes it may come in: a sentence, or an object with these keys or near synonyms."""
     if not isinstance(item, Mapping):
         return "info", Finding("", str(item), "")
     level = str(_first(item, "level", "severity") or "info").lower()

@@ -23,7 +23,8 @@ Line = TypeVar("Line", bound=BaseModel)
 class Lines(Generic[Line]):
     """A JSON Lines file as an iterable that can be gone through again and again, one line in memory at a time.
 
-    A missing file is an empty one. A last line without its newline is what a crash leaves, and is passed over if it does not parse.
+    A missing file is an empty one. A last line without its newline is what a crash leaves, and is passed over if it
+    does not parse.
     """
 
     path: Path
@@ -48,7 +49,8 @@ def write_report(run_folder: Path) -> Path:
     """Make ``report.html`` in a run folder from its other files, atomically.
 
     Args:
-        run_folder: Holds ``record.json``; ``steps.jsonl``, ``predictions.jsonl`` and ``audit.json`` are used when they are there.
+        run_folder: Holds ``record.json``, and ``steps.jsonl``, ``predictions.jsonl`` and ``audit.json`` as far as they
+            are there.
 
     Returns:
         The path of the report.

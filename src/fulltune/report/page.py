@@ -28,13 +28,13 @@ def render(
     *,
     examples: int = 24,
 ) -> str:
-    """The report as one self-contained HTML page: no file, font, image or script from elsewhere, and readable without script.
+    """The report as one self-contained HTML page, readable without script; nothing is fetched from elsewhere.
 
     Args:
         record: The run.
         steps: What the trainer logged, in order; may be empty.
-        predictions: Of all systems, in any order. Gone through twice and never held: pass something that can be iterated
-            again (a list, or an object whose ``__iter__`` opens a file). A one-shot iterator is read into memory.
+        predictions: Of all systems, in any order. Gone through twice and never held: pass something that can be
+            iterated again (a list, or an object whose ``__iter__`` opens a file). A one-shot iterator is read whole.
         audit: The contents of ``audit.json``, or None.
         examples: How many rows are shown side by side; all rows are counted.
 

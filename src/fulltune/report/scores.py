@@ -11,10 +11,12 @@ from markupsafe import Markup
 from fulltune.records import Comparison, Record, Score
 from fulltune.report import svg
 from fulltune.report.display import (
+    better,
     decimals,
     delta,
     in_order,
     interval,
+    is_judged,
     metric_label,
     number,
     p_value,
@@ -28,11 +30,11 @@ SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "="}
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as a column: ``rows`` is its n where all systems share one, else None; ``best`` is NaN when nothing is."""
+    """A metric as a column: ``rows`` is its n if all systems share one, else None; ``best`` is NaN when nothing is."""
 
     name: str
     label: str
-    direction: str
+    better: str
     digits: int
     rows: int | None
     best: float
@@ -96,12 +98,12 @@ def _column(record: Record, scores: Scores, name: str) -> Column:
     values = [score.value for score in found if not math.isnan(score.value)]
     direction = _direction(record, name)
     best = math.nan
-    if len(values) > 1:
+    if len(values) > 1 and is_judged(name):
         best = max(values) if direction == "higher" else min(values)
     return Column(
         name=name,
         label=metric_label(name),
-        direction=direction,
+        better=better(name, direction),
         digits=decimals(score.value for score in found),
         rows=counts.pop() if len(counts) == 1 else None,
         best=best,
@@ -133,7 +135,9 @@ def _bar(system: str, score: Score, digits: int) -> svg.Bar:
 
 def forest(record: Record) -> Markup:
     """Point and interval of the deciding metric for every system."""
-    return svg.forest(f"{metric_label(record.metric)} by system, with intervals", bar_rows(record.scores, record.metric))
+    return svg.forest(
+        f"{metric_label(record.metric)} by system, with intervals", bar_rows(record.scores, record.metric)
+    )
 
 
 def comparisons(record: Record) -> list[Versus]:

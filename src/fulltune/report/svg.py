@@ -1,7 +1,7 @@
-"""Charts as inline SVG: text is real text at its own size, widths are fluid, colours come from the page's CSS variables.
+"""Charts as inline SVG: text is real text at its own size, widths are fluid, colours are the page's CSS variables.
 
-Horizontal places are percentages of the width and vertical ones are pixels, so a chart fills a phone or a wide screen without
-scaling its lettering. Whatever colour tells is told by shape or words as well.
+Horizontal places are percentages of the width and vertical ones are pixels, so a chart fills a phone or a wide screen
+without scaling its lettering. Whatever colour tells is told by shape or words as well.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Axis:
             return [10.0**power for power in powers][:: max(1, len(powers) // wanted)]
         rough = (self.high - self.low) / wanted
         unit = 10.0 ** math.floor(math.log10(rough))
-        step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
+        step = min((unit * m for m in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / rough)))
         first = math.ceil(self.low / step - 1e-9)
         return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -71,10 +71,10 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}%"
 
 
-def figure(title: str, description: str, height: float, *parts: Markup) -> Markup:
+def figure(title: str, description: str, height: float, *parts: Markup, kind: str = "chart") -> Markup:
     """The outer element, named and described for those who do not see it."""
     head = (tag("title", title), tag("desc", description))
-    return tag("svg", *head, *parts, class_="chart", role="img", width="100%", height=f"{height:g}", aria_label=title)
+    return tag("svg", *head, *parts, class_=kind, role="img", width="100%", height=f"{height:g}", aria_label=title)
 
 
 def bottom_axis(axis: Axis, top: float, bottom: float, wanted: int = 4) -> Markup:
@@ -83,14 +83,15 @@ def bottom_axis(axis: Axis, top: float, bottom: float, wanted: int = 4) -> Marku
     for tick in axis.ticks(wanted):
         place = axis.at(tick)
         anchor = "start" if place < 0.04 else "end" if place > 0.96 else "middle"
-        parts.append(tag("line", class_="grid", x1=percent(place), x2=percent(place), y1=top, y2=bottom))
+        if bottom > top:
+            parts.append(tag("line", class_="grid", x1=percent(place), x2=percent(place), y1=top, y2=bottom))
         parts.append(tag("text", compact(tick), class_="tick", x=percent(place), y=bottom + 15, text_anchor=anchor))
     return Markup("").join(parts)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of a forest plot or bar chart: a name, a value, its interval (NaN for none), and the words on the right."""
+    """One row of a forest plot or bar chart: a name, a value, its interval (NaN for none), the words on the right."""
 
     label: str
     value: float
@@ -110,11 +111,10 @@ def forest(title: str, rows: Sequence[Bar]) -> Markup:
         return Markup("")
     bottom = _ROW * len(rows) + 4
     parts = [bottom_axis(axis, 0, bottom)]
-    for row in rows:
-        if row.strong and math.isfinite(row.value):
-            place = percent(axis.at(row.value))
-            parts.append(tag("line", class_="reference", x1=place, x2=place, y1=0, y2=bottom))
+    strong = [percent(axis.at(row.value)) for row in rows if row.strong and math.isfinite(row.value)]
     for index, row in enumerate(rows):
+        strip = {"y1": index * _ROW + _STRIP - 9, "y2": index * _ROW + _STRIP + 9}
+        parts += [tag("line", class_="reference", x1=place, x2=place, **strip) for place in strong]
         parts += [_row_words(row, index * _ROW), _whisker(row, axis, index * _ROW + _STRIP), _marker(row, axis, index)]
     return figure(title, _told(rows), bottom + 20, *parts)
 
@@ -141,8 +141,8 @@ def _told(rows: Sequence[Bar]) -> str:
 
 def _row_words(row: Bar, top: float) -> Markup:
     strength = " strong" if row.strong else ""
-    name = tag("text", row.label, class_="name" + strength, x=0, y=top + 15)
-    return name + tag("text", row.text, class_="value" + strength, x="100%", y=top + 15, text_anchor="end")
+    name = tag("text", row.label, class_="name halo" + strength, x=0, y=top + 15)
+    return name + tag("text", row.text, class_="value halo" + strength, x="100%", y=top + 15, text_anchor="end")
 
 
 def _whisker(row: Bar, axis: Axis, y: float) -> Markup:
@@ -173,7 +173,7 @@ class Line:
     dotted: bool = False
 
 
-_TOP, _HEIGHT = 20, 150
+_TOP, _HEIGHT = 8, 160
 
 
 def lines(title: str, description: str, curves: Sequence[Line]) -> Markup:
@@ -186,16 +186,16 @@ def lines(title: str, description: str, curves: Sequence[Line]) -> Markup:
     parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP + _HEIGHT, _TOP + _HEIGHT)]
     for curve in curves:
         parts += [_path(curve, x_axis, y_axis), _dots(curve, x_axis, y_axis)]
-    return figure(title, description, _TOP + _HEIGHT + 22, *parts)
+    return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
 
 
 def _left_axis(axis: Axis) -> Markup:
-    """Light horizontal lines, each with its number sitting on it at the left."""
+    """Light horizontal lines with their numbers in the margin that the page leaves at the left of curves."""
     parts = []
-    for tick in axis.ticks(3):
+    for tick in axis.ticks(4):
         y = _y(axis, tick)
         parts.append(tag("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
-        parts.append(tag("text", compact(tick), class_="tick halo", x=0, y=round(y - 4, 1)))
+        parts.append(tag("text", compact(tick), class_="tick", x=-8, y=round(y + 4, 1), text_anchor="end"))
     return Markup("").join(parts)
 
 
@@ -231,7 +231,7 @@ def _dots(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most :data:`POINTS` points (the NaN ones besides): every bucket keeps its lowest and its highest, so no spike is lost."""
+    """At most :data:`POINTS` points, NaN ones besides: each bucket keeps its lowest and highest, so no spike is lost."""
     if len(points) <= POINTS:
         return list(points)
     width = math.ceil(len(points) / (POINTS // 2))
@@ -261,7 +261,7 @@ class Bin:
 
 
 def calibration(title: str, bins: Sequence[Bin]) -> Markup:
-    """Bars of accuracy by confidence with a tick at the mean confidence: where bar and tick meet, the model knows what it knows."""
+    """Bars of accuracy by confidence, each with a line at the mean confidence (a reliability diagram)."""
     axis = Axis(0, 1)
     y_axis = Axis(0, 1.08)
     parts = [_left_axis(y_axis), bottom_axis(axis, _TOP + _HEIGHT, _TOP + _HEIGHT)]
@@ -277,4 +277,4 @@ def calibration(title: str, bins: Sequence[Bin]) -> Markup:
         said, right = _y(y_axis, item.confidence), percent(item.high - gap)
         parts.append(tag("line", class_="said", x1=left, x2=right, y1=said, y2=said))
     told = "; ".join(f"{b.low:g} to {b.high:g}: {b.accuracy:.2f} right, {b.count} rows" for b in bins if b.count)
-    return figure(title, told, _TOP + _HEIGHT + 22, *parts)
+    return figure(title, told, _TOP + _HEIGHT + 22, *parts, kind="chart curve")

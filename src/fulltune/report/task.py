@@ -11,7 +11,17 @@ from markupsafe import Markup
 
 from fulltune.records import Record, Step
 from fulltune.report import svg
-from fulltune.report.display import as_float, compact, duration, in_order, metric_label, number, share, system_label
+from fulltune.report.display import (
+    as_float,
+    better,
+    compact,
+    duration,
+    in_order,
+    metric_label,
+    number,
+    share,
+    system_label,
+)
 from fulltune.report.examples import Survey
 from fulltune.report.scores import bar_rows
 
@@ -38,9 +48,14 @@ class Confusion:
 
 
 def confusion(details: Mapping[str, Any]) -> Confusion | None:
-    """``{"labels": […], "matrix": [[…]]}`` as a matrix, or as the most confused pairs when it is a large one."""
+    """The matrix, or the most confused pairs when it is a large one.
+
+    ``details["confusion"]`` is ``{"labels": […], "matrix": [[…]]}``, or the bare matrix with ``details["labels"]``.
+    """
     found = details.get("confusion")
-    if not isinstance(found, Mapping) or not found.get("labels") or not found.get("matrix"):
+    if not isinstance(found, Mapping):
+        found = {"labels": details.get("labels"), "matrix": found}
+    if not found.get("labels") or not found.get("matrix"):
         return None
     labels = tuple(str(label) for label in found["labels"])
     matrix = [[int(cell) for cell in row] for row in found["matrix"]]
@@ -90,20 +105,21 @@ def _per_class(row: Mapping[str, Any]) -> PerClass:
 
 def calibration(details: Mapping[str, Any]) -> Markup:
     """Accuracy by confidence, drawn; nothing when no bin holds a row."""
-    bins = [
-        svg.Bin(*(as_float(row.get(key)) for key in ("low", "high", "confidence", "accuracy")), int(row.get("count") or 0))
-        for row in details.get("calibration") or ()
-        if isinstance(row, Mapping)
-    ]
+    bins = [_bin(row) for row in details.get("calibration") or () if isinstance(row, Mapping)]
     return svg.calibration("Accuracy by confidence", bins) if any(item.count for item in bins) else Markup("")
+
+
+def _bin(row: Mapping[str, Any]) -> svg.Bin:
+    low, high, confidence, accuracy = (as_float(row.get(key)) for key in ("low", "high", "confidence", "accuracy"))
+    return svg.Bin(low, high, confidence, accuracy, int(row.get("count") or row.get("n") or 0))
 
 
 def plain_details(details: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Whatever else a task left in its details that is a single number or word."""
     return [
-        (metric_label(key), compact(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value))
+        (metric_label(key), value if isinstance(value, str) else compact(value))
         for key, value in details.items()
-        if isinstance(value, str | int | float)
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
     ]
 
 
@@ -124,7 +140,7 @@ def metric_bars(record: Record) -> list[Chart]:
     for name in record.metrics:
         drawn = svg.bars(f"{metric_label(name)} by system", bar_rows(record.scores, name))
         if drawn:
-            charts.append(Chart(metric_label(name), f"{record.metrics[name].direction} is better", drawn))
+            charts.append(Chart(metric_label(name), better(name, record.metrics[name].direction), drawn))
     return charts
 
 
@@ -200,7 +216,6 @@ def _lowest(points: Sequence[svg.Point]) -> str:
 def stages(seconds: Mapping[str, float]) -> Markup:
     """Wall time by stage, in the order the stages ran."""
     rows = [
-        svg.Bar(name.replace("_", " "), value, math.nan, math.nan, duration(value))
-        for name, value in seconds.items()
+        svg.Bar(name.replace("_", " "), value, math.nan, math.nan, duration(value)) for name, value in seconds.items()
     ]
     return svg.bars("Time by stage", rows) if rows else Markup("")
