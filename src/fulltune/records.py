@@ -192,6 +192,20 @@ class Record(Model):
         return self.model_dump_json(indent=2, by_alias=True) + "\n"
 
 
+class EvaluationRecord(Model):
+    """What one model scored on one split: the output of ``fulltune evaluate``."""
+
+    model: ModelInfo
+    system: str
+    task: str
+    task_version: int
+    metric: str
+    metrics: dict[str, MetricInfo]
+    data: SplitInfo
+    scores: dict[str, Score]
+    seconds: float
+
+
 class Step(Model):
     """One line of ``steps.jsonl``: what the trainer logged at an optimizer step (losses are per token or per row)."""
 

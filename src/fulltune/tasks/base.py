@@ -16,7 +16,7 @@ from fulltune.records import Prediction
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
-    from fulltune.model import Bundle
+    from fulltune.model import Bundle, Head
 
 #: Examples in, predictions out, in the order of the input, one at a time.
 Predictor = Callable[[Sequence["Example"]], Iterator[Prediction]]
@@ -66,13 +66,14 @@ class Features:
 class Task(ABC):
     """Base of all tasks; one instance a run.
 
-    ``head`` says what is put on the pretrained body for training: ``lm`` (the checkpoint's own) or ``classification``.
+    ``families`` are those it can be learnt by. ``head`` says what is put on the pretrained body for training: ``lm`` (the checkpoint's own) or ``classification``.
     ``baselines`` names those that :mod:`fulltune.baselines` runs for it.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
-    head: ClassVar[str] = "lm"
+    families: ClassVar[tuple[str, ...]]
+    head: ClassVar[Head] = "lm"
     baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
 
     def __init__(self, config: Config) -> None:

@@ -1,0 +1,203 @@
+"""From what the stages returned to the record: the only place that knows both."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+
+import fulltune
+from fulltune import machine
+from fulltune.compare import decide
+from fulltune.config import Config
+from fulltune.data.audit import Audit
+from fulltune.dataset import Data
+from fulltune.evaluate import Evaluation
+from fulltune.metrics.accumulate import paired
+from fulltune.model import Bundle
+from fulltune.records import (
+    Comparison,
+    DataInfo,
+    EvaluationRecord,
+    Prediction,
+    Record,
+    Resources,
+)
+from fulltune.report.files import Lines
+from fulltune.store.runs import RunFolder
+from fulltune.tasks.base import Example, Task
+from fulltune.training.fit import TrainingResult
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "scikit-learn", "sacrebleu")
+
+
+class Stopwatch:
+    """Seconds of wall time a named stage: ``with watch("train"): …``."""
+
+    def __init__(self) -> None:
+        self.started, self.seconds = time.perf_counter(), dict[str, float]()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(time.perf_counter() - started, 3)
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self.started
+
+
+class Warnings:
+    """Keeps what libraries and stages warned of, once each, so that the report shows it; they still reach the user."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self._catch = warnings.catch_warnings()
+
+    def __enter__(self) -> Warnings:
+        self._catch.__enter__()
+        show = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
+            if str(message) not in self.messages and issubclass(category, UserWarning):
+                self.messages.append(str(message))
+            show(message, category, *rest, **named)  # type: ignore[arg-type]
+
+        warnings.showwarning = keep  # type: ignore[assignment]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._catch.__exit__(kind, error, trace)
+
+
+def build(
+    config: Config,
+    task: Task,
+    data: Data,
+    base: Bundle,
+    audit: Audit,
+    shots: Sequence[Example],
+    systems: Mapping[str, Evaluation],
+    trained: TrainingResult,
+    watch: Stopwatch,
+    warned: Warnings,
+    folder: RunFolder,
+) -> Record:
+    """The record of a finished or stopped run."""
+    settings, deciding = config.evaluation, task.metrics[0]
+    scores = {name: evaluation.scores(settings) for name, evaluation in systems.items()}
+    without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
+    comparison = _comparisons(config, task, systems)
+    verdict = decide(comparison, scores, deciding)
+    stopped = trained.stopped
+    tuned = (line for line in Lines(folder.path / "predictions.jsonl", Prediction) if line.system == "tuned")
+    return Record(
+        run_id=folder.run_id,
+        fulltune=fulltune.__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        task=task.name,
+        task_version=task.version,
+        method=config.method,
+        headline=verdict.headline if stopped is None else f"Training was stopped: {stopped.problems[0].found}. {verdict.headline}",
+        metric=deciding.name,
+        metrics={metric.name: metric.info() for metric in task.metrics},
+        model=base.info,
+        data=DataInfo(
+            train=data.train.table.info,
+            eval=data.eval.table.info,
+            valid=data.valid.table.info if data.valid else None,
+            audit=audit.summary(),
+        ),
+        parameters=trained.parameters,
+        training=trained.training,
+        scores=scores,
+        scores_without_leaks=without if audit.leaked_ids else {},
+        shots=tuple(shot.id for shot in shots),
+        comparison=comparison,
+        details=task.details(tuned),
+        guards=trained.guards,
+        resources=_resources(trained, watch),
+        versions=versions(),
+        warnings=tuple(warned.messages),
+        outcome="stopped" if stopped is not None else verdict.outcome,
+        reasons=(str(stopped),) if stopped is not None else verdict.reasons,
+    )
+
+
+def evaluation_record(
+    config: Config, task: Task, data: Data, bundle: Bundle, evaluation: Evaluation
+) -> EvaluationRecord:
+    """What one model scored on one split."""
+    return EvaluationRecord(
+        model=bundle.info,
+        system=evaluation.system,
+        task=task.name,
+        task_version=task.version,
+        metric=task.metrics[0].name,
+        metrics={metric.name: metric.info() for metric in task.metrics},
+        data=data.eval.table.info,
+        scores=evaluation.scores(config.evaluation),
+        seconds=round(evaluation.seconds, 3),
+    )
+
+
+def save_model(bundle: Bundle, folder: Path) -> None:
+    """A plain ``from_pretrained`` folder: float32 safetensors, tokenizer, config with the label names."""
+    bundle.model.save_pretrained(folder, safe_serialization=True)
+    bundle.tokenizer.save_pretrained(folder)
+
+
+def versions() -> dict[str, str]:
+    """What was installed; packages that are not are left out."""
+    found = {"python": platform.python_version(), "fulltune": fulltune.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process so far (``getrusage``: KiB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _comparisons(config: Config, task: Task, systems: Mapping[str, Evaluation]) -> dict[str, Comparison]:
+    settings = config.evaluation
+    return {
+        f"tuned vs {name}": paired(
+            systems["tuned"].accumulator,
+            evaluation.accumulator,
+            task.metrics[0],
+            resamples=settings.resamples,
+            confidence=settings.confidence,
+        )
+        for name, evaluation in systems.items()
+        if name != "tuned"
+    }
+
+
+def _resources(trained: TrainingResult, watch: Stopwatch) -> Resources:
+    return Resources(
+        peak_rss_bytes=peak_rss_bytes(),
+        train_seconds=round(trained.train_seconds, 3),
+        tokens_per_second=round(trained.tokens_per_second, 1),
+        total_seconds=round(watch.total, 3),
+        stage_seconds=watch.seconds,
+        machine=machine.describe(),
+    )
