@@ -120,8 +120,16 @@ def paired(
     )
 
 
-def row_values(accumulator: Accumulator, name: str) -> Array:
-    """The metric of every row taken alone, ``(n,)``; NaN where it does not apply."""
+def row_values(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
+    """A metric of every row taken alone, ``(n,)`` for each system in the order of ``a.ids``; NaN where there is none.
+
+    Raises:
+        IncompatibleError: The two were not scored on the same rows.
+    """
+    return _row_values(a, name), _row_values(b, name)[_matching(a.ids, b.ids)]
+
+
+def _row_values(accumulator: Accumulator, name: str) -> Array:
     rows, applies = accumulator.statistics(name)
     values = np.full(len(rows), np.nan)
     if applies.any():
@@ -169,8 +177,9 @@ def _resampled(tables: Sequence[Array], resamples: int, seed: int) -> list[Array
         weights = np.empty((stop - start, n))
         for weight in weights:
             weight[:] = np.bincount(random.integers(n, size=n), minlength=n)
-        for part, table in zip(sums, tables, strict=True):
-            part[start:stop] = weights @ table
+        with np.errstate(invalid="ignore"):  # 0 times infinity: a row that is infinite leaves no interval
+            for part, table in zip(sums, tables, strict=True):
+                part[start:stop] = weights @ table
     return sums
 
 

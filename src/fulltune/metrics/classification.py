@@ -40,7 +40,7 @@ class CalibrationBin(TypedDict):
 
     low: float
     high: float
-    n: int
+    count: int
     confidence: float
     accuracy: float
 
@@ -217,8 +217,8 @@ def calibration(predictions: Iterable[Prediction]) -> list[CalibrationBin]:
             sums[_bin(confidence)] += 1, confidence, right
     return [
         CalibrationBin(
-            low=float(_EDGES[b]), high=float(_EDGES[b + 1]), n=int(n), confidence=float(c / n), accuracy=float(hits / n)
+            low=float(low), high=float(high), count=int(n), confidence=float(c / n), accuracy=float(hits / n)
         )
-        for b, (n, c, hits) in enumerate(sums)
+        for low, high, (n, c, hits) in zip(_EDGES, _EDGES[1:], sums, strict=False)
         if n
     ]

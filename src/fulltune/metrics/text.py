@@ -110,8 +110,6 @@ def _bleu_value(sums: Array) -> Array:
 
     def corpus(counts: Array) -> float:
         output, reference, *rest = counts.tolist()
-        if not output and not reference:
-            return float("nan")
         matches, totals = rest[:_BLEU_ORDER], rest[_BLEU_ORDER:]
         return float(BLEU.compute_bleu(matches, totals, int(output), int(reference), smooth_method="exp").score) / 100
 
@@ -141,7 +139,7 @@ def _chrf_value(sums: Array) -> Array:
     precision = ratio(np.where(used, ratio(both, output), 0.0).sum(axis=-1), used.sum(axis=-1))
     recall = ratio(np.where(used, ratio(both, reference), 0.0).sum(axis=-1), used.sum(axis=-1))
     f = ratio((1 + _CHRF_BETA**2) * precision * recall, _CHRF_BETA**2 * precision + recall)
-    return np.where(sums.sum(axis=-1) > 0, np.nan_to_num(f), np.nan)
+    return np.nan_to_num(f)
 
 
 bleu = Metric(

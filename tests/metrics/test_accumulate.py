@@ -1,0 +1,249 @@
+"""Streaming sums, bootstrap intervals and the paired bootstrap."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune.errors import IncompatibleError
+from fulltune.metrics import accumulate
+from fulltune.metrics.accumulate import Accumulator, paired, row_values
+from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.classification import classification_metrics
+from fulltune.metrics.likelihood import bits_per_byte
+from fulltune.metrics.text import exact_match
+from fulltune.records import Prediction
+
+
+def prediction(row_id: str, reference: str = "", output: str = "", **values: object) -> Prediction:
+    return Prediction(system="tuned", id=row_id, input="", reference=reference, output=output, values=values)
+
+
+def filled(metrics: Sequence[Metric], predictions: Sequence[Prediction]) -> Accumulator:
+    accumulator = Accumulator(metrics)
+    for item in predictions:
+        accumulator.add(item)
+    return accumulator
+
+
+def hits(pattern: Sequence[bool], ids: Sequence[str] | None = None) -> Accumulator:
+    """A system that is right on these rows."""
+    names = ids or [str(index) for index in range(len(pattern))]
+    rows = [prediction(name, "yes", "yes" if hit else "no") for name, hit in zip(names, pattern, strict=True)]
+    return filled([exact_match], rows)
+
+
+def mean_of(key: str) -> Metric:
+    def statistics(item: Prediction) -> Array | None:
+        return np.array([item.values[key], 1.0]) if key in item.values else None
+
+    return Metric(key, "higher", 1, "mean", statistics, lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def test_statistics_and_mask_have_a_row_each() -> None:
+    found = filled([mean_of("x")], [prediction("a"), prediction("b", x=2.0), prediction("c"), prediction("d", x=5.0)])
+    rows, applies = found.statistics("x")
+    assert rows.tolist() == [[0, 0], [2, 1], [0, 0], [5, 1]]
+    assert applies.tolist() == [False, True, False, True]
+    assert (found.n, found.ids) == (4, ["a", "b", "c", "d"])
+    score = found.scores()["x"]
+    assert (score.value, score.n) == (3.5, 2)
+
+
+def test_rows_that_grow_past_the_first_array_are_all_kept() -> None:
+    found = filled([mean_of("x")], [prediction(str(index), x=float(index)) for index in range(1000)])
+    assert found.statistics("x")[0][:, 0].tolist() == list(range(1000))
+
+
+def test_metrics_that_share_statistics_share_one_pass() -> None:
+    calls: list[str] = []
+
+    def statistics(item: Prediction) -> Array:
+        calls.append(item.id)
+        return np.array([1.0])
+
+    metrics = [Metric(name, "higher", 1, "", statistics, lambda sums: sums[..., 0]) for name in ("one", "two")]
+    scores = filled(metrics, [prediction("a"), prediction("b")]).scores()
+    assert calls == ["a", "b"]
+    assert list(scores) == ["one", "two"]
+
+
+def test_without_rows_there_is_no_value_and_with_one_row_no_interval() -> None:
+    none, one = hits([]).scores()["exact_match"], hits([True]).scores()["exact_match"]
+    assert math.isnan(none.value)
+    assert none.n == 0
+    assert one.value == 1
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+
+
+def test_excluded_rows_do_not_count() -> None:
+    found = hits([True, False, True, True])
+    without = found.scores(exclude={"1"})["exact_match"]
+    assert (without.value, without.n) == (1.0, 3)
+    assert found.scores()["exact_match"].n == 4
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(0, 5))
+def test_the_interval_holds_the_value_and_repeats_by_seed(pattern: list[bool], seed: int) -> None:
+    score = hits(pattern).scores(resamples=200, seed=seed)["exact_match"]
+    assert score.low <= score.value <= score.high
+    assert score == hits(pattern).scores(resamples=200, seed=seed)["exact_match"]
+
+
+def test_a_resample_is_a_draw_of_rows_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the plain loop over drawn rows; chunks of any size give the same."""
+    pattern = np.random.default_rng(0).random(50) < 0.6
+    draws = np.random.default_rng(17)
+    means = np.sort([pattern[draws.integers(50, size=50)].mean() for _ in range(1000)])
+    whole = hits(pattern.tolist()).scores()["exact_match"]
+    assert (whole.low, whole.high) == pytest.approx((means[24], means[974]))
+    monkeypatch.setattr(accumulate, "_BUDGET", 7 * 50 * 8)
+    assert hits(pattern.tolist()).scores()["exact_match"] == whole
+
+
+def test_the_bootstrap_of_many_rows_stays_within_its_budget() -> None:
+    """All weights at once would take 160 MB."""
+    metric = mean_of("x")
+    found = filled([metric], [prediction(str(row), x=1.0) for row in range(20_000)])
+    tracemalloc.start()
+    found.scores(resamples=1000)
+    paired(found, found, metric, resamples=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 * 2**20
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random, covered, trials = np.random.default_rng(1), 0, 300
+    for trial in range(trials):
+        values = random.exponential(size=60)
+        found = filled([mean_of("x")], [prediction(str(row), x=float(value)) for row, value in enumerate(values)])
+        score = found.scores(resamples=300, seed=trial)["x"]
+        covered += score.low <= 1.0 <= score.high
+    assert 0.89 <= covered / trials <= 0.98
+
+
+def random_classifier(random: np.random.Generator, truth: Sequence[str]) -> Accumulator:
+    labels = ["a", "b", "c"]
+    metrics = classification_metrics(labels, multi_label=False)
+    outputs = random.choice(labels, size=len(truth))
+    return filled(metrics, [prediction(str(i), t, str(o)) for i, (t, o) in enumerate(zip(truth, outputs, strict=True))])
+
+
+def test_no_effect_is_seldom_taken_for_one() -> None:
+    random = np.random.default_rng(2)
+    truth = [str(label) for label in random.choice(["a", "b", "c"], size=80)]
+    verdicts = [
+        paired(random_classifier(random, truth), random_classifier(random, truth), "macro_f1", resamples=300).verdict
+        for _ in range(200)
+    ]
+    assert verdicts.count("improved") / 200 <= 0.05
+    assert verdicts.count("worse") / 200 <= 0.05
+    assert verdicts.count("no detectable change") >= 180
+
+
+def test_a_system_against_itself_is_no_change() -> None:
+    system = hits([True, False] * 20)
+    found = paired(system, hits([True, False] * 20), exact_match)
+    assert (found.delta, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert found.verdict == "no detectable change"
+
+
+def test_delta_is_the_first_minus_the_second_and_p_is_as_defined() -> None:
+    random = np.random.default_rng(3)
+    a, b = random.random(120) < 0.8, random.random(120) < 0.7
+    found = paired(hits(a.tolist()), hits(b.tolist()), "exact_match", resamples=500, seed=9)
+    draws = np.random.default_rng(9)
+    rows = [draws.integers(120, size=120) for _ in range(500)]
+    deltas = np.array([a[row].mean() - b[row].mean() for row in rows]).round(12)
+    assert found.delta == pytest.approx(a.mean() - b.mean())
+    smaller = min((deltas <= 0).sum(), (deltas >= 0).sum())
+    assert found.p == pytest.approx(2 * (smaller + 1) / 501)
+    assert found.low <= found.delta <= found.high
+
+
+def test_pairing_finds_what_two_intervals_apart_would_miss() -> None:
+    base = [index % 2 == 0 for index in range(100)]
+    better = [hit or index % 12 == 1 for index, hit in enumerate(base)]
+    one, two = hits(better).scores()["exact_match"], hits(base).scores()["exact_match"]
+    assert one.low < two.high
+    assert paired(hits(better), hits(base), "exact_match").verdict == "improved"
+    assert paired(hits(base), hits(better), "exact_match").verdict == "worse"
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict"), [(1, "no detectable change"), (5, "no detectable change"), (6, "improved")]
+)
+def test_five_rows_that_differ_are_too_few(rows: int, verdict: str) -> None:
+    """Below six no two-sided sign test reaches 5 per cent, whatever a bootstrap of so few rows claims."""
+    found = paired(hits([True] * rows), hits([False] * rows), "exact_match")
+    assert found.verdict == verdict
+    assert found.p >= 2.0 ** (1 - rows)
+
+
+def test_lower_is_better_where_the_metric_says_so() -> None:
+    def likelihood(factor: float) -> Accumulator:
+        return filled([bits_per_byte], [prediction(str(i), nll=factor * (i + 1), bytes=10) for i in range(30)])
+
+    found = paired(likelihood(0.5), likelihood(1.0), bits_per_byte)
+    assert found.delta < 0
+    assert found.verdict == "improved"
+    assert paired(likelihood(1.0), likelihood(0.5), bits_per_byte).verdict == "worse"
+
+
+def test_rows_are_matched_by_id_and_not_by_place() -> None:
+    a = hits([True, True, False], ["x", "y", "z"])
+    b = hits([False, True, True], ["z", "x", "y"])
+    assert paired(a, b, "exact_match").p == 1
+    one, two = row_values(a, b, "exact_match")
+    assert one.tolist() == two.tolist() == [1, 1, 0]
+
+
+def test_rows_where_the_metric_does_not_apply_to_both_are_left_out() -> None:
+    metric = mean_of("x")
+    a = filled([metric], [prediction("1", x=1.0), prediction("2", x=5.0), prediction("3")])
+    b = filled([metric], [prediction("1", x=0.0), prediction("2"), prediction("3", x=9.0)])
+    assert paired(a, b, metric).delta == 1
+    neither = paired(a, filled([metric], [prediction(str(i)) for i in (1, 2, 3)]), metric)
+    assert math.isnan(neither.delta)
+    assert math.isnan(neither.p)
+    assert neither.verdict == "no detectable change"
+
+
+def test_nan_is_never_a_verdict() -> None:
+    rows = [prediction(str(i), nll="NaN" if i == 3 else 1.0, bytes=10) for i in range(30)]
+    good = [prediction(str(i), nll=2.0, bytes=10) for i in range(30)]
+    found = paired(filled([bits_per_byte], rows), filled([bits_per_byte], good), bits_per_byte)
+    assert math.isnan(found.delta)
+    assert found.verdict == "no detectable change"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (["1", "2"], ["1", "3"], "'2' only in the first, '3' only in the second"),
+        (["1", "2"], ["1"], r"'2' only in the first, none only in the second \(2 and 1 rows\)"),
+        (list("123456"), ["9"], "'1', '2', '3' and 3 more only in the first"),
+        (["1", "1"], ["1"], r"none only in the first, none only in the second \(2 and 1 rows\)"),
+    ],
+)
+def test_other_rows_are_refused_by_name(a: list[str], b: list[str], message: str) -> None:
+    with pytest.raises(IncompatibleError, match=message):
+        paired(hits([True] * len(a), a), hits([True] * len(b), b), "exact_match")
+
+
+def test_an_infinite_row_gives_an_infinite_value_and_no_interval() -> None:
+    metric = mean_of("x")
+    a = filled([metric], [prediction(str(row), x=math.inf) for row in range(4)])
+    score, difference = a.scores()["x"], paired(a, a, metric)
+    assert score.value == math.inf
+    assert math.isnan(score.low)
+    assert math.isnan(difference.delta)
+    assert difference.verdict == "no detectable change"
