@@ -113,9 +113,12 @@ def compare(
 ) -> None:
     """Compare two runs row by row; refuses runs whose scores do not mean the same."""
     from fulltune import render
+    from fulltune.compare import compare
+    from fulltune.store.runs import resolve
 
     with _answering(as_json, verbose):
-        found = fulltune.compare(a, b, out=out)
+        # Not `fulltune.compare`, which is the same but waits for torch.
+        found = compare(resolve(a, out), resolve(b, out))
     _answer(found.to_json(), render.comparison(found), as_json)
 
 

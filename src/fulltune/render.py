@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -9,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fulltune.compare import RunComparison
 from fulltune.doctor import Diagnosis
 from fulltune.plan import Plan, gib
-from fulltune.records import Record, Score
+from fulltune.records import EvaluationRecord, Record, Score
 from fulltune.report import display
 
 
@@ -29,8 +31,9 @@ def scores(found: dict[str, Score], metric: str) -> Table:
     table = Table("system", display.metric_label(metric), "interval", "rows")
     for name in display.in_order(found):
         score = found[name]
-        value, bounds = display.number(score.value, digits), display.interval(score.low, score.high, digits)
-        table.add_row(display.system_label(name), value, escape(bounds), display.count(score.n))
+        bounds = escape(display.interval(score.low, score.high, digits))
+        value = display.number(score.value, digits)
+        table.add_row(display.system_label(name), value, bounds, display.count(score.n))
     return table
 
 
@@ -44,6 +47,39 @@ def next_step(record: Record) -> str:
     if "no detectable change" in verdicts:
         return "bring more rows (train to learn more, eval for narrower intervals), or raise train.epochs"
     return f"change one setting with --set, run again, and `fulltune compare {record.run_id} latest`"
+
+
+def evaluation(found: EvaluationRecord) -> RenderableType:
+    """An evaluation: every metric of one system, the deciding one first."""
+    system = display.system_label(found.system)
+    title = f"{found.model.source}, {system}, on {found.data.rows:,} rows of {found.data.source}"
+    table = Table("metric", "value", "interval", "rows")
+    for name, score in sorted(found.scores.items(), key=lambda item: item[0] != found.metric):
+        bounds = escape(display.interval(score.low, score.high))
+        table.add_row(display.metric_label(name), display.number(score.value), bounds, display.count(score.n))
+    return Group(Text(title, style="bold"), table)
+
+
+def comparison(found: RunComparison) -> RenderableType:
+    """Two runs: the answer, each metric of both with the paired difference, and the rows that changed."""
+    table = Table("metric", "A", "B", "A − B", "interval", "verdict")
+    for item in found.differences:
+        values = [found.scores[side][item.metric].value for side in ("a", "b")]
+        digits = display.decimals(values)
+        bounds = display.interval(item.low, item.high, digits, sign=True)
+        shown = [display.number(value, digits) for value in values]
+        delta = display.delta(item.delta, digits)
+        table.add_row(display.metric_label(item.metric), *shown, delta, escape(bounds), item.verdict)
+    lists = {
+        "right only in A": found.fixed,
+        "right only in B": found.broken,
+        "better in A": found.most_improved,
+        "better in B": found.most_worsened,
+        "left out": found.left_out,
+    }
+    changed = {name: _some(rows) for name, rows in lists.items() if rows}
+    named = Text(f"A = {found.a}\nB = {found.b}", overflow="fold")
+    return Group(Text(found.headline, style="bold"), named, table, _facts(changed))
 
 
 def plan(plan: Plan) -> RenderableType:
@@ -81,6 +117,11 @@ def diagnosis(found: Diagnosis) -> RenderableType:
         **{item.name: "ready" if item.available else f"missing: {item.command}" for item in found.features},
     }
     return _facts(facts)
+
+
+def _some(ids: Sequence[str], shown: int = 5) -> str:
+    """``12: a, b, c, d, e …``."""
+    return f"{len(ids):,}: {', '.join(ids[:shown])}" + (" …" if len(ids) > shown else "")
 
 
 def _facts(facts: dict[str, str]) -> Table:

@@ -1,0 +1,167 @@
+"""The command line: what goes to stdout, what to stderr, and which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import fulltune
+from fulltune.cli import app
+from fulltune.store.runs import RunFolder
+
+VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor")
+
+
+def call(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    raw = {"model": "gpt2", "task": "causal-lm", "data": {"train": "tales.jsonl"}} | changes
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def in_a_process(*arguments: str, torch: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the console script where importing torch does what ``torch`` says."""
+    (folder / "torch.py").write_text(torch)
+    path = os.pathsep.join([str(folder), *sys.path])
+    command = [sys.executable, "-m", "fulltune", *arguments]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_help_names_every_verb() -> None:
+    shown = call("--help")
+    assert shown.exit_code == 0
+    assert all(verb in shown.stdout for verb in VERBS)
+    commands = typer.main.get_command(app)
+    assert set(getattr(commands, "commands")) == set(VERBS)  # noqa: B009 - typer does not tell the type
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_json(verb: str) -> None:
+    shown = call(verb, "--help")
+    assert shown.exit_code == 0
+    assert "--json" in shown.stdout
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"{fulltune.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("rum",), ("run",), ("run", "c.yaml", "--no-such"), ("compare", "one"), ("doctor", "extra")]
+)
+def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "Usage" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+def test_a_missing_config_is_one_clear_message(verb: str, tmp_path: Path) -> None:
+    result = call(verb, tmp_path / "nothing.yaml", "--out", tmp_path / "runs")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == f"error: {tmp_path / 'nothing.yaml'}: there is no such config file. Check the path.\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_json_errors_stand_on_stdout_too(tmp_path: Path) -> None:
+    config = write_config(tmp_path, modle="x", train={"epocs": 1})
+    result = call("run", config, "--out", tmp_path / "runs", "--json", "--quiet")
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "ConfigError"
+    assert [problem["field"] for problem in error["problems"]] == ["train.epocs", "modle"]
+    assert "2 problems" in error["message"]
+    assert "did you mean 'epochs'" in error["problems"][0]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "expected a.b=value"),
+        ("train.epochs=-1", "greater than 0"),
+        ("train.lr=1", "unknown key"),
+        ("task=causal-lmm", "Did you mean 'causal-lm'"),
+        ("method=fool", "Did you mean 'full'"),
+    ],
+)
+def test_overrides_are_checked(override: str, message: str, tmp_path: Path) -> None:
+    result = call("run", write_config(tmp_path), "--set", override, "--out", tmp_path / "runs")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("switch", ["--verbose", "FULLTUNE_DEBUG"])
+def test_a_traceback_only_on_request(switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [switch] if switch.startswith("-") else []
+    if not options:
+        monkeypatch.setenv(switch, "1")
+    result = call("run", tmp_path / "nothing.yaml", *options)
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("Check the path.\n")
+
+
+def test_an_unknown_demo_lists_those_that_exist(tmp_path: Path) -> None:
+    result = call("demo", "contract", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "expected one of contracts" in result.stderr
+    assert "Did you mean 'contracts'" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_comparing_runs_that_are_not_there(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "20260101-a"):
+        pass
+    result = call("compare", "20260101-b", "latest", "--out", tmp_path, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["type"] == "StoreError"
+    assert "Did you mean '20260101-a'" in result.stderr
+
+
+def test_doctor_for_people_and_for_programs(tmp_path: Path) -> None:
+    shown = call("doctor", "--out", tmp_path)
+    assert shown.exit_code == 0
+    assert fulltune.__version__ in shown.stdout
+    assert "fused AdamW" in shown.stdout
+    parsed = json.loads(call("doctor", "--json", "--out", tmp_path).stdout)
+    assert parsed["versions"]["fulltune"] == fulltune.__version__
+
+
+def test_a_bug_shows_its_traceback_and_asks_for_a_report(tmp_path: Path) -> None:
+    done = in_a_process("doctor", torch="raise ZeroDivisionError('ours')", folder=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith(
+        "ZeroDivisionError: ours\nerror: this is a bug in fulltune; please report it with the lines above.\n"
+    )
+    assert done.stdout == ""
+
+
+def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
+    done = in_a_process("doctor", "--json", torch="raise KeyboardInterrupt", folder=tmp_path)
+    assert done.returncode == 130
+    assert done.stderr == "error: interrupted\n"
+    assert json.loads(done.stdout)["error"]["type"] == "KeyboardInterrupt"
+
+
+def test_what_libraries_print_does_not_reach_stdout(tmp_path: Path) -> None:
+    done = in_a_process("doctor", "--json", torch="print('chatter')\nraise KeyboardInterrupt", folder=tmp_path)
+    assert "chatter" in done.stderr
+    assert list(json.loads(done.stdout)) == ["error"]
