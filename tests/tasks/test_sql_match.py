@@ -1,0 +1,153 @@
+"""When two results are the same."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune.tasks.text2sql.comparison import close
+from fulltune.tasks.text2sql.execution import Result, is_ordered, match
+
+CELLS = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.sampled_from([0.1, 0.1 + 5e-8, 0.1 + 1e-7, 0.1 + 1.5e-7, 1, 1.0]),
+    st.text(max_size=3),
+    st.binary(max_size=3),
+)
+ROWS = st.integers(0, 3).flatmap(lambda width: st.lists(st.tuples(*[CELLS] * width), max_size=8))
+
+
+def same(gold: list[tuple[object, ...]], predicted: list[tuple[object, ...]], ordered: bool = False) -> bool:
+    return match(Result(tuple(gold)), Result(tuple(predicted)), ordered=ordered)
+
+
+@given(ROWS, st.booleans())
+def test_a_result_matches_itself(rows: list[tuple[object, ...]], ordered: bool) -> None:
+    assert same(rows, rows, ordered)
+
+
+@given(ROWS, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter_unless_asked(rows: list[tuple[object, ...]], random: object) -> None:
+    shuffled = list(rows)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert same(rows, shuffled)
+
+
+@given(ROWS.filter(bool))
+def test_a_row_more_or_less_is_another_result(rows: list[tuple[object, ...]]) -> None:
+    assert not same(rows, [*rows, rows[0]])
+    assert not same([*rows, rows[0]], rows)
+
+
+@given(ROWS, ROWS)
+def test_matching_is_symmetric(a: list[tuple[object, ...]], b: list[tuple[object, ...]]) -> None:
+    assert same(a, b) == same(b, a)
+
+
+NEAR = [1.0, 1.0 + 6e-7, 1.0 + 1.2e-6, 1.0 + 1.8e-6, 2]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(NEAR), st.sampled_from(NEAR)), min_size=1, max_size=5),
+    st.lists(st.tuples(st.sampled_from(NEAR), st.sampled_from(NEAR)), min_size=1, max_size=5),
+)
+def test_near_rows_are_paired_as_well_as_any_pairing_can(
+    a: list[tuple[float, float]], b: list[tuple[float, float]]
+) -> None:
+    """Against the definition: some order of the rows makes every pair close."""
+    fits = len(a) == len(b) and any(
+        all(close(x, y) for left, right in zip(a, order, strict=True) for x, y in zip(left, right, strict=True))
+        for order in permutations(b)
+    )
+    assert same(a, b) == fits
+
+
+def test_a_pairing_that_no_sorting_finds() -> None:
+    gold = [(1.0, 5.0), (1.0 + 5e-7, 4.0)]
+    assert same(gold, [(1.0 + 4e-7, 5.0), (1.0 + 1e-7, 4.0)])
+    assert not same(gold, [(1.0 + 4e-7, 5.0), (1.0 + 1e-7, 5.0)])
+
+
+def test_multiplicity_counts_among_near_rows() -> None:
+    gold, near = [(1.5,)] * 500 + [(2.5,)] * 500, [(1.5 + 1e-9,)] * 500 + [(2.5,)] * 500
+    assert same(gold, near)
+    assert not same(gold, [(1.5 + 1e-9,)] * 501 + [(2.5,)] * 499)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        (3, 3.0, True),
+        (3, "3", False),
+        ("a", "A", False),
+        ("a", "a ", False),
+        ("a", b"a", False),
+        (None, None, True),
+        (None, 0, False),
+        (None, "", False),
+        (0.1 + 0.2, 0.3, True),
+        (1 / 3, 0.333333333, True),
+        (1 / 3, 0.3333, False),
+        (1e-12, 0.0, True),
+        (1_000_000, 1_000_001, False),
+        (1_000_000, 1_000_001.0, False),
+        (2**60, 2**60 + 1, False),
+        (2**60 + 1, float(2**60), True),
+        (math.inf, math.inf, True),
+        (math.inf, 1e308, False),
+        (-math.inf, math.inf, False),
+    ],
+)
+def test_cells(a: object, b: object, expected: bool) -> None:
+    assert same([(a,)], [(b,)]) is expected
+    assert same([(a,)], [(b,)], ordered=True) is expected
+    assert same([("x", a), ("y", 1)], [("y", 1), ("x", b)]) is expected
+
+
+def test_order_of_rows_and_columns() -> None:
+    assert not same([(1,), (2,)], [(2,), (1,)], ordered=True)
+    assert same([(1,), (2,)], [(2,), (1,)])
+    assert not same([(1, 2)], [(2, 1)])
+    assert not same([(1,)], [(1, 1)])
+    assert not same([(1,)], [(1, 1)], ordered=True)
+
+
+def test_an_error_matches_nothing_and_a_cut_result_only_a_cut_one() -> None:
+    failed, rows = Result(error="no such table"), ((1,), (2,))
+    assert not match(failed, failed, ordered=False)
+    assert not match(Result(), failed, ordered=False)
+    assert match(Result(rows, truncated=True), Result(rows, truncated=True), ordered=False)
+    assert not match(Result(rows, truncated=True), Result(rows), ordered=False)
+
+
+ORDERED = [
+    "SELECT a FROM t ORDER BY a",
+    "select a from t order\n by a limit 3",
+    "SELECT a FROM t UNION SELECT b FROM u ORDER BY 1",
+    "WITH x AS (SELECT 1) SELECT * FROM x ORDER BY /* really */ 1;",
+    "SELECT a FROM t WHERE b = ')' ORDER BY a",
+]
+UNORDERED = [
+    "SELECT a FROM t",
+    "SELECT a FROM (SELECT a FROM t ORDER BY a)",
+    "SELECT a FROM t WHERE a IN (SELECT a FROM t ORDER BY b LIMIT 3)",
+    "WITH x AS (SELECT 1 ORDER BY 1) SELECT * FROM x",
+    "SELECT rank() OVER (ORDER BY a) FROM t",
+    "SELECT group_concat(a ORDER BY a) FROM t",
+    "SELECT 'ORDER BY' FROM t -- ORDER BY a",
+    'SELECT "order" FROM t GROUP BY a',
+]
+
+
+@pytest.mark.parametrize("sql", [*ORDERED, *UNORDERED])
+def test_only_the_outermost_order_counts_as_sqlglot_sees_it(sql: str) -> None:
+    import sqlglot
+
+    assert is_ordered(sql) is (sql in ORDERED)
+    assert is_ordered(sql) is bool(sqlglot.parse_one(sql, read="sqlite").args.get("order"))

@@ -1,0 +1,113 @@
+"""The query in an answer, and one form for queries written in different ways."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune.tasks.text2sql.normalise import normalise_sql, strip_fences
+
+PLAIN = [
+    "SELECT 1",
+    "WITH x AS (SELECT 1) SELECT * FROM x",
+    "SELECT a\n\nFROM t\nWHERE b = 'Note: x'",
+    "SELECT * FROM `t` WHERE `a` = 1",
+    "SELECT 'a;b' FROM t",
+    "SELECT 1; DROP TABLE t",
+    "SELECT 1; SELECT 2",
+    "DELETE FROM t",
+    "I do not know.",
+]
+
+
+@pytest.mark.parametrize("query", PLAIN)
+def test_a_plain_answer_stays(query: str) -> None:
+    assert strip_fences(query) == query
+    assert strip_fences(f"  {query}\n") == query
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "```sql\nSELECT a FROM t\n```",
+        "```\nSELECT a FROM t\n```",
+        "```SQL SELECT a FROM t```",
+        "```sqlite\nSELECT a FROM t;\n```\nThis query selects a.",
+        "Here is the query:\n```sql\nSELECT a FROM t\n```",
+        "```sql\nSELECT a FROM t",
+        "```SELECT a FROM t```",
+        "`SELECT a FROM t`",
+        "SQL: SELECT a FROM t",
+        "sql:\nSELECT a FROM t",
+        "Here is the query:\n\nSELECT a FROM t;",
+        "SELECT a FROM t; This gives a of every row.",
+        "SELECT a FROM t;\n\nQuestion: what is b?\nSQL: SELECT b FROM t",
+        "SELECT a FROM t\n\nQuestion: what is b?\nSQL: SELECT b FROM t",
+        "SELECT a FROM t\nExplanation: every row",
+        "SELECT a FROM t;;",
+    ],
+)
+def test_what_stands_around_a_query_goes(answer: str) -> None:
+    assert strip_fences(answer) == "SELECT a FROM t"
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("select  Count( * )\nfrom T", "SELECT COUNT(*) FROM t;"),
+        ("SELECT a FROM t WHERE b != 1", "SELECT a FROM t WHERE b <> 1"),
+        ("SELECT x.A FROM t x", "SELECT X.a FROM t AS x"),
+        ('SELECT "a" FROM [t]', "SELECT a FROM t"),
+        ("SELECT a -- why\nFROM t /* here */", "SELECT a FROM t"),
+        ("SELECT a FROM t ORDER BY a ASC", "SELECT a FROM t ORDER BY a ASC ;"),
+        ("select a from", "SELECT  A FROM ;"),
+        ("UPDATE t SET a=1", "update T set a = 1"),
+    ],
+)
+def test_writing_does_not_matter(a: str, b: str) -> None:
+    assert normalise_sql(a) == normalise_sql(b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("SELECT a FROM t WHERE b = 'X'", "SELECT a FROM t WHERE b = 'x'"),
+        ('SELECT a FROM t WHERE b = "USA"', 'SELECT a FROM t WHERE b = "usa"'),
+        ("SELECT a, b FROM t", "SELECT b, a FROM t"),
+        ("SELECT a FROM t", "SELECT DISTINCT a FROM t"),
+        ("SELECT 'a' FROM", "SELECT 'A' FROM"),
+        ("SELECT 1", "SELECT 1; SELECT 2"),
+    ],
+)
+def test_what_matters_stays(a: str, b: str) -> None:
+    assert normalise_sql(a) != normalise_sql(b)
+
+
+PIECES = """
+SELECT FROM WHERE ( ) , * = 'a' "b" t a 1 AND ORDER BY GROUP JOIN ON WITH AS CASE WHEN END ; -- /* ' " ` [ UNION CREATE
+DROP LIMIT IN NOT NULL BETWEEN CAST || . x'0' ? : @ {
+"""
+SQL_WORDS = st.sampled_from(PIECES.split())
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(SQL_WORDS, max_size=25).map(lambda words: "SELECT " + " ".join(words))))
+def test_anything_can_be_normalised_and_stripped_in_silence(text: str) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("sqlglot").addHandler(handler)
+    try:
+        assert isinstance(normalise_sql(text), str)
+        assert isinstance(strip_fences(text), str)
+    finally:
+        logging.getLogger("sqlglot").removeHandler(handler)
+    assert records == []
+    assert not logging.getLogger("sqlglot").disabled
+
+
+def test_a_query_too_deep_to_parse_is_still_normalised() -> None:
+    deep = "SELECT " + "(" * 3000 + "1" + ")" * 3000
+    assert normalise_sql(deep) == normalise_sql(deep.lower())
