@@ -314,12 +314,12 @@ def _run_headline(
 ) -> str:
     new, old = (float(metric.value(system.statistics(metric.name)[0].sum(axis=0))) for system in systems)
     n = int(systems[0].statistics(metric.name)[1].sum())
-    label, change = _label(metric), f"({_figure(old)} → {_figure(new)})"
+    label, change = _label(metric), f"{_figure(old)} → {_figure(new)}"
     if difference.verdict == "no detectable change":
-        return f"No detectable change in {label} from {b} to {a} {change}: {_signed(difference, metric)}, n = {n}."
+        return f"No detectable change in {label} from {b} to {a} ({change}): {_signed(difference, metric)}, n = {n}."
     verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)
     gain = _gain(difference, metric, sign)
-    return f"{a} is {verb} than {b} in {label} by {gain} {change}, n = {n}."
+    return f"{a} is {verb} than {b} in {label} by {gain}, {change}, n = {n}."
 
 
 def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:

@@ -172,9 +172,10 @@ def _resampled(tables: Sequence[Array], resamples: int, seed: int) -> list[Array
         return [np.full_like(part, np.nan) for part in sums]
     random = np.random.default_rng(seed)
     size = max(1, min(resamples, _BUDGET // (8 * n)))
+    buffer = np.empty((size, n))
     for start in range(0, resamples, size):
         stop = min(start + size, resamples)
-        weights = np.empty((stop - start, n))
+        weights = buffer[: stop - start]
         for weight in weights:
             weight[:] = np.bincount(random.integers(n, size=n), minlength=n)
         with np.errstate(invalid="ignore"):  # 0 times infinity: a row that is infinite leaves no interval
