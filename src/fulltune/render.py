@@ -13,27 +13,30 @@ from rich.text import Text
 from fulltune.compare import RunComparison
 from fulltune.doctor import Diagnosis
 from fulltune.plan import Plan, gib
-from fulltune.records import EvaluationRecord, Record, Score
+from fulltune.records import EvaluationRecord, Record
 from fulltune.report import display
 
 
 def record(record: Record, folder: Path) -> RenderableType:
     """A run: its headline, its systems by the deciding metric, the report's path, and what to try next."""
-    table = scores({name: row[record.metric] for name, row in record.scores.items()}, record.metric)
     reasons = [Text(f"  {reason}") for reason in record.reasons]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
-    return Group(Text(record.headline, style="bold"), *reasons, table, report, Text(f"Next: {next_step(record)}"))
+    ending = (report, Text(f"Next: {next_step(record)}"))
+    return Group(Text(record.headline, style="bold"), *reasons, systems(record), *ending)
 
 
-def scores(found: dict[str, Score], metric: str) -> Table:
-    """One metric of several systems, with intervals, in the report's order."""
+def systems(record: Record) -> Table:
+    """Every system by the deciding metric, in the report's order, with the tuned model's paired difference from it."""
+    found = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
     digits = display.decimals(score.value for score in found.values())
-    table = Table("system", display.metric_label(metric), "interval", "rows")
+    table = Table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
     for name in display.in_order(found):
-        score = found[name]
+        score, against = found[name], record.comparison.get(f"tuned vs {name}")
         bounds = escape(display.interval(score.low, score.high, digits))
-        value = display.number(score.value, digits)
-        table.add_row(display.system_label(name), value, bounds, display.count(score.n))
+        gain = f"{display.delta(against.delta, digits)}, {against.verdict}" if against else ""
+        table.add_row(
+            display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
+        )
     return table
 
 

@@ -1,0 +1,183 @@
+"""Results at a terminal: the answer first, every number with its interval, and something to try next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from fulltune import render
+from fulltune.compare import RunComparison
+from fulltune.config import load_config
+from fulltune.plan import build_plan
+from fulltune.records import (
+    AuditSummary,
+    Comparison,
+    DataInfo,
+    EvaluationRecord,
+    MetricInfo,
+    ModelInfo,
+    Parameters,
+    Record,
+    Resources,
+    Score,
+    SplitInfo,
+    Training,
+)
+
+SPLIT = SplitInfo(source="test.jsonl", rows=1200, sha256="00")
+MODEL = ModelInfo(source="gpt2 [small]", sha256="00", family="encoder", architecture="BertModel")
+INFO = MetricInfo(direction="higher", version=1, source="scikit-learn")
+
+
+def text(shown: RenderableType) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(shown)
+    return capture.get()
+
+
+def score(value: float) -> Score:
+    return Score(value=value, low=value - 0.02, high=value + 0.02, n=1200)
+
+
+def difference(verdict: str, metric: str = "macro_f1") -> Comparison:
+    return Comparison.model_validate(
+        {"metric": metric, "delta": 0.11, "low": 0.09, "high": 0.13, "p": 0.001, "verdict": verdict}
+    )
+
+
+def record(verdict: str = "improved", **changes: Any) -> Record:
+    fields: dict[str, Any] = {
+        "run_id": "20260101-a",
+        "fulltune": "0.1.0",
+        "created": "2026-01-01T00:00:00+00:00",
+        "task": "classification",
+        "task_version": 1,
+        "method": "full",
+        "headline": "Tuned beats few-shot.",
+        "metric": "macro_f1",
+        "metrics": {"macro_f1": INFO},
+        "model": MODEL,
+        "data": DataInfo(train=SPLIT, eval=SPLIT, audit=AuditSummary(errors=0, warnings=0, findings=(), leaked_rows=0)),
+        "parameters": Parameters(total=1, trainable=1, frozen=0, dtype="float32"),
+        "training": Training(
+            optimizer="AdamW",
+            scheduler="cosine",
+            learning_rate=3e-5,
+            warmup_steps=1,
+            weight_decay=0.01,
+            batch_size=8,
+            accumulation=1,
+            epochs=3,
+            steps=10,
+            seed=17,
+            tokens=1,
+            rows=1,
+            final_loss=1.0,
+        ),
+        "scores": {"tuned": {"macro_f1": score(0.9)}, "few_shot": {"macro_f1": score(0.79)}},
+        "comparison": {"tuned vs few_shot": difference(verdict)},
+        "resources": Resources(peak_rss_bytes=1, train_seconds=1, tokens_per_second=1, total_seconds=1),
+        "versions": {},
+        "outcome": "accepted",
+    }
+    return Record(**(fields | changes))
+
+
+def test_a_run_begins_with_its_headline_and_ends_with_what_to_try() -> None:
+    lines = text(render.record(record(), Path("runs/20260101-a"))).splitlines()
+    assert lines[0].strip() == "Tuned beats few-shot."
+    assert "Report: runs/20260101-a/report.html" in lines[-2]
+    assert "fulltune compare 20260101-a latest" in lines[-1]
+    few = next(index for index, line in enumerate(lines) if "Few-shot" in line)
+    tuned = next(index for index, line in enumerate(lines) if "0.900" in line)
+    assert 0 < few < tuned, "the tuned model comes last"
+    assert "0.790" in lines[few]
+    assert "[0.770, 0.810]" in lines[few]
+    assert "+0.110, improved" in lines[few]
+    assert "1,200" in lines[few]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"outcome": "stopped"}, "train.learning_rate=1e-5"),
+        ({"verdict": "worse", "outcome": "rejected"}, "broken rows"),
+        ({"verdict": "no detectable change", "outcome": "rejected"}, "bring more rows"),
+    ],
+)
+def test_what_to_try_depends_on_how_it_went(changes: dict[str, str], words: str) -> None:
+    verdict = changes.pop("verdict", "improved")
+    assert words in render.next_step(record(verdict, **changes))
+
+
+def test_a_rejected_run_gives_its_reasons_as_they_are() -> None:
+    shown = text(render.record(record(outcome="rejected", reasons=("below [tfidf]",)), Path("r")))
+    assert "below [tfidf]" in shown
+
+
+def test_a_stopped_run_without_scores_can_be_shown() -> None:
+    shown = text(render.record(record(outcome="stopped", scores={}, comparison={}), Path("r")))
+    assert "Tuned beats few-shot." in shown
+
+
+def test_nan_stays_nan() -> None:
+    nan = Score(value=float("nan"), low=float("nan"), high=float("nan"), n=0)
+    assert "NaN" in text(render.systems(record(scores={"tuned": {"macro_f1": nan}})))
+
+
+def test_an_evaluation_puts_the_deciding_metric_first() -> None:
+    found = EvaluationRecord(
+        model=MODEL,
+        system="zero_shot",
+        task="classification",
+        task_version=1,
+        metric="macro_f1",
+        metrics={"accuracy": INFO, "macro_f1": INFO},
+        data=SPLIT,
+        scores={"accuracy": score(0.5), "macro_f1": score(0.4)},
+        seconds=1.0,
+    )
+    shown = text(render.evaluation(found))
+    assert "gpt2 [small], Zero-shot, on 1,200 rows of test.jsonl" in shown
+    assert 0 < shown.index("Macro-F1") < shown.index("Accuracy")
+    assert "[0.380, 0.420]" in shown
+
+
+def test_a_comparison_names_both_runs_and_the_rows_that_changed() -> None:
+    found = RunComparison(
+        a="20260101-a",
+        b="20260102-b",
+        task="classification",
+        metric="macro_f1",
+        headline="A is better.",
+        metrics={"macro_f1": INFO},
+        scores={"a": {"macro_f1": score(0.9)}, "b": {"macro_f1": score(0.79)}},
+        differences=(difference("improved"),),
+        row_metric="accuracy",
+        fixed=tuple(f"test.jsonl:{line}" for line in range(1, 8)),
+        broken=("test.jsonl:9",),
+    )
+    shown = text(render.comparison(found))
+    assert shown.splitlines()[0].strip() == "A is better."
+    assert "A = 20260101-a" in shown
+    assert "B = 20260102-b" in shown
+    assert "[+0.090, +0.130]" in shown
+    assert "7: test.jsonl:1, test.jsonl:2, test.jsonl:3, test.jsonl:4, test.jsonl:5 …" in shown
+    assert "1: test.jsonl:9" in shown
+    assert "better in A" not in shown
+
+
+def test_a_plan_shows_cost_and_advice() -> None:
+    config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}, "train": {"learning_rate": 1e-3}})
+    counts = {"train_rows": 1000, "eval_rows": 200, "valid_rows": 0, "sequences": 4000, "tokens": 123_456}
+    plan = build_plan(config, **counts, parameters=2**27, machine_memory=2**33)
+    shown = text(render.plan(plan))
+    assert "134,217,728 parameters" in shown
+    assert "at least 2.0 GiB, activations on top; this machine has 8.0 GiB" in shown
+    assert "1,500 (500 an epoch), 90 of them warm-up" in shown
+    assert "1,000 train, 200 eval" in shown
+    assert shown.count("Advice: ") == len(plan.advice) == 2
