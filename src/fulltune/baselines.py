@@ -1,8 +1,8 @@
 """Scores without training, on the same rows, prompts and decoding as the tuned model's.
 
-``majority`` (the commonest answer in train) and ``tfidf`` (word counts and logistic regression) are floors for classification;
-``zero_shot`` and ``few_shot`` ask the untouched base. They are cached under what they depend on, so a second run on the same data
-pays nothing.
+``majority`` (the commonest answer in train) and ``tfidf`` (word counts and logistic regression) are floors for
+classification; ``zero_shot`` and ``few_shot`` ask the untouched base. They are cached under what they depend on, so a
+second run on the same data pays nothing.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ def baseline(name: str, task: Task, base: Bundle, train: Sequence[Example], shot
     return task.predictor(base, name, shots if name == "few_shot" else ())
 
 
-def choose_shots(task: Task, config: Config, family: str, train: Sequence[Example], scored: Sequence[Example]) -> list[Example]:
+def choose_shots(
+    task: Task, config: Config, family: str, train: Sequence[Example], scored: Sequence[Example]
+) -> list[Example]:
     """Few-shot examples: from train only, seeded, never a row that is scored.
 
-    ``few_shot`` of them; for an encoder that classifies, that many for each label. Where there are labels, a prompt's shots cycle
-    through them, so that no label is shown twice before each was shown once.
+    ``few_shot`` of them; for an encoder that classifies, that many for each label. Where there are labels, a prompt's
+    shots cycle through them, so that no label is shown twice before each was shown once.
     """
     asked = {(example.input, example.target) for example in scored}
     pool = [example for example in train if (example.input, example.target) not in asked]
@@ -82,7 +84,9 @@ def majority(task: LabelledTask, train: Sequence[Example]) -> Predictor:
 
 
 def tfidf(task: LabelledTask, train: Sequence[Example]) -> Predictor:
-    """TF-IDF of words and word pairs with logistic regression (scikit-learn): the floor a tuned classifier must pass."""
+    """TF-IDF of words and word pairs with logistic regression (scikit-learn): the floor a tuned classifier must
+    pass.
+    """
 
     def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
         rows = _tfidf_probabilities(task, train, examples)
@@ -117,7 +121,9 @@ def _tfidf_probabilities(task: LabelledTask, train: Sequence[Example], examples:
 def cached(
     predict: Predictor, name: str, key: Mapping[str, Any], out: Path, advance: Callable[[], object]
 ) -> Predictor:
-    """The same predictor, its answers kept under a hash of what they depend on; ``advance`` is called as each is made."""
+    """The same predictor, its answers kept under a hash of what they depend on; ``advance`` is called as each is
+    made.
+    """
     path = cache_path(out, cache_key({"baseline": name, **key}))
 
     def made(examples: Sequence[Example]) -> Iterator[Prediction]:
@@ -159,4 +165,3 @@ def _labelled(task: Task) -> LabelledTask:
 
 def _labels(example: Example) -> tuple[str, ...]:
     return (example.target,) if isinstance(example.target, str) else example.target
-

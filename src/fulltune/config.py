@@ -27,7 +27,9 @@ class DataConfig(Section):
     """Where the rows are and what their columns are called."""
 
     train: str = Field(description="JSONL, CSV, Parquet, a folder of .txt, a `datasets` folder, or a hub id")
-    valid: str | float | None = Field(None, description="rows for the evaluation curve during training; a share holds out of train")
+    valid: str | float | None = Field(
+        None, description="rows for the evaluation curve during training; a share holds out of train"
+    )
     eval: str | float = Field(0.1, description="rows that decide; a share (0 to 1) holds out of train, by group")
 
     text: str = "text"
@@ -43,16 +45,26 @@ class DataConfig(Section):
     id: str | None = Field(None, description="column with row ids; default: file and line")
     group: str | None = Field(None, description="column whose values never straddle a split made here")
 
-    databases: str | None = Field(None, description="text2sql: folder of SQLite files, <db_id>.sqlite or <db_id>/<db_id>.sqlite")
-    schemas: str | None = Field(None, description="text2sql: JSON file, db_id → CREATE statements; default: read from the database")
+    databases: str | None = Field(
+        None, description="text2sql: folder of SQLite files, <db_id>.sqlite or <db_id>/<db_id>.sqlite"
+    )
+    schemas: str | None = Field(
+        None, description="text2sql: JSON file, db_id → CREATE statements; default: read from the database"
+    )
     instruction: str | None = Field(None, description="text put before every input of seq2seq and text2sql")
-    chat: Literal["auto", "on", "off"] = Field("auto", description="use the tokenizer's chat template for prompt and completion")
+    chat: Literal["auto", "on", "off"] = Field(
+        "auto", description="use the tokenizer's chat template for prompt and completion"
+    )
 
     limit: int | None = Field(None, gt=0, description="take the first N rows of train")
     eval_limit: int | None = Field(None, gt=0, description="take the first N rows of eval")
-    max_length: int | None = Field(None, gt=7, description="window in tokens; default: what the model takes, at most 512 (1024 for causal-lm)")
+    max_length: int | None = Field(
+        None, gt=7, description="window in tokens; default: what the model takes, at most 512 (1024 for causal-lm)"
+    )
     max_target_length: int = Field(256, gt=0, description="target window in tokens of an encoder-decoder")
-    max_truncated: float = Field(0.05, ge=0, le=1, description="highest share of rows that may lose their label to truncation")
+    max_truncated: float = Field(
+        0.05, ge=0, le=1, description="highest share of rows that may lose their label to truncation"
+    )
     allow_leaks: bool = Field(False, description="go on although eval rows stand in train")
 
 
@@ -122,7 +134,8 @@ def load_config(
     Relative data paths in a file are taken from the working directory first, then from the file's own folder.
 
     Raises:
-        ConfigError: The file is missing or not YAML; a key is unknown; a value has the wrong type. All problems at once.
+        ConfigError: The file is missing or not YAML; a key is unknown; a value has the wrong type. All problems at
+            once.
     """
     raw, where = _read(source)
     for override in overrides:
@@ -166,7 +179,9 @@ def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"found {override!r}", expected="a.b=value", where="--set", fix="write it like train.epochs=1")
+        raise ConfigError(
+            f"found {override!r}", expected="a.b=value", where="--set", fix="write it like train.epochs=1"
+        )
     node: Any = raw
     *parents, last = key.strip().split(".")
     for part in parents:
@@ -180,7 +195,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _numbers(value: Any, schema: Any) -> Any:
-    """Turn ``1e-5``, which YAML 1.1 reads as text, into the number it plainly is, wherever the schema wants a number."""
+    """Turn ``1e-5``, which YAML 1.1 reads as text, into the number it plainly is, wherever the schema wants a
+    number.
+    """
     if isinstance(value, dict) and isinstance(schema, type) and issubclass(schema, BaseModel):
         fields = schema.model_fields
         return {k: _numbers(v, fields[k].annotation if k in fields else None) for k, v in value.items()}

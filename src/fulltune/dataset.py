@@ -24,7 +24,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """All splits. ``valid`` draws the evaluation curve and never decides; without one the curve is drawn on ``eval``."""
+    """All splits. ``valid`` draws the evaluation curve and never decides; without one the curve is drawn on
+    ``eval``.
+    """
 
     train: Split
     eval: Split
@@ -73,7 +75,9 @@ def inspect(config: Config, task: Task, data: Data, bundle: Bundle) -> tuple[Aud
 def _given_or_held_out(
     config: Config, given: str | float, columns: Sequence[Column], train: Table, split: str, limit: int | None
 ) -> tuple[Table, Table]:
-    """A named split, or a share held out of train: by group, else by clusters of near-duplicates, stratified by label."""
+    """A named split, or a share held out of train: by group, else by clusters of near-duplicates, stratified by
+    label.
+    """
     if isinstance(given, str):
         return train, load_table(given, columns, config.data, limit=limit, split=split)
     stratify = "label" if any(column.role == "label" for column in columns) else None

@@ -23,9 +23,7 @@ class Evaluation:
 
     def scores(self, settings: EvaluationConfig, exclude: Container[str] = ()) -> dict[str, Score]:
         """Every metric with its bootstrap interval, without the rows in ``exclude``."""
-        return self.accumulator.scores(
-            resamples=settings.resamples, confidence=settings.confidence, exclude=exclude
-        )
+        return self.accumulator.scores(resamples=settings.resamples, confidence=settings.confidence, exclude=exclude)
 
 
 def evaluate(

@@ -1,7 +1,8 @@
 """What a model says: likelihoods of texts, greedy continuations, class logits and sentence vectors, in the order asked.
 
-Every function here streams: it takes an iterable, holds a bounded number of items, sorts those by length so that little padding
-is computed, and yields results in the order of the input. Decoding is greedy whatever the checkpoint's own generation settings say.
+Every function here streams: it takes an iterable, holds a bounded number of items, sorts those by length so that
+little padding is computed, and yields results in the order of the input. Decoding is greedy whatever the checkpoint's
+own generation settings say.
 """
 
 from __future__ import annotations
@@ -94,9 +95,7 @@ def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: in
     return _sorted_batches(inputs, score, len, batch_size)
 
 
-def mask_log_probabilities(
-    bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int
-) -> Iterator[torch.Tensor]:
+def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
     """Log-probabilities over the vocabulary at each mask token: a tensor of shape (masks, vocabulary) a text."""
     mask_id = bundle.tokenizer.mask_token_id
 
@@ -179,8 +178,8 @@ def _until_stop(bundle: Bundle, row: list[int], stops: Sequence[int | None], max
 def _greedy(bundle: Bundle, max_new_tokens: int) -> Iterator[GenerationConfig]:
     """Greedy settings that keep only the checkpoint's special tokens.
 
-    ``generate`` fills whatever is unset in the config it is given from the model's own (``do_sample``, ``repetition_penalty``, …),
-    so the model's own is set aside for the call.
+    ``generate`` fills whatever is unset in the config it is given from the model's own (``do_sample``,
+    ``repetition_penalty``, …), so the model's own is set aside for the call.
     """
     own = bundle.model.generation_config
     stops = own.eos_token_id if own.eos_token_id is not None else bundle.tokenizer.eos_token_id
@@ -217,4 +216,3 @@ def _pad(
         ids[index, place] = torch.tensor(row, dtype=torch.long)
         mask[index, place] = 1
     return ids.to(device), mask.to(device)
-

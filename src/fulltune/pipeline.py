@@ -2,8 +2,8 @@
 
     config → data → base model → audit → plan → baselines → train → evaluate tuned → verdict → record → report
 
-Every stage takes what the stages before it returned and reaches back to nothing; each writes its file as it ends, so that a crash
-leaves a readable run.
+Every stage takes what the stages before it returned and reaches back to nothing; each writes its file as it ends, so
+that a crash leaves a readable run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def run(
     """Tune a model and prove whether that helped.
 
     Args:
-        config: A :class:`Config`, a mapping, or the path of a YAML or JSON file; or nothing, with the same names as ``options``.
+        config: A :class:`Config`, a mapping, or the path of a YAML or JSON file; or nothing, with the same names as
+            ``options``.
         out: Where run folders lie.
         overrides: ``a.b=value`` texts, applied last.
         progress: Where stages report; nothing by default.
@@ -114,7 +115,8 @@ def evaluate(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EvaluationRecord:
-    """Score a model on a config's evaluation rows: a run's tuned model (with its own config), or any checkpoint, zero-shot.
+    """Score a model on a config's evaluation rows: a run's tuned model (with its own config), or any checkpoint,
+    zero-shot.
 
     Raises:
         FulltuneError: The run, the model or the data cannot be had or do not fit each other.
@@ -131,7 +133,9 @@ def evaluate(
 
 
 def compare(a: str, b: str, *, out: str | Path = "runs") -> RunComparison:
-    """Compare two runs' tuned models on the rows that both scored; refuses runs whose scores do not mean the same thing."""
+    """Compare two runs' tuned models on the rows that both scored; refuses runs whose scores do not mean the same
+    thing.
+    """
     return compare_folders(resolve(a, out), resolve(b, out))
 
 

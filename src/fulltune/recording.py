@@ -111,7 +111,9 @@ def build(
         task=task.name,
         task_version=task.version,
         method=config.method,
-        headline=verdict.headline if stopped is None else f"Training was stopped: {stopped.problems[0].found}. {verdict.headline}",
+        headline=verdict.headline
+        if stopped is None
+        else f"Training was stopped: {stopped.problems[0].found}. {verdict.headline}",
         metric=deciding.name,
         metrics={metric.name: metric.info() for metric in task.metrics},
         model=base.info,

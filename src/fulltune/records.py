@@ -1,7 +1,8 @@
 """The machine-readable truth about a run: typed, versioned, and safe for NaN.
 
-Everything written here is read back by :func:`read_record`, which refuses a schema newer than its own. A float that is not a
-number is written as the string ``"NaN"`` (strict JSON has no NaN), and comes back as one: it never becomes null or 0.
+Everything written here is read back by :func:`read_record`, which refuses a schema newer than its own. A float that is
+not a number is written as the string ``"NaN"`` (strict JSON has no NaN), and comes back as one: it never becomes null
+or 0.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Score(Model):
 class Comparison(Model):
     """Paired difference between two systems on the same rows.
 
-    ``delta`` is first minus second in the metric's own unit; ``low`` and ``high`` bound it; ``p`` is the two-sided bootstrap p-value.
-    ``verdict`` already takes the metric's direction into account.
+    ``delta`` is first minus second in the metric's own unit; ``low`` and ``high`` bound it; ``p`` is the two-sided
+    bootstrap p-value. ``verdict`` already takes the metric's direction into account.
     """
 
     metric: str
@@ -64,7 +65,9 @@ class MetricInfo(Model):
 
 
 class ModelInfo(Model):
-    """The base: where it came from, the SHA-256 of its files, and its family (``decoder``, ``encoder``, ``encoder-decoder``)."""
+    """The base: where it came from, the SHA-256 of its files, and its family (``decoder``, ``encoder``,
+    ``encoder-decoder``).
+    """
 
     source: str
     sha256: str
@@ -131,7 +134,9 @@ class Training(Model):
 
 
 class Resources(Model):
-    """Cost. Seconds of wall time, bytes of peak resident memory, and tokens that carried a loss or context (no padding) a second."""
+    """Cost. Seconds of wall time, bytes of peak resident memory, and tokens that carried a loss or context (no
+    padding) a second.
+    """
 
     peak_rss_bytes: int
     train_seconds: float
@@ -151,7 +156,9 @@ class GuardEvent(Model):
 
 
 class Record(Model):
-    """One run. ``scores[system][metric]``; systems are ``majority``, ``tfidf``, ``zero_shot``, ``few_shot``, ``tuned``."""
+    """One run. ``scores[system][metric]``; systems are ``majority``, ``tfidf``, ``zero_shot``, ``few_shot``,
+    ``tuned``.
+    """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     run_id: str
@@ -226,7 +233,8 @@ class Prediction(Model):
         input: What was asked (the row's own text, not the prompt around it).
         reference: The right answer: a text, a label, or a list of labels.
         output: The system's answer, of the reference's type.
-        values: Named numbers and strings that metrics read, e.g. ``nll``, ``tokens``, ``bytes``, ``confidence``, ``capped``.
+        values: Named numbers and strings that metrics read, e.g. ``nll``, ``tokens``, ``bytes``, ``confidence``,
+            ``capped``.
     """
 
     system: str

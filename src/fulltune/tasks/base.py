@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fulltune.config import Config
+from fulltune.data.load import Column as Column
+from fulltune.data.load import Row
 from fulltune.metrics.base import Metric
 from fulltune.records import Prediction
 
 if TYPE_CHECKING:
-    from fulltune.data.load import Row
     from fulltune.model import Bundle, Head
 
 #: Examples in, predictions out, in the order of the input, one at a time.
@@ -40,16 +41,6 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column that the task reads: its role, the Python type of its values, whether it must be there, whether it may be empty."""
-
-    role: str
-    type: type
-    required: bool = True
-    may_be_empty: bool = False
-
-
-@dataclass(frozen=True)
 class Features:
     """One training sequence: token ids, labels (-100 where no loss is), and the id of the row it came from.
 
@@ -66,8 +57,8 @@ class Features:
 class Task(ABC):
     """Base of all tasks; one instance a run.
 
-    ``families`` are those it can be learnt by. ``head`` says what is put on the pretrained body for training: ``lm`` (the checkpoint's own) or ``classification``.
-    ``baselines`` names those that :mod:`fulltune.baselines` runs for it.
+    ``families`` are those it can be learnt by. ``head`` says what is put on the pretrained body for training: ``lm``
+    (the checkpoint's own) or ``classification``. ``baselines`` names those that :mod:`fulltune.baselines` runs for it.
     """
 
     name: ClassVar[str]

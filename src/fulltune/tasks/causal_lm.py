@@ -1,25 +1,28 @@
 """``causal-lm``: learn a language, a style, a collection of tales; scored in bits per byte of held-out text.
 
-A document longer than the window becomes several windows: each token is predicted exactly once, no window crosses a document, and
-the end-of-text token is learnt even when it is also the padding token (padding is told by length). Rows with ``prompt`` and
-``completion`` learn and are scored on the completion only.
+A document longer than the window becomes several windows: each token is predicted exactly once, no window crosses a
+document, and the end-of-text token is learnt even when it is also the padding token (padding is told by length). Rows
+with ``prompt`` and ``completion`` learn and are scored on the completion only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from fulltune import inference
 from fulltune.metrics.base import Metric
 from fulltune.metrics.likelihood import bits_per_byte, perplexity
 from fulltune.metrics.text import continuation_bleu, continuation_rougeL, distinct_2, repetition_4
-from fulltune.data.load import Row
 from fulltune.model import Bundle
-from fulltune.tasks import prompts
-from fulltune.tasks.prompts import Shot, Wording
 from fulltune.records import Prediction
+from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
+from fulltune.tasks.prompts import Shot, Wording
+
+if TYPE_CHECKING:
+    from fulltune.data.load import Row
 
 #: Tokens of a document that the model is shown before it continues.
 OPENING_TOKENS = 48
@@ -52,7 +55,9 @@ class CausalLM(Task):
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         window = self._window(bundle)
         if example.input:
-            return [prompts.prompt_features(bundle, self._prompt(example, bundle), example, self._wording(bundle), window)]
+            return [
+                prompts.prompt_features(bundle, self._prompt(example, bundle), example, self._wording(bundle), window)
+            ]
         tokens = prompts.text_ids(bundle, example.target) + prompts.end_ids(bundle)
         return [
             Features(text.context + text.target, [-100] * len(text.context) + text.target, example.id)

@@ -1,26 +1,28 @@
 """``classification``: one label a text, or several; scored by macro-F1.
 
-The tuned model has a head with one logit a label, and the label names are saved in its config. What the untouched base says without
-such a head is in :mod:`fulltune.tasks.label_words`.
+The tuned model has a head with one logit a label, and the label names are saved in its config. What the untouched base
+says without such a head is in :mod:`fulltune.tasks.label_words`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, softmax
 
 from fulltune import inference
-from fulltune.data.load import Row
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.classification import calibration, classification_metrics, confusion, per_class
 from fulltune.model import Bundle
 from fulltune.records import Prediction
 from fulltune.tasks import label_words, prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
+
+if TYPE_CHECKING:
+    from fulltune.data.load import Row
 
 _DEFAULT_LENGTH = 512
 
@@ -105,13 +107,13 @@ class Classification(Task):
             "labels": list(self.labels),
             "multi_label": self.multi_label,
             "per_class": per_class(kept, self.labels),
-            "confusion": None if self.multi_label else confusion(kept, self.labels),
+            "confusion": None
+            if self.multi_label
+            else {"labels": list(self.labels), "matrix": confusion(kept, self.labels)},
             "calibration": calibration(kept),
         }
 
-    def _without_head(
-        self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
-    ) -> Iterator[Array]:
+    def _without_head(self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
         ask = label_words.Asked(bundle, self.labels, self.multi_label, self.config)
         return ask.few_shot(examples, shots) if shots else ask.zero_shot(examples)
 

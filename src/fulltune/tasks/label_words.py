@@ -1,12 +1,15 @@
 """Classification by a base that has no classification head yet: what zero-shot and few-shot mean for each family.
 
-- A decoder or an encoder-decoder reads a prompt that lists the labels; each label is scored by the mean log-likelihood of its tokens.
-- An encoder with a masked-LM head fills a cloze, one mask a label token (Schick & Schütze 2021, "It's Not Just Size That Matters").
+- A decoder or an encoder-decoder reads a prompt that lists the labels; each label is scored by the mean log-likelihood
+  of its tokens.
+- An encoder with a masked-LM head fills a cloze, one mask a label token (Schick & Schütze 2021, "It's Not Just Size
+  That Matters").
 - An encoder without one compares mean-pooled vectors of the text and of the label's name (cosine similarity).
-- Few-shot for every encoder is the nearest class mean of the shots' vectors (Snell et al. 2017, "Prototypical Networks").
+- Few-shot for every encoder is the nearest class mean of the shots' vectors (Snell et al. 2017, "Prototypical
+  Networks").
 
-All give probabilities of shape (labels,). With several labels a row, only the few-shot encoder can say how many hold (closer to the
-mean of the shots with the label than to that of the shots without); the others name the best one.
+All give probabilities of shape (labels,). With several labels a row, only the few-shot encoder can say how many hold
+(closer to the mean of the shots with the label than to that of the shots without); the others name the best one.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
 from fulltune.tasks.prompts import Shot, ShotCount, Wording
 
-#: Cosine similarities lie close together; this makes them probabilities that can be calibrated at all (CLIP learnt 100).
+#: Cosine similarities lie close together; this makes them probabilities that can be calibrated at all (CLIP learnt
+#: 100).
 _SHARPNESS = 20.0
 
 #: The cloze: the text, then this, then one mask for each token of the label.
@@ -88,9 +92,10 @@ class Asked:
     def _cloze(self, text: str, masks: int) -> list[int]:
         """``text Topic: [MASK]…`` with the text cut so that the masks always stay."""
         tokenizer = self.bundle.tokenizer
-        tail = prompts.text_ids(self.bundle, f" {_CLOZE}") + [int(tokenizer.mask_token_id)] * masks
-        body = prompts.text_ids(self.bundle, text)[: max(0, self.window - len(tail) - 2)]
-        return list(tokenizer.build_inputs_with_special_tokens(body + tail))
+        ending = " ".join([_CLOZE, *[str(tokenizer.mask_token)] * masks])
+        ids = list(tokenizer(f"{text} {ending}", truncation=False, verbose=False).input_ids)
+        kept = len(tokenizer(ending).input_ids) - 1
+        return ids if len(ids) <= self.window else ids[: self.window - kept] + ids[-kept:]
 
     def _by_similarity(self, examples: Sequence[Example]) -> Iterator[Array]:
         names = torch.stack(list(self._vectors(self.labels)))

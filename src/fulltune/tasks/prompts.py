@@ -144,9 +144,7 @@ class ShotCount:
             )
 
 
-def prompt_features(
-    bundle: Bundle, prompt: list[int], example: Example, wording: Wording, window: int
-) -> Features:
+def prompt_features(bundle: Bundle, prompt: list[int], example: Example, wording: Wording, window: int) -> Features:
     """A decoder's training sequence: prompt and answer, with the loss on the answer only.
 
     What does not fit into the window is cut from the beginning of the prompt, then from the end of the answer.

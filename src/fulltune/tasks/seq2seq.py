@@ -1,18 +1,23 @@
-"""``seq2seq``: any text to text (summaries, translations, rewriting), by an encoder-decoder or by a decoder that continues a prompt."""
+"""``seq2seq``: any text to text (summaries, translations, rewriting), by an encoder-decoder or by a decoder that
+continues a prompt.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from fulltune import inference
-from fulltune.data.load import Row
 from fulltune.metrics import text
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
-from fulltune.tasks import prompts
-from fulltune.tasks.prompts import Shot, ShotCount, Wording
 from fulltune.records import Prediction
+from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
+from fulltune.tasks.prompts import Shot, ShotCount, Wording
+
+if TYPE_CHECKING:
+    from fulltune.data.load import Row
 
 _DEFAULT_LENGTH = 512
 
@@ -84,7 +89,9 @@ class Seq2Seq(Task):
         )
 
     def wording(self, example: Example, bundle: Bundle, *, shots: bool = False) -> Wording:
-        """The words around this example's input; an encoder-decoder gets its input bare unless shots must be told apart."""
+        """The words around this example's input; an encoder-decoder gets its input bare unless shots must be told
+        apart.
+        """
         instruction = self.config.data.instruction or ""
         chat = prompts.wants_chat(bundle, self.config.data.chat)
         if chat or (bundle.family == "encoder-decoder" and not shots):

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fulltune import inference
 from fulltune.config import Config
-from fulltune.data.load import Row
 from fulltune.errors import ConfigError, DataError
 from fulltune.metrics import sql, text
 from fulltune.metrics.base import Metric
@@ -20,6 +20,9 @@ from fulltune.tasks.base import Column, Example
 from fulltune.tasks.prompts import Shot, Wording
 from fulltune.tasks.seq2seq import Seq2Seq
 from fulltune.tasks.text2sql import execution, normalise, schema
+
+if TYPE_CHECKING:
+    from fulltune.data.load import Row
 
 
 class Text2SQL(Seq2Seq):
@@ -99,8 +102,10 @@ class Text2SQL(Seq2Seq):
             found = json.loads(path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"the schemas cannot be read ({error})", expected="a JSON object, db_id → CREATE statements",
-                where=str(path), fix="correct data.schemas or leave it out: schemas are then read from the databases",
+                f"the schemas cannot be read ({error})",
+                expected="a JSON object, db_id → CREATE statements",
+                where=str(path),
+                fix="correct data.schemas or leave it out: schemas are then read from the databases",
             ) from error
         if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
             raise DataError("the schemas are of another form", expected="a JSON object, db_id → text", where=str(path))

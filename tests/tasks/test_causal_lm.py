@@ -1,0 +1,115 @@
+"""causal-lm: every token once, no document sees another, end-of-text is learnt, and bits per byte are what a loop says."""
+
+from __future__ import annotations
+
+import math
+
+import fakes
+import pytest
+import torch
+from fulltune.config import Config
+from fulltune.evaluate import evaluate
+from fulltune.model import Bundle
+from fulltune.tasks.base import Example
+from fulltune.tasks.causal_lm import CausalLM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+TALES = ["Once there was a fox.", "The king had three sons, and the youngest was a fool.", "Жили-были старик со старухой."]
+
+
+def make(**data: object) -> CausalLM:
+    options = {"train": "t.jsonl", "max_length": 16} | data
+    return CausalLM(Config(model="m", task="causal-lm", data=options, evaluation={"batch_size": 2, "max_new_tokens": 5}))
+
+
+def examples(texts: list[str]) -> list[Example]:
+    return [Example(f"t:{index}", "", text) for index, text in enumerate(texts)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(min_size=1, max_size=120), st.integers(8, 40))
+def test_windows_hold_every_token_exactly_once_and_the_end(text: str, window: int) -> None:
+    bundle = _BUNDLES["gpt2"]
+    features = make(max_length=window).encode(Example("t:0", "", text), bundle)
+    learnt = [label for item in features for label in item.labels if label != -100]
+    assert learnt == [*bundle.tokenizer(text).input_ids, bundle.tokenizer.eos_token_id]
+    assert all(len(item.input_ids) == len(item.labels) <= window for item in features)
+    assert all(item.labels[0] == -100 for item in features)
+
+
+def test_a_later_window_begins_with_the_token_before_it_and_nothing_else() -> None:
+    bundle = _BUNDLES["gpt2"]
+    first, second = make(max_length=16).encode(Example("t:0", "", "abcdefghijklmnopqrst"), bundle)[:2]
+    assert second.input_ids[1] == first.input_ids[-1]
+    assert second.labels[1] == -100
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_bits_per_byte_and_perplexity_equal_an_unbatched_loop(kind: str) -> None:
+    bundle, task = fakes.bundle(kind), make(max_length=100)
+    evaluation = evaluate(task.predictor(bundle, "zero_shot"), examples(TALES), task.metrics, system="zero_shot")
+    nll = tokens = 0.0
+    for text in TALES:
+        ids = [bundle.tokenizer.bos_token_id, *bundle.tokenizer(text, add_special_tokens=False).input_ids]
+        with torch.no_grad():
+            logits = bundle.model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        nll += float(torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids[1:]), reduction="sum"))
+        tokens += len(ids) - 1
+    scores = evaluation.scores(task.config.evaluation)
+    size = sum(len(text.encode()) for text in TALES)
+    assert scores["bits_per_byte"].value == pytest.approx(nll / math.log(2) / size, rel=1e-5)
+    assert scores["perplexity"].value == pytest.approx(math.exp(nll / tokens), rel=1e-4)
+    assert scores["bits_per_byte"].n == len(TALES)
+
+
+def test_shots_stand_before_the_text_and_are_not_scored() -> None:
+    bundle, task = fakes.bundle("gpt2"), make(max_length=64)
+    [plain] = task.predictor(bundle, "zero_shot")(examples(TALES[:1]))
+    [shown] = task.predictor(bundle, "few_shot", examples(TALES[1:]))(examples(TALES[:1]))
+    assert shown.values["tokens"] == plain.values["tokens"]
+    assert shown.values["bytes"] == plain.values["bytes"]
+    assert shown.values["nll"] != plain.values["nll"]
+
+
+def test_continuations_start_from_the_same_opening_and_carry_the_true_one() -> None:
+    bundle, task = fakes.bundle("gpt2"), make()
+    [zero] = task.predictor(bundle, "zero_shot")(examples(["abcdefghijklmnop"]))
+    [few] = task.predictor(bundle, "few_shot", examples(TALES))(examples(["abcdefghijklmnop"]))
+    assert zero.values["opening"] == few.values["opening"] == "abcdefgh"
+    assert zero.values["continuation_reference"] == "ijklm"
+
+
+def test_prompt_rows_learn_and_score_the_completion_only() -> None:
+    bundle, task = fakes.bundle("gpt2"), make()
+    example = Example("t:0", "abc", "xyz")
+    [item] = task.encode(example, bundle)
+    end = bundle.tokenizer.eos_token_id
+    completion = bundle.tokenizer("xyz").input_ids
+    assert [label for label in item.labels if label != -100] == [*completion, end]
+    assert item.input_ids == [end, *bundle.tokenizer("abc").input_ids, *completion, end]
+    [prediction] = task.predictor(bundle, "zero_shot")([example])
+    assert prediction.values["tokens"] == len(completion)
+    assert prediction.values["bytes"] == 3
+
+
+def test_a_chat_template_is_used_where_there_is_one_and_can_be_turned_off() -> None:
+    bundle = fakes.bundle("gpt2")
+    bundle.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    [item] = make(max_length=100).encode(Example("t:0", "abc", "xyz"), bundle)
+    assert bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True) == "<user>abc<assistant>xyz"
+    [bare] = make(max_length=100, chat="off").encode(Example("t:0", "abc", "xyz"), bundle)
+    assert bundle.tokenizer.decode(bare.input_ids, skip_special_tokens=True) == "abcxyz"
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_counts_it() -> None:
+    bundle, task = fakes.bundle("gpt2"), make(max_length=12)
+    [item] = task.encode(Example("t:0", "a" * 50, "xyz"), bundle)
+    assert len(item.input_ids) == 12
+    assert item.truncated == 1 + 50 + 4 - 12
+    assert bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True).endswith("axyz")
+
+
+_BUNDLES: dict[str, Bundle] = {"gpt2": fakes.bundle("gpt2")}

@@ -1,0 +1,157 @@
+"""classification: labels, heads, and what zero-shot and few-shot mean for each family."""
+
+from __future__ import annotations
+
+import fakes
+import numpy as np
+import pytest
+import torch
+from fulltune.config import Config
+from fulltune.tasks.base import Example
+from fulltune.tasks.classification import Classification
+
+LABELS = ("film", "law")
+ROWS = [
+    Example("r:0", "the film is good", "film"),
+    Example("r:1", "the party shall not", "law"),
+    Example("r:2", "the court and the law of the state shall be good", "law"),
+]
+MULTI = [Example("r:0", "the film is good", ("film", "law")), Example("r:1", "the party", ()), Example("r:2", "court", ("law",))]
+
+
+def make(rows: list[Example], **options: object) -> Classification:
+    config = Config(model="m", task="classification", data={"train": "t.jsonl"}, evaluation={"batch_size": 2}, **options)
+    task = Classification(config)
+    task.fit(rows, rows)
+    return task
+
+
+def test_labels_are_those_of_train_and_eval_sorted() -> None:
+    task = Classification(Config(model="m", task="classification", data={"train": "t"}))
+    task.fit([Example("a", "x", "zebra")], [Example("b", "y", "ant")])
+    assert task.labels == ("ant", "zebra")
+    assert not task.multi_label
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
+def test_a_head_answers_with_softmax_of_its_logits(kind: str) -> None:
+    task, bundle = make(ROWS), fakes.bundle(kind, "classification", labels=LABELS)
+    predictions = list(task.predictor(bundle, "tuned")(ROWS))
+    for example, prediction in zip(ROWS, predictions, strict=True):
+        ids = torch.tensor([bundle.tokenizer(example.input).input_ids])
+        with torch.no_grad():
+            expected = bundle.model(input_ids=ids).logits[0].softmax(-1)
+        assert prediction.id == example.id
+        assert prediction.output == LABELS[int(expected.argmax())]
+        assert prediction.values["confidence"] == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_several_labels_are_those_above_one_half() -> None:
+    task, bundle = make(MULTI), fakes.bundle("bert", "classification", labels=LABELS, multi_label=True)
+    assert task.multi_label
+    with torch.no_grad():
+        bundle.model.classifier.weight.zero_()
+        bundle.model.classifier.bias.copy_(torch.tensor([3.0, -3.0]))
+    predictions = list(task.predictor(bundle, "tuned")(MULTI))
+    assert {prediction.output for prediction in predictions} == {("film",)}
+    assert predictions[0].values["probabilities"]["film"] == pytest.approx(0.95257, abs=1e-4)
+
+
+def test_features_carry_an_index_or_a_vector() -> None:
+    bundle = fakes.bundle("bert")
+    assert [make(ROWS).encode(row, bundle)[0].labels for row in ROWS] == [0, 1, 1]
+    assert [make(MULTI).encode(row, bundle)[0].labels for row in MULTI] == [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_long_text_is_cut_and_keeps_its_closing_token() -> None:
+    bundle = fakes.bundle("bert")
+    config = Config(model="m", task="classification", data={"train": "t", "max_length": 8})
+    task = Classification(config)
+    task.fit(ROWS, ROWS)
+    [item] = task.encode(Example("r", "good " * 50, "law"), bundle)
+    assert len(item.input_ids) == 8
+    assert item.input_ids[-1] == bundle.tokenizer.sep_token_id
+    assert item.truncated == 52 - 8
+
+
+@pytest.mark.filterwarnings("ignore:.*had no room for all")
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("rows", [ROWS, MULTI], ids=["single", "multi"])
+def test_zero_and_few_shot_answer_every_row_with_known_labels(kind: str, rows: list[Example]) -> None:
+    task, bundle = make(rows), fakes.bundle(kind)
+    for system, shots in (("zero_shot", ()), ("few_shot", rows)):
+        predictions = list(task.predictor(bundle, system, shots)(rows))
+        assert [prediction.id for prediction in predictions] == [row.id for row in rows]
+        for prediction in predictions:
+            chosen = (prediction.output,) if isinstance(prediction.output, str) else prediction.output
+            assert set(chosen) <= set(LABELS)
+
+
+def test_cloze_is_the_mean_log_probability_of_the_label_words() -> None:
+    bundle = fakes.bundle("bert")
+    rows = [Example("r", "the court", "good law"), Example("s", "the film", "film")]
+    task = make(rows)
+    [prediction, _] = task.predictor(bundle, "zero_shot")(rows)
+    tokenizer, scores = bundle.tokenizer, []
+    for label in task.labels:
+        word = tokenizer(label, add_special_tokens=False).input_ids
+        text = f"the court topic: {'[MASK] ' * len(word)}"
+        ids = tokenizer(text).input_ids
+        with torch.no_grad():
+            logits = bundle.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        places = [index for index, token in enumerate(ids) if token == tokenizer.mask_token_id]
+        scores.append(np.mean([float(logits[place, token]) for place, token in zip(places, word, strict=True)]))
+    expected = np.exp(scores) / np.exp(scores).sum()
+    assert prediction.output == task.labels[int(np.argmax(scores))]
+    assert prediction.values["confidence"] == pytest.approx(expected.max(), abs=1e-4)
+
+
+def test_a_cloze_of_a_long_text_keeps_its_masks() -> None:
+    bundle, task = fakes.bundle("bert"), make([Example("r", "good " * 300, "law"), Example("s", "the film", "film")])
+    predictions = list(task.predictor(bundle, "zero_shot")([Example("r", "good " * 300, "law")]))
+    assert predictions[0].output in task.labels
+
+
+def test_label_likelihood_is_the_mean_over_the_labels_tokens() -> None:
+    bundle, task = fakes.bundle("gpt2"), make(ROWS)
+    prediction = next(task.predictor(bundle, "zero_shot")(ROWS[:1]))
+    prompt = "Labels: film, law.\n\nText: the film is good\nLabel:"
+    context = [bundle.tokenizer.bos_token_id, *bundle.tokenizer(prompt).input_ids]
+    scores = []
+    for label in LABELS:
+        answer = [*bundle.tokenizer(f" {label}").input_ids, bundle.tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = bundle.model(input_ids=torch.tensor([context + answer])).logits[0, len(context) - 1 : -1]
+        scores.append(-float(torch.nn.functional.cross_entropy(logits, torch.tensor(answer))))
+    assert prediction.output == LABELS[int(np.argmax(scores))]
+
+
+def test_few_shot_encoders_take_the_nearest_class_mean() -> None:
+    bundle, task = fakes.bundle("bert"), make(ROWS)
+    # Each row is itself a shot, alone in its class or with one other: a shot alone in its class is its own mean.
+    predictions = list(task.predictor(bundle, "few_shot", ROWS[:2])(ROWS[:2]))
+    assert [prediction.output for prediction in predictions] == ["film", "law"]
+
+
+def test_fewer_shots_where_the_window_is_small_with_one_warning() -> None:
+    task, bundle = make(ROWS), fakes.bundle("gpt2")
+    with pytest.warns(UserWarning, match=r"3 of 3 rows had no room for all 3 shots") as caught:
+        list(task.predictor(bundle, "few_shot", [Example(row.id, row.input * 3, row.target) for row in ROWS])(ROWS))
+    assert len(caught) == 1
+
+
+def test_balanced_class_weights_equal_scikit_learn() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    task = make(ROWS, train={"class_weights": "balanced"})
+    expected = compute_class_weight("balanced", classes=np.array(LABELS), y=[row.target for row in ROWS])
+    assert task.class_weights(ROWS) == pytest.approx(expected.tolist())
+    assert make(ROWS).class_weights(ROWS) is None
+
+
+def test_details_hold_what_the_report_draws() -> None:
+    task, bundle = make(ROWS), fakes.bundle("bert", "classification", labels=LABELS)
+    details = task.details(task.predictor(bundle, "tuned")(ROWS))
+    assert details["labels"] == list(LABELS)
+    assert sum(map(sum, details["confusion"]["matrix"])) == len(ROWS)
+    assert [row["support"] for row in details["per_class"]] == [1, 2]
