@@ -1,0 +1,122 @@
+"""Whole runs from the command line, with a two-layer model and sixty rows."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fulltune.cli import app
+from fulltune.records import read_record
+from fulltune.store.runs import resolve, status
+
+WORDS = {"positive": ("good", "great", "yes"), "negative": ("bad", "poor", "no")}
+
+
+def call(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def write_rows(path: Path, count: int, seed: int) -> None:
+    """Short reviews that a word decides; no row occurs twice."""
+    draw, filler = random.Random(seed), ("the movie", "this film", "a tale", "the party", "that term", "it all", "law")
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            label = ("positive", "negative")[number % 2]
+            words = [*draw.sample(filler, 3), draw.choice(WORDS[label]), *draw.sample(fakes.WORDS[:50], 6)]
+            file.write(json.dumps({"text": " ".join(words), "label": label}) + "\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, rows and a config."""
+    folder = tmp_path_factory.mktemp("job")
+    fakes.save("bert", folder / "base")
+    write_rows(folder / "train.jsonl", 40, seed=1)
+    write_rows(folder / "test.jsonl", 20, seed=2)
+    config = {
+        "model": str(folder / "base"),
+        "task": "classification",
+        "data": {"train": str(folder / "train.jsonl"), "eval": str(folder / "test.jsonl"), "allow_leaks": True},
+        "train": {"epochs": 1, "learning_rate": 1e-3},
+        "evaluation": {"resamples": 100},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Any:
+    return call("run", folder / "config.yaml", "--out", folder / "runs", "--json", "--quiet")
+
+
+def test_json_is_the_record_and_nothing_else(run: Any, folder: Path) -> None:
+    said = json.loads(run.stdout)
+    path = resolve(said["run_id"], folder / "runs")
+    assert said == json.loads((path / "record.json").read_text())
+    assert set(said["scores"]) >= {"majority", "tfidf", "zero_shot", "few_shot", "tuned"}
+    assert run.exit_code == (0 if said["outcome"] == "accepted" else 3)
+    assert status(path).state == "finished"
+    assert run.stderr == ""
+
+
+def test_the_folder_holds_every_stage(run: Any, folder: Path) -> None:
+    path = resolve("latest", folder / "runs")
+    names = {item.name for item in path.iterdir()}
+    stages = {"config.yaml", "plan.json", "audit.json", "baselines.json", "steps.jsonl", "predictions.jsonl"}
+    assert stages | {"record.json", "report.html", "model"} <= names
+
+
+def test_for_people(folder: Path) -> None:
+    shown = call("run", folder / "config.yaml", "--set", "train.epochs=0.5", "--out", folder / "other")
+    record = read_record(resolve("latest", folder / "other") / "record.json")
+    flat = " ".join(shown.stdout.split())
+    assert flat.startswith(" ".join(record.headline.split()))
+    assert "Tuned" in flat
+    assert "report.html" in "".join(shown.stdout.split())
+    assert "Next: " in flat
+    assert "done" in shown.stderr
+    assert record.training.epochs == 0.5
+
+
+def test_plan_trains_nothing(folder: Path) -> None:
+    planned = call("plan", folder / "config.yaml", "--json", "--out", folder / "planned")
+    assert planned.exit_code == 0
+    said = json.loads(planned.stdout)
+    assert (said["rows"], said["total_steps"]) == ({"train": 40, "eval": 20}, 5)
+    assert not (folder / "planned").exists()
+    assert "steps" in call("plan", folder / "config.yaml").stdout
+
+
+def test_evaluating_a_run_gives_its_score_again(run: Any, folder: Path) -> None:
+    said = json.loads(run.stdout)
+    again = call("evaluate", said["run_id"], "--out", folder / "runs", "--json", "--quiet")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["scores"] == said["scores"]["tuned"]
+
+
+def test_comparing_a_run_with_itself_finds_nothing(run: Any, folder: Path) -> None:
+    run_id = json.loads(run.stdout)["run_id"]
+    compared = call("compare", run_id, run_id[:15], "--out", folder / "runs", "--json")
+    assert compared.exit_code == 0
+    said = json.loads(compared.stdout)
+    assert len(said["differences"]) > 0
+    assert {item["delta"] for item in said["differences"]} == {0.0}
+    assert {item["verdict"] for item in said["differences"]} == {"no detectable change"}
+
+
+def test_refused_data_leaves_a_run_that_says_so(folder: Path) -> None:
+    (folder / "broken.jsonl").write_text('{"text": 1, "label": "positive"}\nnot json\n')
+    broken = f"data.train={folder / 'broken.jsonl'}"
+    result = call("run", folder / "config.yaml", "--set", broken, "--out", folder / "refused", "--json", "--quiet")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["type"] == "DataError"
+    (path,) = (folder / "refused").glob("2*")
+    assert status(path).state == "refused"
+    assert "broken.jsonl" in status(path).message
