@@ -54,10 +54,6 @@ class Measure:
     lower: bool
     explained: str
 
-    @property
-    def binary(self) -> bool:
-        return self is RIGHT
-
 
 def _right(prediction: Prediction) -> float:
     for key in ("match", "correct", "exact"):
@@ -247,9 +243,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Examples:
-    """All that the section shows: the rule, the system that stands for "before", the groups with all rows counted."""
+    """All that the section shows: the rule, the system that stands for "before", the groups with all rows counted.
+
+    ``numbers`` says that rows have scores and no answers to read (likelihoods): a table serves better than cards.
+    """
 
     explained: str
+    numbers: bool
     before: str
     groups: tuple[Group, ...]
     kept_right: int | None
@@ -276,22 +276,22 @@ def gallery(task: str, predictions: Iterable[Prediction], total: int) -> Gallery
     if grouped is None or found.measure is None:
         return Gallery(None, continuations, found)
     groups = tuple(
-        Group(name, len(ids), tuple(_case(kept[row], found.measure) for row in chosen[name]))
+        Group(name, len(ids), tuple(_case(kept[row], found.measure, grouped.before) for row in chosen[name]))
         for name, ids in grouped.ids().items()
     )
     kept_right = grouped.kept_right if found.measure in (RIGHT, MATCH) else None
     before = system_label(grouped.before)
-    return Gallery(Examples(found.measure.explained, before, groups, kept_right), continuations, found)
+    examples = Examples(found.measure.explained, found.measure is BITS, before, groups, kept_right)
+    return Gallery(examples, continuations, found)
 
 
-def _case(row: Mapping[str, Prediction], measure: Measure) -> Case:
+def _case(row: Mapping[str, Prediction], measure: Measure, before: str) -> Case:
     first = next(iter(row.values()))
-    shown = [name for name in in_order(row) if name in _SHOWN] or in_order(row)
+    shown = (row[name] for name in in_order(row) if name in (before, *_SHOWN))
+    answers = tuple(_answer(prediction, measure) for prediction in shown)
     if measure is BITS:
-        return Case(
-            first.id, text(first.input or first.reference), tuple(_answer(row[n], measure) for n in shown), None
-        )
-    return Case(first.id, text(first.input), tuple(_answer(row[n], measure) for n in shown), text(first.reference))
+        return Case(first.id, text(first.input or first.reference), answers, None)
+    return Case(first.id, text(first.input), answers, text(first.reference))
 
 
 def _answer(prediction: Prediction, measure: Measure) -> Answer:
@@ -299,8 +299,9 @@ def _answer(prediction: Prediction, measure: Measure) -> Answer:
     label = system_label(prediction.system)
     if measure in (RIGHT, MATCH):
         return Answer(label, text(prediction.output), "right" if score else "wrong", bool(score))
-    words = f"{measure.name} {number(score)}"
-    return Answer(label, Text(words) if measure is BITS else text(prediction.output), words, None)
+    if measure is BITS:
+        return Answer(label, Text(number(score)), "", None)
+    return Answer(label, text(prediction.output), f"{measure.name} {number(score)}", None)
 
 
 def _continuation(row: Mapping[str, Prediction]) -> Case:

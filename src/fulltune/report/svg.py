@@ -113,7 +113,7 @@ def forest(title: str, rows: Sequence[Bar]) -> Markup:
     parts = [bottom_axis(axis, 0, bottom)]
     strong = [percent(axis.at(row.value)) for row in rows if row.strong and math.isfinite(row.value)]
     for index, row in enumerate(rows):
-        strip = {"y1": index * _ROW + _STRIP - 9, "y2": index * _ROW + _STRIP + 9}
+        strip = {"y1": index * _ROW + _STRIP - 7, "y2": index * _ROW + _STRIP + 9}
         parts += [tag("line", class_="reference", x1=place, x2=place, **strip) for place in strong]
         parts += [_row_words(row, index * _ROW), _whisker(row, axis, index * _ROW + _STRIP), _marker(row, axis, index)]
     return figure(title, _told(rows), bottom + 20, *parts)
@@ -231,7 +231,7 @@ def _dots(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most :data:`POINTS` points, NaN ones besides: each bucket keeps its lowest and highest, so no spike is lost."""
+    """At most :data:`POINTS` points, NaN ones besides; each bucket keeps its lowest and highest, so no spike is lost"""
     if len(points) <= POINTS:
         return list(points)
     width = math.ceil(len(points) / (POINTS // 2))

@@ -202,7 +202,7 @@ def _span(points: Sequence[svg.Point]) -> str:
     first, last = points[0], points[-1]
     words = f"{compact(first[1])} at step {first[0]:,.0f} → {compact(last[1])} at step {last[0]:,.0f}"
     bad = sum(not math.isfinite(y) for _, y in points)
-    return words + (f"; not finite at {bad} logged steps (×)" if bad else "")
+    return words + (f"; not finite (×) at {bad} logged step{'s' if bad > 1 else ''}" if bad else "")
 
 
 def _lowest(points: Sequence[svg.Point]) -> str:
