@@ -1,0 +1,1 @@
+"""How weights are adapted: one file a method."""

@@ -1,0 +1,1 @@
+"""Training: the drop-in :class:`~fulltune.training.trainer.Trainer` and what it is made of."""

@@ -1,0 +1,91 @@
+"""Losses as sums: what a row adds to the numerator and what it adds to the denominator.
+
+A mean of means weighs a token by the company it keeps in its micro-batch. Every function here therefore returns two
+tensors of shape ``(B,)``, one sum and one count a row, and whoever calls divides once: Σ sums / Σ counts over all rows
+that belong together (an effective batch, an evaluation set).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Label of a position or a row that carries no loss.
+IGNORED = -100
+
+
+def shift(labels: Tensor) -> Tensor:
+    """Labels ``(B, T)`` of a decoder moved one to the left: position t then holds the token to be predicted there."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def token_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of tokens, in nats.
+
+    Args:
+        logits: ``(B, T, V)``.
+        labels: ``(B, T)``, aligned with the logits; positions labelled -100 do not count.
+        smoothing: ε of Szegedy et al. 2016 ("Rethinking the Inception Architecture", section 7): the target is
+            1 − ε on the label plus ε / V on every token.
+
+    Returns:
+        Sums ``(B,)`` and numbers of labelled tokens ``(B,)``.
+    """
+    kept = labels != IGNORED
+    flat, targets = logits.flatten(0, 1), labels.flatten()
+    positions = kept.flatten().nonzero().squeeze(1)
+    if 2 * positions.numel() > targets.numel():
+        losses = F.cross_entropy(
+            flat.float(), targets, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+        )
+    else:
+        # Mostly prompt or padding: the softmax over the vocabulary is worth skipping there.
+        chosen = F.cross_entropy(
+            flat.index_select(0, positions).float(), targets[positions], reduction="none", label_smoothing=smoothing
+        )
+        losses = chosen.new_zeros(targets.shape).index_copy(0, positions, chosen)
+    return losses.view(labels.shape).sum(dim=1), kept.sum(dim=1)
+
+
+def class_cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of one class a row, in nats.
+
+    Args:
+        logits: ``(B, C)``.
+        labels: ``(B,)`` class indices; rows labelled -100 do not count.
+        weights: ``(C,)``; a row counts as much as its class weighs, as in :class:`torch.nn.CrossEntropyLoss`.
+        smoothing: ε, spread over the classes in proportion to their weights, as there.
+
+    Returns:
+        Sums ``(B,)`` and the weights of the rows ``(B,)`` (1 without weights).
+    """
+    sums = F.cross_entropy(
+        logits.float(), labels, weight=weights, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
+    )
+    return sums, class_counts(labels, weights)
+
+
+def class_counts(labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """What each row of ``(B,)`` class indices adds to the denominator of :func:`class_cross_entropy`."""
+    kept = labels != IGNORED
+    return kept if weights is None else torch.where(kept, weights[labels.clamp(min=0)], 0.0)
+
+
+def multi_label_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of several labels a row, in nats, averaged over rows and labels.
+
+    Args:
+        logits: ``(B, C)``.
+        labels: ``(B, C)`` zeros and ones.
+        positive_weights: ``(C,)`` factors on the ones, as ``pos_weight`` of :class:`torch.nn.BCEWithLogitsLoss`.
+
+    Returns:
+        Sums over the labels ``(B,)`` and numbers of labels ``(B,)``.
+    """
+    losses = F.binary_cross_entropy_with_logits(
+        logits.float(), labels.float(), pos_weight=positive_weights, reduction="none"
+    )
+    return losses.sum(dim=1), torch.full_like(labels[:, 0], labels.shape[1], dtype=torch.long)

@@ -1,0 +1,122 @@
+"""Which loss belongs to a model: known for the library's usual heads; all others compute their own."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.models.auto import modeling_auto
+
+from fulltune.training import loss
+
+#: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label a row.
+#: ``multi-label``: a vector of zeros and ones a row.
+Kind = Literal["causal", "seq2seq", "token", "class", "multi-label"]
+
+#: Predicts several tokens at each position, with a loss of its own.
+_OWN_LOSS = frozenset({"ProphetNetForConditionalGeneration"})
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with its settings, as a function of logits and labels.
+
+    Attributes:
+        kind: What the labels are.
+        smoothing: Label smoothing; not defined for several labels a row, where it has no effect.
+        weights: ``(C,)`` class weights (factors on the ones for several labels a row).
+    """
+
+    kind: Kind
+    smoothing: float = 0.0
+    weights: Tensor | None = None
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums and counts, both of shape ``(B,)``."""
+        labels = labels.to(logits.device)
+        weights = None if self.weights is None else self.weights.to(logits.device)
+        if self.kind == "class":
+            return loss.class_cross_entropy(logits, labels, weights, self.smoothing)
+        if self.kind == "multi-label":
+            return loss.multi_label_bce(logits, labels, weights)
+        if self.kind == "causal":
+            # A soft prompt puts positions before the text; those predict nothing that is labelled.
+            logits, labels = logits[:, -labels.shape[1] :], loss.shift(labels)
+        return loss.token_cross_entropy(logits, labels, self.smoothing)
+
+    def count(self, labels: Tensor) -> Tensor:
+        """The denominator that these labels add, as a scalar, known before the model has run."""
+        if self.kind == "multi-label":
+            return torch.tensor(labels.numel())
+        if self.kind == "class":
+            weights = None if self.weights is None else self.weights.to(labels.device)
+            return loss.class_counts(labels, weights).sum()
+        return ((loss.shift(labels) if self.kind == "causal" else labels) != loss.IGNORED).sum()
+
+    def plain(self) -> Objective:
+        """The same without smoothing and weights: the likelihood itself, which is what evaluation reports."""
+        return Objective(self.kind)
+
+
+def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
+    """The kind of loss that a model is trained with, or None for one that computes its own.
+
+    A sequence classifier without a ``problem_type`` is told by its labels, as the library does (class indices if they
+    are not known yet).
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PretrainedConfig) or _has_router_loss(config):
+        return None
+    kind = _kind_of_class(type(model))
+    if kind == "seq2seq" and not (
+        config.is_encoder_decoder and hasattr(model, "prepare_decoder_input_ids_from_labels")
+    ):
+        return None
+    if kind != "class":
+        return kind
+    return _kind_of_classifier(config, labels)
+
+
+def _has_router_loss(config: PretrainedConfig) -> bool:
+    """Mixtures of experts may add a loss of their routers."""
+    parts = (config, getattr(config, "text_config", None))
+    return any(getattr(part, "output_router_logits", False) for part in parts)
+
+
+def _kind_of_classifier(config: Any, labels: Tensor | None) -> Kind | None:
+    problem = getattr(config, "problem_type", None)
+    if problem is None and config.num_labels > 1:
+        several = labels is not None and labels.is_floating_point()
+        problem = "multi_label_classification" if several else "single_label_classification"
+    kinds: dict[str | None, Kind] = {
+        "single_label_classification": "class",
+        "multi_label_classification": "multi-label",
+    }
+    return kinds.get(problem)
+
+
+@lru_cache(maxsize=256)
+def _kind_of_class(model_class: type) -> Kind | None:
+    name = model_class.__name__.removeprefix("FSDP")  # fully sharded, a model gets a subclass of that name
+    if name in _OWN_LOSS:
+        return None
+    if name in _names("CAUSAL_LM"):
+        # Some decoders cut from encoder-decoders expect labels that are shifted already and say so only in their code.
+        source = inspect.getsource(model_class.forward)  # type: ignore[attr-defined]
+        return "causal" if "self.loss_function(" in source else None
+    if name in _names("SEQ_TO_SEQ_CAUSAL_LM"):
+        return "seq2seq"
+    if name in _names("SEQUENCE_CLASSIFICATION"):
+        return "class"
+    return "token" if name in _names("MASKED_LM") | _names("TOKEN_CLASSIFICATION") else None
+
+
+@lru_cache(maxsize=8)
+def _names(task: str) -> frozenset[str]:
+    values = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").values()
+    return frozenset(name for value in values for name in ((value,) if isinstance(value, str) else value))

@@ -1,0 +1,287 @@
+"""``fulltune.Trainer``: a ``transformers.Trainer`` whose numbers can be trusted, by changing one import.
+
+What differs, and nothing else does:
+
+* the loss is Σ over all tokens (or rows) of the effective batch / their number, so that accumulation equals one large
+  batch; models that the library trains with another loss keep theirs;
+* the evaluation loss is the mean negative log-likelihood of the whole set, whatever the batch size, without smoothing
+  and class weights; rows come back in the order given;
+* a loss or gradient norm that is not finite stops training before the optimizer step and names the rows;
+* a tokenizer's output can be handed over as the dataset, and text without labels is its own label for a decoder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, final
+
+import datasets
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from transformers import DataCollatorForLanguageModeling
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
+
+from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
+from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
+from fulltune.training.objective import Objective, kind_of
+
+
+@final
+class Trainer(transformers.Trainer):
+    """Drop-in for :class:`transformers.Trainer`.
+
+    Args:
+        args, kwargs: As there.
+        class_weights: ``(C,)`` weights of a sequence classifier's classes (of the ones, with several labels a row).
+
+    Raises:
+        ConfigError: Class weights for a model without classes, or (in :meth:`train`) a ``metric_for_best_model`` that
+            no evaluation will give.
+        DataError: A whole effective batch without a label.
+        NonFiniteError: The loss or the gradient norm was not finite; the weights are those of the last good step.
+    """
+
+    def __init__(self, *args: Any, class_weights: Sequence[float] | None = None, **kwargs: Any) -> None:
+        given = inspect.signature(transformers.Trainer.__init__).bind(self, *args, **kwargs).arguments
+        super().__init__(*args, **kwargs)
+        if given.get("data_collator") is None and kind_of(self._plain_model()) is not None:
+            self.data_collator = Collator(self._pad_token_id())
+        # What is not finite is seen and stops training; a filter would write other numbers in its place.
+        self.args.logging_nan_inf_filter = False
+        self._class_weights = self._checked(class_weights)
+        self._row_numbers: list[list[int]] = []
+        self._micro_batch = 0
+        self._row_losses: Tensor | None = None
+        self._evaluated = torch.zeros(2, dtype=torch.float64)
+
+    # ---- Loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        objective = self._objective(inputs)
+        self.loss_is_scaled_for_ga = None if objective is None else True
+        if objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        outputs = model(**self._inputs_without_labels(inputs, objective))
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        if not model.training:
+            self._row_losses = torch.stack([part.double() for part in objective.plain()(logits, labels)], dim=1)
+        sums, counts = objective(logits, labels)
+        total = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
+        loss = sums.sum() / total * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, _with_loss(outputs, loss)) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        objectives = [self._objective(batch) for batch in batch_samples]
+        known = [objective for objective in objectives if objective is not None]
+        if not known or len(known) < len(objectives):
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts = [one.count(batch["labels"]).to(device) for one, batch in zip(known, batch_samples, strict=True)]
+        count = torch.stack(counts).sum()
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum() / self.get_tp_size()
+        return count
+
+    def _objective(self, inputs: Any) -> Objective | None:
+        """The loss to compute here, or None where the library's own must be left alone."""
+        others = self.compute_loss_func is not None or self.args.use_liger_kernel
+        if others or "shift_labels" in inputs or self.get_cp_size() > 1 or self.get_sp_size() > 1:
+            return None
+        labels = inputs.get("labels")
+        kind = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
+        smoothing = self.args.label_smoothing_factor
+        return None if kind is None else Objective(kind, smoothing, self._class_weights)
+
+    def _inputs_without_labels(self, inputs: dict[str, Any], objective: Objective) -> dict[str, Any]:
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        if objective.kind == "seq2seq" and rest.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
+            start = self._plain_model().prepare_decoder_input_ids_from_labels
+            rest["decoder_input_ids"] = start(labels=inputs["labels"])
+        return rest
+
+    def _plain_model(self) -> Any:
+        """The model without the wrappers of Accelerate and PEFT, so that its class tells what it is."""
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _checked(self, class_weights: Sequence[float] | None) -> Tensor | None:
+        if class_weights is None:
+            return None
+        config = self._plain_model().config
+        if kind_of(self._plain_model()) not in ("class", "multi-label"):
+            raise ConfigError(
+                f"class weights for {type(self._plain_model()).__name__}",
+                expected="a sequence classifier",
+                fix="leave class_weights out",
+                field="class_weights",
+            )
+        if len(class_weights) != config.num_labels:
+            raise ConfigError(
+                f"{len(class_weights)} class weights",
+                expected=f"{config.num_labels}, one a class",
+                field="class_weights",
+            )
+        return torch.tensor(class_weights, dtype=torch.float32)
+
+    # ---- Batches ----
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Sampler[Any]] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader[Any]:
+        rows = as_rows(dataset)
+        if isinstance(rows, IterableDataset) or not has_length(rows):
+            return super()._get_dataloader(rows, description, batch_size, sampler_fn, is_training, dataloader_key)
+        used = self._remove_unused_columns(rows, description) if isinstance(rows, datasets.Dataset) else rows
+        # The sampler sees the rows as they are: the column of lengths is not one that the model uses.
+        sampler = None if sampler_fn is None else lambda _: sampler_fn(rows)
+        return super()._get_dataloader(
+            NumberedDataset(used), description, batch_size, sampler, is_training, dataloader_key
+        )
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> RowCollator:
+        by_id = isinstance(data_collator, DataCollatorForLanguageModeling) and not data_collator.mlm
+        return RowCollator(
+            collate=super()._get_collator_with_removed_columns(data_collator, description),
+            kind=kind_of(self._plain_model()),
+            trim=description in ("Training", "Evaluation"),
+            numbered=self.is_in_train and description == "Training",
+            relabel=by_id,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        """In the order given, always: grouping by length would return predictions in another."""
+        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
+            return None
+        return SequentialSampler(eval_dataset)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._row_numbers, self._micro_batch = [take_row_numbers(batch) for batch in batches], 0
+        if count is not None and float(torch.as_tensor(count).sum()) == 0:
+            raise DataError(
+                f"no position of this batch carries a label (step {self.state.global_step + 1}, "
+                f"rows {', '.join(self._row_ids()) or 'unknown'})",
+                expected="at least one label that is not -100",
+                fix="raise the maximum length so that labels are not cut off, or remove those rows",
+            )
+        return batches, count
+
+    def _row_ids(self, micro_batch: int | None = None) -> list[str]:
+        """Ids of the rows of one micro-batch or of the whole effective batch: their ``row_id``, else their number."""
+        chosen = self._row_numbers if micro_batch is None else self._row_numbers[micro_batch : micro_batch + 1]
+        rows = as_rows(self.train_dataset)
+        items = [(number, rows[number]) for numbers in chosen for number in numbers]
+        return [str(item.get("row_id", number) if hasattr(item, "get") else number) for number, item in items]
+
+    def _pad_token_id(self) -> int:
+        """What fills up sequences; any id will do where there is none, for the attention mask hides it."""
+        config = self._plain_model().config
+        known = getattr(self.processing_class, "pad_token_id", None), getattr(config, "pad_token_id", None)
+        return next((int(value) for value in known if value is not None), 0)
+
+    # ---- Finite numbers ----
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        everywhere = self.accelerator.gather(loss) if self.args.world_size > 1 else loss
+        if not torch.isfinite(everywhere).all():
+            self._stop(model, "loss", loss.item(), self._row_ids(self._micro_batch))
+        self._micro_batch += 1
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        # A loss scaler (FP16) finds infinite gradients by itself and skips the step on purpose.
+        if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self._stop(model, "gradient norm", float(norm), self._row_ids())
+        return norm
+
+    def _stop(self, model: nn.Module, quantity: str, value: float, row_ids: Sequence[str]) -> None:
+        model.zero_grad()
+        raise NonFiniteError(self.state.global_step + 1, quantity, value, row_ids)
+
+    # ---- Evaluation ----
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._evaluated, self._row_losses = torch.zeros(2, dtype=torch.float64), None
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._row_losses is not None:
+            total, count = self._evaluated.tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self._row_losses is not None:
+            # Drops the rows that distributed sampling repeats to fill its last batch.
+            rows = self.accelerator.gather_for_metrics(self._row_losses)
+            self._evaluated += rows.sum(dim=0).cpu()
+        return result
+
+    # ---- Training ----
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._check_best_metric()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.is_in_train = False
+
+    def _check_best_metric(self) -> None:
+        """Without ``compute_metrics`` an evaluation gives its loss and its speed: known before the first step."""
+        chooses = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
+        wanted = self.args.metric_for_best_model
+        if not chooses or wanted is None or self.compute_metrics is not None or self.eval_dataset is None:
+            return
+        sets = [f"{name}_" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
+        speed = ("runtime", "samples_per_second", "steps_per_second")
+        known = [f"eval_{name}{value}" for name in sets for value in ("loss", *speed)]
+        if wanted not in known and f"eval_{wanted}" not in known:
+            raise ConfigError(
+                f"metric_for_best_model is {wanted!r}",
+                expected=f"one of {', '.join(known)}",
+                fix=did_you_mean(wanted, known) or "pass a compute_metrics function that returns it",
+                field="metric_for_best_model",
+            )
+
+
+def _with_loss(outputs: Any, loss: Tensor) -> Any:
+    """The outputs as the model would have returned them, had it computed the loss itself."""
+    if isinstance(outputs, dict):
+        outputs["loss"] = loss
+        return outputs
+    return loss, *outputs
