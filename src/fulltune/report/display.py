@@ -112,7 +112,8 @@ def delta(value: float, digits: int = 3) -> str:
 
 
 def p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else number(value)
+    """``p = 0.042`` or ``p < 0.001``."""
+    return "p < 0.001" if value < 0.001 else f"p = {number(value)}"
 
 
 def compact(value: float) -> str:

@@ -66,7 +66,7 @@ class Table:
 class Versus:
     """One comparison in words."""
 
-    pair: str
+    against: str
     metric: str
     delta: str
     interval: str
@@ -150,7 +150,7 @@ def comparisons(record: Record) -> list[Versus]:
 def _versus(record: Record, pair: str, item: Comparison) -> Versus:
     digits = decimals(row[item.metric].value for row in record.scores.values() if item.metric in row)
     return Versus(
-        pair=" vs ".join(system_label(name) for name in pair.split(" vs ")),
+        against=system_label(pair.removeprefix("tuned vs ")),
         metric=metric_label(item.metric),
         delta=delta(item.delta, digits),
         interval=interval(item.low, item.high, digits, sign=True),
