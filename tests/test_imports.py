@@ -14,14 +14,15 @@ import fulltune
 
 SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
 
-#: From the bottom up: a module imports from its own layer and from those before it.
+#: From the bottom up: a module imports from its own layer and from those before it. What a task is (`tasks.base`) is known
+#: below the tasks themselves.
 LAYERS = (
     ("", "errors", "machine", "progress", "plugins"),
     ("records",),
     ("config",),
     ("data", "metrics"),
     ("compare", "store"),
-    ("model", "inference", "training"),
+    ("tasks.base", "model", "inference", "training"),
     ("methods",),
     ("tasks",),
     ("evaluate", "baselines", "dataset"),
@@ -52,7 +53,8 @@ def dotted(path: Path) -> str:
 
 def layer(module: str) -> str:
     """``fulltune.data.load`` → ``data``; the package itself is the empty name."""
-    return module.partition(".")[2].partition(".")[0]
+    inner = module.partition(".")[2]
+    return inner if inner in RANK else inner.partition(".")[0]
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
