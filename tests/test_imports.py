@@ -14,15 +14,15 @@ import fulltune
 
 SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
 
-#: From the bottom up: a module imports from its own layer and from those before it. What a task is (`tasks.base`) is known
-#: below the tasks themselves.
+#: From the bottom up: a module imports from its own layer and from those before it. What a task and a method
+#: are (`tasks.base`, `methods.base`) is known below the tasks and methods themselves.
 LAYERS = (
     ("", "errors", "machine", "progress", "plugins"),
     ("records",),
     ("config",),
     ("data", "metrics"),
     ("compare", "store"),
-    ("tasks.base", "model", "inference", "training"),
+    ("tasks.base", "methods.base", "model", "inference", "training"),
     ("methods",),
     ("tasks",),
     ("evaluate", "baselines", "dataset"),
