@@ -1,0 +1,159 @@
+"""Texts that say the same: exactly, after normalising, or nearly.
+
+Near means a Jaccard similarity of at least :data:`THRESHOLD` between the sets of character 5-grams of the normalised
+texts (Broder 1997, "On the resemblance and containment of documents"). MinHash with locality-sensitive hashing
+(datasketch) only proposes pairs; each is then verified on the full sets, so that nothing is called near that is not.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+THRESHOLD = 0.85
+SHINGLE = 5
+
+#: 20 bands of 6: a pair at the threshold is proposed with probability 1 - (1 - 0.85^6)^20 > 0.9999.
+_BANDS, _ROWS = 20, 6
+_HASHES = _BANDS * _ROWS
+#: Proposed pairs whose MinHash estimate is below this are dropped unseen; 0.15 is more than four standard errors of 120
+#: hashes.
+_LOWEST_ESTIMATE = THRESHOLD - 0.15
+#: Shingles of a text that MinHash reads: those with the smallest hashes, which is a fair sample and the same one in a
+#: copy.
+_SKETCHED = 1024
+#: Proposals for one text that are verified, likeliest first. It bounds the work on rows that all share one long
+#: template.
+_VERIFIED = 50
+
+
+class _Spaced(dict[int, str | int]):
+    """For ``str.translate``: punctuation becomes a space, everything else stays. Filled as characters are met."""
+
+    def __missing__(self, code: int) -> str | int:
+        self[code] = value = " " if unicodedata.category(chr(code)).startswith("P") else code
+        return value
+
+
+_SPACED = _Spaced()
+
+
+def fold(text: str) -> str:
+    """NFKC, case-folded, whitespace collapsed. Signs stay: ``a < b`` is not ``a > b``."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def normalise(text: str) -> str:
+    """:func:`fold`, with punctuation as whitespace; a text of punctuation only is just folded."""
+    folded = fold(text)
+    return " ".join(folded.translate(_SPACED).split()) or folded
+
+
+@lru_cache(maxsize=8192)
+def shingles(text: str) -> NDArray[np.uint32]:
+    """Sorted distinct 32-bit hashes of the text's character 5-grams; shape ``(n,)``. A shorter text is one shingle."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    codes = np.pad(codes, (0, max(0, SHINGLE - len(codes))))
+    count = len(codes) - SHINGLE + 1
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset in range(SHINGLE):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count]
+    # The polynomial's low bits depend on few input bits: mix (the finaliser of MurmurHash3) before cutting to 32.
+    for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(multiplier)
+    return np.unique((hashes >> np.uint64(32)).astype(np.uint32))
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard similarity of two normalised texts, 0 to 1."""
+    a, b = shingles(one), shingles(other)
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
+
+
+class NearIndex:
+    """Normalised texts, found again by what is nearly the same."""
+
+    def __init__(self) -> None:
+        from datasketch import MinHashLSH
+
+        self.texts: list[str] = []
+        self._index = MinHashLSH(num_perm=_HASHES, params=(_BANDS, _ROWS))
+        self._signatures = np.zeros((16, _HASHES), dtype=np.uint32)
+
+    def add(self, text: str) -> int:
+        """Index a text; returns its position."""
+        position = len(self.texts)
+        if position == len(self._signatures):
+            self._signatures = np.concatenate([self._signatures, np.zeros_like(self._signatures)])
+        sketch = _sketch(text)
+        self._signatures[position] = sketch.hashvalues
+        self._index.insert(position, sketch, check_duplication=False)
+        self.texts.append(text)
+        return position
+
+    def near(self, text: str, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[tuple[int, float]]:
+        """Near texts as ``(position, similarity)``, likeliest first; only those ``wanted`` when their turn comes."""
+        for position in islice(filter(wanted, self._proposals(text)), _VERIFIED):
+            value = similarity(text, self.texts[position])
+            if value >= THRESHOLD:
+                yield position, value
+
+    def _proposals(self, text: str) -> list[int]:
+        """Positions of what is likely near by the MinHash estimate, in falling order of it."""
+        sketch = _sketch(text)
+        found = np.array(sorted(self._index.query(sketch)), dtype=np.int64)
+        estimates = (self._signatures[found] == np.asarray(sketch.hashvalues, dtype=np.uint32)).mean(axis=1)
+        order = np.argsort(-estimates, kind="stable")
+        return [int(position) for position in found[order[estimates[order] >= _LOWEST_ESTIMATE]]]
+
+
+def clusters(texts: Sequence[str]) -> list[int]:
+    """A cluster number for each text; normalised copies and near ones, directly or through others, share it.
+
+    The number is the position of the cluster's first text.
+    """
+    parents: list[int] = []
+    index, first, of_text = NearIndex(), list[int](), dict[str, int]()
+    for number, text in enumerate(map(normalise, texts)):
+        parents.append(of_text.setdefault(text, number))
+        if parents[number] != number:
+            continue
+
+        def elsewhere(position: int, own: int = number) -> bool:
+            return _root(parents, first[position]) != _root(parents, own)
+
+        for position, _ in index.near(text, elsewhere):
+            one, other = sorted((_root(parents, first[position]), _root(parents, number)))
+            parents[other] = one
+        index.add(text)
+        first.append(number)
+    return [_root(parents, number) for number in range(len(parents))]
+
+
+def _root(parents: list[int], number: int) -> int:
+    while parents[number] != number:
+        parents[number] = number = parents[parents[number]]
+    return number
+
+
+@lru_cache(maxsize=16)
+def _sketch(text: str) -> Any:
+    """A datasketch MinHash; kept for the moment between looking a text up and adding it."""
+    sketch = _empty_sketch().copy()
+    sketch.update_batch(shingles(text)[:_SKETCHED].tolist())
+    return sketch
+
+
+@cache
+def _empty_sketch() -> Any:
+    """Made once: drawing the permutations takes longer than hashing a short text."""
+    from datasketch import MinHash
+
+    return MinHash(num_perm=_HASHES, hashfunc=int)

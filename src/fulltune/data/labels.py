@@ -1,0 +1,75 @@
+"""Classes: how many rows each has, and those that cannot be learnt or scored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from fulltune.data.findings import ExampleLike, Finding, percent, rows, some
+
+#: Share of evaluation rows with a label that train lacks, from which on the run stops.
+_TOLERATED = 0.01
+
+
+def label_findings(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike]) -> list[Finding]:
+    """Class balance of both splits, labels with one row, labels on one side only, and a single label."""
+    in_train, in_eval = _count(train), _count(evaluation)
+    findings = [_balance(in_train, in_eval), *_only_in_eval(in_train, evaluation)]
+    if len(in_train) < 2 and not any(isinstance(example.target, tuple) for example in train):
+        found = f"all {rows(len(train), of='train')} have the label {next(iter(in_train), '')!r}: nothing to tell apart"
+        findings.append(Finding(kind="one_label", level="error", message=found, split="train", fix="add other labels"))
+    if lonely := sorted(label for label, count in in_train.items() if count == 1):
+        findings.append(_names("rare_labels", lonely, "in train have one row", "add rows: nothing is learnt from one"))
+    if unscored := sorted(in_train.keys() - in_eval.keys()):
+        findings.append(_names("unscored_labels", unscored, "of train never occur in eval", ""))
+    return findings
+
+
+def _labels(example: ExampleLike) -> tuple[str, ...]:
+    return (example.target,) if isinstance(example.target, str) else example.target
+
+
+def _count(examples: Sequence[ExampleLike]) -> Counter[str]:
+    return Counter(label for example in examples for label in _labels(example))
+
+
+def _balance(in_train: Counter[str], in_eval: Counter[str]) -> Finding:
+    counts = {"train": dict(in_train.most_common()), "eval": dict(in_eval.most_common())}
+    message = f"{len(in_train)} labels in train"
+    if in_train:
+        ranked = in_train.most_common()
+        message += f": from {ranked[0][1]} ({ranked[0][0]!r}) down to {rows(ranked[-1][1])} ({ranked[-1][0]!r})"
+    return Finding(kind="class_balance", level="info", message=message, count=len(in_train), details={"counts": counts})
+
+
+def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> Iterator[Finding]:
+    lost = [example for example in evaluation if any(label not in in_train for label in _labels(example))]
+    if not lost:
+        return
+    names = sorted({label for example in lost for label in _labels(example) if label not in in_train})
+    share = len(lost) / len(evaluation)
+    few = share < _TOLERATED
+    yield Finding(
+        kind="labels_only_in_eval",
+        level="warning" if few else "error",
+        message=f"{rows(len(lost), 'have', 'eval')} a label that train lacks ({percent(len(lost), len(evaluation))}), "
+        f"which can never be predicted: {_listed(names)}",
+        fix="add rows with these labels to train, or take them out of eval",
+        split="eval",
+        count=len(lost),
+        ids=some([example.id for example in lost]),
+        details={"labels": names},
+    )
+
+
+def _names(kind: str, names: Sequence[str], words: str, fix: str) -> Finding:
+    message = f"{len(names)} {'label' if len(names) == 1 else 'labels'} {words}: {_listed(names)}"
+    level = "warning" if fix else "info"
+    return Finding.model_validate(
+        {"kind": kind, "level": level, "message": message, "fix": fix, "split": "train", "count": len(names)}
+        | {"details": {"labels": list(names)}}
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,224 @@
+"""Duplicates within train, rows that stand in two splits, and inputs with two targets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from typing import Literal
+
+from fulltune.data.duplicates import THRESHOLD, NearIndex, fold, normalise
+from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, percent, rows, some
+
+Kind = Literal["exact", "normalised", "near"]
+
+_WORDS: Mapping[Kind, str] = {
+    "exact": "the same, letter for letter,",
+    "normalised": "the same, but for case, whitespace or punctuation,",
+    "near": f"nearly the same (Jaccard ≥ {THRESHOLD} of character 5-grams)",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row as it is compared: its text, and its target folded. Where nothing is asked, the target is the text."""
+
+    id: str
+    text: str
+    target: str = ""
+
+    @classmethod
+    def of(cls, example: ExampleLike) -> Entry:
+        target = example.target if isinstance(example.target, str) else "\n".join(sorted(example.target))
+        return cls(example.id, example.input, fold(target)) if example.input else cls(example.id, target)
+
+    @cached_property
+    def normal(self) -> str:
+        return normalise(self.text)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row, and an earlier one with the same input in one of the three ways."""
+
+    kind: Kind
+    entry: Entry
+    other: Entry
+    similarity: float = 1.0
+
+    @property
+    def same_target(self) -> bool:
+        return self.entry.target == self.other.target
+
+    def to_list(self) -> list[str | float]:
+        return [self.entry.id, self.other.id, self.kind, round(self.similarity, 3)]
+
+
+@dataclass
+class Seen:
+    """Rows to be found again: for every text the first row with each target."""
+
+    _exact: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    _normal: dict[str, dict[str, Entry]] = field(default_factory=dict)
+    _near: NearIndex = field(default_factory=NearIndex)
+
+    def add(self, entry: Entry) -> None:
+        if entry.normal not in self._normal:
+            self._near.add(entry.normal)
+        self._exact.setdefault(entry.text, {}).setdefault(entry.target, entry)
+        self._normal.setdefault(entry.normal, {}).setdefault(entry.target, entry)
+
+    def match(self, entry: Entry) -> Match | None:
+        """The closest row with the same input and target; else the closest with the same input."""
+        same = self._matches(entry, lambda targets: targets.get(entry.target))
+        other = self._matches(entry, lambda targets: next(iter(targets.values()), None))
+        return next(chain(same, other), None)
+
+    def conflicts(self) -> list[list[Entry]]:
+        """For each input that has several targets, a row of each."""
+        return [list(targets.values()) for targets in self._normal.values() if len(targets) > 1]
+
+    def _matches(self, entry: Entry, choose: Callable[[Mapping[str, Entry]], Entry | None]) -> Iterator[Match]:
+        if found := choose(self._exact.get(entry.text, {})):
+            yield Match("exact", entry, found)
+        if found := choose(self._normal.get(entry.normal, {})):
+            yield Match("normalised", entry, found)
+
+        def chosen(position: int) -> Entry | None:
+            return choose(self._normal[self._near.texts[position]])
+
+        for position, similarity in self._near.near(entry.normal, lambda position: chosen(position) is not None):
+            if found := chosen(position):
+                yield Match("near", entry, found, similarity)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What :func:`overlap` found; ``leaked`` are the ids of evaluation rows whose input and target stand in train."""
+
+    findings: tuple[Finding, ...]
+    leaked: tuple[str, ...]
+
+
+def overlap(
+    train: Sequence[Entry], valid: Sequence[Entry], evaluation: Sequence[Entry], *, allow_leaks: bool, one_answer: bool
+) -> Overlap:
+    """Compare every row with those before it in train, and the splits with each other.
+
+    Args:
+        train, valid, evaluation: The rows; ``valid`` may be empty.
+        allow_leaks: Tell of leaks as a warning, not as an error.
+        one_answer: Whether an input should have one target (a label, a query) and two contradict each other.
+    """
+    in_train, within = Seen(), list[Match]()
+    for entry in train:
+        within += filter(None, [in_train.match(entry)])
+        in_train.add(entry)
+    in_valid = Seen()
+    for entry in valid:
+        in_valid.add(entry)
+    across = _matches(evaluation, in_train)
+    leaks = [match for match in across if match.same_target]
+    findings = [
+        *_within(within, len(train)),
+        *_conflicts(in_train.conflicts(), one_answer),
+        *_leaks(leaks, len(evaluation), "warning" if allow_leaks else "error"),
+        *_other_targets([match for match in across if not match.same_target], one_answer),
+        *_curve("valid", "train", _matches(valid, in_train)),
+        *_curve("eval", "valid", _matches(evaluation, in_valid)),
+    ]
+    return Overlap(tuple(findings), tuple(match.entry.id for match in leaks))
+
+
+def _matches(entries: Sequence[Entry], seen: Seen) -> list[Match]:
+    return [match for entry in entries if (match := seen.match(entry))]
+
+
+def _within(matches: Sequence[Match], total: int) -> Iterator[Finding]:
+    for kind, words in _WORDS.items():
+        chosen = [match for match in matches if match.kind == kind]
+        share = percent(len(chosen), total)
+        yield from _finding(
+            f"{kind}_duplicates",
+            "warning" if kind != "near" and 100 * len(chosen) >= total else "info",
+            f"{rows(len(chosen), 'be', 'train')} {words} as an earlier one ({share})",
+            "train",
+            chosen,
+            fix="remove the repetitions, unless their weight is meant",
+        )
+
+
+def _leaks(matches: Sequence[Match], total: int, level: Level) -> Iterator[Finding]:
+    kinds = Counter(match.kind for match in matches)
+    split = ", ".join(f"{kinds[kind]} {kind}" for kind in _WORDS if kinds[kind])
+    message = (
+        f"{len(matches)} of {rows(total)} of eval stand in train with the same target ({split}): scores would flatter"
+    )
+    fix = (
+        "remove those rows from train or eval, or set data.allow_leaks: true (scores are then also given without them)"
+    )
+    yield from _finding("leaks", level, message, "eval", matches, fix=fix)
+
+
+def _other_targets(matches: Sequence[Match], one_answer: bool) -> Iterator[Finding]:
+    """Rows of eval whose input stands in train with another target: a contradiction if it is the same, not if near."""
+    same = [match for match in matches if match.kind != "near"]
+    near = [match for match in matches if match.kind == "near"]
+    yield from _finding(
+        "eval_conflicts",
+        "warning" if one_answer else "info",
+        f"{rows(len(same))} of eval and a row of train have one input, but different targets",
+        "eval",
+        same,
+        fix="look at them: one of the two is likely wrong" if one_answer else "",
+    )
+    yield from _finding(
+        "near_inputs",
+        "info",
+        f"{rows(len(near))} of eval and a row of train have nearly the same input, but different targets",
+        "eval",
+        near,
+    )
+
+
+def _curve(split: str, other: str, matches: Sequence[Match]) -> Iterator[Finding]:
+    message = f"{rows(len(matches), 'have')} an input of {other}, exactly or nearly"
+    yield from _finding(f"{split}_{other}_overlap", "info", f"{split}: {message}", split, matches)
+
+
+def _finding(
+    kind: str, level: Level, message: str, split: str, matches: Sequence[Match], fix: str = ""
+) -> Iterator[Finding]:
+    if matches:
+        yield Finding(
+            kind=kind,
+            level=level,
+            message=message,
+            fix=fix,
+            split=split,
+            count=len(matches),
+            ids=some([match.entry.id for match in matches]),
+            details={
+                "kinds": dict(Counter(match.kind for match in matches)),
+                "same_target": sum(match.same_target for match in matches),
+                "pairs": [match.to_list() for match in matches[:LISTED]],
+            },
+        )
+
+
+def _conflicts(conflicts: Sequence[Sequence[Entry]], one_answer: bool) -> Iterator[Finding]:
+    if not conflicts:
+        return
+    count = len(conflicts)
+    yield Finding(
+        kind="conflicting_targets",
+        level="warning" if one_answer else "info",
+        message=f"{count} {'input' if count == 1 else 'inputs'} of train have more than one target",
+        fix="look at them: one of the targets is likely wrong" if one_answer else "",
+        split="train",
+        count=count,
+        ids=some([entry.id for entries in conflicts for entry in entries]),
+        details={"inputs": [[[entry.id, entry.target] for entry in entries] for entries in conflicts[:LISTED]]},
+    )

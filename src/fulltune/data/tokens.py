@@ -1,0 +1,189 @@
+"""What the tokenizer makes of the rows: lengths, truncation, unknown tokens, and targets that do not come back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from fulltune.config import Config
+from fulltune.data.findings import ExampleLike, Finding, percent, rows, some
+
+
+class FeaturesLike(Protocol):
+    """A training sequence (:class:`fulltune.tasks.base.Features`)."""
+
+    @property
+    def input_ids(self) -> list[int]: ...
+    @property
+    def labels(self) -> list[int] | int | list[float]: ...
+    @property
+    def truncated(self) -> int: ...
+
+
+E = TypeVar("E", bound=ExampleLike)
+
+#: Share of truncated rows, and of unknown tokens, from which on a warning is due.
+_NOTABLE = 0.01
+#: Share of targets that lose characters from which on there is no point in training.
+_HOPELESS = 0.5
+#: Texts given to the tokenizer at once.
+_BATCH = 256
+
+
+def length_findings(
+    split: str, examples: Sequence[E], encode: Callable[[E], Sequence[FeaturesLike]], config: Config
+) -> Iterator[Finding]:
+    """Lengths in tokens before truncation, rows that are cut, and rows that keep nothing to learn from."""
+    lengths, cut, lost = list[int](), list[str](), list[str]()
+    for example in examples:
+        features = encode(example)
+        missing = sum(feature.truncated for feature in features)
+        lengths.append(sum(len(feature.input_ids) for feature in features) + missing)
+        if not any(map(_teaches, features)):
+            lost.append(example.id)
+        elif missing:
+            cut.append(example.id)
+    yield _lengths(split, lengths)
+    if cut:
+        yield _cut(split, cut, len(examples), config)
+    if lost:
+        yield _lost(split, lost, len(examples), config)
+
+
+def _teaches(features: FeaturesLike) -> bool:
+    """Whether any label is left that a loss is taken of."""
+    labels = features.labels
+    return isinstance(labels, int) or any(label != -100 for label in labels)
+
+
+def _lengths(split: str, lengths: Sequence[int]) -> Finding:
+    low, median, p95, high = (int(value) for value in np.percentile(lengths, [0, 50, 95, 100]))
+    return Finding(
+        kind="lengths",
+        level="info",
+        message=f"{split}: {low} to {high} tokens a row, median {median}, 95% at most {p95}",
+        split=split,
+        count=len(lengths),
+        details={"min": low, "median": median, "p95": p95, "max": high, "tokens": int(sum(lengths))},
+    )
+
+
+def _cut(split: str, ids: Sequence[str], total: int, config: Config) -> Finding:
+    share = percent(len(ids), total) + (
+        f", data.max_length: {config.data.max_length}" if config.data.max_length else ""
+    )
+    return Finding(
+        kind="truncated",
+        level="warning" if len(ids) > _NOTABLE * total else "info",
+        message=f"{rows(len(ids), 'be', split)} longer than the window and cut ({share})",
+        fix="raise data.max_length (or data.max_target_length) if the model takes more, or shorten the rows",
+        split=split,
+        count=len(ids),
+        ids=some(ids),
+    )
+
+
+def _lost(split: str, ids: Sequence[str], total: int, config: Config) -> Finding:
+    limit = config.data.max_truncated
+    too_many = len(ids) > limit * total
+    return Finding(
+        kind="nothing_to_learn",
+        level="error" if too_many else "warning",
+        message=f"{rows(len(ids), 'have', split)} no label left after truncation ({percent(len(ids), total)}; "
+        f"data.max_truncated allows {100 * limit:g}%)",
+        fix="raise data.max_length, or shorten the inputs",
+        split=split,
+        count=len(ids),
+        ids=some(ids),
+    )
+
+
+def unknown_finding(
+    split: str, field: str, ids: Sequence[str], texts: Sequence[str], tokenizer: Any
+) -> Iterator[Finding]:
+    """The share of tokens that the tokenizer has no id for.
+
+    Where the unknown token is also the end of text (GPT-2), none can be told apart, and byte-level vocabularies know
+    everything.
+    """
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown == getattr(tokenizer, "eos_token_id", None):
+        return
+    counts = [(tokens.count(unknown), len(tokens)) for tokens in tokenized(texts, tokenizer)]
+    bad, total = sum(count for count, _ in counts), sum(length for _, length in counts)
+    if not bad:
+        return
+    hit = [number for number, (count, _) in enumerate(counts) if count]
+    characters = sorted(set(chain.from_iterable(texts[number] for number in hit[:50])) - {" ", "\n", "\t", "\r"})
+    strange = [
+        sign for sign, tokens in zip(characters, tokenized(characters, tokenizer), strict=True) if unknown in tokens
+    ]
+    yield Finding(
+        kind=f"unknown_{field}_tokens",
+        level="warning" if bad >= _NOTABLE * total else "info",
+        message=f"{percent(bad, total)} of the {field} tokens of {split} are unknown, in {rows(len(hit))}"
+        + (f" (among their characters: {' '.join(strange[:12])})" if strange else ""),
+        fix="choose a checkpoint whose vocabulary has them, or replace them",
+        split=split,
+        count=len(hit),
+        ids=some([ids[number] for number in hit]),
+        details={"unknown": bad, "tokens": total, "characters": strange},
+    )
+
+
+def round_trip_finding(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
+    """Targets that encode → decode does not give back (whitespace aside): the model cannot say them."""
+    changed, lost = list[str](), Counter[str]()
+    harmed = 0
+    for name, target, tokens in zip(ids, targets, tokenized(targets, tokenizer), strict=True):
+        decoded = tokenizer.decode(tokens, skip_special_tokens=True)
+        if target.split() == decoded.split():
+            continue
+        changed.append(name)
+        gone = Counter("".join(target.split()).casefold()) - Counter("".join(decoded.split()).casefold())
+        harmed += bool(gone)
+        lost.update(gone.keys())
+    if not changed:
+        return
+    signs = [sign for sign, _ in lost.most_common(12)]
+    loss = f"lost: {' '.join(signs)}" if signs else "only case or order changes"
+    yield Finding(
+        kind="targets_not_recoverable",
+        level="error" if harmed > _HOPELESS * len(targets) else "warning",
+        message=f"{rows(len(changed), 'have', split)} a target that encode → decode does not give back "
+        f"({percent(len(changed), len(targets))}; {loss})",
+        fix="choose a checkpoint whose vocabulary has these characters, or replace them in the targets",
+        split=split,
+        count=len(changed),
+        ids=some(changed),
+        details={"characters": signs, "rows_that_lose_characters": harmed},
+    )
+
+
+def end_of_text_finding(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
+    """Targets that contain the end-of-text string, which the tokenizer reads as the sign to stop."""
+    end = getattr(tokenizer, "eos_token", None)
+    hit = [name for name, target in zip(ids, targets, strict=True) if end and end in target]
+    if hit:
+        yield Finding(
+            kind="end_of_text_in_target",
+            level="error",
+            message=f"{rows(len(hit), 'have', split)} the end-of-text string {end!r} inside the target: "
+            "it would be learnt as the place to stop",
+            fix="remove it from the targets; the end is added by itself",
+            split=split,
+            count=len(hit),
+            ids=some(hit),
+        )
+
+
+def tokenized(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
+    """Token ids of each text, without special tokens around it."""
+    for start in range(0, len(texts), _BATCH):
+        batch = list(texts[start : start + _BATCH])
+        # A document longer than the window is no news here: windows are cut later.
+        yield from tokenizer(batch, add_special_tokens=False, verbose=False).input_ids
