@@ -1,4 +1,4 @@
-"""Two-layer models of every family with tokenizers, made in milliseconds: no network, no files, always the same weights.
+"""Two-layer models of every family with tokenizers, made in milliseconds: no network, always the same weights.
 
 model, tokenizer = fakes.gpt2()
 bundle = fakes.bundle("bert", head="classification", labels=("no", "yes"))
@@ -32,6 +32,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
+    TrainingArguments,
 )
 
 from fulltune.model import Bundle, Family
@@ -287,6 +288,12 @@ def t5(**options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def bart(**options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """An encoder-decoder with learnt positions."""
     return make("bart", **options)
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    """Quiet training arguments for the CPU that write nothing; ``options`` come on top."""
+    quiet = {"disable_tqdm": True, "report_to": "none", "save_strategy": "no", "use_cpu": True, "logging_steps": 1}
+    return TrainingArguments(**({"output_dir": str(folder)} | quiet | options))
 
 
 def bundle(kind: str, head: str = "lm", **options: Any) -> Bundle:

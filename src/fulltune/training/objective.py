@@ -72,7 +72,8 @@ def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig) or _has_router_loss(config):
         return None
-    kind = _kind_of_class(type(model))
+    model_class: Any = type(model)
+    kind = _kind_of_class(model_class)
     if kind == "seq2seq" and not (
         config.is_encoder_decoder and hasattr(model, "prepare_decoder_input_ids_from_labels")
     ):
@@ -101,13 +102,13 @@ def _kind_of_classifier(config: Any, labels: Tensor | None) -> Kind | None:
 
 
 @lru_cache(maxsize=256)
-def _kind_of_class(model_class: type) -> Kind | None:
+def _kind_of_class(model_class: Any) -> Kind | None:
     name = model_class.__name__.removeprefix("FSDP")  # fully sharded, a model gets a subclass of that name
     if name in _OWN_LOSS:
         return None
     if name in _names("CAUSAL_LM"):
         # Some decoders cut from encoder-decoders expect labels that are shifted already and say so only in their code.
-        source = inspect.getsource(model_class.forward)  # type: ignore[attr-defined]
+        source = inspect.getsource(model_class.forward)
         return "causal" if "self.loss_function(" in source else None
     if name in _names("SEQ_TO_SEQ_CAUSAL_LM"):
         return "seq2seq"

@@ -1,0 +1,174 @@
+"""``full``: the classic method. Every parameter is trained, in 32-bit floats, and the record proves it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fulltune.config import Config
+from fulltune.errors import ConfigError, ModelError, Problem
+from fulltune.methods.base import Method
+from fulltune.model import Bundle
+from fulltune.records import Parameters
+
+_REDUCED = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
+
+#: Tensors named in a message; of the others only the number is told.
+_NAMED = 5
+
+
+class Full(Method):
+    """All parameters, float32, AdamW; 0 frozen; tied weights stay tied."""
+
+    name = "full"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        reduced = [name for name in _REDUCED if config.trainer.get(name)]
+        if reduced:
+            fix = "remove it; `full` trains in 32-bit floats"
+            raise ConfigError(
+                [Problem("reduced precision", "float32", fix, field=f"trainer.{name}") for name in reduced]
+            )
+        self._before: dict[str, bytes] = {}
+        self._tied: tuple[str, ...] = ()
+        self._grown = 0
+        self._first_step = FirstStep()
+
+    def prepare(self, bundle: Bundle) -> Bundle:
+        model: Any = bundle.model
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        self._grown = self._grow_embeddings(bundle)
+        model.float().requires_grad_(True)
+        self._tied = tied_parameters(model)
+        _require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])
+        self._before = fingerprints(model)
+        return bundle
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        return (self._first_step,)
+
+    def proof(self, bundle: Bundle) -> Parameters:
+        named = dict(bundle.model.named_parameters())
+        _require("are frozen", [name for name, value in named.items() if not value.requires_grad])
+        _require("are not float32", [name for name, value in named.items() if value.dtype != torch.float32])
+        _require("are no longer tied", sorted(set(self._tied) - set(tied_parameters(bundle.model))))
+        after = fingerprints(bundle.model)
+        moved = sum(after[name] != self._before[name] for name in after)
+        total = sum(value.numel() for value in named.values())
+        return Parameters(
+            total=total,
+            trainable=total,
+            frozen=0,
+            dtype="float32",
+            tied=self._tied,
+            moved=moved / len(after),
+            evidence=self._evidence(moved, len(after)),
+        )
+
+    def _grow_embeddings(self, bundle: Bundle) -> int:
+        """Rows added for tokens that the tokenizer has and the model has not; nothing is ever cut off."""
+        embeddings: Any = bundle.model.get_input_embeddings()
+        rows, wanted = int(embeddings.weight.shape[0]), len(bundle.tokenizer)
+        if wanted <= rows:
+            return 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.train.seed)
+            bundle.model.resize_token_embeddings(wanted)
+        return wanted - rows
+
+    def _evidence(self, moved: int, tensors: int) -> tuple[str, ...]:
+        lines = [f"all {tensors} tensors trainable and float32, 0 frozen", "TF32 off", *self._first_step.evidence]
+        lines.append(f"{moved} of {tensors} tensors moved")
+        if self._tied:
+            lines.append(f"still tied: {', '.join(self._tied)}")
+        if self._grown:
+            lines.append(f"embeddings grown by {self._grown} rows for new tokens")
+        return tuple(lines)
+
+
+@dataclass
+class FirstStep(TrainerCallback):
+    """Looks at gradients and AdamW's moments in the first optimizer step.
+
+    Raises (in training):
+        ModelError: One of them is not float32, or no parameter got a gradient.
+    """
+
+    evidence: list[str] = field(default_factory=list)
+    done: bool = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.done:
+            return
+        learning = [(name, value) for name, value in kwargs["model"].named_parameters() if value.requires_grad]
+        with_gradient = [(name, value.grad) for name, value in learning if value.grad is not None]
+        _require("have gradients that are not float32", [n for n, g in with_gradient if g.dtype != torch.float32])
+        missing = [name for name, value in learning if value.grad is None]
+        if not with_gradient:
+            _require("got no gradient", missing)
+        self.evidence.append(f"gradients of {len(with_gradient)} tensors float32")
+        if missing:
+            self.evidence.append(f"no gradient (not part of the loss): {_listed(missing)}")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.done:
+            return
+        self.done = True
+        names = {value: name for name, value in kwargs["model"].named_parameters()}
+        moments = [
+            (names[parameter], moment)
+            for parameter, kept in kwargs["optimizer"].state.items()
+            for moment in kept.values()
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape and moment.dim() > 0
+        ]
+        _require("have optimizer moments that are not float32", [n for n, m in moments if m.dtype != torch.float32])
+        self.evidence.append(f"{len(moments)} optimizer moments float32")
+
+
+def tied_parameters(model: nn.Module) -> tuple[str, ...]:
+    """``first = other`` for every parameter that the model knows under a second name, sorted."""
+    first: dict[int, str] = {}
+    pairs = []
+    for name, value in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(value), name)
+        if known != name:
+            pairs.append(f"{known} = {name}")
+    return tuple(sorted(pairs))
+
+
+def fingerprints(model: nn.Module) -> dict[str, bytes]:
+    """SHA-256 of the bytes of each parameter, so that movement is proven without a copy of the weights."""
+    return {name: _sha256(value.detach()) for name, value in model.named_parameters()}
+
+
+def _sha256(tensor: torch.Tensor) -> bytes:
+    octets: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(octets).digest()
+
+
+def _require(broken: str, names: Iterable[str]) -> None:
+    found = sorted(names)
+    if found:
+        raise ModelError(
+            f"{len(found)} tensors {broken}: {_listed(found)}",
+            expected="every parameter trained in float32",
+            fix="load the model with fulltune, and leave its tensors as they are",
+            field="model",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,199 @@
+"""From the config to ``TrainingArguments``: each option under one name, every mistake told at once, advice beside."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fulltune.config import Config
+from fulltune.errors import ConfigError, Problem, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+#: Points of the training curve, about.
+LOGGED_POINTS = 150
+
+#: Models below this many parameters learn at higher rates.
+SMALL_MODEL = 50_000_000
+
+#: Fields that a config sets by a first-class option.
+_FIRST_CLASS = {
+    "output_dir": "--out",
+    "num_train_epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "per_device_train_batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.accumulation",
+    "learning_rate": "train.learning_rate",
+    "lr_scheduler_type": "train.scheduler",
+    "warmup_steps": "train.warmup",
+    "weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.max_grad_norm",
+    "label_smoothing_factor": "train.label_smoothing",
+    "activation_checkpointing": "train.gradient_checkpointing",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "seed": "train.seed",
+    "eval_strategy": "train.evaluations",
+    "eval_steps": "train.evaluations",
+    "eval_on_start": "train.evaluations",
+    "per_device_eval_batch_size": "evaluation.batch_size",
+}
+
+#: Names of earlier versions of transformers, or of none, and what to write.
+_RENAMED = {
+    "warmup_ratio": "train.warmup (below 1 it is a share of the steps)",
+    "group_by_length": "trainer.train_sampling_strategy: group_by_length (already the default here)",
+    "no_cuda": "trainer.use_cpu",
+    "evaluation_strategy": "train.evaluations",
+    "evaluate_during_training": "train.evaluations",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "per_gpu_train_batch_size": "train.batch_size",
+    "per_gpu_eval_batch_size": "evaluation.batch_size",
+    "train_batch_size": "train.batch_size",
+    "eval_batch_size": "evaluation.batch_size",
+    "epochs": "train.epochs",
+    "lr": "train.learning_rate",
+    "adafactor": "trainer.optim: adafactor",
+    "tokenizer": "nothing: the model's own tokenizer is used",
+    "save_safetensors": "nothing: weights are always written as safetensors",
+    "overwrite_output_dir": "nothing: every run has a folder of its own",
+    "push_to_hub_model_id": "trainer.hub_model_id",
+    "push_to_hub_token": "trainer.hub_token",
+    "fp16_backend": "trainer.fp16",
+    "half_precision_backend": "trainer.fp16",
+    "include_inputs_for_metrics": "trainer.include_for_metrics",
+}
+
+_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def training_arguments(config: Config, output_dir: Path, rows: int) -> TrainingArguments:
+    """``config.train`` and ``config.trainer`` as the trainer takes them.
+
+    Args:
+        config: The job.
+        output_dir: Where the trainer may write (it writes nothing unless ``trainer.save_strategy`` asks for it).
+        rows: Training sequences an epoch.
+
+    Raises:
+        ConfigError: A key of ``trainer`` is unknown, contradicts a first-class option, or has a value that transformers
+            refuses. All at once.
+    """
+    from transformers import TrainingArguments
+
+    fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    options = _from_config(config, output_dir, rows)
+    problems = [problem for name in config.trainer for problem in _problems_of(name, config, options, fields)]
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return TrainingArguments(**(options | config.trainer))
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(
+            f"transformers refuses these training arguments ({error})", fix="mend the section", field="trainer"
+        ) from error
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of the whole training: micro-batches, the last one perhaps short, in groups of
+    ``train.accumulation``.
+    """
+    train = config.train
+    steps_per_epoch = math.ceil(math.ceil(rows / train.batch_size) / train.accumulation)
+    return train.max_steps or math.ceil(train.epochs * steps_per_epoch)
+
+
+def warmup_steps(config: Config, steps: int) -> int:
+    """Steps of warm-up: below 1 ``train.warmup`` is a share of the steps, else a count."""
+    warmup = config.train.warmup
+    return int(warmup) if warmup >= 1 else math.ceil(steps * warmup)
+
+
+def advice(config: Config, steps: int, parameters: int) -> list[str]:
+    """One line for each value outside the range that is usual for full fine-tuning; nothing is refused.
+
+    Batch, rate and decay: Devlin et al. 2019 (BERT), appendix A.3. Warm-up of 500 to 2000 steps is usual where a run
+    has tens of thousands of them; here that counts as 1% to 20% of the steps.
+    """
+    train, lines = config.train, []
+    batch, warmup = train.batch_size * train.accumulation, warmup_steps(config, steps)
+    if not 4 <= batch <= 32:
+        lines.append(f"The effective batch is {batch} rows; 4 to 32 is usual.")
+    lines += _advice_on_rate(train.learning_rate, parameters)
+    if warmup >= steps:
+        lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never gets to train.learning_rate.")
+    elif not 0.01 * steps <= warmup <= max(1, 0.2 * steps):
+        lines.append(f"Warm-up takes {warmup} of {steps} steps; 1% to 20% of them is usual (500 to 2000 in long runs).")
+    if not 0 < train.weight_decay <= 0.1:
+        lines.append(f"train.weight_decay is {train.weight_decay:g}; 0.01 is usual.")
+    lines += [
+        f"trainer.{name} computes in less than 32 bits."
+        for name in ("bf16", "fp16", "tf32")
+        if config.trainer.get(name)
+    ]
+    return lines
+
+
+def _advice_on_rate(rate: float, parameters: int) -> list[str]:
+    if parameters < SMALL_MODEL:
+        if 2e-5 <= rate <= 1e-3:
+            return []
+        return [f"train.learning_rate is {rate:g}; 5e-5 to 5e-4 is usual for a model of {parameters:,} parameters."]
+    if 2e-5 <= rate <= 5e-5:
+        return []
+    risk = "higher rates tend to forget or to diverge" if rate > 5e-5 else "lower rates learn slowly"
+    return [f"train.learning_rate is {rate:g}; 2e-5 to 5e-5 is usual ({risk})."]
+
+
+def _from_config(config: Config, output_dir: Path, rows: int) -> dict[str, Any]:
+    import torch
+
+    train = config.train
+    return {
+        "output_dir": str(output_dir),
+        "num_train_epochs": train.epochs,
+        "max_steps": train.max_steps or -1,
+        "per_device_train_batch_size": train.batch_size,
+        "per_device_eval_batch_size": config.evaluation.batch_size,
+        "gradient_accumulation_steps": train.accumulation,
+        "optim": "adamw_torch_fused",
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": _SCHEDULERS[train.scheduler],
+        "warmup_steps": train.warmup,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "label_smoothing_factor": train.label_smoothing,
+        "activation_checkpointing": train.gradient_checkpointing,
+        "seed": train.seed,
+        "data_seed": train.seed,
+        "train_sampling_strategy": "group_by_length",
+        "tf32": False,
+        "use_cpu": not torch.accelerator.is_available(),
+        "logging_strategy": "steps",
+        "logging_steps": max(1, round(total_steps(config, rows) / LOGGED_POINTS)),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "include_num_input_tokens_seen": "non_padding",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set[str]) -> list[Problem]:
+    key = f"trainer.{name}"
+    if name in _FIRST_CLASS:
+        option = _FIRST_CLASS[name]
+        if config.trainer[name] == options.get(name):
+            return []
+        found = f"{config.trainer[name]!r} here, while {option} says {options.get(name)!r}"
+        return [Problem(found, "one place for each option", f"set {option} and remove {key}", field=key)]
+    if name in _RENAMED:
+        return [Problem("no field of TrainingArguments", fix=f"use {_RENAMED[name]}", field=key)]
+    if name not in fields:
+        hint = did_you_mean(name, fields) or "see the documentation of transformers.TrainingArguments"
+        return [Problem("no field of TrainingArguments", fix=hint, field=key)]
+    return []

@@ -1,0 +1,202 @@
+"""One training run: features in, tuned weights and the account of how they came about out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fulltune.config import Config
+from fulltune.errors import DataError, TrainingStopped
+from fulltune.methods.base import Method
+from fulltune.model import Bundle
+from fulltune.records import GuardEvent, Parameters, Step, Training
+from fulltune.tasks.base import Features
+from fulltune.training.arguments import advice, training_arguments
+from fulltune.training.batching import Collator, FeatureDataset
+from fulltune.training.trainer import Trainer
+
+OnStep = Callable[[Step, int], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a training run.
+
+    Attributes:
+        training: Settings as they came out.
+        parameters: What the method proves.
+        train_seconds: Wall time of the training loop, its evaluations included.
+        tokens_per_second: Input tokens without padding, a second of training without its evaluations.
+        steps: Everything that was logged, in order.
+        stopped: Why training ended early; the weights are then those of the last good step.
+        guards: What guards said.
+    """
+
+    training: Training
+    parameters: Parameters
+    train_seconds: float
+    tokens_per_second: float
+    steps: tuple[Step, ...]
+    stopped: TrainingStopped | None = None
+    guards: tuple[GuardEvent, ...] = ()
+
+
+def fit(
+    bundle: Bundle,
+    method: Method,
+    features: Sequence[Features],
+    valid: Sequence[Features] | None,
+    config: Config,
+    *,
+    output_dir: Path,
+    class_weights: Sequence[float] | None = None,
+    on_step: OnStep = lambda step, total: None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainingResult:
+    """Train ``bundle.model`` in place.
+
+    The same config, model and features give the same weights, bit for bit, on the same machine.
+
+    Args:
+        bundle: The model; it is left in eval mode.
+        method: What learns.
+        features: Training sequences.
+        valid: Sequences for the evaluation curve, which has a point before the first step and ``train.evaluations``
+            more; None or no ``train.evaluations`` draws none.
+        config: The job.
+        output_dir: Where trackers and checkpoints go, if ``config.trainer`` asks for any.
+        class_weights: ``(C,)``, for a classification head.
+        on_step: Called with each logged step and the total of steps.
+        callbacks: More of them, e.g. guards.
+
+    Raises:
+        ConfigError: ``config.trainer`` or the class weights do not fit.
+        DataError: No features, or a whole batch without a label.
+        ModelError: What the method promises does not hold.
+    """
+    if not features:
+        raise DataError("there is nothing to train on", expected="at least 1 sequence", field="data.train")
+    bundle = method.prepare(bundle)
+    curve = valid if config.train.evaluations else None
+    log = StepLog(on_step)
+    with _settings_kept(bundle.model):
+        trainer = Trainer(
+            model=bundle.model,
+            args=training_arguments(config, output_dir, len(features)),
+            data_collator=Collator(int(bundle.tokenizer.pad_token_id or 0)),
+            train_dataset=FeatureDataset(features),
+            eval_dataset=FeatureDataset(curve) if curve else None,
+            class_weights=class_weights,
+            callbacks=[EvaluateAt(config.train.evaluations if curve else 0), log, *method.callbacks(), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        seconds, stopped = _train(trainer, with_curve=bool(curve))
+        bundle.model.zero_grad(set_to_none=True)
+    return TrainingResult(
+        training=_account(trainer, bundle, config, log.steps, len(features)),
+        parameters=method.proof(bundle),
+        train_seconds=seconds,
+        tokens_per_second=trainer.state.num_input_tokens_seen / (seconds - log.evaluation_seconds),
+        steps=tuple(log.steps),
+        stopped=stopped,
+    )
+
+
+def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
+    """At most ``points`` steps, evenly spread, the last one at the end of training."""
+    return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
+
+
+class EvaluateAt(TrainerCallback):
+    """Evaluates at evenly spread steps, and logs the last step whatever the interval."""
+
+    def __init__(self, points: int) -> None:
+        self.points, self.at = points, frozenset[int]()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.at = frozenset(evaluation_steps(state.max_steps, self.points))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_evaluate = control.should_evaluate or state.global_step in self.at
+        control.should_log = control.should_log or state.global_step >= state.max_steps
+        return control
+
+
+class StepLog(TrainerCallback):
+    """Turns what the trainer logs into :class:`~fulltune.records.Step`."""
+
+    def __init__(self, on_step: OnStep) -> None:
+        self.on_step, self.steps, self.evaluation_seconds = on_step, list[Step](), 0.0
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.evaluation_seconds += (logs or {}).get("eval_runtime", 0.0)
+        names = ("loss", "eval_loss", "learning_rate", "grad_norm")
+        values = {name: float(logs[name]) for name in names if logs and name in logs}
+        if values.keys() & {"loss", "eval_loss"}:
+            step = Step(step=state.global_step, epoch=state.epoch or 0.0, **values)
+            self.steps.append(step)
+            self.on_step(step, state.max_steps)
+
+
+def _train(trainer: Trainer, with_curve: bool) -> tuple[float, TrainingStopped | None]:
+    trainer.args.eval_on_start = with_curve
+    started = time.perf_counter()
+    stopped = None
+    try:
+        trainer.train()
+    except TrainingStopped as error:
+        stopped = error
+    return time.perf_counter() - started, stopped
+
+
+@contextmanager
+def _settings_kept(model: Any) -> Iterator[None]:
+    """Training turns the key-value cache off and recomputation on; neither should outlive it."""
+    use_cache = getattr(model.config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if use_cache is not None:
+            model.config.use_cache = use_cache
+        if model.is_activation_checkpointing:
+            model.activation_checkpointing_disable()
+        model.eval()
+
+
+def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[Step], rows: int) -> Training:
+    args, state = trainer.args, trainer.state
+    losses = [step.loss for step in steps if step.loss is not None]
+    return Training(
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        scheduler=config.train.scheduler,
+        learning_rate=args.learning_rate,
+        warmup_steps=args.get_warmup_steps(state.max_steps),
+        weight_decay=args.weight_decay,
+        batch_size=args.train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        epochs=round(state.epoch or 0.0, 4),
+        steps=state.global_step,
+        seed=args.seed,
+        tokens=state.num_input_tokens_seen,
+        rows=rows,
+        final_loss=losses[-1] if losses else math.nan,
+        advice=tuple(advice(config, state.max_steps, bundle.model.num_parameters())),
+    )
