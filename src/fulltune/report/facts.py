@@ -14,6 +14,8 @@ Facts = list[tuple[str, str]]
 LEVELS = ("error", "warning", "info")
 #: Findings shown of one level; the rest are in audit.json.
 FINDINGS = 40
+#: Row ids shown of one finding.
+IDS = 5
 
 _SIGNS = {"error": "✕", "warning": "!", "info": "i"}
 
@@ -78,6 +80,7 @@ class Finding:
     kind: str
     message: str
     fix: str
+    ids: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,17 @@ def _finding(item: Any) -> tuple[str, Finding]:
         return "info", Finding("", str(item), "")
     level = str(_first(item, "level", "severity") or "info").lower()
     message = str(_first(item, "message", "found", "text") or "")
-    where = str(_first(item, "where", "file") or "")
+    where = str(_first(item, "where", "file", "split") or "")
     kind = str(_first(item, "kind", "code", "name") or "").replace("_", " ")
     words = f"{message} ({where})" if where and where not in message else message
-    return {"warn": "warning", "note": "info"}.get(level, level), Finding(kind, words, str(item.get("fix") or ""))
+    fix = str(item.get("fix") or "")
+    return {"warn": "warning", "note": "info"}.get(level, level), Finding(kind, words, fix, _ids(item))
+
+
+def _ids(item: Mapping[str, Any]) -> str:
+    """The first row ids of a finding."""
+    ids = [str(row) for row in item.get("ids") or ()]
+    return ", ".join(ids[:IDS]) + (" …" if len(ids) > IDS else "")
 
 
 def _first(item: Mapping[str, Any], *keys: str) -> Any:

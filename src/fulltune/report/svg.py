@@ -52,7 +52,7 @@ class Axis:
         unit = 10.0 ** math.floor(math.log10(rough))
         step = min((unit * m for m in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / rough)))
         first = math.ceil(self.low / step - 1e-9)
-        return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06, log: bool = False) -> Axis | None:
@@ -63,7 +63,9 @@ def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06,
     low, high = min(finite), max(finite)
     if log:
         return Axis(low / 1.2, high * 1.2, log=True)
-    room = (high - low or abs(high) or 1.0) * pad
+    largest = max(abs(low), abs(high))
+    spread = high - low if high - low > 1e-6 * largest else largest or 1.0
+    room = spread * pad
     return Axis(low if zero and low == 0 else low - room, high if zero and high == 0 else high + room)
 
 

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+import samples
+from page_reader import PageReader
+
+from fulltune.records import Prediction, Record, Step
+from fulltune.report import render
+
+EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"
+
+
+def page(sample: samples.Sample, **changes: object) -> str:
+    record = sample.record.model_copy(update=changes)
+    return render(record, sample.steps, sample.predictions, sample.audit)
+
+
+def read(sample: samples.Sample, **changes: object) -> PageReader:
+    return PageReader(page(sample, **changes))
+
+
+@pytest.fixture(scope="module", params=list(samples.SAMPLES))
+def each(request: pytest.FixtureRequest) -> tuple[samples.Sample, str]:
+    sample = samples.SAMPLES[request.param]()
+    return sample, page(sample)
+
+
+def test_every_task_has_a_sample() -> None:
+    assert len(samples.SAMPLES) >= 5
+
+
+def test_tags_close_and_ids_are_unique(each: tuple[samples.Sample, str]) -> None:
+    found = PageReader(each[1])
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+
+    assert not found.stray
+    assert found.unclosed == []
+    assert len(ids) == len(set(ids)) > 5
+
+
+def test_the_page_is_self_contained_small_and_silent_about_the_network(each: tuple[samples.Sample, str]) -> None:
+    found = PageReader(each[1])
+    fetching = {"src", "srcset", "data", "action", "poster", "background"}
+
+    for name, attributes in found.elements:
+        assert name not in {"link", "iframe", "object", "embed", "img"}
+        assert not fetching & set(attributes)
+        assert str(attributes.get("href", "#")).startswith("#")
+    assert "url(" not in each[1]
+    assert "@import" not in each[1]
+    assert len(each[1].encode()) < 300_000
+
+
+def test_the_policy_allows_the_one_script_and_no_fetching(each: tuple[samples.Sample, str]) -> None:
+    import base64
+    import hashlib
+
+    found = PageReader(each[1])
+    policies = [str(a["content"]) for _, a in found.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    (script,) = found.inside["script"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+    assert len(policies) == 1
+    assert "default-src 'none'" in policies[0]
+    assert f"script-src 'sha256-{digest}'" in policies[0]
+
+
+def test_every_chart_has_a_name_a_description_and_real_text(each: tuple[samples.Sample, str]) -> None:
+    charts = re.findall(r'<svg class="chart.*?</svg>\s*(?=</figure>)', each[1], re.S)
+
+    assert len(charts) >= 4
+    for chart in charts:
+        assert re.search(r"<title>[^<]+</title><desc>[^<]+</desc>", chart)
+        assert "<text" in chart
+        assert not re.search(r"(?:^|[^a-zA-Z])nan(?:[^a-zA-Z]|$)", chart)
+
+
+def test_the_verdict_is_the_first_line() -> None:
+    found = read(samples.classification())
+
+    assert found.texts[0] == samples.record().headline
+    assert found.texts[1] == "✓ accepted"
+    assert found.texts[2] == "Macro-F1 0.903 [0.883, 0.923] on 400 rows"
+    assert found.inside["title"][0] == samples.record().headline
+
+
+def test_a_baseline_that_wins_is_named_before_anything_else() -> None:
+    found = read(samples.rejected())
+
+    assert found.texts[0] == "TF-IDF (0.871) beats the tuned model (0.841) on Macro-F1."
+    assert found.texts[1] == "Rejected: macro-F1 is 0.841."
+    assert "✕ rejected" in found.texts
+    assert "a baseline without training scores higher" in found.text
+
+
+def test_the_warning_is_not_said_twice() -> None:
+    headline = "The TF-IDF baseline beats the tuned model: macro-F1 0.871 against 0.841."
+
+    assert read(samples.rejected(), headline=headline).texts[0] == headline
+
+
+def test_a_win_within_chance_is_told_as_one() -> None:
+    sample = samples.rejected()
+    comparison = sample.record.comparison | {
+        "tuned vs tfidf": samples.versus("macro_f1", -0.03, "no detectable change", half=0.05)
+    }
+    first = read(sample, comparison=comparison).texts[0]
+
+    assert first.startswith("TF-IDF (0.871) beats the tuned model (0.841)")
+    assert "within what chance explains" in first
+
+
+def test_lower_is_better_decides_who_wins() -> None:
+    sample = samples.causal_lm()
+    scores = sample.record.scores | {"zero_shot": sample.record.scores["tuned"]}
+    worse = scores | {"tuned": {"bits_per_byte": samples.score(1.2)}}
+
+    assert read(sample).texts[0] == sample.record.headline
+    assert read(sample, scores=worse).texts[0].startswith("Zero-shot (0.987) beats the tuned model (1.200)")
+
+
+def test_all_systems_stand_in_order_with_values_intervals_and_n() -> None:
+    text = read(samples.classification()).text
+    places = [text.index(name) for name in ("Majority class", "TF-IDF", "Zero-shot", "Few-shot", "Tuned")]
+
+    assert places == sorted(places)
+    assert "0.871 [0.851, 0.891]" in text
+    assert "n = 400" in text
+
+
+def test_rows_with_their_own_n_show_it() -> None:
+    record = samples.record()
+    scores = record.scores | {"majority": {"macro_f1": samples.score(0.05, n=17)}}
+    text = read(samples.classification(), scores=scores).text
+
+    assert "n = 17" in text
+    assert "–" in text
+
+
+def test_the_best_value_is_marked_by_a_sign() -> None:
+    source = page(samples.classification())
+
+    assert re.search(r"★</abbr> 0\.903", source)
+    assert re.search(r"★</abbr> 0\.000", source)
+    assert source.count("★</abbr>") == 3
+
+
+def test_a_ratio_that_is_best_near_one_gets_no_star() -> None:
+    sample = samples.seq2seq()
+    scores = {name: {"length_ratio": samples.score(value)} for name, value in (("zero_shot", 3.1), ("tuned", 1.0))}
+    source = page(sample, scores=scores, metrics={}, comparison={})
+
+    assert "★</abbr>" not in source
+    assert "near 1 is better" in source
+
+
+def test_comparisons_say_delta_interval_p_and_verdict() -> None:
+    text = read(samples.rejected()).text
+
+    assert "TF-IDF −0.030 [−0.050, −0.010] p < 0.001 ▼ worse" in text
+    assert "Few-shot +0.191 [+0.171, +0.211] p < 0.001 ▲ improved" in text
+
+
+def test_scores_without_leaks_get_a_table_of_their_own() -> None:
+    leaking, clean = read(samples.rejected()), read(samples.classification())
+
+    assert "without the evaluation rows that also stand in train" in leaking.text
+    assert "n = 380" in leaking.text
+    assert "20 evaluation rows also stand in train" in leaking.text
+    assert "without the evaluation rows" not in clean.text
+    assert "No evaluation row was found in train" in clean.text
+
+
+def test_nan_is_never_nought() -> None:
+    sample = samples.classification()
+    tuned = {"macro_f1": samples.score(math.nan), "accuracy": samples.score(0.9)}
+    comparison = {"tuned vs zero_shot": samples.versus("macro_f1", math.nan, "no detectable change")}
+    found = read(sample, scores=sample.record.scores | {"tuned": tuned}, comparison=comparison)
+
+    assert "Macro-F1 NaN no interval on 400 rows" in found.texts
+    assert "Zero-shot NaN no interval" in found.text
+    assert not any(re.fullmatch(r"nan|None|null", text) for text in found.texts)
+
+
+def test_a_nan_in_the_training_loss_leaves_a_gap_and_a_cross() -> None:
+    found = read(samples.rejected())
+
+    assert "not finite (×) at 1 logged step." in found.text
+    assert found.of_class("cross") == 1
+
+
+def test_a_run_of_nothing_but_nan_still_renders() -> None:
+    steps = [Step(step=step, epoch=1, loss=math.nan, grad_norm=math.inf) for step in (1, 2)]
+    scores = {"tuned": {"macro_f1": samples.score(math.nan)}}
+    source = render(samples.record(scores=scores, comparison={}), steps, [], None)
+
+    assert "not finite (×) at 2 logged steps" in PageReader(source).text
+
+
+def test_curves_of_loss_rate_and_norm() -> None:
+    sample = samples.classification()
+    text = read(sample).text
+
+    assert "Training loss 1.62 at step 10" in text
+    assert "Evaluation loss 0.715 at step 100" in text
+    assert "Learning rate" in text
+    assert "Gradient norm" in text
+    assert read(sample).of_class("dot") == 4 + 1  # four evaluations and the one in the key
+
+
+def test_confusion_shows_counts_and_shades_by_row() -> None:
+    details = {"confusion": {"labels": ["a", "b"], "matrix": [[3, 1], [0, 0]]}}
+    source = page(samples.classification(), details=details)
+
+    assert re.search(r'--share:0\.75" class="right full">3<', source)
+    assert re.search(r'--share:0\.25" class="">1<', source)
+
+
+def test_confusion_as_a_bare_matrix_with_labels_beside_it() -> None:
+    details = {"labels": ["cat", "dog"], "multi_label": False, "confusion": [[3, 1], [2, 4]]}
+    found = read(samples.classification(), details=details)
+
+    assert found.of_class("confusion") == 1
+    assert "multi" not in found.text.lower()
+
+
+def test_many_classes_become_the_most_confused_pairs() -> None:
+    labels = [f"class {i:02}" for i in range(26)]
+    matrix = [[10 if i == j else 0 for j in range(26)] for i in range(26)]
+    matrix[3][7], matrix[5][1] = 4, 10
+    found = read(samples.classification(), details={"confusion": {"labels": labels, "matrix": matrix}})
+
+    assert found.of_class("confusion") == 0
+    assert "class 05 class 01 10 50.0% class 03 class 07 4 28.6%" in found.text
+    assert "The most confused of 26 classes" in found.text
+
+
+def test_multi_label_details_have_classes_without_a_matrix() -> None:
+    rows = [{"label": "risk", "precision": 0.5, "recall": "NaN", "f1": math.nan, "support": 3}]
+    found = read(samples.classification(), details={"labels": ["risk"], "confusion": None, "per_class": rows})
+
+    assert "risk 0.500 NaN NaN 3" in found.text
+
+
+def test_calibration_reads_both_names_of_the_count() -> None:
+    bins = {"low": 0.8, "high": 0.9, "confidence": 0.85, "accuracy": 0.5}
+    for key in ("count", "n"):
+        source = page(samples.classification(), details={"calibration": [bins | {key: 7}]})
+        assert "confidence 0.85: right 0.50 of 7 rows" in source
+    assert "Calibration" in read(samples.classification()).text
+
+
+@pytest.mark.parametrize("name", ["causal-lm", "seq2seq", "text2sql"])
+def test_other_tasks_get_bars_for_every_metric(name: str) -> None:
+    sample = samples.SAMPLES[name]()
+    source = page(sample)
+
+    assert source.count("by system</title>") == len(sample.record.metrics) >= 2
+
+
+def test_continuations_stand_before_and_after_the_same_opening() -> None:
+    found = read(samples.causal_lm())
+
+    assert "continuations" in found.ids()
+    assert found.text.count("Жили-были старик со старухой, и было у них") >= 4
+    assert "три сына: двое умных" in found.text
+
+
+def test_queries_that_run_and_the_errors_of_those_that_do_not() -> None:
+    text = read(samples.text2sql()).text
+
+    assert "How the predicted queries ran" in text
+    assert re.search(r"Zero-shot 80 \d+\.\d% no such table × \d+", text)
+
+
+def test_data_findings_by_level_with_their_fixes() -> None:
+    found = read(samples.classification())
+
+    assert "near duplicates : 12 rows of train are near copies of another drop them" in found.text
+    assert found.text.index("Warning") < found.text.index("median 61 tokens")
+    assert "2,133" in found.text
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        {
+            "findings": [
+                {"code": "odd_rows", "severity": "WARN", "found": "7 odd rows", "where": "a.csv:3", "ids": ["r1"]}
+            ]
+        },
+        {"findings": ["7 odd rows in a.csv:3, r1"]},
+    ],
+)
+def test_audits_of_other_shapes_are_read(audit: dict[str, object]) -> None:
+    sample = samples.classification()
+    text = PageReader(render(sample.record, [], [], audit)).text
+
+    assert "7 odd rows" in text
+    assert "a.csv:3" in text
+    assert "r1" in text
+
+
+def test_without_an_audit_file_the_record_speaks() -> None:
+    sample = samples.classification()
+
+    assert "1 row is empty" in PageReader(render(sample.record, [], [], None)).text
+
+
+def test_many_findings_are_counted_not_all_shown() -> None:
+    audit = {"findings": [{"level": "error", "message": f"finding {i}"} for i in range(45)]}
+    text = PageReader(render(samples.record(), [], [], audit)).text
+
+    assert "finding 39" in text
+    assert "finding 40" not in text
+    assert "… and 5 more in audit.json" in text
+
+
+def test_what_was_trained_what_it_cost_and_how_to_do_it_again() -> None:
+    text = read(samples.classification()).text
+
+    for words in (
+        "22,713,216 (100%)",
+        "Frozen 0",
+        "float32",
+        "every parameter trainable",
+        "AdamW (fused)",
+        "3e-5, cosine",
+        "24 steps",
+        "8 × 2 accumulated = 16 rows a step",
+        "3 epochs, 400 steps",
+        "Seed 17",
+        "ab" * 32,
+        "usual 500 to 2000",
+        "2.31 GB",
+        "3 min 34 s",
+        "2 cores, 24 GiB, no GPU",
+        "fulltune run config.yaml",
+        "torch 2.13.0",
+        "Guo et al. 2017, 10 bins",
+    ):
+        assert words in text, words
+
+
+def test_guards_reasons_and_warnings_are_told() -> None:
+    text = read(samples.rejected()).text
+
+    assert "210 divergence stop the loss was NaN at step 210" in text
+    assert "few-shot used 3 of 4 examples" in text
+
+
+def test_a_stopped_run_without_scores_of_the_tuned_model() -> None:
+    scores = {"zero_shot": {"macro_f1": samples.score(0.3)}}
+    record = samples.record(scores=scores, comparison={}, outcome="stopped", reasons=("the loss became NaN at step 7",))
+    found = PageReader(render(record, [], [], None))
+
+    assert "■ stopped" in found.texts
+    assert "the loss became NaN at step 7" in found.texts
+
+
+def test_empty_sections_are_left_out() -> None:
+    record = samples.record(
+        scores={}, comparison={}, details={}, guards=(), metrics={}, versions={}, warnings=(), shots=()
+    )
+    resources = record.resources.model_copy(update={"stage_seconds": {}})
+    found = PageReader(render(record.model_copy(update={"resources": resources}), [], [], None))
+
+    gone = {"scores", "curves", "classes", "metrics", "queries", "continuations", "examples", "guards"}
+    assert not gone & found.ids()
+    assert {"data", "trained", "cost", "reproduce"} <= found.ids()
+    assert "Time by stage" not in found.text
+    assert found.unclosed == []
+
+
+def poisoned() -> samples.Sample:
+    """The sample with markup in every text that a user or a model supplies."""
+    record = samples.rejected().record
+    told = json.loads(record.to_json())
+
+    def spoil(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: spoil(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [spoil(item) for item in value]
+        return EVIL if isinstance(value, str) and value != "NaN" else value
+
+    kept = ("metric", "metrics", "scores", "scores_without_leaks", "comparison", "outcome", "guards", "task")
+    told = {key: item if key in kept else spoil(item) for key, item in told.items()}
+    told["details"] = {"confusion": {"labels": [EVIL, "b"], "matrix": [[1, 2], [3, 4]]}, EVIL: EVIL}
+    told["details"]["per_class"] = [{"label": EVIL, "precision": 1, "recall": 1, "f1": 1, "support": 1}]
+    told["resources"]["stage_seconds"] = {EVIL: 1.0}
+    told["guards"] = [{"guard": EVIL, "step": 1, "verdict": "stop", "message": EVIL}]
+    told["versions"] = {EVIL: EVIL}
+    rows = [
+        Prediction(
+            system=name, id=EVIL, input=EVIL * 9, reference=EVIL, output=EVIL, values={"executes": 0, "error": EVIL}
+        )
+        for name in ("zero_shot", "tuned", EVIL)
+    ]
+    finding = {"kind": EVIL, "level": EVIL, "message": EVIL, "fix": EVIL, "ids": [EVIL]}
+    return samples.Sample(Record.model_validate(told), samples.steps(), rows, {"findings": [finding]})
+
+
+def test_nothing_from_outside_becomes_markup() -> None:
+    source = page(poisoned())
+    found = PageReader(source)
+
+    assert source.count("<script") == 1
+    assert "<img" not in source
+    assert all(name not in {"img", "iframe"} for name, _ in found.elements)
+    assert not any("onerror" in attributes for _, attributes in found.elements)
+    assert found.unclosed == []
+    assert not found.stray
+    assert found.text.count("alert('x')") > 20
+
+
+def test_the_page_is_the_same_each_time() -> None:
+    assert page(samples.classification()) == page(samples.classification())

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune.report import display, svg
+
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "told"),
+    [(0.9034, 3, "0.903"), (1520.04, 1, "1,520.0"), (-0.5, 3, "−0.500"), (-0.0001, 3, "0.000"), (math.nan, 3, "NaN")],
+)
+def test_numbers(value: float, digits: int, told: str) -> None:
+    assert display.number(value, digits) == told
+
+
+def test_infinity_has_its_sign() -> None:
+    assert display.number(math.inf) == "∞"
+    assert display.number(-math.inf) == "−∞"
+
+
+@pytest.mark.parametrize(
+    ("values", "digits"),
+    [([0.9, 0.05], 3), ([1520.0, 12.34], 1), ([141.0], 0), ([math.nan, 0.0], 3), ([], 3), ([4.5], 2)],
+)
+def test_a_column_has_one_number_of_decimals(values: list[float], digits: int) -> None:
+    assert display.decimals(values) == digits
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(0.0214, "+0.021"), (-0.0214, "−0.021"), (0.0, "0.000"), (0.00012, "+1.2e−4"), (math.nan, "NaN")],
+)
+def test_differences_are_signed_and_small_ones_are_not_nought(value: float, told: str) -> None:
+    assert display.delta(value) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (3e-5, "3e-5"),
+        (1.25e-5, "1.25e-5"),
+        (0.0, "0"),
+        (5627.7, "5,628"),
+        (0.256, "0.256"),
+        (2.5e9, "2.5e9"),
+        (math.nan, "NaN"),
+    ],
+)
+def test_compact_numbers(value: float, told: str) -> None:
+    assert display.compact(value) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.41, "0.41 s"), (2.13, "2.1 s"), (75, "1 min 15 s"), (3700, "1 h 1 min"), (math.nan, "NaN")]
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert display.duration(seconds) == told
+
+
+@pytest.mark.parametrize(("size", "told"), [(999, "999 bytes"), (5.7e9, "5.7 GB"), (1.5e13, "15 TB"), (0, "0 bytes")])
+def test_sizes(size: float, told: str) -> None:
+    assert display.size(size) == told
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [(1.0, "100%"), (0.99999, "99.9%"), (0.0, "0%"), (0.00001, "0.1%"), (0.452, "45.2%"), (math.nan, "NaN")],
+)
+def test_only_a_whole_reads_as_a_whole(part: float, told: str) -> None:
+    assert display.share(part) == told
+
+
+def test_p_values() -> None:
+    assert [display.p_value(p) for p in (0.0, 0.0424, math.nan)] == ["p < 0.001", "p = 0.042", "p = NaN"]
+
+
+def test_names_of_metrics_and_systems() -> None:
+    assert [display.metric_label(name) for name in ("rougeLsum", "bits_per_byte", "macro_f1", "chrf")] == [
+        "ROUGE-Lsum",
+        "Bits per byte",
+        "Macro-F1",
+        "chrF",
+    ]
+    assert display.in_order(["tuned", "zzz", "tfidf", "aaa"]) == ["tfidf", "tuned", "aaa", "zzz"]
+
+
+@given(finite, finite, st.integers(2, 6))
+def test_ticks_lie_on_the_axis_and_are_few(a: float, b: float, wanted: int) -> None:
+    axis = svg.axis_over([a, b])
+    assert axis is not None
+    ticks = axis.ticks(wanted)
+
+    assert len(ticks) <= 2 * wanted + 2
+    assert all(-1e-6 <= axis.at(tick) <= 1 + 1e-6 for tick in ticks)
+    assert 0 <= axis.at(a) <= 1
+
+
+@given(st.lists(st.one_of(finite, st.just(math.nan)), min_size=1, max_size=2000))
+def test_thinning_keeps_extremes_order_and_gaps(values: list[float]) -> None:
+    points = [(float(step), value) for step, value in enumerate(values)]
+    kept = svg.thin(points)
+    known = [value for value in values if math.isfinite(value)]
+    seen = [value for _, value in kept if math.isfinite(value)]
+
+    assert len(kept) <= svg.POINTS * 1.5 + 3
+    assert [step for step, _ in kept] == sorted(step for step, _ in kept)
+    assert (min(seen), max(seen)) == (min(known), max(known)) if known else not seen
+    assert any(map(math.isnan, values)) == any(math.isnan(value) for _, value in kept)
+
+
+@given(st.lists(st.one_of(finite, st.sampled_from([math.nan, math.inf])), min_size=1, max_size=12))
+def test_charts_are_sound_xml_without_nan_in_places(values: list[float]) -> None:
+    rows = [svg.Bar(f"<{i}>", value, value - 1, value + 1, "words", strong=i == 0) for i, value in enumerate(values)]
+    curve = svg.Line("loss", [(float(i), value) for i, value in enumerate(values)])
+
+    for drawn in (svg.forest("a & b", rows), svg.bars("a & b", rows), svg.lines("a & b", "", [curve])):
+        if drawn:
+            root = ElementTree.fromstring(str(drawn))
+            places = " ".join(
+                value
+                for item in root.iter()
+                for key, value in item.attrib.items()
+                if key not in ("class", "aria-label")
+            )
+            assert not re.search(r"nan|inf", places)
+
+
+def test_a_steep_curve_of_positive_values_gets_a_logarithmic_axis() -> None:
+    drawn = svg.lines("norm", "", [svg.Line("norm", [(1, 0.01), (2, 1.0), (3, 100.0), (4, 10000.0)])])
+
+    assert [svg.compact(tick) for tick in svg.Axis(0.01, 10000, log=True).ticks(6)] == [
+        "0.01",
+        "0.1",
+        "1",
+        "10",
+        "100",
+        "1,000",
+        "10,000",
+    ]
+    assert "10,000" in drawn
+
+
+def test_one_lone_step_is_a_dot() -> None:
+    assert svg.lines("loss", "", [svg.Line("loss", [(5, 0.3)])]).count("<circle") == 1
