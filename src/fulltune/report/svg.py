@@ -66,7 +66,7 @@ def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06,
     largest = max(abs(low), abs(high))
     spread = high - low if high - low > 1e-6 * largest else largest or 1.0
     room = spread * pad
-    return Axis(low if zero and low == 0 else low - room, high if zero and high == 0 else high + room)
+    return Axis(low if zero and low == 0 else low - room, high if zero and high == 0 > low else high + room)
 
 
 def percent(fraction: float) -> str:
