@@ -1,0 +1,1 @@
+"""Example data, generated: clauses, tales, and databases with questions. The same seed gives the same rows."""
