@@ -97,7 +97,7 @@ def test_json_errors_stand_on_stdout_too(tmp_path: Path) -> None:
         ("train.epochs=-1", "greater than 0"),
         ("train.lr=1", "unknown key"),
         ("task=causal-lmm", "Did you mean 'causal-lm'"),
-        ("method=fool", "Did you mean 'full'"),
+        ("method=ful", "Did you mean 'full'"),
     ],
 )
 def test_overrides_are_checked(override: str, message: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,8 @@ from fulltune.errors import FulltuneError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from fulltune.progress import Progress
 
 app = typer.Typer(
     name="fulltune",
@@ -43,6 +45,13 @@ Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks of exp
 
 RUNS = Path("runs")
 
+#: What libraries read when they are imported, and then draw no bars and write no log.
+_SILENCE = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
 
 def entry() -> None:
     """The console script."""
@@ -60,8 +69,8 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train, measure against the baselines, and write the record and the report."""
-    with _answering(as_json, verbose):
-        record = fulltune.run(config, out=out, overrides=overrides or (), progress=_progress(quiet))
+    with _answering(as_json, verbose, quiet) as progress:
+        record = fulltune.run(config, out=out, overrides=overrides or (), progress=progress)
     _finish_run(record, out, as_json)
 
 
@@ -98,8 +107,8 @@ def evaluate(
     """Score a model on the evaluation rows, without training."""
     from fulltune import render
 
-    with _answering(as_json, verbose):
-        found = fulltune.evaluate(model, config, out=out, overrides=overrides or (), progress=_progress(quiet))
+    with _answering(as_json, verbose, quiet) as progress:
+        found = fulltune.evaluate(model, config, out=out, overrides=overrides or (), progress=progress)
     _answer(found.to_json(), render.evaluation(found), as_json)
 
 
@@ -134,8 +143,8 @@ def demo(
     """Run a complete example on generated data; needs no file and no network."""
     from fulltune.demo import prepare
 
-    with _answering(as_json, verbose):
-        record = fulltune.run(prepare(name, out), out=out, overrides=overrides or (), progress=_progress(quiet))
+    with _answering(as_json, verbose, quiet) as progress:
+        record = fulltune.run(prepare(name, out), out=out, overrides=overrides or (), progress=progress)
     _finish_run(record, out, as_json)
 
 
@@ -165,12 +174,6 @@ def _options(
     """Options of the program itself."""
 
 
-def _progress(quiet: bool) -> Any:
-    from fulltune.progress import open_progress
-
-    return open_progress(quiet)
-
-
 def _finish_run(record: fulltune.Record, out: Path, as_json: bool) -> None:
     from fulltune import render
 
@@ -189,11 +192,15 @@ def _answer(text: str, human: RenderableType, as_json: bool) -> None:
 
 
 @contextmanager
-def _answering(as_json: bool, verbose: bool) -> Iterator[None]:
+def _answering(as_json: bool, verbose: bool, quiet: bool = False) -> Iterator[Progress]:
     """Keep stdout free for the answer, and turn an expected error into one message and its exit code."""
+    from fulltune.progress import open_progress
+
+    if quiet:
+        os.environ.update(_SILENCE)
     try:
         with redirect_stdout(sys.stderr):
-            yield
+            yield open_progress(quiet)
     except FulltuneError as error:
         if verbose or os.environ.get("FULLTUNE_DEBUG"):
             traceback.print_exc()

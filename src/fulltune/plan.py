@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem
 from fulltune.records import Model
+from fulltune.training.arguments import advice, warmup_steps
+from fulltune.training.arguments import total_steps as total_steps
 
 #: Bytes a parameter costs at least in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
 #: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
@@ -102,7 +104,7 @@ def build_plan(
         machine_bytes=machine_memory,
         baselines=tuple(baselines),
         evaluations=evaluation_steps(total, config.train.evaluations),
-        advice=advice(config, total) + _fit(config, rows, sequences, memory, machine_memory),
+        advice=(*advice(config, total, parameters), *_fit(config, rows, sequences, memory, machine_memory)),
     )
 
 
@@ -111,43 +113,9 @@ def steps_per_epoch(config: Config, sequences: int) -> int:
     return math.ceil(math.ceil(sequences / config.train.batch_size) / config.train.accumulation)
 
 
-def total_steps(config: Config, sequences: int) -> int:
-    """Optimizer steps of the whole training; ``train.max_steps`` overrides ``train.epochs``, as in transformers."""
-    return config.train.max_steps or math.ceil(config.train.epochs * steps_per_epoch(config, sequences))
-
-
-def warmup_steps(config: Config, total: int) -> int:
-    """Steps of warm-up: a share of the total below 1, else a count, as in transformers' ``TrainingArguments``."""
-    warmup = config.train.warmup
-    return int(warmup) if warmup >= 1 else math.ceil(total * warmup)
-
-
 def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
     """At most ``points`` steps, evenly spread, the last one at the end of training."""
     return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
-
-
-def advice(config: Config, total: int) -> tuple[str, ...]:
-    """One sentence for each setting outside the ranges that usually work for full fine-tuning.
-
-    Batch 4 to 32 and rate 2e-5 to 5e-5 with decay 0.01: Devlin et al. 2019 (BERT), appendix A.3. Warm-up is 500 to 2000
-    steps there where runs are long; as a share of the steps that is 1% to 20%.
-    """
-    train, lines = config.train, []
-    batch = train.batch_size * train.accumulation
-    if not 4 <= batch <= 32:
-        lines.append(f"The effective batch is {batch}; 4 to 32 is usual for full fine-tuning.")
-    if not 2e-5 <= train.learning_rate <= 5e-5:
-        risk = "higher rates tend to forget or diverge" if train.learning_rate > 5e-5 else "lower rates learn slowly"
-        lines.append(f"train.learning_rate is {train.learning_rate:g}; 2e-5 to 5e-5 is usual ({risk}).")
-    warmup = warmup_steps(config, total)
-    if warmup >= total:
-        lines.append(f"Warm-up takes {warmup} of {total} steps: the learning rate never gets to where you set it.")
-    elif not 0.01 <= warmup / total <= 0.2:
-        lines.append(f"Warm-up takes {warmup} of {total} steps; 1% to 20% is usual.")
-    if train.weight_decay > 0.1:
-        lines.append(f"train.weight_decay is {train.weight_decay:g}; 0.01 is usual.")
-    return tuple(lines)
 
 
 def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> list[Problem]:
