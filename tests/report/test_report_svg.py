@@ -116,9 +116,14 @@ def test_thinning_keeps_extremes_order_and_gaps(values: list[float]) -> None:
     assert any(map(math.isnan, values)) == any(math.isnan(value) for _, value in kept)
 
 
-@given(st.lists(st.one_of(finite, st.sampled_from([math.nan, math.inf])), min_size=1, max_size=12))
-def test_charts_are_sound_xml_without_nan_in_places(values: list[float]) -> None:
-    rows = [svg.Bar(f"<{i}>", value, value - 1, value + 1, "words", strong=i == 0) for i, value in enumerate(values)]
+@given(
+    st.lists(st.one_of(finite, st.sampled_from([0.0, math.nan, math.inf])), min_size=1, max_size=12),
+    st.sampled_from([0, 1]),
+)
+def test_charts_are_sound_xml_without_nan_in_places(values: list[float], width: int) -> None:
+    rows = [
+        svg.Bar(f"<{i}>", value, value - width, value + width, "words", strong=i == 0) for i, value in enumerate(values)
+    ]
     curve = svg.Line("loss", [(float(i), value) for i, value in enumerate(values)])
 
     for drawn in (svg.forest("a & b", rows), svg.bars("a & b", rows), svg.lines("a & b", "", [curve])):
@@ -146,6 +151,13 @@ def test_a_steep_curve_of_positive_values_gets_a_logarithmic_axis() -> None:
         "10,000",
     ]
     assert "10,000" in drawn
+
+
+def test_bars_of_noughts_have_no_length() -> None:
+    drawn = svg.bars("BLEU", [svg.Bar("Tuned", 0.0, 0.0, 0.0, "0.000", strong=True)])
+
+    assert 'width="0.20%"' in drawn
+    assert svg.bars("BLEU", [svg.Bar("Tuned", math.nan, math.nan, math.nan, "NaN")]) == ""
 
 
 def test_one_lone_step_is_a_dot() -> None:
