@@ -141,10 +141,11 @@ def test_long_texts_are_folded_and_very_long_ones_cut() -> None:
     assert "… and 3,500 more characters" in found.text
 
 
-def test_an_empty_answer_is_shown_as_empty() -> None:
-    predictions = rows("zero_shot", [""], ["a"]) + rows("tuned", ["a"], ["a"])
+@pytest.mark.parametrize(("output", "shown"), [("", "(empty)"), (" \n", "(white space)")])
+def test_an_answer_of_nothing_is_said_to_be_so(output: str, shown: str) -> None:
+    predictions = rows("zero_shot", [output], ["a"]) + rows("tuned", ["a"], ["a"])
 
-    assert "(empty)" in PageReader(render(samples.record(), [], predictions, None)).text
+    assert shown in PageReader(render(samples.record(), [], predictions, None)).text
 
 
 @given(words, words)

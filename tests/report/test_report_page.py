@@ -149,6 +149,12 @@ def test_the_best_value_is_marked_by_a_sign() -> None:
     assert source.count("★</abbr>") == 3
 
 
+def test_equal_values_have_no_best() -> None:
+    scores = {name: {"macro_f1": samples.score(0.0)} for name in ("zero_shot", "tuned")}
+
+    assert "★</abbr>" not in page(samples.classification(), scores=scores, comparison={})
+
+
 def test_a_ratio_that_is_best_near_one_gets_no_star() -> None:
     sample = samples.seq2seq()
     scores = {name: {"length_ratio": samples.score(value)} for name, value in (("zero_shot", 3.1), ("tuned", 1.0))}

@@ -28,7 +28,7 @@ def test_infinity_has_its_sign() -> None:
 
 @pytest.mark.parametrize(
     ("values", "digits"),
-    [([0.9, 0.05], 3), ([1520.0, 12.34], 1), ([141.0], 0), ([math.nan, 0.0], 3), ([], 3), ([4.5], 2)],
+    [([0.9, 0.05], 3), ([1520.0, 12.34], 2), ([141.0], 1), ([2500.0], 0), ([math.nan, 0.0], 3), ([], 3), ([4.5], 3)],
 )
 def test_a_column_has_one_number_of_decimals(values: list[float], digits: int) -> None:
     assert display.decimals(values) == digits

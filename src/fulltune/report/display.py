@@ -78,11 +78,11 @@ def as_float(value: Any) -> float:
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Digits after the point that give the smallest value three significant ones: 0 to 3, one choice for a column."""
+    """Digits after the point, one choice for a column: three, fewer as its smallest value passes 10, 100 and 1000."""
     sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
     if not sizes:
         return 3
-    return min(3, max(0, 2 - math.floor(math.log10(min(sizes)))))
+    return min(3, max(0, 3 - math.floor(math.log10(min(sizes)))))
 
 
 def number(value: float, digits: int = 3, *, sign: bool = False) -> str:

@@ -98,7 +98,7 @@ def _column(record: Record, scores: Scores, name: str) -> Column:
     values = [score.value for score in found if not math.isnan(score.value)]
     direction = _direction(record, name)
     best = math.nan
-    if len(values) > 1 and is_judged(name):
+    if len(set(values)) > 1 and is_judged(name):
         best = max(values) if direction == "higher" else min(values)
     return Column(
         name=name,
