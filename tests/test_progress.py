@@ -16,7 +16,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 9, 10, 1000, 12345])
-def test_log_lines_are_few_at_any_total(total: int) -> None:
+def test_log_lines_are_few_at_any_total(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000_000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     stream = io.StringIO()
     with open_progress(stream=stream).stage("train", total=total, unit="step") as bar:
         for _ in range(total):
@@ -27,6 +29,14 @@ def test_log_lines_are_few_at_any_total(total: int) -> None:
     assert lines[-1].startswith(f"train: {total}/{total} steps")
     assert all("loss 1.23" in line for line in lines[1:-1])
     assert len(lines) == min(total - 1, LOG_LINES) + 2
+
+
+def test_a_stage_that_is_quick_says_only_that_it_began_and_ended() -> None:
+    stream = io.StringIO()
+    with open_progress(stream=stream).stage("tfidf", total=450) as bar:
+        for _ in range(450):
+            bar.advance()
+    assert [line.rpartition(", ")[2] for line in stream.getvalue().splitlines()] == ["started", "done"]
 
 
 def test_an_unknown_total_is_bounded_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-#: Most log lines that one stage writes between its first and its last.
+#: Most log lines that one stage writes between its first and its last, and the seconds between two of them at least.
 LOG_LINES = 8
+LOG_SECONDS = 2.0
 
 
 class Bar(ABC):
@@ -78,7 +79,8 @@ class _LogBar(Bar):
 
     def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
         self.name, self.total, self.unit, self.stream = name, total, unit, stream
-        self.done, self.lines, self.started, self.wait = 0, 0, time.monotonic(), 10.0
+        self.done, self.lines, self.wait = 0, 0, 10.0
+        self.started = self.spoken = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
@@ -88,15 +90,17 @@ class _LogBar(Bar):
 
     def _due(self) -> bool:
         if self.total:
-            return self.lines < self.done * (LOG_LINES + 1) // self.total and self.done < self.total
+            due = self.lines < self.done * (LOG_LINES + 1) // self.total and self.done < self.total
+            return due and time.monotonic() - self.spoken >= LOG_SECONDS
         if time.monotonic() - self.started < self.wait:
             return False
         self.wait *= 2
         return True
 
     def line(self, note: str = "") -> None:
+        self.spoken = time.monotonic()
         of = f"/{self.total}" if self.total else ""
-        parts = [f"{self.name}: {self.done}{of} {self.unit}s", f"{time.monotonic() - self.started:.0f} s", note]
+        parts = [f"{self.name}: {self.done}{of} {self.unit}s", f"{self.spoken - self.started:.0f} s", note]
         print(", ".join(part for part in parts if part), file=self.stream, flush=True)
 
 
