@@ -90,7 +90,7 @@ def open_hub(name: str, split: str, wanted: Collection[str] | None) -> Opened:
         if split not in splits:
             raise _no_split(split, splits, name)
         return _opened(load_dataset(name, split=split), f"{name}#{split}", wanted)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         raise DataError(
             f"the hub's data set cannot be loaded ({error})",
             where=name,

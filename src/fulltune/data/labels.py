@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from fulltune.data.findings import ExampleLike, Finding, percent, rows, some
+from fulltune.data.findings import ExampleLike, Finding, Level, percent, rows, some
 
 #: Share of evaluation rows with a label that train lacks, from which on the run stops.
 _TOLERATED = 0.01
@@ -19,9 +19,14 @@ def label_findings(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLik
         found = f"all {rows(len(train), of='train')} have the label {next(iter(in_train), '')!r}: nothing to tell apart"
         findings.append(Finding(kind="one_label", level="error", message=found, split="train", fix="add other labels"))
     if lonely := sorted(label for label, count in in_train.items() if count == 1):
-        findings.append(_names("rare_labels", lonely, "in train have one row", "add rows: nothing is learnt from one"))
+        verb, fix = (
+            "has one row in train" if len(lonely) == 1 else "have one row in train",
+            "add rows: one teaches little",
+        )
+        findings.append(_names("rare_labels", "warning", lonely, verb, fix))
     if unscored := sorted(in_train.keys() - in_eval.keys()):
-        findings.append(_names("unscored_labels", unscored, "of train never occur in eval", ""))
+        verb = "never occurs in eval" if len(unscored) == 1 else "never occur in eval"
+        findings.append(_names("unscored_labels", "info", unscored, f"of train {verb}"))
     return findings
 
 
@@ -62,12 +67,15 @@ def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> 
     )
 
 
-def _names(kind: str, names: Sequence[str], words: str, fix: str) -> Finding:
-    message = f"{len(names)} {'label' if len(names) == 1 else 'labels'} {words}: {_listed(names)}"
-    level = "warning" if fix else "info"
-    return Finding.model_validate(
-        {"kind": kind, "level": level, "message": message, "fix": fix, "split": "train", "count": len(names)}
-        | {"details": {"labels": list(names)}}
+def _names(kind: str, level: Level, names: Sequence[str], words: str, fix: str = "") -> Finding:
+    return Finding(
+        kind=kind,
+        level=level,
+        message=f"{len(names)} {'label' if len(names) == 1 else 'labels'} {words}: {_listed(names)}",
+        fix=fix,
+        split="train",
+        count=len(names),
+        details={"labels": list(names)},
     )
 
 

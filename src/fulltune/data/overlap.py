@@ -215,7 +215,7 @@ def _conflicts(conflicts: Sequence[Sequence[Entry]], one_answer: bool) -> Iterat
     yield Finding(
         kind="conflicting_targets",
         level="warning" if one_answer else "info",
-        message=f"{count} {'input' if count == 1 else 'inputs'} of train have more than one target",
+        message=f"{count} {'input of train has' if count == 1 else 'inputs of train have'} more than one target",
         fix="look at them: one of the targets is likely wrong" if one_answer else "",
         split="train",
         count=count,

@@ -14,8 +14,8 @@ _NAMES = frozenset({"label", "id", "group"})
 def clean(value: Any, role: str, kind: type, *, may_be_empty: bool = False) -> Any:
     """The value as the role wants it, or a :class:`Problem` without its place.
 
-    Texts stay as they are, to the last space. Labels, ids and groups lose the whitespace around them, and whole numbers become
-    text. Lists of labels lose repetitions; in a text column (CSV) they are written as a JSON list.
+    Texts stay as they are, to the last space. Labels, ids and groups lose the whitespace around them, and whole numbers
+    become text. Lists of labels lose repetitions; in a text column (CSV) they are written as a JSON list.
     """
     if kind is list:
         return _labels(value, may_be_empty)

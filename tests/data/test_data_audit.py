@@ -1,0 +1,393 @@
+"""Each thing that can be wrong is found, counted and named; each thing that is fine is left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulltune.config import Config
+from fulltune.data.audit import Audit, Finding, audit
+from fulltune.data.load import Column, Row, Table, load_table
+from fulltune.errors import DataError, Problem
+
+CONTRACTS = Path(__file__).parents[3] / "shared" / "data" / "contracts"
+
+
+@dataclass(frozen=True)
+class Example:
+    id: str
+    input: str
+    target: str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Features:
+    input_ids: list[int] = field(default_factory=lambda: [1, 2, 3])
+    labels: Any = 0
+    truncated: int = 0
+
+
+def distinct(number: int) -> str:
+    draw = random.Random(number)
+    return " ".join("".join(draw.choices("abcdefghijklmnop", k=6)) for _ in range(6))
+
+
+def config(**changes: Any) -> Config:
+    data = {"train": "x", **changes.pop("data", {})}
+    return Config.model_validate({"model": "m", "task": "t", "data": data, **changes})
+
+
+Pairs = Sequence[tuple[str, str | tuple[str, ...]]]
+
+
+def table(name: str, rows: Pairs, role: str, problems: Sequence[Problem] = ()) -> Table:
+    """``role`` is what the target is called; the input is then ``text`` (or there is none)."""
+    made = []
+    for number, (text, target) in enumerate(rows, start=1):
+        values = {"text": text, role: target} if role else {"text": target}
+        made.append(Row(f"{name}:{number}", f"{name}:{number}", values))
+    return Table(f"{name}.jsonl", tuple(made), tuple(problems))
+
+
+def look(train: Pairs, evaluation: Pairs, role: str = "label", valid: Pairs = (), **options: Any) -> Audit:
+    def examples(name: str, rows: Pairs) -> list[Example]:
+        return [Example(f"{name}:{n}", text, target) for n, (text, target) in enumerate(rows, start=1)]
+
+    problems = options.pop("problems", ())
+    return audit(
+        train=table("train", train, role, problems),
+        evaluation=table("eval", evaluation, role),
+        valid=table("valid", valid, role) if valid else None,
+        train_examples=examples("train", train),
+        eval_examples=examples("eval", evaluation),
+        config=options.pop("config", config()),
+        **options,
+    )
+
+
+def rows(start: int, count: int, labels: str = "ab") -> list[tuple[str, str]]:
+    return [(distinct(number), labels[number % len(labels)]) for number in range(start, start + count)]
+
+
+def found(result: Audit, kind: str) -> Finding:
+    (finding,) = [finding for finding in result.findings if finding.kind == kind]
+    return finding
+
+
+def kinds(result: Audit) -> set[str]:
+    return {finding.kind for finding in result.findings}
+
+
+TRAIN, EVAL = rows(0, 100), rows(1000, 60)
+SENTENCE = "the quick brown fox jumps over the lazy dog and runs into the deep dark forest until it is tired"
+
+
+def test_good_data_gives_no_error_and_no_warning() -> None:
+    result = look(TRAIN, EVAL, encode=lambda example: [Features()], tokenizer=tokenizer())
+    assert kinds(result) == {"class_balance", "lengths"}
+    assert {finding.level for finding in result.findings} == {"info"}
+    result.raise_if_broken()
+    assert (result.summary().errors, result.summary().warnings, result.summary().leaked_rows) == (0, 0, 0)
+
+
+# Duplicates, leaks, conflicts
+
+
+def test_the_three_kinds_of_duplicates_within_train() -> None:
+    copies = [(SENTENCE, "a"), (SENTENCE, "a"), (SENTENCE.upper() + "!", "a"), (SENTENCE + " now", "a")]
+    result = look([*TRAIN, *copies], EVAL)
+    for kind, place in (("exact", 102), ("normalised", 103), ("near", 104)):
+        finding = found(result, f"{kind}_duplicates")
+        assert (finding.count, finding.ids) == (1, (f"train:{place}",))
+        assert finding.details["pairs"][0][:3] == [f"train:{place}", "train:101", kind]
+        assert finding.message.startswith("1 row of train is ")
+    assert found(result, "near_duplicates").details["pairs"][0][3] > 0.85
+
+
+def test_many_exact_duplicates_are_a_warning() -> None:
+    assert found(look(TRAIN + TRAIN[:1], EVAL), "exact_duplicates").level == "info"
+    assert found(look(TRAIN + TRAIN[:5], EVAL), "exact_duplicates").level == "warning"
+
+
+def test_a_leak_is_the_same_input_with_the_same_target() -> None:
+    train = [*TRAIN, (SENTENCE, "a"), (SENTENCE + " again", "b")]
+    evaluation = [
+        *EVAL,
+        (TRAIN[0][0], TRAIN[0][1]),
+        (TRAIN[1][0].title() + ".", TRAIN[1][1].upper()),
+        ("so " + SENTENCE, "b"),
+        (TRAIN[2][0], "b"),
+        (SENTENCE + " and again", "c"),
+    ]
+    result = look(train, evaluation)
+    leaks = found(result, "leaks")
+    assert result.leaked_ids == leaks.ids == ("eval:61", "eval:62", "eval:63")
+    assert leaks.details["kinds"] == {"exact": 1, "normalised": 1, "near": 1}
+    assert leaks.details["pairs"][2][:3] == ["eval:63", "train:102", "near"]
+    assert (leaks.level, result.summary().leaked_rows) == ("error", 3)
+    conflict = found(result, "eval_conflicts")
+    assert (conflict.level, conflict.ids) == ("warning", ("eval:64",))
+    assert found(result, "near_inputs").ids == ("eval:65",)
+
+
+def test_leaks_stop_the_run_unless_they_are_allowed() -> None:
+    result = look(TRAIN, [*EVAL, *TRAIN[:4]])
+    with pytest.raises(DataError) as caught:
+        result.raise_if_broken(where="runs/one/audit.json")
+    message = str(caught.value)
+    assert "4 of 64 rows of eval stand in train with the same target (4 exact)" in message
+    assert "(eval:61, eval:62, eval:63 …)" in message
+    assert "data.allow_leaks: true" in message
+    assert "runs/one/audit.json" in message
+    result.raise_if_broken(allow_leaks=True)
+    allowed = look(TRAIN, [*EVAL, *TRAIN[:4]], config=config(data={"allow_leaks": True}))
+    assert found(allowed, "leaks").level == "warning"
+    assert len(allowed.leaked_ids) == 4
+
+
+def test_all_leaked_ids_are_kept_though_the_finding_lists_twenty() -> None:
+    result = look(TRAIN, TRAIN[:50])
+    assert len(result.leaked_ids) == found(result, "leaks").count == 50
+    assert len(found(result, "leaks").ids) == len(found(result, "leaks").details["pairs"]) == 20
+
+
+def test_plain_text_leaks_by_the_text_itself() -> None:
+    train, evaluation = ([("", text) for text, _ in part] for part in (TRAIN, [*EVAL, TRAIN[3]]))
+    result = look(train, evaluation, role="")
+    assert result.leaked_ids == ("eval:61",)
+    assert "eval_conflicts" not in kinds(result)
+
+
+def test_several_labels_are_the_same_target_in_any_order() -> None:
+    train = [*[(text, (label, "z")) for text, label in TRAIN], (SENTENCE, ("a", "b"))]
+    evaluation = [*[(text, (label,)) for text, label in EVAL], (SENTENCE, ("b", "a")), (SENTENCE, ("a",))]
+    result = look(train, evaluation, role="labels")
+    assert result.leaked_ids == ("eval:61",)
+    assert found(result, "eval_conflicts").ids == ("eval:62",)
+
+
+@pytest.mark.parametrize(("role", "level"), [("label", "warning"), ("sql", "warning"), ("target", "info")])
+def test_one_input_with_several_targets(role: str, level: str) -> None:
+    result = look([*TRAIN, (SENTENCE, "a"), (SENTENCE + ".", "b"), (SENTENCE, "a")], EVAL, role=role)
+    conflict = found(result, "conflicting_targets")
+    assert (conflict.level, conflict.count, conflict.ids) == (level, 1, ("train:101", "train:102"))
+    assert conflict.details["inputs"] == [[["train:101", "a"], ["train:102", "b"]]]
+
+
+def test_overlaps_with_the_curve_are_only_told() -> None:
+    valid = [*rows(2000, 20), TRAIN[0], EVAL[0], EVAL[1]]
+    result = look(TRAIN, EVAL, valid=valid)
+    assert found(result, "valid_train_overlap").ids == ("valid:21",)
+    assert found(result, "eval_valid_overlap").ids == ("eval:1", "eval:2")
+    result.raise_if_broken()
+
+
+# Labels
+
+
+def test_class_balance_counts_each_split() -> None:
+    balance = found(look([*TRAIN, (SENTENCE, "c")], EVAL), "class_balance")
+    assert balance.details["counts"] == {"train": {"a": 50, "b": 50, "c": 1}, "eval": {"a": 30, "b": 30}}
+    assert balance.message == "3 labels in train: from 50 ('a') down to 1 row ('c')"
+
+
+def test_labels_that_only_eval_has() -> None:
+    broken = look(TRAIN, [*EVAL, (SENTENCE, "new")])
+    finding = found(broken, "labels_only_in_eval")
+    assert (finding.level, finding.ids) == ("error", ("eval:61",))
+    assert "can never be predicted: 'new'" in finding.message
+    with pytest.raises(DataError, match="1 row of eval has a label that train lacks"):
+        broken.raise_if_broken()
+    few = look(TRAIN, [*rows(1000, 150), (SENTENCE, "new")])
+    assert found(few, "labels_only_in_eval").level == "warning"
+    few.raise_if_broken()
+
+
+def test_rare_and_unscored_labels() -> None:
+    result = look([*TRAIN, (SENTENCE, "once")], EVAL)
+    assert found(result, "rare_labels").details["labels"] == ["once"]
+    assert found(result, "rare_labels").level == "warning"
+    assert found(result, "unscored_labels").message == "1 label of train never occurs in eval: 'once'"
+
+
+def test_a_single_label_is_an_error() -> None:
+    result = look([(text, "a") for text, _ in TRAIN], [(text, "a") for text, _ in EVAL])
+    with pytest.raises(DataError, match="all 100 rows of train have the label 'a'"):
+        result.raise_if_broken()
+
+
+# Sizes and bad rows
+
+
+def test_few_rows() -> None:
+    result = look(rows(0, 6), rows(1000, 6), config=config(train={"batch_size": 8}))
+    assert found(result, "less_than_a_batch").level == "warning"
+    assert "6 rows in train, fewer than one batch of 8" in found(result, "less_than_a_batch").message
+    assert {"few_train_rows", "few_eval_rows"} <= kinds(result)
+    assert "less_than_a_batch" not in kinds(look(rows(0, 8), EVAL))
+
+
+def test_bad_rows_and_other_errors_are_raised_together() -> None:
+    problems = [Problem("empty text", "text", "fill it in", f"train.jsonl:{n}", "text") for n in range(1, 31)]
+    result = look(TRAIN, [*EVAL, *TRAIN[:1]], problems=problems)
+    assert len(result.bad_rows) == 30
+    with pytest.raises(DataError) as caught:
+        result.raise_if_broken(where="runs/one/audit.json")
+    assert len(caught.value.problems) == 2 + 30
+    message = str(caught.value)
+    assert "30 rows of train cannot be used" in message
+    assert "of eval stand in train" in message
+    assert "train.jsonl:1, field 'text': empty text; expected text. Fill it in." in message
+    assert "all of it is in runs/one/audit.json" in message
+
+
+def test_the_audit_is_written_and_read_back() -> None:
+    result = look(TRAIN, [*EVAL, *TRAIN[:2]], problems=[Problem("broken", where="train.jsonl:5")])
+    again = Audit.model_validate_json(result.to_json())
+    assert again == result
+    first = json.loads(result.to_json())["findings"][0]
+    assert {"kind", "level", "message", "fix", "ids", "count"} <= first.keys()
+    summary = result.summary()
+    assert (summary.errors, summary.leaked_rows) == (2, 2)
+    assert len(summary.findings) == len(result.findings)
+    assert "cannot be used" in summary.findings[0]
+
+
+# Tokens
+
+
+@cache
+def tokenizer(alphabet: str = "abcdefghijklmnopqrstuvwxyz .", **special: str) -> Any:
+    """One token a character; what is not in the alphabet is unknown."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>", **special}
+    vocabulary = {token: number for number, token in enumerate([*dict.fromkeys(names.values()), *alphabet])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=names["unk_token"]))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=16, **names)
+
+
+def test_lengths_count_what_was_cut() -> None:
+    sizes = iter([*range(1, 101), *[5] * 60])
+
+    def encode(example: Example) -> list[Features]:
+        size = next(sizes)
+        return [Features(input_ids=[1] * min(size, 50), truncated=max(0, size - 50))]
+
+    result = look(TRAIN, EVAL, encode=encode)
+    train = next(finding for finding in result.findings if finding.kind == "lengths")
+    assert (train.details["min"], train.details["max"], train.details["tokens"]) == (1, 100, 5050)
+    assert train.message == "train: 1 to 100 tokens a row, median 50, 95% at most 95"
+    cut = found(result, "truncated")
+    assert (cut.level, cut.count, cut.ids[0]) == ("warning", 50, "train:51")
+
+
+@pytest.mark.parametrize(
+    ("labels", "lost"), [([-100, -100], True), ([-100, 5], False), ([0.0, 0.0], False), (0, False)]
+)
+def test_what_is_left_to_learn(labels: Any, lost: bool) -> None:
+    result = look(TRAIN, EVAL, encode=lambda example: [Features(labels=labels)])
+    assert ("nothing_to_learn" in kinds(result)) is lost
+
+
+@pytest.mark.parametrize(("count", "level"), [(5, "warning"), (6, "error")])
+def test_too_many_rows_without_a_label_stop_the_run(count: int, level: str) -> None:
+    numbers = iter(range(1000))
+
+    def encode(example: Example) -> list[Features]:
+        return [Features(labels=[-100] if next(numbers) < count else [7], truncated=1)]
+
+    result = look(TRAIN, EVAL, encode=encode, config=config(data={"max_truncated": 0.05}))
+    finding = found(result, "nothing_to_learn")
+    assert (finding.level, finding.count) == (level, count)
+    if level == "error":
+        with pytest.raises(
+            DataError, match=r"6 rows of train have no label left.*allows 5%.*[Rr]aise data\.max_length"
+        ):
+            result.raise_if_broken()
+    else:
+        result.raise_if_broken()
+
+
+def test_a_row_without_sequences_has_nothing_to_learn() -> None:
+    assert found(
+        look(TRAIN, EVAL, encode=lambda e: [] if e.id == "train:3" else [Features()]), "nothing_to_learn"
+    ).ids == ("train:3",)
+
+
+def test_unknown_tokens_are_counted_and_their_characters_named() -> None:
+    train = [*TRAIN[:-1], ("ab{c}", "a")]
+    finding = found(look(train, EVAL, tokenizer=tokenizer()), "unknown_input_tokens")
+    total = sum(len(text) for text, _ in train)
+    assert finding.details == {"unknown": 2, "tokens": total, "characters": ["{", "}"]}
+    assert (finding.level, finding.ids) == ("info", ("train:100",))
+    assert "(among their characters: { })" in finding.message
+
+
+def test_an_unknown_token_that_is_the_end_of_text_cannot_be_told() -> None:
+    same = tokenizer(unk_token="</s>")
+    assert "unknown_input_tokens" not in kinds(look([*TRAIN, ("{}", "a")], EVAL, tokenizer=same))
+
+
+@pytest.mark.parametrize(("broken", "level"), [(1, "warning"), (50, "warning"), (51, "error")])
+def test_targets_that_do_not_survive(broken: int, level: str) -> None:
+    train = [(text, "select a{" if n < broken else "select  b") for n, (text, _) in enumerate(TRAIN)]
+    result = look(train, EVAL, role="target", tokenizer=tokenizer())
+    finding = found(result, "targets_not_recoverable")
+    assert (finding.level, finding.count, finding.details["characters"]) == (level, broken, ["{"])
+    assert "lost: {" in finding.message
+    assert found(result, "unknown_target_tokens").count == broken
+
+
+def test_names_of_classes_need_not_be_spelt() -> None:
+    train = [(text, {"a": "{A}", "b": "</s>"}[label]) for text, label in TRAIN]
+    assert kinds(look(train, train[:0] + [(t, "{A}") for t, _ in EVAL], tokenizer=tokenizer())) == {
+        "class_balance",
+        "unscored_labels",
+    }
+
+
+def test_targets_with_the_end_of_text_string() -> None:
+    train = [(text, "stop </s> here" if n in (4, 7) else "fine") for n, (text, _) in enumerate(TRAIN)]
+    result = look(train, EVAL, role="target", tokenizer=tokenizer())
+    finding = found(result, "end_of_text_in_target")
+    assert (finding.level, finding.ids) == ("error", ("train:5", "train:8"))
+    with pytest.raises(DataError, match=r"'</s>' inside the target.*Remove it from the targets"):
+        result.raise_if_broken()
+
+
+def test_texts_longer_than_the_window_are_tokenized_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    look([*TRAIN, ("abc " * 500, "a")], EVAL, tokenizer=tokenizer())
+    assert "longer than the specified maximum" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CONTRACTS.is_dir(), reason="needs the contracts data set beside the project")
+def test_real_contracts() -> None:
+    columns = (Column("text", str), Column("label", str))
+    settings = config()
+    train, evaluation = (
+        load_table(str(CONTRACTS / f"single.{name}.jsonl"), columns, settings.data) for name in ("train", "test")
+    )
+    examples = [
+        [Example(row.id, row.fields["text"], row.fields["label"]) for row in part] for part in (train, evaluation)
+    ]
+    result = audit(
+        train=train, evaluation=evaluation, train_examples=examples[0], eval_examples=examples[1], config=settings
+    )
+    assert (len(train), len(evaluation), result.bad_rows) == (4145, 828, ())
+    assert found(result, "class_balance").count == 19
+    assert "exact_duplicates" not in kinds(result)
+    assert found(result, "near_duplicates").count == 90
+    assert len(result.leaked_ids) == 14
+    assert {pair[2] for pair in found(result, "leaks").details["pairs"]} == {"near"}
