@@ -66,8 +66,6 @@ def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06,
     largest = max(abs(low), abs(high))
     spread = high - low if high - low > 1e-6 * largest else largest or 1.0
     room = spread * pad
-    if zero and low == high:
-        return Axis(0, 1)
     return Axis(low if zero and low == 0 else low - room, high if zero and high == 0 > low else high + room)
 
 
