@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fulltune.data.demo.contracts import make_contracts
+from fulltune.data.demo.text2sql import make_text2sql
 
 Rows = list[dict[str, Any]]
 
@@ -24,8 +25,13 @@ def write_contracts(folder: Path, *, seed: int = 17) -> dict[Path, int]:
     return _write(folder, {"train": train, "eval": evaluation})
 
 
+def write_text2sql(folder: Path, *, seed: int = 17) -> dict[Path, int]:
+    """Columns ``question``, ``sql``, ``db_id``, ``template``; the SQLite files stand in ``databases``."""
+    return _write(folder, make_text2sql(folder / "databases", seed=seed))
+
+
 #: Name → what writes it.
-DATASETS: Mapping[str, WriteDataset] = {"contracts": write_contracts}
+DATASETS: Mapping[str, WriteDataset] = {"contracts": write_contracts, "text2sql": write_text2sql}
 
 
 def _split(rows: Iterable[dict[str, Any]], group: str, share: float) -> tuple[Rows, Rows]:
