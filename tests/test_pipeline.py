@@ -12,6 +12,7 @@ from typing import Any
 import fakes
 import fulltune
 import pytest
+from fulltune import pipeline
 from fulltune.errors import DataError, IncompatibleError, ModelError
 from fulltune.records import Prediction, read_record
 from fulltune.store.runs import status
@@ -110,7 +111,7 @@ def test_every_family_and_task_runs_end_to_end(kind: str, task: str, data: str, 
     assert {name.removeprefix("tuned vs ") for name in record.comparison} == systems - {"tuned"}
     rows = {score.n for score in (scores[record.metric] for scores in record.scores.values())}
     assert rows == {record.data.eval.rows}
-    lines = [Prediction.model_validate_json(line) for line in (folder / "predictions.jsonl").open()]
+    lines = [Prediction.model_validate_json(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == len(systems) * record.data.eval.rows
 
 
@@ -216,7 +217,7 @@ def test_compare_two_runs_and_refuse_what_does_not_compare(place: Path) -> None:
     short = fulltune.run(config(place, "bert", "classification", "clauses", max_steps=1, learning_rate=1e-9), out=place / "runs")
     long = fulltune.run(config(place, "bert", "classification", "clauses", epochs=12), out=place / "runs")
     found = fulltune.compare(long.run_id, short.run_id, out=place / "runs")
-    assert found.comparisons[0].verdict == "improved"
+    assert found.differences[0].verdict == "improved"
     other = fulltune.run(config(place, "gpt2", "causal-lm", "tales"), out=place / "runs")
     with pytest.raises(IncompatibleError, match="task"):
         fulltune.compare(long.run_id, other.run_id, out=place / "runs")
@@ -228,7 +229,7 @@ def test_a_model_of_the_wrong_family_is_refused_before_training(place: Path) -> 
 
 
 def test_plan_trains_nothing_and_makes_no_run(place: Path) -> None:
-    plan = fulltune.plan(config(place, "bert", "classification", "clauses", epochs=2), out=place / "runs")
+    plan = pipeline.plan(config(place, "bert", "classification", "clauses", epochs=2), out=place / "runs")
     assert plan.total_steps == 20
     assert not (place / "runs").exists()
 

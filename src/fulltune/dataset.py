@@ -13,6 +13,9 @@ from fulltune.errors import DataError, Problem
 from fulltune.model import Bundle
 from fulltune.tasks.base import Column, Example, Features, Task
 
+#: The evaluation curve is drawn on about this many rows, evenly spread, so that it costs little beside the training.
+CURVE_ROWS = 256
+
 
 @dataclass(frozen=True)
 class Split:
@@ -68,7 +71,8 @@ def inspect(config: Config, task: Task, data: Data, bundle: Bundle) -> tuple[Aud
         tokenizer=bundle.tokenizer,
         config=config,
     )
-    curve = [features for example in data.curve.examples for features in task.encode(example, bundle)]
+    shown = data.curve.examples[:: max(1, len(data.curve.examples) // CURVE_ROWS)]
+    curve = [features for example in shown for features in task.encode(example, bundle)]
     return found, [features for group in encoded.values() for features in group], curve
 
 

@@ -216,10 +216,10 @@ def _load_model(
                 "ignore_mismatched_sizes": not same,
             }
         # A fixed seed: two runs with the same config start from the same head.
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
             return AutoModelForSequenceClassification.from_pretrained(**kwargs)
-    with _quiet():
+    with quiet():
         return _lm_class(config).from_pretrained(**kwargs)
 
 
@@ -281,8 +281,8 @@ def _errors_of(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """A new head is announced by our record, not by a table on the terminal."""
+def quiet() -> Iterator[None]:
+    """Without the libraries' own bars and tables: a new head, say, is announced by the record."""
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

@@ -8,16 +8,15 @@ that a crash leaves a readable run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune.compare import RunComparison
-from fulltune.compare import compare as compare_folders
 from fulltune import dataset, machine, model, plugins, recording
 from fulltune import plan as planning
 from fulltune.baselines import baseline, cache_parts, cached, choose_shots
+from fulltune.compare import RunComparison
+from fulltune.compare import compare as compare_folders
 from fulltune.config import Config, dump_config, load_config
 from fulltune.dataset import Data
 from fulltune.errors import ModelError
@@ -26,7 +25,7 @@ from fulltune.evaluate import evaluate as score
 from fulltune.methods.base import Method
 from fulltune.model import Bundle
 from fulltune.progress import NullProgress, Progress
-from fulltune.records import EvaluationRecord, Record
+from fulltune.records import EvaluationRecord, Record, Step
 from fulltune.report import write_report
 from fulltune.store.runs import RunFolder, new_run_id, resolve
 from fulltune.tasks.base import Example, Features, Predictor, Task
@@ -78,13 +77,13 @@ def run(
                 shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
                 systems = _baselines(config, task, data, base, shots, Path(out), sink, progress)
                 folder.write_json("baselines.json", {name: e.scores(config.evaluation) for name, e in systems.items()})
-            with watch("train"), folder.append("steps.jsonl") as log, _bar(progress, config, features) as bar:
+            with watch("train"):
                 student = base if task.head == base.head else _load(config, task, out, head=task.head)
-                trained = _train(config, task, method, student, data, features, curve, folder, log, bar)
+                trained = _train(config, task, method, student, data, features, curve, folder, progress)
             with watch("save"):
                 recording.save_model(student, folder.path / "model")
             with watch("evaluate"):
-                systems["tuned"] = _score(config, task.predictor(student, "tuned"), "tuned", task, data, sink, progress)
+                systems["tuned"] = _score(task.predictor(student, "tuned"), "tuned", task, data, sink, progress)
         record = recording.build(config, task, data, base, audit, shots, systems, trained, watch, warned, folder)
         folder.write_text("record.json", record.to_json())
         with watch("report"):
@@ -128,7 +127,7 @@ def evaluate(
     task, _ = _parts(config)
     data = dataset.prepare(config, task)
     bundle, system = _find_model(config, task, name, out)
-    evaluation = _score(config, task.predictor(bundle, system), system, task, data, lambda prediction: None, progress)
+    evaluation = _score(task.predictor(bundle, system), system, task, data, lambda prediction: None, progress)
     return recording.evaluation_record(config, task, data, bundle, evaluation)
 
 
@@ -168,11 +167,11 @@ def _load(config: Config, task: Task, out: str | Path, *, head: model.Head = "lm
 
 def _find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Bundle, str]:
     """A run's tuned model, or any checkpoint: with the head it was trained with, else zero-shot."""
-    known = [path.name for path in Path(out).glob("*/model")] if Path(out).is_dir() else []
-    tuned = [run_id for run_id in known if run_id == name or run_id.startswith(name)]
-    chosen = resolve(name, out).name if tuned or name == "latest" else name
-    head = task.head if tuned or name == "latest" else "lm"
-    return _load(config.model_copy(update={"model": chosen}), task, out, head=head), "tuned" if tuned else "zero_shot"
+    runs = [path.parent.name for path in Path(out).glob("*/model")]
+    if name != "latest" and not any(run_id.startswith(name) for run_id in runs):
+        return _load(config.model_copy(update={"model": name}), task, out), "zero_shot"
+    chosen = resolve(name, out).name
+    return _load(config.model_copy(update={"model": chosen}), task, out, head=task.head), "tuned"
 
 
 def _plan(config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features]) -> planning.Plan:
@@ -210,8 +209,32 @@ def _baselines(
     return systems
 
 
-def _score(
-    config: Config, predict: Predictor, system: str, task: Task, data: Data, sink: Any, progress: Progress
-) -> Evaluation:
+def _train(
+    config: Config,
+    task: Task,
+    method: Method,
+    student: Bundle,
+    data: Data,
+    features: Sequence[Features],
+    curve: Sequence[Features],
+    folder: RunFolder,
+    progress: Progress,
+) -> TrainingResult:
+    total, seen = planning.total_steps(config, len(features)), 0
+    with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
+
+        def on_step(step: Step, steps: int) -> None:
+            nonlocal seen
+            log(step)
+            bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
+            seen = step.step
+
+        weights = task.class_weights(data.train.examples)
+        return fit(
+            student, method, features, curve, config, output_dir=folder.path, class_weights=weights, on_step=on_step
+        )
+
+
+def _score(predict: Predictor, system: str, task: Task, data: Data, sink: Any, progress: Progress) -> Evaluation:
     with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
         return score(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)

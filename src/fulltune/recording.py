@@ -22,7 +22,7 @@ from fulltune.data.audit import Audit
 from fulltune.dataset import Data
 from fulltune.evaluate import Evaluation
 from fulltune.metrics.accumulate import paired
-from fulltune.model import Bundle
+from fulltune.model import Bundle, quiet
 from fulltune.records import (
     Comparison,
     DataInfo,
@@ -158,8 +158,9 @@ def evaluation_record(
 
 def save_model(bundle: Bundle, folder: Path) -> None:
     """A plain ``from_pretrained`` folder: float32 safetensors, tokenizer, config with the label names."""
-    bundle.model.save_pretrained(folder, safe_serialization=True)
-    bundle.tokenizer.save_pretrained(folder)
+    with quiet():
+        bundle.model.save_pretrained(folder)
+        bundle.tokenizer.save_pretrained(folder)
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ A task never knows which method trains it, and a method never knows which task i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,6 +85,10 @@ class Task(ABC):
     def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
         """Learn what must be known before any model is loaded (the label names, say)."""
 
+    def class_weights(self, train: Sequence[Example]) -> list[float] | None:
+        """How much each class counts in the loss, in the order of the logits; None for equally much."""
+        return None
+
     @property
     @abstractmethod
     def metrics(self) -> tuple[Metric, ...]:
@@ -98,6 +102,6 @@ class Task(ABC):
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         """How this bundle answers, with ``shots`` as examples in its context."""
 
-    def details(self, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
         """Task-specific extras for the report (a confusion matrix, say), from the tuned model's predictions."""
         return {}
