@@ -108,10 +108,11 @@ class NearIndex:
     def _proposals(self, text: str) -> list[int]:
         """Positions of what is likely near by the MinHash estimate, in falling order of it."""
         sketch = _sketch(text)
-        found = np.array(sorted(self._index.query(sketch)), dtype=np.int64)
+        found = np.sort(np.array(self._index.query(sketch), dtype=np.int64))
         estimates = (self._signatures[found] == np.asarray(sketch.hashvalues, dtype=np.uint32)).mean(axis=1)
         order = np.argsort(-estimates, kind="stable")
-        return [int(position) for position in found[order[estimates[order] >= _LOWEST_ESTIMATE]]]
+        positions: list[int] = found[order[estimates[order] >= _LOWEST_ESTIMATE]].tolist()
+        return positions
 
 
 def clusters(texts: Sequence[str]) -> list[int]:

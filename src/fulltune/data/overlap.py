@@ -63,10 +63,12 @@ class Seen:
     _exact: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _normal: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _near: NearIndex = field(default_factory=NearIndex)
+    _targets: set[str] = field(default_factory=set)
 
     def add(self, entry: Entry) -> None:
         if entry.normal not in self._normal:
             self._near.add(entry.normal)
+        self._targets.add(entry.target)
         self._exact.setdefault(entry.text, {}).setdefault(entry.target, entry)
         self._normal.setdefault(entry.normal, {}).setdefault(entry.target, entry)
 
@@ -74,7 +76,7 @@ class Seen:
         """The closest row with the same input and target; else the closest with the same input."""
         same = self._matches(entry, lambda targets: targets.get(entry.target))
         other = self._matches(entry, lambda targets: next(iter(targets.values()), None))
-        return next(chain(same, other), None)
+        return next(chain(same, other) if entry.target in self._targets else other, None)
 
     def conflicts(self) -> list[list[Entry]]:
         """For each input that has several targets, a row of each."""
