@@ -255,11 +255,11 @@ def make(
     if head == "classification":
         names = tuple(labels) or ("no", "yes")
         problem = "multi_label_classification" if multi_label else "single_label_classification"
-        options |= {
+        options = {
             "id2label": dict(enumerate(names)),
             "label2id": {name: index for index, name in enumerate(names)},
             "problem_type": problem,
-        }
+        } | options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _CLASSES[kind, head](_CONFIGS[kind](tokenizer, **options)).eval(), tokenizer

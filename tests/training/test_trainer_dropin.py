@@ -1,0 +1,185 @@
+"""A script that used ``transformers.Trainer`` works as it is, the classic tutorial included."""
+
+from __future__ import annotations
+
+import copy
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fakes
+import pytest
+import torch
+import transformers
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
+
+from fulltune import Trainer
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "classic_tutorial.py"
+TEXTS = ["a short one", "a text that is somewhat longer", "tiny", "the last"]
+
+
+def _batches(trainer: Any) -> list[dict[str, Any]]:
+    return [dict(batch) for batch in trainer.get_train_dataloader()]
+
+
+def _sequential(folder: Path, **options: Any) -> Any:
+    standard = {"per_device_train_batch_size": 2, "num_train_epochs": 1, "train_sampling_strategy": "sequential"}
+    return fakes.arguments(folder, **(standard | options))
+
+
+# The script is for any machine; on one without an accelerator torch says that memory is not pinned.
+NO_ACCELERATOR = "ignore:'pin_memory' argument is set as true"
+
+
+@pytest.mark.filterwarnings(NO_ACCELERATOR)
+def test_the_classic_tutorial_runs_with_one_import_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = fakes.save("gpt2", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["classic_tutorial.py", str(base)])
+    variables = runpy.run_path(str(EXAMPLE))
+    assert variables["trainer"].state.global_step == 9
+    before = transformers.AutoModelForCausalLM.from_pretrained(base).state_dict()
+    after = transformers.AutoModelForCausalLM.from_pretrained("results").state_dict()
+    assert before.keys() == after.keys()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.filterwarnings(NO_ACCELERATOR)
+def test_the_tutorial_with_the_plain_trainer_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the one import is what makes it work."""
+    source = EXAMPLE.read_text(encoding="utf-8")
+    imports = [line for line in source.splitlines() if line.startswith(("import fulltune", "from fulltune"))]
+    assert imports == ["from fulltune import Trainer"]
+    twin = source.replace("from fulltune import Trainer", "from transformers import Trainer")
+    base = fakes.save("gpt2", tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["twin.py", str(base)])
+    with pytest.raises((KeyError, IndexError, TypeError, ValueError)):
+        exec(compile(twin, "twin.py", "exec"), {"__name__": "__main__"})
+
+
+def _as(kind: str, tokenizer: Any) -> Any:
+    columns = tokenizer(TEXTS, padding=True)
+    unequal = [dict(tokenizer(text)) for text in TEXTS]
+    return {
+        "BatchEncoding": columns,
+        "dict": dict(columns),
+        "tensors": tokenizer(TEXTS, padding=True, return_tensors="pt"),
+        "list": unequal,
+        "without mask": [{"input_ids": row["input_ids"]} for row in unequal],
+        "datasets": datasets.Dataset.from_list(unequal),
+        "texts beside": datasets.Dataset.from_list([row | {"text": "x", "length": 3} for row in unequal]),
+    }[kind]
+
+
+ALL = ["BatchEncoding", "dict", "tensors", "list", "without mask", "datasets", "texts beside"]
+
+
+@pytest.mark.parametrize("pad_is_eos", [True, False])
+@pytest.mark.parametrize("kind", ALL)
+def test_text_without_labels_is_its_own_label(kind: str, pad_is_eos: bool, tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2(pad_is_eos)
+    trainer = Trainer(model=model, args=_sequential(tmp_path), train_dataset=_as(kind, tokenizer))
+    batches = _batches(trainer)
+    assert [batch["input_ids"].shape[1] for batch in batches] == [len(TEXTS[1]), len(TEXTS[3])]
+    rows = [row for batch in batches for row in batch["labels"].tolist()]
+    assert [[token for token in row if token != -100] for row in rows] == [tokenizer(text).input_ids for text in TEXTS]
+
+
+@pytest.mark.parametrize("kind", ["BatchEncoding", "list", "datasets"])
+def test_what_was_handed_over_is_not_written_to(kind: str, tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    data = _as(kind, tokenizer)
+    rows = list(data) if kind != "BatchEncoding" else dict(data)
+    before = copy.deepcopy(rows)
+    Trainer(model=model, args=_sequential(tmp_path), train_dataset=data, eval_dataset=data).train()
+    assert (list(data) if kind != "BatchEncoding" else dict(data)) == before
+
+
+def test_columns_can_be_evaluated_and_predicted(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    columns = tokenizer(TEXTS, padding=True)
+    trainer = Trainer(model=model, args=_sequential(tmp_path), eval_dataset=columns)
+    rows = [dict(tokenizer(text)) for text in TEXTS]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.evaluate(rows)["eval_loss"], abs=1e-5)
+    assert trainer.predict(columns).predictions.shape[:2] == (4, len(TEXTS[1]))
+
+
+def test_several_evaluation_sets_keep_their_names(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    sets = {"one": tokenizer(TEXTS[:2], padding=True), "two": tokenizer(TEXTS[2:], padding=True)}
+    metrics = Trainer(model=model, args=_sequential(tmp_path), eval_dataset=sets).evaluate()
+    assert {"eval_one_loss", "eval_two_loss"} <= set(metrics)
+
+
+def test_a_users_collator_is_used(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
+    trainer = Trainer(
+        model=model, args=_sequential(tmp_path), train_dataset=_as("list", tokenizer), data_collator=collator
+    )
+    batch = next(iter(trainer.get_test_dataloader(trainer.train_dataset)))
+    assert batch["input_ids"].shape[1] % 8 == 0
+    assert int((batch["labels"] != -100).sum()) == sum(len(text) for text in TEXTS)
+
+
+def test_the_language_modelling_collator_no_longer_hides_the_end_of_text(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2(pad_is_eos=True)
+    rows = [dict(tokenizer(text + tokenizer.eos_token)) for text in TEXTS]
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    trainer = Trainer(model=model, args=_sequential(tmp_path), train_dataset=rows, data_collator=collator)
+    learnt = sum(int((batch["labels"] == tokenizer.eos_token_id).sum()) for batch in _batches(trainer))
+    assert learnt == len(TEXTS)
+
+
+def test_masked_language_modelling_keeps_its_own_labels(tmp_path: Path) -> None:
+    model, tokenizer = fakes.bert()
+    rows = [dict(tokenizer("the king of the tale is good")) for _ in range(4)]
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5)
+    args = _sequential(tmp_path, remove_unused_columns=True)
+    trainer = Trainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+    labels = torch.cat([batch["labels"].flatten() for batch in _batches(trainer)])
+    assert 0 < int((labels != -100).sum()) < labels.numel()
+    trainer.train()
+
+
+def test_left_padding_is_kept_so_that_positions_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    tokenizer.padding_side = "left"
+    columns = tokenizer(TEXTS, padding=True)
+    trainer = Trainer(model=model, args=_sequential(tmp_path), train_dataset=columns)
+    assert {batch["input_ids"].shape[1] for batch in _batches(trainer)} == {len(TEXTS[1])}
+
+
+def test_length_grouping_reads_the_lengths_that_are_there(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    rows = datasets.Dataset.from_list([dict(tokenizer("x" * (1 + i % 7))) | {"length": 1 + i % 7} for i in range(64)])
+    args = _sequential(tmp_path, train_sampling_strategy="group_by_length")
+    widths = [
+        batch["attention_mask"].sum(dim=1).tolist() for batch in _batches(Trainer(model, args, train_dataset=rows))
+    ]
+    assert sum(max(pair) - min(pair) for pair in widths) < 16
+
+
+def test_callbacks_and_optimizers_work_as_ever(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    seen = []
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(state.global_step)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(
+        model=model,
+        args=_sequential(tmp_path),
+        train_dataset=_as("list", tokenizer),
+        callbacks=[Watch()],
+        optimizers=(optimizer, None),
+    )
+    trainer.train()
+    assert seen == [1, 2]
+    assert trainer.optimizer.optimizer is optimizer
