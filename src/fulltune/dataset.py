@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fulltune.config import Config
 from fulltune.data.audit import Audit, audit
@@ -60,14 +60,15 @@ def prepare(config: Config, task: Task) -> Data:
 
 def inspect(config: Config, task: Task, data: Data, bundle: Bundle) -> tuple[Audit, list[Features], list[Features]]:
     """Audit the data as this model will read it; also the training and the curve's sequences, encoded once."""
-    encoded = {example.id: task.encode(example, bundle) for example in data.train.examples}
+    # By identity: rows of two splits may carry the same id.
+    encoded = {id(example): task.encode(example, bundle) for example in data.train.examples}
     found = audit(
         train=data.train.table,
         evaluation=data.eval.table,
         valid=data.valid.table if data.valid else None,
         train_examples=data.train.examples,
         eval_examples=data.eval.examples,
-        encode=lambda example: encoded.get(example.id) or task.encode(example, bundle),
+        encode=lambda example: encoded.get(id(example)) or task.encode(example, bundle),
         tokenizer=bundle.tokenizer,
         config=config,
     )
@@ -84,9 +85,10 @@ def _given_or_held_out(
     """
     if isinstance(given, str):
         return train, load_table(given, columns, config.data, limit=limit, split=split)
-    stratify = "label" if any(column.role == "label" for column in columns) else None
+    stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
     groups = "group" if config.data.group else None
-    return split_table(train, given, groups=groups, stratify=stratify, seed=config.train.seed)
+    rest, held = split_table(train, given, groups=groups, stratify=stratify, seed=config.train.seed)
+    return rest, replace(held, rows=held.rows[:limit])
 
 
 def _examples(task: Task, table: Table) -> Split:

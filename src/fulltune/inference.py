@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig
 
-from fulltune.model import Bundle
+from fulltune.model import Bundle, quiet
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -161,7 +161,7 @@ def _nll(bundle: Bundle, batch: Sequence[Text]) -> list[Likelihood]:
 def _generate(bundle: Bundle, batch: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generated]:
     decoder_only = bundle.family == "decoder"
     ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device, left=decoder_only)
-    with _greedy(bundle, max_new_tokens) as settings:
+    with quiet(), _greedy(bundle, max_new_tokens) as settings:
         output = bundle.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     new = output[:, ids.shape[1] :] if decoder_only else output[:, 1:]
     stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]

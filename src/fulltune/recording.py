@@ -125,6 +125,7 @@ def build(
         ),
         parameters=trained.parameters,
         training=trained.training,
+        confidence=settings.confidence,
         scores=scores,
         scores_without_leaks=without if audit.leaked_ids else {},
         shots=tuple(shot.id for shot in shots),

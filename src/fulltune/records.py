@@ -156,8 +156,10 @@ class GuardEvent(Model):
 
 
 class Record(Model):
-    """One run. ``scores[system][metric]``; systems are ``majority``, ``tfidf``, ``zero_shot``, ``few_shot``,
-    ``tuned``.
+    """One run.
+
+    ``confidence`` is that of every interval. ``scores[system][metric]``; systems are ``majority``, ``tfidf``,
+    ``zero_shot``, ``few_shot``, ``tuned``.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -174,6 +176,7 @@ class Record(Model):
     data: DataInfo
     parameters: Parameters
     training: Training
+    confidence: float = 0.95
     scores: dict[str, dict[str, Score]]
     scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
     shots: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ continues a prompt.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,12 @@ class Seq2Seq(Task):
 
     def example(self, row: Row) -> Example:
         return Example(row.id, row.fields["source"], row.fields["target"])
+
+    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
+        """Say once where word-based metrics read the references' script in another way than Latin."""
+        warning = text.script_warning(str(example.target) for example in evaluation)
+        if warning:
+            warnings.warn(warning, stacklevel=2)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from fulltune.config import Config
 from fulltune.errors import DataError, TrainingStopped
+from fulltune.kernels.allocator import keep_freed_pages
 from fulltune.methods.base import Method
 from fulltune.model import Bundle
 from fulltune.records import GuardEvent, Parameters, Step, Training
@@ -83,6 +84,7 @@ def fit(
     """
     if not features:
         raise DataError("there is nothing to train on", expected="at least 1 sequence", field="data.train")
+    keep_freed_pages()
     bundle = method.prepare(bundle)
     curve = valid if config.train.evaluations else None
     log = StepLog(on_step)
@@ -106,7 +108,12 @@ def fit(
         tokens_per_second=trainer.state.num_input_tokens_seen / (seconds - log.evaluation_seconds),
         steps=tuple(log.steps),
         stopped=stopped,
+        guards=() if stopped is None else (_event(stopped, trainer.state.global_step),),
     )
+
+
+def _event(stopped: TrainingStopped, step: int) -> GuardEvent:
+    return GuardEvent(guard="finite", step=step, verdict="stop", message=str(stopped))
 
 
 def evaluation_steps(total: int, points: int) -> tuple[int, ...]:

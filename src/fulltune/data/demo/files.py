@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fulltune.data.demo.contracts import make_contracts
+from fulltune.data.demo.tales import Language, make_tales
 from fulltune.data.demo.text2sql import make_text2sql
 
 Rows = list[dict[str, Any]]
@@ -30,8 +31,25 @@ def write_text2sql(folder: Path, *, seed: int = 17) -> dict[Path, int]:
     return _write(folder, make_text2sql(folder / "databases", seed=seed))
 
 
+def write_tales(folder: Path, *, seed: int = 17, language: Language = "ru") -> dict[Path, int]:
+    """Columns ``id``, ``title``, ``text``, ``plot``, ``language``; the last fifth of the tales for evaluation."""
+    tales = make_tales(seed=seed, language=language)
+    cut = len(tales) * 4 // 5
+    return _write(folder, {"train": tales[:cut], "eval": tales[cut:]})
+
+
+def write_english_tales(folder: Path, *, seed: int = 17) -> dict[Path, int]:
+    """As :func:`write_tales`, in English."""
+    return write_tales(folder, seed=seed, language="en")
+
+
 #: Name → what writes it.
-DATASETS: Mapping[str, WriteDataset] = {"contracts": write_contracts, "text2sql": write_text2sql}
+DATASETS: Mapping[str, WriteDataset] = {
+    "contracts": write_contracts,
+    "tales": write_tales,
+    "tales-en": write_english_tales,
+    "text2sql": write_text2sql,
+}
 
 
 def _split(rows: Iterable[dict[str, Any]], group: str, share: float) -> tuple[Rows, Rows]:

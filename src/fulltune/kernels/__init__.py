@@ -1,0 +1,1 @@
+"""What makes FP32 training on a CPU fast without changing a number."""
