@@ -93,7 +93,11 @@ def test_sql_has_joins_groups_nesting_and_order(splits: Splits) -> None:
 
 
 def test_the_same_seed_gives_the_same_in_every_process(splits: Splits, folder: Path, tmp_path: Path) -> None:
-    script = "import json, sys; from fulltune.data.demo.text2sql import make_text2sql; print(json.dumps(make_text2sql(sys.argv[1])))"
+    script = """
+import json, sys
+from fulltune.data.demo.text2sql import make_text2sql
+print(json.dumps(make_text2sql(sys.argv[1])))
+"""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", script, str(tmp_path)]
     made = json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
