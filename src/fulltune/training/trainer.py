@@ -256,6 +256,12 @@ class Trainer(transformers.Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._check_best_metric()
+        model: Any = self.model
+        is_bare = self.model_wrapped is self.model
+        if self.args.world_size > 1 and is_bare:
+            # An evaluation before training marks the model as prepared, and training would then leave it unwrapped:
+            # every process would follow its own gradients.
+            model._is_accelerate_prepared = False
         try:
             return super().train(*args, **kwargs)
         finally:
