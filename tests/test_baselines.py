@@ -7,6 +7,7 @@ from pathlib import Path
 import fakes
 import numpy as np
 import pytest
+
 from fulltune.baselines import baseline, cached, choose_shots
 from fulltune.config import Config
 from fulltune.evaluate import evaluate
@@ -14,9 +15,14 @@ from fulltune.tasks.base import Example
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.classification import Classification
 
-TRAIN = [Example(f"t:{i}", f"{word} number {i}", label) for i, (word, label) in enumerate(
-    [("court law", "law"), ("film star", "film"), ("court state", "law"), ("film good", "film"), ("state law", "law")] * 4
-)]  # fmt: skip
+KINDS = [
+    ("court law", "law"),
+    ("film star", "film"),
+    ("court state", "law"),
+    ("film good", "film"),
+    ("state law", "law"),
+]
+TRAIN = [Example(f"t:{i}", f"{words} number {i}", label) for i, (words, label) in enumerate(KINDS * 4)]
 EVAL = [Example("e:0", "the court", "law"), Example("e:1", "a film", "film"), Example("e:2", "star film", "film")]
 
 
@@ -110,7 +116,9 @@ def test_the_cache_answers_the_second_time_and_only_for_the_same_key(tmp_path: P
 
 def test_a_damaged_cache_entry_is_made_again(tmp_path: Path) -> None:
     task = classification()
-    predict = cached(baseline("majority", task, fakes.bundle("bert"), TRAIN, ()), "majority", {}, tmp_path, lambda: None)
+    predict = cached(
+        baseline("majority", task, fakes.bundle("bert"), TRAIN, ()), "majority", {}, tmp_path, lambda: None
+    )
     first = list(predict(EVAL))
     [entry] = (tmp_path / "cache").iterdir()
     entry.write_bytes(entry.read_bytes().replace(b"law", b"lew"))
@@ -120,7 +128,11 @@ def test_a_damaged_cache_entry_is_made_again(tmp_path: Path) -> None:
 def test_evaluation_scores_stream_and_reach_the_sink_in_order() -> None:
     task, seen = classification(), []
     evaluation = evaluate(
-        baseline("majority", task, fakes.bundle("bert"), TRAIN, ()), EVAL, task.metrics, system="majority", sink=seen.append
+        baseline("majority", task, fakes.bundle("bert"), TRAIN, ()),
+        EVAL,
+        task.metrics,
+        system="majority",
+        sink=seen.append,
     )
     assert [prediction.id for prediction in seen] == [row.id for row in EVAL]
     assert evaluation.scores(task.config.evaluation)["accuracy"].value == pytest.approx(1 / 3)

@@ -22,7 +22,7 @@ LAYERS = (
     ("config",),
     ("data", "metrics"),
     ("compare", "store"),
-    ("tasks.base", "methods.base", "model", "inference", "training"),
+    ("tasks.base", "methods.base", "model", "inference", "kernels", "training"),
     ("methods",),
     ("tasks",),
     ("evaluate", "baselines", "dataset"),

@@ -1,14 +1,15 @@
-"""Batched likelihoods, generations, logits and vectors against unbatched loops; greedy whatever the checkpoint wants."""
+"""Batched likelihoods, generations, logits and vectors against unbatched loops; always greedy."""
 
 from __future__ import annotations
 
 import fakes
 import pytest
 import torch
-from fulltune import inference
-from fulltune.inference import Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fulltune import inference
+from fulltune.inference import Text
 
 DECODERS = ("gpt2", "llama")
 ENCODER_DECODERS = ("t5", "bart")
@@ -115,5 +116,7 @@ def test_mask_log_probabilities_have_a_row_for_each_mask() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 5))
 def test_any_lengths_come_back_in_order(lengths: list[int], batch_size: int) -> None:
-    results = inference._sorted_batches([[n] * n for n in lengths], lambda batch: [row[0] for row in batch], len, batch_size)
+    results = inference._sorted_batches(
+        [[n] * n for n in lengths], lambda batch: [row[0] for row in batch], len, batch_size
+    )
     assert list(results) == lengths

@@ -9,6 +9,7 @@ from pathlib import Path
 import fakes
 import pytest
 import torch
+
 from fulltune import model
 from fulltune.errors import ModelError
 

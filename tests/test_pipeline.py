@@ -1,4 +1,4 @@
-"""The whole job on tiny models: every family and task end to end, honest about no change, leaks, and broken training."""
+"""The whole job on tiny models: every family and task, honest about no change, leaks and broken training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import fakes
-import fulltune
 import pytest
+
+import fulltune
 from fulltune import pipeline
 from fulltune.errors import DataError, IncompatibleError, ModelError
 from fulltune.records import Prediction, read_record
@@ -51,7 +52,10 @@ def place(tmp_path: Path) -> Path:
     write(tmp_path / "tales.eval.jsonl", tales(12, 6))
     write(tmp_path / "pairs.train.jsonl", [{"source": f"say {i}", "target": f"{i} it is"} for i in range(20)])
     write(tmp_path / "pairs.eval.jsonl", [{"source": f"say {i}", "target": f"{i} it is"} for i in range(100, 106)])
-    questions = [{"question": f"who has {i} legs?", "sql": f"SELECT name FROM animal WHERE legs = {i}", "db_id": "zoo"} for i in range(30)]
+    questions = [
+        {"question": f"who has {i} legs?", "sql": f"SELECT name FROM animal WHERE legs = {i}", "db_id": "zoo"}
+        for i in range(30)
+    ]
     write(tmp_path / "sql.train.jsonl", questions[:20])
     write(tmp_path / "sql.eval.jsonl", questions[20:])
     with sqlite3.connect(tmp_path / "zoo.sqlite") as connection:
@@ -156,7 +160,9 @@ def test_a_second_run_pays_nothing_for_its_baselines(place: Path, monkeypatch: p
 
 
 def test_a_model_that_did_not_move_is_no_detectable_change(place: Path) -> None:
-    record = fulltune.run(config(place, "gpt2", "causal-lm", "tales", learning_rate=1e-30, max_steps=1), out=place / "runs")
+    record = fulltune.run(
+        config(place, "gpt2", "causal-lm", "tales", learning_rate=1e-30, max_steps=1), out=place / "runs"
+    )
     comparison = record.comparison["tuned vs zero_shot"]
     assert (comparison.delta, comparison.p, comparison.verdict) == (0.0, 1.0, "no detectable change")
     assert record.parameters.moved == 0.0
@@ -203,7 +209,22 @@ def test_evaluate_a_run_gives_the_scores_of_its_record(place: Path) -> None:
     again = fulltune.evaluate(record.run_id, out=place / "runs")
     assert again.system == "tuned"
     assert again.scores == record.scores["tuned"]
-    assert fulltune.evaluate(record.run_id[:12], out=place / "runs").scores == again.scores
+    for name in (record.run_id[:12], "latest"):
+        found = fulltune.evaluate(name, out=place / "runs")
+        assert (found.system, found.scores) == ("tuned", again.scores)
+
+
+def test_evaluate_a_run_on_other_rows_keeps_its_labels(place: Path) -> None:
+    record = fulltune.run(config(place, "bert", "classification", "clauses", epochs=12), out=place / "runs")
+    rows = [row for row in clauses(80, 8) if row["label"] == "law"]
+    one_label = f"data.eval={write(place / 'other.jsonl', rows)}"
+    found = fulltune.evaluate(
+        record.run_id, out=place / "runs", overrides=[one_label, f"data.train={place / 'other.jsonl'}"]
+    )
+    assert found.scores["accuracy"].value == 1.0
+    write(place / "other.jsonl", [row | {"label": "tax"} for row in rows])
+    with pytest.raises(DataError, match="unknown to the model: 'tax'"):
+        fulltune.evaluate(record.run_id, out=place / "runs", overrides=[one_label])
 
 
 def test_evaluate_a_base_is_zero_shot(place: Path) -> None:
@@ -214,7 +235,9 @@ def test_evaluate_a_base_is_zero_shot(place: Path) -> None:
 
 
 def test_compare_two_runs_and_refuse_what_does_not_compare(place: Path) -> None:
-    short = fulltune.run(config(place, "bert", "classification", "clauses", max_steps=1, learning_rate=1e-9), out=place / "runs")
+    short = fulltune.run(
+        config(place, "bert", "classification", "clauses", max_steps=1, learning_rate=1e-9), out=place / "runs"
+    )
     long = fulltune.run(config(place, "bert", "classification", "clauses", epochs=12), out=place / "runs")
     found = fulltune.compare(long.run_id, short.run_id, out=place / "runs")
     assert found.differences[0].verdict == "improved"

@@ -54,10 +54,9 @@ def choose_shots(
     asked = {(example.input, example.target) for example in scored}
     pool = [example for example in train if (example.input, example.target) not in asked]
     random.Random(config.baselines.seed).shuffle(pool)
-    labels: tuple[str, ...] = getattr(task, "labels", ())
-    if not labels:
+    if not task.labels:
         return pool[: config.baselines.few_shot]
-    by_label = {label: [example for example in pool if label in _labels(example)] for label in labels}
+    by_label = {label: [example for example in pool if label in _labels(example)] for label in task.labels}
     rounds = [
         examples[turn]
         for turn in range(config.baselines.few_shot)
@@ -158,7 +157,7 @@ def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: 
 
 
 def _labelled(task: Task) -> LabelledTask:
-    if not getattr(task, "labels", ()):
+    if not task.labels:
         raise TypeError(f"the task {task.name!r} names a baseline for labels but has none")
     return task  # type: ignore[return-value]
 

@@ -127,7 +127,7 @@ class Config(Section):
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, base: Path | None = None
+    source: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, base: Path | None = None
 ) -> Config:
     """Read a config from a YAML or JSON file or a mapping, then apply ``a.b=value`` overrides.
 
@@ -153,7 +153,9 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _read(source: Config | str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    if isinstance(source, Config):
+        return source.model_dump(mode="json"), ""
     if isinstance(source, Mapping):
         return json.loads(json.dumps(dict(source), default=str)), ""
     path = Path(source)

@@ -25,7 +25,7 @@ CONTRACTS: dict[str, Any] = {
         "max_length": 128,
         "allow_leaks": True,  # boilerplate repeats between contracts; the report also scores without those rows
     },
-    "train": {"epochs": 3, "batch_size": 16, "learning_rate": 3e-4, "scheduler": "cosine", "warmup": 0.06},
+    "train": {"epochs": 4, "batch_size": 16, "learning_rate": 3e-4, "scheduler": "cosine", "warmup": 0.06},
 }
 
 NAMES = ("contracts",)
@@ -53,5 +53,5 @@ def prepare(name: str, out: str | Path = "runs") -> Path:
     folder = Path(out) / "demo"
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    atomic_text(folder / "contracts.jsonl", "".join(to_json(row) + "\n" for row in make_contracts(1200)))
+    atomic_text(folder / "contracts.jsonl", "".join(to_json(row) + "\n" for row in make_contracts()))
     return atomic_text(folder / "contracts.yaml", yaml.safe_dump(CONTRACTS, sort_keys=False))

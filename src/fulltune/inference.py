@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -141,17 +141,19 @@ def _sorted_batches(
 
 @torch.inference_mode()
 def _nll(bundle: Bundle, batch: Sequence[Text]) -> list[Likelihood]:
-    device = bundle.model.device
+    # torch types every attribute of a module as a tensor, so the library's own methods must be called untyped.
+    model: Any = bundle.model
+    device = model.device
     if bundle.family == "encoder-decoder":
         ids, mask = _pad([text.context for text in batch], _pad_id(bundle), device)
         labels, _ = _pad([text.target for text in batch], -100, device)
-        start = bundle.model.prepare_decoder_input_ids_from_labels(labels)
-        logits = bundle.model(input_ids=ids, attention_mask=mask, decoder_input_ids=start).logits
+        start = model.prepare_decoder_input_ids_from_labels(labels)
+        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start).logits
     else:
         ids, mask = _pad([text.context + text.target for text in batch], _pad_id(bundle), device)
         labels, _ = _pad([[-100] * len(text.context) + text.target for text in batch], -100, device)
         labels = labels[:, 1:]
-        logits = bundle.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none", ignore_index=-100)
     sums = losses.sum(dim=1, dtype=torch.float64).tolist()
     return [Likelihood(nll, len(text.target)) for nll, text in zip(sums, batch, strict=True)]
@@ -159,18 +161,24 @@ def _nll(bundle: Bundle, batch: Sequence[Text]) -> list[Likelihood]:
 
 @torch.inference_mode()
 def _generate(bundle: Bundle, batch: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generated]:
+    model: Any = bundle.model
     decoder_only = bundle.family == "decoder"
     ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device, left=decoder_only)
     with quiet(), _greedy(bundle, max_new_tokens) as settings:
-        output = bundle.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     new = output[:, ids.shape[1] :] if decoder_only else output[:, 1:]
     stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     return [_until_stop(bundle, row, stops, max_new_tokens) for row in new.tolist()]
 
 
+def decode(bundle: Bundle, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    """The text of token ids."""
+    return str(bundle.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
 def _until_stop(bundle: Bundle, row: list[int], stops: Sequence[int | None], max_new_tokens: int) -> Generated:
     end = next((index for index, token in enumerate(row) if token in stops), len(row))
-    text = bundle.tokenizer.decode(row[:end], skip_special_tokens=True)
+    text = decode(bundle, row[:end], skip_special_tokens=True)
     return Generated(text=text, tokens=end, capped=end == len(row) and end >= max_new_tokens)
 
 

@@ -189,7 +189,7 @@ def load(
         model = _load_model(source, config, head, labels, multi_label, seed)
     _set_pad_token(model, tokenizer)
     info = ModelInfo(source=name, sha256=source.sha256(), family=family_of(config), architecture=type(model).__name__)
-    return Bundle(model.eval(), tokenizer, family_of(config), head, _window(model.config, tokenizer), info)
+    return Bundle(model, tokenizer, family_of(config), head, _window(model.config, tokenizer), info)
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -207,7 +207,9 @@ def _load_model(
     kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True}
     if head == "classification":
         if labels:
-            same = list(config.id2label.values()) == list(labels) and _has_head(config, "ForSequenceClassification")
+            same = list((config.id2label or {}).values()) == list(labels) and _has_head(
+                config, "ForSequenceClassification"
+            )
             kwargs |= {
                 "id2label": dict(enumerate(labels)),
                 "label2id": {label: index for index, label in enumerate(labels)},
@@ -218,9 +220,15 @@ def _load_model(
         # A fixed seed: two runs with the same config start from the same head.
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
-            return AutoModelForSequenceClassification.from_pretrained(**kwargs)
+            return _loaded(AutoModelForSequenceClassification, kwargs)
     with quiet():
-        return _lm_class(config).from_pretrained(**kwargs)
+        return _loaded(_lm_class(config), kwargs)
+
+
+def _loaded(auto: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = auto.from_pretrained(**kwargs)
+    model.eval()
+    return model
 
 
 def _lm_class(config: PretrainedConfig) -> Any:

@@ -146,12 +146,14 @@ def _parts(config: Config) -> tuple[Task, Method]:
     return task, method
 
 
-def _load(config: Config, task: Task, out: str | Path, *, head: model.Head = "lm") -> Bundle:
+def _load(
+    config: Config, task: Task, out: str | Path, *, head: model.Head = "lm", labels: Sequence[str] | None = None
+) -> Bundle:
     bundle = model.load(
         config.model,
         head,
-        labels=getattr(task, "labels", ()),
-        multi_label=getattr(task, "multi_label", False),
+        labels=task.labels if labels is None else labels,
+        multi_label=task.multi_label,
         runs=Path(out),
         seed=config.train.seed,
     )
@@ -166,12 +168,14 @@ def _load(config: Config, task: Task, out: str | Path, *, head: model.Head = "lm
 
 
 def _find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Bundle, str]:
-    """A run's tuned model, or any checkpoint: with the head it was trained with, else zero-shot."""
-    runs = [path.parent.name for path in Path(out).glob("*/model")]
-    if name != "latest" and not any(run_id.startswith(name) for run_id in runs):
-        return _load(config.model_copy(update={"model": name}), task, out), "zero_shot"
-    chosen = resolve(name, out).name
-    return _load(config.model_copy(update={"model": chosen}), task, out, head=task.head), "tuned"
+    """A run's tuned model with the head it was trained with, or any other checkpoint, which answers zero-shot."""
+    is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
+    chosen = config.model_copy(update={"model": resolve(name, out).name if is_run else name})
+    if not is_run:
+        return _load(chosen, task, out), "zero_shot"
+    bundle = _load(chosen, task, out, head=task.head, labels=())
+    task.adopt(bundle)
+    return bundle, "tuned"
 
 
 def _plan(config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features]) -> planning.Plan:

@@ -9,10 +9,12 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import fulltune
 from fulltune import machine
@@ -67,20 +69,31 @@ class Warnings:
 
     def __enter__(self) -> Warnings:
         self._catch.__enter__()
-        show = warnings.showwarning
+        show: Any = warnings.showwarning
 
-        def keep(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
+        def keep(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
             if str(message) not in self.messages and issubclass(category, UserWarning):
                 self.messages.append(str(message))
-            show(message, category, *rest, **named)  # type: ignore[arg-type]
+            show(message, category, *rest, **named)
 
-        warnings.showwarning = keep  # type: ignore[assignment]
+        warnings.showwarning = keep
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._catch.__exit__(kind, error, trace)
+
+
+@dataclass(frozen=True)
+class _Of:
+    """One system's predictions, read from the file as often as they are gone through."""
+
+    lines: Lines[Prediction]
+    system: str
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (line for line in self.lines if line.system == self.system)
 
 
 def build(
@@ -103,7 +116,6 @@ def build(
     comparison = _comparisons(config, task, systems)
     verdict = decide(comparison, scores, deciding)
     stopped = trained.stopped
-    tuned = (line for line in Lines(folder.path / "predictions.jsonl", Prediction) if line.system == "tuned")
     return Record(
         run_id=folder.run_id,
         fulltune=fulltune.__version__,
@@ -130,7 +142,7 @@ def build(
         scores_without_leaks=without if audit.leaked_ids else {},
         shots=tuple(shot.id for shot in shots),
         comparison=comparison,
-        details=task.details(tuned),
+        details=task.details(_Of(Lines(folder.path / "predictions.jsonl", Prediction), "tuned")),
         guards=trained.guards,
         resources=_resources(trained, watch),
         versions=versions(),

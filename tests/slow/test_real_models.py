@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fulltune
 import pytest
+
+import fulltune
 from fulltune.records import Record
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -84,12 +85,19 @@ def test_shuffled_labels_are_never_called_improved(out: Path, tmp_path: Path) ->
     labels = [row["label"] for row in rows]
     random.Random(18).shuffle(labels)
     shuffled = tmp_path / "shuffled.jsonl"
-    shuffled.write_text("".join(json.dumps(row | {"label": label}) + "\n" for row, label in zip(rows, labels, strict=True)))
+    shuffled.write_text(
+        "".join(json.dumps(row | {"label": label}) + "\n" for row, label in zip(rows, labels, strict=True))
+    )
     record = run(
         out,
         model=MINILM,
         task="classification",
-        data={"train": str(shuffled), "eval": str(DATA / "contracts/single.valid.jsonl"), "max_length": 128, "allow_leaks": True},
+        data={
+            "train": str(shuffled),
+            "eval": str(DATA / "contracts/single.valid.jsonl"),
+            "max_length": 128,
+            "allow_leaks": True,
+        },
         train={"epochs": 2, "batch_size": 16, "learning_rate": 3e-4, "evaluations": 0},
     )
     assert record.comparison["tuned vs majority"].verdict != "improved"

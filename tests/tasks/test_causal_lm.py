@@ -1,4 +1,4 @@
-"""causal-lm: every token once, no document sees another, end-of-text is learnt, and bits per byte are what a loop says."""
+"""causal-lm: every token once, no document sees another, end-of-text is learnt, bits per byte are a loop's."""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ import math
 import fakes
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fulltune.config import Config
 from fulltune.evaluate import evaluate
 from fulltune.model import Bundle
 from fulltune.tasks.base import Example
 from fulltune.tasks.causal_lm import CausalLM
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-TALES = ["Once there was a fox.", "The king had three sons, and the youngest was a fool.", "Жили-были старик со старухой."]
+TALES = [
+    "Once there was a fox.",
+    "The king had three sons, and the youngest was a fool.",
+    "Жили-были старик со старухой.",
+]
 
 
 def make(**data: object) -> CausalLM:
     options = {"train": "t.jsonl", "max_length": 16} | data
-    return CausalLM(Config(model="m", task="causal-lm", data=options, evaluation={"batch_size": 2, "max_new_tokens": 5}))
+    return CausalLM(
+        Config(model="m", task="causal-lm", data=options, evaluation={"batch_size": 2, "max_new_tokens": 5})
+    )
 
 
 def examples(texts: list[str]) -> list[Example]:
@@ -96,7 +103,8 @@ def test_prompt_rows_learn_and_score_the_completion_only() -> None:
 def test_a_chat_template_is_used_where_there_is_one_and_can_be_turned_off() -> None:
     bundle = fakes.bundle("gpt2")
     bundle.tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     [item] = make(max_length=100).encode(Example("t:0", "abc", "xyz"), bundle)
     assert bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True) == "<user>abc<assistant>xyz"

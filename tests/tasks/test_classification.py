@@ -6,6 +6,7 @@ import fakes
 import numpy as np
 import pytest
 import torch
+
 from fulltune.config import Config
 from fulltune.tasks.base import Example
 from fulltune.tasks.classification import Classification
@@ -16,11 +17,17 @@ ROWS = [
     Example("r:1", "the party shall not", "law"),
     Example("r:2", "the court and the law of the state shall be good", "law"),
 ]
-MULTI = [Example("r:0", "the film is good", ("film", "law")), Example("r:1", "the party", ()), Example("r:2", "court", ("law",))]
+MULTI = [
+    Example("r:0", "the film is good", ("film", "law")),
+    Example("r:1", "the party", ()),
+    Example("r:2", "court", ("law",)),
+]
 
 
 def make(rows: list[Example], **options: object) -> Classification:
-    config = Config(model="m", task="classification", data={"train": "t.jsonl"}, evaluation={"batch_size": 2}, **options)
+    config = Config(
+        model="m", task="classification", data={"train": "t.jsonl"}, evaluation={"batch_size": 2}, **options
+    )
     task = Classification(config)
     task.fit(rows, rows)
     return task
@@ -151,7 +158,7 @@ def test_balanced_class_weights_equal_scikit_learn() -> None:
 
 def test_details_hold_what_the_report_draws() -> None:
     task, bundle = make(ROWS), fakes.bundle("bert", "classification", labels=LABELS)
-    details = task.details(task.predictor(bundle, "tuned")(ROWS))
+    details = task.details(list(task.predictor(bundle, "tuned")(ROWS)))
     assert details["labels"] == list(LABELS)
     assert sum(map(sum, details["confusion"]["matrix"])) == len(ROWS)
     assert [row["support"] for row in details["per_class"]] == [1, 2]

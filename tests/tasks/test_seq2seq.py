@@ -8,6 +8,7 @@ from pathlib import Path
 
 import fakes
 import pytest
+
 from fulltune.config import Config
 from fulltune.errors import ConfigError, DataError
 from fulltune.inference import Generated
@@ -108,7 +109,11 @@ def test_an_answer_is_right_when_it_returns_what_the_gold_returns(
 ) -> None:
     task = sql_task(databases)
     prediction = task.prediction("tuned", question(gold, databases), Generated(answer, 9, False))
-    assert (prediction.values["match"], prediction.values["executes"], prediction.values["exact"]) == (match, executes, exact)
+    assert (prediction.values["match"], prediction.values["executes"], prediction.values["exact"]) == (
+        match,
+        executes,
+        exact,
+    )
     with sqlite3.connect(databases / "zoo.sqlite") as connection:
         assert connection.execute("SELECT count(*) FROM animal").fetchone() == (3,)
 

@@ -1,8 +1,9 @@
 """What a metric is: a function of **summed** per-example statistics.
 
-Accuracy is (hits, rows) → hits / rows; BLEU is summed n-gram counts; macro-F1 is summed true positives, predictions and labels per class.
-That one form gives everything else for free: scores stream (one short vector a row is kept, never the row), a bootstrap resample is a
-weighted sum (``weights @ statistics``), and two systems scored on the same rows are compared under the same weights.
+Accuracy is (hits, rows) → hits / rows; BLEU is summed n-gram counts; macro-F1 is summed true positives, predictions
+and labels per class. That one form gives everything else for free: scores stream (one short vector a row is kept,
+never the row), a bootstrap resample is a weighted sum (``weights @ statistics``), and two systems scored on the same
+rows are compared under the same weights.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Metric:
         source: The paper or library that defines the formula.
         statistics: One prediction → a vector of ``k`` floats, or None when the metric does not apply to the row
             (such a row does not count in ``n``).
-        value: Sums of shape ``(..., k)`` → values of shape ``(...)``; NaN where it is undefined. Never raises, never warns.
+        value: Sums of shape ``(..., k)`` → values of shape ``(...)``; NaN where it is undefined. Never raises, never
+            warns.
         percent: Whether people read it times 100 (accuracy) or as it is (perplexity).
         label: How the report calls it.
     """

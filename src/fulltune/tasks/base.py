@@ -39,6 +39,11 @@ class Example:
     target: str | tuple[str, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def answer(self) -> str:
+        """The target as one text; several labels are joined by commas."""
+        return self.target if isinstance(self.target, str) else ", ".join(self.target)
+
 
 @dataclass(frozen=True)
 class Features:
@@ -67,6 +72,11 @@ class Task(ABC):
     head: ClassVar[Head] = "lm"
     baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
 
+    #: Names of the classes in the order of a head's logits; empty for tasks without classes.
+    labels: tuple[str, ...] = ()
+    #: Whether several of them may hold at once.
+    multi_label: bool = False
+
     def __init__(self, config: Config) -> None:
         self.config = config
 
@@ -84,6 +94,13 @@ class Task(ABC):
 
     def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
         """Learn what must be known before any model is loaded (the label names, say)."""
+
+    def adopt(self, bundle: Bundle) -> None:  # noqa: B027 - a hook, not abstract
+        """Take over what a tuned model was trained with (its label names, say), to score it on other data.
+
+        Raises:
+            DataError: The data asks for what the model never learnt.
+        """
 
     def class_weights(self, train: Sequence[Example]) -> list[float] | None:
         """How much each class counts in the loss, in the order of the logits; None for equally much."""
@@ -103,5 +120,7 @@ class Task(ABC):
         """How this bundle answers, with ``shots`` as examples in its context."""
 
     def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
-        """Task-specific extras for the report (a confusion matrix, say), from the tuned model's predictions."""
+        """Task-specific extras for the report (a confusion matrix, say), from the tuned model's predictions; these
+        may be gone through more than once.
+        """
         return {}

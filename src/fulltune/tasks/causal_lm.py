@@ -58,7 +58,7 @@ class CausalLM(Task):
             return [
                 prompts.prompt_features(bundle, self._prompt(example, bundle), example, self._wording(bundle), window)
             ]
-        tokens = prompts.text_ids(bundle, example.target) + prompts.end_ids(bundle)
+        tokens = prompts.text_ids(bundle, example.answer) + prompts.end_ids(bundle)
         return [
             Features(text.context + text.target, [-100] * len(text.context) + text.target, example.id)
             for text in _windows(prompts.start_ids(bundle), tokens, window)
@@ -78,7 +78,7 @@ class CausalLM(Task):
                     values = {
                         "nll": sum(part.nll for part in parts),
                         "tokens": sum(part.tokens for part in parts),
-                        "bytes": len(example.target.encode()),
+                        "bytes": len(example.answer.encode()),
                     }
                     extra = continued.get(example.id, {})
                     yield Prediction(
@@ -95,18 +95,18 @@ class CausalLM(Task):
     def _pieces(self, example: Example, bundle: Bundle, shots: Sequence[Example]) -> list[inference.Text]:
         """What is scored of one example; the end-of-text token is not, since no byte of the text stands for it."""
         if example.input:
-            answer = prompts.answer_ids(bundle, example.target, self._wording(bundle))
+            answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
             ends = len(prompts.end_ids(bundle))
             context, _ = self._prompt_with_shots(example, bundle, shots, len(answer))
             return [inference.Text(context, answer[: len(answer) - ends])]
-        tokens = prompts.text_ids(bundle, example.target)
+        tokens = prompts.text_ids(bundle, example.answer)
         return _windows(self._context(bundle, shots), tokens, self._window(bundle))
 
     def _context(self, bundle: Bundle, shots: Sequence[Example]) -> list[int]:
         """The shots as documents before the text, at most half a window of them."""
         start, documents = prompts.start_ids(bundle), []
         for shot in shots:
-            documents += prompts.text_ids(bundle, shot.target) + prompts.end_ids(bundle)
+            documents += prompts.text_ids(bundle, shot.answer) + prompts.end_ids(bundle)
         half = self._window(bundle) // 2
         return start + documents[-half:] if documents else start
 
@@ -118,14 +118,14 @@ class CausalLM(Task):
         for example in examples:
             if example.input:
                 context, _ = self._prompt_with_shots(example, bundle, shots, cap)
-                asked.append((example.id, example.input, context, example.target))
+                asked.append((example.id, example.input, context, example.answer))
                 continue
-            tokens = prompts.text_ids(bundle, example.target)
+            tokens = prompts.text_ids(bundle, example.answer)
             opening = tokens[: min(OPENING_TOKENS, len(tokens) // 2)]
             room = max(1, bundle.window - cap - len(opening))
-            reference = bundle.tokenizer.decode(tokens[len(opening) : len(opening) + cap])
+            reference = inference.decode(bundle, tokens[len(opening) : len(opening) + cap])
             context = self._context(bundle, shots)[-room:] + opening
-            asked.append((example.id, bundle.tokenizer.decode(opening), context, reference))
+            asked.append((example.id, inference.decode(bundle, opening), context, reference))
         answers = inference.generate(bundle, (context for _, _, context, _ in asked), len(asked) or 1, cap)
         return {
             row: {"opening": opening, "continuation": answer.text, "continuation_reference": reference}
@@ -136,7 +136,7 @@ class CausalLM(Task):
         self, example: Example, bundle: Bundle, shots: Sequence[Example], reserve: int
     ) -> tuple[list[int], int]:
         room = max(1, bundle.window - reserve)
-        examples = [Shot(shot.input, shot.target) for shot in shots]
+        examples = [Shot(shot.input, shot.answer) for shot in shots]
         return prompts.fit_shots(bundle, self._wording(bundle), example.input, examples, room)
 
     def _prompt(self, example: Example, bundle: Bundle) -> list[int]:

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from fulltune import inference
+from fulltune.errors import DataError
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.classification import calibration, classification_metrics, confusion, per_class
 from fulltune.model import Bundle
@@ -36,9 +37,6 @@ class Classification(Task):
     families = ("encoder", "decoder", "encoder-decoder")
     baselines = ("majority", "tfidf", "zero_shot", "few_shot")
 
-    labels: tuple[str, ...] = ()
-    multi_label = False
-
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         data = self.config.data
         several = data.labels in available and data.label not in available
@@ -54,6 +52,19 @@ class Classification(Task):
         examples = [*train, *evaluation]
         self.multi_label = any(not isinstance(example.target, str) for example in examples)
         self.labels = tuple(sorted({label for example in examples for label in targets(example)}))
+
+    def adopt(self, bundle: Bundle) -> None:
+        """The label names of a tuned model, in the order of its logits."""
+        learnt = tuple(str(name) for name in (bundle.model.config.id2label or {}).values())
+        unknown = sorted(set(self.labels) - set(learnt))
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} labels in the data are unknown to the model: {', '.join(map(repr, unknown[:5]))}",
+                expected=f"the {len(learnt)} labels that it was trained with",
+                fix="leave those rows out, or tune a model on them",
+                field="data.eval",
+            )
+        self.labels = learnt
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -91,6 +102,7 @@ class Classification(Task):
 
     def prediction(self, system: str, example: Example, probabilities: Array) -> Prediction:
         """One label by the highest probability; several by all above one half."""
+        values: dict[str, Any]
         if self.multi_label:
             output: Any = tuple(np.asarray(self.labels)[probabilities > 0.5].tolist())
             values = {"probabilities": dict(zip(self.labels, np.round(probabilities, 5).tolist(), strict=True))}
@@ -102,15 +114,14 @@ class Classification(Task):
         )
 
     def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
-        kept = [prediction.model_copy(update={"input": ""}) for prediction in predictions]
         return {
             "labels": list(self.labels),
             "multi_label": self.multi_label,
-            "per_class": per_class(kept, self.labels),
+            "per_class": per_class(predictions, self.labels),
             "confusion": None
             if self.multi_label
-            else {"labels": list(self.labels), "matrix": confusion(kept, self.labels)},
-            "calibration": calibration(kept),
+            else {"labels": list(self.labels), "matrix": confusion(predictions, self.labels)},
+            "calibration": calibration(predictions),
         }
 
     def _without_head(self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:

@@ -65,7 +65,7 @@ class Asked:
         wording = Wording(f"Labels: {', '.join(self.labels)}.", "Text", "Label", self._chat())
         answers = [prompts.answer_ids(self.bundle, label, wording) for label in self.labels]
         reserve = max(map(len, answers)) if self.bundle.family == "decoder" else 0
-        examples_shown = [Shot(shot.input, _joined(shot)) for shot in shots]
+        examples_shown = [Shot(shot.input, shot.answer or "none") for shot in shots]
         fitted = ShotCount(len(shots))
 
         def texts() -> Iterator[inference.Text]:
@@ -134,10 +134,6 @@ class Asked:
 
 def _labels(shot: Example) -> tuple[str, ...]:
     return (shot.target,) if isinstance(shot.target, str) else shot.target
-
-
-def _joined(shot: Example) -> str:
-    return ", ".join(_labels(shot)) or "none"
 
 
 def _mean_log_probability(log_probabilities: torch.Tensor, word: Sequence[int]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fulltune.model import Bundle
 from fulltune.tasks.base import Example, Features
@@ -100,7 +101,9 @@ def _chat_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[S
     if wording.instruction:
         turns[0] = ("user", f"{wording.instruction}\n\n{turns[0][1]}")
     messages = [{"role": role, "content": content} for role, content in turns]
-    ids = bundle.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    ids: Any = bundle.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
     return [int(token) for token in ids]
 
 
@@ -149,7 +152,7 @@ def prompt_features(bundle: Bundle, prompt: list[int], example: Example, wording
 
     What does not fit into the window is cut from the beginning of the prompt, then from the end of the answer.
     """
-    answer = answer_ids(bundle, str(example.target), wording)
+    answer = answer_ids(bundle, example.answer, wording)
     kept_answer = answer[:window]
     kept_prompt = prompt[max(0, len(prompt) + len(kept_answer) - window) :]
     return Features(

@@ -42,7 +42,7 @@ class Seq2Seq(Task):
 
     def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
         """Say once where word-based metrics read the references' script in another way than Latin."""
-        warning = text.script_warning(str(example.target) for example in evaluation)
+        warning = text.script_warning(example.answer for example in evaluation)
         if warning:
             warnings.warn(warning, stacklevel=2)
 
@@ -65,7 +65,7 @@ class Seq2Seq(Task):
         prompt = prompts.prompt_ids(bundle, wording, example.input)
         if bundle.family == "decoder":
             return [prompts.prompt_features(bundle, prompt, example, wording, window)]
-        answer = prompts.answer_ids(bundle, str(example.target))
+        answer = prompts.answer_ids(bundle, example.answer)
         room = self.config.data.max_target_length
         kept = prompts.cut(prompt, window)
         lost = len(prompt) - len(kept) + max(0, len(answer) - room)
@@ -107,7 +107,7 @@ class Seq2Seq(Task):
 
     def shot(self, shot: Example, asked: Example) -> Shot:
         """A training example as it stands in the context of another."""
-        return Shot(shot.input, str(shot.target))
+        return Shot(shot.input, shot.answer)
 
     def _ask(self, example: Example, bundle: Bundle, shots: Sequence[Example]) -> tuple[list[int], int]:
         reserve = self.config.evaluation.max_new_tokens if bundle.family == "decoder" else 0

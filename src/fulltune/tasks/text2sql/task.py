@@ -66,11 +66,11 @@ class Text2SQL(Seq2Seq):
     def shot(self, shot: Example, asked: Example) -> Shot:
         """A shot from another database brings its own schema."""
         if shot.meta["db_id"] == asked.meta["db_id"]:
-            return Shot(shot.input, str(shot.target))
-        return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", str(shot.target))
+            return Shot(shot.input, shot.answer)
+        return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", shot.answer)
 
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
-        query, gold = normalise.strip_fences(generated.text), str(example.target)
+        query, gold = normalise.strip_fences(generated.text), example.answer
         expected = self.execute(example.meta["database"], gold)
         found = self.execute(example.meta["database"], query)
         values = {
