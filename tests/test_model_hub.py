@@ -1,0 +1,92 @@
+"""A hub id is fetched from a hub served on loopback: only safe files, by the library's own code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import fakes
+import pytest
+
+REVISION = "a" * 40
+LOAD = "from fulltune import model; import sys; b = model.load(sys.argv[1]); print(b.info.model_dump_json())"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The parts of the hub's API that a download asks for."""
+
+    folder: Path
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def do_GET(self, body: bool = True) -> None:
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/me/tiny"):
+            names = sorted(file.name for file in self.folder.iterdir())
+            files = [{"rfilename": name, "path": name, "type": "file", "oid": "0" * 40, "size": 1} for name in names]
+            found = files if "/tree/" in path else {"id": "me/tiny", "sha": REVISION, "siblings": files}
+            return self._send(json.dumps(found).encode(), {"Content-Type": "application/json"}, body)
+        name = path.rpartition("/")[2]
+        if not path.startswith("/me/tiny/resolve/") or not (self.folder / name).exists():
+            return self.send_error(404)
+        self.asked.append(name)
+        data = (self.folder / name).read_bytes()
+        etag = hashlib.sha256(data).hexdigest()
+        return self._send(data, {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}, body)
+
+    def _send(self, data: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(200)
+        for name, value in (headers | {"Content-Length": str(len(data))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        return None
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    folder = fakes.save("gpt2", tmp_path / "repository")
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody wants")
+    (folder / "modeling_evil.py").write_text("raise SystemExit('this must not run')")
+    Hub.folder, Hub.asked = folder, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", Hub.asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def load(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-c", LOAD, name]
+    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+
+
+def test_a_hub_id_loads_and_brings_no_pickle_and_no_code(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, asked = hub
+    done = load("me/tiny", endpoint, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    info = json.loads(done.stdout)
+    assert (info["source"], info["family"]) == ("me/tiny", "decoder")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(asked)
+    assert not {"pytorch_model.bin", "modeling_evil.py"} & set(asked)
+
+
+def test_a_hub_id_that_does_not_exist_is_said(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    done = load("me/other", hub[0], tmp_path / "home")
+    assert done.returncode != 0
+    assert "could not be fetched from the hub" in done.stderr
