@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem
 from fulltune.records import Model
-from fulltune.training.arguments import advice, warmup_steps
+from fulltune.training.arguments import advice, evaluation_steps, warmup_steps
 from fulltune.training.arguments import total_steps as total_steps
 
 #: Bytes a parameter costs at least in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
@@ -111,11 +111,6 @@ def build_plan(
 def steps_per_epoch(config: Config, sequences: int) -> int:
     """Optimizer steps an epoch: micro-batches, the last one perhaps short, in groups of ``train.accumulation``."""
     return math.ceil(math.ceil(sequences / config.train.batch_size) / config.train.accumulation)
-
-
-def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
-    """At most ``points`` steps, evenly spread, the last one at the end of training."""
-    return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
 
 
 def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> list[Problem]:

@@ -13,7 +13,8 @@ from fulltune.methods.full import Full
 from fulltune.model import Bundle
 from fulltune.records import Step
 from fulltune.tasks.base import Features
-from fulltune.training.fit import TrainingResult, evaluation_steps, fit
+from fulltune.training.arguments import evaluation_steps
+from fulltune.training.fit import TrainingResult, fit
 
 TEXTS = ("a fox", "the king", "red", "the court shall", "no", "law is law")
 

@@ -111,6 +111,11 @@ def warmup_steps(config: Config, steps: int) -> int:
     return int(warmup) if warmup >= 1 else math.ceil(steps * warmup)
 
 
+def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
+    """At most ``points`` steps, evenly spread, the last one at the end of training."""
+    return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
+
+
 def advice(config: Config, steps: int, parameters: int) -> list[str]:
     """One line for each value outside the range that is usual for full fine-tuning; nothing is refused.
 

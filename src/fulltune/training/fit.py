@@ -19,7 +19,7 @@ from fulltune.methods.base import Method
 from fulltune.model import Bundle
 from fulltune.records import GuardEvent, Parameters, Step, Training
 from fulltune.tasks.base import Features
-from fulltune.training.arguments import advice, training_arguments
+from fulltune.training.arguments import advice, evaluation_steps, training_arguments
 from fulltune.training.batching import Collator, FeatureDataset
 from fulltune.training.trainer import Trainer
 
@@ -114,11 +114,6 @@ def fit(
 
 def _event(stopped: TrainingStopped, step: int) -> GuardEvent:
     return GuardEvent(guard="finite", step=step, verdict="stop", message=str(stopped))
-
-
-def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
-    """At most ``points`` steps, evenly spread, the last one at the end of training."""
-    return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
 
 
 class EvaluateAt(TrainerCallback):
