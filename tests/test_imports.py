@@ -28,7 +28,7 @@ LAYERS = (
     ("evaluate", "baselines", "dataset"),
     ("plan",),
     ("report",),
-    ("recording",),
+    ("recording", "stages"),
     ("pipeline",),
     ("demo", "doctor", "render"),
     ("cli",),

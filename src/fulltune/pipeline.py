@@ -8,29 +8,21 @@ that a crash leaves a readable run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune import dataset, machine, model, plugins, recording
-from fulltune import plan as planning
-from fulltune.baselines import baseline, cache_parts, cached, choose_shots
+from fulltune import dataset, recording, stages
+from fulltune.baselines import choose_shots
 from fulltune.compare import RunComparison
 from fulltune.compare import compare as compare_folders
 from fulltune.config import Config, dump_config, load_config
-from fulltune.dataset import Data
-from fulltune.errors import ModelError
-from fulltune.evaluate import Evaluation
-from fulltune.evaluate import evaluate as score
-from fulltune.methods.base import Method
-from fulltune.model import Bundle
+from fulltune.plan import Plan
 from fulltune.progress import NullProgress, Progress
-from fulltune.records import EvaluationRecord, Record, Step
+from fulltune.records import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.store.runs import RunFolder, new_run_id, resolve
-from fulltune.tasks.base import Example, Features, Predictor, Task
-from fulltune.training.arguments import training_arguments
-from fulltune.training.fit import TrainingResult, fit
 
 Source = Config | Mapping[str, Any] | str | Path
 
@@ -60,30 +52,31 @@ def run(
     """
     config = load_config(config if config is not None else options, overrides)
     progress, watch = progress or NullProgress(), recording.Stopwatch()
-    task, method = _parts(config)
-    with RunFolder.create(out, new_run_id(config.task, config.model)) as folder, recording.Warnings() as warned:
-        folder.write_text("config.yaml", dump_config(config))
+    task, method = stages.parts(config)
+    with recording.Warnings() as warned, contextlib.ExitStack() as held:
         with watch("data"):
             data = dataset.prepare(config, task)
         with watch("load"):
-            base = _load(config, task, out)
+            base = stages.load(config, task, out)
         with watch("audit"):
             audit, features, curve = dataset.inspect(config, task, data, base)
-            audit_file = folder.write_text("audit.json", audit.to_json())
-            audit.raise_if_broken(config.data.allow_leaks, where=str(audit_file))
-            folder.write_json("plan.json", _plan(config, task, data, base, features))
+        folder = held.enter_context(RunFolder.create(out, new_run_id(config.task, config.model)))
+        folder.write_text("config.yaml", dump_config(config))
+        audit_file = folder.write_text("audit.json", audit.to_json())
+        audit.raise_if_broken(config.data.allow_leaks, where=str(audit_file))
+        folder.write_json("plan.json", stages.make_plan(config, task, data, base, features))
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
                 shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
-                systems = _baselines(config, task, data, base, shots, Path(out), sink, progress)
+                systems = stages.score_baselines(config, task, data, base, shots, Path(out), sink, progress)
                 folder.write_json("baselines.json", {name: e.scores(config.evaluation) for name, e in systems.items()})
             with watch("train"):
-                student = base if task.head == base.head else _load(config, task, out, head=task.head)
-                trained = _train(config, task, method, student, data, features, curve, folder, progress)
+                student = base if task.head == base.head else stages.load(config, task, out, head=task.head)
+                trained = stages.train(config, task, method, student, data, features, curve, folder, progress)
             with watch("save"):
                 recording.save_model(student, folder.path / "model")
             with watch("evaluate"):
-                systems["tuned"] = _score(task.predictor(student, "tuned"), "tuned", task, data, sink, progress)
+                systems["tuned"] = stages.score_system(task, student, "tuned", data, progress, sink)
         record = recording.build(config, task, data, base, audit, shots, systems, trained, watch, warned, folder)
         folder.write_text("record.json", record.to_json())
         with watch("report"):
@@ -91,19 +84,19 @@ def run(
     return record
 
 
-def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] = ()) -> planning.Plan:
+def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] = ()) -> Plan:
     """What a config will do, before it does it: the data is loaded and audited, nothing is trained, no run is made.
 
     Raises:
         FulltuneError: All that would stop the run before its first step.
     """
     config = load_config(config, overrides)
-    task, _ = _parts(config)
+    task, _ = stages.parts(config)
     data = dataset.prepare(config, task)
-    base = _load(config, task, out)
+    base = stages.load(config, task, out)
     audit, features, _ = dataset.inspect(config, task, data, base)
     audit.raise_if_broken(config.data.allow_leaks)
-    return _plan(config, task, data, base, features)
+    return stages.make_plan(config, task, data, base, features)
 
 
 def evaluate(
@@ -122,12 +115,12 @@ def evaluate(
     """
     progress = progress or NullProgress()
     if config is None:
-        config = resolve(name, out) / "config.yaml"
+        config = stages.config_of(name, out)
     config = load_config(config, overrides)
-    task, _ = _parts(config)
+    task, _ = stages.parts(config)
     data = dataset.prepare(config, task)
-    bundle, system = _find_model(config, task, name, out)
-    evaluation = _score(task.predictor(bundle, system), system, task, data, lambda prediction: None, progress)
+    bundle, system = stages.find_model(config, task, name, out)
+    evaluation = stages.score_system(task, bundle, system, data, progress)
     return recording.evaluation_record(config, task, data, bundle, evaluation)
 
 
@@ -136,109 +129,3 @@ def compare(a: str, b: str, *, out: str | Path = "runs") -> RunComparison:
     thing.
     """
     return compare_folders(resolve(a, out), resolve(b, out))
-
-
-def _parts(config: Config) -> tuple[Task, Method]:
-    """The task and the method by name; options of the trainer are checked here, before anything is loaded."""
-    task: Task = plugins.load("task", config.task)(config)
-    method: Method = plugins.load("method", config.method)(config)
-    training_arguments(config, Path("unused"), rows=1)
-    return task, method
-
-
-def _load(
-    config: Config, task: Task, out: str | Path, *, head: model.Head = "lm", labels: Sequence[str] | None = None
-) -> Bundle:
-    bundle = model.load(
-        config.model,
-        head,
-        labels=task.labels if labels is None else labels,
-        multi_label=task.multi_label,
-        runs=Path(out),
-        seed=config.train.seed,
-    )
-    if bundle.family not in task.families:
-        raise ModelError(
-            f"{config.model!r} is of the {bundle.family} family ({bundle.info.architecture})",
-            expected=f"{' or '.join(task.families)} for the task {task.name}",
-            fix="choose another model or another task",
-            field="model",
-        )
-    return bundle
-
-
-def _find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Bundle, str]:
-    """A run's tuned model with the head it was trained with, or any other checkpoint, which answers zero-shot."""
-    is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
-    chosen = config.model_copy(update={"model": resolve(name, out).name if is_run else name})
-    if not is_run:
-        return _load(chosen, task, out), "zero_shot"
-    bundle = _load(chosen, task, out, head=task.head, labels=())
-    task.adopt(bundle)
-    return bundle, "tuned"
-
-
-def _plan(config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features]) -> planning.Plan:
-    return planning.build_plan(
-        config,
-        train_rows=len(data.train.examples),
-        eval_rows=len(data.eval.examples),
-        valid_rows=len(data.valid.examples) if data.valid else 0,
-        sequences=len(features),
-        tokens=sum(len(item.input_ids) for item in features),
-        parameters=base.model.num_parameters(),
-        machine_memory=machine.memory_bytes(),
-        baselines=task.baselines,
-    )
-
-
-def _baselines(
-    config: Config,
-    task: Task,
-    data: Data,
-    base: Bundle,
-    shots: Sequence[Example],
-    out: Path,
-    sink: Any,
-    progress: Progress,
-) -> dict[str, Evaluation]:
-    """Every baseline of the task, from the cache where the same was asked before."""
-    key = cache_parts(task, config, base, data.train.table, data.eval.table)
-    systems = {}
-    for name in task.baselines:
-        with progress.stage(name, total=len(data.eval.examples), unit="row") as bar:
-            predict = baseline(name, task, base, data.train.examples, shots)
-            predict = cached(predict, name, key, out, bar.advance)
-            systems[name] = score(predict, data.eval.examples, task.metrics, system=name, sink=sink)
-    return systems
-
-
-def _train(
-    config: Config,
-    task: Task,
-    method: Method,
-    student: Bundle,
-    data: Data,
-    features: Sequence[Features],
-    curve: Sequence[Features],
-    folder: RunFolder,
-    progress: Progress,
-) -> TrainingResult:
-    total, seen = planning.total_steps(config, len(features)), 0
-    with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
-
-        def on_step(step: Step, steps: int) -> None:
-            nonlocal seen
-            log(step)
-            bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
-            seen = step.step
-
-        weights = task.class_weights(data.train.examples)
-        return fit(
-            student, method, features, curve, config, output_dir=folder.path, class_weights=weights, on_step=on_step
-        )
-
-
-def _score(predict: Predictor, system: str, task: Task, data: Data, sink: Any, progress: Progress) -> Evaluation:
-    with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
-        return score(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)

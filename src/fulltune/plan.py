@@ -150,7 +150,7 @@ def _fit(config: Config, rows: dict[str, int], sequences: int, memory: int, mach
     if sequences < batch:
         lines.append(f"All {sequences} sequences fit in one batch of {batch}: an epoch is a single step.")
     if config.train.evaluations and "valid" not in rows:
-        lines.append("There is no data.valid, so no evaluation curve; a share such as 0.1 holds out of train.")
+        lines.append("Without data.valid the evaluation curve is drawn on rows of eval; nothing is chosen by it.")
     if rows["eval"] < 100:
         lines.append(f"Only {rows['eval']} rows decide: intervals will be wide.")
     if machine is not None and memory > 0.7 * machine:

@@ -1,0 +1,169 @@
+"""The stages that :mod:`fulltune.pipeline` tells the story with, one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fulltune import machine, model, plugins
+from fulltune import plan as planning
+from fulltune.baselines import baseline, cache_parts, cached
+from fulltune.config import Config
+from fulltune.dataset import Data
+from fulltune.errors import ConfigError, ModelError, Problem, StoreError
+from fulltune.evaluate import Evaluation
+from fulltune.evaluate import evaluate as score
+from fulltune.methods.base import Method
+from fulltune.model import Bundle
+from fulltune.progress import Progress
+from fulltune.records import Prediction, Step
+from fulltune.store.runs import RunFolder, resolve
+from fulltune.tasks.base import Example, Features, Task
+from fulltune.training.arguments import training_arguments
+from fulltune.training.fit import TrainingResult, fit
+
+Sink = Callable[[Prediction], object]
+
+
+def parts(config: Config) -> tuple[Task, Method]:
+    """The task and the method by name; options of the trainer are checked here, before anything is loaded."""
+    task, method, _ = _all_or_problems(
+        lambda: plugins.load("task", config.task)(config),
+        lambda: plugins.load("method", config.method)(config),
+        lambda: training_arguments(config, Path("unused"), rows=1),
+    )
+    return task, method
+
+
+def _all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
+    """What each of them makes, or the config's problems with all of them in one error."""
+    made, problems = list[Any](), list[Problem]()
+    for make in makers:
+        try:
+            made.append(make())
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def load(
+    config: Config, task: Task, out: str | Path, *, head: model.Head = "lm", labels: Sequence[str] | None = None
+) -> Bundle:
+    """The config's model, with a head for this task's labels where one is asked for.
+
+    Raises:
+        ModelError: It cannot be loaded, or is of a family that the task does not take.
+    """
+    bundle = model.load(
+        config.model,
+        head,
+        labels=task.labels if labels is None else labels,
+        multi_label=task.multi_label,
+        runs=Path(out),
+        seed=config.train.seed,
+    )
+    if bundle.family not in task.families:
+        raise ModelError(
+            f"{config.model!r} is of the {bundle.family} family ({bundle.info.architecture})",
+            expected=f"{' or '.join(task.families)} for the task {task.name}",
+            fix="choose another model or another task",
+            field="model",
+        )
+    return bundle
+
+
+def config_of(run: str, out: str | Path) -> Path:
+    """The config that a run left in its folder."""
+    try:
+        return resolve(run, out) / "config.yaml"
+    except StoreError as error:
+        fix = "name a run, or give a config (--config) to score any other model"
+        raise StoreError(
+            error.problems[0].found, expected=error.problems[0].expected, where=str(out), fix=fix
+        ) from None
+
+
+def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Bundle, str]:
+    """A run's tuned model with the head it was trained with, or any other checkpoint, which answers zero-shot."""
+    is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
+    chosen = config.model_copy(update={"model": resolve(name, out).name if is_run else name})
+    if not is_run:
+        return load(chosen, task, out), "zero_shot"
+    bundle = load(chosen, task, out, head=task.head, labels=())
+    task.adopt(bundle)
+    return bundle, "tuned"
+
+
+def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features]) -> planning.Plan:
+    """The plan of a job whose data and base are known."""
+    return planning.build_plan(
+        config,
+        train_rows=len(data.train.examples),
+        eval_rows=len(data.eval.examples),
+        valid_rows=len(data.valid.examples) if data.valid else 0,
+        sequences=len(features),
+        tokens=sum(len(item.input_ids) for item in features),
+        parameters=base.model.num_parameters(),
+        machine_memory=machine.memory_bytes(),
+        baselines=task.baselines,
+    )
+
+
+def score_baselines(
+    config: Config,
+    task: Task,
+    data: Data,
+    base: Bundle,
+    shots: Sequence[Example],
+    out: Path,
+    sink: Sink,
+    progress: Progress,
+) -> dict[str, Evaluation]:
+    """Every baseline of the task, from the cache where the same was asked before."""
+    key = cache_parts(task, config, base, data.train.table, data.eval.table)
+    systems = {}
+    for name in task.baselines:
+        with progress.stage(name, total=len(data.eval.examples), unit="row") as bar:
+            predict = baseline(name, task, base, data.train.examples, shots)
+            predict = cached(predict, name, key, out, bar.advance)
+            systems[name] = score(predict, data.eval.examples, task.metrics, system=name, sink=sink)
+    return systems
+
+
+def train(
+    config: Config,
+    task: Task,
+    method: Method,
+    student: Bundle,
+    data: Data,
+    features: Sequence[Features],
+    curve: Sequence[Features],
+    folder: RunFolder,
+    progress: Progress,
+) -> TrainingResult:
+    """Train the student in place; every logged step goes to ``steps.jsonl`` and moves the bar."""
+    total, seen = planning.total_steps(config, len(features)), 0
+    with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
+
+        def on_step(step: Step, steps: int) -> None:
+            nonlocal seen
+            log(step)
+            bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
+            seen = step.step
+
+        weights = task.class_weights(data.train.examples)
+        return fit(
+            student, method, features, curve, config, output_dir=folder.path, class_weights=weights, on_step=on_step
+        )
+
+
+def score_system(
+    task: Task, bundle: Bundle, system: str, data: Data, progress: Progress, sink: Sink = lambda prediction: None
+) -> Evaluation:
+    """A model on the evaluation rows, without shots."""
+    with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
+        predict = task.predictor(bundle, system)
+        return score(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)
