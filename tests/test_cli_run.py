@@ -126,7 +126,8 @@ def test_comparing_a_run_with_itself_finds_nothing(run: Any, folder: Path) -> No
 
 
 def test_refused_data_leaves_a_run_that_says_so(folder: Path) -> None:
-    (folder / "broken.jsonl").write_text('{"text": 1, "label": "positive"}\nnot json\n')
+    good = json.dumps({"text": "a good film", "label": "positive"})
+    (folder / "broken.jsonl").write_text(f'{good}\n{{"text": 1, "label": "positive"}}\nnot json\n')
     broken = f"data.train={folder / 'broken.jsonl'}"
     result = call("run", folder / "config.yaml", "--set", broken, "--out", folder / "refused", "--json", "--quiet")
     assert result.exit_code == 1
@@ -134,3 +135,12 @@ def test_refused_data_leaves_a_run_that_says_so(folder: Path) -> None:
     (path,) = (folder / "refused").glob("2*")
     assert status(path).state == "refused"
     assert "broken.jsonl" in status(path).message
+
+
+def test_data_that_cannot_be_read_at_all_leaves_no_run(folder: Path) -> None:
+    result = call(
+        "run", folder / "config.yaml", "--set", "data.text=body", "--out", folder / "none", "--json", "--quiet"
+    )
+    assert result.exit_code == 1
+    assert "no column 'body'" in json.loads(result.stdout)["error"]["message"]
+    assert not (folder / "none").exists()

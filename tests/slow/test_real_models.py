@@ -139,7 +139,7 @@ CONTRACTS: dict[str, Any] = {
         "max_length": 256,
         "allow_leaks": True,
     },
-    "train": {"epochs": 4, "batch_size": 16, "learning_rate": 3e-4, "label_smoothing": 0.1, "evaluations": 4},
+    "train": {"epochs": 6, "batch_size": 16, "learning_rate": 4e-4, "label_smoothing": 0.1, "evaluations": 3},
 }
 MULTI_LABEL: dict[str, Any] = {
     "model": MINILM,
