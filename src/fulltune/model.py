@@ -227,8 +227,19 @@ def _load_model(
 
 def _loaded(auto: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
     model: PreTrainedModel = auto.from_pretrained(**kwargs)
+    if "gguf_file" in kwargs:
+        _forget_quantizer(model)
     model.eval()
     return model
+
+
+def _forget_quantizer(model: PreTrainedModel) -> None:
+    """A GGUF file comes out as plain float32 tensors, yet marked as quantized, which bars training."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in model.__dict__:
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
 
 
 def _lm_class(config: PretrainedConfig) -> Any:

@@ -154,6 +154,7 @@ def train(
             bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
             seen = step.step
 
+        task.begin(student, data.train.examples)
         weights = task.class_weights(data.train.examples)
         return fit(
             student, method, features, curve, config, output_dir=folder.path, class_weights=weights, on_step=on_step

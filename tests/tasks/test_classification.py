@@ -156,6 +156,17 @@ def test_balanced_class_weights_equal_scikit_learn() -> None:
     assert make(ROWS).class_weights(ROWS) is None
 
 
+def test_several_labels_start_from_how_often_they_hold() -> None:
+    task, bundle = make(MULTI), fakes.bundle("bert", "classification", labels=LABELS, multi_label=True)
+    task.begin(bundle, MULTI)
+    assert bundle.model.classifier.bias.sigmoid().tolist() == pytest.approx([1 / 3, 2 / 3], abs=1e-6)
+    single = fakes.bundle("bert", "classification", labels=LABELS)
+    before = single.model.classifier.bias.clone()
+    make(ROWS).begin(single, ROWS)
+    assert torch.equal(single.model.classifier.bias, before)
+    task.begin(fakes.bundle("gpt2", "classification", labels=LABELS, multi_label=True), MULTI)  # a head without bias
+
+
 def test_details_hold_what_the_report_draws() -> None:
     task, bundle = make(ROWS), fakes.bundle("bert", "classification", labels=LABELS)
     details = task.details(list(task.predictor(bundle, "tuned")(ROWS)))

@@ -102,6 +102,9 @@ class Task(ABC):
             DataError: The data asks for what the model never learnt.
         """
 
+    def begin(self, student: Bundle, train: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
+        """Ready a fresh head for training."""
+
     def class_weights(self, train: Sequence[Example]) -> list[float] | None:
         """How much each class counts in the loss, in the order of the logits; None for equally much."""
         return None
