@@ -133,7 +133,8 @@ def test_geoquery_is_answered_by_a_decoder_on_the_real_database(out: Path, tmp_p
     data = GEOQUERY["data"] | {"databases": str(tmp_path)}
     record = run(out, **(GEOQUERY | {"data": data}))
     assert record.scores["tuned"]["executes"].value > record.scores["zero_shot"]["executes"].value
-    assert record.comparison["tuned vs zero_shot"].verdict != "worse"
+    assert record.comparison["tuned vs zero_shot"].verdict == "improved"
+    assert record.comparison["tuned vs few_shot"].verdict == "improved"
 
 
 CONTRACTS: dict[str, Any] = {
