@@ -56,7 +56,7 @@ def choose_shots(
     random.Random(config.baselines.seed).shuffle(pool)
     if not task.labels:
         return pool[: config.baselines.few_shot]
-    by_label = {label: [example for example in pool if label in _labels(example)] for label in task.labels}
+    by_label = {label: [example for example in pool if label in example.labels] for label in task.labels}
     rounds = [
         examples[turn]
         for turn in range(config.baselines.few_shot)
@@ -102,7 +102,7 @@ def _tfidf_probabilities(task: LabelledTask, train: Sequence[Example], examples:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     known = vectorizer.fit_transform([example.input for example in train])
     asked = vectorizer.transform([example.input for example in examples])
-    member = np.array([[label in _labels(example) for label in task.labels] for example in train])
+    member = np.array([[label in example.labels for label in task.labels] for example in train])
     answer = np.tile(member.mean(axis=0), (len(examples), 1))
 
     def classifier() -> Any:
@@ -160,7 +160,3 @@ def _labelled(task: Task) -> LabelledTask:
     if not task.labels:
         raise TypeError(f"the task {task.name!r} names a baseline for labels but has none")
     return task  # type: ignore[return-value]
-
-
-def _labels(example: Example) -> tuple[str, ...]:
-    return (example.target,) if isinstance(example.target, str) else example.target

@@ -40,9 +40,14 @@ class Example:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The target as labels, whether there is one or several."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
     def answer(self) -> str:
         """The target as one text; several labels are joined by commas."""
-        return self.target if isinstance(self.target, str) else ", ".join(self.target)
+        return ", ".join(self.labels)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Classification(Task):
         """The label names: all that occur, sorted, so that the same data gives the same head."""
         examples = [*train, *evaluation]
         self.multi_label = any(not isinstance(example.target, str) for example in examples)
-        self.labels = tuple(sorted({label for example in examples for label in targets(example)}))
+        self.labels = tuple(sorted({label for example in examples for label in example.labels}))
 
     def adopt(self, bundle: Bundle) -> None:
         """The label names of a tuned model, in the order of its logits."""
@@ -79,7 +79,7 @@ class Classification(Task):
         """
         if not self.multi_label:
             return
-        share = np.array([np.mean([label in targets(example) for example in train]) for label in self.labels])
+        share = np.array([np.mean([label in example.labels for example in train]) for label in self.labels])
         bias = _output_bias(student, len(self.labels))
         if bias is not None:
             with torch.no_grad():
@@ -89,12 +89,12 @@ class Classification(Task):
         """``rows / (labels × count)`` for each label, as scikit-learn's ``class_weight="balanced"``."""
         if self.config.train.class_weights == "none":
             return None
-        counts = Counter(label for example in train for label in targets(example))
+        counts = Counter(label for example in train for label in example.labels)
         return [len(train) / (len(self.labels) * max(1, counts[label])) for label in self.labels]
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         ids, lost = self._input_ids(example.input, bundle)
-        chosen = targets(example)
+        chosen = example.labels
         if self.multi_label:
             return [Features(ids, [float(label in chosen) for label in self.labels], example.id, lost)]
         return [Features(ids, self.labels.index(chosen[0]), example.id, lost)]
@@ -156,8 +156,3 @@ def _output_bias(bundle: Bundle, labels: int) -> torch.nn.Parameter | None:
     layers = [layer for layer in bundle.model.modules() if isinstance(layer, torch.nn.Linear)]
     heads = [layer for layer in layers if layer.out_features == labels]
     return heads[-1].bias if heads else None
-
-
-def targets(example: Example) -> tuple[str, ...]:
-    """The labels of an example, whether it has one or several."""
-    return (example.target,) if isinstance(example.target, str) else example.target

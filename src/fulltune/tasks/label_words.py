@@ -104,7 +104,7 @@ class Asked:
 
     def _by_class_means(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
         vectors = torch.stack(list(self._vectors([shot.input for shot in shots])))
-        member = torch.tensor([[label in _labels(shot) for shot in shots] for label in self.labels])
+        member = torch.tensor([[label in shot.labels for shot in shots] for label in self.labels])
         means = _means(vectors, member)
         others = _means(vectors, ~member)
         for vector in self._vectors([example.input for example in examples]):
@@ -130,10 +130,6 @@ class Asked:
 
     def _chat(self) -> bool:
         return prompts.wants_chat(self.bundle, self.config.data.chat)
-
-
-def _labels(shot: Example) -> tuple[str, ...]:
-    return (shot.target,) if isinstance(shot.target, str) else shot.target
 
 
 def _mean_log_probability(log_probabilities: torch.Tensor, word: Sequence[int]) -> float:
