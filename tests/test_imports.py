@@ -22,7 +22,7 @@ LAYERS = (
     ("config",),
     ("data", "metrics"),
     ("compare", "store"),
-    ("tasks.base", "methods.base", "model", "inference", "kernels", "training"),
+    ("tasks.base", "methods.base", "model", "inference", "kernels", "training", "starters"),
     ("methods",),
     ("tasks",),
     ("evaluate", "baselines", "dataset"),

@@ -1,7 +1,8 @@
 """The base: any pretrained checkpoint, loaded in float32 and hashed, its files never written to.
 
 A source is a hub id, a local folder (one or many safetensors files, any dtype), a GGUF file (dequantised), a run id
-under the runs folder, or ``package:NAME/PATH`` for weights that lie inside an installed Python package.
+under the runs folder, ``starter:NAME`` for a small checkpoint that comes with fulltune, or ``package:NAME/PATH`` for
+weights that lie inside another installed Python package.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from fulltune.errors import MissingDependencyError, ModelError
+from fulltune import starters
+from fulltune.errors import MissingDependencyError, ModelError, did_you_mean
 from fulltune.records import ModelInfo
 
 Family = Literal["decoder", "encoder", "encoder-decoder"]
@@ -43,7 +45,7 @@ _FILES = ("*.safetensors", "*.gguf", "*.json", "*.txt", "*.model", "*.jinja")
 #: Positions assumed for models that name no limit (T5 has relative positions).
 _DEFAULT_WINDOW = 512
 
-_MISSING = "a folder with config.json, a GGUF file, a hub id, a run id, or package:NAME/PATH"
+_MISSING = "a folder with config.json, a GGUF file, a hub id, a run id, starter:NAME, or package:NAME/PATH"
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ def find(name: str, runs: Path | None = None) -> Source:
     """Find the files of a source; a hub id is fetched into the hub's cache. Nothing is loaded yet.
 
     Raises:
-        ModelError: It is none of the known kinds, or the package, the folder or the hub's files cannot be had.
+        ModelError: It is none of the known kinds, or what it names (starter, package, folder, hub) cannot be had.
     """
+    if name.startswith("starter:"):
+        return _local(name, _starter(name))
     if name.startswith("package:"):
         package, _, inner = name.removeprefix("package:").partition("/")
         return _local(name, _package_folder(package) / inner)
@@ -129,6 +133,18 @@ def _local(name: str, path: Path) -> Source:
             f"{name!r} has no config.json", expected="a checkpoint as save_pretrained writes it", field="model"
         )
     return Source(name, path)
+
+
+def _starter(name: str) -> Path:
+    known = [f"starter:{starter}" for starter in starters.NAMES]
+    if name not in known:
+        raise ModelError(
+            f"there is no {name!r}",
+            expected=f"one of {', '.join(known)}",
+            fix=did_you_mean(name, known) or "choose one of these",
+            field="model",
+        )
+    return starters.folder(name.removeprefix("starter:"))
 
 
 def _package_folder(package: str) -> Path:

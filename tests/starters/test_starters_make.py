@@ -1,0 +1,141 @@
+"""The recipe of the starters: on a small folder of text, on small windows, with the real architectures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+from fulltune import model
+from fulltune.data.demo.tales import make_tales
+from fulltune.errors import DataError
+from fulltune.starters import NAMES, corpus, make
+from fulltune.starters.families import FAMILIES, SENTINELS, WORDS, corrupt
+
+#: Untrained, every token is as likely as any other.
+UNTRAINED = np.log(6144)
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Path:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for name, language, seed in (("ru.train", "ru", 1), ("en.train", "en", 2), ("ru.valid", "ru", 3)):
+        tales = make_tales(12, seed=seed, language=language)
+        (folder / f"{name}.txt").write_text("\n\n".join(tale["text"] for tale in tales), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "BATCH", 2)
+    monkeypatch.setattr(make, "WINDOW", 64)
+    monkeypatch.setattr(make, "HELD_OUT_WINDOWS", 6)
+    monkeypatch.setattr(make, "SQL_WEIGHT", 1)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_starter_is_a_checkpoint_that_learnt(name: str, books: Path, tmp_path: Path) -> None:
+    folder = make.make_starter(name, books, tmp_path / "out", epochs=0.4, bf16=False)
+    told = json.loads((folder / "training.json").read_text())
+    assert told["untrained_loss"] == pytest.approx(UNTRAINED, abs=1.0)
+    assert told["trained_loss"] < told["untrained_loss"] - 0.2
+    assert [step for step, _ in told["curve"]] == list(range(20, told["steps"] + 1, 20))
+    bundle = model.load(str(folder))
+    assert bundle.family == {"gpt2": "decoder", "bert": "encoder", "t5": "encoder-decoder"}[name]
+    assert bundle.has_lm_head
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float16}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10.6e6
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{told['trained_loss']:.3f}" in card
+    assert str(tmp_path) not in card + (folder / "training.json").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
+    name: str, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 0.1, "save_steps": 3, "bf16": False}
+    whole = weights(make.make_starter(name, books, tmp_path / "whole", **options))
+
+    class Killed(make.Progress):
+        def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(make, "Progress", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            make.make_starter(name, books, tmp_path / "killed", **options)
+    resumed = weights(make.make_starter(name, books, tmp_path / "killed", **options))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_text_comes_back_as_it_was(name: str, books: Path, tmp_path: Path) -> None:
+    tokenizer = FAMILIES[name].tokenizer(make.shared_tokenizer(corpus.find(books), tmp_path))
+    tokenizer.save_pretrained(tmp_path / name)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / name)
+    texts = ["SELECT a FROM t\nWHERE b < 10 AND c = '{x}'", "Жили-были  старик\tсо старухой…\n\n", " à ß 漢字 🦊", ""]
+    for text in texts:
+        assert loaded.decode(loaded(text).input_ids, skip_special_tokens=True) == text
+    assert loaded.tokenize("1905") == ["1", "9", "0", "5"]
+    assert len(loaded) <= 6144
+
+
+@given(st.integers(8, 600), st.integers(0, 10_000))
+def test_source_and_target_hold_every_token_once(length: int, seed: int) -> None:
+    ids = np.arange(length)
+    sentinels, end = range(1000, 1000 + len(SENTINELS)), 2000
+    source, target = corrupt(ids, sentinels, end, np.random.default_rng(seed))
+    assert source[-1] == target[-1] == end
+    spans: dict[int, list[int]] = {}
+    for token in target[:-1]:
+        if token >= 1000:
+            spans[int(token)] = []
+        else:
+            spans[max(spans)].append(int(token))
+    assert all(spans.values()), "no sentinel stands for nothing"
+    back = [token for one in source[:-1] for token in (spans[int(one)] if one >= 1000 else [int(one)])]
+    assert back == ids.tolist()
+    assert 0.15 <= sum(map(len, spans.values())) / length <= 0.35
+
+
+def test_windows_cover_the_text_in_order() -> None:
+    array = np.arange(100, dtype=np.uint16)
+    windows = corpus.Windows(array, 12, before=[500], after=[501])
+    rows = [windows[index]["input_ids"] for index in range(len(windows))]
+    assert [token for row in rows for token in row[1:-1]] == list(range(100))
+    assert all(row[0] == 500 and row[-1] == 501 and len(row) == 12 for row in rows)
+    assert [row["input_ids"][1] for row in windows.spread(5)] == [0, 20, 40, 60, 80]
+
+
+def test_tokens_per_byte_is_what_it_says(books: Path, tmp_path: Path) -> None:
+    tokenizer = make.shared_tokenizer(corpus.find(books), tmp_path)
+    text = (books / "ru.valid.txt").read_text(encoding="utf-8")
+    ids = np.array(tokenizer.encode(text).ids, dtype=np.uint16)
+    windows = corpus.Windows(ids, len(ids))
+    assert windows.tokens_per_byte(tokenizer) == pytest.approx(len(ids) / len(text.encode("utf-8")))
+    assert tokenizer.get_vocab_size() <= WORDS
+
+
+def test_a_folder_without_held_out_text_is_refused(books: Path, tmp_path: Path) -> None:
+    (books / "ru.valid.txt").unlink()
+    with pytest.raises(DataError, match="2 text files to learn from and 0 held out"):
+        make.make_starter("gpt2", books, tmp_path / "out")
+    result = CliRunner().invoke(make.app, [str(books), str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
