@@ -9,7 +9,8 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -105,6 +106,59 @@ class EvaluationConfig(Section):
     sql_seconds: float = Field(2.0, gt=0, description="text2sql: time limit of one query")
 
 
+class ForgettingConfig(Section):
+    """Retention: what the base could do and the tuned model should still do."""
+
+    probe: str = Field("builtin", description="general text of fulltune's own, or a file with a `text` column")
+    sets: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="more sets to retain, by name: task and data, as in a config"
+    )
+    budget: float = Field(0.05, ge=0, description="highest relative loss of retention")
+    action: Literal["warn", "stop", "reject"] = "warn"
+    limit: int = Field(200, gt=0, description="rows of each set that are scored")
+
+
+class DivergenceConfig(Section):
+    """A learning rate that is too high: spikes and numbers that are not finite."""
+
+    window: int = Field(50, gt=4, description="recent losses that a spike is judged by")
+    threshold: float = Field(10.0, gt=0, description="median absolute deviations above the median that make a spike")
+    patience: int = Field(5, gt=0, description="spikes in a row that make a divergence; fewer have recovered")
+    retries: int = Field(2, ge=0, description="roll-backs before training stops")
+    cut: float = Field(0.3, gt=0, lt=1, description="factor on the learning rate at a roll-back")
+
+
+class OverfittingConfig(Section):
+    """The best state of the evaluation curve is kept; step 0, the base, is a candidate."""
+
+    metric: str | None = Field(
+        None, description="default: the metric that decides, or loss where answers are generated"
+    )
+    patience: int = Field(3, ge=0, description="evaluations without a better one before training stops; 0 never stops")
+    min_delta: float = Field(0.0, ge=0, description="smallest change that counts as better")
+
+
+class GuardsConfig(Section):
+    """Guards watch training; null turns one off."""
+
+    forgetting: ForgettingConfig | None = ForgettingConfig()
+    divergence: DivergenceConfig | None = DivergenceConfig()
+    overfitting: OverfittingConfig | None = OverfittingConfig()
+
+
+class RegularizeConfig(Section):
+    """What keeps the tuned model near the base, or from learning rows by heart. 0 is off."""
+
+    replay: float = Field(0.0, ge=0, lt=1, description="share of training sequences that are general text")
+    replay_from: str = Field("base", description="`base` (text that the base generates) or a file with a `text` column")
+    l2_sp: float = Field(0.0, ge=0, description="pull towards the base's weights")
+    ewc: float = Field(0.0, ge=0, description="the same, weighted by the diagonal Fisher information of general text")
+    distill: float = Field(0.0, ge=0, description="weight of KL(base, tuned) on general text")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate a layer, from the top down")
+    dropout: float | None = Field(None, ge=0, lt=1, description="dropout of every layer; default: the model's own")
+    r_drop: float = Field(0.0, ge=0, description="classification: weight of the KL between two dropout passes")
+
+
 class Config(Section):
     """A whole job. See `docs/config.md` for every key."""
 
@@ -115,6 +169,8 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     baselines: BaselineConfig = BaselineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guards: GuardsConfig = GuardsConfig()
+    regularize: RegularizeConfig = RegularizeConfig()
     trainer: dict[str, Any] = Field(default_factory=dict, description="any TrainingArguments field, checked by name")
 
     @model_validator(mode="after")
@@ -232,7 +288,9 @@ def _problem(item: Any, where: str) -> Problem:
 def _known_keys(parents: Sequence[Any]) -> set[str]:
     schema: Any = Config
     for part in parents:
-        schema = schema.model_fields[part].annotation
+        annotation = schema.model_fields[part].annotation
+        # A section that may be null is a union of itself and None.
+        schema = next((one for one in get_args(annotation) if one is not NoneType), annotation)
     return set(schema.model_fields)
 
 

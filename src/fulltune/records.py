@@ -155,6 +155,24 @@ class GuardEvent(Model):
     message: str
 
 
+class Retention(Model):
+    """One thing that the base could do, scored on the base and on the tuned model, on the same rows.
+
+    ``change`` is the relative loss against the base, with its paired interval: above 0 the tuned model does worse,
+    whatever the metric's direction; 0.05 is five per cent. ``verdict`` compares it with the ``budget``.
+    """
+
+    metric: str
+    direction: Literal["higher", "lower"]
+    base: Score
+    tuned: Score
+    change: float
+    low: float
+    high: float
+    budget: float
+    verdict: Literal["kept", "within budget", "forgotten"]
+
+
 class Record(Model):
     """One run.
 
@@ -182,6 +200,7 @@ class Record(Model):
     shots: tuple[str, ...] = ()
     comparison: dict[str, Comparison]
     details: dict[str, Any] = Field(default_factory=dict)
+    retention: dict[str, Retention] = Field(default_factory=dict)
     guards: tuple[GuardEvent, ...] = ()
     resources: Resources
     versions: dict[str, str]
