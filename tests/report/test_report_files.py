@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 from pathlib import Path
@@ -40,11 +41,11 @@ def test_an_old_report_is_replaced_and_nothing_is_left_beside_it(run: Path) -> N
 
 def test_a_failed_write_leaves_the_old_report(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     (run / "report.html").write_text("old", encoding="utf-8")
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StoreError, match=r"No space left on device.*[Ff]ree some space"):
         write_report(run)
 
     assert (run / "report.html").read_text(encoding="utf-8") == "old"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from fulltune.errors import StoreError
 from fulltune.records import Prediction, Step, read_record
 from fulltune.report.page import render
+from fulltune.store.files import atomic_text
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -56,13 +55,14 @@ def write_report(run_folder: Path) -> Path:
         The path of the report.
 
     Raises:
-        StoreError: The record is missing or newer than this fulltune, or a file is damaged (named with its line).
+        StoreError: The record is missing or newer than this fulltune, a file is damaged (named with its line), or the
+            disk is full (an older report then stays as it was).
     """
     folder = Path(run_folder)
     record = read_record(folder / "record.json")
     steps = list(Lines(folder / "steps.jsonl", Step))
     page = render(record, steps, Lines(folder / "predictions.jsonl", Prediction), _audit(folder / "audit.json"))
-    return _replace(folder / "report.html", page)
+    return atomic_text(folder / "report.html", page)
 
 
 def _audit(path: Path) -> dict[str, Any] | None:
@@ -73,20 +73,6 @@ def _audit(path: Path) -> dict[str, Any] | None:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StoreError(f"the audit cannot be read ({error})", where=str(path), fix="run it again") from error
     return audit if isinstance(audit, dict) else {"findings": audit}
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write beside the target, then swap: a reader sees the old page or the new one, never half of one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _unreadable(path: Path, line: int, error: ValidationError) -> StoreError:

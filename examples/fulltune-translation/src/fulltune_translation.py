@@ -1,0 +1,38 @@
+"""The task ``translation``: text to text, decided by chrF, with a metric of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fulltune.metrics import text
+from fulltune.metrics.base import Array, Metric
+from fulltune.records import Prediction
+from fulltune.tasks.seq2seq import Seq2Seq
+
+
+def _is_untranslated(prediction: Prediction) -> Array:
+    return np.array([prediction.output == prediction.input, 1.0])
+
+
+untranslated = Metric(
+    name="untranslated",
+    direction="lower",
+    version=1,
+    source="the output is the input, letter by letter",
+    statistics=_is_untranslated,
+    value=lambda sums: sums[..., 0] / sums[..., 1],
+    label="share left untranslated",
+)
+
+
+class Translation(Seq2Seq):
+    """Columns ``source`` and ``target``."""
+
+    name = "translation"
+    version = 1
+    question = "Text"
+    answer = "Translation"
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return text.chrf, text.bleu, untranslated, text.capped

@@ -1,0 +1,49 @@
+"""The package in ``examples/`` is installed by pip, and its task is then run like a built-in one."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fakes
+import pytest
+
+import fulltune
+from fulltune import plugins
+
+PACKAGE = Path(__file__).parents[1] / "examples" / "fulltune-translation"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(PACKAGE, source)  # building writes beside the sources
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
+    monkeypatch.syspath_prepend(str(target))
+    importlib.invalidate_caches()
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_external_task_runs_end_to_end(tmp_path: Path) -> None:
+    assert "translation" in plugins.names("task")
+    rows = [{"source": f"the cat has {n} films", "target": f"die Katze hat {n} Filme"} for n in range(24)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    record = fulltune.run(
+        model=str(fakes.save("t5", tmp_path / "base")),
+        task="translation",
+        data={"train": str(path), "eval": 0.25},
+        train={"max_steps": 2, "batch_size": 4},
+        evaluation={"max_new_tokens": 4},
+        out=tmp_path / "runs",
+    )
+    assert record.task == "translation"
+    assert record.metric == "chrf"
+    assert 0 <= record.scores["tuned"]["untranslated"].value <= 1
+    report = (tmp_path / "runs" / record.run_id / "report.html").read_text(encoding="utf-8")
+    assert "untranslated" in report
