@@ -56,9 +56,10 @@ def write(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_gguf_file_is_float32_trains_and_saves(tmp_path: Path) -> None:
+def test_a_gguf_file_is_float32_trains_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = write(tmp_path / "tiny.gguf")
     bundle = model.load(str(tmp_path / "tiny.gguf"))
+    assert capsys.readouterr() == ("", ""), "no bars of the library's own"
     assert bundle.family == "decoder"
     assert {parameter.dtype for parameter in bundle.model.parameters()} == {torch.float32}
     value = bundle.model.model.layers[0].self_attn.v_proj.weight.detach().numpy()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -242,8 +243,11 @@ def _load_model(
 
 
 def _loaded(auto: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
-    model: PreTrainedModel = auto.from_pretrained(**kwargs)
-    if "gguf_file" in kwargs:
+    is_gguf = "gguf_file" in kwargs
+    # The library draws a bar of its own over the tensors of a GGUF file, and has no switch for it.
+    with redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
+        model: PreTrainedModel = auto.from_pretrained(**kwargs)
+    if is_gguf:
         _forget_quantizer(model)
     model.eval()
     return model
