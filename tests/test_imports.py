@@ -22,7 +22,7 @@ LAYERS = (
     ("config",),
     ("data", "metrics"),
     ("compare", "store"),
-    ("tasks.base", "methods.base", "model", "inference", "kernels", "training", "starters"),
+    ("tasks.base", "methods.base", "model", "inference", "kernels", "training", "guards", "starters"),
     ("methods",),
     ("tasks",),
     ("evaluate", "baselines", "dataset"),
