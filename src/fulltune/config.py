@@ -29,7 +29,7 @@ class DataConfig(Section):
 
     train: str = Field(description="JSONL, CSV, Parquet, a folder of .txt, a `datasets` folder, or a hub id")
     valid: str | float | None = Field(
-        None, description="rows for the evaluation curve during training; a share holds out of train"
+        None, description="rows that draw the curve and choose the best step; a share holds out of train"
     )
     eval: str | float = Field(0.1, description="rows that decide; a share (0 to 1) holds out of train, by group")
 

@@ -27,8 +27,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """All splits. ``valid`` draws the evaluation curve and never decides; without one the curve is drawn on
-    ``eval``.
+    """All splits. ``valid`` draws the evaluation curve and chooses the best step, and never decides; without one the
+    curve is drawn on ``eval``, and nothing is chosen.
     """
 
     train: Split
@@ -38,6 +38,11 @@ class Data:
     @property
     def curve(self) -> Split:
         return self.valid or self.eval
+
+    @property
+    def shown(self) -> tuple[Example, ...]:
+        """The rows that the evaluation curve is drawn on."""
+        return self.curve.examples[:: max(1, len(self.curve.examples) // CURVE_ROWS)]
 
 
 def prepare(config: Config, task: Task) -> Data:
@@ -72,8 +77,7 @@ def inspect(config: Config, task: Task, data: Data, bundle: Bundle) -> tuple[Aud
         tokenizer=bundle.tokenizer,
         config=config,
     )
-    shown = data.curve.examples[:: max(1, len(data.curve.examples) // CURVE_ROWS)]
-    curve = [features for example in shown for features in task.encode(example, bundle)]
+    curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return found, [features for group in encoded.values() for features in group], curve
 
 

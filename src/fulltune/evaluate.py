@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ class Evaluation:
     def scores(self, settings: EvaluationConfig, exclude: Container[str] = ()) -> dict[str, Score]:
         """Every metric with its bootstrap interval, without the rows in ``exclude``."""
         return self.accumulator.scores(resamples=settings.resamples, confidence=settings.confidence, exclude=exclude)
+
+    def value(self, name: str) -> float:
+        """One metric alone, without an interval; NaN without rows that it applies to."""
+        rows, applies = self.accumulator.statistics(name)
+        return float(self.accumulator.metrics[name].value(rows[applies].sum(axis=0))) if applies.any() else math.nan
 
 
 def evaluate(

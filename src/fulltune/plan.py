@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem
 from fulltune.records import Model
-from fulltune.training.arguments import advice, evaluation_steps, warmup_steps
+from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, warmup_steps
 from fulltune.training.arguments import total_steps as total_steps
 
 #: Bytes a parameter costs at least in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
@@ -149,8 +149,8 @@ def _fit(config: Config, rows: dict[str, int], sequences: int, memory: int, mach
     batch = config.train.batch_size * config.train.accumulation
     if sequences < batch:
         lines.append(f"All {sequences} sequences fit in one batch of {batch}: an epoch is a single step.")
-    if config.train.evaluations and "valid" not in rows:
-        lines.append("Without data.valid the evaluation curve is drawn on rows of eval; nothing is chosen by it.")
+    if "valid" not in rows or not config.train.evaluations:
+        lines += advice_on_choice(config)
     if rows["eval"] < 100:
         lines.append(f"Only {rows['eval']} rows decide: intervals will be wide.")
     if machine is not None and memory > 0.7 * machine:

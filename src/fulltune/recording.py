@@ -18,7 +18,7 @@ from typing import Any
 
 import fulltune
 from fulltune import machine
-from fulltune.compare import decide
+from fulltune.compare import Decision, decide
 from fulltune.config import Config
 from fulltune.data.audit import Audit
 from fulltune.dataset import Data
@@ -114,8 +114,7 @@ def build(
     scores = {name: evaluation.scores(settings) for name, evaluation in systems.items()}
     without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
     comparison = _comparisons(config, task, systems)
-    verdict = decide(comparison, scores, deciding)
-    stopped = trained.stopped
+    verdict = _conclusion(decide(comparison, scores, deciding), trained)
     return Record(
         run_id=folder.run_id,
         fulltune=fulltune.__version__,
@@ -123,9 +122,7 @@ def build(
         task=task.name,
         task_version=task.version,
         method=config.method,
-        headline=verdict.headline
-        if stopped is None
-        else f"Training was stopped: {stopped.problems[0].found}. {verdict.headline}",
+        headline=verdict.headline,
         metric=deciding.name,
         metrics={metric.name: metric.info() for metric in task.metrics},
         model=base.info,
@@ -142,14 +139,31 @@ def build(
         scores_without_leaks=without if audit.leaked_ids else {},
         shots=tuple(shot.id for shot in shots),
         comparison=comparison,
-        details=task.details(_Of(Lines(folder.path / "predictions.jsonl", Prediction), "tuned")),
+        details=_details(task, data, trained, Lines(folder.path / "predictions.jsonl", Prediction)),
         guards=trained.guards,
         resources=_resources(trained, watch),
         versions=versions(),
         warnings=tuple(warned.messages),
-        outcome="stopped" if stopped is not None else verdict.outcome,
-        reasons=(str(stopped),) if stopped is not None else verdict.reasons,
+        outcome=verdict.outcome,
+        reasons=verdict.reasons,
     )
+
+
+def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
+    """The verdict on the scores, and before it what training itself came to."""
+    kept = next((e for e in trained.guards if (e.guard, e.verdict, e.step) == ("overfitting", "continue", 0)), None)
+    headline, reasons = verdict.headline, verdict.reasons
+    if kept is not None:
+        headline, reasons = f"The base was kept, for no step of training beat it. {headline}", (kept.message, *reasons)
+    if trained.stopped is not None:
+        headline = f"Training was stopped: {trained.stopped.problems[0].found}. {headline}"
+        return Decision("stopped", (str(trained.stopped), *(reasons if kept else ())), headline)
+    return Decision("rejected" if kept else verdict.outcome, reasons, headline)
+
+
+def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines[Prediction]) -> dict[str, Any]:
+    details = task.details(_Of(predictions, "tuned"))
+    return details | ({"validation": trained.validation} if trained.validation else {})
 
 
 def evaluation_record(

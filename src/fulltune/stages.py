@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune import machine, model, plugins
 from fulltune import plan as planning
 from fulltune.baselines import baseline, cache_parts, cached
 from fulltune.config import Config
 from fulltune.dataset import Data
-from fulltune.errors import ConfigError, ModelError, Problem, StoreError
+from fulltune.errors import ConfigError, ModelError, Problem, StoreError, did_you_mean
 from fulltune.evaluate import Evaluation
 from fulltune.evaluate import evaluate as score
+from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.methods.base import Method
+from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
 from fulltune.progress import Progress
 from fulltune.records import Prediction, Step
@@ -22,6 +24,9 @@ from fulltune.store.runs import RunFolder, resolve
 from fulltune.tasks.base import Example, Features, Task
 from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 Sink = Callable[[Prediction], object]
 
@@ -98,7 +103,12 @@ def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[
 
 
 def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features]) -> planning.Plan:
-    """The plan of a job whose data and base are known."""
+    """The plan of a job whose data and base are known.
+
+    Raises:
+        ConfigError: The job cannot work.
+    """
+    choosing_metric(config, task)
     return planning.build_plan(
         config,
         train_rows=len(data.train.examples),
@@ -157,8 +167,59 @@ def train(
         task.begin(student, data.train.examples)
         weights = task.class_weights(data.train.examples)
         return fit(
-            student, method, features, curve, config, output_dir=folder.path, class_weights=weights, on_step=on_step
+            student,
+            method,
+            features,
+            curve,
+            config,
+            output_dir=folder.path,
+            class_weights=weights,
+            on_step=on_step,
+            callbacks=guards(config, task, student, data),
         )
+
+
+def guards(config: Config, task: Task, student: Bundle, data: Data) -> list[TrainerCallback]:
+    """What watches this training."""
+    return [guard for guard in (overfitting_guard(config, task, student, data),) if guard is not None]
+
+
+def overfitting_guard(config: Config, task: Task, student: Bundle, data: Data) -> OverfittingGuard | None:
+    """Chooses the best step on the validation rows that the curve is drawn on; none where there are no such rows."""
+    settings = config.guards.overfitting
+    if settings is None or data.valid is None or not config.train.evaluations:
+        return None
+    metric = choosing_metric(config, task)
+    if metric is None:
+        return OverfittingGuard("loss", settings.patience, settings.min_delta)
+
+    def scorer() -> dict[str, float]:
+        found = score(task.predictor(student, "tuned"), data.shown, (metric,), system="tuned")
+        return {metric.name: found.value(metric.name)}
+
+    higher = metric.direction == "higher"
+    return OverfittingGuard(metric.name, settings.patience, settings.min_delta, higher, scorer)
+
+
+def choosing_metric(config: Config, task: Task) -> Metric | None:
+    """The task's metric that the best step is chosen by; None for the evaluation loss.
+
+    Raises:
+        ConfigError: ``guards.overfitting.metric`` is neither a metric of the task nor ``loss``.
+    """
+    asked = config.guards.overfitting.metric if config.guards.overfitting else None
+    if asked is None:
+        return task.metrics[0] if task.head == "classification" else None
+    known = {metric.name: metric for metric in task.metrics}
+    name = asked.removeprefix("eval_")
+    if name != "loss" and name not in known:
+        raise ConfigError(
+            f"{asked!r} is no metric of {task.name}",
+            expected=f"one of loss, {', '.join(known)}",
+            fix=did_you_mean(name, ["loss", *known]) or "choose one of these",
+            field="guards.overfitting.metric",
+        )
+    return known.get(name)
 
 
 def score_system(

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -211,6 +212,8 @@ class OverfittingGuard(TrainerCallback, ExportableState):
             if self.best[0] != step:
                 self._state.restore(model)
             self._tell("continue", self.best[0], self._keep_message(step))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # all have read the file before it goes
         if writes:
             self._state.drop()
         self._state = None

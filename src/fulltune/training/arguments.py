@@ -141,6 +141,19 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
     return lines
 
 
+def advice_on_choice(config: Config) -> list[str]:
+    """One line where the run cannot choose between its steps."""
+    if config.guards.overfitting is None or (config.data.valid is not None and config.train.evaluations):
+        return []
+    if config.data.valid is not None:
+        return ["train.evaluations is 0: the weights of the last step are taken, and overfitting is not seen."]
+    drawn = "the evaluation curve is drawn on rows of eval; " if config.train.evaluations else ""
+    return [
+        f"Without data.valid the weights of the last step are taken: {drawn}nothing is chosen by rows that decide. "
+        "`data.valid: 0.1` would let the best step be kept and stop a run that overfits."
+    ]
+
+
 def _advice_on_rate(rate: float, parameters: int) -> list[str]:
     if parameters < SMALL_MODEL:
         if 2e-5 <= rate <= 1e-3:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from fulltune.config import Config
 from fulltune.errors import DataError, TrainingStopped
+from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.kernels.allocator import keep_freed_pages
 from fulltune.methods.base import Method
 from fulltune.model import Bundle
 from fulltune.records import GuardEvent, Parameters, Step, Training
 from fulltune.tasks.base import Features
-from fulltune.training.arguments import advice, evaluation_steps, training_arguments
+from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, training_arguments
 from fulltune.training.batching import Collator, FeatureDataset
 from fulltune.training.trainer import Trainer
 
@@ -36,8 +37,10 @@ class TrainingResult:
         train_seconds: Wall time of the training loop, its evaluations included.
         tokens_per_second: Input tokens without padding, a second of training without its evaluations.
         steps: Everything that was logged, in order.
-        stopped: Why training ended early; the weights are then those of the last good step.
+        stopped: Why training ended early; the weights are then those of the last good step, or of the best one where a
+            guard kept it.
         guards: What guards said.
+        validation: Metric, steps and values that :class:`~fulltune.guards.overfitting.OverfittingGuard` chose by.
     """
 
     training: Training
@@ -47,6 +50,7 @@ class TrainingResult:
     steps: tuple[Step, ...]
     stopped: TrainingStopped | None = None
     guards: tuple[GuardEvent, ...] = ()
+    validation: dict[str, Any] = field(default_factory=dict)
 
 
 def fit(
@@ -100,16 +104,32 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         seconds, stopped = _train(trainer, with_curve=bool(curve))
+        chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
+        for guard in chosen:
+            guard.finish(bundle.model, trainer.state.global_step)
         bundle.model.zero_grad(set_to_none=True)
     return TrainingResult(
         training=_account(trainer, bundle, config, log.steps, len(features)),
         parameters=method.proof(bundle),
         train_seconds=seconds,
-        tokens_per_second=trainer.state.num_input_tokens_seen / (seconds - log.evaluation_seconds),
+        tokens_per_second=trainer.state.num_input_tokens_seen / (seconds - log.evaluation_seconds - _spent(callbacks)),
         steps=tuple(log.steps),
         stopped=stopped,
-        guards=() if stopped is None else (_event(stopped, trainer.state.global_step),),
+        guards=(
+            *(() if stopped is None else (_event(stopped, trainer.state.global_step),)),
+            *(event for callback in callbacks for event in getattr(callback, "events", ())),
+        ),
+        validation=_validation(chosen),
     )
+
+
+def _spent(callbacks: Sequence[TrainerCallback]) -> float:
+    """Seconds that guards took for evaluations of their own."""
+    return sum(float(getattr(callback, "seconds", 0.0)) for callback in callbacks)
+
+
+def _validation(guards: Sequence[OverfittingGuard]) -> dict[str, Any]:
+    return {"metric": guards[0].metric, "points": [list(point) for point in guards[0].history]} if guards else {}
 
 
 def _event(stopped: TrainingStopped, step: int) -> GuardEvent:
@@ -200,5 +220,5 @@ def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[S
         tokens=state.num_input_tokens_seen,
         rows=rows,
         final_loss=losses[-1] if losses else math.nan,
-        advice=tuple(advice(config, state.max_steps, bundle.model.num_parameters())),
+        advice=(*advice(config, state.max_steps, bundle.model.num_parameters()), *advice_on_choice(config)),
     )
