@@ -25,7 +25,7 @@ LAYERS = (
     ("tasks.base", "methods.base", "model", "inference", "kernels", "training", "guards", "starters"),
     ("methods",),
     ("tasks",),
-    ("evaluate", "baselines", "dataset"),
+    ("evaluate", "baselines", "dataset", "retention"),
     ("plan",),
     ("report",),
     ("recording", "stages"),

@@ -12,7 +12,7 @@ import importlib.util
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -216,6 +216,34 @@ def family_of(config: PretrainedConfig) -> Family:
     # BERT and its kin can also be built as decoders, but what can fill a mask is an encoder here.
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     return "encoder" if is_encoder else "decoder"
+
+
+@contextmanager
+def own_head(base: Bundle, student: Bundle) -> Iterator[Bundle]:
+    """The student's body under the base's own head for words, while the block lasts; no weight is copied.
+
+    A student that still has that head is given as it is; a base without one gives the student's bare body. ``base`` is
+    borrowed: it must not be used otherwise in the block.
+    """
+    if student.head == base.head or student.model is base.model:
+        yield student
+        return
+    body: Any = student.model.base_model
+    host: Any = base.model
+    if host.base_model is host and base.family != "encoder-decoder":
+        yield replace(base, model=body)
+        return
+    # T5 keeps the parts of its body beside its head; others have one module for the body.
+    names = [host.base_model_prefix] if host.base_model is not host else [name for name, _ in body.named_children()]
+    kept, device = {name: getattr(host, name) for name in names}, host.device
+    try:
+        for name in names:
+            setattr(host, name, body if host.base_model_prefix == name else getattr(body, name))
+        yield replace(base, model=host.to(body.device))
+    finally:
+        for name, part in kept.items():
+            setattr(host, name, part)
+        host.to(device)
 
 
 def _load_model(

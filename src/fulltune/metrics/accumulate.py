@@ -120,6 +120,40 @@ def paired(
     )
 
 
+def relative_loss(
+    tuned: Accumulator,
+    base: Accumulator,
+    metric: str | Metric,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 17,
+) -> tuple[float, float, float]:
+    """How much worse ``tuned`` is than ``base``, as a share of the base's value, and its paired bootstrap interval.
+
+    Above 0 is worse, whatever the metric's direction. NaN where the base's value is 0 or either is undefined. Rows are
+    matched as in :func:`paired`.
+
+    Raises:
+        IncompatibleError: The two were not scored on the same rows.
+    """
+    name = metric if isinstance(metric, str) else metric.name
+    rows = _aligned(tuned, base, name)
+    measure = base.metrics[name]
+
+    def loss(sums: Sequence[Array]) -> Array:
+        now, before = (measure.value(part) for part in sums)
+        worse = now - before if measure.direction == "lower" else before - now
+        return np.asarray(np.divide(worse, abs(before), out=np.full_like(worse, np.nan), where=before != 0))
+
+    if not len(rows[0]):
+        return math.nan, math.nan, math.nan
+    with np.errstate(invalid="ignore"):  # inf - inf, as in `paired`
+        value = float(loss([np.atleast_2d(part.sum(axis=0)) for part in rows])[0])
+        draws = loss(_resampled(rows, resamples, seed))
+    return value, *_interval(draws, confidence)
+
+
 def row_values(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
     """A metric of every row taken alone, ``(n,)`` for each system in the order of ``a.ids``; NaN where there is none.
 

@@ -1,0 +1,368 @@
+"""What is retained: the same numbers as an independent loop, for each family, before and after."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fulltune.config import Config, load_config
+from fulltune.errors import ConfigError, DataError
+from fulltune.metrics.accumulate import Accumulator, relative_loss
+from fulltune.metrics.likelihood import bits_per_byte
+from fulltune.model import Bundle, own_head
+from fulltune.records import Prediction
+from fulltune.retention import Memory, check_sets, sentence
+from fulltune.retention.features import jackknife, linear_cka, topics
+from fulltune.retention.likelihoods import corrupted, masked, sentinel_ids
+from fulltune.retention.memory import verdict_of
+from fulltune.retention.probe import load_probe
+
+TEXTS = ["The king has a red fox.", "It was not the law of the state.", "A film about a dog and a cat, good and great."]
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> str:
+    return write(tmp_path / "probe.jsonl", [{"id": str(i), "text": text} for i, text in enumerate(TEXTS)])
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def config(probe: str = "builtin", **options: Any) -> Config:
+    forgetting = {"probe": probe} | options
+    data = {"train": "unused"}
+    return load_config({"model": "m", "task": "causal-lm", "data": data, "guards": {"forgetting": forgetting}})
+
+
+def shaken(bundle: Bundle, size: float = 0.05) -> Bundle:
+    with torch.no_grad():
+        for number, parameter in enumerate(bundle.model.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+            parameter.add_(noise * size)
+    return bundle
+
+
+@torch.no_grad()
+def test_a_decoder_is_scored_in_bits_per_byte_of_an_unbatched_loop(probe: str) -> None:
+    base = fakes.bundle("gpt2")
+    found = Memory.of(config(probe), base).compare(shaken(fakes.bundle("gpt2")))["general text"]
+
+    def by_hand(bundle: Bundle) -> float:
+        nll = 0.0
+        for text in TEXTS:
+            ids = torch.tensor([[bundle.tokenizer.eos_token_id, *bundle.tokenizer(text).input_ids]])
+            logs = F.log_softmax(bundle.model(input_ids=ids).logits[0, :-1].double(), dim=-1)
+            nll -= float(logs.gather(1, ids[0, 1:, None]).sum())
+        return nll / math.log(2) / sum(len(text.encode()) for text in TEXTS)
+
+    before, after = by_hand(fakes.bundle("gpt2")), by_hand(shaken(fakes.bundle("gpt2")))
+    assert (found.metric, found.base.n, found.tuned.n) == ("bits_per_byte", 3, 3)
+    assert found.base.value == pytest.approx(before, rel=1e-5)
+    assert found.tuned.value == pytest.approx(after, rel=1e-5)
+    assert found.change == pytest.approx((after - before) / before, rel=1e-3)
+    assert found.low <= found.change <= found.high
+
+
+@torch.no_grad()
+def test_an_encoder_is_scored_on_the_same_masks_as_a_loop(probe: str) -> None:
+    base = fakes.bundle("bert")
+    found = Memory.of(config(probe), base).compare(base)["general text"]
+    nll, count = 0.0, 0
+    for row, text in enumerate(TEXTS):
+        ids, hidden = masked(base, text, row)
+        assert hidden
+        logs = F.log_softmax(base.model(input_ids=torch.tensor([ids])).logits[0].double(), dim=-1)
+        places = [index for index, token in enumerate(ids) if token == base.tokenizer.mask_token_id]
+        nll -= sum(float(logs[place, token]) for place, token in zip(places, hidden, strict=True))
+        count += len(hidden)
+    assert (found.metric, found.change, found.verdict) == ("masked_loss", 0.0, "kept")
+    assert found.base.value == pytest.approx(nll / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+@torch.no_grad()
+def test_an_encoder_decoder_restores_what_was_corrupted(kind: str, probe: str) -> None:
+    base = fakes.bundle(kind)
+    found = Memory.of(config(probe), base).compare(base)["general text"]
+    nll, count = 0.0, 0
+    for row, text in enumerate(TEXTS):
+        asked = corrupted(base, text, row)
+        assert asked.target == [*base.tokenizer(text, add_special_tokens=False).input_ids, base.tokenizer.eos_token_id]
+        assert len(asked.context) < len(asked.target) + 2
+        out = base.model(input_ids=torch.tensor([asked.context]), labels=torch.tensor([asked.target]))
+        nll, count = nll + float(out.loss) * len(asked.target), count + len(asked.target)
+    assert (found.metric, found.change) == ("infilling_loss", 0.0)
+    assert found.base.value == pytest.approx(nll / count, rel=1e-5)
+
+
+def test_sentinels_of_the_tokenizer_are_used_in_their_order(probe: str) -> None:
+    names = [f"<extra_id_{index}>" for index in range(30)]
+    # The other way round, as in T5's own vocabulary.
+    tokenizer = fakes.byte_tokenizer(
+        ["<pad>", "</s>", "<unk>", *reversed(names)],
+        "$A </s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    base = fakes.bundle("t5", tokenizer=tokenizer)
+    assert sentinel_ids(base) == [tokenizer.convert_tokens_to_ids(name) for name in names]
+    asked = corrupted(base, TEXTS[0], 0)
+    spans = tokenizer.convert_ids_to_tokens([token for token in asked.context if token in sentinel_ids(base)])
+    assert spans == names[: len(spans)]
+    assert 1 < len(spans) < 30
+    assert asked.target[0] == sentinel_ids(base)[0]
+    restored, holes = "", asked.target[:-1]
+    for token in asked.context[:-1]:
+        if token not in sentinel_ids(base):
+            restored += tokenizer.decode([token])
+            continue
+        start = holes.index(token) + 1
+        while start < len(holes) and holes[start] not in sentinel_ids(base):
+            restored, start = restored + tokenizer.decode([holes[start]]), start + 1
+    assert restored == TEXTS[0]
+    assert Memory.of(config(probe), base).compare(base)["general text"].metric == "span_loss"
+
+
+HEADS = ["gpt2", "llama", "bert", "t5", "bart"]
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_student_with_a_new_head_is_asked_with_the_bases_head_on_its_body(kind: str, probe: str) -> None:
+    """A classifier whose body is the base's own retains all; one with another body does not; the base stays whole."""
+    base = fakes.bundle(kind)
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    memory = Memory.of(config(probe), base)
+    same = fakes.bundle(kind, "classification")
+    named = dict(base.model.named_parameters())
+    prefix = "transformer." if kind == "t5" else ""
+    with torch.no_grad():
+        for name, value in same.model.named_parameters():
+            if name.removeprefix(prefix) in named:
+                value.copy_(named[name.removeprefix(prefix)])
+    same.model.train()
+    kept = memory.compare(same)["general text"]
+    assert (kept.change, kept.tuned) == (0.0, kept.base)
+    assert same.model.training
+    assert memory.compare(shaken(same, 0.3))["general text"].change != 0.0
+    after = base.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_body_under_the_bases_head_learns(probe: str) -> None:
+    base, student = fakes.bundle("bert"), fakes.bundle("bert", "classification")
+    base.model.requires_grad_(False)
+    ids = torch.tensor([student.tokenizer(TEXTS[0]).input_ids])
+    with own_head(base, student) as view:
+        view.model(input_ids=ids).logits.sum().backward()
+    assert student.model.base_model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+def test_an_encoder_without_a_head_keeps_its_representation_and_its_topics() -> None:
+    whole = fakes.bundle("bert")
+    base = replace(whole, model=whole.model.base_model)
+    memory = Memory.of(config("builtin:en"), base)
+    same = memory.compare(base)
+    assert same.keys() == {"representation", "topics"}
+    assert same["representation"].tuned.value == pytest.approx(1.0)
+    assert (same["representation"].tuned.n, same["topics"].base.n) == (40, 40)
+    assert same["topics"].change == 0.0
+    other = memory.compare(shaken(fakes.bundle("bert", "classification"), 0.3))
+    assert other["representation"].tuned.value < 0.9
+    assert math.isinf(other["representation"].budget)
+
+
+def test_linear_cka_is_one_for_a_rotation_and_near_zero_for_unrelated_features() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(30, 100))
+    rotation, _ = np.linalg.qr(random.normal(size=(100, 100)))
+    assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(1.0)
+    assert abs(linear_cka(x, random.normal(size=(30, 100)))) < 0.15
+    assert math.isnan(linear_cka(x[:3], x[:3]))
+
+
+def test_linear_cka_is_what_sums_over_quadruples_give() -> None:
+    """The unbiased HSIC is a mean over ordered quadruples of different rows (Song et al. 2012, equation 4)."""
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=(6, 3)), random.normal(size=(6, 2))
+
+    def hsic(k: Any, l: Any) -> float:  # noqa: E741
+        n = range(len(k))
+        whole = [
+            k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])
+            for i in n
+            for j in n
+            for q in n
+            for r in n
+            if len({i, j, q, r}) == 4
+        ]
+        return float(np.mean(whole))
+
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+    assert linear_cka(x, y) == pytest.approx(hsic(k, l) / math.sqrt(hsic(k, k) * hsic(l, l)))
+
+
+def test_the_jackknife_interval_of_a_mean_is_the_textbook_one() -> None:
+    values = np.random.default_rng(2).normal(size=50)
+    found = jackknife(50, lambda rows: float(values[rows].mean()), 0.95)
+    reach = 1.959964 * values.std(ddof=1) / math.sqrt(50)
+    assert (found.low, found.value, found.n) == (pytest.approx(found.value - reach), values.mean(), 50)
+
+
+def test_topics_are_read_from_features_that_hold_them_and_from_no_others() -> None:
+    random = np.random.default_rng(3)
+    wanted = ["a", "b"] * 20
+    clear = random.normal(size=(40, 4)) + 9 * np.array([[topic == "a"] * 4 for topic in wanted])
+    ids = [str(index) for index in range(40)]
+    assert all(answer.output == answer.reference for answer in topics(ids, clear, wanted))
+    guesses = topics(ids, random.normal(size=(40, 4)), wanted)
+    assert 5 < sum(answer.output == answer.reference for answer in guesses) < 35
+    assert {answer.output for answer in topics(ids, clear * math.nan, wanted)} == {""}
+
+
+# ---- Numbers ----
+
+
+def accumulated(nlls: list[float]) -> Accumulator:
+    found = Accumulator((bits_per_byte,))
+    for row, nll in enumerate(nlls):
+        values = {"nll": nll, "bytes": 10}
+        found.add(Prediction(system="", id=str(row), input="", reference="", output="", values=values))
+    return found
+
+
+def test_the_relative_loss_is_paired_and_knows_the_direction() -> None:
+    base = [10.0, 20.0, 30.0, 40.0]
+    change, low, high = relative_loss(accumulated([1.1 * nll for nll in base]), accumulated(base), "bits_per_byte")
+    # Every row is worse by a tenth: no resample says otherwise.
+    assert (change, low, high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
+    assert relative_loss(accumulated([9.0]), accumulated([10.0]), "bits_per_byte")[0] == pytest.approx(-0.1)
+    assert all(map(math.isnan, relative_loss(accumulated([]), accumulated([]), "bits_per_byte")))
+    assert math.isnan(relative_loss(accumulated([math.nan]), accumulated([10.0]), "bits_per_byte")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "low", "verdict"),
+    [
+        (-0.2, -0.3, "kept"),
+        (0.2, -0.1, "kept"),
+        (0.03, 0.01, "within budget"),
+        (0.06, 0.01, "forgotten"),
+        (0.06, math.nan, "forgotten"),
+        (math.nan, math.nan, "forgotten"),
+    ],
+)
+def test_a_verdict_wants_a_loss_that_is_no_chance_and_larger_than_the_budget(
+    change: float, low: float, verdict: str
+) -> None:
+    assert verdict_of(change, low, 0.05) == verdict
+
+
+def test_a_model_of_nan_has_forgotten(probe: str) -> None:
+    memory = Memory.of(config(probe), fakes.bundle("gpt2"))
+    found = memory.compare(shaken(fakes.bundle("gpt2"), math.nan))["general text"]
+    assert found.verdict == "forgotten"
+    assert "nan" in sentence("general text", found)
+
+
+def test_the_builtin_probe_keeps_its_languages_apart_and_a_file_may_name_them(tmp_path: Path) -> None:
+    assert Memory.of(config(limit=6), fakes.bundle("gpt2")).compare(fakes.bundle("gpt2")).keys() == {
+        "general text (en)",
+        "general text (ru)",
+    }
+    assert [len(load_probe(name, 200)) for name in ("builtin", "builtin:en", "builtin:ru")] == [80, 40, 40]
+    rows = [{"text": "one", "topic": "a", "language": "en"}, {"text": "два", "topic": "b", "language": "ru"}]
+    found = load_probe(write(tmp_path / "own.jsonl", rows), 200)
+    assert [(passage.topic, passage.language) for passage in found] == [("a", "en"), ("b", "ru")]
+    with pytest.raises(ConfigError, match="Did you mean 'builtin:en'"):
+        load_probe("builtin:eng", 200)
+    with pytest.raises(DataError, match="text"):
+        load_probe(write(tmp_path / "bad.jsonl", [{"words": "one"}]), 200)
+
+
+def test_the_bases_answers_are_cached_by_what_was_asked_of_whom(probe: str, tmp_path: Path) -> None:
+    base = fakes.bundle("gpt2")
+    first = Memory.of(config(probe), base, tmp_path / "runs")
+    shaken(base)  # the hash says that it is the same model: the cache must answer, not the weights
+    again = Memory.of(config(probe), base, tmp_path / "runs")
+    assert len(list((tmp_path / "runs" / "cache").glob("*.jsonl"))) == 1
+    student = fakes.bundle("gpt2")
+    assert again.compare(student) == first.compare(student)
+    Memory.of(config(probe), replace(base, info=base.info.model_copy(update={"sha256": "1" * 64})), tmp_path / "runs")
+    assert len(list((tmp_path / "runs" / "cache").glob("*.jsonl"))) == 2
+
+
+# ---- Sets ----
+
+
+def test_a_set_of_any_task_is_scored_by_its_deciding_metric(probe: str, tmp_path: Path) -> None:
+    rows = [{"text": f"the {word}", "label": label} for word, label in [("law", "state"), ("film", "movie")] * 3]
+    file = write(tmp_path / "set.jsonl", rows)
+    sets = {"clauses": {"task": "classification", "data": {"eval": file}}}
+    memory = Memory.of(config(probe, sets=sets, limit=4), fakes.bundle("bert"))
+    found = memory.compare(fakes.bundle("bert", "classification", labels=("x", "y", "z")))
+    assert found["clauses"].metric == "macro_f1"
+    assert found["clauses"].base.n == 4
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+@torch.no_grad()
+def test_minimal_pairs_are_likelihood_comparisons(kind: str, probe: str, tmp_path: Path) -> None:
+    rows = [
+        {"sentence_good": "the cat has a dog", "sentence_bad": "the the cat dog"},
+        {"sentence_good": "it was", "sentence_bad": "was it no"},
+    ]
+    sets = {"blimp": {"task": "minimal-pairs", "data": {"train": write(tmp_path / "pairs.jsonl", rows)}}}
+    base = fakes.bundle(kind)
+    memory = Memory.of(config(probe, sets=sets), base)
+    found = memory.compare(base)["blimp"]
+
+    def nll(text: str) -> float:
+        ids = list(base.tokenizer(text).input_ids)
+        if kind == "gpt2":
+            ids = [base.tokenizer.eos_token_id, *ids]
+            logs = F.log_softmax(base.model(input_ids=torch.tensor([ids])).logits[0].double(), dim=-1)
+            return -sum(float(logs[place - 1, token]) for place, token in enumerate(ids) if place)
+        total = 0.0
+        for place in range(1, len(ids) - 1):
+            hidden = torch.tensor([[*ids[:place], base.tokenizer.mask_token_id, *ids[place + 1 :]]])
+            total -= float(F.log_softmax(base.model(input_ids=hidden).logits[0, place].double(), dim=-1)[ids[place]])
+        return total
+
+    answers = next(answers for ability, answers in memory.answers if ability.name == "blimp")
+    for answer, row in zip(answers, rows, strict=True):
+        assert answer.values["good_nll"] == pytest.approx(nll(row["sentence_good"]), rel=1e-4)
+        assert answer.values["bad_nll"] == pytest.approx(nll(row["sentence_bad"]), rel=1e-4)
+    right = [nll(row["sentence_good"]) < nll(row["sentence_bad"]) for row in rows]
+    assert (found.metric, found.base.value, found.verdict) == ("pair_accuracy", np.mean(right), "kept")
+
+
+def test_sets_that_are_none_are_refused_together(probe: str, tmp_path: Path) -> None:
+    sets: dict[str, Any] = {"one": {"task": "clasification", "data": {"train": "x"}}, "two": {"task": "causal-lm"}}
+    with pytest.raises(ConfigError) as caught:
+        check_sets(config(probe, sets=sets))
+    assert {problem.field for problem in caught.value.problems} == {
+        "guards.forgetting.sets.one.task",
+        "guards.forgetting.sets.two.data",
+    }
+    check_sets(config(probe))
+    pairs = {
+        "pairs": {"task": "minimal-pairs", "data": {"train": write(tmp_path / "p.jsonl", [{"good": "a", "bad": "b"}])}}
+    }
+    with pytest.raises(ConfigError, match="minimal pairs for an encoder-decoder"):
+        Memory.of(config(probe, sets=pairs), fakes.bundle("t5"))
+    tales = {"tales": {"task": "causal-lm", "data": {"train": probe}}}
+    with pytest.raises(ConfigError, match="decoder for causal-lm"):
+        Memory.of(config(probe, sets=tales), fakes.bundle("bert"))
