@@ -1,4 +1,4 @@
-"""Generated folk tales: repeatable, varied, of the right length, and in agreement with the sex of the hero."""
+"""Folk tales: repeatable, varied, of the right length; the generated ones in agreement with the sex of the hero."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from fulltune.data.demo.__main__ import main
 from fulltune.data.demo.grammar import Grammar
-from fulltune.data.demo.tales import CASES, CAST, PLOTS, Language, make_tales
+from fulltune.data.demo.tales import CASES, CAST, PLOTS, Language, make_tales, written_tales
 
 LANGUAGES: tuple[Language, ...] = ("ru", "en")
 TALES = {language: make_tales(200, language=language) for language in LANGUAGES}
+GENERATED = {language: [tale for tale in tales if tale["plot"] != "written"] for language, tales in TALES.items()}
 LEXICON = (*CAST.values(), "sought m", "sought f")
 
 
@@ -24,10 +26,50 @@ LEXICON = (*CAST.values(), "sought m", "sought f")
 def test_tales_are_of_the_right_length_and_all_different(language: Language) -> None:
     tales = TALES[language]
     assert len(tales) == len({tale["text"] for tale in tales}) == len({tale["id"] for tale in tales}) == 200
-    assert {tale["plot"] for tale in tales} == set(PLOTS)
+    assert {tale["plot"] for tale in tales} == {*PLOTS, "written"}
     assert len({tale["title"] for tale in tales}) > 60
     for tale in tales:
         assert 150 <= len(tale["text"].split()) <= 500
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_written_tales_are_whole_and_unlike_each_other(language: Language) -> None:
+    tales = written_tales(language)
+    assert len(tales) == len({tale["title"] for tale in tales}) == len({tale["id"] for tale in tales}) >= 18
+    runs: Counter[tuple[str, ...]] = Counter()
+    for tale in tales:
+        assert tale.keys() == TALES[language][0].keys()
+        assert (tale["plot"], tale["language"]) == ("written", language)
+        assert 150 <= len(tale["text"].split()) <= 260, tale["title"]
+        assert tale["text"].count("\n\n") >= 3
+        assert tale["text"].endswith((".", "?", "!", '"'))
+        words = re.findall(r"\w+", tale["text"].lower())
+        runs.update({tuple(words[start : start + 12]) for start in range(len(words) - 11)})
+    assert len(runs) > 2000
+    assert [run for run, count in runs.items() if count > 1] == []
+
+
+def test_written_russian_tales_are_in_cyrillic() -> None:
+    for tale in written_tales("ru"):
+        letters = [character for character in tale["title"] + tale["text"] if character.isalpha()]
+        assert sum("а" <= letter.lower() <= "я" or letter in "ёЁ" for letter in letters) == len(letters), tale["title"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("n", [0, 1, 7, 30, 60])
+def test_the_written_tales_are_all_there_but_never_the_most(language: Language, n: int) -> None:
+    tales, written = make_tales(n, language=language), written_tales(language)
+    assert len(tales) == len({tale["id"] for tale in tales}) == len({tale["text"] for tale in tales}) == n
+    among = [tale for tale in tales if tale["plot"] == "written"]
+    assert len(among) == min(n // 2, len(written))
+    assert all(tale in written for tale in among)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_written_tales_stand_in_both_parts_of_the_data_set(language: Language) -> None:
+    plots = [tale["plot"] for tale in TALES[language]]
+    assert "written" in plots[:160]
+    assert "written" in plots[160:]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -45,7 +87,7 @@ def test_the_texts_are_clean(language: Language) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_sentences_are_seldom_shared_between_tales(language: Language) -> None:
-    first, second = (set(re.split(r"(?<=[.!?]) ", TALES[language][index]["text"])) for index in (0, 1))
+    first, second = (set(re.split(r"(?<=[.!?]) ", GENERATED[language][index]["text"])) for index in (0, 1))
     assert len(first & second) < 0.5 * len(first)
 
 
@@ -70,7 +112,7 @@ def test_verbs_agree_with_the_sex_of_the_hero() -> None:
     grammar = Grammar.load("tales_ru")
     sexes = {line.split(", ")[0]: line.rpartition(", ")[2] for line in grammar.rules["hero"]}
     beside = re.compile(r"\b([А-ЯЁ][а-яё]+(?:лся|лась|л|ла)) (" + "|".join(sexes) + r")\b")
-    pairs = [pair for tale in TALES["ru"] for pair in beside.findall(tale["text"])]
+    pairs = [pair for tale in GENERATED["ru"] for pair in beside.findall(tale["text"])]
     assert len(pairs) > 150
     for verb, name in pairs:
         assert verb.endswith(("ла", "лась")) == (sexes[name] == "f"), (verb, name)
@@ -78,7 +120,7 @@ def test_verbs_agree_with_the_sex_of_the_hero() -> None:
 
 def test_pronouns_agree_with_the_sex_of_the_hero() -> None:
     sexes = {line.split(", ")[0]: line.rpartition(", ")[2] for line in Grammar.load("tales_en").rules["hero"]}
-    for tale in TALES["en"]:
+    for tale in GENERATED["en"]:
         hero = next(name for name in sexes if re.search(rf"\b{name}\b", tale["text"]))
         he, his = ("she", "her") if sexes[hero] == "m" else ("he", "his")
         assert not re.search(rf"\b{he}\b|\b{his} (hands|back|heart|nose|grandmother|hand)\b", tale["text"]), tale[
@@ -95,9 +137,8 @@ print(json.dumps(make_tales(20, language=sys.argv[1])))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", script, language]
-    assert (
-        json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
-        == (TALES[language][:20])
+    assert json.loads(subprocess.run(command, env=environment, capture_output=True, check=True).stdout) == make_tales(
+        20, language=language
     )
     assert make_tales(5, seed=1, language=language) != make_tales(5, seed=2, language=language)
 

@@ -2,12 +2,14 @@
 
 They are built on the functions of Propp's *Morphology of the Folktale*: a tale has a plot (an abduction, a lack, a
 stepmother), a cast, and for every function one of several wordings. Russian case forms stand in the lexicon; nothing is
-inflected by rule.
+inflected by rule. Whole tales, written out in `tales_ru.txt` and `tales_en.txt`, stand among them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from importlib.resources import files
 from random import Random
 from typing import Literal
 
@@ -52,8 +54,23 @@ _BY_GENDER = re.compile(r"<(\w):([^<>]*)>")
 _GENDERS = "mfn"
 
 
+def written_tales(language: Language = "ru") -> list[dict[str, str]]:
+    """The tales that were written rather than generated, in the order of their file.
+
+    Args:
+        language: ``"ru"`` or ``"en"``.
+
+    Returns:
+        Rows as from :func:`make_tales`, of 150 to 260 words; ``plot`` is ``"written"``.
+    """
+    source = files("fulltune.data.demo").joinpath(f"tales_{language}.txt").read_text(encoding="utf-8")
+    tales = (tale.partition("\n") for tale in f"\n{source}".split("\n# ")[1:])
+    rows = (_row(title.strip(), text.strip(), "written", language) for title, _, text in tales)
+    return _numbered(rows, f"{language}-written")
+
+
 def make_tales(n: int = 200, *, seed: int = 17, language: Language = "ru") -> list[dict[str, str]]:
-    """``n`` original folk tales of 200 to 480 words.
+    """``n`` original folk tales of 150 to 480 words: the written ones, at most half of ``n``, among generated ones.
 
     Args:
         n: Number of tales.
@@ -62,23 +79,32 @@ def make_tales(n: int = 200, *, seed: int = 17, language: Language = "ru") -> li
 
     Returns:
         Rows with ``id``, ``title``, ``text`` (paragraphs parted by an empty line), ``plot`` and ``language``; no text
-        occurs twice.
+        occurs twice. A written tale is the same row under every seed.
     """
     random = Random(f"tales {language} {seed}")
+    written = written_tales(language)
+    tales = random.sample(written, min(len(written), n // 2))
+    tales += _generated(n - len(tales), random, language)
+    random.shuffle(tales)
+    return tales
+
+
+def _generated(n: int, random: Random, language: Language) -> list[dict[str, str]]:
     grammar = Grammar.load(f"tales_{language}")
     tales: dict[str, dict[str, str]] = {}
     while len(tales) < n:
         plot = random.choice(sorted(PLOTS))
         title, text = _Tale(grammar, random, plot).tell()
-        row = {
-            "id": f"{language}-{len(tales) + 1:04}",
-            "title": title,
-            "text": text,
-            "plot": plot,
-            "language": language,
-        }
-        tales.setdefault(text, row)
-    return list(tales.values())
+        tales.setdefault(text, _row(title, text, plot, language))
+    return _numbered(tales.values(), language)
+
+
+def _row(title: str, text: str, plot: str, language: Language) -> dict[str, str]:
+    return {"title": title, "text": text, "plot": plot, "language": language}
+
+
+def _numbered(rows: Iterable[dict[str, str]], prefix: str) -> list[dict[str, str]]:
+    return [{"id": f"{prefix}-{number:04}"} | row for number, row in enumerate(rows, start=1)]
 
 
 class _Tale:
