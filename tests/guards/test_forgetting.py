@@ -1,0 +1,116 @@
+"""The guard against forgetting, alone in a plain Trainer: it stops past the budget, and remembers the base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+import torch
+from transformers import Trainer, TrainerControl, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from fulltune.guards.forgetting import ForgettingGuard
+from fulltune.records import Retention, Score
+from fulltune.training.batching import Collator
+
+
+def walk(values: list[float], budget: float = 0.05) -> tuple[ForgettingGuard, int]:
+    """Steps of a training whose probe gives these values, the first before step 1; and the step it ended at."""
+    given: Iterator[float] = iter(values)
+    guard = ForgettingGuard(lambda: {"english": next(given)}, budget)
+    state, control, args = TrainerState(max_steps=len(values) - 1), TrainerControl(), fakes.arguments(Path("unused"))
+    guard.on_train_begin(args, state, control)
+    for step in range(1, len(values)):
+        state.global_step = step
+        if guard.on_evaluate(args, state, control).should_training_stop:
+            return guard, step
+    return guard, len(values) - 1
+
+
+def test_it_stops_where_the_budget_is_passed_and_says_so_in_one_sentence() -> None:
+    guard, step = walk([2.0, 2.05, 2.08, 2.2, 9.0])
+    assert step == 3
+    assert [losses["english"] for _, losses in guard.history] == pytest.approx([0.025, 0.04, 0.1])
+    [event] = guard.events
+    assert (event.guard, event.step, event.verdict) == ("forgetting", 3, "stop")
+    assert event.message == "English is 10.0% worse than the base (budget 0.05); training stopped at step 3 of 4."
+
+
+def test_a_model_that_keeps_what_it_could_is_left_alone() -> None:
+    guard, step = walk([2.0, 1.9, 2.0, 2.09])
+    assert (step, guard.events) == (3, [])
+
+
+def test_a_number_that_is_none_is_lost() -> None:
+    assert walk([2.0, math.nan, 2.0])[1] == 1
+    assert walk([0.0, 1.0, 2.0])[1] == 1
+
+
+def test_the_last_step_stops_nothing_but_is_told() -> None:
+    guard, _ = walk([2.0, 2.0, 3.0])
+    assert [(event.step, event.verdict) for event in guard.events] == [(2, "continue")]
+
+
+def test_a_record_is_judged_by_its_own_verdict() -> None:
+    score = Score(value=1.0, low=1.0, high=1.0, n=4)
+    found = Retention(
+        metric="m", direction="lower", base=score, tuned=score, change=0.4, low=-0.1, high=0.6, budget=0.05,
+        verdict="kept",
+    )  # fmt: skip
+    records = [found, found, found.model_copy(update={"verdict": "forgotten", "low": 0.1})]
+    given = iter(records)
+    guard = ForgettingGuard(lambda: {"english": next(given)})
+    state, control, args = TrainerState(max_steps=9), TrainerControl(), fakes.arguments(Path("unused"))
+    guard.on_train_begin(args, state, control)
+    for step, stops in ((1, False), (2, True)):
+        state.global_step = step
+        assert guard.on_evaluate(args, state, control).should_training_stop is stops
+
+
+def trainer(folder: Path, model: Any, guard: ForgettingGuard, **options: Any) -> Trainer:
+    rows = [{"input_ids": [3 + index % 5] * 8, "labels": [3 + index % 5] * 8} for index in range(16)]
+    settings = {"max_steps": 8, "learning_rate": 0.05, "eval_strategy": "steps", "eval_steps": 2, "seed": 1} | options
+    return Trainer(
+        model=model,
+        args=fakes.arguments(folder, **settings),
+        data_collator=Collator(0),
+        train_dataset=rows,
+        eval_dataset=rows[:4],
+        callbacks=[guard],
+    )
+
+
+def probe_of(model: Any) -> Any:
+    ids = torch.arange(40, 60)[None]
+
+    @torch.no_grad()
+    def score() -> dict[str, float]:
+        return {"other bytes": float(model(input_ids=ids, labels=ids).loss)}
+
+    return score
+
+
+def test_in_a_plain_trainer_training_that_forgets_is_stopped(tmp_path: Path) -> None:
+    model, _ = fakes.gpt2()
+    guard = ForgettingGuard(probe_of(model))
+    training = trainer(tmp_path, model, guard)
+    training.train()
+    assert 0 < training.state.global_step < 8
+    assert guard.events[0].step == training.state.global_step
+    assert guard.seconds > 0
+
+
+def test_a_resumed_run_compares_with_the_untouched_base(tmp_path: Path) -> None:
+    model, _ = fakes.gpt2()
+    whole = ForgettingGuard(probe_of(model), budget=1e9)
+    trainer(tmp_path, model, whole, save_strategy="steps", save_steps=4, max_steps=4).train()
+    again, _ = fakes.gpt2()
+    resumed = ForgettingGuard(probe_of(again), budget=1e9)
+    trainer(tmp_path, again, resumed, max_steps=8).train(resume_from_checkpoint=get_last_checkpoint(str(tmp_path)))
+    assert resumed.base == whole.base
+    assert [step for step, _ in resumed.history] == [2, 4, 6, 8]
+    assert resumed.history[:2] == whole.history
