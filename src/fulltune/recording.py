@@ -24,6 +24,7 @@ from fulltune.data.audit import Audit
 from fulltune.dataset import Data
 from fulltune.evaluate import Evaluation
 from fulltune.metrics.accumulate import paired
+from fulltune.metrics.memorisation import memorisation
 from fulltune.model import Bundle, quiet
 from fulltune.records import (
     Comparison,
@@ -162,8 +163,15 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
 
 
 def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines[Prediction]) -> dict[str, Any]:
-    details = task.details(_Of(predictions, "tuned"))
-    return details | ({"validation": trained.validation} if trained.validation else {})
+    details = dict(task.details(_Of(predictions, "tuned")))
+    if trained.validation:
+        details["validation"] = trained.validation
+    copied = memorisation(predictions, _answers(data)) if task.head == "lm" else None
+    return details | ({"memorisation": copied} if copied else {})
+
+
+def _answers(data: Data) -> Iterator[str]:
+    return (example.answer for example in data.train.examples)
 
 
 def evaluation_record(

@@ -33,12 +33,26 @@ Sink = Callable[[Prediction], object]
 
 def parts(config: Config) -> tuple[Task, Method]:
     """The task and the method by name; options of the trainer are checked here, before anything is loaded."""
-    task, method, _ = _all_or_problems(
+    task, method, *_ = _all_or_problems(
         lambda: plugins.load("task", config.task)(config),
         lambda: plugins.load("method", config.method)(config),
         lambda: training_arguments(config, Path("unused"), rows=1),
+        lambda: _check_r_drop(config),
     )
     return task, method
+
+
+def _check_r_drop(config: Config) -> None:
+    """R-Drop compares two predictions of a class under two dropout masks, so it needs classes and dropout."""
+    if not config.regularize.r_drop:
+        return
+    field, found = "regularize.r_drop", f"R-Drop for the task {config.task}"
+    if plugins.load("task", config.task).head != "classification":
+        raise ConfigError(found, expected="a task with classes", fix="remove it", field=field)
+    if config.regularize.dropout == 0:
+        raise ConfigError(
+            "R-Drop without dropout", expected="a dropout above 0", fix="remove regularize.dropout: 0", field=field
+        )
 
 
 def _all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
@@ -48,7 +62,7 @@ def _all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
         try:
             made.append(make())
         except ConfigError as error:
-            problems += error.problems
+            problems += [problem for problem in error.problems if problem not in problems]
     if problems:
         raise ConfigError(problems)
     return made

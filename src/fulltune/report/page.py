@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fulltune.records import Prediction, Record, Step
-from fulltune.report import facts, scores, task
+from fulltune.report import curves, facts, scores, task
 from fulltune.report.display import metric_label, share
 from fulltune.report.examples import gallery
 
@@ -55,7 +55,7 @@ def render(
         clean_table=scores.table(record, record.scores_without_leaks),
         forest=scores.forest(record),
         comparisons=scores.comparisons(record),
-        curves=task.curves(steps),
+        curves=curves.curves(steps, record.guards, record.details),
         queries=task.queries(shown.survey),
         gallery=shown,
         splits=facts.splits(record),

@@ -20,6 +20,9 @@ POINTS = 300
 
 Point = tuple[float, float]
 
+#: A step and two values there.
+Span = tuple[float, float, float]
+
 
 def tag(name: str, *children: str | Markup, **attributes: Any) -> Markup:
     """An element; text and attribute values are escaped, ``class_`` and ``stroke_width`` become SVG's names."""
@@ -175,19 +178,41 @@ class Line:
     dotted: bool = False
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A step worth naming: an upright line with a word at its top, and a sentence for those who point at it."""
+
+    step: float
+    label: str
+    told: str
+
+
 _TOP, _HEIGHT = 8, 160
 
+#: Marks closer than this share of the width have their words one below the other.
+_APART = 0.08
 
-def lines(title: str, description: str, curves: Sequence[Line]) -> Markup:
-    """Curves over steps. Values that are not finite leave a gap, and a cross on the floor where they were."""
+
+def lines(
+    title: str, description: str, curves: Sequence[Line], marks: Sequence[Mark] = (), band: Sequence[Span] = ()
+) -> Markup:
+    """Curves over steps. Values that are not finite leave a gap, and a cross on the floor where they were.
+
+    Args:
+        title, description: For those who do not see the chart.
+        curves: At least one point in all.
+        marks: Steps to name.
+        band: Shaded between two values at each step.
+    """
     values = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
-    steps = [x for curve in curves for x, _ in curve.points]
+    steps = [x for curve in curves for x, _ in curve.points] + [mark.step for mark in marks]
     log = bool(values) and min(values) > 0 and max(values) / min(values) > 50 and len(values) > 3
     y_axis = axis_over(values, log=log) or Axis(0, 1)
     x_axis = Axis(min(steps), max(steps)) if min(steps) < max(steps) else Axis(min(steps) - 1, max(steps) + 1)
-    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP + _HEIGHT, _TOP + _HEIGHT)]
+    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP + _HEIGHT, _TOP + _HEIGHT), _band(band, x_axis, y_axis)]
     for curve in curves:
         parts += [_path(curve, x_axis, y_axis), _dots(curve, x_axis, y_axis)]
+    parts.append(_marks(marks, x_axis))
     return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
 
 
@@ -212,9 +237,36 @@ def _path(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
         if math.isfinite(y):
             commands.append(f"{'L' if pen_down else 'M'}{1000 * x_axis.at(x):.1f} {_y(y_axis, y) - _TOP:.1f}")
         pen_down = math.isfinite(y)
-    line = tag("path", class_="line dotted" if curve.dotted else "line", d="".join(commands))
+    return _stretched(tag("path", class_="line dotted" if curve.dotted else "line", d="".join(commands)))
+
+
+def _stretched(shape: Markup) -> Markup:
     box = {"viewBox": f"0 0 1000 {_HEIGHT}", "preserveAspectRatio": "none", "overflow": "visible"}
-    return tag("svg", line, x=0, y=_TOP, width="100%", height=_HEIGHT, **box)
+    return tag("svg", shape, x=0, y=_TOP, width="100%", height=_HEIGHT, **box)
+
+
+def _band(spans: Sequence[Span], x_axis: Axis, y_axis: Axis) -> Markup:
+    """The area between the two values of each span, there along the one and back along the other."""
+    if not spans:
+        return Markup("")
+    outline = [(x, low) for x, low, _ in spans] + [(x, high) for x, _, high in reversed(spans)]
+    places = [f"{1000 * x_axis.at(x):.1f} {_y(y_axis, y) - _TOP:.1f}" for x, y in outline]
+    return _stretched(tag("path", class_="gap", d=f"M{'L'.join(places)}Z"))
+
+
+def _marks(marks: Sequence[Mark], axis: Axis) -> Markup:
+    parts: list[Markup] = []
+    last, level = -1.0, 0
+    for mark in sorted(marks, key=lambda mark: mark.step):
+        place = axis.at(mark.step)
+        level = level + 1 if place - last < _APART else 0
+        last, told = place, tag("title", f"step {mark.step:g}: {mark.told}")
+        ends = {"x1": percent(place), "x2": percent(place), "y1": _TOP, "y2": _TOP + _HEIGHT}
+        parts.append(tag("line", told, class_="mark", **ends))
+        side = {"dx": -5, "text_anchor": "end"} if place > 0.9 else {"dx": 5, "text_anchor": "start"}
+        height = _TOP + 12 + 15 * level
+        parts.append(tag("text", mark.label, class_="tick halo", x=percent(place), y=height, **side))
+    return Markup("").join(parts)
 
 
 def _dots(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:

@@ -1,4 +1,4 @@
-"""The part of the page that depends on the task: confusion, classes and calibration, curves, metric bars, queries."""
+"""The part of the page that depends on the task: confusion, classes and calibration, metric bars, queries."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fulltune.records import Record, Step
+from fulltune.records import Record
 from fulltune.report import svg
 from fulltune.report.display import (
     as_float,
     better,
     compact,
+    count,
     duration,
     in_order,
     metric_label,
@@ -120,7 +121,21 @@ def plain_details(details: Mapping[str, Any]) -> list[tuple[str, str]]:
         (metric_label(key), value if isinstance(value, str) else compact(value))
         for key, value in details.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)
+    ] + _memorisation(details.get("memorisation"))
+
+
+def _memorisation(found: Any) -> list[tuple[str, str]]:
+    """One line: how much the tuned model recites, beside the references and the base."""
+    if not isinstance(found, Mapping) or not isinstance(found.get("tuned"), Mapping):
+        return []
+    tuned = found["tuned"]
+    others = [
+        f"{name} {share(as_float(found[key].get('share')))}"
+        for key, name in (("references", "the references"), ("zero_shot", "zero-shot"))
+        if isinstance(found.get(key), Mapping)
     ]
+    words = f"{share(as_float(tuned.get('share')))} of {count(tuned.get('runs', 0))} runs of {found.get('words')} words"
+    return [("Word for word from train", words + (f" ({', '.join(others)})" if others else ""))]
 
 
 @dataclass(frozen=True)
@@ -165,52 +180,6 @@ def queries(found: Survey) -> list[Queries]:
         )
         for name in in_order(found.queries)
     ]
-
-
-def curves(steps: Sequence[Step]) -> list[Chart]:
-    """Loss (training and evaluation in one), learning rate and gradient norm over optimizer steps."""
-    charts = [_loss(steps)]
-    for field, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm")):
-        points = _points(steps, field)
-        if points:
-            charts.append(Chart(title, _span(points), svg.lines(title, _span(points), [svg.Line(title, points)])))
-    return [chart for chart in charts if chart is not None]
-
-
-def _loss(steps: Sequence[Step]) -> Chart | None:
-    training, evaluation = _points(steps, "loss"), _points(steps, "eval_loss")
-    drawn, keys, notes = [], [], []
-    if training:
-        drawn.append(svg.Line("training", training))
-        keys.append(("line", "training loss"))
-        notes.append(f"Training loss {_span(training)}.")
-    if evaluation:
-        drawn.append(svg.Line("evaluation", evaluation, dotted=True))
-        keys.append(("dotted", "evaluation loss"))
-        notes.append(f"Evaluation loss {_span(evaluation)}{_lowest(evaluation)}.")
-    if not drawn:
-        return None
-    note = " ".join(notes)
-    return Chart("Loss", note, svg.lines("Training and evaluation loss", note, drawn), tuple(keys), wide=True)
-
-
-def _points(steps: Sequence[Step], field: str) -> list[svg.Point]:
-    return [(step.step, getattr(step, field)) for step in steps if getattr(step, field) is not None]
-
-
-def _span(points: Sequence[svg.Point]) -> str:
-    first, last = points[0], points[-1]
-    words = f"{compact(first[1])} at step {first[0]:,.0f} → {compact(last[1])} at step {last[0]:,.0f}"
-    bad = sum(not math.isfinite(y) for _, y in points)
-    return words + (f"; not finite (×) at {bad} logged step{'s' if bad > 1 else ''}" if bad else "")
-
-
-def _lowest(points: Sequence[svg.Point]) -> str:
-    finite = [point for point in points if math.isfinite(point[1])]
-    if len(finite) < 2:
-        return ""
-    step, value = min(finite, key=lambda point: point[1])
-    return f", lowest {compact(value)} at step {step:,.0f}"
 
 
 def stages(seconds: Mapping[str, float]) -> Markup:

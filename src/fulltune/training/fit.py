@@ -22,6 +22,7 @@ from fulltune.records import GuardEvent, Parameters, Step, Training
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, training_arguments
 from fulltune.training.batching import Collator, FeatureDataset
+from fulltune.training.dropout import set_dropout
 from fulltune.training.trainer import Trainer
 
 OnStep = Callable[[Step, int], None]
@@ -82,7 +83,7 @@ def fit(
         callbacks: More of them, e.g. guards.
 
     Raises:
-        ConfigError: ``config.trainer`` or the class weights do not fit.
+        ConfigError: ``config.trainer``, the class weights or a regularizer do not fit.
         DataError: No features, or a whole batch without a label.
         ModelError: What the method promises does not hold.
     """
@@ -90,6 +91,8 @@ def fit(
         raise DataError("there is nothing to train on", expected="at least 1 sequence", field="data.train")
     keep_freed_pages()
     bundle = method.prepare(bundle)
+    if config.regularize.dropout is not None:
+        set_dropout(bundle.model, config.regularize.dropout)
     curve = valid if config.train.evaluations else None
     log = StepLog(on_step)
     with _settings_kept(bundle.model):
@@ -100,6 +103,7 @@ def fit(
             train_dataset=FeatureDataset(features),
             eval_dataset=FeatureDataset(curve) if curve else None,
             class_weights=class_weights,
+            r_drop=config.regularize.r_drop,
             callbacks=[EvaluateAt(config.train.evaluations if curve else 0), log, *method.callbacks(), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)

@@ -89,3 +89,23 @@ def multi_label_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor | N
         logits.float(), labels.float(), pos_weight=positive_weights, reduction="none"
     )
     return losses.sum(dim=1), torch.full_like(labels[:, 0], labels.shape[1], dtype=torch.long)
+
+
+def class_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """½ KL(p ‖ q) + ½ KL(q ‖ p) of two predictions of one class a row, in nats (Liang et al. 2021, R-Drop, equation 2).
+
+    Args:
+        first, second: Logits ``(B, C)`` of the same rows under two dropout masks.
+
+    Returns:
+        ``(B,)``; gradients flow through both.
+    """
+    p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(dim=-1) / 2
+
+
+def label_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """The same for several labels a row: that of each label's yes or no, summed over the labels, ``(B,)``."""
+    first, second = first.float(), second.float()
+    # log p/(1-p) is the logit itself, so the two halves of each label's divergence come together in one product.
+    return ((first.sigmoid() - second.sigmoid()) * (first - second)).sum(dim=-1) / 2

@@ -49,6 +49,15 @@ class Objective:
             logits, labels = logits[:, -labels.shape[1] :], loss.shift(labels)
         return loss.token_cross_entropy(logits, labels, self.smoothing)
 
+    def divergence(self, first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
+        """How far two passes over the same rows lie apart, ``(B,)``: classifiers only.
+
+        Rows are weighted by what they count in the loss; ``counts`` is what :meth:`__call__` returned.
+        """
+        if self.kind == "multi-label":
+            return loss.label_divergence(first, second)
+        return loss.class_divergence(first, second) * counts
+
     def count(self, labels: Tensor) -> Tensor:
         """The denominator that these labels add, as a scalar, known before the model has run."""
         if self.kind == "multi-label":

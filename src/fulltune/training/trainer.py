@@ -7,6 +7,7 @@ What differs, and nothing else does:
 * the evaluation loss is the mean negative log-likelihood of the whole set, whatever the batch size, without smoothing
   and class weights; rows come back in the order given;
 * a loss or gradient norm that is not finite stops training before the optimizer step and names the rows;
+* NEFTune's noise reaches both stacks of an encoder-decoder;
 * a tokenizer's output can be handed over as the dataset, and text without labels is its own label for a decoder.
 """
 
@@ -27,6 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput
 
 from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
+from fulltune.training.neftune import noise_in_both_stacks
 from fulltune.training.objective import Objective, kind_of
 
 
@@ -37,15 +39,20 @@ class Trainer(transformers.Trainer):
     Args:
         args, kwargs: As there.
         class_weights: ``(C,)`` weights of a sequence classifier's classes (of the ones, with several labels a row).
+        r_drop: α of R-Drop (Liang et al. 2021) for a sequence classifier: every batch passes twice under two dropout
+            masks, and α times the symmetric divergence of the two predictions joins their mean loss (as in the authors'
+            code; in the paper's equation 4 the two losses are summed, which is twice this with 2α).
 
     Raises:
-        ConfigError: Class weights for a model without classes, or (in :meth:`train`) a ``metric_for_best_model`` that
-            no evaluation will give.
+        ConfigError: Class weights or R-Drop for a model without classes, or (in :meth:`train`) a
+            ``metric_for_best_model`` that no evaluation will give.
         DataError: A whole effective batch without a label.
         NonFiniteError: The loss or the gradient norm was not finite; the weights are those of the last good step.
     """
 
-    def __init__(self, *args: Any, class_weights: Sequence[float] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, class_weights: Sequence[float] | None = None, r_drop: float = 0.0, **kwargs: Any
+    ) -> None:
         given = inspect.signature(transformers.Trainer.__init__).bind(self, *args, **kwargs).arguments
         super().__init__(*args, **kwargs)
         if given.get("data_collator") is None and kind_of(self._plain_model()) is not None:
@@ -53,6 +60,7 @@ class Trainer(transformers.Trainer):
         # What is not finite is seen and stops training; a filter would write other numbers in its place.
         self.args.logging_nan_inf_filter = False
         self._class_weights = self._checked(class_weights)
+        self._r_drop = self._checked_r_drop(r_drop)
         self._row_numbers: list[list[int]] = []
         self._micro_batch = 0
         self._row_losses: Tensor | None = None
@@ -77,6 +85,8 @@ class Trainer(transformers.Trainer):
         if not model.training:
             self._row_losses = torch.stack([part.double() for part in objective.plain()(logits, labels)], dim=1)
         sums, counts = objective(logits, labels)
+        if self._r_drop and model.training:
+            sums = self._twice(model, inputs, objective, logits, sums, counts)
         total = counts.sum() if num_items_in_batch is None else num_items_in_batch
         # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
         loss = sums.sum() / total * (self.accelerator.num_processes // self.get_tp_size())
@@ -102,6 +112,21 @@ class Trainer(transformers.Trainer):
         kind = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
         smoothing = self.args.label_smoothing_factor
         return None if kind is None else Objective(kind, smoothing, self._class_weights)
+
+    def _twice(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        objective: Objective,
+        logits: Tensor,
+        sums: Tensor,
+        counts: Tensor,
+    ) -> Tensor:
+        """The rows' losses ``(B,)`` with those of a second pass under another dropout mask, and their divergence."""
+        outputs = model(**self._inputs_without_labels(inputs, objective))
+        again = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        second, _ = objective(again, inputs["labels"])
+        return (sums + second) / 2 + self._r_drop * objective.divergence(logits, again, counts)
 
     def _inputs_without_labels(self, inputs: dict[str, Any], objective: Objective) -> dict[str, Any]:
         rest = {name: value for name, value in inputs.items() if name != "labels"}
@@ -133,6 +158,16 @@ class Trainer(transformers.Trainer):
                 field="class_weights",
             )
         return torch.tensor(class_weights, dtype=torch.float32)
+
+    def _checked_r_drop(self, weight: float) -> float:
+        if weight and kind_of(self._plain_model()) not in ("class", "multi-label"):
+            raise ConfigError(
+                f"R-Drop for {type(self._plain_model()).__name__}",
+                expected="a sequence classifier",
+                fix="leave r_drop out",
+                field="r_drop",
+            )
+        return weight
 
     # ---- Batches ----
 
@@ -263,7 +298,8 @@ class Trainer(transformers.Trainer):
             # every process would follow its own gradients.
             model._is_accelerate_prepared = False
         try:
-            return super().train(*args, **kwargs)
+            with noise_in_both_stacks(self._plain_model(), self.args.neftune_noise_alpha):
+                return super().train(*args, **kwargs)
         finally:
             self.is_in_train = False
 

@@ -1,0 +1,108 @@
+"""Training curves: losses with the gap between them, the metric that chose, and the steps where a guard spoke."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fulltune.records import GuardEvent, Step
+from fulltune.report import svg
+from fulltune.report.display import as_float, compact, metric_label
+from fulltune.report.task import Chart
+
+
+def curves(steps: Sequence[Step], guards: Sequence[GuardEvent], details: Mapping[str, Any]) -> list[Chart]:
+    """Loss (training and evaluation in one), the validation metric, learning rate and gradient norm over steps.
+
+    Args:
+        steps: What the trainer logged.
+        guards: Their verdicts are marked in the charts of loss and metric.
+        details: ``details["validation"]`` is ``{"metric": …, "points": [[step, value], …]}`` where a metric chose.
+    """
+    marks = [mark for event in guards for mark in _marks(event)]
+    charts = [_loss(steps, marks), _validation(details.get("validation"), marks)]
+    for field, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm")):
+        points = _points(steps, field)
+        if points:
+            charts.append(Chart(title, _span(points), svg.lines(title, _span(points), [svg.Line(title, points)])))
+    return [chart for chart in charts if chart is not None]
+
+
+def _marks(event: GuardEvent) -> list[svg.Mark]:
+    if event.verdict == "continue":
+        return [svg.Mark(event.step, "best", event.message)] if event.guard == "overfitting" else []
+    return [svg.Mark(event.step, event.verdict, event.message)]
+
+
+def _loss(steps: Sequence[Step], marks: Sequence[svg.Mark]) -> Chart | None:
+    training, evaluation = _points(steps, "loss"), _points(steps, "eval_loss")
+    drawn, keys, notes = [], [], []
+    if training:
+        drawn.append(svg.Line("training", training))
+        keys.append(("line", "training loss"))
+        notes.append(f"Training loss {_span(training)}.")
+    if evaluation:
+        drawn.append(svg.Line("evaluation", evaluation, dotted=True))
+        keys.append(("dotted", "evaluation loss"))
+        notes.append(f"Evaluation loss {_span(evaluation)}{_lowest(evaluation)}.")
+    if not drawn:
+        return None
+    gap = _gap(training, evaluation)
+    if gap:
+        keys.append(("gap", "gap"))
+        notes.append(_gap_words(gap))
+    note = " ".join(notes)
+    picture = svg.lines("Training and evaluation loss", note, drawn, marks, gap)
+    return Chart("Loss", note, picture, tuple(keys), wide=True)
+
+
+def _gap(training: Sequence[svg.Point], evaluation: Sequence[svg.Point]) -> list[svg.Span]:
+    """At each evaluation after the first, its loss and the mean training loss logged since the one before."""
+    spans, last = [], -math.inf
+    for step, value in evaluation:
+        since = [y for x, y in training if last < x <= step and math.isfinite(y)]
+        if since and math.isfinite(value):
+            spans.append((step, sum(since) / len(since), value))
+        last = step
+    return spans if len(spans) > 1 else []
+
+
+def _gap_words(gap: Sequence[svg.Span]) -> str:
+    """The gap at its first and last point; a model that learns rows by heart opens it."""
+    (first, low, high), (last, end_low, end_high) = gap[0], gap[-1]
+    return (
+        f"Gap (evaluation minus training) {compact(high - low)} at step {first:,.0f} → "
+        f"{compact(end_high - end_low)} at step {last:,.0f}."
+    )
+
+
+def _validation(found: Any, marks: Sequence[svg.Mark]) -> Chart | None:
+    """The metric that chose the best step; the loss has a chart already."""
+    if not isinstance(found, Mapping) or found.get("metric") == "loss":
+        return None
+    points = [(as_float(step), as_float(value)) for step, value in found.get("points", ())]
+    if not points:
+        return None
+    title = f"Validation {metric_label(str(found.get('metric')))}"
+    line = svg.Line(title, points, dotted=True)
+    return Chart(title, f"{_span(points)}; the best step was chosen by it.", svg.lines(title, "", [line], marks))
+
+
+def _points(steps: Sequence[Step], field: str) -> list[svg.Point]:
+    return [(step.step, getattr(step, field)) for step in steps if getattr(step, field) is not None]
+
+
+def _span(points: Sequence[svg.Point]) -> str:
+    first, last = points[0], points[-1]
+    words = f"{compact(first[1])} at step {first[0]:,.0f} → {compact(last[1])} at step {last[0]:,.0f}"
+    bad = sum(not math.isfinite(y) for _, y in points)
+    return words + (f"; not finite (×) at {bad} logged step{'s' if bad > 1 else ''}" if bad else "")
+
+
+def _lowest(points: Sequence[svg.Point]) -> str:
+    finite = [point for point in points if math.isfinite(point[1])]
+    if len(finite) < 2:
+        return ""
+    step, value = min(finite, key=lambda point: point[1])
+    return f", lowest {compact(value)} at step {step:,.0f}"

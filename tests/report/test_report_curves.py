@@ -1,0 +1,73 @@
+"""The curves of a run that overfitted: the gap is shaded and told, the best step and the stop are marked."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from fulltune.records import GuardEvent, Step
+from fulltune.report.curves import curves
+
+STEPS = [
+    Step(step=0, epoch=0, eval_loss=2.0),
+    Step(step=5, epoch=1, loss=1.5),
+    Step(step=10, epoch=2, loss=1.0),
+    Step(step=10, epoch=2, eval_loss=1.5),
+    Step(step=15, epoch=3, loss=math.nan),
+    Step(step=20, epoch=4, loss=0.2),
+    Step(step=20, epoch=4, eval_loss=2.2),
+]
+KEPT = GuardEvent(guard="overfitting", step=10, verdict="continue", message="Step 10 is <kept>.")
+STOP = GuardEvent(guard="overfitting", step=20, verdict="stop", message="Stopped.")
+BACK = GuardEvent(guard="divergence", step=15, verdict="roll back", message="Back to step 10.")
+OTHER = GuardEvent(guard="divergence", step=12, verdict="continue", message="A spike that recovered.")
+VALIDATION = {"validation": {"metric": "macro_f1", "points": [[0, 0.1], [10, 0.7], [20, "NaN"]]}}
+
+
+def marked(picture: str) -> list[str]:
+    return re.findall(r'class="tick halo"[^>]*>([^<]+)<', picture)
+
+
+def test_the_gap_is_shaded_and_told() -> None:
+    [chart] = curves(STEPS, [], {})
+    assert chart.svg.count('class="gap"') == 1
+    assert "Gap (evaluation minus training) 0.25 at step 10 → 2 at step 20." in chart.note
+    assert ("gap", "gap") in chart.keys
+    assert chart.svg.count('class="mark"') == 0
+
+
+def test_the_shade_lies_between_the_curves() -> None:
+    [chart] = curves(STEPS, [], {})
+    found = re.search(r'class="gap" d="M([^"]+)Z"', chart.svg)
+    assert found is not None
+    heights = {}
+    for place in found[1].split("L"):
+        x, y = map(float, place.split())
+        heights.setdefault(x, []).append(y)
+    assert sorted(heights) == [500.0, 1000.0]
+    assert heights[500.0][0] - heights[500.0][1] < heights[1000.0][0] - heights[1000.0][1]
+
+
+def test_a_single_point_makes_no_gap() -> None:
+    [chart] = curves(STEPS[:4], [], {})
+    assert "Gap" not in chart.note
+    assert 'class="gap"' not in chart.svg
+
+
+def test_best_step_stop_and_roll_back_are_marked_in_both_charts() -> None:
+    charts = curves(STEPS, [STOP, KEPT, BACK, OTHER], VALIDATION)
+    assert [chart.title for chart in charts] == ["Loss", "Validation Macro-F1"]
+    for chart in charts:
+        assert marked(chart.svg) == ["best", "roll back", "stop"]
+        assert "step 10: Step 10 is &lt;kept&gt;." in chart.svg
+    assert "not finite (×) at 1 logged step" in charts[1].note
+
+
+def test_marks_at_one_place_have_their_words_apart() -> None:
+    [chart] = curves(STEPS, [KEPT, KEPT.model_copy(update={"verdict": "stop"})], {})
+    heights = re.findall(r'class="tick halo"[^>]* y="(\d+)"', chart.svg)
+    assert len(set(heights)) == 2
+
+
+def test_a_loss_that_chose_has_no_second_chart() -> None:
+    assert len(curves(STEPS, [], {"validation": {"metric": "loss", "points": [[0, 1.0]]}})) == 1
