@@ -28,7 +28,7 @@ LAYERS = (
     ("evaluate", "baselines", "dataset", "retention"),
     ("plan",),
     ("report",),
-    ("recording", "stages"),
+    ("recording", "stages", "more_data"),
     ("pipeline",),
     ("demo", "doctor", "render"),
     ("cli",),

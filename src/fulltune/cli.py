@@ -77,13 +77,20 @@ def run(
 @app.command()
 def plan(
     config: ConfigFile,
+    learning_curve: Annotated[
+        bool, typer.Option("--learning-curve", help="Train on growing parts of the rows; say what more would bring.")
+    ] = False,
     overrides: Overrides = None,
     out: Out = RUNS,
+    quiet: Quiet = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Say what a config would do, and every problem it has, without training."""
-    with _answering(as_json, verbose):
+    if learning_curve:
+        _learning_curve(config, overrides, out, quiet, as_json, verbose)
+        return
+    with _answering(as_json, verbose, quiet):
         from fulltune import pipeline, render
 
         found = pipeline.plan(config, out=out, overrides=overrides or ())
@@ -157,6 +164,16 @@ def doctor(out: Out = RUNS, as_json: Json = False, verbose: Verbose = False) -> 
     with _answering(as_json, verbose):
         found = diagnose(out)
     _answer(found.to_json(), render.diagnosis(found), as_json)
+
+
+def _learning_curve(
+    config: Path, overrides: list[str] | None, out: Path, quiet: bool, as_json: bool, verbose: bool
+) -> None:
+    with _answering(as_json, verbose, quiet) as progress:
+        from fulltune import more_data, render
+
+        found = more_data.learning_curve(config, out=out, overrides=overrides or (), progress=progress)
+    _answer(found.to_json(), render.learning_curve(found), as_json)
 
 
 def _version(wanted: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -15,6 +16,9 @@ from fulltune.doctor import Diagnosis
 from fulltune.plan import Plan, gib
 from fulltune.records import EvaluationRecord, Record
 from fulltune.report import display
+
+if TYPE_CHECKING:
+    from fulltune.more_data import LearningCurve
 
 
 def record(record: Record, folder: Path) -> RenderableType:
@@ -102,6 +106,17 @@ def plan(plan: Plan) -> RenderableType:
         "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",
     }
     return Group(_facts(facts), *(Text(f"Advice: {line}") for line in plan.advice))
+
+
+def learning_curve(found: LearningCurve) -> RenderableType:
+    """Scores over training rows, and what twice as many would bring."""
+    label = display.metric_label(found.metric)
+    table = Table("training rows", label, "interval")
+    for point in found.points:
+        bounds = escape(display.interval(point.score.low, point.score.high))
+        table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
+    how = f"Each part was trained for {found.steps:,} steps and scored on all rows of eval; better is {found.direction}."
+    return Group(Text(found.headline, style="bold"), table, Text(how, style="dim"))
 
 
 def diagnosis(found: Diagnosis) -> RenderableType:

@@ -154,6 +154,22 @@ def relative_loss(
     return value, *_interval(draws, confidence)
 
 
+def resampled_values(
+    systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, seed: int = 17
+) -> Array:
+    """The metric of several systems under the same draws of their common rows, ``(systems, resamples)``.
+
+    Raises:
+        IncompatibleError: They were not scored on the same rows.
+    """
+    tables = []
+    for system in systems:
+        rows, applies = system.statistics(metric.name)
+        order = _matching(systems[0].ids, system.ids)
+        tables.append(np.where(applies[:, None], rows, 0.0)[order])
+    return np.stack([metric.value(sums) for sums in _resampled(tables, resamples, seed)])
+
+
 def row_values(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
     """A metric of every row taken alone, ``(n,)`` for each system in the order of ``a.ids``; NaN where there is none.
 
