@@ -155,7 +155,7 @@ def test_a_second_run_pays_nothing_for_its_baselines(place: Path, monkeypatch: p
 
     monkeypatch.setattr(CausalLM, "predictor", watched)
     second = fulltune.run(job, out=place / "runs")
-    assert asked == ["tuned"]
+    assert asked == ["tuned", "retention", "retention"]  # the tuned model alone, on its rows and on both languages
     assert second.scores["few_shot"] == first.scores["few_shot"]
 
 

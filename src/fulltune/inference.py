@@ -60,6 +60,23 @@ class Generated:
     capped: bool
 
 
+def text_ids(bundle: Bundle, text: str) -> list[int]:
+    """Token ids of bare text: no special tokens are added."""
+    return list(bundle.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
+
+
+def start_ids(bundle: Bundle) -> list[int]:
+    """What a decoder's text begins with: its begin-of-text token, else its end-of-text token (as GPT-2 was trained)."""
+    tokenizer = bundle.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [] if start is None else [int(start)]
+
+
+def end_ids(bundle: Bundle) -> list[int]:
+    """The end-of-text token."""
+    return [] if bundle.tokenizer.eos_token_id is None else [int(bundle.tokenizer.eos_token_id)]
+
+
 def likelihoods(bundle: Bundle, texts: Iterable[Text], batch_size: int) -> Iterator[Likelihood]:
     """Negative log-likelihood in nats of each text's target."""
     vocabulary = bundle.model.get_output_embeddings().weight.shape[0]
@@ -81,6 +98,23 @@ def generate(
         return _generate(bundle, batch, max_new_tokens)
 
     return _sorted_batches(prompts, answer, len, batch_size)
+
+
+def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, seed: int) -> Iterator[str]:
+    """Texts that a decoder makes up from nothing, drawn from its own distribution (temperature 1, no cut-off).
+
+    The same seed gives the same texts; torch's own random state is left as it is.
+    """
+    model: Any = bundle.model
+    for start in range(0, count, batch_size):
+        rows = [start_ids(bundle)] * min(batch_size, count - start)
+        ids, mask = _pad(rows, _pad_id(bundle), model.device)
+        with quiet(), _decoding(bundle, max_new_tokens, sampled=True) as settings, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed * 1_000_003 + start)
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+        for row in output[:, ids.shape[1] :].tolist():
+            yield _until_stop(bundle, row, stops, max_new_tokens).text
 
 
 def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[list[float]]:
@@ -164,7 +198,7 @@ def _generate(bundle: Bundle, batch: Sequence[Sequence[int]], max_new_tokens: in
     model: Any = bundle.model
     decoder_only = bundle.family == "decoder"
     ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device, left=decoder_only)
-    with quiet(), _greedy(bundle, max_new_tokens) as settings:
+    with quiet(), _decoding(bundle, max_new_tokens) as settings:
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     new = output[:, ids.shape[1] :] if decoder_only else output[:, 1:]
     stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
@@ -183,8 +217,8 @@ def _until_stop(bundle: Bundle, row: list[int], stops: Sequence[int | None], max
 
 
 @contextmanager
-def _greedy(bundle: Bundle, max_new_tokens: int) -> Iterator[GenerationConfig]:
-    """Greedy settings that keep only the checkpoint's special tokens.
+def _decoding(bundle: Bundle, max_new_tokens: int, *, sampled: bool = False) -> Iterator[GenerationConfig]:
+    """Greedy (or plainly sampling) settings that keep only the checkpoint's special tokens.
 
     ``generate`` fills whatever is unset in the config it is given from the model's own (``do_sample``,
     ``repetition_penalty``, …), so the model's own is set aside for the call.
@@ -193,13 +227,14 @@ def _greedy(bundle: Bundle, max_new_tokens: int) -> Iterator[GenerationConfig]:
     stops = own.eos_token_id if own.eos_token_id is not None else bundle.tokenizer.eos_token_id
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,
+        do_sample=sampled,
         num_beams=1,
         bos_token_id=own.bos_token_id,
         eos_token_id=stops,
         pad_token_id=_pad_id(bundle),
         decoder_start_token_id=own.decoder_start_token_id,
         forced_bos_token_id=own.forced_bos_token_id,
+        **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {}),
     )
     bundle.model.generation_config = settings
     try:

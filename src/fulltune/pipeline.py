@@ -1,6 +1,7 @@
 """The story of a run, top to bottom. Open this first.
 
-    config → data → base model → audit → plan → baselines → train → evaluate tuned → verdict → record → report
+    config → data → base model → audit → plan → baselines → train (guards watching) → evaluate tuned → retention
+           → verdict → record → report
 
 Every stage takes what the stages before it returned and reaches back to nothing; each writes its file as it ends, so
 that a crash leaves a readable run.
@@ -22,6 +23,7 @@ from fulltune.plan import Plan
 from fulltune.progress import NullProgress, Progress
 from fulltune.records import EvaluationRecord, Record
 from fulltune.report import write_report
+from fulltune.retention import Memory
 from fulltune.store.runs import RunFolder, new_run_id, resolve
 
 Source = Config | Mapping[str, Any] | str | Path
@@ -70,14 +72,18 @@ def run(
                 shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
                 systems = stages.score_baselines(config, task, data, base, shots, Path(out), sink, progress)
                 folder.write_json("baselines.json", {name: e.scores(config.evaluation) for name, e in systems.items()})
+            with watch("remember"):
+                memory = Memory.of(config, base, Path(out), progress)
             with watch("train"):
                 student = base if task.head == base.head else stages.load(config, task, out, head=task.head)
-                trained = stages.train(config, task, method, student, data, features, curve, folder, progress)
+                trained = stages.train(config, task, method, student, data, features, curve, memory, folder, progress)
             with watch("save"):
                 recording.save_model(student, folder.path / "model")
             with watch("evaluate"):
                 systems["tuned"] = stages.score_system(task, student, "tuned", data, progress, sink)
-        record = recording.build(config, task, data, base, audit, shots, systems, trained, watch, warned, folder)
+            with watch("retention"):
+                kept = memory.compare(student, progress)
+        record = recording.build(config, task, data, base, audit, shots, systems, trained, kept, watch, warned, folder)
         folder.write_text("record.json", record.to_json())
         with watch("report"):
             write_report(folder.path)

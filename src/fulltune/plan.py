@@ -13,6 +13,7 @@ from fulltune.errors import ConfigError, Problem
 from fulltune.records import Model
 from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, warmup_steps
 from fulltune.training.arguments import total_steps as total_steps
+from fulltune.training.costs import advice_on_regularizers, extra_copies
 
 #: Bytes a parameter costs at least in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
 #: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
@@ -83,7 +84,7 @@ def build_plan(
         ConfigError: The job cannot work; all problems at once.
     """
     rows = {"train": train_rows, "eval": eval_rows} | ({"valid": valid_rows} if valid_rows else {})
-    memory = parameters * BYTES_PER_PARAMETER
+    memory = parameters * (BYTES_PER_PARAMETER + 4 * extra_copies(config))
     problems = _problems(config, rows, sequences, memory, machine_memory)
     if problems:
         raise ConfigError(problems)
@@ -104,7 +105,11 @@ def build_plan(
         machine_bytes=machine_memory,
         baselines=tuple(baselines),
         evaluations=evaluation_steps(total, config.train.evaluations),
-        advice=(*advice(config, total, parameters), *_fit(config, rows, sequences, memory, machine_memory)),
+        advice=(
+            *advice(config, total, parameters),
+            *_fit(config, rows, sequences, memory, machine_memory),
+            *advice_on_regularizers(config, parameters),
+        ),
     )
 
 

@@ -33,8 +33,10 @@ from fulltune.records import (
     Prediction,
     Record,
     Resources,
+    Retention,
 )
 from fulltune.report.files import Lines
+from fulltune.retention import sentence
 from fulltune.store.runs import RunFolder
 from fulltune.tasks.base import Example, Task
 from fulltune.training.fit import TrainingResult
@@ -106,6 +108,7 @@ def build(
     shots: Sequence[Example],
     systems: Mapping[str, Evaluation],
     trained: TrainingResult,
+    retention: Mapping[str, Retention],
     watch: Stopwatch,
     warned: Warnings,
     folder: RunFolder,
@@ -115,7 +118,7 @@ def build(
     scores = {name: evaluation.scores(settings) for name, evaluation in systems.items()}
     without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
     comparison = _comparisons(config, task, systems)
-    verdict = _conclusion(decide(comparison, scores, deciding), trained)
+    verdict = _conclusion(_not_forgetting(decide(comparison, scores, deciding), config, retention), trained)
     return Record(
         run_id=folder.run_id,
         fulltune=fulltune.__version__,
@@ -141,6 +144,7 @@ def build(
         shots=tuple(shot.id for shot in shots),
         comparison=comparison,
         details=_details(task, data, trained, Lines(folder.path / "predictions.jsonl", Prediction)),
+        retention=dict(retention),
         guards=trained.guards,
         resources=_resources(trained, watch),
         versions=versions(),
@@ -148,6 +152,15 @@ def build(
         outcome=verdict.outcome,
         reasons=verdict.reasons,
     )
+
+
+def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, Retention]) -> Decision:
+    """The verdict on the scores, unless the config rejects a model that has forgotten too much."""
+    settings = config.guards.forgetting
+    lost = tuple(sentence(name, found) for name, found in retention.items() if found.verdict == "forgotten")
+    if not lost or settings is None or settings.action != "reject":
+        return verdict
+    return Decision("rejected", (*lost, *verdict.reasons), f"Too much was forgotten. {verdict.headline}")
 
 
 def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
@@ -159,6 +172,9 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
     if trained.stopped is not None:
         headline = f"Training was stopped: {trained.stopped.problems[0].found}. {headline}"
         return Decision("stopped", (str(trained.stopped), *(reasons if kept else ())), headline)
+    ended = next((e for e in trained.guards if (e.guard, e.verdict) == ("forgetting", "stop")), None)
+    if ended is not None:
+        return Decision("stopped", (ended.message, *reasons), f"Training was stopped, for it forgot. {headline}")
     return Decision("rejected" if kept else verdict.outcome, reasons, headline)
 
 

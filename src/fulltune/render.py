@@ -15,7 +15,7 @@ from fulltune.compare import RunComparison
 from fulltune.doctor import Diagnosis
 from fulltune.plan import Plan, gib
 from fulltune.records import EvaluationRecord, Record
-from fulltune.report import display
+from fulltune.report import display, retention
 
 if TYPE_CHECKING:
     from fulltune.more_data import LearningCurve
@@ -26,7 +26,22 @@ def record(record: Record, folder: Path) -> RenderableType:
     reasons = [Text(f"  {reason}") for reason in record.reasons]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     ending = (report, Text(f"Next: {next_step(record)}"))
-    return Group(Text(record.headline, style="bold"), *reasons, systems(record), *ending)
+    return Group(Text(record.headline, style="bold"), *reasons, systems(record), *retained(record), *ending)
+
+
+def retained(record: Record) -> list[Text]:
+    """One line about what was retained: everything, or what lost most."""
+    worst = retention.worst(record.retention)
+    if worst is None:
+        return []
+    name, found = worst
+    counted = f"{len(record.retention)} abilities" if len(record.retention) > 1 else "one ability"
+    change = f"{retention.signed(found.change)} ({retention.signed(found.low)} to {retention.signed(found.high)})"
+    values = f"{display.metric_label(found.metric)} {found.base.value:.4g} → {found.tuned.value:.4g}"
+    text = f"Retention: {counted} asked; most was lost of {name}: {change}, {values}, {found.verdict}"
+    if found.change <= 0:
+        text = f"Retention: {counted} asked, nothing lost"
+    return [Text(text, style="bold red" if found.verdict == "forgotten" else "")]
 
 
 def systems(record: Record) -> Table:

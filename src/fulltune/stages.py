@@ -14,16 +14,20 @@ from fulltune.dataset import Data
 from fulltune.errors import ConfigError, ModelError, Problem, StoreError, did_you_mean
 from fulltune.evaluate import Evaluation
 from fulltune.evaluate import evaluate as score
+from fulltune.guards.forgetting import ForgettingGuard
 from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.methods.base import Method
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
 from fulltune.progress import Progress
 from fulltune.records import Prediction, Step
+from fulltune.retention import Memory, check_sets
 from fulltune.store.runs import RunFolder, resolve
 from fulltune.tasks.base import Example, Features, Task
+from fulltune.training import costs, general_text
 from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.regularize import regularizers
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -38,6 +42,7 @@ def parts(config: Config) -> tuple[Task, Method]:
         lambda: plugins.load("method", config.method)(config),
         lambda: training_arguments(config, Path("unused"), rows=1),
         lambda: _check_r_drop(config),
+        lambda: check_sets(config),
     )
     return task, method
 
@@ -122,14 +127,16 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
     Raises:
         ConfigError: The job cannot work.
     """
-    choosing_metric(config, task)
+    _all_or_problems(lambda: choosing_metric(config, task), lambda: general_text.check(config, task.head, base))
+    replayed = costs.replayed(config, len(features))
+    mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
     return planning.build_plan(
         config,
         train_rows=len(data.train.examples),
         eval_rows=len(data.eval.examples),
         valid_rows=len(data.valid.examples) if data.valid else 0,
-        sequences=len(features),
-        tokens=sum(len(item.input_ids) for item in features),
+        sequences=len(features) + replayed,
+        tokens=round(mean * (len(features) + replayed)),
         parameters=base.model.num_parameters(),
         machine_memory=machine.memory_bytes(),
         baselines=task.baselines,
@@ -165,10 +172,13 @@ def train(
     data: Data,
     features: Sequence[Features],
     curve: Sequence[Features],
+    memory: Memory,
     folder: RunFolder,
     progress: Progress,
 ) -> TrainingResult:
     """Train the student in place; every logged step goes to ``steps.jsonl`` and moves the bar."""
+    general = general_features(config, memory.base, folder.path.parent)
+    features = general_text.mixed(features, general, costs.replayed(config, len(features)))
     total, seen = planning.total_steps(config, len(features)), 0
     with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
 
@@ -189,13 +199,30 @@ def train(
             output_dir=folder.path,
             class_weights=weights,
             on_step=on_step,
-            callbacks=guards(config, task, student, data),
+            callbacks=guards(config, task, student, data, memory),
+            regularize=lambda prepared: regularizers(config, memory.base, prepared, general),
         )
 
 
-def guards(config: Config, task: Task, student: Bundle, data: Data) -> list[TrainerCallback]:
+def general_features(config: Config, base: Bundle, out: Path) -> list[Features]:
+    """General text as training sequences, where a regularizer needs any."""
+    if not costs.needs_general_text(config):
+        return []
+    return general_text.encode(base, general_text.general_text(config, base, out))
+
+
+def guards(config: Config, task: Task, student: Bundle, data: Data, memory: Memory) -> list[TrainerCallback]:
     """What watches this training."""
-    return [guard for guard in (overfitting_guard(config, task, student, data),) if guard is not None]
+    watching = (overfitting_guard(config, task, student, data), forgetting_guard(config, student, memory))
+    return [guard for guard in watching if guard is not None]
+
+
+def forgetting_guard(config: Config, student: Bundle, memory: Memory) -> ForgettingGuard | None:
+    """Stops training that forgets; otherwise retention is scored once, at the end."""
+    settings = config.guards.forgetting
+    if settings is None or settings.action != "stop":
+        return None
+    return ForgettingGuard(lambda: memory.compare(student), settings.budget)
 
 
 def overfitting_guard(config: Config, task: Task, student: Bundle, data: Data) -> OverfittingGuard | None:

@@ -22,9 +22,9 @@ from fulltune.model import Bundle, own_head
 from fulltune.records import Prediction
 from fulltune.retention import Memory, check_sets, sentence
 from fulltune.retention.features import jackknife, linear_cka, topics
-from fulltune.retention.likelihoods import corrupted, masked, sentinel_ids
 from fulltune.retention.memory import verdict_of
 from fulltune.retention.probe import load_probe
+from fulltune.training.denoising import corrupted, masked, sentinel_ids
 
 TEXTS = ["The king has a red fox.", "It was not the law of the state.", "A film about a dog and a cat, good and great."]
 
@@ -84,7 +84,8 @@ def test_an_encoder_is_scored_on_the_same_masks_as_a_loop(probe: str) -> None:
         assert hidden
         logs = F.log_softmax(base.model(input_ids=torch.tensor([ids])).logits[0].double(), dim=-1)
         places = [index for index, token in enumerate(ids) if token == base.tokenizer.mask_token_id]
-        nll -= sum(float(logs[place, token]) for place, token in zip(places, hidden, strict=True))
+        assert places == list(hidden)
+        nll -= sum(float(logs[place, token]) for place, token in hidden.items())
         count += len(hidden)
     assert (found.metric, found.change, found.verdict) == ("masked_loss", 0.0, "kept")
     assert found.base.value == pytest.approx(nll / count, rel=1e-5)

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fulltune.records import Prediction, Record, Step
-from fulltune.report import curves, facts, scores, task
+from fulltune.report import curves, facts, retention, scores, task
 from fulltune.report.display import metric_label, share
 from fulltune.report.examples import gallery
 
@@ -56,6 +56,8 @@ def render(
         forest=scores.forest(record),
         comparisons=scores.comparisons(record),
         curves=curves.curves(steps, record.guards, record.details),
+        retention=retention.rows(record),
+        retention_chart=retention.chart(record),
         queries=task.queries(shown.survey),
         gallery=shown,
         splits=facts.splits(record),

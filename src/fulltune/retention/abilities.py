@@ -146,7 +146,7 @@ def _text_score(
     job = Config(model=config.model, task="causal-lm", data=DataConfig(train="probe"), evaluation=without)
     task = plugins.load("task", job.task)(job)
     examples = [Example(passage.id, "", passage.text) for passage in passages]
-    return task.metrics[0], lambda bundle: task.predictor(bundle, "zero_shot")(examples)
+    return task.metrics[0], lambda bundle: task.predictor(bundle, "retention")(examples)
 
 
 # ---- Sets that the user names ----
@@ -174,7 +174,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
         len(examples),
         cache_key(asked | options_asked),
         task.metrics[0],
-        lambda bundle: task.predictor(bundle, "zero_shot")(examples),
+        lambda bundle: task.predictor(bundle, "retention")(examples),
     )
 
 

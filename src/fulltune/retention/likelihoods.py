@@ -6,7 +6,6 @@ number of the row alone, so that the base and the tuned model are asked the same
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -17,19 +16,8 @@ from fulltune.metrics.ratios import mean, numbers, ratio
 from fulltune.model import Bundle
 from fulltune.records import Prediction
 from fulltune.retention.probe import Passage
-from fulltune.starters.families import corrupt
+from fulltune.training.denoising import corrupted, masked, sentinel_ids
 from fulltune.tasks import prompts
-
-#: Share of an encoder's tokens that are masked (Devlin et al. 2019).
-MASKED = 0.15
-
-#: Tokens of a passage that an encoder or an encoder-decoder reads.
-LONGEST = 256
-
-_SENTINEL = re.compile(r"<extra_id_(\d+)>")
-
-#: Stands for a span in the source where the tokenizer has no token for that; taken out again.
-_GAP = -1
 
 
 def _nll_per_token(prediction: Prediction) -> Array | None:
@@ -69,39 +57,7 @@ pair_accuracy = Metric(
 )
 
 
-# ---- Encoder-decoders: corrupted spans ----
-
-
-def sentinel_ids(bundle: Bundle) -> list[int]:
-    """The tokens that stand for spans, in order; none for a model that was pretrained without them."""
-    found = [(match, token) for name, token in bundle.tokenizer.get_vocab().items() if (match := _SENTINEL.match(name))]
-    return [token for match, token in sorted(found, key=lambda pair: int(pair[0][1]))]
-
-
-def corrupted(bundle: Bundle, text: str, row: int) -> inference.Text:
-    """A text as source and target, as close to the model's pretraining as its tokenizer tells.
-
-    With sentinels: span corruption, as T5 learnt. With a mask token: every span becomes one mask and the whole text is
-    the target, as BART learnt. With neither: spans are taken out and the whole text is the target.
-    """
-    room = min(LONGEST, bundle.window) - len(bundle.tokenizer("").input_ids) - 1
-    ids = np.array(prompts.text_ids(bundle, text)[:room])
-    ends = prompts.end_ids(bundle)
-    random, sentinels = np.random.default_rng([17, row]), sentinel_ids(bundle)
-    if sentinels and ends:
-        source, target = corrupt(ids, sentinels, ends[0], random)
-        return inference.Text(source.tolist(), target.tolist())
-    mask = bundle.tokenizer.mask_token_id
-    source, _ = corrupt(ids, [_GAP if mask is None else int(mask)] * len(ids), _GAP, random)
-    kept = [int(token) for token in source[:-1] if token != _GAP]
-    return inference.Text(_framed(bundle, kept), [*ids.tolist(), *ends])
-
-
-def _framed(bundle: Bundle, ids: list[int]) -> list[int]:
-    """The ids with what the tokenizer puts around a text."""
-    frame, ends = list(bundle.tokenizer("").input_ids), prompts.end_ids(bundle)
-    closes = bool(frame) and frame[-1:] == ends
-    return [*(frame[:-1] if closes else frame), *ids, *(ends if closes else [])]
+# ---- General text ----
 
 
 def denoising_metric(bundle: Bundle) -> Metric:
@@ -110,29 +66,11 @@ def denoising_metric(bundle: Bundle) -> Metric:
 
 def denoising(bundle: Bundle, passages: Sequence[Passage], batch_size: int) -> Iterator[Prediction]:
     """The loss of restoring what was corrupted, by an encoder-decoder."""
-    kept = [passage for passage in passages if len(prompts.text_ids(bundle, passage.text)) > 1]
-    texts = (corrupted(bundle, passage.text, row) for row, passage in enumerate(kept))
-    for passage, found in zip(kept, inference.likelihoods(bundle, texts, batch_size), strict=True):
+    rows = [(passage, corrupted(bundle, passage.text, row)) for row, passage in enumerate(passages)]
+    rows = [(passage, asked) for passage, asked in rows if asked.target]
+    found_all = inference.likelihoods(bundle, (asked for _, asked in rows), batch_size)
+    for (passage, _), found in zip(rows, found_all, strict=True):
         yield _answer(passage.id, passage.text, nll=found.nll, tokens=found.tokens)
-
-
-# ---- Encoders: masked tokens ----
-
-
-def masked(bundle: Bundle, text: str, row: int) -> tuple[list[int], list[int]]:
-    """A text with :data:`MASKED` of its tokens masked, and the tokens that were there, in order; never an empty list
-    where the text has a token.
-    """
-    window = min(LONGEST, bundle.window)
-    ids = prompts.cut(list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids), window)
-    special = set(bundle.tokenizer.all_special_ids)
-    places = [index for index, token in enumerate(ids) if token not in special]
-    count = min(len(places), max(1, round(MASKED * len(places))))
-    chosen = sorted(np.random.default_rng([17, row]).choice(len(places), size=count, replace=False).tolist())
-    hidden = [ids[places[index]] for index in chosen]
-    for index in chosen:
-        ids[places[index]] = int(bundle.tokenizer.mask_token_id)
-    return ids, hidden
 
 
 def masking(bundle: Bundle, passages: Sequence[Passage], batch_size: int) -> Iterator[Prediction]:
@@ -141,7 +79,7 @@ def masking(bundle: Bundle, passages: Sequence[Passage], batch_size: int) -> Ite
     rows = [row for row in rows if row[2]]
     found = inference.mask_log_probabilities(bundle, (ids for _, ids, _ in rows), batch_size)
     for (passage, _, hidden), logs in zip(rows, found, strict=True):
-        nll = -float(logs.double()[range(len(hidden)), hidden].sum())
+        nll = -float(logs.double()[range(len(hidden)), list(hidden.values())].sum())
         yield _answer(passage.id, passage.text, nll=nll, tokens=len(hidden))
 
 

@@ -159,14 +159,13 @@ def _accumulated(metric: Metric, rows: Iterable[Any]) -> Accumulator:
 
 
 def _cached(ability: Ability, base: Bundle, out: Path | None, advance: Callable[[], object]) -> Iterable[Any]:
-    made = _counted(ability.answer(base), advance)
     if out is None:
-        return made
+        return _counted(ability.answer(base), advance)
     key = {"retention": VERSION, "name": ability.name, "base": base.info.sha256, "asked": ability.asked}
     path = cache_path(out, cache_key(key))
     known = read_cache(path)
     if known is None:
-        write_cache(path, made)
+        write_cache(path, _counted(ability.answer(base), advance))
         known = read_cache(path)
     return known or ()
 

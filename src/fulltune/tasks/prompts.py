@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fulltune.inference import end_ids as end_ids
+from fulltune.inference import start_ids as start_ids
+from fulltune.inference import text_ids as text_ids
 from fulltune.model import Bundle
 from fulltune.tasks.base import Example, Features
 
@@ -67,23 +70,6 @@ def answer_ids(bundle: Bundle, answer: str, wording: Wording | None = None) -> l
     # After "SQL:" the answer is a new word: most vocabularies hold it with the space before it.
     spaced = f" {answer}" if wording and wording.answer and not wording.chat else answer
     return text_ids(bundle, spaced) + end_ids(bundle)
-
-
-def text_ids(bundle: Bundle, text: str) -> list[int]:
-    """Token ids of bare text: no special tokens are added."""
-    return list(bundle.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
-
-
-def start_ids(bundle: Bundle) -> list[int]:
-    """What a decoder's text begins with: its begin-of-text token, else its end-of-text token (as GPT-2 was trained)."""
-    tokenizer = bundle.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [] if start is None else [int(start)]
-
-
-def end_ids(bundle: Bundle) -> list[int]:
-    """The end-of-text token."""
-    return [] if bundle.tokenizer.eos_token_id is None else [int(bundle.tokenizer.eos_token_id)]
 
 
 def _block(wording: Wording, question: str, answer: str) -> str:

@@ -22,7 +22,9 @@ from fulltune.records import GuardEvent, Parameters, Step, Training
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, training_arguments
 from fulltune.training.batching import Collator, FeatureDataset
+from fulltune.training.costs import advice_on_regularizers
 from fulltune.training.dropout import set_dropout
+from fulltune.training.regularize import Regularizer
 from fulltune.training.trainer import Trainer
 
 OnStep = Callable[[Step, int], None]
@@ -65,6 +67,7 @@ def fit(
     class_weights: Sequence[float] | None = None,
     on_step: OnStep = lambda step, total: None,
     callbacks: Sequence[TrainerCallback] = (),
+    regularize: Callable[[Bundle], Sequence[Regularizer]] = lambda bundle: (),
 ) -> TrainingResult:
     """Train ``bundle.model`` in place.
 
@@ -81,6 +84,7 @@ def fit(
         class_weights: ``(C,)``, for a classification head.
         on_step: Called with each logged step and the total of steps.
         callbacks: More of them, e.g. guards.
+        regularize: Makes the penalties, given the model as the method prepared it.
 
     Raises:
         ConfigError: ``config.trainer``, the class weights or a regularizer do not fit.
@@ -104,6 +108,8 @@ def fit(
             eval_dataset=FeatureDataset(curve) if curve else None,
             class_weights=class_weights,
             r_drop=config.regularize.r_drop,
+            layer_decay=config.regularize.layer_decay,
+            regularizers=regularize(bundle),
             callbacks=[EvaluateAt(config.train.evaluations if curve else 0), log, *method.callbacks(), *callbacks],
         )
         trainer.remove_callback(PrinterCallback)
@@ -224,5 +230,13 @@ def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[S
         tokens=state.num_input_tokens_seen,
         rows=rows,
         final_loss=losses[-1] if losses else math.nan,
-        advice=(*advice(config, state.max_steps, bundle.model.num_parameters()), *advice_on_choice(config)),
+        advice=_advice(config, state.max_steps, bundle.model.num_parameters()),
+    )
+
+
+def _advice(config: Config, steps: int, parameters: int) -> tuple[str, ...]:
+    return (
+        *advice(config, steps, parameters),
+        *advice_on_choice(config),
+        *advice_on_regularizers(config, parameters),
     )

@@ -30,6 +30,7 @@ from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
 from fulltune.training.neftune import noise_in_both_stacks
 from fulltune.training.objective import Objective, kind_of
+from fulltune.training.regularize import Regularizer, decay_by_layer
 
 
 @final
@@ -42,6 +43,8 @@ class Trainer(transformers.Trainer):
         r_drop: α of R-Drop (Liang et al. 2021) for a sequence classifier: every batch passes twice under two dropout
             masks, and α times the symmetric divergence of the two predictions joins their mean loss (as in the authors'
             code; in the paper's equation 4 the two losses are summed, which is twice this with 2α).
+        layer_decay: Factor on the learning rate for each layer below the top.
+        regularizers: Penalties whose gradients join the task's, once an optimizer step and before clipping.
 
     Raises:
         ConfigError: Class weights or R-Drop for a model without classes, or (in :meth:`train`) a
@@ -51,7 +54,13 @@ class Trainer(transformers.Trainer):
     """
 
     def __init__(
-        self, *args: Any, class_weights: Sequence[float] | None = None, r_drop: float = 0.0, **kwargs: Any
+        self,
+        *args: Any,
+        class_weights: Sequence[float] | None = None,
+        r_drop: float = 0.0,
+        layer_decay: float = 1.0,
+        regularizers: Sequence[Regularizer] = (),
+        **kwargs: Any,
     ) -> None:
         given = inspect.signature(transformers.Trainer.__init__).bind(self, *args, **kwargs).arguments
         super().__init__(*args, **kwargs)
@@ -61,6 +70,7 @@ class Trainer(transformers.Trainer):
         self.args.logging_nan_inf_filter = False
         self._class_weights = self._checked(class_weights)
         self._r_drop = self._checked_r_drop(r_drop)
+        self._layer_decay, self._regularizers = layer_decay, regularizers
         self._row_numbers: list[list[int]] = []
         self._micro_batch = 0
         self._row_losses: Tensor | None = None
@@ -159,6 +169,13 @@ class Trainer(transformers.Trainer):
             )
         return torch.tensor(class_weights, dtype=torch.float32)
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if is_new and self._layer_decay < 1:
+            decay_by_layer(optimizer, self._plain_model(), self._layer_decay)
+        return optimizer
+
     def _checked_r_drop(self, weight: float) -> float:
         if weight and kind_of(self._plain_model()) not in ("class", "multi-label"):
             raise ConfigError(
@@ -243,6 +260,9 @@ class Trainer(transformers.Trainer):
         if not torch.isfinite(everywhere).all():
             self._stop(model, "loss", loss.item(), self._row_ids(self._micro_batch))
         self._micro_batch += 1
+        if self._micro_batch == len(self._row_numbers):
+            for regularizer in self._regularizers:
+                regularizer.backward(self.state.global_step)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
