@@ -181,3 +181,15 @@ def test_a_plan_shows_cost_and_advice() -> None:
     assert "1,500 (500 an epoch), 90 of them warm-up" in shown
     assert "1,000 train, 200 eval" in shown
     assert shown.count("Advice: ") == len(plan.advice) == 2
+
+
+def test_what_guards_said_is_shown_once() -> None:
+    events = [
+        {"guard": "overfitting", "step": 40, "verdict": "stop", "message": "Stopped at step 40."},
+        {"guard": "overfitting", "step": 0, "verdict": "continue", "message": "Nothing beat step 0."},
+    ]
+    kept = record(guards=events, reasons=("Nothing beat step 0.",), outcome="rejected")
+    shown = text(render.record(kept, Path("runs/a")))
+    assert "Guard (overfitting): Stopped at step 40." in shown
+    assert shown.count("Nothing beat step 0.") == 1
+    assert "lower train.learning_rate, raise train.evaluations" in shown

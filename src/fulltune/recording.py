@@ -34,6 +34,7 @@ from fulltune.records import (
     Record,
     Resources,
     Retention,
+    base_kept,
 )
 from fulltune.report.files import Lines
 from fulltune.retention import sentence
@@ -165,7 +166,7 @@ def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, R
 
 def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
     """The verdict on the scores, and before it what training itself came to."""
-    kept = next((e for e in trained.guards if (e.guard, e.verdict, e.step) == ("overfitting", "continue", 0)), None)
+    kept = base_kept(trained.guards)
     headline, reasons = verdict.headline, verdict.reasons
     if kept is not None:
         headline, reasons = f"The base was kept, for no step of training beat it. {headline}", (kept.message, *reasons)

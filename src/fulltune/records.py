@@ -8,6 +8,7 @@ or 0.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,6 +154,11 @@ class GuardEvent(Model):
     step: int
     verdict: Literal["continue", "stop", "roll back"]
     message: str
+
+
+def base_kept(guards: Iterable[GuardEvent]) -> GuardEvent | None:
+    """The verdict that step 0 was the best, if there was one: the model of the run is then the base."""
+    return next((e for e in guards if (e.guard, e.verdict, e.step) == ("overfitting", "continue", 0)), None)
 
 
 class Retention(Model):

@@ -14,7 +14,7 @@ from rich.text import Text
 from fulltune.compare import RunComparison
 from fulltune.doctor import Diagnosis
 from fulltune.plan import Plan, gib
-from fulltune.records import EvaluationRecord, Record
+from fulltune.records import EvaluationRecord, Record, base_kept
 from fulltune.report import display, retention
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def record(record: Record, folder: Path) -> RenderableType:
     reasons = [Text(f"  {reason}") for reason in record.reasons]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     ending = (report, Text(f"Next: {next_step(record)}"))
-    return Group(Text(record.headline, style="bold"), *reasons, systems(record), *retained(record), *ending)
+    told = [*reasons, *watched(record)]
+    return Group(Text(record.headline, style="bold"), *told, systems(record), *retained(record), *ending)
 
 
 def retained(record: Record) -> list[Text]:
@@ -42,6 +43,12 @@ def retained(record: Record) -> list[Text]:
     if found.change <= 0:
         text = f"Retention: {counted} asked, nothing lost"
     return [Text(text, style="bold red" if found.verdict == "forgotten" else "")]
+
+
+def watched(record: Record) -> list[Text]:
+    """What guards said, one line each; what the reasons say already is left out."""
+    said = [event for event in record.guards if event.message not in record.reasons]
+    return [Text(f"Guard ({event.guard}): {event.message}") for event in said]
 
 
 def systems(record: Record) -> Table:
@@ -63,6 +70,8 @@ def next_step(record: Record) -> str:
     """One thing worth trying after this run."""
     if record.outcome == "stopped":
         return "lower train.learning_rate (for example --set train.learning_rate=1e-5) and run again"
+    if base_kept(record.guards) is not None:
+        return "lower train.learning_rate, raise train.evaluations, or bring more training rows"
     verdicts = {comparison.verdict for comparison in record.comparison.values()}
     if "worse" in verdicts:
         return "look at the broken rows in the report, then try a lower train.learning_rate or fewer train.epochs"

@@ -49,7 +49,7 @@ def job(place: Path, task: str = "classification", **sections: dict[str, Any]) -
         "task": task,
         "data": data | sections.get("data", {}),
         "train": {"epochs": 10, "batch_size": 8, "learning_rate": 3e-3, "evaluations": 10} | sections.get("train", {}),
-        "guards": sections.get("guards", {}),
+        "guards": {"forgetting": None} | sections.get("guards", {}),
         "baselines": {"few_shot": 2},
         "evaluation": {"resamples": 100, "max_new_tokens": 4, "continuations": 1},
     }
@@ -89,7 +89,7 @@ def test_the_best_step_is_the_one_that_is_saved(task: str, metric: str, tmp_path
 
 def test_a_base_that_nothing_beats_is_kept_and_the_record_says_so(tmp_path: Path) -> None:
     config = job(tmp_path, "causal-lm", train={"learning_rate": 3.0, "max_grad_norm": 0.0, "evaluations": 4})
-    config["guards"] = {"divergence": None}
+    config["guards"]["divergence"] = None
     record = run(tmp_path, config)
     assert watched(record)[-1] == ("continue", 0)
     assert record.parameters.moved == 0.0

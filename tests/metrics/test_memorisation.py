@@ -93,6 +93,7 @@ def test_a_run_that_recites_says_so_in_record_and_report(tmp_path: Path) -> None
             "data": {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")},
             "train": {"max_steps": 60, "batch_size": 8, "learning_rate": 1e-2, "evaluations": 0},
             "regularize": {"dropout": 0.0},
+            "guards": {"forgetting": None},
             "baselines": {"few_shot": 1},
             "evaluation": {"resamples": 100, "max_new_tokens": 36},
         },
