@@ -8,7 +8,8 @@
     ├── IncompatibleError         two runs that must not be compared
     ├── MissingDependencyError    a feature needs an extra that is not installed
     └── TrainingStopped           exit code 3: training ended early, weights intact
-        └── NonFiniteError        the loss or the gradient norm was NaN or infinite
+        ├── NonFiniteError        the loss, the gradient norm or a weight was NaN or infinite
+        └── DivergenceError       the loss shot up and did not come back
 
 Each carries one or more :class:`Problem`: what was found, what was expected, what to do, and where.
 """
@@ -119,19 +120,44 @@ class NonFiniteError(TrainingStopped):
 
     Attributes:
         step: The optimizer step that was not taken, counted from 1.
-        quantity: ``"loss"`` or ``"gradient norm"``.
+        quantity: ``"loss"``, ``"gradient norm"`` or ``"weights"``.
         row_ids: Ids of the rows in the offending batch.
     """
 
     def __init__(self, step: int, quantity: str, value: float, row_ids: Sequence[str]) -> None:
         self.step, self.quantity, self.value, self.row_ids = step, quantity, value, tuple(row_ids)
-        rows = ", ".join(self.row_ids[:SHOWN]) + (" …" if len(self.row_ids) > SHOWN else "")
         super().__init__(
-            f"the {quantity} became {value} at step {step} (rows {rows or 'unknown'})",
+            f"the {quantity} became {value} at step {step} (rows {_some(self.row_ids) or 'unknown'})",
             expected="a finite number",
             fix="look at those rows, lower train.learning_rate, or raise train.warmup; "
             f"the weights are those of step {step - 1}",
         )
+
+
+class DivergenceError(TrainingStopped):
+    """The loss shot up and did not come back, noticed before the optimizer step.
+
+    Attributes:
+        step: The optimizer step that was not taken, counted from 1.
+        loss: The loss there.
+        limit: What losses had to stay below.
+        row_ids: Ids of the rows in the batch that shot up first.
+    """
+
+    def __init__(self, step: int, loss: float, limit: float, usual: float, spikes: int, row_ids: Sequence[str]) -> None:
+        self.step, self.loss, self.limit, self.row_ids = step, loss, limit, tuple(row_ids)
+        times = f" for {spikes} steps" if spikes > 1 else ""
+        rows = f" (rows {_some(self.row_ids)})" if self.row_ids else ""
+        super().__init__(
+            f"the loss stayed above {limit:.4g}{times} and was {loss:.4g} at step {step}, where {usual:.4g} was "
+            f"usual{rows}",
+            expected="losses that stay near those before them",
+            fix="lower train.learning_rate, or raise train.warmup",
+        )
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + (" …" if len(ids) > SHOWN else "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

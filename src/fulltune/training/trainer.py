@@ -7,6 +7,8 @@ What differs, and nothing else does:
 * the evaluation loss is the mean negative log-likelihood of the whole set, whatever the batch size, without smoothing
   and class weights; rows come back in the order given;
 * a loss or gradient norm that is not finite stops training before the optimizer step and names the rows;
+* with :class:`~fulltune.guards.divergence.DivergenceGuard` among the callbacks, training that diverges goes back to its
+  last good checkpoint instead, with a lower rate;
 * NEFTune's noise reaches both stacks of an encoder-decoder;
 * a tokenizer's output can be handed over as the dataset, and text without labels is its own label for a decoder.
 """
@@ -27,10 +29,12 @@ from transformers import DataCollatorForLanguageModeling
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
 
 from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
+from fulltune.guards.divergence import DivergenceGuard
 from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
 from fulltune.training.neftune import noise_in_both_stacks
 from fulltune.training.objective import Objective, kind_of
 from fulltune.training.regularize import Regularizer, decay_by_layer
+from fulltune.training.rollback import RollBack
 
 
 @final
@@ -51,6 +55,8 @@ class Trainer(transformers.Trainer):
             ``metric_for_best_model`` that no evaluation will give.
         DataError: A whole effective batch without a label.
         NonFiniteError: The loss or the gradient norm was not finite; the weights are those of the last good step.
+        TrainingStopped: The guard against divergence went back as often as it may; the weights are those of the last
+            good checkpoint.
     """
 
     def __init__(
@@ -259,6 +265,9 @@ class Trainer(transformers.Trainer):
         everywhere = self.accelerator.gather(loss) if self.args.world_size > 1 else loss
         if not torch.isfinite(everywhere).all():
             self._stop(model, "loss", loss.item(), self._row_ids(self._micro_batch))
+        guard = self._guard()
+        if guard is not None:
+            guard.add(float(everywhere.mean()))
         self._micro_batch += 1
         if self._micro_batch == len(self._row_numbers):
             for regularizer in self._regularizers:
@@ -309,8 +318,29 @@ class Trainer(transformers.Trainer):
 
     # ---- Training ----
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         self._check_best_metric()
+
+        def attempt(resume: str | bool | None) -> TrainOutput:
+            return self._train_once(resume, trial, ignore_keys_for_eval)
+
+        guard = self._guard()
+        if guard is None:
+            return attempt(resume_from_checkpoint)
+        guard.rows = self._row_ids
+        try:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
+                return attempt(resume_from_checkpoint)
+            return RollBack(self, guard).train(attempt, resume_from_checkpoint)
+        finally:
+            guard.rows = None
+
+    def _train_once(self, *args: Any) -> TrainOutput:
         model: Any = self.model
         is_bare = self.model_wrapped is self.model
         if self.args.world_size > 1 and is_bare:
@@ -319,9 +349,15 @@ class Trainer(transformers.Trainer):
             model._is_accelerate_prepared = False
         try:
             with noise_in_both_stacks(self._plain_model(), self.args.neftune_noise_alpha):
-                return super().train(*args, **kwargs)
+                return super().train(*args)
         finally:
+            if self.is_in_train and self.neftune_noise_alpha is not None:
+                # Interrupted: the library takes its hook off only at a good end, and would hook on a second one.
+                self.neftune_hook_handle.remove()
             self.is_in_train = False
+
+    def _guard(self) -> DivergenceGuard | None:
+        return next((one for one in self.callback_handler.callbacks if isinstance(one, DivergenceGuard)), None)
 
     def _check_best_metric(self) -> None:
         """Without ``compute_metrics`` an evaluation gives its loss and its speed: known before the first step."""

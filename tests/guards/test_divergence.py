@@ -1,0 +1,282 @@
+"""The spike test and the guard, with plain numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from fulltune.errors import DivergenceError, NonFiniteError
+from fulltune.guards.divergence import CEILING, FLOOR, HISTORY, LEAST, DivergenceGuard, SpikeDetector, weight_norms
+
+LOSSES = st.floats(0.01, 20.0)
+BAD = st.sampled_from([math.nan, math.inf, -math.inf])
+
+
+def fed(losses: Iterable[float], **options: Any) -> SpikeDetector:
+    detector = SpikeDetector(**options)
+    for loss in losses:
+        detector.see(loss)
+    return detector
+
+
+def steady(count: int = 30) -> list[float]:
+    return [2.0 + 0.1 * (index % 3) for index in range(count)]
+
+
+# ---- The detector ----
+
+
+@given(st.lists(st.one_of(LOSSES, BAD), max_size=80))
+def test_nothing_that_is_not_finite_and_no_spike_enters_the_window(losses: list[float]) -> None:
+    detector = SpikeDetector(window=20)
+    for loss in losses:
+        limit, before = detector.limit(), list(detector.losses)
+        sight = detector.see(loss)
+        is_good = math.isfinite(loss) and loss <= limit
+        assert (sight == "good") == is_good
+        assert list(detector.losses) == ([*before, loss][-20:] if is_good else before)
+        assert all(math.isfinite(kept) for kept in detector.losses)
+
+
+@given(st.lists(LOSSES, min_size=HISTORY, max_size=60))
+def test_the_limit_is_that_of_numpy(losses: list[float]) -> None:
+    detector = fed(losses, window=25, threshold=7.0)
+    if len(detector.losses) < HISTORY:
+        return
+    window = np.array(detector.losses)
+    spread = np.median(np.abs(window - np.median(window)))
+    level = max(np.median(window), detector.start, LEAST)
+    ceiling = detector.start + (CEILING - 1) * max(detector.start, LEAST)
+    assert detector.limit() == pytest.approx(min(ceiling, np.median(window) + 7 * max(spread, FLOOR * level)))
+
+
+@given(st.lists(st.one_of(LOSSES, BAD), max_size=40), st.integers(1, 6))
+def test_patience_in_a_row_is_a_divergence_whatever_came_before(losses: list[float], patience: int) -> None:
+    detector = fed([2.0, *losses], patience=patience)
+    detector.see(detector.middle())
+    sights = [detector.see(1e9) for _ in range(patience)]
+    assert sights == ["spike"] * (patience - 1) + ["diverged"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=20))
+def test_spikes_that_recover_never_are(runs: list[tuple[int, bool]]) -> None:
+    detector = fed(steady(), patience=5)
+    for length, is_nan in runs:
+        assert all(detector.see(math.nan if is_nan else 1e6) == "spike" for _ in range(length))
+        assert detector.see(2.0) == "good"
+        assert detector.spikes == 0
+
+
+@given(st.lists(st.one_of(LOSSES, BAD), max_size=60), st.lists(st.one_of(LOSSES, BAD), min_size=1, max_size=30))
+def test_a_restored_detector_goes_on_alike(before: list[float], after: list[float]) -> None:
+    detector, again = fed(before, window=15, patience=3), SpikeDetector(window=15, patience=3)
+    again.restore(json.loads(json.dumps(detector.state())))
+    assert [again.see(loss) for loss in after] == [detector.see(loss) for loss in after]
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.5, 8.0))
+def test_a_curve_that_falls_with_noise_gives_no_alarm(seed: int, level: float) -> None:
+    """Losses that decay to a tenth with log-normal noise of a quarter, as small batches have it."""
+    noise = np.random.default_rng(seed).normal(0, 0.25, 300)
+    decay = 0.1 + 0.9 * np.exp(-np.arange(300) / 60)
+    detector = SpikeDetector()
+    assert "diverged" not in {detector.see(float(loss)) for loss in level * decay * np.exp(noise)}
+
+
+def test_until_there_is_a_history_only_the_ceiling_counts() -> None:
+    detector = fed([2.0])
+    assert detector.limit() == CEILING * 2.0
+    assert fed([2.0] * (HISTORY - 1)).limit() == CEILING * 2.0
+    assert fed([2.0] * HISTORY).limit() == pytest.approx(2.0 + 10 * FLOOR * 2.0)
+
+
+def test_a_slow_climb_meets_the_ceiling() -> None:
+    """Each loss is hardly above the window, which would follow for ever."""
+    detector = fed([2.0] * 50)
+    sights = [detector.see(2.0 * 1.02**step) for step in range(200)]
+    assert "diverged" in sights
+    assert max(detector.losses) <= CEILING * 2.0
+
+
+def test_losses_near_0_may_rise_by_many_times_themselves() -> None:
+    detector = fed([0.001] * 50)
+    assert {detector.see(0.2) for _ in range(20)} == {"good"}
+
+
+def test_the_first_losses_of_a_blow_up_do_not_become_the_rule() -> None:
+    detector = SpikeDetector()
+    assert [detector.see(loss) for loss in (2.9, 200.0, 900.0, 700.0, 800.0, 750.0)][-1] == "diverged"
+    assert list(detector.losses) == [2.9]
+
+
+def test_the_start_is_the_highest_of_its_losses() -> None:
+    detector = SpikeDetector()
+    for loss in (3.0, math.nan, 2.0):
+        detector.anchor(loss)
+    assert detector.start == 3.0
+    detector.see(1.0)
+    assert detector.start == 3.0
+    detector.see(5.0)
+    assert detector.start == 3.0
+
+
+def test_losses_below_0_have_a_limit_above_them() -> None:
+    detector = fed([-3.0] * 20)
+    assert -3.0 < detector.limit() < 0
+
+
+# ---- The guard ----
+
+
+class Driver:
+    """Drives a guard as a plain trainer would, with losses alone."""
+
+    def __init__(self, guard: DivergenceGuard, folder: Path, rows: Any = None) -> None:
+        self.guard, self.model = guard, torch.nn.Linear(2, 1)
+        guard.rows = rows
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
+        self.args = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none")
+        self.state, self.control = TrainerState(max_steps=100, stateful_callbacks=[guard]), TrainerControl()
+
+    @property
+    def around(self) -> dict[str, Any]:
+        return {"model": self.model, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
+
+    def begin(self) -> None:
+        self.guard.on_train_begin(self.args, self.state, self.control, **self.around)
+
+    def step(self, *losses: float) -> bool:
+        """One step of so many micro-batches; whether training is to stop."""
+        for value in self.model.parameters():
+            value.grad = torch.ones_like(value)
+        for loss in losses:
+            self.guard.add(loss)
+        self.guard.on_pre_optimizer_step(self.args, self.state, self.control, **self.around)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.state.global_step += 1
+        self.guard.on_step_end(self.args, self.state, self.control, **self.around)
+        return self.control.should_training_stop
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    made = Driver(DivergenceGuard(patience=2), tmp_path)
+    made.begin()
+    return made
+
+
+def test_the_loss_of_a_step_is_the_sum_of_its_micro_batches(driver: Driver) -> None:
+    assert not driver.step(1.0, 0.5, 0.5)
+    assert list(driver.guard.detector.losses) == [2.0]
+
+
+def test_the_step_that_is_found_out_is_not_taken(driver: Driver) -> None:
+    for _ in range(3):
+        assert not driver.step(2.0)
+    assert not driver.step(50.0)
+    before = driver.model.weight.clone()
+    assert driver.step(60.0)
+    assert torch.equal(driver.model.weight, before)
+    (event,) = driver.guard.events
+    assert event.verdict == "stop"
+    assert event.message == (
+        "The loss stayed above 8 for 2 steps and was 60 at step 5, where 2 was usual; "
+        "training stopped with the weights before it."
+    )
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_at_once(driver: Driver, loss: float) -> None:
+    driver.step(2.0)
+    before = driver.model.weight.clone()
+    assert driver.step(loss)
+    assert torch.equal(driver.model.weight, before)
+    assert f"The loss became {loss} at step 2" in driver.guard.events[0].message
+
+
+def test_weights_that_are_not_finite_stop(driver: Driver) -> None:
+    driver.optimizer.param_groups[0]["lr"] = 3e38
+    assert driver.step(2.0)
+    assert driver.guard.events[0].message == "The weights are not finite after step 1."
+
+
+def test_a_loss_scaler_may_skip_what_is_not_finite(driver: Driver) -> None:
+    driver.optimizer.scaler = object()  # type: ignore[attr-defined]
+    for _ in range(HISTORY):
+        driver.step(2.0)
+    assert not driver.step(math.nan)
+    assert not driver.step(2.0)
+    assert driver.guard.events == []
+
+
+def test_a_trainer_that_goes_back_gets_the_error(tmp_path: Path) -> None:
+    driver = Driver(DivergenceGuard(patience=2), tmp_path, rows=lambda: [f"row:{driver.state.global_step + 1}"])
+    driver.begin()
+    driver.step(2.0)
+    driver.step(50.0)
+    with pytest.raises(DivergenceError, match="rows row:2") as raised:
+        driver.step(60.0)
+    assert (raised.value.step, raised.value.loss, raised.value.limit) == (3, 60.0, 8.0)
+    assert raised.value.row_ids == ("row:2",)
+    assert raised.value.exit_code == 3
+
+
+def test_the_rate_is_cut_when_training_returns(driver: Driver) -> None:
+    guard = driver.guard
+    guard.go_back(NonFiniteError(7, "loss", math.nan, ["a"]), step=0, reached=7)
+    driver.begin()
+    assert driver.optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
+    driver.step(2.0)
+    assert driver.optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
+    assert driver.scheduler.get_last_lr() == [pytest.approx(0.15)]
+
+
+def test_the_state_is_plain_and_whole(driver: Driver) -> None:
+    guard = driver.guard
+    driver.step(2.0)
+    guard.go_back(NonFiniteError(7, "loss", math.nan, ["a"]), step=0, reached=7)
+    saved = json.loads(json.dumps(guard.state()))
+    again = DivergenceGuard(**saved["args"])
+    assert (again.patience, again.cut) == (2, 0.3)
+    driver.guard, driver.state.global_step = again, 5
+    driver.state.stateful_callbacks = {"DivergenceGuard": saved}  # type: ignore[assignment]
+    before = driver.optimizer.param_groups[0]["lr"]
+    driver.begin()
+    assert (again.roll_backs, again.rate, list(again.detector.losses)) == (1, 0.3, [2.0])
+    assert driver.optimizer.param_groups[0]["lr"] == before
+
+
+def test_a_checkpoint_without_the_guard_can_be_gone_on_from(driver: Driver) -> None:
+    driver.state.global_step, driver.state.stateful_callbacks = 5, {}  # type: ignore[assignment]
+    driver.begin()
+    assert "DivergenceGuard" in driver.state.stateful_callbacks  # type: ignore[operator]
+    assert driver.guard.roll_backs == 0
+
+
+def test_the_evaluation_of_the_base_is_a_loss_of_the_start(driver: Driver) -> None:
+    around = driver.around
+    driver.guard.on_evaluate(driver.args, driver.state, driver.control, metrics={"eval_loss": 4.0}, **around)
+    driver.step(1.0)
+    driver.guard.on_evaluate(driver.args, driver.state, driver.control, metrics={"eval_loss": 9.0}, **around)
+    assert driver.guard.detector.start == 4.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_norms_show_a_weight_that_is_not_finite(bad: float) -> None:
+    model = torch.nn.Linear(3, 2)
+    assert weight_norms(model).shape == (2,)
+    assert weight_norms(model).isfinite().all()
+    torch.nn.init.constant_(model.bias, bad)
+    assert not weight_norms(model).isfinite().all()
