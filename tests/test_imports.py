@@ -29,7 +29,7 @@ LAYERS = (
     ("plan",),
     ("report",),
     ("recording", "stages", "more_data"),
-    ("pipeline",),
+    ("pipeline", "interpolation", "averaging"),
     ("demo", "doctor", "render"),
     ("cli",),
     ("__main__",),

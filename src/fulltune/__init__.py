@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fulltune.averaging import soup as soup
     from fulltune.config import Config as Config
     from fulltune.config import load_config as load_config
     from fulltune.errors import ConfigError as ConfigError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fulltune.errors import NonFiniteError as NonFiniteError
     from fulltune.errors import StoreError as StoreError
     from fulltune.errors import TrainingStopped as TrainingStopped
+    from fulltune.interpolation import interpolate as interpolate
     from fulltune.pipeline import compare as compare
     from fulltune.pipeline import evaluate as evaluate
     from fulltune.pipeline import run as run
@@ -48,6 +50,8 @@ _EXPORTS = {
     "NonFiniteError": "fulltune.errors",
     "StoreError": "fulltune.errors",
     "TrainingStopped": "fulltune.errors",
+    "soup": "fulltune.averaging",
+    "interpolate": "fulltune.interpolation",
     "compare": "fulltune.pipeline",
     "evaluate": "fulltune.pipeline",
     "run": "fulltune.pipeline",

@@ -18,6 +18,8 @@ from fulltune.records import EvaluationRecord, Record, base_kept
 from fulltune.report import display, retention
 
 if TYPE_CHECKING:
+    from fulltune.averaging import Soup
+    from fulltune.interpolation import Interpolation
     from fulltune.more_data import LearningCurve
 
 
@@ -111,6 +113,37 @@ def comparison(found: RunComparison) -> RenderableType:
     changed = {name: _some(rows) for name, rows in lists.items() if rows}
     named = Text(f"A = {found.a}\nB = {found.b}", overflow="fold")
     return Group(Text(found.headline, style="bold"), named, table, _facts(changed))
+
+
+def interpolation(found: Interpolation) -> RenderableType:
+    """A sweep: what was chosen, every point with its score and what it lost, and where things lie."""
+    label = display.metric_label(found.metric)
+    digits = display.decimals(point.score.value for point in found.points)
+    table = Table("α", label, "interval", "largest loss", "inside the budget", "")
+    for point in found.points:
+        bounds = escape(display.interval(point.score.low, point.score.high, digits))
+        sign = "chosen" if point.alpha == found.alpha else "on the front" if point.on_front else ""
+        inside = "yes" if point.within_budget else "no"
+        score = display.number(point.score.value, digits)
+        table.add_row(f"{point.alpha:g}", score, bounds, retention.signed(point.loss), inside, sign)
+    facts = {f"eval, {name}": display.number(score.value, digits) for name, score in found.final.items()}
+    if found.kept_as_tuned:
+        facts["as tuned at every α"] = _some(found.kept_as_tuned) + " (the base has none)"
+    facts |= {"model": found.model, "figure": "interpolation.svg and interpolation.json in the run's folder"}
+    return Group(Text(found.headline, style="bold"), table, _facts(facts))
+
+
+def soup(found: Soup) -> RenderableType:
+    """A mean of models: its score beside those of its parts."""
+    title = Text(f"The mean of {len(found.sources)} models lies in {found.model}", style="bold")
+    if not found.scores:
+        return title
+    digits = display.decimals(score.value for score in found.scores.values())
+    table = Table("model", display.metric_label(found.metric), "interval", "rows")
+    for name, score in found.scores.items():
+        bounds = escape(display.interval(score.low, score.high, digits))
+        table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
+    return Group(title, table)
 
 
 def plan(plan: Plan) -> RenderableType:

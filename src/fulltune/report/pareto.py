@@ -1,0 +1,106 @@
+"""Task score against what was lost, as one SVG file of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from fulltune.report import svg
+from fulltune.report.display import better, compact, metric_label, share
+
+_WIDTH, _HEIGHT, _LEFT, _TOP = 760, 420, 70, 56
+_RIGHT, _BOTTOM = _WIDTH - 40, _HEIGHT - 56
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A mixture: its α, the largest relative loss, the task score, whether it is on the front, and whether chosen."""
+
+    alpha: float
+    loss: float
+    score: float
+    on_front: bool
+    chosen: bool
+
+
+def picture(title: str, metric: str, direction: str, dots: Sequence[Dot], budget: float) -> str:
+    """A whole SVG document; points that are no numbers are left out.
+
+    Args:
+        title: The result in a sentence, for those who do not see the chart.
+        metric, direction: Of the task score.
+        dots: By α.
+        budget: Highest loss allowed; infinite draws no line.
+    """
+    drawn = [dot for dot in dots if math.isfinite(dot.loss) and math.isfinite(dot.score)]
+    limit = [budget] if math.isfinite(budget) else []
+    x_axis = svg.axis_over([0.0, *limit, *(dot.loss for dot in drawn)]) or svg.Axis(0, 1)
+    y_axis = svg.axis_over([dot.score for dot in drawn]) or svg.Axis(0, 1)
+    place = _Place(x_axis, y_axis)
+    names = (
+        svg.tag("text", f"{metric_label(metric)} ({better(metric, direction)})", class_="name", x=_LEFT, y=_TOP - 22),
+        svg.tag(
+            "text", "largest relative loss of retention", class_="tick", x=_RIGHT, y=_HEIGHT - 12, text_anchor="end"
+        ),
+    )
+    parts = [*_axes(place), *(_budget(place, value) for value in limit), _front(place, drawn), *names]
+    parts += [_dot(place, dot) for dot in drawn]
+    style = Markup("<style>{}</style>").format(Markup((Path(__file__).parent / "report.css").read_text("utf-8")))
+    back = svg.tag("rect", width="100%", height="100%", fill="var(--paper)")
+    inner = Markup("").join([svg.tag("title", title), style, back, *parts])
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" width="{_WIDTH}" height="{_HEIGHT}">'
+    return f"{head}{inner}</svg>\n"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """From values to pixels."""
+
+    x_axis: svg.Axis
+    y_axis: svg.Axis
+
+    def x(self, loss: float) -> float:
+        return round(_LEFT + (_RIGHT - _LEFT) * self.x_axis.at(loss), 1)
+
+    def y(self, score: float) -> float:
+        return round(_BOTTOM - (_BOTTOM - _TOP) * self.y_axis.at(score), 1)
+
+
+def _axes(place: _Place) -> list[Markup]:
+    parts = []
+    for tick in place.x_axis.ticks(5):
+        x = place.x(tick)
+        parts.append(svg.tag("line", class_="grid", x1=x, x2=x, y1=_TOP, y2=_BOTTOM))
+        parts.append(svg.tag("text", f"{100 * tick:g}%", class_="tick", x=x, y=_BOTTOM + 18, text_anchor="middle"))
+    for tick in place.y_axis.ticks(5):
+        y = place.y(tick)
+        parts.append(svg.tag("line", class_="grid", x1=_LEFT, x2=_RIGHT, y1=y, y2=y))
+        parts.append(svg.tag("text", compact(tick), class_="tick", x=_LEFT - 8, y=y + 4, text_anchor="end"))
+    return parts
+
+
+def _budget(place: _Place, budget: float) -> Markup:
+    x = place.x(budget)
+    line = svg.tag("line", class_="reference", x1=x, x2=x, y1=_TOP, y2=_BOTTOM)
+    return line + svg.tag("text", f"budget {share(budget)}", class_="tick halo", x=x + 5, y=_TOP + 12)
+
+
+def _front(place: _Place, dots: Sequence[Dot]) -> Markup:
+    ordered = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.loss)
+    path = "L".join(f"{place.x(dot.loss)} {place.y(dot.score)}" for dot in ordered)
+    return svg.tag("path", class_="line", d=f"M{path}") if path else Markup("")
+
+
+def _dot(place: _Place, dot: Dot) -> Markup:
+    told = svg.tag("title", f"α = {dot.alpha:g}: score {compact(dot.score)}, loss {share(dot.loss)}")
+    x, y = place.x(dot.loss), place.y(dot.score)
+    if dot.chosen:
+        shape = svg.tag("path", told, class_="diamond", d=f"M{x - 8} {y}L{x} {y - 8}L{x + 8} {y}L{x} {y + 8}Z")
+    else:
+        shape = svg.tag("circle", told, class_="ring", cx=x, cy=y, r=5)
+    strength = " strong" if dot.chosen else ""
+    return shape + svg.tag("text", f"α {dot.alpha:g}", class_=f"tick halo{strength}", x=x + 10, y=y - 8)
