@@ -359,6 +359,10 @@ def test_sets_that_are_none_are_refused_together(probe: str, tmp_path: Path) -> 
         "guards.forgetting.sets.two.data",
     }
     check_sets(config(probe))
+    never = config(probe, action="stop")
+    never = never.model_copy(update={"train": never.train.model_copy(update={"evaluations": 0})})
+    with pytest.raises(ConfigError, match="while train"):
+        check_sets(never)
     pairs = {
         "pairs": {"task": "minimal-pairs", "data": {"train": write(tmp_path / "p.jsonl", [{"good": "a", "bad": "b"}])}}
     }

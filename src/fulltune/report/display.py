@@ -20,6 +20,7 @@ _METRICS = {
     "micro_f1": "Micro-F1",
     "mcc": "MCC",
     "ece": "Calibration error",
+    "linear_cka": "Linear CKA",
     "bleu": "BLEU",
     "chrf": "chrF",
     "rouge1": "ROUGE-1",

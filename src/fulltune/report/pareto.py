@@ -52,8 +52,8 @@ def picture(title: str, metric: str, direction: str, dots: Sequence[Dot], budget
     style = Markup("<style>{}</style>").format(Markup((Path(__file__).parent / "report.css").read_text("utf-8")))
     back = svg.tag("rect", width="100%", height="100%", fill="var(--paper)")
     inner = Markup("").join([svg.tag("title", title), style, back, *parts])
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" width="{_WIDTH}" height="{_HEIGHT}">'
-    return f"{head}{inner}</svg>\n"
+    look = f'class="chart" font-family="sans-serif" role="img" width="{_WIDTH}" height="{_HEIGHT}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {look}>{inner}</svg>\n'
 
 
 @dataclass(frozen=True)

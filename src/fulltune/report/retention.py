@@ -41,7 +41,7 @@ def rows(record: Record) -> list[Row]:
 def chart(record: Record) -> Markup:
     """The relative loss of each ability; nothing where no loss is a number."""
     bars = [
-        svg.Bar(name, found.change, found.low, found.high, f"{signed(found.change)}, {found.verdict}")
+        svg.Bar(name, found.change, found.low, found.high, f"{signed(found.change)}, {judged(found)}")
         for name, found in record.retention.items()
     ]
     if not any(math.isfinite(bar.value) for bar in bars):
@@ -53,6 +53,11 @@ def worst(retention: Mapping[str, Retention]) -> tuple[str, Retention] | None:
     """The ability that lost most among those with a budget; one that gives no number comes first."""
     judged = [(name, found) for name, found in retention.items() if math.isfinite(found.budget)]
     return max(judged, key=lambda item: math.inf if math.isnan(item[1].change) else item[1].change, default=None)
+
+
+def judged(found: Retention) -> str:
+    """The verdict; what has no budget is told apart from what keeps to one."""
+    return "changed, no budget" if math.isinf(found.budget) and found.verdict == "within budget" else found.verdict
 
 
 def signed(value: float) -> str:
@@ -71,8 +76,8 @@ def _row(name: str, found: Retention) -> Row:
         n=found.tuned.n,
         change=signed(found.change),
         change_interval=f"[{signed(found.low)}, {signed(found.high)}]",
-        budget="none" if math.isinf(found.budget) else share(found.budget),
-        verdict=found.verdict,
+        budget="" if math.isinf(found.budget) else f"budget {share(found.budget)}",
+        verdict=judged(found),
         sign=SIGNS[found.verdict],
         kind="worse" if found.verdict == "forgotten" else "kept",
     )

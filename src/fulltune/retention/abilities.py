@@ -102,12 +102,22 @@ def abilities(config: Config, base: Bundle) -> list[Ability]:
 
 
 def check_sets(config: Config) -> None:
-    """Whether every set of ``guards.forgetting.sets`` is one, before anything is loaded.
+    """Whether ``guards.forgetting`` can do what it says, before anything is loaded.
 
     Raises:
-        ConfigError: A set has no data or an unknown task; all problems at once.
+        ConfigError: A set has no data or an unknown task, or training is to be stopped that is never looked at; all
+            problems at once.
     """
     settings, problems = config.guards.forgetting, list[Problem]()
+    if settings and settings.action == "stop" and not config.train.evaluations:
+        problems.append(
+            Problem(
+                "stop, while train.evaluations is 0",
+                "evaluations at which the probe is scored",
+                "raise train.evaluations, or choose warn or reject",
+                field="guards.forgetting.action",
+            )
+        )
     for name, options in settings.sets.items() if settings else ():
         try:
             job = _job(name, options, config)

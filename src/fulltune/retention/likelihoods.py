@@ -16,8 +16,8 @@ from fulltune.metrics.ratios import mean, numbers, ratio
 from fulltune.model import Bundle
 from fulltune.records import Prediction
 from fulltune.retention.probe import Passage
-from fulltune.training.denoising import corrupted, masked, sentinel_ids
 from fulltune.tasks import prompts
+from fulltune.training.denoising import corrupted, masked, sentinel_ids
 
 
 def _nll_per_token(prediction: Prediction) -> Array | None:

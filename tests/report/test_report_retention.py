@@ -1,0 +1,82 @@
+"""The page's section on what was retained."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import samples
+
+from fulltune import render as terminal
+from fulltune.records import Record, Retention, Score
+from fulltune.report import render, retention
+
+
+def found(change: float, verdict: Any, budget: float = 0.05, metric: str = "bits_per_byte") -> Retention:
+    base = Score(value=1.0, low=0.9, high=1.1, n=40)
+    tuned = Score(value=1 + change, low=0.9 + change, high=1.1 + change, n=40)
+    return Retention(
+        metric=metric,
+        direction="lower",
+        base=base,
+        tuned=tuned,
+        change=change,
+        low=change - 0.01,
+        high=change + 0.01,
+        budget=budget,
+        verdict=verdict,
+    )
+
+
+def record(**retained: Retention) -> Record:
+    return samples.causal_lm().record.model_copy(update={"retention": retained})
+
+
+def page(one: Record) -> str:
+    return render(one, [], [], None)
+
+
+def test_each_ability_stands_with_both_scores_its_loss_and_the_budget() -> None:
+    text = page(record(english=found(0.314, "forgotten"), russian=found(-0.02, "kept")))
+    section = text.partition('<section id="retention">')[2].partition("</section>")[0]
+    for wanted in (
+        "english",
+        "russian",
+        "+31.4%",
+        "[+30.4%, +32.4%]",
+        "−2.0%",
+        "▼",
+        "forgotten",
+        "budget 5.0%",
+        "n = 40",
+    ):
+        assert wanted in section, wanted
+    assert "<svg" in section
+
+
+def test_a_run_that_asked_nothing_has_no_section() -> None:
+    assert 'id="retention"' not in page(record())
+
+
+def test_what_has_no_budget_is_not_said_to_keep_to_one() -> None:
+    [row] = retention.rows(record(representation=found(0.3, "within budget", math.inf, "linear_cka")))
+    assert (row.verdict, row.budget) == ("changed, no budget", "")
+    assert row.metric.startswith("Linear CKA")
+
+
+def test_a_loss_that_is_no_number_is_shown_and_is_the_worst() -> None:
+    lost = record(english=found(0.2, "forgotten"), russian=found(math.nan, "forgotten"))
+    name, _ = retention.worst(lost.retention) or ("", None)
+    assert name == "russian"
+    assert "NaN" in page(lost)
+
+
+def test_the_terminal_names_what_lost_most() -> None:
+    [line] = terminal.retained(record(english=found(0.314, "forgotten"), russian=found(0.01, "within budget")))
+    assert "2 abilities asked" in line.plain
+    assert "english: +31.4% (+30.4% to +32.4%), Bits per byte 1 → 1.314, forgotten" in line.plain
+    [line] = terminal.retained(record(english=found(-0.01, "kept")))
+    assert line.plain == "Retention: one ability asked, nothing lost"
+    assert terminal.retained(record()) == []
+    assert terminal.record(record(), Path("runs/x")) is not None
