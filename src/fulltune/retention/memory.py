@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,14 +68,11 @@ class Memory:
             student: In any mode; it is asked in eval mode and left as it was.
         """
         found: dict[str, Retention] = {}
-        was_training = student.model.training
-        student.model.eval()
-        with own_head(self.base, student) as bundle:
+        with _in_eval_mode(student), own_head(self.base, student) as bundle:
             for ability, before in self.answers:
                 with (progress or NullProgress()).stage(f"tuned: {ability.name}", total=ability.rows) as bar:
                     after = tuple(_counted(ability.answer(bundle), bar.advance))
                 found |= self._compared(ability, before, after)
-        student.model.train(was_training)
         return found
 
     def _compared(self, ability: Ability, before: Sequence[Any], after: Sequence[Any]) -> dict[str, Retention]:
@@ -149,6 +147,16 @@ def sentence(name: str, found: Retention) -> str:
         f"{name}: {found.metric} {found.base.value:.4g} → {found.tuned.value:.4g}, {abs(found.change):.1%} {way} "
         f"({found.low:+.1%} to {found.high:+.1%}{budget}): {found.verdict}"
     )
+
+
+@contextmanager
+def _in_eval_mode(bundle: Bundle) -> Iterator[None]:
+    was_training = bundle.model.training
+    bundle.model.eval()
+    try:
+        yield
+    finally:
+        bundle.model.train(was_training)
 
 
 def _accumulated(metric: Metric, rows: Iterable[Any]) -> Accumulator:
