@@ -1,8 +1,14 @@
-"""Makes the shared helpers (``fakes``) importable from every folder of tests."""
+"""Makes the shared helpers (``fakes``) importable from every folder of tests, and times no property."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A busy machine is no reason to fail.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
