@@ -190,7 +190,7 @@ def test_a_rate_far_too_high_ends_in_a_clean_stop(place: Path) -> None:
     record = fulltune.run(config(place, "gpt2", "causal-lm", "tales", learning_rate=1e30), out=place / "runs")
     assert record.outcome == "stopped"
     assert record.headline.startswith("Training was stopped")
-    assert [event.verdict for event in record.guards] == ["stop"]
+    assert [event.verdict for event in record.guards] == ["roll back", "roll back", "stop"]
     assert read_record(place / "runs" / record.run_id / "record.json").outcome == "stopped"
 
 

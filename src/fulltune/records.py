@@ -242,14 +242,29 @@ class EvaluationRecord(Model):
 
 
 class Step(Model):
-    """One line of ``steps.jsonl``: what the trainer logged at an optimizer step (losses are per token or per row)."""
+    """One line of ``steps.jsonl``: what the trainer logged at an optimizer step (losses are per token or per row).
+
+    ``attempt`` is 1 until training is rolled back, then 2, and so on. The file keeps what was discarded;
+    :func:`standing` leaves it out.
+    """
 
     step: int
+    attempt: int = 1
     epoch: float
     loss: float | None = None
     eval_loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
+
+
+def standing(steps: Iterable[Step]) -> list[Step]:
+    """The steps that count: where training was rolled back and a step was taken again, as it was taken last."""
+    kept: list[Step] = []
+    for step in steps:
+        if kept and step.attempt > kept[-1].attempt:
+            kept = [earlier for earlier in kept if earlier.step < step.step]
+        kept.append(step)
+    return kept
 
 
 class Prediction(Model):

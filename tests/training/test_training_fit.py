@@ -9,9 +9,10 @@ import torch
 from transformers import TrainerCallback
 
 from fulltune import Config, DataError
+from fulltune.config import GuardsConfig
 from fulltune.methods.full import Full
 from fulltune.model import Bundle
-from fulltune.records import Step
+from fulltune.records import Step, standing
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import evaluation_steps
 from fulltune.training.fit import TrainingResult, fit
@@ -144,22 +145,66 @@ def test_evaluations_are_evenly_spread(total: int, points: int, steps: tuple[int
     assert evaluation_steps(total, points) == steps
 
 
-def test_a_run_that_breaks_is_told_with_weights_whole(tmp_path: Path) -> None:
-    bundle = fakes.bundle("gpt2")
-    calls = iter(range(1, 100))
+def _break_passes(bundle: Bundle, *passes: int) -> None:
+    """The logits of these training passes (from 1) become NaN."""
+    count = 0
 
     def spoil(module: Any, args: Any, output: Any) -> Any:
-        if next(calls) == 3:
-            output["logits"] = output["logits"] * float("nan")
+        nonlocal count
+        if module.training:
+            count += 1
+            if count in passes:
+                output["logits"] = output["logits"] * float("nan")
         return output
 
-    handle = bundle.model.register_forward_hook(spoil)
-    result = _fit(bundle, tmp_path)
-    handle.remove()
+    bundle.model.register_forward_hook(spoil)
+
+
+def test_a_run_that_breaks_is_told_with_weights_whole(tmp_path: Path) -> None:
+    bundle = fakes.bundle("gpt2")
+    _break_passes(bundle, 3)
+    config = _config().model_copy(update={"guards": GuardsConfig(divergence=None)})
+    result = _fit(bundle, tmp_path, config)
     assert result.stopped is not None
     assert "the loss became nan at step 3 (rows row:" in str(result.stopped)
     assert result.training.steps == 2
+    assert [(event.guard, event.verdict) for event in result.guards] == [("finite", "stop")]
     assert all(torch.isfinite(value).all() for value in bundle.model.state_dict().values())
+
+
+def test_a_run_that_goes_back_says_so_and_ends_well(tmp_path: Path) -> None:
+    """The first steps are taken twice; the account has them once, the log of every step twice, told apart."""
+    bundle, seen = fakes.bundle("gpt2"), list[Step]()
+    _break_passes(bundle, 4)
+    result = _fit(
+        bundle,
+        tmp_path,
+        _config(evaluations=2),
+        valid=_features(bundle)[:2],
+        on_step=lambda step, total: seen.append(step),
+    )
+    assert result.stopped is None
+    assert [(event.guard, event.step, event.verdict) for event in result.guards] == [("divergence", 4, "roll back")]
+    assert "the learning rate is 0.3 of what the config says" in result.guards[0].message
+    assert [step.step for step in seen if step.loss is not None] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
+    assert [step.attempt for step in seen if step.loss is not None] == [1, 1, 1, 2, 2, 2, 2, 2, 2]
+    assert [step.step for step in result.steps if step.loss is not None] == [1, 2, 3, 4, 5, 6]
+    assert [step.step for step in result.steps if step.eval_loss is not None] == [0, 3, 6]
+    assert list(result.steps) == standing(seen)
+    assert not list(tmp_path.rglob("checkpoint*"))
+
+
+def test_a_run_that_goes_back_too_often_stops_with_whole_weights(tmp_path: Path) -> None:
+    bundle = fakes.bundle("gpt2")
+    before = {name: value.clone() for name, value in bundle.model.state_dict().items()}
+    _break_passes(bundle, 4, 6, 7)
+    result = _fit(bundle, tmp_path)
+    assert result.stopped is not None
+    assert "the loss became nan at step 1 (rows row:" in str(result.stopped)
+    assert "after 2 roll-backs" in str(result.stopped)
+    assert [event.verdict for event in result.guards] == ["roll back", "roll back", "stop"]
+    assert (result.training.steps, result.steps) == (0, ())
+    assert all(torch.equal(value, before[name]) for name, value in bundle.model.state_dict().items())
 
 
 def test_callbacks_can_stop_training(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fulltune.config import Config
-from fulltune.errors import DataError, TrainingStopped
+from fulltune.errors import DataError, DivergenceError, TrainingStopped
+from fulltune.guards.divergence import DivergenceGuard
 from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.kernels.allocator import keep_freed_pages
 from fulltune.methods.base import Method
@@ -40,8 +41,8 @@ class TrainingResult:
         train_seconds: Wall time of the training loop, its evaluations included.
         tokens_per_second: Input tokens without padding, a second of training without its evaluations.
         steps: Everything that was logged, in order.
-        stopped: Why training ended early; the weights are then those of the last good step, or of the best one where a
-            guard kept it.
+        stopped: Why training ended early; the weights are then those of the last good checkpoint, or of the best step
+            where a guard kept it.
         guards: What guards said.
         validation: Metric, steps and values that :class:`~fulltune.guards.overfitting.OverfittingGuard` chose by.
     """
@@ -98,7 +99,7 @@ def fit(
     if config.regularize.dropout is not None:
         set_dropout(bundle.model, config.regularize.dropout)
     curve = valid if config.train.evaluations else None
-    log = StepLog(on_step)
+    log, callbacks = StepLog(on_step), [*_divergence_guard(config), *callbacks]
     with _settings_kept(bundle.model):
         trainer = Trainer(
             model=bundle.model,
@@ -118,17 +119,16 @@ def fit(
         for guard in chosen:
             guard.finish(bundle.model, trainer.state.global_step)
         bundle.model.zero_grad(set_to_none=True)
+    # Training that was stopped has gone back: what was logged after that step is none of its weights.
+    steps = [step for step in log.steps if step.step <= trainer.state.global_step]
     return TrainingResult(
-        training=_account(trainer, bundle, config, log.steps, len(features)),
+        training=_account(trainer, bundle, config, steps, len(features)),
         parameters=method.proof(bundle),
         train_seconds=seconds,
         tokens_per_second=trainer.state.num_input_tokens_seen / (seconds - log.evaluation_seconds - _spent(callbacks)),
-        steps=tuple(log.steps),
+        steps=tuple(steps),
         stopped=stopped,
-        guards=(
-            *(() if stopped is None else (_event(stopped, trainer.state.global_step),)),
-            *(event for callback in callbacks for event in getattr(callback, "events", ())),
-        ),
+        guards=_events(stopped, callbacks, trainer.state.global_step),
         validation=_validation(chosen),
     )
 
@@ -142,8 +142,18 @@ def _validation(guards: Sequence[OverfittingGuard]) -> dict[str, Any]:
     return {"metric": guards[0].metric, "points": [list(point) for point in guards[0].history]} if guards else {}
 
 
-def _event(stopped: TrainingStopped, step: int) -> GuardEvent:
-    return GuardEvent(guard="finite", step=step, verdict="stop", message=str(stopped))
+def _events(stopped: TrainingStopped | None, callbacks: Sequence[TrainerCallback], step: int) -> tuple[GuardEvent, ...]:
+    """What guards said, and why training was stopped where none of them told it."""
+    said = [event for callback in callbacks for event in getattr(callback, "events", ())]
+    if stopped is None or any(event.guard == "divergence" and event.verdict == "stop" for event in said):
+        return tuple(said)
+    guard = "divergence" if isinstance(stopped, DivergenceError) else "finite"
+    return (GuardEvent(guard=guard, step=step, verdict="stop", message=str(stopped)), *said)
+
+
+def _divergence_guard(config: Config) -> list[DivergenceGuard]:
+    settings = config.guards.divergence
+    return [] if settings is None else [DivergenceGuard(**settings.model_dump())]
 
 
 class EvaluateAt(TrainerCallback):
@@ -166,10 +176,21 @@ class EvaluateAt(TrainerCallback):
 
 
 class StepLog(TrainerCallback):
-    """Turns what the trainer logs into :class:`~fulltune.records.Step`."""
+    """Turns what the trainer logs into :class:`~fulltune.records.Step`.
+
+    When training goes back, the steps that it discards are dropped from ``steps``; what ``on_step`` got of them is told
+    from what it gets anew by ``attempt``.
+    """
 
     def __init__(self, on_step: OnStep) -> None:
         self.on_step, self.steps, self.evaluation_seconds = on_step, list[Step](), 0.0
+        self.attempt, self.began_at = 0, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.attempt, self.began_at = self.attempt + 1, state.global_step
+        self.steps = [step for step in self.steps if step.step <= state.global_step]
 
     def on_log(
         self,
@@ -182,8 +203,9 @@ class StepLog(TrainerCallback):
         self.evaluation_seconds += (logs or {}).get("eval_runtime", 0.0)
         names = ("loss", "eval_loss", "learning_rate", "grad_norm")
         values = {name: float(logs[name]) for name in names if logs and name in logs}
-        if values.keys() & {"loss", "eval_loss"}:
-            step = Step(step=state.global_step, epoch=state.epoch or 0.0, **values)
+        is_known = self.attempt > 1 and state.global_step == self.began_at  # evaluated before, in the same state
+        if values.keys() & {"loss", "eval_loss"} and not is_known:
+            step = Step(step=state.global_step, epoch=state.epoch or 0.0, attempt=self.attempt, **values)
             self.steps.append(step)
             self.on_step(step, state.max_steps)
 

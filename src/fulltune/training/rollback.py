@@ -6,7 +6,6 @@ output folder, never two more than needed, and go when training ends.
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,6 +21,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from fulltune.errors import DivergenceError, ModelError, NonFiniteError, StoreError
 from fulltune.guards.divergence import DivergenceGuard, weight_norms
 from fulltune.model import quiet
+from fulltune.training.random_state import random_state, set_random_state
 
 if TYPE_CHECKING:
     from fulltune.training.trainer import Trainer
@@ -138,8 +137,8 @@ class RollBack(TrainerCallback):
         if back is not None:
             self._check(back)
             if back.draws is not None:
-                _set_random_state(back.draws)
-        self._draws, self._epoch_begins = _random_state(), True
+                set_random_state(back.draws)
+        self._draws, self._epoch_begins = random_state(), True
         for checkpoint in self.kept:
             if checkpoint.draws is None:
                 checkpoint.draws = self._draws
@@ -207,16 +206,6 @@ class RollBack(TrainerCallback):
         """Delete it if it is ours."""
         if self.trainer.is_world_process_zero() and (path == self.folder or self.folder in path.parents):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _random_state() -> Any:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_random_state(state: Any) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
 
 
 @contextmanager

@@ -351,9 +351,10 @@ class Trainer(transformers.Trainer):
             with noise_in_both_stacks(self._plain_model(), self.args.neftune_noise_alpha):
                 return super().train(*args)
         finally:
-            if self.is_in_train and self.neftune_noise_alpha is not None:
+            hook = getattr(self, "neftune_hook_handle", None)
+            if self.is_in_train and hook is not None:
                 # Interrupted: the library takes its hook off only at a good end, and would hook on a second one.
-                self.neftune_hook_handle.remove()
+                hook.remove()
             self.is_in_train = False
 
     def _guard(self) -> DivergenceGuard | None:
