@@ -29,7 +29,7 @@ LAYERS = (
     ("plan",),
     ("report",),
     ("recording", "stages", "more_data"),
-    ("pipeline", "interpolation", "averaging"),
+    ("pipeline", "interpolation", "averaging", "lr_find"),
     ("demo", "doctor", "render"),
     ("cli",),
     ("__main__",),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fulltune.config import load_config as load_config
     from fulltune.errors import ConfigError as ConfigError
     from fulltune.errors import DataError as DataError
+    from fulltune.errors import DivergenceError as DivergenceError
     from fulltune.errors import FulltuneError as FulltuneError
     from fulltune.errors import IncompatibleError as IncompatibleError
     from fulltune.errors import MissingDependencyError as MissingDependencyError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fulltune.errors import StoreError as StoreError
     from fulltune.errors import TrainingStopped as TrainingStopped
     from fulltune.interpolation import interpolate as interpolate
+    from fulltune.lr_find import find_learning_rate as find_learning_rate
     from fulltune.pipeline import compare as compare
     from fulltune.pipeline import evaluate as evaluate
     from fulltune.pipeline import run as run
@@ -43,6 +45,7 @@ _EXPORTS = {
     "load_config": "fulltune.config",
     "ConfigError": "fulltune.errors",
     "DataError": "fulltune.errors",
+    "DivergenceError": "fulltune.errors",
     "FulltuneError": "fulltune.errors",
     "IncompatibleError": "fulltune.errors",
     "MissingDependencyError": "fulltune.errors",
@@ -52,6 +55,7 @@ _EXPORTS = {
     "TrainingStopped": "fulltune.errors",
     "soup": "fulltune.averaging",
     "interpolate": "fulltune.interpolation",
+    "find_learning_rate": "fulltune.lr_find",
     "compare": "fulltune.pipeline",
     "evaluate": "fulltune.pipeline",
     "run": "fulltune.pipeline",

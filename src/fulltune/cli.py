@@ -141,6 +141,23 @@ def compare(
     _answer(found.to_json(), render.comparison(found), as_json)
 
 
+@app.command("lr-find")
+def lr_find(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Out = RUNS,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Look for a learning rate: a range test, then short trainings compared on held-out rows."""
+    with _answering(as_json, verbose, quiet) as progress:
+        from fulltune import render
+
+        found = fulltune.find_learning_rate(config, out=out, overrides=overrides or (), progress=progress)
+    _answer(found.to_json(), render.learning_rate(found), as_json)
+
+
 @app.command()
 def demo(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which one: contracts.")],

@@ -20,6 +20,7 @@ from fulltune.report import display, retention
 if TYPE_CHECKING:
     from fulltune.averaging import Soup
     from fulltune.interpolation import Interpolation
+    from fulltune.lr_find import LearningRate
     from fulltune.more_data import LearningCurve
 
 
@@ -174,6 +175,20 @@ def learning_curve(found: LearningCurve) -> RenderableType:
         table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
     how = f"Each part was trained for {found.steps:,} steps and scored on all rows of eval; better is {found.direction}."
     return Group(Text(found.headline, style="bold"), table, Text(how, style="dim"))
+
+
+def learning_rate(found: LearningRate) -> RenderableType:
+    """A search for a learning rate: the answer, the short trainings, the plot, and the line for the config."""
+    table = Table("learning rate", "held-out loss", "")
+    digits = display.decimals(candidate.loss for candidate in found.candidates)
+    for candidate in found.candidates:
+        chosen = "advised" if candidate.rate == found.rate else ""
+        table.add_row(f"{candidate.rate:.1e}", display.number(candidate.loss, digits), chosen)
+    facts = {"the config has": f"{found.asked:.1e}", "plot": found.plot}
+    if found.rate is not None:
+        facts["to take it"] = found.line
+    tried = [table] if found.candidates else []
+    return Group(Text(found.reason, style="bold"), *tried, _facts(facts))
 
 
 def diagnosis(found: Diagnosis) -> RenderableType:

@@ -194,7 +194,14 @@ _APART = 0.08
 
 
 def lines(
-    title: str, description: str, curves: Sequence[Line], marks: Sequence[Mark] = (), band: Sequence[Span] = ()
+    title: str,
+    description: str,
+    curves: Sequence[Line],
+    marks: Sequence[Mark] = (),
+    band: Sequence[Span] = (),
+    *,
+    log_steps: bool = False,
+    unit: str = "step",
 ) -> Markup:
     """Curves over steps. Values that are not finite leave a gap, and a cross on the floor where they were.
 
@@ -203,17 +210,25 @@ def lines(
         curves: At least one point in all.
         marks: Steps to name.
         band: Shaded between two values at each step.
+        log_steps: Steps by their logarithm.
+        unit: What a step is called.
     """
     values = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
     steps = [x for curve in curves for x, _ in curve.points] + [mark.step for mark in marks]
     log = bool(values) and min(values) > 0 and max(values) / min(values) > 50 and len(values) > 3
     y_axis = axis_over(values, log=log) or Axis(0, 1)
-    x_axis = Axis(min(steps), max(steps)) if min(steps) < max(steps) else Axis(min(steps) - 1, max(steps) + 1)
+    x_axis = _steps_axis(min(steps), max(steps), log_steps)
     parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP + _HEIGHT, _TOP + _HEIGHT), _band(band, x_axis, y_axis)]
     for curve in curves:
-        parts += [_path(curve, x_axis, y_axis), _dots(curve, x_axis, y_axis)]
-    parts.append(_marks(marks, x_axis))
+        parts += [_path(curve, x_axis, y_axis), _dots(curve, x_axis, y_axis, unit)]
+    parts.append(_marks(marks, x_axis, unit))
     return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
+
+
+def _steps_axis(first: float, last: float, log: bool) -> Axis:
+    if log:
+        return Axis(first, last if first < last else 10 * last, log=True)
+    return Axis(first, last) if first < last else Axis(first - 1, last + 1)
 
 
 def _left_axis(axis: Axis) -> Markup:
@@ -254,13 +269,13 @@ def _band(spans: Sequence[Span], x_axis: Axis, y_axis: Axis) -> Markup:
     return _stretched(tag("path", class_="gap", d=f"M{'L'.join(places)}Z"))
 
 
-def _marks(marks: Sequence[Mark], axis: Axis) -> Markup:
+def _marks(marks: Sequence[Mark], axis: Axis, unit: str) -> Markup:
     parts: list[Markup] = []
     last, level = -1.0, 0
     for mark in sorted(marks, key=lambda mark: mark.step):
         place = axis.at(mark.step)
         level = level + 1 if place - last < _APART else 0
-        last, told = place, tag("title", f"step {mark.step:g}: {mark.told}")
+        last, told = place, tag("title", f"{unit} {mark.step:g}: {mark.told}")
         ends = {"x1": percent(place), "x2": percent(place), "y1": _TOP, "y2": _TOP + _HEIGHT}
         parts.append(tag("line", told, class_="mark", **ends))
         side = {"dx": -5, "text_anchor": "end"} if place > 0.9 else {"dx": 5, "text_anchor": "start"}
@@ -269,17 +284,17 @@ def _marks(marks: Sequence[Mark], axis: Axis) -> Markup:
     return Markup("").join(parts)
 
 
-def _dots(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
+def _dots(curve: Line, x_axis: Axis, y_axis: Axis, unit: str) -> Markup:
     """Points of a dotted curve, lone points of any curve, and crosses where a value was not a number."""
     few = curve.dotted or sum(math.isfinite(y) for _, y in curve.points) == 1
     parts = []
     for x, y in curve.points if few else [point for point in curve.points if not math.isfinite(point[1])][:POINTS]:
         place = percent(x_axis.at(x))
         if math.isfinite(y):
-            dot = tag("title", f"step {x:g}: {compact(y)}")
+            dot = tag("title", f"{unit} {x:g}: {compact(y)}")
             parts.append(tag("circle", dot, class_="dot", cx=place, cy=_y(y_axis, y), r=3.5))
         else:
-            told = tag("title", f"step {x:g}: not a number")
+            told = tag("title", f"{unit} {x:g}: not a number")
             parts.append(tag("text", "×", told, class_="cross", x=place, y=_TOP + _HEIGHT - 2, text_anchor="middle"))
     return Markup("").join(parts)
 
