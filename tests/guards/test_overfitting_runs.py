@@ -16,7 +16,7 @@ from fulltune import pipeline
 from fulltune.errors import ConfigError
 from fulltune.records import Record
 
-WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog", "fox", "king")
+WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "cat", "dog", "fox", "king")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -40,7 +40,8 @@ def chance(seed: int, count: int) -> list[dict[str, Any]]:
 def job(place: Path, task: str = "classification", **sections: dict[str, Any]) -> dict[str, Any]:
     kind = "bert" if task == "classification" else "gpt2"
     make = chance if task == "classification" else lambda seed, count: [{"text": text} for text in texts(seed, count)]
-    data = {name: write(place / f"{name}.jsonl", make(seed, 24)) for seed, name in enumerate(("train", "valid", "eval"))}
+    splits = enumerate(("train", "valid", "eval"))
+    data = {name: write(place / f"{name}.jsonl", make(seed, 24)) for seed, name in splits}
     folder = place / kind
     if not folder.exists():
         fakes.save(kind, folder)

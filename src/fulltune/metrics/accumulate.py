@@ -154,9 +154,7 @@ def relative_loss(
     return value, *_interval(draws, confidence)
 
 
-def resampled_values(
-    systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, seed: int = 17
-) -> Array:
+def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, seed: int = 17) -> Array:
     """The metric of several systems under the same draws of their common rows, ``(systems, resamples)``.
 
     Raises:

@@ -37,15 +37,15 @@ from fulltune.data.demo.text2sql import make_text2sql
 from fulltune.errors import FulltuneError
 from fulltune.kernels.allocator import keep_freed_pages
 from fulltune.model import quiet
-from fulltune.starters import NAMES, corpus
+from fulltune.starters import NAMES, corpus, folder
 from fulltune.starters.card import Account, write_account
-from fulltune.starters.families import FAMILIES, WINDOW, WORDS, Family, Seeded, train_tokenizer
+from fulltune.starters.families import FAMILIES, WORDS, Family, Seeded, train_tokenizer
 from fulltune.store.files import atomic_text, storing
 from fulltune.training.trainer import Trainer
 
 SEED = 17
 
-#: Windows in a step: 8,192 tokens.
+#: Windows in a step.
 BATCH = 16
 
 #: Windows of the held-out text that are scored.
@@ -103,10 +103,10 @@ def make_starter(
     console.print(f"{name}: {model.num_parameters():,} parameters, {len(train):,} windows, untrained {untrained:.3f}")
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
 
-    folder = out / name
+    target = out / name
     with quiet():
-        model.half().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        model.half().save_pretrained(target)
+        tokenizer.save_pretrained(target)
     model.float()  # what is scored is what ships: rounded to half precision
     trained = held_out_loss(trainer)
     console.print(f"{name}: held-out loss {trained:.3f}")
@@ -121,7 +121,7 @@ def make_starter(
         held_out_files=tuple(path.name for path in found.held_out),
         held_out_windows=len(held_out),
         windows=len(train),
-        window=WINDOW,
+        window=family.window,
         batch_size=BATCH,
         epochs=epochs,
         steps=state.max_steps,
@@ -132,8 +132,18 @@ def make_starter(
         tokens_per_byte=held_out.tokens_per_byte(shared),
         curve=tuple((int(log["step"]), float(log["loss"])) for log in state.log_history if "loss" in log),
     )
-    write_account(folder, account)
-    return folder
+    write_account(target, account)
+    return target
+
+
+def make_untrained(name: str, out: Path) -> Path:
+    """The architecture and the tokenizer of a starter with fresh weights: what a starter must beat."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder(name))
+    set_seed(SEED)
+    with quiet():
+        FAMILIES[name].build(tokenizer).save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    return out
 
 
 def shared_tokenizer(found: corpus.Corpus, out: Path) -> Tokenizer:
@@ -155,9 +165,9 @@ def _statements() -> Iterator[str]:
 def windows(
     family: Family, tokenizer: PreTrainedTokenizerFast, shared: Tokenizer, files: Sequence[Path], cache: Path
 ) -> corpus.Windows:
-    """The files as windows of ``WINDOW`` tokens, framed as the family frames a text."""
+    """The files as windows, framed as the family frames a text."""
     framed = [tokenizer.cls_token_id, tokenizer.sep_token_id] if family.name == "bert" else []
-    return corpus.Windows(corpus.tokens(files, shared, cache, end=WORDS), WINDOW, framed[:1], framed[1:])
+    return corpus.Windows(corpus.tokens(files, shared, cache, end=WORDS), family.window, framed[:1], framed[1:])
 
 
 def pretrainer(

@@ -37,7 +37,5 @@ def advice_on_regularizers(config: Config, parameters: int) -> list[str]:
     if wanted.distill:
         lines.append("regularize.distill reads general text at every step, once by the base and once by the model.")
     if wanted.l2_sp and config.train.weight_decay:
-        lines.append(
-            "regularize.l2_sp pulls to the base while train.weight_decay pulls to 0; set the latter to 0."
-        )
+        lines.append("regularize.l2_sp pulls to the base while train.weight_decay pulls to 0; set the latter to 0.")
     return lines

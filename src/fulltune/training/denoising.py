@@ -6,15 +6,20 @@ What is hidden is drawn from the number of the row alone, so that two models are
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fulltune.inference import Text, end_ids, text_ids
 from fulltune.model import Bundle
-from fulltune.starters.families import corrupt
 
 #: Share of an encoder's tokens that are masked (Devlin et al. 2019).
 MASKED = 0.15
+
+#: Share of an encoder-decoder's tokens that are corrupted, and the mean length of a span (Raffel et al. 2020).
+CORRUPTED, MEAN_SPAN = 0.15, 3.0
 
 #: Tokens of a text that an encoder or an encoder-decoder reads.
 LONGEST = 256
@@ -74,3 +79,34 @@ def masked(bundle: Bundle, text: str, row: int) -> tuple[list[int], dict[int, in
     for place in hidden:
         ids[place] = int(bundle.tokenizer.mask_token_id)
     return ids, hidden
+
+
+def corrupt(
+    ids: NDArray[Any],
+    sentinels: Sequence[int],
+    end: int,
+    random: np.random.Generator,
+    share: float = CORRUPTED,
+    mean_span: float = MEAN_SPAN,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Span corruption (Raffel et al. 2020, section 3.1.4): ``(T,)`` tokens to a source and a target.
+
+    Every corrupted span is one sentinel in the source; the target lists each sentinel with its span, then ``end``.
+    Texts of equal length give sources and targets of equal length.
+    """
+    corrupted = max(1, round(len(ids) * share))
+    spans = min(max(1, round(corrupted / mean_span)), len(sentinels), len(ids) - corrupted)
+    holes, kept = _cut(corrupted, spans, random), _cut(len(ids) - corrupted, spans, random)
+    source, target, at = list[int](), list[int](), 0
+    for sentinel, keep, hole in zip(sentinels, kept, holes, strict=False):
+        source += [*ids[at : at + keep].tolist(), sentinel]
+        target += [sentinel, *ids[at + keep : at + keep + hole].tolist()]
+        at += keep + hole
+    return np.array([*source, end]), np.array([*target, end])
+
+
+def _cut(total: int, parts: int, random: np.random.Generator) -> list[int]:
+    """``parts`` positive numbers that sum to ``total``, every way of cutting being equally likely."""
+    inner = np.sort(random.choice(total - 1, size=parts - 1, replace=False)) + 1
+    widths: list[int] = np.diff([0, *inner.tolist(), total]).tolist()
+    return widths
