@@ -262,9 +262,12 @@ class Trainer(transformers.Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        everywhere = self.accelerator.gather(loss) if self.args.world_size > 1 else loss
-        if not torch.isfinite(everywhere).all():
-            self._stop(model, "loss", loss.item(), self._row_ids(self._micro_batch))
+        everywhere = (self.accelerator.gather(loss) if self.args.world_size > 1 else loss).flatten()
+        broken = everywhere[~torch.isfinite(everywhere)]
+        if broken.numel():
+            # The rows of another process are known there alone.
+            rows = [] if torch.isfinite(loss) else self._row_ids(self._micro_batch)
+            self._stop(model, "loss", broken[0].item(), rows)
         guard = self._guard()
         if guard is not None:
             guard.add(float(everywhere.mean()))
