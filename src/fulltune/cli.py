@@ -160,7 +160,7 @@ def lr_find(
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one: contracts.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one: contracts or tales.")],
     overrides: Overrides = None,
     out: Out = RUNS,
     quiet: Quiet = False,
@@ -171,8 +171,9 @@ def demo(
     from fulltune.demo import prepare
 
     with _answering(as_json, verbose, quiet) as progress:
-        record = fulltune.run(prepare(name, out), out=out, overrides=overrides or (), progress=progress)
-    _finish_run(record, out, as_json)
+        config = prepare(name, out)
+        record = fulltune.run(config, out=out, overrides=overrides or (), progress=progress)
+    _finish_run(record, out, as_json, f"Rows and config: {config}; put your own there and `fulltune run {config}`")
 
 
 @app.command()
@@ -256,10 +257,10 @@ def _options(
     """Options of the program itself."""
 
 
-def _finish_run(record: fulltune.Record, out: Path, as_json: bool) -> None:
+def _finish_run(record: fulltune.Record, out: Path, as_json: bool, hint: str = "") -> None:
     from fulltune import render
 
-    _answer(record.to_json(), render.record(record, out / record.run_id), as_json)
+    _answer(record.to_json(), render.record(record, out / record.run_id, hint), as_json)
     if record.outcome != "accepted":
         raise typer.Exit(3)
 

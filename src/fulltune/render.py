@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from fulltune.more_data import LearningCurve
 
 
-def record(record: Record, folder: Path) -> RenderableType:
-    """A run: its headline, its systems by the deciding metric, the report's path, and what to try next."""
+def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
+    """A run: its headline, its systems by the deciding metric, the report's path, what to try next, and a hint."""
     reasons = [Text(f"  {reason}") for reason in record.reasons]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
-    ending = (report, Text(f"Next: {next_step(record)}"))
+    ending = [report, Text(f"Next: {next_step(record)}"), *([Text(hint, overflow="fold")] if hint else [])]
     told = [*reasons, *watched(record)]
     return Group(Text(record.headline, style="bold"), *told, systems(record), *retained(record), *ending)
 
@@ -173,7 +173,9 @@ def learning_curve(found: LearningCurve) -> RenderableType:
     for point in found.points:
         bounds = escape(display.interval(point.score.low, point.score.high))
         table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
-    how = f"Each part was trained for {found.steps:,} steps and scored on all rows of eval; better is {found.direction}."
+    how = (
+        f"Each part was trained for {found.steps:,} steps and scored on all rows of eval; better is {found.direction}."
+    )
     return Group(Text(found.headline, style="bold"), table, Text(how, style="dim"))
 
 

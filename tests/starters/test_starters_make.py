@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fulltune import model
 from fulltune.data.demo.tales import make_tales
 from fulltune.errors import DataError
-from fulltune.starters import NAMES, corpus, make
+from fulltune.starters import corpus, make
 from fulltune.starters.families import FAMILIES, WORDS
 
 #: Untrained, every token is as likely as any other.
@@ -46,7 +46,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(folder / "model.safetensors"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_starter_is_a_checkpoint_that_learnt(name: str, books: Path, tmp_path: Path) -> None:
     folder = make.make_starter(name, books, tmp_path / "out", epochs=0.4, bf16=False)
     told = json.loads((folder / "training.json").read_text())
@@ -63,7 +63,7 @@ def test_a_starter_is_a_checkpoint_that_learnt(name: str, books: Path, tmp_path:
     assert str(tmp_path) not in card + (folder / "training.json").read_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     name: str, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +84,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_text_comes_back_as_it_was(name: str, books: Path, tmp_path: Path) -> None:
     tokenizer = FAMILIES[name].tokenizer(make.shared_tokenizer(corpus.find(books), tmp_path))
     tokenizer.save_pretrained(tmp_path / name)

@@ -1,6 +1,6 @@
 """How the starters were made, and how to make others from any folder of plain text.
 
-    python -m fulltune.starters.make CORPUS OUT            # all three; hours on two cores
+    python -m fulltune.starters.make CORPUS OUT            # a GPT-2, a BERT and a T5; hours on two cores
     python -m fulltune.starters.make CORPUS OUT --only t5 --epochs 1
 
 Files with ``valid`` in their name are held out. A run that was killed goes on from its last checkpoint when the same
@@ -37,7 +37,7 @@ from fulltune.data.demo.text2sql import make_text2sql
 from fulltune.errors import FulltuneError
 from fulltune.kernels.allocator import keep_freed_pages
 from fulltune.model import quiet
-from fulltune.starters import NAMES, corpus, folder
+from fulltune.starters import corpus, folder
 from fulltune.starters.card import Account, write_account
 from fulltune.starters.families import FAMILIES, WORDS, Family, Seeded, train_tokenizer
 from fulltune.store.files import atomic_text, storing
@@ -62,7 +62,7 @@ app = typer.Typer(add_completion=False)
 def make(
     corpus_folder: Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder of .txt files.")],
     out: Annotated[Path, typer.Argument(help="Where checkpoints and starters go.")],
-    only: Annotated[list[str], typer.Option(help="One of the starters; all by default.")] = list(NAMES),  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="gpt2, bert or t5; all by default.")] = list(FAMILIES),  # noqa: B006
     epochs: Annotated[float, typer.Option(help="Times that the corpus is seen.")] = 2.0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; the weights stay float32.")] = True,
@@ -104,6 +104,7 @@ def make_starter(
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
 
     target = out / name
+    model.config.use_cache = True  # the trainer turned it off
     with quiet():
         model.half().save_pretrained(target)
         tokenizer.save_pretrained(target)

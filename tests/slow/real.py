@@ -1,0 +1,29 @@
+"""What the slow tests share: where the real data lies, and how a run is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fulltune.records import Record
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+real_data = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.is_dir(), reason="the real data (../shared/data) is not here"),
+    # Libraries warn of their own futures in other releases; what fulltune itself warns of is in the record.
+    pytest.mark.filterwarnings("default"),
+]
+
+
+def show(record: Record) -> None:
+    """Print what was measured: the closing lines of CI are the evidence."""
+    print(f"\n{record.headline}")
+    for system, scores in record.scores.items():
+        print(f"  {system}: " + ", ".join(f"{m} {s.value:.4f} [{s.low:.4f}, {s.high:.4f}]" for m, s in scores.items()))
+    for name, delta in record.comparison.items():
+        print(f"  {name}: {delta.delta:+.4f} [{delta.low:+.4f}, {delta.high:+.4f}] {delta.verdict}")
+    cost = record.resources
+    print(f"  {cost.train_seconds:.0f} s training, {cost.tokens_per_second:.0f} tokens/s, {cost.stage_seconds}")

@@ -1,0 +1,50 @@
+"""The starter is worth having: on real data it beats its own architecture trained from scratch on the same budget.
+
+Needs `../shared/data`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from real import DATA, real_data, show
+
+import fulltune
+from fulltune.compare import RunComparison
+from fulltune.starters import make
+
+pytestmark = real_data
+
+
+def against_scratch(name: str, tmp_path: Path, **config: Any) -> RunComparison:
+    """Tune the starter and the same architecture untrained, and compare them on the same rows."""
+    made = {}
+    for model in (f"starter:{name}", str(make.make_untrained(name, tmp_path / "untrained"))):
+        record = fulltune.run(config | {"model": model}, out=tmp_path)
+        show(record)
+        made[model] = record
+        shutil.rmtree(tmp_path / record.run_id / "model")
+    tuned, scratch = made.values()
+    comparison = fulltune.compare(tuned.run_id, scratch.run_id, out=tmp_path)
+    print(f"  {comparison.headline}")
+    assert tuned.comparison["tuned vs zero_shot"].verdict == "improved"
+    assert tuned.comparison["tuned vs few_shot"].verdict == "improved"
+    return comparison
+
+
+def test_gpt2_on_russian_tales(tmp_path: Path) -> None:
+    data: dict[str, Any] = {"max_length": 512, "limit": 80, "allow_leaks": True}
+    data |= {split: str(DATA / f"tales/ru_afanasyev.{name}.jsonl") for split, name in SPLITS.items()}
+    comparison = against_scratch("gpt2", tmp_path, **TALES, data=data)
+    assert comparison.differences[0].verdict == "improved"
+
+
+SPLITS = {"train": "train", "valid": "valid", "eval": "test"}
+TALES: dict[str, Any] = {
+    "task": "causal-lm",
+    "train": {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "evaluations": 3},
+    "baselines": {"few_shot": 1},
+    "evaluation": {"continuations": 4, "max_new_tokens": 64},
+}
