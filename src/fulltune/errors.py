@@ -135,12 +135,12 @@ class NonFiniteError(TrainingStopped):
 
 
 class DivergenceError(TrainingStopped):
-    """The loss shot up and did not come back, noticed before the optimizer step.
+    """The loss shot up and did not come back, or training made it worse; noticed before the optimizer step.
 
     Attributes:
         step: The optimizer step that was not taken, counted from 1.
         loss: The loss there.
-        limit: What losses had to stay below.
+        limit: What losses had to stay below, or most of them.
         row_ids: Ids of the rows in the batch that shot up first.
     """
 
@@ -148,9 +148,14 @@ class DivergenceError(TrainingStopped):
         self.step, self.loss, self.limit, self.row_ids = step, loss, limit, tuple(row_ids)
         times = f" for {spikes} steps" if spikes > 1 else ""
         rows = f" (rows {_some(self.row_ids)})" if self.row_ids else ""
+        found = f"stayed above {limit:.4g}{times} and was {loss:.4g} at step {step}, where {usual:.4g} was usual"
+        if not spikes:
+            found = (
+                f"is worse than before training: most losses lie above {limit:.4g}, where {usual:.4g} was the start, "
+            )
+            found += f"and it was {loss:.4g} at step {step}"
         super().__init__(
-            f"the loss stayed above {limit:.4g}{times} and was {loss:.4g} at step {step}, where {usual:.4g} was "
-            f"usual{rows}",
+            f"the loss {found}{rows}",
             expected="losses that stay near those before them",
             fix="lower train.learning_rate, or raise train.warmup",
         )

@@ -33,6 +33,10 @@ CEILING = 4.0
 #: Losses that hardly vary have a deviation near 0: this share of their level counts at least.
 FLOOR = 0.05
 
+#: Half of the recent losses above the base's own evaluation loss by this share of it: training has made it worse. Above
+#: it by the lesser share: nothing to go back to.
+WORSE, NO_BETTER = 0.5, 0.1
+
 #: Nats. Near 0 a loss can rise by many times itself and say nothing; levels below this count as this.
 LEAST = 0.5
 
@@ -46,6 +50,9 @@ class SpikeDetector:
     which outliers do not move; Hampel 1974), or above :data:`CEILING` times the loss of the start. Neither a spike nor
     a loss that is not finite enters the window.
 
+    Where the loss of the base is known (:meth:`anchor`), a window whose median lies above it by half is a divergence
+    too: losses that are bad from the first steps on never look out of line.
+
     Args:
         window: Good losses that are remembered.
         threshold: Deviations above the median that make a spike.
@@ -54,17 +61,23 @@ class SpikeDetector:
     Attributes:
         losses: The window.
         start: Loss of the start; NaN before the first one.
+        is_anchored: It is that of an evaluation, or higher.
         spikes: Spikes in a row so far.
     """
 
     def __init__(self, window: int = 50, threshold: float = 10.0, patience: int = 5) -> None:
         self.threshold, self.patience = threshold, patience
         self.losses: deque[float] = deque(maxlen=window)
-        self.start, self.spikes = math.nan, 0
+        self.start, self.is_anchored, self.spikes = math.nan, False, 0
 
     def anchor(self, loss: float) -> None:
-        """A loss of the start; the highest one is taken."""
-        if math.isfinite(loss) and not self.start >= loss:
+        """The evaluation loss before training; the first training loss counts instead where it is higher."""
+        if math.isfinite(loss):
+            self.is_anchored = True
+            self._begin(loss)
+
+    def _begin(self, loss: float) -> None:
+        if not self.start >= loss:
             self.start = loss
 
     def middle(self) -> float:
@@ -76,33 +89,44 @@ class SpikeDetector:
         if math.isnan(self.start):
             return math.inf
         ceiling = self.start + (CEILING - 1) * max(abs(self.start), LEAST)
-        if len(self.losses) < min(HISTORY, self.losses.maxlen or HISTORY):
+        if not self.has_history:
             return ceiling
         middle = self.middle()
         spread = median(abs(loss - middle) for loss in self.losses)
         level = max(abs(middle), abs(self.start), LEAST)
         return min(ceiling, middle + self.threshold * max(spread, FLOOR * level))
 
+    @property
+    def has_history(self) -> bool:
+        """The window can be believed."""
+        return len(self.losses) >= min(HISTORY, self.losses.maxlen or HISTORY)
+
+    def above_start(self, share: float) -> float:
+        """So much above the loss of the start; infinite where that of the base is not known."""
+        return self.start + share * max(abs(self.start), LEAST) if self.is_anchored else math.inf
+
     def see(self, loss: float) -> Sight:
         """Judge the loss of the next step."""
         if math.isfinite(loss) and loss <= self.limit():
             if not self.losses:
-                self.anchor(loss)
+                self._begin(loss)
             self.losses.append(loss)
             self.spikes = 0
-            return "good"
+            return "diverged" if self.has_history and self.middle() > self.above_start(WORSE) else "good"
         self.spikes += 1
         return "diverged" if self.spikes >= self.patience else "spike"
 
     def state(self) -> dict[str, Any]:
         """Plain numbers, from which :meth:`restore` goes on."""
-        return {"losses": list(self.losses), "start": self.start, "spikes": self.spikes}
+        names = ("start", "is_anchored", "spikes")
+        return {"losses": list(self.losses)} | {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`; an empty one starts anew."""
         self.losses.clear()
         self.losses.extend(state.get("losses", ()))
         self.start, self.spikes = float(state.get("start", math.nan)), int(state.get("spikes", 0))
+        self.is_anchored = bool(state.get("is_anchored", False))
 
 
 class DivergenceGuard(TrainerCallback, ExportableState):
@@ -156,8 +180,8 @@ class DivergenceGuard(TrainerCallback, ExportableState):
 
     @property
     def is_calm(self) -> bool:
-        """No spike is open."""
-        return self.detector.spikes == 0
+        """No spike is open, and the losses are about those of the start at most: a state to go back to."""
+        return self.detector.spikes == 0 and not self.detector.middle() > self.detector.above_start(NO_BETTER)
 
     def add(self, loss: float) -> None:
         """Part of the step's loss: one of its micro-batches."""
@@ -268,7 +292,11 @@ class DivergenceGuard(TrainerCallback, ExportableState):
             self._suspects = self.rows() if self.rows else ()
         if sight != "diverged":
             return control
-        found = DivergenceError(step, loss, limit, middle, self.detector.spikes, self._suspects)
+        if self.detector.spikes:
+            found = DivergenceError(step, loss, limit, middle, self.detector.spikes, self._suspects)
+        else:
+            rows = self.rows() if self.rows else ()
+            found = DivergenceError(step, loss, self.detector.above_start(WORSE), self.detector.start, 0, rows)
         return self._give_up(found, state, control, model)
 
     def _give_up(
