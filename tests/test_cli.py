@@ -18,7 +18,9 @@ import fulltune
 from fulltune.cli import app
 from fulltune.store.runs import RunFolder
 
-VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "models")
+VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find")
+#: Verbs with verbs of their own.
+GROUPS = {"models": ("interpolate", "soup")}
 
 
 def call(*arguments: str | Path) -> Any:
@@ -44,14 +46,14 @@ def in_a_process(*arguments: str, torch: str, folder: Path) -> subprocess.Comple
 def test_help_names_every_verb() -> None:
     shown = call("--help")
     assert shown.exit_code == 0
-    assert all(verb in shown.stdout for verb in VERBS)
+    assert all(verb in shown.stdout for verb in (*VERBS, *GROUPS))
     commands = typer.main.get_command(app)
-    assert set(getattr(commands, "commands")) == set(VERBS)  # noqa: B009 - typer does not tell the type
+    assert set(getattr(commands, "commands")) == {*VERBS, *GROUPS}  # noqa: B009 - typer does not tell the type
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *(f"{group} {verb}" for group, verbs in GROUPS.items() for verb in verbs)])
 def test_every_verb_has_help_and_json(verb: str) -> None:
-    shown = call(verb, "--help")
+    shown = call(*verb.split(), "--help")
     assert shown.exit_code == 0
     assert "--json" in shown.stdout
 
