@@ -7,7 +7,6 @@ weights that lie inside another installed Python package.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from fulltune import starters
 from fulltune.errors import MissingDependencyError, ModelError, did_you_mean
 from fulltune.records import ModelInfo
+from fulltune.store.files import file_sha256, files_sha256
 
 Family = Literal["decoder", "encoder", "encoder-decoder"]
 Head = Literal["lm", "classification"]
@@ -92,11 +92,8 @@ class Source:
     def sha256(self) -> str:
         """One hash over the names and the bytes of all files of the checkpoint."""
         if self.gguf:
-            return _file_sha256(self.folder / self.gguf)
-        whole = hashlib.sha256()
-        for path in sorted(path for pattern in _FILES for path in self.folder.glob(pattern)):
-            whole.update(f"{path.name} {_file_sha256(path)}\n".encode())
-        return whole.hexdigest()
+            return file_sha256(self.folder / self.gguf)
+        return files_sha256(sorted(path for pattern in _FILES for path in self.folder.glob(pattern)))
 
 
 def find(name: str, runs: Path | None = None) -> Source:
@@ -360,11 +357,3 @@ def quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        whole = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            whole.update(chunk)
-    return whole.hexdigest()

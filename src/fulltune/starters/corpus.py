@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
 from fulltune.errors import DataError
-from fulltune.store.files import storing
+from fulltune.store.files import files_sha256, storing
 
 #: A file whose name contains this word is never trained on.
 HELD_OUT = "valid"
@@ -32,10 +31,7 @@ class Corpus:
 
     def sha256(self) -> str:
         """One hash over all names and bytes."""
-        whole = hashlib.sha256()
-        for path in (*self.train, *self.held_out):
-            whole.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-        return whole.hexdigest()
+        return files_sha256((*self.train, *self.held_out))
 
 
 def find(folder: Path) -> Corpus:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,23 @@ def append_lines(path: Path) -> Iterator[Callable[[Any], None]]:
     finally:
         with storing(path):
             file.close()
+
+
+def file_sha256(path: Path) -> str:
+    """The hash of a file's bytes, read in pieces."""
+    whole = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            whole.update(chunk)
+    return whole.hexdigest()
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """One hash over the names and the bytes of files, in the order given."""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return whole.hexdigest()
 
 
 def _umask() -> int:
