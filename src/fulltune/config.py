@@ -45,6 +45,7 @@ class DataConfig(Section):
     db_id: str = "db_id"
     id: str | None = Field(None, description="column with row ids; default: file and line")
     group: str | None = Field(None, description="column whose values never straddle a split made here")
+    seed: int | None = Field(None, ge=0, description="of a split made here; default: train.seed")
 
     databases: str | None = Field(
         None, description="text2sql: folder of SQLite files, <db_id>.sqlite or <db_id>/<db_id>.sqlite"

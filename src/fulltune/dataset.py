@@ -91,7 +91,8 @@ def _given_or_held_out(
         return train, load_table(given, columns, config.data, limit=limit, split=split)
     stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
     groups = "group" if config.data.group else None
-    rest, held = split_table(train, given, groups=groups, stratify=stratify, seed=config.train.seed)
+    seed = config.train.seed if config.data.seed is None else config.data.seed
+    rest, held = split_table(train, given, groups=groups, stratify=stratify, seed=seed)
     return rest, replace(held, rows=held.rows[:limit])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -24,6 +25,21 @@ def memory_bytes() -> int:
 
     limits = [_read(_CGROUP / "memory.max"), _read(_CGROUP / "memory" / "memory.limit_in_bytes")]
     return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process so far.
+
+    Linux tells it of the program alone (``VmHWM``); ``getrusage`` there counts what the process held before it became
+    this program, so that the child of a large parent would never look small.
+    """
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cpu_name() -> str:

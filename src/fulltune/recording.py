@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -226,12 +224,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process so far (``getrusage``: KiB on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _comparisons(config: Config, task: Task, systems: Mapping[str, Evaluation]) -> dict[str, Comparison]:
     settings = config.evaluation
     return {
@@ -249,7 +241,7 @@ def _comparisons(config: Config, task: Task, systems: Mapping[str, Evaluation]) 
 
 def _resources(trained: TrainingResult, watch: Stopwatch) -> Resources:
     return Resources(
-        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_bytes=machine.peak_rss_bytes(),
         train_seconds=round(trained.train_seconds, 3),
         tokens_per_second=round(trained.tokens_per_second, 1),
         total_seconds=round(watch.total, 3),

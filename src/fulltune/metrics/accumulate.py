@@ -111,12 +111,12 @@ def paired(
     with np.errstate(invalid="ignore"):  # inf - inf, of two perplexities past all numbers
         deltas = draws[0] - draws[1]
         delta = float(measure.value(rows_a.sum(axis=0)) - measure.value(rows_b.sum(axis=0)))
-    low, high = _interval(deltas, confidence)
+    low, high = percentile_interval(deltas, confidence)
     differing = int((rows_a != rows_b).any(axis=1).sum())
-    p = _p_value(deltas, differing)
+    p = bootstrap_p(deltas, differing)
     certain = p <= 1 - confidence and (low > 0 or high < 0)
     return Comparison(
-        metric=name, delta=delta, low=low, high=high, p=p, verdict=_verdict(delta, certain, measure.direction)
+        metric=name, delta=delta, low=low, high=high, p=p, verdict=verdict_of(delta, certain, measure.direction)
     )
 
 
@@ -151,7 +151,7 @@ def relative_loss(
     with np.errstate(invalid="ignore"):  # inf - inf, as in `paired`
         value = float(loss([np.atleast_2d(part.sum(axis=0)) for part in rows])[0])
         draws = loss(_resampled(rows, resamples, seed))
-    return value, *_interval(draws, confidence)
+    return value, *percentile_interval(draws, confidence)
 
 
 def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, seed: int = 17) -> Array:
@@ -238,11 +238,11 @@ def _score(metric: Metric, rows: Array, sums: Array, confidence: float) -> Score
     value = float(metric.value(rows.sum(axis=0)))
     if len(rows) == 1:
         return Score(value=value, low=math.nan, high=math.nan, n=1)
-    low, high = _interval(metric.value(sums), confidence)
+    low, high = percentile_interval(metric.value(sums), confidence)
     return Score(value=value, low=low, high=high, n=len(rows))
 
 
-def _interval(values: Array, confidence: float) -> tuple[float, float]:
+def percentile_interval(values: Array, confidence: float) -> tuple[float, float]:
     """The percentile interval; resamples where the metric is undefined are left out."""
     defined = values[~np.isnan(values)]
     if not len(defined):
@@ -253,7 +253,8 @@ def _interval(values: Array, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _p_value(deltas: Array, differing: int) -> float:
+def bootstrap_p(deltas: Array, differing: int) -> float:
+    """Two-sided p of resampled differences of systems that differ on so many rows: see :func:`paired`."""
     defined = deltas[~np.isnan(deltas)]
     if not len(defined):
         return math.nan
@@ -261,7 +262,8 @@ def _p_value(deltas: Array, differing: int) -> float:
     return min(1.0, max(2 * (smaller + 1) / (len(defined) + 1), 2.0 ** (1 - differing)))
 
 
-def _verdict(delta: float, certain: bool, direction: str) -> Verdict:
+def verdict_of(delta: float, certain: bool, direction: str) -> Verdict:
+    """What a difference means for a metric of this direction, where it is certain."""
     if not certain:
         return "no detectable change"
     return "improved" if (delta > 0) == (direction == "higher") else "worse"
