@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError
 from pydantic_core import to_json as _dump
+from safetensors import SafetensorError
 
 from fulltune.errors import StoreError
 
@@ -41,12 +43,17 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turns an operating-system error in the block into a :class:`StoreError` that says what to do."""
+    """Turns an operating-system error in the block into a :class:`StoreError` that says what to do.
+
+    safetensors tells such an error in the text of its own.
+    """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        fix = _FIXES.get(error.errno or 0, "check the place, or choose another with --out")
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        reason = os.strerror(number) if number else str(error)
+        fix = _FIXES.get(number or 0, "check the place, or choose another with --out")
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 
@@ -73,7 +80,7 @@ def atomic(path: Path) -> Iterator[Callable[[bytes], None]]:
             file.close()
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         with storing(path):
             Path(temporary).unlink(missing_ok=True)
@@ -134,7 +141,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the renaming itself durable, where the system can (Windows cannot open a folder)."""
     if os.name == "nt":
         return
