@@ -31,6 +31,8 @@ LAYERS = (
     ("recording", "stages", "more_data"),
     ("pipeline", "interpolation", "averaging", "lr_find"),
     ("demo", "doctor", "render"),
+    ("console",),
+    ("cli_models",),
     ("cli",),
     ("__main__",),
 )
@@ -38,7 +40,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("errors", "records", "config", "data", "metrics", "compare", "store", "report", "progress", "plan", "plugins")
-LIGHT += ("machine", "doctor", "render", "demo", "cli")
+LIGHT += ("machine", "doctor", "render", "demo", "console", "cli_models", "cli")
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
 
 
