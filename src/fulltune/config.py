@@ -18,6 +18,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fulltune.errors import ConfigError, Problem, did_you_mean
 
 
+#: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
+#: 2022, appendix D, and Schulman et al. 2025, "LoRA Without Regret", about ten times full's. `prompt-tuning`: the guides
+#: of PEFT; Lester et al. 2021 take 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022, section 4. `linear-probe`:
+#: AdamW's own default.
+LEARNING_RATES = {
+    "full": 3e-5,
+    "lora": 3e-4,
+    "qlora": 3e-4,
+    "prompt-tuning": 3e-2,
+    "linear-probe": 1e-3,
+    "bitfit": 1e-3,
+}
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, closed to unknown keys."""
 
@@ -77,7 +91,7 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
     batch_size: int = Field(8, gt=0, description="rows a micro-batch")
     accumulation: int = Field(1, gt=0, description="micro-batches an optimizer step")
-    learning_rate: float = Field(3e-5, gt=0)
+    learning_rate: float = Field(LEARNING_RATES["full"], gt=0, description="default: LEARNING_RATES, by method")
     scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="after warm-up")
     warmup: float = Field(0.06, ge=0, description="below 1 a share of the steps, else steps")
     weight_decay: float = Field(0.01, ge=0, description="not on biases and norms")
@@ -212,6 +226,19 @@ class Config(Section):
     speed: SpeedConfig = SpeedConfig()
     adapter: AdapterConfig = AdapterConfig()
     trainer: dict[str, Any] = Field(default_factory=dict, description="any TrainingArguments field, checked by name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, raw: Any) -> Any:
+        """Fill in the learning rate that is usual for the method, so that all others read a plain number."""
+        if not isinstance(raw, Mapping):
+            return raw
+        train, rate = raw.get("train", {}), LEARNING_RATES.get(str(raw.get("method", "full")), LEARNING_RATES["full"])
+        if isinstance(train, TrainConfig) and "learning_rate" not in train.model_fields_set:
+            return {**raw, "train": train.model_copy(update={"learning_rate": rate})}
+        if isinstance(train, Mapping) and "learning_rate" not in train:
+            return {**raw, "train": {**train, "learning_rate": rate}}
+        return raw
 
     @model_validator(mode="after")
     def _shares(self) -> Config:

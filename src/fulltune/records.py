@@ -115,16 +115,39 @@ class Parameters(Model):
     evidence: tuple[str, ...] = ()
 
 
+class AdapterInfo(Model):
+    """What a method that trains few tensors leaves beside its model.
+
+    ``bytes`` is the size of the folder ``adapter/``. Where the adapter was merged into the weights, the merged model is
+    the one that is scored; ``before`` and ``after`` are the deciding ``metric`` on the same first ``rows`` of the
+    evaluation, with the adapter beside the weights and inside them.
+    """
+
+    bytes: int
+    merged: bool
+    metric: str = ""
+    rows: int = 0
+    before: float = float("nan")
+    after: float = float("nan")
+
+
 class Training(Model):
-    """How it was trained, as it came out (steps really taken, rates really used)."""
+    """How it was trained, as it came out (steps really taken, rates really used).
+
+    ``optimizer_bytes`` is what the optimizer keeps between steps, on the process that keeps most; ``batch_size`` is
+    that of one of ``processes``, which shared the work by ``engine``.
+    """
 
     optimizer: str
+    optimizer_bytes: int = 0
     scheduler: str
     learning_rate: float
     warmup_steps: int
     weight_decay: float
     batch_size: int
     accumulation: int
+    processes: int = 1
+    engine: str = ""
     epochs: float
     steps: int
     seed: int
@@ -135,8 +158,8 @@ class Training(Model):
 
 
 class Resources(Model):
-    """Cost. Seconds of wall time, bytes of peak resident memory, and tokens that carried a loss or context (no
-    padding) a second.
+    """Cost. Seconds of wall time, bytes of peak resident memory, tokens that carried a loss or context (no padding) a
+    second, and the size of the folder ``model/``.
     """
 
     peak_rss_bytes: int
@@ -145,6 +168,7 @@ class Resources(Model):
     total_seconds: float
     stage_seconds: dict[str, float] = Field(default_factory=dict)
     machine: str = ""
+    model_bytes: int = 0
 
 
 class GuardEvent(Model):
@@ -199,6 +223,7 @@ class Record(Model):
     model: ModelInfo
     data: DataInfo
     parameters: Parameters
+    adapter: AdapterInfo | None = None
     training: Training
     confidence: float = 0.95
     scores: dict[str, dict[str, Score]]
