@@ -46,8 +46,17 @@ class Objective:
             return loss.multi_label_bce(logits, labels, weights)
         if self.kind == "causal":
             # A soft prompt puts positions before the text; those predict nothing that is labelled.
-            logits, labels = logits[:, -labels.shape[1] :], loss.shift(labels)
-        return loss.token_cross_entropy(logits, labels, self.smoothing)
+            logits = logits[:, -labels.shape[1] :]
+        return loss.token_cross_entropy(logits, self.aligned(labels), self.smoothing)
+
+    @property
+    def is_of_tokens(self) -> bool:
+        """Whether positions are labelled, not rows."""
+        return self.kind in ("causal", "seq2seq", "token")
+
+    def aligned(self, labels: Tensor) -> Tensor:
+        """Labels of tokens ``(B, T)`` as they stand beside the logits."""
+        return loss.shift(labels) if self.kind == "causal" else labels
 
     def divergence(self, first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
         """How far two passes over the same rows lie apart, ``(B,)``: classifiers only.
@@ -65,7 +74,7 @@ class Objective:
         if self.kind == "class":
             weights = None if self.weights is None else self.weights.to(labels.device)
             return loss.class_counts(labels, weights).sum()
-        return ((loss.shift(labels) if self.kind == "causal" else labels) != loss.IGNORED).sum()
+        return (self.aligned(labels) != loss.IGNORED).sum()
 
     def plain(self) -> Objective:
         """The same without smoothing and weights: the likelihood itself, which is what evaluation reports."""
