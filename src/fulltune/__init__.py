@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fulltune.errors import DivergenceError as DivergenceError
     from fulltune.errors import FulltuneError as FulltuneError
     from fulltune.errors import IncompatibleError as IncompatibleError
+    from fulltune.errors import MemoryExhausted as MemoryExhausted
     from fulltune.errors import MissingDependencyError as MissingDependencyError
     from fulltune.errors import ModelError as ModelError
     from fulltune.errors import NonFiniteError as NonFiniteError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from fulltune.pipeline import run as run
     from fulltune.records import Record as Record
     from fulltune.records import read_record as read_record
+    from fulltune.sweep import sweep as sweep
     from fulltune.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
@@ -50,6 +52,7 @@ _EXPORTS = {
     "IncompatibleError": "fulltune.errors",
     "MissingDependencyError": "fulltune.errors",
     "ModelError": "fulltune.errors",
+    "MemoryExhausted": "fulltune.errors",
     "NonFiniteError": "fulltune.errors",
     "StoreError": "fulltune.errors",
     "TrainingStopped": "fulltune.errors",
@@ -61,6 +64,7 @@ _EXPORTS = {
     "run": "fulltune.pipeline",
     "Record": "fulltune.records",
     "read_record": "fulltune.records",
+    "sweep": "fulltune.sweep",
     "Trainer": "fulltune.training.trainer",
 }
 
@@ -82,8 +86,9 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """Keeps ``fulltune.compare`` the function.
 
-    The import system binds a submodule to its package under the submodule's name. ``compare`` and ``evaluate`` are
-    also names of functions here, and those are what ``fulltune.compare(...)`` means, whatever was imported before.
+    The import system binds a submodule to its package under the submodule's name. ``compare``, ``evaluate`` and
+    ``sweep`` are also names of functions here, and those are what ``fulltune.compare(...)`` means, whatever was
+    imported before.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

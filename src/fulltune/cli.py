@@ -131,6 +131,39 @@ def lr_find(
 
 
 @app.command()
+def sweep(
+    config: ConfigFile,
+    over: Annotated[
+        list[str] | None,
+        typer.Option("--over", metavar="A.B=…", help="LOW..HIGH, LOW..HIGH:log or A,B,C for one key; repeatable."),
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", metavar="N", help="Trainings, earlier calls counted.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the search.")] = 17,
+    prune: Annotated[bool, typer.Option("--prune", help="End trials early that fall behind.")] = False,
+    overrides: Overrides = None,
+    out: Out = RUNS,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search over any keys of a config, judged on validation rows; goes on where it was."""
+    with answering(as_json, verbose, quiet) as progress:
+        from fulltune import render
+
+        found = fulltune.sweep(
+            config,
+            over=over or (),
+            trials=trials,
+            seed=seed,
+            prune=prune,
+            out=out,
+            overrides=overrides or (),
+            progress=progress,
+        )
+    answer(found.to_json(), render.sweep(found), as_json)
+
+
+@app.command()
 def demo(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which one: contracts or tales.")],
     overrides: Overrides = None,

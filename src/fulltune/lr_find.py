@@ -24,14 +24,15 @@ from fulltune.config import Config, load_config
 from fulltune.errors import DataError, ModelError
 from fulltune.model import Bundle
 from fulltune.plan import total_steps
-from fulltune.progress import Bar, NullProgress, Progress
-from fulltune.records import Model, Step
+from fulltune.progress import NullProgress, Progress
+from fulltune.records import Model
 from fulltune.report import rates as report
 from fulltune.store.runs import new_run_id
 from fulltune.tasks.base import Features, Task
 from fulltune.training import range_test
 from fulltune.training.fit import fit
 from fulltune.training.random_state import randomness_kept
+from fulltune.trials import mover
 
 #: Rates of the sweep, and steps of a short training.
 LOW, HIGH, STEPS, CONFIRM_STEPS = 1e-7, 1.0, 100, 60
@@ -227,22 +228,11 @@ def _confirm(job: _Job, rate: float, steps: int, place: Path, progress: Progress
             config,
             output_dir=place,
             class_weights=job.class_weights,
-            on_step=_mover(bar),
+            on_step=mover(bar),
         )
     curve = {step.step: step.eval_loss for step in trained.steps if step.eval_loss is not None}
     ended = curve.get(steps, math.nan) if trained.stopped is None else math.nan
     return Candidate(rate=rate, loss=ended), curve.get(0, math.nan)
-
-
-def _mover(bar: Bar) -> Any:
-    seen = 0
-
-    def on_step(step: Step, total: int) -> None:
-        nonlocal seen
-        bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
-        seen = step.step
-
-    return on_step
 
 
 def _answer(reading: range_test.Reading, tried: Sequence[Candidate], start: float) -> tuple[float | None, str]:

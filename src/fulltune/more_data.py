@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from fulltune.metrics.accumulate import resampled_values
 from fulltune.metrics.base import Metric
 from fulltune.metrics.power_law import SIZES, Doubling, doubling
 from fulltune.plan import total_steps
-from fulltune.progress import Bar, NullProgress, Progress
-from fulltune.records import Model, Score, Step
+from fulltune.progress import NullProgress, Progress
+from fulltune.records import Model, Score
 from fulltune.tasks.base import Example, Features, Task
 from fulltune.training.fit import fit
+from fulltune.trials import mover
 
 #: Parts of the training rows; each holds the one before it.
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -143,23 +144,12 @@ def _trained_on(job: _Job, part: Sequence[Example]) -> Evaluation:
             config,
             output_dir=Path(folder),
             class_weights=task.class_weights(part),
-            on_step=_mover(bar),
+            on_step=mover(bar),
             callbacks=[guard] if guard else [],
         )
     if result.stopped is not None:
         raise result.stopped
     return stages.score_system(task, student, f"tuned, {name}", job.data, job.progress)
-
-
-def _mover(bar: Bar) -> Callable[[Step, int], None]:
-    seen = 0
-
-    def on_step(step: Step, total: int) -> None:
-        nonlocal seen
-        bar.advance(step.step - seen)
-        seen = step.step
-
-    return on_step
 
 
 def _told(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fulltune.interpolation import Interpolation
     from fulltune.lr_find import LearningRate
     from fulltune.more_data import LearningCurve
+    from fulltune.sweep import Sweep
 
 
 def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
@@ -145,6 +146,21 @@ def soup(found: Soup) -> RenderableType:
         bounds = escape(display.interval(score.low, score.high, digits))
         table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
     return Group(title, table)
+
+
+def sweep(found: Sweep) -> RenderableType:
+    """A search: its trials, the best first, what the choice is worth, and the config to run."""
+    table = Table(*(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", "")
+    sign = -1 if found.direction == "higher" else 1
+    for trial in sorted(found.trials, key=lambda trial: (trial.state != "whole", sign * trial.value)):
+        marks = {found.best: "best", found.default: "the config as it is"}
+        settings = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.settings.values())
+        state = "" if trial.state == "whole" else trial.state
+        table.add_row(*settings, display.number(trial.value, 4), state, marks.get(trial.number, ""))
+    facts = {"run it": f"fulltune run {found.config}"} if found.config else {}
+    reasons = {trial.reason for trial in found.trials if trial.reason}
+    told = [Text(f"Broke: {reason}") for reason in sorted(reasons)]
+    return Group(Text(found.headline, style="bold"), table, *told, Text(found.caution), _facts(facts))
 
 
 def plan(plan: Plan) -> RenderableType:

@@ -82,7 +82,7 @@ def test_seeds_that_lie_apart_widen_the_interval() -> None:
 
 @pytest.mark.parametrize("metric", [ACCURACY, F1], ids=lambda metric: metric.name)
 def test_chance_between_seeds_and_rows_is_seldom_taken_for_a_difference(metric: Metric) -> None:
-    """Two systems alike: of intervals at 95%, some 5% leave 0 out; far fewer than the 20% of intervals of rows alone."""
+    """Two systems alike: some 5% of intervals leave 0 out, far fewer than of those that see one seed only."""
     random, wrong, blind = np.random.default_rng(4), 0, 0
     for _ in range(120):
         a, b = (drawn(random, 3, 150, 1.0, 0.25) for _ in range(2))

@@ -90,7 +90,7 @@ def _over_seeds(draws: Array, random: np.random.Generator) -> Array:
     """``(seeds, resamples)`` → ``(resamples,)``: the mean over ``seeds - 1`` seeds drawn anew for each resample."""
     seeds, resamples = draws.shape
     if seeds == 1:
-        return draws[0]
+        return np.asarray(draws[0])
     chosen = random.integers(seeds, size=(seeds - 1, resamples))
     return np.asarray(np.take_along_axis(draws, chosen, axis=0).mean(axis=0))
 
