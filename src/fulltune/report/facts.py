@@ -38,7 +38,10 @@ def training(record: Record) -> Facts:
     used = record.training
     together = used.batch_size * used.accumulation
     return [
-        ("Optimizer", used.optimizer),
+        (
+            "Optimizer",
+            f"{used.optimizer}, {size(used.optimizer_bytes)} of state" if used.optimizer_bytes else used.optimizer,
+        ),
         ("Learning rate", f"{compact(used.learning_rate)}, {used.scheduler}"),
         ("Warm-up", f"{used.warmup_steps:,} steps"),
         ("Weight decay", compact(used.weight_decay)),

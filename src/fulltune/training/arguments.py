@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem, did_you_mean
+from fulltune.training.optimizers import NAMES, optimizer_name
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -23,6 +24,7 @@ SMALL_MODEL = 50_000_000
 _FIRST_CLASS = {
     "output_dir": "--out",
     "num_train_epochs": "train.epochs",
+    "optim": "train.optimizer",
     "max_steps": "train.max_steps",
     "per_device_train_batch_size": "train.batch_size",
     "gradient_accumulation_steps": "train.accumulation",
@@ -55,7 +57,7 @@ _RENAMED = {
     "eval_batch_size": "evaluation.batch_size",
     "epochs": "train.epochs",
     "lr": "train.learning_rate",
-    "adafactor": "trainer.optim: adafactor",
+    "adafactor": "train.optimizer: adafactor",
     "tokenizer": "nothing: the model's own tokenizer is used",
     "save_safetensors": "nothing: weights are always written as safetensors",
     "overwrite_output_dir": "nothing: every run has a folder of its own",
@@ -80,12 +82,17 @@ def training_arguments(config: Config, output_dir: Path, rows: int) -> TrainingA
     Raises:
         ConfigError: A key of ``trainer`` is unknown, contradicts a first-class option, or has a value that transformers
             refuses. All at once.
+        MissingDependencyError: The optimizer is one of a package that is not installed.
     """
     from transformers import TrainingArguments
 
     fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     options = _from_config(config, output_dir, rows)
     problems = [problem for name in config.trainer for problem in _problems_of(name, config, options, fields)]
+    try:
+        optimizer_name(config.train.optimizer)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
     try:
@@ -176,7 +183,7 @@ def _from_config(config: Config, output_dir: Path, rows: int) -> dict[str, Any]:
         "per_device_train_batch_size": train.batch_size,
         "per_device_eval_batch_size": config.evaluation.batch_size,
         "gradient_accumulation_steps": train.accumulation,
-        "optim": "adamw_torch_fused",
+        "optim": NAMES.get(train.optimizer, train.optimizer),
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": _SCHEDULERS[train.scheduler],
         "warmup_steps": train.warmup,

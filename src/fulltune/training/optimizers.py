@@ -1,0 +1,68 @@
+"""Which optimizer a config names, and what its state weighs.
+
+    adamw        torch's fused AdamW: two float32 moments a parameter
+    adamw-8bit   AdamW of bitsandbytes: moments in blocks of 8-bit numbers (Dettmers et al. 2022); tensors of fewer than
+                 4096 numbers keep float32 moments
+
+Any other name is one of ``TrainingArguments.optim``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+#: Our names, and the library's.
+NAMES = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit"}
+
+_FROM_BITSANDBYTES = ("bnb", "8bit", "paged", "lion", "ademamix")
+
+
+def optimizer_name(name: str) -> str:
+    """``train.optimizer`` as ``TrainingArguments.optim`` takes it.
+
+    Raises:
+        ConfigError: There is no such optimizer.
+        MissingDependencyError: It is one of bitsandbytes, which is not installed.
+    """
+    from transformers.training_args import OptimizerNames
+
+    known = [*NAMES, *(one.value for one in OptimizerNames)]
+    if name not in known:
+        raise ConfigError(
+            f"there is no optimizer {name!r}",
+            expected=f"{', '.join(NAMES)}, or a name of TrainingArguments.optim",
+            fix=did_you_mean(name, known) or f"choose one of {', '.join(known)}",
+            field="train.optimizer",
+        )
+    chosen = NAMES.get(name, name)
+    if _needs_bitsandbytes(chosen) and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            f"the optimizer {name!r} needs the package bitsandbytes",
+            fix="pip install 'fulltune[adapters]'",
+            field="train.optimizer",
+        )
+    return chosen
+
+
+def has_8bit_state(name: str) -> bool:
+    """Whether an optimizer of this name keeps its moments in 8-bit numbers."""
+    return "8bit" in NAMES.get(name, name)
+
+
+def _needs_bitsandbytes(name: str) -> bool:
+    is_other = name.startswith(("galore", "adamw_torch"))
+    return not is_other and any(part in name for part in _FROM_BITSANDBYTES)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all tensors that an optimizer keeps between steps, on this process."""
+    import torch
+
+    kept = (value for state in optimizer.state.values() for value in state.values())
+    return sum(value.nbytes for value in kept if isinstance(value, torch.Tensor))
