@@ -1,4 +1,6 @@
-"""The random numbers of a process: Python's, NumPy's and torch's (on the CPU, where the order of rows is drawn)."""
+"""The random numbers of a process: Python's, NumPy's, torch's on the CPU (where the order of rows is drawn) and on the
+accelerator.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,21 @@ import numpy as np
 import torch
 
 
-def random_state() -> Any:
-    """Where they stand, for :func:`set_random_state`."""
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+def random_state() -> dict[str, Any]:
+    """Where they stand, for :func:`set_random_state`: tensors, and plain data."""
+    name, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": [name, keys, *rest], "torch": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
 
 
-def set_random_state(state: Any) -> None:
-    """Go on from a :func:`random_state`."""
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from a :func:`random_state`, also from one that was written and read back."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 @contextmanager
