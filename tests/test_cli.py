@@ -20,7 +20,7 @@ from fulltune.store.runs import RunFolder
 
 VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find")
 #: Verbs with verbs of their own.
-GROUPS = {"models": ("interpolate", "soup")}
+GROUPS = {"models": ("list", "show", "promote", "rollback", "verify", "gc", "register", "interpolate", "soup")}
 
 
 def call(*arguments: str | Path) -> Any:

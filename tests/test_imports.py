@@ -30,7 +30,7 @@ LAYERS = (
     ("report",),
     ("recording", "finishing", "stages", "more_data", "trials", "search"),
     ("pipeline", "interpolation", "averaging", "lr_find", "sweep"),
-    ("demo", "doctor", "render"),
+    ("demo", "doctor", "render", "render_registry"),
     ("console",),
     ("cli_models",),
     ("cli",),
@@ -40,7 +40,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("errors", "records", "config", "data", "metrics", "compare", "store", "report", "progress", "plan", "plugins")
-LIGHT += ("machine", "doctor", "render", "demo", "console", "cli_models", "cli")
+LIGHT += ("machine", "doctor", "render", "render_registry", "demo", "console", "cli_models", "cli")
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
 
 

@@ -21,6 +21,7 @@ from fulltune.progress import NullProgress, Progress
 from fulltune.records import Model, Retention, Score, read_record
 from fulltune.retention import Memory
 from fulltune.store.files import storing
+from fulltune.store.register import register_derived
 from fulltune.store.runs import resolve
 
 #: Keys of a checkpoint's config that must be the same for its weights to mean the same.
@@ -72,6 +73,8 @@ def soup(
     goal = Path(to) if to else Path(out) / f"soup-{len(folders)}-{names}"
     average(folders, goal)
     found = Soup(sources=tuple(sources), model=str(goal))
+    source = f"the mean of {', '.join(folder.parent.name for folder in folders)}"
+    register_derived(out, goal, of=[folder.parent for folder in folders], kind="soup", source=source)
     first = folders[0].parent
     return _scored(found, first, folders, Path(out), progress or NullProgress()) if _is_run(first) else found
 

@@ -11,7 +11,136 @@ import fulltune
 from fulltune.console import RUNS, Json, Out, Quiet, Verbose, answer, answering
 from fulltune.errors import ConfigError
 
-models = typer.Typer(help="What can be done with tuned models.", no_args_is_help=True)
+models = typer.Typer(help="Tuned models: the registry of versions, and what can be made of them.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model of the registry.")]
+Ref = Annotated[
+    str, typer.Argument(metavar="NAME[@VERSION]", help="A model, or one version: NAME@3, NAME@production, NAME@latest.")
+]
+Alias = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="Which alias.")]
+
+PRODUCTION = "production"
+
+
+@models.command("list")
+def list_models(out: Out = RUNS, as_json: Json = False, verbose: Verbose = False) -> None:
+    """List the models of the registry, their newest versions and their aliases."""
+    from fulltune import render_registry
+    from fulltune.store.overview import listing
+    from fulltune.store.registry import Registry
+
+    with answering(as_json, verbose):
+        found = listing(Registry(out))
+    answer(found.to_json(), render_registry.listing(found), as_json)
+
+
+@models.command()
+def show(name: Ref, out: Out = RUNS, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Show where a model's versions come from, and every move of its aliases."""
+    from fulltune import render_registry
+    from fulltune.store.overview import story
+    from fulltune.store.registry import Registry
+
+    with answering(as_json, verbose):
+        found = story(Registry(out), name)
+    answer(found.to_json(), render_registry.story(found), as_json)
+
+
+@models.command()
+def promote(
+    name: Ref,
+    alias: Alias = PRODUCTION,
+    force: Annotated[
+        str | None, typer.Option("--force", metavar="REASON", help="Pass over the gate; the reason is kept.")
+    ] = None,
+    out: Out = RUNS,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Point an alias at a version (the newest, unless named) that is better than the current one."""
+    from fulltune import render_registry
+    from fulltune.store.promotion import promote
+    from fulltune.store.registry import LATEST, Registry
+
+    with answering(as_json, verbose):
+        registry = Registry(out)
+        version = registry.version(name if "@" in name else f"{name}@{LATEST}")
+        found = promote(registry, version, alias, force=force)
+    answer(found.to_json(), render_registry.move(found, version.name), as_json)
+
+
+@models.command()
+def rollback(
+    name: Name,
+    alias: Alias = PRODUCTION,
+    to: Annotated[
+        int | None, typer.Option("--to", metavar="N", help="A version it pointed at; default: the one before.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the history.")] = "",
+    out: Out = RUNS,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Point an alias back at the version before, once every byte of that was read."""
+    from fulltune import render_registry
+    from fulltune.store.promotion import rollback
+    from fulltune.store.registry import Registry
+
+    with answering(as_json, verbose):
+        found = rollback(Registry(out), name, alias, to=to, reason=reason)
+    answer(found.to_json(), render_registry.move(found, name), as_json)
+
+
+@models.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="All, unless named.")] = None,
+    out: Out = RUNS,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Read every byte of versions and say what is missing or damaged."""
+    from fulltune import render_registry
+    from fulltune.store.overview import verify
+    from fulltune.store.registry import Registry
+
+    with answering(as_json, verbose):
+        found = verify(Registry(out), name)
+    answer(found.to_json(), render_registry.verified(found), as_json)
+
+
+@models.command()
+def gc(
+    keep: Annotated[int, typer.Option("--keep", metavar="N", min=0, help="Newest versions of each that stay.")] = 3,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete them; otherwise they are only listed.")] = False,
+    out: Out = RUNS,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """List, or delete, the bytes of versions that no alias, roll-back, child or unfinished run needs."""
+    from fulltune import render_registry
+    from fulltune.store.collect import collect
+    from fulltune.store.registry import Registry
+
+    with answering(as_json, verbose):
+        found = collect(Registry(out), out, keep=keep, delete=delete)
+    answer(found.to_json(), render_registry.garbage(found), as_json)
+
+
+@models.command()
+def register(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its id, the beginning of it, a path, or `latest`.")],
+    out: Out = RUNS,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put a finished run's result into the registry, as every run does at its end."""
+    from fulltune import render_registry
+    from fulltune.store.register import register_run
+    from fulltune.store.runs import resolve
+
+    with answering(as_json, verbose):
+        found = register_run(out, resolve(run, out))
+    answer(found.to_json(), render_registry.registered(found), as_json)
 
 
 @models.command()

@@ -213,7 +213,10 @@ class AdapterConfig(Section):
 class Config(Section):
     """A whole job. See `docs/config.md` for every key."""
 
-    model: str = Field(description="hub id, local folder, GGUF file, run id, starter:NAME, or package:NAME/PATH")
+    model: str = Field(
+        description="hub id, local folder, GGUF file, run id, NAME, NAME@ALIAS or NAME@N of the registry, starter:NAME, "
+        "or package:NAME/PATH"
+    )
     task: str = Field(description="causal-lm, classification, seq2seq, text2sql")
     method: str = "full"
     data: DataConfig

@@ -6,6 +6,7 @@
     ├── ModelError                the checkpoint cannot be found, read or used for the task
     ├── StoreError                a run folder, record or cache is missing, damaged or too new
     ├── IncompatibleError         two runs that must not be compared
+    ├── PromotionRefused          exit code 3: the registry's gate; the alias stays where it was
     ├── MissingDependencyError    a feature needs an extra that is not installed
     └── TrainingStopped           exit code 3: training ended early, weights intact
         ├── NonFiniteError        the loss, the gradient norm or a weight was NaN or infinite
@@ -103,6 +104,12 @@ class StoreError(FulltuneError):
 
 class IncompatibleError(FulltuneError):
     """Two runs whose scores do not mean the same thing."""
+
+
+class PromotionRefused(FulltuneError):
+    """A version that the registry's gate does not let through; the alias stays where it was."""
+
+    exit_code = 3
 
 
 class MissingDependencyError(FulltuneError):

@@ -30,6 +30,7 @@ from fulltune.report import pareto
 from fulltune.report.retention import worst
 from fulltune.retention import Memory
 from fulltune.store.files import atomic_text
+from fulltune.store.register import register_derived
 from fulltune.store.runs import resolve
 from fulltune.tasks.base import Example, Task
 from fulltune.training.regularize import Shared, shared_parameters
@@ -169,6 +170,8 @@ def interpolate(
         model=str(goal),
         headline=_headline(task, data, points, best),
     )
+    source = f"the interpolation of {folder.name} at {best.alpha:g}"
+    register_derived(out, goal, of=[folder], kind="interpolation", source=source)
     atomic_text(folder / "interpolation.json", found.to_json())
     atomic_text(folder / "interpolation.svg", _picture(found, _budget(config)))
     return found

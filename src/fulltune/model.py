@@ -1,8 +1,9 @@
 """The base: any pretrained checkpoint, loaded in float32 and hashed, its files never written to.
 
 A source is a hub id, a local folder (one or many safetensors files, any dtype), a GGUF file (dequantised), a run id
-under the runs folder, ``starter:NAME`` for a small checkpoint that comes with fulltune, or ``package:NAME/PATH`` for
-weights that lie inside another installed Python package.
+under the runs folder, ``NAME``, ``NAME@ALIAS`` or ``NAME@N`` of the registry there, ``starter:NAME`` for a small
+checkpoint that comes with fulltune, or ``package:NAME/PATH`` for weights that lie inside another installed Python
+package.
 """
 
 from __future__ import annotations
@@ -35,18 +36,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from fulltune import starters
 from fulltune.errors import MissingDependencyError, ModelError, did_you_mean
 from fulltune.records import ModelInfo
-from fulltune.store.files import file_sha256, files_sha256
+from fulltune.store.files import file_sha256
+from fulltune.store.objects import CHECKPOINT_FILES, checkpoint_sha256
+from fulltune.store.registry import Registry, reference
 
 Family = Literal["decoder", "encoder", "encoder-decoder"]
 Head = Literal["lm", "classification"]
 
-#: Files that make a checkpoint what it is: these are hashed, and only these are fetched from a hub. No pickle is.
-_FILES = ("*.safetensors", "*.gguf", "*.json", "*.txt", "*.model", "*.jinja")
-
 #: Positions assumed for models that name no limit (T5 has relative positions).
 _DEFAULT_WINDOW = 512
 
-_MISSING = "a folder with config.json, a GGUF file, a hub id, a run id, starter:NAME, or package:NAME/PATH"
+_MISSING = (
+    "a folder with config.json, a GGUF file, a hub id, a run id, a name of the registry, starter:NAME, "
+    "or package:NAME/PATH"
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Source:
         """One hash over the names and the bytes of all files of the checkpoint."""
         if self.gguf:
             return file_sha256(self.folder / self.gguf)
-        return files_sha256(sorted(path for pattern in _FILES for path in self.folder.glob(pattern)))
+        return checkpoint_sha256(self.folder)
 
 
 def find(name: str, runs: Path | None = None) -> Source:
@@ -118,6 +121,9 @@ def find(name: str, runs: Path | None = None) -> Source:
         or path.suffix == ".gguf"
     ):
         return _local(name, path)
+    version = reference(name, runs) if runs else None
+    if runs and version:
+        return _local(version.ref, Registry(runs).checkout(version) / "model")
     return Source(name, _fetch(name))
 
 
@@ -162,7 +168,7 @@ def _fetch(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES), ignore_patterns=["*/*"]))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

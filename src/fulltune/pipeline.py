@@ -1,7 +1,7 @@
 """The story of a run, top to bottom. Open this first.
 
     config → data → base model → audit → plan → baselines → train (guards watching) → evaluate tuned → retention
-           → verdict → record → report
+           → verdict → record → report → registry
 
 Every stage takes what the stages before it returned and reaches back to nothing; each writes its file as it ends, so
 that a crash leaves a readable run.
@@ -24,6 +24,7 @@ from fulltune.progress import NullProgress, Progress
 from fulltune.records import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.retention import Memory
+from fulltune.store.register import register_run
 from fulltune.store.runs import RunFolder, new_run_id, resolve
 
 Source = Config | Mapping[str, Any] | str | Path
@@ -52,7 +53,7 @@ def run(
     Raises:
         FulltuneError: One clear message; see :mod:`fulltune.errors`.
     """
-    config = load_config(config if config is not None else options, overrides)
+    config = stages.pinned(load_config(config if config is not None else options, overrides), out)
     progress, watch = progress or NullProgress(), recording.Stopwatch()
     task, method = stages.parts(config)
     with recording.Warnings() as warned, contextlib.ExitStack() as held:
@@ -87,6 +88,7 @@ def run(
         folder.write_text("record.json", record.to_json())
         with watch("report"):
             write_report(folder.path)
+        register_run(out, folder.path)
     return record
 
 

@@ -36,6 +36,7 @@ from fulltune.records import (
 )
 from fulltune.report.files import Lines
 from fulltune.retention import sentence
+from fulltune.store.objects import checkpoint_files
 from fulltune.store.runs import RunFolder
 from fulltune.tasks.base import Example, Task
 from fulltune.training.fit import TrainingResult
@@ -208,6 +209,9 @@ def evaluation_record(
 
 def save_model(bundle: Bundle, folder: Path) -> None:
     """A plain ``from_pretrained`` folder: float32 safetensors, tokenizer, config with the label names."""
+    for old in checkpoint_files(folder):
+        # Written over in place, it would change under the registry, which may hold it under a second name.
+        old.unlink()
     with quiet():
         bundle.model.save_pretrained(folder)
         bundle.tokenizer.save_pretrained(folder)

@@ -22,6 +22,7 @@ from fulltune.model import Bundle
 from fulltune.progress import Progress
 from fulltune.records import Prediction, Step
 from fulltune.retention import Memory, check_sets
+from fulltune.store.registry import Registry, reference
 from fulltune.store.runs import RunFolder, resolve
 from fulltune.tasks.base import Example, Features, Task
 from fulltune.training import costs, general_text
@@ -99,8 +100,21 @@ def load(
     return bundle
 
 
+def pinned(config: Config, out: str | Path) -> Config:
+    """The config with an alias of the registry made a version: a run never changes its base midway.
+
+    Raises:
+        StoreError: ``model: NAME@…`` names what the registry has not.
+    """
+    version = reference(config.model, out)
+    return config if version is None else config.model_copy(update={"model": version.ref})
+
+
 def config_of(run: str, out: str | Path) -> Path:
-    """The config that a run left in its folder."""
+    """The config that a run left in its folder, or that a version of the registry was made with."""
+    version = reference(run, out)
+    if version is not None:
+        return Registry(out).checkout(version) / "config.yaml"
     try:
         return resolve(run, out) / "config.yaml"
     except StoreError as error:
@@ -111,10 +125,12 @@ def config_of(run: str, out: str | Path) -> Path:
 
 
 def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Bundle, str]:
-    """A run's tuned model with the head it was trained with, or any other checkpoint, which answers zero-shot."""
+    """A run's or version's tuned model with the head it was trained with, or any other checkpoint, zero-shot."""
+    version = reference(name, out)
     is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
-    chosen = config.model_copy(update={"model": resolve(name, out).name if is_run else name})
-    if not is_run:
+    known = version.ref if version else resolve(name, out).name if is_run else name
+    chosen = config.model_copy(update={"model": known})
+    if version is None and not is_run:
         return load(chosen, task, out), "zero_shot"
     bundle = load(chosen, task, out, head=task.head, labels=())
     task.adopt(bundle)

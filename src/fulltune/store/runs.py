@@ -55,7 +55,7 @@ class RunInfo:
 def new_run_id(task: str, model: str) -> str:
     """A name that sorts by time, e.g. ``20260131-235959-causal-lm-gpt2-1f0a`` (UTC, task, model, random hex)."""
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    return f"{now}-{_slug(task)}-{_slug(model.rstrip('/').rpartition('/')[2])}-{secrets.token_hex(2)}"
+    return f"{now}-{slug(task)}-{slug(model.rstrip('/').rpartition('/')[2])}-{secrets.token_hex(2)}"
 
 
 class RunFolder:
@@ -228,7 +228,8 @@ def _state_after(error: BaseException | None) -> State:
     return "refused" if isinstance(error, FulltuneError) else "failed"
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """The text as a part of a file name: small letters, digits, dots and hyphens, at most 32 of them."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:32].rstrip("-.") or "x"
 
 
