@@ -63,6 +63,7 @@ class Bundle:
         head: ``lm`` (the checkpoint's own head, or none for an encoder without one) or ``classification``.
         window: Longest input in tokens that the model takes (positions).
         info: Source, hash and architecture, for the record.
+        fresh: Names of the parameters that the checkpoint lacks: a new head's, drawn from a seed.
     """
 
     model: PreTrainedModel
@@ -71,6 +72,12 @@ class Bundle:
     head: Head
     window: int
     info: ModelInfo
+    fresh: tuple[str, ...] = ()
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Ids to put before every input, that of the encoder where there is one: those of a soft prompt, if any."""
+        return list(getattr(self.model.get_input_embeddings(), "prompt_ids", ()))
 
     @property
     def has_lm_head(self) -> bool:
@@ -85,6 +92,11 @@ class Source:
     name: str
     folder: Path
     gguf: str | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the files are those of an adapter, which needs its base."""
+        return not (self.folder / "config.json").is_file() and (self.folder / "adapter_config.json").is_file()
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def _local(name: str, path: Path) -> Source:
         return Source(name, path.parent, path.name)
     if not path.exists():
         raise ModelError(f"{name!r} does not exist", expected=_MISSING, fix="check the path", field="model")
-    if not (path / "config.json").is_file():
+    if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
         raise ModelError(
             f"{name!r} has no config.json", expected="a checkpoint as save_pretrained writes it", field="model"
         )
@@ -203,13 +215,42 @@ def load(
         MissingDependencyError: A GGUF file needs the ``gguf`` package.
     """
     source = find(name, runs)
+    if source.is_adapter:
+        return _load_adapter(source, head, labels, multi_label, runs, seed)
     with _errors_of(name):
         config = AutoConfig.from_pretrained(**source.kwargs)
         tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
-        model = _load_model(source, config, head, labels, multi_label, seed)
+        model, fresh = _load_model(source, config, head, labels, multi_label, seed)
     _set_pad_token(model, tokenizer)
     info = ModelInfo(source=name, sha256=source.sha256(), family=family_of(config), architecture=type(model).__name__)
-    return Bundle(model, tokenizer, family_of(config), head, _window(model.config, tokenizer), info)
+    return Bundle(model, tokenizer, family_of(config), head, _window(model.config, tokenizer), info, fresh)
+
+
+def _load_adapter(
+    source: Source, head: Head, labels: Sequence[str], multi_label: bool, runs: Path | None, seed: int
+) -> Bundle:
+    """The base that an adapter names, with the adapter in it.
+
+    An adapter's own classification head comes with it when the labels are the same, or none are asked for.
+    """
+    from fulltune.adapters.files import Origin
+
+    origin = Origin.read(source.folder)
+    has_head = head == origin.head == "classification" and list(labels or origin.labels) == list(origin.labels)
+    labels, multi_label = (origin.labels, origin.multi_label) if has_head else (labels, multi_label)
+    try:
+        base = load(origin.source, head, labels=labels, multi_label=multi_label, runs=runs, seed=seed)
+    except ModelError as error:
+        raise ModelError(
+            f"the base of the adapter {source.name!r} cannot be had ({error.problems[0].found})",
+            expected=origin.source,
+            fix="put the base back where it was, or name its place in base.json of the adapter",
+            field="model",
+        ) from error
+    origin.check(base.info.sha256, source.name)
+    with _errors_of(source.name):
+        tuned = origin.apply(base, source.folder, with_head=has_head)
+    return replace(tuned, info=base.info.model_copy(update={"source": source.name, "sha256": source.sha256()}))
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -219,6 +260,25 @@ def family_of(config: PretrainedConfig) -> Family:
     # BERT and its kin can also be built as decoders, but what can fill a mask is an encoder here.
     is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     return "encoder" if is_encoder else "decoder"
+
+
+def grow_embeddings(bundle: Bundle, seed: int) -> int:
+    """Add rows for tokens that the tokenizer has and the model has not; nothing is ever cut off. Returns how many."""
+    embeddings: Any = bundle.model.get_input_embeddings()
+    rows, wanted = int(embeddings.weight.shape[0]), len(bundle.tokenizer)
+    if wanted <= rows:
+        return 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        bundle.model.resize_token_embeddings(wanted)
+    return wanted - rows
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes in a model: its parameters that are not frozen, each once, and its buffers."""
+    chosen = {name for name, value in model.named_parameters() if value.requires_grad}
+    chosen |= {name for name, _ in model.named_buffers()}
+    return {name: value for name, value in model.state_dict().items() if name in chosen}
 
 
 @contextmanager
@@ -251,7 +311,7 @@ def own_head(base: Bundle, student: Bundle) -> Iterator[Bundle]:
 
 def _load_model(
     source: Source, config: PretrainedConfig, head: Head, labels: Sequence[str], multi_label: bool, seed: int
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
     kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True}
     if head == "classification":
         if labels:
@@ -273,15 +333,17 @@ def _load_model(
         return _loaded(_lm_class(config), kwargs)
 
 
-def _loaded(auto: Any, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _loaded(auto: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model, and the names of the parameters that were not in the checkpoint."""
     is_gguf = "gguf_file" in kwargs
     # The library draws a bar of its own over the tensors of a GGUF file, and has no switch for it.
     with redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
-        model: PreTrainedModel = auto.from_pretrained(**kwargs)
+        model, told = auto.from_pretrained(**kwargs, output_loading_info=True)
     if is_gguf:
         _forget_quantizer(model)
     model.eval()
-    return model
+    fresh = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    return model, tuple(sorted(fresh & {name for name, _ in model.named_parameters()}))
 
 
 def _forget_quantizer(model: PreTrainedModel) -> None:

@@ -23,6 +23,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     },
     "method": {
         "full": "fulltune.methods.full:Full",
+        "lora": "fulltune.methods.lora:Lora",
+        "qlora": "fulltune.methods.qlora:QLora",
+        "prompt-tuning": "fulltune.methods.prompt_tuning:PromptTuning",
+        "linear-probe": "fulltune.methods.linear_probe:LinearProbe",
+        "bitfit": "fulltune.methods.bitfit:BitFit",
     },
 }
 

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from fulltune.errors import ConfigError, StoreError, did_you_mean
+from fulltune.model import trained_state
 from fulltune.records import GuardEvent
 
 #: Metrics by name, of the model as it is now.
@@ -35,6 +36,8 @@ _SPEED = frozenset({"epoch", "runtime", "samples_per_second", "steps_per_second"
 
 class BestState:
     """The weights of one step in one safetensors file, so that neither memory nor an interruption takes them.
+
+    Of a model with frozen parameters only those that learn are kept, and what it keeps beside its parameters.
 
     Memory is what full fine-tuning has least of, and a resumed run needs the file anyway; so it is always the disk.
     Tied tensors are written once. Models sharded over processes are not covered.
@@ -55,7 +58,11 @@ class BestState:
         unfinished = self.path.with_suffix(".partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_model(model, str(unfinished), metadata={"step": str(step), "value": repr(value)})
+            told = {"step": str(step), "value": repr(value)}
+            if _has_frozen(model):
+                save_file(trained_state(model), unfinished, metadata=told)
+            else:
+                save_model(model, str(unfinished), metadata=told)
             unfinished.replace(self.path)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
@@ -78,10 +85,17 @@ class BestState:
 
     def restore(self, model: nn.Module) -> None:
         """Put the kept weights into the model, bit for bit."""
-        load_model(model, str(self.path))
+        if _has_frozen(model):
+            model.load_state_dict(load_file(self.path), strict=False)
+        else:
+            load_model(model, str(self.path))
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _has_frozen(model: nn.Module) -> bool:
+    return any(not value.requires_grad for value in model.parameters())
 
 
 class OverfittingGuard(TrainerCallback, ExportableState):
@@ -102,6 +116,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         scorer: More metrics, computed after each evaluation.
 
     Attributes:
+        whole: The model to keep and to restore, where an engine trains a sharded copy of it.
         history: ``(step, value)`` of every evaluation so far.
         best: Step and value of the weights that are kept; None before the first evaluation.
         events: What was decided.
@@ -125,6 +140,9 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         self.best: tuple[int, float] | None = None
         self.events: list[GuardEvent] = []
         self.seconds = 0.0
+        self.whole: nn.Module | None = None
+        #: The file of the best weights stays at the end, for whoever may have to resume from before it.
+        self.leaves_file = False
         self._names: set[str] = set()
         self._state: BestState | None = None
 
@@ -176,7 +194,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         self._names |= found.keys()
         name = self.metric if self.metric in found else self.metric.removeprefix("eval_")
         if name in found:
-            self._see(state.global_step, float(found[name]), kwargs["model"], state.is_world_process_zero)
+            self._see(state.global_step, float(found[name]), self.whole or kwargs["model"], state.is_world_process_zero)
         self.seconds += time.perf_counter() - started
         if self._is_stuck() and state.global_step < state.max_steps:
             control.should_training_stop = True
@@ -198,7 +216,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.finish(kwargs["model"], state.global_step, writes=state.is_world_process_zero)
+        self.finish(self.whole or kwargs["model"], state.global_step, writes=state.is_world_process_zero)
 
     def finish(self, model: nn.Module, step: int, *, writes: bool = True) -> None:
         """Training ended at ``step``, in whatever way: put the best weights back, say so, and remove their file.
@@ -214,7 +232,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
             self._tell("continue", self.best[0], self._keep_message(step))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # all have read the file before it goes
-        if writes:
+        if writes and not self.leaves_file:
             self._state.drop()
         self._state = None
 

@@ -14,8 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError, Problem
 from fulltune.methods.base import Method
-from fulltune.model import Bundle
+from fulltune.model import Bundle, grow_embeddings
 from fulltune.records import Parameters
+from fulltune.training.optimizers import has_8bit_state
 
 _REDUCED = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 
@@ -24,31 +25,26 @@ _NAMED = 5
 
 
 class Full(Method):
-    """All parameters, float32, AdamW; 0 frozen; tied weights stay tied."""
+    """All parameters, float32; 0 frozen; tied weights stay tied."""
 
     name = "full"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        reduced = [name for name in _REDUCED if config.trainer.get(name)]
-        if reduced:
-            fix = "remove it; `full` trains in 32-bit floats"
-            raise ConfigError(
-                [Problem("reduced precision", "float32", fix, field=f"trainer.{name}") for name in reduced]
-            )
+        refuse_reduced(config, self.name)
         self._before: dict[str, bytes] = {}
         self._tied: tuple[str, ...] = ()
         self._grown = 0
-        self._first_step = FirstStep()
+        self._first_step = FirstStep(is_8bit=has_8bit_state(config.train.optimizer))
 
     def prepare(self, bundle: Bundle) -> Bundle:
         model: Any = bundle.model
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        self._grown = self._grow_embeddings(bundle)
+        self._grown = grow_embeddings(bundle, self.config.train.seed)
         model.float().requires_grad_(True)
         self._tied = tied_parameters(model)
-        _require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])
+        require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])
         self._before = fingerprints(model)
         return bundle
 
@@ -57,9 +53,9 @@ class Full(Method):
 
     def proof(self, bundle: Bundle) -> Parameters:
         named = dict(bundle.model.named_parameters())
-        _require("are frozen", [name for name, value in named.items() if not value.requires_grad])
-        _require("are not float32", [name for name, value in named.items() if value.dtype != torch.float32])
-        _require("are no longer tied", sorted(set(self._tied) - set(tied_parameters(bundle.model))))
+        require("are frozen", [name for name, value in named.items() if not value.requires_grad])
+        require("are not float32", [name for name, value in named.items() if value.dtype != torch.float32])
+        require("are no longer tied", sorted(set(self._tied) - set(tied_parameters(bundle.model))))
         after = fingerprints(bundle.model)
         moved = sum(after[name] != self._before[name] for name in after)
         total = sum(value.numel() for value in named.values())
@@ -73,17 +69,6 @@ class Full(Method):
             evidence=self._evidence(moved, len(after)),
         )
 
-    def _grow_embeddings(self, bundle: Bundle) -> int:
-        """Rows added for tokens that the tokenizer has and the model has not; nothing is ever cut off."""
-        embeddings: Any = bundle.model.get_input_embeddings()
-        rows, wanted = int(embeddings.weight.shape[0]), len(bundle.tokenizer)
-        if wanted <= rows:
-            return 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.train.seed)
-            bundle.model.resize_token_embeddings(wanted)
-        return wanted - rows
-
     def _evidence(self, moved: int, tensors: int) -> tuple[str, ...]:
         lines = [f"all {tensors} tensors trainable and float32, 0 frozen", "TF32 off", *self._first_step.evidence]
         lines.append(f"{moved} of {tensors} tensors moved")
@@ -96,26 +81,30 @@ class Full(Method):
 
 @dataclass
 class FirstStep(TrainerCallback):
-    """Looks at gradients and AdamW's moments in the first optimizer step.
+    """Looks at gradients and the optimizer's moments in the first optimizer step.
+
+    Attributes:
+        is_8bit: Moments may be 8-bit numbers, because such an optimizer was asked for.
 
     Raises (in training):
         ModelError: One of them is not float32, or no parameter got a gradient.
     """
 
+    is_8bit: bool = False
     evidence: list[str] = field(default_factory=list)
     done: bool = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.done:
+        if self.done or args.deepspeed_plugin is not None:  # DeepSpeed has taken its step by now, gradients and all
             return
         learning = [(name, value) for name, value in kwargs["model"].named_parameters() if value.requires_grad]
         with_gradient = [(name, value.grad) for name, value in learning if value.grad is not None]
-        _require("have gradients that are not float32", [n for n, g in with_gradient if g.dtype != torch.float32])
+        require("have gradients that are not float32", [n for n, g in with_gradient if g.dtype != torch.float32])
         missing = [name for name, value in learning if value.grad is None]
         if not with_gradient:
-            _require("got no gradient", missing)
+            require("got no gradient", missing)
         self.evidence.append(f"gradients of {len(with_gradient)} tensors float32")
         if missing:
             self.evidence.append(f"no gradient (not part of the loss): {_listed(missing)}")
@@ -128,13 +117,28 @@ class FirstStep(TrainerCallback):
         self.done = True
         names = {value: name for name, value in kwargs["model"].named_parameters()}
         moments = [
-            (names[parameter], moment)
+            (names.get(parameter, "a shard"), moment)
             for parameter, kept in kwargs["optimizer"].state.items()
             for moment in kept.values()
             if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape and moment.dim() > 0
         ]
-        _require("have optimizer moments that are not float32", [n for n, m in moments if m.dtype != torch.float32])
-        self.evidence.append(f"{len(moments)} optimizer moments float32")
+        allowed = {torch.float32, torch.uint8} if self.is_8bit else {torch.float32}
+        require("have optimizer moments that are not float32", [n for n, m in moments if m.dtype not in allowed])
+        small = sum(moment.dtype == torch.uint8 for _, moment in moments)
+        if small:
+            self.evidence.append(f"{small} optimizer moments in 8-bit numbers, as asked")
+        self.evidence.append(f"{len(moments) - small} optimizer moments float32")
+
+
+def refuse_reduced(config: Config, method: str) -> None:
+    """
+    Raises:
+        ConfigError: ``trainer`` asks for less than 32-bit floats.
+    """
+    reduced = [name for name in _REDUCED if config.trainer.get(name)]
+    if reduced:
+        fix = f"remove it; `{method}` trains in 32-bit floats"
+        raise ConfigError([Problem("reduced precision", "float32", fix, field=f"trainer.{name}") for name in reduced])
 
 
 def tied_parameters(model: nn.Module) -> tuple[str, ...]:
@@ -158,12 +162,16 @@ def _sha256(tensor: torch.Tensor) -> bytes:
     return hashlib.sha256(octets).digest()
 
 
-def _require(broken: str, names: Iterable[str]) -> None:
+def require(broken: str, names: Iterable[str]) -> None:
+    """
+    Raises:
+        ModelError: There are such names.
+    """
     found = sorted(names)
     if found:
         raise ModelError(
             f"{len(found)} tensors {broken}: {_listed(found)}",
-            expected="every parameter trained in float32",
+            expected="float32, trained or left alone as the method promises",
             fix="load the model with fulltune, and leave its tensors as they are",
             field="model",
         )

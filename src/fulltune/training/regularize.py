@@ -56,7 +56,7 @@ class Shared:
 
 
 def shared_parameters(base: Bundle, student: Bundle) -> list[Shared]:
-    """The student's parameters that the base has too: all of them, or those of the body where the head is new.
+    """The student's parameters that learn and that the base has too: all, or those of the body where the head is new.
 
     The base's tensors are its own, not copies; embeddings that grew share the rows that were there.
     """
@@ -67,7 +67,7 @@ def shared_parameters(base: Bundle, student: Bundle) -> list[Shared]:
     return [
         Shared(name, parameter, known[name].detach())
         for name, parameter in ours.named_parameters()
-        if name in known and known[name].shape[1:] == parameter.shape[1:]
+        if parameter.requires_grad and name in known and known[name].shape[1:] == parameter.shape[1:]
     ]
 
 
