@@ -17,11 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fulltune.errors import ConfigError, Problem, did_you_mean
 
-
 #: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
-#: 2022, appendix D, and Schulman et al. 2025, "LoRA Without Regret", about ten times full's. `prompt-tuning`: the guides
-#: of PEFT; Lester et al. 2021 take 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022, section 4. `linear-probe`:
-#: AdamW's own default.
+#: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's guides;
+#: Lester et al. 2021 take 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022, section 4. `linear-probe`: AdamW's
+#: own default.
 LEARNING_RATES = {
     "full": 3e-5,
     "lora": 3e-4,
@@ -277,6 +276,17 @@ def load_config(
 def dump_config(config: Config) -> str:
     """The config as YAML, every key present, so that a run can be repeated from its folder."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def ready_to_choose(config: Config) -> Config:
+    """The config as searches take it: with rows to choose by (a tenth of train where it names none), and with one split
+    whatever ``train.seed``.
+    """
+    data = {
+        "valid": 0.1 if config.data.valid is None else config.data.valid,
+        "seed": config.train.seed if config.data.seed is None else config.data.seed,
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
 def _read(source: Config | str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -79,14 +79,15 @@ def end_ids(bundle: Bundle) -> list[int]:
 
 def likelihoods(bundle: Bundle, texts: Iterable[Text], batch_size: int) -> Iterator[Likelihood]:
     """Negative log-likelihood in nats of each text's target."""
-    vocabulary = bundle.model.get_output_embeddings().weight.shape[0]
+    vocabulary, prompt = bundle.model.get_output_embeddings().weight.shape[0], bundle.prompt_ids
 
     def score(batch: Sequence[Text]) -> list[Likelihood]:
         width = max(len(text) for text in batch)
         rows = max(1, _LOGITS_BYTES // (4 * width * vocabulary))
         return [result for start in range(0, len(batch), rows) for result in _nll(bundle, batch[start : start + rows])]
 
-    return _sorted_batches(texts, score, len, batch_size)
+    asked = (Text(prompt + text.context, text.target) for text in texts) if prompt else texts
+    return _sorted_batches(asked, score, len, batch_size)
 
 
 def generate(
@@ -97,7 +98,7 @@ def generate(
     def answer(batch: Sequence[Sequence[int]]) -> list[Generated]:
         return _generate(bundle, batch, max_new_tokens)
 
-    return _sorted_batches(prompts, answer, len, batch_size)
+    return _sorted_batches(_prompted(bundle, prompts), answer, len, batch_size)
 
 
 def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, seed: int) -> Iterator[str]:
@@ -107,7 +108,7 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
     """
     model: Any = bundle.model
     for start in range(0, count, batch_size):
-        rows = [start_ids(bundle)] * min(batch_size, count - start)
+        rows = [bundle.prompt_ids + start_ids(bundle)] * min(batch_size, count - start)
         ids, mask = _pad(rows, _pad_id(bundle), model.device)
         with quiet(), _decoding(bundle, max_new_tokens, sampled=True) as settings, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1_000_003 + start)
@@ -126,7 +127,7 @@ def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: in
         logits: list[list[float]] = bundle.model(input_ids=ids, attention_mask=mask).logits.float().tolist()
         return logits
 
-    return _sorted_batches(inputs, score, len, batch_size)
+    return _sorted_batches(_prompted(bundle, inputs), score, len, batch_size)
 
 
 def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
@@ -139,21 +140,28 @@ def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batc
         logits = bundle.model(input_ids=ids, attention_mask=mask).logits
         return [F.log_softmax(row[tokens == mask_id].float(), dim=-1) for row, tokens in zip(logits, ids, strict=True)]
 
-    return _sorted_batches(inputs, score, len, batch_size)
+    return _sorted_batches(_prompted(bundle, inputs), score, len, batch_size)
 
 
 def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
     """Unit vectors of shape (hidden,): the mean of the last hidden states (Reimers & Gurevych 2019, mean pooling)."""
-    body = bundle.model.base_model
+    body, own = bundle.model.base_model, len(bundle.prompt_ids)
 
     @torch.inference_mode()
     def embed(batch: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device)
         hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        hidden, mask = hidden[:, own:], mask[:, own:]  # a soft prompt is no part of the text
         mean = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return list(F.normalize(mean, dim=-1))
 
-    return _sorted_batches(inputs, embed, len, batch_size)
+    return _sorted_batches(_prompted(bundle, inputs), embed, len, batch_size)
+
+
+def _prompted(bundle: Bundle, inputs: Iterable[Sequence[int]]) -> Iterable[Sequence[int]]:
+    """Inputs with the ids of a soft prompt before them, where the model has one."""
+    prompt = bundle.prompt_ids
+    return (prompt + list(ids) for ids in inputs) if prompt else inputs
 
 
 def _sorted_batches(

@@ -134,6 +134,11 @@ def files_sha256(paths: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _umask() -> int:
     """The process's umask; mkstemp ignores it and makes files that only their owner can read."""
     mask = os.umask(0)
