@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fulltune.tasks.base import Features
+from fulltune.training import packing
 from fulltune.training.loss import IGNORED
 from fulltune.training.objective import Kind
 
@@ -102,11 +103,16 @@ class Collator:
 
     Attributes:
         pad_token_id: Fills ``input_ids``.
+        packed: Put several rows of text into one where that saves room (:mod:`fulltune.training.packing`); only for a
+            decoder that keeps them apart, and for rows of nothing but ``input_ids`` and ``labels`` of the same length.
     """
 
     pad_token_id: int
+    packed: bool = False
 
     def __call__(self, rows: Sequence[Item]) -> Batch:
+        if self.packed and (batch := packing.pack(rows, self.pad_token_id)) is not None:
+            return batch
         names = [name for name, value in rows[0].items() if value is not None and not isinstance(value, str)]
         batch = {_renamed(name): self._column(_renamed(name), [row[name] for row in rows]) for name in names}
         if "input_ids" in batch and "attention_mask" not in batch:

@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fulltune.training.loss import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 #: Logits of one stretch of positions, in bytes. Each stretch adds one pass over the head's gradient.
 STRETCH_BYTES = 256 * 2**20
@@ -39,10 +42,12 @@ class HeadLoss:
     Attributes:
         total: Σ of the losses, a scalar with the graph behind it; NaN until the head was called.
         losses: Loss of each position ``(B, T)``, in nats, without a graph; 0 where there is no label.
+        counts: Labelled positions of each row ``(B,)``.
     """
 
     total: Tensor
     losses: Tensor
+    counts: Tensor
 
 
 @contextmanager
@@ -54,7 +59,7 @@ def loss_at(head: nn.Linear, labels: Tensor, smoothing: float = 0.0) -> Iterator
         labels: ``(B, T)``, aligned with those positions; -100 is no label.
         smoothing: As in :func:`fulltune.training.loss.token_cross_entropy`.
     """
-    found = HeadLoss(torch.tensor(float("nan")), torch.zeros(()))
+    found = HeadLoss(torch.tensor(float("nan")), torch.zeros(()), (labels != IGNORED).sum(dim=1))
     forward, own = head.forward, head.__dict__.get("forward")
     size = max(1, STRETCH_BYTES // (4 * head.out_features))
 
@@ -83,17 +88,27 @@ def loss_at(head: nn.Linear, labels: Tensor, smoothing: float = 0.0) -> Iterator
             setattr(head, "forward", own)  # noqa: B010
 
 
-@dataclass
 class LossAtHead:
-    """Runs a model so that its head gives the loss, where that can be done and pays.
+    """Runs a trainer's model so that its head gives the loss, where that can be done and pays.
+
+    Args:
+        head: The model's output embeddings, or None to leave its logits alone.
 
     Attributes:
-        head: The model's output embeddings.
-        fits: Whether the model returns what they give, unchanged; None until it was tried.
+        fits: Whether the model returns what its head gives, unchanged; None until it was tried.
     """
 
-    head: nn.Module | None
-    fits: bool | None = None
+    def __init__(self, head: nn.Module | None) -> None:
+        self.head, self.fits = head, None if isinstance(head, nn.Linear) else False
+
+    @classmethod
+    def of(cls, trainer: Trainer, model: Any) -> LossAtHead:
+        """For the plain model of a trainer."""
+        # A scaler must see its scaled gradients overflow; replicas on several devices would share one patched head.
+        args = trainer.args
+        is_plain = trainer.accelerator.scaler is None and args.n_gpu <= 1 and not args.torch_compile
+        is_plain = is_plain and not trainer.is_deepspeed_enabled
+        return cls(model.get_output_embeddings() if is_plain and hasattr(model, "get_output_embeddings") else None)
 
     def run(
         self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, smoothing: float
@@ -106,7 +121,7 @@ class LossAtHead:
             labels: ``(B, T)``, aligned with the logits.
             smoothing: As in :func:`loss_at`.
         """
-        if not isinstance(self.head, nn.Linear):
+        if self.fits is False or not isinstance(self.head, nn.Linear):
             return None
         pays = 4 * labels.numel() * self.head.out_features >= WORTHWHILE_BYTES
         # Processes try it at the same step, whatever the sizes of their batches.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
+from fulltune.errors import ConfigError
 from fulltune.training import loss
 
 #: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label a row.
@@ -99,6 +101,42 @@ def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
     if kind != "class":
         return kind
     return _kind_of_classifier(config, labels)
+
+
+def checked_class_weights(model: Any, weights: Sequence[float] | None) -> Tensor | None:
+    """Class weights as a tensor ``(C,)``.
+
+    Raises:
+        ConfigError: The model has no classes, or another number of them.
+    """
+    if weights is None:
+        return None
+    _check_classifier(model, "class weights", "class_weights")
+    classes = model.config.num_labels
+    if len(weights) != classes:
+        raise ConfigError(f"{len(weights)} class weights", expected=f"{classes}, one a class", field="class_weights")
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def checked_r_drop(model: Any, weight: float) -> float:
+    """The weight of R-Drop.
+
+    Raises:
+        ConfigError: The model has no classes.
+    """
+    if weight:
+        _check_classifier(model, "R-Drop", "r_drop")
+    return weight
+
+
+def _check_classifier(model: nn.Module, wanted: str, field: str) -> None:
+    if kind_of(model) not in ("class", "multi-label"):
+        raise ConfigError(
+            f"{wanted} for {type(model).__name__}",
+            expected="a sequence classifier",
+            fix=f"leave {field} out",
+            field=field,
+        )
 
 
 def _has_router_loss(config: PretrainedConfig) -> bool:

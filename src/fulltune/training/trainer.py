@@ -6,6 +6,7 @@ What differs, and nothing else does:
   batch; models that the library trains with another loss keep theirs;
 * the evaluation loss is the mean negative log-likelihood of the whole set, whatever the batch size, without smoothing
   and class weights; rows come back in the order given;
+* a micro-batch that does not fit in memory is computed in parts, with the same result;
 * a loss or gradient norm that is not finite stops training before the optimizer step and names the rows;
 * with :class:`~fulltune.guards.divergence.DivergenceGuard` among the callbacks, training that diverges goes back to its
   last good checkpoint instead, with a lower rate;
@@ -18,7 +19,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, final
+from pathlib import Path
+from typing import Any, cast, final
 
 import datasets
 import torch
@@ -31,8 +33,15 @@ from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput
 from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from fulltune.guards.divergence import DivergenceGuard
 from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
+from fulltune.training.buckets import BudgetSampler, lengths_of
+from fulltune.training.checkpointing import Checkpoints
+from fulltune.training.checkpoints import is_ours, load_weights
+from fulltune.training.engines import whole_batch
+from fulltune.training.head_loss import LossAtHead
+from fulltune.training.memory import MicroBatches
 from fulltune.training.neftune import noise_in_both_stacks
-from fulltune.training.objective import Objective, kind_of
+from fulltune.training.objective import Objective, checked_class_weights, checked_r_drop, kind_of
+from fulltune.training.packing import PaddingCount, with_token_mask
 from fulltune.training.regularize import Regularizer, decay_by_layer
 from fulltune.training.rollback import RollBack
 
@@ -49,11 +58,14 @@ class Trainer(transformers.Trainer):
             code; in the paper's equation 4 the two losses are summed, which is twice this with 2α).
         layer_decay: Factor on the learning rate for each layer below the top.
         regularizers: Penalties whose gradients join the task's, once an optimizer step and before clipping.
+        batch_tokens: Padded tokens of a micro-batch of training, in place of ``per_device_train_batch_size`` rows.
+        trained_only: Checkpoints hold the parameters that are not frozen, and no others; resuming needs the same base.
 
     Raises:
         ConfigError: Class weights or R-Drop for a model without classes, or (in :meth:`train`) a
             ``metric_for_best_model`` that no evaluation will give.
         DataError: A whole effective batch without a label.
+        MemoryExhausted: A single row does not fit in memory.
         NonFiniteError: The loss or the gradient norm was not finite; the weights are those of the last good step.
         TrainingStopped: The guard against divergence went back as often as it may; the weights are those of the last
             good checkpoint.
@@ -66,6 +78,8 @@ class Trainer(transformers.Trainer):
         r_drop: float = 0.0,
         layer_decay: float = 1.0,
         regularizers: Sequence[Regularizer] = (),
+        trained_only: bool = False,
+        batch_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         given = inspect.signature(transformers.Trainer.__init__).bind(self, *args, **kwargs).arguments
@@ -74,12 +88,17 @@ class Trainer(transformers.Trainer):
             self.data_collator = Collator(self._pad_token_id())
         # What is not finite is seen and stops training; a filter would write other numbers in its place.
         self.args.logging_nan_inf_filter = False
-        self._class_weights = self._checked(class_weights)
-        self._r_drop = self._checked_r_drop(r_drop)
+        self._class_weights = checked_class_weights(self._plain_model(), class_weights)
+        self._r_drop = checked_r_drop(self._plain_model(), r_drop)
         self._layer_decay, self._regularizers = layer_decay, regularizers
+        self.trained_only, self.checkpoints = trained_only, Checkpoints(self)
+        self.micro_batches = MicroBatches()
         self._row_numbers: list[list[int]] = []
-        self._micro_batch = 0
+        self._micro_batch, self._batch_tokens = 0, batch_tokens
+        self.padding = PaddingCount()
         self._row_losses: Tensor | None = None
+        self._loss_at_head: LossAtHead | None = None
+        self._loss_only = False
         self._evaluated = torch.zeros(2, dtype=torch.float64)
 
     # ---- Loss ----
@@ -95,18 +114,42 @@ class Trainer(transformers.Trainer):
         self.loss_is_scaled_for_ga = None if objective is None else True
         if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = None
+        if objective.is_of_tokens and (not return_outputs if model.training else self._loss_only):
+            found = self._at_head(model, inputs, objective)
+        outputs, losses, counts = found or self._from_logits(model, inputs, objective)
+        total = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
+        loss = losses / total * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, _with_loss(outputs, loss)) if return_outputs else loss
+
+    def _from_logits(
+        self, model: nn.Module, inputs: dict[str, Any], objective: Objective
+    ) -> tuple[Any, Tensor, Tensor]:
+        """Outputs, the sum of the losses, and what each row adds to the denominator."""
         labels = inputs["labels"]
         outputs = model(**self._inputs_without_labels(inputs, objective))
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if not model.training:
-            self._row_losses = torch.stack([part.double() for part in objective.plain()(logits, labels)], dim=1)
+            self._row_losses = _side_by_side(*objective.plain()(logits, labels))
         sums, counts = objective(logits, labels)
         if self._r_drop and model.training:
             sums = self._twice(model, inputs, objective, logits, sums, counts)
-        total = counts.sum() if num_items_in_batch is None else num_items_in_batch
-        # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
-        loss = sums.sum() / total * (self.accelerator.num_processes // self.get_tp_size())
-        return (loss, _with_loss(outputs, loss)) if return_outputs else loss
+        return outputs, sums.sum(), counts
+
+    def _at_head(
+        self, model: nn.Module, inputs: dict[str, Any], objective: Objective
+    ) -> tuple[Any, Tensor, Tensor] | None:
+        """The same without logits (in evaluation the plain likelihood), or None where that does not work or pay."""
+        self._loss_at_head = self._loss_at_head or LossAtHead.of(self, self._plain_model())
+        smoothing, rest = objective.smoothing if model.training else 0.0, self._inputs_without_labels(inputs, objective)
+        run = self._loss_at_head.run(model, rest, objective.aligned(inputs["labels"]), smoothing)
+        if run is None:
+            return None
+        outputs, found = run
+        if not model.training:
+            self._row_losses = _side_by_side(found.losses.sum(dim=1), found.counts)
+        return outputs, found.total, found.counts
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         objectives = [self._objective(batch) for batch in batch_samples]
@@ -156,41 +199,12 @@ class Trainer(transformers.Trainer):
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    def _checked(self, class_weights: Sequence[float] | None) -> Tensor | None:
-        if class_weights is None:
-            return None
-        config = self._plain_model().config
-        if kind_of(self._plain_model()) not in ("class", "multi-label"):
-            raise ConfigError(
-                f"class weights for {type(self._plain_model()).__name__}",
-                expected="a sequence classifier",
-                fix="leave class_weights out",
-                field="class_weights",
-            )
-        if len(class_weights) != config.num_labels:
-            raise ConfigError(
-                f"{len(class_weights)} class weights",
-                expected=f"{config.num_labels}, one a class",
-                field="class_weights",
-            )
-        return torch.tensor(class_weights, dtype=torch.float32)
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if is_new and self._layer_decay < 1:
             decay_by_layer(optimizer, self._plain_model(), self._layer_decay)
         return optimizer
-
-    def _checked_r_drop(self, weight: float) -> float:
-        if weight and kind_of(self._plain_model()) not in ("class", "multi-label"):
-            raise ConfigError(
-                f"R-Drop for {type(self._plain_model()).__name__}",
-                expected="a sequence classifier",
-                fix="leave r_drop out",
-                field="r_drop",
-            )
-        return weight
 
     # ---- Batches ----
 
@@ -223,6 +237,15 @@ class Trainer(transformers.Trainer):
             relabel=by_id,
         )
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
+        if self._batch_tokens is not None:
+            lengths = lengths_of(train_dataset, self._plain_model().config.is_encoder_decoder)
+            share = self.args.process_index, self.args.world_size
+            return BudgetSampler(lengths, self._batch_tokens, self.args.seed, *share)
+        with whole_batch(self.args):
+            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
+
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         """In the order given, always: grouping by length would return predictions in another."""
         if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
@@ -234,6 +257,7 @@ class Trainer(transformers.Trainer):
     ) -> tuple[list[Any], Any]:
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._row_numbers, self._micro_batch = [take_row_numbers(batch) for batch in batches], 0
+        self.micro_batches.begin(batches)
         if count is not None and float(torch.as_tensor(count).sum()) == 0:
             raise DataError(
                 f"no position of this batch carries a label (step {self.state.global_step + 1}, "
@@ -242,6 +266,11 @@ class Trainer(transformers.Trainer):
                 fix="raise the maximum length so that labels are not cut off, or remove those rows",
             )
         return batches, count
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        inputs = with_token_mask(inputs)
+        self.padding.add(inputs)
+        super()._track_num_input_tokens(inputs)  # type: ignore[no-untyped-call]
 
     def _row_ids(self, micro_batch: int | None = None) -> list[str]:
         """Ids of the rows of one micro-batch or of the whole effective batch: their ``row_id``, else their number."""
@@ -261,7 +290,16 @@ class Trainer(transformers.Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        plain = super().training_step
+        loss = self.micro_batches.run(
+            lambda batch: plain(model, batch, num_items_in_batch),
+            model,
+            inputs,
+            step=self.state.global_step + 1,
+            adds_up=num_items_in_batch is not None
+            and self.args.world_size == 1
+            and self._objective(inputs) is not None,
+        )
         everywhere = (self.accelerator.gather(loss) if self.args.world_size > 1 else loss).flatten()
         broken = everywhere[~torch.isfinite(everywhere)]
         if broken.numel():
@@ -312,7 +350,11 @@ class Trainer(transformers.Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Any, Any, Any]:
-        result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        self._loss_only = prediction_loss_only
+        try:
+            result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._loss_only = False
         if self._row_losses is not None:
             # Drops the rows that distributed sampling repeats to fill its last batch.
             rows = self.accelerator.gather_for_metrics(self._row_losses)
@@ -329,19 +371,16 @@ class Trainer(transformers.Trainer):
     ) -> TrainOutput:
         self._check_best_metric()
 
-        def attempt(resume: str | bool | None) -> TrainOutput:
-            return self._train_once(resume, trial, ignore_keys_for_eval)
+        def attempt(source: Path | None) -> TrainOutput:
+            if source is not None:
+                self.checkpoints.begin_from(source)
+            return self._train_once(None if source is None else str(source), trial, ignore_keys_for_eval)
 
-        guard = self._guard()
-        if guard is None:
-            return attempt(resume_from_checkpoint)
-        guard.rows = self._row_ids
-        try:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
-                return attempt(resume_from_checkpoint)
-            return RollBack(self, guard).train(attempt, resume_from_checkpoint)
-        finally:
-            guard.rows = None
+        if self._is_sharded:
+            return self._train_once(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        source, guard = self.checkpoints.source(resume_from_checkpoint), self._guard()
+        with self.checkpoints.at_work(source):
+            return attempt(source) if guard is None else RollBack(self, guard).train(attempt, source)
 
     def _train_once(self, *args: Any) -> TrainOutput:
         model: Any = self.model
@@ -359,6 +398,51 @@ class Trainer(transformers.Trainer):
                 # Interrupted: the library takes its hook off only at a good end, and would hook on a second one.
                 hook.remove()
             self.is_in_train = False
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Over processes, by an engine that writes checkpoints of its own."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
+
+    # ---- Checkpoints: of our own format, and read from that of transformers too ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._is_sharded:
+            super()._save_checkpoint(model, trial)
+            return
+        target = self.checkpoints.save()
+        if self.args.push_to_hub:
+            self.checkpoints.wait()
+            self._push_from_checkpoint(str(target))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if is_ours(Path(resume_from_checkpoint)):
+            load_weights(model or cast("nn.Module", self.model), Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and is_ours(Path(checkpoint)):
+            self.checkpoints.load_optimizer(Path(checkpoint))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and is_ours(Path(checkpoint)):
+            self.checkpoints.load_scaler(Path(checkpoint))
+        else:
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and is_ours(Path(checkpoint)):
+            self.checkpoints.load_random(Path(checkpoint))
+        else:
+            super()._load_rng_state(checkpoint)
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        self.checkpoints.wait()  # the best one may be read now
+        output: TrainOutput = super()._finalize_training(*args)  # type: ignore[no-untyped-call]
+        return output
 
     def _guard(self) -> DivergenceGuard | None:
         return next((one for one in self.callback_handler.callbacks if isinstance(one, DivergenceGuard)), None)
@@ -379,6 +463,11 @@ class Trainer(transformers.Trainer):
                 fix=did_you_mean(wanted, known) or "pass a compute_metrics function that returns it",
                 field="metric_for_best_model",
             )
+
+
+def _side_by_side(sums: Tensor, counts: Tensor) -> Tensor:
+    """``(B, 2)`` of what rows add to a mean loss."""
+    return torch.stack([sums.double(), counts.double()], dim=1)
 
 
 def _with_loss(outputs: Any, loss: Tensor) -> Any:

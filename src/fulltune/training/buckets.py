@@ -1,0 +1,104 @@
+"""Micro-batches of one size in padded tokens instead of rows: rows of like length together, in shuffled order.
+
+Which rows share a batch and in which order the batches come is a function of the seed and the epoch alone; how many
+there are is a function of the lengths alone. So the steps of a run are known before it, and a resumed run skips a count
+of batches and goes on alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+#: Lengths count as equal when they agree in this many leading bits: rows of "equal" length are dealt to batches anew
+#: every epoch, at the price of some padding (a sixteenth of the length on average).
+LEADING_BITS = 4
+
+#: Tokens that a row's input and, in an encoder-decoder, its target have.
+Lengths = tuple[int, int]
+
+
+def lengths_of(rows: Any, is_encoder_decoder: bool) -> list[Lengths]:
+    """Lengths of the rows of a dataset with ``input_ids`` and ``labels``."""
+
+    def target(row: Any) -> int:
+        labels = row.get("labels") if is_encoder_decoder else None
+        return len(labels) if labels is not None else 0
+
+    items = (rows[number] for number in range(len(rows)))
+    return [(len(row["input_ids"]), target(row)) for row in items]
+
+
+def budget_batches(lengths: Sequence[Lengths], budget: int, seed: int, epoch: int) -> list[list[int]]:
+    """Numbers of rows, batch by batch: none has more than ``budget`` padded tokens unless it is a single row.
+
+    The longest batch comes first in the first epoch, so that what does not fit in memory is known at once.
+    """
+    random = np.random.default_rng([seed, epoch])
+    keys = [(_ceiling(source), _ceiling(target)) for source, target in lengths]
+    order = sorted(random.permutation(len(keys)).tolist(), key=lambda row: keys[row], reverse=True)
+    batches, start = [], 0
+    for size in _sizes([keys[row] for row in order], budget):
+        batches.append(order[start : start + size])
+        start += size
+    shuffled = [batches[place] for place in random.permutation(len(batches))]
+    if epoch == 0 and batches:
+        longest = shuffled.index(batches[0])
+        shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
+    return shuffled
+
+
+def batch_count(lengths: Sequence[Lengths], budget: int) -> int:
+    """How many batches :func:`budget_batches` makes, whatever the seed and the epoch."""
+    keys = sorted(((_ceiling(source), _ceiling(target)) for source, target in lengths), reverse=True)
+    return sum(1 for _ in _sizes(keys, budget))
+
+
+def _ceiling(length: int) -> int:
+    """The length rounded up to :data:`LEADING_BITS` bits."""
+    step = 1 << max(0, length.bit_length() - LEADING_BITS)
+    return -(-length // step) * step
+
+
+def _sizes(keys: Sequence[Lengths], budget: int) -> Iterator[int]:
+    """Rows a batch, taken greedily from rows in falling order of their rounded lengths."""
+    rows, widths = 0, (0, 0)
+    for source, target in keys:
+        wider = max(widths[0], source), max(widths[1], target)
+        if rows and (rows + 1) * sum(wider) > budget:
+            yield rows
+            rows, wider = 0, (source, target)
+        rows, widths = rows + 1, wider
+    if rows:
+        yield rows
+
+
+class BudgetSampler(BatchRebalanceSampler):
+    """:func:`budget_batches` for a data loader, each process its own share.
+
+    A subclass of the one batch sampler that ``transformers.Trainer`` lets through to the loader as it is; nothing else
+    of it is used. Where batches do not divide by the processes, the first ones come again, as in
+    :class:`torch.utils.data.DistributedSampler`.
+
+    Args:
+        lengths: Of all rows.
+        budget: Padded tokens of a batch.
+        seed: Of the order.
+        rank, processes: Whose share it is, and of how many.
+    """
+
+    def __init__(self, lengths: Sequence[Lengths], budget: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.rows, self.budget, self.seed = tuple(lengths), budget, seed
+        self.rank, self.processes, self.epoch = rank, processes, 0
+
+    def __len__(self) -> int:
+        return math.ceil(batch_count(self.rows, self.budget) / self.processes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = budget_batches(self.rows, self.budget, self.seed, self.epoch)
+        turns = range(self.rank, len(self) * self.processes, self.processes)
+        return iter([batches[turn % len(batches)] for turn in turns])
