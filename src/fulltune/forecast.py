@@ -1,0 +1,213 @@
+"""The plan that has been measured: a few real steps and a few real answers, told for the whole job.
+
+All of it happens on a model that is loaded for this and thrown away; the base is only read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fulltune import distributed, machine, memory_parts, plugins, stages
+from fulltune.baselines import baseline, choose_shots
+from fulltune.config import Config
+from fulltune.dataset import Data
+from fulltune.model import Bundle
+from fulltune.plan import Plan
+from fulltune.retention import Memory
+from fulltune.tasks.base import Example, Features, Predictor, Task
+from fulltune.training.footprint import Footprint
+from fulltune.training.measuring import TIMED, Pace, Probe, footprint, pace
+from fulltune.training.random_state import randomness_kept
+
+#: Seconds that real steps may take at most.
+STEP_SECONDS = 60.0
+
+#: Rows that each system answers, twice; and rows of what must not be forgotten.
+ROWS = (2, 8)
+
+#: Seconds of a forward pass for one of forward and backward (2 of 6 operations a weight and token: Kaplan et al. 2020,
+#: "Scaling Laws for Neural Language Models", table 1).
+_FORWARD = 1 / 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a plan is made for: a config whose data and base are known."""
+
+    config: Config
+    task: Task
+    data: Data
+    base: Bundle
+    features: Sequence[Features]
+    out: str | Path
+
+
+def checked_plan(job: Job) -> Plan:
+    """The plan of a run that is about to begin. Memory is measured unless the job plainly fits: a rough upper bound is
+    below half of the machine's. Processes that share a job are planned for by their engine.
+
+    Raises:
+        ConfigError: The job cannot work, or does not fit in memory.
+    """
+    plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features)
+    if _plainly_fits(job, plan):
+        return plan
+    with _Rehearsal(job) as rehearsal:
+        return plan.model_copy(update={"memory": rehearsal.memory(plan)})
+
+
+def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
+    """The plan with memory and time, both measured.
+
+    Args:
+        job: The job.
+        curve: Sequences that the evaluation curve is drawn on.
+        prepared: Seconds that loading and auditing took.
+
+    Raises:
+        ConfigError: The job cannot work, or does not fit in memory.
+    """
+    plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features)
+    with _Rehearsal(job) as rehearsal:
+        plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
+        seconds = {"load and audit": prepared, **rehearsal.seconds(plan, curve)}
+    return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
+
+
+def _plainly_fits(job: Job, plan: Plan) -> bool:
+    if plan.machine_bytes is None or distributed.launched() > 1:
+        return True
+    width = max(len(item.input_ids) for item in job.features)
+    step = memory_parts.rough_step_bytes(job.base.model.config, job.config.train.batch_size, width)
+    beside = 4 * plan.parameters if job.task.head != job.base.head else 0
+    return step is not None and plan.memory_bytes + beside + step < memory_parts.SMALL * plan.machine_bytes
+
+
+class _Rehearsal:
+    """A model of its own, and a folder that goes with it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.base_bytes = sum(one.nbytes for one in job.base.model.parameters())
+        self.program_bytes = machine.rss_bytes() - self.base_bytes
+        self._randomness = randomness_kept()
+        self._folder = tempfile.TemporaryDirectory(prefix="fulltune-")
+
+    def __enter__(self) -> _Rehearsal:
+        self._randomness.__enter__()
+        folder = Path(self._folder.__enter__())
+        config, task, examples = self.job.config, self.job.task, self.job.data.train.examples
+        student = stages.load(config, task, self.job.out, head=task.head)
+        task.begin(student, examples)
+        method = plugins.load("method", config.method)(config)
+        self.probe = Probe(method.prepare(student), method, self.job.features, task.class_weights(examples), folder)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        del self.probe
+        self._folder.__exit__(*error)
+        self._randomness.__exit__(*error)
+
+    def memory(self, plan: Plan) -> dict[str, int]:
+        """Bytes by part.
+
+        Raises:
+            ConfigError: More than the machine has.
+        """
+        config, limit = self.job.config, plan.machine_bytes
+        self.found = footprint(self.probe, config)
+        fixed = {"program": self.program_bytes, "base": self.base_bytes if self._keeps_base else 0}
+        taken = memory_parts.parts(config, self.found, **fixed)
+        if limit is None or sum(taken.values()) <= limit:
+            return taken
+        if memory_parts.essential(taken) <= limit:
+            return {name: size for name, size in taken.items() if name != memory_parts.COPY}
+        ways = memory_parts.proposals(config, self.found, self._recomputing(), limit, **fixed)
+        raise memory_parts.refusal(taken, limit, list(ways))
+
+    def seconds(self, plan: Plan, curve: Sequence[Features]) -> dict[str, float]:
+        """Seconds of each stage of a run."""
+        job = self.job
+        shots = choose_shots(job.task, job.config, job.base.family, job.data.train.examples, job.data.eval.examples)
+        systems = {
+            name: baseline(name, job.task, job.base, job.data.train.examples, shots) for name in job.task.baselines
+        }
+        known = {name: self._answering(name, predict) for name, predict in systems.items()}
+        a_step, a_token = line(self._pace(plan.effective_batch))
+        epochs = plan.total_steps / plan.steps_per_epoch
+        drawn = sum(len(item.input_ids) for item in curve) * (job.config.train.evaluations + 1)
+        known["train"] = a_step * plan.total_steps + a_token * plan.tokens * epochs
+        known["evaluation curve"] = a_token * _FORWARD * drawn if job.config.train.evaluations else 0.0
+        known["evaluate"] = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
+        known["retention"] = self._remembering()
+        return known
+
+    @property
+    def _keeps_base(self) -> bool:
+        return self.job.task.head != self.job.base.head
+
+    def _recomputing(self) -> Footprint | None:
+        config = self.job.config
+        if config.train.gradient_checkpointing or not self.probe.student.model.supports_gradient_checkpointing:
+            return None
+        train = config.train.model_copy(update={"gradient_checkpointing": True})
+        return footprint(self.probe, config.model_copy(update={"train": train}))
+
+    def _pace(self, batch: int) -> Pace:
+        """Real steps, as many as there is time for; none where one alone would take too long."""
+        config = self.job.config
+        rows, seconds = max(self.found.seconds.items())
+        measured = rows * (2 if self.found.is_accumulated else 1)
+        steps = min(TIMED, int(STEP_SECONDS / (seconds * batch / measured)) - 1)
+        if steps < 1:
+            return [(self.found.width * measured, seconds)]
+        return pace(self.probe, config, batch, steps)
+
+    def _answering(self, name: str, predict: Predictor) -> float:
+        """Seconds for all rows of eval, from a few that stand for all lengths."""
+        examples = self.job.data.eval.examples
+        if name in ("majority", "tfidf"):
+            return _timed(lambda: list(predict(examples)))
+        # What is done once, such as reading shots, is told from what each row costs by two counts.
+        few, more = (spread(examples, count) for count in ROWS)
+        short, long = _timed(lambda: list(predict(few))), _timed(lambda: list(predict(more)))
+        a_row = (long - short) / max(1, len(more) - len(few))
+        if not 0 < a_row <= long / len(more):
+            a_row = long / len(more)
+        return long + a_row * (len(examples) - len(more))
+
+    def _remembering(self) -> float:
+        """Seconds of asking what must not be forgotten, before training and after."""
+        config, settings = self.job.config, self.job.config.guards.forgetting
+        if settings is None:
+            return 0.0
+        few = settings.model_copy(update={"limit": min(ROWS[-1], settings.limit)})
+        short = config.model_copy(update={"guards": config.guards.model_copy(update={"forgetting": few})})
+        return 2 * _timed(lambda: Memory.of(short, self.job.base)) * settings.limit / few.limit
+
+
+def line(pace: Pace) -> tuple[float, float]:
+    """Seconds a step and seconds a token that explain the steps best, neither below 0 (least squares)."""
+    middle, mean = (sum(column) / len(pace) for column in zip(*pace, strict=True))
+    width = sum((tokens - middle) ** 2 for tokens, _ in pace)
+    slope = sum((tokens - middle) * (seconds - mean) for tokens, seconds in pace) / width if width else 0.0
+    a_step = mean - slope * middle
+    return (a_step, slope) if slope > 0 and a_step > 0 else (0.0, mean / middle)
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most ``count`` of them, evenly spread over their lengths."""
+    ordered = sorted(examples, key=lambda example: len(example.input) + len(example.answer))
+    count = min(count, len(ordered))
+    return [ordered[int((part + 0.5) * len(ordered) / count)] for part in range(count)]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

@@ -1,0 +1,197 @@
+"""Real steps of a training, watched: what they hold in memory and how long they take.
+
+The steps are those of :func:`~fulltune.training.fit.fit`, so losses, kernels, recomputation and the optimizer are the
+run's own. They spoil the weights of the model they are given; it should be one that was loaded for this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fulltune.config import Config
+from fulltune.methods.base import Method
+from fulltune.model import Bundle
+from fulltune.records import Parameters
+from fulltune.tasks.base import Features
+from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.footprint import Footprint
+from fulltune.training.live_bytes import LiveBytes
+
+#: Rows of the micro-batches that a larger one is told from. Not 1: libraries take short cuts there.
+FEW, MORE = 2, 3
+
+#: Batches that are timed, from short rows to long ones, after one that warms up.
+TIMED = 4
+
+Pace = list[tuple[int, float]]
+
+
+class _Prepared(Method):
+    """A method whose work on the model is done, and whose proof nobody asks for."""
+
+    name = "prepared"
+
+    def __init__(self, method: Method) -> None:
+        self.method, self.trains_all = method, method.trains_all  # type: ignore[misc]
+
+    def prepare(self, bundle: Bundle) -> Bundle:
+        return bundle
+
+    def features(self, bundle: Bundle, features: Sequence[Features]) -> Sequence[Features]:
+        return self.method.features(bundle, features)
+
+    def proof(self, bundle: Bundle) -> Parameters:
+        return Parameters(total=0, trainable=0, frozen=0, dtype="float32")
+
+
+class _Watch(TrainerCallback):
+    """Measures the first step from its beginning to the optimizer."""
+
+    def __init__(self) -> None:
+        self.live, self.seconds = LiveBytes(), 0.0
+        self.events: tuple[int, ...] = ()
+        self._started = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._started = time.perf_counter()
+        self.live.__enter__()  # type: ignore[no-untyped-call]
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.live.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.seconds, self.events = time.perf_counter() - self._started, tuple(self.live.events)
+
+
+class _Clock(TrainerCallback):
+    """Tokens and seconds of each step, from the end of the step before."""
+
+    def __init__(self) -> None:
+        self.pace: Pace = []
+        self._tokens, self._time = 0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._time = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        tokens, now = int(state.num_input_tokens_seen), time.perf_counter()
+        self.pace.append((tokens - self._tokens, now - self._time))
+        self._tokens, self._time = tokens, now
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What steps are measured on.
+
+    Attributes:
+        student: Prepared by its method; its weights are spoilt.
+        method: The method that did so.
+        features: The training sequences.
+        class_weights: As in :func:`~fulltune.training.fit.fit`.
+        folder: Nothing stays there.
+    """
+
+    student: Bundle
+    method: Method
+    features: Sequence[Features]
+    class_weights: Sequence[float] | None
+    folder: Path
+
+
+def footprint(probe: Probe, config: Config) -> Footprint:
+    """Measure the memory of a step: up to :data:`MORE` rows as they are, more of them told from fewer."""
+    longest = max(probe.features, key=_length)
+    rows, accumulation = _rows(config, longest), min(2, config.train.accumulation)
+    timelines, seconds, optimizer = {}, {}, 0
+    for count in (rows,) if rows <= MORE else (FEW, MORE):
+        watch = _Watch()
+        short = {"batch_size": count, "accumulation": accumulation, "max_steps": 1}
+        done = _steps(probe, [longest] * (count * accumulation), config, watch, short, {"batch_tokens": None})
+        timelines[count], seconds[count] = watch.events, watch.seconds
+        optimizer = done.training.optimizer_bytes
+    parameters = list(probe.student.model.parameters())
+    return Footprint(
+        rows=rows,
+        width=len(longest.input_ids),
+        timelines=timelines,
+        weights=sum(one.nbytes for one in parameters),
+        gradients=sum(one.nbytes for one in parameters if one.requires_grad),
+        optimizer=optimizer,
+        is_accumulated=accumulation > 1,
+        seconds=seconds,
+    )
+
+
+def _rows(config: Config, longest: Features) -> int:
+    """Rows of the micro-batch that the longest row is in."""
+    tokens = config.speed.batch_tokens
+    return config.train.batch_size if tokens is None else max(1, tokens // _length(longest))
+
+
+def pace(probe: Probe, config: Config, batch: int, steps: int = TIMED) -> Pace:
+    """Tokens (without padding) and seconds of optimizer steps, whose rows stand for all lengths.
+
+    Args:
+        probe: The model and the sequences.
+        config: The job.
+        batch: Rows of an optimizer step.
+        steps: How many of them.
+    """
+    ordered = sorted(probe.features, key=_length)
+    chosen = [item for part in range(steps) for item in _stretch(ordered, (part + 0.5) / steps, batch)]
+    warm, clock = _stretch(ordered, 0.5, batch), _Clock()
+    _steps(probe, [*warm, *chosen], config, clock, {"epochs": 1, "max_steps": None})
+    return clock.pace[1:] or clock.pace
+
+
+def _length(item: Features) -> int:
+    """Tokens of the input, and of the labels where they are another text."""
+    return len(item.input_ids) + (len(item.labels) if isinstance(item.labels, list) else 0)
+
+
+def _stretch(ordered: Sequence[Features], place: float, count: int) -> list[Features]:
+    """``count`` neighbours around a place between 0 and 1; fewer where there are no more."""
+    start = round(place * len(ordered) - count / 2)
+    start = max(0, min(start, len(ordered) - count))
+    return list(ordered[start : start + count])
+
+
+def _steps(
+    probe: Probe,
+    features: Sequence[Features],
+    config: Config,
+    callback: TrainerCallback,
+    train: dict[str, Any],
+    speed: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainingResult:
+    """A short training without guards, checkpoints and trackers."""
+    plain = config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "speed": config.speed.model_copy(update=speed),
+            "guards": config.guards.model_copy(update={"divergence": None}),
+            "checkpoints": None,
+            "trainer": config.trainer | {"save_strategy": "no", "report_to": "none"},
+        }
+    )
+    return fit(
+        probe.student,
+        _Prepared(probe.method),
+        features,
+        None,
+        plain,
+        output_dir=probe.folder,
+        class_weights=probe.class_weights,
+        callbacks=[callback],
+    )

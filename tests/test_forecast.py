@@ -1,0 +1,129 @@
+"""The measured plan: memory by part and time by stage, the base untouched, and no run that cannot fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune import dataset, forecast, machine, pipeline, stages
+from fulltune.config import load_config
+from fulltune.errors import ConfigError
+from fulltune.lr_find import weights_sha256
+from fulltune.tasks.base import Example
+
+PARTS = ["program and data", "weights", "gradients", "optimizer state", "activations"]
+
+
+def config(place: Path, kind: str, **sections: Any) -> dict[str, Any]:
+    rows = [{"text": f"the {'court' if i % 2 else 'film'} is {i}", "label": "ab"[i % 2]} for i in range(40)]
+    for name, part in (("train", rows[:30]), ("eval", rows[30:])):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    fakes.save(kind, place / kind)
+    return {
+        "model": str(place / kind),
+        "task": "classification" if kind == "bert" else "causal-lm",
+        "data": {"train": str(place / "train.jsonl"), "eval": str(place / "eval.jsonl")},
+        "train": {"batch_size": 4, "max_steps": 6},
+        "evaluation": {"continuations": 0},
+        "guards": {"forgetting": {"limit": 8}},
+        "speed": {"kernels": "off"},
+        **sections,
+    }
+
+
+def job(raw: dict[str, Any], place: Path) -> forecast.Job:
+    read = load_config(raw)
+    task, _ = stages.parts(read)
+    data = dataset.prepare(read, task)
+    base = stages.load(read, task, place)
+    _, features, _ = dataset.inspect(read, task, data, base)
+    return forecast.Job(read, task, data, base, features, place)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_plan_tells_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path) -> None:
+    plan = pipeline.plan(config(tmp_path, kind), out=tmp_path / "runs")
+    assert [name for name in plan.memory if name in PARTS] == PARTS
+    assert ("base beside it" in plan.memory) == (kind == "bert")
+    assert plan.memory["weights"] == plan.memory["gradients"]
+    assert plan.peak_bytes == sum(plan.memory.values())
+    assert next(iter(plan.seconds)) == "load and audit"
+    assert {*plan.baselines, "train", "evaluate", "retention"} <= plan.seconds.keys()
+    assert plan.total_seconds == pytest.approx(sum(plan.seconds.values()))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_base_and_the_random_numbers_are_as_they_were(tmp_path: Path) -> None:
+    known = job(config(tmp_path, "gpt2"), tmp_path)
+    before, draws = weights_sha256(known.base.model), torch.get_rng_state()
+    forecast.full_plan(known, [], prepared=0.0)
+    assert weights_sha256(known.base.model) == before
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_a_run_that_plainly_fits_measures_nothing(tmp_path: Path) -> None:
+    plan = forecast.checked_plan(job(config(tmp_path, "bert"), tmp_path))
+    assert plan.memory == {}
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: limit)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = config(tmp_path, "gpt2")
+    known = job(raw, tmp_path)
+    monkeypatch.setattr(machine, "rss_bytes", lambda: sum(one.nbytes for one in known.base.model.parameters()))
+    whole = forecast.full_plan(known, [], prepared=0.0).memory
+    limited(monkeypatch, whole["weights"] + whole["gradients"] + whole["optimizer state"] + whole["activations"] // 2)
+    with pytest.raises(ConfigError, match="training needs") as raised:
+        pipeline.run(raw, out=tmp_path / "runs")
+    text = str(raised.value)
+    assert "train.batch_size" in text
+    assert "train.gradient_checkpointing: true" in text
+    assert "train.optimizer: adamw-8bit" in text
+    assert "sharding over 2 processes" in text
+    assert not list((tmp_path / "runs").glob("*/steps.jsonl"))
+
+
+def test_the_copy_for_checkpoints_refuses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = job(config(tmp_path, "gpt2"), tmp_path)
+    monkeypatch.setattr(machine, "rss_bytes", lambda: sum(one.nbytes for one in known.base.model.parameters()))
+    whole = forecast.full_plan(known, [], prepared=0.0).memory
+    limited(monkeypatch, sum(whole.values()) - 1)
+    less = forecast.checked_plan(known).memory
+    assert set(whole) - set(less) == {"checkpoint being written"}
+
+
+@given(
+    a_step=st.floats(0.01, 2),
+    a_token=st.floats(1e-5, 1e-2),
+    tokens=st.lists(st.integers(1, 5000), min_size=2, max_size=6),
+)
+def test_a_line_through_exact_points_is_found(a_step: float, a_token: float, tokens: list[int]) -> None:
+    found = forecast.line([(count, a_step + a_token * count) for count in tokens])
+    if len(set(tokens)) > 1:
+        assert found == pytest.approx((a_step, a_token), rel=1e-4)
+    else:
+        assert found[0] == 0
+        assert found[1] * tokens[0] == pytest.approx(a_step + a_token * tokens[0])
+
+
+def test_seconds_are_never_negative() -> None:
+    assert forecast.line([(100, 2.0), (200, 1.0)]) == (0.0, 0.01)
+    assert forecast.line([(100, 1.0), (200, 4.0)])[0] == 0.0
+
+
+def test_few_rows_stand_for_all_lengths() -> None:
+    rows = [Example(str(length), "x" * length, "") for length in (9, 1, 5, 3, 7, 2, 8, 4, 6, 10)]
+    assert [len(row.input) for row in forecast.spread(rows, 3)] == [2, 6, 9]
+    assert len(forecast.spread(rows, 99)) == 10

@@ -1,0 +1,111 @@
+"""Memory by part, and what would make a job fit, each with its own figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import BertConfig, GPT2Config, T5Config
+
+from fulltune import memory_parts
+from fulltune.config import Config, load_config
+from fulltune.training.footprint import Footprint
+
+GIB = 2**30
+
+
+def job(**sections: Any) -> Config:
+    return load_config({"model": "m", "task": "t", "data": {"train": "x"}, "checkpoints": None, **sections})
+
+
+def footprint(rows: int = 8, **changed: Any) -> Footprint:
+    """A model of 1 GiB, of whose step a row takes 1 GiB."""
+    taken = {count: (count * GIB, GIB, -count * GIB) for count in (2, 3)}
+    usual: dict[str, Any] = {"width": 512, "weights": GIB, "gradients": GIB, "optimizer": 2 * GIB, "timelines": taken}
+    return Footprint(rows=rows, is_accumulated=False, seconds={}, **(usual | changed))
+
+
+def test_parts_add_up_to_the_peak() -> None:
+    found = memory_parts.parts(job(), footprint(), program=GIB, base=0)
+    training = {"weights": 1, "gradients": 1, "optimizer state": 2, "activations": 8}
+    assert {name: size / GIB for name, size in found.items() if name in training} == training
+    assert found["program and data"] == GIB
+    assert found["allocator"] == round(memory_parts.SLACK * 12 * GIB)
+    assert "base beside it" not in found
+
+
+def test_regularizers_and_checkpoints_hold_copies() -> None:
+    config = job(checkpoints={}, regularize={"ewc": 1.0})
+    found = memory_parts.parts(config, footprint(), program=GIB, base=GIB)
+    assert found["copies for regularizers"] == 2 * GIB
+    assert found[memory_parts.COPY] == 3 * GIB
+    assert memory_parts.essential(found) == sum(found.values()) - 3 * GIB
+
+
+def ways(limit: int, config: Config | None = None, **changed: Any) -> dict[str, float]:
+    recomputing = footprint(timelines={2: (GIB, GIB, -GIB), 3: (GIB, GIB, -GIB)})
+    options = {"recomputing": recomputing} | changed
+    config = config or job(train={"batch_size": 8})
+    found = memory_parts.proposals(config, footprint(), limit=limit, program=0, base=0, **options)
+    return {one.change: one.bytes / GIB / (1 + memory_parts.SLACK) for one in found}
+
+
+def test_proposals_come_in_order_with_their_figures() -> None:
+    found = ways(limit=9 * GIB)
+    assert list(found) == [
+        "train.batch_size: 2 with train.accumulation: 4",
+        "train.gradient_checkpointing: true",
+        "train.optimizer: adamw-8bit",
+        "all of these together",
+        "sharding over 2 processes (fulltune launch)",
+    ]
+    small, recomputing, light, every, sharded = found.values()
+    # Gradients of the micro-batches before lie beside the step.
+    assert small == pytest.approx(1 + 2 + (1 + 3))
+    assert recomputing == pytest.approx(1 + 2 + 2)
+    assert light == pytest.approx(1 + 0.508 + 9, abs=1e-3)
+    assert every < min(small, recomputing, light)
+    assert sharded == pytest.approx((1 + 1 + 2) / 2 + 4)
+
+
+def test_what_is_done_already_is_not_proposed() -> None:
+    config = job(train={"batch_size": 1})
+    found = memory_parts.proposals(config, footprint(rows=1, optimizer=GIB // 4), None, GIB, program=0, base=0)
+    assert [one.change for one in found] == ["sharding over 2 processes (fulltune launch)"]
+
+
+def test_a_budget_of_tokens_is_what_is_lowered_where_there_is_one() -> None:
+    config = job(speed={"batch_tokens": 4096})
+    assert next(iter(ways(9 * GIB, config))) == "speed.batch_tokens: 1024 with train.accumulation: 4"
+
+
+def test_a_refusal_tells_what_takes_memory_and_every_way_out() -> None:
+    taken = memory_parts.parts(job(), footprint(), program=GIB, base=0)
+    limit = 6 * GIB
+    found = memory_parts.proposals(job(), footprint(), None, limit, program=GIB, base=0)
+    text = str(memory_parts.refusal(taken, limit, list(found)))
+    assert "training needs 13.6 GiB (activations 8.0 GiB, optimizer state 2.0 GiB" in text
+    assert "at most 6.0 GiB" in text
+    fits, _, short = text.partition("Not enough alone: ")
+    assert "Any of these makes it fit: " in fits
+    assert "train.batch_size: 1 with train.accumulation: 8" in fits
+    assert "train.optimizer: adamw-8bit (12." in short
+
+
+def test_a_refusal_without_a_way_out_says_so() -> None:
+    text = str(memory_parts.refusal({"weights": 9 * GIB}, GIB, []))
+    assert "Choose a smaller model, or more memory" in text
+
+
+@pytest.mark.parametrize("config", [GPT2Config(), BertConfig(), T5Config()])
+def test_a_rough_bound_is_known_for_all_families(config: Any) -> None:
+    few, many = (memory_parts.rough_step_bytes(config, rows, 128) for rows in (1, 8))
+    assert few is not None
+    assert many == pytest.approx(8 * few)
+    longer = memory_parts.rough_step_bytes(config, 1, 256)
+    assert longer is not None
+    assert longer > 2 * few
+
+
+def test_sizes_that_are_not_told_give_no_bound() -> None:
+    assert memory_parts.rough_step_bytes(object(), 1, 1) is None

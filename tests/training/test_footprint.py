@@ -1,0 +1,128 @@
+"""Memory of a step: every storage is counted, and a few rows tell of many."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune import plugins
+from fulltune.config import Config, load_config
+from fulltune.tasks.base import Features
+from fulltune.training import measuring
+from fulltune.training.footprint import Footprint
+from fulltune.training.live_bytes import LiveBytes
+from fulltune.training.measuring import Probe, footprint, pace
+
+
+def test_storages_are_counted_once_and_until_they_go() -> None:
+    with LiveBytes() as live:
+        one = torch.zeros(1000)
+        view = one.view(10, 100)[:5]
+        view.add_(1)
+        two = one + 1
+        del one
+        assert live.events == [4000, 4000]
+        del view
+        assert live.events == [4000, 4000, -4000]
+    del two
+    assert sum(live.events) == 0
+
+
+def test_the_backward_pass_is_seen() -> None:
+    weight = torch.ones(50, 50, requires_grad=True)
+    with LiveBytes() as live:
+        (torch.ones(20, 50) @ weight).relu().sum().backward()
+        assert sum(live.events) == weight.nbytes, "the gradient alone is left"
+    # Input, product, its activation; in the backward pass the slopes of both beside what was kept.
+    assert max(accumulate(live.events)) >= weight.nbytes + 20 * 50 * 4
+
+
+def footprint_of(timelines: dict[int, list[int]], rows: int, **changed: Any) -> Footprint:
+    usual = {"width": 8, "weights": 100, "gradients": 100, "optimizer": 200, "is_accumulated": False, "seconds": {}}
+    return Footprint(rows=rows, timelines=timelines, **(usual | changed))
+
+
+@given(
+    fixed=st.lists(st.integers(-50, 100), min_size=1, max_size=12),
+    a_row=st.lists(st.integers(-50, 100), min_size=12, max_size=12),
+    rows=st.integers(1, 64),
+)
+def test_amounts_that_are_linear_in_the_rows_are_told_exactly(fixed: list[int], a_row: list[int], rows: int) -> None:
+    def timeline(count: int) -> list[int]:
+        return [base + count * slope for base, slope in zip(fixed, a_row, strict=False)]
+
+    found = footprint_of({2: timeline(2), 3: timeline(3)}, rows)
+    assert found.step_bytes(accumulated=False) == max(accumulate(timeline(rows)))
+
+
+def test_timelines_that_differ_are_compared_by_their_highest_points() -> None:
+    assert footprint_of({2: [30, -10], 3: [20, 20, -5]}, rows=5).step_bytes(accumulated=False) == 60
+
+
+def test_gradients_of_an_earlier_micro_batch_come_on_top_unless_they_were_measured() -> None:
+    assert footprint_of({2: [30]}, rows=2).step_bytes(accumulated=True) == 130
+    assert footprint_of({2: [30]}, rows=2, is_accumulated=True).step_bytes(accumulated=True) == 30
+
+
+def job(**train: Any) -> Config:
+    raw = {"model": "m", "task": "t", "data": {"train": "x"}, "train": train, "speed": {"kernels": "off"}}
+    return load_config(raw)
+
+
+def probe(kind: str, folder: Path, lengths: list[int]) -> Probe:
+    bundle = fakes.bundle(kind, "classification" if kind == "bert" else "lm")
+    labels: Any = [1 if kind == "bert" else [7] * length for length in lengths]
+    features = [Features([7] * length, label, f"row {length}") for length, label in zip(lengths, labels, strict=True)]
+    method = plugins.load("method", "full")(job())
+    return Probe(method.prepare(bundle), method, features, None, folder)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])
+@pytest.mark.parametrize("train", [{}, {"accumulation": 2}, {"gradient_checkpointing": True}])
+def test_few_rows_tell_what_many_take(
+    kind: str, train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on, config = probe(kind, tmp_path, [4, 30, 12]), job(batch_size=7, **train)
+    told = footprint(on, config)
+    monkeypatch.setattr(measuring, "MORE", 7)
+    whole = footprint(on, config)
+    assert (list(told.timelines), list(whole.timelines)) == ([2, 3], [7])
+    accumulated = bool(train.get("accumulation"))
+    predicted, measured = (one.step_bytes(accumulated=accumulated) for one in (told, whole))
+    assert predicted == pytest.approx(measured, rel=0.02)
+    assert told.width == 30
+
+
+def test_state_is_counted_on_the_tensors(tmp_path: Path) -> None:
+    on = probe("bert", tmp_path, [4, 8])
+    found = footprint(on, job(batch_size=2))
+    numbers = sum(one.numel() for one in on.student.model.parameters())
+    assert found.weights == found.gradients == 4 * numbers
+    # Two moments, and a counter of steps for each tensor.
+    assert 8 * numbers <= found.optimizer <= 8 * numbers + 8 * len(list(on.student.model.parameters()))
+    assert found.step_bytes(accumulated=False) >= found.gradients
+
+
+def test_recomputing_takes_less(tmp_path: Path) -> None:
+    on = probe("gpt2", tmp_path, [60])
+    usual, recomputed = (
+        footprint(on, job(batch_size=3, gradient_checkpointing=value)).step_bytes(accumulated=False)
+        for value in (False, True)
+    )
+    assert recomputed < usual
+
+
+def test_a_pace_has_tokens_and_seconds_of_steps_of_all_lengths(tmp_path: Path) -> None:
+    on = probe("gpt2", tmp_path, [length for length in (4, 10, 20, 40) for _ in range(4)])
+    found = pace(on, job(batch_size=2), batch=2)
+    assert len(found) == measuring.TIMED
+    assert all(seconds > 0 for _, seconds in found)
+    assert sorted(tokens for tokens, _ in found)[0] < sorted(tokens for tokens, _ in found)[-1]
+    assert all(tokens in (8, 14, 20, 30, 40, 60, 80) for tokens, _ in found)
