@@ -20,7 +20,7 @@ from fulltune.data.load import Table
 from fulltune.metrics.base import Array
 from fulltune.model import Bundle
 from fulltune.records import Prediction
-from fulltune.store.cache import cache_key, cache_path, read_cache, write_cache
+from fulltune.store.cache import cache_key, cache_path, cached_rows
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Predictor, Task
 
@@ -131,11 +131,8 @@ def cached(
             advance()
 
     def answer(examples: Sequence[Example]) -> Iterator[Prediction]:
-        rows = read_cache(path)
-        if rows is None:
-            write_cache(path, made(examples))
-            rows = read_cache(path)
-        return (Prediction.model_validate(row) for row in rows or ())
+        rows = cached_rows(path, lambda: made(examples))
+        return (Prediction.model_validate(row) for row in rows)
 
     return answer
 
@@ -147,6 +144,7 @@ def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: 
         "task": [task.name, task.version],
         "prompts": prompts.VERSION,
         "base": base.info.sha256,
+        "window": base.window,
         "train": train.sha256,
         "eval": scored.sha256,
         "ids": [train.source, scored.source],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fulltune import distributed
 from fulltune.errors import FulltuneError
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ _SILENCE = {
 
 
 def answer(text: str, human: RenderableType, as_json: bool) -> None:
-    """The verb's result on stdout: the JSON text, or what people read."""
+    """The verb's result on stdout: the JSON text, or what people read; once, however many processes run."""
+    if not distributed.speaks():
+        return
     if as_json:
         print(text.rstrip())
     else:
@@ -58,14 +61,15 @@ def answering(as_json: bool, verbose: bool, quiet: bool = False) -> Iterator[Pro
         os.environ.update(_SILENCE)
     try:
         with redirect_stdout(sys.stderr):
-            yield open_progress(quiet)
+            yield open_progress(quiet or not distributed.speaks())
     except FulltuneError as error:
         if verbose or os.environ.get("FULLTUNE_DEBUG"):
             traceback.print_exc()
-        _refuse(error.message(), type(error).__name__, [problem.to_dict() for problem in error.problems], as_json)
+        if distributed.tells():
+            _refuse(error.message(), type(error).__name__, [problem.to_dict() for problem in error.problems], as_json)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        _refuse("interrupted", "KeyboardInterrupt", [], as_json)
+    except KeyboardInterrupt as error:
+        _refuse(str(error) or "interrupted", "KeyboardInterrupt", [], as_json)
         raise typer.Exit(130) from None
 
 

@@ -8,9 +8,11 @@
     ├── IncompatibleError         two runs that must not be compared
     ├── PromotionRefused          exit code 3: the registry's gate; the alias stays where it was
     ├── MissingDependencyError    a feature needs an extra that is not installed
+    ├── ProcessError              another process of the same run died, or did not answer in time
     └── TrainingStopped           exit code 3: training ended early, weights intact
         ├── NonFiniteError        the loss, the gradient norm or a weight was NaN or infinite
-        └── DivergenceError       the loss shot up and did not come back
+        ├── DivergenceError       the loss shot up and did not come back
+        └── MemoryExhausted       a single row of a micro-batch does not fit in memory
 
 Each carries one or more :class:`Problem`: what was found, what was expected, what to do, and where.
 """
@@ -116,6 +118,10 @@ class MissingDependencyError(FulltuneError):
     """A feature needs a package that is not installed."""
 
 
+class ProcessError(FulltuneError):
+    """Another process of the same run died, or did not answer in time."""
+
+
 class TrainingStopped(FulltuneError):
     """Training ended early on purpose; the weights are as they were after the last good step."""
 
@@ -165,6 +171,23 @@ class DivergenceError(TrainingStopped):
             f"the loss {found}{rows}",
             expected="losses that stay near those before them",
             fix="lower train.learning_rate, or raise train.warmup",
+        )
+
+
+class MemoryExhausted(TrainingStopped):
+    """Memory ran out in a step that cannot be computed in smaller parts.
+
+    Attributes:
+        step: The optimizer step that was not taken, counted from 1.
+    """
+
+    def __init__(self, step: int, smallest: str, reason: str) -> None:
+        self.step = step
+        super().__init__(
+            f"out of memory at step {step} with {smallest} ({reason.splitlines()[0]})",
+            expected="room for at least one row",
+            fix="set train.gradient_checkpointing: true, lower data.max_length, or choose a smaller model "
+            f"(`fulltune plan` shows what takes memory); the weights are those of step {step - 1}",
         )
 
 

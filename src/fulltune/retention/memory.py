@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fulltune import distributed
 from fulltune.config import Config
 from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.base import Metric
@@ -17,7 +18,7 @@ from fulltune.progress import NullProgress, Progress
 from fulltune.records import Prediction, Retention, Score
 from fulltune.retention import features
 from fulltune.retention.abilities import Ability, Represented, Scored, abilities, vectors
-from fulltune.store.cache import cache_key, cache_path, read_cache, write_cache
+from fulltune.store.cache import cache_key, cache_path, cached_rows
 
 #: Raised when the same model would answer otherwise.
 VERSION = 1
@@ -73,7 +74,7 @@ class Memory:
                 with (progress or NullProgress()).stage(f"tuned: {ability.name}", total=ability.rows) as bar:
                     after = tuple(_counted(ability.answer(bundle), bar.advance))
                 found |= self._compared(ability, before, after)
-        return found
+        return distributed.shared(found)  # whoever acts on it must act alike
 
     def _compared(self, ability: Ability, before: Sequence[Any], after: Sequence[Any]) -> dict[str, Retention]:
         if isinstance(ability, Scored):
@@ -169,13 +170,10 @@ def _accumulated(metric: Metric, rows: Iterable[Any]) -> Accumulator:
 def _cached(ability: Ability, base: Bundle, out: Path | None, advance: Callable[[], object]) -> Iterable[Any]:
     if out is None:
         return _counted(ability.answer(base), advance)
-    key = {"retention": VERSION, "name": ability.name, "base": base.info.sha256, "asked": ability.asked}
+    key = {"retention": VERSION, "name": ability.name, "base": base.info.sha256, "window": base.window}
+    key |= {"asked": ability.asked}
     path = cache_path(out, cache_key(key))
-    known = read_cache(path)
-    if known is None:
-        write_cache(path, _counted(ability.answer(base), advance))
-        known = read_cache(path)
-    return known or ()
+    return cached_rows(path, lambda: _counted(ability.answer(base), advance))
 
 
 def _counted(rows: Iterable[Any], advance: Callable[[], object]) -> Iterable[Any]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fulltune import distributed
 from fulltune.store.files import atomic, storing, to_json
 
 
@@ -43,6 +44,22 @@ def write_cache(path: Path, rows: Iterable[Any]) -> int:
             write(line)
         write(to_json({"count": count, "sha256": digest.hexdigest()}).encode() + b"\n")
     return count
+
+
+def cached_rows(path: Path, make: Callable[[], Iterable[Any]]) -> Iterable[Any]:
+    """The entry's rows, made first where there is no whole entry.
+
+    Processes of one run make them together; the first one writes and reads, the others get what it read.
+
+    Raises:
+        StoreError: The disk is full or read-only.
+    """
+    if not distributed.once(lambda: _checked(path) is not None):
+        rows = list(make()) if distributed.size() > 1 else make()
+        distributed.once(lambda: write_cache(path, rows))
+    if distributed.size() == 1:
+        return read_cache(path) or ()
+    return distributed.once(lambda: list(read_cache(path) or ()))
 
 
 def read_cache(path: Path) -> Iterator[Any] | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fulltune import inference
+from fulltune import distributed, inference
 from fulltune.metrics.base import Metric
 from fulltune.metrics.likelihood import bits_per_byte, perplexity
 from fulltune.metrics.text import continuation_bleu, continuation_rougeL, distinct_2, repetition_4
@@ -36,6 +36,7 @@ class CausalLM(Task):
     name = "causal-lm"
     version = 1
     families = ("decoder",)
+    _continued: frozenset[str] = frozenset()
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         data = self.config.data
@@ -68,7 +69,7 @@ class CausalLM(Task):
         size = self.config.evaluation.batch_size
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
-            continued = self._continuations(bundle, examples[: self.config.evaluation.continuations], shots)
+            continued = self._continuations(bundle, self._opened(examples), shots)
             iterator = iter(examples)
             while chunk := list(islice(iterator, size * 8)):
                 pieces = [self._pieces(example, bundle, shots) for example in chunk]
@@ -109,6 +110,16 @@ class CausalLM(Task):
             documents += prompts.text_ids(bundle, shot.answer) + prompts.end_ids(bundle)
         half = self._window(bundle) // 2
         return start + documents[-half:] if documents else start
+
+    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
+        first = evaluation[: self.config.evaluation.continuations]
+        self._continued = frozenset(example.id for example in first)
+
+    def _opened(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The documents to continue: the first ones, also where other processes are asked the rest of the rows."""
+        if distributed.size() == 1:
+            return examples[: self.config.evaluation.continuations]
+        return [example for example in examples if example.id in self._continued]
 
     def _continuations(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]

@@ -10,7 +10,7 @@ from fulltune.config import Config, DataConfig
 from fulltune.data.load import Column, load_table
 from fulltune.errors import ConfigError, Problem
 from fulltune.model import Bundle, Head
-from fulltune.store.cache import cache_key, cache_path, read_cache, write_cache
+from fulltune.store.cache import cache_key, cache_path, cached_rows
 from fulltune.tasks.base import Features
 from fulltune.training.costs import needs_general_text
 from fulltune.training.denoising import corrupted, masked
@@ -104,11 +104,8 @@ def _made_up(config: Config, base: Bundle, room: int, out: Path | None) -> Itera
         return
     key = {"general text": VERSION, "base": base.info.sha256, "seed": seed, "batch": size, "tokens": room}
     path = cache_path(out, cache_key(key | {"count": MADE_UP}))
-    known = read_cache(path)
-    if known is None:
-        write_cache(path, inference.sample(base, MADE_UP, size, room, seed))
-        known = read_cache(path)
-    yield from (str(text) for text in known or ())
+    known = cached_rows(path, lambda: inference.sample(base, MADE_UP, size, room, seed))
+    yield from (str(text) for text in known)
 
 
 def encode(base: Bundle, texts: Sequence[str]) -> list[Features]:
@@ -132,6 +129,11 @@ def _encoded(base: Bundle, text: str, row: int) -> Features | None:
     room = min(LONGEST, base.window) - len(start)
     tokens = [*inference.text_ids(base, text), *inference.end_ids(base)][:room]
     return Features(start + tokens, [IGNORED] * len(start) + tokens, name) if tokens else None
+
+
+def stand_ins(count: int) -> list[Features]:
+    """Sequences as long as general text gets, for a plan that is made before there is any."""
+    return [Features([0] * LONGEST, [0] * LONGEST, "general")] * count
 
 
 def mixed(features: Sequence[Features], general: Sequence[Features], count: int) -> list[Features]:

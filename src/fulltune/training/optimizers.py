@@ -65,4 +65,5 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     import torch
 
     kept = (value for state in optimizer.state.values() for value in state.values())
-    return sum(value.nbytes for value in kept if isinstance(value, torch.Tensor))
+    here = (value.to_local() if hasattr(value, "to_local") else value for value in kept)  # of a sharded one, its shard
+    return sum(value.nbytes for value in here if isinstance(value, torch.Tensor))

@@ -1,0 +1,81 @@
+"""Jobs of all three families on tiny models, run by as many processes as a launcher starts.
+
+python tests/ranks.py PLACE OUT [KIND …] [A.B=VALUE …]      alone, or started by torchrun or `accelerate launch`
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+KINDS = {"gpt2": "causal-lm", "bert": "classification", "t5": "seq2seq"}
+HEROES = ("fox", "king", "cat", "dog", "court")
+
+
+def prepare(place: Path) -> Path:
+    """Models and rows: 24 to train on, 5 to choose by, and 7 that decide, which two processes cannot share evenly."""
+    import fakes
+
+    for kind in KINDS:
+        fakes.save(kind, place / kind)
+    for split, start, count in (("train", 0, 24), ("valid", 24, 5), ("eval", 29, 7)):
+        rows = [_row(number) for number in range(start, start + count)]
+        for kind, names in (("gpt2", ("text",)), ("bert", ("text", "label")), ("t5", ("source", "target"))):
+            lines = [json.dumps({name: row[name] for name in names}) + "\n" for row in rows]
+            (place / f"{kind}.{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return place
+
+
+def _row(number: int) -> dict[str, str]:
+    hero, other = HEROES[number % 5], HEROES[number // 5 % 5]
+    text = f"the {hero} and {number % 7} {other} " * (1 + number % 4) + str(number)
+    return {"text": text, "label": ("yes", "no")[number % 2], "source": f"say {number}", "target": f"{number} {hero}"}
+
+
+def config(place: Path, kind: str) -> dict[str, Any]:
+    return {
+        "model": str(place / kind),
+        "task": KINDS[kind],
+        "data": {split: str(place / f"{kind}.{split}.jsonl") for split in ("train", "valid", "eval")},
+        "train": {"max_steps": 8, "batch_size": 4, "learning_rate": 1e-2, "evaluations": 2, "warmup": 1},
+        "baselines": {"few_shot": 2},
+        "evaluation": {"max_new_tokens": 3, "continuations": 2, "resamples": 100, "batch_size": 3},
+        "guards": {"forgetting": {"limit": 4}},
+        "regularize": {"dropout": 0.0},
+        "checkpoints": None,
+        "speed": {"packing": "off"},
+    }
+
+
+def launch(place: Path, out: Path, *words: str, launcher: list[str] | None = None, **variables: str) -> str:
+    """Run the jobs and wait; what was written to stderr comes back."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
+    command = [sys.executable, *(launcher or torchrun()), str(TESTS / "ranks.py"), str(place), str(out), *words]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done.stderr
+
+
+def torchrun(processes: int = 2, *options: str) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
+
+
+def main(place: Path, out: Path, words: list[str]) -> None:
+    import fulltune
+
+    overrides = [word for word in words if "=" in word]
+    for kind in [word for word in words if word in KINDS] or list(KINDS):
+        fulltune.run(config(place, kind), out=out / kind, overrides=overrides)
+
+
+if __name__ == "__main__":
+    faulthandler.register(signal.SIGUSR1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

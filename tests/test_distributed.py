@@ -1,0 +1,134 @@
+"""What several processes share, with threads in the place of processes, and what a launcher's variables mean."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune import distributed
+from fulltune.errors import DataError, ProcessError
+
+
+class Threads:
+    """Runs the same function as several processes would, with `distributed`'s exchanges between threads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.count, self.barrier, self.here = count, threading.Barrier(count), threading.local()
+        self.box: list[Any] = [None] * count
+        monkeypatch.setattr(distributed, "size", lambda: count)
+        monkeypatch.setattr(distributed, "rank", lambda: self.here.rank)
+        monkeypatch.setattr(distributed, "gathered", self.gathered)
+        monkeypatch.setattr(distributed, "shared", lambda value: self.gathered(value)[0])
+
+    def gathered(self, value: Any) -> list[Any]:
+        self.box[self.here.rank] = value
+        self.barrier.wait(10)
+        found = list(self.box)
+        self.barrier.wait(10)
+        return found
+
+    def run(self, work: Callable[[], Any]) -> list[Any]:
+        results: list[Any] = [None] * self.count
+
+        def one(rank: int) -> None:
+            self.here.rank = rank
+            try:
+                results[rank] = work()
+            except DataError as error:
+                results[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        return results
+
+
+@given(rows=st.integers(0, 40), processes=st.integers(1, 5), block=st.integers(1, 4))
+def test_every_row_is_answered_once_and_in_order_on_any_split(rows: int, processes: int, block: int) -> None:
+    asked: list[int] = []
+
+    def answer(items: Sequence[int]) -> Iterator[str]:
+        asked.extend(items)
+        return (f"answer {item}" for item in items)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "BLOCK", block)
+        threads = Threads(patch, processes)
+        found = threads.run(lambda: list(distributed.spread(answer, range(rows))))
+    assert found == [[f"answer {row}" for row in range(rows)]] * processes
+    assert sorted(asked) == list(range(rows))
+
+
+def test_what_the_first_process_makes_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, made = Threads(monkeypatch, 3), []
+
+    def make() -> str:
+        made.append(distributed.rank())
+        return "the name"
+
+    assert threads.run(lambda: distributed.once(make)) == ["the name"] * 3
+    assert made == [0]
+
+
+def test_an_error_of_the_first_process_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> str:
+        raise DataError("no rows")
+
+    found = Threads(monkeypatch, 3).run(lambda: distributed.once(make))
+    assert [type(one) for one in found] == [DataError] * 3
+    assert {str(one) for one in found} == {"no rows."}
+
+
+def test_alone_everything_is_as_if_there_were_no_others() -> None:
+    with distributed.joined():
+        assert (distributed.size(), distributed.rank(), distributed.is_main(), distributed.engine()) == (1, 0, True, "")
+        assert distributed.shared("x") == distributed.once(lambda: "x") == distributed.main_first(lambda: "x") == "x"
+        assert distributed.gathered(3) == [3]
+        assert list(distributed.together(iter)([1, 2])) == [1, 2]
+        distributed.barrier()
+    assert distributed.tells()
+    assert distributed.speaks()
+
+
+@pytest.mark.parametrize(
+    ("variables", "engine"),
+    [
+        ({}, "ddp"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp2"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "zero1"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero3"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "zero2"),
+    ],
+)
+def test_the_engine_is_read_from_the_launchers_variables(
+    variables: dict[str, str], engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ({"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "2"} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert (distributed.engine(), distributed.launched(), distributed.restarts()) == (engine, 2, 2)
+    assert not distributed.speaks()
+
+
+def test_a_world_of_one_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert distributed.launched() == 1, "only a launcher gives ranks"
+
+
+def test_a_lost_process_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "_join", lambda timeout: None)
+    with (
+        pytest.raises(ProcessError, match=r"process 1 lost another one .*within 5 s.*trainer\.ddp_timeout"),
+        distributed.joined(5),
+    ):
+        raise RuntimeError("[gloo] Timed out waiting 5000ms for recv operation to complete")
+    with pytest.raises(RuntimeError, match="size mismatch"), distributed.joined(5):
+        raise RuntimeError("size mismatch")

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import fakes
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulltune import engine_memory
+from fulltune.engine_memory import ENGINES, Engine, Shape, activation_bytes, need, what_fits
+from fulltune.model_shapes import published, shape_of
+
+SMALL = Shape("small", 1_000_000, 100_000, 50_000, 64, 8, 256, 1000)
+_GIB = 2**30
+
+
+def test_the_formulas_are_those_of_the_page() -> None:
+    p, rest = SMALL.parameters, activation_bytes(SMALL, 10)
+
+    def device(engine: Engine, devices: int) -> float:
+        return need(SMALL, engine, devices, tokens=10).device - rest
+
+    assert device("ddp", 1) == 16 * p
+    assert device("ddp", 8) == 20 * p
+    assert device("zero1", 4) == 8 * p + 16 * p / 4 + 4 * p  # a small model is one bucket
+    assert device("zero2", 4) == 4 * p + 16 * p / 4 + 4 * p
+    assert device("zero3", 4) == 20 * p / 4 + 4 * p + 4 * (50_000 + 100_000)
+    assert device("fsdp2", 4) == 16 * p / 4 + 4 * (50_000 + 3 * 100_000)
+    assert rest == 4 * 10 * (8 * 64 + 8 * 64 + 3 * 256 + 3 * 1000)
+
+
+@given(devices=st.integers(1, 1000), parameters=st.integers(10**6, 10**12))
+def test_more_devices_and_offload_never_need_more(devices: int, parameters: int) -> None:
+    shape = Shape("any", parameters, parameters // 100, parameters // 50, 4096, 32, 16384, 32000)
+    for engine in ENGINES[1:]:
+        one, more = need(shape, engine, devices), need(shape, engine, devices + 1)
+        assert more.device <= one.device
+        moved = need(shape, engine, devices, offload=True)
+        assert moved.device <= one.device
+        assert moved.device + moved.host == pytest.approx(one.device)
+    assert need(shape, "zero3", 64).device <= need(shape, "zero2", 64).device <= need(shape, "zero1", 64).device
+
+
+def test_no_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 devices"):
+        need(SMALL, "ddp", 0)
+
+
+def test_published_models_have_their_published_sizes() -> None:
+    """Millions, from the papers and model cards."""
+    known = {"GPT-2 XL": 1558, "Llama-3.2-1B": 1236, "Llama-3.2-3B": 3213, "Llama-3.1-8B": 8030, "T5-3B": 2852}
+    shapes = published()
+    assert {shape.name: round(shape.parameters / 1e6) for shape in shapes} == known
+    assert {shape.name: shape.layers for shape in shapes} == {
+        "GPT-2 XL": 48,
+        "Llama-3.2-1B": 16,
+        "Llama-3.2-3B": 28,
+        "Llama-3.1-8B": 32,
+        "T5-3B": 48,
+    }
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
+def test_a_shape_counts_what_the_real_model_has(kind: str) -> None:
+    model, _ = fakes.make(kind)
+    shape = shape_of(kind, model.config)
+    assert shape.parameters == model.num_parameters()
+    assert shape.layers == (4 if kind in ("t5", "bart") else 2)
+    assert 0 < shape.block < shape.parameters
+    assert shape.embeddings == model.get_input_embeddings().weight.numel()
+
+
+def test_the_table_is_consistent() -> None:
+    shapes = published()
+    rows = what_fits(shapes)
+    assert len(rows) == 3 * len(shapes)
+    for row in rows:
+        for engine, devices in row.fits.items():
+            shape = next(one for one in shapes if one.name == row.model)
+            room = row.device_bytes - engine_memory.RESERVED
+            if devices is None:
+                assert need(shape, engine, 64).device > room  # type: ignore[arg-type]
+            else:
+                assert need(shape, engine, devices).device <= room  # type: ignore[arg-type]
+    by_name = {(row.model, row.device_bytes // _GIB): row.fits for row in rows}
+    assert by_name["Llama-3.1-8B", 80]["ddp"] is None, "16 bytes a parameter are 128 GB"
+    assert by_name["GPT-2 XL", 40]["ddp"] == 1, "16 bytes a parameter are 25 GB"

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from typer.testing import CliRunner
+
+from fulltune import launch as launching
+from fulltune.cli import app
+from fulltune.errors import ConfigError, MissingDependencyError
+from fulltune.launch import PRESETS, Launch, accelerate_config
+
+
+def _accepted(config: dict[str, Any], folder: Path) -> argparse.Namespace:
+    """The arguments that accelerate makes of a config file; it refuses keys that it does not know."""
+    path = folder / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    load_config_from_file(str(path))
+    words = ["--config_file", str(path), "--module", "fulltune", "run", "x.yaml"]
+    found: argparse.Namespace = _validate_launch_command(launch_command_parser().parse_args(words))[0]
+    return found
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("offload", [False, True])
+def test_accelerate_understands_every_preset(preset: str, offload: bool, tmp_path: Path) -> None:
+    if preset == "ddp" and offload:
+        with pytest.raises(ConfigError, match="keeps everything on every device"):
+            accelerate_config(Launch(preset, 2, offload))
+        return
+    found = _accepted(accelerate_config(Launch(preset, 4, offload)), tmp_path)
+    assert (found.num_processes, found.num_machines, found.mixed_precision) == (4, 1, "no")
+    assert (found.use_fsdp, found.use_deepspeed, found.multi_gpu) == (
+        preset == "fsdp2",
+        preset.startswith("zero"),
+        preset == "ddp",
+    )
+    if preset == "fsdp2":
+        assert (int(found.fsdp_version), str(found.fsdp_offload_params).lower()) == (2, str(offload).lower())
+    if preset.startswith("zero"):
+        assert found.zero_stage == int(preset[-1])
+        assert found.offload_optimizer_device == ("cpu" if offload else "none")
+        assert found.offload_param_device == ("cpu" if offload and preset == "zero3" else "none")
+
+
+def test_machines_meet_at_an_address(tmp_path: Path) -> None:
+    job = Launch("ddp", 16, machines=2, machine=1, address="node0:29500")
+    found = _accepted(accelerate_config(job), tmp_path)
+    assert (found.num_machines, found.machine_rank, found.main_process_ip, found.main_process_port) == (
+        2,
+        1,
+        "node0",
+        29500,
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (Launch("fdsp2", 2), "there is no preset 'fdsp2'; expected one of ddp, fsdp2.*Did you mean 'fsdp2'"),
+        (Launch("ddp", 1), "1 processes on 1 machines; expected at least 2"),
+        (Launch("ddp", 3, machines=2, address="a:1"), "3 processes on 2 machines"),
+        (Launch("ddp", 4, machines=2), "2 machines and the address ''; expected HOST:PORT"),
+        (Launch("ddp", 4, machines=2, machine=2, address="a:1"), "machine 2 of 2"),
+    ],
+)
+def test_what_does_not_fit_is_told(job: Launch, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        accelerate_config(job)
+
+
+def test_deepspeed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"zero2 needs DeepSpeed.*fulltune\[deepspeed\]"):
+        accelerate_config(Launch("zero2", 2))
+
+
+def test_the_words_after_the_verb_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def start(words: list[str]) -> int:
+        started.append(words)
+        return 3
+
+    monkeypatch.setattr(launching, "_accelerate", start)
+    words = ["launch", "--preset", "fsdp2", "--restarts", "2", "run", "x.yaml", "--set", "train.epochs=1", "--json"]
+    assert CliRunner().invoke(app, words).exit_code == 3
+    assert started[0][2:] == [
+        *("--max_restarts", "2", "--module", "fulltune", "run", "x.yaml", "--set", "train.epochs=1", "--json")
+    ]
+
+
+@pytest.mark.parametrize("words", [[], ["doctor"]])
+def test_only_verbs_that_can_be_shared_are_launched(words: list[str]) -> None:
+    result = CliRunner().invoke(app, ["launch", *words])
+    assert result.exit_code == 1
+    assert "expected a verb: run" in result.output
+
+
+def test_the_table_of_a_config(tmp_path: Path) -> None:
+    folder = fakes.save("gpt2", tmp_path / "base")
+    config = tmp_path / "job.yaml"
+    config.write_text(f"model: {folder}\ntask: causal-lm\ndata: {{train: none.jsonl}}\n", encoding="utf-8")
+    result = CliRunner().invoke(app, ["launch", "--table", "--json", str(config)])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["device_bytes"] >> 30 for row in rows] == [24, 40, 80]
+    assert all(row["fits"] == dict.fromkeys(("ddp", "zero1", "zero2", "zero3", "fsdp2"), 1) for row in rows)
