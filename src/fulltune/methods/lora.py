@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fulltune.adapters import files, lora
@@ -32,19 +33,21 @@ class Lora(Partial):
         self._tuner: Any = None
 
     def attach(self, bundle: Bundle) -> None:
-        settings, rows = self.config.adapter, embedding_rows(bundle)
-        grown = grow_embeddings(bundle, self.config.train.seed)
+        settings, seed, rows = self.config.adapter, self.config.train.seed, embedding_rows(bundle)
+        grown = grow_embeddings(bundle, seed)
         bundle.model.requires_grad_(False)
         whole = head_modules(bundle)
-        self._tuner = lora.inject(
-            bundle.model,
-            targets(bundle, settings.targets, whole),
-            rank=settings.rank,
-            alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
-            dropout=settings.dropout,
-            whole=whole,
-            tokens=range(rows, rows + grown),
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._tuner = lora.inject(
+                bundle.model,
+                targets(bundle, settings.targets, whole),
+                rank=settings.rank,
+                alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
+                dropout=settings.dropout,
+                whole=whole,
+                tokens=range(rows, rows + grown),
+            )
 
     def is_added(self, name: str) -> bool:
         return "lora_" in name or "trainable_tokens" in name

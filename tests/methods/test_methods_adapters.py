@@ -1,0 +1,484 @@
+"""Each method that trains few tensors: what it trains, that nothing else moves, and that its numbers are right."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import Trainer as PlainTrainer
+
+from fulltune import Config, ConfigError, ModelError, plugins
+from fulltune.adapters import nf4, soft_prompt
+from fulltune.config import LEARNING_RATES
+from fulltune.errors import MissingDependencyError
+from fulltune.guards.overfitting import BestState
+from fulltune.methods.adapters import head_modules
+from fulltune.methods.full import fingerprints
+from fulltune.methods.lora import targets
+from fulltune.model import Bundle
+from fulltune.records import Parameters
+from fulltune.tasks.base import Features
+from fulltune.training.arguments import advice
+from fulltune.training.fit import TrainingResult, fit
+
+METHODS = ("lora", "qlora", "prompt-tuning", "linear-probe", "bitfit")
+TEXTS = ("the fox", "a king", "law", "the court of the state")
+
+
+def config(method: str, *, regularize: Any = None, trainer: Any = None, adapter: Any = None, **train: Any) -> Config:
+    options = {"epochs": 3, "batch_size": 2, "learning_rate": 1e-2, "evaluations": 0, "weight_decay": 0.0} | train
+    return Config(
+        model="m",
+        task="causal-lm",
+        method=method,
+        data={"train": "x"},
+        train=options,
+        regularize=regularize or {},
+        trainer=trainer or {},
+        adapter=adapter or {},
+    )
+
+
+def made(method: str, **options: Any) -> Any:
+    return plugins.load("method", method)(config(method, **options))
+
+
+def features_of(bundle: Bundle) -> list[Features]:
+    rows = [list(bundle.tokenizer(text).input_ids) for text in TEXTS]
+    is_class = bundle.head == "classification"
+    return [Features(ids, number % 2 if is_class else list(ids), str(number)) for number, ids in enumerate(rows)]
+
+
+def trained(bundle: Bundle, method: Any, folder: Path) -> TrainingResult:
+    return fit(bundle, method, features_of(bundle), None, method.config, output_dir=folder)
+
+
+@torch.no_grad()
+def answer(bundle: Bundle, texts: Sequence[str] = TEXTS[:1], prompt: bool = True) -> torch.Tensor:
+    """Logits of one text, without those of a soft prompt."""
+    before = bundle.prompt_ids if prompt else []
+    ids = torch.tensor([before + list(bundle.tokenizer(texts[0]).input_ids)])
+    own = {"decoder_input_ids": torch.tensor([[0, 5, 6]])} if bundle.family == "encoder-decoder" else {}
+    if bundle.head == "classification":
+        return bundle.model(input_ids=ids).logits
+    logits = bundle.model(input_ids=ids, **own).logits
+    return logits[:, len(before) :] if bundle.family == "decoder" else logits
+
+
+FITTING = [
+    ("lora", "gpt2", "lm"),
+    ("lora", "llama", "classification"),
+    ("lora", "bert", "classification"),
+    ("lora", "t5", "lm"),
+    ("lora", "bart", "classification"),
+    ("qlora", "gpt2", "classification"),
+    ("qlora", "llama", "lm"),
+    ("qlora", "bert", "classification"),
+    ("qlora", "t5", "lm"),
+    ("prompt-tuning", "gpt2", "lm"),
+    ("prompt-tuning", "gpt2", "classification"),
+    ("prompt-tuning", "bert", "classification"),
+    ("prompt-tuning", "t5", "lm"),
+    ("prompt-tuning", "t5", "classification"),
+    ("prompt-tuning", "bart", "lm"),
+    ("linear-probe", "bert", "classification"),
+    ("linear-probe", "t5", "classification"),
+    ("linear-probe", "llama", "lm"),
+    ("bitfit", "gpt2", "lm"),
+    ("bitfit", "bert", "classification"),
+    ("bitfit", "bart", "lm"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "head"), FITTING)
+def test_only_what_the_method_promises_moves(name: str, kind: str, head: str, tmp_path: Path) -> None:
+    bundle, method = fakes.bundle(kind, head), made(name)
+    before = bundle.model.num_parameters()
+    found = trained(bundle, method, tmp_path).parameters
+    learnt = [key for key, value in bundle.model.named_parameters() if value.requires_grad]
+    assert 0 < found.trainable < found.total / 2
+    assert found.frozen == found.total - found.trainable
+    assert found.moved > 0.9
+    assert all(_is_part(name, key, head_modules(bundle)) for key in learnt)
+    if head == "classification":
+        assert any(key.startswith(part) for part in head_modules(bundle) for key in learnt)
+    if name in ("linear-probe", "bitfit"):
+        assert found.total == before
+    assert "frozen tensors have the bytes that they had before" in "\n".join(found.evidence)
+
+
+def _is_part(method: str, key: str, heads: Sequence[str]) -> bool:
+    parts = {
+        "lora": "lora_",
+        "qlora": "lora_",
+        "prompt-tuning": "soft_prompt",
+        "linear-probe": "lm_head",
+        "bitfit": "bias",
+    }
+    return parts[method] in key or any(key.startswith(f"{head}.") for head in heads)
+
+
+def test_every_method_is_in_that_table() -> None:
+    assert {name for name, _, _ in FITTING} == set(METHODS)
+    assert set(plugins.names("method")) == {"full", *METHODS} == set(LEARNING_RATES)
+
+
+def test_a_frozen_tensor_that_moved_is_named() -> None:
+    bundle, method = fakes.bundle("gpt2"), made("bitfit")
+    method.prepare(bundle)
+    with torch.no_grad():
+        bundle.model.transformer.wpe.weight.add_(1)
+    with pytest.raises(ModelError, match=r"1 tensors were to stay as they were, and changed: transformer\.wpe\.weight"):
+        method.proof(bundle)
+
+
+# ---- LoRA ----
+
+
+@pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm"), ("t5", "lm"), ("bert", "classification")])
+def test_lora_begins_as_the_base(kind: str, head: str) -> None:
+    bundle = fakes.bundle(kind, head)
+    base = answer(bundle)
+    made("lora").prepare(bundle)
+    torch.testing.assert_close(answer(bundle), base, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+@pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm"), ("t5", "lm"), ("bart", "classification")])
+def test_a_merged_model_is_plain_and_says_the_same(name: str, kind: str, head: str, tmp_path: Path) -> None:
+    bundle, method = fakes.bundle(kind, head), made(name)
+    base, layers = answer(bundle), [type(layer) for layer in bundle.model.modules()]
+    trained(bundle, method, tmp_path)
+    before = answer(bundle)
+    method.merge(bundle)
+    torch.testing.assert_close(answer(bundle), before, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before, base, atol=1e-4)
+    assert [type(layer) for layer in bundle.model.modules()] == layers
+    assert {value.dtype for value in bundle.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_lora_learns_as_with_peft_and_a_plain_trainer(tmp_path: Path) -> None:
+    """The same factors to begin with, the same batches: the same losses from a loop that is none of ours."""
+    options = {"max_steps": 6, "scheduler": "constant", "warmup": 0, "learning_rate": 1e-2, "batch_size": 4}
+    ours = fakes.bundle("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    method = made("lora", trainer={"logging_steps": 1}, **options)
+    theirs, _ = fakes.gpt2(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    wrapped = peft.get_peft_model(
+        theirs,
+        peft.LoraConfig(
+            r=16, lora_alpha=32, target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM"
+        ),
+    )
+    text = "the fox met a king"
+    features = [Features(list(ids), list(ids), "0") for ids in [ours.tokenizer(text).input_ids] * 4]
+    begun: dict[str, torch.Tensor] = {}
+
+    def keep(bundle: Bundle) -> Sequence[Any]:
+        begun.update({key: value.detach().clone() for key, value in bundle.model.named_parameters() if "lora_" in key})
+        return ()
+
+    result = fit(ours, method, features, None, method.config, output_dir=tmp_path, regularize=keep)
+    own = dict(wrapped.get_base_model().named_parameters())
+    assert len(begun) == 16
+    for key, value in begun.items():
+        own[key].data.copy_(value)
+    row = {"input_ids": features[0].input_ids, "labels": features[0].input_ids}
+    arguments = fakes.arguments(
+        tmp_path, max_steps=6, learning_rate=1e-2, lr_scheduler_type="constant", per_device_train_batch_size=4
+    )
+    plain = PlainTrainer(
+        model=wrapped,
+        args=arguments,
+        train_dataset=[row] * 4,
+        data_collator=lambda rows: {key: torch.tensor([one[key] for one in rows]) for key in rows[0]},
+    )
+    plain.train()
+    losses = [step["loss"] for step in plain.state.log_history if "loss" in step]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose([step.loss for step in result.steps], losses, rtol=1e-3)
+
+
+def test_lora_targets_are_names_or_all_linear() -> None:
+    bundle = fakes.bundle("llama")
+    every = targets(bundle, "all-linear")
+    assert len(every) == 14
+    assert not any("lm_head" in name for name in every)
+    assert targets(bundle, ["q_proj", "self_attn.v_proj"]) == [
+        f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"
+    ]
+    with pytest.raises(
+        ModelError, match=r"no linear layer of LlamaForCausalLM is called 'q_pro'.*Did you mean 'q_proj'"
+    ):
+        targets(bundle, "q_pro")
+
+
+def test_rank_alpha_and_seed_are_those_of_the_config() -> None:
+    bundle = fakes.bundle("llama")
+    made("lora", adapter={"rank": 4, "alpha": 6, "targets": "q_proj"}).prepare(bundle)
+    layer = bundle.model.model.layers[0].self_attn.q_proj
+    assert layer.lora_A["default"].weight.shape == (4, fakes.HIDDEN)
+    assert layer.scaling["default"] == 6 / 4
+    again = fakes.bundle("llama")
+    torch.rand(3)
+    made("lora", adapter={"rank": 4, "alpha": 6, "targets": "q_proj"}).prepare(again)
+    assert fingerprints(again.model) == fingerprints(bundle.model)
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_new_tokens_get_embeddings_that_learn(name: str, kind: str, tmp_path: Path) -> None:
+    bundle = fakes.bundle(kind)
+    rows = bundle.model.get_input_embeddings().weight.shape[0]
+    old = bundle.model.get_input_embeddings().weight.detach().clone()
+    bundle.tokenizer.add_tokens(["<one>"])
+    method = made(name)
+    ids = [*bundle.tokenizer("the fox").input_ids, rows]
+    fit(bundle, method, [Features(ids, list(ids), "0")] * 4, None, method.config, output_dir=tmp_path)
+    fresh = bundle.model.get_input_embeddings()
+    method.merge(bundle)
+    after = bundle.model.get_input_embeddings().weight
+    assert fresh is not bundle.model.get_input_embeddings()
+    assert after.shape[0] == rows + 1
+    assert torch.equal(after[:rows], old)
+    assert bundle.model.get_output_embeddings().weight is after
+
+
+@pytest.mark.parametrize("name", ["prompt-tuning", "linear-probe", "bitfit"])
+def test_new_tokens_that_nothing_would_train_are_refused(name: str) -> None:
+    bundle = fakes.bundle("gpt2")
+    bundle.tokenizer.add_tokens(["<one>"])
+    with pytest.raises(ModelError, match=f"{name} trains none.*Use full or lora"):
+        made(name).prepare(bundle)
+
+
+def test_a_pooler_that_the_checkpoint_lacks_learns_with_the_head(tmp_path: Path) -> None:
+    from fulltune import model as models
+
+    fakes.save("bert", tmp_path / "base")
+    bundle = models.load(str(tmp_path / "base"), "classification", labels=("no", "yes"))
+    assert head_modules(bundle) == ["classifier", "bert.pooler.dense"]
+    fakes.save("bert", tmp_path / "tuned", "classification")
+    again = models.load(str(tmp_path / "tuned"), "classification", labels=("no", "yes"))
+    assert head_modules(again) == ["classifier"]
+
+
+# ---- QLoRA ----
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("gpt2", 8), ("t5", 28), ("bert", 12)])
+def test_qlora_holds_the_body_in_4_bits(kind: str, layers: int) -> None:
+    import bitsandbytes
+
+    plain, bundle = fakes.bundle(kind), fakes.bundle(kind)
+    made("qlora").prepare(bundle)
+    quantized = {
+        name.removesuffix(".base_layer"): layer
+        for name, layer in bundle.model.named_modules()
+        if nf4.is_quantized(layer)
+    }
+    assert len(quantized) == layers
+    for name, layer in quantized.items():
+        weight = plain.model.get_submodule(name).weight.detach()
+        weight = weight.T.contiguous() if kind == "gpt2" else weight
+        octets, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        assert torch.equal(layer.weight.data.view(-1), octets.view(-1))
+        assert layer.weight.dtype == torch.uint8
+        assert layer.weight.numel() == weight.numel() / 2
+        assert torch.equal(nf4.dequantized(layer), bitsandbytes.functional.dequantize_4bit(octets, state))
+
+
+def test_qlora_still_learns_after_an_evaluation(tmp_path: Path) -> None:
+    bundle, method = fakes.bundle("llama"), made("qlora")
+    method.prepare(bundle)
+    before = fingerprints(bundle.model)
+    bundle.model.eval()
+    answer(bundle)
+    bundle.model.train()
+    bundle.model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    first = bundle.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight
+    assert first.grad is not None
+    assert float(first.grad.abs().sum()) > 0
+    assert fingerprints(bundle.model) == before
+
+
+def test_qlora_says_what_4_bits_save(tmp_path: Path) -> None:
+    found = trained(fakes.bundle("llama"), made("qlora"), tmp_path).parameters
+    line = next(line for line in found.evidence if "4 bits" in line)
+    weights, octets = (
+        int(word.replace(",", "")) for word in line.split() if word.replace(",", "").isdigit() and "," in word
+    )
+    assert 0.5 < octets / weights < 1.5
+    assert found.dtype == "float32, frozen linear layers NF4"
+
+
+# ---- Prompt tuning ----
+
+
+def test_a_prompt_begins_as_its_text() -> None:
+    bundle = fakes.bundle("gpt2")
+    ids = bundle.tokenizer("law of the state", add_special_tokens=False).input_ids
+    made("prompt-tuning", adapter={"prompt_text": "law of the state", "prompt_tokens": len(ids)}).prepare(bundle)
+    assert torch.equal(bundle.model.soft_prompt, bundle.model.get_input_embeddings().weight[ids])
+    text = "the fox"
+    whole = torch.tensor([ids + bundle.tokenizer(text).input_ids])
+    with torch.no_grad():
+        read = bundle.model(input_ids=whole).logits[:, len(ids) :]
+    torch.testing.assert_close(answer(bundle, [text]), read)
+
+
+def test_a_text_is_repeated_or_cut_to_the_length_of_the_prompt() -> None:
+    bundle = fakes.bundle("gpt2")
+    ids = bundle.tokenizer("law", add_special_tokens=False).input_ids
+    table = bundle.model.get_input_embeddings().weight
+    assert torch.equal(soft_prompt.vectors_of(bundle.model, ids, 7), table[(ids * 7)[:7]])
+    assert torch.equal(soft_prompt.vectors_of(bundle.model, ids, 1), table[ids[:1]])
+
+
+def test_a_prompt_without_a_text_begins_as_drawn_tokens() -> None:
+    prompts = []
+    for _ in range(2):
+        bundle = fakes.bundle("t5")
+        made("prompt-tuning", adapter={"prompt_tokens": 5}).prepare(bundle)
+        prompts.append(bundle.model.soft_prompt.detach())
+        torch.rand(1)
+    assert torch.equal(*prompts)
+    table = fakes.bundle("t5").model.get_input_embeddings().weight
+    assert all(bool((table == row).all(dim=1).any()) for row in prompts[0])
+
+
+def test_a_prompt_of_no_tokens_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"field 'adapter.prompt_text': '' has no tokens"):
+        made("prompt-tuning", adapter={"prompt_text": ""}).prepare(fakes.bundle("gpt2"))
+
+
+@pytest.mark.parametrize(("kind", "head"), [("gpt2", "classification"), ("llama", "classification")])
+def test_padding_is_not_taken_for_the_last_token(kind: str, head: str) -> None:
+    """Which is what reading embeddings alone comes to, for a decoder that classifies."""
+    bundle = fakes.bundle(kind, head)
+    made("prompt-tuning").prepare(bundle)
+    ids = bundle.prompt_ids + list(bundle.tokenizer("the fox").input_ids)
+    pad = int(bundle.tokenizer.pad_token_id or 0)
+    mask = torch.tensor([[1] * len(ids) + [0] * 3])
+    with torch.no_grad():
+        alone = bundle.model(input_ids=torch.tensor([ids])).logits
+        padded = bundle.model(input_ids=torch.tensor([ids + [pad] * 3]), attention_mask=mask).logits
+    torch.testing.assert_close(alone, padded, rtol=1e-4, atol=1e-5)
+
+
+# ---- The others ----
+
+
+def test_bitfit_needs_biases() -> None:
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has no biases.*Use lora"):
+        made("bitfit").prepare(fakes.bundle("llama"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "bart"])
+def test_a_tied_output_layer_cannot_be_probed(kind: str) -> None:
+    with pytest.raises(ModelError, match=r"has no output layer of its own: its weight is that of the input embeddings"):
+        made("linear-probe").prepare(fakes.bundle(kind))
+
+
+# ---- What they share ----
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [("full", "rank", 4), ("lora", "prompt_tokens", 4), ("prompt-tuning", "rank", 4), ("bitfit", "targets", ["q"])],
+)
+def test_a_key_that_the_method_does_not_read_is_refused(method: str, key: str, value: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"field 'adapter.{key}': .* for the method {method}; expected keys that it reads"
+    ):
+        made(method, adapter={key: value})
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("lora", "l2_sp"), ("qlora", "distill"), ("prompt-tuning", "ewc"), ("linear-probe", "layer_decay")],
+)
+def test_a_regularizer_that_has_nothing_to_hold_is_refused(method: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"field 'regularize.{key}': 0.5 for the method {method}"):
+        made(method, regularize={key: 0.5})
+
+
+def test_l2_sp_pulls_on_what_bitfit_trains_alone(tmp_path: Path) -> None:
+    from fulltune.training.regularize import shared_parameters
+
+    base, student = fakes.bundle("gpt2"), fakes.bundle("gpt2")
+    made("bitfit").prepare(student)
+    names = [shared.name for shared in shared_parameters(base, student)]
+    assert names
+    assert all(name.endswith("bias") for name in names)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_reduced_precision_is_refused_by_all(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"field 'trainer.bf16': reduced precision; expected float32.*`{name}`"):
+        made(name, trainer={"bf16": True})
+
+
+@pytest.mark.parametrize(("name", "package"), [("lora", "peft"), ("qlora", "bitsandbytes")])
+def test_a_missing_package_is_told_with_its_extra(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == package else find(asked))
+    with pytest.raises(MissingDependencyError, match=rf"needs {package}.*fulltune\[adapters\]"):
+        made(name)
+
+
+@pytest.mark.parametrize("name", ["lora", "prompt-tuning"])
+def test_gradient_checkpointing_changes_no_number(name: str, tmp_path: Path) -> None:
+    found = []
+    for recompute in (False, True):
+        bundle, method = fakes.bundle("llama"), made(name, gradient_checkpointing=recompute)
+        trained(bundle, method, tmp_path)
+        found.append({key: value for key, value in bundle.model.named_parameters() if value.requires_grad})
+    assert len(found[0]) > 0
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value)
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora", "prompt-tuning", "bitfit"])
+def test_the_best_state_holds_what_learns_and_comes_back(name: str, tmp_path: Path) -> None:
+    bundle, method = fakes.bundle("gpt2"), made(name)
+    method.prepare(bundle)
+    state, before = BestState(tmp_path / "best.safetensors"), fingerprints(bundle.model)
+    state.keep(bundle.model, 3, 0.5)
+    size = sum(value.nbytes for value in bundle.model.parameters() if value.requires_grad)
+    assert (tmp_path / "best.safetensors").stat().st_size < size + 20_000
+    with torch.no_grad():
+        for value in bundle.model.parameters():
+            if value.requires_grad:
+                value.add_(1)
+    assert fingerprints(bundle.model) != before
+    state.restore(bundle.model)
+    assert fingerprints(bundle.model) == before
+
+
+@pytest.mark.parametrize("method", sorted(LEARNING_RATES))
+def test_the_usual_rate_of_a_method_is_its_default_and_needs_no_advice(method: str) -> None:
+    chosen = Config(model="m", task="causal-lm", method=method, data={"train": "x"})
+    assert chosen.train.learning_rate == LEARNING_RATES[method]
+    assert [line for line in advice(chosen, 1000, 10**9) if "learning_rate" in line] == []
+    far = Config(model="m", task="causal-lm", method=method, data={"train": "x"}, train={"learning_rate": 5.0})
+    assert len([line for line in advice(far, 1000, 10**9) if "learning_rate" in line]) == 1
+
+
+def test_the_parameters_of_a_record_add_up(tmp_path: Path) -> None:
+    bundle = fakes.bundle("bert", "classification")
+    base = bundle.model.num_parameters()
+    found: Parameters = trained(bundle, made("lora", adapter={"rank": 2}), tmp_path).parameters
+    factors = sum(value.numel() for key, value in bundle.model.named_parameters() if "lora_" in key)
+    assert found.total == base + factors
+    assert found.trainable == factors + sum(
+        value.numel() for value in bundle.model.classifier.modules_to_save.parameters()
+    )
