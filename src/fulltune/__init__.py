@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fulltune.errors import TrainingStopped as TrainingStopped
     from fulltune.interpolation import interpolate as interpolate
     from fulltune.lr_find import find_learning_rate as find_learning_rate
+    from fulltune.method_comparison import compare_methods as compare_methods
     from fulltune.pipeline import compare as compare
     from fulltune.pipeline import evaluate as evaluate
     from fulltune.pipeline import run as run
@@ -59,6 +60,7 @@ _EXPORTS = {
     "soup": "fulltune.averaging",
     "interpolate": "fulltune.interpolation",
     "find_learning_rate": "fulltune.lr_find",
+    "compare_methods": "fulltune.method_comparison",
     "compare": "fulltune.pipeline",
     "evaluate": "fulltune.pipeline",
     "run": "fulltune.pipeline",

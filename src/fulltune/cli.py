@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import fulltune
+from fulltune import cli_launch
 from fulltune.cli_models import models
 from fulltune.console import RUNS, ConfigFile, Json, Out, Overrides, Quiet, Verbose, answer, answering
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(models, name="models")
+app.command("launch", context_settings=cli_launch.CONTEXT)(cli_launch.launch)
 
 
 def entry() -> None:
@@ -36,7 +38,13 @@ def entry() -> None:
 
 @app.command()
 def run(
-    config: ConfigFile,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
+    ] = None,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Resume although data, config or packages have changed.")
+    ] = False,
     overrides: Overrides = None,
     out: Out = RUNS,
     quiet: Quiet = False,
@@ -44,8 +52,11 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Train, measure against the baselines, and write the record and the report."""
+    if config is None and resume is None:
+        raise typer.BadParameter("name a config, or a run with --resume", param_hint="CONFIG")
+    asked = {"resume": resume, "allow_changed": allow_changed}
     with answering(as_json, verbose, quiet) as progress:
-        record = fulltune.run(config, out=out, overrides=overrides or (), progress=progress)
+        record = fulltune.run(config, out=out, overrides=overrides or (), progress=progress, **asked)
     _finish_run(record, out, as_json)
 
 
@@ -128,6 +139,47 @@ def lr_find(
 
         found = fulltune.find_learning_rate(config, out=out, overrides=overrides or (), progress=progress)
     answer(found.to_json(), render.learning_rate(found), as_json)
+
+
+@app.command()
+def methods(
+    config: ConfigFile,
+    names: Annotated[
+        str, typer.Option("--methods", metavar="A,B,…", help="Which; full is what others are compared with.")
+    ] = "full,lora,qlora,prompt-tuning",
+    rates: Annotated[int, typer.Option("--rates", metavar="N", help="Learning rates to try for each.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each with its best rate.")] = 1,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", metavar="N", help="Optimizer steps of every training.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Or: training tokens that each sees, about.")
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="End trials early that fall behind.")] = False,
+    overrides: Overrides = None,
+    out: Out = RUNS,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Which method for these rows? Full, LoRA, QLoRA, prompt tuning, measured; goes on where it was."""
+    with answering(as_json, verbose, quiet) as progress:
+        from fulltune import render
+
+        found = fulltune.compare_methods(
+            config,
+            methods=[name.strip() for name in names.split(",")],
+            rates=rates,
+            seeds=seeds,
+            max_steps=max_steps,
+            tokens=tokens,
+            prune=prune,
+            out=out,
+            overrides=overrides or (),
+            progress=progress,
+            quiet=quiet,
+        )
+    answer(found.to_json(), render.methods(found), as_json)
 
 
 @app.command()

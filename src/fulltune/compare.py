@@ -6,7 +6,7 @@ Nothing here loads a model: runs are compared from their record and their predic
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ def compare(
     first, second = (read_record(Path(folder) / "record.json") for folder in (a, b))
     _check(first, second)
     metrics = _shared_metrics(first, second)
-    one, two = (_scored(Path(folder), metrics) for folder in (a, b))
+    one, two = (scored(Path(folder), metrics) for folder in (a, b))
     differences = tuple(
         paired(one, two, metric, resamples=resamples, confidence=confidence, seed=seed)
         for metric in metrics
@@ -263,15 +263,20 @@ def _shared_metrics(a: Record, b: Record) -> list[Metric]:
     return [metrics[name] for name in sorted(shared, key=lambda name: name != a.metric)]
 
 
-def _scored(folder: Path, metrics: list[Metric]) -> Accumulator:
+def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Accumulator:
+    """A system's rows of a run, from its predictions.
+
+    Raises:
+        StoreError: There are none, or they cannot be read.
+    """
     accumulator, path = Accumulator(metrics), folder / "predictions.jsonl"
     for prediction in _predictions(path):
-        if prediction.system == _TUNED:
+        if prediction.system == system:
             accumulator.add(prediction)
     if not accumulator.n:
         raise StoreError(
-            "there is no prediction of the tuned model",
-            expected=f'lines with "system": "{_TUNED}"',
+            "there is no prediction of the tuned model" if system == _TUNED else f"there is no prediction of {system}",
+            expected=f'lines with "system": "{system}"',
             fix="name a finished run",
             where=str(path),
         )

@@ -13,14 +13,17 @@ from rich.text import Text
 
 from fulltune.compare import RunComparison
 from fulltune.doctor import Diagnosis
+from fulltune.engine_memory import Table as FitTable
 from fulltune.plan import Plan, gib
 from fulltune.records import EvaluationRecord, Record, base_kept
 from fulltune.report import display, retention
+from fulltune.report.methods import rows as method_rows
 
 if TYPE_CHECKING:
     from fulltune.averaging import Soup
     from fulltune.interpolation import Interpolation
     from fulltune.lr_find import LearningRate
+    from fulltune.method_records import MethodComparison
     from fulltune.more_data import LearningCurve
     from fulltune.sweep import Sweep
 
@@ -148,6 +151,22 @@ def soup(found: Soup) -> RenderableType:
     return Group(title, table)
 
 
+def methods(found: MethodComparison) -> RenderableType:
+    """A comparison of methods: the answer, one line each, what to know before trusting it, and the page."""
+    score = display.metric_label(found.metric)
+    table = Table("method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost")
+    for row in method_rows(found):
+        if row.reason:
+            table.add_row(row.name, Text(row.reason, overflow="fold"))
+            continue
+        name = f"{row.name} ✓" if row.chosen else row.name
+        values = [escape(f"{row.score} {row.score_interval}"), escape(f"{row.against} {row.against_interval}")]
+        table.add_row(name, *values, row.part, row.memory, row.time, row.speed, row.disk, row.retention)
+    notes = [Text(f"Note: {note}") for note in found.notes]
+    page = Text(f"Page: {Path(found.folder) / 'methods.html'}", overflow="fold")
+    return Group(Text(found.headline, style="bold"), table, *notes, page)
+
+
 def sweep(found: Sweep) -> RenderableType:
     """A search: its trials, the best first, what the choice is worth, and the config to run."""
     table = Table(*(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", "")
@@ -164,10 +183,7 @@ def sweep(found: Sweep) -> RenderableType:
 
 
 def plan(plan: Plan) -> RenderableType:
-    """A plan: one fact a line, then the advice."""
-    needs = f"at least {gib(plan.memory_bytes)}, activations on top"
-    if plan.machine_bytes is not None:
-        needs += f"; this machine has {gib(plan.machine_bytes)}"
+    """A plan: one fact a line, memory by part and time by stage where they were measured, then the advice."""
     facts = {
         "task": f"{plan.task}, method {plan.method}",
         "model": f"{plan.model}, {plan.parameters:,} parameters",
@@ -175,11 +191,62 @@ def plan(plan: Plan) -> RenderableType:
         "sequences": f"{plan.sequences:,} an epoch, {plan.tokens:,} tokens",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps:,} of them warm-up",
         "effective batch": f"{plan.effective_batch} sequences",
-        "memory": needs,
+        "padding": _padding(plan),
+        "memory": _memory(plan),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
         "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",
     }
-    return Group(_facts(facts), *(Text(f"Advice: {line}") for line in plan.advice))
+    tables = [_shares(title, part) for title, part in _costs(plan).items() if part]
+    return Group(_facts(facts), *tables, *(Text(f"Advice: {line}") for line in plan.advice))
+
+
+def _padding(plan: Plan) -> str:
+    shares = plan.padding or {"random": 0.0, "used": 0.0}
+    return f"{shares['used']:.1%} of the inputs, {shares['random']:.1%} in random batches"
+
+
+def _memory(plan: Plan) -> str:
+    peak = plan.peak_bytes
+    needs = f"at least {gib(plan.memory_bytes)}, activations on top" if peak is None else f"{gib(peak)} at the peak"
+    return needs if plan.machine_bytes is None else f"{needs}; this machine has {gib(plan.machine_bytes)}"
+
+
+def _costs(plan: Plan) -> dict[str, dict[str, str]]:
+    memory = {name: gib(size) for name, size in plan.memory.items()}
+    seconds = {name: duration(value) for name, value in plan.seconds.items()}
+    if seconds:
+        seconds["all"] = duration(plan.total_seconds or 0.0)
+    if memory:
+        memory["all"] = gib(plan.peak_bytes or 0)
+    return {"memory": memory, "time": seconds}
+
+
+def _shares(title: str, parts: dict[str, str]) -> Table:
+    table = Table(title, "", title_justify="left")
+    for name, value in parts.items():
+        table.add_row(display.system_label(name), value)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, e.g. ``4.2 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def what_fits(found: FitTable) -> RenderableType:
+    """The fewest devices on which each engine trains a model."""
+    engines = list(found.rows[0].fits)
+    table = Table("model", "parameters", "device", *engines)
+    for row in found.rows:
+        fewest = [str(row.fits[engine] or "–") for engine in engines]
+        table.add_row(row.model, display.count(row.parameters), f"{row.device_bytes >> 30} GiB", *fewest)
+    how = "Fewest devices, of 1 to 64, for full FP32 training with AdamW, 1,024 tokens a device, activations recomputed"
+    return Group(table, Text(f"{how}{', with --offload' if found.offload else ''}.", style="dim"))
 
 
 def learning_curve(found: LearningCurve) -> RenderableType:

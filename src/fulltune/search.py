@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, load_config
 from fulltune.errors import FulltuneError, MissingDependencyError, StoreError
-from fulltune.records import Model
+from fulltune.method_records import Tried, Value
 from fulltune.store.files import atomic_text, to_json
 from fulltune.store.resumable import held
 from fulltune.trials import Bench, Trial, objective
@@ -28,8 +28,6 @@ from fulltune.trials import Bench, Trial, objective
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
-
-Value = bool | int | float | str | None
 
 #: Trials before proposals learn from them, and before a trial may be pruned.
 STARTUP = 4
@@ -73,28 +71,6 @@ class Choice:
 
 
 Space = Mapping[str, Range | Choice]
-
-
-class Tried(Model):
-    """One trial of a search.
-
-    Attributes:
-        number: From 0, in the order of the trials.
-        settings: Dotted names of config keys and their values.
-        value: The best value on the validation rows; NaN where there is none.
-        state: ``whole``, ``pruned`` (ended early, for it fell behind) or ``broke``.
-        seconds: Wall time of training.
-        tokens: Input tokens seen.
-        reason: Why it broke.
-    """
-
-    number: int
-    settings: dict[str, Value]
-    value: float
-    state: Literal["whole", "pruned", "broke"]
-    seconds: float
-    tokens: int
-    reason: str = ""
 
 
 def search(

@@ -21,15 +21,16 @@ import numpy as np
 import yaml
 
 from fulltune import stages
-from fulltune.config import Config, dump_config, load_config
+from fulltune.config import Config, dump_config, load_config, ready_to_choose
 from fulltune.errors import ConfigError, FulltuneError, Problem
+from fulltune.method_records import Tried, Value
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.progress import NullProgress, Progress
 from fulltune.records import Model
-from fulltune.search import Choice, Range, Space, Tried, Value, answers_path, best, search, with_settings
+from fulltune.search import Choice, Range, Space, answers_path, best, search, with_settings
 from fulltune.store.files import atomic_text
 from fulltune.store.resumable import job_folder
-from fulltune.trials import Bench, Objective, ready
+from fulltune.trials import Bench, Objective
 
 #: Keys that say how a trial is judged, or what is done beside it: a search over them would compare nothing.
 _FIXED = (
@@ -117,7 +118,7 @@ def sweep(
         ConfigError: A key or a value does not fit; all of them at once, before the first trial.
         FulltuneError: All that would stop the run before its first step.
     """
-    config, progress = ready(load_config(config, overrides)), progress or NullProgress()
+    config, progress = ready_to_choose(load_config(config, overrides)), progress or NullProgress()
     space = parse_space(config, over)
     if trials < 1:
         raise ConfigError(f"{trials} trials", expected="at least 1", where="--trials")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fulltune import dataset, plugins, stages
-from fulltune.config import Config, OverfittingConfig
+from fulltune.config import Config, OverfittingConfig, ready_to_choose
 from fulltune.dataset import Data
 from fulltune.evaluate import evaluate
 from fulltune.guards.overfitting import OverfittingGuard
@@ -30,9 +30,6 @@ from fulltune.tasks.base import Features, Task
 from fulltune.training import costs, general_text
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.regularize import regularizers
-
-#: Share of train that is held out to choose by, where the config names no ``data.valid``.
-HELD_OUT = 0.1
 
 #: Told of each evaluation after the first step: its number from 1, and the value. True ends the training.
 Report = Callable[[int, float], bool]
@@ -76,15 +73,6 @@ class Trial:
     answers: Accumulator | None = None
 
 
-def ready(config: Config) -> Config:
-    """The config as its trials and their winner take it: rows to choose by, and one split whatever ``train.seed``."""
-    data = {
-        "valid": HELD_OUT if config.data.valid is None else config.data.valid,
-        "seed": config.train.seed if config.data.seed is None else config.data.seed,
-    }
-    return config.model_copy(update={"data": config.data.model_copy(update=data)})
-
-
 def objective(config: Config) -> Objective:
     """What trials of the config are judged by; its metric knows no labels yet, for no row has been read.
 
@@ -122,7 +110,7 @@ class Bench:
         Raises:
             FulltuneError: All that would stop a run of it before its first step.
         """
-        config = ready(config)
+        config = ready_to_choose(config)
         data = self._rows(config).data
         return Objective(stages.choosing_metric(config, _task(config, data))), len(data.shown)
 
@@ -132,7 +120,7 @@ class Bench:
         Raises:
             FulltuneError: All that would stop a run before its first step. Training that breaks is no error.
         """
-        config = _thin(ready(config))
+        config = _thin(ready_to_choose(config))
         rows = self._rows(config)
         task = _task(config, rows.data)
         stages.make_plan(config, task, rows.data, rows.base, rows.features)

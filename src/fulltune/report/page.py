@@ -43,11 +43,11 @@ def render(
     """
     shown = gallery(record.task, predictions, examples)
     drawn = _task_context(record)
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     return page.render(
         record=record,
-        css=Markup(_read("report.css")),
-        script=Markup(_read("report.js")),
+        css=Markup(asset("report.css")),
+        script=Markup(asset("report.js")),
         script_hash=_script_hash(),
         beaten=scores.beaten(record),
         deciding=scores.deciding(record),
@@ -82,7 +82,8 @@ def _task_context(record: Record) -> dict[str, Any]:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates of this folder; everything that is put into them is escaped."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -96,11 +97,12 @@ def _environment() -> Environment:
 
 
 @cache
-def _read(name: str) -> str:
+def asset(name: str) -> str:
+    """A text file of this folder."""
     return (_HERE / name).read_text(encoding="utf-8").strip()
 
 
 @cache
 def _script_hash() -> str:
     """For the page's own content policy: the browser runs this one script and no other, whatever the data holds."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(_read("report.js").encode()).digest()).decode()
+    return "sha256-" + base64.b64encode(hashlib.sha256(asset("report.js").encode()).digest()).decode()

@@ -7,7 +7,7 @@ without scaling its lettering. Whatever colour tells is told by shape or words a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -316,6 +316,58 @@ def thin(points: Sequence[Point]) -> list[Point]:
 
 def _height(point: Point) -> float:
     return point[1]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A point of a scatter plot: a name, its cost, its value with an interval, and whether it stands out or is on the
+    front that nothing beats in both.
+    """
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    told: str
+    strong: bool = False
+    on_front: bool = False
+
+
+def scatter(title: str, description: str, dots: Sequence[Dot], tick: Callable[[float], str]) -> Markup:
+    """Values over costs, with intervals; the front as a line. Dots that are no numbers are left out.
+
+    Args:
+        title, description: For those who do not see the chart.
+        dots: At least one with numbers, else nothing is drawn.
+        tick: How a cost is written on its axis.
+    """
+    drawn = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
+    x_axis = axis_over([dot.x for dot in drawn], zero=True, pad=0.18)
+    y_axis = axis_over([value for dot in drawn for value in (dot.y, dot.low, dot.high)])
+    if x_axis is None or y_axis is None:
+        return Markup("")
+    parts = [_left_axis(y_axis)]
+    for value in x_axis.ticks(4):
+        place = percent(x_axis.at(value))
+        parts.append(tag("line", class_="grid", x1=place, x2=place, y1=_TOP, y2=_TOP + _HEIGHT))
+        parts.append(tag("text", tick(value), class_="tick", x=place, y=_TOP + _HEIGHT + 15, text_anchor="middle"))
+    front = sorted((dot.x, dot.y) for dot in drawn if dot.on_front)
+    parts.append(_path(Line("front", front), x_axis, y_axis) if len(front) > 1 else Markup(""))
+    parts += [_scattered(dot, x_axis, y_axis) for dot in drawn]
+    return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
+
+
+def _scattered(dot: Dot, x_axis: Axis, y_axis: Axis) -> Markup:
+    x, y, strength = percent(x_axis.at(dot.x)), _y(y_axis, dot.y), " strong" if dot.strong else ""
+    whisker = Markup("")
+    if math.isfinite(dot.low) and math.isfinite(dot.high):
+        ends = {"x1": x, "x2": x, "y1": _y(y_axis, dot.low), "y2": _y(y_axis, dot.high)}
+        whisker = tag("line", class_=f"whisker{strength}", **ends)
+    shape = tag("path", class_="diamond", d="M-7 0L0 -7L7 0L0 7Z") if dot.strong else tag("circle", class_="ring", r=5)
+    mark = tag("svg", tag("title", dot.told), shape, overflow="visible", x=x, y=y)
+    side = {"dx": -10, "text_anchor": "end"} if x_axis.at(dot.x) > 0.7 else {"dx": 10, "text_anchor": "start"}
+    return whisker + mark + tag("text", dot.label, class_=f"tick halo{strength}", x=x, y=round(y - 8, 1), **side)
 
 
 @dataclass(frozen=True)
