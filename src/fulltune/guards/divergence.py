@@ -175,7 +175,12 @@ class DivergenceGuard(TrainerCallback, ExportableState):
         names = ("window", "threshold", "patience", "retries", "cut")
         return {
             "args": {name: getattr(self, name) for name in names},
-            "attributes": {"seen": self.detector.state(), "roll_backs": self.roll_backs, "rate": self.rate},
+            "attributes": {
+                "seen": self.detector.state(),
+                "roll_backs": self.roll_backs,
+                "rate": self.rate,
+                "events": [event.model_dump() for event in self.events],
+            },
         }
 
     @property
@@ -201,6 +206,7 @@ class DivergenceGuard(TrainerCallback, ExportableState):
         written = float(saved.get("rate", 1.0))
         if not was_back:
             self.roll_backs, self.rate = int(saved.get("roll_backs", 0)), written
+            self.events = [GuardEvent.model_validate(event) for event in saved.get("events", ())]
         self.detector.restore(saved.get("seen", {}))
         self._loss, self._suspects = None, ()
         scale_learning_rate(kwargs["optimizer"], kwargs["lr_scheduler"], self.rate / written)

@@ -83,16 +83,27 @@ def write_folder(
         raise StoreError("there is something already", where=str(target), fix="choose another name, or remove it")
     with storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = _beside(target)
+        unfinished = unfinished_folder(target)
         unfinished.mkdir()
         try:
             fill(unfinished)
-            manifest = _described(unfinished, dict(facts or {}))
-            _write(unfinished / MANIFEST, manifest.to_json().encode())
-            sync_folder(unfinished)
-            _put(unfinished, target)
+            manifest = seal(unfinished, target, dict(facts or {}))
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def seal(unfinished: Path, target: Path, facts: dict[str, Any]) -> Manifest:
+    """Write the manifest of a folder that is complete, and put it in its place (or in that of the one that is there).
+
+    Raises:
+        StoreError: The disk is full or read-only.
+    """
+    with storing(target):
+        manifest = _described(unfinished, facts)
+        _write(unfinished / MANIFEST, manifest.to_json().encode())
+        sync_folder(unfinished)
+        _put(unfinished, target)
     return manifest
 
 
@@ -155,7 +166,8 @@ def require_space(place: Path, needed: int, what: str = "") -> None:
         )
 
 
-def _beside(target: Path) -> Path:
+def unfinished_folder(target: Path) -> Path:
+    """A name beside the target that nobody has, and that :func:`remove_unfinished` knows."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
 
 
@@ -182,7 +194,7 @@ def _described(folder: Path, facts: dict[str, Any]) -> Manifest:
 
 def _put(unfinished: Path, target: Path) -> None:
     if target.exists():
-        old = _beside(target)
+        old = unfinished_folder(target)
         os.replace(target, old)
         os.replace(unfinished, target)
         shutil.rmtree(old, ignore_errors=True)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from fulltune import distributed
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
 from fulltune.records import Model
 from fulltune.store.files import append_lines, atomic_text, storing, to_json
@@ -61,12 +62,14 @@ def new_run_id(task: str, model: str) -> str:
 class RunFolder:
     """One run's folder, held by this process from :meth:`create` until :meth:`close`, or the end of a ``with`` block.
 
+    Of several processes of one run the first one holds it; what the others write goes nowhere.
+
     Attributes:
         path: The folder.
         run_id: Its name.
     """
 
-    def __init__(self, path: Path, lock: FileLock) -> None:
+    def __init__(self, path: Path, lock: FileLock | None) -> None:
         self.path, self.run_id, self._lock = path, path.name, lock
         self._started = _now()
 
@@ -78,6 +81,8 @@ class RunFolder:
             StoreError: It exists already, or nothing can be written there.
         """
         path = Path(out) / run_id
+        if not distributed.is_main():
+            return cls(path, None)
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -86,6 +91,24 @@ class RunFolder:
                 raise StoreError("the run folder exists already", where=str(path), fix="start the run anew") from None
             lock = _acquire(path)
         folder = cls(path, lock)
+        folder.set_status("running")
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Hold the folder of a run that has not ended, to go on with it.
+
+        Raises:
+            StoreError: It has ended with a record, another process holds it, or this is no run.
+        """
+        known = status(path)
+        if (path / "record.json").exists():
+            raise StoreError("this run has ended", where=str(path), fix="start a new one")
+        if not distributed.is_main():
+            return cls(path, None)
+        with storing(path):
+            folder = cls(path, _acquire(path))
+        folder._started = known.started
         folder.set_status("running")
         return folder
 
@@ -102,7 +125,8 @@ class RunFolder:
         try:
             self.set_status(state, message)
         finally:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def set_status(self, state: State, message: str = "") -> None:
         ended = "" if state == "running" else _now()
@@ -115,15 +139,19 @@ class RunFolder:
         Raises:
             StoreError: The disk is full or read-only; a file of that name is as it was before.
         """
-        return atomic_text(self.path / name, text)
+        place = self.path / name
+        return place if self._lock is None else atomic_text(place, text)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Like :meth:`write_text`, for a record or anything made of dicts, lists, numbers and text; NaN is kept."""
-        return atomic_text(self.path / name, to_json(value, indent=2) + "\n")
+        return self.write_text(name, to_json(value, indent=2) + "\n")
 
     @contextmanager
     def append(self, name: str) -> Iterator[Callable[[Any], None]]:
         """A function that adds a value as one line of JSON; no line waits in a buffer of this process."""
+        if self._lock is None:
+            yield lambda value: None
+            return
         with append_lines(self.path / name) as write:
             yield write
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +22,7 @@ from fulltune.errors import StoreError
 from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.records import GuardEvent
 from fulltune.store.manifest import remove_unfinished, require_space, verify
-from fulltune.training import checkpoints
+from fulltune.training import checkpoints, sharded
 from fulltune.training.checkpoints import Snapshot
 from fulltune.training.random_state import random_state, set_random_state
 from fulltune.training.state_files import Part, encode
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 #: Checkpoints to go back to lie in here, in the output folder.
 PRIVATE = ".rollback"
+
+#: Parts that a training is divided in by checkpoints, and steps that lie between two of them at least. Both are plain
+#: counts, so that a training that went back gives the same weights when it is repeated.
+PARTS, SPACING = 8, 10
 
 
 class Checkpoints(TrainerCallback):
@@ -119,6 +123,8 @@ class Checkpoints(TrainerCallback):
             return None
         if asked is not True:
             checkpoints.check(Path(asked))
+            if checkpoints.is_ours(Path(asked)):
+                sharded.check(Path(asked), self.trainer.args.world_size)
             return Path(asked)
         found = checkpoints.newest(self.folder)
         theirs = get_last_checkpoint(str(self.folder)) if found is None and self.folder.is_dir() else None
@@ -131,8 +137,12 @@ class Checkpoints(TrainerCallback):
 
     # ---- Writing ----
 
-    def save(self, *, private: bool = False) -> Path:
+    def save(self, *, private: bool = False, write_shards: Callable[[], None] | None = None) -> Path:
         """Write this step's checkpoint (a private one only where there is none of this step); returns where.
+
+        Args:
+            private: To go back to.
+            write_shards: Writes what an engine has spread over processes.
 
         Raises:
             StoreError: The one before could not be written, or this one cannot.
@@ -145,7 +155,13 @@ class Checkpoints(TrainerCallback):
         if not private:
             self._name_best(target)
         processes = gather_object([self._of_process()]) if trainer.args.world_size > 1 else [self._of_process()]
-        if trainer.args.should_save:
+        trainer.store_flos()  # a sum over processes
+        if write_shards is not None:
+            self._sequence += 1
+            sharded.save(trainer, write_shards, target, self._beside(processes), sequence=self._sequence)
+            if trainer.args.should_save:
+                checkpoints.prune(self.folder, self.keep, self._held())
+        elif trainer.args.should_save:
             self._sequence += 1
             self._submit(self._snapshot(step, processes, whole=private), target, self._held())
         return target
@@ -221,10 +237,13 @@ class Checkpoints(TrainerCallback):
     def _states(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         trainer: Any = self.trainer
         scaler = trainer.accelerator.scaler
-        micro = trainer.micro_batches
+        learning = {"optimizer": trainer.optimizer.state_dict(), "scheduler": trainer.lr_scheduler.state_dict()}
+        return learning | self._beside(processes) | ({} if scaler is None else {"scaler": scaler.state_dict()})
+
+    def _beside(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
+        """The state that is neither weights nor the optimizer's."""
+        trainer, micro = self.trainer, self.trainer.micro_batches
         return {
-            "optimizer": trainer.optimizer.state_dict(),
-            "scheduler": trainer.lr_scheduler.state_dict(),
             "random": [{name: own[name] for name in ("now", "epoch")} for own in processes],
             "progress": {
                 "losses": [own["loss"] for own in processes],
@@ -233,7 +252,7 @@ class Checkpoints(TrainerCallback):
                 "micro_batches": {"limit": micro.limit, "events": [one.model_dump() for one in micro.events]},
                 "extra": self.extra,
             },
-        } | ({} if scaler is None else {"scaler": scaler.state_dict()})
+        }
 
     def _of_process(self) -> dict[str, Any]:
         trainer: Any = self.trainer
@@ -246,7 +265,6 @@ class Checkpoints(TrainerCallback):
         for one in [*handler.callbacks, self.trainer.control]:
             if isinstance(one, ExportableState):
                 states.setdefault(type(one).__name__, []).append(one.state())
-        self.trainer.store_flos()
         own: Any = {name: found[0] if len(found) == 1 else found for name, found in states.items()}
         self.trainer.state.stateful_callbacks = own
         return (json.dumps(asdict(self.trainer.state), indent=2, sort_keys=True) + "\n").encode()
@@ -347,18 +365,26 @@ def step_of(source: Path) -> int:
     return int(TrainerState.load_from_json(str(source / "trainer_state.json")).global_step)
 
 
+def spacing(steps: int) -> int:
+    """Steps between two checkpoints of a training of so many, where nothing else is asked for."""
+    return max(SPACING, -(-steps // PARTS))
+
+
 class SaveEvery(TrainerCallback):
     """Asks for a checkpoint at every so many steps; never at one where training ends, for then there is nothing to go
-    on with.
+    on with. Name it last among the callbacks, so that it sees what the others decided.
+
+    Args:
+        steps: None for :func:`spacing`.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int | None) -> None:
         self.steps = steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        due = state.global_step % self.steps == 0 and state.global_step < state.max_steps
+        due = state.global_step % (self.steps or spacing(state.max_steps)) == 0 and state.global_step < state.max_steps
         control.should_save = control.should_save or (due and not control.should_training_stop)
         return control
 

@@ -1,58 +1,45 @@
-"""Training that can go back: private checkpoints of the last good step, and the loop that returns to them.
+"""Training that can go back: the loop that returns to the checkpoint of the last good step.
 
-The checkpoints are those of transformers, read by its own ``resume_from_checkpoint``; they lie in ``.rollback`` in the
-output folder, never two more than needed, and go when training ends.
+It goes back to checkpoints that are written anyway; where there is none of a step, a private one is written to
+``.rollback`` in the output folder. Never two more than needed lie there, and they go when training ends.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
-from fulltune.errors import DivergenceError, ModelError, NonFiniteError, StoreError
+from fulltune.errors import DivergenceError, NonFiniteError, TrainingStopped
 from fulltune.guards.divergence import DivergenceGuard, weight_norms
-from fulltune.model import quiet
-from fulltune.training.random_state import random_state, set_random_state
+from fulltune.training.checkpointing import spacing, step_of
+from fulltune.training.checkpoints import load_weights
 
 if TYPE_CHECKING:
     from fulltune.training.trainer import Trainer
 
-#: Parts that a training is divided in by checkpoints, and steps that lie between two of them at least. Both are plain
-#: counts, so that a training that went back gives the same weights when it is repeated.
-PARTS, SPACING = 8, 10
+#: Name that the state of this callback has in a checkpoint.
+_STATE = "roll_back"
 
-#: How a checkpoint of ours is written, whatever the user asked of theirs.
-_PRIVATE = {"save_strategy": "no", "save_only_model": False, "save_total_limit": None, "push_to_hub": False}
-
-Attempt = Callable[[str | bool | None], TrainOutput]
+Attempt = Callable[[Path | None], TrainOutput]
 
 
 @dataclass
-class Checkpoint:
-    """One to go back to.
+class Target:
+    """A checkpoint to go back to.
 
     Attributes:
-        path: Its folder.
         step: Optimizer steps before it.
-        draws: State of the random numbers when its epoch began: the order of the rows was drawn from it.
-        norms: Norms of the weights in it; None for a checkpoint of the user's.
         is_proven: A step after it was good, so its weights are too.
         tries: How often training went back to it.
     """
 
-    path: Path
     step: int
-    draws: Any = None
-    norms: Tensor | None = None
     is_proven: bool = False
     tries: int = 0
 
@@ -67,82 +54,89 @@ class RollBack(TrainerCallback):
 
     def __init__(self, trainer: Trainer, guard: DivergenceGuard) -> None:
         self.trainer, self.guard = trainer, guard
-        self.folder = Path(str(trainer.args.output_dir)) / ".rollback"
-        self.kept: list[Checkpoint] = []
-        self._back: Checkpoint | None = None
-        self._draws: Any = None
-        self._epoch_begins, self._due = False, 0
-        self._muted = ExitStack()
+        self.checkpoints = trainer.checkpoints
+        self.kept: list[Target] = []
+        self._due = 0
+        self._epoch_begins = self._is_back = False
 
     @property
     def _model(self) -> nn.Module:
         return cast("nn.Module", self.trainer.model)
 
-    def train(self, attempt: Attempt, resume: str | bool | None) -> TrainOutput:
-        """Call ``attempt`` with a checkpoint to resume from until it ends well.
+    def train(self, attempt: Attempt, source: Path | None) -> TrainOutput:
+        """Call ``attempt`` with a checkpoint to go on from until it ends well.
 
         Raises:
             TrainingStopped: It did not, as often as the guard allows; the weights are those of the last good
                 checkpoint.
             StoreError: A checkpoint cannot be written.
         """
-        if resume is True:
-            resume = get_last_checkpoint(self.trainer.args.output_dir) or True
-        if isinstance(resume, str):
-            step = TrainerState.load_from_json(str(Path(resume) / "trainer_state.json")).global_step
-            self.kept = [Checkpoint(Path(resume), step)]
-            self._due = step + 1
+        if source is not None:
+            self._resume(source)
+        self.guard.rows = self.trainer._row_ids
         self.trainer.add_callback(self)
         try:
-            while True:
-                try:
-                    return attempt(resume)
-                except (NonFiniteError, DivergenceError) as error:
-                    resume = str(self._return(error).path)
+            output = self._train(attempt, source)
+        except TrainingStopped:
+            self.checkpoints.remove_private()
+            raise
         finally:
-            self._muted.close()
+            self.guard.rows = None
             self.trainer.remove_callback(self)
-            self._remove(self.folder)
+            self.checkpoints.extra.pop(_STATE, None)
+        self.checkpoints.remove_private()
+        return output
 
-    def _return(self, error: NonFiniteError | DivergenceError) -> Checkpoint:
+    def _train(self, attempt: Attempt, source: Path | None) -> TrainOutput:
+        while True:
+            try:
+                return attempt(source)
+            except (NonFiniteError, DivergenceError) as error:
+                source = self._return(error)
+
+    def _return(self, error: NonFiniteError | DivergenceError) -> Path:
         """Where to go on; the weights are put back at once when training may not go on."""
         # The newest is not to blame for the first fault after it (a batch may be), but for the second.
         if len(self.kept) > 1 and self.kept[-1].tries and not self.kept[-1].is_proven:
-            self._remove(self.kept.pop().path)
+            self.checkpoints.release(self.kept.pop().step)
         if not self.kept:
             raise error
         target, trainer = self.kept[-1], self.trainer
+        path = self.checkpoints.path(target.step)
         trainer.accelerator.wait_for_everyone()
         self._model.zero_grad()
         if self.guard.roll_backs >= self.guard.retries:
-            with quiet():
-                trainer._load_from_checkpoint(str(target.path))
-            trainer.state = TrainerState.load_from_json(str(target.path / "trainer_state.json"))
-            self._check(target)
+            load_weights(self._model, path)
+            trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
             trainer.accelerator.wait_for_everyone()  # all have read the file before it goes
             raise self.guard.stop_at(error, target.step, error.step) from error
         target.tries += 1
         self.guard.go_back(error, target.step, error.step)
-        self._muted.enter_context(quiet())  # the library calls weights that are tied missing
-        self._back, self._due = target, target.step + self._spacing(trainer.state)
-        return target
+        self.checkpoints.forget_after(target.step)
+        self._is_back, self._due = True, target.step + spacing(trainer.state.max_steps)
+        return path
+
+    # ---- State, in a checkpoint ----
+
+    def _tell_state(self) -> None:
+        kept = [[one.step, one.is_proven, one.tries] for one in self.kept]
+        self.checkpoints.extra[_STATE] = {"kept": kept, "due": self._due, "steps": [one.step for one in self.kept]}
+
+    def _resume(self, source: Path) -> None:
+        """Go on with the checkpoints that were there to go back to, or else with the one that is resumed."""
+        step = step_of(source)
+        saved = self.checkpoints.extra.get(_STATE, {"kept": [], "due": step})
+        self.kept = [Target(*one) for one in saved["kept"] if self.checkpoints.has(one[0])] or [Target(step)]
+        self._due = saved["due"]
+        self._tell_state()
 
     # ---- Events of training ----
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        back, self._back = self._back, None
-        self._muted.close()
-        if back is not None:
-            self._check(back)
-            if back.draws is not None:
-                set_random_state(back.draws)
-        self._draws, self._epoch_begins = random_state(), True
-        for checkpoint in self.kept:
-            if checkpoint.draws is None:
-                checkpoint.draws = self._draws
-        if back is None:
+        is_back, self._is_back, self._epoch_begins = self._is_back, False, True
+        if not is_back:
             self._keep(state)
 
     def on_step_begin(
@@ -167,55 +161,16 @@ class RollBack(TrainerCallback):
         if self.kept and step > self.kept[-1].step:
             self.kept[-1].is_proven = True
             while len(self.kept) > 1:
-                self._remove(self.kept.pop(0).path)
-        if step < self._due or (self.kept and step <= self.kept[-1].step):
-            return
-        norms = weight_norms(self._model)
-        if not norms.isfinite().all():
+                self.checkpoints.release(self.kept.pop(0).step)
+        if step >= self._due:
+            self._due = step + spacing(state.max_steps)
+            if not self.kept or step > self.kept[-1].step:
+                self._write(step)
+        self._tell_state()
+
+    def _write(self, step: int) -> None:
+        if not weight_norms(self._model).isfinite().all():
             raise NonFiniteError(step, "weights", float("nan"), ())
-        self.kept.append(Checkpoint(self._write(step), step, self._draws, norms))
-        self._due = step + self._spacing(state)
-
-    def _spacing(self, state: TrainerState) -> int:
-        return max(SPACING, -(-state.max_steps // PARTS))
-
-    def _write(self, step: int) -> Path:
-        try:
-            with _options(self.trainer.args, output_dir=str(self.folder), **_PRIVATE), quiet():
-                self.trainer._save_checkpoint(self._model, None)
-        except OSError as error:
-            raise StoreError(
-                f"a checkpoint to go back to cannot be written ({error.strerror or error})",
-                expected="room for two copies of the model and of its optimizer's state",
-                fix="free some space, or set guards.divergence to null",
-                where=str(self.folder),
-            ) from error
-        return self.folder / f"checkpoint-{step}"
-
-    def _check(self, checkpoint: Checkpoint) -> None:
-        """The weights are those that were written, whatever the library made of the file."""
-        if checkpoint.norms is not None and not torch.equal(checkpoint.norms, weight_norms(self._model)):
-            raise ModelError(
-                "the weights of a checkpoint did not come back as they were written",
-                expected="a model whose save_pretrained folder loads into it unchanged",
-                fix="set guards.divergence to null",
-                where=str(checkpoint.path),
-            )
-
-    def _remove(self, path: Path) -> None:
-        """Delete it if it is ours."""
-        if self.trainer.is_world_process_zero() and (path == self.folder or self.folder in path.parents):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _options(args: TrainingArguments, **changed: Any) -> Iterator[None]:
-    """Arguments that hold for a moment."""
-    before = {name: getattr(args, name) for name in changed}
-    for name, value in changed.items():
-        setattr(args, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(args, name, value)
+        self.kept.append(Target(step))
+        self._tell_state()
+        self.checkpoints.save(private=True)

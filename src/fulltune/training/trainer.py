@@ -376,11 +376,10 @@ class Trainer(transformers.Trainer):
                 self.checkpoints.begin_from(source)
             return self._train_once(None if source is None else str(source), trial, ignore_keys_for_eval)
 
-        if self._is_sharded:
-            return self._train_once(resume_from_checkpoint, trial, ignore_keys_for_eval)
         source, guard = self.checkpoints.source(resume_from_checkpoint), self._guard()
         with self.checkpoints.at_work(source):
-            return attempt(source) if guard is None else RollBack(self, guard).train(attempt, source)
+            is_plain = guard is None or self._is_sharded
+            return attempt(source) if is_plain else RollBack(self, guard).train(attempt, source)
 
     def _train_once(self, *args: Any) -> TrainOutput:
         model: Any = self.model
@@ -408,7 +407,8 @@ class Trainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._is_sharded:
-            super()._save_checkpoint(model, trial)
+            write = super()._save_checkpoint
+            self.checkpoints.save(write_shards=lambda: write(model, trial))
             return
         target = self.checkpoints.save()
         if self.args.push_to_hub:
@@ -416,19 +416,19 @@ class Trainer(transformers.Trainer):
             self._push_from_checkpoint(str(target))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if is_ours(Path(resume_from_checkpoint)):
+        if is_ours(Path(resume_from_checkpoint)) and not self._is_sharded:
             load_weights(model or cast("nn.Module", self.model), Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and is_ours(Path(checkpoint)):
+        if checkpoint is not None and is_ours(Path(checkpoint)) and not self._is_sharded:
             self.checkpoints.load_optimizer(Path(checkpoint))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and is_ours(Path(checkpoint)):
+        if checkpoint is not None and is_ours(Path(checkpoint)) and not self._is_sharded:
             self.checkpoints.load_scaler(Path(checkpoint))
         else:
             super()._load_scaler(checkpoint)
