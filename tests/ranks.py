@@ -54,26 +54,74 @@ def config(place: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def launch(place: Path, out: Path, *words: str, launcher: list[str] | None = None, **variables: str) -> str:
-    """Run the jobs and wait; what was written to stderr comes back."""
+def environment(**variables: str) -> dict[str, str]:
     path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
-    command = [sys.executable, *(launcher or torchrun()), str(TESTS / "ranks.py"), str(place), str(out), *words]
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-6000:]
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | variables
+
+
+def launch(
+    place: Path, out: Path, *words: str, launcher: list[str] | None = None, fails: bool = False, **variables: str
+) -> str:
+    """Run the jobs and wait; what was written to stderr comes back."""
+    command = [
+        sys.executable,
+        *(torchrun() if launcher is None else launcher),
+        str(TESTS / "ranks.py"),
+        str(place),
+        str(out),
+        *words,
+    ]
+    found = environment(**variables)
+    done = subprocess.run(command, env=found, check=False, capture_output=True, text=True, timeout=900)
+    assert (done.returncode != 0) == fails, done.stderr[-6000:]
     return done.stderr
+
+
+def accelerate(preset: str, place: Path, processes: int = 2) -> list[str]:
+    """The launcher that a preset is for."""
+    import yaml
+
+    from fulltune.launch import Launch, accelerate_config
+
+    path = place / f"{preset}.yaml"
+    path.write_text(yaml.safe_dump(accelerate_config(Launch(preset, processes))), encoding="utf-8")
+    return ["-m", "accelerate.commands.launch", "--config_file", str(path)]
 
 
 def torchrun(processes: int = 2, *options: str) -> list[str]:
     return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
 
 
+def _break(fault: str) -> None:
+    """Let the last process break after a step."""
+    from fulltune.training.fit import EvaluateAt
+
+    kind, _, step = fault.partition("@")
+    whole = EvaluateAt.on_step_end
+
+    def broken(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step == int(step):
+            if kind == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "hang":
+                signal.pause()
+            if kind == "term":
+                os.kill(os.getppid(), signal.SIGTERM)
+        return whole(self, args, state, control, **kwargs)
+
+    EvaluateAt.on_step_end = broken  # type: ignore[method-assign]
+
+
 def main(place: Path, out: Path, words: list[str]) -> None:
     import fulltune
 
     overrides = [word for word in words if "=" in word]
+    is_last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    if "FAULT" in os.environ and is_last and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        _break(os.environ["FAULT"])
     for kind in [word for word in words if word in KINDS] or list(KINDS):
-        fulltune.run(config(place, kind), out=out / kind, overrides=overrides)
+        resume = os.environ.get("RESUME")
+        fulltune.run(config(place, kind), out=out / kind, overrides=overrides, resume=resume)
 
 
 if __name__ == "__main__":

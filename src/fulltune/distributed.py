@@ -73,6 +73,12 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
+def launch_id() -> str:
+    """What tells this launch from others, the same after its processes were started anew; nothing without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}" if name == "none" else name
+
+
 @contextmanager
 def joined(timeout: float = TIMEOUT) -> Iterator[None]:
     """Join the other processes of this run for the block.

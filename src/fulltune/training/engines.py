@@ -107,7 +107,20 @@ def whole_batch(args: TrainingArguments) -> Iterator[None]:
 
 def to_train(model: nn.Module) -> nn.Module:
     """What the trainer gets: the model, or a copy of it for an engine that takes its model apart."""
-    return copy.deepcopy(model) if is_sharded() else model
+    if not is_sharded():
+        return model
+    copied = copy.deepcopy(model)
+    _join_embeddings(copied)
+    return copied
+
+
+def _join_embeddings(model: Any) -> None:
+    """Both stacks of an encoder-decoder have modules of their own over one tied tensor; FSDP2 shards it once."""
+    embedding = model.get_input_embeddings()
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if child is not embedding and type(child) is type(embedding) and child.weight is embedding.weight:
+                setattr(module, name, embedding)
 
 
 def prepare(trainer: Trainer) -> None:

@@ -1,0 +1,132 @@
+"""Two processes on the CPU: the memory that each engine takes, against the formula, and what a second process is worth.
+
+    python benchmarks/two_ranks.py            about ten minutes on two quiet cores
+
+Memory is the growth of a process's resident memory over that of the loaded base, at its peak in training; there is no
+device here, so what an engine would keep on the device and in the machine's memory is one number, and the plain model
+that a process keeps beside a sharded copy is taken off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from fulltune.engine_memory import need
+from fulltune.launch import Launch, accelerate_config
+
+HIDDEN, LAYERS, TOKENS, STEPS = 512, 8, 128, 6
+
+
+def model(folder: Path) -> tuple[Any, Any]:
+    """A decoder of some 30 million parameters, with random weights, and the smallest of tokenizers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    alphabet = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    inner = Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<|end|>")
+    config = GPT2Config(
+        vocab_size=8192, n_positions=TOKENS, n_embd=HIDDEN, n_layer=LAYERS, n_head=8, bos_token_id=0, eos_token_id=0
+    )
+    return GPT2LMHeadModel(config), tokenizer
+
+
+class Peak(threading.Thread):
+    """The highest resident memory of this process while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self.ends = 0, threading.Event()
+
+    def run(self) -> None:
+        process = psutil.Process()
+        while not self.ends.wait(0.01):
+            self.bytes = max(self.bytes, process.memory_info().rss)
+
+
+def work(out: Path) -> None:
+    """One process: train a few steps, and write what it took."""
+    import torch
+
+    from fulltune import distributed
+    from fulltune.config import Config
+    from fulltune.methods.full import Full
+    from fulltune.model import Bundle
+    from fulltune.records import ModelInfo
+    from fulltune.tasks.base import Features
+    from fulltune.training.fit import fit
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    with distributed.joined():
+        network, tokenizer = model(out)
+        info = ModelInfo(source="made", sha256="0" * 64, family="decoder", architecture="GPT2LMHeadModel")
+        bundle = Bundle(network, tokenizer, "decoder", "lm", TOKENS, info)
+        rows = [Features([7] * TOKENS, [7] * TOKENS, str(number)) for number in range(8 * STEPS)]
+        train = {"max_steps": STEPS, "batch_size": 8, "evaluations": 0, "gradient_checkpointing": True}
+        config = Config(
+            model="made",
+            task="causal-lm",
+            data={"train": "none"},
+            train=train,
+            guards={"divergence": None, "overfitting": None, "forgetting": None},
+            speed={"packing": "off"},
+        )
+        before, peak = psutil.Process().memory_info().rss, Peak()
+        peak.start()
+        started = time.perf_counter()
+        result = fit(bundle, Full(config), rows, None, config, output_dir=out)
+        seconds = time.perf_counter() - started
+        peak.ends.set()
+        found = {"bytes": peak.bytes - before, "seconds": seconds, "train_seconds": result.train_seconds}
+        (out / f"{distributed.rank()}.json").write_text(json.dumps(found))
+
+
+def measured(preset: str, processes: int, threads: int) -> list[dict[str, float]]:
+    """Run one setting; what each of its processes took."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [str(Path(__file__).resolve()), folder]
+        if processes > 1:
+            config = Path(folder) / "accelerate.yaml"
+            config.write_text(yaml.safe_dump(accelerate_config(Launch(preset, processes))), encoding="utf-8")
+            words = ["-m", "accelerate.commands.launch", "--config_file", str(config), *words]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run([sys.executable, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+def main() -> None:
+    from fulltune.model_shapes import shape_of
+
+    shape = shape_of("made", model(Path())[0].config)
+    print(f"{shape.parameters:,} parameters, 2 processes of 1 thread")
+    print(f"{'engine':8} {'MB a process':>14} {'formula':>10}")
+    times = {}
+    for preset in ("ddp", "zero1", "zero2", "zero3", "fsdp2"):
+        found = measured(preset, 2, 1)
+        times[preset] = max(one["train_seconds"] for one in found)
+        copy = 0 if preset == "ddp" else 4 * shape.parameters  # the plain model is there before, its copy is not
+        expected = need(shape, preset, 2, tokens=4 * TOKENS).device - 4 * shape.parameters + copy
+        taken = max(one["bytes"] for one in found)
+        print(f"{preset:8} {taken / 1e6:14.0f} {expected / 1e6:10.0f}")
+    alone = measured("ddp", 1, 2)[0]["train_seconds"]
+    two = times["ddp"]
+    print(f"1 process of 2 threads: {alone:.1f} s; 2 processes of 1 thread: {two:.1f} s, {alone / two:.0%} as fast")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        work(Path(sys.argv[1]))
+    else:
+        main()

@@ -1,0 +1,92 @@
+"""Templates for clusters: each is what its own tool parses, and starts a command of ours that exists."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch.distributed.run import parse_args
+
+from fulltune.launch import VERBS
+
+CLUSTER = Path(__file__).parents[1] / "recipes" / "cluster"
+
+#: What each may say, from the schemas of Kubeflow Trainer (v1alpha1) and SkyPilot (0.9).
+TRAIN_JOB = {"runtimeRef", "trainer", "podTemplateOverrides", "initializer", "labels", "annotations", "suspend"}
+TRAINER = {"image", "command", "args", "env", "numNodes", "numProcPerNode", "resourcesPerNode"}
+SKY = {"name", "num_nodes", "resources", "workdir", "file_mounts", "setup", "run", "envs", "secrets", "config"}
+
+
+def _load(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text(encoding="utf-8"))
+
+
+def _bash_accepts(script: str) -> bool:
+    return subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def _torchrun(script: str) -> Any:
+    """The arguments that torchrun makes of its line in a script, shell variables replaced."""
+    joined = script.replace("\\\n", " ")
+    line = next(line for line in joined.splitlines() if "torchrun" in line and not line.lstrip().startswith("#"))
+    words = shlex.split(line[line.index("torchrun") :])[1:]
+    return parse_args([{"--nnodes": "2", "--nproc-per-node": "8"}.get(before, word) for before, word in _pairs(words)])
+
+
+def _pairs(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(["", *words], words, strict=False))
+
+
+def test_every_template_is_looked_at() -> None:
+    assert sorted(path.name for path in CLUSTER.iterdir()) == [
+        "kubeflow-trainjob.yaml",
+        "skypilot.yaml",
+        "slurm.sbatch",
+    ]
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "skypilot.yaml"])
+def test_torchrun_understands_the_line(name: str) -> None:
+    script = _load(name)["run"] if name.endswith(".yaml") else (CLUSTER / name).read_text(encoding="utf-8")
+    assert _bash_accepts(script)
+    found = _torchrun(script)
+    assert (found.nnodes, found.nproc_per_node, found.rdzv_backend, found.max_restarts) == ("2", "8", "c10d", 3)
+    assert (found.module, found.training_script) == (True, "fulltune")
+    assert found.training_script_args[0] in VERBS
+
+
+def test_the_slurm_script_asks_for_what_it_uses() -> None:
+    options = dict(
+        line.removeprefix("#SBATCH --").partition("=")[::2]
+        for line in (CLUSTER / "slurm.sbatch").read_text(encoding="utf-8").splitlines()
+        if line.startswith("#SBATCH ")
+    )
+    assert options["nodes"] == "2"
+    assert options["ntasks-per-node"] == "1", "torchrun starts the processes of a machine"
+    assert options["signal"].startswith("TERM@")
+    assert not _bash_accepts("if then")
+
+
+def test_the_train_job_is_one() -> None:
+    job = _load("kubeflow-trainjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert set(job["spec"]) <= TRAIN_JOB
+    trainer = job["spec"]["trainer"]
+    assert set(trainer) <= TRAINER
+    found = parse_args(trainer["args"])
+    assert (trainer["command"], found.training_script, found.training_script_args[0]) == (
+        ["torchrun"],
+        "fulltune",
+        "run",
+    )
+
+
+def test_the_sky_task_is_one() -> None:
+    task = _load("skypilot.yaml")
+    assert set(task) <= SKY
+    assert task["num_nodes"] == 2
+    assert _bash_accepts(task["setup"])
