@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem, did_you_mean
+from fulltune.training import trackers
 from fulltune.training.optimizers import NAMES, optimizer_name
 
 if TYPE_CHECKING:
@@ -19,6 +20,17 @@ LOGGED_POINTS = 150
 
 #: Models below this many parameters learn at higher rates.
 SMALL_MODEL = 50_000_000
+
+#: Rates that are usual for the methods that train few tensors; small models learn at up to ten times as much. Hu et al.
+#: 2022 and Dettmers et al. 2023 (LoRA: 1e-4 to 5e-4; about ten times full's: Schulman et al. 2025), Ben Zaken et al.
+#: 2022 (BitFit: 1e-4 to 1e-3), Lester et al. 2021 (prompts: 0.3 at most).
+_USUAL_RATES = {
+    "lora": (5e-5, 1e-3),
+    "qlora": (5e-5, 1e-3),
+    "prompt-tuning": (1e-3, 0.3),
+    "linear-probe": (1e-4, 1e-2),
+    "bitfit": (1e-4, 1e-2),
+}
 
 #: Fields that a config sets by a first-class option.
 _FIRST_CLASS = {
@@ -71,13 +83,16 @@ _RENAMED = {
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-def training_arguments(config: Config, output_dir: Path, rows: int) -> TrainingArguments:
+def training_arguments(
+    config: Config, output_dir: Path, rows: int, batches: int | None = None
+) -> TrainingArguments:
     """``config.train`` and ``config.trainer`` as the trainer takes them.
 
     Args:
         config: The job.
         output_dir: Where the trainer may write (it writes nothing unless ``trainer.save_strategy`` asks for it).
         rows: Training sequences an epoch.
+        batches: As in :func:`steps_per_epoch`.
 
     Raises:
         ConfigError: A key of ``trainer`` is unknown, contradicts a first-class option, or has a value that transformers
@@ -86,30 +101,42 @@ def training_arguments(config: Config, output_dir: Path, rows: int) -> TrainingA
     """
     from transformers import TrainingArguments
 
+    from fulltune.training import engines
+
     fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    options = _from_config(config, output_dir, rows)
+    options = _from_config(config, output_dir, rows, batches)
     problems = [problem for name in config.trainer for problem in _problems_of(name, config, options, fields)]
     try:
         optimizer_name(config.train.optimizer)
     except ConfigError as error:
         problems += error.problems
+    problems += trackers.problems(config)
     if problems:
         raise ConfigError(problems)
     try:
-        return TrainingArguments(**(options | config.trainer))
+        return TrainingArguments(**(options | engines.arguments(config) | config.trainer))
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(
             f"transformers refuses these training arguments ({error})", fix="mend the section", field="trainer"
         ) from error
 
 
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the whole training: micro-batches, the last one perhaps short, in groups of
-    ``train.accumulation``.
+def steps_per_epoch(config: Config, rows: int, batches: int | None = None) -> int:
+    """Optimizer steps an epoch: micro-batches, the last one perhaps short, in groups of ``train.accumulation``.
+
+    Args:
+        config: The job.
+        rows: Training sequences an epoch.
+        batches: Micro-batches an epoch, where :func:`fulltune.training.buckets.micro_batches` counted them.
     """
+    counted = math.ceil(rows / config.train.batch_size) if batches is None else batches
+    return math.ceil(counted / config.train.accumulation)
+
+
+def total_steps(config: Config, rows: int, batches: int | None = None) -> int:
+    """Optimizer steps of the whole training; arguments as in :func:`steps_per_epoch`."""
     train = config.train
-    steps_per_epoch = math.ceil(math.ceil(rows / train.batch_size) / train.accumulation)
-    return train.max_steps or math.ceil(train.epochs * steps_per_epoch)
+    return train.max_steps or math.ceil(train.epochs * steps_per_epoch(config, rows, batches))
 
 
 def warmup_steps(config: Config, steps: int) -> int:
@@ -133,7 +160,7 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
     batch, warmup = train.batch_size * train.accumulation, warmup_steps(config, steps)
     if not 4 <= batch <= 32:
         lines.append(f"The effective batch is {batch} rows; 4 to 32 is usual.")
-    lines += _advice_on_rate(train.learning_rate, parameters)
+    lines += _advice_on_rate(train.learning_rate, parameters, config.method)
     if warmup >= steps:
         lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never gets to train.learning_rate.")
     elif not 0.01 * steps <= warmup <= max(1, 0.2 * steps):
@@ -161,7 +188,12 @@ def advice_on_choice(config: Config) -> list[str]:
     ]
 
 
-def _advice_on_rate(rate: float, parameters: int) -> list[str]:
+def _advice_on_rate(rate: float, parameters: int, method: str) -> list[str]:
+    if method in _USUAL_RATES:
+        low, high = _USUAL_RATES[method]
+        high *= 10 if parameters < SMALL_MODEL else 1
+        usual = f"{low:g} to {high:g} is usual for {method}"
+        return [] if low <= rate <= high else [f"train.learning_rate is {rate:g}; {usual}."]
     if parameters < SMALL_MODEL:
         if 2e-5 <= rate <= 1e-3:
             return []
@@ -172,7 +204,7 @@ def _advice_on_rate(rate: float, parameters: int) -> list[str]:
     return [f"train.learning_rate is {rate:g}; 2e-5 to 5e-5 is usual ({risk})."]
 
 
-def _from_config(config: Config, output_dir: Path, rows: int) -> dict[str, Any]:
+def _from_config(config: Config, output_dir: Path, rows: int, batches: int | None) -> dict[str, Any]:
     import torch
 
     train = config.train
@@ -197,7 +229,7 @@ def _from_config(config: Config, output_dir: Path, rows: int) -> dict[str, Any]:
         "tf32": False,
         "use_cpu": not torch.accelerator.is_available(),
         "logging_strategy": "steps",
-        "logging_steps": max(1, round(total_steps(config, rows) / LOGGED_POINTS)),
+        "logging_steps": max(1, round(total_steps(config, rows, batches) / LOGGED_POINTS)),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",

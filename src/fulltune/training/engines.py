@@ -58,25 +58,30 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: It cannot; all problems at once.
     """
-    if distributed.launched() > 1:
-        share(config.train.batch_size, config.train.accumulation, distributed.launched())
-    if not is_sharded():
-        return
-    name, problems = distributed.engine(), list[Problem]()
+    problems = list(_problems(config)) if is_sharded() else []
+    processes, accumulation = distributed.launched(), config.train.accumulation
+    if config.speed.batch_tokens and accumulation % processes:
+        found = f"{accumulation} micro-batches of {config.speed.batch_tokens} tokens a step for {processes} processes"
+        fix = f"make train.accumulation a multiple of {processes}, or set train.batch_size instead"
+        problems.append(Problem(found, "as many for each", fix, field="speed.batch_tokens"))
+    if problems:
+        raise ConfigError(problems)
+    share(config.train.batch_size, accumulation, processes)
+
+
+def _problems(config: Config) -> Iterator[Problem]:
+    """What a sharded engine cannot do."""
+    name = distributed.engine()
     if config.method != "full":
-        problems.append(
-            Problem(f"{config.method} with {name}", "full", "launch it with the preset ddp", field="method")
-        )
+        yield Problem(f"{config.method} with {name}", "full", "launch it with the preset ddp", field="method")
     if config.train.optimizer not in SHARDED_OPTIMIZERS:
         found, known = f"{config.train.optimizer} with {name}", ", ".join(SHARDED_OPTIMIZERS)
-        problems.append(Problem(found, f"one of {known}", "launch it with the preset ddp", field="train.optimizer"))
+        yield Problem(found, f"one of {known}", "launch it with the preset ddp", field="train.optimizer")
     for penalty in ("l2_sp", "ewc", "distill"):
         if getattr(config.regularize, penalty):
             found = f"{penalty} with {name}, which keeps no whole gradients"
             fix = "launch it with the preset ddp, or use replay or layer_decay"
-            problems.append(Problem(found, "no penalty on weights", fix, field=f"regularize.{penalty}"))
-    if problems:
-        raise ConfigError(problems)
+            yield Problem(found, "no penalty on weights", fix, field=f"regularize.{penalty}")
 
 
 def arguments(config: Config) -> dict[str, Any]:
