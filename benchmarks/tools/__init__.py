@@ -1,0 +1,1 @@
+"""What the benchmarks share. Run the scripts beside this folder, not what is in it."""
