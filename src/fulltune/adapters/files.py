@@ -85,9 +85,11 @@ class Origin(Model):
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls.model_validate(raw if path.name == ORIGIN else _of_peft(raw))
-        except (OSError, ValueError, ValidationError) as error:
+        except (OSError, ValueError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else None
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
             raise ModelError(
-                f"the adapter does not tell its base ({str(error).splitlines()[0]})",
+                f"the adapter does not tell its base ({reason})",
                 expected=f"{ORIGIN}, or base_model_name_or_path in {CONFIG}",
                 where=str(path),
                 field="model",
@@ -145,7 +147,7 @@ def write(folder: Path, origin: Origin, config: Mapping[str, Any], tensors: Mapp
         tensors: Weights under the names of the format.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"base_model_name_or_path": origin.source, "inference_mode": True, **config}
+    whole = {**config, "base_model_name_or_path": origin.source, "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(whole, indent=2, sort_keys=True, default=_plain) + "\n", encoding="utf-8")
     (folder / ORIGIN).write_text(origin.to_json(), encoding="utf-8")
     detached = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
