@@ -177,8 +177,8 @@ class RegularizeConfig(Section):
 class CheckpointConfig(Section):
     """Nothing is lost: a run that was killed goes on from its newest whole checkpoint."""
 
-    every: int | None = Field(None, gt=0, description="optimizer steps between two; default: an eighth of the run")
-    keep: int = Field(2, gt=0, description="the newest so many are kept, and the best one besides")
+    every: int | None = Field(None, gt=0, description="optimizer steps between two; default: an eighth of the run, 10 at least")
+    keep: int = Field(2, gt=0, description="the newest so many are kept, until the run has its record")
 
 
 class SpeedConfig(Section):
@@ -341,6 +341,8 @@ def _numbers(value: Any, schema: Any) -> Any:
         return {k: _numbers(v, fields[k].annotation if k in fields else None) for k, v in value.items()}
     if isinstance(value, dict):
         return {k: _numbers(v, dict) for k, v in value.items()}
+    if isinstance(value, bool) and (word := "on" if value else "off") in get_args(schema):
+        return word  # YAML 1.1 reads a bare on or off as a truth value
     if isinstance(value, str) and schema is not str and ("e" in value or "E" in value):
         try:
             return float(value) if isinstance(ast.literal_eval(value), float) else value

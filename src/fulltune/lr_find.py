@@ -30,6 +30,7 @@ from fulltune.report import rates as report
 from fulltune.store.runs import new_run_id
 from fulltune.tasks.base import Features, Task
 from fulltune.training import range_test
+from fulltune.training.buckets import micro_batches
 from fulltune.training.fit import fit
 from fulltune.training.random_state import randomness_kept
 from fulltune.trials import mover
@@ -138,7 +139,7 @@ def find_learning_rate(
         points, is_whole = _sweep(job, steps, Path(place), progress)
         kept.restore()
         reading = range_test.read(points, is_whole=is_whole)
-        length = min(confirm_steps, total_steps(config, len(job.train)))
+        length = min(confirm_steps, total_steps(config, len(job.train), _micro_batches(job)))
         tried, start = [], math.nan
         for rate in reading.candidates:
             candidate, start = _confirm(job, rate, length, Path(place), progress)
@@ -176,6 +177,11 @@ def _job(config: Config, out: str | Path) -> _Job:
     task.begin(student, data.train.examples)
     train, held_out = (features, curve) if data.valid else _held_out(features)
     return _Job(config, task, student, train, held_out, task.class_weights(data.train.examples))
+
+
+def _micro_batches(job: _Job) -> int | None:
+    is_encoder_decoder = job.student.family == "encoder-decoder"
+    return micro_batches(job.config, job.train, is_encoder_decoder=is_encoder_decoder)
 
 
 def _held_out(features: Sequence[Features]) -> tuple[list[Features], list[Features]]:

@@ -18,7 +18,6 @@ from fulltune.evaluate import Evaluation
 from fulltune.metrics.accumulate import resampled_values
 from fulltune.metrics.base import Metric
 from fulltune.metrics.power_law import SIZES, Doubling, doubling
-from fulltune.plan import total_steps
 from fulltune.progress import NullProgress, Progress
 from fulltune.records import Model, Score
 from fulltune.tasks.base import Example, Features, Task
@@ -112,8 +111,7 @@ def learning_curve(
     base = stages.load(config, task, out)
     audit, features, curve = dataset.inspect(config, task, data, base)
     audit.raise_if_broken(config.data.allow_leaks)
-    stages.make_plan(config, task, data, base, features)
-    steps = total_steps(config, len(features))
+    steps = stages.make_plan(config, task, data, base, features).total_steps
     whole = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
     job = _Job(whole, task, data, features, curve if data.valid else [], Path(out), progress or NullProgress())
     parts = nested(data.train.examples, config.train.seed)

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
 
 from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem
 from fulltune.records import Model
 from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, warmup_steps
+from fulltune.training.arguments import steps_per_epoch as steps_per_epoch
 from fulltune.training.arguments import total_steps as total_steps
 from fulltune.training.costs import advice_on_regularizers, extra_copies
 
@@ -30,10 +32,14 @@ class Plan(Model):
         sequences: Training sequences an epoch (a long document gives several).
         tokens: Tokens in them, without padding.
         steps_per_epoch, total_steps, warmup_steps: Optimizer steps, as the trainer counts them.
-        effective_batch: Sequences an optimizer step.
+        effective_batch: Sequences an optimizer step; their mean where ``speed.batch_tokens`` makes the batches.
+        padding: Share of padding in the inputs of training: ``random`` batches, and those that will be made (``used``);
+            packing comes on top.
         parameters: Weights of the model, all of them trained by the ``full`` method.
         memory_bytes: Lower bound on the memory that training needs; activations come on top.
         machine_bytes: Memory that this process may fill, or None where that is not known.
+        memory: Bytes at the peak of training, by part; empty where nothing was measured.
+        seconds: Wall time of a run, by stage; empty where nothing was measured.
         baselines: The systems that will be scored without training.
         evaluations: Optimizer steps after which the evaluation curve gets a point.
         advice: One sentence each; none of them stops a run.
@@ -55,6 +61,19 @@ class Plan(Model):
     baselines: tuple[str, ...]
     evaluations: tuple[int, ...]
     advice: tuple[str, ...]
+    padding: dict[str, float] = Field(default_factory=dict)
+    memory: dict[str, int] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The predicted peak; None where nothing was measured."""
+        return sum(self.memory.values()) or None
+
+    @property
+    def total_seconds(self) -> float | None:
+        """The predicted wall time; None where nothing was measured."""
+        return sum(self.seconds.values()) or None
 
 
 def build_plan(
@@ -68,6 +87,8 @@ def build_plan(
     parameters: int,
     machine_memory: int | None,
     baselines: Sequence[str] = ("zero_shot", "few_shot"),
+    batches: int | None = None,
+    padding: Mapping[str, float] | None = None,
 ) -> Plan:
     """Work out a plan from counts.
 
@@ -79,6 +100,8 @@ def build_plan(
         parameters: Weights of the model.
         machine_memory: Bytes this process may fill, or None where that is not known.
         baselines: What will be scored without training.
+        batches: Micro-batches an epoch, where ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
+        padding: See :class:`Plan`.
 
     Raises:
         ConfigError: The job cannot work; all problems at once.
@@ -88,7 +111,7 @@ def build_plan(
     problems = _problems(config, rows, sequences, memory, machine_memory)
     if problems:
         raise ConfigError(problems)
-    total = total_steps(config, sequences)
+    total = total_steps(config, sequences, batches)
     return Plan(
         task=config.task,
         method=config.method,
@@ -96,10 +119,11 @@ def build_plan(
         rows=rows,
         sequences=sequences,
         tokens=tokens,
-        steps_per_epoch=steps_per_epoch(config, sequences),
+        steps_per_epoch=steps_per_epoch(config, sequences, batches),
         total_steps=total,
         warmup_steps=warmup_steps(config, total),
-        effective_batch=config.train.batch_size * config.train.accumulation,
+        effective_batch=_effective_batch(config, sequences, batches),
+        padding=dict(padding or {}),
         parameters=parameters,
         memory_bytes=memory,
         machine_bytes=machine_memory,
@@ -113,9 +137,9 @@ def build_plan(
     )
 
 
-def steps_per_epoch(config: Config, sequences: int) -> int:
-    """Optimizer steps an epoch: micro-batches, the last one perhaps short, in groups of ``train.accumulation``."""
-    return math.ceil(math.ceil(sequences / config.train.batch_size) / config.train.accumulation)
+def _effective_batch(config: Config, sequences: int, batches: int | None) -> int:
+    size = config.train.batch_size if batches is None else sequences / max(1, batches)
+    return round(size * config.train.accumulation)
 
 
 def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> list[Problem]:

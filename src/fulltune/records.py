@@ -135,7 +135,9 @@ class Training(Model):
     """How it was trained, as it came out (steps really taken, rates really used).
 
     ``optimizer_bytes`` is what the optimizer keeps between steps, on the process that keeps most; ``batch_size`` is
-    that of one of ``processes``, which shared the work by ``engine``.
+    that of one of ``processes``, which shared the work by ``engine``. ``padding`` is the share of the positions that
+    were computed without a token in them, and ``packed`` says whether documents shared rows (then some of
+    ``batch_size`` documents may lie in one).
     """
 
     optimizer: str
@@ -154,6 +156,8 @@ class Training(Model):
     tokens: int
     rows: int
     final_loss: float
+    padding: float = 0.0
+    packed: bool = False
     advice: tuple[str, ...] = ()
 
 

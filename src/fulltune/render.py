@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fulltune.lr_find import LearningRate
     from fulltune.method_records import MethodComparison
     from fulltune.more_data import LearningCurve
+    from fulltune.resume_check import ResumeCheck
     from fulltune.sweep import Sweep
 
 
@@ -292,6 +293,14 @@ def diagnosis(found: Diagnosis) -> RenderableType:
         **{item.name: "ready" if item.available else f"missing: {item.command}" for item in found.features},
     }
     return _facts(facts)
+
+
+def resume_check(found: ResumeCheck) -> RenderableType:
+    """Whether a resumed training is the same, part by part."""
+    same = f"{found.steps} steps, and {found.stopped_at} + resume + {found.steps - found.stopped_at}"
+    title = f"{same}: {'equal, bit for bit' if found.is_exact else 'not equal'}"
+    parts = {name: "equal" if equal else "different" for name, equal in found.parts.items()}
+    return Group(Text(title, style="bold" if found.is_exact else "bold red"), _facts(parts))
 
 
 def _some(ids: Sequence[str], shown: int = 5) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fulltune import machine, model, plugins
+from fulltune import distributed, machine, model, plugins
 from fulltune import plan as planning
 from fulltune.baselines import baseline, cache_parts, cached
 from fulltune.config import Config
@@ -25,7 +27,7 @@ from fulltune.retention import Memory, check_sets
 from fulltune.store.registry import Registry, reference
 from fulltune.store.runs import RunFolder, resolve
 from fulltune.tasks.base import Example, Features, Task
-from fulltune.training import costs, general_text
+from fulltune.training import buckets, checkpoints, costs, engines, general_text
 from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.regularize import regularizers
@@ -42,6 +44,7 @@ def parts(config: Config) -> tuple[Task, Method]:
         lambda: plugins.load("task", config.task)(config),
         lambda: plugins.load("method", config.method)(config),
         lambda: training_arguments(config, Path("unused"), rows=1),
+        lambda: engines.check(config),
         lambda: _check_r_drop(config),
         lambda: check_sets(config),
     )
@@ -82,13 +85,15 @@ def load(
     Raises:
         ModelError: It cannot be loaded, or is of a family that the task does not take.
     """
-    bundle = model.load(
-        config.model,
-        head,
-        labels=task.labels if labels is None else labels,
-        multi_label=task.multi_label,
-        runs=Path(out),
-        seed=config.train.seed,
+    bundle = distributed.main_first(
+        lambda: model.load(
+            config.model,
+            head,
+            labels=task.labels if labels is None else labels,
+            multi_label=task.multi_label,
+            runs=Path(out),
+            seed=config.train.seed,
+        )
     )
     if bundle.family not in task.families:
         raise ModelError(
@@ -97,7 +102,9 @@ def load(
             fix="choose another model or another task",
             field="model",
         )
-    return bundle
+    # What the method puts before every input has no room for text; base and student read the same texts.
+    reserved = plugins.load("method", config.method).reserved(config) - len(bundle.prompt_ids)
+    return replace(bundle, window=bundle.window - reserved) if reserved > 0 else bundle
 
 
 def pinned(config: Config, out: str | Path) -> Config:
@@ -143,8 +150,10 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
     Raises:
         ConfigError: The job cannot work.
     """
+    _check_base(base)
     _all_or_problems(lambda: choosing_metric(config, task), lambda: general_text.check(config, task.head, base))
     replayed = costs.replayed(config, len(features))
+    sequences = [*features, *general_text.stand_ins(replayed)]
     mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
     return planning.build_plan(
         config,
@@ -156,7 +165,26 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
         parameters=base.model.num_parameters(),
         machine_memory=machine.memory_bytes(),
         baselines=task.baselines,
+        batches=_micro_batches(config, sequences, base),
+        padding=buckets.padding_shares(config, sequences),
     )
+
+
+def _micro_batches(config: Config, features: Sequence[Features], bundle: Bundle) -> int | None:
+    reserved = plugins.load("method", config.method).reserved(config)
+    is_encoder_decoder = bundle.family == "encoder-decoder"
+    return buckets.micro_batches(config, features, is_encoder_decoder=is_encoder_decoder, reserved=reserved)
+
+
+def _check_base(base: Bundle) -> None:
+    """A soft prompt would learn along, and is no part of what is saved."""
+    if base.prompt_ids:
+        raise ModelError(
+            f"{base.info.source!r} is a base with a soft prompt",
+            expected="a model whose weights are all that it is",
+            fix="train its base, or evaluate it as it is",
+            field="model",
+        )
 
 
 def score_baselines(
@@ -175,6 +203,8 @@ def score_baselines(
     for name in task.baselines:
         with progress.stage(name, total=len(data.eval.examples), unit="row") as bar:
             predict = baseline(name, task, base, data.train.examples, shots)
+            if name in ("zero_shot", "few_shot"):
+                predict = distributed.together(predict)
             predict = cached(predict, name, key, out, bar.advance)
             systems[name] = score(predict, data.eval.examples, task.metrics, system=name, sink=sink)
     return systems
@@ -191,11 +221,17 @@ def train(
     memory: Memory,
     folder: RunFolder,
     progress: Progress,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
-    """Train the student in place; every logged step goes to ``steps.jsonl`` and moves the bar."""
+    """Train the student in place, from the newest checkpoint in the folder where there is one; every logged step goes
+    to ``steps.jsonl`` and moves the bar.
+    """
+    resume = checkpoints.newest(folder.path)
+    if distributed.is_main():
+        _cut_steps(folder.path / "steps.jsonl", resume)
     general = general_features(config, memory.base, folder.path.parent)
     features = general_text.mixed(features, general, costs.replayed(config, len(features)))
-    total, seen = planning.total_steps(config, len(features)), 0
+    total, seen = planning.total_steps(config, len(features), _micro_batches(config, features, student)), 0
     with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
 
         def on_step(step: Step, steps: int) -> None:
@@ -215,9 +251,23 @@ def train(
             output_dir=folder.path,
             class_weights=weights,
             on_step=on_step,
-            callbacks=guards(config, task, student, data, memory),
+            callbacks=[*guards(config, task, student, data, memory), *callbacks],
             regularize=lambda prepared: regularizers(config, memory.base, prepared, general),
+            checkpoints=config.checkpoints,
+            resume=resume,
         )
+
+
+def _cut_steps(file: Path, resume: Path | None) -> None:
+    """What was logged after the checkpoint comes again."""
+    if not file.exists():
+        return
+    written = 0
+    if resume is not None:
+        state = json.loads((resume / "trainer_state.json").read_text(encoding="utf-8"))
+        written = state["stateful_callbacks"]["StepLog"]["attributes"]["written"]
+    with file.open("r+b") as lines:
+        lines.truncate(sum(len(line) for line, _ in zip(lines, range(written), strict=False)))
 
 
 def general_features(config: Config, base: Bundle, out: Path) -> list[Features]:
@@ -251,7 +301,8 @@ def overfitting_guard(config: Config, task: Task, student: Bundle, data: Data) -
         return OverfittingGuard("loss", settings.patience, settings.min_delta)
 
     def scorer() -> dict[str, float]:
-        found = score(task.predictor(student, "tuned"), data.shown, (metric,), system="tuned")
+        predict = distributed.together(task.predictor(student, "tuned"))
+        found = score(predict, data.shown, (metric,), system="tuned")
         return {metric.name: found.value(metric.name)}
 
     higher = metric.direction == "higher"
@@ -284,5 +335,5 @@ def score_system(
 ) -> Evaluation:
     """A model on the evaluation rows, without shots."""
     with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
-        predict = task.predictor(bundle, system)
+        predict = distributed.together(task.predictor(bundle, system))
         return score(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)

@@ -83,9 +83,7 @@ _RENAMED = {
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-def training_arguments(
-    config: Config, output_dir: Path, rows: int, batches: int | None = None
-) -> TrainingArguments:
+def training_arguments(config: Config, output_dir: Path, rows: int, batches: int | None = None) -> TrainingArguments:
     """``config.train`` and ``config.trainer`` as the trainer takes them.
 
     Args:

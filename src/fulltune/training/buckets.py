@@ -12,10 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+import torch
+from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
+
+from fulltune.config import Config
+from fulltune.tasks.base import Features
 
 #: Lengths count as equal when they agree in this many leading bits: rows of "equal" length are dealt to batches anew
-#: every epoch, at the price of some padding (a sixteenth of the length on average).
+#: every epoch, at the price of a little padding.
 LEADING_BITS = 4
 
 #: Tokens that a row's input and, in an encoder-decoder, its target have.
@@ -31,6 +35,58 @@ def lengths_of(rows: Any, is_encoder_decoder: bool) -> list[Lengths]:
 
     items = (rows[number] for number in range(len(rows)))
     return [(len(row["input_ids"]), target(row)) for row in items]
+
+
+def micro_batches(
+    config: Config, features: Sequence[Features], *, is_encoder_decoder: bool, reserved: int = 0
+) -> int | None:
+    """Micro-batches an epoch that ``speed.batch_tokens`` makes; None without it.
+
+    Args:
+        config: The job.
+        features: All training sequences.
+        is_encoder_decoder: Inputs and targets are padded apart.
+        reserved: Tokens that the method puts before every input.
+    """
+    if config.speed.batch_tokens is None:
+        return None
+    return batch_count(_feature_lengths(features, is_encoder_decoder, reserved), config.speed.batch_tokens)
+
+
+def padding_shares(config: Config, features: Sequence[Features]) -> dict[str, float]:
+    """Share of padding in the inputs of an epoch: of ``random`` batches of ``train.batch_size`` rows, and of those that
+    training will draw (``used``), told from one epoch that is like them.
+    """
+    lengths = _feature_lengths(features, False, 0)
+    size, generator = config.train.batch_size, torch.Generator().manual_seed(config.train.seed)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    shares = {"random": _padding(lengths, _slices(order, size))}
+    if config.speed.batch_tokens is not None:
+        used = budget_batches(lengths, config.speed.batch_tokens, config.train.seed, epoch=0)
+    elif config.trainer.get("train_sampling_strategy", "group_by_length") == "group_by_length":
+        widths = [width for width, _ in lengths]
+        order = get_length_grouped_indices(widths, size * config.train.accumulation, generator=generator)
+        used = _slices(order, size)
+    else:
+        return shares | {"used": shares["random"]}
+    return shares | {"used": _padding(lengths, used)}
+
+
+def _feature_lengths(features: Sequence[Features], is_encoder_decoder: bool, reserved: int) -> list[Lengths]:
+    def target(labels: Any) -> int:
+        return len(labels) if is_encoder_decoder and isinstance(labels, list) else 0
+
+    return [(reserved + len(item.input_ids), target(item.labels)) for item in features]
+
+
+def _slices(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _padding(lengths: Sequence[Lengths], batches: Sequence[Sequence[int]]) -> float:
+    positions = sum(len(batch) * max(lengths[row][0] for row in batch) for batch in batches)
+    tokens = sum(lengths[row][0] for batch in batches for row in batch)
+    return round(1 - tokens / positions, 4) if positions else 0.0
 
 
 def budget_batches(lengths: Sequence[Lengths], budget: int, seed: int, epoch: int) -> list[list[int]]:

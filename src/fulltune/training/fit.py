@@ -11,20 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-from fulltune.config import Config
-from fulltune.errors import DataError, DivergenceError, TrainingStopped
+from fulltune import distributed
+from fulltune.config import CheckpointConfig, Config
+from fulltune.errors import DataError, DivergenceError, MemoryExhausted, TrainingStopped
 from fulltune.guards.divergence import DivergenceGuard
 from fulltune.guards.overfitting import OverfittingGuard
+from fulltune.kernels.active import accelerated, fixed
 from fulltune.kernels.allocator import keep_freed_pages
 from fulltune.methods.base import Method
 from fulltune.model import Bundle
-from fulltune.records import GuardEvent, Parameters, Step, Training
+from fulltune.records import AdapterInfo, GuardEvent, Parameters, Step, Training
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, training_arguments
 from fulltune.training.batching import Collator, FeatureDataset
+from fulltune.training.buckets import micro_batches
+from fulltune.training.checkpointing import SaveEvery
 from fulltune.training.costs import advice_on_regularizers
 from fulltune.training.dropout import set_dropout
+from fulltune.training.engines import Refresh, is_sharded, prepare, refresh, to_train
+from fulltune.training.interrupt import StopWhenAsked, stopping_after_a_step
+from fulltune.training.optimizers import state_bytes
+from fulltune.training.packing import packs
 from fulltune.training.regularize import Regularizer
 from fulltune.training.trainer import Trainer
 
@@ -45,6 +54,8 @@ class TrainingResult:
             where a guard kept it.
         guards: What guards said.
         validation: Metric, steps and values that :class:`~fulltune.guards.overfitting.OverfittingGuard` chose by.
+        adapter: What was stored beside the model, once it was.
+        warnings: What the reader of the report should know of the result.
     """
 
     training: Training
@@ -55,6 +66,8 @@ class TrainingResult:
     stopped: TrainingStopped | None = None
     guards: tuple[GuardEvent, ...] = ()
     validation: dict[str, Any] = field(default_factory=dict)
+    adapter: AdapterInfo | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def fit(
@@ -69,6 +82,8 @@ def fit(
     on_step: OnStep = lambda step, total: None,
     callbacks: Sequence[TrainerCallback] = (),
     regularize: Callable[[Bundle], Sequence[Regularizer]] = lambda bundle: (),
+    checkpoints: CheckpointConfig | None = None,
+    resume: Path | None = None,
 ) -> TrainingResult:
     """Train ``bundle.model`` in place.
 
@@ -86,8 +101,11 @@ def fit(
         on_step: Called with each logged step and the total of steps.
         callbacks: More of them, e.g. guards.
         regularize: Makes the penalties, given the model as the method prepared it.
+        checkpoints: Write some to ``output_dir``; a signal then ends training after its step, with one more.
+        resume: A checkpoint of the same training to go on from, bit for bit as if it had not been stopped.
 
     Raises:
+        KeyboardInterrupt: A signal asked for it; a checkpoint is written.
         ConfigError: ``config.trainer``, the class weights or a regularizer do not fit.
         DataError: No features, or a whole batch without a label.
         ModelError: What the method promises does not hold.
@@ -98,24 +116,43 @@ def fit(
     bundle = method.prepare(bundle)
     if config.regularize.dropout is not None:
         set_dropout(bundle.model, config.regularize.dropout)
-    curve = valid if config.train.evaluations else None
-    log, callbacks = StepLog(on_step), [*_divergence_guard(config), *callbacks]
-    with _settings_kept(bundle.model):
+    features = method.features(bundle, features)
+    curve = method.features(bundle, valid) if valid and config.train.evaluations else None
+    batches = micro_batches(config, features, is_encoder_decoder=bundle.family == "encoder-decoder")
+    log, shown = StepLog(on_step), Refresh(bundle.model)
+    callbacks = [*_divergence_guard(config), *([shown] if is_sharded() else ()), *callbacks]
+    chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
+    with _settings_kept(bundle.model), fixed(config.speed.kernels), accelerated(bundle.model):
         trainer = Trainer(
-            model=bundle.model,
-            args=training_arguments(config, output_dir, len(features)),
-            data_collator=Collator(int(bundle.tokenizer.pad_token_id or 0)),
+            model=to_train(bundle.model),
+            args=training_arguments(config, output_dir, len(features), batches),
+            data_collator=Collator(int(bundle.tokenizer.pad_token_id or 0), packed=packs(bundle.model, config)),
             train_dataset=FeatureDataset(features),
             eval_dataset=FeatureDataset(curve) if curve else None,
             class_weights=class_weights,
             r_drop=config.regularize.r_drop,
             layer_decay=config.regularize.layer_decay,
             regularizers=regularize(bundle),
-            callbacks=[EvaluateAt(config.train.evaluations if curve else 0), log, *method.callbacks(), *callbacks],
+            trained_only=not method.trains_all,
+            batch_tokens=config.speed.batch_tokens,
+            callbacks=[
+                EvaluateAt(config.train.evaluations if curve else 0),
+                log,
+                *method.callbacks(),
+                *callbacks,
+                *([] if checkpoints is None else [SaveEvery(checkpoints.every)]),
+            ],
         )
         trainer.remove_callback(PrinterCallback)
-        seconds, stopped = _train(trainer, with_curve=bool(curve))
-        chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
+        prepare(trainer)
+        shown.trainer = trainer
+        for guard in chosen:
+            guard.whole, guard.leaves_file = bundle.model, checkpoints is not None
+        trainer.args.eval_on_start = bool(curve)
+        with _stoppable(trainer, checkpoints):
+            seconds, stopped = _train(trainer, resume)
+        if stopped is not None:
+            refresh(bundle.model, trainer)
         for guard in chosen:
             guard.finish(bundle.model, trainer.state.global_step)
         bundle.model.zero_grad(set_to_none=True)
@@ -124,11 +161,12 @@ def fit(
     return TrainingResult(
         training=_account(trainer, bundle, config, steps, len(features)),
         parameters=method.proof(bundle),
-        train_seconds=seconds,
-        tokens_per_second=trainer.state.num_input_tokens_seen / (seconds - log.evaluation_seconds - _spent(callbacks)),
+        train_seconds=seconds + log.seconds_before,
+        tokens_per_second=(trainer.state.num_input_tokens_seen - log.tokens_before)
+        / (seconds - log.evaluation_seconds - _spent(callbacks)),
         steps=tuple(steps),
         stopped=stopped,
-        guards=_events(stopped, callbacks, trainer.state.global_step),
+        guards=_events(stopped, [*callbacks, trainer.micro_batches], trainer.state.global_step),
         validation=_validation(chosen),
     )
 
@@ -142,12 +180,13 @@ def _validation(guards: Sequence[OverfittingGuard]) -> dict[str, Any]:
     return {"metric": guards[0].metric, "points": [list(point) for point in guards[0].history]} if guards else {}
 
 
-def _events(stopped: TrainingStopped | None, callbacks: Sequence[TrainerCallback], step: int) -> tuple[GuardEvent, ...]:
+def _events(stopped: TrainingStopped | None, watching: Sequence[Any], step: int) -> tuple[GuardEvent, ...]:
     """What guards said, and why training was stopped where none of them told it."""
-    said = [event for callback in callbacks for event in getattr(callback, "events", ())]
+    said = [event for one in watching for event in getattr(one, "events", ())]
     if stopped is None or any(event.guard == "divergence" and event.verdict == "stop" for event in said):
         return tuple(said)
-    guard = "divergence" if isinstance(stopped, DivergenceError) else "finite"
+    kinds = {DivergenceError: "divergence", MemoryExhausted: "memory"}
+    guard = kinds.get(type(stopped), "finite")
     return (GuardEvent(guard=guard, step=step, verdict="stop", message=str(stopped)), *said)
 
 
@@ -175,21 +214,35 @@ class EvaluateAt(TrainerCallback):
         return control
 
 
-class StepLog(TrainerCallback):
+class StepLog(TrainerCallback, ExportableState):
     """Turns what the trainer logs into :class:`~fulltune.records.Step`.
 
     When training goes back, the steps that it discards are dropped from ``steps``; what ``on_step`` got of them is told
-    from what it gets anew by ``attempt``.
+    from what it gets anew by ``attempt``. A training that is resumed goes on with what was logged before.
     """
 
     def __init__(self, on_step: OnStep) -> None:
         self.on_step, self.steps, self.evaluation_seconds = on_step, list[Step](), 0.0
-        self.attempt, self.began_at = 0, 0
+        self.attempt, self.began_at, self.written = 0, 0, 0
+        self.seconds_before, self.tokens_before, self.started = 0.0, 0, time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        seconds = self.seconds_before + time.perf_counter() - self.started
+        steps = [step.model_dump() for step in self.steps]
+        return {
+            "args": {},
+            "attributes": {"attempt": self.attempt, "steps": steps, "written": self.written, "seconds": seconds},
+        }
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.attempt, self.began_at = self.attempt + 1, state.global_step
+        states: Any = state.stateful_callbacks
+        if state.global_step and not self.attempt:
+            self._resume(states.get(type(self).__name__, {}).get("attributes", {}), state)
+        else:
+            self.attempt += 1
+        self.began_at = state.global_step
         self.steps = [step for step in self.steps if step.step <= state.global_step]
 
     def on_log(
@@ -203,19 +256,38 @@ class StepLog(TrainerCallback):
         self.evaluation_seconds += (logs or {}).get("eval_runtime", 0.0)
         names = ("loss", "eval_loss", "learning_rate", "grad_norm")
         values = {name: float(logs[name]) for name in names if logs and name in logs}
-        is_known = self.attempt > 1 and state.global_step == self.began_at  # evaluated before, in the same state
+        # Evaluated before, in the same state.
+        is_known = self.attempt > 1 and state.global_step == self.began_at
         if values.keys() & {"loss", "eval_loss"} and not is_known:
             step = Step(step=state.global_step, epoch=state.epoch or 0.0, attempt=self.attempt, **values)
             self.steps.append(step)
+            self.written += 1
             self.on_step(step, state.max_steps)
 
+    def _resume(self, saved: dict[str, Any], state: TrainerState) -> None:
+        self.attempt, self.written = max(1, saved.get("attempt", 1)), saved.get("written", 0)
+        self.steps = [Step.model_validate(step) for step in saved.get("steps", ())]
+        self.seconds_before, self.tokens_before = saved.get("seconds", 0.0), state.num_input_tokens_seen
 
-def _train(trainer: Trainer, with_curve: bool) -> tuple[float, TrainingStopped | None]:
-    trainer.args.eval_on_start = with_curve
+
+@contextmanager
+def _stoppable(trainer: Trainer, settings: CheckpointConfig | None) -> Iterator[None]:
+    """With checkpoints a signal ends training after its step; without any it ends it as it always did."""
+    if settings is None:
+        yield
+        return
+    trainer.checkpoints.keep, trainer.checkpoints.are_planned = settings.keep, True
+    stop = StopWhenAsked(trainer.checkpoints.wait)
+    trainer.add_callback(stop)
+    with stopping_after_a_step(stop):
+        yield
+
+
+def _train(trainer: Trainer, resume: Path | None) -> tuple[float, TrainingStopped | None]:
     started = time.perf_counter()
     stopped = None
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     except TrainingStopped as error:
         stopped = error
     return time.perf_counter() - started, stopped
@@ -240,18 +312,23 @@ def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[S
     losses = [step.loss for step in steps if step.loss is not None]
     return Training(
         optimizer=str(getattr(args.optim, "value", args.optim)),
+        optimizer_bytes=max(distributed.gathered(state_bytes(trainer.optimizer))),
         scheduler=config.train.scheduler,
         learning_rate=args.learning_rate,
         warmup_steps=args.get_warmup_steps(state.max_steps),
         weight_decay=args.weight_decay,
         batch_size=args.train_batch_size,
         accumulation=args.gradient_accumulation_steps,
+        processes=args.world_size,
+        engine=distributed.engine(),
         epochs=round(state.epoch or 0.0, 4),
         steps=state.global_step,
         seed=args.seed,
         tokens=state.num_input_tokens_seen,
         rows=rows,
         final_loss=losses[-1] if losses else math.nan,
+        padding=round(trainer.padding.share, 4),
+        packed=getattr(trainer.data_collator, "packed", False),
         advice=_advice(config, state.max_steps, bundle.model.num_parameters()),
     )
 

@@ -18,13 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fulltune.config import Config
 from fulltune.training.loss import IGNORED
+from fulltune.training.objective import kind_of
 
 #: Packed logits may differ from those of each document alone by this share of their largest value.
 TOLERANCE = 1e-5
 
 #: Lengths of the documents that a model is tried with.
 _TRIED = (5, 9, 2)
+
+
+def packs(model: Any, config: Config) -> bool:
+    """Whether training packs documents: ``speed.packing`` asks for it and the model keeps them apart.
+
+    NEFTune's noise shrinks with the width of a row, so packed documents would get less of it.
+    """
+    is_wanted = config.speed.packing == "auto" and not config.trainer.get("neftune_noise_alpha")
+    return is_wanted and kind_of(model) == "causal" and keeps_documents_apart(model)
 
 
 def groups(lengths: Sequence[int]) -> list[list[int]]:

@@ -22,6 +22,7 @@ from fulltune.model import Bundle
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import training_arguments
 from fulltune.training.batching import Collator, FeatureDataset
+from fulltune.training.packing import packs
 from fulltune.training.trainer import Trainer
 
 #: Weight of the past in the smoothed loss (an exponential mean without the bias of its start: Kingma & Ba 2015,
@@ -139,11 +140,12 @@ def sweep(
     trainer = Trainer(
         model=bundle.model,
         args=args,
-        data_collator=Collator(int(bundle.tokenizer.pad_token_id or 0)),
+        data_collator=Collator(int(bundle.tokenizer.pad_token_id or 0), packed=packs(bundle.model, config)),
         train_dataset=FeatureDataset(features),
         class_weights=class_weights,
         r_drop=config.regularize.r_drop,
         layer_decay=config.regularize.layer_decay,
+        batch_tokens=config.speed.batch_tokens,
         callbacks=[seen],
     )
     trainer.remove_callback(PrinterCallback)
