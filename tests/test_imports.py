@@ -40,7 +40,7 @@ LAYERS = (
         "trials",
         "search",
     ),
-    ("pipeline", "interpolation", "averaging", "lr_find", "sweep", "arm", "method_comparison"),
+    ("pipeline", "interpolation", "averaging", "export", "lr_find", "sweep", "arm", "method_comparison", "resume_check"),
     ("demo", "doctor", "render", "render_registry"),
     ("console",),
     ("cli_models", "cli_launch"),

@@ -54,9 +54,10 @@ def run(
     """Train, measure against the baselines, and write the record and the report."""
     if config is None and resume is None:
         raise typer.BadParameter("name a config, or a run with --resume", param_hint="CONFIG")
-    asked = {"resume": resume, "allow_changed": allow_changed}
     with answering(as_json, verbose, quiet) as progress:
-        record = fulltune.run(config, out=out, overrides=overrides or (), progress=progress, **asked)
+        record = fulltune.run(
+            config, out=out, overrides=overrides or (), progress=progress, resume=resume, allow_changed=allow_changed
+        )
     _finish_run(record, out, as_json)
 
 
@@ -234,14 +235,37 @@ def demo(
 
 
 @app.command()
-def doctor(out: Out = RUNS, as_json: Json = False, verbose: Verbose = False) -> None:
+def doctor(
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="CONFIG", help="Prove that a run of this config resumes exactly.")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="With --resume: steps that are trained.")] = 8,
+    overrides: Overrides = None,
+    out: Out = RUNS,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """Show versions, the machine, fast paths, and what is missing for which feature."""
+    if resume is not None:
+        _check_resume(resume, steps, overrides, as_json, verbose)
+        return
     from fulltune import render
     from fulltune.doctor import diagnose
 
     with answering(as_json, verbose):
         found = diagnose(out)
     answer(found.to_json(), render.diagnosis(found), as_json)
+
+
+def _check_resume(config: Path, steps: int, overrides: list[str] | None, as_json: bool, verbose: bool) -> None:
+    with answering(as_json, verbose) as progress:
+        from fulltune import render
+        from fulltune.resume_check import check_resume
+
+        found = check_resume(config, steps=steps, overrides=overrides or (), progress=progress)
+    answer(found.to_json(), render.resume_check(found), as_json)
+    if not found.is_exact:
+        raise typer.Exit(1)
 
 
 def _learning_curve(

@@ -158,7 +158,9 @@ def _facts(config: Config, data: Data, base: Bundle) -> dict[str, Any]:
     splits = {"train": data.train, "eval": data.eval, "valid": data.valid}
     versions = {name: version.split(".")[0] for name, version in recording.versions().items() if name in _PACKAGES}
     own = config.model_dump(mode="json", exclude=set(_FREE))
-    facts = {f"rows of {name}": split.table.sha256 for name, split in splits.items() if split is not None}
+    facts: dict[str, Any] = {
+        f"rows of {name}": split.table.sha256 for name, split in splits.items() if split is not None
+    }
     facts |= {"base": base.info.sha256, "parameters": base.model.num_parameters(), "tokenizer": _tokenizer(base)}
     facts |= {f"major version of {name}": version for name, version in versions.items()}
     found: dict[str, Any] = json.loads(to_json(dict(_flat(own)) | facts))

@@ -81,7 +81,7 @@ def assert_same(left: Any, right: Any) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder of a short training."""
+    """A checkpoint of a short training, and ``checkpoint-4``, the one after it, beside it."""
     folder = tmp_path_factory.mktemp("written")
     trainer(folder, max_steps=4).train()
     return folder / "checkpoint-3"
@@ -210,10 +210,10 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
     names = sorted(path.name for path in written.iterdir())
     assert len(names) > 9
     for name in names:
-        later = tmp_path / "checkpoint-6"
-        shutil.copytree(written, later)
+        later = tmp_path / "checkpoint-4"
+        shutil.copytree(written.parent / "checkpoint-4", later)
         harm(later / name)
-        with pytest.warns(UserWarning, match="checkpoint-6 is left out"):
+        with pytest.warns(UserWarning, match="checkpoint-4 is left out"):
             assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"
         with pytest.raises(StoreError):
             checkpoints.check(later)

@@ -99,10 +99,10 @@ class RunFolder:
         """Hold the folder of a run that has not ended, to go on with it.
 
         Raises:
-            StoreError: It has ended with a record, another process holds it, or this is no run.
+            StoreError: It has ended, another process holds it, or this is no run.
         """
         known = status(path)
-        if (path / "record.json").exists():
+        if known.state == "finished":
             raise StoreError("this run has ended", where=str(path), fix="start a new one")
         if not distributed.is_main():
             return cls(path, None)

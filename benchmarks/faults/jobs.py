@@ -1,0 +1,54 @@
+"""What the faults are tried on: complete runs of tiny models, with dropout, guards and a checkpoint every few steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+import fakes
+
+from fulltune.records import read_record
+from fulltune.store.files import file_sha256
+
+#: Families and tasks, and the columns of their rows.
+JOBS = {
+    "causal-lm": ("gpt2", lambda i: {"text": f"Once upon a time a fox met {i} kings" + " and a cat" * (i % 5)}),
+    "classification": ("bert", lambda i: {"text": f"the {('court', 'film')[i % 2]} is {i}", "label": "ab"[i % 2]}),
+    "seq2seq": ("t5", lambda i: {"source": f"say {i}", "target": f"{i} it is" + " so" * (i % 3)}),
+}
+
+
+def job(folder: Path, task: str, rows: int = 40) -> dict[str, Any]:
+    """A config whose model and rows lie in ``folder``: about ``rows / 4`` steps, two epochs, three evaluations."""
+    kind, row = JOBS[task]
+    if not (folder / kind).exists():
+        fakes.save(kind, folder / kind)
+    for name, numbers in {"train": range(rows), "valid": range(500, 508), "eval": range(900, 906)}.items():
+        text = "".join(json.dumps(row(i)) + "\n" for i in numbers)
+        (folder / f"{task}.{name}.jsonl").write_text(text, encoding="utf-8")
+    return {
+        "model": str(folder / kind),
+        "task": task,
+        "data": {name: str(folder / f"{task}.{name}.jsonl") for name in ("train", "valid", "eval")},
+        "train": {"epochs": 2, "batch_size": 4, "accumulation": 2, "learning_rate": 1e-3, "evaluations": 3},
+        "baselines": {"few_shot": 1},
+        "evaluation": {"resamples": 100, "max_new_tokens": 4, "continuations": 1, "batch_size": 4},
+        "guards": {"forgetting": None},
+        "checkpoints": {"every": 3, "keep": 2},
+    }
+
+
+def outcome(run: Path) -> dict[str, str]:
+    """Hashes of all that must not depend on whether the run was stopped: weights, steps, predictions, and the record
+    without its times.
+    """
+    files = [*sorted((run / "model").iterdir()), run / "steps.jsonl", run / "predictions.jsonl"]
+    found = {str(path.relative_to(run)): file_sha256(path) for path in files}
+    record = read_record(run / "record.json").model_dump(mode="json", exclude={"run_id", "created", "resources"})
+    told = json.dumps(record, sort_keys=True)
+    return found | {"record.json": hashlib.sha256(told.encode()).hexdigest()}

@@ -1,0 +1,145 @@
+"""SIGKILL at random moments of a run, then resume: is any run lost, and does any end differently?
+
+    python benchmarks/faults/kills.py 100
+
+A moment is a file that is opened, renamed or removed under the folder of runs, an optimizer step, or a pass of the
+model: training, evaluation and the writing of checkpoints, counted in a run that nobody kills. Each killed run is
+resumed, half of them after a second kill, and what it leaves is compared by hash with that of the run that was never
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from jobs import JOBS, job, outcome
+
+import fulltune
+from fulltune.store.runs import status
+
+_FILE_EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"})
+
+_fork = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Result:
+    """What came of the kills.
+
+    Attributes:
+        kills: How many there were.
+        lost: Moments after which a run could not be resumed.
+        different: Moments after which it ended with other hashes, and the files concerned.
+    """
+
+    kills: int = 0
+    lost: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        told = [f"{self.kills} kills: {len(self.lost)} unresumable, {len(self.different)} with other hashes"]
+        return "\n  ".join([*told, *self.lost, *self.different])
+
+
+def kills(count: int, folder: Path, seed: int = 0) -> Result:
+    """Kill ``count`` runs, the tasks taking turns."""
+    numbers, result = random.Random(seed), Result()
+    expected, moments = {}, {}
+    configs = {task: job(folder, task) for task in list(JOBS)[:count]}
+    for task, config in configs.items():
+        out = folder / "whole" / task
+        moments[task] = _run(lambda out=out, config=config: fulltune.run(config, out=out), out, 0)
+        expected[task] = outcome(_only(out))
+    for number in range(count):
+        task = list(configs)[number % len(configs)]
+        points = [numbers.randint(1, moments[task]) for _ in range(1 + number % 2)]
+        _one(configs[task], folder / f"{number}", points, expected[task], result, f"{task} at {points}")
+    return result
+
+
+def _one(
+    config: dict[str, Any], out: Path, points: list[int], expected: dict[str, str], result: Result, name: str
+) -> None:
+    for at in [*points, 0]:
+        _run(lambda: _start_or_resume(config, out), out, at)
+        result.kills += at > 0
+    runs = list(out.glob("*/record.json"))
+    if len(runs) != 1:
+        result.lost.append(name)
+        return
+    found = outcome(runs[0].parent)
+    changed = [file for file in expected if found.get(file) != expected[file]]
+    if changed:
+        result.different.append(f"{name}: {', '.join(changed)}")
+
+
+def _start_or_resume(config: dict[str, Any], out: Path) -> None:
+    """Go on with the run that is there; one that was killed before it had a folder begins again."""
+    open_runs = sorted(path.parent for path in out.glob("*/config.yaml"))
+    if not open_runs:
+        fulltune.run(config, out=out)
+    elif status(open_runs[-1]).state != "finished":
+        fulltune.run(config, out=out, resume=open_runs[-1].name)
+
+
+def _run(work: Callable[[], object], out: Path, at: int) -> int:
+    """Do the work in a process of its own that kills itself at a moment (0: never); returns the moments it saw."""
+    seen = _fork.Value("i", 0)
+    process = _fork.Process(target=_child, args=(work, str(out), at, seen))
+    process.start()
+    process.join()
+    return int(seen.value)
+
+
+def _child(work: Callable[[], object], place: str, at: int, seen: Any) -> None:
+    sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+    def happen(*_: Any) -> None:
+        with seen.get_lock():
+            seen.value += 1
+            reached = seen.value == at
+        if reached:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: Any) -> None:
+        if event in _FILE_EVENTS and str(arguments[0]).startswith(place):
+            happen()
+
+    sys.addaudithook(audit)
+    torch.optim.optimizer.register_optimizer_step_post_hook(happen)
+    torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: _is_model(module) and happen())
+    work()
+
+
+def _is_model(module: torch.nn.Module) -> bool:
+    return hasattr(module, "save_pretrained") and hasattr(module, "loss_function")
+
+
+def _only(out: Path) -> Path:
+    (record,) = out.glob("*/record.json")
+    return record.parent
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("count", type=int, nargs="?", default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        found = kills(asked.count, Path(place), asked.seed)
+    print(found.line())
+    sys.exit(bool(found.lost or found.different))
