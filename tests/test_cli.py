@@ -20,7 +20,12 @@ from fulltune.store.runs import RunFolder
 
 VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find")
 #: Verbs with verbs of their own.
-GROUPS = {"models": ("list", "show", "promote", "rollback", "verify", "gc", "register", "interpolate", "soup")}
+GROUPS = {
+    "models": (
+        *("list", "show", "promote", "rollback", "verify", "export", "apply-delta", "gc", "register", "interpolate"),
+        "soup",
+    )
+}
 
 
 def call(*arguments: str | Path) -> Any:

@@ -109,6 +109,48 @@ def verify(
 
 
 @models.command()
+def export(
+    name: Ref,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A folder with a model card.")] = None,
+    delta: Annotated[Path | None, typer.Option("--delta", metavar="FILE", help="The difference from the base.")] = None,
+    push: Annotated[str | None, typer.Option("--push", metavar="REPO", help="A repository of the hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
+    out: Out = RUNS,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write a version as a plain folder, as a delta that restores it bit for bit, or to the hub."""
+    from fulltune import render_registry
+
+    with answering(as_json, verbose, quiet):
+        from fulltune.export import export
+
+        found = export(name, out=out, to=to, delta_file=delta, push=push, private=private)
+    answer(found.to_json(), render_registry.exported(found), as_json)
+
+
+@models.command("apply-delta")
+def apply_delta(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="The base, or the tuned model.")],
+    delta: Annotated[Path, typer.Argument(metavar="FILE", help="What `export --delta` wrote.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder of what comes out.")],
+    out: Out = RUNS,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Restore the tuned model from its base, or the base from the tuned model, bit for bit."""
+    from fulltune import render_registry
+
+    with answering(as_json, verbose, quiet):
+        from fulltune.export import restore
+
+        found = restore(source, delta, to, out=out)
+    answer(found.to_json(), render_registry.restored(found), as_json)
+
+
+@models.command()
 def gc(
     keep: Annotated[int, typer.Option("--keep", metavar="N", min=0, help="Newest versions of each that stay.")] = 3,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; otherwise they are only listed.")] = False,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fulltune.store.collect import Garbage
+from fulltune.store.delta import Restored
 from fulltune.store.overview import Listing, Story, Verified
 from fulltune.store.registry import Move, Version
+
+if TYPE_CHECKING:
+    from fulltune.export import Exported
 
 
 def listing(found: Listing) -> RenderableType:
@@ -60,6 +66,24 @@ def garbage(found: Garbage) -> RenderableType:
         return Group(table, Text(f"Deleted: {freed}"))
     hint = "; add --delete to do it" if found.dropped or found.files else ""
     return Group(table, Text(f"Would delete: {freed}{hint}"))
+
+
+def exported(found: Exported) -> RenderableType:
+    """Where a version was written to, and what a delta saves."""
+    lines = [f"{found.version} lies in {found.folder}"] if found.folder else []
+    if found.delta:
+        told = found.delta
+        lines.append(
+            f"{told.path}: {told.delta_bytes:,} bytes, {told.ratio:.1%} of the model's {told.tuned_bytes:,}; "
+            f"{told.as_difference} of {told.tensors} tensors as a difference; both directions checked"
+        )
+    lines += [f"{found.version} is at {found.pushed}"] if found.pushed else []
+    return Text("\n".join(lines), overflow="fold")
+
+
+def restored(found: Restored) -> RenderableType:
+    """What came out of a delta."""
+    return Text(f"The {found.side} model, SHA-256 {found.sha256}, lies in {found.folder}", overflow="fold")
 
 
 def _origin(version: Version) -> str:

@@ -40,7 +40,7 @@ Side = Literal["base", "tuned"]
 _MANIFEST = "delta.json"
 
 #: Bytes of a plane that tell whether deflating it is worth the time, and what it must save.
-_SAMPLE, _WORTH = 1 << 16, 0.97
+_SAMPLE, _WORTH = 1 << 16, 0.9
 
 #: Types that can be widened to float32 and back without loss.
 _WIDENED = {"BF16", "F16"}

@@ -1,0 +1,125 @@
+"""The model card of a version, in the hub's format: data, baselines, scores with intervals, retention, limits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fulltune.records import Record
+from fulltune.report import display, retention
+from fulltune.store.registry import Version
+
+_HERE = Path(__file__).parent
+
+#: The hub's names for what the tasks do.
+_PIPELINES = {
+    "causal-lm": "text-generation",
+    "classification": "text-classification",
+    "seq2seq": "text2text-generation",
+    "text2sql": "text2text-generation",
+}
+
+
+def card(version: Version, record: Record | None, *, is_adapter: bool = False) -> str:
+    """The card in Markdown, its metadata first.
+
+    Args:
+        version: What is exported.
+        record: Of its run; None for what was averaged or interpolated, which has no scores of its own.
+        is_adapter: The files are an adapter, which needs its base.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters |= {"bare": bare, "cell": _cell}
+    return environment.get_template("card.md.j2").render(
+        metadata=_metadata(version, record),
+        version=version,
+        lineage=version.lineage,
+        record=record,
+        is_adapter=is_adapter,
+        auto=_auto_class(version.lineage.task, version.lineage.base.family),
+        systems=_systems(record) if record else [],
+        retained=_retained(record) if record else [],
+        label=display.metric_label,
+    )
+
+
+def bare(source: str) -> str:
+    """A name that says what a source is without the folders of the machine that it lay on; a hub id stays whole."""
+    if Path(source).is_absolute() or PureWindowsPath(source).is_absolute() or source.startswith((".", "~")):
+        parts = [part for part in source.replace("\\", "/").split("/") if part not in ("", "model")]
+        return parts[-1] if parts else source
+    return source
+
+
+def _metadata(version: Version, record: Record | None) -> str:
+    """The YAML at the top, as the hub's own library writes it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    lineage = version.lineage
+    told: dict[str, Any] = {"library_name": "transformers", "tags": ["fulltune", lineage.task]}
+    told["pipeline_tag"] = _PIPELINES.get(lineage.task)
+    if ":" not in lineage.base.source and bare(lineage.base.source) == lineage.base.source:
+        told["base_model"] = lineage.base.source
+    if record is not None:
+        told |= {"model_name": version.name, "metrics": list(record.scores.get("tuned", {}))}
+        told["eval_results"] = [
+            EvalResult(
+                task_type=_PIPELINES.get(lineage.task, lineage.task),
+                dataset_type=bare(record.data.eval.source),
+                dataset_name=bare(record.data.eval.source),
+                metric_type=name,
+                metric_value=score.value,
+                metric_name=display.metric_label(name),
+            )
+            for name, score in record.scores.get("tuned", {}).items()
+            if math.isfinite(score.value)
+        ]
+    return str(ModelCardData(**{key: value for key, value in told.items() if value}).to_yaml())
+
+
+def _systems(record: Record) -> list[tuple[str, list[str]]]:
+    """Every system with its value and interval in each metric of the record."""
+    return [
+        (display.system_label(name), [_interval(record.scores[name].get(metric)) for metric in record.metrics])
+        for name in display.in_order(record.scores)
+    ]
+
+
+def _interval(score: Any) -> str:
+    if score is None:
+        return ""
+    return f"{display.number(score.value)} {display.interval(score.low, score.high)}"
+
+
+def _retained(record: Record) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            display.metric_label(found.metric),
+            display.number(found.base.value),
+            display.number(found.tuned.value),
+            f"{retention.signed(found.change)} ({retention.signed(found.low)} to {retention.signed(found.high)})",
+            found.verdict,
+        )
+        for name, found in record.retention.items()
+    ]
+
+
+def _auto_class(task: str, family: str) -> str:
+    if task == "classification":
+        return "AutoModelForSequenceClassification"
+    return "AutoModelForSeq2SeqLM" if family == "encoder-decoder" else "AutoModelForCausalLM"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of a cell or a line of Markdown."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

@@ -1,0 +1,136 @@
+"""A version is pushed to a hub served on loopback, by the hub's own library, and loads from there again."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import fakes
+import pytest
+from report import samples
+
+from fulltune.records import ModelInfo
+from fulltune.store.objects import checkpoint_sha256
+from fulltune.store.register import register_run
+from fulltune.store.runs import RunFolder
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What an upload asks of the hub: make a repository, take small files in a commit and large ones apart."""
+
+    place: Path
+    asked: list[str]
+    refuses: bool
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append(self.path)
+        if self.refuses:
+            return self._send({"error": "no"}, 401)
+        address = f"http://127.0.0.1:{self.server.server_address[1]}"
+        if self.path == "/api/repos/create":
+            return self._send({"url": f"{address}/me/tiny", "id": "me/tiny"})
+        if self.path == "/api/validate-yaml":
+            return self._send({"errors": [], "warnings": []})
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            modes = ["lfs" if file["path"].endswith(".safetensors") else "regular" for file in files]
+            told = [
+                {"path": f["path"], "uploadMode": m, "shouldIgnore": False} for f, m in zip(files, modes, strict=True)
+            ]
+            return self._send({"files": told})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            return self._send({"transfer": "basic", "objects": [self._upload(address, one) for one in objects]})
+        if "/commit/" in self.path:
+            self._commit([json.loads(line) for line in body.splitlines()])
+            return self._send({"commitUrl": f"{address}/me/tiny/commit/{'a' * 40}", "commitOid": "a" * 40})
+        return self._send({"error": self.path}, 404)
+
+    def do_PUT(self) -> None:
+        self.asked.append(self.path)
+        (self.place / self.path.rpartition("/")[2]).write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
+        self._send({})
+
+    def do_GET(self) -> None:
+        self._send({"error": self.path}, 404)
+
+    def _upload(self, address: str, one: dict[str, Any]) -> dict[str, Any]:
+        return {"oid": one["oid"], "size": one["size"], "actions": {"upload": {"href": f"{address}/up/{one['oid']}"}}}
+
+    def _commit(self, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                (self.place / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                (self.place / value["oid"]).rename(self.place / value["path"])
+
+    def _send(self, value: dict[str, Any], status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        return None
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[str]:
+    Hub.place, Hub.asked, Hub.refuses = tmp_path / "hub", [], False
+    Hub.place.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def push(endpoint: str, out: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    settings |= {"HF_TOKEN": "hf_of_nobody", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "fulltune", "models", "export", "classification-tiny@1", "--push", "me/tiny"]
+    command += ["--out", str(out), "--json", "--quiet"]
+    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    with RunFolder.create(tmp_path / "runs", "one") as folder:
+        fakes.save("bert", folder.path / "model", "classification")
+        base = ModelInfo(source="me/tiny", sha256="b" * 64, family="encoder", architecture="BertForMaskedLM")
+        folder.write_text("config.yaml", "model: tiny\n")
+        folder.write_text("record.json", samples.record(run_id="one", model=base).to_json())
+    register_run(tmp_path / "runs", tmp_path / "runs" / "one")
+    return tmp_path / "runs"
+
+
+def test_a_version_is_pushed_whole_with_its_card(hub: str, out: Path, tmp_path: Path) -> None:
+    done = push(hub, out, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pushed"] == f"{hub}/me/tiny"
+    assert checkpoint_sha256(Hub.place) == checkpoint_sha256(out / "one" / "model")
+    card = (Hub.place / "README.md").read_text(encoding="utf-8")
+    assert "base_model: me/tiny" in card
+    assert Hub.asked[0] == "/api/repos/create"
+
+
+def test_a_hub_that_refuses_is_one_message(hub: str, out: Path, tmp_path: Path) -> None:
+    Hub.refuses = True
+    done = push(hub, out, tmp_path / "home")
+    assert done.returncode == 1
+    assert "hf auth login" in json.loads(done.stdout)["error"]["message"]
+    assert "Traceback" not in done.stderr
