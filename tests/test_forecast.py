@@ -29,7 +29,7 @@ def config(place: Path, kind: str, **sections: Any) -> dict[str, Any]:
     return {
         "model": str(place / kind),
         "task": "classification" if kind == "bert" else "causal-lm",
-        "data": {"train": str(place / "train.jsonl"), "eval": str(place / "eval.jsonl")},
+        "data": {"train": str(place / "train.jsonl"), "eval": str(place / "eval.jsonl"), "allow_leaks": True},
         "train": {"batch_size": 4, "max_steps": 6},
         "evaluation": {"continuations": 0},
         "guards": {"forgetting": {"limit": 8}},

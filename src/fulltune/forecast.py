@@ -16,6 +16,7 @@ from fulltune import distributed, machine, memory_parts, plugins, stages
 from fulltune.baselines import baseline, choose_shots
 from fulltune.config import Config
 from fulltune.dataset import Data
+from fulltune.kernels.active import accelerated, fixed
 from fulltune.model import Bundle
 from fulltune.plan import Plan
 from fulltune.retention import Memory
@@ -73,7 +74,7 @@ def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
         ConfigError: The job cannot work, or does not fit in memory.
     """
     plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features)
-    with _Rehearsal(job) as rehearsal:
+    with fixed(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
         plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
         seconds = {"load and audit": prepared, **rehearsal.seconds(plan, curve)}
     return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
@@ -137,14 +138,16 @@ class _Rehearsal:
         systems = {
             name: baseline(name, job.task, job.base, job.data.train.examples, shots) for name in job.task.baselines
         }
-        known = {name: self._answering(name, predict) for name, predict in systems.items()}
+        with accelerated(job.base.model), accelerated(self.probe.student.model):
+            known = {name: self._answering(name, predict) for name, predict in systems.items()}
+            evaluated = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
+            remembered = self._remembering()
         a_step, a_token = line(self._pace(plan.effective_batch))
         epochs = plan.total_steps / plan.steps_per_epoch
         drawn = sum(len(item.input_ids) for item in curve) * (job.config.train.evaluations + 1)
         known["train"] = a_step * plan.total_steps + a_token * plan.tokens * epochs
         known["evaluation curve"] = a_token * _FORWARD * drawn if job.config.train.evaluations else 0.0
-        known["evaluate"] = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
-        known["retention"] = self._remembering()
+        known |= {"evaluate": evaluated, "retention": remembered}
         return known
 
     @property

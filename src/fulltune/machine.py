@@ -27,6 +27,13 @@ def memory_bytes() -> int:
     return min([int(psutil.virtual_memory().total), *(int(limit) for limit in limits if limit.isdigit())])
 
 
+def rss_bytes() -> int:
+    """Resident memory of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_rss_bytes() -> int:
     """Peak resident memory of this process so far.
 
