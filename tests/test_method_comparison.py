@@ -202,6 +202,19 @@ def test_a_run_that_was_removed_is_done_again(job: dict[str, Any], tmp_path: Pat
     assert second.done == ["bitfit-run-17"]
 
 
+def test_a_run_that_was_cut_off_goes_on_in_its_own_folder(job: dict[str, Any], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"methods": ["bitfit"], "rates": 1, "max_steps": 2, "out": tmp_path}
+    found = compare_methods(job, runner=Counting(), **options)
+    run = tmp_path / found.methods[0].runs[0].run_id
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps(status | {"state": "stopped"}))
+    for name in ("record.json", "report.html"):
+        (run / name).unlink()
+    again = compare_methods(job, runner=Counting(), **options)
+    assert again.methods[0].runs[0].run_id == run.name
+    assert again.methods[0].score == found.methods[0].score
+
+
 def test_a_budget_of_tokens_becomes_steps(job: dict[str, Any], tmp_path: Path) -> None:
     found = compare_methods(job, methods=["bitfit"], rates=1, tokens=300, out=tmp_path, runner=Counting())
     assert 1 <= found.steps <= 3

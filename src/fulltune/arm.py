@@ -16,12 +16,13 @@ from pydantic import Field
 
 import fulltune
 from fulltune import errors
-from fulltune.config import AdapterConfig, Config, load_config
+from fulltune.config import AdapterConfig, Config, dump_config, load_config
 from fulltune.errors import FulltuneError, Problem
 from fulltune.method_records import Tried
 from fulltune.progress import Progress, open_progress
 from fulltune.records import Model
 from fulltune.store.files import atomic_text
+from fulltune.store.runs import list_runs
 
 
 class ArmDied(FulltuneError):
@@ -182,9 +183,22 @@ def _run(order: Order, progress: Progress) -> Answer:
     (method,), (rate,) = order.methods, order.rates
     config = of_method(load_config(order.config), method)
     train = config.train.model_copy(update={"learning_rate": rate, "seed": order.seed})
-    record = fulltune.run(config.model_copy(update={"train": train}), out=order.out, progress=progress)
+    config = config.model_copy(update={"train": train})
+    record = fulltune.run(config, out=order.out, progress=progress, resume=_unfinished(config, order.out))
     device = torch.accelerator.max_memory_allocated() if torch.accelerator.is_available() else 0
     return Answer(run_id=record.run_id, device_bytes=device)
+
+
+def _unfinished(config: Config, out: str) -> str | None:
+    """The newest run of this very config that was interrupted or killed, and can go on."""
+    text = dump_config(config)
+    for run in reversed(list_runs(out)):
+        kept = run.path / "config.yaml"
+        is_cut = run.status.state in ("stopped", "killed") and not (run.path / "record.json").exists()
+        # Nothing to go on with lies in a run that ended before its training was described.
+        if is_cut and (run.path / "resume.json").exists() and kept.read_text(encoding="utf-8") == text:
+            return run.run_id
+    return None
 
 
 def in_this_process(order: Order, path: Path) -> Answer:
