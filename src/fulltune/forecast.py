@@ -22,7 +22,7 @@ from fulltune.plan import Plan
 from fulltune.retention import Memory
 from fulltune.tasks.base import Example, Features, Predictor, Task
 from fulltune.training.footprint import Footprint
-from fulltune.training.measuring import TIMED, Pace, Probe, footprint, pace
+from fulltune.training.measuring import TIMED, Pace, Probe, footprint, pace, widest
 from fulltune.training.random_state import randomness_kept
 
 #: Seconds that real steps may take at most.
@@ -83,8 +83,8 @@ def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
 def _plainly_fits(job: Job, plan: Plan) -> bool:
     if plan.machine_bytes is None or distributed.launched() > 1:
         return True
-    width = max(len(item.input_ids) for item in job.features)
-    step = memory_parts.rough_step_bytes(job.base.model.config, job.config.train.batch_size, width)
+    rows, width = widest(job.config, job.features, job.base.family)
+    step = memory_parts.rough_step_bytes(job.base.model.config, rows, width)
     beside = 4 * plan.parameters if job.task.head != job.base.head else 0
     return step is not None and plan.memory_bytes + beside + step < memory_parts.SMALL * plan.machine_bytes
 
@@ -122,13 +122,13 @@ class _Rehearsal:
         """
         config, limit = self.job.config, plan.machine_bytes
         self.found = footprint(self.probe, config)
-        fixed = {"program": self.program_bytes, "base": self.base_bytes if self._keeps_base else 0}
-        taken = memory_parts.parts(config, self.found, **fixed)
+        held = {"program": self.program_bytes, "base": self.base_bytes if self._keeps_base else 0}
+        taken = memory_parts.parts(config, self.found, **held)
         if limit is None or sum(taken.values()) <= limit:
             return taken
         if memory_parts.essential(taken) <= limit:
             return {name: size for name, size in taken.items() if name != memory_parts.COPY}
-        ways = memory_parts.proposals(config, self.found, self._recomputing(), limit, **fixed)
+        ways = memory_parts.proposals(config, self.found, self._recomputing(), limit, **held)
         raise memory_parts.refusal(taken, limit, list(ways))
 
     def seconds(self, plan: Plan, curve: Sequence[Features]) -> dict[str, float]:

@@ -17,7 +17,7 @@ class Footprint:
 
     Attributes:
         rows: Rows of a whole micro-batch of the job.
-        width: Tokens of the longest row.
+        width: Tokens of the longest row, its target's too where that is another text.
         timelines: Rows of a micro-batch → bytes taken, and negative those given back, from the step's beginning to its
             optimizer.
         weights: Bytes of all parameters.

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fulltune.config import Config
 from fulltune.methods.base import Method
-from fulltune.model import Bundle
+from fulltune.model import Bundle, Family
 from fulltune.records import Parameters
 from fulltune.tasks.base import Features
 from fulltune.training.fit import TrainingResult, fit
@@ -77,7 +77,7 @@ class _Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.pace: Pace = []
-        self._tokens, self._time = 0, 0.0
+        self._seen, self._time = 0, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -85,9 +85,9 @@ class _Clock(TrainerCallback):
         self._time = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        tokens, now = int(state.num_input_tokens_seen), time.perf_counter()
-        self.pace.append((tokens - self._tokens, now - self._time))
-        self._tokens, self._time = tokens, now
+        seen, now = int(state.num_input_tokens_seen), time.perf_counter()
+        self.pace.append((seen - self._seen, now - self._time))
+        self._seen, self._time = seen, now
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,10 @@ class Probe:
 
 def footprint(probe: Probe, config: Config) -> Footprint:
     """Measure the memory of a step: up to :data:`MORE` rows as they are, more of them told from fewer."""
-    longest = max(probe.features, key=_length)
-    rows, accumulation = _rows(config, longest), min(2, config.train.accumulation)
+    family = probe.student.family
+    longest = max(probe.features, key=lambda item: tokens(item, family))
+    rows, width = widest(config, [longest], family)
+    accumulation = min(2, config.train.accumulation)
     timelines, seconds, optimizer = {}, {}, 0
     for count in (rows,) if rows <= MORE else (FEW, MORE):
         watch = _Watch()
@@ -123,7 +125,7 @@ def footprint(probe: Probe, config: Config) -> Footprint:
     parameters = list(probe.student.model.parameters())
     return Footprint(
         rows=rows,
-        width=len(longest.input_ids),
+        width=width,
         timelines=timelines,
         weights=sum(one.nbytes for one in parameters),
         gradients=sum(one.nbytes for one in parameters if one.requires_grad),
@@ -133,10 +135,17 @@ def footprint(probe: Probe, config: Config) -> Footprint:
     )
 
 
-def _rows(config: Config, longest: Features) -> int:
-    """Rows of the micro-batch that the longest row is in."""
-    tokens = config.speed.batch_tokens
-    return config.train.batch_size if tokens is None else max(1, tokens // _length(longest))
+def widest(config: Config, features: Sequence[Features], family: Family) -> tuple[int, int]:
+    """Rows of the micro-batch that the longest row is in, and the tokens of that row."""
+    longest = max(tokens(item, family) for item in features)
+    budget = config.speed.batch_tokens
+    return config.train.batch_size if budget is None else max(1, budget // longest), longest
+
+
+def tokens(item: Features, family: Family) -> int:
+    """Tokens of a sequence: its input's and, in an encoder-decoder, its target's."""
+    target = len(item.labels) if family == "encoder-decoder" and isinstance(item.labels, list) else 0
+    return len(item.input_ids) + target
 
 
 def pace(probe: Probe, config: Config, batch: int, steps: int = TIMED) -> Pace:
@@ -148,16 +157,11 @@ def pace(probe: Probe, config: Config, batch: int, steps: int = TIMED) -> Pace:
         batch: Rows of an optimizer step.
         steps: How many of them.
     """
-    ordered = sorted(probe.features, key=_length)
+    ordered = sorted(probe.features, key=lambda item: len(item.input_ids))
     chosen = [item for part in range(steps) for item in _stretch(ordered, (part + 0.5) / steps, batch)]
     warm, clock = _stretch(ordered, 0.5, batch), _Clock()
     _steps(probe, [*warm, *chosen], config, clock, {"epochs": 1, "max_steps": None})
     return clock.pace[1:] or clock.pace
-
-
-def _length(item: Features) -> int:
-    """Tokens of the input, and of the labels where they are another text."""
-    return len(item.input_ids) + (len(item.labels) if isinstance(item.labels, list) else 0)
 
 
 def _stretch(ordered: Sequence[Features], place: float, count: int) -> list[Features]:

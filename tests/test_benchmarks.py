@@ -1,0 +1,72 @@
+"""What the benchmarks work out of their measurements."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from fulltune.config import load_config
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+def row(rate: float, peak: float = 100.0, loss: float = 2.0) -> dict[str, Any]:
+    return {"tokens_per_second": rate, "peak_bytes": peak, "eval_loss": loss, "tokens": 9, "curve": [(1, 3.0)]}
+
+
+def test_targets_are_judged_on_pairs(script: Any) -> None:
+    speed = script("speed")
+    cells = {
+        "fulltune, dropout on": speed.summary([row(30, 50), row(60, 50), row(90, 50)]),
+        "b, dropout on": speed.summary([row(10), row(10), row(45)]),
+        "c, dropout on": speed.summary([{"error": "tcmalloc is not installed"}]),
+    }
+    verdicts = {name: (got, verdict) for name, _, got, verdict in speed.judge({"sql": cells}, peak=1e12)}
+    assert verdicts["sql: times as fast as b"] == (3.0, "reached")
+    assert verdicts["sql: times as fast as c"] == (None, "not measured")
+    assert verdicts["sql: peak memory over b's"] == (0.5, "reached")
+    assert verdicts["sql: final loss off b's"] == (0.0, "reached")
+    assert verdicts["clauses: times as fast as a"] == (None, "not measured")
+
+
+def test_a_missed_target_is_called_so(script: Any) -> None:
+    speed = script("speed")
+    cells = {f"{arm}, dropout on": speed.summary([row(10, 100, loss)]) for arm, loss in (("fulltune", 2.1), ("b", 2.0))}
+    missed = [name for name, _, _, verdict in speed.judge({"sql": cells}, peak=1e12) if verdict == "missed"]
+    assert missed == ["sql: times as fast as b", "sql: peak memory over b's", "sql: final loss off b's"]
+
+
+def test_operations_of_gpt2_are_six_a_parameter_and_attention(script: Any) -> None:
+    matrices = [one for name, one in GPT2LMHeadModel(GPT2Config(n_layer=1)).named_parameters() if one.dim() == 2]
+    one_layer = sum(one.numel() for one in matrices) - 1024 * 768 - 50257 * 768
+    parameters = 12 * one_layer + 50257 * 768
+    assert script("speed").gpt2_operations(1.0) == 6 * parameters + 6 * 12 * 1024 * 768
+
+
+def test_an_arm_that_cannot_run_says_why(script: Any) -> None:
+    arms = script("tools.arms")
+    assert arms.missing("fulltune", "tales") is None
+    assert arms.missing("b", "sql") is None
+    assert "decoders only" in arms.missing("d", "sql")
+    assert "LitGPT" in arms.missing("e", "tales")
+
+
+def test_the_plan_is_checked_on_many_jobs_of_all_families(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_error = script("plan_error")
+    monkeypatch.setattr(plan_error, "_write", lambda *names: None)
+    configs = [load_config(*plan_error.job(name, Path("place"), 16)) for name in plan_error.JOBS]
+    assert len(configs) >= 12
+    assert {config.task for config in configs} == {"classification", "causal-lm", "text2sql"}
+    assert {config.train.gradient_checkpointing for config in configs} == {True, False}
+    assert max(config.train.accumulation for config in configs) > 1
+    assert any(config.speed.batch_tokens for config in configs)
