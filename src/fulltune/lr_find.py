@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from fulltune import dataset, plugins, stages
+from fulltune import dataset, stages
 from fulltune.config import Config, load_config
 from fulltune.errors import DataError, ModelError
-from fulltune.model import Bundle
+from fulltune.methods.base import Method
+from fulltune.model import Bundle, trained_state
 from fulltune.plan import total_steps
 from fulltune.progress import NullProgress, Progress
 from fulltune.records import Model
@@ -101,6 +102,7 @@ class _Job:
 
     config: Config
     task: Task
+    method: Method
     student: Bundle
     train: Sequence[Features]
     held_out: Sequence[Features]
@@ -134,7 +136,7 @@ def find_learning_rate(
     started, config, progress = time.perf_counter(), load_config(config, overrides), progress or NullProgress()
     with randomness_kept(), tempfile.TemporaryDirectory() as place:
         job = _job(config, out)
-        plugins.load("method", config.method)(config).prepare(job.student)
+        job.method.prepare(job.student)
         kept = _Weights(job.student)
         points, is_whole = _sweep(job, steps, Path(place), progress)
         kept.restore()
@@ -167,7 +169,7 @@ def find_learning_rate(
 
 
 def _job(config: Config, out: str | Path) -> _Job:
-    task, _ = stages.parts(config)
+    task, method = stages.parts(config)
     data = dataset.prepare(config, task)
     base = stages.load(config, task, out)
     audit, features, curve = dataset.inspect(config, task, data, base)
@@ -176,7 +178,7 @@ def _job(config: Config, out: str | Path) -> _Job:
     student = base if task.head == base.head else stages.load(config, task, out, head=task.head)
     task.begin(student, data.train.examples)
     train, held_out = (features, curve) if data.valid else _held_out(features)
-    return _Job(config, task, student, train, held_out, task.class_weights(data.train.examples))
+    return _Job(config, task, method, student, train, held_out, task.class_weights(data.train.examples))
 
 
 def _micro_batches(job: _Job) -> int | None:
@@ -205,7 +207,7 @@ def _sweep(job: _Job, steps: int, place: Path, progress: Progress) -> tuple[list
     with progress.stage("range test", total=steps, unit="step") as bar:
         return range_test.sweep(
             job.student,
-            job.train,
+            job.method.features(job.student, job.train),
             job.config,
             range_test.rates(LOW, HIGH, steps),
             output_dir=place,
@@ -224,11 +226,10 @@ def _confirm(job: _Job, rate: float, steps: int, place: Path, progress: Progress
             "trainer": job.config.trainer | {"save_strategy": "no", "report_to": "none"},
         }
     )
-    method = plugins.load("method", config.method)(config)
     with progress.stage(f"rate {rate:.1e}", total=steps, unit="step") as bar:
         trained = fit(
             job.student,
-            method,
+            job.method,
             job.train,
             job.held_out,
             config,
@@ -276,7 +277,7 @@ class _Weights:
 
     def __init__(self, bundle: Bundle) -> None:
         self.model = bundle.model
-        self.state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.state = {name: value.detach().clone() for name, value in trained_state(self.model).items()}
         self.sha256 = weights_sha256(self.model)
 
     def restore(self) -> None:
@@ -285,7 +286,7 @@ class _Weights:
         Raises:
             ModelError: The model's weights are others than before.
         """
-        self.model.load_state_dict(self.state)
+        self.model.load_state_dict(self.state, strict=False)  # what is frozen is not in it
         found = weights_sha256(self.model)
         if found != self.sha256:
             raise ModelError(f"the weights did not come back ({found})", expected=self.sha256, field="model")

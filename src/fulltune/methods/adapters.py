@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from fulltune.adapters import files
 from fulltune.config import Config
@@ -34,6 +34,7 @@ class Partial(Method):
         self._origin = files.Origin(source="")
         self._before: dict[str, bytes] = {}
         self._total = 0
+        self._prepared: PreTrainedModel | None = None
 
     @abstractmethod
     def attach(self, bundle: Bundle) -> None:
@@ -45,6 +46,8 @@ class Partial(Method):
 
     def prepare(self, bundle: Bundle) -> Bundle:
         model: Any = bundle.model
+        if model is self._prepared:
+            return bundle
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         self._origin = files.Origin.of(bundle, self.name)
@@ -55,7 +58,7 @@ class Partial(Method):
         trained = self._trained(model)
         require("are not float32", [name for name, value in trained.items() if value.dtype != torch.float32])
         self._total = whole + sum(value.numel() for name, value in trained.items() if self.is_added(name))
-        self._before = fingerprints(model)
+        self._prepared, self._before = model, fingerprints(model)
         return bundle
 
     def is_added(self, name: str) -> bool:

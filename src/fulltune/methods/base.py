@@ -60,7 +60,8 @@ class Method(ABC):
 
     @abstractmethod
     def prepare(self, bundle: Bundle) -> Bundle:
-        """Make ready what will learn, in place where it can be; returns what is to be trained.
+        """Make ready what will learn, in place where it can be; returns what is to be trained. A second call with the
+        same model changes nothing.
 
         Raises:
             ModelError: The model cannot be trained in this way.
