@@ -9,7 +9,9 @@ gives it back.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -58,11 +60,13 @@ class BestState:
         unfinished = self.path.with_suffix(".partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            told = {"step": str(step), "value": repr(value)}
+            told = {"step": str(step), "value": repr(value), "sha256": _sha256(model)}
             if _has_frozen(model):
                 save_file(trained_state(model), unfinished, metadata=told)
             else:
                 save_model(model, str(unfinished), metadata=told)
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
             unfinished.replace(self.path)
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
@@ -84,14 +88,38 @@ class BestState:
         return (int(found["step"]), float(found["value"])) if {"step", "value"} <= found.keys() else None
 
     def restore(self, model: nn.Module) -> None:
-        """Put the kept weights into the model, bit for bit."""
-        if _has_frozen(model):
-            model.load_state_dict(load_file(self.path), strict=False)
-        else:
-            load_model(model, str(self.path))
+        """Put the kept weights into the model, bit for bit.
+
+        Raises:
+            StoreError: They are not those that were written.
+        """
+        written = ""
+        with suppress(SafetensorError):
+            if _has_frozen(model):
+                model.load_state_dict(load_file(self.path), strict=False)
+            else:
+                load_model(model, str(self.path))
+            with safe_open(self.path, framework="pt") as file:
+                written = (file.metadata() or {}).get("sha256", "")
+        if written != _sha256(model):
+            raise StoreError(
+                "the best weights are not those that were written",
+                fix="look after this disk, and start the run anew",
+                where=str(self.path),
+            )
 
     def drop(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _sha256(model: nn.Module) -> str:
+    """One hash over what training changes, by name."""
+    whole = hashlib.sha256()
+    for name, value in trained_state(model).items():
+        octets: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole.update(name.encode())
+        whole.update(octets)
+    return whole.hexdigest()
 
 
 def _has_frozen(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +246,7 @@ class Checkpoints(TrainerCallback):
         return {
             "random": [{name: own[name] for name in ("now", "epoch")} for own in processes],
             "progress": {
-                "losses": [own["loss"] for own in processes],
+                "processes": [{name: own[name] for name in ("loss", "padding")} for own in processes],
                 "total_loss": trainer._total_loss_scalar,
                 "last_logged": trainer._globalstep_last_logged,
                 "micro_batches": {"limit": micro.limit, "events": [one.model_dump() for one in micro.events]},
@@ -256,7 +256,8 @@ class Checkpoints(TrainerCallback):
 
     def _of_process(self) -> dict[str, Any]:
         trainer: Any = self.trainer
-        return {"now": random_state(), "epoch": self._epoch_began, "loss": float(trainer._tr_loss)}
+        known = {"loss": float(trainer._tr_loss), "padding": asdict(trainer.padding)}
+        return {"now": random_state(), "epoch": self._epoch_began} | known
 
     def _trainer_state(self) -> bytes:
         """As transformers writes it, with the states of callbacks as they are now."""
@@ -332,9 +333,13 @@ class Checkpoints(TrainerCallback):
                 args.eval_on_start = not all(guard.history for guard in guards)
 
     def _restore(self, progress: dict[str, Any]) -> None:
-        """What the loop of transformers forgets: the loss since it was last logged."""
+        """What the loop of transformers forgets: the loss since it was last logged; and what is counted beside it."""
         trainer: Any = self.trainer
-        trainer._tr_loss.fill_(progress["losses"][trainer.args.process_index])
+        processes = progress["processes"]
+        # Sharded checkpoints may be read by another number of processes.
+        own = processes[trainer.args.process_index % len(processes)]
+        trainer._tr_loss.fill_(own["loss"])
+        trainer.padding = replace(trainer.padding, **own["padding"])
         trainer._total_loss_scalar = progress["total_loss"]
         trainer._globalstep_last_logged = progress["last_logged"]
         micro = progress["micro_batches"]
