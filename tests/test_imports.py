@@ -40,9 +40,9 @@ LAYERS = (
         "trials",
         "search",
     ),
-    ("pipeline", "interpolation", "averaging", "export", "lr_find", "resume_check"),
+    ("pipeline", "interpolation", "averaging", "asking", "export", "lr_find", "resume_check"),
     ("sweep", "arm", "method_comparison"),
-    ("demo", "doctor", "render", "render_registry"),
+    ("demo", "doctor", "render", "render_answers", "render_registry"),
     ("console",),
     ("cli_models", "cli_launch"),
     ("cli",),
@@ -52,7 +52,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("errors", "records", "config", "data", "metrics", "compare", "store", "report", "progress", "plan", "plugins")
-LIGHT += ("machine", "doctor", "render", "render_registry", "demo", "console", "cli_models", "cli")
+LIGHT += ("machine", "doctor", "render", "render_answers", "render_registry", "demo", "console", "cli_models", "cli")
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
 
 

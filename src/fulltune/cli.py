@@ -109,20 +109,40 @@ def evaluate(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A run: its id, the beginning of it, a path, or `latest`.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The run to compare it with.")],
+    b: Annotated[str | None, typer.Argument(metavar="[B]", help="The run to compare it with.")] = None,
+    question: Annotated[
+        str | None, typer.Option("--ask", metavar="TEXT", help="Ask both this; a run alone: its base and its result.")
+    ] = None,
+    database: Annotated[
+        str, typer.Option("--db", metavar="NAME", help="text2sql: which database --ask is about.")
+    ] = "",
+    data: Annotated[bool, typer.Option("--data", help="Show rows fixed and broken from A to B.")] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="CONFIG", help="For --ask, where neither is a run.")
+    ] = None,
+    overrides: Overrides = None,
     out: Out = RUNS,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare two runs row by row; refuses runs whose scores do not mean the same."""
-    from fulltune import render
-    from fulltune.compare import compare
-    from fulltune.store.runs import resolve
+    """Compare two runs, row by row, by one question (--ask) or by what changed (--data).
 
-    with answering(as_json, verbose):
-        # Not `fulltune.compare`, which is the same but waits for torch.
-        found = compare(resolve(a, out), resolve(b, out))
-    answer(found.to_json(), render.comparison(found), as_json)
+    `base` and `tuned` name the two ends of the newest run.
+    """
+    from fulltune import render_answers
+
+    if question is not None:
+        with answering(as_json, verbose):
+            from fulltune.asking import ask
+
+            asked = ask(question, a, b, place=database, config=config, out=out, overrides=overrides or ())
+        answer(asked.to_json(), render_answers.asked(asked), as_json)
+    elif data:
+        _changed_rows(a, b, out, as_json, verbose)
+    elif b is None:
+        raise typer.BadParameter("name two runs, or add --ask or --data", param_hint="B")
+    else:
+        _compare_runs(a, b, out, as_json, verbose)
 
 
 @app.command("lr-find")
@@ -266,6 +286,28 @@ def _check_resume(config: Path, steps: int, overrides: list[str] | None, as_json
     answer(found.to_json(), render.resume_check(found), as_json)
     if not found.is_exact:
         raise typer.Exit(1)
+
+
+def _compare_runs(a: str, b: str, out: Path, as_json: bool, verbose: bool) -> None:
+    from fulltune import render
+    from fulltune.compare import compare
+    from fulltune.store.registry import evidence
+
+    with answering(as_json, verbose):
+        # Not `fulltune.compare`, which is the same but waits for torch.
+        found = compare(evidence(a, out), evidence(b, out))
+    answer(found.to_json(), render.comparison(found), as_json)
+
+
+def _changed_rows(a: str, b: str | None, out: Path, as_json: bool, verbose: bool) -> None:
+    from fulltune import render_answers
+    from fulltune.compare import changed_rows
+    from fulltune.store.registry import evidence
+
+    before, after = ("latest", None) if (a, b) == ("base", "tuned") else (a, b)
+    with answering(as_json, verbose):
+        found = changed_rows(evidence(before, out), evidence(after, out) if after else None)
+    answer(found.to_json(), render_answers.changed_rows(found), as_json)
 
 
 def _learning_curve(

@@ -112,6 +112,74 @@ def compare(
     )
 
 
+class Row(Model):
+    """One row before and after: what was asked, the right answer, and the two that were given."""
+
+    id: str
+    input: str
+    reference: str | tuple[str, ...]
+    before: str | tuple[str, ...]
+    after: str | tuple[str, ...]
+
+
+class ChangedRows(Model):
+    """What changed from one system to another on the rows that both answered, at most so many rows of each kind.
+
+    Attributes:
+        before, after: Run ids, with the system where it is not the tuned one.
+        metric: What rows are judged by. Where it is not 0 or 1 on every row, ``fixed`` are the rows that gained most
+            and ``broken`` those that lost most.
+        counted: How many rows were fixed and broken, whatever is shown; None where rows gain and lose by degrees.
+    """
+
+    before: str
+    after: str
+    metric: str
+    counted: tuple[int, int] | None
+    fixed: tuple[Row, ...]
+    broken: tuple[Row, ...]
+
+
+def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: int = SHOWN_ROWS) -> ChangedRows:
+    """The rows that were fixed and broken from one run's tuned model to another's, or from a run's base to its tuned.
+
+    Args:
+        before: Folder of a run.
+        after: Folder of the run to compare it with; None for the same run's base (zero-shot) against its tuned model.
+        shown: Rows of each kind.
+
+    Raises:
+        StoreError: A file is missing or damaged.
+        IncompatibleError: The scores of the two do not mean the same.
+    """
+    system, old, new = (_TUNED if after else "zero_shot"), Path(before), Path(after or before)
+    first, second = (read_record(folder / "record.json") for folder in (old, new))
+    _check(first, second)
+    metrics = _shared_metrics(first, second)
+    found = _changed_rows(scored(new, metrics), scored(old, metrics, system), metrics[0])
+    exact = "fixed" in found
+    fixed, broken = (found[name] for name in (("fixed", "broken") if exact else ("most_improved", "most_worsened")))
+    wanted = {*fixed[:shown], *broken[:shown]}
+    was, became = _answers(old, system, wanted), _answers(new, _TUNED, wanted)
+    return ChangedRows(
+        before=first.run_id + ("" if after else ", base"),
+        after=second.run_id,
+        metric=found["row_metric"],
+        counted=(len(fixed), len(broken)) if exact else None,
+        fixed=tuple(_row(was[row], became[row]) for row in fixed[:shown]),
+        broken=tuple(_row(was[row], became[row]) for row in broken[:shown]),
+    )
+
+
+def _answers(folder: Path, system: str, wanted: set[str]) -> dict[str, Prediction]:
+    lines = _predictions(folder / "predictions.jsonl")
+    return {line.id: line for line in lines if line.system == system and line.id in wanted}
+
+
+def _row(before: Prediction, after: Prediction) -> Row:
+    return Row(id=after.id, input=after.input, reference=after.reference, before=before.output, after=after.output)
+
+
 def decide(comparison: Mapping[str, Comparison], scores: Mapping[str, Mapping[str, Score]], metric: Metric) -> Decision:
     """The verdict of a run in one sentence that does not flatter.
 

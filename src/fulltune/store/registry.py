@@ -31,6 +31,7 @@ from fulltune.store.files import storing
 from fulltune.store.manifest import FileEntry, write_folder
 from fulltune.store.manifest import verify as verify_folder
 from fulltune.store.objects import Objects, link_or_copy
+from fulltune.store.runs import resolve
 
 #: The alias that a bare name means.
 PRODUCTION = "production"
@@ -370,6 +371,16 @@ def reference(name: str, out: str | Path) -> Version | None:
     if not at and (not registry.exists or bare not in registry.names()):
         return None
     return registry.version(name)
+
+
+def evidence(name: str, out: str | Path) -> Path:
+    """The folder with record and predictions of a run, or of a version of the registry.
+
+    Raises:
+        StoreError: There is no such run or version.
+    """
+    version = reference(name, out)
+    return Registry(out).checkout(version) if version else resolve(name, out)
 
 
 def now() -> str:

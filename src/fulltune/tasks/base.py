@@ -127,6 +127,14 @@ class Task(ABC):
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         """How this bundle answers, with ``shots`` as examples in its context."""
 
+    def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
+        """One answer to a text whose right answer nobody knows; ``place`` says what it is asked of (a database, say).
+
+        Raises:
+            ConfigError: There is no such place, or one must be named.
+        """
+        return next(self.predictor(bundle, system)([Example("asked", text, "")]))
+
     def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
         """Task-specific extras for the report (a confusion matrix, say), from the tuned model's predictions; these
         may be gone through more than once.

@@ -12,6 +12,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from fulltune import distributed, inference
+from fulltune.data.load import available_columns
+from fulltune.errors import DataError
 from fulltune.metrics.base import Metric
 from fulltune.metrics.likelihood import bits_per_byte, perplexity
 from fulltune.metrics.text import continuation_bleu, continuation_rougeL, distinct_2, repetition_4
@@ -92,6 +94,23 @@ class CausalLM(Task):
                     )
 
         return predict
+
+    def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
+        """A continuation: of a chat's turn where prompts were learnt as such, else of the bare text."""
+        cap = self.config.evaluation.max_new_tokens
+        context = prompts.start_ids(bundle) + prompts.text_ids(bundle, text)
+        if self._learns_prompts():
+            context = self._prompt(Example("asked", text, ""), bundle)
+        [answer] = inference.generate(bundle, [context[-max(1, bundle.window - cap) :]], 1, cap)
+        values = {"tokens": answer.tokens, "capped": answer.capped}
+        return Prediction(system=system, id="asked", input=text, reference="", output=answer.text, values=values)
+
+    def _learns_prompts(self) -> bool:
+        try:
+            columns = self.columns(available_columns(self.config.data.train))
+        except DataError:  # the rows need not be where the model is asked
+            return False
+        return columns[0].role == "prompt"
 
     def _pieces(self, example: Example, bundle: Bundle, shots: Sequence[Example]) -> list[inference.Text]:
         """What is scored of one example; the end-of-text token is not, since no byte of the text stands for it."""

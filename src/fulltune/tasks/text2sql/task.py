@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from fulltune.data.load import Row
 
 
+#: Rows of a result that an answer shows.
+SHOWN_ROWS = 10
+
+
 class Text2SQL(Seq2Seq):
     """Columns ``question``, ``sql`` and ``db_id``; ``data.databases`` names the folder of SQLite files."""
 
@@ -86,6 +90,20 @@ class Text2SQL(Seq2Seq):
         return Prediction(
             system=system, id=example.id, input=example.input, reference=gold, output=query, values=values
         )
+
+    def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
+        """A query and the rows that it returns; ``place`` is the database, if there are several."""
+        folder = Path(str(self.config.data.databases))
+        known = sorted({path.stem for ending in ("sqlite", "db") for path in folder.rglob(f"*.{ending}")})
+        if not place and len(known) != 1:
+            listed = ", ".join(known[:10])
+            raise ConfigError(f"{len(known)} databases", expected="one to ask", fix=f"add --db with one of {listed}")
+        name = place or known[0]
+        meta = {"db_id": name, "database": str(schema.find_database(folder, name))}
+        found = next(self.predictor(bundle, system)([Example("asked", text, "", meta)]))
+        result = self.execute(meta["database"], str(found.output))
+        values = {"rows": [list(row) for row in result.rows[:SHOWN_ROWS]], "count": len(result.rows)}
+        return found.model_copy(update={"values": values | {"error": result.error or ""}})
 
     def schema(self, db_id: str) -> str:
         """One line for a database: from ``data.schemas`` where it stands there, else read from the file."""
