@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -34,12 +36,31 @@ def rss_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+#: The highest peak before the last :func:`mark_peak`.
+_EARLIER = [0]
+
+
 def peak_rss_bytes() -> int:
     """Peak resident memory of this process so far.
 
     Linux tells it of the program alone (``VmHWM``); ``getrusage`` there counts what the process held before it became
     this program, so that the child of a large parent would never look small.
     """
+    return max(_EARLIER[0], peak_since_mark())
+
+
+def mark_peak() -> None:
+    """Begin a new peak for :func:`peak_since_mark`, where the system can (Linux); freed pages go back first."""
+    _EARLIER[0] = peak_rss_bytes()
+    with suppress(OSError, AttributeError, TypeError):  # no C library that has it
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        # 5 sets the peak back to what is resident now: proc_pid_clear_refs(5).
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_since_mark() -> int:
+    """Peak resident memory since the last mark; since the start where there is none, or the system cannot forget."""
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

@@ -269,7 +269,7 @@ def _seed_run(record: Record, seed: int, device_bytes: int) -> SeedRun:
         tokens=record.training.tokens,
         seconds=used.train_seconds,
         tokens_per_second=used.tokens_per_second,
-        memory_bytes=used.peak_rss_bytes,
+        memory_bytes=record.training.peak_bytes,
         device_bytes=device_bytes,
         optimizer_bytes=record.training.optimizer_bytes,
         disk_bytes=adapter.bytes if adapter else used.model_bytes,

@@ -40,8 +40,8 @@ class Tried(Model):
 class SeedRun(Model):
     """A run with the chosen rate: an ordinary run folder holds the rest.
 
-    ``memory_bytes`` is the peak of resident memory of the run's own process; ``device_bytes`` that of an accelerator, 0
-    without one. ``retention`` is the relative loss of each ability (above 0 is worse).
+    ``memory_bytes`` is the peak of resident memory of the run's own process while it trained; ``device_bytes`` that of
+    an accelerator, 0 without one. ``retention`` is the relative loss of each ability (above 0 is worse).
     """
 
     seed: int

@@ -134,14 +134,16 @@ class AdapterInfo(Model):
 class Training(Model):
     """How it was trained, as it came out (steps really taken, rates really used).
 
-    ``optimizer_bytes`` is what the optimizer keeps between steps, on the process that keeps most; ``batch_size`` is
-    that of one of ``processes``, which shared the work by ``engine``. ``padding`` is the share of the positions that
+    ``optimizer_bytes`` is what the optimizer keeps between steps, ``peak_bytes`` the most resident memory during
+    training (evaluations of the curve included), each on the process that keeps most; ``batch_size`` is that of one of
+    ``processes``, which shared the work by ``engine``. ``padding`` is the share of the positions that
     were computed without a token in them, and ``packed`` says whether documents shared rows (then some of
     ``batch_size`` documents may lie in one).
     """
 
     optimizer: str
     optimizer_bytes: int = 0
+    peak_bytes: int = 0
     scheduler: str
     learning_rate: float
     warmup_steps: int

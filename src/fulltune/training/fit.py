@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from fulltune import distributed
+from fulltune import distributed, machine
 from fulltune.config import CheckpointConfig, Config
 from fulltune.errors import DataError, DivergenceError, MemoryExhausted, TrainingStopped
 from fulltune.guards.divergence import DivergenceGuard
@@ -150,7 +150,9 @@ def fit(
             guard.whole, guard.leaves_file = bundle.model, checkpoints is not None
         trainer.args.eval_on_start = bool(curve)
         with _stoppable(trainer, checkpoints):
+            machine.mark_peak()
             seconds, stopped = _train(trainer, resume)
+            peak = machine.peak_since_mark()
         if stopped is not None:
             refresh(bundle.model, trainer)
         for guard in chosen:
@@ -159,7 +161,7 @@ def fit(
     # Training that was stopped has gone back: what was logged after that step is none of its weights.
     steps = [step for step in log.steps if step.step <= trainer.state.global_step]
     return TrainingResult(
-        training=_account(trainer, bundle, config, steps, len(features)),
+        training=_account(trainer, bundle, config, steps, len(features), peak),
         parameters=method.proof(bundle),
         train_seconds=seconds + log.seconds_before,
         tokens_per_second=(trainer.state.num_input_tokens_seen - log.tokens_before)
@@ -307,12 +309,13 @@ def _settings_kept(model: Any) -> Iterator[None]:
         model.eval()
 
 
-def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[Step], rows: int) -> Training:
+def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[Step], rows: int, peak: int) -> Training:
     args, state = trainer.args, trainer.state
     losses = [step.loss for step in steps if step.loss is not None]
     return Training(
         optimizer=str(getattr(args.optim, "value", args.optim)),
         optimizer_bytes=max(distributed.gathered(state_bytes(trainer.optimizer))),
+        peak_bytes=max(distributed.gathered(peak)),
         scheduler=config.train.scheduler,
         learning_rate=args.learning_rate,
         warmup_steps=args.get_warmup_steps(state.max_steps),
