@@ -1,0 +1,79 @@
+"""The fast paths of a run: chosen once, in force for as long as a block lasts, and undone afterwards.
+
+with fixed("auto", folder / "kernels.json"):     # the whole run makes its products in one way
+    with accelerated(model):                     # layers of this model are fast in here
+        ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from fulltune.kernels.attention import fast_attention
+from fulltune.kernels.calibration import dump_choices, machine_choices, read_choices
+from fulltune.kernels.dropout import fast_dropouts
+from fulltune.kernels.linear import fast_linears
+from fulltune.kernels.products import Choices
+from fulltune.store.files import atomic_text
+
+Switch = Literal["auto", "off"]
+
+#: None: nothing was fixed. A process asks its machine once, when it first needs to know.
+_fixed: ContextVar[Choices | Literal["off"] | None] = ContextVar("fixed", default=None)
+_of_machine: dict[int, Choices] = {}
+
+
+def current() -> Choices | None:
+    """The choice in force, or None where kernels are off."""
+    import torch
+
+    fixed = _fixed.get()
+    if fixed == "off":
+        return None
+    if fixed is not None:
+        return fixed
+    threads = torch.get_num_threads()
+    if threads not in _of_machine:
+        _of_machine[threads] = machine_choices()
+    return _of_machine[threads]
+
+
+@contextmanager
+def fixed(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]:
+    """Settle how products are made for as long as the block lasts.
+
+    Args:
+        kernels: ``speed.kernels`` of the config.
+        path: A run's own file. What stands there is used, so that a resumed run goes on bit for bit; a new run writes
+            its choice there.
+    """
+    if kernels == "off":
+        token = _fixed.set("off")
+    else:
+        kept = read_choices(path) if path is not None else None
+        choices = kept or current()
+        if path is not None and kept is None and choices is not None:
+            atomic_text(path, dump_choices(choices))
+        token = _fixed.set(choices)
+    try:
+        yield current()
+    finally:
+        _fixed.reset(token)
+
+
+@contextmanager
+def accelerated(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the model computes by the choice in force. Nested blocks change nothing."""
+    choices = current()
+    with ExitStack() as stack:
+        if choices is not None:
+            stack.enter_context(fast_linears(model, choices))
+            stack.enter_context(fast_dropouts(model))
+            stack.enter_context(fast_attention())
+        yield
