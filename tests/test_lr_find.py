@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import fulltune
 from fulltune.cli import app
+from fulltune.config import LEARNING_RATES
 from fulltune.errors import ConfigError, DataError
 from fulltune.lr_find import LearningRate, weights_sha256
 from fulltune.report.rates import plot
@@ -160,6 +161,15 @@ def test_validation_rows_are_taken_where_there_are_some(tmp_path: Path) -> None:
     config["data"]["valid"] = config["data"]["eval"]
     found = fulltune.find_learning_rate(config, out=tmp_path / "runs", steps=14, confirm_steps=2)
     assert found.held_out == 20
+
+
+@pytest.mark.parametrize("method", ["qlora", "prompt-tuning"])
+def test_a_method_that_freezes_the_model_is_searched_too(method: str, tmp_path: Path) -> None:
+    """What the sweep spoilt comes back, or the search would say so; the model is prepared once."""
+    config = job(tmp_path, "gpt2", rows=20) | {"method": method}
+    found = fulltune.find_learning_rate(config, out=tmp_path / "runs", steps=14, confirm_steps=2)
+    assert len(found.sweep) > 5
+    assert found.asked == LEARNING_RATES[method]
 
 
 def test_a_hash_sees_one_bit() -> None:

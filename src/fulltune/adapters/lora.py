@@ -57,7 +57,7 @@ def inject(
         target_modules=list(targets),
         modules_to_save=list(whole) or None,
         trainable_token_indices=list(tokens) or None,
-        fan_in_fan_out=_is_turned(model, targets),
+        fan_in_fan_out=_is_turned(model),
         task_type=_task_type(model),
     )
     return _injected(model, config)
@@ -105,6 +105,7 @@ def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *
     """Merge a stored adapter into its base, in place; without its head only the factors."""
     config = peft().LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
+    config.fan_in_fan_out = _is_turned(model)
     if not with_head:
         config.modules_to_save = None
         tensors = {name: value for name, value in tensors.items() if "lora_" in name}
@@ -133,9 +134,9 @@ def _in_4_bits(model: Any) -> Iterator[None]:
             del model.is_loaded_in_4bit
 
 
-def _is_turned(model: nn.Module, targets: Sequence[str]) -> bool:
+def _is_turned(model: nn.Module) -> bool:
     """GPT-2 keeps its weights ``(in, out)``."""
-    return any(isinstance(model.get_submodule(name), Conv1D) for name in targets)
+    return any(isinstance(layer, Conv1D) for layer in model.modules())
 
 
 def _task_type(model: Any) -> str | None:
