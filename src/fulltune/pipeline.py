@@ -14,18 +14,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune import dataset, recording, stages
+from fulltune import dataset, distributed, finishing, forecast, recording, resuming, stages
 from fulltune.baselines import choose_shots
 from fulltune.compare import RunComparison
 from fulltune.compare import compare as compare_folders
 from fulltune.config import Config, dump_config, load_config
+from fulltune.kernels.active import accelerated, fixed
 from fulltune.plan import Plan
 from fulltune.progress import NullProgress, Progress
 from fulltune.records import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.retention import Memory
 from fulltune.store.register import register_run
-from fulltune.store.runs import RunFolder, new_run_id, resolve
+from fulltune.store.runs import new_run_id, resolve
 
 Source = Config | Mapping[str, Any] | str | Path
 
@@ -36,6 +37,8 @@ def run(
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    resume: str | Path | None = None,
+    allow_changed: bool = False,
     **options: Any,
 ) -> Record:
     """Tune a model and prove whether that helped.
@@ -46,6 +49,8 @@ def run(
         out: Where run folders lie.
         overrides: ``a.b=value`` texts, applied last.
         progress: Where stages report; nothing by default.
+        resume: A run that was stopped or killed, to go on with; it brings its own config.
+        allow_changed: Resume although data, config or packages are not those that the run began with.
 
     Returns:
         The record, as it stands in ``record.json`` of the run folder.
@@ -53,21 +58,31 @@ def run(
     Raises:
         FulltuneError: One clear message; see :mod:`fulltune.errors`.
     """
+    if resume is not None and config is None and not options:
+        config = resuming.config_of(resume, out)
     config = stages.pinned(load_config(config if config is not None else options, overrides), out)
-    progress, watch = progress or NullProgress(), recording.Stopwatch()
-    task, method = stages.parts(config)
-    with recording.Warnings() as warned, contextlib.ExitStack() as held:
+    watch = recording.Stopwatch()
+    with contextlib.ExitStack() as held, recording.Warnings() as warned:
+        held.enter_context(distributed.joined(float(config.trainer.get("ddp_timeout", distributed.TIMEOUT))))
+        progress = progress if progress and distributed.is_main() else NullProgress()
+        task, method = stages.parts(config)
         with watch("data"):
-            data = dataset.prepare(config, task)
+            task, data = distributed.once(lambda: (task, dataset.prepare(config, task)))
         with watch("load"):
             base = stages.load(config, task, out)
         with watch("audit"):
-            audit, features, curve = dataset.inspect(config, task, data, base)
-        folder = held.enter_context(RunFolder.create(out, new_run_id(config.task, config.model)))
+            audit, features, curve = distributed.once(lambda: dataset.inspect(config, task, data, base))
+        run_id = distributed.shared(new_run_id(config.task, config.model))
+        resume = resume or distributed.once(lambda: resuming.restarted(out))
+        folder = held.enter_context(resuming.held(out, resume, run_id))
+        resuming.check(folder, config, data, base, allow_changed)
         folder.write_text("config.yaml", dump_config(config))
+        held.enter_context(fixed(config.speed.kernels, folder.path / "kernels.json"))
+        held.enter_context(accelerated(base.model))
         audit_file = folder.write_text("audit.json", audit.to_json())
         audit.raise_if_broken(config.data.allow_leaks, where=str(audit_file))
-        folder.write_json("plan.json", stages.make_plan(config, task, data, base, features))
+        job = forecast.Job(config, task, data, base, features, out)
+        folder.write_json("plan.json", forecast.checked_plan(job))
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
                 shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
@@ -75,36 +90,46 @@ def run(
                 folder.write_json("baselines.json", {name: e.scores(config.evaluation) for name, e in systems.items()})
             with watch("remember"):
                 memory = Memory.of(config, base, Path(out), progress)
-            with watch("train"):
-                student = base if task.head == base.head else stages.load(config, task, out, head=task.head)
-                trained = stages.train(config, task, method, student, data, features, curve, memory, folder, progress)
-            with watch("save"):
-                recording.save_model(student, folder.path / "model")
+            done = resuming.read_back(config, task, folder, out)
+            if done is not None:
+                student, trained = done
+            else:
+                with watch("train"):
+                    student = base if task.head == base.head else stages.load(config, task, out, head=task.head)
+                    given = (config, task, method, student, data, features, curve, memory, folder, progress)
+                    trained = stages.train(*given)
+                with watch("save"):
+                    trained = finishing.finish(task, method, student, data, trained, folder)
+                    resuming.keep(trained, folder)
+            held.enter_context(accelerated(student.model))
             with watch("evaluate"):
                 systems["tuned"] = stages.score_system(task, student, "tuned", data, progress, sink)
             with watch("retention"):
                 kept = memory.compare(student, progress)
-        record = recording.build(config, task, data, base, audit, shots, systems, trained, kept, watch, warned, folder)
+        found = (config, task, data, base, audit, shots, systems, trained, kept, watch, warned, folder)
+        record = distributed.once(lambda: recording.build(*found))
         folder.write_text("record.json", record.to_json())
+        resuming.clean(folder.path)
         with watch("report"):
-            write_report(folder.path)
-        register_run(out, folder.path)
+            distributed.once(lambda: write_report(folder.path))
+        distributed.once(lambda: register_run(out, folder.path))
     return record
 
 
 def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] = ()) -> Plan:
-    """What a config will do, before it does it: the data is loaded and audited, nothing is trained, no run is made.
+    """What a config will do, before it does it, and what it will take: the data is loaded and audited, a few steps are
+    measured on a model that is thrown away, no run is made.
 
     Raises:
         FulltuneError: All that would stop the run before its first step.
     """
-    config = load_config(config, overrides)
+    config, watch = load_config(config, overrides), recording.Stopwatch()
     task, _ = stages.parts(config)
     data = dataset.prepare(config, task)
     base = stages.load(config, task, out)
-    audit, features, _ = dataset.inspect(config, task, data, base)
+    audit, features, curve = dataset.inspect(config, task, data, base)
     audit.raise_if_broken(config.data.allow_leaks)
-    return stages.make_plan(config, task, data, base, features)
+    return forecast.full_plan(forecast.Job(config, task, data, base, features, out), curve, prepared=watch.total)
 
 
 def evaluate(
@@ -128,7 +153,8 @@ def evaluate(
     task, _ = stages.parts(config)
     data = dataset.prepare(config, task)
     bundle, system = stages.find_model(config, task, name, out)
-    evaluation = stages.score_system(task, bundle, system, data, progress)
+    with fixed(config.speed.kernels), accelerated(bundle.model):
+        evaluation = stages.score_system(task, bundle, system, data, progress)
     return recording.evaluation_record(config, task, data, bundle, evaluation)
 
 
