@@ -18,6 +18,7 @@ from transformers import GPT2LMHeadModel, TrainerCallback
 
 from fulltune import Trainer
 from fulltune.errors import StoreError
+from fulltune.guards.divergence import DivergenceGuard
 from fulltune.store.manifest import read_manifest, verify
 from fulltune.training import checkpoints
 from fulltune.training.random_state import random_state, set_random_state
@@ -143,6 +144,35 @@ def test_rows_that_were_seen_are_neither_read_nor_collated_again(tmp_path: Path)
     resumed.train_dataset = Counted()
     resumed.train(resume_from_checkpoint=True)
     assert 0 < len(read_rows) <= 6  # one batch, and the one that the loader looks ahead
+
+
+@pytest.mark.parametrize("died", [11, 14])
+def test_a_resumed_training_rolls_back_to_where_the_other_one_would(died: int, tmp_path: Path) -> None:
+    """A NaN at step 13, before or after which the process dies; the targets of a roll-back are resumed too."""
+
+    def guarded(folder: Path, *callbacks: TrainerCallback) -> tuple[Trainer, DivergenceGuard]:
+        guard = DivergenceGuard()
+        one = trainer(folder, guard, *callbacks, save_steps=9, num_train_epochs=3)
+        once = iter([True])
+
+        def spoil(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if module.training and one.state.global_step == 12 and not guard.roll_backs and next(once, False):
+                output["logits"] = output["logits"] * float("nan")
+            return output
+
+        one.model.register_forward_hook(spoil)  # type: ignore[union-attr]
+        return one, guard
+
+    expected, whole = guarded(tmp_path / "whole")
+    expected.train()
+    with pytest.raises(SystemExit):
+        guarded(tmp_path / "parts", Kill(died))[0].train()
+    resumed, parts = guarded(tmp_path / "parts")
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(weights(resumed), weights(expected))
+    assert parts.events == whole.events
+    assert len(whole.events) == 1
+    assert not (tmp_path / "parts" / ".rollback").exists()
 
 
 # ---- What is written ----

@@ -45,7 +45,7 @@ class Checkpoints(TrainerCallback):
     is written at once. What goes wrong in the thread is raised at the next step.
 
     Args:
-        trainer: Whose training it is. Models sharded over processes are left to transformers.
+        trainer: Whose training it is. Of models sharded over processes the engine writes the shards.
 
     Attributes:
         keep: The newest so many are kept, and the best; None keeps all.
