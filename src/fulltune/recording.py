@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import fulltune
-from fulltune import machine
+from fulltune import distributed, machine
 from fulltune.compare import Decision, decide
 from fulltune.config import Config
 from fulltune.data.audit import Audit
@@ -36,6 +36,7 @@ from fulltune.records import (
 )
 from fulltune.report.files import Lines
 from fulltune.retention import sentence
+from fulltune.store.files import folder_bytes
 from fulltune.store.objects import checkpoint_files
 from fulltune.store.runs import RunFolder
 from fulltune.tasks.base import Example, Task
@@ -117,7 +118,7 @@ def build(
     settings, deciding = config.evaluation, task.metrics[0]
     scores = {name: evaluation.scores(settings) for name, evaluation in systems.items()}
     without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
-    comparison = _comparisons(config, task, systems)
+    comparison, lines = _comparisons(config, task, systems), Lines(folder.path / "predictions.jsonl", Prediction)
     verdict = _conclusion(_not_forgetting(decide(comparison, scores, deciding), config, retention), trained)
     return Record(
         run_id=folder.run_id,
@@ -137,18 +138,19 @@ def build(
             audit=audit.summary(),
         ),
         parameters=trained.parameters,
+        adapter=trained.adapter,
         training=trained.training,
         confidence=settings.confidence,
         scores=scores,
         scores_without_leaks=without if audit.leaked_ids else {},
         shots=tuple(shot.id for shot in shots),
         comparison=comparison,
-        details=_details(task, data, trained, Lines(folder.path / "predictions.jsonl", Prediction)),
+        details=_details(task, data, trained, lines),
         retention=dict(retention),
         guards=trained.guards,
-        resources=_resources(trained, watch),
+        resources=_resources(trained, watch, folder.path / "model"),
         versions=versions(),
-        warnings=tuple(warned.messages),
+        warnings=(*warned.messages, *trained.warnings, *constant_answer(_Of(lines, "tuned"))),
         outcome=verdict.outcome,
         reasons=verdict.reasons,
     )
@@ -186,6 +188,20 @@ def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines
     return details | ({"memorisation": copied} if copied else {})
 
 
+def constant_answer(predictions: Iterable[Prediction]) -> tuple[str, ...]:
+    """A sentence where every answer is the same although the rows ask for different ones."""
+    wanted, given, rows = set[Any](), set[Any](), 0
+    for prediction in predictions:
+        if prediction.output != "":  # no answer was asked for
+            wanted.add(prediction.reference)
+            given.add(prediction.output)
+            rows += 1
+    if len(given) != 1 or len(wanted) < 2:
+        return ()
+    answer = str(next(iter(given)))
+    return (f"The tuned model gives the same answer to all {rows} rows: {answer[:80]!r}.",)
+
+
 def _answers(data: Data) -> Iterator[str]:
     return (example.answer for example in data.train.examples)
 
@@ -209,6 +225,8 @@ def evaluation_record(
 
 def save_model(bundle: Bundle, folder: Path) -> None:
     """A plain ``from_pretrained`` folder: float32 safetensors, tokenizer, config with the label names."""
+    if not distributed.is_main():
+        return
     for old in checkpoint_files(folder):
         # Written over in place, it would change under the registry, which may hold it under a second name.
         old.unlink()
@@ -243,7 +261,7 @@ def _comparisons(config: Config, task: Task, systems: Mapping[str, Evaluation]) 
     }
 
 
-def _resources(trained: TrainingResult, watch: Stopwatch) -> Resources:
+def _resources(trained: TrainingResult, watch: Stopwatch, model: Path) -> Resources:
     return Resources(
         peak_rss_bytes=machine.peak_rss_bytes(),
         train_seconds=round(trained.train_seconds, 3),
@@ -251,4 +269,5 @@ def _resources(trained: TrainingResult, watch: Stopwatch) -> Resources:
         total_seconds=round(watch.total, 3),
         stage_seconds=watch.seconds,
         machine=machine.describe(),
+        model_bytes=folder_bytes(model),
     )
