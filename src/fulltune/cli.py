@@ -336,9 +336,10 @@ def _options(
 
 
 def _finish_run(record: fulltune.Record, out: Path, as_json: bool, hint: str = "") -> None:
-    from fulltune import render
+    from fulltune import render, render_registry
 
-    answer(record.to_json(), render.record(record, out / record.run_id, hint), as_json)
+    hints = [hint, render_registry.after_run(record.run_id, out)]
+    answer(record.to_json(), render.record(record, out / record.run_id, "\n".join(filter(None, hints))), as_json)
     if record.outcome != "accepted":
         raise typer.Exit(3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -11,7 +12,7 @@ from rich.text import Text
 from fulltune.store.collect import Garbage
 from fulltune.store.delta import Restored
 from fulltune.store.overview import Listing, Story, Verified
-from fulltune.store.registry import Move, Version
+from fulltune.store.registry import Move, Registry, Version
 
 if TYPE_CHECKING:
     from fulltune.export import Exported
@@ -47,6 +48,16 @@ def move(found: Move, name: str) -> RenderableType:
 def registered(version: Version) -> RenderableType:
     """A version that is in the registry now."""
     return Text(f"{version.ref} ({version.outcome}), from {_origin(version)}", overflow="fold")
+
+
+def after_run(run_id: str, out: Path) -> str:
+    """Which version a run became, and how to use it; nothing if it became none."""
+    version = Registry(out).of_run(run_id)
+    return (
+        f"Version: {version.ref}; `fulltune models promote {version.ref}` to use it as {version.name}"
+        if version
+        else ""
+    )
 
 
 def verified(found: Verified) -> RenderableType:

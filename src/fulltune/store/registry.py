@@ -190,7 +190,17 @@ class Registry:
 
     def with_sha256(self, sha256: str) -> Version | None:
         """The newest version whose model has this hash."""
-        return next((version for version in reversed(self.versions()) if version.sha256 == sha256), None)
+        return self._newest("sha256", sha256)
+
+    def of_run(self, run_id: str) -> Version | None:
+        """The version that a run ended as."""
+        return self._newest("source", run_id)
+
+    def _newest(self, column: str, value: str) -> Version | None:
+        with self._reading() as db:
+            query = f"SELECT body FROM versions WHERE {column} = ? ORDER BY rowid DESC LIMIT 1"
+            row = db.execute(query, (value,)).fetchone()
+        return Version.model_validate_json(row[0]) if row else None
 
     def faults(self) -> list[str]:
         """What SQLite finds wrong with the database itself."""
