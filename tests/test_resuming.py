@@ -227,8 +227,10 @@ def test_a_change_can_be_allowed(stopped: Path, place: Path) -> None:
 
 
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path, "mine"), pytest.raises(StoreError, match="another process holds this run"):
+    first = RunFolder.create(tmp_path, "mine")
+    with pytest.raises(StoreError, match="another process holds this run"):
         RunFolder.open(tmp_path / "mine")
+    first.close("stopped")
     with RunFolder.open(tmp_path / "mine") as folder:
         assert status(folder.path).state == "running"
 

@@ -31,7 +31,9 @@ from fulltune.errors import StoreError
 from fulltune.store import manifest
 from fulltune.training import checkpoints
 
-_fork = multiprocessing.get_context("fork")
+#: Forks of a process that has imported all and computed nothing: torch cannot compute in a fork of one that has.
+_clean = multiprocessing.get_context("forkserver")
+_clean.set_forkserver_preload(["jobs", "fulltune.training.trainer"])
 
 
 @dataclass
@@ -49,8 +51,8 @@ def full_disk(tries: int, place: Path) -> Result:
         # The third one must not fit beside the first two, which fill up pages.
         room = int(size * (2.2 + 0.7 * (number + 1) / (tries + 1)))
         with _small_disk(place / f"{number}", room) as (folder, limit):
-            parent, child = _fork.Pipe()
-            process = _fork.Process(target=_train, args=(folder, int(size * 0.6) if limit else 0, child))
+            parent, child = _clean.Pipe()
+            process = _clean.Process(target=_train, args=(folder, int(size * 0.6) if limit else 0, child))
             process.start()
             told = parent.recv()
             process.join()

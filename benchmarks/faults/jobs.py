@@ -45,10 +45,11 @@ def job(folder: Path, task: str, rows: int = 40) -> dict[str, Any]:
 
 def outcome(run: Path) -> dict[str, str]:
     """Hashes of all that must not depend on whether the run was stopped: weights, steps, predictions, and the record
-    without its times.
+    without its times and its peak of memory.
     """
     files = [*sorted((run / "model").iterdir()), run / "steps.jsonl", run / "predictions.jsonl"]
     found = {str(path.relative_to(run)): file_sha256(path) for path in files}
-    record = read_record(run / "record.json").model_dump(mode="json", exclude={"run_id", "created", "resources"})
+    measured: Any = {"run_id": True, "created": True, "resources": True, "training": {"peak_bytes"}}
+    record = read_record(run / "record.json").model_dump(mode="json", exclude=measured)
     told = json.dumps(record, sort_keys=True)
     return found | {"record.json": hashlib.sha256(told.encode()).hexdigest()}

@@ -17,7 +17,6 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,9 @@ from fulltune.store.runs import status
 
 _FILE_EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"})
 
-_fork = multiprocessing.get_context("fork")
+#: Forks of a process that has imported all and computed nothing: torch cannot compute in a fork of one that has.
+_clean = multiprocessing.get_context("forkserver")
+_clean.set_forkserver_preload(["jobs", "fulltune.pipeline"])
 
 
 @dataclass
@@ -61,7 +62,7 @@ def kills(count: int, folder: Path, seed: int = 0) -> Result:
     configs = {task: job(folder, task) for task in list(JOBS)[:count]}
     for task, config in configs.items():
         out = folder / "whole" / task
-        moments[task] = _run(lambda out=out, config=config: fulltune.run(config, out=out), out, 0)
+        moments[task] = _run(config, out, 0)
         expected[task] = outcome(_only(out))
     for number in range(count):
         task = list(configs)[number % len(configs)]
@@ -74,7 +75,7 @@ def _one(
     config: dict[str, Any], out: Path, points: list[int], expected: dict[str, str], result: Result, name: str
 ) -> None:
     for at in [*points, 0]:
-        _run(lambda: _start_or_resume(config, out), out, at)
+        _run(config, out, at)
         result.kills += at > 0
     runs = list(out.glob("*/record.json"))
     if len(runs) != 1:
@@ -95,16 +96,17 @@ def _start_or_resume(config: dict[str, Any], out: Path) -> None:
         fulltune.run(config, out=out, resume=open_runs[-1].name)
 
 
-def _run(work: Callable[[], object], out: Path, at: int) -> int:
-    """Do the work in a process of its own that kills itself at a moment (0: never); returns the moments it saw."""
-    seen = _fork.Value("i", 0)
-    process = _fork.Process(target=_child, args=(work, str(out), at, seen))
+def _run(config: dict[str, Any], out: Path, at: int) -> int:
+    """Run, or go on, in a process of its own that kills itself at a moment (0: never); returns the moments it saw."""
+    seen = _clean.Value("i", 0)
+    process = _clean.Process(target=_child, args=(config, out, at, seen))
     process.start()
     process.join()
     return int(seen.value)
 
 
-def _child(work: Callable[[], object], place: str, at: int, seen: Any) -> None:
+def _child(config: dict[str, Any], out: Path, at: int, seen: Any) -> None:
+    torch.set_num_threads(1)
     sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def happen(*_: Any) -> None:
@@ -115,13 +117,13 @@ def _child(work: Callable[[], object], place: str, at: int, seen: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, arguments: Any) -> None:
-        if event in _FILE_EVENTS and str(arguments[0]).startswith(place):
+        if event in _FILE_EVENTS and str(arguments[0]).startswith(str(out)):
             happen()
 
     sys.addaudithook(audit)
     torch.optim.optimizer.register_optimizer_step_post_hook(happen)
     torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: _is_model(module) and happen())
-    work()
+    _start_or_resume(config, out)
 
 
 def _is_model(module: torch.nn.Module) -> bool:
@@ -138,7 +140,6 @@ if __name__ == "__main__":
     parser.add_argument("count", type=int, nargs="?", default=100)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         found = kills(asked.count, Path(place), asked.seed)
     print(found.line())
