@@ -80,6 +80,8 @@ def test_a_sweep_ends_in_the_base_and_in_the_tuned_model_and_writes_what_it_chos
         == chosen.score
     )
     assert json.loads((run / "interpolation.json").read_text())["alpha"] == found.alpha
+    one, mixed = fulltune.Registry(tmp_path / "runs").versions()
+    assert (mixed.lineage.kind, mixed.lineage.parents, mixed.outcome) == ("interpolation", (one.ref,), "unjudged")
     picture = ElementTree.fromstring((run / "interpolation.svg").read_text(encoding="utf-8"))
     texts = [element.text for element in picture.iter() if element.tag.endswith("}text")]
     assert {"α 0", "α 0.5", "α 1", "budget 5.0%"} <= set(texts)

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fulltune.asking import ask as ask
     from fulltune.averaging import soup as soup
     from fulltune.config import Config as Config
     from fulltune.config import load_config as load_config
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from fulltune.errors import MissingDependencyError as MissingDependencyError
     from fulltune.errors import ModelError as ModelError
     from fulltune.errors import NonFiniteError as NonFiniteError
+    from fulltune.errors import PromotionRefused as PromotionRefused
     from fulltune.errors import StoreError as StoreError
     from fulltune.errors import TrainingStopped as TrainingStopped
+    from fulltune.export import export as export
     from fulltune.interpolation import interpolate as interpolate
     from fulltune.lr_find import find_learning_rate as find_learning_rate
     from fulltune.method_comparison import compare_methods as compare_methods
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from fulltune.records import Record as Record
     from fulltune.records import read_record as read_record
     from fulltune.sweep import sweep as sweep
+    from fulltune.store.registry import Registry as Registry
     from fulltune.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
@@ -55,9 +59,12 @@ _EXPORTS = {
     "ModelError": "fulltune.errors",
     "MemoryExhausted": "fulltune.errors",
     "NonFiniteError": "fulltune.errors",
+    "PromotionRefused": "fulltune.errors",
     "StoreError": "fulltune.errors",
     "TrainingStopped": "fulltune.errors",
+    "ask": "fulltune.asking",
     "soup": "fulltune.averaging",
+    "export": "fulltune.export",
     "interpolate": "fulltune.interpolation",
     "find_learning_rate": "fulltune.lr_find",
     "compare_methods": "fulltune.method_comparison",
@@ -67,6 +74,7 @@ _EXPORTS = {
     "Record": "fulltune.records",
     "read_record": "fulltune.records",
     "sweep": "fulltune.sweep",
+    "Registry": "fulltune.store.registry",
     "Trainer": "fulltune.training.trainer",
 }
 

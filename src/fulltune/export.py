@@ -78,7 +78,7 @@ def restore(source: str, file: str | Path, to: str | Path, *, out: str | Path = 
         StoreError: The delta is damaged, the source is neither side of it, or the place is taken.
         ModelError: The source cannot be had.
     """
-    return delta.apply_delta(_folder(source, Path(out)), Path(file), Path(to))
+    return delta.apply_delta(_source(source, Path(out)).folder, Path(file), Path(to))
 
 
 def write_folder(version: Version, checkout: Path, to: Path) -> None:
@@ -103,25 +103,25 @@ def _card(version: Version, checkout: Path) -> str:
 def _base(version: Version, out: Path) -> Path:
     """The folder of the base that a version was tuned from, if it still is what it was."""
     base = version.lineage.base
-    folder, found = _folder(base.source, out), model.find(base.source, out).sha256()
-    if found != base.sha256:
+    source = _source(base.source, out)
+    if (found := source.sha256()) != base.sha256:
         raise ModelError(
             f"the base {base.source!r} has changed: its SHA-256 is {found[:12]}…",
             expected=f"{base.sha256[:12]}…, as it was when {version.ref} was tuned",
             fix="put the files back as they were",
             field="model",
         )
-    return folder
+    return source.folder
 
 
-def _folder(name: str, out: Path) -> Path:
+def _source(name: str, out: Path) -> model.Source:
     source = model.find(name, out)
     if source.gguf:
         fix = "convert it to a folder with safetensors first"
         raise ModelError(
             f"{name!r} is a GGUF file", expected="a folder with safetensors weights", fix=fix, field="model"
         )
-    return source.folder
+    return source
 
 
 def _push(version: Version, checkout: Path, repository: str, private: bool) -> str:

@@ -26,7 +26,8 @@ from fulltune.records import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.retention import Memory
 from fulltune.store.register import register_run
-from fulltune.store.runs import new_run_id, resolve
+from fulltune.store.registry import evidence
+from fulltune.store.runs import new_run_id
 
 Source = Config | Mapping[str, Any] | str | Path
 
@@ -162,4 +163,4 @@ def compare(a: str, b: str, *, out: str | Path = "runs") -> RunComparison:
     """Compare two runs' tuned models on the rows that both scored; refuses runs whose scores do not mean the same
     thing.
     """
-    return compare_folders(resolve(a, out), resolve(b, out))
+    return compare_folders(evidence(a, out), evidence(b, out))

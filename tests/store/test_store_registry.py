@@ -472,6 +472,14 @@ def test_what_was_collected_can_be_registered_again(registry: Registry, out: Pat
     registry.check(version)
 
 
+def test_an_alias_never_moves_to_what_gc_deleted_meanwhile(registry: Registry, out: Path) -> None:
+    version = add(registry)
+    collect(registry, out, keep=0, delete=True)
+    with pytest.raises(StoreError, match="deleted by gc"):
+        registry.move(version, "production", expected=None, action="promote", reason="")
+    assert registry.aliases(version.name) == {}
+
+
 def test_files_of_a_registration_that_was_killed_go(registry: Registry, out: Path, tmp_path: Path) -> None:
     add(registry)
     (tmp_path / "orphan").write_bytes(b"nobody's")

@@ -222,11 +222,7 @@ class Registry:
             StoreError: A file is missing or damaged; all of them at once.
         """
         if version.ref in self.collected():
-            raise StoreError(
-                f"the bytes of {version.ref} were deleted by gc",
-                expected="a version that is still there",
-                fix=f"choose another version, or run its config again: {version.lineage.source}",
-            )
+            raise _deleted(version)
         fix = f"restore the file from a backup, register the run again ({version.lineage.source}), or choose another"
         problems = [Problem(p.found, p.expected, f"{fix} version", p.where) for p in self.problems(version)]
         if problems:
@@ -307,10 +303,13 @@ class Registry:
         """Point an alias at a version, if it still points where ``expected`` says; who, when and why are kept.
 
         Raises:
-            StoreError: Somebody else moved the alias meanwhile, or its name cannot be one.
+            StoreError: Somebody else moved the alias or deleted the version meanwhile, or its name cannot be one.
         """
         _check_alias(alias)
         with self.locked() as db:
+            # Within the lock that gc takes too: what was whole before may be gone by now.
+            if version.ref in self.collected():
+                raise _deleted(version)
             key = (version.name, alias)
             row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", key).fetchone()
             before = row[0] if row else None
@@ -395,6 +394,14 @@ def evidence(name: str, out: str | Path) -> Path:
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _deleted(version: Version) -> StoreError:
+    return StoreError(
+        f"the bytes of {version.ref} were deleted by gc",
+        expected="a version that is still there",
+        fix=f"choose another version, or run its config again: {version.lineage.source}",
+    )
 
 
 def _check_alias(alias: str) -> None:
