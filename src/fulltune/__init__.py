@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from fulltune.pipeline import run as run
     from fulltune.records import Record as Record
     from fulltune.records import read_record as read_record
-    from fulltune.sweep import sweep as sweep
     from fulltune.store.registry import Registry as Registry
+    from fulltune.sweep import sweep as sweep
     from fulltune.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
