@@ -21,7 +21,7 @@ from fulltune.config import load_config
 from fulltune.engine_memory import Shape
 from fulltune.model import family_of, find
 
-_LLAMA = {"vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
+_LLAMA: dict[str, Any] = {"vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
 
 #: Hyper-parameters as their makers publish them: Radford et al. 2019; the model cards of Llama 3.1 and 3.2; Raffel et
 #: al. 2020, section 3.7.

@@ -62,7 +62,7 @@ def test_nothing_is_wrong_with_none_or_all(asked: Any) -> None:
 
 
 def test_what_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", list)
+    monkeypatch.setattr("transformers.integrations.integration_utils.get_available_reporting_integrations", list)
     with pytest.raises(ConfigError) as raised:
         training_arguments(_config(["tensorbord", "wandb", "trackio"]), tmp_path, 10)
     message = str(raised.value)

@@ -12,8 +12,10 @@ def problems(config: Config) -> list[Problem]:
     names = [asked] if isinstance(asked, str) else list(asked)
     if set(names) <= {"none", "all"}:
         return []
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
 
     known, there = sorted(INTEGRATION_TO_CALLBACK), get_available_reporting_integrations()
     found = []
