@@ -22,10 +22,13 @@ LAYERS = (
     ("config",),
     ("data", "metrics"),
     ("compare", "method_choice", "store"),
-    ("tasks.base", "methods.base", "model", "inference", "adapters", "kernels", "training", "guards", "starters"),
+    (
+        *("tasks.base", "methods.base", "model", "inference", "scoring", "prefix", "padded"),
+        *("adapters", "kernels", "training", "guards", "starters"),
+    ),
     ("methods",),
     ("tasks",),
-    ("evaluate", "baselines", "dataset", "retention"),
+    ("evaluate", "baselines", "encoding", "dataset", "retention"),
     ("plan", "memory_parts"),
     ("report",),
     (
@@ -53,6 +56,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("errors", "records", "config", "data", "metrics", "compare", "store", "report", "progress", "plan", "plugins")
 LIGHT += ("machine", "doctor", "render", "render_answers", "render_registry", "demo", "console", "cli_models", "cli")
+LIGHT += ("distributed", "engine_memory", "launch", "cli_launch")
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
 
 
