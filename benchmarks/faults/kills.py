@@ -116,18 +116,18 @@ def _child(config: dict[str, Any], out: Path, at: int, seen: Any) -> None:
         if reached:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def passing(module: torch.nn.Module, inputs: Any) -> None:
+        if hasattr(module, "save_pretrained") and hasattr(module, "loss_function"):  # a model, none of its layers
+            happen()
+
     def audit(event: str, arguments: Any) -> None:
         if event in _FILE_EVENTS and str(arguments[0]).startswith(str(out)):
             happen()
 
     sys.addaudithook(audit)
     torch.optim.optimizer.register_optimizer_step_post_hook(happen)
-    torch.nn.modules.module.register_module_forward_pre_hook(lambda module, _: _is_model(module) and happen())
+    torch.nn.modules.module.register_module_forward_pre_hook(passing)
     _start_or_resume(config, out)
-
-
-def _is_model(module: torch.nn.Module) -> bool:
-    return hasattr(module, "save_pretrained") and hasattr(module, "loss_function")
 
 
 def _only(out: Path) -> Path:

@@ -196,16 +196,6 @@ def test_training_that_an_exception_ended_is_finished_by_hand(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
-def test_best_weights_that_are_damaged_are_refused(tmp_path: Path) -> None:
-    state, model = BestState(tmp_path / "best.safetensors"), torch.nn.Linear(4, 4)
-    state.keep(model, 3, 0.5)
-    whole = state.path.read_bytes()
-    for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], whole[:9] + b"\x00" + whole[10:]):
-        state.path.write_bytes(data)
-        with pytest.raises(StoreError, match="not those that were written"):
-            state.restore(model)
-
-
 def test_weights_are_kept_bit_for_bit_and_tied_ones_stay_tied(kind: str, tmp_path: Path) -> None:
     model = fakes.bundle(kind).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -315,3 +305,13 @@ def test_a_resumed_run_equals_one_in_a_single_go(trainer_class: Any, tmp_path: P
     assert guard.best == whole.best
     for name, value in done.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_best_weights_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    state, model = BestState(tmp_path / "best.safetensors"), torch.nn.Linear(4, 4)
+    state.keep(model, 3, 0.5)
+    whole = state.path.read_bytes()
+    for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], whole[:9] + b"\x00" + whole[10:]):
+        state.path.write_bytes(data)
+        with pytest.raises(StoreError, match="not those that were written"):
+            state.restore(model)
