@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -67,7 +68,7 @@ def _metadata(version: Version, record: Record | None) -> str:
     lineage = version.lineage
     told: dict[str, Any] = {"library_name": "transformers", "tags": ["fulltune", lineage.task]}
     told["pipeline_tag"] = _PIPELINES.get(lineage.task)
-    if ":" not in lineage.base.source and bare(lineage.base.source) == lineage.base.source:
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", lineage.base.source) and bare(lineage.base.source) == lineage.base.source:
         told["base_model"] = lineage.base.source
     if record is not None:
         told |= {"model_name": version.name, "metrics": list(record.scores.get("tuned", {}))}

@@ -1,0 +1,84 @@
+"""The model card: metadata that the hub reads, every score, and nothing of the machine it was made on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import yaml
+from report import samples
+
+from fulltune.records import ModelInfo, Record
+from fulltune.report.card import bare, card
+from fulltune.store.registry import Lineage, Version
+
+
+def version(record: Record, source: str = "owner/base", **changes: Any) -> Version:
+    base = ModelInfo(source=source, sha256="b" * 64, family=record.model.family, architecture=record.model.architecture)
+    told = {"source": "run", "task": record.task, "method": "full", "base": base, "fulltune": "0"}
+    lineage = Lineage.model_validate(told | {"train_sha256": "t", "eval_sha256": "e", "config_sha256": "c"})
+    facts = {"name": "classification-base", "number": 3, "sha256": "a" * 64, "created": "", "outcome": "accepted"}
+    return Version.model_validate(facts | {"lineage": lineage} | changes)
+
+
+def metadata(text: str) -> dict[str, Any]:
+    _, head, _ = text.split("---\n", 2)
+    found: dict[str, Any] = yaml.safe_load(head)
+    return found
+
+
+def test_every_system_and_every_row_of_the_record_is_there() -> None:
+    record = samples.record()
+    text = card(version(record), record)
+    for system in ("Majority class", "TF-IDF", "Zero-shot", "Few-shot", "Tuned"):
+        assert f"| {system} |" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(tables) > 15
+    assert "\n\n|---" not in text, "a table whose head is torn from its body"
+    assert f"{record.data.train.rows:,}" in text
+    assert metadata(text)["base_model"] == "owner/base"
+
+
+def test_a_score_that_is_no_number_is_no_result() -> None:
+    record = samples.record()
+    scores = {**record.scores, "tuned": {**record.scores["tuned"], "ece": samples.score(math.nan)}}
+    results = metadata(card(version(record), samples.record(scores=scores)))["model-index"][0]["results"][0]["metrics"]
+    assert [one["type"] for one in results] == ["macro_f1", "accuracy"]
+
+
+@pytest.mark.parametrize("source", ["/home/me/secret/base", "C:\\secret\\base", "./secret/base", "~/secret/base/model"])
+def test_folders_of_a_machine_are_not_told(source: str) -> None:
+    record = samples.record()
+    text = card(version(record, source), record)
+    assert "secret" not in text
+    assert "`base`" in text
+    assert "base_model" not in metadata(text)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"), [("owner/base", "owner/base"), ("gpt2", "gpt2"), ("/", "/"), ("/a/model", "a")]
+)
+def test_bare_names(source: str, told: str) -> None:
+    assert bare(source) == told
+
+
+@pytest.mark.parametrize("source", ["starter:gpt2", "package:weights/model", "causal-lm-gpt2@3"])
+def test_what_is_no_hub_id_is_not_called_one(source: str) -> None:
+    record = samples.record()
+    assert "base_model" not in metadata(card(version(record, source), record))
+
+
+def test_text_of_a_record_cannot_break_the_page() -> None:
+    record = samples.record(headline="a | b\n# <b>c", outcome="rejected", reasons=("worse\nthan few-shot",))
+    text = card(version(record), record)
+    assert "a \\| b # &lt;b>c" in text
+    assert "This run was rejected: worse than few-shot" in text
+
+
+def test_what_was_averaged_has_no_scores_and_an_adapter_says_so() -> None:
+    record = samples.record()
+    text = card(version(record, outcome="unjudged"), None)
+    assert "## Scores" not in text
+    assert "not scored against baselines" in text
+    assert "it needs its base" in card(version(record), record, is_adapter=True)
