@@ -177,14 +177,19 @@ class RegularizeConfig(Section):
 class CheckpointConfig(Section):
     """Nothing is lost: a run that was killed goes on from its newest whole checkpoint."""
 
-    every: int | None = Field(None, gt=0, description="optimizer steps between two; default: an eighth of the run, 10 at least")
+    every: int | None = Field(
+        None, gt=0, description="optimizer steps between two; default: an eighth of the run, 10 at least"
+    )
     keep: int = Field(2, gt=0, description="the newest so many are kept, until the run has its record")
 
 
 class SpeedConfig(Section):
     """Ways to be faster at the same numbers; the plan says which of them are active."""
 
-    kernels: Literal["auto", "off"] = Field("auto", description="fast float32 products on a CPU, where they are faster")
+    kernels: Literal["auto", "off"] = Field(
+        "auto",
+        description="fast float32 kernels on a CPU: products where they are faster, dropout, attention with dropout",
+    )
     precision: Literal["float32", "bf16-mixed"] = Field(
         "float32", description="bf16-mixed: products in bfloat16, weights and optimizer in float32"
     )

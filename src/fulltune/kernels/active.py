@@ -7,6 +7,7 @@ with fixed("auto", folder / "kernels.json"):     # the whole run makes its produ
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -20,9 +21,14 @@ from fulltune.kernels.calibration import dump_choices, machine_choices, read_cho
 from fulltune.kernels.dropout import fast_dropouts
 from fulltune.kernels.linear import fast_linears
 from fulltune.kernels.products import Choices
+from fulltune.kernels.threads import settle_threads
 from fulltune.store.files import atomic_text
 
 Switch = Literal["auto", "off"]
+
+#: oneDNN compiles a product for every shape that it meets, and forgets all but the last 1,024. Batches of many lengths
+#: have more: three products for each kind of layer and each number of rows.
+_CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192"
 
 #: None: nothing was fixed. A process asks its machine once, when it first needs to know.
 _fixed: ContextVar[Choices | Literal["off"] | None] = ContextVar("fixed", default=None)
@@ -53,6 +59,7 @@ def fixed(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]
         path: A run's own file. What stands there is used, so that a resumed run goes on bit for bit; a new run writes
             its choice there.
     """
+    settle_threads()
     if kernels == "off":
         token = _fixed.set("off")
     else:
@@ -70,6 +77,7 @@ def fixed(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]
 @contextmanager
 def accelerated(model: nn.Module) -> Iterator[None]:
     """While it lasts, the model computes by the choice in force. Nested blocks change nothing."""
+    os.environ.setdefault(*_CAPACITY)  # read by oneDNN at its first product
     choices = current()
     with ExitStack() as stack:
         if choices is not None:

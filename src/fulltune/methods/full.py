@@ -72,6 +72,8 @@ class Full(Method):
     def _evidence(self, moved: int, tensors: int) -> tuple[str, ...]:
         lines = [f"all {tensors} tensors trainable and float32, 0 frozen", "TF32 off", *self._first_step.evidence]
         lines.append(f"{moved} of {tensors} tensors moved")
+        if self.config.speed.precision == "bf16-mixed":
+            lines.append("products in bfloat16, as asked (speed.precision: bf16-mixed)")
         if self._tied:
             lines.append(f"still tied: {', '.join(self._tied)}")
         if self._grown:

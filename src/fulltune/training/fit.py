@@ -20,6 +20,8 @@ from fulltune.guards.divergence import DivergenceGuard
 from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.kernels.active import accelerated, fixed
 from fulltune.kernels.allocator import keep_freed_pages
+from fulltune.kernels.paths import fast_paths
+from fulltune.kernels.products import Choices
 from fulltune.methods.base import Method
 from fulltune.model import Bundle
 from fulltune.records import AdapterInfo, GuardEvent, Parameters, Step, Training
@@ -122,7 +124,7 @@ def fit(
     log, shown = StepLog(on_step), Refresh(bundle.model)
     callbacks = [*_divergence_guard(config), *([shown] if is_sharded() else ()), *callbacks]
     chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
-    with _settings_kept(bundle.model), fixed(config.speed.kernels), accelerated(bundle.model):
+    with _settings_kept(bundle.model), fixed(config.speed.kernels) as choices, accelerated(bundle.model):
         trainer = Trainer(
             model=to_train(bundle.model),
             args=training_arguments(config, output_dir, len(features), batches),
@@ -161,7 +163,7 @@ def fit(
     # Training that was stopped has gone back: what was logged after that step is none of its weights.
     steps = [step for step in log.steps if step.step <= trainer.state.global_step]
     return TrainingResult(
-        training=_account(trainer, bundle, config, steps, len(features), peak),
+        training=_account(trainer, bundle, config, steps, len(features), peak, choices),
         parameters=method.proof(bundle),
         train_seconds=seconds + log.seconds_before,
         tokens_per_second=(trainer.state.num_input_tokens_seen - log.tokens_before)
@@ -297,11 +299,13 @@ def _train(trainer: Trainer, resume: Path | None) -> tuple[float, TrainingStoppe
 
 @contextmanager
 def _settings_kept(model: Any) -> Iterator[None]:
-    """Training turns the key-value cache off and recomputation on; neither should outlive it."""
+    """Training turns the key-value cache off, recomputation on, and bfloat16 on; none of it should outlive it."""
     use_cache = getattr(model.config, "use_cache", None)
     try:
         yield
     finally:
+        if model.__dict__.pop("_original_forward", None) is not None:  # Accelerate's, which computes under autocast
+            model.__dict__.pop("forward", None)
         if use_cache is not None:
             model.config.use_cache = use_cache
         if model.is_activation_checkpointing:
@@ -309,7 +313,15 @@ def _settings_kept(model: Any) -> Iterator[None]:
         model.eval()
 
 
-def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[Step], rows: int, peak: int) -> Training:
+def _account(
+    trainer: Trainer,
+    bundle: Bundle,
+    config: Config,
+    steps: Sequence[Step],
+    rows: int,
+    peak: int,
+    choices: Choices | None,
+) -> Training:
     args, state = trainer.args, trainer.state
     losses = [step.loss for step in steps if step.loss is not None]
     return Training(
@@ -332,6 +344,7 @@ def _account(trainer: Trainer, bundle: Bundle, config: Config, steps: Sequence[S
         final_loss=losses[-1] if losses else math.nan,
         padding=round(trainer.padding.share, 4),
         packed=getattr(trainer.data_collator, "packed", False),
+        fast_paths=fast_paths(args.device.type, config, choices),
         advice=_advice(config, state.max_steps, bundle.model.num_parameters()),
     )
 

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from fulltune.config import Config
 from fulltune.errors import NonFiniteError
 from fulltune.guards.divergence import CEILING, LEAST
+from fulltune.kernels.active import accelerated, fixed
 from fulltune.model import Bundle
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import training_arguments
@@ -152,7 +153,8 @@ def sweep(
     optimizer = trainer.create_optimizer()
     trainer.lr_scheduler = LambdaLR(optimizer, lambda step: wanted[min(step, len(wanted) - 1)] / args.learning_rate)
     try:
-        trainer.train()
+        with fixed(config.speed.kernels), accelerated(bundle.model):
+            trainer.train()
     except NonFiniteError:
         seen.is_whole = False
     bundle.model.zero_grad(set_to_none=True)

@@ -1,0 +1,45 @@
+"""Which fast paths a job takes: a function of the device, the config, and what is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+from fulltune.config import Config
+from fulltune.kernels.products import Choices
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; nothing is."""
+    return importlib.util.find_spec(module) is not None
+
+
+def fast_paths(
+    device: str, config: Config, choices: Choices | None, installed: Callable[[str], bool] = is_installed
+) -> tuple[str, ...]:
+    """One short line each, for the record and the doctor.
+
+    On an accelerator the ecosystem's own kernels are taken (SDPA, fused AdamW, what ``trainer`` asks for): there the
+    switch ``speed.kernels`` changes nothing.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``mps``, …
+        config: The job.
+        choices: The products in force; None where kernels are off.
+        installed: Whether a package is there.
+    """
+    lines = ["SDPA attention"] if device != "cpu" or choices is None else _on_cpu(choices)
+    if config.train.optimizer in ("adamw", "adamw_torch_fused"):
+        lines.append("fused AdamW")
+    if config.trainer.get("use_liger_kernel") and installed("liger_kernel") and device != "cpu":
+        lines.append("Liger kernels")
+    if config.trainer.get("torch_compile"):
+        lines.append("torch.compile")
+    if config.speed.precision == "bf16-mixed":
+        lines.append("products in bfloat16")
+    return tuple(lines)
+
+
+def _on_cpu(choices: Choices) -> list[str]:
+    products = f"{choices.share:.0%} of the classes of float32 products by oneDNN ({choices.source})"
+    return [*([products] if choices.onednn else []), "SDPA attention, with dropout in stretches", "cheap dropout masks"]

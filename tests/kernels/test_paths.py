@@ -1,0 +1,71 @@
+"""Fast paths by device, config and what is installed; threads by what the machine can serve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fulltune.config import Config
+from fulltune.kernels.paths import fast_paths, is_installed
+from fulltune.kernels.products import NONE, Choices, shape_classes
+from fulltune.kernels.threads import settle_threads, threads_wanted
+
+SOME = Choices(frozenset({("forward", shape_classes()[-1])}), "measured")
+
+
+def job(**options: Any) -> Config:
+    return Config.model_validate({"model": "m", "task": "causal-lm", "data": {"train": "t"}} | options)
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "choices", "installed", "expected"),
+    [
+        ("cpu", {}, None, [], ["SDPA attention", "fused AdamW"]),
+        ("cpu", {}, NONE, [], ["SDPA attention, with dropout in stretches", "cheap dropout masks", "fused AdamW"]),
+        ("cuda", {}, SOME, [], ["SDPA attention", "fused AdamW"]),
+        ("cuda", {"trainer": {"use_liger_kernel": True}}, SOME, ["liger_kernel"], ["SDPA attention", "fused AdamW",
+         "Liger kernels"]),
+        ("cuda", {"trainer": {"use_liger_kernel": True}}, SOME, [], ["SDPA attention", "fused AdamW"]),
+        ("cuda", {}, SOME, ["liger_kernel"], ["SDPA attention", "fused AdamW"]),
+        ("cuda", {"train": {"optimizer": "adafactor"}, "trainer": {"torch_compile": True}}, SOME, [],
+         ["SDPA attention", "torch.compile"]),
+        ("mps", {"speed": {"precision": "bf16-mixed"}}, None, [], ["SDPA attention", "fused AdamW",
+         "products in bfloat16"]),
+    ],
+)  # fmt: skip
+def test_what_a_job_takes(
+    device: str, options: dict[str, Any], choices: Choices | None, installed: list[str], expected: list[str]
+) -> None:
+    assert list(fast_paths(device, job(**options), choices, installed.__contains__)) == expected
+
+
+def test_products_are_told_with_where_the_choice_is_from() -> None:
+    first = fast_paths("cpu", job(), SOME)[0]
+    assert first.endswith("float32 products by oneDNN (measured)")
+    assert is_installed("torch")
+    assert not is_installed("no_such_package")
+
+
+@pytest.mark.parametrize(
+    ("usable", "physical", "given", "environment", "wanted"),
+    [
+        (2, 32, 64, {}, 2),
+        (64, 32, 64, {}, 32),
+        (8, None, 8, {}, 8),
+        (8, 8, 1, {}, 1),
+        (2, 1, 2, {"OMP_NUM_THREADS": "2"}, 2),
+        (2, 1, 2, {"OMP_NUM_THREADS": ""}, 1),
+    ],
+)
+def test_threads(usable: int, physical: int | None, given: int, environment: dict[str, str], wanted: int) -> None:
+    assert threads_wanted(usable, physical, given, environment) == wanted
+
+
+def test_threads_are_only_ever_lowered() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert settle_threads() == torch.get_num_threads() <= before
+    finally:
+        torch.set_num_threads(before)
