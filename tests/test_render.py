@@ -183,6 +183,25 @@ def test_a_plan_shows_cost_and_advice() -> None:
     assert shown.count("Advice: ") == len(plan.advice) == 2
 
 
+def test_a_measured_plan_shows_memory_by_part_and_time_by_stage() -> None:
+    config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}})
+    counts = {"train_rows": 1000, "eval_rows": 200, "valid_rows": 0, "sequences": 4000, "tokens": 123_456}
+    plan = build_plan(config, **counts, parameters=2**27, machine_memory=2**33)
+    measured = {"memory": {"weights": 2**29, "activations": 2**31}, "seconds": {"zero_shot": 30.0, "train": 3700.0}}
+    lines = [" ".join(line.split()) for line in text(render.plan(plan.model_copy(update=measured))).splitlines()]
+    assert "memory 2.5 GiB at the peak; this machine has 8.0 GiB" in lines
+    shown = [line.strip("│ ┃").replace(" │ ", " ") for line in lines]
+    assert {"weights 512 MiB", "activations 2.0 GiB", "all 2.5 GiB"} <= set(shown)
+    assert {"Zero-shot 30.0 s", "train 1 h 01 min", "all 1 h 02 min"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations_are_for_people(seconds: float, words: str) -> None:
+    assert render.duration(seconds) == words
+
+
 def test_what_guards_said_is_shown_once() -> None:
     events = [
         {"guard": "overfitting", "step": 40, "verdict": "stop", "message": "Stopped at step 40."},

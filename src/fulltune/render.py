@@ -196,6 +196,7 @@ def plan(plan: Plan) -> RenderableType:
         "memory": _memory(plan),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
         "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",
+        **({"computed by": "; ".join(plan.fast_paths)} if plan.fast_paths else {}),
     }
     tables = [_shares(title, part) for title, part in _costs(plan).items() if part]
     return Group(_facts(facts), *tables, *(Text(f"Advice: {line}") for line in plan.advice))
@@ -213,13 +214,17 @@ def _memory(plan: Plan) -> str:
 
 
 def _costs(plan: Plan) -> dict[str, dict[str, str]]:
-    memory = {name: gib(size) for name, size in plan.memory.items()}
+    memory = {name: _size(count) for name, count in plan.memory.items()}
     seconds = {name: duration(value) for name, value in plan.seconds.items()}
     if seconds:
         seconds["all"] = duration(plan.total_seconds or 0.0)
     if memory:
-        memory["all"] = gib(plan.peak_bytes or 0)
+        memory["all"] = _size(plan.peak_bytes or 0)
     return {"memory": memory, "time": seconds}
+
+
+def _size(count: int) -> str:
+    return gib(count) if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
 def _shares(title: str, parts: dict[str, str]) -> Table:
