@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
@@ -50,6 +51,10 @@ _MISSING = (
     "a folder with config.json, a GGUF file, a hub id, a run id, a name of the registry, starter:NAME, "
     "or package:NAME/PATH"
 )
+
+
+# On some processors bitsandbytes, once imported, tells of a kernel that it could fetch from a hub; nothing is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

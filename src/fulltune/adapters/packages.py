@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 from typing import Any
 
 from fulltune.errors import MissingDependencyError
@@ -26,20 +25,12 @@ def require(what: str, *packages: str) -> None:
 
 
 def peft() -> Any:
-    """The package; what it imports by itself is imported first, without a word."""
+    """The package."""
     require("an adapter", "peft")
-    if importlib.util.find_spec("bitsandbytes") is not None:
-        bitsandbytes()
     return importlib.import_module("peft")
 
 
 def bitsandbytes() -> Any:
-    """The package, without its word about a kernel that it could fetch from a hub."""
+    """The package."""
     require("quantisation to 4 bits", "bitsandbytes")
-    logger = logging.getLogger("bitsandbytes")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return importlib.import_module("bitsandbytes")
-    finally:
-        logger.setLevel(before)
+    return importlib.import_module("bitsandbytes")
