@@ -18,13 +18,10 @@ from fulltune import distributed
 from fulltune.errors import StoreError
 from fulltune.store.manifest import read_manifest, seal, unfinished_folder
 from fulltune.training.checkpoints import FORMAT
-from fulltune.training.state_files import encode
+from fulltune.training.state_files import encode, read
 
 if TYPE_CHECKING:
     from fulltune.training.trainer import Trainer
-
-#: Engines whose shards can be read by another number of processes.
-RESHARDS = ("fsdp2",)
 
 
 def save(trainer: Trainer, write: Callable[[], None], target: Path, states: dict[str, Any], **facts: Any) -> None:
@@ -64,20 +61,20 @@ def _written_to(trainer: Trainer, folder: Path) -> Iterator[None]:
 
 
 def check(source: Path, processes: int) -> None:
-    """Whether these processes, with their engine, can go on from a checkpoint.
+    """Whether these processes, with their engine, can go on from a checkpoint: shards need the engine and the number
+    that wrote them; a model in one piece can be taken up by fewer processes, but each needs its random numbers.
 
     Raises:
-        StoreError: It is one of another engine, or of another number of processes than the engine can read.
+        StoreError: They cannot.
     """
-    facts = read_manifest(source).facts
-    wrote, now = str(facts.get("engine", "")), distributed.engine()
-    is_now = now if now not in ("", "ddp") else ""
-    count = int(facts.get("processes", processes))
-    if wrote == is_now and (count == processes or now in RESHARDS):
+    facts, now = read_manifest(source).facts, distributed.engine()
+    wrote, is_now = str(facts.get("engine", "")), "" if now == "ddp" else now
+    count = int(facts.get("processes", 0)) or len(read(source, "random"))
+    if wrote == is_now and (count == processes or (not wrote and count > processes)):
         return
     raise StoreError(
-        f"the checkpoint is one of {wrote or 'a model in one piece'}{f' on {count} processes' if wrote else ''}",
-        expected=f"one of {is_now or 'a model in one piece'}{f' on {processes} processes' if is_now else ''}",
+        f"the checkpoint is one of {wrote or 'a model in one piece'} on {count} processes",
+        expected=f"one of {is_now or 'a model in one piece'} on {processes} processes",
         fix="resume with the preset and the number of processes that wrote it",
         where=str(source),
     )

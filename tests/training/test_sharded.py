@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulltune import distributed
+from fulltune.errors import StoreError
+from fulltune.store.manifest import write_folder
+from fulltune.training import sharded
+from fulltune.training.state_files import encode
+
+
+def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:
+    path = folder / "checkpoint-2"
+
+    def fill(inner: Path) -> None:
+        encode([{"now": 1, "epoch": 1}] * randoms).write(inner, "random")
+
+    write_folder(path, fill, facts={"step": 2, "sequence": 1} | facts)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("facts", "engine", "processes", "told"),
+    [
+        ({"engine": "zero2", "processes": 2}, "zero2", 2, ""),
+        ({"engine": "zero2", "processes": 2}, "zero2", 4, "one of zero2 on 2 processes; expected one of zero2 on 4"),
+        ({"engine": "zero2", "processes": 2}, "zero3", 2, "one of zero2 on 2 processes; expected one of zero3 on 2"),
+        (
+            {"engine": "fsdp2", "processes": 2},
+            "",
+            1,
+            "one of fsdp2 on 2 processes; expected one of a model in one piece",
+        ),
+        ({}, "ddp", 2, ""),
+        ({}, "", 1, ""),
+        ({}, "ddp", 4, "one of a model in one piece on 2 processes; expected one of a model in one piece on 4"),
+        ({}, "fsdp2", 2, "one of a model in one piece on 2 processes; expected one of fsdp2 on 2"),
+    ],
+)
+def test_who_can_go_on_from_a_checkpoint(
+    facts: dict[str, Any], engine: str, processes: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "engine", lambda: engine)
+    path = _checkpoint(tmp_path, 2, **facts)
+    if not told:
+        sharded.check(path, processes)
+        return
+    with pytest.raises(StoreError, match=f"the checkpoint is {told}"):
+        sharded.check(path, processes)
