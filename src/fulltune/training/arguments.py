@@ -190,7 +190,7 @@ def advice_on_choice(config: Config) -> list[str]:
 def _advice_on_rate(rate: float, parameters: int, method: str) -> list[str]:
     if method in _USUAL_RATES:
         low, high = _USUAL_RATES[method]
-        high *= 10 if parameters < SMALL_MODEL else 1
+        high *= 10 if parameters < SMALL_MODEL and method != "prompt-tuning" else 1
         usual = f"{low:g} to {high:g} is usual for {method}"
         return [] if low <= rate <= high else [f"train.learning_rate is {rate:g}; {usual}."]
     if parameters < SMALL_MODEL:
