@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fulltune.config import Config
 from fulltune.data.audit import Audit, audit
 from fulltune.data.load import Row, Table, available_columns, load_table
 from fulltune.data.split import split_table
+from fulltune.encoding import encode
 from fulltune.errors import DataError, Problem
 from fulltune.model import Bundle
 from fulltune.tasks.base import Column, Example, Features, Task
@@ -63,22 +65,28 @@ def prepare(config: Config, task: Task) -> Data:
     return Data(splits[0], splits[1], splits[2] if valid is not None else None)
 
 
-def inspect(config: Config, task: Task, data: Data, bundle: Bundle) -> tuple[Audit, list[Features], list[Features]]:
-    """Audit the data as this model will read it; also the training and the curve's sequences, encoded once."""
+def inspect(
+    config: Config, task: Task, data: Data, bundle: Bundle, out: Path | None = None
+) -> tuple[Audit, list[Features], list[Features]]:
+    """Audit the data as this model will read it; also the training and the curve's sequences, encoded once.
+
+    ``out`` is where sequences of much text are cached.
+    """
+    examples = [*data.train.examples, *data.eval.examples]
     # By identity: rows of two splits may carry the same id.
-    encoded = {id(example): task.encode(example, bundle) for example in data.train.examples}
+    encoded = dict(zip(map(id, examples), encode(task, examples, bundle, out), strict=True))
     found = audit(
         train=data.train.table,
         evaluation=data.eval.table,
         valid=data.valid.table if data.valid else None,
         train_examples=data.train.examples,
         eval_examples=data.eval.examples,
-        encode=lambda example: encoded.get(id(example)) or task.encode(example, bundle),
+        encode=lambda example: encoded[id(example)],
         tokenizer=bundle.tokenizer,
         config=config,
     )
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
-    return found, [features for group in encoded.values() for features in group], curve
+    return found, [features for example in data.train.examples for features in encoded[id(example)]], curve
 
 
 def _given_or_held_out(

@@ -7,48 +7,22 @@ own generation settings say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import GenerationConfig
 
 from fulltune.model import Bundle, quiet
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-#: Batches looked at together when sorting by length.
-_SORTED_BATCHES = 32
-
-#: Largest logits tensor of one forward pass, in bytes: longer or wider batches are cut into smaller ones.
-_LOGITS_BYTES = 512 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text to be scored: ``target`` token ids, each predicted from all ids before it, ``context`` first.
-
-    A decoder needs at least one id of context; an encoder-decoder reads the context in its encoder.
-    """
-
-    context: list[int]
-    target: list[int]
-
-    def __len__(self) -> int:
-        return len(self.context) + len(self.target)
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Σ −ln p over the target's tokens, and how many there were."""
-
-    nll: float
-    tokens: int
+from fulltune.padded import pad, sorted_batches
+from fulltune.prefix import PrefixCache
+from fulltune.scoring import Likelihood as Likelihood
+from fulltune.scoring import Text as Text
+from fulltune.scoring import likelihoods as likelihoods
+from fulltune.scoring import pad_id
 
 
 @dataclass(frozen=True)
@@ -77,28 +51,16 @@ def end_ids(bundle: Bundle) -> list[int]:
     return [] if bundle.tokenizer.eos_token_id is None else [int(bundle.tokenizer.eos_token_id)]
 
 
-def likelihoods(bundle: Bundle, texts: Iterable[Text], batch_size: int) -> Iterator[Likelihood]:
-    """Negative log-likelihood in nats of each text's target."""
-    vocabulary, prompt = bundle.model.get_output_embeddings().weight.shape[0], bundle.prompt_ids
-
-    def score(batch: Sequence[Text]) -> list[Likelihood]:
-        width = max(len(text) for text in batch)
-        rows = max(1, _LOGITS_BYTES // (4 * width * vocabulary))
-        return [result for start in range(0, len(batch), rows) for result in _nll(bundle, batch[start : start + rows])]
-
-    asked = (Text(prompt + text.context, text.target) for text in texts) if prompt else texts
-    return _sorted_batches(asked, score, len, batch_size)
-
-
 def generate(
     bundle: Bundle, prompts: Iterable[Sequence[int]], batch_size: int, max_new_tokens: int
 ) -> Iterator[Generated]:
     """Greedy continuation of each prompt (token ids), up to the end-of-text token or ``max_new_tokens``."""
+    prefixes = PrefixCache(bundle)
 
     def answer(batch: Sequence[Sequence[int]]) -> list[Generated]:
-        return _generate(bundle, batch, max_new_tokens)
+        return _generate(bundle, prefixes, batch, max_new_tokens)
 
-    return _sorted_batches(_prompted(bundle, prompts), answer, len, batch_size)
+    return sorted_batches(_prompted(bundle, prompts), answer, len, batch_size)
 
 
 def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, seed: int) -> Iterator[str]:
@@ -109,7 +71,7 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
     model: Any = bundle.model
     for start in range(0, count, batch_size):
         rows = [bundle.prompt_ids + start_ids(bundle)] * min(batch_size, count - start)
-        ids, mask = _pad(rows, _pad_id(bundle), model.device)
+        ids, mask = pad(rows, pad_id(bundle), model.device)
         with quiet(), _decoding(bundle, max_new_tokens, sampled=True) as settings, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1_000_003 + start)
             output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
@@ -123,11 +85,11 @@ def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: in
 
     @torch.inference_mode()
     def score(batch: Sequence[Sequence[int]]) -> list[list[float]]:
-        ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device)
+        ids, mask = pad(batch, pad_id(bundle), bundle.model.device)
         logits: list[list[float]] = bundle.model(input_ids=ids, attention_mask=mask).logits.float().tolist()
         return logits
 
-    return _sorted_batches(_prompted(bundle, inputs), score, len, batch_size)
+    return sorted_batches(_prompted(bundle, inputs), score, len, batch_size)
 
 
 def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
@@ -136,11 +98,11 @@ def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batc
 
     @torch.inference_mode()
     def score(batch: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device)
+        ids, mask = pad(batch, pad_id(bundle), bundle.model.device)
         logits = bundle.model(input_ids=ids, attention_mask=mask).logits
         return [F.log_softmax(row[tokens == mask_id].float(), dim=-1) for row, tokens in zip(logits, ids, strict=True)]
 
-    return _sorted_batches(_prompted(bundle, inputs), score, len, batch_size)
+    return sorted_batches(_prompted(bundle, inputs), score, len, batch_size)
 
 
 def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
@@ -149,13 +111,13 @@ def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size
 
     @torch.inference_mode()
     def embed(batch: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device)
+        ids, mask = pad(batch, pad_id(bundle), bundle.model.device)
         hidden = body(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         hidden, mask = hidden[:, own:], mask[:, own:]  # a soft prompt is no part of the text
         mean = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return list(F.normalize(mean, dim=-1))
 
-    return _sorted_batches(_prompted(bundle, inputs), embed, len, batch_size)
+    return sorted_batches(_prompted(bundle, inputs), embed, len, batch_size)
 
 
 def _prompted(bundle: Bundle, inputs: Iterable[Sequence[int]]) -> Iterable[Sequence[int]]:
@@ -164,50 +126,24 @@ def _prompted(bundle: Bundle, inputs: Iterable[Sequence[int]]) -> Iterable[Seque
     return (prompt + list(ids) for ids in inputs) if prompt else inputs
 
 
-def _sorted_batches(
-    items: Iterable[Item],
-    apply: Callable[[Sequence[Item]], list[Result]],
-    length: Callable[[Item], int],
-    batch_size: int,
-) -> Iterator[Result]:
-    """Apply a batch function to items sorted by length within a bounded stretch; yield in the order of the input."""
-    iterator = iter(items)
-    while stretch := list(islice(iterator, batch_size * _SORTED_BATCHES)):
-        order = sorted(range(len(stretch)), key=lambda index: length(stretch[index]), reverse=True)
-        results: dict[int, Result] = {}
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            results.update(zip(indices, apply([stretch[index] for index in indices]), strict=True))
-        yield from (results[index] for index in range(len(stretch)))
-
-
 @torch.inference_mode()
-def _nll(bundle: Bundle, batch: Sequence[Text]) -> list[Likelihood]:
-    # torch types every attribute of a module as a tensor, so the library's own methods must be called untyped.
-    model: Any = bundle.model
-    device = model.device
-    if bundle.family == "encoder-decoder":
-        ids, mask = _pad([text.context for text in batch], _pad_id(bundle), device)
-        labels, _ = _pad([text.target for text in batch], -100, device)
-        start = model.prepare_decoder_input_ids_from_labels(labels)
-        logits = model(input_ids=ids, attention_mask=mask, decoder_input_ids=start).logits
-    else:
-        ids, mask = _pad([text.context + text.target for text in batch], _pad_id(bundle), device)
-        labels, _ = _pad([[-100] * len(text.context) + text.target for text in batch], -100, device)
-        labels = labels[:, 1:]
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none", ignore_index=-100)
-    sums = losses.sum(dim=1, dtype=torch.float64).tolist()
-    return [Likelihood(nll, len(text.target)) for nll, text in zip(sums, batch, strict=True)]
-
-
-@torch.inference_mode()
-def _generate(bundle: Bundle, batch: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generated]:
+def _generate(
+    bundle: Bundle, prefixes: PrefixCache, batch: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[Generated]:
     model: Any = bundle.model
     decoder_only = bundle.family == "decoder"
-    ids, mask = _pad(batch, _pad_id(bundle), bundle.model.device, left=decoder_only)
+    shared = prefixes.length(batch)
+    cache = prefixes.expanded(batch[0][:shared], len(batch)) if shared else None
+    shared = 0 if cache is None else shared
+    ids, mask = pad([row[shared:] for row in batch], pad_id(bundle), model.device, left=decoder_only)
+    known: dict[str, Any] = {}
+    if cache is not None:
+        # What all begin with stays where its keys were computed; the padding comes after it.
+        beginning = torch.tensor([list(batch[0][:shared])], device=model.device).expand(len(batch), -1)
+        ids, mask = torch.cat([beginning, ids], dim=1), torch.cat([torch.ones_like(beginning), mask], dim=1)
+        known = {"past_key_values": cache}
     with quiet(), _decoding(bundle, max_new_tokens) as settings:
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **known)
     new = output[:, ids.shape[1] :] if decoder_only else output[:, 1:]
     stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     return [_until_stop(bundle, row, stops, max_new_tokens) for row in new.tolist()]
@@ -239,7 +175,7 @@ def _decoding(bundle: Bundle, max_new_tokens: int, *, sampled: bool = False) -> 
         num_beams=1,
         bos_token_id=own.bos_token_id,
         eos_token_id=stops,
-        pad_token_id=_pad_id(bundle),
+        pad_token_id=pad_id(bundle),
         decoder_start_token_id=own.decoder_start_token_id,
         forced_bos_token_id=own.forced_bos_token_id,
         **({"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sampled else {}),
@@ -249,21 +185,3 @@ def _decoding(bundle: Bundle, max_new_tokens: int, *, sampled: bool = False) -> 
         yield settings
     finally:
         bundle.model.generation_config = own
-
-
-def _pad_id(bundle: Bundle) -> int:
-    return int(bundle.tokenizer.pad_token_id or 0)
-
-
-def _pad(
-    rows: Sequence[Sequence[int]], value: int, device: torch.device, *, left: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as (B, T) with an attention mask made from their lengths, never from the padding id."""
-    width = max(1, *(len(row) for row in rows)) if len(rows) > 1 else max(1, len(rows[0]))
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, place] = torch.tensor(row, dtype=torch.long)
-        mask[index, place] = 1
-    return ids.to(device), mask.to(device)

@@ -72,7 +72,7 @@ def run(
         with watch("load"):
             base = stages.load(config, task, out)
         with watch("audit"):
-            audit, features, curve = distributed.once(lambda: dataset.inspect(config, task, data, base))
+            audit, features, curve = distributed.once(lambda: dataset.inspect(config, task, data, base, Path(out)))
         run_id = distributed.shared(new_run_id(config.task, config.model))
         resume = resume or distributed.once(lambda: resuming.restarted(out))
         folder = held.enter_context(resuming.held(out, resume, run_id))
@@ -128,7 +128,7 @@ def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] =
     task, _ = stages.parts(config)
     data = dataset.prepare(config, task)
     base = stages.load(config, task, out)
-    audit, features, curve = dataset.inspect(config, task, data, base)
+    audit, features, curve = dataset.inspect(config, task, data, base, Path(out))
     audit.raise_if_broken(config.data.allow_leaks)
     return forecast.full_plan(forecast.Job(config, task, data, base, features, out), curve, prepared=watch.total)
 

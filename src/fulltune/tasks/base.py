@@ -123,6 +123,12 @@ class Task(ABC):
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         """Training sequences of one example; a long document gives several."""
 
+    def reads(self, example: Example) -> str:
+        """What :meth:`encode` reads beside the example, the config and the tokenizer (a schema, say): sequences are
+        kept for as long as this stays the same.
+        """
+        return ""
+
     @abstractmethod
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         """How this bundle answers, with ``shots`` as examples in its context."""

@@ -67,6 +67,9 @@ class Text2SQL(Seq2Seq):
         instruction = "\n".join(line for line in lines if line)
         return Wording(instruction, self.question, self.answer, chat)
 
+    def reads(self, example: Example) -> str:
+        return self.schema(example.meta["db_id"])
+
     def shot(self, shot: Example, asked: Example) -> Shot:
         """A shot from another database brings its own schema."""
         if shot.meta["db_id"] == asked.meta["db_id"]:

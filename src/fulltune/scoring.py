@@ -1,0 +1,207 @@
+"""Likelihoods of texts: what they share is read once, and logits are made only where something is predicted.
+
+Texts that follow one another with the same context (the labels of a row, say) are asked in one pass over that context.
+Texts that begin alike (with the same shots) share the keys and values of that beginning (:mod:`fulltune.prefix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from fulltune.model import Bundle
+from fulltune.padded import pad, sorted_batches
+from fulltune.prefix import PrefixCache, last_logits
+from fulltune.training.head_loss import LossAtHead, takes_loss_at_head
+from fulltune.training.loss import IGNORED
+
+#: Largest logits tensor of one forward pass, in bytes: longer or wider batches are cut into smaller ones.
+LOGITS_BYTES = 512 * 1024 * 1024
+
+#: A context is read once for all targets that follow it when it is this many times as long as they are.
+MUCH_LONGER = 2
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to be scored: ``target`` token ids, each predicted from all ids before it, ``context`` first.
+
+    A decoder needs at least one id of context; an encoder-decoder reads the context in its encoder.
+    """
+
+    context: list[int]
+    target: list[int]
+
+    def __len__(self) -> int:
+        return len(self.context) + len(self.target)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Σ −ln p over the target's tokens, and how many there were."""
+
+    nll: float
+    tokens: int
+
+
+def likelihoods(bundle: Bundle, texts: Iterable[Text], batch_size: int) -> Iterator[Likelihood]:
+    """Negative log-likelihood in nats of each text's target.
+
+    Args:
+        bundle: A decoder or an encoder-decoder.
+        texts: What is asked; texts with one context in a row are cheapest.
+        batch_size: Texts of one pass.
+    """
+    scorer, prompt = _Scorer(bundle), bundle.prompt_ids
+    asked = (Text(prompt + text.context, text.target) for text in texts) if prompt else texts
+    found: Iterator[list[Likelihood]] = sorted_batches(_groups(asked, batch_size), scorer.score, _longest, batch_size)
+    return chain.from_iterable(found)
+
+
+def pad_id(bundle: Bundle) -> int:
+    """What fills rows up; the mask hides it."""
+    return int(bundle.tokenizer.pad_token_id or 0)
+
+
+def _groups(texts: Iterable[Text], most: int) -> Iterator[list[Text]]:
+    """Texts with the same context and short targets together, at most ``most`` of them; every other text alone."""
+    for _, run in groupby(texts, key=lambda text: text.context):
+        group: list[Text] = []
+        for text in run:
+            is_short = 0 < MUCH_LONGER * len(text.target) <= len(text.context)
+            if group and (len(group) == most or not is_short):
+                yield group
+                group = []
+            group.append(text)
+            if not is_short:
+                yield group
+                group = []
+        if group:
+            yield group
+
+
+def _longest(group: Sequence[Text]) -> int:
+    return max(map(len, group))
+
+
+class _Scorer:
+    """One model, asked batch after batch."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.model = bundle, bundle.model
+        self.prefixes = PrefixCache(bundle)
+        head: Any = self.model.get_output_embeddings()
+        self.at_head, self.vocabulary = LossAtHead(head), head.weight.shape[0]
+        few = torch.ones(1, 4, dtype=torch.long, device=self.model.device)
+        inputs = {"input_ids": few} | ({"decoder_input_ids": few} if bundle.family == "encoder-decoder" else {})
+        self.at_head.fits = takes_loss_at_head(self.model, head, inputs, few)
+
+    @torch.inference_mode()
+    def score(self, batch: Sequence[list[Text]]) -> list[list[Likelihood]]:
+        """Likelihoods of groups of texts."""
+        alone = [number for number, group in enumerate(batch) if len(group) == 1]
+        nlls = {number: self._of_group(group) for number, group in enumerate(batch) if len(group) > 1}
+        found = self._of_texts([batch[number][0] for number in alone])
+        nlls |= {number: [nll] for number, nll in zip(alone, found, strict=True)}
+        return [
+            [Likelihood(nll, len(text.target)) for nll, text in zip(nlls[number], group, strict=True)]
+            for number, group in enumerate(batch)
+        ]
+
+    # ---- One context, many targets ----
+
+    def _of_group(self, group: Sequence[Text]) -> list[float]:
+        context, targets = group[0].context, [text.target for text in group]
+        if self.bundle.family == "encoder-decoder":
+            ids, mask = pad([context], pad_id(self.bundle), self.model.device)
+            states: Any = self.model.get_encoder()(input_ids=ids, attention_mask=mask)
+            states.last_hidden_state = states.last_hidden_state.expand(len(group), -1, -1)
+            return self._restored(targets, mask.expand(len(group), -1), encoder_outputs=states)
+        return self._after_context(context, targets) if self.prefixes.is_usable else self._of_texts(group)
+
+    def _after_context(self, context: list[int], targets: Sequence[list[int]]) -> list[float]:
+        shared = self.prefixes.length([context])
+        cache = self.prefixes.expanded(context[:shared], 1) if shared else None
+        model: Any = self.model
+        rest = torch.tensor([context[shared if cache is not None else 0 :]], device=model.device)
+        read = model(input_ids=rest, past_key_values=cache, use_cache=True, **last_logits(model))
+        if type(read.past_key_values) is not DynamicCache:
+            self.prefixes.is_usable = False
+            return self._of_texts([Text(context, target) for target in targets])
+        first = F.log_softmax(read.logits[0, -1].float(), dim=-1).double()
+        nlls = -first[[target[0] for target in targets]]
+        if max(map(len, targets)) > 1:
+            read.past_key_values.batch_repeat_interleave(len(targets))
+            ids, mask = pad([target[:-1] or target for target in targets], pad_id(self.bundle), model.device)
+            labels, _ = pad([target[1:] or [IGNORED] for target in targets], IGNORED, model.device)
+            known = mask.new_ones(len(targets), len(context))
+            logits = model(
+                input_ids=ids,
+                attention_mask=torch.cat([known, mask], dim=1),
+                past_key_values=read.past_key_values,
+                use_cache=True,
+            ).logits
+            nlls = nlls + _sums(logits, labels)
+        found: list[float] = nlls.tolist()
+        return found
+
+    # ---- Each text by itself ----
+
+    def _of_texts(self, texts: Sequence[Text]) -> list[float]:
+        found: list[float] = []
+        for part in self._parts(texts):
+            if self.bundle.family == "encoder-decoder":
+                ids, mask = pad([text.context for text in part], pad_id(self.bundle), self.model.device)
+                found += self._restored([text.target for text in part], mask, input_ids=ids)
+            else:
+                found += self._continued(part)
+        return found
+
+    def _parts(self, texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
+        """All at once where the head gives losses; else as many as leave room for their logits."""
+        width = max(map(len, texts), default=1)
+        rows = len(texts) if self.at_head.fits else max(1, LOGITS_BYTES // (4 * width * self.vocabulary))
+        yield from (texts[start : start + rows] for start in range(0, len(texts), max(1, rows)))
+
+    def _restored(self, targets: Sequence[list[int]], mask: Tensor, **source: Any) -> list[float]:
+        """By an encoder-decoder."""
+        model: Any = self.model
+        labels, _ = pad(targets, IGNORED, model.device)
+        start = model.prepare_decoder_input_ids_from_labels(labels)
+        return self._run({"attention_mask": mask, "decoder_input_ids": start, **source}, labels)
+
+    def _continued(self, texts: Sequence[Text]) -> list[float]:
+        """By a decoder."""
+        device, shared = self.model.device, self.prefixes.length([text.context for text in texts])
+        cache = self.prefixes.expanded(texts[0].context[:shared], len(texts)) if shared else None
+        shared = 0 if cache is None else shared
+        ids, mask = pad([(text.context + text.target)[shared:] for text in texts], pad_id(self.bundle), device)
+        hidden = [[IGNORED] * (len(text.context) - shared) for text in texts]
+        labels, _ = pad([ahead + text.target for ahead, text in zip(hidden, texts, strict=True)], IGNORED, device)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if cache is not None:
+            known = mask.new_ones(len(texts), shared)
+            inputs |= {"attention_mask": torch.cat([known, mask], dim=1), "past_key_values": cache, "use_cache": True}
+        return self._run(inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED))
+
+    def _run(self, inputs: dict[str, Any], labels: Tensor) -> list[float]:
+        """Σ −ln p of each row's labels ``(B, T)``, aligned with the logits."""
+        run = self.at_head.run(self.model, inputs, labels, 0.0)
+        sums = (
+            _sums(self.model(**inputs).logits, labels) if run is None else run[1].losses.sum(dim=1, dtype=torch.float64)
+        )
+        found: list[float] = sums.tolist()
+        return found
+
+
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Σ −ln p of each row, in double precision."""
+    losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none", ignore_index=IGNORED)
+    return losses.sum(dim=1, dtype=torch.float64)

@@ -1,0 +1,99 @@
+"""Sequences are the same in one thread, in several, and from the cache, which forgets when anything changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import fakes
+import pytest
+
+from fulltune import encoding
+from fulltune.config import load_config
+from fulltune.tasks.base import Example, Task
+from fulltune.tasks.causal_lm import CausalLM
+from fulltune.tasks.classification import Classification
+
+
+def _task(*overrides: str) -> CausalLM:
+    return CausalLM(load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}}, overrides))
+
+
+def _examples(count: int = 60) -> list[Example]:
+    return [Example(f"row:{n}", "", "a tale of " + "the fox and the king " * (n % 23)) for n in range(count)]
+
+
+@pytest.fixture
+def much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads and the cache are used however little there is."""
+    monkeypatch.setattr(encoding, "MUCH", 0)
+    monkeypatch.setattr(encoding, "VERY_MUCH", 0)
+    monkeypatch.setattr(encoding.os, "cpu_count", lambda: 4)
+
+
+@pytest.mark.usefixtures("much")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_threads_and_cache_change_nothing(kind: str, tmp_path: Path) -> None:
+    bundle, examples, task = fakes.bundle(kind), _examples(), _task()
+    alone = [task.encode(example, bundle) for example in examples]
+    assert encoding.encode(task, examples, bundle) == alone
+    assert encoding.encode(task, examples, bundle, tmp_path) == alone
+    assert len(list(tmp_path.rglob("*.jsonl"))) == 1
+
+    class Unasked(CausalLM):
+        """Never encodes."""
+
+    Unasked.__module__, Unasked.__qualname__ = CausalLM.__module__, CausalLM.__qualname__
+    Unasked.encode = lambda *_: pytest.fail("read from the cache")  # type: ignore[method-assign,assignment]
+    assert encoding.encode(Unasked(task.config), examples, bundle, tmp_path) == alone
+
+
+@pytest.mark.usefixtures("much")
+def test_classes_come_back_as_they_were(tmp_path: Path) -> None:
+    task = Classification(load_config({"model": "m", "task": "classification", "data": {"train": "t"}}))
+    examples = [Example(f"row:{n}", "the court shall", ("yes",) if n % 2 else ()) for n in range(8)]
+    task.fit(examples, examples)
+    bundle = fakes.bundle("bert")
+    made = encoding.encode(task, examples, bundle, tmp_path)
+    assert encoding.encode(task, examples, bundle, tmp_path) == made
+    assert made[1][0].labels == [1.0]
+
+
+@pytest.mark.usefixtures("much")
+def test_whatever_changes_is_encoded_anew(tmp_path: Path) -> None:
+    bundle, examples, task = fakes.bundle("gpt2"), _examples(), _task()
+
+    def entries(task: Task = task, examples: list[Example] = examples, **changed: object) -> int:
+        encoding.encode(task, examples, replace(bundle, **changed), tmp_path)  # type: ignore[arg-type]
+        return len(list(tmp_path.rglob("*.jsonl")))
+
+    assert entries() == entries() == 1
+    assert entries(task=_task("data.max_length=16")) == 2
+    assert entries(examples=[*examples[1:], replace(examples[0], target="another")]) == 3
+    assert entries(tokenizer=fakes.llama_tokenizer()) == 4
+    assert entries(window=64) == 5
+
+    class Reading(CausalLM):
+        """Reads something beside the example."""
+
+        def reads(self, example: Example) -> str:
+            return "schema"
+
+    assert entries(task=Reading(task.config)) == 6
+
+
+@pytest.mark.usefixtures("much")
+def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
+    bundle, examples, task = fakes.bundle("gpt2"), _examples(), _task()
+    made = encoding.encode(task, examples, bundle, tmp_path)
+    (entry,) = tmp_path.rglob("*.jsonl")
+    lines = entry.read_text().splitlines()
+    lines[0] = json.dumps([])
+    entry.write_text("\n".join(lines) + "\n")
+    assert encoding.encode(task, examples, bundle, tmp_path) == made
+
+
+def test_little_text_is_not_cached(tmp_path: Path) -> None:
+    encoding.encode(_task(), _examples(5), fakes.bundle("gpt2"), tmp_path)
+    assert not list(tmp_path.iterdir())
