@@ -25,7 +25,7 @@ from fulltune.store.manifest import remove_unfinished, require_space, verify
 from fulltune.training import checkpoints, sharded
 from fulltune.training.checkpoints import Snapshot
 from fulltune.training.random_state import random_state, set_random_state
-from fulltune.training.state_files import Part, encode
+from fulltune.training.state_files import Part, encode, read
 
 if TYPE_CHECKING:
     from fulltune.training.trainer import Trainer
@@ -90,7 +90,7 @@ class Checkpoints(TrainerCallback):
         if source is not None:
             self._written = {one.step: one.path for one in known} | {step_of(source): source}
             self.forget_after(step_of(source))
-            self.extra = checkpoints.state_of(source, "progress")["extra"] if checkpoints.is_ours(source) else {}
+            self.extra = read(source, "progress")["extra"] if checkpoints.is_ours(source) else {}
         self.trainer.add_callback(self)
         try:
             yield
@@ -293,17 +293,17 @@ class Checkpoints(TrainerCallback):
 
     def load_optimizer(self, source: Path) -> None:
         trainer: Any = self.trainer
-        trainer.optimizer.load_state_dict(checkpoints.state_of(source, "optimizer"))
-        trainer.lr_scheduler.load_state_dict(checkpoints.state_of(source, "scheduler"))
+        trainer.optimizer.load_state_dict(read(source, "optimizer"))
+        trainer.lr_scheduler.load_state_dict(read(source, "scheduler"))
 
     def load_scaler(self, source: Path) -> None:
         scaler: Any = self.trainer.accelerator.scaler
         if scaler is not None:
-            scaler.load_state_dict(checkpoints.state_of(source, "scaler"))
+            scaler.load_state_dict(read(source, "scaler"))
 
     def load_random(self, source: Path, name: str = "now") -> None:
         """The random numbers as they stood then, or (``epoch``) as they stood when that epoch began."""
-        processes, own = checkpoints.state_of(source, "random"), self.trainer.args.process_index
+        processes, own = read(source, "random"), self.trainer.args.process_index
         if own >= len(processes):
             raise StoreError(
                 f"the checkpoint is one of {len(processes)} processes",
@@ -322,10 +322,11 @@ class Checkpoints(TrainerCallback):
             weights = list(kwargs["model"].parameters())
             learning = sum(value.nbytes for value in weights if value.requires_grad)
             one = sum(value.nbytes for value in weights) + 2 * learning  # AdamW keeps two numbers a weight
-            require_space(self.folder, one * (1 if self.keep is None else self.keep + 1), "checkpoints")
+            count = 1 if self.keep is None else self.keep + 1  # one is written before another goes
+            require_space(self.folder, count * one, f"{count} checkpoints (checkpoints.keep and the next one)")
         self._evaluates = None
         if self._from is not None:
-            self._restore(checkpoints.state_of(self._from, "progress"))
+            self._restore(read(self._from, "progress"))
             if state.global_step:
                 # It was evaluated when its time had come; one more would be one that a run never stopped does not have.
                 guards = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, OverfittingGuard)]

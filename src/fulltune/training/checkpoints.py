@@ -27,7 +27,7 @@ import fulltune
 from fulltune.errors import StoreError
 from fulltune.model import trained_state
 from fulltune.store.manifest import MANIFEST, Manifest, read_manifest, require_space, verify, write_folder
-from fulltune.training.state_files import Part, copies, read
+from fulltune.training.state_files import Part, copies
 
 PREFIX = "checkpoint-"
 
@@ -210,11 +210,6 @@ def remove_all(folder: Path) -> None:
     """Remove the checkpoints of a training that is over."""
     for path in _folders(folder):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def state_of(folder: Path, name: str) -> Any:
-    """One part of a checkpoint's state, e.g. ``optimizer``."""
-    return read(folder, name)
 
 
 def _folders(folder: Path) -> Iterator[Path]:
