@@ -38,7 +38,9 @@ def test_two_processes_make_the_run_that_one_makes(kind: str, records: dict[str,
     for system, scores in one.scores.items():
         for metric, score in scores.items():
             assert two.scores[system][metric].n == score.n
-            assert two.scores[system][metric].value == pytest.approx(score.value, rel=1e-4, abs=1e-4, nan_ok=True), metric
+            assert two.scores[system][metric].value == pytest.approx(score.value, rel=1e-4, abs=1e-4, nan_ok=True), (
+                metric
+            )
     assert {name: kept.base.n for name, kept in two.retention.items()} == {
         n: k.base.n for n, k in one.retention.items()
     }
