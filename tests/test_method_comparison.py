@@ -232,7 +232,7 @@ def test_a_method_that_does_not_apply_is_a_row_with_its_reason(job: dict[str, An
         "guards": {"forgetting": None},
         "baselines": {"few_shot": 1},
     }
-    found = compare_methods(tales, methods=["full", "bitfit"], rates=1, out=tmp_path / "runs", runner=Counting())
+    found = compare_methods(tales, methods=["full", "bitfit"], rates=2, out=tmp_path / "runs", runner=Counting())
     assert found.methods[1].status == "does not apply"
     assert "no biases" in found.methods[1].reason
     assert "Only full was measured" in found.headline

@@ -180,6 +180,9 @@ class _Desk:
             chosen = _best(tried, prepared.higher_is_better) if len(rates) > 1 else rates[0]
             if chosen is None:
                 reason = next((trial.reason for trial in tried if trial.reason), "training broke at every rate")
+                # Refused before any step, at every rate: it is the method that does not fit, not the rates.
+                if all(trial.seconds == 0 for trial in tried):
+                    return MethodResult(method=name, status="does not apply", reason=reason)
                 return MethodResult(method=name, status="failed", reason=reason, rates=tried)
             runs = tuple(self._run(name, chosen, seed) for seed in seeds)
         except _NotApplicable as error:
