@@ -42,6 +42,7 @@ class Plan(Model):
         seconds: Wall time of a run, by stage; empty where nothing was measured.
         baselines: The systems that will be scored without training.
         evaluations: Optimizer steps after which the evaluation curve gets a point.
+        fast_paths: The kernels that training will be computed by.
         advice: One sentence each; none of them stops a run.
     """
 
@@ -64,6 +65,7 @@ class Plan(Model):
     padding: dict[str, float] = Field(default_factory=dict)
     memory: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    fast_paths: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:

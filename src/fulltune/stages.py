@@ -18,6 +18,8 @@ from fulltune.evaluate import Evaluation
 from fulltune.evaluate import evaluate as score
 from fulltune.guards.forgetting import ForgettingGuard
 from fulltune.guards.overfitting import OverfittingGuard
+from fulltune.kernels.active import fixed
+from fulltune.kernels.paths import fast_paths, training_device
 from fulltune.methods.base import Method
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
@@ -155,7 +157,7 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
     replayed = costs.replayed(config, len(features))
     sequences = [*features, *general_text.stand_ins(replayed)]
     mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
-    return planning.build_plan(
+    plan = planning.build_plan(
         config,
         train_rows=len(data.train.examples),
         eval_rows=len(data.eval.examples),
@@ -168,6 +170,8 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
         batches=_micro_batches(config, sequences, base),
         padding=buckets.padding_shares(config, sequences),
     )
+    with fixed(config.speed.kernels) as choices:
+        return plan.model_copy(update={"fast_paths": fast_paths(training_device(config), config, choices)})
 
 
 def _micro_batches(config: Config, features: Sequence[Features], bundle: Bundle) -> int | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fulltune.config import Config
-from fulltune.kernels.paths import fast_paths, is_installed
+from fulltune.kernels.paths import fast_paths, is_installed, training_device
 from fulltune.kernels.products import NONE, Choices, shape_classes
 from fulltune.kernels.threads import settle_threads, threads_wanted
 
@@ -61,6 +61,12 @@ def test_products_are_told_with_where_the_choice_is_from() -> None:
 )
 def test_threads(usable: int, physical: int | None, given: int, environment: dict[str, str], wanted: int) -> None:
     assert threads_wanted(usable, physical, given, environment) == wanted
+
+
+def test_the_device_is_the_trainers() -> None:
+    found = torch.accelerator.current_accelerator(check_available=True)
+    assert training_device(job()) == ("cpu" if found is None else found.type)
+    assert training_device(job(trainer={"use_cpu": True})) == "cpu"
 
 
 def test_threads_are_only_ever_lowered() -> None:

@@ -14,6 +14,14 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def training_device(config: Config) -> str:
+    """The kind of device that the trainer will take: an accelerator where there is one and the config allows it."""
+    import torch
+
+    found = None if config.trainer.get("use_cpu") else torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
+
+
 def fast_paths(
     device: str, config: Config, choices: Choices | None, installed: Callable[[str], bool] = is_installed
 ) -> tuple[str, ...]:

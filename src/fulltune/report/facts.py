@@ -37,7 +37,7 @@ def weights(record: Record) -> Facts:
 def training(record: Record) -> Facts:
     used = record.training
     together = used.batch_size * used.accumulation
-    return [
+    facts = [
         (
             "Optimizer",
             f"{used.optimizer}, {size(used.optimizer_bytes)} of state" if used.optimizer_bytes else used.optimizer,
@@ -51,6 +51,7 @@ def training(record: Record) -> Facts:
         ("Final training loss", compact(used.final_loss)),
         ("Seed", str(used.seed)),
     ]
+    return facts + ([("Computed by", "; ".join(used.fast_paths))] if used.fast_paths else [])
 
 
 def cost(record: Record) -> Facts:
