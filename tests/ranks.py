@@ -92,6 +92,15 @@ def torchrun(processes: int = 2, *options: str) -> list[str]:
     return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
 
 
+def _stop_the_launcher() -> None:
+    """Send it SIGTERM, and go on once it has passed that on."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.sigwait({signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _break(fault: str) -> None:
     """Let the last process break after a step."""
     from fulltune.training.fit import EvaluateAt
@@ -106,7 +115,7 @@ def _break(fault: str) -> None:
             if kind == "hang":
                 signal.pause()
             if kind == "term":
-                os.kill(os.getppid(), signal.SIGTERM)
+                _stop_the_launcher()
         return whole(self, args, state, control, **kwargs)
 
     EvaluateAt.on_step_end = broken  # type: ignore[method-assign]
