@@ -90,7 +90,8 @@ def proposals(
         yield Proposal(_change(config, found, smaller), _total(_accumulating(config), smaller, fixed))
     if recomputing is not None:
         yield Proposal("train.gradient_checkpointing: true", _total(config, recomputing, fixed))
-    light = replace(found, optimizer=round(found.gradients / 4 * _BYTES_OF_8BIT))
+    small = (found.gradients - found.embeddings) / 4 * _BYTES_OF_8BIT
+    light = replace(found, optimizer=round(small) + 2 * found.embeddings)  # embeddings keep float32 moments
     if light.optimizer < found.optimizer:
         yield Proposal("train.optimizer: adamw-8bit", _total(config, light, fixed))
         best = replace(recomputing or found, rows=(smaller or found).rows, optimizer=light.optimizer)

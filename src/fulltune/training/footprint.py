@@ -25,6 +25,7 @@ class Footprint:
         optimizer: Bytes of the optimizer's state.
         is_accumulated: Timelines are those of two micro-batches in a row.
         seconds: Rows of a micro-batch → seconds of that step.
+        embeddings: Bytes of the embeddings that learn.
     """
 
     rows: int
@@ -35,6 +36,7 @@ class Footprint:
     optimizer: int
     is_accumulated: bool
     seconds: Mapping[int, float]
+    embeddings: int = 0
 
     def step_bytes(self, accumulated: bool) -> int:
         """The most that a step holds beside weights and optimizer state: gradients, activations, logits.

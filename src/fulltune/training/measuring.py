@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fulltune.config import Config
@@ -123,6 +124,8 @@ def footprint(probe: Probe, config: Config) -> Footprint:
         timelines[count], seconds[count] = watch.events, watch.seconds
         optimizer = done.training.optimizer_bytes
     parameters = list(probe.student.model.parameters())
+    modules = probe.student.model.modules()
+    embeddings = {module.weight for module in modules if isinstance(module, nn.Embedding)}
     return Footprint(
         rows=rows,
         width=width,
@@ -132,6 +135,7 @@ def footprint(probe: Probe, config: Config) -> Footprint:
         optimizer=optimizer,
         is_accumulated=accumulation > 1,
         seconds=seconds,
+        embeddings=sum(one.nbytes for one in embeddings if one.requires_grad),
     )
 
 
