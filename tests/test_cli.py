@@ -18,7 +18,7 @@ import fulltune
 from fulltune.cli import app
 from fulltune.store.runs import RunFolder
 
-VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find")
+VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "methods", "sweep", "launch")
 #: Verbs with verbs of their own.
 GROUPS = {
     "models": (
