@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py CONFIG [--rows 32] [--pairs 3]
 
 ``CONFIG`` is a job as for ``fulltune run``. Prints one JSON object: for zero-shot and few-shot the median seconds each
-way, the median ratio of the pairs, and the largest difference of any number that the predictions carry.
+way, the median ratio of the pairs, and the largest relative difference of any number that the predictions carry.
 """
 
 from __future__ import annotations
@@ -69,12 +69,14 @@ def main() -> None:
                 took, plain = answer()
             seconds["plain"].append(took)
         pairs = zip(seconds["plain"], seconds["shared"], strict=True)
-        apart = [abs(one - other) for one, other in zip(numbers(shared), numbers(plain), strict=True)]
+        apart = [
+            abs(one - other) / max(1.0, abs(other)) for one, other in zip(numbers(shared), numbers(plain), strict=True)
+        ]
         found[name] = {
             **{way: statistics.median(values) for way, values in seconds.items()},
             "median_ratio": statistics.median(plain / shared for plain, shared in pairs),
             "same_outputs": [one.output for one in shared] == [one.output for one in plain],
-            "largest_difference": max(apart, default=0.0),
+            "largest_relative_difference": max(apart, default=0.0),
         }
     print(json.dumps({"rows": len(rows), "systems": found}, indent=1))
 
