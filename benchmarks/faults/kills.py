@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from jobs import JOBS, job, outcome
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fulltune
 from fulltune.store.runs import status
@@ -62,7 +64,7 @@ def kills(count: int, folder: Path, seed: int = 0) -> Result:
     configs = {task: job(folder, task) for task in list(JOBS)[:count]}
     for task, config in configs.items():
         out = folder / "whole" / task
-        moments[task] = _run(config, out, 0)
+        moments[task], _ = _run(config, out, 0)
         expected[task] = outcome(_only(out))
     for number in range(count):
         task = list(configs)[number % len(configs)]
@@ -75,8 +77,7 @@ def _one(
     config: dict[str, Any], out: Path, points: list[int], expected: dict[str, str], result: Result, name: str
 ) -> None:
     for at in [*points, 0]:
-        _run(config, out, at)
-        result.kills += at > 0
+        result.kills += _run(config, out, at)[1]
     runs = list(out.glob("*/record.json"))
     if len(runs) != 1:
         result.lost.append(name)
@@ -96,18 +97,25 @@ def _start_or_resume(config: dict[str, Any], out: Path) -> None:
         fulltune.run(config, out=out, resume=open_runs[-1].name)
 
 
-def _run(config: dict[str, Any], out: Path, at: int) -> int:
-    """Run, or go on, in a process of its own that kills itself at a moment (0: never); returns the moments it saw."""
+def _run(config: dict[str, Any], out: Path, at: int) -> tuple[int, bool]:
+    """Run, or go on, in a process of its own that kills itself at a moment (0: never); the moments that it saw, and
+    whether it came to that one.
+    """
     seen = _clean.Value("i", 0)
     process = _clean.Process(target=_child, args=(config, out, at, seen))
     process.start()
     process.join()
-    return int(seen.value)
+    if not at and process.exitcode:
+        print(_log(out).read_text(encoding="utf-8")[-2000:], file=sys.stderr)
+    return int(seen.value), process.exitcode == -signal.SIGKILL
 
 
 def _child(config: dict[str, Any], out: Path, at: int, seen: Any) -> None:
     torch.set_num_threads(1)
-    sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _log(out).open("a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
     def happen(*_: Any) -> None:
         with seen.get_lock():
@@ -125,9 +133,14 @@ def _child(config: dict[str, Any], out: Path, at: int, seen: Any) -> None:
             happen()
 
     sys.addaudithook(audit)
-    torch.optim.optimizer.register_optimizer_step_post_hook(happen)
-    torch.nn.modules.module.register_module_forward_pre_hook(passing)
+    register_optimizer_step_post_hook(happen)
+    register_module_forward_pre_hook(passing)
     _start_or_resume(config, out)
+
+
+def _log(out: Path) -> Path:
+    """What the processes said; beside the runs, for a line of it is no moment."""
+    return out.parent / f"log-{out.name}.txt"
 
 
 def _only(out: Path) -> Path:
