@@ -301,7 +301,7 @@ def test_the_command_and_the_terminal(
     with console.capture() as captured:
         console.print(render.methods(found))
     assert found.headline in captured.get()
-    assert "failed: its process was killed" in captured.get()
+    assert "lora failed: its process was killed" in captured.get()
 
 
 # ---- The recommendation ----

@@ -312,28 +312,19 @@ def _measured(
 def _told(
     config: Config, prepared: Answer, results: Sequence[MethodResult], numbers: Sequence[int], folder: Path, out: Path
 ) -> MethodComparison:
-    names = [result.method for result in results]
-    reference = "full" if "full" in names else names[0]
     measured = {result.method: result for result in results if result.status == "measured"}
     if not measured:
         raise ConfigError([Problem(f"{result.method}: {result.reason}", field="method") for result in results])
-    if reference not in measured:
-        reference = next(iter(measured))
+    names = [result.method for result in results]
+    wanted = "full" if "full" in names else names[0]
+    reference = wanted if wanted in measured else next(iter(measured))
+    instead = () if reference == wanted else (f"{wanted} has no score; others are compared with {reference}.",)
     record = read_record(out / measured[reference].runs[0].run_id / "record.json")
     metric = _metric(record)
     rows = {name: [scored(out / run.run_id, [metric]) for run in result.runs] for name, result in measured.items()}
     settings: dict[str, Any] = {"resamples": config.evaluation.resamples, "confidence": config.evaluation.confidence}
     compared = [_scored(result, rows, reference, metric, settings) for result in results]
-    first = out / record.run_id
-    baselines = tuple(
-        SystemResult(
-            system=system,
-            score=scores[metric.name],
-            against=seeds.difference([scored(first, [metric], system)], rows[reference], metric, **settings),
-        )
-        for system, scores in record.scores.items()
-        if system != "tuned" and metric.name in scores
-    )
+    baselines = _baselines(record, out, rows[reference], metric, settings)
     choice = recommend(compared, baselines, reference, metric)
     return MethodComparison(
         fulltune=fulltune.__version__,
@@ -355,8 +346,23 @@ def _told(
         baselines=baselines,
         recommended=choice.method,
         headline=choice.headline,
-        notes=choice.notes,
+        notes=(*instead, *choice.notes),
         folder=str(folder),
+    )
+
+
+def _baselines(
+    record: Record, out: Path, reference: Sequence[Accumulator], metric: Metric, settings: Mapping[str, Any]
+) -> tuple[SystemResult, ...]:
+    """What trains nothing, from a run of the reference."""
+    return tuple(
+        SystemResult(
+            system=system,
+            score=scores[metric.name],
+            against=seeds.difference([scored(out / record.run_id, [metric], system)], reference, metric, **settings),
+        )
+        for system, scores in record.scores.items()
+        if system != "tuned" and metric.name in scores
     )
 
 

@@ -158,12 +158,12 @@ def methods(found: MethodComparison) -> RenderableType:
     table = Table("method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost")
     for row in method_rows(found):
         if row.reason:
-            table.add_row(row.name, Text(row.reason, overflow="fold"))
             continue
         name = f"{row.name} ✓" if row.chosen else row.name
         values = [escape(f"{row.score} {row.score_interval}"), escape(f"{row.against} {row.against_interval}")]
         table.add_row(name, *values, row.part, row.memory, row.time, row.speed, row.disk, row.retention)
-    notes = [Text(f"Note: {note}") for note in found.notes]
+    absent = [f"{result.method} {result.status}: {result.reason}" for result in found.methods if result.reason]
+    notes = [Text(line) for line in (*absent, *(f"Note: {note}" for note in found.notes))]
     page = Text(f"Page: {Path(found.folder) / 'methods.html'}", overflow="fold")
     return Group(Text(found.headline, style="bold"), table, *notes, page)
 
