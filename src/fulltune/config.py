@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fulltune.errors import ConfigError, Problem, did_you_mean
 
 #: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
-#: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's guides;
-#: Lester et al. 2021 take 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022, section 4. `linear-probe`: AdamW's
-#: own default.
+#: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's
+#: guides; Lester et al. 2021 take 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022, section 4. `linear-probe`:
+#: AdamW's own default.
 LEARNING_RATES = {
     "full": 3e-5,
     "lora": 3e-4,
@@ -218,8 +218,8 @@ class Config(Section):
     """A whole job. See `docs/config.md` for every key."""
 
     model: str = Field(
-        description="hub id, local folder, GGUF file, run id, NAME, NAME@ALIAS or NAME@N of the registry, starter:NAME, "
-        "or package:NAME/PATH"
+        description="hub id, local folder, GGUF file, run id, NAME, NAME@ALIAS or NAME@N of the registry, "
+        "starter:NAME, or package:NAME/PATH"
     )
     task: str = Field(description="causal-lm, classification, seq2seq, text2sql")
     method: str = "full"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 #: Every starter that is here.
-NAMES = ("gpt2",)
+NAMES = ("gpt2", "bert", "t5")
 
 
 def folder(name: str) -> Path:

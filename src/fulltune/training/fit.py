@@ -326,7 +326,7 @@ def _account(
     losses = [step.loss for step in steps if step.loss is not None]
     return Training(
         optimizer=str(getattr(args.optim, "value", args.optim)),
-        optimizer_bytes=max(distributed.gathered(state_bytes(trainer.optimizer))),
+        optimizer_bytes=max(distributed.gathered(state_bytes(trainer.optimizer) if trainer.optimizer else 0)),
         peak_bytes=max(distributed.gathered(peak)),
         scheduler=config.train.scheduler,
         learning_rate=args.learning_rate,

@@ -1,8 +1,8 @@
 """Which optimizer a config names, and what its state weighs.
 
     adamw        torch's fused AdamW: two float32 moments a parameter
-    adamw-8bit   AdamW of bitsandbytes: moments in blocks of 8-bit numbers (Dettmers et al. 2022); embeddings, and tensors
-                 of fewer than 4096 numbers, keep float32 moments
+    adamw-8bit   AdamW of bitsandbytes: moments in blocks of 8-bit numbers (Dettmers et al. 2022);
+                 embeddings, and tensors of fewer than 4096 numbers, keep float32 moments
 
 Any other name is one of ``TrainingArguments.optim``.
 """

@@ -378,8 +378,9 @@ class Trainer(transformers.Trainer):
 
         source, guard = self.checkpoints.source(resume_from_checkpoint), self._guard()
         with self.checkpoints.at_work(source):
-            is_plain = guard is None or self._is_sharded
-            return attempt(source) if is_plain else RollBack(self, guard).train(attempt, source)
+            if guard is None or self._is_sharded:
+                return attempt(source)
+            return RollBack(self, guard).train(attempt, source)
 
     def _train_once(self, *args: Any) -> TrainOutput:
         model: Any = self.model
