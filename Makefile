@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .PHONY: demo test check slow bench clean
 
-demo: $(VENV)/minilm
+demo: $(VENV)/dev
 	$(BIN)/fulltune demo contracts
 
 test: $(VENV)/dev

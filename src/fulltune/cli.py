@@ -238,7 +238,7 @@ def sweep(
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one: contracts or tales.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one: contracts, tales or text2sql.")],
     overrides: Overrides = None,
     out: Out = RUNS,
     quiet: Quiet = False,

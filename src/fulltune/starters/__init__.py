@@ -1,7 +1,7 @@
 """Small pretrained checkpoints that lie inside the package, so that everything runs offline in minutes.
 
-``model: starter:gpt2`` is a decoder. :mod:`fulltune.starters.make` is how it was made, and makes a BERT and a T5 from
-any folder of text too.
+``model: starter:gpt2`` is a decoder, ``starter:bert`` an encoder, ``starter:t5`` an encoder-decoder.
+:mod:`fulltune.starters.make` is how they were made, and makes others from any folder of text.
 """
 
 from __future__ import annotations
