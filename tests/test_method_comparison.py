@@ -359,6 +359,14 @@ def test_a_cheaper_method_that_is_no_cheaper_is_not_taken() -> None:
     assert recommend(methods, [], "full", F1).method == "full"
 
 
+def test_what_learnt_nothing_is_not_taken_for_being_cheap(compared: tuple[MethodComparison, Counting, Path]) -> None:
+    run = compared[0].methods[0].runs[0].model_copy(update={"base_kept": True})
+    lora = method("lora", 0.89, 1000, (-0.01, -0.03, 0.01, "no detectable change"))
+    choice = recommend([method("full", 0.9, 2000), lora.model_copy(update={"runs": (run,)})], [], "full", F1)
+    assert choice.method == "full"
+    assert "lora never beat its base: take full." in choice.headline
+
+
 def test_a_baseline_that_scores_higher_is_named() -> None:
     baseline = SystemResult(system="few_shot", score=Score(value=0.95, low=0.9, high=1.0, n=400), against=None)
     choice = recommend([method("full", 0.9, 1000)], [baseline], "full", F1)

@@ -63,15 +63,21 @@ def _chosen(own: MethodResult, others: Sequence[MethodResult], metric: Metric) -
         rival = others[0]
         gain = _gain(rival.against, metric, -1)
         return own, f"{own.method} is better than {rival.method}, the next best, by {gain}{_costs(own, rival)}."
-    cheapest = min([own, *alike], key=lambda result: result.memory_bytes)
+    cheapest = min([own, *filter(_learnt, alike)], key=lambda result: result.memory_bytes)
     if cheapest.memory_bytes > (1 - _ALIKE) * own.memory_bytes:
         cheapest = own
     if cheapest is own:
         rival = alike[0]
         told = f"No difference between {own.method} and {rival.method} can be told ({_signed(rival.against, metric)})"
-        return own, f"{told}, and {rival.method} saves no memory here: take {own.method}."
+        why = "saves no memory here" if _learnt(rival) else "never beat its base"
+        return own, f"{told}, and {rival.method} {why}: take {own.method}."
     told = f"No difference between {cheapest.method} and {own.method} can be told ({_signed(cheapest.against, metric)})"
     return cheapest, f"{told}{_costs(cheapest, own)}. {_risk(cheapest, own, metric)}"
+
+
+def _learnt(result: MethodResult) -> bool:
+    """Whether training beat the base in some run: what learnt nothing is cheap for no merit of its own."""
+    return not result.runs or not all(run.base_kept for run in result.runs)
 
 
 def _risk(cheap: MethodResult, own: MethodResult, metric: Metric) -> str:
