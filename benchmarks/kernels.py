@@ -1,10 +1,10 @@
 """What each kernel saves, against what torch does by itself: pairs measured in turn, medians.
 
-    python benchmarks/kernels.py [PAIRS]
+    python benchmarks/kernels.py [PAIRS] [SECTION …]
 
-Prints one JSON object: seconds of both and their median ratio for every product of GPT-2's, MiniLM's and T5-small's
-layers, for dropout, for attention with dropout (and its peak of kept bytes), for GELU and LayerNorm, and for a whole
-training step of the three architectures with all kernels on and off.
+Sections are products, dropout, attention, pieces and steps. Prints one JSON object with the seconds of both and their
+median ratio: for layers of GPT-2, MiniLM and T5-small, for dropout, for attention with dropout (and the bytes that it
+keeps), for GELU and LayerNorm beside a product, and for whole training steps of the three architectures.
 """
 
 from __future__ import annotations
@@ -159,17 +159,17 @@ def models() -> dict[str, tuple[Any, dict[str, Tensor]]]:
     size = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     minilm = BertForSequenceClassification(BertConfig(num_labels=19, **size))
     small = T5Config(d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, decoder_start_token_id=0)
-    ids = torch.randint(1000, 20000, (4, 512))
+    ids = torch.randint(1000, 20000, (2, 512))
     short, answers = torch.randint(1000, 20000, (16, 75)), torch.randint(1000, 20000, (16, 40))
     return {
-        "gpt2 124M, 4×512": (GPT2LMHeadModel(GPT2Config()), {"input_ids": ids, "labels": ids}),
+        "gpt2 124M, 2×512": (GPT2LMHeadModel(GPT2Config()), {"input_ids": ids, "labels": ids}),
         "minilm, 16×75": (minilm, {"input_ids": short, "labels": torch.randint(0, 19, (16,))}),
         "t5-small, 16×75 to 40": (T5ForConditionalGeneration(small), {"input_ids": short, "labels": answers}),
     }
 
 
 def steps(count: int) -> dict[str, Any]:
-    """A training step without the optimizer."""
+    """A training step without the optimizer; a third of the pairs, for they are long."""
     found = {}
     for name, (model, batch) in models().items():
         model.train()
@@ -182,25 +182,25 @@ def steps(count: int) -> dict[str, Any]:
             with fixed("auto"), accelerated(model):
                 step()
 
-        found[name] = pairs(step, fast, count)
+        found[name] = pairs(step, fast, max(3, count // 3))
     return found
 
 
-def main(count: int) -> None:
+SECTIONS = {"products": products, "dropout": masks, "attention": attentions, "pieces": pieces, "steps": steps}
+
+
+def main(count: int, sections: list[str]) -> None:
     torch.manual_seed(17)
     keep_freed_pages()
     choices = current()
-    found = {
+    found: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "choices": None if choices is None else {"source": choices.source, "share": round(choices.share, 3)},
-        "products": products(count),
-        "dropout": masks(count),
-        "attention": attentions(count),
-        "pieces": pieces(count),
-        "steps": steps(max(3, count // 3)),
     }
+    for name in sections or SECTIONS:
+        found[name] = SECTIONS[name](count)
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15, sys.argv[2:])

@@ -75,7 +75,7 @@ def test_masks_follow_the_state_of_torchs_generator() -> None:
 
 
 def test_what_is_kept_is_scaled_and_carries_the_gradient() -> None:
-    x = torch.randn(64, 128, requires_grad=True)
+    x = torch.randn(512, 128, requires_grad=True)
     torch.manual_seed(0)
     result = dropout(x, 0.1)
     kept = result != 0
@@ -98,7 +98,7 @@ def test_torchs_own_where_there_is_nothing_to_gain() -> None:
 
 
 def test_layers_are_changed_for_as_long_as_it_lasts() -> None:
-    model, x = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5, inplace=True), nn.AlphaDropout(0.5)), torch.ones(9000)
+    model, x = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5, inplace=True), nn.AlphaDropout(0.5)), torch.ones(20_000)
     with fast_dropouts(model) as layers:
         assert layers == 2
         torch.manual_seed(2)
@@ -112,7 +112,7 @@ def test_layers_are_changed_for_as_long_as_it_lasts() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpointed_layer_sees_its_mask_again(reentrant: bool) -> None:
-    layer, x = nn.Dropout(0.5), torch.ones(8000, requires_grad=True)
+    layer, x = nn.Dropout(0.5), torch.ones(20_000, requires_grad=True)
     with fast_dropouts(layer):
         result = checkpoint(layer, x, use_reentrant=reentrant)
         result.sum().backward()

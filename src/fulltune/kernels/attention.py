@@ -1,7 +1,7 @@
 """Attention with dropout on a CPU, a stretch of queries at a time: no (queries × keys) matrix is ever kept.
 
 ``scaled_dot_product_attention`` leaves its memory-saving path as soon as there is dropout, and then keeps the softmax
-of the scores, the mask and their product for the backward pass: 450 MB a layer for GPT-2 at 4 × 1024 tokens. Here the
+of the scores, the mask and their product for the backward pass: 640 MB a layer for GPT-2 at 4 × 1024 tokens. Here the
 backward pass makes them again, as Dao et al. 2022 ("FlashAttention", algorithm 4) do, with the mask drawn again from
 its seed, in stretches that stay in the cache. Keys that no query of a stretch may see are left out.
 """
@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from fulltune.kernels.dropout import draw_seed, keep_mask, rounded
 from fulltune.kernels.linear import is_plain
 
-#: Bytes of the scores of one stretch.
-_STRETCH_BYTES = 4 * 2**20
+#: Bytes of the scores of one stretch: the second-level cache of a core.
+_STRETCH_BYTES = 2**20
 
 #: Queries of one stretch where a later query sees more keys.
 _CAUSAL_QUERIES = 256

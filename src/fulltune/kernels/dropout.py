@@ -29,7 +29,7 @@ from fulltune.kernels.linear import is_plain, replaced_forwards
 _BLOCK = 2**20
 
 #: Below this many elements torch's own dropout costs less than a generator's seed.
-SMALLEST = 4096
+SMALLEST = 2**14
 
 _LEVELS = 2**16
 
