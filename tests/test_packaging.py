@@ -16,7 +16,7 @@ import fulltune
 
 #: Packages that a declared one is unthinkable without, and packages of extras.
 CAME_ALONG = {"pydantic_core", "tokenizers", "huggingface_hub", "pyarrow", "scipy"}
-OPTIONAL = {"gguf", "sentencepiece"}
+OPTIONAL = {"gguf", "optuna", "sentencepiece"}
 
 ROOT = Path(__file__).parents[1]
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")

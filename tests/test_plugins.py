@@ -19,7 +19,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[fulltune.tasks]\nranking = shop_tasks:Ranking\nlost = shop_nowhere:Lost\nempty = shop_tasks:Missing\n"
-        "classification = shop_tasks:Ranking\n[fulltune.methods]\nbitfit = shop_tasks:Ranking\n"
+        "classification = shop_tasks:Ranking\n[fulltune.methods]\nsoup = shop_tasks:Ranking\n"
     )
     (tmp_path / "shop_tasks.py").write_text("class Ranking:\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -39,7 +39,7 @@ def test_the_built_ins_are_those_of_the_documentation() -> None:
 
 def test_an_installed_package_adds_a_task_and_a_method(package: Path) -> None:
     assert plugins.load("task", "ranking").__module__ == "shop_tasks"
-    assert plugins.load("method", "bitfit").__name__ == "Ranking"
+    assert plugins.load("method", "soup").__name__ == "Ranking"
     assert "ranking" in plugins.names("task")
 
 
