@@ -35,6 +35,7 @@ def test_minilm_there_and_back(tmp_path: Path) -> None:
             "limit": 512,
             "eval_limit": 300,
             "max_length": 128,
+            "allow_leaks": True,
         },
         "train": {"epochs": 2, "batch_size": 16, "evaluations": 0},
         "guards": {"forgetting": None, "overfitting": None},
