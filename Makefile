@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check slow bench clean
+.PHONY: demo test check slow engines bench clean
 
 demo: $(VENV)/dev
 	$(BIN)/fulltune demo contracts
@@ -22,7 +22,11 @@ check: $(VENV)/dev
 
 # pytest ends with 5 where it found no test.
 slow: $(VENV)/minilm $(VENV)/smollm2
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -W error -m slow -q -s || [ $$? -eq 5 ]
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -W error -m slow -q -s --ignore=tests/slow/test_distributed.py || [ $$? -eq 5 ]
+
+# FSDP2, DeepSpeed and processes that die; the first run compiles a part of DeepSpeed.
+engines: $(VENV)/minilm
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m slow -q -s tests/slow/test_distributed.py
 
 # One of them, with its options: make bench-speed ARGS='--workload clauses --repeats 1'. The benchmarks of the guards
 # want data of one's own, and say so.
