@@ -43,7 +43,7 @@ $(VENV)/dev: pyproject.toml constraints.txt
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
 	$(INSTALL) -e '.[dev,adapters,gguf,sentencepiece,sweep]'
 	$(INSTALL) setuptools wheel ninja py-cpuinfo
-	$(INSTALL) --no-build-isolation -e '.[deepspeed]'
+	$(INSTALL) --no-build-isolation "$$(grep '^deepspeed==' constraints.txt)"
 	touch $@
 
 $(VENV)/bench: $(VENV)/minilm $(VENV)/smollm2
