@@ -123,7 +123,20 @@ def test_seconds_are_never_negative() -> None:
     assert forecast.line([(100, 1.0), (200, 4.0)])[0] == 0.0
 
 
-def test_few_rows_stand_for_all_lengths() -> None:
+def test_a_batch_has_rows_of_like_length() -> None:
     rows = [Example(str(length), "x" * length, "") for length in (9, 1, 5, 3, 7, 2, 8, 4, 6, 10)]
-    assert [len(row.input) for row in forecast.spread(rows, 3)] == [2, 6, 9]
-    assert len(forecast.spread(rows, 99)) == 10
+    assert [len(row.input) for row in forecast.neighbours(rows, 3, 0.0)] == [1, 2, 3]
+    assert [len(row.input) for row in forecast.neighbours(rows, 4, 0.5)] == [4, 5, 6, 7]
+    assert [len(row.input) for row in forecast.neighbours(rows, 3, 1.0)] == [8, 9, 10]
+    assert len(forecast.neighbours(rows, 99, 0.5)) == 10
+
+
+@given(once=st.floats(0, 5), a_row=st.floats(0.01, 2), count=st.integers(8, 500))
+def test_what_is_spent_once_is_told_from_what_each_row_takes(once: float, a_row: float, count: int) -> None:
+    found = forecast.extrapolated((2, once + 2 * a_row), (8, once + 8 * a_row), count)
+    assert found == pytest.approx(once + a_row * count)
+
+
+def test_more_rows_that_took_no_longer_stand_for_all() -> None:
+    assert forecast.extrapolated((2, 5.0), (8, 4.0), 80) == pytest.approx(40.0)
+    assert forecast.extrapolated((2, 1.0), (2, 1.5), 2) == pytest.approx(1.5)

@@ -5,6 +5,7 @@ All of it happens on a model that is loaded for this and thrown away; the base i
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,8 +29,11 @@ from fulltune.training.random_state import randomness_kept
 #: Seconds that real steps may take at most.
 STEP_SECONDS = 60.0
 
-#: Rows that each system answers, twice; and rows of what must not be forgotten.
+#: Rows of a batch that each system answers, a small one and larger ones; and rows of what must not be forgotten.
 ROWS = (2, 8)
+
+#: Larger batches, of neighbours in length, from short rows to long ones.
+BATCHES = 3
 
 #: Seconds of a forward pass for one of forward and backward (2 of 6 operations a weight and token: Kaplan et al. 2020,
 #: "Scaling Laws for Neural Language Models", table 1).
@@ -122,7 +126,10 @@ class _Rehearsal:
         """
         config, limit = self.job.config, plan.machine_bytes
         self.found = footprint(self.probe, config)
-        held = {"program": self.program_bytes, "base": self.base_bytes if self._keeps_base else 0}
+        machine.give_back_freed_pages()
+        # Kernels and libraries keep tables of their own once they have computed something.
+        program = max(self.program_bytes, machine.rss_bytes() - self.base_bytes - self.found.weights)
+        held = {"program": program, "base": self.base_bytes if self._keeps_base else 0}
         taken = memory_parts.parts(config, self.found, **held)
         if limit is None or sum(taken.values()) <= limit:
             return taken
@@ -144,11 +151,22 @@ class _Rehearsal:
             remembered = self._remembering()
         a_step, a_token = line(self._pace(plan.effective_batch))
         epochs = plan.total_steps / plan.steps_per_epoch
-        drawn = sum(len(item.input_ids) for item in curve) * (job.config.train.evaluations + 1)
         known["train"] = a_step * plan.total_steps + a_token * plan.tokens * epochs
-        known["evaluation curve"] = a_token * _FORWARD * drawn if job.config.train.evaluations else 0.0
+        known["evaluation curve"] = self._curve(plan, curve, known["train"] / (plan.tokens * epochs), evaluated)
         known |= {"evaluate": evaluated, "retention": remembered}
         return known
+
+    def _curve(self, plan: Plan, curve: Sequence[Features], a_token: float, evaluated: float) -> float:
+        """Seconds of all evaluations while training: the loss, and the answers that the best step is chosen by."""
+        job = self.job
+        if not curve or not plan.evaluations:
+            return 0.0
+        points = len(plan.evaluations) + 1  # before the first step too
+        loss = a_token * _FORWARD * sum(len(item.input_ids) for item in curve)
+        chooses = job.config.guards.overfitting is not None and job.data.valid is not None
+        answers = chooses and stages.choosing_metric(job.config, job.task) is not None
+        rows = len(job.data.shown) / len(job.data.eval.examples)
+        return points * (loss + (evaluated * rows if answers else 0.0))
 
     @property
     def _keeps_base(self) -> bool:
@@ -176,22 +194,27 @@ class _Rehearsal:
         examples = self.job.data.eval.examples
         if name in ("majority", "tfidf"):
             return _timed(lambda: list(predict(examples)))
-        # What is done once, such as reading shots, is told from what each row costs by two counts.
-        few, more = (spread(examples, count) for count in ROWS)
-        short, long = _timed(lambda: list(predict(few))), _timed(lambda: list(predict(more)))
-        a_row = (long - short) / max(1, len(more) - len(few))
-        if not 0 < a_row <= long / len(more):
-            a_row = long / len(more)
-        return long + a_row * (len(examples) - len(more))
+        # What is done once, such as reading shots, is told from what each row costs by two sizes of batch.
+        few = neighbours(examples, ROWS[0], 0.5)
+        batches = [neighbours(examples, ROWS[1], (part + 0.5) / BATCHES) for part in range(BATCHES)]
+        short = _timed(lambda: list(predict(few)))
+        long = statistics.fmean(_timed(lambda rows=rows: list(predict(rows))) for rows in batches)  # type: ignore[misc]
+        return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
 
     def _remembering(self) -> float:
         """Seconds of asking what must not be forgotten, before training and after."""
-        config, settings = self.job.config, self.job.config.guards.forgetting
+        settings = self.job.config.guards.forgetting
         if settings is None:
             return 0.0
-        few = settings.model_copy(update={"limit": min(ROWS[-1], settings.limit)})
-        short = config.model_copy(update={"guards": config.guards.model_copy(update={"forgetting": few})})
-        return 2 * _timed(lambda: Memory.of(short, self.job.base)) * settings.limit / few.limit
+        counts = [min(count, settings.limit) for count in ROWS]
+        short, long = (_timed(lambda count=count: self._remember(count)) for count in counts)  # type: ignore[misc]
+        return 2 * extrapolated((counts[0], short), (counts[1], long), settings.limit)
+
+    def _remember(self, rows: int) -> None:
+        forgetting = self.job.config.guards.forgetting
+        assert forgetting is not None
+        few = self.job.config.guards.model_copy(update={"forgetting": forgetting.model_copy(update={"limit": rows})})
+        Memory.of(self.job.config.model_copy(update={"guards": few}), self.job.base)
 
 
 def line(pace: Pace) -> tuple[float, float]:
@@ -203,11 +226,24 @@ def line(pace: Pace) -> tuple[float, float]:
     return (a_step, slope) if slope > 0 and a_step > 0 else (0.0, mean / middle)
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most ``count`` of them, evenly spread over their lengths."""
+def extrapolated(few: tuple[int, float], more: tuple[int, float], count: int) -> float:
+    """Seconds for ``count`` rows, from ``(rows, seconds)`` of two sizes of batch.
+
+    The difference tells a row's own seconds, and what is left is spent once; where it tells nothing, the larger batch
+    stands for all.
+    """
+    (small, short), (large, long) = few, more
+    a_row = (long - short) / max(1, large - small)
+    if not 0 < a_row <= long / large:
+        a_row = long / large
+    return max(0.0, long + a_row * (count - large))
+
+
+def neighbours(examples: Sequence[Example], count: int, place: float) -> list[Example]:
+    """At most ``count`` rows of like length around a place between 0 (the shortest) and 1."""
     ordered = sorted(examples, key=lambda example: len(example.input) + len(example.answer))
-    count = min(count, len(ordered))
-    return [ordered[int((part + 0.5) * len(ordered) / count)] for part in range(count)]
+    start = max(0, min(round(place * len(ordered) - count / 2), len(ordered) - count))
+    return ordered[start : start + count]
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -52,11 +52,19 @@ def peak_rss_bytes() -> int:
 def mark_peak() -> None:
     """Begin a new peak for :func:`peak_since_mark`, where the system can (Linux); freed pages go back first."""
     _EARLIER[0] = peak_rss_bytes()
-    with suppress(OSError, AttributeError, TypeError):  # no C library that has it
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed_pages()
     with suppress(OSError):
         # 5 sets the peak back to what is resident now: proc_pid_clear_refs(5).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def give_back_freed_pages() -> None:
+    """Hand freed memory back to the system, where the C library can (glibc); what is in use stays where it is.
+
+    Worth it where work of another shape begins: it could not reuse the holes that the last one left.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # no C library that has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_since_mark() -> int:
