@@ -15,8 +15,10 @@ from typing import Any
 
 import fakes
 import pytest
+import torch
 from report import samples
 
+from fulltune.adapters.files import Origin, write
 from fulltune.records import ModelInfo
 from fulltune.store.objects import checkpoint_sha256
 from fulltune.store.register import register_run
@@ -126,6 +128,21 @@ def test_a_version_is_pushed_whole_with_its_card(hub: str, out: Path, tmp_path: 
     card = (Hub.place / "README.md").read_text(encoding="utf-8")
     assert "base_model: me/tiny" in card
     assert Hub.asked[0] == "/api/repos/create"
+
+
+def test_an_adapter_that_is_pushed_tells_no_folder_of_this_machine(hub: str, tmp_path: Path) -> None:
+    base = ModelInfo(source=str(tmp_path / "bases" / "tiny"), sha256="b" * 64, family="encoder", architecture="Bert")
+    with RunFolder.create(tmp_path / "runs", "one") as folder:
+        origin = Origin(source=base.source, sha256=base.sha256, method="bitfit")
+        write(folder.path / "model", origin, {"peft_type": None}, {"bias": torch.zeros(2)})
+        folder.write_text("config.yaml", "model: tiny\n")
+        folder.write_text("record.json", samples.record(run_id="one", model=base).to_json())
+    register_run(tmp_path / "runs", tmp_path / "runs" / "one")
+    done = push(hub, tmp_path / "runs", tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert Origin.read(Hub.place) == origin.model_copy(update={"source": "tiny"})
+    assert not [path for path in Hub.place.iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    assert Origin.read(tmp_path / "runs" / "one" / "model") == origin
 
 
 def test_a_hub_that_refuses_is_one_message(hub: str, out: Path, tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fulltune import model
+from fulltune.adapters.files import rename_base
 from fulltune.errors import ModelError, StoreError
 from fulltune.records import Model, read_record
-from fulltune.report.card import card
+from fulltune.report.card import bare, card
 from fulltune.store import delta
 from fulltune.store.delta import DeltaInfo, Restored
 from fulltune.store.files import atomic_text, storing
@@ -97,7 +101,7 @@ def write_folder(version: Version, checkout: Path, to: Path) -> None:
 
 def _card(version: Version, checkout: Path) -> str:
     record = read_record(checkout / "record.json") if "record.json" in version.files else None
-    return card(version, record, is_adapter="model/adapter_config.json" in version.files)
+    return card(version, record, is_adapter=_is_adapter(version))
 
 
 def _base(version: Version, out: Path) -> Path:
@@ -124,6 +128,24 @@ def _source(name: str, out: Path) -> model.Source:
     return source
 
 
+@contextmanager
+def _public(version: Version, checkout: Path) -> Iterator[Path]:
+    """The version's model files without the folders of this machine, which an adapter names its base by."""
+    folder = checkout / "model"
+    if not _is_adapter(version):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fulltune-") as place:
+        copy = Path(place) / "model"
+        shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+        rename_base(copy, bare(version.lineage.base.source))
+        yield copy
+
+
+def _is_adapter(version: Version) -> bool:
+    return "model/adapter_config.json" in version.files
+
+
 def _push(version: Version, checkout: Path, repository: str, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -133,7 +155,8 @@ def _push(version: Version, checkout: Path, repository: str, private: bool) -> s
         hub = HfApi()
         made = hub.create_repo(repository, private=private, exist_ok=True)
         message = f"{version.ref}: {version.headline}".strip(": ")[:200]
-        hub.upload_folder(repo_id=made.repo_id, folder_path=checkout / "model", commit_message=message)
+        with _public(version, checkout) as folder:
+            hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message)
         hub.upload_file(
             path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=made.repo_id, commit_message="Model card"
         )

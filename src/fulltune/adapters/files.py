@@ -154,6 +154,14 @@ def write(folder: Path, origin: Origin, config: Mapping[str, Any], tensors: Mapp
     save_file(detached, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def rename_base(folder: Path, source: str) -> None:
+    """Name the base otherwise in the files of an adapter: what leaves this machine should not tell its folders."""
+    for name, key in ((ORIGIN, "source"), (CONFIG, "base_model_name_or_path")):
+        path = folder / name
+        told = json.loads(path.read_text(encoding="utf-8")) | {key: source}
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
 def put_back(model: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copy tensors into a model by name.
 
