@@ -244,9 +244,33 @@ def test_a_run_without_a_config_is_told(tmp_path: Path) -> None:
 # ---- doctor --resume ----
 
 
-@pytest.mark.parametrize("task", ["causal-lm", "classification"])
-def test_a_config_is_proven_to_resume_exactly(task: str, place: Path) -> None:
-    found = check_resume(job(place, task), steps=4)
+#: Everything that has a state of its own, draws at random or orders rows.
+WAYS = {
+    "plain": ("causal-lm", []),
+    "classes": ("classification", []),
+    "pairs": ("seq2seq", []),
+    "queries": ("text2sql", []),
+    "a budget of tokens, packed": ("causal-lm", ["speed.batch_tokens=64"]),
+    "not packed": ("causal-lm", ["speed.packing=off"]),
+    "replay": ("causal-lm", ["regularize.replay=0.3"]),
+    "penalties": ("causal-lm", ["regularize={l2_sp: 0.1, ewc: 0.1, distill: 0.5, layer_decay: 0.8}"]),
+    "two passes": ("classification", ["regularize.r_drop=1.0", "train.label_smoothing=0.1"]),
+    "noise": ("causal-lm", ["trainer.neftune_noise_alpha=5"]),
+    "recomputed": ("causal-lm", ["train.gradient_checkpointing=true"]),
+    "bfloat16": ("classification", ["speed.precision=bf16-mixed"]),
+    "8 bits": ("causal-lm", ["train.optimizer=adamw-8bit"]),
+    "lora": ("causal-lm", ["method=lora", "adapter={rank: 2, dropout: 0.1}"]),
+    "qlora": ("causal-lm", ["method=qlora", "adapter.rank=2"]),
+    "prompt": ("classification", ["method=prompt-tuning", "adapter.prompt_tokens=4"]),
+    "bitfit": ("classification", ["method=bitfit"]),
+    "probe": ("classification", ["method=linear-probe"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_config_is_proven_to_resume_exactly(way: str, place: Path) -> None:
+    task, overrides = WAYS[way]
+    found = check_resume(job(place, task), steps=4, overrides=overrides)
     assert (found.steps, found.stopped_at) == (4, 2)
     assert found.parts == dict.fromkeys(("weights", "optimizer", "random numbers", "metrics"), True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ JOBS = {
     "causal-lm": ("gpt2", lambda i: {"text": f"Once upon a time a fox met {i} kings" + " and a cat" * (i % 5)}),
     "classification": ("bert", lambda i: {"text": f"the {('court', 'film')[i % 2]} is {i}", "label": "ab"[i % 2]}),
     "seq2seq": ("t5", lambda i: {"source": f"say {i}", "target": f"{i} it is" + " so" * (i % 3)}),
+    "text2sql": (
+        "t5",
+        lambda i: {"question": f"who is {i}", "sql": f"SELECT name FROM person WHERE id = {i}", "db_id": "people"},
+    ),
 }
 
 
@@ -31,16 +37,28 @@ def job(folder: Path, task: str, rows: int = 40) -> dict[str, Any]:
     for name, numbers in {"train": range(rows), "valid": range(500, 508), "eval": range(900, 906)}.items():
         text = "".join(json.dumps(row(i)) + "\n" for i in numbers)
         (folder / f"{task}.{name}.jsonl").write_text(text, encoding="utf-8")
+    data = {name: str(folder / f"{task}.{name}.jsonl") for name in ("train", "valid", "eval")}
+    if task == "text2sql":
+        data["databases"] = str(_people(folder / "databases"))
     return {
         "model": str(folder / kind),
         "task": task,
-        "data": {name: str(folder / f"{task}.{name}.jsonl") for name in ("train", "valid", "eval")},
+        "data": data,
         "train": {"epochs": 2, "batch_size": 4, "accumulation": 2, "learning_rate": 1e-3, "evaluations": 3},
         "baselines": {"few_shot": 1},
         "evaluation": {"resamples": 100, "max_new_tokens": 4, "continuations": 1, "batch_size": 4},
         "guards": {"forgetting": None},
         "checkpoints": {"every": 3, "keep": 2},
     }
+
+
+def _people(folder: Path) -> Path:
+    """A folder with one small database."""
+    folder.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(folder / "people.sqlite")) as database, database:
+        database.execute("CREATE TABLE IF NOT EXISTS person (id INTEGER PRIMARY KEY, name TEXT)")
+        database.executemany("INSERT OR REPLACE INTO person VALUES (?, ?)", [(1, "Vasilisa"), (2, "Ivan")])
+    return folder
 
 
 def outcome(run: Path) -> dict[str, str]:
