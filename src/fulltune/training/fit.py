@@ -143,6 +143,7 @@ def fit(
                 *method.callbacks(),
                 *callbacks,
                 *([] if checkpoints is None else [SaveEvery(checkpoints.every)]),
+                GiveBackPages(),  # after the guards, whose evaluations leave holes too
             ],
         )
         trainer.remove_callback(PrinterCallback)
@@ -216,6 +217,25 @@ class EvaluateAt(TrainerCallback):
         control.should_evaluate = control.should_evaluate or state.global_step in self.at
         control.should_log = control.should_log or state.global_step >= state.max_steps
         return control
+
+
+class GiveBackPages(TrainerCallback):
+    """Hands freed memory back to the system now and then.
+
+    What is kept between steps (:func:`~fulltune.kernels.allocator.keep_freed_pages`) is a heap with holes, and batches
+    of ever other lengths would let it grow to several times what a step takes. A step with new pages takes half as long
+    again at most, so that once in :data:`EVERY` steps costs less than a hundredth; evaluations, whose batches are
+    larger, are cleared away at once.
+    """
+
+    EVERY = 50
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.EVERY == 0:
+            machine.give_back_freed_pages()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        machine.give_back_freed_pages()
 
 
 class StepLog(TrainerCallback, ExportableState):

@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSam
 from transformers import DataCollatorForLanguageModeling
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
 
-from fulltune import machine
 from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 from fulltune.guards.divergence import DivergenceGuard
 from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
@@ -328,12 +327,6 @@ class Trainer(transformers.Trainer):
         raise NonFiniteError(self.state.global_step + 1, quantity, value, row_ids)
 
     # ---- Evaluation ----
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        found: dict[str, float] = super().evaluate(*args, **kwargs)
-        # Its batches are larger and of other shapes: without this, each evaluation would raise training's peak.
-        machine.give_back_freed_pages()
-        return found
 
     def evaluation_loop(
         self,
