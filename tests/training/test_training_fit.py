@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from fulltune import Config, DataError
+from fulltune import Config, DataError, machine
 from fulltune.config import GuardsConfig
 from fulltune.methods.full import Full
 from fulltune.model import Bundle
 from fulltune.records import Step, standing
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import evaluation_steps
-from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.fit import GiveBackPages, TrainingResult, fit
 
 TEXTS = ("a fox", "the king", "red", "the court shall", "no", "law is law")
 
@@ -60,6 +60,19 @@ def test_every_family_and_head_learns(kind: str, head: Any, tmp_path: Path) -> N
     assert result.stopped is None
     assert not bundle.model.training
     assert bundle.model.config.use_cache is True or kind == "bert"
+
+
+def test_freed_pages_go_back_before_training_now_and_then_and_after_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[None] = []
+    monkeypatch.setattr(machine, "give_back_freed_pages", lambda: times.append(None))
+    monkeypatch.setattr(GiveBackPages, "EVERY", 2)
+    bundle = fakes.bundle("gpt2")
+    result = _fit(bundle, tmp_path, _config(evaluations=1), valid=_features(bundle))
+    evaluated = [step for step in result.steps if step.eval_loss is not None]
+    assert (result.training.steps, len(evaluated)) == (6, 2)
+    assert len(times) == 1 + 3 + 2
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
