@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from fulltune import Config, DataError, machine
-from fulltune.config import GuardsConfig
+from fulltune.config import EvaluationConfig, GuardsConfig
 from fulltune.methods.full import Full
 from fulltune.model import Bundle
 from fulltune.records import Step, standing
@@ -73,6 +73,31 @@ def test_freed_pages_go_back_before_training_now_and_then_and_after_evaluations(
     evaluated = [step for step in result.steps if step.eval_loss is not None]
     assert (result.training.steps, len(evaluated)) == (6, 2)
     assert len(times) == 1 + 3 + 2
+
+
+def test_evaluations_while_training_pair_rows_of_like_length(tmp_path: Path) -> None:
+    bundle = fakes.bundle("bert", "classification")
+    valid = _features(bundle, ("no", "the court shall", "no", "the court shall"))
+    short, long = (len(valid[index].input_ids) for index in (0, 1))
+    shapes: list[tuple[int, ...]] = []
+
+    def note(model: Any, args: Any, inputs: dict[str, Any]) -> None:
+        if not model.training:
+            shapes.append(tuple(inputs["input_ids"].shape))
+
+    config = _config(evaluations=1).model_copy(update={"evaluation": EvaluationConfig(batch_size=2)})
+    with bundle.model.register_forward_pre_hook(note, with_kwargs=True):
+        result = _fit(bundle, tmp_path, config, valid=valid)
+    assert short < long
+    assert shapes == [(2, short), (2, long)] * 2
+    by_hand = [
+        torch.nn.functional.cross_entropy(
+            bundle.model(input_ids=torch.tensor([row.input_ids])).logits, torch.tensor([row.labels])
+        ).item()
+        for row in valid
+    ]
+    told = [step.eval_loss for step in result.steps if step.eval_loss is not None]
+    assert told[-1] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
