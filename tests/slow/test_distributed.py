@@ -162,6 +162,7 @@ def test_minilm_on_contracts_scores_the_same_on_two_processes(tmp_path: Path) ->
             "eval": str(folder / "single.test.jsonl"),
             "limit": 2000,
             "max_length": 128,
+            "allow_leaks": True,
         },
         "train": {"epochs": 1, "batch_size": 16, "learning_rate": 3e-4, "evaluations": 0},
     }

@@ -1,6 +1,6 @@
 """What each kernel saves, against what torch does by itself: pairs measured in turn, medians.
 
-    python benchmarks/kernels.py [PAIRS] [SECTION …]
+    python benchmarks/kernel_times.py [PAIRS] [SECTION …]
 
 Sections are products, dropout, attention, pieces and steps. Prints one JSON object with the seconds of both and their
 median ratio: for layers of GPT-2, MiniLM and T5-small, for dropout, for attention with dropout (and the bytes that it
