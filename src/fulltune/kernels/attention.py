@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fulltune.kernels.dropout import draw_seed, keep_mask, rounded
+from fulltune.kernels.dropout import as_numbers, draw_seed, keep_mask, rounded
 from fulltune.kernels.linear import is_plain
 
 #: Bytes of the scores of one stretch: the second-level cache of a core.
-_STRETCH_BYTES = 2**20
+_STRETCH_BYTES = 2**21
 
 #: Queries of one stretch where a later query sees more keys.
 _CAUSAL_QUERIES = 256
@@ -79,46 +80,54 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *settings: Any) -> Tensor:
         ctx.save_for_backward(query, key, value, mask)
         ctx.settings = settings
-        output = query.new_empty(*query.shape[:3], value.shape[3])
-        for number, (b, h, q, k) in enumerate(_stretches(query, key, is_causal=settings[1])):
-            weights, kept = _weights(query, key, mask, (b, h, q, k), settings, number)
-            output[b, h, q] = (weights * kept) @ value[b, h, k]
-        return output.mul_(1 / (1 - rounded(settings[0])))
+        p, is_causal, scale, seed = settings
+        scaled, output = query * scale, query.new_empty(*query.shape[:3], value.shape[3])
+        for number, (b, h, q, k) in enumerate(_stretches(query, key, is_causal)):
+            weights = _weights(scaled, key, mask, (b, h, q, k), is_causal)
+            output[b, h, q] = weights.mul_(_kept(weights, p, seed + number)) @ value[b, h, k]
+        return output.mul_(1 / (1 - rounded(p)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value, mask = ctx.saved_tensors
-        p, is_causal, scale, _ = ctx.settings
-        above = gradients[0] * (1 / (1 - rounded(p)))
+        p, is_causal, scale, seed = ctx.settings
+        scaled, above = query * scale, gradients[0] * (1 / (1 - rounded(p)))
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
         of_mask = torch.zeros_like(mask) if ctx.needs_input_grad[3] else None
         for number, (b, h, q, k) in enumerate(_stretches(query, key, is_causal)):
-            weights, kept = _weights(query, key, mask, (b, h, q, k), ctx.settings, number)
+            weights = _weights(scaled, key, mask, (b, h, q, k), is_causal)
+            kept = _kept(weights, p, seed + number)
             of_value[b, h, k] += (weights * kept).transpose(2, 3) @ above[b, h, q]
             of_weights = (above[b, h, q] @ value[b, h, k].transpose(2, 3)).mul_(kept)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, torch.float32)
             if of_mask is not None:
                 _add(of_mask, of_scores, (b, h, q, k))
-            of_scores.mul_(scale)
             of_query[b, h, q] = of_scores @ key[b, h, k]
-            of_key[b, h, k] += of_scores.transpose(2, 3) @ query[b, h, q]
-        return of_query, of_key, of_value, of_mask, None, None, None, None
+            of_key[b, h, k] += of_scores.transpose(2, 3) @ scaled[b, h, q]
+        return of_query.mul_(scale), of_key, of_value, of_mask, None, None, None, None
 
 
-def _weights(
-    query: Tensor, key: Tensor, mask: Tensor | None, stretch: Stretch, settings: Any, number: int
-) -> tuple[Tensor, Tensor]:
-    """The softmax of one stretch's scores, and which of its weights are kept."""
-    (b, h, q, k), (p, is_causal, scale, seed) = stretch, settings
-    scores = (query[b, h, q] @ key[b, h, k].transpose(2, 3)).mul_(scale)
+def _weights(scaled: Tensor, key: Tensor, mask: Tensor | None, stretch: Stretch, is_causal: bool) -> Tensor:
+    """The softmax of one stretch's scores."""
+    b, h, q, k = stretch
+    scores = scaled[b, h, q] @ key[b, h, k].transpose(2, 3)
     if mask is not None:
         scores += mask[_within(mask, stretch)]
-    if is_causal:
-        seen = torch.arange(k.stop) <= torch.arange(q.start, q.stop)[:, None]
-        scores.masked_fill_(~seen, torch.finfo(scores.dtype).min)
-    kept = keep_mask(scores.numel(), p, seed + number).view(scores.shape)
-    return torch.softmax(scores, -1, out=scores), kept
+    if is_causal and k.stop > q.start:
+        scores[..., q.start :] += _later(q.stop - q.start, k.stop - q.start)
+    return torch.softmax(scores, -1, out=scores)
+
+
+def _kept(weights: Tensor, p: float, seed: int) -> Tensor:
+    """A one for each weight that is kept, else a zero."""
+    return as_numbers(keep_mask(weights.numel(), p, seed)).view(weights.shape)
+
+
+@lru_cache(maxsize=4)
+def _later(queries: int, keys: int) -> Tensor:
+    """``(queries, keys)``: the lowest number where a key is after the query, else 0; quicker to add than to fill in."""
+    return torch.full((queries, keys), torch.finfo(torch.float32).min).triu_(1)
 
 
 def _stretches(query: Tensor, key: Tensor, is_causal: bool) -> Iterator[Stretch]:

@@ -46,21 +46,27 @@ def draw_seed() -> int:
 
 def keep_mask(size: int, p: float, seed: int) -> Tensor:
     """``(size,)`` of bool: what is kept, each element with probability 1 - :func:`rounded` ``(p)``."""
-    words = np.empty((size + 3) // 4, dtype=np.uint64)
+    # As signed numbers the levels run from -2¹⁵ to 2¹⁵ - 1: those below the threshold are dropped.
+    threshold = np.int16(round(rounded(p) * _LEVELS) - _LEVELS // 2)
+    kept = np.empty(size, dtype=np.bool_)
     blocks = range(0, size, _BLOCK)
 
     def draw(start: int) -> None:
-        block = words[start // 4 : (start + _BLOCK) // 4]
-        block[:] = np.random.SFC64([seed, start // _BLOCK]).random_raw(len(block))
+        block = kept[start : start + _BLOCK]
+        words = np.random.SFC64([seed, start // _BLOCK]).random_raw((len(block) + 3) // 4)
+        np.greater_equal(words.view(np.int16)[: len(block)], threshold, out=block)
 
     if len(blocks) > 1 and torch.get_num_threads() > 1:
         list(_pool(torch.get_num_threads()).map(draw, blocks))
     else:
         for start in blocks:
             draw(start)
-    # As signed numbers the levels run from -2¹⁵ to 2¹⁵ - 1: those below the threshold are dropped.
-    bits = torch.from_numpy(words.view(np.int16)[:size])
-    return bits >= round(rounded(p) * _LEVELS) - _LEVELS // 2
+    return torch.from_numpy(kept)
+
+
+def as_numbers(kept: Tensor) -> Tensor:
+    """Ones and zeros in float32, for products: torch converts octets many times as fast as booleans."""
+    return kept.view(torch.uint8).float()
 
 
 @lru_cache(maxsize=4)
@@ -82,12 +88,12 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return (x * kept).mul_(scale)
+        return as_numbers(kept).mul_(scale).mul_(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (kept,) = ctx.saved_tensors
-        return gradients[0] * kept * ctx.scale, None, None
+        return as_numbers(kept).mul_(ctx.scale).mul_(gradients[0]), None, None
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def fit(
 
 
 def _by_length(features: Sequence[Features]) -> list[Features]:
-    """Rows of like length side by side, so that little of an evaluation is padding; its loss is a mean over them all."""
+    """Rows of like length side by side, so that little of an evaluation is padding; its loss is that of any order."""
     return sorted(features, key=lambda item: len(item.input_ids))
 
 
