@@ -20,9 +20,9 @@ class WriteDataset(Protocol):
     def __call__(self, folder: Path, *, seed: int = 17) -> dict[Path, int]: ...
 
 
-def write_contracts(folder: Path, *, seed: int = 17) -> dict[Path, int]:
+def write_contracts(folder: Path, *, seed: int = 17, n: int = 1500) -> dict[Path, int]:
     """Columns ``text``, ``label``, ``contract``; two thirds of the contracts for training, no contract in both."""
-    train, evaluation = _split(make_contracts(seed=seed), "contract", 2 / 3)
+    train, evaluation = _split(make_contracts(n, seed=seed), "contract", 2 / 3)
     return _write(folder, {"train": train, "eval": evaluation})
 
 
