@@ -23,7 +23,8 @@ def job(**options: Any) -> Config:
     ("device", "options", "choices", "installed", "expected"),
     [
         ("cpu", {}, None, [], ["SDPA attention", "fused AdamW"]),
-        ("cpu", {}, NONE, [], ["SDPA attention, with dropout in stretches", "cheap dropout masks", "fused AdamW"]),
+        ("cpu", {}, NONE, [], ["SDPA attention, with dropout in stretches", "cheap dropout masks", "denormals are zero",
+         "fused AdamW"]),
         ("cuda", {}, SOME, [], ["SDPA attention", "fused AdamW"]),
         ("cuda", {"trainer": {"use_liger_kernel": True}}, SOME, ["liger_kernel"], ["SDPA attention", "fused AdamW",
          "Liger kernels"]),

@@ -18,6 +18,7 @@ from torch import nn
 
 from fulltune.kernels.attention import fast_attention
 from fulltune.kernels.calibration import dump_choices, machine_choices, read_choices
+from fulltune.kernels.denormals import denormals_are_zero
 from fulltune.kernels.dropout import fast_dropouts
 from fulltune.kernels.linear import fast_linears
 from fulltune.kernels.products import Choices
@@ -81,6 +82,7 @@ def accelerated(model: nn.Module) -> Iterator[None]:
     choices = current()
     with ExitStack() as stack:
         if choices is not None:
+            stack.enter_context(denormals_are_zero())
             stack.enter_context(fast_linears(model, choices))
             stack.enter_context(fast_dropouts(model))
             stack.enter_context(fast_attention())

@@ -50,4 +50,5 @@ def fast_paths(
 
 def _on_cpu(choices: Choices) -> list[str]:
     products = f"{choices.share:.0%} of the classes of float32 products by oneDNN ({choices.source})"
-    return [*([products] if choices.onednn else []), "SDPA attention, with dropout in stretches", "cheap dropout masks"]
+    attention = ("SDPA attention, with dropout in stretches", "cheap dropout masks", "denormals are zero")
+    return [*([products] if choices.onednn else []), *attention]
