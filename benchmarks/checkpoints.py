@@ -2,8 +2,9 @@
 
     python benchmarks/checkpoints.py [PAIRS] [--steps N] [--every N] [--hidden N] [--layers N]
 
-Prints the median seconds of both, the median ratio of the pairs with its range, and the size of a checkpoint. The time
-is that of the training loop with the last write waited for.
+Prints the median seconds of both, the median ratio of the pairs with its range, how long training stood still for a
+checkpoint and for the last write at the end (on a machine whose speed changes from minute to minute these tell more
+than the ratio), and the size of a checkpoint. The time is that of the training loop with the last write waited for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 
 def measure(every: int, asked: argparse.Namespace) -> dict[str, float]:
@@ -38,13 +40,30 @@ def measure(every: int, asked: argparse.Namespace) -> dict[str, float]:
         str(folder), max_steps=asked.steps, per_device_train_batch_size=8, report_to="none", disable_tqdm=True, **saving
     )
     trainer = Trainer(model=model, args=args, train_dataset=rows)
+    saves, waits = _timed(trainer, "_save_checkpoint"), _timed(trainer.checkpoints, "wait")
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
     written = sum(path.stat().st_size for path in folder.glob("checkpoint-*/*"))
     count = len(list(folder.glob("checkpoint-*")))
     shutil.rmtree(folder)
-    return {"seconds": seconds, "bytes": written / max(1, count)}
+    still = statistics.median(saves) if saves else 0.0
+    return {"seconds": seconds, "bytes": written / max(1, count), "still": still, "last": sum(waits) if saves else 0.0}
+
+
+def _timed(owner: Any, name: str) -> list[float]:
+    """The seconds of each call of a method from now on."""
+    plain, seconds = getattr(owner, name), list[float]()
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    setattr(owner, name, timed)
+    return seconds
 
 
 def main() -> None:
@@ -67,6 +86,8 @@ def main() -> None:
     ratios = sorted(b / a - 1 for a, b in zip(without, saved, strict=True))
     print(f"without: {statistics.median(without):.2f} s, every {asked.every} steps: {statistics.median(saved):.2f} s")
     print(f"overhead: {statistics.median(ratios):+.2%} (pairs from {ratios[0]:+.2%} to {ratios[-1]:+.2%})")
+    still, last = (statistics.median(pair[1][key] for pair in pairs) for key in ("still", "last"))
+    print(f"training stood still for {still * 1e3:.0f} ms a checkpoint; the last write at the end took {last * 1e3:.0f} ms")
     print(f"a checkpoint takes {pairs[0][1]['bytes'] / 1e6:.0f} MB")
 
 
