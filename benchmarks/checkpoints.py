@@ -87,7 +87,7 @@ def main() -> None:
     print(f"without: {statistics.median(without):.2f} s, every {asked.every} steps: {statistics.median(saved):.2f} s")
     print(f"overhead: {statistics.median(ratios):+.2%} (pairs from {ratios[0]:+.2%} to {ratios[-1]:+.2%})")
     still, last = (statistics.median(pair[1][key] for pair in pairs) for key in ("still", "last"))
-    print(f"training stood still for {still * 1e3:.0f} ms a checkpoint; the last write at the end took {last * 1e3:.0f} ms")
+    print(f"training stands still for {still * 1e3:.0f} ms a checkpoint; the last write ends {last * 1e3:.0f} ms late")
     print(f"a checkpoint takes {pairs[0][1]['bytes'] / 1e6:.0f} MB")
 
 
