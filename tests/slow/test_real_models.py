@@ -133,7 +133,7 @@ CONTRACTS: dict[str, Any] = {
         "max_length": 256,
         "allow_leaks": True,
     },
-    "train": {"epochs": 6, "batch_size": 16, "learning_rate": 4e-4, "label_smoothing": 0.1, "evaluations": 3},
+    "train": {"epochs": 3, "batch_size": 16, "learning_rate": 4e-4, "label_smoothing": 0.1, "evaluations": 3},
 }
 MULTI_LABEL: dict[str, Any] = {
     "model": MINILM,
