@@ -73,8 +73,14 @@ def launch(
     ]
     found = environment(**variables)
     done = subprocess.run(command, env=found, check=False, capture_output=True, text=True, timeout=900)
-    assert (done.returncode != 0) == fails, done.stderr[-6000:]
+    assert (done.returncode != 0) == fails, _errors(done.stderr)
     return done.stderr
+
+
+def _errors(told: str) -> str:
+    """What was told from the first traceback on, and the end of it: the first process to fail is the one to look at."""
+    start = max(0, told.find("Traceback (most recent call last)"))
+    return told[start : start + 12000] + "\n[...]\n" + told[-2000:]
 
 
 def accelerate(preset: str, place: Path, processes: int = 2) -> list[str]:

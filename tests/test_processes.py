@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from fulltune import distributed
 from fulltune.errors import DataError, ProcessError
+from fulltune.kernels import active
+from fulltune.kernels.products import Choices
 
 
 class Threads:
@@ -132,3 +135,22 @@ def test_a_lost_process_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("[gloo] Timed out waiting 5000ms for recv operation to complete")
     with pytest.raises(RuntimeError, match="size mismatch"), distributed.joined(5):
         raise RuntimeError("size mismatch")
+
+
+def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The folder of a new run is made by the first process: when the others come here it need not be there yet."""
+    threads, seen = Threads(monkeypatch, 2), []
+    chosen = [Choices(frozenset({("forward", (2**number, 64, 64))}), "measured") for number in (6, 8)]
+    write = active.atomic_text
+    monkeypatch.setattr(active, "_of_machine", {})
+    monkeypatch.setattr(active, "machine_choices", lambda: chosen[distributed.rank()])
+    monkeypatch.setattr(active, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
+
+    def work() -> Choices | None:
+        with active.fixed("auto", tmp_path / "kernels.json") as found:
+            return found
+
+    assert threads.run(work) == [chosen[0]] * 2
+    assert seen == [0]

@@ -74,7 +74,7 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
         ids, mask = pad(rows, pad_id(bundle), model.device)
         with quiet(), _decoding(bundle, max_new_tokens, sampled=True) as settings, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * 1_000_003 + start)
-            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, synced_gpus=False)
         stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
         for row in output[:, ids.shape[1] :].tolist():
             yield _until_stop(bundle, row, stops, max_new_tokens).text
@@ -143,7 +143,10 @@ def _generate(
         ids, mask = torch.cat([beginning, ids], dim=1), torch.cat([torch.ones_like(beginning), mask], dim=1)
         known = {"past_key_values": cache}
     with quiet(), _decoding(bundle, max_new_tokens) as settings:
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, **known)
+        # Each process answers rows of its own with a whole model; under ZeRO-3 it would wait for the others.
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, synced_gpus=False, **known
+        )
     new = output[:, ids.shape[1] :] if decoder_only else output[:, 1:]
     stops = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     return [_until_stop(bundle, row, stops, max_new_tokens) for row in new.tolist()]

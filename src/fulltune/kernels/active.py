@@ -16,6 +16,7 @@ from typing import Literal
 
 from torch import nn
 
+from fulltune import distributed
 from fulltune.kernels.attention import fast_attention
 from fulltune.kernels.calibration import dump_choices, machine_choices, read_choices
 from fulltune.kernels.denormals import denormals_are_zero
@@ -58,21 +59,28 @@ def fixed(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]
     Args:
         kernels: ``speed.kernels`` of the config.
         path: A run's own file. What stands there is used, so that a resumed run goes on bit for bit; a new run writes
-            its choice there.
+            its choice there. Processes of one run all take the choice of the first one.
     """
     settle_threads()
     if kernels == "off":
         token = _fixed.set("off")
     else:
-        kept = read_choices(path) if path is not None else None
-        choices = kept or current()
-        if path is not None and kept is None and choices is not None:
-            atomic_text(path, dump_choices(choices))
-        token = _fixed.set(choices)
+        token = _fixed.set(current() if path is None else distributed.once(lambda: _kept(path)))
     try:
         yield current()
     finally:
         _fixed.reset(token)
+
+
+def _kept(path: Path) -> Choices | None:
+    """The choice that stands in a run's file; where none does, the one in force is written there."""
+    kept = read_choices(path)
+    if kept is not None:
+        return kept
+    choices = current()
+    if choices is not None:
+        atomic_text(path, dump_choices(choices))
+    return choices
 
 
 @contextmanager
