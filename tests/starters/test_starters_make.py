@@ -35,8 +35,7 @@ def books(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make, "BATCH", 2)
-    small = {name: replace(family, window=64) for name, family in FAMILIES.items()}
+    small = {name: replace(family, window=64, batch=2) for name, family in FAMILIES.items()}
     monkeypatch.setattr(make, "FAMILIES", small)
     monkeypatch.setattr(make, "HELD_OUT_WINDOWS", 6)
     monkeypatch.setattr(make, "SQL_WEIGHT", 1)

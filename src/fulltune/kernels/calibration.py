@@ -179,7 +179,7 @@ def _keep_first(path: Path, choices: Choices) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
             file.write(dump_choices(choices))
         try:
-            if read_choices(path) is None:
+            if path.exists() and read_choices(path) is None:  # of another version, or damaged
                 path.unlink(missing_ok=True)
             os.link(file.name, path)
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
@@ -21,7 +22,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from fulltune.training.denoising import corrupt
+from fulltune.training.denoising import CORRUPTED, MEAN_SPAN, corrupt
 
 Batch = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
@@ -36,9 +37,11 @@ WINDOW = 512
 #: Sentinels of T5; enough for the spans of a window of 512 tokens.
 SENTINELS = tuple(f"<extra_id_{index}>" for index in range(48))
 
-#: Share of tokens that BERT must restore, and that T5 must, in spans of this mean length. T5's are far larger than in
-#: its paper (0.15 and 3): a corpus this small then teaches it on half of its tokens (UL2, Tay et al. 2022, "X").
-MASKED, CORRUPTED, MEAN_SPAN = 0.2, 0.5, 8.0
+#: Share of tokens that BERT must restore.
+MASKED = 0.2
+
+#: Lengths of the pieces that T5 writes out whole: copying is learnt on short ones first.
+PIECES = (16, 32, 64, 128)
 
 
 class Seeded:
@@ -67,6 +70,9 @@ class Family:
         unit: What one loss counts.
         window: Tokens of a training sequence.
         learning_rate: Highest rate of the cosine.
+        batch: Windows in a step.
+        scored: What held-out windows are asked, where that is not what is learnt.
+        embedding_rate: Factor on the learning rate of the embeddings.
     """
 
     name: str
@@ -78,6 +84,9 @@ class Family:
     unit: str
     window: int
     learning_rate: float
+    batch: int = 16
+    scored: Callable[[PreTrainedTokenizerFast], Collate] | None = None
+    embedding_rate: float = 1.0
 
     @property
     def longest(self) -> int:
@@ -175,16 +184,16 @@ def _masked(tokenizer: PreTrainedTokenizerFast) -> Collate:
     return collate
 
 
-# ---- T5: corrupted spans ----
+# ---- T5: corrupted spans, and whole texts out of them ----
 
 
 def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     config = T5Config(
         vocab_size=VOCABULARY,
-        d_model=192,
+        d_model=128,
         d_kv=32,
-        d_ff=768,
-        num_heads=6,
+        d_ff=512,
+        num_heads=4,
         num_layers=4,
         num_decoder_layers=3,
         dropout_rate=0.0,
@@ -196,17 +205,42 @@ def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def _spans(tokenizer: PreTrainedTokenizerFast) -> Collate:
+    """The objective of T5's paper: the target is what the sentinels stand for."""
     vocabulary, end = tokenizer.get_vocab(), int(tokenizer.eos_token_id)
     sentinels = [vocabulary[text] for text in SENTINELS]
 
     def collate(rows: Rows) -> Batch:
         random = np.random.default_rng(int(torch.randint(2**31, ())))
-        pairs = [corrupt(np.array(row["input_ids"]), sentinels, end, random, CORRUPTED, MEAN_SPAN) for row in rows]
-        inputs = torch.tensor(np.stack([source for source, _ in pairs]))
-        labels = torch.tensor(np.stack([target for _, target in pairs]))
-        return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
+        return _pairs([corrupt(np.array(row["input_ids"]), sentinels, end, random) for row in rows])
 
     return collate
+
+
+def _spans_and_wholes(tokenizer: PreTrainedTokenizerFast) -> Collate:
+    """Half of the batches are spans; in the others a half of each window is cut in pieces, and the target is the whole
+    piece, as BART learnt (Lewis et al. 2020, "text infilling"): spans alone can be guessed from the words before them,
+    and a T5 of this size never learnt to read its source from them; a whole text cannot.
+    """
+    vocabulary, end = tokenizer.get_vocab(), int(tokenizer.eos_token_id)
+    sentinels, spans = [vocabulary[text] for text in SENTINELS], _spans(tokenizer)
+
+    def collate(rows: Rows) -> Batch:
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        if random.random() < 0.5:
+            return spans(rows)
+        half = len(rows[0]["input_ids"]) // 2
+        length = min(int(random.choice(PIECES)), half)
+        windows = np.array([row["input_ids"] for row in rows])[:, int(random.integers(half + 1)) :]
+        pieces = windows[:, : half // length * length].reshape(-1, length)
+        return _pairs([(corrupt(piece, sentinels, end, random)[0], np.append(piece, end)) for piece in pieces])
+
+    return collate
+
+
+def _pairs(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Batch:
+    inputs = torch.tensor(np.stack([source for source, _ in pairs]))
+    labels = torch.tensor(np.stack([target for _, target in pairs]))
+    return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
 
 
 FAMILIES = {
@@ -243,10 +277,15 @@ FAMILIES = {
         specials={"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
         templates=("$A </s>", "$A </s> $B </s>"),
         build=_t5,
-        collator=_spans,
-        objective=f"{CORRUPTED:.0%} of tokens corrupted in spans of {MEAN_SPAN:.0f}",
-        unit="target token",
+        collator=_spans_and_wholes,
+        objective=f"{CORRUPTED:.0%} of tokens corrupted in spans of {MEAN_SPAN:.0f}; restored, or the whole text",
+        unit="target token of spans",
         window=256,
-        learning_rate=2e-3,
+        learning_rate=1.5e-3,
+        batch=8,
+        scored=_spans,
+        # They start thirty times larger than other weights, and AdamW moves all by the same. T5 itself was trained with
+        # Adafactor, whose steps are relative to the size of a weight.
+        embedding_rate=40.0,
     ),
 }

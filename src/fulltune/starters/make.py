@@ -45,9 +45,6 @@ from fulltune.training.trainer import Trainer
 
 SEED = 17
 
-#: Windows in a step.
-BATCH = 16
-
 #: Windows of the held-out text that are scored.
 HELD_OUT_WINDOWS = 400
 
@@ -99,7 +96,7 @@ def make_starter(
     model = family.build(tokenizer)
     checkpoints = out / f"{name}.checkpoints"
     trainer = pretrainer(model, family, tokenizer, (train, held_out), checkpoints, epochs, save_steps, bf16)
-    untrained = held_out_loss(trainer)
+    untrained = held_out_loss(trainer, family, tokenizer)
     console.print(f"{name}: {model.num_parameters():,} parameters, {len(train):,} windows, untrained {untrained:.3f}")
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None)
 
@@ -109,7 +106,7 @@ def make_starter(
         model.half().save_pretrained(target)
         tokenizer.save_pretrained(target)
     model.float()  # what is scored is what ships: rounded to half precision
-    trained = held_out_loss(trainer)
+    trained = held_out_loss(trainer, family, tokenizer)
     console.print(f"{name}: held-out loss {trained:.3f}")
     state = trainer.state
     account = Account(
@@ -123,7 +120,7 @@ def make_starter(
         held_out_windows=len(held_out),
         windows=len(train),
         window=family.window,
-        batch_size=BATCH,
+        batch_size=family.batch,
         epochs=epochs,
         steps=state.max_steps,
         learning_rate=family.learning_rate,
@@ -185,8 +182,8 @@ def pretrainer(
     args = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=epochs,
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=BATCH,
+        per_device_train_batch_size=family.batch,
+        per_device_eval_batch_size=family.batch,
         learning_rate=family.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
@@ -211,15 +208,32 @@ def pretrainer(
         train_dataset=data[0],
         eval_dataset=data[1],
         callbacks=[Progress(collator)],
+        optimizers=(_optimizer(model, family, args), None),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def held_out_loss(trainer: Trainer) -> float:
+def _optimizer(model: PreTrainedModel, family: Family, args: TrainingArguments) -> torch.optim.Optimizer | None:
+    """AdamW with a rate of its own for the embeddings; None, for the trainer's own, where they have no other."""
+    if family.embedding_rate == 1:
+        return None
+    embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
+    rest = [weight for weight in model.parameters() if weight is not embeddings]
+    own = {"params": [embeddings], "lr": args.learning_rate * family.embedding_rate}
+    groups: list[dict[str, Any]] = [{"params": rest}, own]
+    betas = args.adam_beta1, args.adam_beta2
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, weight_decay=args.weight_decay, fused=True)
+
+
+def held_out_loss(trainer: Trainer, family: Family, tokenizer: PreTrainedTokenizerFast) -> float:
     """Nats per unit that the family's loss counts, over the held-out windows; always the same masks and spans."""
-    trainer.data_collator.epoch = 0  # type: ignore[union-attr]
-    return float(trainer.evaluate()["eval_loss"])
+    learnt = trainer.data_collator
+    trainer.data_collator = Seeded((family.scored or family.collator)(tokenizer))
+    try:
+        return float(trainer.evaluate()["eval_loss"])
+    finally:
+        trainer.data_collator = learnt
 
 
 class Progress(TrainerCallback):
