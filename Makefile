@@ -27,9 +27,9 @@ slow: $(VENV)/minilm $(VENV)/smollm2
 		--ignore=tests/slow/test_distributed.py --ignore=tests/slow/test_plan_real.py
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -W error -m slow -q -s tests/slow/test_plan_real.py
 
-# FSDP2, DeepSpeed and processes that die; the first run compiles a part of DeepSpeed.
+# FSDP2, DeepSpeed and processes that die; the first run compiles a part of DeepSpeed. ARGS chooses some of them.
 engines: $(VENV)/minilm
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m slow -q -s tests/slow/test_distributed.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m slow -q -s tests/slow/test_distributed.py $(ARGS)
 
 # One of them, with its options: make bench-speed ARGS='--workload clauses --repeats 1'. The benchmarks of the guards
 # want data of one's own, and say so.
