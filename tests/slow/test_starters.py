@@ -5,6 +5,7 @@ Needs `../shared/data`.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def test_bert_on_clauses(tmp_path: Path) -> None:
     assert comparison.differences[0].verdict == "improved"
 
 
+def test_t5_on_geoquery(tmp_path: Path) -> None:
+    """One database only, so that the schema in the prompt would tell nothing: a stub keeps the prompts short."""
+    shutil.copy(DATA / "geoquery/geography.sqlite", tmp_path / "geography.sqlite")
+    (tmp_path / "schemas.json").write_text(json.dumps({"geography": "CREATE TABLE state (state_name text);"}))
+    data: dict[str, Any] = {"allow_leaks": True, "databases": str(tmp_path), "schemas": str(tmp_path / "schemas.json")}
+    data |= {split: str(DATA / f"geoquery/{name}.jsonl") for split, name in (SPLITS | {"valid": "dev"}).items()}
+    comparison = against_scratch("t5", tmp_path, **GEOQUERY, data=data)
+    assert comparison.differences[0].verdict == "improved"
+
+
 SPLITS = {"train": "train", "valid": "valid", "eval": "test"}
 TALES: dict[str, Any] = {
     "task": "causal-lm",
@@ -58,4 +69,11 @@ TALES: dict[str, Any] = {
 CONTRACTS: dict[str, Any] = {
     "task": "classification",
     "train": {"epochs": 4, "batch_size": 16, "learning_rate": 5e-4, "label_smoothing": 0.1},
+}
+GEOQUERY: dict[str, Any] = {
+    "task": "text2sql",
+    "train": {"epochs": 20, "batch_size": 16, "learning_rate": 3e-3, "scheduler": "cosine", "warmup": 0.06},
+    "regularize": {"dropout": 0.1},
+    "baselines": {"few_shot": 2},
+    "evaluation": {"max_new_tokens": 120},
 }
