@@ -186,6 +186,14 @@ def test_resolve_by_id_prefix_path_and_latest(tmp_path: Path) -> None:
     assert resolve("latest", tmp_path) == tmp_path / "20260102-b", "a run without a record has nothing to show"
 
 
+def test_the_latest_of_two_runs_in_one_second_is_the_one_that_ended_later(tmp_path: Path) -> None:
+    names = ["20260101-120000-a-tiny-ff00", "20260101-120000-a-tiny-00ff"]
+    make(tmp_path, *names)
+    for place, name in enumerate(names):
+        os.utime(tmp_path / name / "record.json", (place + 1, place + 1))
+    assert resolve("latest", tmp_path) == tmp_path / names[1]
+
+
 def test_an_id_that_begins_another_is_not_ambiguous(tmp_path: Path) -> None:
     make(tmp_path, "a", "ab")
     assert resolve("a", tmp_path) == tmp_path / "a"

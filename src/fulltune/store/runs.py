@@ -218,7 +218,9 @@ def _latest(folders: list[Path], out: Path) -> Path:
     finished = [path for path in folders if (path / "record.json").exists()]
     if not finished:
         raise StoreError("there is no run with a record", where=str(out), fix="`fulltune run` makes one")
-    return finished[-1]
+    # Names tell the second; of two runs in one second the one that ended later is the newer.
+    second = len("20260131-235959")
+    return max(finished, key=lambda path: (path.name[:second], (path / "record.json").stat().st_mtime_ns))
 
 
 def _folders(out: Path) -> list[Path]:
