@@ -1,10 +1,11 @@
 """Two processes on the CPU: the memory that each engine takes, against the formula, and what a second process is worth.
 
-    python benchmarks/two_ranks.py            about ten minutes on two quiet cores
+    python benchmarks/two_ranks.py            about twenty minutes on two quiet cores
 
-Memory is the growth of a process's resident memory over that of the loaded base, at its peak in training; there is no
-device here, so what an engine would keep on the device and in the machine's memory is one number, and the plain model
-that a process keeps beside a sharded copy is taken off.
+Memory is the growth of a process's resident memory over that of the loaded base, at its peak until the last step;
+there is no device here, so what an engine would keep on the device and in the machine's memory is one number. What the
+engine's own program takes is in it, whatever the model; so two models are measured, and what counts is the difference:
+bytes a parameter, with the plain model that a process keeps beside a sharded copy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ import yaml
 from fulltune.engine_memory import need
 from fulltune.launch import Launch, accelerate_config
 
-HIDDEN, LAYERS, TOKENS, STEPS = 512, 8, 128, 6
+HIDDEN, TOKENS, STEPS = 512, 128, 4
+
+#: Layers of the smaller and the larger model.
+SIZES = 8, 24
 
 
-def model(folder: Path) -> tuple[Any, Any]:
-    """A decoder of some 30 million parameters, with random weights, and the smallest of tokenizers."""
+def model(layers: int) -> tuple[Any, Any]:
+    """A decoder of some 30 or 80 million parameters, with random weights, and the smallest of tokenizers."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -38,7 +41,7 @@ def model(folder: Path) -> tuple[Any, Any]:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>", pad_token="<|end|>")
     config = GPT2Config(
-        vocab_size=8192, n_positions=TOKENS, n_embd=HIDDEN, n_layer=LAYERS, n_head=8, bos_token_id=0, eos_token_id=0
+        vocab_size=8192, n_positions=TOKENS, n_embd=HIDDEN, n_layer=layers, n_head=8, bos_token_id=0, eos_token_id=0
     )
     return GPT2LMHeadModel(config), tokenizer
 
@@ -56,7 +59,7 @@ class Peak(threading.Thread):
             self.bytes = max(self.bytes, process.memory_info().rss)
 
 
-def work(out: Path) -> None:
+def work(out: Path, layers: int) -> None:
     """One process: train a few steps, and write what it took."""
     import torch
 
@@ -70,7 +73,7 @@ def work(out: Path) -> None:
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with distributed.joined():
-        network, tokenizer = model(out)
+        network, tokenizer = model(layers)
         info = ModelInfo(source="made", sha256="0" * 64, family="decoder", architecture="GPT2LMHeadModel")
         bundle = Bundle(network, tokenizer, "decoder", "lm", TOKENS, info)
         rows = [Features([7] * TOKENS, [7] * TOKENS, str(number)) for number in range(8 * STEPS)]
@@ -83,20 +86,21 @@ def work(out: Path) -> None:
             guards={"divergence": None, "overfitting": None, "forgetting": None},
             speed={"packing": "off"},
         )
-        before, peak = psutil.Process().memory_info().rss, Peak()
+        before, peak, steps = psutil.Process().memory_info().rss, Peak(), list[int]()
         peak.start()
-        started = time.perf_counter()
-        result = fit(bundle, Full(config), rows, None, config, output_dir=out)
-        seconds = time.perf_counter() - started
+        # What is gathered after the last step, to save the model, is not what a step needs.
+        result = fit(
+            bundle, Full(config), rows, None, config, output_dir=out, on_step=lambda *_: steps.append(peak.bytes)
+        )
         peak.ends.set()
-        found = {"bytes": peak.bytes - before, "seconds": seconds, "train_seconds": result.train_seconds}
+        found = {"bytes": steps[-1] - before, "train_seconds": result.train_seconds}
         (out / f"{distributed.rank()}.json").write_text(json.dumps(found))
 
 
-def measured(preset: str, processes: int, threads: int) -> list[dict[str, float]]:
+def measured(preset: str, layers: int, processes: int, threads: int) -> list[dict[str, float]]:
     """Run one setting; what each of its processes took."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [str(Path(__file__).resolve()), folder]
+        words = [str(Path(__file__).resolve()), folder, str(layers)]
         if processes > 1:
             config = Path(folder) / "accelerate.yaml"
             config.write_text(yaml.safe_dump(accelerate_config(Launch(preset, processes))), encoding="utf-8")
@@ -109,24 +113,30 @@ def measured(preset: str, processes: int, threads: int) -> list[dict[str, float]
 def main() -> None:
     from fulltune.model_shapes import shape_of
 
-    shape = shape_of("made", model(Path())[0].config)
-    print(f"{shape.parameters:,} parameters, 2 processes of 1 thread")
-    print(f"{'engine':8} {'MB a process':>14} {'formula':>10}")
+    shapes = [shape_of("made", model(layers)[0].config) for layers in SIZES]
+    print(f"{' and '.join(f'{shape.parameters:,}' for shape in shapes)} parameters, 2 processes of 1 thread")
+    print(f"{'engine':8} {'MB a process':>16} {'formula':>16} {'bytes a parameter':>18} {'formula':>8}")
+    more = shapes[1].parameters - shapes[0].parameters
     times = {}
     for preset in ("ddp", "zero1", "zero2", "zero3", "fsdp2"):
-        found = measured(preset, 2, 1)
-        times[preset] = max(one["train_seconds"] for one in found)
-        copy = 0 if preset == "ddp" else 4 * shape.parameters  # the plain model is there before, its copy is not
-        expected = need(shape, preset, 2, tokens=4 * TOKENS).device - 4 * shape.parameters + copy
-        taken = max(one["bytes"] for one in found)
-        print(f"{preset:8} {taken / 1e6:14.0f} {expected / 1e6:10.0f}")
-    alone = measured("ddp", 1, 2)[0]["train_seconds"]
-    two = times["ddp"]
+        taken, expected = [], []
+        for layers, shape in zip(SIZES, shapes, strict=True):
+            found = measured(preset, layers, 2, 1)
+            times[preset, layers] = max(one["train_seconds"] for one in found)
+            taken.append(max(one["bytes"] for one in found))
+            # The base's weights were there before; an engine that shards makes a copy of them.
+            beside = 0 if preset != "ddp" else 4 * shape.parameters
+            expected.append(need(shape, preset, 2, tokens=4 * TOKENS).device - beside)
+        columns = [" ".join(f"{value / 1e6:7.0f}" for value in values) for values in (taken, expected)]
+        slopes = [(values[1] - values[0]) / more for values in (taken, expected)]
+        print(f"{preset:8} {columns[0]:>16} {columns[1]:>16} {slopes[0]:18.1f} {slopes[1]:8.1f}", flush=True)
+    alone = measured("ddp", SIZES[0], 1, 2)[0]["train_seconds"]
+    two = times["ddp", SIZES[0]]
     print(f"1 process of 2 threads: {alone:.1f} s; 2 processes of 1 thread: {two:.1f} s, {alone / two:.0%} as fast")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        work(Path(sys.argv[1]))
+        work(Path(sys.argv[1]), int(sys.argv[2]))
     else:
         main()
