@@ -284,7 +284,7 @@ FAMILIES = {
         learning_rate=1.5e-3,
         batch=8,
         scored=_spans,
-        # They start thirty times larger than other weights, and AdamW moves all by the same. T5 itself was trained with
+        # They start ten to sixty times larger than other weights, and AdamW moves all alike. T5 itself was trained with
         # Adafactor, whose steps are relative to the size of a weight.
         embedding_rate=40.0,
     ),
