@@ -125,7 +125,7 @@ def main() -> None:
             times[preset, layers] = max(one["train_seconds"] for one in found)
             taken.append(max(one["bytes"] for one in found))
             # The base's weights were there before; an engine that shards makes a copy of them.
-            beside = 0 if preset != "ddp" else 4 * shape.parameters
+            beside = 4 * shape.parameters if preset == "ddp" else 0
             expected.append(need(shape, preset, 2, tokens=4 * TOKENS).device - beside)
         columns = [" ".join(f"{value / 1e6:7.0f}" for value in values) for values in (taken, expected)]
         slopes = [(values[1] - values[0]) / more for values in (taken, expected)]

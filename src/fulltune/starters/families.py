@@ -204,10 +204,15 @@ def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     return T5ForConditionalGeneration(config)
 
 
+def _marks(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
+    """Ids of the sentinels, and of the end of a text."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[text] for text in SENTINELS], int(tokenizer.eos_token_id)
+
+
 def _spans(tokenizer: PreTrainedTokenizerFast) -> Collate:
     """The objective of T5's paper: the target is what the sentinels stand for."""
-    vocabulary, end = tokenizer.get_vocab(), int(tokenizer.eos_token_id)
-    sentinels = [vocabulary[text] for text in SENTINELS]
+    sentinels, end = _marks(tokenizer)
 
     def collate(rows: Rows) -> Batch:
         random = np.random.default_rng(int(torch.randint(2**31, ())))
@@ -221,8 +226,8 @@ def _spans_and_wholes(tokenizer: PreTrainedTokenizerFast) -> Collate:
     piece, as BART learnt (Lewis et al. 2020, "text infilling"): spans alone can be guessed from the words before them,
     and a T5 of this size never learnt to read its source from them; a whole text cannot.
     """
-    vocabulary, end = tokenizer.get_vocab(), int(tokenizer.eos_token_id)
-    sentinels, spans = [vocabulary[text] for text in SENTINELS], _spans(tokenizer)
+    sentinels, end = _marks(tokenizer)
+    spans = _spans(tokenizer)
 
     def collate(rows: Rows) -> Batch:
         random = np.random.default_rng(int(torch.randint(2**31, ())))
