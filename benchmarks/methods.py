@@ -65,7 +65,7 @@ def jobs(data: Path) -> dict[str, Job]:
                 "baselines": {"few_shot": 1},
             },
             common,
-            (60, 600),
+            (150, 600),
             ("data.eval_limit=40", "data.max_length=192"),
         ),
         "sql": Job(
@@ -73,12 +73,12 @@ def jobs(data: Path) -> dict[str, Job]:
                 "model": "starter:t5",
                 "task": "text2sql",
                 "data": sql | {"databases": str(data / "geoquery"), "allow_leaks": True},
-                "train": {"batch_size": 16, "learning_rate": 5e-4, "evaluations": 2},
+                "train": {"batch_size": 16, "learning_rate": 3e-3, "evaluations": 2},
                 "evaluation": {"max_new_tokens": 96},
             },
             ("full", "lora", "qlora", "prompt-tuning"),
-            (60, 900),
-            ("data.eval_limit=60", "baselines.few_shot=1"),
+            (300, 900),
+            ("data.eval_limit=120", "baselines.few_shot=1"),
         ),
     }
 

@@ -44,7 +44,7 @@ def measure(request: Found) -> Found:
     from fulltune.records import ModelInfo
     from fulltune.tasks.base import Features
     from fulltune.training.fit import fit
-    from fulltune.training.measuring import Probe, pace
+    from fulltune.training.measuring import Probe, timing
 
     info = ModelInfo(source=request["kind"], sha256="0" * 64, family="decoder", architecture="")
     bundle = Bundle(models.make(request["kind"]), load("starter:gpt2").tokenizer, "decoder", "lm", 1024, info)
@@ -60,7 +60,7 @@ def measure(request: Found) -> Found:
             seconds = fit(bundle, method, features, None, config, output_dir=Path(folder)).train_seconds
         else:
             probe = Probe(method.prepare(bundle), method, features, None, Path(folder))
-            seconds = statistics.median(one for _, one in pace(probe, config, request["batch"]))
+            seconds = statistics.median(one for _, one in timing(probe, config, request["batch"]).steps)
     return {"seconds": seconds, "peak_bytes": machine.peak_rss_bytes()}
 
 

@@ -2,14 +2,15 @@
 
     python benchmarks/two_ranks.py            about twenty minutes on two quiet cores
 
-Memory is the growth of a process's resident memory over that of the loaded base, at its peak until the last step;
-there is no device here, so what an engine would keep on the device and in the machine's memory is one number. What the
-engine's own program takes is in it, whatever the model; so two models are measured, and what counts is the difference:
-bytes a parameter, with the plain model that a process keeps beside a sharded copy.
+Memory is the growth over the loaded base. What a process has in use (glibc's count of allocated bytes, at its peak in
+the steps after the first) is what the formula speaks of; resident memory, at its peak until the last step, has on top
+what the engine took while it was set up and what the allocator keeps. Two models are measured, and what counts is the
+difference, bytes a parameter: what an engine's program takes whatever the model is not in it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -46,17 +47,38 @@ def model(layers: int) -> tuple[Any, Any]:
     return GPT2LMHeadModel(config), tokenizer
 
 
+class _MallInfo(ctypes.Structure):
+    """``struct mallinfo2`` of glibc 2.33 and later."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+    )
+
+
+_mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+_mallinfo2.restype = _MallInfo
+
+
+def in_use() -> int:
+    """Bytes that are allocated and not freed, in all arenas and in mappings of their own."""
+    info = _mallinfo2()
+    return int(info.uordblks + info.hblkhd)
+
+
 class Peak(threading.Thread):
-    """The highest resident memory of this process while it runs."""
+    """The most that this process holds while it runs."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.bytes, self.ends = 0, threading.Event()
+        self.resident = self.used = 0
+        self.ends = threading.Event()
 
     def run(self) -> None:
         process = psutil.Process()
         while not self.ends.wait(0.01):
-            self.bytes = max(self.bytes, process.memory_info().rss)
+            self.resident = max(self.resident, process.memory_info().rss)
+            self.used = max(self.used, in_use())
 
 
 def work(out: Path, layers: int) -> None:
@@ -86,14 +108,21 @@ def work(out: Path, layers: int) -> None:
             guards={"divergence": None, "overfitting": None, "forgetting": None},
             speed={"packing": "off"},
         )
-        before, peak, steps = psutil.Process().memory_info().rss, Peak(), list[int]()
+        before, peak, taken = (psutil.Process().memory_info().rss, in_use()), Peak(), list[tuple[int, int]]()
+
+        def on_step(*_: Any) -> None:
+            taken.append((peak.resident, peak.used))
+            peak.used = 0  # the moments are there since the first step
+
         peak.start()
         # What is gathered after the last step, to save the model, is not what a step needs.
-        result = fit(
-            bundle, Full(config), rows, None, config, output_dir=out, on_step=lambda *_: steps.append(peak.bytes)
-        )
+        result = fit(bundle, Full(config), rows, None, config, output_dir=out, on_step=on_step)
         peak.ends.set()
-        found = {"bytes": steps[-1] - before, "train_seconds": result.train_seconds}
+        found = {
+            "resident": taken[-1][0] - before[0],
+            "used": max(used for _, used in taken[1:]) - before[1],
+            "train_seconds": result.train_seconds,
+        }
         (out / f"{distributed.rank()}.json").write_text(json.dumps(found))
 
 
@@ -115,21 +144,23 @@ def main() -> None:
 
     shapes = [shape_of("made", model(layers)[0].config) for layers in SIZES]
     print(f"{' and '.join(f'{shape.parameters:,}' for shape in shapes)} parameters, 2 processes of 1 thread")
-    print(f"{'engine':8} {'MB a process':>16} {'formula':>16} {'bytes a parameter':>18} {'formula':>8}")
+    print(f"{'':8} {'MB a process, small and large':>39} {'bytes a parameter':>26}")
+    print(f"{'engine':8} {'in use':>12} {'resident':>13} {'formula':>12} {'in use':>8} {'resident':>9} {'formula':>7}")
     more = shapes[1].parameters - shapes[0].parameters
     times = {}
     for preset in ("ddp", "zero1", "zero2", "zero3", "fsdp2"):
-        taken, expected = [], []
+        kinds: dict[str, list[float]] = {"used": [], "resident": [], "formula": []}
         for layers, shape in zip(SIZES, shapes, strict=True):
             found = measured(preset, layers, 2, 1)
             times[preset, layers] = max(one["train_seconds"] for one in found)
-            taken.append(max(one["bytes"] for one in found))
+            for kind in ("used", "resident"):
+                kinds[kind].append(max(one[kind] for one in found))
             # The base's weights were there before; an engine that shards makes a copy of them.
             beside = 4 * shape.parameters if preset == "ddp" else 0
-            expected.append(need(shape, preset, 2, tokens=4 * TOKENS).device - beside)
-        columns = [" ".join(f"{value / 1e6:7.0f}" for value in values) for values in (taken, expected)]
-        slopes = [(values[1] - values[0]) / more for values in (taken, expected)]
-        print(f"{preset:8} {columns[0]:>16} {columns[1]:>16} {slopes[0]:18.1f} {slopes[1]:8.1f}", flush=True)
+            kinds["formula"].append(need(shape, preset, 2, tokens=4 * TOKENS).device - beside)
+        sizes = [" ".join(f"{value / 1e6:6.0f}" for value in values) for values in kinds.values()]
+        slopes = [f"{(values[1] - values[0]) / more:8.1f}" for values in kinds.values()]
+        print(f"{preset:8}", *sizes, *slopes, flush=True)
     alone = measured("ddp", SIZES[0], 1, 2)[0]["train_seconds"]
     two = times["ddp", SIZES[0]]
     print(f"1 process of 2 threads: {alone:.1f} s; 2 processes of 1 thread: {two:.1f} s, {alone / two:.0%} as fast")

@@ -21,9 +21,10 @@ from fulltune.kernels.active import accelerated, fixed
 from fulltune.model import Bundle
 from fulltune.plan import Plan
 from fulltune.retention import Memory
+from fulltune.retention.abilities import abilities
 from fulltune.tasks.base import Example, Features, Predictor, Task
 from fulltune.training.footprint import Footprint
-from fulltune.training.measuring import TIMED, Pace, Probe, footprint, pace, widest
+from fulltune.training.measuring import TIMED, Pace, Probe, Timing, footprint, timing, widest
 from fulltune.training.random_state import randomness_kept
 
 #: Seconds that real steps may take at most.
@@ -149,10 +150,12 @@ class _Rehearsal:
             known = {name: self._answering(name, predict) for name, predict in systems.items()}
             evaluated = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
             remembered = self._remembering()
-        a_step, a_token = line(self._pace(plan.effective_batch))
+        timed = self._timing(plan.effective_batch, curve if plan.evaluations else ())
+        a_step, a_token = line(timed.steps)
         epochs = plan.total_steps / plan.steps_per_epoch
         known["train"] = a_step * plan.total_steps + a_token * plan.tokens * epochs
-        known["evaluation curve"] = self._curve(plan, curve, known["train"] / (plan.tokens * epochs), evaluated)
+        tokens, seconds = timed.evaluation or (plan.tokens * epochs, known["train"] * _FORWARD)
+        known["evaluation curve"] = self._curve(plan, curve, seconds / tokens, evaluated)
         known |= {"evaluate": evaluated, "retention": remembered}
         return known
 
@@ -162,7 +165,7 @@ class _Rehearsal:
         if not curve or not plan.evaluations:
             return 0.0
         points = len(plan.evaluations) + 1  # before the first step too
-        loss = a_token * _FORWARD * sum(len(item.input_ids) for item in curve)
+        loss = a_token * sum(len(item.input_ids) for item in curve)
         chooses = job.config.guards.overfitting is not None and job.data.valid is not None
         answers = chooses and stages.choosing_metric(job.config, job.task) is not None
         rows = len(job.data.shown) / len(job.data.eval.examples)
@@ -179,15 +182,15 @@ class _Rehearsal:
         train = config.train.model_copy(update={"gradient_checkpointing": True})
         return footprint(self.probe, config.model_copy(update={"train": train}))
 
-    def _pace(self, batch: int) -> Pace:
+    def _timing(self, batch: int, curve: Sequence[Features]) -> Timing:
         """Real steps, as many as there is time for; none where one alone would take too long."""
         config = self.job.config
         rows, seconds = max(self.found.seconds.items())
         measured = rows * (2 if self.found.is_accumulated else 1)
         steps = min(TIMED, int(STEP_SECONDS / (seconds * batch / measured)) - 1)
         if steps < 1:
-            return [(self.found.width * measured, seconds)]
-        return pace(self.probe, config, batch, steps)
+            return Timing([(self.found.width * measured, seconds)])
+        return timing(self.probe, config, batch, steps, curve)
 
     def _answering(self, name: str, predict: Predictor) -> float:
         """Seconds for all rows of eval, from a few that stand for all lengths."""
@@ -206,15 +209,19 @@ class _Rehearsal:
         settings = self.job.config.guards.forgetting
         if settings is None:
             return 0.0
-        counts = [min(count, settings.limit) for count in ROWS]
-        short, long = (_timed(lambda count=count: self._remember(count)) for count in counts)  # type: ignore[misc]
-        return 2 * extrapolated((counts[0], short), (counts[1], long), settings.limit)
+        (few, short), (more, long) = (self._remember(count) for count in ROWS)
+        asked = sum(ability.rows for ability in abilities(self.job.config, self.job.base))
+        return 2 * extrapolated((few, short), (more, long), asked)
 
-    def _remember(self, rows: int) -> None:
-        forgetting = self.job.config.guards.forgetting
-        assert forgetting is not None
-        few = self.job.config.guards.model_copy(update={"forgetting": forgetting.model_copy(update={"limit": rows})})
-        Memory.of(self.job.config.model_copy(update={"guards": few}), self.job.base)
+    def _remember(self, limit: int) -> tuple[int, float]:
+        """Rows and seconds of asking the base, with at most so many rows of each ability."""
+        guards = self.job.config.guards
+        assert guards.forgetting is not None
+        few = guards.forgetting.model_copy(update={"limit": min(limit, guards.forgetting.limit)})
+        config = self.job.config.model_copy(update={"guards": guards.model_copy(update={"forgetting": few})})
+        started = time.perf_counter()
+        memory = Memory.of(config, self.job.base)
+        return sum(ability.rows for ability, _ in memory.answers), time.perf_counter() - started
 
 
 def line(pace: Pace) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from fulltune.tasks.base import Features
 from fulltune.training import measuring
 from fulltune.training.footprint import Footprint
 from fulltune.training.live_bytes import LiveBytes
-from fulltune.training.measuring import Probe, footprint, pace
+from fulltune.training.measuring import Probe, footprint, timing
 
 
 def test_storages_are_counted_once_and_until_they_go() -> None:
@@ -121,8 +121,20 @@ def test_recomputing_takes_less(tmp_path: Path) -> None:
 
 def test_a_pace_has_tokens_and_seconds_of_steps_of_all_lengths(tmp_path: Path) -> None:
     on = probe("gpt2", tmp_path, [length for length in (4, 10, 20, 40) for _ in range(4)])
-    found = pace(on, job(batch_size=2), batch=2)
+    found = timing(on, job(batch_size=2), batch=2).steps
     assert len(found) == measuring.TIMED
     assert all(seconds > 0 for _, seconds in found)
     assert sorted(tokens for tokens, _ in found)[0] < sorted(tokens for tokens, _ in found)[-1]
     assert sum(tokens for tokens, _ in found) <= 2 * (4 + 10 + 20 + 40) + (10 + 20)
+
+
+def test_an_evaluation_is_timed_on_short_rows_and_long_ones(tmp_path: Path) -> None:
+    on = probe("gpt2", tmp_path, [20] * 16)
+    curve = [item for length in (4, 40) for item in probe("gpt2", tmp_path, [length] * 100).features]
+    config = job(batch_size=2)
+    found = timing(on, config, batch=2, curve=curve)
+    assert found.evaluation is not None
+    tokens, seconds = found.evaluation
+    assert tokens == config.evaluation.batch_size * (4 + 40)
+    assert seconds > 0
+    assert timing(on, config, batch=2).evaluation is None

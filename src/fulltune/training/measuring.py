@@ -74,10 +74,11 @@ class _Watch(TrainerCallback):
 
 
 class _Clock(TrainerCallback):
-    """Tokens and seconds of each step, from the end of the step before."""
+    """Tokens and seconds of each step, from the end of the step before; and seconds of the last evaluation."""
 
     def __init__(self) -> None:
         self.pace: Pace = []
+        self.evaluation = 0.0
         self._seen, self._time = 0, 0.0
 
     def on_train_begin(
@@ -89,6 +90,11 @@ class _Clock(TrainerCallback):
         seen, now = int(state.num_input_tokens_seen), time.perf_counter()
         self.pace.append((seen - self._seen, now - self._time))
         self._seen, self._time = seen, now
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        self.evaluation = float(metrics["eval_runtime"])
 
 
 @dataclass(frozen=True)
@@ -152,20 +158,37 @@ def tokens(item: Features, family: Family) -> int:
     return len(item.input_ids) + target
 
 
-def pace(probe: Probe, config: Config, batch: int, steps: int = TIMED) -> Pace:
-    """Tokens (without padding) and seconds of optimizer steps, whose rows stand for all lengths.
+@dataclass(frozen=True)
+class Timing:
+    """Real steps, timed.
+
+    Attributes:
+        steps: Tokens (without padding) and seconds of each.
+        evaluation: Tokens and seconds of an evaluation of the loss; None where none was asked for.
+    """
+
+    steps: Pace
+    evaluation: tuple[int, float] | None = None
+
+
+def timing(probe: Probe, config: Config, batch: int, steps: int = TIMED, curve: Sequence[Features] = ()) -> Timing:
+    """Time optimizer steps and an evaluation, on rows that stand for all lengths.
 
     Args:
         probe: The model and the sequences.
         config: The job.
         batch: Rows of an optimizer step.
         steps: How many of them.
+        curve: Sequences that the evaluation curve is drawn on; two batches of them are evaluated.
     """
-    ordered = sorted(probe.features, key=lambda item: len(item.input_ids))
+    ordered, shown = (sorted(rows, key=lambda item: len(item.input_ids)) for rows in (probe.features, curve))
     chosen = [item for part in range(steps) for item in _stretch(ordered, (part + 0.5) / steps, batch)]
+    scored = [item for place in (0.25, 0.75) for item in _stretch(shown, place, config.evaluation.batch_size)]
     warm, clock = _stretch(ordered, 0.5, batch), _Clock()
-    _steps(probe, [*warm, *chosen], config, clock, {"epochs": 1, "max_steps": None})
-    return clock.pace[1:] or clock.pace
+    train = {"epochs": 1, "max_steps": None, "evaluations": min(1, len(scored))}
+    _steps(probe, [*warm, *chosen], config, clock, train, valid=scored)
+    evaluation = (sum(len(item.input_ids) for item in scored), clock.evaluation) if scored else None
+    return Timing(clock.pace[1:] or clock.pace, evaluation)
 
 
 def _stretch(ordered: Sequence[Features], place: float, count: int) -> list[Features]:
@@ -182,6 +205,7 @@ def _steps(
     callback: TrainerCallback,
     train: dict[str, Any],
     speed: Mapping[str, Any] = MappingProxyType({}),
+    valid: Sequence[Features] | None = None,
 ) -> TrainingResult:
     """A short training without guards, checkpoints and trackers."""
     plain = config.model_copy(
@@ -197,7 +221,7 @@ def _steps(
         probe.student,
         _Prepared(probe.method),
         features,
-        None,
+        valid,
         plain,
         output_dir=probe.folder,
         class_weights=probe.class_weights,
