@@ -4,6 +4,7 @@ import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from fulltune import engine_memory
 from fulltune.engine_memory import ENGINES, Engine, Shape, activation_bytes, need, what_fits
@@ -84,3 +85,34 @@ def test_the_table_is_consistent() -> None:
     by_name = {(row.model, row.device_bytes // _GIB): row.fits for row in rows}
     assert by_name["Llama-3.1-8B", 80]["ddp"] is None, "16 bytes a parameter are 128 GB"
     assert by_name["GPT-2 XL", 40]["ddp"] == 1, "16 bytes a parameter are 25 GB"
+
+
+def test_what_fits_is_what_others_found_to_fit() -> None:
+    """Mangrulkar and Gugger, "Accelerate Large Model Training using PyTorch Fully Sharded Data Parallel" (2022), tables
+    1 and 2: FP32 with AdamW on two cards of 23.65 GiB each.
+    """
+    card = 23.65 * _GIB
+    large = shape_of("GPT-2 Large", GPT2Config(n_embd=1280, n_layer=36, n_head=20))
+    xl = next(shape for shape in published() if shape.name == "GPT-2 XL")
+    assert need(large, "ddp", 2).device < card
+    assert need(xl, "ddp", 1).device > card
+    assert need(xl, "ddp", 2).device > card
+    assert need(xl, "fsdp2", 2).device < card
+    assert need(xl, "fsdp2", 1, offload=True).device < card
+
+
+def test_shards_are_those_of_the_zero_paper() -> None:
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters take 120 GB, and 1.9 GB with all of it on 64 devices."""
+    shape = Shape("7.5B", 7_500_000_000, 0, 0, 0, 0, 0, 0)
+    assert need(shape, "ddp", 1).device == pytest.approx(120e9)
+    assert need(shape, "fsdp2", 64).device == pytest.approx(1.9e9, rel=0.02)
+
+
+@pytest.mark.parametrize(("devices", "published_gib"), [(1, 46.91), (2, 23.58)])
+def test_zero3_is_deepspeeds_estimate_in_float32(devices: int, published_gib: float) -> None:
+    """DeepSpeed's estimate for T0_3B (documentation of transformers, "DeepSpeed", memory requirements) is for half
+    precision, 18 bytes a parameter where float32 takes 20, and without what is gathered at once.
+    """
+    shape = Shape("T0_3B", 2_783_000_000, 0, 65_000_000, 0, 0, 0, 0)
+    in_float32 = published_gib * _GIB * 20 / 18
+    assert need(shape, "zero3", devices).device == pytest.approx(in_float32 + 4 * engine_memory.LIVE, rel=0.01)
