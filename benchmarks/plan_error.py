@@ -106,7 +106,8 @@ def measure(request: Found) -> Found:
 
 def compare(name: str, place: Path, rows: int) -> Found:
     config, overrides = job(name, place, rows)
-    request = {"config": config, "overrides": overrides, "out": str(place / "runs")}
+    # A folder for each, for answers of the base are kept beside the runs.
+    request = {"config": config, "overrides": overrides, "out": str(place / "runs" / name)}
     planned = processes.ask(__file__, {**request, "verb": "plan"})
     taken = processes.ask(__file__, {**request, "verb": "run"})
     if "error" in planned or "error" in taken:

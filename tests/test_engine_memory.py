@@ -102,7 +102,7 @@ def test_what_fits_is_what_others_found_to_fit() -> None:
 
 
 def test_shards_are_those_of_the_zero_paper() -> None:
-    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters take 120 GB, and 1.9 GB with all of it on 64 devices."""
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters take 120 GB, and 1.9 GB on each of 64."""
     shape = Shape("7.5B", 7_500_000_000, 0, 0, 0, 0, 0, 0)
     assert need(shape, "ddp", 1).device == pytest.approx(120e9)
     assert need(shape, "fsdp2", 64).device == pytest.approx(1.9e9, rel=0.02)

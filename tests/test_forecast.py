@@ -96,7 +96,7 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
 
 
 def test_the_copy_for_checkpoints_refuses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = job(config(tmp_path, "gpt2"), tmp_path)
+    known = job(config(tmp_path, "gpt2", checkpoints={"every": 3}), tmp_path)
     monkeypatch.setattr(machine, "rss_bytes", lambda: sum(one.nbytes for one in known.base.model.parameters()))
     whole = forecast.full_plan(known, [], prepared=0.0).memory
     limited(monkeypatch, sum(whole.values()) - 1)

@@ -13,6 +13,9 @@ from fulltune.training.footprint import Footprint
 
 GIB = 2**30
 
+#: Enough for checkpoints.
+STEPS = 1000
+
 
 def job(**sections: Any) -> Config:
     return load_config({"model": "m", "task": "t", "data": {"train": "x"}, "checkpoints": None, **sections})
@@ -26,7 +29,7 @@ def footprint(rows: int = 8, **changed: Any) -> Footprint:
 
 
 def test_parts_add_up_to_the_peak() -> None:
-    found = memory_parts.parts(job(), footprint(), program=GIB, base=0)
+    found = memory_parts.parts(job(), footprint(), program=GIB, base=0, steps=STEPS)
     training = {"weights": 1, "gradients": 1, "optimizer state": 2, "activations": 8}
     assert {name: size / GIB for name, size in found.items() if name in training} == training
     assert found["program and data"] == GIB
@@ -36,17 +39,27 @@ def test_parts_add_up_to_the_peak() -> None:
 
 def test_regularizers_and_checkpoints_hold_copies() -> None:
     config = job(checkpoints={}, regularize={"ewc": 1.0})
-    found = memory_parts.parts(config, footprint(), program=GIB, base=GIB)
+    found = memory_parts.parts(config, footprint(), program=GIB, base=GIB, steps=STEPS)
     assert found["copies for regularizers"] == 2 * GIB
     assert found[memory_parts.COPY] == 3 * GIB
     assert memory_parts.essential(found) == sum(found.values()) - 3 * GIB
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "is_written"), [(None, 10, False), (None, 11, True), (7, 7, False), (7, 8, True)]
+)
+def test_a_training_that_ends_before_its_first_checkpoint_holds_no_copy(
+    every: int | None, steps: int, is_written: bool
+) -> None:
+    found = memory_parts.parts(job(checkpoints={"every": every}), footprint(), program=GIB, base=0, steps=steps)
+    assert (memory_parts.COPY in found) is is_written
 
 
 def ways(limit: int, config: Config | None = None, **changed: Any) -> dict[str, float]:
     recomputing = footprint(timelines={2: (GIB, GIB, -GIB), 3: (GIB, GIB, -GIB)})
     options = {"recomputing": recomputing} | changed
     config = config or job(train={"batch_size": 8})
-    found = memory_parts.proposals(config, footprint(), limit=limit, program=0, base=0, **options)
+    found = memory_parts.proposals(config, footprint(), limit=limit, program=0, base=0, steps=STEPS, **options)
     return {one.change: one.bytes / GIB / (1 + memory_parts.SLACK) for one in found}
 
 
@@ -71,7 +84,9 @@ def test_proposals_come_in_order_with_their_figures() -> None:
 
 def test_what_is_done_already_is_not_proposed() -> None:
     config = job(train={"batch_size": 1})
-    found = memory_parts.proposals(config, footprint(rows=1, optimizer=GIB // 4), None, GIB, program=0, base=0)
+    found = memory_parts.proposals(
+        config, footprint(rows=1, optimizer=GIB // 4), None, GIB, program=0, base=0, steps=STEPS
+    )
     assert [one.change for one in found] == ["sharding over 2 processes (fulltune launch)"]
 
 
@@ -81,9 +96,9 @@ def test_a_budget_of_tokens_is_what_is_lowered_where_there_is_one() -> None:
 
 
 def test_a_refusal_tells_what_takes_memory_and_every_way_out() -> None:
-    taken = memory_parts.parts(job(), footprint(), program=GIB, base=0)
+    taken = memory_parts.parts(job(), footprint(), program=GIB, base=0, steps=STEPS)
     limit = 8 * GIB
-    found = memory_parts.proposals(job(), footprint(), None, limit, program=GIB, base=0)
+    found = memory_parts.proposals(job(), footprint(), None, limit, program=GIB, base=0, steps=STEPS)
     text = str(memory_parts.refusal(taken, limit, list(found)))
     assert "training needs 13.6 GiB (activations 8.0 GiB, optimizer state 2.0 GiB" in text
     assert "at most 8.0 GiB" in text

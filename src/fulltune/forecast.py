@@ -130,7 +130,8 @@ class _Rehearsal:
         machine.give_back_freed_pages()
         # Kernels and libraries keep tables of their own once they have computed something.
         program = max(self.program_bytes, machine.rss_bytes() - self.base_bytes - self.found.weights)
-        held = {"program": program, "base": self.base_bytes if self._keeps_base else 0}
+        base = self.base_bytes if self._keeps_base else 0
+        held = {"program": program, "base": base, "steps": plan.total_steps}
         taken = memory_parts.parts(config, self.found, **held)
         if limit is None or sum(taken.values()) <= limit:
             return taken

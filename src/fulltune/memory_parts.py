@@ -14,6 +14,7 @@ from typing import Any
 from fulltune.config import Config
 from fulltune.errors import ConfigError
 from fulltune.plan import gib
+from fulltune.training.checkpointing import spacing
 from fulltune.training.costs import extra_copies
 from fulltune.training.footprint import Footprint
 
@@ -45,7 +46,7 @@ class Proposal:
     bytes: int
 
 
-def parts(config: Config, found: Footprint, *, program: int, base: int) -> dict[str, int]:
+def parts(config: Config, found: Footprint, *, program: int, base: int, steps: int) -> dict[str, int]:
     """Bytes at the peak of training, by part; those that are 0 are left out.
 
     Args:
@@ -53,7 +54,9 @@ def parts(config: Config, found: Footprint, *, program: int, base: int) -> dict[
         found: Of one of its steps.
         program: What the process held before any model: the interpreter, libraries, rows.
         base: Weights of the base where it stays beside the student.
+        steps: Optimizer steps of the whole training; one that ends before its first checkpoint writes none.
     """
+    writes = config.checkpoints is not None and (config.checkpoints.every or spacing(steps)) < steps
     step = found.step_bytes(accumulated=config.train.accumulation > 1)
     training = {
         "weights": found.weights,
@@ -61,7 +64,7 @@ def parts(config: Config, found: Footprint, *, program: int, base: int) -> dict[
         "optimizer state": found.optimizer,
         "activations": max(0, step - found.gradients),
         "copies for regularizers": found.weights * extra_copies(config),
-        COPY: (found.gradients + found.optimizer) if config.checkpoints else 0,
+        COPY: (found.gradients + found.optimizer) if writes else 0,
     }
     slack = round(SLACK * sum(training.values()))
     whole = {"program and data": program, "base beside it": base, **training, "allocator": slack}
@@ -136,13 +139,13 @@ def rough_step_bytes(model: Any, rows: int, width: int) -> int | None:
 
 
 def _total(config: Config, found: Footprint, fixed: Mapping[str, int]) -> int:
-    return essential(parts(config, found, program=fixed["program"], base=fixed["base"]))
+    return essential(parts(config, found, **fixed))
 
 
 def _sharded(config: Config, found: Footprint, processes: int, fixed: Mapping[str, int]) -> int:
     """A process's part where weights, gradients and state are sharded (ZeRO-3, FSDP) and rows are shared out."""
     part = replace(found, rows=max(1, found.rows // processes))
-    taken = parts(config, part, program=fixed["program"], base=fixed["base"])
+    taken = parts(config, part, **fixed)
     shared = ("weights", "gradients", "optimizer state", COPY)
     return essential({name: size // processes if name in shared else size for name, size in taken.items()})
 
