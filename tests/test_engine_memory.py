@@ -22,9 +22,11 @@ def test_the_formulas_are_those_of_the_page() -> None:
 
     assert device("ddp", 1) == 16 * p
     assert device("ddp", 8) == 20 * p
-    assert device("zero1", 4) == 8 * p + 16 * p / 4 + 4 * p  # a small model is one bucket
-    assert device("zero2", 4) == 4 * p + 16 * p / 4 + 4 * p
-    assert device("zero3", 4) == 20 * p / 4 + 4 * p + 4 * (50_000 + 100_000)
+    bucket = 4 * engine_memory.BUCKET
+    assert device("zero1", 4) == 8 * p + 16 * p / 4 + bucket
+    assert device("zero2", 4) == 4 * p + 20 * p / 4 + bucket
+    # A small model is gathered whole, and its gradients are one bucket.
+    assert device("zero3", 4) == 20 * p / 4 + 4 * p + 4 * p + 4 * (50_000 + 100_000) + bucket
     assert device("fsdp2", 4) == 16 * p / 4 + 4 * (50_000 + 3 * 100_000)
     assert rest == 4 * 10 * (8 * 64 + 8 * 64 + 3 * 256 + 3 * 1000)
 
@@ -38,7 +40,9 @@ def test_more_devices_and_offload_never_need_more(devices: int, parameters: int)
         moved = need(shape, engine, devices, offload=True)
         assert moved.device <= one.device
         assert moved.device + moved.host == pytest.approx(one.device)
-    assert need(shape, "zero3", 64).device <= need(shape, "zero2", 64).device <= need(shape, "zero1", 64).device
+    assert need(shape, "zero2", 64).device <= need(shape, "zero1", 64).device
+    if parameters > 2 * engine_memory.LIVE:  # what ZeRO-3 gathers at once is worth as much as a small model
+        assert need(shape, "zero3", 64).device <= need(shape, "zero2", 64).device
 
 
 def test_no_devices_are_refused() -> None:
@@ -111,8 +115,9 @@ def test_shards_are_those_of_the_zero_paper() -> None:
 @pytest.mark.parametrize(("devices", "published_gib"), [(1, 46.91), (2, 23.58)])
 def test_zero3_is_deepspeeds_estimate_in_float32(devices: int, published_gib: float) -> None:
     """DeepSpeed's estimate for T0_3B (documentation of transformers, "DeepSpeed", memory requirements) is for half
-    precision, 18 bytes a parameter where float32 takes 20, and without what is gathered at once.
+    precision, 18 bytes a parameter where float32 takes 20, and without what is gathered and reduced at once.
     """
     shape = Shape("T0_3B", 2_783_000_000, 0, 65_000_000, 0, 0, 0, 0)
     in_float32 = published_gib * _GIB * 20 / 18
-    assert need(shape, "zero3", devices).device == pytest.approx(in_float32 + 4 * engine_memory.LIVE, rel=0.01)
+    at_once = 4 * (engine_memory.LIVE + 2 * engine_memory.BUCKET)
+    assert need(shape, "zero3", devices).device == pytest.approx(in_float32 + at_once, rel=0.01)

@@ -6,8 +6,8 @@ devices, in bytes a device:
     one       16 P                    weights, gradients and two moments, 4 bytes each
     ddp       20 P                    and a copy of the gradients in the buckets that are averaged
     zero1      8 P + 16 P/N + bucket  moments sharded, beside a copy of the shard's weights and gradients
-    zero2      4 P + 16 P/N + bucket  gradients sharded too
-    zero3     20 P/N + live           weights sharded too; `live` is what is gathered at once
+    zero2      4 P + 20 P/N + bucket  gradients sharded too, and once more while they are applied
+    zero3     20 P/N + live + bucket  weights sharded too; `live` is what is gathered, or scattered, at once
     fsdp2     16 P/N + live
 
 Activations come on top (:func:`activation_bytes`). Shards: Rajbhandari et al. 2020, "ZeRO", section 5, with FP32 in the
@@ -26,7 +26,7 @@ Engine = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
 ENGINES: tuple[Engine, ...] = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
-#: Numbers that DeepSpeed reduces at once (``reduce_bucket_size``); it holds two such buckets while they overlap.
+#: Numbers that DeepSpeed reduces at once (``reduce_bucket_size``); it allocates so many whatever the model's size.
 BUCKET = 500_000_000
 
 #: Numbers that ZeRO-3 keeps gathered at most (``stage3_max_live_parameters``).
@@ -116,12 +116,13 @@ def need(shape: Shape, engine: Engine, devices: int, *, tokens: int = 1024, offl
     if engine == "fsdp2":
         live = gathered(shape, units=3)
         return Need(live + working, 4 * shard) if offload else Need(4 * shard + live + working)
+    bucket = _FLOAT * BUCKET
     if engine == "zero3":
-        live = _FLOAT * min(LIVE, shape.parameters) + gathered(shape, units=1)
-        return Need(live + working, 5 * shard) if offload else Need(5 * shard + live + working)
-    kept = 2 * whole if engine == "zero1" else whole
-    bucket = _FLOAT * min(BUCKET, shape.parameters)
-    return Need(kept + bucket + working, 4 * shard) if offload else Need(kept + 4 * shard + bucket + working)
+        # A bucket of gradients is copied into the order of the shards before it is scattered.
+        live = _FLOAT * (min(LIVE, shape.parameters) + min(BUCKET, shape.parameters)) + gathered(shape, units=1)
+        return Need(bucket + live + working, 5 * shard) if offload else Need(5 * shard + bucket + live + working)
+    kept, shards = (2 * whole, 4 * shard) if engine == "zero1" else (whole, 5 * shard)
+    return Need(kept + bucket + working, shards) if offload else Need(kept + shards + bucket + working)
 
 
 def gathered(shape: Shape, units: int) -> float:
