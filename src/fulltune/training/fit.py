@@ -235,11 +235,6 @@ class GiveBackPages(TrainerCallback):
 
     EVERY = 50
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        machine.give_back_freed_pages()  # what an engine took to set itself up
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.EVERY == 0:
             machine.give_back_freed_pages()
