@@ -76,6 +76,6 @@ def test_container_limits_count(
 
 def test_the_machine_in_one_line() -> None:
     line = machine.describe()
-    assert f"{machine.cores()} cores" in line
+    assert f"{machine.cores()} core" in line
     assert line.endswith("GiB")
     assert "\n" not in line

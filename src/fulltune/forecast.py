@@ -108,10 +108,16 @@ class _Rehearsal:
         self._randomness.__enter__()
         folder = Path(self._folder.__enter__())
         config, task, examples = self.job.config, self.job.task, self.job.data.train.examples
+        started = time.perf_counter()
         student = stages.load(config, task, self.job.out, head=task.head)
+        loaded = time.perf_counter()
         task.begin(student, examples)
         method = plugins.load("method", config.method)(config)
-        self.probe = Probe(method.prepare(student), method, self.job.features, task.class_weights(examples), folder)
+        student = method.prepare(student)
+        prepared = time.perf_counter() - loaded
+        # What the method notes of the weights before training it compares after it.
+        self.around_training = 2 * prepared + (loaded - started if self._keeps_base else 0.0)
+        self.probe = Probe(student, method, self.job.features, task.class_weights(examples), folder)
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -154,8 +160,9 @@ class _Rehearsal:
         timed = self._timing(plan.effective_batch, curve if plan.evaluations else ())
         a_step, a_token = line(timed.steps)
         epochs = plan.total_steps / plan.steps_per_epoch
-        known["train"] = a_step * plan.total_steps + a_token * plan.tokens * epochs
-        tokens, seconds = timed.evaluation or (plan.tokens * epochs, known["train"] * _FORWARD)
+        steps = a_step * plan.total_steps + a_token * plan.tokens * epochs
+        known["train"] = self.around_training + timed.setup + steps
+        tokens, seconds = timed.evaluation or (plan.tokens * epochs, steps * _FORWARD)
         known["evaluation curve"] = self._curve(plan, curve, seconds / tokens, evaluated)
         known |= {"evaluate": evaluated, "retention": remembered}
         return known

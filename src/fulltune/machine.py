@@ -90,7 +90,8 @@ def cpu_name() -> str:
 def describe() -> str:
     """One line for a record, e.g. ``Linux x86_64, 2 cores of AMD EPYC 9B45, 23.5 GiB``."""
     memory = memory_bytes() / 2**30
-    return f"{platform.system()} {platform.machine()}, {cores()} cores of {cpu_name()}, {memory:.1f} GiB"
+    count = f"{cores()} core{'s' if cores() > 1 else ''}"
+    return f"{platform.system()} {platform.machine()}, {count} of {cpu_name()}, {memory:.1f} GiB"
 
 
 def _read(path: Path) -> str:

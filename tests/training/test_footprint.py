@@ -121,7 +121,9 @@ def test_recomputing_takes_less(tmp_path: Path) -> None:
 
 def test_a_pace_has_tokens_and_seconds_of_steps_of_all_lengths(tmp_path: Path) -> None:
     on = probe("gpt2", tmp_path, [length for length in (4, 10, 20, 40) for _ in range(4)])
-    found = timing(on, job(batch_size=2), batch=2).steps
+    timed = timing(on, job(batch_size=2), batch=2)
+    found = timed.steps
+    assert timed.setup > 0
     assert len(found) == measuring.TIMED
     assert all(seconds > 0 for _, seconds in found)
     assert sorted(tokens for tokens, _ in found)[0] < sorted(tokens for tokens, _ in found)[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,28 @@ def test_tokens_are_counted_alike(tmp_path: Path) -> None:
     alone = sum(1 for length in LENGTHS * 2 if length == 1) * 2
     assert plain.training.tokens - packed.training.tokens <= alone
     assert replace(packed, steps=()).training.rows == len(LENGTHS) * 2
+
+
+def test_the_end_of_a_packed_document_is_not_taken_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks for an attention mask where a row without one ends in the token that pads, too."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logger, "warning_once", logger.warning)
+    said = _Said()
+    monkeypatch.setattr(logger, "handlers", [said])
+    model = _model("gpt2", "sdpa")
+    model.config.pad_token_id = 7
+    model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert len(said.messages) == 1
+    assert packing.packs(model, _config())
+    model(input_ids=torch.tensor([[5, 6, 7]]))
+    assert len(said.messages) == 1
+
+
+class _Said(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())

@@ -78,13 +78,13 @@ class _Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.pace: Pace = []
-        self.evaluation = 0.0
+        self.evaluation = self.began = 0.0
         self._seen, self._time = 0, 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._time = time.perf_counter()
+        self.began = self._time = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         seen, now = int(state.num_input_tokens_seen), time.perf_counter()
@@ -165,10 +165,12 @@ class Timing:
     Attributes:
         steps: Tokens (without padding) and seconds of each.
         evaluation: Tokens and seconds of an evaluation of the loss; None where none was asked for.
+        setup: Seconds before the first step, whatever the steps are.
     """
 
     steps: Pace
     evaluation: tuple[int, float] | None = None
+    setup: float = 0.0
 
 
 def timing(probe: Probe, config: Config, batch: int, steps: int = TIMED, curve: Sequence[Features] = ()) -> Timing:
@@ -186,9 +188,10 @@ def timing(probe: Probe, config: Config, batch: int, steps: int = TIMED, curve: 
     scored = [item for place in (0.25, 0.75) for item in _stretch(shown, place, config.evaluation.batch_size)]
     warm, clock = _stretch(ordered, 0.5, batch), _Clock()
     train = {"epochs": 1, "max_steps": None, "evaluations": min(1, len(scored))}
+    started = time.perf_counter()
     _steps(probe, [*warm, *chosen], config, clock, train, valid=scored)
     evaluation = (sum(len(item.input_ids) for item in scored), clock.evaluation) if scored else None
-    return Timing(clock.pace[1:] or clock.pace, evaluation)
+    return Timing(clock.pace[1:] or clock.pace, evaluation, clock.began - started)
 
 
 def _stretch(ordered: Sequence[Features], place: float, count: int) -> list[Features]:

@@ -8,6 +8,7 @@ believed.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,14 @@ def packs(model: Any, config: Config) -> bool:
     NEFTune's noise shrinks with the width of a row, so packed documents would get less of it.
     """
     is_wanted = config.speed.packing == "auto" and not config.trainer.get("neftune_noise_alpha")
+    if is_wanted:
+        logging.getLogger("transformers.modeling_utils").addFilter(_is_no_false_alarm)
     return is_wanted and kind_of(model) == "causal" and keeps_documents_apart(model)
+
+
+def _is_no_false_alarm(record: logging.LogRecord) -> bool:
+    """Packed rows need no attention mask, and their ends of documents, where they pad too, look like padding."""
+    return "passing in an `attention_mask`" not in record.getMessage()
 
 
 def groups(lengths: Sequence[int]) -> list[list[int]]:
