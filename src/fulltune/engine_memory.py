@@ -113,16 +113,18 @@ def need(shape: Shape, engine: Engine, devices: int, *, tokens: int = 1024, offl
     working = activation_bytes(shape, tokens)
     if engine == "ddp":
         return Need((4 if devices == 1 else 5) * whole + working)
-    if engine == "fsdp2":
-        live = gathered(shape, units=3)
-        return Need(live + working, 4 * shard) if offload else Need(4 * shard + live + working)
     bucket = _FLOAT * BUCKET
-    if engine == "zero3":
+    if engine == "fsdp2":
+        kept, shards = gathered(shape, units=3), 4 * shard
+    elif engine == "zero3":
         # A bucket of gradients is copied into the order of the shards before it is scattered.
         live = _FLOAT * (min(LIVE, shape.parameters) + min(BUCKET, shape.parameters)) + gathered(shape, units=1)
-        return Need(bucket + live + working, 5 * shard) if offload else Need(5 * shard + bucket + live + working)
-    kept, shards = (2 * whole, 4 * shard) if engine == "zero1" else (whole, 5 * shard)
-    return Need(kept + bucket + working, shards) if offload else Need(kept + shards + bucket + working)
+        kept, shards = live + bucket, 5 * shard
+    elif engine == "zero2":
+        kept, shards = whole + bucket, 5 * shard
+    else:
+        kept, shards = 2 * whole + bucket, 4 * shard
+    return Need(kept + working, shards) if offload else Need(kept + shards + working)
 
 
 def gathered(shape: Shape, units: int) -> float:
