@@ -56,7 +56,7 @@ def parts(config: Config, found: Footprint, *, program: int, base: int, steps: i
         base: Weights of the base where it stays beside the student.
         steps: Optimizer steps of the whole training; one that ends before its first checkpoint writes none.
     """
-    writes = config.checkpoints is not None and (config.checkpoints.every or spacing(steps)) < steps
+    writes = config.checkpoints is not None and spacing(steps, config.checkpoints.every) < steps
     step = found.step_bytes(accumulated=config.train.accumulation > 1)
     training = {
         "weights": found.weights,

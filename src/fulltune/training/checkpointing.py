@@ -371,9 +371,9 @@ def step_of(source: Path) -> int:
     return int(TrainerState.load_from_json(str(source / "trainer_state.json")).global_step)
 
 
-def spacing(steps: int) -> int:
-    """Steps between two checkpoints of a training of so many, where nothing else is asked for."""
-    return max(SPACING, -(-steps // PARTS))
+def spacing(steps: int, asked: int | None = None) -> int:
+    """Steps between two checkpoints of a training of so many: what is asked for, else a share of it."""
+    return asked or max(SPACING, -(-steps // PARTS))
 
 
 class SaveEvery(TrainerCallback):
@@ -390,7 +390,7 @@ class SaveEvery(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        due = state.global_step % (self.steps or spacing(state.max_steps)) == 0 and state.global_step < state.max_steps
+        due = state.global_step % spacing(state.max_steps, self.steps) == 0 and state.global_step < state.max_steps
         control.should_save = control.should_save or (due and not control.should_training_stop)
         return control
 
