@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,3 +157,28 @@ def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
 
     assert threads.run(work) == [chosen[0]] * 2
     assert seen == [0]
+
+
+ANEW = """
+import os
+from fulltune import distributed
+
+with distributed.joined(60):
+    distributed.barrier()
+    os.write(1, f"{distributed.restarts()} {distributed.tells()}\\n".encode())
+    distributed.barrier()
+    os._exit(distributed.restarts() < 3)  # as a process that dies: nothing is taken back
+"""
+
+
+def test_processes_started_anew_do_not_meet_those_that_died(tmp_path: Path) -> None:
+    """The launcher keeps one store over all starts, and with it the addresses and the flags of every start."""
+    script = tmp_path / "anew.py"
+    script.write_text(ANEW, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, *ranks.torchrun(2, "--max-restarts", "3", "--monitor-interval", "0.1"), str(script)],
+        env=ranks.environment(), check=False, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    starts = [f"{start} {tells}" for start in range(4) for tells in (False, True)]
+    assert sorted(done.stdout.splitlines()) == starts, "an error is told in every start, by one process"

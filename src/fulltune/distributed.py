@@ -112,7 +112,10 @@ def _join(timeout: float) -> None:
         backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(backend, timeout=limit)
+        store, number, count = next(dist.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
+        # Processes started anew meet in the store of those that died (torch 2.13 keeps it), whose addresses are in it.
+        own = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=own, rank=number, world_size=count, timeout=limit)
     _group = dist.new_group(backend="gloo", timeout=limit)
 
 
