@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fakes
 import pytest
 from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune import resuming, stages
+from fulltune import dataset, resuming, stages
 from fulltune.cli import app
 from fulltune.errors import ConfigError, StoreError
 from fulltune.resume_check import check_resume
@@ -224,6 +225,19 @@ def test_a_change_can_be_allowed(stopped: Path, place: Path) -> None:
     assert record.run_id == folder.name
     with pytest.raises(StoreError, match="this run has ended"):
         fulltune.run(out=stopped, resume=folder.name)
+
+
+def test_texts_that_a_tokenizer_saw_do_not_change_what_a_run_is(place: Path, tmp_path: Path) -> None:
+    config = fulltune.load_config(job(place, "causal-lm"))
+    data = dataset.prepare(config, stages.parts(config)[0])
+    base = fakes.bundle("bert")
+    with RunFolder.create(tmp_path, "mine") as folder:
+        resuming.check(folder, config, data, base, False)
+        base.tokenizer("the fox and the king", truncation=True, max_length=3, padding="max_length")
+        resuming.check(folder, config, data, base, False)
+        base.tokenizer.add_tokens("dragon")
+        with pytest.raises(ConfigError, match="field 'tokenizer'"):
+            resuming.check(folder, config, data, base, False)
 
 
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:

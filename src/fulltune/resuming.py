@@ -96,7 +96,11 @@ def check(folder: RunFolder, config: Config, data: Data, base: Bundle, allow_cha
     Raises:
         ConfigError: It is not; names every field with both values.
     """
-    path, now = folder.path / _FACTS, _facts(config, data, base)
+    distributed.once(lambda: _compare(folder, _facts(config, data, base), allow_changed))
+
+
+def _compare(folder: RunFolder, now: dict[str, Any], allow_changed: bool) -> None:
+    path = folder.path / _FACTS
     if not path.exists() or allow_changed:
         folder.write_json(_FACTS, now)
         return
@@ -176,10 +180,13 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _tokenizer(base: Bundle) -> str:
-    """One hash over the vocabulary, the special tokens and, where it has one, the fast tokenizer's whole pipeline."""
+    """One hash over the vocabulary, the special tokens and, where it has one, the fast tokenizer's whole pipeline, but
+    not over how it cut and padded the last texts that it saw."""
     backend = getattr(base.tokenizer, "backend_tokenizer", None)
     parts = [sorted(base.tokenizer.get_vocab().items()), sorted(map(str, base.tokenizer.special_tokens_map.items()))]
-    text = to_json(parts) + ("" if backend is None else backend.to_str())
+    if backend is not None:
+        parts.append(sorted((json.loads(backend.to_str()) | {"truncation": None, "padding": None}).items()))
+    text = to_json(parts)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -230,7 +230,7 @@ def train(
     """Train the student in place, from the newest checkpoint in the folder where there is one; every logged step goes
     to ``steps.jsonl`` and moves the bar.
     """
-    resume = checkpoints.newest(folder.path)
+    resume = distributed.once(lambda: checkpoints.newest(folder.path))
     if distributed.is_main():
         _cut_steps(folder.path / "steps.jsonl", resume)
     general = general_features(config, memory.base, folder.path.parent)

@@ -171,7 +171,8 @@ def test_minilm_on_contracts_scores_the_same_on_two_processes(tmp_path: Path) ->
     path.write_text(fulltune.load_config(config).model_dump_json(), encoding="utf-8")
     words = ["-m", "fulltune", "run", str(path), "--out", str(tmp_path / "two"), "--quiet"]
     command = [sys.executable, *ranks.torchrun(), *words]
-    subprocess.run(command, env=ranks.environment(), check=False, timeout=3600)
+    done = subprocess.run(command, env=ranks.environment(), check=False, timeout=3600, capture_output=True, text=True)
+    assert list((tmp_path / "two").glob("*/record.json")), done.stderr[:8000]
     two = _record(tmp_path / "two")
     real.show(one)
     real.show(two)

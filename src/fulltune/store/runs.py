@@ -33,6 +33,9 @@ State = Literal["running", "finished", "refused", "failed", "stopped", "killed"]
 _STATUS = "status.json"
 _LOCK = ".lock"
 
+#: Seconds to wait for a lock: who lists runs takes it for a moment, who works on one keeps it.
+_PATIENCE = 0.5
+
 
 class Status(Model):
     """How a run is doing. ``killed`` is never written: it is what a reader concludes."""
@@ -101,7 +104,7 @@ class RunFolder:
         Raises:
             StoreError: It has ended, another process holds it, or this is no run.
         """
-        known = status(path)
+        known = distributed.once(lambda: status(path))
         if known.state == "finished":
             raise StoreError("this run has ended", where=str(path), fix="start a new one")
         if not distributed.is_main():
@@ -230,7 +233,7 @@ def _folders(out: Path) -> list[Path]:
 def _acquire(path: Path) -> FileLock:
     lock = FileLock(path / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise StoreError("another process holds this run", where=str(path), fix="wait until it ends") from None
     return lock
