@@ -196,6 +196,9 @@ class SpeedConfig(Section):
     packing: Literal["auto", "off"] = Field(
         "auto", description="causal-lm: several documents in one window, where the model keeps them apart"
     )
+    unpad: Literal["auto", "off"] = Field(
+        "auto", description="on a CPU, rows of a micro-batch that differ much in length are computed in parts"
+    )
     batch_tokens: int | None = Field(
         None, gt=0, description="padded tokens of a micro-batch, in place of train.batch_size rows"
     )

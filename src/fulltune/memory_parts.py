@@ -162,7 +162,8 @@ def _smaller(config: Config, found: Footprint, limit: int, fixed: Mapping[str, i
 
 def _change(config: Config, found: Footprint, smaller: Footprint) -> str:
     accumulation = config.train.accumulation * -(-found.rows // smaller.rows)
-    key, size = "train.batch_size", smaller.rows
+    # The rows of the footprint are fewer than the batch's where batches are computed in parts.
+    key, size = "train.batch_size", max(1, config.train.batch_size * smaller.rows // found.rows)
     if config.speed.batch_tokens is not None:
         key, size = "speed.batch_tokens", config.speed.batch_tokens * smaller.rows // found.rows
     return f"{key}: {size} with train.accumulation: {accumulation}"

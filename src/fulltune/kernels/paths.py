@@ -45,7 +45,14 @@ def fast_paths(
         lines.append("torch.compile")
     if config.speed.precision == "bf16-mixed":
         lines.append("products in bfloat16")
+    if unpads(config, device):
+        lines.append("micro-batches in parts of like length")
     return tuple(lines)
+
+
+def unpads(config: Config, device: str) -> bool:
+    """Whether a job's micro-batches are computed in parts; not with NEFTune, whose noise depends on a batch's width."""
+    return config.speed.unpad == "auto" and device == "cpu" and not config.trainer.get("neftune_noise_alpha")
 
 
 def _on_cpu(choices: Choices) -> list[str]:

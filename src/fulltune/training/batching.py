@@ -156,7 +156,7 @@ class RowCollator:
         if self.kind == "causal":
             self._add_labels(batch, items)
         if self.trim and self.kind is not None:
-            _trim(batch, self.kind)
+            trim(batch, self.kind)
         if self.numbered and numbers:
             batch[ROW_NUMBERS] = torch.tensor(numbers)
         return batch
@@ -178,7 +178,8 @@ def take_row_numbers(batch: Any) -> list[int]:
     return [] if numbers is None else numbers.tolist()
 
 
-def _trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
+def trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
+    """Cut columns on the right that are padding in every row, in place."""
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return

@@ -16,14 +16,13 @@ import torch
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 from fulltune.config import Config
+from fulltune.kernels.paths import training_device, unpads
 from fulltune.tasks.base import Features
+from fulltune.training.unpadding import Lengths, parts
 
 #: Lengths count as equal when they agree in this many leading bits: rows of "equal" length are dealt to batches anew
 #: every epoch, at the price of a little padding.
 LEADING_BITS = 4
-
-#: Tokens that a row's input and, in an encoder-decoder, its target have.
-Lengths = tuple[int, int]
 
 
 def lengths_of(rows: Any, is_encoder_decoder: bool) -> list[Lengths]:
@@ -58,18 +57,29 @@ def padding_shares(config: Config, features: Sequence[Features]) -> dict[str, fl
     training will draw (``used``), told from one epoch that is like them.
     """
     lengths = _feature_lengths(features, False, 0)
-    size, generator = config.train.batch_size, torch.Generator().manual_seed(config.train.seed)
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    shares = {"random": _padding(lengths, _slices(order, size))}
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(config.train.seed)).tolist()
+    random = _padding(lengths, _slices(order, config.train.batch_size))
+    return {"random": random, "used": _padding(lengths, computed(config, lengths))}
+
+
+def computed(config: Config, lengths: Sequence[Lengths], epoch: int = 0) -> list[list[int]]:
+    """Numbers of rows that are computed together in an epoch like one of training: micro-batches, or their parts."""
+    batches = _drawn(config, lengths, epoch)
+    if not unpads(config, training_device(config)):
+        return batches
+    return [[batch[place] for place in part] for batch in batches for part in parts([lengths[row] for row in batch])]
+
+
+def _drawn(config: Config, lengths: Sequence[Lengths], epoch: int) -> list[list[int]]:
     if config.speed.batch_tokens is not None:
-        used = budget_batches(lengths, config.speed.batch_tokens, config.train.seed, epoch=0)
-    elif config.trainer.get("train_sampling_strategy", "group_by_length") == "group_by_length":
+        return budget_batches(lengths, config.speed.batch_tokens, config.train.seed, epoch)
+    size, generator = config.train.batch_size, torch.Generator().manual_seed(config.train.seed + epoch)
+    if config.trainer.get("train_sampling_strategy", "group_by_length") == "group_by_length":
         widths = [width for width, _ in lengths]
         order = get_length_grouped_indices(widths, size * config.train.accumulation, generator=generator)
-        used = _slices(order, size)
     else:
-        return shares | {"used": shares["random"]}
-    return shares | {"used": _padding(lengths, used)}
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+    return _slices(order, size)
 
 
 def _feature_lengths(features: Sequence[Features], is_encoder_decoder: bool, reserved: int) -> list[Lengths]:

@@ -20,7 +20,7 @@ from fulltune.guards.divergence import DivergenceGuard
 from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.kernels.active import accelerated, fixed
 from fulltune.kernels.allocator import keep_freed_pages
-from fulltune.kernels.paths import fast_paths
+from fulltune.kernels.paths import fast_paths, training_device, unpads
 from fulltune.kernels.products import Choices
 from fulltune.methods.base import Method
 from fulltune.model import Bundle
@@ -137,6 +137,7 @@ def fit(
             regularizers=regularize(bundle),
             trained_only=not method.trains_all,
             batch_tokens=config.speed.batch_tokens,
+            unpad=unpads(config, training_device(config)),
             callbacks=[
                 EvaluateAt(config.train.evaluations if curve else 0),
                 log,

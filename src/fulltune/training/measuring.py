@@ -17,16 +17,21 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fulltune.config import Config
+from fulltune.kernels.paths import training_device, unpads
 from fulltune.methods.base import Method
 from fulltune.model import Bundle, Family
 from fulltune.records import Parameters
 from fulltune.tasks.base import Features
+from fulltune.training.buckets import computed
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.footprint import Footprint
 from fulltune.training.live_bytes import LiveBytes
 
 #: Rows of the micro-batches that a larger one is told from. Not 1: libraries take short cuts there.
 FEW, MORE = 2, 3
+
+#: Epochs that are drawn to see what is computed together.
+EPOCHS = 3
 
 #: Batches that are timed, from short rows to long ones, after one that warms up.
 TIMED = 4
@@ -120,8 +125,9 @@ def footprint(probe: Probe, config: Config) -> Footprint:
     """Measure the memory of a step: up to :data:`MORE` rows as they are, more of them told from fewer."""
     family = probe.student.family
     longest = max(probe.features, key=lambda item: tokens(item, family))
-    rows, width = widest(config, [longest], family)
-    accumulation = min(2, config.train.accumulation)
+    rows, width = widest(config, probe.features, family)
+    # Parts of a micro-batch add to gradients that are there, as micro-batches do.
+    accumulation = 2 if rows < micro_batch(config, width) else min(2, config.train.accumulation)
     timelines, seconds, optimizer = {}, {}, 0
     for count in (rows,) if rows <= MORE else (FEW, MORE):
         watch = _Watch()
@@ -146,10 +152,26 @@ def footprint(probe: Probe, config: Config) -> Footprint:
 
 
 def widest(config: Config, features: Sequence[Features], family: Family) -> tuple[int, int]:
-    """Rows of the micro-batch that the longest row is in, and the tokens of that row."""
+    """Rows that are computed together at most, and the tokens of the longest row.
+
+    Where micro-batches are computed in parts: as many of the longest rows as have the tokens of the largest part in
+    :data:`EPOCHS` epochs like those of training. A decoder may pack them instead.
+    """
     longest = max(tokens(item, family) for item in features)
+    rows = micro_batch(config, longest)
+    may_pack = family == "decoder" and config.speed.packing == "auto"
+    if unpads(config, training_device(config)) and not may_pack:
+        lengths = [(tokens(item, family), 0) for item in features]
+        parts = [part for epoch in range(EPOCHS) for part in computed(config, lengths, epoch)]
+        most = max(len(part) * max(lengths[row][0] for row in part) for part in parts)
+        rows = min(rows, -(-most // longest))
+    return rows, longest
+
+
+def micro_batch(config: Config, longest: int) -> int:
+    """Rows of the micro-batch that a row of so many tokens is in."""
     budget = config.speed.batch_tokens
-    return config.train.batch_size if budget is None else max(1, budget // longest), longest
+    return config.train.batch_size if budget is None else max(1, budget // longest)
 
 
 def tokens(item: Features, family: Family) -> int:

@@ -53,7 +53,14 @@ class MicroBatches:
         self._batches, self._done, self._draws = batches, 0, _random_states()
 
     def run(
-        self, compute: Callable[[Any], Tensor], model: nn.Module, batch: Batch, *, step: int, adds_up: bool
+        self,
+        compute: Callable[[Any], Tensor],
+        model: nn.Module,
+        batch: Batch,
+        *,
+        step: int,
+        adds_up: bool,
+        cut: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
     ) -> Tensor:
         """The loss of one micro-batch, its gradients added to the model's.
 
@@ -63,6 +70,7 @@ class MicroBatches:
             batch: ``(B, …)`` tensors by name.
             step: The optimizer step, from 1.
             adds_up: Losses of parts add up to that of the whole.
+            cut: Parts that a micro-batch is computed in although it may fit; their losses add up.
 
         Raises:
             MemoryExhausted: A single row does not fit, or parts cannot be had; the weights are those of the last step.
@@ -70,7 +78,7 @@ class MicroBatches:
         todo = [batch]
         while True:
             try:
-                losses = [self._in_parts(compute, one) for one in todo]
+                losses = [self._in_parts(compute, cut(one)) for one in todo]
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -79,26 +87,31 @@ class MicroBatches:
             # Out here the traceback, which holds the tensors of the pass that failed, is gone.
             model.zero_grad()
             _release()
-            self._halve(todo, step, adds_up, reason)
+            self._halve([part for one in todo for part in cut(one)], step, adds_up, reason)
             _set_random_states(self._draws)
             todo = [*self._batches[: self._done], batch]
         self._done += 1
         return losses[-1]
 
-    def _in_parts(self, compute: Callable[[Any], Tensor], batch: Batch) -> Tensor:
-        if self.limit is None:
-            return compute(batch)
-        rows = max(1, self.limit * row_count(batch) // padded_tokens(batch))
-        losses = [compute(part) for part in split(batch, rows)]
-        return torch.stack(losses).sum()
+    def _in_parts(self, compute: Callable[[Any], Tensor], batches: Sequence[Batch]) -> Tensor:
+        losses = [compute(part) for batch in batches for part in self._fitting(batch)]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _fitting(self, batch: Batch) -> Sequence[Batch]:
+        return [batch] if self.limit is None else split(batch, self._at_once(batch))
+
+    def _at_once(self, batch: Batch) -> int:
+        """Rows of a batch that may be computed together."""
+        rows = row_count(batch)
+        return rows if self.limit is None else max(1, min(rows, self.limit * rows // padded_tokens(batch)))
 
     def _halve(self, todo: Sequence[Batch], step: int, adds_up: bool, reason: str) -> None:
-        largest = max(todo, key=padded_tokens)
-        rows, tokens = row_count(largest), padded_tokens(largest)
-        whole = rows if self.limit is None else max(1, self.limit * rows // tokens)
-        if whole == 1 or not adds_up:
-            raise MemoryExhausted(step, "one row" if whole == 1 else f"{whole} rows, which cannot be cut", reason)
-        part = -(-min(whole, rows) // 2)
+        largest = max((one for one in todo if self._at_once(one) > 1), key=padded_tokens, default=None)
+        if largest is None or not adds_up:
+            told = "one row" if largest is None else f"{self._at_once(largest)} rows, which cannot be cut"
+            raise MemoryExhausted(step, told, reason)
+        rows, tokens, whole = row_count(largest), padded_tokens(largest), self._at_once(largest)
+        part = -(-whole // 2)
         self.limit = part * (tokens // rows)
         message = (
             f"Out of memory at step {step} with {whole} rows of up to {tokens // rows} tokens: the step was done again "

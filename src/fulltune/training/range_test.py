@@ -19,6 +19,7 @@ from fulltune.config import Config
 from fulltune.errors import NonFiniteError
 from fulltune.guards.divergence import CEILING, LEAST
 from fulltune.kernels.active import accelerated, fixed
+from fulltune.kernels.paths import training_device, unpads
 from fulltune.model import Bundle
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import training_arguments
@@ -147,6 +148,7 @@ def sweep(
         r_drop=config.regularize.r_drop,
         layer_decay=config.regularize.layer_decay,
         batch_tokens=config.speed.batch_tokens,
+        unpad=unpads(config, training_device(config)),
         callbacks=[seen],
     )
     trainer.remove_callback(PrinterCallback)
