@@ -30,6 +30,7 @@ LINES: dict[str, list[Any]] = {
     "kind": ["gpt2-tiny", "gpt2-small", "gpt2-base"],
     "rows": [16, 32, 64, 128],
 }
+AXES = {"length": "tokens a row", "batch": "rows a batch", "kind": "model", "rows": "rows of data"}
 DEMOS = ("contracts", "tales")
 
 
@@ -118,10 +119,11 @@ def plot(found: dict[str, list[Found]]) -> Path:
     for column, (name, points) in enumerate(found.items()):
         whole = [point for point in points if "error" not in point]
         values = [point["value"] for point in whole]
-        for row, (key, scale, label) in enumerate((("seconds", 1, "seconds"), ("peak_bytes", 2**30, "peak GiB"))):
-            axes[row][column].plot(values, [point[key] / scale for point in whole], marker="o")
-            axes[row][column].set(xlabel=name, ylabel=label)
-            axes[row][column].set_ylim(bottom=0)
+        time = "seconds a pass" if name == "rows" else "seconds a step"
+        for row, (key, scale, label) in enumerate((("seconds", 1, time), ("peak_bytes", 2**30, "peak GiB"))):
+            heights = [point[key] / scale for point in whole]
+            axes[row][column].plot(values, heights, marker="o")
+            axes[row][column].set(xlabel=AXES[name], ylabel=label, ylim=(0, 1.1 * max(heights)))
     path = processes.RESULTS / "scaling.png"
     figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -96,7 +96,9 @@ def _sft(workload: Workload, seed: int, folder: Path) -> Curve:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    packing = {"packing": True, "max_length": 1024, "optim": "adamw_torch_fused"}
+    # Its defaults, bfloat16 and gradient checkpointing, are for accelerators: here they cost time, or other numbers.
+    plain = {"bf16": False, "gradient_checkpointing": False}
+    packing = {"packing": True, "max_length": 1024, "optim": "adamw_torch_fused", **plain}
     rows = Dataset.from_dict({"input_ids": [one.input_ids for one in workload.train]})
     log = _Losses()
     SFTTrainer(
