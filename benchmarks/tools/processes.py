@@ -32,6 +32,8 @@ def ask(script: str, request: Mapping[str, Any], *, preload: str | None = None) 
         environment["LD_PRELOAD"] = preload
     command = [sys.executable, script, "--one", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode < 0:
+        return {"error": f"killed by signal {-done.returncode}; 9 is what a machine does that is out of memory"}
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         return {"error": lines[-1] if lines else f"exit code {done.returncode}"}
