@@ -53,7 +53,10 @@ def test_the_plan_says_what_memory_the_run_takes(tmp_path: Path) -> None:
     plan, spent = asked("plan", config), asked("run", config)["resources"]
     memory, taken = sum(plan["memory"].values()), spent["peak_rss_bytes"]
     print(f"\nmemory: planned {memory / 2**20:.0f} MiB, taken {taken / 2**20:.0f} MiB; {plan['memory']}")
-    assert memory == pytest.approx(taken, rel=0.15)
+    # The plan is cautious: a checkpoint may be written while the largest part is computed, or at another time.
+    apart = memory - plan["memory"].get("checkpoint being written", 0)
+    assert 0.85 * taken <= memory
+    assert apart <= 1.25 * taken
     # How long a run takes changes with what else the machine does; benchmarks/plan_error.py holds the plan to 20%.
     print(f"time: planned {plan['seconds']}, taken {spent['total_seconds']:.0f} s; {spent['stage_seconds']}")
     assert min(plan["seconds"].values()) > 0
