@@ -136,7 +136,8 @@ def test_the_plan_tells_the_padding(overrides: tuple[str, ...]) -> None:
 def test_a_bare_off_in_yaml_is_the_word(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(
-        "model: fake\ntask: causal-lm\ndata: {train: none.jsonl, chat: on}\nspeed: {packing: off, kernels: off, unpad: off}\n"
+        "model: fake\ntask: causal-lm\ndata: {train: none.jsonl, chat: on}\n"
+        "speed: {packing: off, kernels: off, unpad: off}\n"
     )
     config = load_config(file)
     assert (config.speed.packing, config.speed.kernels, config.data.chat) == ("off", "off", "on")
