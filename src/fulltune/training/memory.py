@@ -123,11 +123,13 @@ class MicroBatches:
 
 def split(batch: Batch, rows: int) -> list[dict[str, Any]]:
     """Parts of at most ``rows`` rows; what is no tensor with a row each goes to every part."""
+    return [take(batch, slice(start, start + rows)) for start in range(0, row_count(batch), rows)]
+
+
+def take(batch: Batch, rows: slice | list[int]) -> dict[str, Any]:
+    """Some rows of a batch; what is no tensor with a row each goes along whole."""
     count = row_count(batch)
-    return [
-        {name: value[start : start + rows] if _has_rows(value, count) else value for name, value in batch.items()}
-        for start in range(0, count, rows)
-    ]
+    return {name: value[rows] if _has_rows(value, count) else value for name, value in batch.items()}
 
 
 def row_count(batch: Batch) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fulltune.training.batching import trim
+from fulltune.training.memory import take
 from fulltune.training.objective import Kind
 
 #: What a part costs beside its tokens, in tokens. A token takes 6 operations a parameter (Kaplan et al. 2020, table 1);
@@ -63,7 +64,7 @@ def unpadded(batch: Any, kind: Kind) -> list[Any]:
     found = parts(list(zip(_used(mask != 0), targets, strict=True)))
     if len(found) == 1:
         return [batch]
-    return [_part(batch, rows, len(mask), kind) for rows in found]
+    return [_part(batch, rows, kind) for rows in found]
 
 
 def _used(mask: Tensor) -> list[int]:
@@ -73,10 +74,7 @@ def _used(mask: Tensor) -> list[int]:
     return found
 
 
-def _part(batch: Mapping[str, Any], rows: list[int], count: int, kind: Kind) -> dict[str, Any]:
-    part = {
-        name: value[rows] if isinstance(value, Tensor) and value.dim() and value.shape[0] == count else value
-        for name, value in batch.items()
-    }
+def _part(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]:
+    part = take(batch, rows)
     trim(part, kind)
     return part
