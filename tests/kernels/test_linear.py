@@ -9,6 +9,7 @@ from typing import Any
 import fakes
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -170,6 +171,56 @@ def test_what_is_not_plain_float32_goes_the_usual_way(monkeypatch: pytest.Monkey
     with fast_linears(twice, ALL):
         assert twice(torch.randn(4, 8, dtype=torch.float64)).dtype == torch.float64
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("choices", [ALL, Choices(frozenset(("grad_weight", sizes) for sizes in shape_classes()))])
+@pytest.mark.parametrize("shape", [(5, 8), (1, 8), (2, 5, 8), (1, 5, 8), (2, 1, 8)])
+def test_a_result_can_be_changed_in_place(
+    shape: tuple[int, ...], choices: Choices, has_bias: bool, transposed: bool
+) -> None:
+    x, weight, bias = (one.requires_grad_() for one in operands(*shape, outputs=16, transposed=transposed))
+    used = bias if has_bias else None
+
+    def changed(by: Choices) -> tuple[Tensor, ...]:
+        result = linear(x, weight, used, by, transposed=transposed)
+        result /= 2.0
+        result.transpose(0, -1)[0] += 1.0
+        return (result, *torch.autograd.grad(result.square().sum(), [x, weight]))
+
+    for found, wanted in zip(changed(choices), changed(NONE), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["Deberta", "Longformer", "LED"])
+def test_models_that_change_the_output_of_a_layer_in_place(name: str) -> None:
+    sizes = {"vocab_size": 60, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    stacks = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    options: dict[str, dict[str, Any]] = {
+        "Deberta": {"intermediate_size": 32, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+        "Longformer": {"intermediate_size": 32, "attention_window": 4, "max_position_embeddings": 40},
+        "LED": {**stacks, "d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "attention_window": 4},
+    }
+    config = getattr(transformers, f"{name}Config")(
+        **{**({} if name == "LED" else sizes), "vocab_size": 60, **options[name]}
+    )
+    head = "ForConditionalGeneration" if name == "LED" else "ForMaskedLM"
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}{head}")(config).eval()
+    ids = torch.arange(5, 21).view(2, 8)
+
+    def results(choices: Choices) -> list[Tensor]:
+        learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with fast_linears(model, choices):
+            loss = model(input_ids=ids, labels=ids).loss
+        return [
+            loss.detach(),
+            *(one for one in torch.autograd.grad(loss, learns, allow_unused=True) if one is not None),
+        ]
+
+    for found, wanted in zip(results(ALL), results(NONE), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_without_gradients_and_in_inference_mode() -> None:

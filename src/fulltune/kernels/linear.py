@@ -10,7 +10,7 @@ stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -90,14 +90,28 @@ def _onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
+def _not_a_view(product: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a new ``product`` in another shape, without marking it as a view.
+
+    Autograd forbids in-place changes of a view that a custom function returns, and some models scale or shift the
+    output of a layer in place (DeBERTa, Longformer, LED).
+    """
+    result: Tensor = torch.ops.aten._unsafe_view(product, shape)
+    return result
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, choices: Choices, transposed: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.choices, ctx.transposed = choices, transposed
-        if choices.takes("forward", *_sizes(x, weight, transposed)):
-            return _onednn(x, weight.t() if transposed else weight, bias)
-        return _reference(x, weight, bias, transposed)
+        rows, inputs, outputs = _sizes(x, weight, transposed)
+        flat = x.reshape(-1, inputs)
+        if choices.takes("forward", rows, inputs, outputs):
+            product = _onednn(flat, weight.t() if transposed else weight, bias)
+        else:
+            product = _reference(flat, weight, bias, transposed)
+        return _not_a_view(product, [*x.shape[:-1], outputs])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
