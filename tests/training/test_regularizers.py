@@ -90,6 +90,21 @@ def test_dropping_whole_layers_is_left_alone_and_the_config_goes_with_the_model(
     assert fakes.bert()[0].config.classifier_dropout is None
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.25])
+def test_a_config_whose_dropout_must_be_an_integer(
+    probability: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import MptConfig, MptForCausalLM
+
+    model = MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=40, max_seq_len=32)).train()
+    set_dropout(model, probability)
+    block = model.transformer.blocks[0]
+    assert (block.attn.attn_dropout_p, block.resid_attn_dropout.p) == (probability, probability)
+    assert model.config.attn_config.attn_pdrop == 0
+    assert ("attn_pdrop" in caplog.text) == (probability > 0)
+    model.save_pretrained(tmp_path)
+
+
 def test_a_model_without_dropout_is_told() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 

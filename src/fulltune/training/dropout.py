@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fulltune.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 def set_dropout(model: PreTrainedModel, probability: float) -> int:
@@ -51,9 +55,21 @@ def _set_config(config: PretrainedConfig, probability: float) -> int:
         if isinstance(value, PretrainedConfig):
             found += _set_config(value, probability)
         elif _is_probability(name, value):
-            setattr(config, name, probability)
+            _set_field(config, name, probability)
             found += 1
     return found
+
+
+def _set_field(config: PretrainedConfig, name: str, probability: float) -> None:
+    """Set a field of a config, as an integer where its type demands one (MPT's ``attn_pdrop``)."""
+    values = (probability, int(probability)) if probability == int(probability) else (probability,)
+    for value in values:
+        try:
+            setattr(config, name, value)
+            return
+        except StrictDataclassFieldValidationError:
+            continue
+    _log.warning("%s.%s takes no %s: set in the model, not in its config", type(config).__name__, name, probability)
 
 
 def _is_probability(name: str, value: Any) -> bool:
