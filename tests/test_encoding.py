@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import fakes
 import pytest
+from transformers import NllbTokenizer
 
 from fulltune import encoding
 from fulltune.config import load_config
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.classification import Classification
+from fulltune.tasks.seq2seq import Seq2Seq
 
 
 def _task(*overrides: str) -> CausalLM:
@@ -27,7 +30,7 @@ def _examples(count: int = 60) -> list[Example]:
 @pytest.fixture
 def much(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads and the cache are used however little there is."""
-    monkeypatch.setattr(encoding, "MUCH", 0)
+    monkeypatch.setattr(encoding, "PER_THREAD", 1)
     monkeypatch.setattr(encoding, "VERY_MUCH", 0)
     monkeypatch.setattr(encoding.os, "cpu_count", lambda: 4)
 
@@ -92,6 +95,30 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
     lines[0] = json.dumps([])
     entry.write_text("\n".join(lines) + "\n")
     assert encoding.encode(task, examples, bundle, tmp_path) == made
+
+
+@pytest.mark.usefixtures("much")
+def test_a_tokenizer_that_switches_languages_is_not_shared_between_threads() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    model, tokenizer = fakes.make("bart", tokenizer=_languages())
+    bundle = replace(fakes.bundle("bart"), model=model, tokenizer=tokenizer)
+    task = Seq2Seq(load_config({"model": "m", "task": "seq2seq", "data": {"train": "t"}}))
+    examples = [Example(f"row:{n}", "the fox " * 8, "a king " * 8) for n in range(400)]
+    try:
+        features = [group[0] for group in encoding.encode(task, examples, bundle)]
+    finally:
+        sys.setswitchinterval(interval)
+    first = {(item.input_ids[0], item.labels[0]) for item in features}  # type: ignore[index]
+    assert first == {tuple(tokenizer.convert_tokens_to_ids(["eng_Latn", "fra_Latn"]))}
+
+
+def _languages() -> NllbTokenizer:
+    letters = {
+        name: index for index, name in enumerate(["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz▁"])
+    }
+    languages = {"src_lang": "eng_Latn", "tgt_lang": "fra_Latn", "extra_special_tokens": ["eng_Latn", "fra_Latn"]}
+    return NllbTokenizer(vocab=letters, merges=[], model_max_length=fakes.WINDOW, **languages)
 
 
 def test_little_text_is_not_cached(tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """Examples as training sequences: in parallel where there is much text, and kept for the next run on the same data.
 
-Threads, not processes: a fast tokenizer is Rust that lets go of Python's lock, so nothing is forked beside torch's
-threads, nothing is pickled, and what comes back is in order. The cache is that of the baselines
+Threads, not processes: a fast tokenizer is Rust that releases Python's lock, so nothing is forked while torch's threads
+run, nothing is pickled, and what comes back is in order. Each thread has a copy of the tokenizer: a call changes its
+state (truncation, padding; NLLB, mBART and M2M-100 switch between source and target language), so that a tokenizer that
+several threads use gives some rows the other language's code. The cache is that of the baselines
 (:mod:`fulltune.store.cache`); that of ``datasets`` hashes the function with everything it closes over, which for a task
 is a whole model.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,13 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Features, Task
 
 #: Raised when the same example would be encoded in another way.
-VERSION = 1
+VERSION = 2
 
-#: Characters from which on threads are worth starting.
-MUCH = 200_000
+#: Threads at most; each copies the tokenizer.
+MOST_THREADS = 8
+
+#: Characters that a thread is worth starting for, since it begins with a copy of the tokenizer.
+PER_THREAD = 500_000
 
 #: Characters from which on reading what was encoded before is faster than encoding.
 VERY_MUCH = 1_000_000
@@ -56,13 +63,19 @@ def encode(task: Task, examples: Sequence[Example], bundle: Bundle, out: Path | 
 
 
 def _encoded(task: Task, examples: Sequence[Example], bundle: Bundle, size: int) -> list[list[Features]]:
-    threads = min(os.cpu_count() or 1, 8)
-    if size < MUCH or threads == 1 or not bundle.tokenizer.is_fast:
+    threads = min(os.cpu_count() or 1, MOST_THREADS, len(examples), size // PER_THREAD)
+    if threads < 2 or not bundle.tokenizer.is_fast:
         return [task.encode(example, bundle) for example in examples]
-    # The first one sets the tokenizer's options, which then only are read.
-    first = task.encode(examples[0], bundle)
+    bundles = [replace(bundle, tokenizer=copy.deepcopy(bundle.tokenizer)) for _ in range(threads)]
+
+    def encode_every(first: int) -> list[list[Features]]:
+        return [task.encode(example, bundles[first]) for example in examples[first::threads]]
+
+    encoded: list[list[Features]] = [[] for _ in examples]
     with ThreadPoolExecutor(threads) as pool:
-        return [first, *pool.map(lambda example: task.encode(example, bundle), examples[1:])]
+        for first, part in enumerate(pool.map(encode_every, range(threads))):
+            encoded[first::threads] = part
+    return encoded
 
 
 def _parts(task: Task, examples: Sequence[Example], bundle: Bundle) -> dict[str, Any]:
