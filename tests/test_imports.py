@@ -24,6 +24,7 @@ LAYERS = (
     ("compare", "method_choice", "store"),
     (
         *("tasks.base", "methods.base", "model", "inference", "scoring", "prefix", "padded"),
+        *("fast_paths", "teacher_forcing"),
         *("adapters", "kernels", "training", "guards", "starters"),
     ),
     ("methods",),

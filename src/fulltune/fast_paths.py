@@ -1,0 +1,226 @@
+"""Checks that a faster way of computing gives a model's plain answers; each is made once per model and length.
+
+The plain way is one row at a time, without padding. Padding, batches and shared computations are used for a model only
+after they gave the same answers on that very model. Windows, chunks and positions show themselves only in long rows,
+so what was checked on short rows is checked again when longer ones come.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from fulltune.padded import pad
+from fulltune.teacher_forcing import decoder_input_ids
+
+Item = TypeVar("Item")
+
+_log = logging.getLogger(__name__)
+
+#: Largest relative difference, in the Euclidean norm of one position, between answers that count as equal. Float32
+#: leaves about 1e-6; a single token of padding that is read leaves more than 1e-3.
+TOLERANCE = 1e-4
+
+#: Rows up to this many tokens are checked at this length; longer ones at the next power of two.
+SHORTEST = 32
+
+#: Models keep up to this many positions for themselves (RoBERTa: pad id + 1).
+_RESERVED_POSITIONS = 8
+
+#: What models raise over inputs that they cannot take.
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
+
+#: Results by model, then by check and length.
+_results: WeakKeyDictionary[nn.Module, dict[tuple[str, int], bool]] = WeakKeyDictionary()
+
+
+def padding_is_neutral(model: PreTrainedModel, length: int) -> bool:
+    """Return True if padding on the right leaves the answers of a row as they are without it.
+
+    Args:
+        model: Any model that takes ``input_ids`` and ``attention_mask``; its mode and weights are left as they are.
+        length: Longest row, in tokens, that is to be padded or to be padded to.
+    """
+    return _checked(model, "padding", length, _padding_agrees, "padding changes its answers")
+
+
+def batching_is_neutral(model: PreTrainedModel, length: int) -> bool:
+    """Return True if rows of the same length have the answers in one batch that they have alone.
+
+    Args:
+        model: As in :func:`padding_is_neutral`.
+        length: Longest row, in tokens.
+    """
+    return _checked(model, "batch", length, _batch_agrees, "other rows of a batch change its answers")
+
+
+def batches(
+    model: PreTrainedModel, items: Sequence[Item], lengths: Callable[[Item], Sequence[int]]
+) -> Iterator[Sequence[Item]]:
+    """Cut a batch into consecutive parts whose rows are answered as they would be alone.
+
+    Args:
+        model: Asked next.
+        items: Rows, best sorted by length.
+        lengths: Tokens of a row: of its input and, for an encoder-decoder, of its target.
+    """
+    sizes = [tuple(lengths(item)) for item in items]
+    longest = max((max(size) for size in sizes), default=0)
+    if len(items) < 2 or padding_is_neutral(model, longest):
+        yield items
+        return
+    start, together = 0, batching_is_neutral(model, longest)
+    for end in range(1, len(items) + 1):
+        if end == len(items) or sizes[end] != sizes[start] or not together:
+            yield items[start:end]
+            start = end
+
+
+def options(model: Any) -> dict[str, Any]:
+    """Return keyword arguments of a forward pass that neither keeps a cache nor computes a router's auxiliary loss."""
+    accepted = inspect.signature(model.forward).parameters
+    return {name: False for name in ("use_cache", "output_router_logits") if name in accepted}
+
+
+def agree(plain: Sequence[Tensor], fast: Sequence[Tensor]) -> bool:
+    """Return True if two lists of answers ``(…, D)`` are equal up to :data:`TOLERANCE`; NaN is never equal."""
+    return len(plain) == len(fast) and all(_close(*pair) for pair in zip(plain, fast, strict=True))
+
+
+def probe_length(model: PreTrainedModel, length: int) -> int:
+    """Return the length at which rows of up to ``length`` tokens are checked, within the model's positions."""
+    config: Any = model.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings")
+    limits = [limit for name in names if isinstance(limit := getattr(config, name, None), int) and limit > 0]
+    rounded = max(SHORTEST, 1 << max(0, length - 1).bit_length())
+    return max(length, min([rounded, *(limit - _RESERVED_POSITIONS for limit in limits)]))
+
+
+def _checked(
+    model: PreTrainedModel, name: str, length: int, check: Callable[[PreTrainedModel, int], bool], otherwise: str
+) -> bool:
+    """Return the result of a check, from memory where it was made before; its failure is logged."""
+    results = _results.setdefault(model, {})
+    key = name, probe_length(model, length)
+    if key not in results:
+        results[key], reason = _attempt(check, model, key[1])
+        if not results[key]:
+            _log.warning("%s, rows of %d tokens: %s", type(model).__name__, key[1], reason or otherwise)
+    return results[key]
+
+
+def _attempt(
+    check: Callable[[PreTrainedModel, int], bool], model: PreTrainedModel, length: int
+) -> tuple[bool, str | None]:
+    """Return a check's result in eval mode without gradients, and what the model raised if it did."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return check(model, length), None
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        return False, f"{type(error).__name__}: {error}"
+    finally:
+        model.train(was_training)
+
+
+def _padding_agrees(model: PreTrainedModel, length: int) -> bool:
+    rows = _probes(model, [length, length // 2 + 1, 7])
+    padded = _answers(model, rows)[1:]
+    return agree([_answers(model, [row])[0] for row in rows[1:]], padded)
+
+
+def _batch_agrees(model: PreTrainedModel, length: int) -> bool:
+    rows = _probes(model, [length] * 3)
+    together = _answers(model, rows)
+    return agree([_answers(model, [rows[place]])[0] for place in (0, 2)], [together[0], together[2]])
+
+
+def _probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
+    """Return rows of ordinary token ids, always the same; a soft prompt begins them, an end token closes a source."""
+    embeddings: Any = model.get_input_embeddings()
+    special = _special_ids(model.config)
+    vocabulary = getattr(embeddings, "weight", embeddings).shape[0]  # Perceiver's are a bare parameter
+    ordinary = torch.tensor([token for token in range(vocabulary) if token not in special])
+    end = getattr(model.config, "eos_token_id", None) if model.config.is_encoder_decoder else None
+    ends = [int(end)] if isinstance(end, int) else []
+    begin, rows = list(getattr(embeddings, "prompt_ids", ())), []
+    generator = torch.Generator().manual_seed(17)
+    for length in lengths:
+        inner = max(1, length - len(begin) - len(ends))
+        chosen = torch.randint(len(ordinary), (inner,), generator=generator)
+        rows.append(begin + ordinary[chosen].tolist() + ends)
+    return rows
+
+
+def _special_ids(config: PreTrainedConfig) -> set[int]:
+    """Return the ids that a config gives a meaning to: padding, ends, masks, images and the like."""
+    found: set[int] = set()
+    for name, value in config.to_dict().items():
+        if name.endswith(("token_id", "token_index", "token_ids")):
+            found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+    text = config.get_text_config()
+    return found if text is config else found | _special_ids(text)
+
+
+def _answers(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return what a model computes of each row of a batch, ``(T, D)`` or ``(D,)``, without what belongs to padding.
+
+    The head for words is left out: it reads each position by itself, and its logits would be the largest tensor here.
+    """
+    fill = int(getattr(model.config, "pad_token_id", None) or 0)
+    ids, mask = pad(rows, fill, model.device)
+    inputs, widths = {"input_ids": ids, "attention_mask": mask, **options(model)}, [len(row) for row in rows]
+    head = model.get_output_embeddings()
+    if model.config.is_encoder_decoder and head is not None:
+        targets = [list(row[: max(3, len(row) // 4)]) for row in rows]
+        labels, _ = pad(targets, -100, model.device)
+        inputs["decoder_input_ids"], widths = decoder_input_ids(model, labels), [len(target) for target in targets]
+    with _without_head(head) as read:
+        outputs = model(**inputs)
+    hidden = read[0] if read else outputs[0]
+    return [_narrowed(row, max(widths), width) for row, width in zip(hidden.float(), widths, strict=True)]
+
+
+def _narrowed(answer: Tensor, padded: int, width: int) -> Tensor:
+    places = [axis for axis, size in enumerate(answer.shape[:-1]) if size == padded]
+    return answer.narrow(places[0], 0, width) if places else answer
+
+
+@contextmanager
+def _without_head(head: Any) -> Iterator[list[Tensor]]:
+    """While it lasts, a linear ``head`` gives one zero per position; what it reads is collected."""
+    read: list[Tensor] = []
+    if not isinstance(head, nn.Linear):
+        yield read
+        return
+    own = head.__dict__.get("forward")
+
+    def collect(hidden: Tensor) -> Tensor:
+        read.append(hidden)
+        return hidden.new_zeros(*hidden.shape[:-1], 1)
+
+    setattr(head, "forward", collect)  # noqa: B010
+    try:
+        yield read
+    finally:
+        delattr(head, "forward")
+        if own is not None:
+            setattr(head, "forward", own)  # noqa: B010
+
+
+def _close(plain: Tensor, fast: Tensor) -> bool:
+    if plain.shape != fast.shape:
+        return False
+    error, size = torch.linalg.vector_norm(fast - plain, dim=-1), torch.linalg.vector_norm(plain, dim=-1)
+    return bool((error <= TOLERANCE * size).all())

@@ -1,0 +1,130 @@
+"""Padding and batches are used where they leave a model's answers alone: found out on the model itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fakes
+import pytest
+import torch
+from transformers import (
+    ConvBertConfig,
+    ConvBertForMaskedLM,
+    FNetConfig,
+    FNetForMaskedLM,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
+    NystromformerConfig,
+    NystromformerForSequenceClassification,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
+
+from fulltune import fast_paths
+from fulltune.teacher_forcing import decoder_input_ids
+
+SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "pad_token_id": 0}
+
+
+def drawn(make: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return make(config).eval()
+
+
+def convbert() -> PreTrainedModel:
+    return drawn(ConvBertForMaskedLM, ConvBertConfig(num_attention_heads=2, embedding_size=32, **SMALL))
+
+
+def fnet() -> PreTrainedModel:
+    return drawn(FNetForMaskedLM, FNetConfig(**SMALL))
+
+
+def nystromformer() -> PreTrainedModel:
+    config = NystromformerConfig(num_attention_heads=2, num_landmarks=8, segment_means_seq_len=64, **SMALL)
+    return drawn(NystromformerForSequenceClassification, config)
+
+
+def xlnet() -> PreTrainedModel:
+    config = XLNetConfig(vocab_size=100, d_model=32, n_layer=2, n_head=2, d_inner=64, pad_token_id=0)
+    return drawn(XLNetForSequenceClassification, config)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
+@pytest.mark.parametrize("head", ["lm", "classification"])
+def test_usual_models_take_padding(kind: str, head: str) -> None:
+    model, _ = fakes.make(kind, head)
+    assert fast_paths.padding_is_neutral(model, 20)
+    assert fast_paths.batching_is_neutral(model, 20)
+
+
+@pytest.mark.parametrize("make", [convbert, fnet, xlnet])
+def test_padding_that_is_read_is_noticed_and_logged_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = make()
+    for length in (20, 25, 32):
+        assert not fast_paths.padding_is_neutral(model, length)
+        assert fast_paths.batching_is_neutral(model, length)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{type(model).__name__}, rows of 32 tokens: padding changes its answers"
+    ]
+
+
+def test_lengths_that_a_model_cannot_take_are_answered_alone(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [[5] * 64, [6] * 64, [7] * 5, [8] * 5]
+    parts = list(fast_paths.batches(nystromformer(), rows, lambda row: (len(row),)))
+    assert [row for part in parts for row in part] == rows
+    assert len(parts) > 1
+    assert "NystromformerForSequenceClassification" in caplog.text
+
+
+def test_a_batch_is_cut_where_lengths_change() -> None:
+    rows = [[5] * 9, [6] * 9, [7] * 4, [8] * 4, [9] * 3]
+    assert [len(part) for part in fast_paths.batches(fnet(), rows, lambda row: (len(row),))] == [2, 2, 1]
+    model, _ = fakes.gpt2()
+    assert list(fast_paths.batches(model, rows, lambda row: (len(row),))) == [rows]
+
+
+def test_a_check_is_made_once_and_leaves_no_trace() -> None:
+    model, _ = fakes.gpt2(resid_pdrop=0.5)
+    model.train()
+    calls: list[int] = []
+    handle = model.register_forward_hook(lambda module, args, output: calls.append(1))
+    state, weights = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
+    assert fast_paths.padding_is_neutral(model, 20)
+    first = len(calls)
+    assert fast_paths.padding_is_neutral(model, 30)
+    assert len(calls) == first > 0
+    assert fast_paths.padding_is_neutral(model, 100)
+    assert len(calls) > first, "longer rows are checked again"
+    handle.remove()
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert model(input_ids=torch.tensor([[5, 6]])).logits.shape[-1] > 1, "the head is as it was"
+
+
+def test_checks_stay_within_the_positions_of_a_model() -> None:
+    model, _ = fakes.gpt2()
+    assert fast_paths.probe_length(model, 70) == fakes.WINDOW - 8
+    assert fast_paths.padding_is_neutral(model, fakes.WINDOW)
+
+
+def test_fsmt_begins_with_its_start_token_and_leaves_the_labels_alone() -> None:
+    config = FSMTConfig(
+        langs=["en", "de"], src_vocab_size=100, tgt_vocab_size=100, d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    labels = torch.tensor([[7, 8, 9], [5, -100, -100]])
+    inputs = decoder_input_ids(drawn(FSMTForConditionalGeneration, config), labels)
+    start, pad = config.decoder_start_token_id, config.pad_token_id
+    assert inputs.tolist() == [[start, 7, 8], [start, 5, pad]]
+    assert labels.tolist() == [[7, 8, 9], [5, -100, -100]]
+
+
+def test_inputs_of_a_decoder_are_those_of_its_own_function() -> None:
+    config = T5Config(vocab_size=100, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    labels = torch.tensor([[7, 8, 9], [5, -100, -100]])
+    assert decoder_input_ids(drawn(T5ForConditionalGeneration, config), labels).tolist() == [[0, 7, 8], [0, 5, 0]]
