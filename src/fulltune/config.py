@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fulltune.errors import ConfigError, Problem, did_you_mean
 
@@ -51,6 +52,12 @@ class DataConfig(Section):
     completion: str = "completion"
     label: str = "label"
     labels: str = "labels"
+    label_names: list[str] | None = Field(
+        None, description="names of the classes in their order, for labels written as numbers or 0/1 vectors"
+    )
+    label_separator: str | None = Field(
+        None, min_length=1, description="what separates the labels of one cell of data.labels"
+    )
     source: str = "source"
     target: str = "target"
     question: str = "question"
@@ -81,6 +88,16 @@ class DataConfig(Section):
         0.05, ge=0, le=1, description="highest share of rows that may lose their label to truncation"
     )
     allow_leaks: bool = Field(False, description="go on although eval rows stand in train")
+
+    @field_validator("label_names")
+    @classmethod
+    def _distinct_names(cls, names: list[str] | None) -> list[str] | None:
+        repeated = [name for name, count in Counter(names or ()).items() if count > 1]
+        if repeated:
+            raise ValueError(f"data.label_names has {repeated[0]!r} twice: write every class once")
+        if names is not None and not (names and all(map(str.strip, names))):
+            raise ValueError(f"data.label_names is {names}: write the name of every class")
+        return names
 
 
 class TrainConfig(Section):

@@ -38,6 +38,11 @@ class Data:
     valid: Split | None
 
     @property
+    def held_out(self) -> tuple[Example, ...]:
+        """All rows that are not trained on: those of ``eval``, then those of ``valid``."""
+        return self.eval.examples + (self.valid.examples if self.valid else ())
+
+    @property
     def curve(self) -> Split:
         return self.valid or self.eval
 
@@ -61,8 +66,9 @@ def prepare(config: Config, task: Task) -> Data:
     if settings.valid is not None:
         train, valid = _given_or_held_out(config, settings.valid, columns, train, "validation", None)
     splits = [_examples(task, table) for table in (train, held, valid) if table is not None]
-    task.fit(splits[0].examples, splits[1].examples)
-    return Data(splits[0], splits[1], splits[2] if valid is not None else None)
+    data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
+    task.fit(data.train.examples, data.held_out)
+    return data
 
 
 def inspect(

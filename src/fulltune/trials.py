@@ -217,7 +217,7 @@ class _Watch(TrainerCallback):
 
 def _task(config: Config, data: Data) -> Task:
     task: Task = plugins.load("task", config.task)(config)
-    task.fit(data.train.examples, data.eval.examples)
+    task.fit(data.train.examples, data.held_out)
     return task
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from fulltune.config import DataConfig
 from fulltune.data.load import Column, Table, available_columns, load_table
+from fulltune.data.values import is_blank
 from fulltune.errors import DataError
 
 TEXT_LABEL = (Column("text", str), Column("label", str))
@@ -348,6 +349,14 @@ BAD_ROWS: list[tuple[str, str]] = [
     ('{"text": null, "label": "a"}', "nothing (the column is missing or null)"),
     ('{"text": "", "label": "a"}', "empty text"),
     ('{"text": " \\n ", "label": "a"}', "text of whitespace only"),
+    (
+        '{"text": "\\u200b\\u2060 \\ufeff", "label": "a"}',
+        "text of invisible characters only (U+200B, U+2060, U+0020, U+FEFF)",
+    ),
+    ('{"text": "x", "label": "\\u3164"}', "text of invisible characters only (U+3164)"),
+    ('{"text": "x", "label": "a", "label": "b"}', "the key 'label' 2 times; expected each key once"),
+    ('{"text": "x", "label": ["a", "b"]}', 'a list of 2 (["a", "b"]); expected one label. Set `data.labels: label`'),
+    ('{"text": "x", "label": "[\'a\']"}', 'a list of 1 (["a"]); expected one label'),
     ('{"text": 3, "label": "a"}', "a number (3); expected text"),
     ('{"text": ["x"], "label": "a"}', "a list of 1; expected text"),
     ('{"text": {}, "label": "a"}', "an object; expected text"),
@@ -407,10 +416,9 @@ def test_labels_written_as_numbers_become_text_but_not_beside_text(tmp_path: Pat
     assert str(mixed.problems[0]).startswith("mixed.jsonl:3, field 'label': a label written as text; expected a number")
 
 
-def test_labels_lose_whitespace_and_texts_keep_it(tmp_path: Path) -> None:
-    assert fields(load(json_lines(tmp_path / "r.jsonl", [{"text": " x\n", "label": " a "}]))) == [
-        {"text": " x\n", "label": "a"}
-    ]
+def test_labels_and_texts_stay_as_they_are_written(tmp_path: Path) -> None:
+    rows = [{"text": " x\n", "label": " a\u200b "}]
+    assert fields(load(json_lines(tmp_path / "r.jsonl", rows))) == rows
 
 
 @pytest.mark.parametrize(
@@ -502,7 +510,7 @@ def test_a_table_is_a_sequence(tmp_path: Path) -> None:
 def test_what_is_written_comes_back(texts: list[str]) -> None:
     import tempfile
 
-    kept = [text for text in texts if text.strip()]
+    kept = [text for text in texts if not is_blank(text)]
     if not kept:
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -5,12 +5,16 @@ Only :func:`open_hub` can open a socket, and it is called for a hub id alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import json
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fulltune.errors import DataError, Problem, did_you_mean
+
+_LOG = logging.getLogger(__name__)
 
 #: Where a row stands, and its values by column.
 RawRow = tuple[str, Mapping[str, Any]]
@@ -44,7 +48,23 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
         raise DataError(f"not a readable Parquet file ({error})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
     batches = file.iter_batches(columns=_chosen(names, wanted))
-    return Opened(names, _numbered((row for batch in batches for row in batch.to_pylist()), path.name))
+    classes = _classes(_features(file.schema_arrow.metadata or {}, path), wanted)
+    return Opened(names, _named((row for batch in batches for row in batch.to_pylist()), classes, path.name))
+
+
+def _features(metadata: Mapping[bytes, bytes], path: Path) -> Mapping[str, Any]:
+    """Return the features that ``datasets`` wrote into the schema of an Arrow or Parquet file; none where it wrote
+    none.
+    """
+    from datasets import Features
+
+    if b"huggingface" not in metadata:
+        return {}
+    try:
+        return dict(Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _LOG.warning("%s: the `datasets` metadata cannot be read (%r); labels are read without it", path.name, error)
+        return {}
 
 
 def is_datasets_folder(path: Path) -> bool:
@@ -104,38 +124,59 @@ def _no_split(split: str, splits: list[str], where: str) -> DataError:
 
 
 def _opened(data: Any, name: str, wanted: Collection[str] | None) -> Opened:
-    """A ``datasets.Dataset``; class labels come out by name, not by number."""
+    """Open a ``datasets.Dataset``."""
     names = tuple(data.column_names)
     kept = data.select_columns(_chosen(names, wanted))
-    decoders = {column: decode for column in kept.column_names if (decode := _label_names(kept.features[column]))}
-
-    def rows() -> Iterator[Mapping[str, Any]]:
-        for row in kept:
-            yield row | {column: decode(row[column]) for column, decode in decoders.items()}
-
-    return Opened(names, _numbered(rows(), name))
+    return Opened(names, _named(kept, _classes(kept.features, wanted), name))
 
 
-def _label_names(feature: Any) -> Any:
-    """What turns this feature's numbers into label names (-1 says that there is none), or None for another feature."""
+def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, tuple[str, ...]]:
+    """Return the class names of each column of class labels, or of lists of them, in the order of their numbers."""
     from datasets import ClassLabel
 
-    inner = getattr(feature, "feature", feature)
-    if not isinstance(inner, ClassLabel):
-        return None
+    inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
+    return {
+        column: tuple(map(str, feature.names or ()))
+        for column, feature in inner.items()
+        if isinstance(feature, ClassLabel) and column in _chosen(tuple(inner), wanted)
+    }
 
-    def name(number: int | None) -> str | None:
-        return None if number is None or number < 0 else str(inner.int2str(number))
 
-    if inner is feature:
-        return name
-    return lambda numbers: None if numbers is None else [name(number) for number in numbers]
+def _named(
+    rows: Iterable[Mapping[str, Any]], classes: Mapping[str, tuple[str, ...]], name: str
+) -> Iterator[RawRow | Problem]:
+    """Yield numbered rows with the names of their classes in place of the numbers; -1 stands for no label."""
+    for where, row in _numbered(rows, name):
+        unknown = next(((c, n) for c, names in classes.items() for n in _unknown(row.get(c), len(names))), None)
+        if unknown is None:
+            yield where, {**row, **{column: _class_names(row.get(column), names) for column, names in classes.items()}}
+            continue
+        column, number = unknown
+        expected = f"a number from 0 to {len(classes[column]) - 1}: the column has {len(classes[column])} class names"
+        yield Problem(f"class number {number}", expected, "correct the row", where, column)
+
+
+def _unknown(value: Any, classes: int) -> list[int]:
+    """Return the numbers, of a value or in a list, that no class has."""
+    numbers = value if isinstance(value, list) else [value]
+    return [number for number in numbers if isinstance(number, int) and number >= classes]
+
+
+def _class_names(value: Any, names: tuple[str, ...]) -> Any:
+    """Return the name of a class number, or of each in a list; None for a negative one, and what is no number as it
+    is.
+    """
+    if isinstance(value, list):
+        return [_class_names(item, names) for item in value]
+    if not isinstance(value, int):
+        return value
+    return names[value] if value >= 0 else None
 
 
 def _chosen(names: tuple[str, ...], wanted: Collection[str] | None) -> list[str]:
     return [name for name in names if wanted is None or name in wanted]
 
 
-def _numbered(rows: Iterator[Mapping[str, Any]], name: str) -> Iterator[RawRow]:
+def _numbered(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[RawRow]:
     for number, row in enumerate(rows, start=1):
         yield f"{name}:{number}", row

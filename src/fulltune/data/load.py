@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, overload
 
 from fulltune.config import DataConfig
 from fulltune.data.columnar import Opened
+from fulltune.data.label_values import LabelReader, kind_of_label
 from fulltune.data.read import open_source
-from fulltune.data.values import clean, kind_of_name
+from fulltune.data.values import clean
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.records import SplitInfo
 
@@ -49,11 +50,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table(Sequence[Row]):
-    """The good rows of one split, in the order of the source, and the problems of the bad ones."""
+    """The good rows of one split, in the order of the source, the problems of the bad ones, and how labels are written
+    (``"text"`` or ``"a number"``; ``""`` without labels).
+    """
 
     source: str
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...] = ()
+    label_kind: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,34 +117,62 @@ def load_table(
     Raises:
         DataError: The source or a column is missing, or no row is good (then with every row's problem).
     """
-    readers = _readers(columns, data)
-    opened = open_source(source, split, wanted=[name for _, name in readers])
+    readers = [_Reader.of(column, data) for column in [*columns, *_extra(data)]]
+    opened = open_source(source, split, wanted=[reader.name for reader in readers])
     loading = _Loading(readers, opened)
     loading.read(limit)
     _check_columns(readers, loading.names, source)
-    loading.refuse_mixed_types()
+    loading.refuse_vectors(source)
+    kind = loading.refuse_mixed_types()
     if not loading.rows:
         raise DataError(loading.problems or [Problem("no rows", "at least one", "check the file", where=source)])
-    return Table(source, tuple(loading.rows), tuple(loading.problems))
+    return Table(source, tuple(loading.rows), tuple(loading.problems), kind)
 
 
-def _readers(columns: Sequence[Column], data: DataConfig) -> list[tuple[Column, str]]:
-    """Each column to read with its name in the data; the id and group columns too, when the config names them."""
-    extra = [Column(role, str) for role in ("id", "group") if getattr(data, role)]
-    return [(column, str(getattr(data, column.role))) for column in [*columns, *extra]]
+def _extra(data: DataConfig) -> list[Column]:
+    """Return the id and group columns that the config names."""
+    return [Column(role, str) for role in ("id", "group") if getattr(data, role)]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A column to read, its name in the data, and how its labels are read if it has labels."""
+
+    column: Column
+    name: str
+    labels: LabelReader | None = None
+
+    @classmethod
+    def of(cls, column: Column, data: DataConfig) -> _Reader:
+        name = str(getattr(data, column.role))
+        if column.role not in ("label", "labels"):
+            return cls(column, name)
+        names = None if data.label_names is None else tuple(data.label_names)
+        several = column.type is list
+        return cls(column, name, LabelReader(name, several, names, data.label_separator, column.may_be_empty))
+
+    def read(self, value: Any, where: str) -> Any:
+        """Return the value as the role needs it, or a :class:`Problem` with its place."""
+        if self.labels is not None:
+            read: Any = self.labels.read(value)
+        else:
+            read = clean(value, self.column.role, may_be_empty=self.column.may_be_empty)
+        return replace(read, where=where, field=self.name) if isinstance(read, Problem) else read
 
 
 class _Loading:
     """The rows of one source as they are read: good ones, problems, and the column names seen."""
 
-    def __init__(self, readers: Sequence[tuple[Column, str]], opened: Opened) -> None:
+    def __init__(self, readers: Sequence[_Reader], opened: Opened) -> None:
         self.rows: list[Row] = []
         self.problems: list[Problem] = []
         self.names: dict[str, None] = dict.fromkeys(opened.columns or ())
         self._readers = readers
+        self._labels = next((reader for reader in readers if reader.labels is not None), None)
         self._source = opened.rows
         self._ids: dict[str, str] = {}
         self._kinds: list[str] = []
+        self._lists: list[tuple[str, list[Any]]] = []
 
     def read(self, limit: int | None) -> None:
         for item in self._source:
@@ -148,64 +180,75 @@ class _Loading:
                 self.problems.append(item)
             else:
                 self.names.update(dict.fromkeys(item[1]))
-                self._add(*item)
+                self._add(item[0], self._parsed(*item))
             if len(self.rows) == limit:
                 return
 
+    def _parsed(self, where: str, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the row with its list of labels parsed, and keep that list to judge the column by."""
+        if self._labels is None or self._labels.labels is None:
+            return raw
+        value = self._labels.labels.parsed(raw.get(self._labels.name))
+        if self._labels.labels.several and isinstance(value, list):
+            self._lists.append((where, value))
+        return {**raw, self._labels.name: value}
+
     def _add(self, where: str, raw: Mapping[str, Any]) -> None:
-        values = {column.role: self._value(column, name, raw, where) for column, name in self._readers_of(raw)}
+        wanted = [reader for reader in self._readers if reader.column.required or reader.name in raw]
+        values = {reader.column.role: reader.read(raw.get(reader.name), where) for reader in wanted}
         problems = [value for value in values.values() if isinstance(value, Problem)]
         if not problems:
             identity = values.pop("id", where)
             first = self._ids.setdefault(identity, where)
             if first is where:
                 self.rows.append(Row(identity, where, values))
-                self._kinds.append(self._kind(raw))
+                self._kinds.append(kind_of_label(raw.get(self._labels.name)) if self._labels else "")
                 return
             problems = [
                 Problem(f"id {identity!r} again (first at {first})", "an id once", "make it unique", where, "id")
             ]
         self.problems += problems
 
-    def _readers_of(self, raw: Mapping[str, Any]) -> Iterator[tuple[Column, str]]:
-        return ((column, name) for column, name in self._readers if column.required or name in raw)
+    def refuse_vectors(self, source: str) -> None:
+        """Check that the lists of labels are no 0/1 vectors, whose positions would be lost without a word.
 
-    @staticmethod
-    def _value(column: Column, name: str, raw: Mapping[str, Any], where: str) -> Any:
-        value = clean(raw.get(name), column.role, column.type, may_be_empty=column.may_be_empty)
-        if isinstance(value, Problem):
-            return Problem(value.found, value.expected, value.fix, where, name)
-        return value
+        Raises:
+            DataError: They are.
+        """
+        problem = self._labels and self._labels.labels and self._labels.labels.vectors(self._lists)
+        if problem:
+            raise DataError(replace(problem, where=source))
 
-    def _kind(self, raw: Mapping[str, Any]) -> str:
-        """Whether this row's label is written as text or as a number, or ``""`` when there is none."""
-        names = [name for column, name in self._readers if column.role in ("label", "labels")]
-        return kind_of_name(raw.get(names[0])) if names else ""
-
-    def refuse_mixed_types(self) -> None:
-        """1 and "1" would become one label without a word: rows that are not of the column's usual type are bad."""
+    def refuse_mixed_types(self) -> str:
+        """Move the rows whose labels are not of the usual type (text or numbers) to the problems, and return that
+        type: 1 and "1" would become one label without a word. With ``data.label_names`` both are well defined.
+        """
         kinds = Counter(kind for kind in self._kinds if kind)
-        if len(kinds) < 2:
-            return
-        usual = kinds.most_common(1)[0][0]
-        name = next(name for column, name in self._readers if column.role in ("label", "labels"))
+        usual = kinds.most_common(1)[0][0] if kinds else ""
+        if len(kinds) < 2 or self._labels is None or self._named:
+            return usual
         kept = []
         for row, kind in zip(self.rows, self._kinds, strict=True):
             if kind in ("", usual):
                 kept.append(row)
                 continue
             found, expected = f"a label written as {kind}", f"{usual}, as in most rows"
-            self.problems.append(Problem(found, expected, "write all labels in one way", row.where, name))
+            self.problems.append(Problem(found, expected, "write all labels in one way", row.where, self._labels.name))
         self.rows = kept
+        return usual
+
+    @property
+    def _named(self) -> bool:
+        return self._labels is not None and self._labels.labels is not None and self._labels.labels.names is not None
 
 
-def _check_columns(readers: Sequence[tuple[Column, str]], names: Mapping[str, None], source: str) -> None:
+def _check_columns(readers: Sequence[_Reader], names: Mapping[str, None], source: str) -> None:
     """A column that no row has is one problem, not one a row."""
     if not names:
         return
-    missing = [(column.role, name) for column, name in readers if column.required and name not in names]
+    missing = [reader for reader in readers if reader.column.required and reader.name not in names]
     if missing:
-        raise DataError([_missing(role, name, list(names), source) for role, name in missing])
+        raise DataError([_missing(reader.column.role, reader.name, list(names), source) for reader in missing])
 
 
 def _missing(role: str, name: str, names: Sequence[str], source: str) -> Problem:

@@ -13,6 +13,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _json_lines(text: str, name: str) -> Iterator[RawRow | Problem]:
 
 def _json_object(line: str, where: str) -> RawRow | Problem:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_pairs)
     except json.JSONDecodeError as error:
         found = "a NUL byte" if "\0" in line else f"not valid JSON ({error.msg} at column {error.colno})"
         return Problem(found, "one JSON object a line", "mend or remove the line", where)
@@ -144,7 +145,24 @@ def _json_object(line: str, where: str) -> RawRow | Problem:
     return _object(value, where)
 
 
+class _Repeating(dict[str, Any]):
+    """The keys that a JSON object has more than once, and their values."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; a :class:`_Repeating` one where ``json.loads`` would keep the last of several values."""
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    return _Repeating({key: [item for name, item in pairs if name == key] for key in repeated})
+
+
 def _object(value: Any, where: str) -> RawRow | Problem:
+    if isinstance(value, _Repeating):
+        key, values = next(iter(value.items()))
+        found = f"the key {key!r} {len(values)} times"
+        return Problem(found, "each key once", "keep the value that is meant", where, key)
     if isinstance(value, dict):
         return where, value
     return Problem(f"a JSON {_JSON_TYPES.get(type(value), 'value')}", "a JSON object", "mend or remove it", where)
@@ -156,7 +174,7 @@ _JSON_TYPES = {list: "list", str: "string", int: "number", float: "number", bool
 def _json(text: str, name: str) -> Iterator[RawRow | Problem]:
     """An array of objects, told by their index from 0 (as in ``jq '.[3]'``); else JSON Lines under another name."""
     try:
-        value = json.loads(text) if text.strip() else []
+        value = json.loads(text, object_pairs_hook=_pairs) if text.strip() else []
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("["):
             raise DataError(f"not valid JSON ({error})", expected="an array of objects", where=name) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fulltune.data.duplicates import clusters, normalise
@@ -50,7 +51,7 @@ def split_table(
     rest_rows = tuple(row for number, row in enumerate(table) if number not in held)
     held_rows = tuple(row for number, row in enumerate(table) if number in held)
     percent = f"{share:.4g} held out of {table.source}"
-    return Table(table.source, rest_rows, table.problems), Table(percent, held_rows)
+    return replace(table, rows=rest_rows), Table(percent, held_rows, label_kind=table.label_kind)
 
 
 def _members(table: Table, groups: str | None) -> list[list[int]]:

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import unicodedata
 from typing import Any
 
 from fulltune.errors import Problem
 
-#: Roles whose values are names, not texts: whole numbers do as well.
-_NAMES = frozenset({"label", "id", "group"})
+#: Roles whose values are names of rows and groups, not texts: whole numbers do as well.
+_NAMES = frozenset({"id", "group"})
+
+#: Characters that show nothing although Unicode does not class them as spaces or format characters: fillers, the
+#: Braille blank, the grapheme joiner, and variation selectors.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
 
 
-def clean(value: Any, role: str, kind: type, *, may_be_empty: bool = False) -> Any:
-    """The value as the role wants it, or a :class:`Problem` without its place.
+def clean(value: Any, role: str, *, may_be_empty: bool = False) -> Any:
+    """Return the value as the role needs it, or a :class:`Problem` without its place.
 
-    Texts stay as they are, to the last space. Labels, ids and groups lose the whitespace around them, and whole numbers
-    become text. Lists of labels lose repetitions; in a text column (CSV) they are written as a JSON list.
+    Texts stay as they are, to the last space. Ids and groups lose the whitespace around them, and whole numbers become
+    text.
     """
-    if kind is list:
-        return _labels(value, may_be_empty)
     if value is None:
         if may_be_empty:
             return ""
         return Problem("nothing (the column is missing or null)", "a value", "fill it in, or remove the row")
-    return _name(value) if role in _NAMES else _text(value, may_be_empty)
+    return _name(value) if role in _NAMES else clean_text(value, may_be_empty=may_be_empty)
 
 
-def kind_of_name(value: Any) -> str:
-    """``"text"`` or ``"a number"``; of a list, that of its first element; ``""`` for an empty one."""
-    if isinstance(value, list):
-        return kind_of_name(value[0]) if value else ""
-    return "a number" if isinstance(value, int) else "text"
-
-
-def _text(value: Any, may_be_empty: bool) -> str | Problem:
+def clean_text(value: Any, *, may_be_empty: bool = False) -> str | Problem:
+    """Return well-formed text as it is, or a :class:`Problem` without its place."""
     if not isinstance(value, str):
         return Problem(describe(value), "text", "write it as text, or remove the row")
-    if not value.strip() and not may_be_empty:
-        return Problem(
-            "empty text" if not value else "text of whitespace only", "text", "fill it in, or remove the row"
-        )
+    if not may_be_empty and is_blank(value):
+        return Problem(_blank(value), "text", "fill it in, or remove the row")
     if "\0" in value:
         found = f"a NUL character at position {value.index(chr(0))}"
         return Problem(found, "text without NUL characters", "remove it: it is no part of any text")
@@ -50,34 +44,32 @@ def _text(value: Any, may_be_empty: bool) -> str | Problem:
     return value
 
 
+def is_invisible(character: str) -> bool:
+    """Check that a character shows nothing: whitespace, format characters (zero-width ones, say), fillers."""
+    return character.isspace() or unicodedata.category(character) == "Cf" or character in _BLANK
+
+
+def is_blank(text: str) -> bool:
+    """Check that a text has no visible character."""
+    return all(map(is_invisible, text))
+
+
+def _blank(value: str) -> str:
+    if not value:
+        return "empty text"
+    if not value.strip():
+        return "text of whitespace only"
+    codes = ", ".join(dict.fromkeys(f"U+{ord(character):04X}" for character in value))
+    return f"text of invisible characters only ({codes[:60]})"
+
+
 def _name(value: Any) -> str | Problem:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         return Problem(describe(value), "text or a whole number", "write it as text")
-    text = _text(value, may_be_empty=False)
+    text = clean_text(value)
     return text.strip() if isinstance(text, str) else text
-
-
-def _labels(value: Any, may_be_empty: bool) -> list[str] | Problem:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _parsed(value)
-    if not isinstance(value, list):
-        return Problem(describe(value), "a list of labels", 'write a JSON list: ["a", "b"]')
-    if not value and not may_be_empty:
-        return Problem("an empty list", "at least one label", "fill it in, or remove the row")
-    names = [_name(item) for item in value]
-    bad = next((name for name in names if isinstance(name, Problem)), None)
-    if bad:
-        return Problem(f"{bad.found} in the list", "a list of labels", bad.fix)
-    return list(dict.fromkeys(str(name) for name in names))
-
-
-def _parsed(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
 
 
 def describe(value: Any) -> str:

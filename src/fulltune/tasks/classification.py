@@ -6,6 +6,8 @@ says without such a head is in :mod:`fulltune.tasks.label_words`.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ import torch
 from scipy.special import expit, logit, softmax
 
 from fulltune import inference
+from fulltune.config import DataConfig
 from fulltune.errors import DataError
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.classification import calibration, classification_metrics, confusion, per_class
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from fulltune.data.load import Row
 
 _DEFAULT_LENGTH = 512
+_DEFAULTS = DataConfig.model_fields
+_LOG = logging.getLogger(__name__)
 
 
 class Classification(Task):
@@ -39,9 +44,26 @@ class Classification(Task):
     baselines = ("majority", "tfidf", "zero_shot", "few_shot")
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
-        data = self.config.data
-        several = data.labels in available and data.label not in available
+        several = self._has_several(available)
+        if self.config.data.label_separator is not None and not several:
+            raise DataError(
+                f"data.label_separator is set, but the column {self.config.data.label!r} has one label per row",
+                expected="a column with several labels per row",
+                fix=f"set `data.labels: {self.config.data.label}` to split its cells, or remove data.label_separator",
+                field="data.labels",
+            )
         return Column("text", str), Column("labels", list, may_be_empty=True) if several else Column("label", str)
+
+    def _has_several(self, available: Sequence[str]) -> bool:
+        """Check whether the column of lists is read: the one that the config names, else the one that exists."""
+        data = self.config.data
+        if data.labels not in available or data.label not in available:
+            return data.labels in available
+        if data.label == _DEFAULTS["label"].default and data.labels != _DEFAULTS["labels"].default:
+            return True
+        if data.label != data.labels:
+            _LOG.info("the data has the columns %r and %r: %r is read", data.label, data.labels, data.label)
+        return False
 
     def example(self, row: Row) -> Example:
         if "labels" in row.fields:
@@ -49,10 +71,16 @@ class Classification(Task):
         return Example(row.id, row.fields["text"], row.fields["label"])
 
     def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
-        """The label names: all that occur, sorted, so that the same data gives the same head."""
+        """Set the label names: those of the config, in their order; else all that occur, sorted, so that the same data
+        gives the same head. Whole numbers are sorted as numbers: class 2 comes before class 10.
+        """
         examples = [*train, *evaluation]
         self.multi_label = any(not isinstance(example.target, str) for example in examples)
-        self.labels = tuple(sorted({label for example in examples for label in example.labels}))
+        found = {label for example in examples for label in example.labels}
+        numbers = all(re.fullmatch("-?[0-9]+", label) for label in found)
+        self.labels = tuple(
+            self.config.data.label_names or sorted(found, key=lambda label: (int(label) if numbers else 0, label))
+        )
 
     def adopt(self, bundle: Bundle) -> None:
         """The label names of a tuned model, in the order of its logits."""

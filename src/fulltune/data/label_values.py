@@ -1,0 +1,239 @@
+"""Values of a label column: names, numbers, lists in several notations, and 0/1 vectors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fulltune.data.values import clean_text, describe
+from fulltune.errors import Problem
+
+#: An element of a list in Python's or numpy's notation: quoted text, or a number, a truth value or nothing.
+_QUOTED = r"'(?:[^'\\]|\\['\"\\])*'|\"(?:[^\"\\]|\\['\"\\])*\""
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+_BARE = rf"{_NUMBER}|True|False|None|nan|null|true|false"
+_ELEMENT = re.compile(f"{_QUOTED}|{_BARE}")
+_COMMAS = re.compile(rf"\s*(?:(?:{_QUOTED}|{_BARE})\s*(?:,\s*(?:{_QUOTED}|{_BARE})\s*)*,?\s*)?")
+_SPACES = re.compile(rf"\s*(?:{_QUOTED}|{_BARE})(?:\s+(?:{_QUOTED}|{_BARE}))*\s*")
+_WRAPPED = re.compile(r"(?:np\.|numpy\.)?(?:array|tensor)\((.*?)(?:,\s*(?:dtype|device)=[^()]*)?\)", re.DOTALL)
+_SCALAR = re.compile(r"(?:np|numpy)\.\w+\(([^()]*)\)")
+_BRACKETS = {"[": "]", "(": ")", "{": "}"}
+_CONSTANTS: Mapping[str, Any] = {
+    "True": True,
+    "true": True,
+    "False": False,
+    "false": False,
+    "None": None,
+    "null": None,
+    "nan": float("nan"),
+}
+#: Spellings of the two values of an indicator vector.
+_INDICATORS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+#: Between the values of a vector that has no brackets.
+_BETWEEN = re.compile(r"[\s,;|]+")
+
+
+def parse_list(text: str) -> list[Any] | None:
+    """Return the list that a cell spells in JSON, Python or numpy notation; None for any other text.
+
+    Only unambiguous spellings are read: ``[a, b]`` without quotes is None.
+    """
+    text = text.strip()
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped[1].strip()
+    if text[:1] not in _BRACKETS or text[-1:] != _BRACKETS[text[0]]:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _elements(_SCALAR.sub(r"\1", text)[1:-1])
+    return value if isinstance(value, list) else None
+
+
+def _elements(body: str) -> list[Any] | None:
+    if _COMMAS.fullmatch(body) or _SPACES.fullmatch(body):
+        return [_element(token) for token in _ELEMENT.findall(body)]
+    return None
+
+
+def _element(token: str) -> Any:
+    if token[0] in "'\"":
+        return re.sub(r"\\(.)", r"\1", token[1:-1])
+    if token in _CONSTANTS:
+        return _CONSTANTS[token]
+    return int(token) if re.fullmatch(r"[-+]?\d+", token) else float(token)
+
+
+def indicator(value: Any) -> bool | None:
+    """Return the truth value of 0, 1, 0.0, 1.0, True, False or their spellings; None for anything else."""
+    return _INDICATORS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
+
+
+def _number(value: Any) -> bool:
+    text = value.strip() if isinstance(value, str) else ""
+    return isinstance(value, int | float) or indicator(value) is not None or re.fullmatch(_NUMBER, text) is not None
+
+
+def kind_of_label(value: Any) -> str:
+    """Return ``"text"``, ``"a number"`` or ``"numbers and text"`` (a list of both); ``""`` for nothing."""
+    if isinstance(value, list):
+        kinds = {kind for item in value if (kind := kind_of_label(item))}
+        return "numbers and text" if len(kinds) > 1 else next(iter(kinds), "")
+    if value is None:
+        return ""
+    return "a number" if isinstance(value, int | float) else "text"
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Read the values of one label column.
+
+    Attributes:
+        column: Its name in the data.
+        several: Whether a row has a list of labels.
+        names: Names of the classes in the order of their numbers, or None.
+        separator: What separates the labels of one cell, or None.
+        may_be_empty: Whether a row may have no label.
+    """
+
+    column: str
+    several: bool
+    names: tuple[str, ...] | None = None
+    separator: str | None = None
+    may_be_empty: bool = False
+
+    def parsed(self, value: Any) -> Any:
+        """Return the value with a list in text notation as a list."""
+        if not isinstance(value, str):
+            return list(value) if isinstance(value, tuple | set) else value
+        # "(1)" may well be the name of a class; "['a', 'b']" is none.
+        listed = parse_list(value) if self.several or value.lstrip().startswith("[") else None
+        if listed is not None or not self.several:
+            return value if listed is None else listed
+        if self.separator is not None:
+            return [part for item in value.split(self.separator) if (part := item.strip())]
+        return self._bare_vector(value)
+
+    def _bare_vector(self, value: str) -> Any:
+        """Return ``0 1 0`` or ``0,1,0`` as a list where there is a name for each value, else the text itself."""
+        parts = _BETWEEN.split(value.strip())
+        is_vector = self.names is not None and len(parts) == len(self.names) > 1
+        return parts if is_vector and all(indicator(part) is not None for part in parts) else value
+
+    def read(self, value: Any) -> str | list[str] | Problem:
+        """Return the label, or the list of labels, of a parsed value; a :class:`Problem` without its place if it has
+        none.
+        """
+        if self.several:
+            return self._list(value)
+        if isinstance(value, list):
+            fix = f"set `data.labels: {self.column}` to read several labels per row, or write one label"
+            return Problem(f"{describe(value)} ({_short(value)})", "one label", fix)
+        if value is None:
+            return Problem("nothing (the column is missing or null)", "a value", "fill it in, or remove the row")
+        return self._named(value) if self.names is not None else label_name(value)
+
+    def _list(self, value: Any) -> list[str] | Problem:
+        if not isinstance(value, list):
+            return Problem(describe(value), "a list of labels", self._advice(value))
+        if not value and not self.may_be_empty:
+            return Problem("an empty list", "at least one label", "fill it in, or remove the row")
+        if kind_of_label(value) == "numbers and text":
+            found = f"numbers and text in one list ({_short(value)})"
+            return Problem(found, "labels written in one way", "write all labels as text, or all as numbers")
+        if self.names is not None:
+            return self._indicated(value, self.names)
+        labels = [label_name(item) for item in value]
+        bad = next((label for label in labels if isinstance(label, Problem)), None)
+        if bad:
+            return Problem(f"{bad.found} in the list", "a list of labels", bad.fix)
+        return list(dict.fromkeys(str(label) for label in labels))
+
+    def _advice(self, value: Any) -> str:
+        written = 'write a JSON list: ["a", "b"]'
+        if not isinstance(value, str | int) or value == "":
+            return written
+        separator = next((sign for sign in "|;," if isinstance(value, str) and sign in value), "")
+        if separator:
+            return f"set `data.label_separator: '{separator}'` if that separates labels, or {written}"
+        return f"{written}, or set `data.label: {self.column}` if each row has one label"
+
+    def _indicated(self, value: list[Any], names: tuple[str, ...]) -> list[str] | Problem:
+        if all(item in names for item in value):
+            return list(dict.fromkeys(value))
+        holds = [indicator(item) for item in value]
+        if len(value) == len(names) and None not in holds:
+            return [name for name, held in zip(names, holds, strict=True) if held]
+        expected = f"{len(names)} values of 0 or 1, or names of data.label_names ({_listed(names)})"
+        return Problem(f"{describe(value)} ({_short(value)})", expected, "correct the row, or data.label_names")
+
+    def _named(self, value: Any) -> str | Problem:
+        """Return the name of a number in ``data.label_names``, or a name that is one of them."""
+        names = self.names or ()
+        if isinstance(value, str) and value.strip() in names:
+            return value.strip()
+        number = _whole(value)
+        if number is not None and 0 <= number < len(names):
+            return names[number]
+        expected = f"one of data.label_names ({_listed(names)}), or its number (0 to {len(names) - 1})"
+        return Problem(describe(value), expected, "correct the row, or data.label_names")
+
+    def vectors(self, lists: Sequence[tuple[str, list[Any]]]) -> Problem | None:
+        """Return a problem if the lists of a whole column are 0/1 vectors (or others of numbers) without names.
+
+        Vectors are lists of numbers in most rows that repeat a value, which a list of labels has no reason to do, or
+        lists of zeros and ones that all have one length.
+
+        Args:
+            lists: Where each row is, and its parsed value.
+        """
+        rows = [(where, row) for where, row in lists if row]
+        long = [(where, row) for where, row in rows if len(row) > 1 and all(map(_number, row))]
+        if self.names is not None or not long or 2 * len(long) < len(rows):
+            return None
+        lengths = sorted({len(row) for _, row in rows})
+        binary = all(indicator(item) is not None for _, row in long for item in row)
+        repeated = sum(len(set(map(str, row))) < len(row) for _, row in long)
+        if not (binary and (repeated or len(lengths) == 1)) and 2 * repeated < len(long):
+            return None
+        where, example = long[0]
+        size = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        what = "0/1 vectors" if binary else "vectors of numbers"
+        fix = "write the names of the labels that hold in each row"
+        if binary:
+            fix = f"name the classes in their order in `data.label_names: [first, second, …]`, or {fix}"
+            fix += "" if len(lengths) == 1 else "; all vectors must have the same length"
+        found = f"{what} of {size} values in {len(long)} of {len(lists)} rows ({where}: {_short(example)})"
+        return Problem(found, 'lists of label names, like ["a", "c"]', fix, field=self.column)
+
+
+def label_name(value: Any) -> str | Problem:
+    """Return a label as it is written; whole numbers become text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        fix = "write it as text, or name the classes in their order in data.label_names"
+        return Problem(describe(value), "text or a whole number", fix)
+    return clean_text(value)
+
+
+def _whole(value: Any) -> int | None:
+    """Return 2 for 2, 2.0, ``"2"`` and ``"2.0"``; 0 and 1 for truth values; None for anything else."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, int):
+        return int(value)
+    text = value.strip() if isinstance(value, str) else ""
+    return int(text.split(".")[0]) if re.fullmatch(r"\d{1,9}(\.0*)?", text) else None
+
+
+def _short(value: list[Any]) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
