@@ -5,8 +5,8 @@ An unknown key is an error that names the closest known one; all problems are li
 
 from __future__ import annotations
 
-import ast
-import json
+import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +14,11 @@ from types import NoneType
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fulltune.errors import ConfigError, Problem, did_you_mean
+from fulltune import paths
+from fulltune.config_file import check_size, read_mapping, read_value
+from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 
 #: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
 #: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's
@@ -31,11 +33,37 @@ LEARNING_RATES = {
     "bitfit": 1e-3,
 }
 
+#: No number of a config is larger: seeds of NumPy end here.
+MAX_NUMBER = 2**32 - 1
+
+#: Numbers in the notations of YAML 1.2. YAML 1.1 reads ``1e-5`` as text.
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Return the plain types that a field takes."""
+    return set(get_args(annotation) or (annotation,))
+
 
 class Section(BaseModel):
     """Base of all sections: frozen, closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take a number only where one is written: not for ``yes``, and not from text in another notation."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if not kinds & {int, float}:
+            return value
+        if isinstance(value, bool):
+            raise ValueError(f"found {value} (YAML reads yes, no, on and off as truth values), expected a number")
+        if isinstance(value, str) and str not in kinds and not _NUMBER.fullmatch(value):
+            raise ValueError(f"found {shortened(value)}, expected a number")
+        if isinstance(value, (int, float)) and abs(value) > MAX_NUMBER and abs(value) != math.inf:
+            raise ValueError(f"found {shortened(value)}, expected at most {MAX_NUMBER:,}")
+        return value
 
 
 class DataConfig(Section):
@@ -103,20 +131,25 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """The classic method's options. Everything else passes through `trainer`."""
 
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, le=1_000_000)
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
-    batch_size: int = Field(8, gt=0, description="rows a micro-batch")
-    accumulation: int = Field(1, gt=0, description="micro-batches an optimizer step")
-    learning_rate: float = Field(LEARNING_RATES["full"], gt=0, description="default: LEARNING_RATES, by method")
+    batch_size: int = Field(8, gt=0, le=1_000_000, description="rows per micro-batch")
+    accumulation: int = Field(1, gt=0, le=1_000_000, description="micro-batches per optimizer step")
+    learning_rate: float = Field(
+        LEARNING_RATES["full"],
+        ge=1e-12,
+        le=1000,
+        description="default: LEARNING_RATES, by method; lower rates than 1e-12 change no 32-bit weight",
+    )
     scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="after warm-up")
     warmup: float = Field(0.06, ge=0, description="below 1 a share of the steps, else steps")
-    weight_decay: float = Field(0.01, ge=0, description="not on biases and norms")
+    weight_decay: float = Field(0.01, ge=0, le=1000, description="not on biases and norms")
     max_grad_norm: float = Field(1.0, ge=0, description="0 turns clipping off")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
     optimizer: str = Field("adamw", description="adamw, adamw-8bit, or any name that `TrainingArguments.optim` takes")
     gradient_checkpointing: bool = False
-    evaluations: int = Field(4, ge=0, description="points of the evaluation curve")
+    evaluations: int = Field(4, ge=0, description="points of the evaluation curve; at most one per step")
     seed: int = Field(17, ge=0)
 
 
@@ -130,12 +163,12 @@ class BaselineConfig(Section):
 class EvaluationConfig(Section):
     """How scores are made."""
 
-    batch_size: int = Field(16, gt=0)
+    batch_size: int = Field(16, gt=0, le=1_000_000)
     max_new_tokens: int = Field(128, gt=0, description="cap of a generated answer; the share that hits it is reported")
     continuations: int = Field(8, ge=0, description="causal-lm: documents continued before and after")
-    resamples: int = Field(1000, ge=100, description="bootstrap resamples")
+    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples")
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    sql_seconds: float = Field(2.0, gt=0, description="text2sql: time limit of one query")
+    sql_seconds: float = Field(2.0, gt=0, le=86_400, description="text2sql: time limit of one query")
 
 
 class ForgettingConfig(Section):
@@ -153,7 +186,7 @@ class ForgettingConfig(Section):
 class DivergenceConfig(Section):
     """A learning rate that is too high: spikes and numbers that are not finite."""
 
-    window: int = Field(50, gt=4, description="recent losses that a spike is judged by")
+    window: int = Field(50, gt=4, le=1_000_000, description="recent losses that a spike is judged by")
     threshold: float = Field(10.0, gt=0, description="median absolute deviations above the median that make a spike")
     patience: int = Field(5, gt=0, description="spikes in a row that make a divergence; fewer have recovered")
     retries: int = Field(2, ge=0, description="roll-backs before training stops")
@@ -224,13 +257,13 @@ class SpeedConfig(Section):
 class AdapterConfig(Section):
     """What the methods with adapters train; `full` reads none of it."""
 
-    rank: int = Field(16, gt=0, description="lora, qlora: rank of the two factors")
+    rank: int = Field(16, gt=0, le=65_536, description="lora, qlora: rank of the two factors")
     alpha: float | None = Field(None, gt=0, description="lora, qlora: scale of their product; default: twice the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="lora, qlora: dropout before the first factor")
     targets: list[str] | str = Field(
         "all-linear", description="lora, qlora: names of the layers, or `all-linear` (all but the head)"
     )
-    prompt_tokens: int = Field(20, gt=0, description="prompt-tuning: length of the prompt")
+    prompt_tokens: int = Field(20, gt=0, le=65_536, description="prompt-tuning: length of the prompt")
     prompt_text: str | None = Field(None, description="prompt-tuning: text whose embeddings it starts from")
 
 
@@ -318,25 +351,10 @@ def _read(source: Config | str | Path | Mapping[str, Any]) -> tuple[dict[str, An
     if isinstance(source, Config):
         return source.model_dump(mode="json"), ""
     if isinstance(source, Mapping):
-        return json.loads(json.dumps(dict(source), default=str)), ""
+        check_size(source)
+        return _plain(source), ""
     path = Path(source)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError("there is no such config file", where=str(path), fix="check the path") from None
-    except IsADirectoryError:
-        raise ConfigError("this is a folder", expected="a YAML or JSON file", where=str(path)) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 ({error.reason})", where=str(path), fix="save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        detail = getattr(error, "problem", None) or "not valid YAML"
-        raise ConfigError(f"not valid YAML: {detail}", where=f"{path}{line}", fix="mend the syntax there") from None
-    if not isinstance(raw, dict):
-        kind = "an empty file" if raw is None else f"a {type(raw).__name__}"
-        raise ConfigError(f"found {kind}", expected="a mapping with model, task and data", where=str(path))
-    return raw, str(path)
+    return read_mapping(path), str(path)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -351,10 +369,18 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ConfigError(f"{part!r} in {key!r} is a value", expected="a section", where="--set")
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        node[last] = value
+    node[last] = read_value(value, "--set")
+
+
+def _plain(value: Any) -> Any:
+    """Return a copy made of dicts with text as keys, lists and values; paths become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return str(value) if isinstance(value, Path) else value
 
 
 def _numbers(value: Any, schema: Any) -> Any:
@@ -368,12 +394,8 @@ def _numbers(value: Any, schema: Any) -> Any:
         return {k: _numbers(v, dict) for k, v in value.items()}
     if isinstance(value, bool) and (word := "on" if value else "off") in get_args(schema):
         return word  # YAML 1.1 reads a bare on or off as a truth value
-    if isinstance(value, str) and schema is not str and ("e" in value or "E" in value):
-        try:
-            return float(value) if isinstance(ast.literal_eval(value), float) else value
-        except (ValueError, SyntaxError):
-            return value
-    return value
+    is_number = isinstance(value, str) and schema is not str and "e" in value.lower() and _NUMBER.fullmatch(value)
+    return float(value) if is_number else value
 
 
 def _problem(item: Any, where: str) -> Problem:
@@ -388,8 +410,11 @@ def _problem(item: Any, where: str) -> Problem:
     if item["type"] == "missing":
         return Problem("missing", "a value", f"add `{path}:` to the config", where, path)
     if item["type"] == "value_error":
-        return Problem(str(item["ctx"]["error"]), where=where)
-    return Problem(f"{item['input']!r}", item["msg"][0].lower() + item["msg"][1:], where=where, field=path)
+        return Problem(str(item["ctx"]["error"]), where=where, field=path)
+    is_unquoted = item["type"] == "string_type" and isinstance(item["input"], (bool, int, float))
+    fix = "put it in quotes if it is a name" if is_unquoted else ""
+    expected = item["msg"][0].lower() + item["msg"][1:]
+    return Problem(shortened(item["input"]), expected.removeprefix("input should be "), fix, where, path)
 
 
 def _known_keys(parents: Sequence[Any]) -> set[str]:
@@ -405,7 +430,7 @@ def _resolve_paths(config: Config, folder: Path) -> Config:
     """Paths that exist only beside the config file are taken from there."""
 
     def near(value: str | float | None) -> str | float | None:
-        if isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+        if isinstance(value, str) and not paths.exists(value) and paths.exists(folder / value):
             return str(folder / value)
         return value
 

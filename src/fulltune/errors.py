@@ -26,6 +26,9 @@ from dataclasses import asdict, dataclass
 #: How many problems a message shows before it says how many more there are.
 SHOWN = 20
 
+#: Characters of a name that is compared with others (which takes quadratic time), and of a path in a message.
+_LONGEST_NAME = 500
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -46,7 +49,8 @@ class Problem:
     field: str = ""
 
     def __str__(self) -> str:
-        place = ", ".join(part for part in (self.where, self.field and f"field {self.field!r}") if part)
+        where = self.where if len(self.where) <= _LONGEST_NAME else f"{self.where[:100]} … {self.where[-100:]}"
+        place = ", ".join(part for part in (where, self.field and f"field {self.field!r}") if part)
         text = f"{place}: {self.found}" if place else self.found
         if self.expected:
             text += f"; expected {self.expected}"
@@ -195,7 +199,17 @@ def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (" …" if len(ids) > SHOWN else "")
 
 
+def shortened(value: object, length: int = 80) -> str:
+    """Return ``repr(value)``, cut to a length that a message can hold."""
+    if isinstance(value, int) and value.bit_length() > 4 * length:
+        return f"a number of {value.bit_length():,} bits"
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]} …"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"did you mean 'x'?"`` for the closest known name, or ``""`` when none is close."""
+    if len(name) > _LONGEST_NAME:
+        return ""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else ""

@@ -146,6 +146,7 @@ def warmup_steps(config: Config, steps: int) -> int:
 
 def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
     """At most ``points`` steps, evenly spread, the last one at the end of training."""
+    points = min(points, total)
     return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
 
 

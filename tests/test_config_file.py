@@ -1,0 +1,135 @@
+"""Config files that are ambiguous, endless or no config: one message, with the line, in bounded time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulltune.config import load_config
+from fulltune.errors import ConfigError
+
+BASE = "model: m\ntask: classification\ndata: {train: rows.jsonl}\n"
+MAPPING = {"model": "m", "task": "classification", "data": {"train": "rows.jsonl"}}
+
+
+def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("train: {epochs: yes}", ["train.epochs", "truth values", "expected a number"]),
+        ("train: {batch_size: on}", ["train.batch_size", "truth values"]),
+        ("train: {learning_rate: 1_0e-5}", ["train.learning_rate", "'1_0e-5'"]),
+        ("train: {learning_rate: fast}", ["train.learning_rate", "'fast'", "expected a number"]),
+        ("train: {learning_rate: .inf}", ["train.learning_rate", "finite"]),
+        ("train: {learning_rate: 1e-30}", ["train.learning_rate", "1e-30", "greater than or equal"]),
+        ("train: {warmup: .inf, weight_decay: .nan}", ["train.warmup", "train.weight_decay", "finite"]),
+        ("guards: {overfitting: {min_delta: .inf}}", ["guards.overfitting.min_delta", "finite"]),
+        ("train: {seed: 4294967296}", ["train.seed", "at most 4,294,967,295"]),
+        ("train: {batch_size: 1000000000000000000000000000000}", ["train.batch_size", "at most"]),
+        (f"train: {{seed: {'9' * 5000}}}", ["c.yaml:4", "cannot be read"]),
+        ("train: {batch_size: 010}", ["c.yaml:4", "octal"]),
+        ("train: {batch_size: 1:30}", ["c.yaml:4", "base 60"]),
+        ("train: {seed: 2024-13-45}", ["c.yaml:4", "month"]),
+        ("data: {train: x}", ["c.yaml:4", "'data' is written twice (first in line 3)"]),
+        ("train:\n  seed: 1\n  seed: 2", ["c.yaml:6", "'seed' is written twice (first in line 5)"]),
+        ("train: {epochs: 1, epochs: 2}", ["c.yaml:4", "'epochs' is written twice"]),
+        ("yes: 1", ["c.yaml:4", "'yes'", "truth value", "quotes"]),
+        ("7: 1", ["c.yaml:4", "'7'", "a number"]),
+        ("? [a]\n: 1", ["c.yaml:4", "a list or mapping"]),
+        ("trainer: &a {x: *a}", ["c.yaml:4", "refers to what it is a part of"]),
+        ("trainer: &a\n  <<: *a", ["c.yaml:4", "refers to what it is a part of"]),
+        ("trainer: {x: " + "[" * 5000 + "]" * 5000 + "}", ["c.yaml:4", "nested too deeply"]),
+        ("trainer: " + "{a: " * 5000 + "1" + "}" * 5000, ["c.yaml:4", "nested too deeply"]),
+        ("\tseed: 1", ["c.yaml:4", "'\\t'"]),
+        ("---\nmodel: m", ["c.yaml:4", "another document"]),
+        ("x: \x01", ["c.yaml:4", "U+0001"]),
+        ("data2: !!python/object:os.system x", ["c.yaml:4", "cannot be read"]),
+        ("x: *nobody", ["c.yaml:4", "undefined alias"]),
+    ],
+)
+def test_what_is_ambiguous_or_no_number_is_refused_with_its_place(tmp_path: Path, lines: str, words: list[str]) -> None:
+    message = refused(tmp_path, BASE + lines + "\n")
+    assert [word for word in words if word not in message] == []
+
+
+def test_all_ambiguous_keys_are_reported_at_once(tmp_path: Path) -> None:
+    message = refused(tmp_path, BASE + "train: {seed: 1, seed: 2}\ndata: {}\non: 1\n")
+    assert message.startswith("3 problems")
+
+
+@pytest.mark.parametrize("shape", ["&a{n} [{parts}]", "&a{n} {{<<: [{parts}]}}"])
+def test_aliases_that_expand_to_billions_end_at_once(tmp_path: Path, shape: str) -> None:
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: " + shape.format(n=n, parts=",".join([f"*a{n - 1}"] * 9)) for n in range(1, 12)]
+    assert "too many values" in refused(tmp_path, "\n".join(lines) + "\n" + BASE)
+
+
+def test_a_long_chain_of_aliases_is_too_deep(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 100))]
+    assert "nested too deeply" in refused(tmp_path, "\n".join(lines) + "\n" + BASE)
+
+
+def test_aliases_and_merges_of_moderate_size_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train: &t {seed: 3}\nbaselines: {<<: *t, few_shot: 2}\n" + BASE, encoding="utf-8")
+    config = load_config(path)
+    assert (config.train.seed, config.baselines.seed, config.baselines.few_shot) == (3, 3, 2)
+
+
+@pytest.mark.parametrize(("text", "rate"), [("2e-5", 2e-5), ("5E-5", 5e-5), (".00002", 2e-5), ("'2e-5'", 2e-5)])
+def test_numbers_in_plain_notation_are_taken(tmp_path: Path, text: str, rate: float) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(BASE + f"train: {{learning_rate: {text}}}\n", encoding="utf-8")
+    assert load_config(path).train.learning_rate == rate
+
+
+def test_json_with_tabs_is_read_and_a_key_written_twice_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text('{\n\t"model": "m",\n\t"task": "t",\n\t"data": {"train": "x"}\n}', encoding="utf-8")
+    assert load_config(path).model == "m"
+    message = refused(tmp_path, '{"model": "m", "model": "n", "data": {"train": "x", "train": "y"}}', "d.json")
+    assert message.startswith("2 problems")
+    assert "'model' is written twice" in message
+    assert "c.json:1: not valid JSON" in refused(tmp_path, '{"model":', "c.json")
+    assert "cannot be read" in refused(tmp_path, "[" * 100_000, "c.json")
+
+
+def test_a_file_without_end_or_of_great_size_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "long.yaml").write_text("#" * 300_000, encoding="utf-8")
+    expected = {"pipe.yaml": "a named pipe", "zero.yaml": "a device", "long.yaml": "300,000 bytes"}
+    for name, words in expected.items():
+        with pytest.raises(ConfigError, match=words):
+            load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".yaml", "x/" * 3000, "a\0b.yaml"])
+def test_a_name_that_no_file_can_have_is_one_short_message(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_mapping_that_contains_itself_is_refused() -> None:
+    options: dict[str, Any] = {}
+    options["self"] = options
+    with pytest.raises(ConfigError, match="refer to themselves"):
+        load_config({**MAPPING, "trainer": options})
+
+
+def test_overrides_are_as_strict_as_files() -> None:
+    cases = {"train={seed: 1, seed: 2}": "twice", "train.epochs=yes": "a number", "x=&a [*a]": "alias"}
+    for override, words in cases.items():
+        with pytest.raises(ConfigError, match=words):
+            load_config(MAPPING, [override])
