@@ -310,3 +310,12 @@ def save(kind: str, folder: Path, head: str = "lm", **options: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_with_tokens(kind: str, folder: Path, tokens: Sequence[str], head: str = "lm", **options: Any) -> Path:
+    """Write a checkpoint whose tokenizer has tokens that its embeddings lack."""
+    model, tokenizer = make(kind, head, **options)
+    model.save_pretrained(folder)
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(folder)
+    return folder

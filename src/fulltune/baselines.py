@@ -19,6 +19,7 @@ from fulltune.config import Config
 from fulltune.data.load import Table
 from fulltune.metrics.base import Array
 from fulltune.model import Bundle
+from fulltune.models import reconcile
 from fulltune.records import Prediction
 from fulltune.store.cache import cache_key, cache_path, cached_rows
 from fulltune.tasks import prompts
@@ -144,6 +145,7 @@ def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: 
         "task": [task.name, task.version],
         "prompts": prompts.VERSION,
         "base": base.info.sha256,
+        "reconciled": [reconcile.VERSION, *base.info.reconciled],
         "window": base.window,
         "train": train.sha256,
         "eval": scored.sha256,

@@ -36,6 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from fulltune import starters
 from fulltune.errors import MissingDependencyError, ModelError, did_you_mean
+from fulltune.models import reconcile
 from fulltune.records import ModelInfo
 from fulltune.store.files import file_sha256
 from fulltune.store.objects import CHECKPOINT_FILES, checkpoint_sha256
@@ -65,12 +66,13 @@ class Bundle:
 
     Attributes:
         model: In float32, in eval mode.
-        tokenizer: Fast where there is one; ``pad_token`` is always set.
+        tokenizer: Fast where there is one; ``pad_token`` is set unless it has no special token at all.
         family: ``decoder``, ``encoder`` or ``encoder-decoder``.
         head: ``lm`` (the checkpoint's own head, or none for an encoder without one) or ``classification``.
         window: Longest input in tokens that the model takes (positions).
         info: Source, hash and architecture, for the record.
         fresh: Names of the parameters that the checkpoint lacks: a new head's, drawn from a seed.
+        grown: Rows that were added to the embeddings, for tokens that the checkpoint lacks.
     """
 
     model: PreTrainedModel
@@ -80,6 +82,7 @@ class Bundle:
     window: int
     info: ModelInfo
     fresh: tuple[str, ...] = ()
+    grown: int = 0
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -227,10 +230,21 @@ def load(
     with _errors_of(name):
         config = AutoConfig.from_pretrained(**source.kwargs)
         tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
-        model, fresh = _load_model(source, config, head, labels, multi_label, seed)
-    _set_pad_token(model, tokenizer)
-    info = ModelInfo(source=name, sha256=source.sha256(), family=family_of(config), architecture=type(model).__name__)
-    return Bundle(model, tokenizer, family_of(config), head, _window(model.config, tokenizer), info, fresh)
+        family = family_of(config)
+        overrides, replaced = reconcile.config_overrides(config, tokenizer, family)
+        with quiet():
+            settings, invalid = reconcile.generation_override(source.folder)
+        overrides |= settings
+        model, fresh = _load_model(source, config, head, labels, multi_label, seed, overrides)
+    settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
+    info = ModelInfo(
+        source=name,
+        sha256=source.sha256(),
+        family=family,
+        architecture=type(model).__name__,
+        reconciled=(*replaced, *invalid, *settled.changes),
+    )
+    return Bundle(model, tokenizer, family, head, _window(model, tokenizer), info, fresh, settled.grown)
 
 
 def _load_adapter(
@@ -269,18 +283,6 @@ def family_of(config: PretrainedConfig) -> Family:
     return "encoder" if is_encoder else "decoder"
 
 
-def grow_embeddings(bundle: Bundle, seed: int) -> int:
-    """Add rows for tokens that the tokenizer has and the model has not; nothing is ever cut off. Returns how many."""
-    embeddings: Any = bundle.model.get_input_embeddings()
-    rows, wanted = int(embeddings.weight.shape[0]), len(bundle.tokenizer)
-    if wanted <= rows:
-        return 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        bundle.model.resize_token_embeddings(wanted)
-    return wanted - rows
-
-
 def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What training changes in a model: its parameters that are not frozen, each once, and its buffers."""
     chosen = {name for name, value in model.named_parameters() if value.requires_grad}
@@ -317,9 +319,15 @@ def own_head(base: Bundle, student: Bundle) -> Iterator[Bundle]:
 
 
 def _load_model(
-    source: Source, config: PretrainedConfig, head: Head, labels: Sequence[str], multi_label: bool, seed: int
+    source: Source,
+    config: PretrainedConfig,
+    head: Head,
+    labels: Sequence[str],
+    multi_label: bool,
+    seed: int,
+    overrides: dict[str, Any],
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True}
+    kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True} | overrides
     if head == "classification":
         if labels:
             same = list((config.id2label or {}).values()) == list(labels) and _has_head(
@@ -374,28 +382,10 @@ def _has_head(config: PretrainedConfig, ending: str) -> bool:
     return any(name.endswith(ending) for name in config.architectures or [])
 
 
-def _set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """GPT-2 and others have no padding token; theirs is end-of-text, told apart by length, never by id."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def _window(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    text_config = config.get_text_config()
-    positions = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "n_positions", None)
-    # RoBERTa keeps two positions for padding; its tokenizer's limit is then the true one.
-    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 1_000_000]
-    if config.model_type in (
-        "t5",
-        "mt5",
-        "longt5",
-        "umt5",
-    ):  # relative positions: any length works, this one was trained
-        return max([_DEFAULT_WINDOW, *limits])
-    return min(limits) if limits else _DEFAULT_WINDOW
+def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    limit = reconcile.position_limit(model, tokenizer) or _DEFAULT_WINDOW
+    # Relative positions: any length works, this one was trained.
+    return max(_DEFAULT_WINDOW, limit) if model.config.model_type in ("t5", "mt5", "longt5", "umt5") else limit
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def build(
         headline=verdict.headline,
         metric=deciding.name,
         metrics={metric.name: metric.info() for metric in task.metrics},
-        model=base.info,
+        model=base.info.model_copy(update={"reconciled": (*base.info.reconciled, *trained.reconciled)}),
         data=DataInfo(
             train=data.train.table.info,
             eval=data.eval.table.info,

@@ -66,14 +66,15 @@ class MetricInfo(Model):
 
 
 class ModelInfo(Model):
-    """The base: where it came from, the SHA-256 of its files, and its family (``decoder``, ``encoder``,
-    ``encoder-decoder``).
+    """The base: where it came from, the SHA-256 of its files, its family (``decoder``, ``encoder``,
+    ``encoder-decoder``), and what its files contradict or leave open, with what was used (``reconciled``).
     """
 
     source: str
     sha256: str
     family: str
     architecture: str
+    reconciled: tuple[str, ...] = ()
 
 
 class SplitInfo(Model):

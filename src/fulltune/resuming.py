@@ -25,6 +25,7 @@ from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.model import Bundle
 from fulltune.store.files import to_json
 from fulltune.store.runs import RunFolder, list_runs, resolve
+from fulltune.tasks import prompts
 from fulltune.tasks.base import Task
 from fulltune.training import checkpoints
 from fulltune.training.checkpointing import PRIVATE
@@ -166,6 +167,7 @@ def _facts(config: Config, data: Data, base: Bundle) -> dict[str, Any]:
         f"rows of {name}": split.table.sha256 for name, split in splits.items() if split is not None
     }
     facts |= {"base": base.info.sha256, "parameters": base.model.num_parameters(), "tokenizer": _tokenizer(base)}
+    facts |= {"checkpoint": list(base.info.reconciled), "wording of prompts": prompts.VERSION}
     facts |= {f"major version of {name}": version for name, version in versions.items()}
     found: dict[str, Any] = json.loads(to_json(dict(_flat(own)) | facts))
     return found

@@ -246,7 +246,7 @@ def train(
 
         task.begin(student, data.train.examples)
         weights = task.class_weights(data.train.examples)
-        return fit(
+        trained = fit(
             student,
             method,
             features,
@@ -260,6 +260,8 @@ def train(
             checkpoints=config.checkpoints,
             resume=resume,
         )
+    known = memory.base.info.reconciled
+    return replace(trained, reconciled=tuple(fact for fact in student.info.reconciled if fact not in known))
 
 
 def _cut_steps(file: Path, resume: Path | None) -> None:

@@ -22,7 +22,7 @@ from fulltune.guards.overfitting import BestState
 from fulltune.methods.adapters import head_modules
 from fulltune.methods.full import fingerprints
 from fulltune.methods.lora import targets
-from fulltune.model import Bundle
+from fulltune.model import Bundle, load
 from fulltune.records import Parameters
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import advice
@@ -238,10 +238,9 @@ def test_rank_alpha_and_seed_are_those_of_the_config() -> None:
 @pytest.mark.parametrize("name", ["lora", "qlora"])
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_new_tokens_get_embeddings_that_learn(name: str, kind: str, tmp_path: Path) -> None:
-    bundle = fakes.bundle(kind)
-    rows = bundle.model.get_input_embeddings().weight.shape[0]
-    old = bundle.model.get_input_embeddings().weight.detach().clone()
-    bundle.tokenizer.add_tokens(["<one>"])
+    bundle = load(str(fakes.save_with_tokens(kind, tmp_path / "base", ["<one>"])))
+    rows = bundle.model.get_input_embeddings().weight.shape[0] - 1
+    old = bundle.model.get_input_embeddings().weight[:rows].detach().clone()
     method = made(name)
     ids = [*bundle.tokenizer("the fox").input_ids, rows]
     fit(bundle, method, [Features(ids, list(ids), "0")] * 4, None, method.config, output_dir=tmp_path)
@@ -255,9 +254,8 @@ def test_new_tokens_get_embeddings_that_learn(name: str, kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["prompt-tuning", "linear-probe", "bitfit"])
-def test_new_tokens_that_nothing_would_train_are_refused(name: str) -> None:
-    bundle = fakes.bundle("gpt2")
-    bundle.tokenizer.add_tokens(["<one>"])
+def test_new_tokens_that_nothing_would_train_are_refused(name: str, tmp_path: Path) -> None:
+    bundle = load(str(fakes.save_with_tokens("gpt2", tmp_path, ["<one>"])))
     with pytest.raises(ModelError, match=f"{name} trains none.*Use full or lora"):
         made(name).prepare(bundle)
 

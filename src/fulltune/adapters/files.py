@@ -110,8 +110,6 @@ class Origin(Model):
 
     def apply(self, base: Bundle, folder: Path, *, with_head: bool) -> Bundle:
         """The adapter in its base, in place: merged where it can be. Without its head only what lies in the body."""
-        from fulltune.model import grow_embeddings
-
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
         kind = config.get("peft_type")
@@ -119,8 +117,6 @@ class Origin(Model):
             if self.quantized:
                 nf4.quantize(base.model, self.quantized)
                 nf4.restore(base.model)
-            if config.get("trainable_token_indices"):
-                grow_embeddings(base, seed=0)  # the adapter holds the new rows
             lora.apply(base.model, folder, _without(tensors, LORA_PREFIX), with_head=with_head)
             return base
         if kind == "PROMPT_TUNING":

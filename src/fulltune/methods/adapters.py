@@ -105,10 +105,9 @@ class Partial(Method):
         return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
     def _check_tokens(self, bundle: Bundle) -> None:
-        rows, wanted = embedding_rows(bundle), len(bundle.tokenizer)
-        if wanted > rows:
+        if bundle.grown:
             raise ModelError(
-                f"the tokenizer has {wanted} tokens, the model embeddings for {rows}, and {self.name} trains none",
+                f"the model has no embeddings for {bundle.grown} tokens of its tokenizer, and {self.name} trains none",
                 expected="an embedding for every token",
                 fix="use full or lora, which train new ones",
                 field="method",

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError, Problem
 from fulltune.methods.base import Method
-from fulltune.model import Bundle, grow_embeddings
+from fulltune.model import Bundle
 from fulltune.records import Parameters
 from fulltune.training.optimizers import has_8bit_state
 
@@ -41,7 +41,7 @@ class Full(Method):
         model: Any = bundle.model
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        self._grown = grow_embeddings(bundle, self.config.train.seed)
+        self._grown = bundle.grown
         model.float().requires_grad_(True)
         self._tied = tied_parameters(model)
         require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])

@@ -16,7 +16,7 @@ from fulltune.adapters.packages import require
 from fulltune.config import Config
 from fulltune.errors import ModelError, did_you_mean
 from fulltune.methods.adapters import Partial, embedding_rows, head_modules, is_inside
-from fulltune.model import Bundle, grow_embeddings
+from fulltune.model import Bundle
 
 
 class Lora(Partial):
@@ -34,7 +34,6 @@ class Lora(Partial):
 
     def attach(self, bundle: Bundle) -> None:
         settings, seed, rows = self.config.adapter, self.config.train.seed, embedding_rows(bundle)
-        grown = grow_embeddings(bundle, seed)
         bundle.model.requires_grad_(False)
         whole = head_modules(bundle)
         with torch.random.fork_rng(devices=[]):
@@ -46,7 +45,7 @@ class Lora(Partial):
                 alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
                 dropout=settings.dropout,
                 whole=whole,
-                tokens=range(rows, rows + grown),
+                tokens=range(rows - bundle.grown, rows),
             )
 
     def is_added(self, name: str) -> bool:

@@ -14,6 +14,7 @@ from fulltune.config import Config
 from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle, own_head
+from fulltune.models import reconcile
 from fulltune.progress import NullProgress, Progress
 from fulltune.records import Prediction, Retention, Score
 from fulltune.retention import features
@@ -171,7 +172,7 @@ def _cached(ability: Ability, base: Bundle, out: Path | None, advance: Callable[
     if out is None:
         return _counted(ability.answer(base), advance)
     key = {"retention": VERSION, "name": ability.name, "base": base.info.sha256, "window": base.window}
-    key |= {"asked": ability.asked}
+    key |= {"asked": ability.asked, "reconciled": [reconcile.VERSION, *base.info.reconciled]}
     path = cache_path(out, cache_key(key))
     return cached_rows(path, lambda: _counted(ability.answer(base), advance))
 

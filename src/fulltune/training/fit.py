@@ -58,6 +58,7 @@ class TrainingResult:
         validation: Metric, steps and values that :class:`~fulltune.guards.overfitting.OverfittingGuard` chose by.
         adapter: What was stored beside the model, once it was.
         warnings: What the reader of the report should know of the result.
+        reconciled: Facts of the checkpoint that were settled for the trained model alone (its head, say).
     """
 
     training: Training
@@ -70,6 +71,7 @@ class TrainingResult:
     validation: dict[str, Any] = field(default_factory=dict)
     adapter: AdapterInfo | None = None
     warnings: tuple[str, ...] = ()
+    reconciled: tuple[str, ...] = ()
 
 
 def fit(
