@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fulltune.config import Config
 from fulltune.data import tokens
 from fulltune.data.findings import Audit, BadRow, ExampleLike, Finding, bad_rows, rows, some
-from fulltune.data.labels import label_findings
-from fulltune.data.load import Table
+from fulltune.data.labels import kind_findings, label_findings
+from fulltune.data.load import Row, Table
 from fulltune.data.overlap import Entry, overlap
 from fulltune.data.split import input_text
 from fulltune.data.tokens import E, FeaturesLike
@@ -18,6 +19,20 @@ __all__ = ["Audit", "BadRow", "Finding", "audit"]
 
 #: Fewer rows than this to train on, or to score, are worth a word.
 _FEW = 50
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """A row of ``valid`` with its labels."""
+
+    id: str
+    input: str
+    target: str | tuple[str, ...]
+
+    @classmethod
+    def of(cls, row: Row) -> _Labelled:
+        label = row.fields["label"] if "label" in row.fields else tuple(row.fields["labels"])
+        return cls(row.id, input_text(row.fields), label)
 
 
 def audit(
@@ -52,7 +67,9 @@ def audit(
     findings = [*_bad_rows(train, valid, evaluation), *_sizes(train_examples, eval_examples, config)]
     findings += overlapping.findings
     if classes:
-        findings += label_findings(train_examples, eval_examples)
+        findings += label_findings(train_examples, eval_examples, [_Labelled.of(row) for row in valid or ()])
+        tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
+        findings += kind_findings({split: table.label_kind for split, table in tables.items()})
     for split, examples in (("train", train_examples), ("eval", eval_examples)):
         if encode is not None and examples:
             findings += tokens.length_findings(split, examples, encode, config)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fulltune.data.values import is_invisible
+
 THRESHOLD = 0.85
 SHINGLE = 5
 
@@ -33,6 +35,25 @@ _SKETCHED = 1024
 _VERIFIED = 50
 
 
+#: Letters of Cyrillic, Greek and Armenian, in lower case, that look like a Latin one in one of the two cases (a choice
+#: from Unicode TR39, "confusables"). Both sides of a comparison are mapped, so texts of one script hardly come closer.
+_LOOKALIKES = str.maketrans(
+    "авекмнорстухіјѕһԁԛԝӏүҽ" + "αβεζηικμνορτυχ" + "օսհո" + "ıɑɡ",
+    "abekmhopctyxijshdqwlye" + "abezhikmnoptyx" + "ouhn" + "iag",
+)
+
+
+class _Folded(dict[int, str | int | None]):
+    """For ``str.translate``: invisible characters go, look-alike letters become Latin, everything else stays. Filled as
+    characters are met.
+    """
+
+    def __missing__(self, code: int) -> str | int | None:
+        character = chr(code)
+        self[code] = value = None if is_invisible(character) and not character.isspace() else code
+        return value
+
+
 class _Spaced(dict[int, str | int]):
     """For ``str.translate``: punctuation becomes a space, everything else stays. Filled as characters are met."""
 
@@ -41,12 +62,17 @@ class _Spaced(dict[int, str | int]):
         return value
 
 
+_FOLDED = _Folded(_LOOKALIKES)
 _SPACED = _Spaced()
 
 
 def fold(text: str) -> str:
-    """NFKC, case-folded, whitespace collapsed. Signs stay: ``a < b`` is not ``a > b``."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Return what two spellings of one text share: NFKC, case-folded, without invisible characters, look-alike letters
+    as Latin ones, whitespace collapsed. Signs stay: ``a < b`` is not ``a > b``.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_FOLDED)
+    return " ".join(text.casefold().split())
 
 
 def normalise(text: str) -> str:

@@ -129,3 +129,8 @@ def percent(part: float, whole: float) -> str:
     if share >= 0.1:
         return f"{share if part >= whole else min(share, 0.99):.0%}"
     return f"{100 * share:.2g}%"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first five names and the number of the others."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

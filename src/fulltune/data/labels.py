@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fulltune.data.findings import ExampleLike, Finding, Level, percent, rows, some
+from fulltune.data.findings import ExampleLike, Finding, Level, listed, percent, rows, some
+from fulltune.data.spellings import places, similar_to, spelling_findings, spelt
 
 #: Share of evaluation rows with a label that train lacks, from which on the run stops.
 _TOLERATED = 0.01
 
 
-def label_findings(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike]) -> list[Finding]:
-    """Class balance of both splits, labels with one row, labels on one side only, and a single label."""
+def label_findings(
+    train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], valid: Sequence[ExampleLike] = ()
+) -> list[Finding]:
+    """Class balance, labels that train lacks or has once, labels that are never scored, a single label, and spellings
+    that suggest a mistake.
+    """
     in_train, in_eval = _count(train), _count(evaluation)
-    findings = [_balance(in_train, in_eval), *_only_in_eval(in_train, evaluation)]
-    if len(in_train) < 2 and not any(isinstance(example.target, tuple) for example in train):
+    several = any(isinstance(example.target, tuple) for example in train)
+    findings = [_balance(in_train, in_eval), *_only_in_eval(in_train, evaluation), *_only_in_valid(in_train, valid)]
+    findings += spelling_findings(places(train, evaluation, valid), several)
+    if len(in_train) < 2 and not several:
         found = f"all {rows(len(train), of='train')} have the label {next(iter(in_train), '')!r}: nothing to tell apart"
         findings.append(Finding(kind="one_label", level="error", message=found, split="train", fix="add other labels"))
     if lonely := sorted(label for label, count in in_train.items() if count == 1):
@@ -58,8 +65,8 @@ def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> 
         kind="labels_only_in_eval",
         level="warning" if few else "error",
         message=f"{rows(len(lost), 'have', 'eval')} a label that train lacks ({percent(len(lost), len(evaluation))}), "
-        f"which can never be predicted: {_listed(names)}",
-        fix="add rows with these labels to train, or take them out of eval",
+        f"which can never be predicted: {listed(list(map(repr, names)))}",
+        fix=_advice(names, in_train),
         split="eval",
         count=len(lost),
         ids=some([example.id for example in lost]),
@@ -67,17 +74,60 @@ def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> 
     )
 
 
+def _advice(names: Sequence[str], in_train: Counter[str]) -> str:
+    """Return what to do about labels that train lacks: spell them as train does, name the numbers, or add rows."""
+    similar = next(((name, other) for name in names if (other := similar_to(name, in_train))), None)
+    if similar:
+        name, other = spelt(similar)
+        return f"write {other}, as train does, where {name} means the same; else add rows with these labels to train"
+    numbers = [all(label.strip().isdecimal() for label in labels) for labels in (in_train, names)]
+    if numbers[0] != numbers[1]:
+        kinds = ("numbers", "text") if numbers[0] else ("text", "numbers")
+        return f"labels of train are {kinds[0]}, these are {kinds[1]}: name the classes in data.label_names"
+    return "add rows with these labels to train, or take them out of eval"
+
+
+def _only_in_valid(in_train: Counter[str], valid: Sequence[ExampleLike]) -> Iterator[Finding]:
+    lost = [example for example in valid if any(label not in in_train for label in _labels(example))]
+    if lost:
+        names = sorted({label for example in lost for label in _labels(example)} - in_train.keys())
+        yield Finding(
+            kind="labels_only_in_valid",
+            level="warning",
+            message=f"{rows(len(lost), 'have', 'valid')} a label that train lacks "
+            f"({percent(len(lost), len(valid))}), which counts as wrong: {listed(list(map(repr, names)))}",
+            fix=_advice(names, in_train),
+            split="valid",
+            count=len(lost),
+            ids=some([example.id for example in lost]),
+            details={"labels": names},
+        )
+
+
+def kind_findings(kinds: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield a finding if splits write their labels as numbers and as text: 1 and "1" are read as one label.
+
+    Args:
+        kinds: How each split writes them; ``""`` where that is not known.
+    """
+    known = {split: kind for split, kind in kinds.items() if kind}
+    if len(set(known.values())) > 1:
+        written = ", ".join(f"{split} as {kind}" for split, kind in known.items())
+        yield Finding(
+            kind="label_kinds",
+            level="info",
+            message=f"labels are written {written}: 1 and '1' are read as one label",
+            fix="write them in one way",
+        )
+
+
 def _names(kind: str, level: Level, names: Sequence[str], words: str, fix: str = "") -> Finding:
     return Finding(
         kind=kind,
         level=level,
-        message=f"{len(names)} {'label' if len(names) == 1 else 'labels'} {words}: {_listed(names)}",
+        message=f"{len(names)} {'label' if len(names) == 1 else 'labels'} {words}: {listed(list(map(repr, names)))}",
         fix=fix,
         split="train",
         count=len(names),
         details={"labels": list(names)},
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
