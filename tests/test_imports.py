@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
 #: From the bottom up: a module imports from its own layer and from those before it. What a task and a method
 #: are (`tasks.base`, `methods.base`) is known below the tasks and methods themselves.
 LAYERS = (
-    ("", "errors", "paths", "machine", "progress", "plugins", "distributed"),
+    ("", "errors", "paths", "terminal", "machine", "progress", "plugins", "distributed"),
     ("records", "method_records", "engine_memory"),
     ("config_file", "config"),
     ("data", "metrics"),
@@ -57,7 +57,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("errors", "records", "config", "data", "metrics", "compare", "store", "report", "progress", "plan", "plugins")
 LIGHT += ("machine", "doctor", "render", "render_answers", "render_registry", "demo", "console", "cli_models", "cli")
-LIGHT += ("distributed", "engine_memory", "launch", "cli_launch", "config_file", "paths")
+LIGHT += ("distributed", "engine_memory", "launch", "cli_launch", "config_file", "paths", "terminal")
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
 
 

@@ -7,6 +7,8 @@ Exit codes: 0 done; 1 an error that a user can mend; 2 usage; 3 training was sto
 from __future__ import annotations
 
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated
@@ -17,6 +19,7 @@ import fulltune
 from fulltune import cli_launch
 from fulltune.cli_models import models
 from fulltune.console import RUNS, ConfigFile, Json, Out, Overrides, Quiet, Verbose, answer, answering
+from fulltune.terminal import replace_unknown_characters, visible, write_line
 
 app = typer.Typer(
     name="fulltune",
@@ -33,6 +36,8 @@ app.command("launch", context_settings=cli_launch.CONTEXT)(cli_launch.launch)
 def entry() -> None:
     """The console script."""
     sys.excepthook = _unexpected
+    warnings.formatwarning = _visible_warning
+    replace_unknown_characters()
     typer.main.get_command(app)(prog_name="fulltune")
 
 
@@ -345,5 +350,11 @@ def _finish_run(record: fulltune.Record, out: Path, as_json: bool, hint: str = "
 
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.__excepthook__(kind, error, trace)
-    print("error: this is a bug in fulltune; please report it with the lines above.", file=sys.stderr)
+    write_line(sys.stderr, "".join(traceback.format_exception(kind, error, trace)).rstrip())
+    write_line(sys.stderr, "error: this is a bug in fulltune; please report it with the lines above.")
+
+
+def _visible_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"{filename}:{lineno}: {category.__name__}: {visible(str(message))}\n"

@@ -15,6 +15,7 @@ import typer
 
 from fulltune import distributed
 from fulltune.errors import FulltuneError
+from fulltune.terminal import Visible, plain_console, portable_json, silence, write_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,14 +43,20 @@ _SILENCE = {
 
 def answer(text: str, human: RenderableType, as_json: bool) -> None:
     """The verb's result on stdout: the JSON text, or what people read; once, however many processes run."""
-    if not distributed.speaks():
+    if not distributed.speaks() or sys.stdout is None:
         return
-    if as_json:
-        print(text.rstrip())
-    else:
-        from rich.console import Console
+    try:
+        if as_json:
+            _print_json(text)
+        else:
+            plain_console().print(Visible(human))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
 
-        Console().print(human)
+
+def _print_json(text: str) -> None:
+    print(portable_json(text.rstrip(), sys.stdout.encoding))
 
 
 @contextmanager
@@ -74,6 +81,6 @@ def answering(as_json: bool, verbose: bool, quiet: bool = False) -> Iterator[Pro
 
 
 def _refuse(message: str, kind: str, problems: list[dict[str, str]], as_json: bool) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": {"type": kind, "message": message, "problems": problems}}, ensure_ascii=False))
+    write_line(sys.stderr, f"error: {message}")
+    if as_json and sys.stdout is not None:
+        _print_json(json.dumps({"error": {"type": kind, "message": message, "problems": problems}}, ensure_ascii=False))

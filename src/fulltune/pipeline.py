@@ -64,7 +64,7 @@ def run(
     config = stages.pinned(load_config(config if config is not None else options, overrides), out)
     watch = recording.Stopwatch()
     with contextlib.ExitStack() as held, recording.Warnings() as warned:
-        held.enter_context(distributed.joined(float(config.trainer.get("ddp_timeout", distributed.TIMEOUT))))
+        held.enter_context(distributed.joined(_timeout(config)))
         progress = progress if progress and distributed.is_main() else NullProgress()
         task, method = stages.parts(config)
         with watch("data"):
@@ -115,6 +115,12 @@ def run(
             distributed.once(lambda: write_report(folder.path))
         distributed.once(lambda: register_run(out, folder.path))
     return record
+
+
+def _timeout(config: Config) -> float:
+    """Return the seconds that processes wait for each other; a wrong value is reported with the other options."""
+    asked = config.trainer.get("ddp_timeout")
+    return float(asked) if isinstance(asked, (int, float)) and asked > 0 else distributed.TIMEOUT
 
 
 def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] = ()) -> Plan:

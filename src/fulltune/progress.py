@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from fulltune.terminal import plain_console, visible, write_line
 
 #: Most log lines that one stage writes between its first and its last, and the seconds between two of them at least.
 LOG_LINES = 8
@@ -53,7 +54,7 @@ class Progress(ABC):
 def open_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress:
     """The progress that suits the stream (stderr unless given): bars on a terminal, log lines elsewhere."""
     stream = stream or sys.stderr
-    if quiet:
+    if quiet or stream is None:
         return NullProgress()
     return BarProgress(stream) if stream.isatty() else LogProgress(stream)
 
@@ -101,7 +102,7 @@ class _LogBar(Bar):
         self.spoken = time.monotonic()
         of = f"/{self.total}" if self.total else ""
         parts = [f"{self.name}: {self.done}{of} {self.unit}s", f"{self.spoken - self.started:.0f} s", note]
-        print(", ".join(part for part in parts if part), file=self.stream, flush=True)
+        write_line(self.stream, ", ".join(part for part in parts if part))
 
 
 class LogProgress(Progress):
@@ -118,7 +119,7 @@ class LogProgress(Progress):
         bar.line("done")
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        write_line(self.stream, text)
 
 
 class _RichBar(Bar):
@@ -127,7 +128,7 @@ class _RichBar(Bar):
 
     def advance(self, count: int = 1, note: str = "") -> None:
         if note:
-            self.bars.update(self.task, advance=count, note=note)
+            self.bars.update(self.task, advance=count, note=visible(note))
         else:
             self.bars.update(self.task, advance=count)
 
@@ -136,10 +137,10 @@ class BarProgress(Progress):
     """Bars of :mod:`rich`; one live display serves nested stages."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.console = Console(file=stream)
+        self.console = plain_console(stream)
         self.depth = 0
         self.bars = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -153,7 +154,7 @@ class BarProgress(Progress):
         if self.depth == 0:
             self.bars.start()
         self.depth += 1
-        task = self.bars.add_task(name, total=total, note=f"{unit}s")
+        task = self.bars.add_task(visible(name), total=total, note=f"{unit}s")
         try:
             yield _RichBar(self.bars, task)
         finally:
@@ -163,4 +164,4 @@ class BarProgress(Progress):
                 self.bars.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(visible(text))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -66,7 +65,7 @@ def systems(record: Record) -> Table:
     table = Table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
     for name in display.in_order(found):
         score, against = found[name], record.comparison.get(f"tuned vs {name}")
-        bounds = escape(display.interval(score.low, score.high, digits))
+        bounds = display.interval(score.low, score.high, digits)
         gain = f"{display.delta(against.delta, digits)}, {against.verdict}" if against else ""
         table.add_row(
             display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
@@ -94,7 +93,7 @@ def evaluation(found: EvaluationRecord) -> RenderableType:
     title = f"{found.model.source}, {system}, on {found.data.rows:,} rows of {found.data.source}"
     table = Table("metric", "value", "interval", "rows")
     for name, score in sorted(found.scores.items(), key=lambda item: item[0] != found.metric):
-        bounds = escape(display.interval(score.low, score.high))
+        bounds = display.interval(score.low, score.high)
         table.add_row(display.metric_label(name), display.number(score.value), bounds, display.count(score.n))
     return Group(Text(title, style="bold"), table)
 
@@ -108,7 +107,7 @@ def comparison(found: RunComparison) -> RenderableType:
         bounds = display.interval(item.low, item.high, digits, sign=True)
         shown = [display.number(value, digits) for value in values]
         delta = display.delta(item.delta, digits)
-        table.add_row(display.metric_label(item.metric), *shown, delta, escape(bounds), item.verdict)
+        table.add_row(display.metric_label(item.metric), *shown, delta, bounds, item.verdict)
     lists = {
         "right only in A": found.fixed,
         "right only in B": found.broken,
@@ -127,7 +126,7 @@ def interpolation(found: Interpolation) -> RenderableType:
     digits = display.decimals(point.score.value for point in found.points)
     table = Table("α", label, "interval", "largest loss", "inside the budget", "")
     for point in found.points:
-        bounds = escape(display.interval(point.score.low, point.score.high, digits))
+        bounds = display.interval(point.score.low, point.score.high, digits)
         sign = "chosen" if point.alpha == found.alpha else "on the front" if point.on_front else ""
         inside = "yes" if point.within_budget else "no"
         score = display.number(point.score.value, digits)
@@ -147,7 +146,7 @@ def soup(found: Soup) -> RenderableType:
     digits = display.decimals(score.value for score in found.scores.values())
     table = Table("model", display.metric_label(found.metric), "interval", "rows")
     for name, score in found.scores.items():
-        bounds = escape(display.interval(score.low, score.high, digits))
+        bounds = display.interval(score.low, score.high, digits)
         table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
     return Group(title, table)
 
@@ -160,7 +159,7 @@ def methods(found: MethodComparison) -> RenderableType:
         if row.reason:
             continue
         name = f"{row.name} ✓" if row.chosen else row.name
-        values = [escape(f"{row.score} {row.score_interval}"), escape(f"{row.against} {row.against_interval}")]
+        values = [f"{row.score} {row.score_interval}", f"{row.against} {row.against_interval}"]
         table.add_row(name, *values, row.part, row.memory, row.time, row.speed, row.disk, row.retention)
     absent = [f"{result.method} {result.status}: {result.reason}" for result in found.methods if result.reason]
     notes = [Text(line) for line in (*absent, *(f"Note: {note}" for note in found.notes))]
@@ -260,7 +259,7 @@ def learning_curve(found: LearningCurve) -> RenderableType:
     label = display.metric_label(found.metric)
     table = Table("training rows", label, "interval")
     for point in found.points:
-        bounds = escape(display.interval(point.score.low, point.score.high))
+        bounds = display.interval(point.score.low, point.score.high)
         table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
     how = (
         f"Each part was trained for {found.steps:,} steps and scored on all rows of eval; better is {found.direction}."

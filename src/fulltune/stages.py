@@ -30,8 +30,8 @@ from fulltune.store.registry import Registry, reference
 from fulltune.store.runs import RunFolder, resolve
 from fulltune.tasks.base import Example, Features, Task
 from fulltune.training import buckets, checkpoints, costs, engines, general_text
-from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.option_check import check_options
 from fulltune.training.regularize import regularizers
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ def parts(config: Config) -> tuple[Task, Method]:
     task, method, *_ = _all_or_problems(
         lambda: plugins.load("task", config.task)(config),
         lambda: plugins.load("method", config.method)(config),
-        lambda: training_arguments(config, Path("unused"), rows=1),
+        lambda: check_options(config),
         lambda: engines.check(config),
         lambda: _check_r_drop(config),
+        lambda: _check_class_weights(config),
         lambda: check_sets(config),
     )
     return task, method
@@ -64,6 +65,18 @@ def _check_r_drop(config: Config) -> None:
         raise ConfigError(
             "R-Drop without dropout", expected="a dropout above 0", fix="remove regularize.dropout: 0", field=field
         )
+
+
+def _check_class_weights(config: Config) -> None:
+    """Check that the task has classes where they are to be weighted."""
+    if config.train.class_weights == "none" or plugins.load("task", config.task).head == "classification":
+        return
+    raise ConfigError(
+        f"class weights for the task {config.task}, which has no classes",
+        expected="a task with classes",
+        fix="remove it",
+        field="train.class_weights",
+    )
 
 
 def _all_or_problems(*makers: Callable[[], Any]) -> list[Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fulltune.config import Config
-from fulltune.errors import ConfigError, Problem, did_you_mean
+from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.training import trackers
 from fulltune.training.optimizers import NAMES, optimizer_name
 
@@ -33,7 +36,7 @@ _USUAL_RATES = {
 }
 
 #: Fields that a config sets by a first-class option.
-_FIRST_CLASS = {
+FIRST_CLASS = {
     "output_dir": "--out",
     "num_train_epochs": "train.epochs",
     "optim": "train.optimizer",
@@ -74,12 +77,59 @@ _RENAMED = {
     "tokenizer": "nothing: the model's own tokenizer is used",
     "save_safetensors": "nothing: weights are always written as safetensors",
     "overwrite_output_dir": "nothing: every run has a folder of its own",
-    "push_to_hub_model_id": "trainer.hub_model_id",
-    "push_to_hub_token": "trainer.hub_token",
+    "push_to_hub_model_id": "`fulltune models export --push REPO`",
+    "push_to_hub_token": "the environment variable HF_TOKEN",
     "fp16_backend": "trainer.fp16",
     "half_precision_backend": "trainer.fp16",
     "include_inputs_for_metrics": "trainer.include_for_metrics",
 }
+
+#: Fields whose work fulltune does itself, and by what; ``False``, ``None`` and the value that it sets are no harm.
+_OWNED = {
+    "push_to_hub": "`fulltune models export --push REPO`, once the run has its record",
+    "hub_model_id": "`fulltune models export --push REPO`",
+    "hub_token": "the environment variable HF_TOKEN",
+    "hub_always_push": "`fulltune models export --push REPO`",
+    "hub_private_repo": "`fulltune models export --push REPO --private`",
+    "load_best_model_at_end": "data.valid and guards.overfitting, which keep the best step",
+    "metric_for_best_model": "guards.overfitting.metric",
+    "greater_is_better": "guards.overfitting.metric, whose direction is known",
+    "resume_from_checkpoint": "`fulltune run --resume RUN`",
+    "enable_jit_checkpoint": "checkpoints.every",
+}
+
+#: Values that fulltune does not take, and what to write.
+_REFUSED_VALUES = {
+    ("disable_tqdm", False): "remove it: fulltune draws its own progress (--quiet turns it off)",
+    ("save_strategy", "best"): "remove it: data.valid and guards.overfitting keep the best step",
+}
+
+#: What a library raises for a value that it does not take: there is no class of its own for that.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+#: Smallest values of whole numbers that the library uses without a look at them.
+_SMALLEST = {
+    "eval_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
+    "torch_empty_cache_steps": 1,
+    "save_total_limit": 1,
+    "ddp_timeout": 1,
+    "data_seed": 0,
+}
+
+#: The library takes any other name for ``random``.
+_SAMPLING = ("random", "sequential", "group_by_length")
 
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -109,14 +159,15 @@ def training_arguments(config: Config, output_dir: Path, rows: int, batches: int
         optimizer_name(config.train.optimizer)
     except ConfigError as error:
         problems += error.problems
-    problems += trackers.problems(config)
+    if not any(problem.field == "trainer.report_to" for problem in problems):
+        problems += trackers.problems(config)
     if problems:
         raise ConfigError(problems)
     try:
         return TrainingArguments(**(options | engines.arguments(config) | config.trainer))
-    except (ValueError, TypeError, ImportError) as error:
+    except REFUSALS as error:
         raise ConfigError(
-            f"transformers refuses these training arguments ({error})", fix="mend the section", field="trainer"
+            f"transformers refuses these training arguments ({error})", fix="correct the section", field="trainer"
         ) from error
 
 
@@ -243,8 +294,8 @@ def _from_config(config: Config, output_dir: Path, rows: int, batches: int | Non
 
 def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set[str]) -> list[Problem]:
     key = f"trainer.{name}"
-    if name in _FIRST_CLASS:
-        option = _FIRST_CLASS[name]
+    if name in FIRST_CLASS:
+        option = FIRST_CLASS[name]
         if config.trainer[name] == options.get(name):
             return []
         found = f"{config.trainer[name]!r} here, while {option} says {options.get(name)!r}"
@@ -254,4 +305,37 @@ def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set
     if name not in fields:
         hint = did_you_mean(name, fields) or "see the documentation of transformers.TrainingArguments"
         return [Problem("no field of TrainingArguments", fix=hint, field=key)]
+    return _problems_of_value(name, config.trainer[name], key)
+
+
+def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
+    """Return what is wrong with the value of a field that passes through: owned here, refused, or of another type."""
+    if name in _OWNED and value not in (None, False):
+        return [Problem("fulltune does this itself", fix=f"remove it, and use {_OWNED[name]}", field=key)]
+    if isinstance(value, (str, bool)) and (name, value) in _REFUSED_VALUES:
+        return [Problem(f"{value!r}", fix=_REFUSED_VALUES[name, value], field=key)]
+    if name in _SMALLEST and isinstance(value, int) and value < _SMALLEST[name]:
+        return [Problem(f"{value}", f"at least {_SMALLEST[name]}", field=key)]
+    if name == "train_sampling_strategy" and value not in _SAMPLING:
+        return [Problem(shortened(value), f"one of {', '.join(_SAMPLING)}", field=key)]
+    try:
+        _types()[name].validate_python(value)
+    except ValidationError as error:
+        told = [item["msg"][0].lower() + item["msg"][1:] for item in error.errors()]
+        expected = " or ".join(dict.fromkeys(text.removeprefix("input should be ") for text in told))
+        return [Problem(shortened(value), expected, field=key)]
     return []
+
+
+@cache
+def _types() -> dict[str, TypeAdapter[Any]]:
+    """Return the declared type of each field of ``TrainingArguments``; numbers are finite, ``yes`` is no text."""
+    from transformers import TrainingArguments
+
+    strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+    hints = get_type_hints(TrainingArguments)
+    return {
+        field.name: TypeAdapter(hints[field.name], config=strict)
+        for field in dataclasses.fields(TrainingArguments)
+        if field.init
+    }

@@ -8,7 +8,7 @@ from fulltune.errors import Problem, did_you_mean
 
 def problems(config: Config) -> list[Problem]:
     """What is wrong with ``trainer.report_to``: a name that nobody knows, or a package that is not there."""
-    asked = config.trainer.get("report_to", "none")
+    asked = config.trainer.get("report_to") or "none"
     names = [asked] if isinstance(asked, str) else list(asked)
     if set(names) <= {"none", "all"}:
         return []

@@ -1,0 +1,115 @@
+"""Options that transformers takes without a word and refuses in the middle of a run are tried out before it begins.
+
+A model of a few hundred parameters is trained for one step and evaluated with the config's options, which builds the
+optimizer, the schedule, the data loaders and the accelerator as the run will. It costs a fraction of a second, and only
+where ``trainer`` or ``train.optimizer`` name something of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fulltune import distributed
+from fulltune.config import Config, TrainConfig
+from fulltune.errors import ConfigError, Problem
+from fulltune.model import quiet
+from fulltune.training.arguments import FIRST_CLASS, REFUSALS, training_arguments
+from fulltune.training.random_state import randomness_kept
+
+#: Options that are not tried out here: they compile, take other devices or processes, or open the network.
+_NOT_TRIED = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed", "fsdp"})
+
+#: What a trial never does, whatever the config says.
+_TRIAL = {"report_to": "none", "save_strategy": "no", "log_level": "error"}
+
+
+def check_options(config: Config) -> None:
+    """Check every option of ``trainer`` and the optimizer, by name, by type, and by one step of training.
+
+    Raises:
+        ConfigError: Some are refused. All that are refused on their own are named at once, else the section is.
+        MissingDependencyError: The optimizer is one of a package that is not installed.
+    """
+    problems = list[Problem]()
+    try:
+        training_arguments(config, Path("unused"), rows=1)
+    except ConfigError as error:
+        problems += error.problems
+    if distributed.launched() == 1 and not _NOT_TRIED & config.trainer.keys():
+        named = {problem.field for problem in problems}
+        problems = [problem for problem in problems if problem.field != "trainer"]
+        problems += _refused_in_training(_without(config, named))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _without(config: Config, fields: set[str]) -> Config:
+    """Return the config without the options that are known to be wrong."""
+    trainer = {name: value for name, value in config.trainer.items() if f"trainer.{name}" not in fields}
+    wrong = "train.optimizer" in fields
+    train = config.train.model_copy(update={"optimizer": TrainConfig().optimizer}) if wrong else config.train
+    return config.model_copy(update={"trainer": trainer, "train": train})
+
+
+def _refused_in_training(config: Config) -> list[Problem]:
+    if not _is_special(config) or (error := _refusal(config)) is None:
+        return []
+    problems = [_problem(field, said) for field, one in _one_by_one(config) if (said := _refusal(one)) is not None]
+    return problems or [_problem("trainer", error)]
+
+
+def _is_special(config: Config) -> bool:
+    return bool(config.trainer) or config.train.optimizer != TrainConfig().optimizer
+
+
+def _one_by_one(config: Config) -> Iterator[tuple[str, Config]]:
+    """Yield the config with a single special option, for each of them."""
+    default = TrainConfig().optimizer
+    plain = config.model_copy(update={"train": config.train.model_copy(update={"optimizer": default})})
+    yield "train.optimizer", config.model_copy(update={"trainer": {}})
+    for name, value in config.trainer.items():
+        yield f"trainer.{name}", plain.model_copy(update={"trainer": {name: value}})
+
+
+def _problem(field: str, error: Exception) -> Problem:
+    detail = str(error).strip().partition("\n")[0][:200].rstrip(".")
+    return Problem(
+        f"transformers refuses this ({type(error).__name__}: {detail})",
+        fix="see the documentation of transformers.TrainingArguments",
+        field=field,
+    )
+
+
+def _refusal(config: Config) -> Exception | None:
+    """Return what one step of training with these options raises, or None."""
+    with randomness_kept(), quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        try:
+            _try_out(config, Path(folder))
+        except ConfigError as error:
+            return error.__cause__ if isinstance(error.__cause__, REFUSALS) else error
+        except REFUSALS as error:
+            return error
+    return None
+
+
+def _try_out(config: Config, folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer
+
+    own = {name: value for name, value in config.trainer.items() if name not in FIRST_CLASS}
+    single = config.train.model_copy(update={"batch_size": 1, "accumulation": 1, "max_steps": 1})
+    evaluation = config.evaluation.model_copy(update={"batch_size": 1})
+    trial = config.model_copy(update={"trainer": own | _TRIAL, "train": single, "evaluation": evaluation})
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    rows = [{"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4]}] * 4
+    arguments = training_arguments(trial, folder, len(rows))
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        trainer: Any = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
+        trainer.train()
+        trainer.evaluate()

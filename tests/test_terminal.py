@@ -1,0 +1,108 @@
+"""Nothing that data, models or file names hold steers a terminal, and no stream's encoding breaks an answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from fulltune import console
+from fulltune.errors import DataError
+from fulltune.progress import open_progress
+from fulltune.terminal import portable_json, visible, write_line
+
+EVIL = "\x1b]0;PWN\x07\x1b[31mred\x1b[2J \x9b31m \u202eabc\u2066 [bold]b[/bold] [/x] :smile: \ud800 \r up"
+HARMFUL = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ud800", "\r")
+
+
+def test_what_steers_a_terminal_is_written_as_an_escape() -> None:
+    assert visible("a\x1b[31mb\u202ec\td\ne\r\nf") == "a\\x1b[31mb\\u202ec\td\ne\nf"
+    assert visible("Привет, שלום, 👩‍👩‍👧 é") == "Привет, שלום, 👩‍👩‍👧 é"
+
+
+def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("system", EVIL)
+    table.add_row(EVIL, Text(EVIL))
+    console.answer("{}", table, as_json=False)
+    shown = capsys.readouterr().out
+    assert [one for one in HARMFUL if one in shown] == []
+    assert "\\x1b" in shown
+    assert "[bold]" in shown
+    assert "[/x]" in shown
+    assert ":smile:" in shown
+
+
+def test_json_answers_stay_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"text": EVIL.replace("\ud800", ""), "other": "é 👍 \x7f"}
+    console.answer(json.dumps(value, ensure_ascii=False), "", as_json=True)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == value
+    assert [one for one in HARMFUL if one in shown] == []
+    for encoding in ("ascii", "cp1252", "utf-8", None):
+        text = portable_json(json.dumps(value, ensure_ascii=False), encoding)
+        assert json.loads(text) == value
+        assert encoding == "utf-8" or text.isascii()
+
+
+def test_an_error_is_shown_and_its_json_is_valid_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(console.typer.Exit), console.answering(as_json=True, verbose=False):
+        raise DataError(EVIL, field=EVIL)
+    shown = capsys.readouterr()
+    assert [one for one in HARMFUL if one in shown.out + shown.err] == []
+    assert json.loads(shown.out)["error"]["problems"][0]["found"] == EVIL
+
+
+def test_progress_shows_names_and_notes_as_they_are() -> None:
+    stream = io.StringIO()
+    progress = open_progress(stream=stream)
+    with progress.stage(EVIL, total=1) as bar:
+        bar.advance(note=EVIL)
+    progress.note(EVIL)
+    assert [one for one in HARMFUL if one in stream.getvalue()] == []
+
+
+def test_a_reader_that_is_gone_ends_nothing() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        for _ in range(3):
+            write_line(stream, "line")
+    write_line(None, "line")
+
+
+ANSWER = """
+import sys
+from rich.text import Text
+from fulltune import cli
+from fulltune.console import answer
+cli.replace_unknown_characters()
+answer('{"a": "Привет → é"}', Text("Привет → é"), sys.argv[1] == "json")
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "cp866", "utf-8"])
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_any_encoding_of_stdout_will_do(encoding: str, kind: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", ANSWER, kind], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if kind == "json":
+        assert json.loads(done.stdout.decode(encoding)) == {"a": "Привет → é"}
+
+
+def test_a_closed_stdout_and_a_closed_pipe_end_in_order(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", ANSWER.replace("answer(", "for _ in range(2000): answer("), "text"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr is not None
+        errors = running.stderr.read()
+        assert (running.wait(timeout=60), errors) == (0, b"")
