@@ -1,15 +1,22 @@
-"""SQL as a flat list of tokens: enough to find a keyword, a semicolon or a bracket outside quotes."""
+"""SQL as a flat list of tokens: enough to find a keyword, a semicolon or a bracket outside quotes and comments.
+
+Every text is read once from left to right, so the time is linear in its length, whatever it holds.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
 _TOKEN = re.compile(
-    r"""(?P<space>\s+|--[^\n]*|/\*.*?(?:\*/|\Z))
-      | (?P<string>'(?:[^']|'')*')
-      | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\])
+    r"""(?P<space>\s+)
+      | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
+      | (?P<string>'[^']*(?:''[^']*)*'(?!'))
+      | (?P<fence>```)
+      | (?P<quoted>"[^"]*(?:""[^"]*)*"(?!")|`[^`]*(?:``[^`]*)*`(?!`)|\[[^\]]*\])
+      | (?P<open>['"`\[].*)
       | (?P<word>[^\W\d][\w$]*)
       | (?P<number>\d[\w.]*)
       | (?P<sign><>|!=|<=|>=|\|\||==|.)""",
@@ -44,7 +51,7 @@ STATEMENT_WORDS = QUERY_WORDS | {
 
 
 class Token(NamedTuple):
-    """``kind`` is one of string, quoted, word, number, sign; ``depth`` counts the brackets around it."""
+    """``kind`` is one of string, quoted, open, fence, word, number, sign; ``depth`` counts the brackets around it."""
 
     kind: str
     text: str
@@ -53,11 +60,15 @@ class Token(NamedTuple):
 
 
 def tokens(sql: str) -> list[Token]:
-    """Tokens without white space and comments. Never raises: a quote that is not closed becomes a sign."""
-    found, depth = [], 0
+    """Return the tokens without white space and comments. Never raises.
+
+    A quote that is not closed takes all that follows, as a token of the kind ``open``; ``fence`` is a Markdown fence
+    outside quotes and comments.
+    """
+    found, depth = list[Token](), 0
     for match in _TOKEN.finditer(sql):
         kind, text = str(match.lastgroup), match.group()
-        if kind == "space":
+        if kind in ("space", "comment"):
             continue
         depth -= text == ")"
         found.append(Token(kind, text, match.start(), depth))
@@ -65,13 +76,32 @@ def tokens(sql: str) -> list[Token]:
     return found
 
 
+def masked(sql: str) -> str:
+    """Return a text of the same length in which quotes and comments hold nothing but NUL characters."""
+    return "".join(
+        "\0" * len(match.group()) if match.lastgroup in ("comment", "string", "quoted", "open") else match.group()
+        for match in _TOKEN.finditer(sql)
+    )
+
+
 def first_word(sql: str) -> str:
-    """The first token in upper case when it is a word, else an empty string."""
-    first = next(iter(tokens(sql)), None)
-    return first.text.upper() if first and first.kind == "word" else ""
+    """Return the first token in upper case when it is a word, else an empty string."""
+    for match in _TOKEN.finditer(sql):
+        if match.lastgroup not in ("space", "comment"):
+            return match.group().upper() if match.lastgroup == "word" else ""
+    return ""
 
 
 def is_ordered(sql: str) -> bool:
-    """Whether the outermost query has an ORDER BY; those of subqueries, windows and aggregates stand in brackets."""
-    top = [token.text.upper() if token.kind == "word" else token.text for token in tokens(sql) if token.depth == 0]
-    return any(pair == ("ORDER", "BY") for pair in pairwise(top))
+    """Return whether the outermost query has an ORDER BY; others (subqueries, windows, aggregates) are in brackets."""
+    return _has_order(token for token in tokens(sql) if token.depth == 0)
+
+
+def mentions_order(sql: str) -> bool:
+    """Return whether there is an ORDER BY anywhere, as Spider's evaluation asks."""
+    return _has_order(tokens(sql))
+
+
+def _has_order(found: Iterable[Token]) -> bool:
+    words = [token.text.upper() if token.kind == "word" else token.text for token in found]
+    return any(pair == ("ORDER", "BY") for pair in pairwise(words))

@@ -1,0 +1,468 @@
+"""Run SQL on behalf of another process, which may kill this one at any time.
+
+This file is started as a script by :mod:`fulltune.tasks.text2sql.sandbox`, so it imports nothing but the standard
+library. One JSON object per line comes in on stdin, and one goes out on stdout; the end of stdin ends the process.
+Memory, CPU time and wall time are limited by the operating system where it can, whatever SQLite is doing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+import sqlite3
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from typing import Any
+
+Answer = dict[str, Any]
+Cell = int | float | str | bytes | None
+
+#: Longest text, blob or table row, in bytes, that a query may build or read.
+MAX_VALUE = 1 << 18
+#: Longest query, and longest schema in SQL, in characters.
+MAX_SQL, MAX_SCHEMA = 1 << 18, 16 << 20
+#: Largest result, in bytes: texts and blobs by their length, and :data:`CELL` for each value.
+MAX_RESULT = 64 << 20
+CELL = 100
+#: A result above this size, in bytes, keeps digests in the place of long texts and blobs.
+MAX_WHOLE = 1 << 18
+#: What a digest replaces: texts and blobs longer than this, of which it keeps so many characters.
+_LONG, _KEPT = 120, 40
+#: Memory that SQLite may take, and the address space beyond that of the start, in bytes.
+MAX_MEMORY = 256 << 20
+_MAX_ADDRESS_SPACE = 512 << 20
+#: Seconds after its limit at which a query that SQLite does not stop is killed.
+GRACE = 0.5
+#: Virtual machine instructions between two looks at the clock.
+_STEPS = 1000
+
+_ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+# CREATE and INSERT on a database in memory; what reads files or changes the process is refused.
+_REFUSED_IN_SCHEMA = frozenset(
+    {
+        sqlite3.SQLITE_ATTACH,
+        sqlite3.SQLITE_DETACH,
+        sqlite3.SQLITE_SELECT,
+        sqlite3.SQLITE_RECURSIVE,
+        sqlite3.SQLITE_CREATE_VTABLE,
+    }
+)
+_NAMES = {
+    sqlite3.SQLITE_ATTACH: "ATTACH",
+    sqlite3.SQLITE_CREATE_TABLE: "CREATE",
+    sqlite3.SQLITE_CREATE_VTABLE: "CREATE VIRTUAL TABLE",
+    sqlite3.SQLITE_DELETE: "DELETE",
+    sqlite3.SQLITE_DETACH: "DETACH",
+    sqlite3.SQLITE_INSERT: "INSERT",
+    sqlite3.SQLITE_PRAGMA: "PRAGMA",
+    sqlite3.SQLITE_SELECT: "SELECT",
+    sqlite3.SQLITE_UPDATE: "UPDATE",
+}
+_REFUSED_FUNCTIONS = frozenset(
+    {"edit", "fts3_tokenizer", "load_extension", "randomblob", "readfile", "writefile", "zeroblob"}
+)
+# One call of these can pad for minutes: only a plain literal format is taken.
+PADDING_FUNCTIONS = frozenset({"format", "printf"})
+# The only one that dumps of databases hold and that changes nothing but the connection.
+_HARMLESS_PRAGMAS = frozenset({"foreign_keys"})
+# Numbers from sqlite3.h (Python names them from 3.11 on): length, SQL length, attached databases, LIKE pattern,
+# trigger depth.
+_LIMITS = {0: MAX_VALUE, 1: MAX_SQL, 7: 0, 8: 500, 10: 10}
+_LIMIT_SQL_LENGTH = 1
+_PLAIN = re.compile(r"[A-Za-z_]\w*\Z", re.ASCII)
+
+
+# ---- Queries ----
+
+
+class _Guard:
+    """Decides what a query may do, and keeps the first reason for which it may not."""
+
+    def __init__(self) -> None:
+        self.reason, self.pads = "", False
+
+    def begin(self, pads: bool) -> None:
+        self.reason, self.pads = "", pads
+
+    def authorise(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        self.reason = self.reason or self._objection(action, first or "", (second or "").lower())
+        return sqlite3.SQLITE_DENY if self.reason else sqlite3.SQLITE_OK
+
+    def _objection(self, action: int, first: str, second: str) -> str:
+        if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
+            return "refused: table-valued functions are not allowed in a query"  # SQLite declares them as tables
+        if action not in _ALLOWED:
+            return f"refused: {_NAMES.get(action, 'this action')} is not allowed in a query"
+        if action == sqlite3.SQLITE_FUNCTION:
+            refused = _REFUSED_FUNCTIONS | (PADDING_FUNCTIONS if self.pads else frozenset())
+            return f"refused: the function {second} is not allowed in a query" if second in refused else ""
+        return ""
+
+
+class _Open:
+    """A database that is open for queries; the last one stays open until another is asked for or its file changes."""
+
+    def __init__(self, uri: str) -> None:
+        self.guard = _Guard()
+        self.connection = _opened(uri)
+        try:
+            self.connection.text_factory = _text
+            self.connection.set_authorizer(self.guard.authorise)
+        except BaseException:
+            self.connection.close()
+            raise
+
+
+class Worker:
+    """Answers requests one after the other."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._open: _Open | None = None
+
+    def answer(self, request: Answer) -> Answer:
+        """The answer to a request: what was asked for, or ``error`` with ``limit``, or ``unreadable``."""
+        actions = {"query": self._query, "open": self._check, "schema": self._schema, "create": _create}
+        try:
+            return actions[request["do"]](request)
+        except MemoryError:
+            self._forget()
+            return _stopped("memory", f"it needs more than {MAX_MEMORY >> 20} MB")
+
+    def _check(self, request: Answer) -> Answer:
+        try:
+            self._database(request)
+        except sqlite3.Error as error:
+            return {"unreadable": str(error)}
+        return {}
+
+    def _query(self, request: Answer) -> Answer:
+        until = _until(request)
+        try:
+            database = self._database(request)
+        except sqlite3.Error as error:
+            return {"unreadable": str(error)}
+        database.guard.begin(request["pads"])
+        database.connection.set_progress_handler(until, _STEPS)
+        try:
+            with closing(database.connection.execute(request["sql"])) as cursor:
+                return _read(cursor, request["rows"])
+        except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+            return _failure(error, database.guard.reason, request["seconds"])
+        finally:
+            database.connection.set_progress_handler(None, _STEPS)
+
+    def _schema(self, request: Answer) -> Answer:
+        try:
+            with closing(_opened(request["uri"])) as connection:
+                connection.set_progress_handler(_until(request), _STEPS)
+                return _serialise(connection)
+        except sqlite3.Error as error:
+            return {"unreadable": str(error)}
+
+    def _database(self, request: Answer) -> _Open:
+        key = (request["uri"], request["stamp"])
+        if self._open is None or self._key != key:
+            self._forget()
+            self._open, self._key = _Open(request["uri"]), key
+        return self._open
+
+    def _forget(self) -> None:
+        if self._open is not None:
+            self._open.connection.close()
+        self._open = None
+
+
+def _opened(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        for pragma in ("query_only = 1", "trusted_schema = 0", "cell_size_check = 1", "mmap_size = 0"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("PRAGMA temp_store = 2")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        _limit(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _limit(connection: sqlite3.Connection, sql: int = MAX_SQL) -> None:
+    """Bound values and statements, where Python can (from 3.11 on)."""
+    setlimit: Callable[[int, int], int] | None = getattr(connection, "setlimit", None)
+    if setlimit is not None:
+        for limit, value in (_LIMITS | {_LIMIT_SQL_LENGTH: sql}).items():
+            setlimit(limit, value)
+
+
+def _until(request: Answer) -> Callable[[], bool]:
+    """A progress handler that interrupts when the request's time is over."""
+    end = time.perf_counter() + request["seconds"]
+    return lambda: time.perf_counter() > end
+
+
+def _stopped(limit: str, why: str) -> Answer:
+    return {"error": f"stopped: {why}", "limit": limit}
+
+
+def _failure(error: Exception, refused: str, seconds: float) -> Answer:
+    if refused:
+        return {"error": refused}
+    if str(error) == "interrupted":
+        return _stopped("time", f"it ran longer than {seconds:g} s")
+    if isinstance(error, UnicodeDecodeError):
+        return {"error": "the name of a column is not valid UTF-8"}
+    return {"error": str(error) or type(error).__name__, "limit": "size" if "too big" in str(error) else ""}
+
+
+def _text(raw: bytes) -> str:
+    # Old databases hold Latin-1 bytes; escapes keep different bytes different and can be printed.
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def _read(cursor: Iterable[tuple[Cell, ...]], max_rows: int) -> Answer:
+    """Fetch rows until there are ``max_rows`` or :data:`MAX_RESULT` bytes of them, never keeping much more than that.
+
+    Two results that match have the same size, so either both or neither have digests.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    size = 0
+    for row in cursor:
+        if len(rows) >= max_rows or size > MAX_RESULT:
+            return _result(rows, size, truncated=True)
+        before, size = size, size + _size(row)
+        if before <= MAX_WHOLE < size:
+            rows = [_digested(earlier) for earlier in rows]
+        rows.append(_digested(row) if size > MAX_WHOLE else row)
+    return _result(rows, size, truncated=False)
+
+
+def _result(rows: list[tuple[Cell, ...]], size: int, truncated: bool) -> Answer:
+    blobs = any(isinstance(cell, bytes) for row in rows for cell in row)
+    plain: Any = [[_plain(cell) for cell in row] for row in rows] if blobs else rows
+    return {"rows": plain, "blobs": blobs, "size": size, "truncated": truncated}
+
+
+def _plain(cell: Cell) -> Any:
+    return {"hex": cell.hex()} if isinstance(cell, bytes) else cell
+
+
+def _size(row: Sequence[Cell]) -> int:
+    return CELL * len(row) + sum(len(cell) for cell in row if isinstance(cell, (str, bytes)))
+
+
+def _digested(row: Sequence[Cell]) -> tuple[Cell, ...]:
+    return tuple(_digest(cell) if isinstance(cell, (str, bytes)) and len(cell) > _LONG else cell for cell in row)
+
+
+def _digest(cell: str | bytes) -> str | bytes:
+    """The beginning of a long value, its length and its SHA-256."""
+    raw = cell.encode() if isinstance(cell, str) else cell
+    end = f"… ({len(raw)} bytes, SHA-256 {hashlib.sha256(raw).hexdigest()})"
+    return cell[:_KEPT] + end if isinstance(cell, str) else cell[:_KEPT] + end.encode()
+
+
+# ---- Schemas ----
+
+
+def _create(request: Answer) -> Answer:
+    """The schema of an empty database in memory on which statements were run."""
+    reason = ""
+
+    def authorise(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        nonlocal reason
+        if not reading:
+            reason = reason or _objection_to_schema(action, first or "", second or "")
+        return sqlite3.SQLITE_DENY if reason else sqlite3.SQLITE_OK
+
+    reading = False
+    with closing(sqlite3.connect(":memory:")) as connection:
+        _limit(connection, MAX_SCHEMA)
+        connection.execute("PRAGMA trusted_schema = 0")
+        connection.execute("PRAGMA temp_store = 2")
+        connection.set_authorizer(authorise)
+        connection.set_progress_handler(_until(request), _STEPS)
+        try:
+            connection.executescript(request["sql"])
+            reading = True
+            return _serialise(connection)
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            failed = _failure(error, "", request["seconds"])
+            return failed | {"error": f"{failed['error']}: {reason}" if reason else failed["error"]}
+
+
+def _objection_to_schema(action: int, first: str, second: str) -> str:
+    if action in _REFUSED_IN_SCHEMA:
+        return f"{_NAMES.get(action, 'recursion')} is not allowed in a schema"
+    if action == sqlite3.SQLITE_PRAGMA and first.lower() not in _HARMLESS_PRAGMAS:
+        return f"PRAGMA {first} is not allowed in a schema"
+    if action == sqlite3.SQLITE_FUNCTION and second.lower() in _REFUSED_FUNCTIONS:
+        return f"the function {second} is not allowed in a schema"
+    return ""
+
+
+def _serialise(connection: sqlite3.Connection) -> Answer:
+    """One line for all tables and views that can be read, and a sentence for each that cannot."""
+    connection.text_factory = _name_text
+    query = "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid"
+    named = [(kind, name) for kind, name in connection.execute(query).fetchall() if not name.startswith("sqlite_")]
+    tables, faults = list[str](), list[str]()
+    for kind, name in named:
+        try:
+            tables.append(_table(connection, name, faults))
+        except sqlite3.Error as error:
+            if str(error) == "interrupted":
+                raise
+            faults.append(f"{kind} {_shown(name)}: {error}")
+    return {"line": " | ".join(tables), "faults": faults}
+
+
+def _name_text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _is_text(name: str) -> bool:
+    return not any("\udc80" <= character <= "\udcff" for character in name)
+
+
+def _shown(name: str) -> str:
+    """A name that a terminal can show."""
+    plain = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return plain if plain.isprintable() else ascii(plain)
+
+
+def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> str:
+    if not _is_text(table):
+        raise sqlite3.DataError("its name is not valid UTF-8")
+    # The first two columns of table_info are the position and the name, the third is the declared type.
+    info = connection.execute(f"PRAGMA table_info({_quoted(table)})").fetchall()
+    unreadable = [name for _, name, *_ in info if not _is_text(name)]
+    faults += [f"column {_shown(name)} of {_shown(table)}: its name is not valid UTF-8" for name in unreadable]
+    columns = ", ".join(_column(connection, name, kind) for _, name, kind, *_ in info if _is_text(name))
+    keys = ", ".join(_foreign_keys(connection, table))
+    return f"{_name(connection, table)}({columns}{'; ' if keys else ''}{keys})"
+
+
+def _column(connection: sqlite3.Connection, name: str, kind: str) -> str:
+    return f"{_name(connection, name)} {kind.lower() if _is_text(kind) else ''}".rstrip()
+
+
+def _foreign_keys(connection: sqlite3.Connection, table: str) -> list[str]:
+    """Each as ``column = table.column``; a key of several columns as several, in the order of its declaration."""
+    keys: dict[int, list[str]] = defaultdict(list)
+    for key, position, other, column, target, *_ in connection.execute(f"PRAGMA foreign_key_list({_quoted(table)})"):
+        if not all(map(_is_text, (other, column, target or ""))):
+            continue
+        target = target or _primary_key(connection, other, position)
+        end = f"{_name(connection, other)}.{_name(connection, target)}" if target else _name(connection, other)
+        keys[key].append(f"{_name(connection, column)} = {end}")
+    # SQLite numbers the keys of a table from the last to the first.
+    return [text for key in sorted(keys, reverse=True) for text in keys[key]]
+
+
+def _primary_key(connection: sqlite3.Connection, table: str, position: int) -> str:
+    """What REFERENCES without a column means; empty when the other table is not there or cannot be read."""
+    try:
+        info = connection.execute(f"PRAGMA table_info({_quoted(table)})").fetchall()
+    except sqlite3.OperationalError:
+        return ""
+    return next((str(name) for _, name, _, _, _, rank in info if rank == position + 1 and _is_text(name)), "")
+
+
+def _name(connection: sqlite3.Connection, name: str) -> str:
+    return name if _PLAIN.match(name) and not _reserved(connection, name) else _quoted(name)
+
+
+def _reserved(connection: sqlite3.Connection, word: str) -> bool:
+    """SQLite knows best which of its keywords can stand as a bare name."""
+    try:
+        connection.execute(f"SELECT NULL AS {word}")
+    except sqlite3.OperationalError:
+        return True
+    return False
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+# ---- The process ----
+
+
+def _limit_process() -> None:
+    """Bound memory for good; Ctrl-C is for the parent, whose end ends this process too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGALRM", "SIGXCPU"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(f"PRAGMA hard_heap_limit = {MAX_MEMORY}")
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        _lower(resource.RLIMIT_AS, used + _MAX_ADDRESS_SPACE)
+        _lower(resource.RLIMIT_CORE, 0)
+    except (ImportError, OSError, ValueError):
+        return  # this system has no such limits; SQLite's own holds everywhere
+
+
+def _lower(kind: int, value: int) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(kind)
+    set_before = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(kind, (min([value, *set_before]), hard))
+
+
+def _limit_time(seconds: float) -> None:
+    """Have the system end this process after so many seconds of wall time, or about as many of CPU time; 0 lifts both.
+
+    The parent does so too; this is for a process whose parent was killed.
+    """
+    try:
+        import resource
+
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        end = math.ceil(spent.ru_utime + spent.ru_stime + seconds) + 1
+        soft = end if seconds and (hard == resource.RLIM_INFINITY or end < hard) else hard
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+    except (ImportError, AttributeError, OSError, ValueError):
+        return  # no such limits here: the parent alone watches the clock
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    _limit_process()
+    worker = Worker()
+    sys.stdout.buffer.write(b"{}\n")
+    sys.stdout.buffer.flush()
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        _limit_time(request["seconds"] + 2 * GRACE)
+        reply = _encoded(worker, request)
+        _limit_time(0)
+        sys.stdout.buffer.write(reply)
+        sys.stdout.buffer.flush()
+
+
+def _encoded(worker: Worker, request: Answer) -> bytes:
+    answer = worker.answer(request)
+    try:
+        return json.dumps(answer).encode() + b"\n"
+    except MemoryError:
+        return json.dumps(_stopped("memory", "its result does not fit in memory")).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    main()
