@@ -54,6 +54,70 @@ def test_what_stands_around_a_query_goes(answer: str) -> None:
     assert strip_fences(answer) == "SELECT a FROM t"
 
 
+INSIDE = [
+    "SELECT ';'",
+    "SELECT 'a;b', \"c;d\", [e;f], `g;h` FROM t -- i;j\nWHERE k = 'it''s; SELECT 1'",
+    "SELECT '```' FROM t",
+    "SELECT '```sql\nSELECT 2\n```' FROM t",
+    'SELECT "```" FROM t -- ``` and more\nWHERE a = 1',
+    "SELECT a /* ```sql\nSELECT 2``` */ FROM t",
+    "SELECT 'x\nAnswer: y'",
+    "SELECT a -- why\nFROM t /* \nNote: all */ WHERE b = '\n\nQuestion: c'",
+    "SELECT 'SQL: SELECT 1' FROM t",
+    "SELECT 'a -- b', 'c /* d' FROM t",
+    "SELECT 'It''s \"so\"; DROP TABLE t' FROM t",
+    "/* SQL: one; two */ SELECT 1",
+    "-- how many?\nSELECT count(*) FROM t",
+]
+
+
+@pytest.mark.parametrize("query", INSIDE)
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}",
+        "{};",
+        "{} ;\n",
+        "SQL: {}",
+        "Here's the query: {}",
+        "**SQL:** {}",
+        "```sql\n{}\n```",
+        "```\n{};\n```\nIt doesn't matter; this isn't SQL.",
+        "Here's what I'd run:\n```sql\n{}\n```\nThat's it.",
+        "With this query:\n```sql\n{}\n```",
+        "{}\n```",
+        "{};\n\nQuestion: what's b?\nSQL: SELECT b FROM t",
+        "{}\nExplanation: it isn't hard",
+        "{}; This gives what's asked.",
+    ],
+)
+def test_nothing_is_cut_inside_a_string_a_name_or_a_comment(query: str, around: str) -> None:
+    assert strip_fences(around.format(query)) == query
+
+
+def test_the_first_fence_with_a_query_counts() -> None:
+    answer = "Let's see:\n```\ntable t\n```\nso\n```sql\nSELECT a FROM t\n```\nor\n```sql\nSELECT b FROM t\n```"
+    assert strip_fences(answer) == "SELECT a FROM t"
+    assert strip_fences("```sql\nDROP TABLE t\n```") == "DROP TABLE t"
+
+
+def test_a_query_that_was_cut_in_a_string_keeps_all_of_it() -> None:
+    assert strip_fences("SELECT a FROM t WHERE b = 'x; y") == "SELECT a FROM t WHERE b = 'x; y"
+
+
+@given(st.text(alphabet="';`\"[]()-/*\n SELECT:ax", max_size=60))
+def test_any_answer_gives_a_part_of_itself(text: str) -> None:
+    assert strip_fences(text) in text
+    normalise_sql(text)
+
+
+def test_long_answers_take_linear_time() -> None:
+    for piece in ("[", "['", "'", '"', "`", "```", "/*", "\nA:", "(", "SQL: "):
+        strip_fences("SELECT " + piece * 20_000)
+        strip_fences("It is " + piece * 20_000)
+        normalise_sql("SELECT " + piece * 20_000)
+
+
 @pytest.mark.parametrize(
     ("a", "b"),
     [

@@ -6,42 +6,91 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 
-from fulltune.tasks.text2sql.lexer import QUERY_WORDS, STATEMENT_WORDS, Token, first_word, tokens
+from fulltune.tasks.text2sql.lexer import QUERY_WORDS, STATEMENT_WORDS, Token, first_word, masked, tokens
 
-_FENCE = re.compile(r"```(?:[ \t]*\w*[ \t]*\n|(?:sql|sqlite)\s)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_LABEL = re.compile(r"^\s*[^\n:;'\"]{1,80}:\s*")
+_FENCE = re.compile(r"```+(?:[ \t]*\w*[ \t]*\r?\n|(?:sql|sqlite)\s)?", re.IGNORECASE)
+_LABEL = re.compile(r"\s*[^\n:;]{1,80}:[*_\s]*")
 _NEXT_LABEL = re.compile(r"\n\s*[A-Z][\w ]{0,30}:")
 _PLAIN = re.compile(r"[a-z_]\w*\Z")
+#: Characters of a query that are parsed; longer ones are compared token by token.
+_PARSED = 20_000
+#: Fences of an answer that are looked into.
+_FENCES = 20
 
 
 def strip_fences(text: str) -> str:
-    """The query in a model's answer, by rules that leave a plain query as it is.
+    """Return the query in a model's answer, by rules that leave a plain query as it is.
 
-    1. Of a Markdown fence (closed or not) the inside of the first; of one pair of backquotes the inside.
+    Nothing inside a string literal, a quoted name or a comment of the query is taken for any of these.
+
+    1. Of a Markdown fence (closed or not) the inside, the first that begins like a query; of one pair of backquotes
+       the inside.
     2. A leading label such as ``SQL:`` or ``Here is the query:`` goes, when a query follows it.
     3. A line that begins with a label such as ``Question:`` ends the query.
     4. After the first semicolon all goes, unless another statement follows: two stay, and are refused when run.
     """
-    fence = _FENCE.search(text)
-    query = (fence.group(1) if fence else text).strip()
-    if len(query) > 1 and query[0] == query[-1] == "`" and query.count("`") == 2:
-        query = query[1:-1].strip()
-    label = _LABEL.match(query)
-    if label and first_word(query) not in QUERY_WORDS and first_word(query[label.end() :]) in QUERY_WORDS:
-        query = query[label.end() :]
-    follows = _NEXT_LABEL.search(query)
+    query = _without_backquotes(_without_fence(_without_label(text)).strip())
+    query = _without_label(query)
+    follows = _NEXT_LABEL.search(masked(query))
     return _first_statement(query[: follows.start()] if follows else query).strip()
 
 
+def _is_query(text: str) -> bool:
+    return first_word(text) in QUERY_WORDS
+
+
+def _without_label(text: str) -> str:
+    label = _LABEL.match(text)
+    return text[label.end() :] if label and not _is_query(text) and _is_query(text[label.end() :]) else text
+
+
+def _without_backquotes(query: str) -> str:
+    """No query begins with a backquote."""
+    return query[1:-1].strip() if len(query) > 1 and query[0] == query[-1] == "`" else query
+
+
+def _without_fence(text: str) -> str:
+    """Return what is inside a fence; of a query that a fence follows, the query.
+
+    A text that begins like a query is read as SQL, so that a fence in one of its strings is none. Prose has apostrophes
+    that are no quotes: there every fence counts.
+    """
+    fences = list(islice(_FENCE.finditer(text), _FENCES))
+    if _is_query(text):
+        found = tokens(text)
+        fence = next((token for token in found if token.kind == "fence"), None)
+        if fence is not None:
+            inside = _inside(text, _end_of_fence(text, fence.start))
+            return inside if _is_query(inside) else text[: fence.start]
+        apostrophe = next((token.start for token in found if token.kind == "open"), len(text))
+        insides = [_inside(text, match.end()) for match in fences if match.start() > apostrophe]
+        return next(filter(_is_query, insides), text)
+    insides = [_inside(text, match.end()) for match in fences]
+    return next(filter(_is_query, insides), insides[0] if insides else text)
+
+
+def _end_of_fence(text: str, start: int) -> int:
+    match = _FENCE.match(text, start)
+    return match.end() if match else start
+
+
+def _inside(text: str, start: int) -> str:
+    """Return what begins at ``start`` up to the next fence outside quotes and comments."""
+    inside = text[start:]
+    fence = next((token for token in tokens(inside) if token.kind == "fence"), None)
+    return inside[: fence.start] if fence else inside
+
+
 def normalise_sql(sql: str) -> str:
-    """Canonical SQLite text for exact match: keywords, spacing, ``!=``, aliases with AS, the case of bare names.
+    """Return canonical SQLite text for exact match: keywords, spacing, ``!=``, aliases with AS, the case of bare names.
 
     String literals and double-quoted names that are not lower-case words stay as they are (SQLite reads a double-quoted
-    name that is no column as a string, so its case may matter). What sqlglot cannot parse is compared token by token,
-    with the case ignored outside quotes. Never raises.
+    name that is no column as a string, so its case may matter). What sqlglot cannot parse, or is longer than 20,000
+    characters, is compared token by token, with the case ignored outside quotes. Never raises.
     """
-    parsed = _canonical(sql) if first_word(sql) in QUERY_WORDS else None
+    parsed = _canonical(sql) if len(sql) <= _PARSED and _is_query(sql) else None
     return parsed if parsed is not None else _fallback(sql)
 
 
@@ -90,7 +139,7 @@ def _fallback(sql: str) -> str:
 
 
 def _folded(token: Token) -> str:
-    return token.text if token.kind in ("string", "quoted") else token.text.casefold()
+    return token.text if token.kind in ("string", "quoted", "open") else token.text.casefold()
 
 
 @contextmanager
