@@ -1,0 +1,1 @@
+"""The architecture matrix: every model type of transformers against plain transformers."""

@@ -1,0 +1,93 @@
+"""What a model answers by plain transformers: one row at a time, without padding, cache, kernels or shared prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
+
+Family = Literal["decoder", "encoder", "encoder-decoder"]
+
+_AUTO = {"decoder": AutoModelForCausalLM, "encoder": AutoModelForMaskedLM, "encoder-decoder": AutoModelForSeq2SeqLM}
+
+#: Two tokens whose logits differ by less than this may change places with the order of a sum.
+TIE = 1e-4
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy continuation without its end token, and at which steps two tokens were tied."""
+
+    ids: tuple[int, ...]
+    ties: frozenset[int]
+
+
+class Reference:
+    """A model that is asked one row at a time.
+
+    Args:
+        model: In eval mode.
+        family: Its family.
+    """
+
+    def __init__(self, model: Any, family: Family) -> None:
+        self.model, self.family = model, family
+
+    @classmethod
+    def load(cls, folder: Path, family: Family, *, classifies: bool = False) -> Reference:
+        """Load a folder as anybody would."""
+        auto = AutoModelForSequenceClassification if classifies else _AUTO[family]
+        return cls(auto.from_pretrained(folder, dtype=torch.float32).eval(), family)
+
+    def token_losses(self, ids: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
+        """Negative log-likelihood in nats of each labelled token, ``(n,)``.
+
+        Args:
+            ids: What a decoder reads, or what an encoder reads.
+            labels: The tokens to be predicted: as long as ``ids`` for a decoder, with -100 where there is no label.
+        """
+        targets = torch.tensor(list(labels))
+        if self.family == "encoder-decoder":
+            read = torch.tensor([[self._start(), *labels[:-1]]])
+            logits = self.model(input_ids=torch.tensor([list(ids)]), decoder_input_ids=read).logits[0]
+        else:
+            logits, targets = self.model(input_ids=torch.tensor([list(ids)])).logits[0, :-1], targets[1:]
+        losses = F.cross_entropy(logits.double(), targets, reduction="none", ignore_index=-100)
+        return losses[targets != -100]
+
+    def class_logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Logits of a classification head, ``(classes,)``."""
+        return self.model(input_ids=torch.tensor([list(ids)])).logits[0].double()
+
+    @torch.no_grad()
+    def greedy(self, ids: Sequence[int], steps: int, ends: Iterable[int]) -> Answer:
+        """Continue a prompt (or answer a source) token by token."""
+        stops, written, ties = set(ends), list[int](), set[int]()
+        for step in range(steps):
+            values, tokens = self._next_logits(ids, written).topk(2)
+            if float(values[0] - values[1]) < TIE:
+                ties.add(step)
+            if int(tokens[0]) in stops:
+                break
+            written.append(int(tokens[0]))
+        return Answer(tuple(written), frozenset(ties))
+
+    def _next_logits(self, ids: Sequence[int], written: Sequence[int]) -> torch.Tensor:
+        if self.family == "encoder-decoder":
+            read = torch.tensor([[self._start(), *written]])
+            return self.model(input_ids=torch.tensor([list(ids)]), decoder_input_ids=read).logits[0, -1]
+        return self.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1]
+
+    def _start(self) -> int:
+        own = self.model.generation_config.decoder_start_token_id
+        return int(self.model.config.decoder_start_token_id if own is None else own)

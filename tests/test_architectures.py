@@ -1,0 +1,117 @@
+"""A sample of the architecture matrix (benchmarks/architectures): each kind of cache, mask and head once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulltune.errors import ModelError
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+#: Model types and columns: what is special about each.
+SAMPLE = (
+    ("llama", "pc"),  # grouped heads, rotary positions
+    ("bloom", "lm"),  # ALiBi
+    ("mistral", "cls"),  # a sliding window
+    ("modernbert", "cls"),  # local attention in an encoder
+    ("t5", "sql"),  # relative positions in two stacks
+    ("bart", "s2s"),  # learnt positions in two stacks
+)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return lambda name: importlib.import_module(f"architectures.{name}")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("model_type", "column"), SAMPLE, ids=["-".join(cell) for cell in SAMPLE])
+def test_an_architecture_answers_as_plain_transformers_does(
+    model_type: str, column: str, script: Any, tmp_path: Path
+) -> None:
+    checkpoint = script("checkpoints").save(model_type, tmp_path / "base")
+    cell = script("cells").measure(checkpoint, column, tmp_path)
+    assert (cell.status, cell.detail) == ("ok", "")
+
+
+def test_another_number_is_wrong_an_error_is_a_crash_and_a_sentence_is_a_refusal(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = script("cells")
+    checkpoint = script("checkpoints").save("llama", tmp_path / "base")
+    likelihoods = cells.inference.likelihoods
+
+    def off_by_a_little(*asked: Any) -> Iterator[Any]:
+        return (type(one)(one.nll * 1.001, one.tokens) for one in likelihoods(*asked))
+
+    def refuse(*asked: Any) -> Iterator[Any]:
+        raise ModelError("no such cache", expected="another one", fix="choose another model")
+
+    def fail(*asked: Any) -> Iterator[Any]:
+        raise KeyError("cache")
+
+    outcomes = {}
+    for stub in (off_by_a_little, refuse, fail):
+        monkeypatch.setattr(cells.inference, "likelihoods", stub)
+        outcomes[stub.__name__] = cells.measure(checkpoint, "lm", tmp_path)
+    assert [cell.status for cell in outcomes.values()] == ["wrong", "refused", "crash"]
+    assert "nll" in outcomes["off_by_a_little"].detail
+    assert outcomes["refuse"].detail == "no such cache; expected another one. Choose another model."
+    assert outcomes["fail"].detail.startswith("KeyError: 'cache' @ ")
+    assert cells.measure(checkpoint, "pc", tmp_path / "elsewhere").status == "crash"
+
+
+def test_a_type_that_hangs_dies_or_cannot_be_built_ends_no_other(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, results = script("matrix"), tmp_path / "results.jsonl"
+
+    def save(model_type: str, folder: Path) -> str:
+        if model_type == "gemma3n":
+            raise ImportError("needs an\nimage tower")
+        return model_type
+
+    def measure(checkpoint: str, column: str, folder: Path) -> Any:
+        if column == "pc":
+            os.kill(os.getpid(), {"bert": signal.SIGALRM, "t5": signal.SIGKILL}.get(checkpoint, 0))
+        return matrix.Cell(checkpoint, column, "refused" if column == "sql" else "ok", "why" if column == "sql" else "")
+
+    monkeypatch.setattr(matrix.checkpoints, "save", save)
+    monkeypatch.setattr(matrix.cells, "measure", measure)
+    arguments = ["--only", "bert", "t5", "gemma3n", "--tasks", "lm", "pc", "sql", "--results", str(results)]
+    matrix.main(arguments)
+    cells = {(cell.model_type, cell.task): (cell.status, cell.detail) for cell in matrix.read(results)}
+    assert cells["bert", "pc"] == ("crash", "no result within the time limit")
+    assert cells["t5", "pc"] == ("crash", "killed by signal 9")
+    assert cells["bert", "sql"] == cells["t5", "sql"] == ("refused", "why")
+    assert cells["gemma3n", "lm"] == ("not built", "ImportError: needs an image tower")
+    before = results.read_text()
+    matrix.main(arguments)
+    assert results.read_text() == before
+    matrix.main([*arguments, "--again", "crash"])
+    assert results.read_text() != before
+    assert sorted(results.read_text().splitlines()) == sorted(before.splitlines())
+
+    page = script("page").text(matrix.read(results))
+    assert "| bert | ✓ | ! |  | **R** |  |  |" in page
+    assert "- bert (sql), t5 (sql): why" in page
+    assert "- gemma3n: ImportError: needs an image tower" in page
+    assert json.loads(before.splitlines()[0])["model_type"] == "bert"
+
+
+def test_every_model_type_has_a_head_and_most_can_be_built(script: Any) -> None:
+    checkpoints = script("checkpoints")
+    types = checkpoints.model_types()
+    assert len(types) > 200
+    assert all(types.values())
+    config = checkpoints.make_config("mistral")
+    assert (config.num_hidden_layers, config.hidden_size, config.sliding_window) == (2, 32, 16)
