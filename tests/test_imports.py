@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("methods",),
     ("tasks",),
-    ("evaluate", "baselines", "encoding", "dataset", "retention"),
+    ("evaluate", "baselines", "encoding", "dataset", "prompt_use", "retention"),
     ("plan", "memory_parts"),
     ("report",),
     (

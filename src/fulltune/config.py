@@ -109,9 +109,17 @@ class DataConfig(Section):
     limit: int | None = Field(None, gt=0, description="take the first N rows of train")
     eval_limit: int | None = Field(None, gt=0, description="take the first N rows of eval")
     max_length: int | None = Field(
-        None, gt=7, description="window in tokens; default: what the model takes, at most 512 (1024 for causal-lm)"
+        None,
+        gt=7,
+        description="window in tokens; default: what the model takes, at most 512 (seq2seq and text2sql with a decoder "
+        "768, causal-lm 1024)",
     )
-    max_target_length: int = Field(256, gt=0, description="target window in tokens of an encoder-decoder")
+    max_target_length: int = Field(
+        256,
+        gt=0,
+        description="target window in tokens of an encoder-decoder; a decoder keeps as many free for the answer, at "
+        "most a third of its window",
+    )
     max_truncated: float = Field(
         0.05, ge=0, le=1, description="highest share of rows that may lose their label to truncation"
     )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fulltune import inference
 from fulltune.config import Config
-from fulltune.data.audit import Audit, audit
+from fulltune.data import tokens
+from fulltune.data.audit import Audit, Finding, audit
 from fulltune.data.load import Row, Table, available_columns, load_table
 from fulltune.data.split import split_table
 from fulltune.encoding import encode
 from fulltune.errors import DataError, Problem
 from fulltune.model import Bundle
+from fulltune.scoring import answer_window
 from fulltune.tasks.base import Column, Example, Features, Task
+from fulltune.training.loss import IGNORED
 
 #: The evaluation curve is drawn on about this many rows, evenly spread, so that it costs little beside the training.
 CURVE_ROWS = 256
@@ -91,8 +95,34 @@ def inspect(
         tokenizer=bundle.tokenizer,
         config=config,
     )
+    limits = _limits(config, task, bundle, [(example.id, encoded[id(example)]) for example in data.eval.examples])
+    found = found.model_copy(update={"findings": (*found.findings, *limits)})
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return found, [features for example in data.train.examples for features in encoded[id(example)]], curve
+
+
+def _limits(
+    config: Config, task: Task, bundle: Bundle, asked: Sequence[tuple[str, Sequence[Features]]]
+) -> Iterator[Finding]:
+    """Return what the config allows and the model's positions do not, given the sequences of the evaluation rows."""
+    yield from tokens.window_finding("data.max_length", config.data.max_length or 0, bundle.window)
+    if task.head != "lm":
+        return
+    if bundle.family == "encoder-decoder":
+        limit = answer_window(bundle)
+        yield from tokens.window_finding("data.max_target_length", config.data.max_target_length, limit)
+        yield from tokens.window_finding("evaluation.max_new_tokens", config.evaluation.max_new_tokens, limit)
+        return
+    left = [inference.most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in asked]
+    ids = [row for row, _ in asked]
+    yield from tokens.short_answer_finding("eval", ids, left, config.evaluation.max_new_tokens)
+
+
+def _prompt_length(sequences: Sequence[Features]) -> int:
+    """Return how many ids of a decoder's first sequence come before what is learnt."""
+    labels = sequences[0].labels if sequences else []
+    assert isinstance(labels, list)
+    return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
 
 
 def _given_or_held_out(

@@ -16,6 +16,8 @@ from typing import Any
 from fulltune import distributed, machine, memory_parts, plugins, stages
 from fulltune.baselines import baseline, choose_shots
 from fulltune.config import Config
+from fulltune.data.audit import Audit
+from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.dataset import Data
 from fulltune.kernels.active import accelerated, fixed
 from fulltune.model import Bundle
@@ -51,6 +53,7 @@ class Job:
     base: Bundle
     features: Sequence[Features]
     out: str | Path
+    audit: Audit | None = None
 
 
 def checked_plan(job: Job) -> Plan:
@@ -60,7 +63,7 @@ def checked_plan(job: Job) -> Plan:
     Raises:
         ConfigError: The job cannot work, or does not fit in memory.
     """
-    plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features)
+    plan = _counted(job)
     if _plainly_fits(job, plan):
         return plan
     with _Rehearsal(job) as rehearsal:
@@ -78,11 +81,18 @@ def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
     Raises:
         ConfigError: The job cannot work, or does not fit in memory.
     """
-    plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features)
+    plan = _counted(job)
     with fixed(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
         plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
         seconds = {"load and audit": prepared, **rehearsal.seconds(plan, curve)}
     return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
+
+
+def _counted(job: Job) -> Plan:
+    """Return the plan before anything is measured, with what the audit says of rows that do not fit."""
+    plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features)
+    findings = job.audit.findings if job.audit else ()
+    return plan.model_copy(update={"too_long": tuple(f.message for f in findings if f.kind in LENGTH_KINDS)})
 
 
 def _plainly_fits(job: Job, plan: Plan) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,17 +22,26 @@ from fulltune.padded import pad, sorted_batches
 from fulltune.prefix import PrefixCache
 from fulltune.scoring import Likelihood as Likelihood
 from fulltune.scoring import Text as Text
+from fulltune.scoring import answer_window, checked_length, pad_id
 from fulltune.scoring import likelihoods as likelihoods
-from fulltune.scoring import pad_id
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A continuation: its text without special tokens, its length in tokens, and whether it was cut by the cap."""
+    """A continuation: its text without special tokens, its length in tokens, and whether it was cut by the cap.
+
+    ``limit`` is the cap where the model's positions left fewer tokens than were asked for, else None.
+    """
 
     text: str
     tokens: int
     capped: bool
+    limit: int | None = None
+
+    @property
+    def values(self) -> dict[str, int]:
+        """What a prediction records of a cap that was lowered."""
+        return {} if self.limit is None else {"limit": self.limit}
 
 
 def text_ids(bundle: Bundle, text: str) -> list[int]:
@@ -51,14 +61,34 @@ def end_ids(bundle: Bundle) -> list[int]:
     return [] if bundle.tokenizer.eos_token_id is None else [int(bundle.tokenizer.eos_token_id)]
 
 
+def most_new_tokens(bundle: Bundle, prompt: int) -> int:
+    """Return how many tokens can follow a prompt of ``prompt`` tokens: the last one needs no position of its own."""
+    if bundle.family == "decoder":
+        return bundle.window - prompt + 1
+    return answer_window(bundle)
+
+
 def generate(
     bundle: Bundle, prompts: Iterable[Sequence[int]], batch_size: int, max_new_tokens: int
 ) -> Iterator[Generated]:
-    """Greedy continuation of each prompt (token ids), up to the end-of-text token or ``max_new_tokens``."""
+    """Greedy continuation of each prompt (token ids), up to the end-of-text token or ``max_new_tokens``, or as many as
+    the model's positions leave.
+
+    Raises:
+        ModelError: A prompt is longer than the model's positions.
+    """
     prefixes = PrefixCache(bundle)
 
+    def cap(prompt: Sequence[int]) -> int:
+        return min(max_new_tokens, most_new_tokens(bundle, len(prompt) - len(bundle.prompt_ids)))
+
     def answer(batch: Sequence[Sequence[int]]) -> list[Generated]:
-        return _generate(bundle, prefixes, batch, max_new_tokens)
+        # Rows of one length limit together: a long prompt does not shorten the answers to the others.
+        return [
+            found if limit == max_new_tokens else replace(found, limit=limit)
+            for limit, rows in groupby(batch, key=cap)
+            for found in _generate(bundle, prefixes, list(rows), limit)
+        ]
 
     return sorted_batches(_prompted(bundle, prompts), answer, len, batch_size)
 
@@ -121,9 +151,13 @@ def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size
 
 
 def _prompted(bundle: Bundle, inputs: Iterable[Sequence[int]]) -> Iterable[Sequence[int]]:
-    """Inputs with the ids of a soft prompt before them, where the model has one."""
+    """Inputs with the ids of a soft prompt before them, where the model has one.
+
+    Raises:
+        ModelError: An input is longer than the model's positions.
+    """
     prompt = bundle.prompt_ids
-    return (prompt + list(ids) for ids in inputs) if prompt else inputs
+    return (prompt + list(checked_length(bundle, ids)) for ids in inputs)
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from fulltune.config import Config, dump_config, load_config
 from fulltune.kernels.active import accelerated, fixed
 from fulltune.plan import Plan
 from fulltune.progress import NullProgress, Progress
+from fulltune.prompt_use import PromptCounter
 from fulltune.records import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.retention import Memory
@@ -82,7 +83,7 @@ def run(
         held.enter_context(accelerated(base.model))
         audit_file = folder.write_text("audit.json", audit.to_json())
         audit.raise_if_broken(config.data.allow_leaks, where=str(audit_file))
-        job = forecast.Job(config, task, data, base, features, out)
+        job = forecast.Job(config, task, data, base, features, out, audit)
         folder.write_json("plan.json", forecast.checked_plan(job))
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
@@ -136,7 +137,7 @@ def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] =
     base = stages.load(config, task, out)
     audit, features, curve = dataset.inspect(config, task, data, base, Path(out))
     audit.raise_if_broken(config.data.allow_leaks)
-    return forecast.full_plan(forecast.Job(config, task, data, base, features, out), curve, prepared=watch.total)
+    return forecast.full_plan(forecast.Job(config, task, data, base, features, out, audit), curve, prepared=watch.total)
 
 
 def evaluate(
@@ -160,9 +161,10 @@ def evaluate(
     task, _ = stages.parts(config)
     data = dataset.prepare(config, task)
     bundle, system = stages.find_model(config, task, name, out)
+    asked = PromptCounter()
     with fixed(config.speed.kernels), accelerated(bundle.model):
-        evaluation = stages.score_system(task, bundle, system, data, progress)
-    return recording.evaluation_record(config, task, data, bundle, evaluation)
+        evaluation = stages.score_system(task, bundle, system, data, progress, asked)
+    return recording.evaluation_record(config, task, data, bundle, evaluation, asked.uses())
 
 
 def compare(a: str, b: str, *, out: str | Path = "runs") -> RunComparison:

@@ -43,6 +43,7 @@ class Plan(Model):
         baselines: The systems that will be scored without training.
         evaluations: Optimizer steps after which the evaluation curve gets a point.
         fast_paths: The kernels that training will be computed by.
+        too_long: One sentence each about rows, prompts and answers that do not fit into the model's positions.
         advice: One sentence each; none of them stops a run.
     """
 
@@ -66,6 +67,7 @@ class Plan(Model):
     memory: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
     fast_paths: tuple[str, ...] = ()
+    too_long: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:

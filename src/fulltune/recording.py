@@ -24,11 +24,13 @@ from fulltune.evaluate import Evaluation
 from fulltune.metrics.accumulate import paired
 from fulltune.metrics.memorisation import memorisation
 from fulltune.model import Bundle, quiet
+from fulltune.prompt_use import prompt_uses, sentences
 from fulltune.records import (
     Comparison,
     DataInfo,
     EvaluationRecord,
     Prediction,
+    PromptUse,
     Record,
     Resources,
     Retention,
@@ -120,6 +122,8 @@ def build(
     without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
     comparison, lines = _comparisons(config, task, systems), Lines(folder.path / "predictions.jsonl", Prediction)
     verdict = _conclusion(_not_forgetting(decide(comparison, scores, deciding), config, retention), trained)
+    asked = prompt_uses(lines)
+    noted = (*sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
     return Record(
         run_id=folder.run_id,
         fulltune=fulltune.__version__,
@@ -144,13 +148,14 @@ def build(
         scores=scores,
         scores_without_leaks=without if audit.leaked_ids else {},
         shots=tuple(shot.id for shot in shots),
+        prompts=asked,
         comparison=comparison,
         details=_details(task, data, trained, lines),
         retention=dict(retention),
         guards=trained.guards,
         resources=_resources(trained, watch, folder.path / "model"),
         versions=versions(),
-        warnings=(*warned.messages, *trained.warnings, *constant_answer(_Of(lines, "tuned"))),
+        warnings=(*warned.messages, *trained.warnings, *noted),
         outcome=verdict.outcome,
         reasons=verdict.reasons,
     )
@@ -207,9 +212,14 @@ def _answers(data: Data) -> Iterator[str]:
 
 
 def evaluation_record(
-    config: Config, task: Task, data: Data, bundle: Bundle, evaluation: Evaluation
+    config: Config,
+    task: Task,
+    data: Data,
+    bundle: Bundle,
+    evaluation: Evaluation,
+    asked: Mapping[str, PromptUse],
 ) -> EvaluationRecord:
-    """What one model scored on one split."""
+    """What one model scored on one split, and how its rows were asked."""
     return EvaluationRecord(
         model=bundle.info,
         system=evaluation.system,
@@ -220,6 +230,8 @@ def evaluation_record(
         data=data.eval.table.info,
         scores=evaluation.scores(config.evaluation),
         seconds=round(evaluation.seconds, 3),
+        prompts=dict(asked),
+        warnings=tuple(sentences(asked)),
     )
 
 

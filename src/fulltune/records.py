@@ -211,11 +211,30 @@ class Retention(Model):
     verdict: Literal["kept", "within budget", "forgotten"]
 
 
+class PromptUse(Model):
+    """How one system's rows were asked: what did not fit into the model's positions.
+
+    Attributes:
+        rows: All that were asked.
+        cut_rows, cut_tokens: Rows whose own text was shortened, and the tokens that were left out.
+        cut_parts: Rows by the part that was shortened (``input``, ``schema``).
+        shots: Rows by the number of shots in their prompt; empty where no shots were to be shown.
+        limited_rows: Rows whose answer had fewer than ``evaluation.max_new_tokens`` positions left.
+    """
+
+    rows: int = 0
+    cut_rows: int = 0
+    cut_tokens: int = 0
+    cut_parts: dict[str, int] = Field(default_factory=dict)
+    shots: dict[int, int] = Field(default_factory=dict)
+    limited_rows: int = 0
+
+
 class Record(Model):
     """One run.
 
     ``confidence`` is that of every interval. ``scores[system][metric]``; systems are ``majority``, ``tfidf``,
-    ``zero_shot``, ``few_shot``, ``tuned``.
+    ``zero_shot``, ``few_shot``, ``tuned``. ``prompts[system]`` is how its rows were asked.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -237,6 +256,7 @@ class Record(Model):
     scores: dict[str, dict[str, Score]]
     scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
     shots: tuple[str, ...] = ()
+    prompts: dict[str, PromptUse] = Field(default_factory=dict)
     comparison: dict[str, Comparison]
     details: dict[str, Any] = Field(default_factory=dict)
     retention: dict[str, Retention] = Field(default_factory=dict)
@@ -272,6 +292,8 @@ class EvaluationRecord(Model):
     data: SplitInfo
     scores: dict[str, Score]
     seconds: float
+    prompts: dict[str, PromptUse] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Step(Model):

@@ -95,7 +95,7 @@ def evaluation(found: EvaluationRecord) -> RenderableType:
     for name, score in sorted(found.scores.items(), key=lambda item: item[0] != found.metric):
         bounds = display.interval(score.low, score.high)
         table.add_row(display.metric_label(name), display.number(score.value), bounds, display.count(score.n))
-    return Group(Text(title, style="bold"), table)
+    return Group(Text(title, style="bold"), table, *(Text(f"Note: {line}") for line in found.warnings))
 
 
 def comparison(found: RunComparison) -> RenderableType:
@@ -198,7 +198,8 @@ def plan(plan: Plan) -> RenderableType:
         **({"computed by": "; ".join(plan.fast_paths)} if plan.fast_paths else {}),
     }
     tables = [_shares(title, part) for title, part in _costs(plan).items() if part]
-    return Group(_facts(facts), *tables, *(Text(f"Advice: {line}") for line in plan.advice))
+    lines = [*(f"Length: {line}" for line in plan.too_long), *(f"Advice: {line}" for line in plan.advice)]
+    return Group(_facts(facts), *tables, *map(Text, lines))
 
 
 def _padding(plan: Plan) -> str:

@@ -46,8 +46,10 @@ def changed_rows(found: ChangedRows) -> RenderableType:
 
 
 def _beside(values: Mapping[str, Any]) -> list[str]:
-    """What is known of an answer beside itself: confidences, rows of a query, a cut at the cap."""
+    """What is known of an answer beside itself: a shortened prompt, confidences, rows of a query, a cut at the cap."""
     lines = []
+    if values.get("cut_tokens"):
+        lines.append(f"(asked without {values['cut_tokens']:,} tokens of the {values['cut']}, which did not fit)")
     if "confidence" in values:
         lines.append(f"confidence {values['confidence']:.3f}")
     if "probabilities" in values:
@@ -58,7 +60,8 @@ def _beside(values: Mapping[str, Any]) -> list[str]:
     lines += [", ".join(map(str, row)) for row in values.get("rows", ())]
     if values.get("count", 0) > len(values.get("rows", ())):
         lines.append(f"… {values['count']:,} rows")
-    return lines + (["(cut at evaluation.max_new_tokens)"] if values.get("capped") else [])
+    end = "the model's last position" if "limit" in values else "evaluation.max_new_tokens"
+    return lines + ([f"(cut at {end})"] if values.get("capped") else [])
 
 
 def _said(output: str | tuple[str, ...]) -> str:

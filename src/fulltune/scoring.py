@@ -6,6 +6,7 @@ Texts that begin alike (with the same shots) share the keys and values of that b
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from fulltune.errors import ModelError
 from fulltune.model import Bundle
 from fulltune.padded import pad, sorted_batches
 from fulltune.prefix import PrefixCache, last_logits
@@ -58,11 +60,52 @@ def likelihoods(bundle: Bundle, texts: Iterable[Text], batch_size: int) -> Itera
         bundle: A decoder or an encoder-decoder.
         texts: What is asked; texts with one context in a row are cheapest.
         batch_size: Texts of one pass.
+
+    Raises:
+        ModelError: A text is longer than the model's positions.
     """
     scorer, prompt = _Scorer(bundle), bundle.prompt_ids
-    asked = (Text(prompt + text.context, text.target) for text in texts) if prompt else texts
+    fitting = (_checked_text(bundle, text) for text in texts)
+    asked = (Text(prompt + text.context, text.target) for text in fitting) if prompt else fitting
     found: Iterator[list[Likelihood]] = sorted_batches(_groups(asked, batch_size), scorer.score, _longest, batch_size)
     return chain.from_iterable(found)
+
+
+def checked_length(bundle: Bundle, ids: Sequence[int]) -> Sequence[int]:
+    """Return an input as it is.
+
+    Raises:
+        ModelError: It is longer than the model's positions: some models would fail, others answer wrongly.
+    """
+    if len(ids) > bundle.window:
+        raise _too_long(bundle, "an input", len(ids), bundle.window)
+    return ids
+
+
+def answer_window(bundle: Bundle) -> int:
+    """Return how many tokens an encoder-decoder's decoder can write; no limit where its positions are relative."""
+    config: Any = bundle.model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_decoder_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
+    return int(limit or sys.maxsize)
+
+
+def _checked_text(bundle: Bundle, text: Text) -> Text:
+    if bundle.family == "decoder":
+        checked_length(bundle, text.context + text.target)
+        return text
+    checked_length(bundle, text.context)
+    limit = answer_window(bundle)
+    if len(text.target) > limit:
+        raise _too_long(bundle, "a target", len(text.target), limit)
+    return text
+
+
+def _too_long(bundle: Bundle, what: str, length: int, limit: int) -> ModelError:
+    return ModelError(
+        f"{what} of {length:,} tokens for {bundle.info.source}",
+        expected=f"at most {limit:,}, the positions that the model has",
+        fix="shorten the text, or choose a model with more positions",
+    )
 
 
 def pad_id(bundle: Bundle) -> int:

@@ -112,12 +112,31 @@ def test_a_chat_template_is_used_where_there_is_one_and_can_be_turned_off() -> N
     assert bundle.tokenizer.decode(bare.input_ids, skip_special_tokens=True) == "abcxyz"
 
 
-def test_a_prompt_that_is_too_long_loses_its_beginning_and_counts_it() -> None:
-    bundle, task = fakes.bundle("gpt2"), make(max_length=12)
-    [item] = task.encode(Example("t:0", "a" * 50, "xyz"), bundle)
-    assert len(item.input_ids) == 12
-    assert item.truncated == 1 + 50 + 4 - 12
-    assert bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True).endswith("axyz")
+def test_a_prompt_that_is_too_long_loses_its_middle_and_counts_it() -> None:
+    bundle, task = fakes.bundle("gpt2"), make(max_length=30)
+    [item] = task.encode(Example("t:0", "b" + "a" * 50 + "e", "xyz"), bundle)
+    assert item.truncated == item.cut["input"] == 1 + 52 - 20
+    assert bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True) == "baaaaaa ... aaaaaaexyz"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_completion_longer_than_the_window_is_scored_whole(kind: str) -> None:
+    bundle, task = fakes.bundle(kind), make(max_length=fakes.WINDOW)
+    row = Example("t:0", "abc", "xyz" * 100)
+    [item] = task.encode(row, bundle)
+    assert len(item.input_ids) == bundle.window
+    assert item.cut == {"answer": 301 + 4 - bundle.window}
+    [zero] = task.predictor(bundle, "zero_shot")([row])
+    [few] = task.predictor(bundle, "few_shot", [Example("s", "de", "fgh")])([row])
+    assert zero.values["tokens"] == few.values["tokens"] == zero.values["bytes"] == 300
+    assert few.values["shots"] == 0  # the completion needs all positions
+    ids, nll = item.input_ids[:4] + bundle.tokenizer(row.answer, add_special_tokens=False).input_ids, 0.0
+    for start, end in ((4, 127), (127, 250), (250, 304)):
+        before = ids[:4] + (ids[start - 1 : start] if start > 4 else [])
+        with torch.no_grad():
+            logits = bundle.model(input_ids=torch.tensor([before + ids[start:end]])).logits[0, len(before) - 1 : -1]
+        nll += float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[start:end]), reduction="sum"))
+    assert zero.values["nll"] == pytest.approx(nll, rel=1e-5)
 
 
 _BUNDLES: dict[str, Bundle] = {"gpt2": fakes.bundle("gpt2")}

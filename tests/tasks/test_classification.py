@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fulltune.config import Config
+from fulltune.prompt_use import prompt_uses, sentences
 from fulltune.tasks.base import Example
 from fulltune.tasks.classification import Classification
 
@@ -140,11 +141,15 @@ def test_few_shot_encoders_take_the_nearest_class_mean() -> None:
     assert [prediction.output for prediction in predictions] == ["film", "law"]
 
 
-def test_fewer_shots_where_the_window_is_small_with_one_warning() -> None:
+def test_fewer_shots_where_the_window_is_small_and_each_row_records_how_many() -> None:
     task, bundle = make(ROWS), fakes.bundle("gpt2")
-    with pytest.warns(UserWarning, match=r"3 of 3 rows had no room for all 3 shots") as caught:
-        list(task.predictor(bundle, "few_shot", [Example(row.id, row.input * 3, row.target) for row in ROWS])(ROWS))
-    assert len(caught) == 1
+    long = [Example(row.id, row.input * 3, row.target) for row in ROWS]
+    found = list(task.predictor(bundle, "few_shot", long)(ROWS))
+    assert all(0 <= row.values["shots"] < 3 for row in found)
+    uses = prompt_uses(found)
+    assert sum(uses["few_shot"].shots.values()) == 3
+    [sentence] = sentences(uses, shots=3)
+    assert sentence.startswith("few_shot: 3 of 3 rows had no room for all 3 shots")
 
 
 def test_balanced_class_weights_equal_scikit_learn() -> None:

@@ -50,7 +50,7 @@ def test_a_decoder_learns_the_answer_after_the_same_prompt_that_asks_it() -> Non
     assert text == "Say it back.\n\nInput: abc\nOutput: xyz"
     learnt = [label for label in item.labels if label != -100]
     assert learnt == [*bundle.tokenizer(" xyz").input_ids, bundle.tokenizer.eos_token_id]
-    asked, _ = task._ask(ROWS[0], bundle, ())
+    asked = task._ask(ROWS[0], bundle).ids
     assert item.input_ids[: len(asked)] == asked
 
 
@@ -66,10 +66,10 @@ def test_predictions_come_in_order_with_what_the_metrics_read(kind: str) -> None
 
 def test_shots_are_told_apart_from_the_question() -> None:
     bundle, task = fakes.bundle("t5"), make()
-    ids, count = task._ask(ROWS[0], bundle, ROWS[1:2])
-    text = bundle.tokenizer.decode(ids, skip_special_tokens=True)
+    prompt = task._ask(ROWS[0], bundle, ROWS[1:2])
+    text = bundle.tokenizer.decode(prompt.ids, skip_special_tokens=True)
     assert text == "Input: a longer source\nOutput: tt\n\nInput: abc\nOutput:"
-    assert count == 1
+    assert prompt.shots == 1
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_two_empty_results_are_counted_apart(databases: Path) -> None:
 def test_the_schema_stands_once_above_the_question_and_comes_from_the_file(databases: Path) -> None:
     task, bundle = sql_task(databases), fakes.bundle("t5")
     example = question("SELECT 1", databases)
-    ids, _ = task._ask(example, bundle, [example])
+    ids = task._ask(example, bundle, [example]).ids
     text = bundle.tokenizer.decode(ids, skip_special_tokens=True)
     assert text.count("animal") == 1
     assert text.endswith("Question: which?\nSQL: SELECT 1\n\nQuestion: which?\nSQL:")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +21,7 @@ class FeaturesLike(Protocol):
     @property
     def labels(self) -> list[int] | int | list[float]: ...
     @property
-    def truncated(self) -> int: ...
+    def cut(self) -> Mapping[str, int]: ...
 
 
 E = TypeVar("E", bound=ExampleLike)
@@ -30,6 +30,8 @@ E = TypeVar("E", bound=ExampleLike)
 _NOTABLE = 0.01
 #: Share of targets that lose characters from which on there is no point in training.
 _HOPELESS = 0.5
+#: Findings about what does not fit into the model's positions.
+LENGTH_KINDS = ("truncated", "nothing_to_learn", "short_answers", "window")
 #: Texts given to the tokenizer at once.
 _BATCH = 256
 
@@ -38,18 +40,19 @@ def length_findings(
     split: str, examples: Sequence[E], encode: Callable[[E], Sequence[FeaturesLike]], config: Config
 ) -> Iterator[Finding]:
     """Lengths in tokens before truncation, rows that are cut, and rows that keep nothing to learn from."""
-    lengths, cut, lost = list[int](), list[str](), list[str]()
+    lengths, cut, lost, parts = list[int](), list[str](), list[str](), Counter[str]()
     for example in examples:
         features = encode(example)
-        missing = sum(feature.truncated for feature in features)
-        lengths.append(sum(len(feature.input_ids) for feature in features) + missing)
+        missing = sum((Counter(feature.cut) for feature in features), Counter[str]())
+        lengths.append(sum(len(feature.input_ids) for feature in features) + missing.total())
+        parts += missing
         if not any(map(_teaches, features)):
             lost.append(example.id)
         elif missing:
             cut.append(example.id)
     yield _lengths(split, lengths)
     if cut:
-        yield _cut(split, cut, len(examples), config)
+        yield _cut(split, cut, parts, len(examples), config)
     if lost:
         yield _lost(split, lost, len(examples), config)
 
@@ -72,18 +75,21 @@ def _lengths(split: str, lengths: Sequence[int]) -> Finding:
     )
 
 
-def _cut(split: str, ids: Sequence[str], total: int, config: Config) -> Finding:
+def _cut(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, config: Config) -> Finding:
     share = percent(len(ids), total) + (
         f", data.max_length: {config.data.max_length}" if config.data.max_length else ""
     )
+    lost = ", ".join(f"{count:,} tokens of the {part}" for part, count in parts.items())
+    asked = "; their prompts are asked without them" if split == "eval" and set(parts) - {"answer"} else ""
     return Finding(
         kind="truncated",
         level="warning" if len(ids) > _NOTABLE * total else "info",
-        message=f"{rows(len(ids), 'be', split)} longer than the window and cut ({share})",
+        message=f"{rows(len(ids), 'be', split)} longer than the window and cut ({share}) by {lost}{asked}",
         fix="raise data.max_length (or data.max_target_length) if the model takes more, or shorten the rows",
         split=split,
         count=len(ids),
         ids=some(ids),
+        details={"tokens": dict(parts)},
     )
 
 
@@ -100,6 +106,40 @@ def _lost(split: str, ids: Sequence[str], total: int, config: Config) -> Finding
         count=len(ids),
         ids=some(ids),
     )
+
+
+def short_answer_finding(split: str, ids: Sequence[str], left: Sequence[int], cap: int) -> Iterator[Finding]:
+    """Rows whose prompt leaves fewer positions than an answer may have tokens.
+
+    Args:
+        split: Where the rows are from.
+        ids: Theirs.
+        left: Tokens that the model's positions leave after each prompt.
+        cap: ``evaluation.max_new_tokens``.
+    """
+    short = [(name, count) for name, count in zip(ids, left, strict=True) if count < cap]
+    if short:
+        yield Finding(
+            kind="short_answers",
+            level="warning" if len(short) > _NOTABLE * len(ids) else "info",
+            message=f"{rows(len(short), 'have', split)} fewer than evaluation.max_new_tokens: {cap} positions left for "
+            f"the answer ({min(count for _, count in short)} at least): it ends at the model's last position",
+            fix="lower evaluation.max_new_tokens, shorten the rows, or choose a model with more positions",
+            split=split,
+            count=len(short),
+            ids=some([name for name, _ in short]),
+        )
+
+
+def window_finding(field: str, asked: int, window: int) -> Iterator[Finding]:
+    """A limit of the config that is larger than the model's."""
+    if asked > window:
+        yield Finding(
+            kind="window",
+            level="info",
+            message=f"{field} is {asked}, but the model has {window} positions: {window} is used",
+            fix=f"lower {field}, or choose a model with more positions",
+        )
 
 
 def unknown_finding(

@@ -55,13 +55,18 @@ class Features:
     """One training sequence: token ids, labels (-100 where no loss is), and the id of the row it came from.
 
     ``labels`` is a list of token ids for text, a class index, or a list of 0/1 floats for several classes.
-    ``truncated`` counts the tokens that did not fit.
+    ``cut`` counts the tokens that did not fit, by part of the row (``input``, ``answer``, …).
     """
 
     input_ids: list[int]
     labels: list[int] | int | list[float]
     row_id: str
-    truncated: int = 0
+    cut: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def truncated(self) -> int:
+        """Tokens that did not fit."""
+        return sum(self.cut.values())
 
 
 class Task(ABC):

@@ -8,8 +8,8 @@ with ``prompt`` and ``completion`` learn and are scored on the completion only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
 
 from fulltune import distributed, inference
 from fulltune.data.load import available_columns
@@ -21,7 +21,7 @@ from fulltune.model import Bundle
 from fulltune.records import Prediction
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
-from fulltune.tasks.prompts import Shot, Wording
+from fulltune.tasks.prompts import Fitted, Shot, Wording
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
@@ -58,9 +58,8 @@ class CausalLM(Task):
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         window = self._window(bundle)
         if example.input:
-            return [
-                prompts.prompt_features(bundle, self._prompt(example, bundle), example, self._wording(bundle), window)
-            ]
+            prompt = self._asked(example, bundle)
+            return [prompts.prompt_features(bundle, prompt, example, self._wording(bundle), window)]
         tokens = prompts.text_ids(bundle, example.answer) + prompts.end_ids(bundle)
         return [
             Features(text.context + text.target, [-100] * len(text.context) + text.target, example.id)
@@ -71,12 +70,14 @@ class CausalLM(Task):
         size = self.config.evaluation.batch_size
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
+            documents = self._documents(bundle, shots, self._window(bundle) // 2)
             continued = self._continuations(bundle, self._opened(examples), shots)
             iterator = iter(examples)
             while chunk := list(islice(iterator, size * 8)):
-                pieces = [self._pieces(example, bundle, shots) for example in chunk]
+                asked = [self._asked(example, bundle, shots) if example.input else documents for example in chunk]
+                pieces = [self._pieces(*pair, bundle) for pair in zip(chunk, asked, strict=True)]
                 scored = inference.likelihoods(bundle, (text for texts in pieces for text in texts), size)
-                for example, texts in zip(chunk, pieces, strict=True):
+                for example, prompt, texts in zip(chunk, asked, pieces, strict=True):
                     parts = list(islice(scored, len(texts)))
                     values = {
                         "nll": sum(part.nll for part in parts),
@@ -90,7 +91,7 @@ class CausalLM(Task):
                         input=str(extra.get("opening", example.input)),
                         reference=str(extra.get("continuation_reference", "")),
                         output=str(extra.get("continuation", "")),
-                        values=values | extra,
+                        values=values | extra | prompt.values(len(shots)),
                     )
 
         return predict
@@ -98,12 +99,22 @@ class CausalLM(Task):
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """A continuation: of a chat's turn where prompts were learnt as such, else of the bare text."""
         cap = self.config.evaluation.max_new_tokens
-        context = prompts.start_ids(bundle) + prompts.text_ids(bundle, text)
-        if self._learns_prompts():
-            context = self._prompt(Example("asked", text, ""), bundle)
-        [answer] = inference.generate(bundle, [context[-max(1, bundle.window - cap) :]], 1, cap)
-        values = {"tokens": answer.tokens, "capped": answer.capped}
+        learnt = self._learns_prompts()
+        prompt = self._asked(Example("asked", text, ""), bundle) if learnt else self._end_of(text, bundle)
+        [answer] = inference.generate(bundle, [prompt.ids], 1, cap)
+        values = {"tokens": answer.tokens, "capped": answer.capped} | prompt.values() | answer.values
         return Prediction(system=system, id="asked", input=text, reference="", output=answer.text, values=values)
+
+    def _end_of(self, text: str, bundle: Bundle) -> Fitted:
+        """Return a bare text to continue: of one that is too long, the end."""
+        start, ids = prompts.start_ids(bundle), prompts.text_ids(bundle, text)
+        room = bundle.window - self._reserve(bundle) - len(start)
+        lost = max(0, len(ids) - room)
+        return Fitted(start + ids[lost:], cut={"input": lost} if lost else {})
+
+    def _reserve(self, bundle: Bundle) -> int:
+        """Return the tokens that are kept free for a continuation."""
+        return min(self.config.evaluation.max_new_tokens, bundle.window // prompts.ANSWER_PART)
 
     def _learns_prompts(self) -> bool:
         try:
@@ -112,23 +123,28 @@ class CausalLM(Task):
             return False
         return columns[0].role == "prompt"
 
-    def _pieces(self, example: Example, bundle: Bundle, shots: Sequence[Example]) -> list[inference.Text]:
-        """What is scored of one example; the end-of-text token is not, since no byte of the text stands for it."""
-        if example.input:
-            answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
-            ends = len(prompts.end_ids(bundle))
-            context, _ = self._prompt_with_shots(example, bundle, shots, len(answer))
-            return [inference.Text(context, answer[: len(answer) - ends])]
-        tokens = prompts.text_ids(bundle, example.answer)
-        return _windows(self._context(bundle, shots), tokens, self._window(bundle))
+    def _pieces(self, example: Example, prompt: Fitted, bundle: Bundle) -> list[inference.Text]:
+        """Return what is scored of one example; the end-of-text token is not, since no byte of the text stands for it.
 
-    def _context(self, bundle: Bundle, shots: Sequence[Example]) -> list[int]:
-        """The shots as documents before the text, at most half a window of them."""
+        A completion that does not fit behind its prompt is scored in parts, each behind the prompt.
+        """
+        if not example.input:
+            return _windows(prompt.ids, prompts.text_ids(bundle, example.answer), self._window(bundle))
+        answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
+        tokens = answer[: len(answer) - len(prompts.end_ids(bundle))]
+        without_shots = self._asked(example, bundle) if prompt.shots else prompt
+        return _windows(prompt.ids, tokens, self._window(bundle) + len(prompt.ids) - len(without_shots.ids))
+
+    def _documents(self, bundle: Bundle, shots: Sequence[Example], room: int) -> Fitted:
+        """Return the shots as documents before a text: as many as ``room`` tokens hold, at least the end of one."""
         start, documents = prompts.start_ids(bundle), []
         for shot in shots:
-            documents += prompts.text_ids(bundle, shot.answer) + prompts.end_ids(bundle)
-        half = self._window(bundle) // 2
-        return start + documents[-half:] if documents else start
+            documents.append(prompts.text_ids(bundle, shot.answer) + prompts.end_ids(bundle))
+        room -= len(start)
+        while len(documents) > 1 and sum(map(len, documents)) > room:
+            documents.pop()
+        ids = list(chain.from_iterable(documents))
+        return Fitted(start + ids[max(0, len(ids) - max(0, room)) :], len(documents))
 
     def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
         first = evaluation[: self.config.evaluation.continuations]
@@ -142,38 +158,43 @@ class CausalLM(Task):
 
     def _continuations(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
-    ) -> dict[str, dict[str, str]]:
+    ) -> dict[str, dict[str, Any]]:
         """Greedy continuations from the openings of the first documents, keyed by row id."""
-        cap, asked = self.config.evaluation.max_new_tokens, []
-        for example in examples:
-            if example.input:
-                context, _ = self._prompt_with_shots(example, bundle, shots, cap)
-                asked.append((example.id, example.input, context, example.answer))
-                continue
-            tokens = prompts.text_ids(bundle, example.answer)
-            opening = tokens[: min(OPENING_TOKENS, len(tokens) // 2)]
-            room = max(1, bundle.window - cap - len(opening))
-            reference = inference.decode(bundle, tokens[len(opening) : len(opening) + cap])
-            context = self._context(bundle, shots)[-room:] + opening
-            asked.append((example.id, inference.decode(bundle, opening), context, reference))
-        answers = inference.generate(bundle, (context for _, _, context, _ in asked), len(asked) or 1, cap)
+        cap = self.config.evaluation.max_new_tokens
+        asked = [self._opening(example, bundle, shots, cap) for example in examples]
+        answers = inference.generate(bundle, (context for context, _, _ in asked), len(asked) or 1, cap)
         return {
-            row: {"opening": opening, "continuation": answer.text, "continuation_reference": reference}
-            for (row, opening, _, reference), answer in zip(asked, answers, strict=True)
+            example.id: {"opening": opening, "continuation": answer.text, "continuation_reference": reference}
+            | answer.values
+            for example, (_, opening, reference), answer in zip(examples, asked, answers, strict=True)
         }
 
-    def _prompt_with_shots(
-        self, example: Example, bundle: Bundle, shots: Sequence[Example], reserve: int
-    ) -> tuple[list[int], int]:
-        room = max(1, bundle.window - reserve)
-        examples = [Shot(shot.input, shot.answer) for shot in shots]
-        return prompts.fit_shots(bundle, self._wording(bundle), example.input, examples, room)
+    def _opening(
+        self, example: Example, bundle: Bundle, shots: Sequence[Example], cap: int
+    ) -> tuple[list[int], str, str]:
+        """Return what is continued of an example (token ids and text), and its true continuation."""
+        if example.input:
+            return self._asked(example, bundle, shots).ids, example.input, example.answer
+        tokens = prompts.text_ids(bundle, example.answer)
+        opening = tokens[: min(OPENING_TOKENS, len(tokens) // 2, bundle.window // prompts.ANSWER_PART)]
+        room = bundle.window - self._reserve(bundle) - len(opening)
+        context = self._documents(bundle, shots, room).ids + opening
+        most = min(cap, inference.most_new_tokens(bundle, len(context)))
+        reference = inference.decode(bundle, tokens[len(opening) : len(opening) + most])
+        return context, inference.decode(bundle, opening), reference
 
-    def _prompt(self, example: Example, bundle: Bundle) -> list[int]:
-        return prompts.prompt_ids(bundle, self._wording(bundle), example.input)
+    def _asked(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
+        """Return the prompt of a row: as in training, and with as many shots as the model's positions hold."""
+        wording, window = self._wording(bundle), self._window(bundle)
+        room = prompts.prompt_room(window, self.config.data.max_target_length)
+        shown = [Shot(shot.input, shot.answer) for shot in shots]
+        plain = prompts.fit(bundle, wording, example.input, room)
+        if not shown:
+            return plain
+        return prompts.fit(bundle, wording, example.input, room, shown, bundle.window - window + len(plain.ids))
 
     def _wording(self, bundle: Bundle) -> Wording:
-        return Wording(chat=prompts.wants_chat(bundle, self.config.data.chat))
+        return Wording(chat=prompts.wants_chat(bundle, self.config.data.chat), keeps_end=True)
 
     def _window(self, bundle: Bundle) -> int:
         return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
@@ -181,7 +202,8 @@ class CausalLM(Task):
 
 def _windows(context: list[int], tokens: list[int], window: int) -> list[inference.Text]:
     """Cut a document so that every token is a target once; later windows begin with the token before them."""
-    room = max(1, window - len(context) - 1)
+    is_whole = len(context) + len(tokens) <= window
+    room = max(1, window - len(context) - (0 if is_whole else 1))
     texts = []
     for start in range(0, len(tokens), room):
         before = context + tokens[start - 1 : start] if start else context

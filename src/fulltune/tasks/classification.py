@@ -10,6 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fulltune.model import Bundle
 from fulltune.records import Prediction
 from fulltune.tasks import label_words, prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
+from fulltune.tasks.prompts import Fitted
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
@@ -122,24 +124,29 @@ class Classification(Task):
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         ids, lost = self._input_ids(example.input, bundle)
+        cut = {"input": lost} if lost else {}
         chosen = example.labels
         if self.multi_label:
-            return [Features(ids, [float(label in chosen) for label in self.labels], example.id, lost)]
-        return [Features(ids, self.labels.index(chosen[0]), example.id, lost)]
+            return [Features(ids, [float(label in chosen) for label in self.labels], example.id, cut)]
+        return [Features(ids, self.labels.index(chosen[0]), example.id, cut)]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         size = self.config.evaluation.batch_size
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
             if bundle.head == "classification":
-                inputs = (self._input_ids(example.input, bundle)[0] for example in examples)
-                logits = (np.asarray(row) for row in inference.class_logits(bundle, inputs, size))
+                asked, waiting = tee(self._input_ids(example.input, bundle) for example in examples)
+                logits = inference.class_logits(bundle, (ids for ids, _ in asked), size)
                 squash = expit if self.multi_label else softmax
-                rows: Iterable[Array] = (squash(row) for row in logits)
+                rows: Iterable[label_words.Answer] = (
+                    (squash(np.asarray(row)), Fitted(ids, cut={"input": lost} if lost else {}).values())
+                    for row, (ids, lost) in zip(logits, waiting, strict=True)
+                )
             else:
                 rows = self._without_head(bundle, examples, shots)
-            for example, probabilities in zip(examples, rows, strict=True):
-                yield self.prediction(system, example, probabilities)
+            for example, (probabilities, values) in zip(examples, rows, strict=True):
+                found = self.prediction(system, example, probabilities)
+                yield found.model_copy(update={"values": found.values | values})
 
         return predict
 
@@ -167,7 +174,9 @@ class Classification(Task):
             "calibration": calibration(predictions),
         }
 
-    def _without_head(self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
+    def _without_head(
+        self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
+    ) -> Iterator[label_words.Answer]:
         ask = label_words.Asked(bundle, self.labels, self.multi_label, self.config)
         return ask.few_shot(examples, shots) if shots else ask.zero_shot(examples)
 

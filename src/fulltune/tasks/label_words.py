@@ -14,8 +14,10 @@ All give probabilities of shape (labels,). With several labels a row, only the f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, tee
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +27,15 @@ from fulltune import inference
 from fulltune.config import Config
 from fulltune.metrics.base import Array
 from fulltune.model import Bundle
+from fulltune.scoring import answer_window
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
-from fulltune.tasks.prompts import Shot, ShotCount, Wording
+from fulltune.tasks.prompts import Shot, Wording
+
+logger = logging.getLogger("fulltune.tasks")
+
+#: Probabilities of the labels, and what a prediction records beside them.
+Answer = tuple[Array, dict[str, Any]]
 
 #: Cosine similarities lie close together; this makes them probabilities that can be calibrated at all (CLIP learnt
 #: 100).
@@ -45,43 +53,56 @@ class Asked:
         self.batch_size = config.evaluation.batch_size
         self.window = min(config.data.max_length or 512, bundle.window)
 
-    def zero_shot(self, examples: Sequence[Example]) -> Iterator[Array]:
+    def zero_shot(self, examples: Sequence[Example]) -> Iterator[Answer]:
         """Probabilities from the label names alone."""
         if self.bundle.family != "encoder":
             scores = self._by_likelihood(examples, ())
         elif self.bundle.has_lm_head and self.bundle.tokenizer.mask_token_id is not None:
-            scores = self._by_cloze(examples)
+            scores = ((row, {}) for row in self._by_cloze(examples))
         else:
-            scores = self._by_similarity(examples)
-        return (self._best_only(softmax(row)) for row in scores)
+            scores = ((row, {}) for row in self._by_similarity(examples))
+        return ((self._best_only(softmax(row)), values) for row, values in scores)
 
-    def few_shot(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
+    def few_shot(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
         """Probabilities from the label names and some labelled rows."""
         if self.bundle.family != "encoder":
-            return (self._best_only(softmax(row)) for row in self._by_likelihood(examples, shots))
-        return self._by_class_means(examples, shots)
+            scores = self._by_likelihood(examples, shots)
+            return ((self._best_only(softmax(row)), values) for row, values in scores)
+        return ((row, {"shots": len(shots)}) for row in self._by_class_means(examples, shots))
 
-    def _by_likelihood(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Array]:
-        wording = Wording(f"Labels: {', '.join(self.labels)}.", "Text", "Label", self._chat())
-        answers = [prompts.answer_ids(self.bundle, label, wording) for label in self.labels]
-        reserve = max(map(len, answers)) if self.bundle.family == "decoder" else 0
-        examples_shown = [Shot(shot.input, shot.answer or "none") for shot in shots]
-        fitted = ShotCount(len(shots))
-
-        def texts() -> Iterator[inference.Text]:
-            for example in examples:
-                room = max(1, self.bundle.window - reserve)
-                context = fitted.ids(prompts.fit_shots(self.bundle, wording, example.input, examples_shown, room))
-                yield from (inference.Text(context, answer) for answer in answers)
-
-        results = inference.likelihoods(self.bundle, texts(), max(self.batch_size, len(answers)))
-        for _ in examples:
+    def _by_likelihood(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
+        wording = Wording(self._listed(), "Text", "Label", self._chat())
+        names = [prompts.answer_ids(self.bundle, label, wording) for label in self.labels]
+        answers = [ids[: self._longest_label()] for ids in names]
+        shots_room = self.bundle.window - (max(map(len, answers)) if self.bundle.family == "decoder" else 0)
+        shown = [Shot(shot.input, shot.answer or "none") for shot in shots]
+        room = min(self.window, shots_room)
+        asked, waiting = tee(
+            prompts.fit(self.bundle, wording, example.input, room, shown, shots_room) for example in examples
+        )
+        texts = (inference.Text(prompt.ids, answer) for prompt in asked for answer in answers)
+        results = inference.likelihoods(self.bundle, texts, max(self.batch_size, len(answers)))
+        for prompt in waiting:
             row = list(islice(results, len(answers)))
-            yield np.array([-result.nll / result.tokens for result in row])
-        fitted.warn()
+            yield np.array([-result.nll / result.tokens for result in row]), prompt.values(len(shots))
+
+    def _listed(self) -> str:
+        """Return the instruction: it lists the labels, or as many of them as take a third of the window."""
+        listed = list(self.labels)
+        while listed and len(prompts.text_ids(self.bundle, _instruction(listed))) > self.window // prompts.ANSWER_PART:
+            listed = listed[: len(listed) // 2]
+        if len(listed) < len(self.labels):
+            found = f"only {len(listed)} of {len(self.labels)} labels fit into the prompt of {self.bundle.info.source}"
+            logger.info("%s: the others are scored without being listed", found)
+        return _instruction(listed) if listed else ""
+
+    def _longest_label(self) -> int:
+        """Return the tokens of a label name that are scored at most."""
+        limit = self.window // prompts.ANSWER_PART
+        return limit if self.bundle.family != "encoder-decoder" else min(limit, answer_window(self.bundle))
 
     def _by_cloze(self, examples: Sequence[Example]) -> Iterator[Array]:
-        words = [prompts.text_ids(self.bundle, label) for label in self.labels]
+        words = [prompts.text_ids(self.bundle, label)[: self._longest_label()] for label in self.labels]
         lengths = sorted({len(word) for word in words})
         inputs = (self._cloze(example.input, masks) for example in examples for masks in lengths)
         filled = inference.mask_log_probabilities(self.bundle, inputs, self.batch_size)
@@ -132,9 +153,13 @@ class Asked:
         return prompts.wants_chat(self.bundle, self.config.data.chat)
 
 
+def _instruction(labels: Sequence[str]) -> str:
+    return f"Labels: {', '.join(labels)}."
+
+
 def _mean_log_probability(log_probabilities: torch.Tensor, word: Sequence[int]) -> float:
-    positions = torch.arange(len(word))
-    return float(log_probabilities[positions, torch.tensor(word)].mean())
+    asked = log_probabilities[-len(word) :]  # a text may spell the mask token, too
+    return float(asked[torch.arange(len(word)), torch.tensor(word)].mean())
 
 
 def _means(vectors: torch.Tensor, member: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import tee
 from typing import TYPE_CHECKING
 
 from fulltune import inference
@@ -15,12 +16,13 @@ from fulltune.model import Bundle
 from fulltune.records import Prediction
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
-from fulltune.tasks.prompts import Shot, ShotCount, Wording
+from fulltune.tasks.prompts import Fitted, Shot, Wording
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
 
-_DEFAULT_LENGTH = 512
+#: Window of a source. That of a decoder holds the target as well.
+_SOURCE_LENGTH, _DECODER_LENGTH = 512, 768
 
 
 class Seq2Seq(Task):
@@ -61,26 +63,25 @@ class Seq2Seq(Task):
         )
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
-        wording, window = self.wording(example, bundle), self._window(bundle)
-        prompt = prompts.prompt_ids(bundle, wording, example.input)
+        prompt = self._ask(example, bundle)
         if bundle.family == "decoder":
-            return [prompts.prompt_features(bundle, prompt, example, wording, window)]
+            wording = self.wording(example, bundle)
+            return [prompts.prompt_features(bundle, prompt, example, wording, self._window(bundle))]
         answer = prompts.answer_ids(bundle, example.answer)
-        room = self.config.data.max_target_length
-        kept = prompts.cut(prompt, window)
-        lost = len(prompt) - len(kept) + max(0, len(answer) - room)
-        return [Features(kept, answer[:room], example.id, truncated=lost)]
+        kept = answer[: min(self.config.data.max_target_length, inference.most_new_tokens(bundle, len(prompt.ids)))]
+        lost = {"answer": len(answer) - len(kept)} if len(kept) < len(answer) else {}
+        return [Features(prompt.ids, kept, example.id, {**prompt.cut, **lost})]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         settings = self.config.evaluation
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
-            fitted = ShotCount(len(shots))
-            asked = (fitted.ids(self._ask(example, bundle, shots)) for example in examples)
-            answers = inference.generate(bundle, asked, settings.batch_size, settings.max_new_tokens)
-            for example, generated in zip(examples, answers, strict=True):
-                yield self.prediction(system, example, generated)
-            fitted.warn()
+            asked, waiting = tee(self._ask(example, bundle, shots) for example in examples)
+            ids = (prompt.ids for prompt in asked)
+            answers = inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens)
+            for example, prompt, generated in zip(examples, waiting, answers, strict=True):
+                found = self.prediction(system, example, generated)
+                yield found.model_copy(update={"values": found.values | prompt.values(len(shots)) | generated.values})
 
         return predict
 
@@ -109,11 +110,17 @@ class Seq2Seq(Task):
         """A training example as it stands in the context of another."""
         return Shot(shot.input, shot.answer)
 
-    def _ask(self, example: Example, bundle: Bundle, shots: Sequence[Example]) -> tuple[list[int], int]:
-        reserve = self.config.evaluation.max_new_tokens if bundle.family == "decoder" else 0
-        room = max(1, bundle.window - reserve)
-        wording = self.wording(example, bundle, shots=bool(shots))
-        return prompts.fit_shots(bundle, wording, example.input, [self.shot(shot, example) for shot in shots], room)
+    def _ask(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
+        """Return the prompt of a row: cut as in training, and with as many shots as the model's positions hold."""
+        wording, window = self.wording(example, bundle), self._window(bundle)
+        room, shots_room = window, bundle.window
+        if bundle.family == "decoder":
+            room = prompts.prompt_room(window, self.config.data.max_target_length)
+            shots_room = bundle.window - (window - room)
+        shown = [self.shot(shot, example) for shot in shots]
+        around = self.wording(example, bundle, shots=bool(shots))
+        return prompts.fit(bundle, wording, example.input, room, shown, shots_room, around)
 
     def _window(self, bundle: Bundle) -> int:
-        return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
+        usual = _DECODER_LENGTH if bundle.family == "decoder" else _SOURCE_LENGTH
+        return min(self.config.data.max_length or usual, bundle.window)

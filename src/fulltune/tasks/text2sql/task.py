@@ -62,10 +62,9 @@ class Text2SQL(Seq2Seq):
 
     def wording(self, example: Example, bundle: Bundle, *, shots: bool = False) -> Wording:
         """The schema stands once, at the top, whatever the family."""
-        chat = prompts.wants_chat(bundle, self.config.data.chat)
-        lines = [self.config.data.instruction or "", f"Schema: {self.schema(example.meta['db_id'])}"]
-        instruction = "\n".join(line for line in lines if line)
-        return Wording(instruction, self.question, self.answer, chat)
+        chat, instruction = prompts.wants_chat(bundle, self.config.data.chat), self.config.data.instruction or ""
+        schema = self.schema(example.meta["db_id"])
+        return Wording(instruction, self.question, self.answer, chat, schema=schema)
 
     def reads(self, example: Example) -> str:
         return self.schema(example.meta["db_id"])

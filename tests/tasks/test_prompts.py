@@ -1,0 +1,186 @@
+"""Prompts that are too long: cut alike in training and when asked, with the instruction kept, and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fakes
+import pytest
+import torch
+
+from fulltune import inference, scoring
+from fulltune.config import Config
+from fulltune.errors import ConfigError, ModelError
+from fulltune.model import Bundle
+from fulltune.prompt_use import prompt_uses, sentences
+from fulltune.tasks import prompts
+from fulltune.tasks.base import Example, Task
+from fulltune.tasks.causal_lm import CausalLM
+from fulltune.tasks.classification import Classification
+from fulltune.tasks.prompts import Shot, Wording
+from fulltune.tasks.seq2seq import Seq2Seq
+
+#: The template that instruction-tuned decoders ship with, in short.
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def seq2seq(max_new_tokens: int = 8, **data: object) -> Seq2Seq:
+    evaluation = {"batch_size": 4, "max_new_tokens": max_new_tokens}
+    return Seq2Seq(Config(model="m", task="seq2seq", data={"train": "t", **data}, evaluation=evaluation))
+
+
+def learnt_prompt(task: Task, example: Example, bundle: Bundle) -> list[int]:
+    """The ids before the first one that has a loss, or a source."""
+    [item] = task.encode(example, bundle)
+    if bundle.family != "decoder":
+        return item.input_ids
+    assert isinstance(item.labels, list)
+    return item.input_ids[: item.labels.count(-100)]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize("max_new_tokens", [1, 64, 1000])
+@pytest.mark.parametrize("answer", [3, 400])
+def test_what_is_asked_is_what_was_learnt(kind: str, max_new_tokens: int, answer: int) -> None:
+    bundle, task = fakes.bundle(kind), seq2seq(max_new_tokens, instruction="Say it back.", max_length=90)
+    for length in (1, 40, 60, 90, 127, 128, 129, 1000):
+        row = Example("r", "a" * length, "b" * answer)
+        asked = task._ask(row, bundle)
+        assert asked.ids == learnt_prompt(task, row, bundle)
+        text = bundle.tokenizer.decode(asked.ids, skip_special_tokens=True)
+        assert text.startswith("Say it back.\n\n")
+        assert bundle.family != "decoder" or text.endswith("\nOutput:")
+        whole = prompts.prompt_ids(bundle, task.wording(row, bundle), row.input)
+        assert len(asked.ids) + sum(asked.cut.values()) == len(whole)
+
+
+def test_a_prompt_is_as_long_as_its_room() -> None:
+    """Interpolation finds the longest text that fits, also where the tokens are spread unevenly."""
+    bundle = fakes.bundle("gpt2")
+    for text in ("a" * 500, "ж" * 300, "a" * 300 + "ж" * 300, "ж" * 300 + "a" * 300):
+        for room in (2, 17, 64, 100):
+            fitted = prompts.fit(bundle, Wording(), text, room)
+            assert room - 1 <= len(fitted.ids) <= room  # a letter of two bytes may not fit
+            ends = prompts.fit(bundle, Wording(keeps_end=True), text, 64)
+            kept = bundle.tokenizer.decode(ends.ids, skip_special_tokens=True)
+            assert (kept[0], kept[-1]) == (text[0], text[-1])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_the_schema_is_cut_before_the_question(kind: str) -> None:
+    bundle = fakes.bundle(kind)
+    wording = Wording("Write SQL.", "Question", "SQL", schema="animal(name text, legs int)" * 20)
+    fitted = prompts.fit(bundle, wording, "how many?", 100)
+    text = bundle.tokenizer.decode(fitted.ids, skip_special_tokens=True)
+    assert text.startswith("Write SQL.\nSchema: animal(name text")
+    assert text.endswith("Question: how many?\nSQL:")
+    assert set(fitted.cut) == {"schema"}
+    tight = prompts.fit(bundle, wording, "how many?" * 20, 60)
+    assert set(tight.cut) == {"schema", "input"}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_chat_template_stays_whole(chat: bool) -> None:
+    bundle = fakes.bundle("llama")
+    bundle.tokenizer.chat_template = CHAT
+    fitted = prompts.fit(bundle, Wording("Be brief.", chat=chat), "x" * 500, 80)
+    text = bundle.tokenizer.decode(fitted.ids, skip_special_tokens=True)
+    assert text.startswith("<user>Be brief.\n\nxxx" if chat else "Be brief.\n\nxxx")
+    assert text.endswith("xxx<assistant>" if chat else "xxx")
+
+
+def test_an_instruction_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"words around a row's text take \d+ tokens.*at most 86") as caught:
+        seq2seq(instruction="i" * 400).encode(Example("r", "a", "b"), fakes.bundle("gpt2"))
+    assert caught.value.problems[0].field == "data.max_length"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "bart"])
+def test_shots_are_left_out_one_by_one_and_counted(kind: str) -> None:
+    bundle, task = fakes.bundle(kind), seq2seq()
+    shots = [Example(f"s:{n}", "c" * (bundle.window // 5), "d") for n in range(5)]
+    rows = [Example("r:0", "a", "b"), Example("r:1", "a" * (bundle.window // 3), "b"), Example("r:2", "a" * 2000, "b")]
+    found = list(task.predictor(bundle, "few_shot", shots)(rows))
+    counts = [row.values["shots"] for row in found]
+    assert counts == sorted(counts, reverse=True)
+    assert 5 > counts[0] > counts[1]
+    for row, count in zip(rows, counts, strict=True):
+        asked = task._ask(row, bundle, shots)
+        assert asked.shots == count
+        assert len(asked.ids) <= bundle.window
+    use = prompt_uses(found)["few_shot"]
+    assert (use.rows, sum(use.shots.values()), use.cut_rows) == (3, 3, 1)
+    assert use.cut_tokens == found[2].values["cut_tokens"] > 0
+    cut, fewer = sentences({"few_shot": use}, 5)
+    assert cut.startswith("few_shot: 1 of 3 rows were asked with a shortened prompt")
+    assert fewer.startswith("few_shot: 3 of 3 rows had no room for all 5 shots")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bart"])
+def test_answers_end_at_the_last_position_and_rows_beside_them_do_not(kind: str) -> None:
+    bundle = fakes.bundle(kind)
+    bundle.model.generation_config.eos_token_id = None
+    bundle.tokenizer.eos_token = None  # nothing ends an answer
+    prompts_ids = [[5] * length for length in (4, bundle.window, bundle.window - 3, 4)]
+    found = list(inference.generate(bundle, prompts_ids, 4, 20))
+    if bundle.family == "decoder":
+        assert [(answer.tokens, answer.limit) for answer in found] == [(20, None), (1, 1), (4, 4), (20, None)]
+    assert all(answer.capped for answer in found)
+    [alone] = inference.generate(bundle, prompts_ids[:1], 1, 20)
+    assert found[0] == alone
+    [longest] = inference.generate(bundle, [[5]], 1, 10 * bundle.window)
+    assert longest.tokens == longest.limit == bundle.window
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bart"])
+def test_an_input_longer_than_the_positions_is_refused(kind: str) -> None:
+    bundle = fakes.bundle(kind)
+    for ask in (
+        lambda: list(inference.generate(bundle, [[5] * 129], 1, 1)),
+        lambda: list(scoring.likelihoods(bundle, [scoring.Text([5] * 129, [6])], 1)),
+        lambda: list(scoring.likelihoods(bundle, [scoring.Text([5], [6] * 129)], 1)),
+        lambda: list(inference.sentence_vectors(bundle, [[5] * 129], 1)),
+    ):
+        with pytest.raises(ModelError, match=r"1(29|30) tokens for fake-.*at most 128, the positions"):
+            ask()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "bert"])
+@pytest.mark.parametrize("labels", [("a" * 300, "b"), tuple(f"the label {n}" for n in range(90))])
+def test_labels_longer_than_the_window_are_scored(kind: str, labels: tuple[str, ...]) -> None:
+    rows = [Example(f"r:{n}", "the fox " * 40, label) for n, label in enumerate(labels)]
+    task = Classification(Config(model="m", task="classification", data={"train": "t"}, evaluation={"batch_size": 8}))
+    task.fit(rows, rows)
+    for shots in ((), rows[:2]):
+        [found] = task.predictor(fakes.bundle(kind), "s", shots)(rows[:1])
+        assert 0 < found.values["confidence"] <= 1
+
+
+def test_a_long_text_to_continue_keeps_its_end(tmp_path: Path) -> None:
+    task = CausalLM(
+        Config(model="m", task="causal-lm", data={"train": str(tmp_path)}, evaluation={"max_new_tokens": 500})
+    )
+    found = task.ask(fakes.bundle("gpt2"), "tuned", "a" * 5000)
+    assert found.values["cut_tokens"] == 5000 - (128 - 128 // 3 - 1)
+
+
+def test_a_soft_prompt_takes_positions_of_the_window() -> None:
+    from dataclasses import replace
+
+    from fulltune.adapters import soft_prompt
+
+    bundle = fakes.bundle("gpt2")
+    soft_prompt.attach(bundle.model, torch.zeros(20, fakes.HIDDEN))
+    bundle = replace(bundle, window=bundle.window - 20)
+    found = list(seq2seq(1000).predictor(bundle, "tuned")([Example("r", "a" * 500, "b")]))
+    assert found[0].values["limit"] == 108 - (108 - 36) + 1
+
+
+def test_one_shot_is_cut_like_the_rows() -> None:
+    bundle = fakes.bundle("gpt2")
+    fitted = prompts.fit(bundle, Wording("", "Q", "A"), "q", 60, [Shot("s", "t")] * 9, 100)
+    assert (fitted.shots, fitted.cut) == (8, {})
+    assert len(fitted.ids) == 1 + 8 * len("Q: s\nA: t\n\n") + len("Q: q\nA:")
