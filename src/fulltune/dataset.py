@@ -22,6 +22,9 @@ from fulltune.training.loss import IGNORED
 #: The evaluation curve is drawn on about this many rows, evenly spread, so that it costs little beside the training.
 CURVE_ROWS = 256
 
+#: What a `datasets` folder or the hub calls the splits.
+_SPLITS = {"eval": "test", "valid": "validation"}
+
 
 @dataclass(frozen=True)
 class Split:
@@ -65,10 +68,10 @@ def prepare(config: Config, task: Task) -> Data:
     settings = config.data
     columns = task.columns(available_columns(settings.train))
     train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
-    train, held = _given_or_held_out(config, settings.eval, columns, train, "test", settings.eval_limit)
+    train, held = _given_or_held_out(config, settings.eval, columns, train, "eval", settings.eval_limit)
     valid = None
     if settings.valid is not None:
-        train, valid = _given_or_held_out(config, settings.valid, columns, train, "validation", None)
+        train, valid = _given_or_held_out(config, settings.valid, columns, train, "valid", None)
     splits = [_examples(task, table) for table in (train, held, valid) if table is not None]
     data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
     task.fit(data.train.examples, data.held_out)
@@ -126,17 +129,18 @@ def _prompt_length(sequences: Sequence[Features]) -> int:
 
 
 def _given_or_held_out(
-    config: Config, given: str | float, columns: Sequence[Column], train: Table, split: str, limit: int | None
+    config: Config, given: str | float, columns: Sequence[Column], train: Table, name: str, limit: int | None
 ) -> tuple[Table, Table]:
     """A named split, or a share held out of train: by group, else by clusters of near-duplicates, stratified by
     label.
     """
     if isinstance(given, str):
-        return train, load_table(given, columns, config.data, limit=limit, split=split)
+        return train, load_table(given, columns, config.data, limit=limit, split=_SPLITS[name])
     stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
     groups = "group" if config.data.group else None
     seed = config.train.seed if config.data.seed is None else config.data.seed
-    rest, held = split_table(train, given, groups=groups, stratify=stratify, seed=seed)
+    spare = name == "eval" and isinstance(config.data.valid, float)
+    rest, held = split_table(train, given, groups=groups, stratify=stratify, seed=seed, name=name, spare=spare)
     return rest, replace(held, rows=held.rows[:limit])
 
 

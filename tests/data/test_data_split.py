@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ def distinct(number: int) -> str:
     return " ".join("".join(draw.choices("abcdefghijklmnop", k=8)) for _ in range(8))
 
 
-def table(rows: list[dict[str, str]]) -> Table:
+def table(rows: list[dict[str, Any]]) -> Table:
     return Table("made.jsonl", tuple(Row(f"made.jsonl:{n}", f"made.jsonl:{n}", row) for n, row in enumerate(rows, 1)))
 
 
@@ -86,6 +88,75 @@ def test_many_small_labels_together_give_their_share() -> None:
     counts = Counter(row.fields["label"] for row in held)
     assert sum(counts.values()) == pytest.approx(38.5, abs=1)
     assert max(counts.values()) == 1
+
+
+def labels_of(part: Table) -> set[str]:
+    return {label for row in part for label in _several(row.fields)}
+
+
+def _several(fields: Mapping[str, Any]) -> list[str]:
+    return fields["labels"] if "labels" in fields else [fields["label"]]
+
+
+FRACTIONS = [0.001, 0.1, 0.4, 0.5, 0.9, 0.999]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("first", FRACTIONS)
+@pytest.mark.parametrize("second", FRACTIONS)
+def test_train_keeps_every_label_whatever_is_held_out(first: float, second: float, several: bool) -> None:
+    """Labels with one, two and three rows among common ones."""
+    labels = ["common"] * 60 + ["other"] * 40 + ["once"] + ["twice"] * 2 + ["thrice"] * 3
+    role = "labels" if several else "label"
+    values: list[Any] = (
+        [["common", label] if n % 3 else [label] for n, label in enumerate(labels)] if several else labels
+    )
+    whole = table([{"text": distinct(number), role: value} for number, value in enumerate(values)])
+    for seed in range(3):
+        rest, held = split_table(whole, first, stratify=role, seed=seed, spare=True)
+        train, valid = split_table(rest, second, stratify=role, seed=seed, name="valid")
+        assert labels_of(train) == set(labels)
+        assert sorted(ids(train) + ids(held) + ids(valid)) == sorted(ids(whole))
+        assert min(len(train), len(held), len(valid)) > 0
+
+
+def test_labels_of_single_rows_do_not_shrink_what_is_held_out() -> None:
+    labels = ["common"] * 100 + [f"only {number}" for number in range(50)]
+    whole = table([{"text": distinct(number), "label": label} for number, label in enumerate(labels)])
+    rest, held = split_table(whole, 0.2, stratify="label")
+    assert len(held) == 30
+    assert labels_of(held) == {"common"}
+    assert labels_of(rest) == set(labels)
+
+
+def test_several_labels_are_spread_by_the_rarest() -> None:
+    rows = [{"text": distinct(n), "labels": ["a", "rare"] if n % 10 == 0 else ["a", f"b{n % 2}"]} for n in range(300)]
+    _, held = split_table(table(rows), 0.2, stratify="labels")
+    counts = Counter(label for row in held for label in row.fields["labels"])
+    assert (counts["a"], counts["rare"]) == (60, 6)
+    assert counts["b0"] + counts["b1"] == 54
+    assert abs(counts["b0"] / 120 - counts["b1"] / 150) < 0.02
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abcdefg")), min_size=4, max_size=40),
+    st.sampled_from(FRACTIONS),
+    st.integers(0, 9),
+)
+def test_groups_give_train_every_label_that_two_groups_have(
+    rows: list[tuple[int, str]], share: float, seed: int
+) -> None:
+    whole = table([{"text": f"{g} {n}", "group": str(g), "label": label} for n, (g, label) in enumerate(rows)])
+    groups = {label: {g for g, name in rows if name == label} for _, label in rows}
+    if len({g for g, _ in rows}) < 2:
+        return
+    rest, held = split_table(whole, share, groups="group", stratify="label", seed=seed)
+    assert {row.fields["group"] for row in rest}.isdisjoint(row.fields["group"] for row in held)
+    held_groups = len({row.fields["group"] for row in held})
+    assert rest
+    assert held
+    assert held_groups == 1 or labels_of(rest) == groups.keys()
 
 
 def test_problems_stay_with_the_rest() -> None:
