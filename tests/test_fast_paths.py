@@ -68,7 +68,7 @@ def test_padding_that_is_read_is_noticed_and_logged_once(make: Any, caplog: pyte
         assert not fast_paths.padding_is_neutral(model, length)
         assert fast_paths.batching_is_neutral(model, length)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{type(model).__name__}, rows of 32 tokens: padding changes its answers"
+        f"{type(model).__name__} computes rows of 32 tokens without padding: it would change the answers"
     ]
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("compare", "method_choice", "store"),
     (
         *("tasks.base", "methods.base", "model", "models", "inference", "scoring", "prefix", "padded"),
-        *("fast_paths", "teacher_forcing"),
+        *("fast_paths", "teacher_forcing", "greedy"),
         *("adapters", "kernels", "training", "guards", "starters"),
     ),
     ("methods",),

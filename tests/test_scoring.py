@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from fulltune import inference, prefix, scoring
+from fulltune import inference, prefix
 from fulltune.inference import Text
 from fulltune.model import Bundle
 from fulltune.training import head_loss
@@ -79,6 +79,7 @@ def test_at_the_head_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_shots_are_read_once() -> None:
     bundle = fakes.bundle("gpt2")
+    list(inference.likelihoods(bundle, _rows(), 3))  # the model is checked once
     with _read(bundle) as positions:
         list(inference.likelihoods(bundle, _rows(), 3))
     assert sum(positions) < 0.5 * sum(map(len, _rows()))
@@ -86,6 +87,7 @@ def test_shots_are_read_once() -> None:
 
 def test_a_context_is_read_once_for_all_labels() -> None:
     bundle = fakes.bundle("gpt2")
+    list(inference.likelihoods(bundle, _labels(), 5))  # the model is checked once
     with _read(bundle) as positions:
         list(inference.likelihoods(bundle, _labels(), 5))
     assert sum(positions) < 0.5 * sum(map(len, _labels()))
@@ -93,6 +95,7 @@ def test_a_context_is_read_once_for_all_labels() -> None:
 
 def test_an_encoder_reads_a_context_once_for_all_labels() -> None:
     bundle: Bundle = fakes.bundle("t5")
+    list(inference.likelihoods(bundle, _labels(), 5))  # the model is checked once
     seen: list[int] = []
     encoder: Any = bundle.model.get_encoder()
     handle = encoder.register_forward_hook(lambda module, args, output: seen.append(1))
@@ -107,6 +110,7 @@ def test_answers_are_the_same_with_and_without_a_shared_beginning(
     kind: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, prompts = fakes.bundle(kind), [text.context for text in _rows()]
+    list(inference.generate(bundle, prompts, batch_size, 12))  # the model is checked once
     with _read(bundle) as few:
         shared = list(inference.generate(bundle, prompts, batch_size, 12))
     monkeypatch.setattr(prefix, "SHORTEST", 10_000)
@@ -118,8 +122,7 @@ def test_answers_are_the_same_with_and_without_a_shared_beginning(
 
 def test_a_model_without_keys_and_values_of_the_usual_kind_is_asked_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = fakes.bundle("gpt2")
-    monkeypatch.setattr(prefix, "DynamicCache", dict)
-    monkeypatch.setattr(scoring, "DynamicCache", dict)
+    monkeypatch.setattr(prefix, "DynamicLayer", dict)
     for text, one in zip(_labels() + _rows(), inference.likelihoods(bundle, _labels() + _rows(), 4), strict=True):
         assert one.nll == pytest.approx(_alone(bundle, text), rel=1e-5)
     assert len(list(inference.generate(bundle, [text.context for text in _rows()], 4, 3))) == 9
@@ -136,6 +139,7 @@ def test_a_model_with_distances_for_positions_shares_too() -> None:
 
 def test_generation_ends_when_every_row_has_ended() -> None:
     bundle = fakes.bundle("gpt2")
+    list(inference.generate(bundle, [[7, 8, 9], [7, 8]], 2, 50))  # the model is checked once
     head: Any = bundle.model.get_output_embeddings()
     end = bundle.tokenizer.eos_token_id
     steps: list[int] = []

@@ -22,6 +22,10 @@ from fulltune.padded import pad
 from fulltune.teacher_forcing import decoder_input_ids
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+#: A way and the sizes, in tokens, that it was checked at.
+Key = tuple[Any, ...]
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +42,8 @@ _RESERVED_POSITIONS = 8
 #: What models raise over inputs that they cannot take.
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
 
-#: Results by model, then by check and length.
-_results: WeakKeyDictionary[nn.Module, dict[tuple[str, int], bool]] = WeakKeyDictionary()
+#: Results by model.
+_results: WeakKeyDictionary[nn.Module, dict[Key, bool]] = WeakKeyDictionary()
 
 
 def padding_is_neutral(model: PreTrainedModel, length: int) -> bool:
@@ -49,7 +53,7 @@ def padding_is_neutral(model: PreTrainedModel, length: int) -> bool:
         model: Any model that takes ``input_ids`` and ``attention_mask``; its mode and weights are left as they are.
         length: Longest row, in tokens, that is to be padded or to be padded to.
     """
-    return _checked(model, "padding", length, _padding_agrees, "padding changes its answers")
+    return _checked(model, "padding", length, _padding_agrees)
 
 
 def batching_is_neutral(model: PreTrainedModel, length: int) -> bool:
@@ -59,7 +63,7 @@ def batching_is_neutral(model: PreTrainedModel, length: int) -> bool:
         model: As in :func:`padding_is_neutral`.
         length: Longest row, in tokens.
     """
-    return _checked(model, "batch", length, _batch_agrees, "other rows of a batch change its answers")
+    return _checked(model, "other rows in a batch", length, _batch_agrees)
 
 
 def batches(
@@ -104,40 +108,82 @@ def probe_length(model: PreTrainedModel, length: int) -> int:
     return max(length, min([rounded, *(limit - _RESERVED_POSITIONS for limit in limits)]))
 
 
-def _checked(
-    model: PreTrainedModel, name: str, length: int, check: Callable[[PreTrainedModel, int], bool], otherwise: str
-) -> bool:
-    """Return the result of a check, from memory where it was made before; its failure is logged."""
+def verified(
+    model: PreTrainedModel,
+    way: str,
+    sizes: Sequence[int],
+    compute: Callable[[], Answer],
+    is_plain: Callable[[Answer], bool],
+) -> Answer | None:
+    """Return what a fast way gives for a batch; None where it does not give this model's plain answers.
+
+    The first batch of each size is compared with the plain way on that batch itself, sizes being rounded up to powers
+    of two. A way that failed is not tried on anything larger.
+
+    Args:
+        model: Computes in eval mode.
+        way: What is tried, for the key and the log.
+        sizes: Tokens that matter for the way: of the longest row first, then, say, of its padding.
+        compute: The fast way.
+        is_plain: Compares its result with the plain way's.
+    """
     results = _results.setdefault(model, {})
-    key = name, probe_length(model, length)
+    length = probe_length(model, sizes[0])
+    key = way, length, *(size.bit_length() for size in sizes[1:])
+    if _has_failed(results, key):
+        return None
+    if results.get(key):
+        return compute()
+    answer, reason = attempt(compute, model)
+    results[key] = answer is not None and is_plain(answer)
+    if not results[key]:
+        _log_failure(model, way, length, reason)
+    return answer if results[key] else None
+
+
+def _has_failed(results: dict[Key, bool], key: Key) -> bool:
+    """Return True if a way is known to fail at these sizes or at smaller ones."""
+    return any(
+        not passed and name == key[0] and all(size <= asked for size, asked in zip(sizes, key[1:], strict=True))
+        for (name, *sizes), passed in results.items()
+    )
+
+
+def _log_failure(model: PreTrainedModel, way: str, length: int, reason: str | None) -> None:
+    why = reason or "it would change the answers"
+    _log.warning("%s computes rows of %d tokens without %s: %s", type(model).__name__, length, way, why)
+
+
+def _checked(model: PreTrainedModel, way: str, length: int, check: Callable[[PreTrainedModel, int], bool]) -> bool:
+    """Return the result of a check on rows of its own, from memory where it was made before; a failure is logged."""
+    results = _results.setdefault(model, {})
+    key = way, probe_length(model, length)
     if key not in results:
-        results[key], reason = _attempt(check, model, key[1])
-        if not results[key]:
-            _log.warning("%s, rows of %d tokens: %s", type(model).__name__, key[1], reason or otherwise)
+        passed, reason = attempt(lambda: check(model, key[1]), model)
+        results[key] = bool(passed)
+        if not passed:
+            _log_failure(model, way, key[1], reason)
     return results[key]
 
 
-def _attempt(
-    check: Callable[[PreTrainedModel, int], bool], model: PreTrainedModel, length: int
-) -> tuple[bool, str | None]:
-    """Return a check's result in eval mode without gradients, and what the model raised if it did."""
+def attempt(compute: Callable[[], Answer], model: PreTrainedModel) -> tuple[Answer | None, str | None]:
+    """Return what is computed in eval mode without gradients, or None and what the model raised."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return check(model, length), None
+            return compute(), None
     except torch.OutOfMemoryError:
         raise
     except FAILURES as error:
-        return False, f"{type(error).__name__}: {error}"
+        return None, f"{type(error).__name__}: {error}"
     finally:
         model.train(was_training)
 
 
 def _padding_agrees(model: PreTrainedModel, length: int) -> bool:
-    rows = _probes(model, [length, length // 2 + 1, 7])
-    padded = _answers(model, rows)[1:]
-    return agree([_answers(model, [row])[0] for row in rows[1:]], padded)
+    rows = _probes(model, [length, length // 3])
+    return agree(_answers(model, rows[1:]), _answers(model, rows)[1:])
 
 
 def _batch_agrees(model: PreTrainedModel, length: int) -> bool:

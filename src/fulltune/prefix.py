@@ -1,19 +1,28 @@
-"""What many texts begin with (the instruction, the shots) is read once by a decoder, and its keys and values are kept.
+"""Keys and values of what many texts begin with (the instruction, the shots), computed once by a decoder.
 
-An encoder reads in both directions, so what follows changes what it makes of a beginning: nothing is shared there.
+An encoder reads in both directions: what follows changes what it makes of a beginning, so nothing is shared there.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from fulltune.fast_paths import attempt, options
 from fulltune.model import Bundle
+
+_log = logging.getLogger(__name__)
+
+#: Whether a model keeps keys and values of the usual kind.
+_kept: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 #: Beginnings of fewer tokens than this are read with each text.
 SHORTEST = 16
@@ -30,15 +39,17 @@ def shared_length(rows: Sequence[Sequence[int]]) -> int:
 class PrefixCache:
     """Keys and values of the last beginning that was asked for.
 
+    They are kept for all positions, also by layers that look back over a window only: the model's masks see to that.
+
     Args:
-        bundle: A decoder; any other model shares nothing.
+        bundle: A decoder; any other model shares nothing, nor does a decoder that keeps anything but keys and values.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self.model: Any = bundle.model
-        self.is_usable = bundle.family == "decoder"
+        self.is_usable = bundle.family == "decoder" and keeps_keys_and_values(bundle.model)
         self._ids: list[int] = []
-        self._cache: DynamicCache | None = None
+        self._cache = DynamicCache()
 
     def length(self, rows: Sequence[Sequence[int]]) -> int:
         """Ids at the beginning of these rows that are worth sharing; 0 for none.
@@ -53,23 +64,49 @@ class PrefixCache:
         return shared if shared >= SHORTEST and len(rows) > 1 else 0
 
     @torch.inference_mode()
-    def expanded(self, ids: Sequence[int], rows: int) -> DynamicCache | None:
-        """A copy of the keys and values of ``ids`` for so many rows, to be written into; None where the model keeps
-        them in another way, and then nothing is shared any more.
+    def placed(self, ids: Sequence[int], padding: Sequence[int]) -> DynamicCache:
+        """Return the keys and values of ``ids`` for the first ``len(ids)`` columns of a batch, to be written into.
+
+        Args:
+            ids: The beginning.
+            padding: Columns of padding on the left of each row: its beginning is moved to the right by as many, and
+                what does not fit any more is left out.
         """
         if list(ids) != self._ids:
             asked = torch.tensor([list(ids)], device=self.model.device)
-            kept = self.model(input_ids=asked, use_cache=True, **last_logits(self.model)).past_key_values
-            self.is_usable = type(kept) is DynamicCache
-            self._ids, self._cache = list(ids), kept
-        if not self.is_usable:
-            return None
-        cache = copy.deepcopy(self._cache)
-        assert cache is not None
-        cache.batch_repeat_interleave(rows)
-        return cache
+            given = {**options(self.model), "use_cache": True, "past_key_values": DynamicCache()}
+            self._cache = self.model(input_ids=asked, **given, **last_logits(self.model)).past_key_values
+            self._ids = list(ids)
+        columns = torch.arange(len(ids))[None] - torch.tensor(list(padding))[:, None]
+        columns = columns.clamp(min=0).to(self.model.device)
+        return DynamicCache([tuple(_moved(kept, columns) for kept in layer) for layer in _keys_and_values(self._cache)])
+
+
+def keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    """Return True if a decoder's cache holds keys and values of each position, and nothing else; asked once."""
+    if model not in _kept:
+        _kept[model] = bool(attempt(lambda: _has_plain_cache(model), model)[0])
+        if not _kept[model]:
+            _log.warning("%s reads a shared beginning with each text: it keeps no plain cache", type(model).__name__)
+    return _kept[model]
+
+
+def _has_plain_cache(model: Any) -> bool:
+    asked = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    kept = getattr(model(input_ids=asked, **{**options(model), "use_cache": True}), "past_key_values", None)
+    plain = {DynamicLayer, DynamicSlidingWindowLayer}
+    return type(kept) is DynamicCache and {type(layer) for layer in kept.layers} <= plain
 
 
 def last_logits(model: Any) -> dict[str, int]:
     """Keyword arguments for logits of the last position alone, where the model knows them."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def _keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    return [(layer.keys, layer.values) for layer in cache.layers if layer.keys is not None]
+
+
+def _moved(kept: Tensor, columns: Tensor) -> Tensor:
+    """``(1, heads, T, D)`` with the positions ``columns`` ``(B, T)`` in the places of its own, ``(B, heads, T, D)``."""
+    return kept[0][:, columns].transpose(0, 1)

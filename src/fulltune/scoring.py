@@ -7,8 +7,9 @@ Texts that begin alike (with the same shots) share the keys and values of that b
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from fulltune import fast_paths
 from fulltune.errors import ModelError
 from fulltune.model import Bundle
 from fulltune.padded import pad, sorted_batches
 from fulltune.prefix import PrefixCache, last_logits
+from fulltune.teacher_forcing import decoder_input_ids
 from fulltune.training.head_loss import LossAtHead, takes_loss_at_head
 from fulltune.training.loss import IGNORED
 
@@ -140,11 +143,12 @@ class _Scorer:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.model = bundle, bundle.model
         self.prefixes = PrefixCache(bundle)
+        self.options = fast_paths.options(bundle.model)
         head: Any = self.model.get_output_embeddings()
         self.at_head, self.vocabulary = LossAtHead(head), head.weight.shape[0]
         few = torch.ones(1, 4, dtype=torch.long, device=self.model.device)
         inputs = {"input_ids": few} | ({"decoder_input_ids": few} if bundle.family == "encoder-decoder" else {})
-        self.at_head.fits = takes_loss_at_head(self.model, head, inputs, few)
+        self.at_head.fits = takes_loss_at_head(self.model, head, inputs | self.options, few)
 
     @torch.inference_mode()
     def score(self, batch: Sequence[list[Text]]) -> list[list[Likelihood]]:
@@ -158,26 +162,44 @@ class _Scorer:
             for number, group in enumerate(batch)
         ]
 
+    def _checked(self, way: str, texts: Sequence[Text], compute: Callable[[], list[float]]) -> list[float] | None:
+        """Return the losses that a fast way gives, or None where the model does not give the plain ones then."""
+
+        def is_plain(nlls: list[float]) -> bool:
+            ends = sorted({0, len(texts) - 1})
+            plain = [self._run(*self._inputs([texts[place]]))[0] for place in ends]
+            # A token more or less: the difference is one of nats per token, also where all of them are certain.
+            tokens = torch.tensor([[len(texts[place].target)] for place in ends], dtype=torch.float64)
+            fast = [nlls[place] for place in ends]
+            return fast_paths.agree(*([tokens + torch.tensor(some)[:, None]] for some in (plain, fast)))
+
+        lengths = [len(text) for text in texts]
+        return fast_paths.verified(self.model, way, (max(lengths), max(lengths) - min(lengths)), compute, is_plain)
+
     # ---- One context, many targets ----
 
     def _of_group(self, group: Sequence[Text]) -> list[float]:
         context, targets = group[0].context, [text.target for text in group]
+        found = None
         if self.bundle.family == "encoder-decoder":
-            ids, mask = pad([context], pad_id(self.bundle), self.model.device)
-            states: Any = self.model.get_encoder()(input_ids=ids, attention_mask=mask)
-            states.last_hidden_state = states.last_hidden_state.expand(len(group), -1, -1)
-            return self._restored(targets, mask.expand(len(group), -1), encoder_outputs=states)
-        return self._after_context(context, targets) if self.prefixes.is_usable else self._of_texts(group)
+            found = self._checked("one pass of the encoder", group, lambda: self._after_encoder(context, targets))
+        elif self.prefixes.is_usable:
+            found = self._checked("one pass over a context", group, lambda: self._after_context(context, targets))
+        return self._of_texts(group) if found is None else found
+
+    def _after_encoder(self, context: list[int], targets: Sequence[list[int]]) -> list[float]:
+        ids, mask = pad([context], pad_id(self.bundle), self.model.device)
+        states: Any = self.model.get_encoder()(input_ids=ids, attention_mask=mask)
+        states.last_hidden_state = states.last_hidden_state.expand(len(targets), -1, -1)
+        source = {"attention_mask": mask.expand(len(targets), -1), "encoder_outputs": states}
+        return self._run(*self._restored(targets, source))
 
     def _after_context(self, context: list[int], targets: Sequence[list[int]]) -> list[float]:
-        shared = self.prefixes.length([context])
-        cache = self.prefixes.expanded(context[:shared], 1) if shared else None
         model: Any = self.model
-        rest = torch.tensor([context[shared if cache is not None else 0 :]], device=model.device)
-        read = model(input_ids=rest, past_key_values=cache, use_cache=True, **last_logits(model))
-        if type(read.past_key_values) is not DynamicCache:
-            self.prefixes.is_usable = False
-            return self._of_texts([Text(context, target) for target in targets])
+        shared = self.prefixes.length([context])
+        cache = self.prefixes.placed(context[:shared], [0]) if shared else DynamicCache()
+        keeps: dict[str, Any] = {**self.options, "use_cache": True, "past_key_values": cache}
+        read = model(input_ids=torch.tensor([context[shared:]], device=model.device), **keeps, **last_logits(model))
         first = F.log_softmax(read.logits[0, -1].float(), dim=-1).double()
         nlls = -first[[target[0] for target in targets]]
         if max(map(len, targets)) > 1:
@@ -185,13 +207,8 @@ class _Scorer:
             ids, mask = pad([target[:-1] or target for target in targets], pad_id(self.bundle), model.device)
             labels, _ = pad([target[1:] or [IGNORED] for target in targets], IGNORED, model.device)
             known = mask.new_ones(len(targets), len(context))
-            logits = model(
-                input_ids=ids,
-                attention_mask=torch.cat([known, mask], dim=1),
-                past_key_values=read.past_key_values,
-                use_cache=True,
-            ).logits
-            nlls = nlls + _sums(logits, labels)
+            keeps |= {"attention_mask": torch.cat([known, mask], dim=1), "past_key_values": read.past_key_values}
+            nlls = nlls + _sums(model(input_ids=ids, **keeps).logits, labels)
         found: list[float] = nlls.tolist()
         return found
 
@@ -199,13 +216,17 @@ class _Scorer:
 
     def _of_texts(self, texts: Sequence[Text]) -> list[float]:
         found: list[float] = []
-        for part in self._parts(texts):
-            if self.bundle.family == "encoder-decoder":
-                ids, mask = pad([text.context for text in part], pad_id(self.bundle), self.model.device)
-                found += self._restored([text.target for text in part], mask, input_ids=ids)
-            else:
-                found += self._continued(part)
+        for batch in fast_paths.batches(self.model, texts, self._lengths):
+            for part in self._parts(batch):
+                nlls, shared = None, self.prefixes.length([text.context for text in part])
+                if shared:
+                    nlls = self._checked("a shared beginning", part, partial(self._after_prefix, part, shared))
+                found += self._run(*self._inputs(part)) if nlls is None else nlls
         return found
+
+    def _lengths(self, text: Text) -> tuple[int, ...]:
+        is_decoder = self.bundle.family == "decoder"
+        return (len(text),) if is_decoder else (len(text.context), len(text.target))
 
     def _parts(self, texts: Sequence[Text]) -> Iterator[Sequence[Text]]:
         """All at once where the head gives losses; else as many as leave room for their logits."""
@@ -213,26 +234,33 @@ class _Scorer:
         rows = len(texts) if self.at_head.fits else max(1, LOGITS_BYTES // (4 * width * self.vocabulary))
         yield from (texts[start : start + rows] for start in range(0, len(texts), max(1, rows)))
 
-    def _restored(self, targets: Sequence[list[int]], mask: Tensor, **source: Any) -> list[float]:
-        """By an encoder-decoder."""
-        model: Any = self.model
-        labels, _ = pad(targets, IGNORED, model.device)
-        start = model.prepare_decoder_input_ids_from_labels(labels)
-        return self._run({"attention_mask": mask, "decoder_input_ids": start, **source}, labels)
+    def _inputs(self, texts: Sequence[Text]) -> tuple[dict[str, Any], Tensor]:
+        """Inputs of a forward pass and labels ``(B, T)``, aligned with its logits."""
+        if self.bundle.family == "decoder":
+            return self._continued(texts, 0)
+        ids, mask = pad([text.context for text in texts], pad_id(self.bundle), self.model.device)
+        return self._restored([text.target for text in texts], {"attention_mask": mask, "input_ids": ids})
 
-    def _continued(self, texts: Sequence[Text]) -> list[float]:
-        """By a decoder."""
-        device, shared = self.model.device, self.prefixes.length([text.context for text in texts])
-        cache = self.prefixes.expanded(texts[0].context[:shared], len(texts)) if shared else None
-        shared = 0 if cache is None else shared
+    def _restored(self, targets: Sequence[list[int]], source: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        """By an encoder-decoder."""
+        labels, _ = pad(targets, IGNORED, self.model.device)
+        return {"decoder_input_ids": decoder_input_ids(self.model, labels), **source, **self.options}, labels
+
+    def _continued(self, texts: Sequence[Text], shared: int) -> tuple[dict[str, Any], Tensor]:
+        """By a decoder, the first ``shared`` ids left out."""
+        device = self.model.device
         ids, mask = pad([(text.context + text.target)[shared:] for text in texts], pad_id(self.bundle), device)
         hidden = [[IGNORED] * (len(text.context) - shared) for text in texts]
         labels, _ = pad([ahead + text.target for ahead, text in zip(hidden, texts, strict=True)], IGNORED, device)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        if cache is not None:
-            known = mask.new_ones(len(texts), shared)
-            inputs |= {"attention_mask": torch.cat([known, mask], dim=1), "past_key_values": cache, "use_cache": True}
-        return self._run(inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED))
+        inputs = {"input_ids": ids, "attention_mask": mask, **self.options}
+        return inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+    def _after_prefix(self, texts: Sequence[Text], shared: int) -> list[float]:
+        inputs, labels = self._continued(texts, shared)
+        known = inputs["attention_mask"].new_ones(len(texts), shared)
+        cache = self.prefixes.placed(texts[0].context[:shared], [0] * len(texts))
+        mask = torch.cat([known, inputs["attention_mask"]], dim=1)
+        return self._run(inputs | {"attention_mask": mask, "past_key_values": cache, "use_cache": True}, labels)
 
     def _run(self, inputs: dict[str, Any], labels: Tensor) -> list[float]:
         """Σ −ln p of each row's labels ``(B, T)``, aligned with the logits."""

@@ -64,6 +64,8 @@ def loss_at(head: nn.Linear, labels: Tensor, smoothing: float = 0.0) -> Iterator
     size = max(1, STRETCH_BYTES // (4 * head.out_features))
 
     def give_loss(hidden: Tensor) -> Tensor:
+        if hidden.dim() != 3:  # ProphetNet predicts several tokens at each position
+            return forward(hidden)
         targets = labels.to(hidden.device)
         flat, places = hidden[:, -targets.shape[1] :].flatten(0, 1), (targets != IGNORED).flatten().nonzero()[:, 0]
         parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
