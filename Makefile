@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check slow engines bench clean
+.PHONY: demo test check gate slow engines bench clean
 
 demo: $(VENV)/dev
 	$(BIN)/fulltune demo contracts
@@ -19,6 +19,10 @@ check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -q tests/test_imports.py $(wildcard tests/test_docs.py)
+
+# The slow tests that every change must pass: one real run per task, one kill and resume, one sharded engine.
+gate: $(VENV)/minilm $(VENV)/smollm2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m gate -q -rP -n 2 --dist worksteal tests/slow
 
 # Two at a time with one thread each, which takes less time than one after another; the plan is measured on a machine
 # that does nothing else. -rP shows the figures that they print.

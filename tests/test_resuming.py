@@ -280,8 +280,11 @@ WAYS = {
     "probe": ("classification", ["method=linear-probe"]),
 }
 
+#: Checked in every run of the tests; the others are slow.
+USUAL = ("plain", "classes", "pairs", "a budget of tokens, packed", "penalties", "bfloat16", "lora")
 
-@pytest.mark.parametrize("way", WAYS)
+
+@pytest.mark.parametrize("way", [way if way in USUAL else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_a_config_is_proven_to_resume_exactly(way: str, place: Path) -> None:
     task, overrides = WAYS[way]
     found = check_resume(job(place, task), steps=4, overrides=overrides)

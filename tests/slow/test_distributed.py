@@ -20,7 +20,7 @@ from fulltune.store.files import file_sha256
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 OFTEN = "checkpoints={every: 2}"
-PRESETS = ("fsdp2", "zero1", "zero2", "zero3")
+PRESETS = (pytest.param("fsdp2", marks=pytest.mark.gate), "zero1", "zero2", "zero3")
 
 
 @pytest.fixture(scope="module")

