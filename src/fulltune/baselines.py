@@ -152,7 +152,9 @@ def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: 
         "ids": [train.source, scored.source],
         "data": data,
         "baselines": config.baselines.model_dump(),
-        "evaluation": config.evaluation.model_dump(include={"max_new_tokens", "continuations", "sql_seconds"}),
+        "evaluation": config.evaluation.model_dump(
+            include={"max_new_tokens", "continuations", "sql_seconds", "sql_match"}
+        ),
     }
 
 

@@ -177,6 +177,10 @@ class EvaluationConfig(Section):
     resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     sql_seconds: float = Field(2.0, gt=0, le=86_400, description="text2sql: time limit of one query")
+    sql_match: Literal["strict", "spider"] = Field(
+        "strict",
+        description="text2sql: results agree with their columns in order, or as Spider's test suites compare them",
+    )
 
 
 class ForgettingConfig(Section):

@@ -99,7 +99,9 @@ def inspect(
         config=config,
     )
     limits = _limits(config, task, bundle, [(example.id, encoded[id(example)]) for example in data.eval.examples])
-    found = found.model_copy(update={"findings": (*found.findings, *limits)})
+    splits = {"train": data.train.examples, "eval": data.eval.examples}
+    splits |= {"valid": data.valid.examples} if data.valid else {}
+    found = found.model_copy(update={"findings": (*found.findings, *limits, *task.findings(splits))})
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return found, [features for example in data.train.examples for features in encoded[id(example)]], curve
 

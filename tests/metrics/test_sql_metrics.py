@@ -14,6 +14,7 @@ from fulltune.records import Prediction
 
 KEYS = {
     sql.execution_accuracy: "match",
+    sql.spider_accuracy: "match",
     sql.executes: "executes",
     sql.sql_exact_match: "exact",
     sql.empty_results: "empty",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import permutations
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune.tasks.text2sql.comparison import close
-from fulltune.tasks.text2sql.execution import Result, is_ordered, match
+from fulltune.tasks.text2sql.execution import Result, is_ordered, match, match_as_spider, same_result
+from fulltune.tasks.text2sql.lexer import mentions_order
 
 CELLS = st.one_of(
     st.none(),
@@ -151,3 +153,93 @@ def test_only_the_outermost_order_counts_as_sqlglot_sees_it(sql: str) -> None:
 
     assert is_ordered(sql) is (sql in ORDERED)
     assert is_ordered(sql) is bool(sqlglot.parse_one(sql, read="sqlite").args.get("order"))
+
+
+# ---- As Spider ----
+
+FEW = st.sampled_from([None, 0, 1, 1.0, 2, "a", b"a"])
+
+
+def tables(rows: int = 4, width: int = 4) -> st.SearchStrategy[list[tuple[object, ...]]]:
+    return st.integers(1, width).flatmap(lambda n: st.lists(st.tuples(*[FEW] * n), max_size=rows))
+
+
+def by_definition(gold: list[tuple[object, ...]], predicted: list[tuple[object, ...]], ordered: bool) -> bool:
+    """Try every order of the columns; rows are removed one by one, without hashing or sorting."""
+    if not gold and not predicted:
+        return True
+    if len(gold) != len(predicted) or len(gold[0]) != len(predicted[0]):
+        return False
+    for order in permutations(range(len(gold[0]))):
+        moved = [tuple(row[i] for i in order) for row in predicted]
+        if moved == gold:
+            return True
+        left = list(gold)
+        for row in moved:
+            if row in left:
+                left.remove(row)
+        if not left and not ordered:
+            return True
+    return False
+
+
+def as_spider(gold: list[tuple[object, ...]], predicted: list[tuple[object, ...]], ordered: bool = False) -> bool:
+    return match_as_spider(Result(tuple(gold)), Result(tuple(predicted)), ordered=ordered)
+
+
+@given(tables(), tables(), st.booleans())
+def test_spider_matching_is_that_of_its_definition(
+    a: list[tuple[object, ...]], b: list[tuple[object, ...]], ordered: bool
+) -> None:
+    assert as_spider(a, b, ordered) is by_definition(a, b, ordered)
+
+
+@given(tables(rows=6), st.randoms(use_true_random=False), st.booleans(), st.booleans())
+def test_spider_matching_of_a_table_that_was_rearranged_and_perhaps_changed(
+    rows: list[tuple[object, ...]], random: object, ordered: bool, changed: bool
+) -> None:
+    """Tables that nearly match are rare among random ones."""
+    order = list(range(len(rows[0]))) if rows else []
+    random.shuffle(order)  # type: ignore[attr-defined]
+    other = [tuple(row[i] for i in order) for row in rows]
+    random.shuffle(other)  # type: ignore[attr-defined]
+    if changed and other:
+        other[0] = (*other[0][1:], other[0][0])
+    assert as_spider(rows, other, ordered) is by_definition(rows, other, ordered)
+
+
+def test_spider_matching_in_short() -> None:
+    assert as_spider([(1, "a"), (2, "b")], [("b", 2), ("a", 1)])
+    assert not as_spider([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=True)
+    assert as_spider([(1, "a"), (2, "b")], [("a", 1), ("b", 2)], ordered=True)
+    assert not as_spider([(1,), (1,)], [(1,)])
+    assert not as_spider([(0.1 + 0.2,)], [(0.3,)])
+    assert as_spider([], [])
+    failed, cut = Result(error="x"), Result(((1,),), truncated=True)
+    assert not match_as_spider(failed, failed, ordered=False)
+    assert not match_as_spider(cut, Result(((1,),)), ordered=False)
+
+
+def test_the_rule_is_chosen_by_name_and_order_counts_by_its_own_rule() -> None:
+    gold, other = Result(((1, 2), (3, 4))), Result(((2, 1), (4, 3)))
+    assert same_result("SELECT a, b FROM t", gold, other, "spider")
+    assert not same_result("SELECT a, b FROM t", gold, other, "strict")
+    inside = "SELECT a FROM (SELECT a FROM t ORDER BY a)"
+    up, down = Result(((1,), (2,))), Result(((2,), (1,)))
+    assert mentions_order(inside)
+    assert not mentions_order("SELECT 'ORDER BY' -- ORDER BY")
+    assert same_result(inside, up, down, "strict")
+    assert not same_result(inside, up, down, "spider")
+
+
+def test_matching_ends_whatever_the_results() -> None:
+    """Permuted columns of one set of values, and thousands of rows that are all near to each other."""
+    size = 9
+    latin = [tuple((i * j) % size for j in range(size)) for i in range(size)]
+    other = [tuple((i * j + (i == 4)) % size for j in range(size)) for i in range(size)]
+    started = time.perf_counter()
+    as_spider(latin * 100, other * 100)
+    as_spider([tuple(range(60))] * 500, [tuple(reversed(range(60)))] * 499 + [(*range(1, 60), 0)])
+    near = [(1 + i * 1e-10, 1 - i * 1e-10) for i in range(3000)]
+    assert not same(near, [*near[:-1], (1 + 2e-6, 1.0)])
+    assert time.perf_counter() - started < 30

@@ -8,8 +8,19 @@ execution_accuracy = share_of(
     "match",
     name="execution_accuracy",
     direction="higher",
-    source="same result as the reference query on the same database (Yu et al. 2018, Spider)",
+    source="same result as the reference query on the same database, columns in their order (docs/text2sql.md); rows "
+    "whose reference query fails do not count",
     label="execution accuracy",
+    version=2,
+)
+
+spider_accuracy = share_of(
+    "match",
+    name="spider_execution_accuracy",
+    direction="higher",
+    source="same result as the reference query on the same database, columns in any order (Zhong et al. 2020, the test "
+    "suites for Spider); rows whose reference query fails do not count",
+    label="execution accuracy (Spider)",
 )
 
 executes = share_of(

@@ -56,6 +56,8 @@ class Measure:
 
 
 def _right(prediction: Prediction) -> float:
+    if "match" in prediction.values and prediction.values["match"] is None:
+        return math.nan  # the reference query failed: nobody knows
     for key in ("match", "correct", "exact"):
         if isinstance(prediction.values.get(key), bool | int | float):
             return float(bool(prediction.values[key]))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fulltune.config import Config
+from fulltune.data.findings import Finding
 from fulltune.data.load import Column as Column
 from fulltune.data.load import Row
 from fulltune.metrics.base import Metric
@@ -104,6 +105,14 @@ class Task(ABC):
 
     def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
         """Learn what must be known before any model is loaded (the label names, say)."""
+
+    def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
+        """Return what the audit should say beside what it finds for every task.
+
+        Args:
+            splits: The examples of ``train``, ``eval`` and, where there is one, ``valid``.
+        """
+        return []
 
     def adopt(self, bundle: Bundle) -> None:  # noqa: B027 - a hook, not abstract
         """Take over what a tuned model was trained with (its label names, say), to score it on other data.

@@ -32,6 +32,8 @@ __all__ = [
     "is_ordered",
     "match",
     "match_as_spider",
+    "printable",
+    "same_result",
 ]
 
 Row = tuple[int | float | str | bytes | None, ...]
@@ -101,6 +103,10 @@ class Results:
         self._seconds, self._budget = seconds, budget
         self._known: OrderedDict[tuple[str, str], Result] = OrderedDict()
         self._size = 0
+
+    def __reduce__(self) -> tuple[type[Results], tuple[float, int]]:
+        """Another process starts with none of them."""
+        return Results, (self._seconds, self._budget)
 
     def execute(self, database: str, sql: str) -> Result:
         """Return what :func:`execute` returns; a database that cannot be read is a failed query here."""

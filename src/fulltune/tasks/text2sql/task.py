@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fulltune import inference
 from fulltune.config import Config
-from fulltune.errors import ConfigError, DataError
+from fulltune.data.findings import Finding
+from fulltune.errors import ConfigError, DataError, Problem
 from fulltune.metrics import sql, text
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
@@ -19,21 +21,24 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example
 from fulltune.tasks.prompts import Shot, Wording
 from fulltune.tasks.seq2seq import Seq2Seq
-from fulltune.tasks.text2sql import execution, normalise, schema
+from fulltune.tasks.text2sql import execution, normalise, references, schema
+from fulltune.tasks.text2sql.schema import Schema
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
 
 
-#: Rows of a result that an answer shows.
-SHOWN_ROWS = 10
+#: Rows of a result that an answer shows, and faults of a database that a finding names.
+SHOWN_ROWS, SHOWN_FAULTS = 10, 3
+#: Largest file of schemas, in bytes.
+MAX_SCHEMAS = 256 << 20
 
 
 class Text2SQL(Seq2Seq):
     """Columns ``question``, ``sql`` and ``db_id``; ``data.databases`` names the folder of SQLite files."""
 
     name = "text2sql"
-    version = 1
+    version = 2
     question = "Question"
     answer = "SQL"
 
@@ -46,19 +51,62 @@ class Text2SQL(Seq2Seq):
                 fix="set data.databases: execution accuracy needs the real databases",
                 field="data.databases",
             )
-        self.execute = lru_cache(maxsize=4096)(self._execute)
+        self._results = execution.Results(config.evaluation.sql_seconds)
+        self._schemas: dict[str, Schema] = {}
+        self._paths: dict[str, Path] = {}
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         return Column("question", str), Column("sql", str), Column("db_id", str)
 
     def example(self, row: Row) -> Example:
-        database = schema.find_database(Path(str(self.config.data.databases)), row.fields["db_id"])
-        meta = {"db_id": row.fields["db_id"], "database": str(database)}
-        return Example(row.id, row.fields["question"], row.fields["sql"], meta)
+        db_id = row.fields["db_id"]
+        try:
+            database = self._database(db_id)
+        except DataError as error:
+            raise DataError([_in_row(problem, row) for problem in error.problems]) from None
+        return Example(row.id, row.fields["question"], row.fields["sql"], {"db_id": db_id, "database": str(database)})
+
+    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
+        """Read the schema of every database, and check that there is a row that can be scored.
+
+        Raises:
+            DataError: A schema or database cannot be read (all of them at once), or no reference query of the rows to
+                score can be run.
+        """
+        super().fit(train, evaluation)
+        self._read_schemas(dict.fromkeys(example.meta["db_id"] for example in (*train, *evaluation)))
+        references.refuse_unscorable(evaluation, self._reference)
+
+    def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
+        """Report reference queries that fail, and parts of databases that cannot be read."""
+        checks = [
+            references.finding(
+                references.check(split, examples, self._reference, all_rows=split == "eval"), scored=split == "eval"
+            )
+            for split, examples in splits.items()
+        ]
+        return [found for found in checks if found is not None] + self._database_faults()
+
+    def _database_faults(self) -> list[Finding]:
+        return [
+            Finding(
+                kind="database_faults",
+                level="warning",
+                message=f"database {db_id}: {len(found.faults)} parts cannot be read, and its schema leaves them out: "
+                + "; ".join(found.faults[:SHOWN_FAULTS]),
+                fix="correct or remove them",
+                count=len(found.faults),
+                details={"faults": found.faults[:SHOWN_ROWS]},
+            )
+            for db_id, found in self._schemas.items()
+            if found.faults
+        ]
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return sql.execution_accuracy, sql.sql_exact_match, sql.executes, text.bleu, sql.empty_results, text.capped
+        spider = self.config.evaluation.sql_match == "spider"
+        accuracy = sql.spider_accuracy if spider else sql.execution_accuracy
+        return accuracy, sql.sql_exact_match, sql.executes, text.bleu, sql.empty_results, text.capped
 
     def wording(self, example: Example, bundle: Bundle, *, shots: bool = False) -> Wording:
         """The schema stands once, at the top, whatever the family."""
@@ -76,15 +124,18 @@ class Text2SQL(Seq2Seq):
         return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", shot.answer)
 
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
+        """A query and whether it returns what the reference returns; None where the reference itself fails."""
         query, gold = normalise.strip_fences(generated.text), example.answer
-        expected = self.execute(example.meta["database"], gold)
-        found = self.execute(example.meta["database"], query)
+        expected = self._reference(example)
+        given = self._results.execute(example.meta["database"], query)
+        rule, is_scored = self.config.evaluation.sql_match, expected.error is None
         values = {
-            "match": execution.match(expected, found, ordered=execution.is_ordered(gold)),
-            "executes": found.error is None,
+            "match": execution.same_result(gold, expected, given, rule) if is_scored else None,
+            "executes": given.error is None,
             "exact": normalise.normalise_sql(query) == normalise.normalise_sql(gold),
-            "empty": found.error is None and expected.empty and found.empty,
-            "error": found.error or "",
+            "empty": (expected.empty and given.empty) if is_scored else None,
+            "error": given.error or "",
+            "stopped_by": given.limit,
             "gold_error": expected.error or "",
             "capped": generated.capped,
             "tokens": generated.tokens,
@@ -92,6 +143,14 @@ class Text2SQL(Seq2Seq):
         return Prediction(
             system=system, id=example.id, input=example.input, reference=gold, output=query, values=values
         )
+
+    def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
+        """How many answers were stopped at a limit, and how many rows have no result to compare with."""
+        stopped = unscored = 0
+        for prediction in predictions:
+            stopped += bool(prediction.values.get("stopped_by"))
+            unscored += bool(prediction.values.get("gold_error"))
+        return {"queries_stopped_at_a_limit": stopped, "rows_without_a_reference_result": unscored}
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """A query and the rows that it returns; ``place`` is the database, if there are several."""
@@ -101,17 +160,44 @@ class Text2SQL(Seq2Seq):
             listed = ", ".join(known[:10])
             raise ConfigError(f"{len(known)} databases", expected="one to ask", fix=f"add --db with one of {listed}")
         name = place or known[0]
-        meta = {"db_id": name, "database": str(schema.find_database(folder, name))}
+        meta = {"db_id": name, "database": str(self._database(name))}
         found = next(self.predictor(bundle, system)([Example("asked", text, "", meta)]))
-        result = self.execute(meta["database"], str(found.output))
+        result = self._results.execute(meta["database"], str(found.output))
         values = {"rows": [list(row) for row in result.rows[:SHOWN_ROWS]], "count": len(result.rows)}
         return found.model_copy(update={"values": values | {"error": result.error or ""}})
 
     def schema(self, db_id: str) -> str:
         """One line for a database: from ``data.schemas`` where it stands there, else read from the file."""
-        if db_id in self._given_schemas:
-            return schema.from_create(self._given_schemas[db_id])
-        return schema.read_schema(schema.find_database(Path(str(self.config.data.databases)), db_id))
+        if db_id not in self._schemas:
+            self._schemas[db_id] = self._schema(db_id)
+        return self._schemas[db_id].line
+
+    def _schema(self, db_id: str) -> Schema:
+        if db_id not in self._given_schemas:
+            return schema.schema_of_file(self._database(db_id))
+        try:
+            return Schema(schema.from_create(self._given_schemas[db_id]))
+        except DataError as error:
+            where = f"{self.config.data.schemas}, schema of {execution.printable(db_id)}"
+            raise DataError([replace(problem, where=where) for problem in error.problems]) from None
+
+    def _read_schemas(self, db_ids: Iterable[str]) -> None:
+        problems = list[Problem]()
+        for db_id in db_ids:
+            try:
+                self.schema(db_id)
+            except DataError as error:
+                problems += error.problems
+        if problems:
+            raise DataError(problems)
+
+    def _database(self, db_id: str) -> Path:
+        if db_id not in self._paths:
+            self._paths[db_id] = schema.find_database(Path(str(self.config.data.databases)), db_id)
+        return self._paths[db_id]
+
+    def _reference(self, example: Example) -> execution.Result:
+        return self._results.execute(example.meta["database"], example.answer)
 
     @cached_property
     def _given_schemas(self) -> dict[str, str]:
@@ -119,8 +205,9 @@ class Text2SQL(Seq2Seq):
             return {}
         path = Path(self.config.data.schemas)
         try:
+            _check_size(path)
             found = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"the schemas cannot be read ({error})",
                 expected="a JSON object, db_id → CREATE statements",
@@ -131,5 +218,19 @@ class Text2SQL(Seq2Seq):
             raise DataError("the schemas are of another form", expected="a JSON object, db_id → text", where=str(path))
         return found
 
-    def _execute(self, database: str, query: str) -> execution.Result:
-        return execution.execute(Path(database), query, seconds=self.config.evaluation.sql_seconds)
+
+def _check_size(path: Path) -> None:
+    """Check that a file of schemas can be read at once.
+
+    Raises:
+        ValueError: It is too large.
+    """
+    size = path.stat().st_size
+    if size > MAX_SCHEMAS:
+        raise ValueError(f"{size >> 20:,} MB, where {MAX_SCHEMAS >> 20} are allowed")
+
+
+def _in_row(problem: Problem, row: Row) -> Problem:
+    """The same problem at its row; the folder that was looked in goes into the advice."""
+    fix = f"in {problem.where}, {problem.fix}" if problem.where and problem.fix else problem.fix
+    return replace(problem, where=row.where, fix=fix)

@@ -1,0 +1,253 @@
+"""Reference queries are run before training; rows whose reference fails are not scored, and the record says so."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+
+import fulltune
+from fulltune import dataset
+from fulltune.config import Config, load_config
+from fulltune.data.findings import Audit
+from fulltune.errors import DataError
+from fulltune.inference import Generated
+from fulltune.metrics.accumulate import Accumulator
+from fulltune.tasks.base import Example
+from fulltune.tasks.text2sql import references
+from fulltune.tasks.text2sql.task import Text2SQL
+
+ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "dbs").mkdir()
+    with closing(sqlite3.connect(tmp_path / "dbs" / "shop.sqlite")) as connection:
+        connection.executescript(
+            "CREATE TABLE item (id INT, name TEXT); INSERT INTO item VALUES (1, 'ant'), (2, 'bee')"
+        )
+    return tmp_path
+
+
+def good(number: int) -> str:
+    return f"SELECT name FROM item WHERE id > {number % 2} AND {number} = {number}"
+
+
+def write(path: Path, queries: list[str], db_id: str = "shop") -> str:
+    rows = [{"question": f"what about {i} in {path.stem}?", "sql": q, "db_id": db_id} for i, q in enumerate(queries)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def options(folder: Path, train: list[str], scored: list[str], **more: Any) -> dict[str, Any]:
+    data = {"train": write(folder / "train.jsonl", train), "eval": write(folder / "eval.jsonl", scored)}
+    settings = {"sql_seconds": 0.2, "max_new_tokens": 4, "resamples": 100} | more.pop("evaluation", {})
+    return {
+        "model": "m",
+        "task": "text2sql",
+        "data": data | {"databases": str(folder / "dbs"), "allow_leaks": True} | more,
+        "train": {"max_steps": 1, "batch_size": 4, "evaluations": 1},
+        "baselines": {"few_shot": 1},
+        "evaluation": settings,
+    }
+
+
+def audited(folder: Path, train: list[str], evaluation: list[str], **more: Any) -> Audit:
+    config = load_config(options(folder, train, evaluation, **more))
+    task = Text2SQL(config)
+    data = dataset.prepare(config, task)
+    return dataset.inspect(config, task, data, fakes.bundle("t5"))[0]
+
+
+def about(audit: Audit, kind: str = "reference_queries_fail") -> dict[str, Any]:
+    return {finding.split: finding for finding in audit.findings if finding.kind == kind}
+
+
+def test_reference_queries_that_run_are_no_news(folder: Path) -> None:
+    assert about(audited(folder, [good(i) for i in range(8)], [good(i) for i in range(4)])) == {}
+
+
+def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path) -> None:
+    bad = "SELECT year(name) FROM item"
+    audit = audited(folder, [good(0), bad, good(1), bad], [good(2), bad, "SELECT absent FROM item"])
+    train, evaluation = about(audit)["train"], about(audit)["eval"]
+    assert train.message == (
+        "2 of the 4 reference queries of train cannot be run: no such function: year (2); "
+        "these rows are used as they are"
+    )
+    assert train.ids == ("train.jsonl:2", "train.jsonl:4")
+    assert evaluation.message.startswith("2 of the 3 reference queries of eval cannot be run: ")
+    assert evaluation.message.endswith("; these rows are not scored")
+    assert evaluation.details["errors"]["eval.jsonl:3"] == "no such column: absent"
+    assert (train.level, evaluation.level) == ("warning", "warning")
+    audit.raise_if_broken()
+
+
+def test_a_run_in_which_no_row_can_be_scored_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        audited(folder, [good(0)] * 4, ["SELECT year(name) FROM item"] * 3)
+    text = str(caught.value)
+    assert "none of the 3 reference queries of the rows to score can be run: no such function: year (3)" in text
+    assert "eval.jsonl:1" in text
+    with pytest.raises(DataError, match=r"longer than 0\.2 s \(2\).*raise evaluation\.sql_seconds"):
+        audited(folder, [good(0)] * 4, [ENDLESS, ENDLESS + " LIMIT 1"])
+
+
+def test_rows_of_valid_do_not_make_up_for_those_of_eval(folder: Path) -> None:
+    valid = write(folder / "valid.jsonl", [good(0)])
+    audit = audited(folder, [good(0)] * 4, ["SELECT year(name) FROM item"] * 2, valid=valid)
+    assert about(audit)["eval"].level == "error"
+    with pytest.raises(DataError, match=r"none of the 2 reference queries of eval can be run.*no row can be scored"):
+        audit.raise_if_broken()
+
+
+def test_a_large_split_is_sampled_and_left_when_many_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fulltune.tasks.text2sql.execution import Result
+
+    asked = []
+
+    def run(example: Example) -> Result:
+        asked.append(example.id)
+        return Result(error="stopped: late", limit="time") if int(example.id) % 7 == 0 else Result()
+
+    examples = [Example(str(i), "q", "SELECT 1") for i in range(2500)]
+    found = references.check("train", examples, run, all_rows=False)
+    assert asked == [str(i) for i in range(0, 3 * len(asked), 3)]
+    assert (found.run, len(found.failed)) == (len(asked), references.STOPPED)
+    message = references.finding(found, scored=False)
+    assert message is not None
+    assert f"of the {len(asked)} reference queries of train that were run (of 2,500)" in message.message
+    assert references.check("train", [], run, all_rows=False).run == 0
+
+
+def test_the_score_leaves_out_rows_whose_reference_fails(folder: Path) -> None:
+    task = Text2SQL(load_config(options(folder, [good(0)], [good(0)])))
+    path = str(folder / "dbs" / "shop.sqlite")
+    scores = Accumulator(task.metrics)
+    for number, gold in enumerate(["SELECT name FROM item", "SELECT absent FROM item", "SELECT id FROM item"]):
+        example = Example(str(number), "q", gold, {"db_id": "shop", "database": path})
+        made = task.prediction("tuned", example, Generated("SELECT name FROM item", 5, False))
+        scores.add(made)
+        if number == 1:
+            assert (made.values["match"], made.values["empty"]) == (None, None)
+            assert made.values["gold_error"] == "no such column: absent"
+    found = scores.scores(resamples=100)
+    assert (found["execution_accuracy"].value, found["execution_accuracy"].n) == (0.5, 2)
+    assert (found["executes"].value, found["executes"].n) == (1.0, 3)
+
+
+def test_details_count_answers_that_hit_a_limit(folder: Path) -> None:
+    task = Text2SQL(load_config(options(folder, [good(0)], [good(0)])))
+    meta = {"db_id": "shop", "database": str(folder / "dbs" / "shop.sqlite")}
+    rows = [("SELECT 1", ENDLESS), ("SELECT 1", "SELECT absent"), ("SELECT absent", "SELECT 1")]
+    made = [
+        task.prediction("tuned", Example(str(i), "q", gold, meta), Generated(answer, 5, False))
+        for i, (gold, answer) in enumerate(rows)
+    ]
+    assert made[0].values["stopped_by"] == "time"
+    assert task.details(made) == {"queries_stopped_at_a_limit": 1, "rows_without_a_reference_result": 1}
+
+
+@pytest.mark.parametrize(("rule", "metric", "right"), [("strict", "execution_accuracy", False),
+                                                      ("spider", "spider_execution_accuracy", True)])  # fmt: skip
+def test_the_rule_of_matching_is_a_choice(folder: Path, rule: str, metric: str, right: bool) -> None:
+    task = Text2SQL(load_config(options(folder, [good(0)], [good(0)], evaluation={"sql_match": rule})))
+    meta = {"db_id": "shop", "database": str(folder / "dbs" / "shop.sqlite")}
+    example = Example("0", "q", "SELECT id, name FROM item", meta)
+    made = task.prediction("tuned", example, Generated("SELECT name, id FROM item", 5, False))
+    assert made.values["match"] is right
+    assert task.metrics[0].name == metric
+
+
+def test_parts_of_a_database_that_cannot_be_read_are_a_finding(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "dbs" / "shop.sqlite")) as connection:
+        connection.execute("CREATE VIEW v AS SELECT * FROM gone")
+    audit = audited(folder, [good(0)] * 4, [good(1)])
+    [finding] = [finding for finding in audit.findings if finding.kind == "database_faults"]
+    assert "database shop: 1 parts cannot be read" in finding.message
+    assert "view v: no such table: main.gone" in finding.message
+
+
+def test_all_databases_that_cannot_be_read_are_told_at_once(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / "dbs" / f"{name}.sqlite").write_bytes(b"no database at all" * 100)
+    config = load_config(options(folder, [good(0)], [good(0)]))
+    task = Text2SQL(config)
+    rows = [Example(name, "q", "SELECT 1", {"db_id": name, "database": str(folder / "dbs" / f"{name}.sqlite")})
+            for name in ("one", "two", "shop")]  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        task.fit(rows, rows)
+    assert [Path(problem.where).name for problem in caught.value.problems] == ["one.sqlite", "two.sqlite"]
+
+
+@pytest.mark.parametrize("db_id", ["nowhere", "x" * 3000, "\x1b[31mx"])
+def test_a_row_without_a_database_names_the_row_and_what_there_is(folder: Path, db_id: str) -> None:
+    config = options(folder, [good(0)], [good(0)])
+    config["data"]["eval"] = write(folder / "eval.jsonl", ["SELECT 1"], db_id)
+    loaded = load_config(config)
+    with pytest.raises(DataError) as caught:
+        dataset.prepare(loaded, Text2SQL(loaded))
+    text = str(caught.value)
+    assert "eval.jsonl:1, field 'db_id'" in text
+    assert text.isprintable()
+    assert len(text) < 1000 + 2 * len(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shop": "CREATE TABLE a (b); PRAGMA hard_heap_limit = 1"}, r"schemas\.json, schema of shop.*hard_heap_limit"),
+        ({"shop": "CREATE TABLE a (b"}, r"schemas\.json, schema of shop.*incomplete input"),
+        ({"shop": ""}, r"schemas\.json, schema of shop.*no table"),
+        ("[" * 100_000, r"schemas\.json: the schemas cannot be read"),
+    ],
+)
+def test_a_given_schema_that_cannot_be_used_names_its_database(folder: Path, given: Any, message: str) -> None:
+    text = given if isinstance(given, str) else json.dumps(given)
+    (folder / "schemas.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        audited(folder, [good(0)] * 4, [good(1)], schemas=str(folder / "schemas.json"))
+
+
+def test_a_file_of_schemas_has_a_largest_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fulltune.tasks.text2sql.task.MAX_SCHEMAS", 10)
+    (folder / "schemas.json").write_text(json.dumps({"shop": "CREATE TABLE a (b)"}), encoding="utf-8")
+    with pytest.raises(DataError, match="schemas cannot be read"):
+        audited(folder, [good(0)] * 4, [good(1)], schemas=str(folder / "schemas.json"))
+
+
+def test_a_task_goes_to_other_processes_without_its_results(folder: Path) -> None:
+    config = load_config(options(folder, [good(0)], [good(0)]))
+    task = Text2SQL(config)
+    data = dataset.prepare(config, task)
+    other = pickle.loads(pickle.dumps(task))
+    assert other._results._known == {}
+    assert task._results._known != {}
+    made = other.prediction("tuned", data.eval.examples[0], Generated(good(0), 5, False))
+    assert made.values["match"]
+
+
+@pytest.mark.filterwarnings("ignore:.*had no room for all")
+def test_a_run_records_what_was_not_scored(folder: Path) -> None:
+    fakes.save("t5", folder / "base")
+    queries = [good(i) for i in range(5)]
+    config = options(folder, queries * 2, ["SELECT absent FROM item", *queries])
+    record = fulltune.run(config | {"model": str(folder / "base")}, out=folder / "runs")
+    assert record.scores["tuned"]["execution_accuracy"].n == 5
+    assert record.details["rows_without_a_reference_result"] == 1
+    assert record.details["queries_stopped_at_a_limit"] == 0
+    assert any("1 of the 6 reference queries of eval cannot be run" in text for text in record.data.audit.findings)
+    page = (folder / "runs" / record.run_id / "report.html").read_text(encoding="utf-8")
+    assert "reference queries" in page
+
+
+def test_an_unknown_rule_of_matching_is_refused() -> None:
+    with pytest.raises(ValueError, match="spider"):
+        Config(model="m", task="text2sql", data={"train": "t"}, evaluation={"sql_match": "bird"})
