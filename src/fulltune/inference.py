@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from fulltune import fast_paths
 from fulltune.greedy import GreedyDecoding, decoding_settings, generated, stop_ids
 from fulltune.model import Bundle, quiet
+from fulltune.models import reconcile
 from fulltune.padded import pad, sorted_batches
 from fulltune.prefix import PrefixCache
 from fulltune.scoring import Likelihood as Likelihood
@@ -52,10 +53,17 @@ def text_ids(bundle: Bundle, text: str) -> list[int]:
 
 
 def start_ids(bundle: Bundle) -> list[int]:
-    """What a decoder's text begins with: its begin-of-text token, else its end-of-text token (as GPT-2 was trained)."""
+    """Return what the tokenizer puts before a text by default; nothing for GPT-2, for one."""
+    return reconcile.frame(bundle.tokenizer)[0]
+
+
+def opening_ids(bundle: Bundle) -> list[int]:
+    """Return what a decoder reads where there is no text yet: what its tokenizer puts before one, else its
+    begin-of-text or its end-of-text token.
+    """
     tokenizer = bundle.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [] if start is None else [int(start)]
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return start_ids(bundle) or ([] if first is None else [int(first)])
 
 
 def end_ids(bundle: Bundle) -> list[int]:
@@ -103,7 +111,7 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
     """
     model: Any = bundle.model
     for start in range(0, count, batch_size):
-        rows = [bundle.prompt_ids + start_ids(bundle)] * min(batch_size, count - start)
+        rows = [bundle.prompt_ids + opening_ids(bundle)] * min(batch_size, count - start)
         ids, mask = pad(rows, pad_id(bundle), model.device)
         settings = decoding_settings(bundle, max_new_tokens, sampled=True)
         with quiet(), torch.random.fork_rng(devices=[]):

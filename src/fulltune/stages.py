@@ -23,6 +23,7 @@ from fulltune.kernels.paths import fast_paths, training_device
 from fulltune.methods.base import Method
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
+from fulltune.models import reconcile
 from fulltune.progress import Progress
 from fulltune.records import Prediction, Step
 from fulltune.retention import Memory, check_sets
@@ -119,7 +120,10 @@ def load(
         )
     # What the method puts before every input has no room for text; base and student read the same texts.
     reserved = plugins.load("method", config.method).reserved(config) - len(bundle.prompt_ids)
-    return replace(bundle, window=bundle.window - reserved) if reserved > 0 else bundle
+    bundle = replace(bundle, window=bundle.window - max(0, reserved))
+    cap = config.evaluation.max_new_tokens
+    reconcile.set_limits(bundle.model, bundle.tokenizer, longest=task.longest_input(bundle), max_new_tokens=cap)
+    return bundle
 
 
 def pinned(config: Config, out: str | Path) -> Config:

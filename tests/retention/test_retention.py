@@ -61,10 +61,10 @@ def test_a_decoder_is_scored_in_bits_per_byte_of_an_unbatched_loop(probe: str) -
     def by_hand(bundle: Bundle) -> float:
         nll = 0.0
         for text in TEXTS:
-            ids = torch.tensor([[bundle.tokenizer.eos_token_id, *bundle.tokenizer(text).input_ids]])
+            ids = torch.tensor([bundle.tokenizer(text).input_ids])
             logs = F.log_softmax(bundle.model(input_ids=ids).logits[0, :-1].double(), dim=-1)
             nll -= float(logs.gather(1, ids[0, 1:, None]).sum())
-        return nll / math.log(2) / sum(len(text.encode()) for text in TEXTS)
+        return nll / math.log(2) / sum(len(text[1:].encode()) for text in TEXTS)
 
     before, after = by_hand(fakes.bundle("gpt2")), by_hand(shaken(fakes.bundle("gpt2")))
     assert (found.metric, found.base.n, found.tuned.n) == ("bits_per_byte", 3, 3)

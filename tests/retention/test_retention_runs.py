@@ -24,7 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     model, tokenizer = fakes.gpt2()
-    ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(KNOWN).input_ids]])
+    ids = torch.tensor([tokenizer(KNOWN).input_ids])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):
         model(input_ids=ids, labels=ids).loss.backward()

@@ -124,7 +124,7 @@ def test_label_likelihood_is_the_mean_over_the_labels_tokens() -> None:
     bundle, task = fakes.bundle("gpt2"), make(ROWS)
     prediction = next(task.predictor(bundle, "zero_shot")(ROWS[:1]))
     prompt = "Labels: film, law.\n\nText: the film is good\nLabel:"
-    context = [bundle.tokenizer.bos_token_id, *bundle.tokenizer(prompt).input_ids]
+    context = bundle.tokenizer(prompt).input_ids
     scores = []
     for label in LABELS:
         answer = [*bundle.tokenizer(f" {label}").input_ids, bundle.tokenizer.eos_token_id]

@@ -39,6 +39,9 @@ _NEW_PAD = "<|pad|>"
 #: Tokens that look like control tokens although the tokenizer does not list them as special.
 _CONTROL = re.compile(r"<.*>|\[.*\]|\|.*\|", re.DOTALL)
 
+#: Limits from here on stand for none.
+_NO_LIMIT = 1_000_000
+
 #: Fields of the generation settings that are kept, or that say nothing of how answers are made.
 _KEPT = frozenset(
     {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"}
@@ -122,6 +125,8 @@ def reconcile(
     changes += _generation(model, tokenizer)
     if family == "decoder" and not is_classifier:
         changes += _no_closing_tokens(tokenizer)
+    if family == "encoder-decoder" and is_classifier:
+        changes += _one_end_token(model, tokenizer)
     for change in changes:
         logger.info("%s: %s", model.name_or_path or type(model).__name__, change)
     return Reconciled(tuple(changes), grown)
@@ -247,15 +252,32 @@ def _no_closing_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
         return
     if getattr(tokenizer, "add_eos_token", False):
         tokenizer.add_eos_token = False
-    opening = [str(tokenizer.convert_ids_to_tokens(token)) for token in before]
-    backend: Any = tokenizer.backend_tokenizer
-    backend.post_processor = processors.TemplateProcessing(
-        single=" ".join([*opening, "$A"]),
-        pair=" ".join([*opening, "$A", "$B:1"]),
-        special_tokens=list(zip(opening, before, strict=True)),
-    )
+    _set_frame(tokenizer, before, [])
     closing = " ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in after)
     yield f"the tokenizer closes every text with {closing}: it no longer does, for a decoder continues its prompt"
+
+
+def _one_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Let every text have one end token, after it: the head of an encoder-decoder reads the state there."""
+    tokenizer.split_special_tokens = True  # a text that spells it must not have two
+    tokenizer.init_kwargs["split_special_tokens"] = True  # so that it is saved
+    end: Any = model.config.eos_token_id
+    before, after = frame(tokenizer)
+    if end is None or end in after or not tokenizer.is_fast:
+        return
+    _set_frame(tokenizer, before, [*after, end])
+    yield f"the tokenizer did not end a text with {tokenizer.convert_ids_to_tokens(end)}, which the head reads: it does"
+
+
+def _set_frame(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int]) -> None:
+    """Let a fast tokenizer put these ids before and after every text; a pair is not kept apart."""
+    opening, closing = ([str(tokenizer.convert_ids_to_tokens(token)) for token in ids] for ids in (before, after))
+    backend: Any = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single=" ".join([*opening, "$A", *closing]),
+        pair=" ".join([*opening, "$A", *closing, "$B:1", *closing]),
+        special_tokens=list(dict(zip([*opening, *closing], [*before, *after], strict=True)).items()),
+    )
 
 
 # ---- Generation ----
@@ -375,16 +397,25 @@ def _forget_tasks(config: PretrainedConfig) -> None:
 # ---- Positions ----
 
 
+def set_limits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest: int, max_new_tokens: int
+) -> None:
+    """Let the saved folder cut inputs and end answers where the report does."""
+    tokenizer.model_max_length = longest
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.max_new_tokens = max_new_tokens
+
+
 def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the longest input in tokens that the model has positions for; None where nothing limits it.
+    """Return the longest input in tokens that the model has positions for, else that its tokenizer names, if any.
 
     A learned table may keep rows for padding: RoBERTa and its relatives number positions from ``padding_idx + 1``, BART
     and OPT from ``offset``.
     """
     config = model.config.get_text_config()
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    limits = [*stated, *_table_limits(model), tokenizer.model_max_length]
-    known = [int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < 1_000_000]
+    own = [limit for limit in (*stated, *_table_limits(model)) if isinstance(limit, int)]
+    known = [limit for limit in own or [tokenizer.model_max_length] if 0 < limit < _NO_LIMIT]
     return min(known, default=None)
 
 

@@ -97,7 +97,7 @@ def pairs(bundle: Bundle, rows: Sequence[tuple[str, str, str]], batch_size: int)
 
 
 def _decoder_nll(bundle: Bundle, texts: Sequence[str], batch_size: int) -> Iterator[float]:
-    asked = [prompts.start_ids(bundle) + prompts.text_ids(bundle, text) for text in texts]
+    asked = [prompts.opening_ids(bundle) + prompts.text_ids(bundle, text) for text in texts]
     parts = (inference.Text(ids[:1], ids[1:]) for ids in asked)
     return (found.nll for found in inference.likelihoods(bundle, parts, batch_size))
 

@@ -22,7 +22,7 @@ from fulltune.retention.abilities import Ability, Represented, Scored, abilities
 from fulltune.store.cache import cache_key, cache_path, cached_rows
 
 #: Raised when the same model would answer otherwise.
-VERSION = 1
+VERSION = 2
 
 #: How near the representation is to the base's has no budget: features may turn without a loss.
 _NO_BUDGET = math.inf

@@ -137,6 +137,10 @@ class Task(ABC):
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         """Training sequences of one example; a long document gives several."""
 
+    def longest_input(self, bundle: Bundle) -> int:
+        """Return the longest input in tokens that this model is asked: the saved tokenizer cuts there."""
+        return bundle.window
+
     def reads(self, example: Example) -> str:
         """What :meth:`encode` reads beside the example, the config and the tokenizer (a schema, say): sequences are
         kept for as long as this stays the same.

@@ -1,5 +1,8 @@
 """``causal-lm``: learn a language, a style, a collection of tales; scored in bits per byte of held-out text.
 
+A text is read as the tokenizer gives it. Where that puts nothing before a text, the first token is given: neither it
+nor its bytes are scored, whatever the system.
+
 A document longer than the window becomes several windows: each token is predicted exactly once, no window crosses a
 document, and the end-of-text token is learnt even when it is also the padding token (padding is told by length). Rows
 with ``prompt`` and ``completion`` learn and are scored on the completion only.
@@ -36,7 +39,7 @@ class CausalLM(Task):
     """Text, or prompt and completion, for a decoder."""
 
     name = "causal-lm"
-    version = 1
+    version = 2
     families = ("decoder",)
     _continued: frozenset[str] = frozenset()
 
@@ -63,7 +66,7 @@ class CausalLM(Task):
         tokens = prompts.text_ids(bundle, example.answer) + prompts.end_ids(bundle)
         return [
             Features(text.context + text.target, [-100] * len(text.context) + text.target, example.id)
-            for text in _windows(prompts.start_ids(bundle), tokens, window)
+            for text in _windows(prompts.start_ids(bundle), tokens, window, is_given=not prompts.start_ids(bundle))
         ]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
@@ -82,7 +85,7 @@ class CausalLM(Task):
                     values = {
                         "nll": sum(part.nll for part in parts),
                         "tokens": sum(part.tokens for part in parts),
-                        "bytes": len(example.answer.encode()),
+                        "bytes": _scored_bytes(example, bundle),
                     }
                     extra = continued.get(example.id, {})
                     yield Prediction(
@@ -107,7 +110,8 @@ class CausalLM(Task):
 
     def _end_of(self, text: str, bundle: Bundle) -> Fitted:
         """Return a bare text to continue: of one that is too long, the end."""
-        start, ids = prompts.start_ids(bundle), prompts.text_ids(bundle, text)
+        start = prompts.start_ids(bundle) if text else prompts.opening_ids(bundle)
+        ids = prompts.text_ids(bundle, text)
         room = bundle.window - self._reserve(bundle) - len(start)
         lost = max(0, len(ids) - room)
         return Fitted(start + ids[lost:], cut={"input": lost} if lost else {})
@@ -129,7 +133,8 @@ class CausalLM(Task):
         A completion that does not fit behind its prompt is scored in parts, each behind the prompt.
         """
         if not example.input:
-            return _windows(prompt.ids, prompts.text_ids(bundle, example.answer), self._window(bundle))
+            tokens, is_given = prompts.text_ids(bundle, example.answer), not prompts.start_ids(bundle)
+            return _windows(prompt.ids, tokens, self._window(bundle), is_given=is_given)
         answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
         tokens = answer[: len(answer) - len(prompts.end_ids(bundle))]
         without_shots = self._asked(example, bundle) if prompt.shots else prompt
@@ -176,12 +181,15 @@ class CausalLM(Task):
         if example.input:
             return self._asked(example, bundle, shots).ids, example.input, example.answer
         tokens = prompts.text_ids(bundle, example.answer)
-        opening = tokens[: min(OPENING_TOKENS, len(tokens) // 2, bundle.window // prompts.ANSWER_PART)]
+        opening = tokens[: min(OPENING_TOKENS, max(1, len(tokens) // 2), bundle.window // prompts.ANSWER_PART)]
+        rest = tokens[len(opening) :]
+        # What is shown is what is asked: a cut inside of a word or a character could be read as other tokens.
+        shown = inference.decode(bundle, opening).rstrip("\ufffd")
+        opening = prompts.text_ids(bundle, shown) or opening
         room = bundle.window - self._reserve(bundle) - len(opening)
         context = self._documents(bundle, shots, room).ids + opening
         most = min(cap, inference.most_new_tokens(bundle, len(context)))
-        reference = inference.decode(bundle, tokens[len(opening) : len(opening) + most])
-        return context, inference.decode(bundle, opening), reference
+        return context, shown, inference.decode(bundle, rest[:most])
 
     def _asked(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
         """Return the prompt of a row: as in training, and with as many shots as the model's positions hold."""
@@ -200,15 +208,38 @@ class CausalLM(Task):
         return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
 
 
-def _windows(context: list[int], tokens: list[int], window: int) -> list[inference.Text]:
-    """Cut a document so that every token is a target once; later windows begin with the token before them."""
+def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[inference.Text]:
+    """Cut a document so that every token is a target once; later windows begin with the token before them.
+
+    Args:
+        context: What stands before the document, in each window.
+        tokens: The document.
+        window: Longest text in tokens.
+        is_given: Nothing that the tokenizer adds predicts the first token, which is then context itself.
+    """
     is_whole = len(context) + len(tokens) <= window
     room = max(1, window - len(context) - (0 if is_whole else 1))
     texts = []
     for start in range(0, len(tokens), room):
         before = context + tokens[start - 1 : start] if start else context
         texts.append(inference.Text(before, tokens[start : start + room]))
-    # A decoder predicts nothing without something before it: a tokenizer with no special tokens loses the first one.
-    if texts and not texts[0].context:
-        texts[0] = inference.Text(texts[0].target[:1], texts[0].target[1:])
+    if texts and is_given:
+        first = texts[0]
+        texts[0] = inference.Text(first.context + first.target[:1], first.target[1:])
     return [text for text in texts if text.target]
+
+
+def _scored_bytes(example: Example, bundle: Bundle) -> int:
+    """Return the bytes of the text that is scored: all of it, but for a first token that nothing predicts."""
+    text = example.answer
+    if example.input or prompts.start_ids(bundle):
+        return len(text.encode())
+    return len(text.encode()) - _first_token_bytes(bundle, text)
+
+
+def _first_token_bytes(bundle: Bundle, text: str) -> int:
+    if not bundle.tokenizer.is_fast:
+        return len(inference.decode(bundle, prompts.text_ids(bundle, text)[:1]).encode())
+    asked: Any = bundle.tokenizer
+    places = asked(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+    return len(text[: places[0][1]].encode()) if places else 0

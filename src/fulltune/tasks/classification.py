@@ -180,12 +180,28 @@ class Classification(Task):
         ask = label_words.Asked(bundle, self.labels, self.multi_label, self.config)
         return ask.few_shot(examples, shots) if shots else ask.zero_shot(examples)
 
+    def longest_input(self, bundle: Bundle) -> int:
+        return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
+
     def _input_ids(self, text: str, bundle: Bundle) -> tuple[list[int], int]:
-        """Token ids of an input and how many tokens did not fit; never empty."""
-        window = min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
-        ids = list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids) or prompts.start_ids(bundle)
-        kept = ids[:window] if bundle.family == "decoder" else prompts.cut(ids, window)
-        return kept, len(ids) - len(kept)
+        """Token ids of an input and how many tokens did not fit; never empty. They are cut as the tokenizer cuts."""
+        window = self.longest_input(bundle)
+        ids = list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids) or prompts.opening_ids(bundle)
+        if len(ids) <= window:
+            return _one_end(ids, bundle), 0
+        kept = list(bundle.tokenizer(text, truncation=True, max_length=window).input_ids)
+        return _one_end(kept, bundle), len(ids) - len(kept)
+
+
+def _one_end(ids: list[int], bundle: Bundle) -> list[int]:
+    """Return the ids with their last end token only, for a head of an encoder-decoder: it reads the state there, and
+    refuses a batch whose rows have different numbers of them.
+    """
+    end = bundle.model.config.eos_token_id if bundle.family == "encoder-decoder" else None
+    if end is None or bundle.head != "classification" or ids.count(end) < 2:
+        return ids
+    last = len(ids) - 1 - ids[::-1].index(end)
+    return [token for place, token in enumerate(ids) if token != end or place == last]
 
 
 def _output_bias(bundle: Bundle, labels: int) -> torch.nn.Parameter | None:

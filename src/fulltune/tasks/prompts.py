@@ -14,12 +14,13 @@ from typing import Any
 
 from fulltune.errors import ConfigError
 from fulltune.inference import end_ids as end_ids
+from fulltune.inference import opening_ids as opening_ids
 from fulltune.inference import start_ids as start_ids
 from fulltune.inference import text_ids as text_ids
 from fulltune.model import Bundle
 from fulltune.tasks.base import Example, Features
 
-VERSION = 2
+VERSION = 3
 
 #: A decoder's window holds the prompt and the answer; one part in this many, at most, is kept free for the answer.
 ANSWER_PART = 3
@@ -99,10 +100,7 @@ def prompt_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[
     blocks = [wording.top] if wording.top else []
     blocks += [_block(wording, shot.input, shot.answer) for shot in shots]
     blocks.append(_block(wording, question, ""))
-    text = "\n\n".join(blocks)
-    if bundle.family == "decoder":
-        return start_ids(bundle) + text_ids(bundle, text)
-    return list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids)
+    return list(bundle.tokenizer("\n\n".join(blocks), truncation=False, verbose=False).input_ids)
 
 
 def answer_ids(bundle: Bundle, answer: str, wording: Wording | None = None) -> list[int]:

@@ -128,7 +128,8 @@ def _encoded(base: Bundle, text: str, row: int) -> Features | None:
     start = inference.start_ids(base)
     room = min(LONGEST, base.window) - len(start)
     tokens = [*inference.text_ids(base, text), *inference.end_ids(base)][:room]
-    return Features(start + tokens, [IGNORED] * len(start) + tokens, name) if tokens else None
+    ids, given = start + tokens, max(1, len(start))  # nothing predicts the first token of all
+    return Features(ids, [IGNORED] * given + ids[given:], name) if len(ids) > given else None
 
 
 def stand_ins(count: int) -> list[Features]:
