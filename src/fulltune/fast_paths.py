@@ -118,7 +118,7 @@ def verified(
     """Return what a fast way gives for a batch; None where it does not give this model's plain answers.
 
     The first batch of each size is compared with the plain way on that batch itself, sizes being rounded up to powers
-    of two. A way that failed is not tried on anything larger.
+    of two. A way that failed is not tried again.
 
     Args:
         model: Computes in eval mode.
@@ -130,7 +130,7 @@ def verified(
     results = _results.setdefault(model, {})
     length = probe_length(model, sizes[0])
     key = way, length, *(size.bit_length() for size in sizes[1:])
-    if _has_failed(results, key):
+    if any(name == way and not passed for (name, *_), passed in results.items()):
         return None
     if results.get(key):
         return compute()
@@ -139,14 +139,6 @@ def verified(
     if not results[key]:
         _log_failure(model, way, length, reason)
     return answer if results[key] else None
-
-
-def _has_failed(results: dict[Key, bool], key: Key) -> bool:
-    """Return True if a way is known to fail at these sizes or at smaller ones."""
-    return any(
-        not passed and name == key[0] and all(size <= asked for size, asked in zip(sizes, key[1:], strict=True))
-        for (name, *sizes), passed in results.items()
-    )
 
 
 def _log_failure(model: PreTrainedModel, way: str, length: int, reason: str | None) -> None:
@@ -182,8 +174,8 @@ def attempt(compute: Callable[[], Answer], model: PreTrainedModel) -> tuple[Answ
 
 
 def _padding_agrees(model: PreTrainedModel, length: int) -> bool:
-    rows = _probes(model, [length, length // 3])
-    return agree(_answers(model, rows[1:]), _answers(model, rows)[1:])
+    rows = _probes(model, [length, 2 * length // 3 + 1, length // 3])
+    return agree([_answers(model, [row])[0] for row in rows[1:]], _answers(model, rows)[1:])
 
 
 def _batch_agrees(model: PreTrainedModel, length: int) -> bool:

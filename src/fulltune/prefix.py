@@ -75,7 +75,8 @@ class PrefixCache:
         if list(ids) != self._ids:
             asked = torch.tensor([list(ids)], device=self.model.device)
             given = {**options(self.model), "use_cache": True, "past_key_values": DynamicCache()}
-            self._cache = self.model(input_ids=asked, **given, **last_logits(self.model)).past_key_values
+            given |= {"input_ids": asked, "attention_mask": torch.ones_like(asked)}
+            self._cache = self.model(**given, **last_logits(self.model)).past_key_values
             self._ids = list(ids)
         columns = torch.arange(len(ids))[None] - torch.tensor(list(padding))[:, None]
         columns = columns.clamp(min=0).to(self.model.device)
@@ -93,7 +94,8 @@ def keeps_keys_and_values(model: PreTrainedModel) -> bool:
 
 def _has_plain_cache(model: Any) -> bool:
     asked = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    kept = getattr(model(input_ids=asked, **{**options(model), "use_cache": True}), "past_key_values", None)
+    given = {**options(model), "use_cache": True, "input_ids": asked, "attention_mask": torch.ones_like(asked)}
+    kept = getattr(model(**given), "past_key_values", None)
     plain = {DynamicLayer, DynamicSlidingWindowLayer}
     return type(kept) is DynamicCache and {type(layer) for layer in kept.layers} <= plain
 

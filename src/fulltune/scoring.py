@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, groupby
 from typing import Any
 
@@ -148,7 +147,10 @@ class _Scorer:
         self.at_head, self.vocabulary = LossAtHead(head), head.weight.shape[0]
         few = torch.ones(1, 4, dtype=torch.long, device=self.model.device)
         inputs = {"input_ids": few} | ({"decoder_input_ids": few} if bundle.family == "encoder-decoder" else {})
-        self.at_head.fits = takes_loss_at_head(self.model, head, inputs | self.options, few)
+        tried, _ = fast_paths.attempt(
+            lambda: takes_loss_at_head(self.model, head, inputs | self.options, few), self.model
+        )
+        self.at_head.fits = bool(tried)
 
     @torch.inference_mode()
     def score(self, batch: Sequence[list[Text]]) -> list[list[Likelihood]]:
@@ -199,7 +201,9 @@ class _Scorer:
         shared = self.prefixes.length([context])
         cache = self.prefixes.placed(context[:shared], [0]) if shared else DynamicCache()
         keeps: dict[str, Any] = {**self.options, "use_cache": True, "past_key_values": cache}
-        read = model(input_ids=torch.tensor([context[shared:]], device=model.device), **keeps, **last_logits(model))
+        rest = torch.tensor([context[shared:]], device=model.device)
+        mask = torch.ones(1, len(context), dtype=torch.long, device=model.device)
+        read = model(input_ids=rest, attention_mask=mask, **keeps, **last_logits(model))
         first = F.log_softmax(read.logits[0, -1].float(), dim=-1).double()
         nlls = -first[[target[0] for target in targets]]
         if max(map(len, targets)) > 1:
@@ -218,11 +222,16 @@ class _Scorer:
         found: list[float] = []
         for batch in fast_paths.batches(self.model, texts, self._lengths):
             for part in self._parts(batch):
-                nlls, shared = None, self.prefixes.length([text.context for text in part])
-                if shared:
-                    nlls = self._checked("a shared beginning", part, partial(self._after_prefix, part, shared))
-                found += self._run(*self._inputs(part)) if nlls is None else nlls
+                found += self._of_part(part)
         return found
+
+    def _of_part(self, texts: Sequence[Text]) -> list[float]:
+        shared, nlls = self.prefixes.length([text.context for text in texts]), None
+        if shared:
+            nlls = self._checked("a shared beginning", texts, lambda: self._after_prefix(texts, shared))
+        if nlls is None:
+            nlls = self._checked("padding of texts", texts, lambda: self._run(*self._inputs(texts)))
+        return [self._run(*self._inputs([text]))[0] for text in texts] if nlls is None else nlls
 
     def _lengths(self, text: Text) -> tuple[int, ...]:
         is_decoder = self.bundle.family == "decoder"
