@@ -187,7 +187,7 @@ def _batch_agrees(model: PreTrainedModel, length: int) -> bool:
 def _probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
     """Return rows of ordinary token ids, always the same; a soft prompt begins them, an end token closes a source."""
     embeddings: Any = model.get_input_embeddings()
-    special = _special_ids(model.config)
+    special = special_ids(model.config)
     vocabulary = getattr(embeddings, "weight", embeddings).shape[0]  # Perceiver's are a bare parameter
     ordinary = torch.tensor([token for token in range(vocabulary) if token not in special])
     end = getattr(model.config, "eos_token_id", None) if model.config.is_encoder_decoder else None
@@ -201,14 +201,14 @@ def _probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
     return rows
 
 
-def _special_ids(config: PreTrainedConfig) -> set[int]:
+def special_ids(config: PreTrainedConfig) -> set[int]:
     """Return the ids that a config gives a meaning to: padding, ends, masks, images and the like."""
     found: set[int] = set()
     for name, value in config.to_dict().items():
         if name.endswith(("token_id", "token_index", "token_ids")):
             found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
     text = config.get_text_config()
-    return found if text is config else found | _special_ids(text)
+    return found if text is config else found | special_ids(text)
 
 
 def _answers(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -225,7 +225,7 @@ def _answers(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         labels, _ = pad(targets, -100, model.device)
         inputs["decoder_input_ids"], widths = decoder_input_ids(model, labels), [len(target) for target in targets]
     with _without_head(head) as read:
-        outputs = model(**inputs)
+        outputs = model.forward(**inputs)  # hooks that belong to the user's passes are not called
     hidden = read[0] if read else outputs[0]
     return [_narrowed(row, max(widths), width) for row, width in zip(hidden.float(), widths, strict=True)]
 

@@ -25,7 +25,7 @@ ROW_NUMBERS = "fulltune_row_numbers"
 _FILL = {"labels": IGNORED, "special_tokens_mask": 1}
 
 #: Columns that are as wide as ``input_ids`` and are cut together with it.
-_BESIDE_INPUT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+BESIDE_INPUT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 Item = Mapping[str, Any]
 Batch = dict[str, Tensor]
@@ -183,7 +183,7 @@ def trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return
-    names, used = list(_BESIDE_INPUT), mask != 0
+    names, used = list(BESIDE_INPUT), mask != 0
     if kind in ("causal", "token") and "labels" in batch:
         names.append("labels")
         used = used | (batch["labels"] != IGNORED)

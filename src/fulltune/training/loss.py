@@ -91,6 +91,21 @@ def multi_label_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor | N
     return losses.sum(dim=1), torch.full_like(labels[:, 0], labels.shape[1], dtype=torch.long)
 
 
+def squared_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared differences of numbers that are predicted, averaged over rows and numbers.
+
+    Args:
+        logits: ``(B, C)``.
+        labels: ``(B, C)``, or ``(B,)`` for a single number.
+
+    Returns:
+        Sums over the numbers of a row ``(B,)`` and how many these are ``(B,)``.
+    """
+    targets = labels.float().view(logits.shape)
+    counts = torch.full((len(logits),), logits.shape[1], dtype=torch.long, device=logits.device)
+    return (logits.float() - targets).square().sum(dim=1), counts
+
+
 def class_divergence(first: Tensor, second: Tensor) -> Tensor:
     """½ KL(p ‖ q) + ½ KL(q ‖ p) of two predictions of one class a row, in nats (Liang et al. 2021, R-Drop, equation 2).
 

@@ -1,8 +1,10 @@
-"""Which loss belongs to a model: known for the library's usual heads; all others compute their own."""
+"""Which kind of loss the class of a model promises: known for the library's usual heads; all others compute their own.
+
+Whether the model keeps the promise is checked by :mod:`fulltune.training.loss_check`.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,11 +19,8 @@ from fulltune.errors import ConfigError
 from fulltune.training import loss
 
 #: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label a row.
-#: ``multi-label``: a vector of zeros and ones a row.
-Kind = Literal["causal", "seq2seq", "token", "class", "multi-label"]
-
-#: Predicts several tokens at each position, with a loss of its own.
-_OWN_LOSS = frozenset({"ProphetNetForConditionalGeneration"})
+#: ``multi-label``: a vector of zeros and ones a row. ``regression``: one or several numbers a row.
+Kind = Literal["causal", "seq2seq", "token", "class", "multi-label", "regression"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class Objective:
             return loss.class_cross_entropy(logits, labels, weights, self.smoothing)
         if self.kind == "multi-label":
             return loss.multi_label_bce(logits, labels, weights)
+        if self.kind == "regression":
+            return loss.squared_error(logits, labels)
         if self.kind == "causal":
             # A soft prompt puts positions before the text; those predict nothing that is labelled.
             logits = logits[:, -labels.shape[1] :]
@@ -71,7 +72,7 @@ class Objective:
 
     def count(self, labels: Tensor) -> Tensor:
         """The denominator that these labels add, as a scalar, known before the model has run."""
-        if self.kind == "multi-label":
+        if self.kind in ("multi-label", "regression"):
             return torch.tensor(labels.numel())
         if self.kind == "class":
             weights = None if self.weights is None else self.weights.to(labels.device)
@@ -84,23 +85,24 @@ class Objective:
 
 
 def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
-    """The kind of loss that a model is trained with, or None for one that computes its own.
+    """The kind of loss that the class of a model promises, or None for one that is not known.
 
     A sequence classifier without a ``problem_type`` is told by its labels, as the library does (class indices if they
     are not known yet).
     """
     config = getattr(model, "config", None)
-    if not isinstance(config, PretrainedConfig) or _has_router_loss(config):
+    if not isinstance(config, PretrainedConfig):
         return None
     model_class: Any = type(model)
     kind = _kind_of_class(model_class)
-    if kind == "seq2seq" and not (
-        config.is_encoder_decoder and hasattr(model, "prepare_decoder_input_ids_from_labels")
-    ):
+    if kind == "seq2seq" and not config.is_encoder_decoder:
         return None
-    if kind != "class":
-        return kind
-    return _kind_of_classifier(config, labels)
+    return _kind_of_classifier(config, labels) if kind == "class" else kind
+
+
+def is_of_classes(model: nn.Module) -> bool:
+    """Return True if the labels of a model's tokens are classes, not tokens."""
+    return _class_name(type(model)) in _names("TOKEN_CLASSIFICATION")
 
 
 def checked_class_weights(model: Any, weights: Sequence[float] | None) -> Tensor | None:
@@ -139,38 +141,34 @@ def _check_classifier(model: nn.Module, wanted: str, field: str) -> None:
         )
 
 
-def _has_router_loss(config: PretrainedConfig) -> bool:
-    """Mixtures of experts may add a loss of their routers."""
-    parts = (config, getattr(config, "text_config", None))
-    return any(getattr(part, "output_router_logits", False) for part in parts)
-
-
 def _kind_of_classifier(config: Any, labels: Tensor | None) -> Kind | None:
     problem = getattr(config, "problem_type", None)
-    if problem is None and config.num_labels > 1:
+    if problem is None:
         several = labels is not None and labels.is_floating_point()
         problem = "multi_label_classification" if several else "single_label_classification"
-    kinds: dict[str | None, Kind] = {
+        problem = problem if config.num_labels > 1 else "regression"
+    kinds: dict[str, Kind] = {
         "single_label_classification": "class",
         "multi_label_classification": "multi-label",
+        "regression": "regression",
     }
     return kinds.get(problem)
 
 
 @lru_cache(maxsize=256)
 def _kind_of_class(model_class: Any) -> Kind | None:
-    name = model_class.__name__.removeprefix("FSDP")  # fully sharded, a model gets a subclass of that name
-    if name in _OWN_LOSS:
-        return None
+    name = _class_name(model_class)
     if name in _names("CAUSAL_LM"):
-        # Some decoders cut from encoder-decoders expect labels that are shifted already and say so only in their code.
-        source = inspect.getsource(model_class.forward)
-        return "causal" if "self.loss_function(" in source else None
+        return "causal"
     if name in _names("SEQ_TO_SEQ_CAUSAL_LM"):
         return "seq2seq"
     if name in _names("SEQUENCE_CLASSIFICATION"):
         return "class"
     return "token" if name in _names("MASKED_LM") | _names("TOKEN_CLASSIFICATION") else None
+
+
+def _class_name(model_class: type) -> str:
+    return model_class.__name__.removeprefix("FSDP")  # fully sharded, a model gets a subclass of that name
 
 
 @lru_cache(maxsize=8)

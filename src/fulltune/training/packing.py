@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fulltune.config import Config
 from fulltune.training.loss import IGNORED
+from fulltune.training.loss_check import check_loss
 from fulltune.training.objective import kind_of
 
 #: Packed logits may differ from those of each document alone by this share of their largest value.
@@ -38,7 +39,10 @@ def packs(model: Any, config: Config) -> bool:
     is_wanted = config.speed.packing == "auto" and not config.trainer.get("neftune_noise_alpha")
     if is_wanted:
         logging.getLogger("transformers.modeling_utils").addFilter(_is_no_false_alarm)
-    return is_wanted and kind_of(model) == "causal" and keeps_documents_apart(model)
+    if not is_wanted or kind_of(model) != "causal":
+        return False
+    facts = check_loss(model, "causal")
+    return facts.kind == "causal" and facts.is_cross_entropy and keeps_documents_apart(model)
 
 
 def _is_no_false_alarm(record: logging.LogRecord) -> bool:

@@ -38,12 +38,14 @@ from fulltune.training.checkpointing import Checkpoints
 from fulltune.training.checkpoints import is_ours, load_weights
 from fulltune.training.engines import whole_batch
 from fulltune.training.head_loss import LossAtHead
+from fulltune.training.loss_check import LossFacts, check_loss, without_labels
 from fulltune.training.memory import MicroBatches
 from fulltune.training.neftune import noise_in_both_stacks
-from fulltune.training.objective import Objective, checked_class_weights, checked_r_drop, kind_of
+from fulltune.training.objective import Kind, Objective, checked_class_weights, checked_r_drop, kind_of
 from fulltune.training.packing import PaddingCount, with_token_mask
 from fulltune.training.regularize import Regularizer, decay_by_layer
 from fulltune.training.rollback import RollBack
+from fulltune.training.row_groups import Computed, cut, joined, row_groups
 from fulltune.training.unpadding import unpadded
 
 
@@ -104,6 +106,9 @@ class Trainer(transformers.Trainer):
         self._loss_at_head: LossAtHead | None = None
         self._loss_only = False
         self._evaluated = torch.zeros(2, dtype=torch.float64)
+        self._facts: dict[Kind, LossFacts] = {}
+        if self._is_sharded:
+            self._kind()  # the model is still in one piece
 
     # ---- Loss ----
 
@@ -118,32 +123,51 @@ class Trainer(transformers.Trainer):
         self.loss_is_scaled_for_ga = None if objective is None else True
         if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        found = None
-        if objective.is_of_tokens and (not return_outputs if model.training else self._loss_only):
-            found = self._at_head(model, inputs, objective)
-        outputs, losses, counts = found or self._from_logits(model, inputs, objective)
-        total = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        groups = self._row_groups(inputs, objective)
+        parts = [inputs] if groups is None else [cut(inputs, rows, objective.kind) for rows in groups]
+        found = joined([self._computed(model, part, objective, return_outputs) for part in parts], groups or [])
+        self._row_losses = found.row_losses
+        total = found.counts.sum() if num_items_in_batch is None else num_items_in_batch
         # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
-        loss = losses / total * (self.accelerator.num_processes // self.get_tp_size())
-        return (loss, _with_loss(outputs, loss)) if return_outputs else loss
+        loss = found.total / total * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, _with_loss(found.outputs, loss)) if return_outputs else loss
 
-    def _from_logits(
-        self, model: nn.Module, inputs: dict[str, Any], objective: Objective
-    ) -> tuple[Any, Tensor, Tensor]:
-        """Outputs, the sum of the losses, and what each row adds to the denominator."""
+    def _computed(self, model: nn.Module, inputs: dict[str, Any], objective: Objective, with_outputs: bool) -> Computed:
+        if not self._loss_facts(objective.kind).is_cross_entropy:
+            return self._from_model(model, inputs, objective)
+        at_head = None
+        if objective.is_of_tokens and (not with_outputs if model.training else self._loss_only):
+            at_head = self._at_head(model, inputs, objective)
+        return at_head or self._from_logits(model, inputs, objective)
+
+    def _from_logits(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed:
         labels = inputs["labels"]
         outputs = model(**self._inputs_without_labels(inputs, objective))
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        if not model.training:
-            self._row_losses = _side_by_side(*objective.plain()(logits, labels))
+        row_losses = None if model.training else _side_by_side(*objective.plain()(logits, labels))
         sums, counts = objective(logits, labels)
         if self._r_drop and model.training:
             sums = self._twice(model, inputs, objective, logits, sums, counts)
-        return outputs, sums.sum(), counts
+        return Computed(outputs, sums.sum(), counts, row_losses)
 
-    def _at_head(
-        self, model: nn.Module, inputs: dict[str, Any], objective: Objective
-    ) -> tuple[Any, Tensor, Tensor] | None:
+    def _from_model(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed:
+        """Take the model's own loss, a mean, as often as there are labels; smoothing and class weights change its
+        cross-entropy alone. Evaluation reports the cross-entropy of the logits, as for every other model.
+        """
+        outputs = model(**self._inputs_without_labels(inputs, objective), labels=inputs["labels"])
+        own, logits = (outputs["loss"], outputs["logits"]) if isinstance(outputs, dict) else outputs[:2]
+        outputs = outputs if isinstance(outputs, dict) else outputs[1:]
+        plain, numbers = objective.plain()(logits, inputs["labels"])
+        if not model.training:
+            return Computed(outputs, plain.sum(), numbers, _side_by_side(plain, numbers))
+        sums, counts = objective(logits, inputs["labels"])
+        count = counts.sum()
+        if objective == objective.plain():
+            return Computed(outputs, own * count, counts)
+        beside = own - plain.sum() / numbers.sum().clamp(min=1)
+        return Computed(outputs, sums.sum() + beside * count, counts)
+
+    def _at_head(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed | None:
         """The same without logits (in evaluation the plain likelihood), or None where that does not work or pay."""
         self._loss_at_head = self._loss_at_head or LossAtHead.of(self, self._plain_model())
         smoothing, rest = objective.smoothing if model.training else 0.0, self._inputs_without_labels(inputs, objective)
@@ -151,9 +175,8 @@ class Trainer(transformers.Trainer):
         if run is None:
             return None
         outputs, found = run
-        if not model.training:
-            self._row_losses = _side_by_side(found.losses.sum(dim=1), found.counts)
-        return outputs, found.total, found.counts
+        row_losses = None if model.training else _side_by_side(found.losses.sum(dim=1), found.counts)
+        return Computed(outputs, found.total, found.counts, row_losses)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         objectives = [self._objective(batch) for batch in batch_samples]
@@ -172,9 +195,30 @@ class Trainer(transformers.Trainer):
         if others or "shift_labels" in inputs or self.get_cp_size() > 1 or self.get_sp_size() > 1:
             return None
         labels = inputs.get("labels")
-        kind = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
+        promised = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
+        kind = None if promised is None else self._loss_facts(promised).kind
         smoothing = self.args.label_smoothing_factor
         return None if kind is None else Objective(kind, smoothing, self._class_weights)
+
+    def _loss_facts(self, kind: Kind) -> LossFacts:
+        """Return what is known of the model's loss; it is asked once for every kind of labels."""
+        if kind not in self._facts:
+            facts = check_loss(self._plain_model(), kind)
+            self._facts |= {kind: facts} | ({} if facts.kind is None else {facts.kind: facts})
+        return self._facts[kind]
+
+    def _kind(self) -> Kind | None:
+        """Return the kind of the model's labels as far as it is known without any."""
+        promised = kind_of(self._plain_model())
+        return None if promised is None else self._loss_facts(promised).kind
+
+    def _row_groups(self, inputs: dict[str, Any], objective: Objective) -> list[list[int]] | None:
+        """Return which rows are computed together, or None for all of them as they are; with several processes always
+        all, as each of them must make the same number of passes.
+        """
+        if self.args.world_size > 1 or self._is_sharded:
+            return None
+        return row_groups(self._plain_model(), inputs, objective.kind)
 
     def _twice(
         self,
@@ -192,11 +236,7 @@ class Trainer(transformers.Trainer):
         return (sums + second) / 2 + self._r_drop * objective.divergence(logits, again, counts)
 
     def _inputs_without_labels(self, inputs: dict[str, Any], objective: Objective) -> dict[str, Any]:
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
-        if objective.kind == "seq2seq" and rest.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
-            start = self._plain_model().prepare_decoder_input_ids_from_labels
-            rest["decoder_input_ids"] = start(labels=inputs["labels"])
-        return rest
+        return without_labels(self._plain_model(), inputs, objective.kind)
 
     def _plain_model(self) -> Any:
         """The model without the wrappers of Accelerate and PEFT, so that its class tells what it is."""
@@ -235,7 +275,7 @@ class Trainer(transformers.Trainer):
         by_id = isinstance(data_collator, DataCollatorForLanguageModeling) and not data_collator.mlm
         return RowCollator(
             collate=super()._get_collator_with_removed_columns(data_collator, description),
-            kind=kind_of(self._plain_model()),
+            kind=self._kind(),
             trim=description in ("Training", "Evaluation"),
             numbered=self.is_in_train and description == "Training",
             relabel=by_id,
@@ -279,7 +319,9 @@ class Trainer(transformers.Trainer):
     def _parts(self, batch: Any) -> Sequence[Any]:
         """What a micro-batch is computed in."""
         objective = self._objective(batch) if self._unpad and self.args.world_size == 1 else None
-        return [batch] if objective is None else unpadded(batch, objective.kind)
+        if objective is None or not self._loss_facts(objective.kind).is_cross_entropy:
+            return [batch]
+        return unpadded(batch, objective.kind) if self._row_groups(batch, objective) is None else [batch]
 
     def _row_ids(self, micro_batch: int | None = None) -> list[str]:
         """Ids of the rows of one micro-batch or of the whole effective batch: their ``row_id``, else their number."""

@@ -1,0 +1,192 @@
+"""Which loss a model computes from its labels, checked on a few tokens of that very model.
+
+The trainer computes the loss itself, as a sum over labels and with its own denominator, only where this check shows
+that the model would compute the same. Everywhere else (auxiliary losses of routers, several predicted tokens per
+position, penalties) the model's own loss is taken, and micro-batches count in proportion to their labels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fulltune.fast_paths import FAILURES, special_ids
+from fulltune.model import quiet
+from fulltune.teacher_forcing import decoder_input_ids
+from fulltune.training.loss import IGNORED
+from fulltune.training.objective import Kind, Objective, is_of_classes
+
+#: Largest relative difference between two losses of the same logits that count as equal.
+TOLERANCE = 1e-5
+
+#: Tokens of a row of the check, and of its target where that is another text.
+_LENGTH, _TARGET = 6, 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    """What is known of a model's loss.
+
+    Attributes:
+        kind: How labels belong to logits; None where the model cannot be asked, or returns no logits for them.
+        is_cross_entropy: The loss is that of :class:`~fulltune.training.objective.Objective` of this kind, nothing
+            more.
+    """
+
+    kind: Kind | None
+    is_cross_entropy: bool
+
+
+@torch.no_grad()
+def check_loss(model: Any, kind: Kind) -> LossFacts:
+    """Return what a model computes from labels of this kind.
+
+    Decoders that are cut from encoder-decoders read labels without a shift; for ``causal`` this is tried too.
+
+    Args:
+        model: Unwrapped; asked in eval mode, left in the mode that it was in.
+        kind: What its class promises.
+    """
+    batch = _sample(model, kind)
+    try:
+        with asked(model):
+            # Not by calling the model: hooks that belong to the user's passes are not called.
+            loss = _first(model.forward(**batch), "loss")
+            logits = _first(model.forward(**without_labels(model, batch, kind)), "logits")
+        known: tuple[Kind, ...] = ("causal", "token") if kind == "causal" else (kind,)
+        errors = {one: _difference(one, loss, logits, batch["labels"]) for one in known}
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        _log.warning("%s keeps its own loss: %s: %s", type(model).__name__, type(error).__name__, error)
+        return LossFacts(None, is_cross_entropy=False)
+    nearest = min(errors, key=lambda one: errors[one])
+    facts = LossFacts(nearest, is_cross_entropy=errors[nearest] <= TOLERANCE)
+    if not facts.is_cross_entropy:
+        _log.warning(
+            "%s computes a loss of its own, which differs from the cross-entropy of its logits by %.1e on a sample: "
+            "training takes it; the evaluation loss is the cross-entropy",
+            type(model).__name__,
+            errors[nearest],
+        )
+    return facts
+
+
+def without_labels(model: Any, batch: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """Return a batch for a forward pass that gives the logits which the model computes its loss of.
+
+    Some models read what follows where they keep a cache (FSMT), which they do not do when they get labels.
+
+    Args:
+        model: Unwrapped.
+        batch: With labels.
+        kind: Of the loss.
+    """
+    rest = {name: value for name, value in batch.items() if name != "labels"}
+    if kind == "seq2seq" and rest.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
+        rest["decoder_input_ids"] = decoder_input_ids(model, batch["labels"])
+    return ({"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}) | rest
+
+
+@contextmanager
+def asked(model: nn.Module) -> Iterator[None]:
+    """Switch a model to eval mode while it is checked, without warnings of the library.
+
+    The modes of its modules, its precision and torch's random state are restored afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _own_precision(model), quiet():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _own_precision(model: nn.Module) -> Iterator[None]:
+    """Undo Accelerate's mixed precision, whose rounding would hide what a check looks for."""
+    original, wrapped = model.__dict__.get("_original_forward"), model.__dict__.get("forward")
+    if original is None or wrapped is None:
+        yield
+        return
+    setattr(model, "forward", original)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(model, "forward", wrapped)  # noqa: B010
+
+
+def _difference(kind: Kind, loss: Tensor, logits: Tensor, labels: Tensor) -> float:
+    """Return the relative difference of the model's loss from that of the kind."""
+    sums, counts = Objective(kind)(logits, labels)
+    expected = float(sums.sum() / counts.sum())
+    found = abs(float(loss) - expected) / max(abs(expected), 1e-6)
+    return found if math.isfinite(found) else math.inf
+
+
+def _first(outputs: Any, name: str) -> Tensor:
+    value: Tensor = outputs[name] if isinstance(outputs, dict) else outputs[0]
+    return value
+
+
+def _sample(model: Any, kind: Kind) -> dict[str, Tensor]:
+    """Return rows of one length with labels of the kind, always the same; the labels of the rows differ in number."""
+    random, ids = torch.Generator().manual_seed(0), _ordinary_ids(model)
+
+    def drawn(*shape: int) -> Tensor:
+        return ids[torch.randint(len(ids), shape, generator=random)]
+
+    # Decoders with a classification head refuse several rows where no padding id tells their ends apart.
+    rows = 1 if kind in ("class", "multi-label", "regression") and _pad_id(model) is None else 2
+    input_ids = drawn(rows, _LENGTH)
+    end = getattr(model.config, "eos_token_id", None)
+    if model.config.is_encoder_decoder and isinstance(end, int):
+        input_ids[:, -1] = end
+    batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    batch["labels"] = _labels(model, kind, drawn(rows, _TARGET if kind == "seq2seq" else _LENGTH), random)
+    if kind == "causal":
+        batch["labels"] = input_ids.clone()
+        batch["labels"][0, : _LENGTH // 2] = IGNORED
+    if kind == "seq2seq":
+        batch["decoder_input_ids"] = decoder_input_ids(model, batch["labels"])
+    return {name: value.to(model.device) for name, value in batch.items()}
+
+
+def _labels(model: Any, kind: Kind, words: Tensor, random: torch.Generator) -> Tensor:
+    rows, classes = len(words), int(getattr(model.config, "num_labels", 2))
+    if kind == "class":
+        return torch.randint(classes, (rows,), generator=random)
+    if kind == "multi-label":
+        return torch.randint(2, (rows, classes), generator=random).float()
+    if kind == "regression":
+        return torch.rand((rows, classes) if classes > 1 else (rows,), generator=random)
+    labels = torch.randint(classes, words.shape, generator=random) if is_of_classes(model) else words
+    labels[0, -2:] = IGNORED
+    return labels
+
+
+def _ordinary_ids(model: Any) -> Tensor:
+    """Return the ids of tokens without a special meaning that all embeddings and heads of a model know."""
+    names = ("vocab_size", "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size")
+    configs = (model.config, model.config.get_text_config())
+    sizes = [size for config in configs for name in names if isinstance(size := getattr(config, name, None), int)]
+    special = special_ids(model.config)
+    return torch.tensor([token for token in range(min(sizes, default=100)) if token not in special] or [0])
+
+
+def _pad_id(model: Any) -> int | None:
+    known = (getattr(config, "pad_token_id", None) for config in (model.config, model.config.get_text_config()))
+    return next((value for value in known if value is not None), None)
