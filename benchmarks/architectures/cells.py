@@ -72,15 +72,15 @@ def family_of(checkpoint: Checkpoint) -> Family:
 def measure(checkpoint: Checkpoint, column: str, folder: Path) -> Cell:
     """Try one column of the matrix on a checkpoint; files go to ``folder``."""
     if column not in _ASKED[family_of(checkpoint)]:
-        return Cell(checkpoint.model_type, column, "-")
+        return Cell(checkpoint.name, column, "-")
     try:
         with fixed("auto", _every_product(folder)):
             differences = list(_differences(checkpoint, column, folder))
     except FulltuneError as error:
-        return Cell(checkpoint.model_type, column, "refused", " ".join(str(error).split()))
+        return Cell(checkpoint.name, column, "refused", " ".join(str(error).split()))
     except Exception as error:  # noqa: BLE001 - every error of the library is a result here
-        return Cell(checkpoint.model_type, column, "crash", _place(error))
-    return Cell(checkpoint.model_type, column, "wrong" if differences else "ok", "; ".join(differences))
+        return Cell(checkpoint.name, column, "crash", _place(error))
+    return Cell(checkpoint.name, column, "wrong" if differences else "ok", "; ".join(differences))
 
 
 def _every_product(folder: Path) -> Path:
@@ -101,6 +101,20 @@ def _differences(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[
         job = _Job.run(checkpoint, column, place, fast=fast)
         yield from (f"{'fast' if fast else 'plain'}: {difference}" for difference in job.differences())
         shutil.rmtree(place)
+    yield from _with_dropout(checkpoint, column, folder / f"{column}-dropout")
+
+
+def _with_dropout(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[str]:
+    """Train with dropout and every fast path: masks differ, so that only a loss that is no number is a difference."""
+    record = fulltune.run(jobs.config(checkpoint.folder, column, folder, fast=True, dropout=0.1), out=folder / "runs")
+    losses = [step.loss for step in _steps(folder / "runs" / record.run_id) if step.loss is not None]
+    if not all(map(math.isfinite, losses)):
+        yield f"dropout: losses {losses}"
+    shutil.rmtree(folder)
+
+
+def _steps(run: Path) -> list[Step]:
+    return [Step.model_validate_json(line) for line in (run / "steps.jsonl").read_text().splitlines()]
 
 
 # ---- Likelihoods and generation of the base ----
@@ -169,7 +183,7 @@ class _Job:
 
     def differences(self) -> Iterator[str]:
         """What the run logged and predicted, against the same sums over single rows."""
-        steps = [Step.model_validate_json(line) for line in (self.folder / "steps.jsonl").read_text().splitlines()]
+        steps = _steps(self.folder)
         first = next(step for step in steps if step.loss is not None)
         loss, norm = self._loss_and_norm(Reference(self.start.model, self.family))
         yield from (f"first loss {d}" for d in _unequal([first.loss], [loss]))

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    EncoderDecoderConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -94,7 +95,11 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
             "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
         },
     },
-    "dbrx": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "dbrx": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 1, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "dots1": {
         "num_experts_per_tok": 2,
@@ -122,9 +127,9 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4, "visual_embed": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lilt": {"num_attention_heads": 2, "channel_shrink_ratio": 1, "hidden_size": 48},
-    "longcat_flash": {"head_dim": 8},
+    "longcat_flash": {"head_dim": 8, "zero_expert_num": 2, "expert_ffn_hidden_size": 64, "moe_topk": 2},
     "mamba2": {"num_heads": 4, "head_dim": 16},
-    "mimo_v2_flash": {"head_dim": 16, "v_head_dim": 16},
+    "mimo_v2_flash": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "v_head_dim": 16},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 2, "num_self_attention_heads": 2},
@@ -150,7 +155,12 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "lsh_attn_chunk_length": 16,
     },
     "roc_bert": {"pronunciation_vocab_size": 64, "shape_vocab_size": 64},
-    "xlstm": {"num_blocks": 2, "chunk_size": 16},
+    "xlstm": {
+        "hidden_size": 128,
+        "embedding_dim": 128,
+        "num_blocks": 2,
+        "chunk_size": 16,
+    },  # smaller widths are rounded up to 64
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4,
@@ -163,12 +173,26 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
+#: Types whose other parts cannot be made small, and that write no text from text alone.
+_LEFT_OUT = {"vibevoice_asr": "writes down speech; its speech tokenizers alone have 680 million parameters"}
+
+#: Checkpoints that share a model type with others and are another kind all the same: type, head, and fields.
+VARIANTS: dict[str, tuple[str, Head, dict[str, Any]]] = {
+    "bart (decoder alone)": ("bart", "causal", {"is_decoder": True, "is_encoder_decoder": False}),
+    "bert (as a decoder)": ("bert", "causal", {"is_decoder": True}),
+    "mixtral (auxiliary loss)": ("mixtral", "causal", {"output_router_logits": True}),
+    "phimoe (auxiliary loss)": ("phimoe", "causal", {"output_router_logits": True}),
+    "roberta (as a decoder)": ("roberta", "causal", {"is_decoder": True}),
+    "switch_transformers (auxiliary loss)": ("switch_transformers", "seq2seq", {"output_router_logits": True}),
+}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A saved base: its folder, the head that it was saved with, and its model type."""
+    """A saved base: its folder, its row of the matrix, and the head that it was saved with."""
 
     folder: Path
-    model_type: str
+    name: str
     head: Head
 
 
@@ -177,6 +201,11 @@ def model_types() -> dict[str, tuple[Head, ...]]:
     names = {head: getattr(modeling_auto, f"MODEL_FOR_{ending}_MAPPING_NAMES") for head, (_, ending) in AUTO.items()}
     every = sorted(set().union(*names.values()))
     return {name: tuple(head for head in AUTO if name in names[head]) for name in every}
+
+
+def names() -> list[str]:
+    """All rows of the matrix: model types and variants."""
+    return sorted([*model_types(), *VARIANTS])
 
 
 def own_head(model_type: str, config: PreTrainedConfig) -> Head:
@@ -193,6 +222,10 @@ def make_config(model_type: str) -> PreTrainedConfig:
     Raises:
         Exception: Whatever the library raises where the type cannot be built on its own.
     """
+    if model_type == "encoder-decoder":
+        return EncoderDecoderConfig.from_encoder_decoder_configs(
+            make_config("bert"), make_config("bert"), decoder_start_token_id=EOS, pad_token_id=PAD, eos_token_id=EOS
+        )
     config = _reduced(CONFIG_MAPPING[model_type]())
     if config.is_encoder_decoder:
         config.decoder_start_token_id = EOS  # T5's config has no such field
@@ -225,14 +258,35 @@ def make_tokenizer(*, is_decoder: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def save(model_type: str, folder: Path) -> Checkpoint:
-    """Write the type's checkpoint and tokenizer as ``save_pretrained`` does."""
+def save(name: str, folder: Path) -> Checkpoint:
+    """Write the checkpoint and the tokenizer of a row of the matrix as ``save_pretrained`` does.
+
+    Raises:
+        Exception: Whatever the library raises where the type cannot be built, or cannot read a text alone.
+    """
+    if name in _LEFT_OUT:
+        raise ValueError(_LEFT_OUT[name])
+    model_type, head, changes = VARIANTS.get(name, (name, None, {}))
     config = make_config(model_type)
-    head = own_head(model_type, config)
+    for field, value in changes.items():
+        setattr(config, field, value)
+    head = head or own_head(model_type, config)
     model = make_model(config, head)
+    _check_forward(model, head)
     model.save_pretrained(folder)
     make_tokenizer(is_decoder=head == "causal").save_pretrained(folder)
-    return Checkpoint(folder, model_type, head)
+    return Checkpoint(folder, name, head)
+
+
+@torch.no_grad()
+def _check_forward(model: PreTrainedModel, head: Head) -> None:
+    """Read one short text as plain transformers does."""
+    ids = torch.arange(PAD + 5, PAD + 5 + 2 * WINDOW)[None]
+    ids[0, -1] = EOS
+    if head == "seq2seq" and model.config.is_encoder_decoder:
+        model(input_ids=ids, decoder_input_ids=ids)
+    else:
+        model(input_ids=ids)
 
 
 def _reduced(config: PreTrainedConfig) -> PreTrainedConfig:

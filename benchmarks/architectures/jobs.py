@@ -68,7 +68,7 @@ TASKS: dict[str, tuple[str, Callable[[int], Row]]] = {
 }
 
 
-def config(base: Path, column: str, folder: Path, *, fast: bool) -> dict[str, Any]:
+def config(base: Path, column: str, folder: Path, *, fast: bool, dropout: float | None = None) -> dict[str, Any]:
     """A config of two steps, each over all rows of training, whose files are written to ``folder``.
 
     Args:
@@ -76,6 +76,7 @@ def config(base: Path, column: str, folder: Path, *, fast: bool) -> dict[str, An
         column: One of :data:`TASKS`.
         folder: Where the rows are written.
         fast: With every fast path and one micro-batch per step; otherwise plain, and two micro-batches per step.
+        dropout: Of every layer in training; the checkpoints have none.
     """
     task, row = TASKS[column]
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,7 @@ def config(base: Path, column: str, folder: Path, *, fast: bool) -> dict[str, An
             "warmup": 0,
             "evaluations": 1,
         },
+        "regularize": {"dropout": dropout},
         "speed": {"kernels": switch, "packing": switch, "unpad": switch},
         "baselines": {"few_shot": 1},
         "evaluation": {"resamples": 100, "max_new_tokens": CAP, "continuations": 2, "batch_size": 4},

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the cells that are missing, and write the page where it is asked for."""
     options = _parser().parse_args(arguments)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    chosen = options.only or list(checkpoints.model_types())
+    chosen = options.only or checkpoints.names()
     _forget(options.results, chosen, options.tasks, options.again)
     for model_type in chosen:
         measure(model_type, options.tasks, options.results, options.seconds)
