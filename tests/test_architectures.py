@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fulltune import inference, model
 from fulltune.errors import ModelError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -19,11 +20,17 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 #: Model types and columns: what is special about each.
 SAMPLE = (
     ("llama", "pc"),  # grouped heads, rotary positions
-    ("bloom", "lm"),  # ALiBi
-    ("mistral", "cls"),  # a sliding window
+    ("mistral", "lm"),  # a sliding window
+    ("llama4_text", "lm"),  # chunks
+    ("gpt_neo", "lm"),  # a local layer and learnt positions
+    ("mpt", "lm"),  # ALiBi
+    ("bamba", "lm"),  # attention and a state space
+    ("mamba", "lm"),  # a state space alone
+    ("mixtral (auxiliary loss)", "lm"),  # experts
+    ("m2m_100", "lm"),  # no prepare_decoder_input_ids_from_labels
+    ("bigbird_pegasus", "lm"),  # an attention that depends on the width
     ("modernbert", "cls"),  # local attention in an encoder
     ("t5", "sql"),  # relative positions in two stacks
-    ("bart", "s2s"),  # learnt positions in two stacks
 )
 
 
@@ -115,3 +122,17 @@ def test_every_model_type_has_a_head_and_most_can_be_built(script: Any) -> None:
     assert all(types.values())
     config = checkpoints.make_config("mistral")
     assert (config.num_hidden_layers, config.hidden_size, config.sliding_window) == (2, 32, 16)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["big_bird", "bigbird_pegasus"])
+def test_the_answer_to_a_long_text_does_not_depend_on_short_texts_before_it(
+    model_type: str, script: Any, tmp_path: Path
+) -> None:
+    script("checkpoints").save(model_type, tmp_path)
+    bundle = model.load(str(tmp_path), "classification", labels=("no", "yes"))
+    texts = [[0, *range(10, 60), 2], [0, 9, 2]]
+    [fresh] = inference.class_logits(bundle, texts[:1], 1)
+    list(inference.class_logits(bundle, texts[1:], 1))
+    [again] = inference.class_logits(bundle, texts[:1], 1)
+    assert again == fresh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,10 @@ class Reference:
 
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.family = model, family
+        # FSMT's decoder sees what comes after a token unless it is told to keep no cache.
+        knows_cache = "use_cache" in inspect.signature(model.forward).parameters
+        self._without_cache = {"use_cache": False} if knows_cache else {}
+        self._attention = getattr(model.config, "attention_type", None)
 
     @classmethod
     def load(cls, folder: Path, family: Family, *, classifies: bool = False) -> Reference:
@@ -59,15 +64,15 @@ class Reference:
         targets = torch.tensor(list(labels))
         if self.family == "encoder-decoder":
             read = torch.tensor([[self._start(), *labels[:-1]]])
-            logits = self.model(input_ids=torch.tensor([list(ids)]), decoder_input_ids=read).logits[0]
+            logits = self._forward(input_ids=torch.tensor([list(ids)]), decoder_input_ids=read).logits[0]
         else:
-            logits, targets = self.model(input_ids=torch.tensor([list(ids)])).logits[0, :-1], targets[1:]
+            logits, targets = self._forward(input_ids=torch.tensor([list(ids)])).logits[0, :-1], targets[1:]
         losses = F.cross_entropy(logits.double(), targets, reduction="none", ignore_index=-100)
         return losses[targets != -100]
 
     def class_logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits of a classification head, ``(classes,)``."""
-        return self.model(input_ids=torch.tensor([list(ids)])).logits[0].double()
+        return self._forward(input_ids=torch.tensor([list(ids)])).logits[0].double()
 
     @torch.no_grad()
     def greedy(self, ids: Sequence[int], steps: int, ends: Iterable[int]) -> Answer:
@@ -85,8 +90,14 @@ class Reference:
     def _next_logits(self, ids: Sequence[int], written: Sequence[int]) -> torch.Tensor:
         if self.family == "encoder-decoder":
             read = torch.tensor([[self._start(), *written]])
-            return self.model(input_ids=torch.tensor([list(ids)]), decoder_input_ids=read).logits[0, -1]
-        return self.model(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1]
+            return self._forward(input_ids=torch.tensor([list(ids)]), decoder_input_ids=read).logits[0, -1]
+        return self._forward(input_ids=torch.tensor([[*ids, *written]])).logits[0, -1]
+
+    def _forward(self, **inputs: torch.Tensor) -> Any:
+        for module in self.model.modules():
+            if self._attention == "block_sparse" and hasattr(module, "set_attention_type"):
+                module.set_attention_type(self._attention)  # BigBird forgets it at the first short text
+        return self.model(**inputs, **self._without_cache)
 
     def _start(self) -> int:
         own = self.model.generation_config.decoder_start_token_id

@@ -37,6 +37,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from fulltune import starters
 from fulltune.errors import MissingDependencyError, ModelError, did_you_mean
 from fulltune.models import reconcile
+from fulltune.models.sparse_attention import choose_attention_by_length
 from fulltune.records import ModelInfo
 from fulltune.store.files import file_sha256
 from fulltune.store.objects import CHECKPOINT_FILES, checkpoint_sha256
@@ -356,7 +357,7 @@ def _loaded(auto: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[s
         model, told = auto.from_pretrained(**kwargs, output_loading_info=True)
     if is_gguf:
         _forget_quantizer(model)
-    model.eval()
+    choose_attention_by_length(model.eval())
     fresh = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
     return model, tuple(sorted(fresh & {name for name, _ in model.named_parameters()}))
 
