@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from fulltune import paths
 from fulltune.config_file import check_size, read_mapping, read_value
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
+from fulltune.rows_file import as_source, refuse_model_object
 
 #: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
 #: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's
@@ -66,14 +67,21 @@ class Section(BaseModel):
         return value
 
 
+#: Where rows are: one file, folder, hub id or pattern, or several, which are read one after another.
+Source = str | tuple[str, ...]
+
+
 class DataConfig(Section):
     """Where the rows are and what their columns are called."""
 
-    train: str = Field(description="JSONL, CSV, Parquet, a folder of .txt, a `datasets` folder, or a hub id")
-    valid: str | float | None = Field(
+    train: Source = Field(
+        description="JSONL, CSV, Parquet, a folder of .txt, a `datasets` folder, a hub id, a pattern such as "
+        "`train-*.parquet`, or a list of these"
+    )
+    valid: Source | float | None = Field(
         None, description="rows that draw the curve and choose the best step; a share holds out of train"
     )
-    eval: str | float = Field(0.1, description="rows that decide; a share (0 to 1) holds out of train, by group")
+    eval: Source | float = Field(0.1, description="rows that decide; a share (0 to 1) holds out of train, by group")
 
     text: str = "text"
     prompt: str = "prompt"
@@ -363,8 +371,9 @@ def _read(source: Config | str | Path | Mapping[str, Any]) -> tuple[dict[str, An
     if isinstance(source, Config):
         return source.model_dump(mode="json"), ""
     if isinstance(source, Mapping):
-        check_size(source)
-        return _plain(source), ""
+        plain = _without_objects(source)
+        check_size(plain)
+        return _plain(plain), ""
     path = Path(source)
     return read_mapping(path), str(path)
 
@@ -382,6 +391,20 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"{part!r} in {key!r} is a value", expected="a section", where="--set")
     node[last] = read_value(value, "--set")
+
+
+def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the mapping with rows in memory written to files.
+
+    Raises:
+        ConfigError: The model, or a split of the data, is an object that no config can name.
+    """
+    refuse_model_object(raw.get("model"))
+    data = raw.get("data")
+    if not isinstance(data, Mapping):
+        return raw
+    splits = {name: as_source(data[name], f"data.{name}") for name in ("train", "valid", "eval") if name in data}
+    return {**raw, "data": {**data, **splits}}
 
 
 def _plain(value: Any) -> Any:
@@ -441,8 +464,10 @@ def _known_keys(parents: Sequence[Any]) -> set[str]:
 def _resolve_paths(config: Config, folder: Path) -> Config:
     """Paths that exist only beside the config file are taken from there."""
 
-    def near(value: str | float | None) -> str | float | None:
-        if isinstance(value, str) and not paths.exists(value) and paths.exists(folder / value):
+    def near(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(near, value))
+        if isinstance(value, str) and not paths.matches(value) and paths.matches(str(folder / value)):
             return str(folder / value)
         return value
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fulltune import inference
-from fulltune.config import Config
+from fulltune.config import Config, Source
 from fulltune.data import tokens
 from fulltune.data.audit import Audit, Finding, audit
 from fulltune.data.load import Row, Table, available_columns, load_table
@@ -131,12 +131,12 @@ def _prompt_length(sequences: Sequence[Features]) -> int:
 
 
 def _given_or_held_out(
-    config: Config, given: str | float, columns: Sequence[Column], train: Table, name: str, limit: int | None
+    config: Config, given: Source | float, columns: Sequence[Column], train: Table, name: str, limit: int | None
 ) -> tuple[Table, Table]:
     """A named split, or a share held out of train: by group, else by clusters of near-duplicates, stratified by
     label.
     """
-    if isinstance(given, str):
+    if not isinstance(given, float):
         return train, load_table(given, columns, config.data, limit=limit, split=_SPLITS[name])
     stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
     groups = "group" if config.data.group else None

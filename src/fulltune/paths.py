@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
+import sys
+import tempfile
 from pathlib import Path
 
 from fulltune.errors import FulltuneError
+
+#: The environment variable that names the folder of this user's caches.
+CACHE_VARIABLE = "FULLTUNE_CACHE"
 
 _SPECIAL = {
     stat.S_IFIFO: "a named pipe",
@@ -29,6 +35,44 @@ def exists(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Return whether this is a folder; never raises."""
     return os.path.isdir(path)
+
+
+def matches(name: str) -> list[str]:
+    """Return the sorted paths that a name, or a pattern such as ``train-*.jsonl``, stands for."""
+    path = user_path(name)
+    if exists(path):
+        return [str(path)]
+    if "\0" in name or not any(sign in name for sign in "*?["):
+        return []
+    return sorted(glob.glob(str(path)))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the sorted names in a folder; none where it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
+
+
+def files_in(folder: Path) -> list[str]:
+    """Return the sorted names of the regular files in a folder, without hidden ones."""
+    return [name for name in names_in(folder) if not name.startswith(".") and os.path.isfile(folder / name)]
+
+
+def cache_folder() -> Path:
+    """Return ``$FULLTUNE_CACHE``, else where this system keeps a user's caches, else a folder for temporary files."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    home = user_path("~")
+    if str(home) == "~":
+        return Path(tempfile.gettempdir()) / "fulltune-cache"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "fulltune" / "cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "fulltune"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fulltune"
 
 
 def refuse_special(path: Path, error: type[FulltuneError], expected: str) -> None:

@@ -253,7 +253,7 @@ def test_nothing_but_a_hub_id_opens_a_socket(tmp_path: Path, monkeypatch: pytest
         ("empty.jsonl", "no rows; expected at least one"),
         ("empty.csv", "no rows"),
         ("empty.json", "no rows"),
-        ("folder", r"no \.txt files.*Name one file of it: inner\.csv"),
+        ("folder", r"no files of one format.*Name the files: inner\.csv, other\.jsonl"),
         ("texts#train", "has no splits"),
         ("broken.json", "not valid JSON.*expected an array"),
         ("broken.jsonl.gz", "gzip file is damaged"),
@@ -269,6 +269,7 @@ def test_sources_that_cannot_be_read(source: str, message: str, tmp_path: Path) 
     for name in ("folder", "texts", "datasets"):
         (tmp_path / name).mkdir()
     write(tmp_path / "folder" / "inner.csv", "text\nx\n")
+    write(tmp_path / "folder" / "other.jsonl", '{"text": "x"}\n')
     write(tmp_path / "texts" / "one.txt", "x")
     write(tmp_path / "datasets" / "state.json", "{}")
     write(tmp_path / "broken.json", '[{"text": "x"},')
@@ -317,7 +318,7 @@ def test_other_encodings_are_refused_by_name(text: str, encoding: str, named: st
 def test_a_broken_byte_in_a_utf8_file_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"text": "Жили-были старик"}\n{"text": "x'.encode() + b'\xff"}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: byte 0xFF.*mend or remove that line"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: byte 0xFF.*correct or remove that line"):
         load(path, TEXT)
 
 

@@ -10,8 +10,9 @@ import torch
 
 from fulltune.kernels import active, calibration
 from fulltune.kernels.active import accelerated, current, fixed
-from fulltune.kernels.calibration import cache_folder, dump_choices, is_exact, machine_choices, measure, read_choices
+from fulltune.kernels.calibration import dump_choices, is_exact, machine_choices, measure, read_choices
 from fulltune.kernels.products import NONE, Choices, by_rule, shape_classes
+from fulltune.paths import cache_folder
 
 CLASS = shape_classes()[-1]
 SOME = Choices(frozenset({("forward", CLASS), ("grad_weight", CLASS)}), "measured")

@@ -47,9 +47,53 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a readable Parquet file ({error})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
-    batches = file.iter_batches(columns=_chosen(names, wanted))
+    rows = _readable(_rows(file.iter_batches(columns=_chosen(names, wanted)), path), path)
     classes = _classes(_features(file.schema_arrow.metadata or {}, path), wanted)
-    return Opened(names, _named((row for batch in batches for row in batch.to_pylist()), classes, path.name))
+    return Opened(names, _named(rows, classes, path.name))
+
+
+def _rows(batches: Iterable[Any], path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of Arrow batches.
+
+    Raises:
+        DataError: Texts of a batch are not UTF-8; names their rows and columns.
+    """
+    before = 0
+    for batch in batches:
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError:
+            raise DataError(list(_undecodable(batch, before, path.name))) from None
+        yield from rows
+        before += batch.num_rows
+
+
+def _undecodable(batch: Any, before: int, name: str) -> Iterator[Problem]:
+    for column in batch.schema.names:
+        for number, value in enumerate(batch.column(column), start=before + 1):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                found = f"text that is not UTF-8 (byte 0x{error.object[error.start]:02X} at {error.start})"
+                yield Problem(found, "UTF-8", "write the column again, as text", f"{name}:{number}", column)
+
+
+def _readable(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield rows, whose parts are read from the disk as they are asked for.
+
+    Raises:
+        DataError: A part of the file is damaged.
+    """
+    import pyarrow as pa
+
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):  # noqa: B007
+            yield row
+    except (pa.ArrowException, OSError) as error:
+        place = f"after row {number}" if number else "in its first rows"
+        found = f"the file is damaged {place} ({str(error).strip().partition(chr(10))[0].rstrip('.')})"
+        raise DataError(found, where=str(path), fix="write it again, or fetch it again") from None
 
 
 def _features(metadata: Mapping[bytes, bytes], path: Path) -> Mapping[str, Any]:
@@ -127,7 +171,7 @@ def _opened(data: Any, name: str, wanted: Collection[str] | None) -> Opened:
     """Open a ``datasets.Dataset``."""
     names = tuple(data.column_names)
     kept = data.select_columns(_chosen(names, wanted))
-    return Opened(names, _named(kept, _classes(kept.features, wanted), name))
+    return Opened(names, _named(_readable(kept, Path(name)), _classes(kept.features, wanted), name))
 
 
 def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, tuple[str, ...]]:

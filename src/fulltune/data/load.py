@@ -11,10 +11,10 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, overload
 
-from fulltune.config import DataConfig
+from fulltune.config import DataConfig, Source
 from fulltune.data.columnar import Opened
 from fulltune.data.label_values import LabelReader, kind_of_label
-from fulltune.data.read import open_source
+from fulltune.data.read import open_source, source_name
 from fulltune.data.values import clean
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.records import SplitInfo
@@ -83,7 +83,7 @@ class Table(Sequence[Row]):
         return SplitInfo(source=self.source, rows=len(self), sha256=self.sha256)
 
 
-def available_columns(source: str, split: str = "train") -> tuple[str, ...]:
+def available_columns(source: Source, split: str = "train") -> tuple[str, ...]:
     """The column names that the data has, before any mapping, in their order.
 
     Raises:
@@ -100,12 +100,12 @@ def available_columns(source: str, split: str = "train") -> tuple[str, ...]:
 
 
 def load_table(
-    source: str, columns: Sequence[Column], data: DataConfig, *, limit: int | None = None, split: str = "train"
+    source: Source, columns: Sequence[Column], data: DataConfig, *, limit: int | None = None, split: str = "train"
 ) -> Table:
     """Read one split.
 
     Args:
-        source: A file, folder or hub id, as in the config.
+        source: A file, folder or hub id, or several of them, as in the config.
         columns: What the task reads.
         data: Maps each role to the name of its column.
         limit: Take the first so many good rows.
@@ -121,12 +121,13 @@ def load_table(
     opened = open_source(source, split, wanted=[reader.name for reader in readers])
     loading = _Loading(readers, opened)
     loading.read(limit)
-    _check_columns(readers, loading.names, source)
-    loading.refuse_vectors(source)
+    named = source_name(source)
+    _check_columns(readers, loading.names, named)
+    loading.refuse_vectors(named)
     kind = loading.refuse_mixed_types()
     if not loading.rows:
-        raise DataError(loading.problems or [Problem("no rows", "at least one", "check the file", where=source)])
-    return Table(source, tuple(loading.rows), tuple(loading.problems), kind)
+        raise DataError(loading.problems or [Problem("no rows", "at least one", "check the file", where=named)])
+    return Table(named, tuple(loading.rows), tuple(loading.problems), kind)
 
 
 def _extra(data: DataConfig) -> list[Column]:

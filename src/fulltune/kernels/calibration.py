@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulltune import machine
+from fulltune import machine, paths
 from fulltune.kernels.products import FEATURES, NONE, PRODUCTS, ROWS, Choices, Product, ShapeClass, by_rule
 from fulltune.kernels.products import shape_classes as all_classes
 
 #: Names the folder where the choice is kept.
-CACHE_VARIABLE = "FULLTUNE_CACHE"
 
 #: Largest relative error (of the Frobenius norm, against float64) that float32 products may have here.
 TOLERANCE = 1e-5
@@ -47,11 +45,11 @@ def machine_choices(folder: Path | None = None) -> Choices:
     """The choice for this machine: from the cache, else measured and kept, else the rule. Never fails.
 
     Args:
-        folder: Where it is kept; default: :func:`cache_folder`.
+        folder: Where it is kept; default: :func:`fulltune.paths.cache_folder`.
     """
     if not is_float32_onednn_there():
         return NONE
-    path = (folder or cache_folder()) / f"products-{_machine_key()}.json"
+    path = (folder or paths.cache_folder()) / f"products-{_machine_key()}.json"
     known = read_choices(path)
     if known is not None:
         return known
@@ -68,18 +66,6 @@ def is_float32_onednn_there() -> bool:
     backend: Any = torch.backends.mkldnn
     is_there = backend.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return is_exact and is_there and bool(torch._C._get_mkldnn_enabled())
-
-
-def cache_folder() -> Path:
-    """``$FULLTUNE_CACHE``, else where this system keeps a user's caches."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fulltune" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fulltune"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fulltune"
 
 
 def read_choices(path: Path) -> Choices | None:

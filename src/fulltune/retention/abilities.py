@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fulltune import inference, plugins
-from fulltune.config import Config, DataConfig, load_config
+from fulltune.config import Config, DataConfig, Source, load_config
 from fulltune.data.load import Column, available_columns, load_table
 from fulltune.errors import ConfigError, DataError, Problem
 from fulltune.metrics.base import Array, Metric
@@ -191,7 +191,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
 def _job(name: str, options: Mapping[str, Any], config: Config) -> Config:
     """A set as a config of its own: its task and data, the run's model and evaluation."""
     data = dict(options.get("data") or {})
-    if "train" not in data and isinstance(data.get("eval"), str):
+    if "train" not in data and isinstance(data.get("eval"), (str, list, tuple)):
         data["train"] = data["eval"]
     known = {"model": config.model, "evaluation": config.evaluation.model_dump()}
     job = load_config(known | dict(options) | ({"data": data} if data else {}))
@@ -200,9 +200,10 @@ def _job(name: str, options: Mapping[str, Any], config: Config) -> Config:
     return job.model_copy(update={"data": job.data.model_copy(update={"eval_limit": min(limits)})})
 
 
-def _source(job: Config) -> tuple[str, str]:
+def _source(job: Config) -> tuple[Source, str]:
     """Where the rows of a set lie, and the split of a hub id."""
-    return (job.data.eval, "test") if isinstance(job.data.eval, str) else (job.data.train, "train")
+    given = job.data.eval
+    return (job.data.train, "train") if isinstance(given, float) else (given, "test")
 
 
 def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:

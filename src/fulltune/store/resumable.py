@@ -12,7 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import fulltune
-from fulltune.config import Config
+from fulltune import paths
+from fulltune.config import Config, Source
 from fulltune.errors import StoreError
 from fulltune.store.files import file_sha256, files_sha256, storing, to_json
 
@@ -51,11 +52,15 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fingerprint(name: str | float | None) -> str:
-    """The bytes of a file or of the files in a folder; else the name."""
-    path = Path(str(name))
-    if not isinstance(name, str) or not path.exists():
+def _fingerprint(name: Source | float | None) -> str:
+    """Return the hash of a file, or of the files in a folder or behind a pattern or list; else the name."""
+    if isinstance(name, tuple):
+        return hashlib.sha256("\n".join(map(_fingerprint, name)).encode()).hexdigest()
+    files = [file for path in paths.matches(str(name)) for file in _files(Path(path))] if isinstance(name, str) else []
+    if not files:
         return str(name)
-    if path.is_dir():
-        return files_sha256(sorted(file for file in path.rglob("*") if file.is_file()))
-    return file_sha256(path)
+    return file_sha256(files[0]) if files == [Path(str(name))] else files_sha256(files)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

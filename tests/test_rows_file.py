@@ -1,0 +1,114 @@
+"""Rows in memory as data: they become a file named by their content, and everything else is a sentence."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from torch import nn
+
+from fulltune.config import Config, load_config
+from fulltune.data.load import Column, load_table
+from fulltune.errors import ConfigError
+
+ROWS = [{"text": f"row {number}", "label": "yes" if number % 2 else "no"} for number in range(6)]
+COLUMNS = (Column("text", str), Column("label", str))
+
+
+def config(train: Any, **data: Any) -> Config:
+    return load_config({"model": "m", "task": "classification", "data": {"train": train, **data}})
+
+
+def rows_of(config: Config) -> list[dict[str, Any]]:
+    return [dict(row.fields) for row in load_table(config.data.train, COLUMNS, config.data)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS,
+        tuple(ROWS),
+        pd.DataFrame(ROWS),
+        pa.Table.from_pylist(ROWS),
+        datasets.Dataset.from_list(ROWS),
+        datasets.Dataset.from_list(ROWS).class_encode_column("label"),
+        datasets.Dataset.from_list(ROWS).with_format("numpy"),
+        [{name: np.str_(value) for name, value in row.items()} for row in ROWS],
+    ],
+    ids=["list", "tuple", "pandas", "arrow", "dataset", "classes", "formatted", "numpy"],
+)
+def test_rows_in_memory_are_a_file_named_by_its_content(rows: Any) -> None:
+    first, again = config(rows, valid=rows), config(rows)
+    assert rows_of(first) == ROWS
+    assert isinstance(first.data.train, str)
+    assert first.data.train == first.data.valid == again.data.train
+    assert load_config(first.model_dump()).data.train == first.data.train
+
+
+def test_other_rows_are_another_file() -> None:
+    assert config(ROWS).data.train != config(ROWS[1:]).data.train
+
+
+def test_holes_in_a_data_frame_are_missing_values_and_other_objects_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    frame = pd.DataFrame(
+        {
+            "text": ["a", None],
+            "label": [1.0, float("nan")],
+            "when": [datetime.date(2024, 1, 1)] * 2,
+            "raw": [b"x", b"y"],
+        }
+    )
+    with caplog.at_level(logging.WARNING):
+        path = config(frame).data.train
+    lines = Path(str(path)).read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        '{"text": "a", "label": 1.0, "when": "2024-01-01"}',
+        '{"text": null, "label": null, "when": "2024-01-01"}',
+    ]
+    assert "columns left out" in caplog.text
+    assert "raw" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}), "Choose a split"),
+        (datasets.Dataset.from_list(ROWS).to_iterable_dataset(), "object of class IterableDataset"),
+        ((row for row in ROWS), "object of class generator"),
+        (pd.Series(["a"]), "object of class Series"),
+        ({"text": ["a"]}, "object of class dict"),
+        ([1, 2], "object of class list"),
+        (pd.DataFrame({"text": []}), "no rows"),
+        ([], "empty"),
+    ],
+)
+def test_what_is_neither_a_path_nor_rows_is_refused(rows: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        config(rows)
+    assert caught.value.problems[0].field == "data.train"
+
+
+def test_paths_and_lists_of_paths_stay_what_they_are() -> None:
+    assert config(Path("a.jsonl")).data.train == "a.jsonl"
+    assert config([Path("a.jsonl"), "b.jsonl"]).data.train == ("a.jsonl", "b.jsonl")
+
+
+def test_a_model_object_is_refused_with_the_way_to_name_it() -> None:
+    with pytest.raises(ConfigError, match=r"object of class Linear.*save_pretrained\(folder\)"):
+        load_config({"model": nn.Linear(1, 1), "task": "classification", "data": {"train": ROWS}})
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("FULLTUNE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="FULLTUNE_CACHE"):
+        config(ROWS)
