@@ -17,6 +17,7 @@ import pytest
 
 from fulltune.errors import DataError, StoreError, TrainingStopped
 from fulltune.records import Step
+from fulltune.store.files import atomic_text, unfinished_path
 from fulltune.store.runs import RunFolder, list_runs, new_run_id, resolve, status
 
 
@@ -237,3 +238,38 @@ def test_status_of_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_bytes(b"\xff\xfe")
     with pytest.raises(StoreError, match="cannot be read"):
         status(tmp_path)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from fulltune.store.files import atomic
+with atomic(Path(sys.argv[1])) as write:
+    write(b"half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_next_write_of_a_file_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.json")], check=False)
+    left = list(tmp_path.glob(".a.json.*.part"))
+    assert len(left) == 1
+    own = unfinished_path(tmp_path / "a.json")  # of a process that is alive
+    foreign = tmp_path / ".a.json.00000000-1-00000000.part"  # of another machine
+    for path in (own, foreign):
+        path.write_text("x", encoding="utf-8")
+    atomic_text(tmp_path / "b.json", "other")
+    assert left[0].exists()
+    atomic_text(tmp_path / "a.json", "whole")
+    assert sorted(tmp_path.glob(".*.part")) == sorted([own, foreign])
+
+
+def test_a_resumed_run_removes_every_unfinished_file_of_its_folder(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, "r") as folder:
+        folder.set_status("running")
+        (folder.path / "model").mkdir()
+        (folder.path / "model" / ".weights.0-1-2.part").write_text("x", encoding="utf-8")
+        (folder.path / ".checkpoint-4.01234567.part").mkdir()
+        folder._lock.release()  # type: ignore[union-attr]
+        with RunFolder.open(folder.path) as resumed:
+            assert list(resumed.path.rglob(".*.part")) == []

@@ -57,7 +57,7 @@ class BestState:
         Raises:
             StoreError: They cannot be written (a full disk, say).
         """
-        unfinished = self.path.with_suffix(".partial")
+        unfinished = self.path.with_name(f".{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             told = {"step": str(step), "value": repr(value), "sha256": _sha256(model)}

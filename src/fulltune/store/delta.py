@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
 import zipfile
 import zlib
@@ -29,7 +28,7 @@ from pydantic import ValidationError
 
 from fulltune.errors import StoreError
 from fulltune.records import Model
-from fulltune.store.files import file_sha256, storing, sync_folder
+from fulltune.store.files import file_sha256, remove_abandoned, storing, sync_folder, unfinished_path
 from fulltune.store.objects import checkpoint_files, checkpoint_sha256
 from fulltune.store.tensors import Tensor, Words, header, tensors
 
@@ -369,9 +368,10 @@ def _damage(delta: Path) -> Iterator[None]:
 @contextmanager
 def _unfinished(goal: Path) -> Iterator[Path]:
     """A place beside the goal that takes its name if the block ends well, and goes if not."""
-    new = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}.part")
+    new = unfinished_path(goal)
     with storing(goal):
         goal.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(goal)
     try:
         yield new
         with storing(goal):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import platform
 import re
-import tempfile
+import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic_core import PydanticSerializationError
 from pydantic_core import to_json as _dump
 from safetensors import SafetensorError
 
+from fulltune import paths
 from fulltune.errors import StoreError
 
 _FIXES = {
@@ -57,6 +63,44 @@ def storing(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 
+#: What an unfinished file's name says of its process: the machine and the number of the process.
+_OWNER = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
+
+
+def unfinished_path(path: Path) -> Path:
+    """Return a name beside ``path`` that nobody else has, for a file or folder until it is complete."""
+    return path.with_name(f".{path.name[:100]}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine that are gone had begun to write in place of ``path``."""
+    prefix = f".{path.name[:100]}."
+    for name in paths.names_in(path.parent):
+        owner = _OWNER.fullmatch(name, len(prefix) - 1) if name.startswith(prefix) else None
+        if owner and owner["machine"] == _machine() and not psutil.pid_exists(int(owner["process"])):
+            remove(path.with_name(name))
+
+
+def remove_all_unfinished(folder: Path) -> None:
+    """Remove every unfinished file and folder below ``folder``. Only for who alone may write there."""
+    for path in list(folder.rglob(".*.part")):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, where it is still there and may be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@cache
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Callable[[bytes], None]]:
     """A function that writes bytes to what takes the place of ``path`` if the block ends well, and vanishes if not.
@@ -64,9 +108,10 @@ def atomic(path: Path) -> Iterator[Callable[[bytes], None]]:
     Raises:
         StoreError: The disk is full or read-only; ``path`` is as it was before. What else the block raises passes.
     """
+    temporary = unfinished_path(path)
     with storing(path):
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    file = os.fdopen(descriptor, "wb")
+        remove_abandoned(path)
+        file = temporary.open("xb")
 
     def write(data: bytes) -> None:
         with storing(path):
@@ -78,12 +123,11 @@ def atomic(path: Path) -> Iterator[Callable[[bytes], None]]:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
         with storing(path):
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             file.close()
 
 
@@ -137,13 +181,6 @@ def files_sha256(paths: Iterable[Path]) -> str:
 def folder_bytes(folder: Path) -> int:
     """Size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _umask() -> int:
-    """The process's umask; mkstemp ignores it and makes files that only their owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,6 @@ with the size and SHA-256 of each, and the folder is renamed: a folder under its
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import Field, ValidationError
 from fulltune.errors import Problem, StoreError
 from fulltune.records import Model
 from fulltune.store.cache import cache_key
-from fulltune.store.files import file_sha256, storing, sync_folder
+from fulltune.store.files import file_sha256, storing, sync_folder, unfinished_path
 
 MANIFEST = "manifest.json"
 
@@ -168,7 +167,7 @@ def require_space(place: Path, needed: int, what: str = "") -> None:
 
 def unfinished_folder(target: Path) -> Path:
     """A name beside the target that nobody has, and that :func:`remove_unfinished` knows."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    return unfinished_path(target)
 
 
 def _write(path: Path, data: bytes) -> None:

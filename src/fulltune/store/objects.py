@@ -8,14 +8,20 @@ Weights on the same disk are hard-linked and become read-only where they are; an
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Container, Iterator
 from pathlib import Path
 
 from fulltune.errors import Problem
-from fulltune.store.files import file_sha256, files_sha256, storing, sync_folder
+from fulltune.store.files import (
+    file_sha256,
+    files_sha256,
+    remove_abandoned,
+    storing,
+    sync_folder,
+    unfinished_path,
+)
 from fulltune.store.manifest import FileEntry
 
 #: Files that make a checkpoint what it is: these are hashed, and only these are fetched from a hub. No pickle is.
@@ -25,6 +31,9 @@ CHECKPOINT_FILES = ("*.safetensors", "*.gguf", "*.json", "*.txt", "*.model", "*.
 _SMALL = 1 << 20
 
 _UNFINISHED = ".part"
+
+#: What a file is called until its content is known.
+_NEW = "new"
 
 #: Seconds after which a half-written file belongs to nobody any more.
 _ABANDONED = 24 * 3600
@@ -58,7 +67,8 @@ class Objects:
         """
         with storing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            temporary = self.root / f".{secrets.token_hex(8)}{_UNFINISHED}"
+            remove_abandoned(self.root / _NEW)
+            temporary = unfinished_path(self.root / _NEW)
             try:
                 link_or_copy(source, temporary)
                 entry = FileEntry(size=temporary.stat().st_size, sha256=file_sha256(temporary))

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from fulltune import distributed
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
 from fulltune.records import Model
-from fulltune.store.files import append_lines, atomic_text, storing, to_json
+from fulltune.store.files import append_lines, atomic_text, remove_all_unfinished, storing, to_json
 
 State = Literal["running", "finished", "refused", "failed", "stopped", "killed"]
 
@@ -111,6 +111,7 @@ class RunFolder:
             return cls(path, None)
         with storing(path):
             folder = cls(path, _acquire(path))
+            remove_all_unfinished(path)
         folder._started = known.started
         folder.set_status("running")
         return folder
