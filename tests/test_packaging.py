@@ -55,7 +55,12 @@ def test_core_dependencies_have_lower_bounds_only(project: dict[str, object]) ->
 
 def test_the_core_is_what_the_code_imports(project: dict[str, object]) -> None:
     """Every third-party module in the code belongs to a declared package, and every core package is imported."""
-    names = {"scikit-learn": "sklearn", "pyyaml": "yaml", "rouge-score": "rouge_score"}
+    names = {
+        "charset-normalizer": "charset_normalizer",
+        "pyyaml": "yaml",
+        "rouge-score": "rouge_score",
+        "scikit-learn": "sklearn",
+    }
     core: list[str] = project["dependencies"]  # type: ignore[assignment]
     declared = {names.get(name, name) for name in requirement_names(core)}
     found = {name for path in (ROOT / "src").rglob("*.py") for name in imported(path)}
