@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.data.duplicates import THRESHOLD, NearIndex, clusters, fold, normalise, similarity
+from fulltune.data.duplicates import FEWEST_WORDS, THRESHOLD, NearIndex, clusters, fold, normalise, similarity
 
 WORDS = [
     "river",
@@ -38,6 +39,14 @@ def jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
+def is_near(one: str, other: str) -> bool:
+    """The definition, counted in another way: words here are separated by spaces alone."""
+    a, b = Counter(one.split()), Counter(other.split())
+    few = min(a.total(), b.total()) < FEWEST_WORDS
+    same_words = sum(min(a[word], b[word]) for word in a) / max(a.total(), b.total())
+    return jaccard(one, other) >= THRESHOLD or (not few and same_words >= 0.95)
+
+
 def corpus(seed: int, size: int = 60) -> list[str]:
     """Texts of 5 to 60 words, a third of them copies of earlier ones with a few words changed."""
     draw, texts = random.Random(seed), list[str]()
@@ -63,6 +72,13 @@ def corpus(seed: int, size: int = 60) -> list[str]:
         ("«Лиса»", "лиса", True),
         ("?", "!", False),
         ("$5", "5", False),
+        ("Тhе сat ѕat", "The cat sat", True),
+        ("ΤΗΕ ΒΟΧ", "THE BOX", True),
+        ("the c\u200bat\u00ad sat\ufeff", "the cat sat", True),
+        ("the\u00a0cat", "the cat", True),
+        ("cafe\u0301", "caf\u00e9", True),
+        ("кот", "кит", False),
+        ("𝐭𝐡𝐞 cat", "the cat", True),
     ],
 )
 def test_normalising(one: str, other: str, same: bool) -> None:
@@ -88,9 +104,7 @@ def test_the_index_finds_what_comparing_all_with_all_finds(seed: int) -> None:
     for number, text in enumerate(texts):
         found |= {(number, position) for position, _ in index.near(text)}
         index.add(text)
-    truth = {
-        (b, a) for a in range(len(texts)) for b in range(a + 1, len(texts)) if jaccard(texts[a], texts[b]) >= THRESHOLD
-    }
+    truth = {(b, a) for a in range(len(texts)) for b in range(a + 1, len(texts)) if is_near(texts[a], texts[b])}
     assert len(truth) >= 5
     assert found == truth
 
@@ -104,6 +118,61 @@ def test_long_texts_are_verified_on_all_of_their_5_grams() -> None:
     for other, is_near in ((near, True), (far, False)):
         assert bool(list(index.near(" ".join(other)))) is is_near
         assert (jaccard(" ".join(words), " ".join(other)) >= THRESHOLD) is is_near
+
+
+LONG = ["internationalization", "zebra", "responsibilities"]
+
+
+@pytest.mark.parametrize("size", [20, 25, 40, 100, 400, 2000])
+@pytest.mark.parametrize("vocabulary", [4, 15, 10**6], ids=["repetitive", "few words", "many words"])
+@pytest.mark.parametrize("change", ["replaced", "inserted", "removed"])
+def test_one_word_changed_in_a_long_text(size: int, vocabulary: int, change: str) -> None:
+    draw = random.Random(size)
+    words = [f"w{draw.randrange(vocabulary)}ord" for _ in range(size + 1)]
+    index = NearIndex()
+    index.add(" ".join(words))
+    for word in LONG:
+        place = draw.randrange(len(words))
+        kept = words[place:] if change == "inserted" else words[place + 1 :]
+        changed = [*words[:place], *([] if change == "removed" else [word]), *kept]
+        assert [position for position, _ in index.near(" ".join(changed))] == [0]
+
+
+@pytest.mark.parametrize(("size", "few", "many"), [(60, 3, 8), (100, 5, 13), (400, 20, 52)])
+def test_some_words_changed_in_a_long_text(size: int, few: int, many: int) -> None:
+    draw = random.Random(size)
+    words = [draw.choice(WORDS) + str(draw.randrange(9)) for _ in range(size)]
+    index = NearIndex()
+    index.add(" ".join(words))
+    for count, is_found in ((few, True), (many, False)):
+        changed = list(words)
+        for place in draw.sample(range(size), count):
+            changed[place] = draw.choice(LONG)
+        assert bool(list(index.near(" ".join(changed)))) is is_found
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("what is the capital of texas", "what is the capital of ohio"),
+        ("what is the population of the largest city in the state with the highest elevation",
+         "what is the population of the largest city in the state with the lowest elevation"),
+        ("how many rivers run through the states that border colorado",
+         "how many rivers run through the states that border nebraska"),
+        ("what currencies and cards do you support", "what cards and currencies do you support"),
+    ],
+)  # fmt: skip
+def test_questions_from_one_template_are_different(one: str, other: str) -> None:
+    index = NearIndex()
+    index.add(one)
+    assert list(index.near(other)) == []
+
+
+def test_one_character_changed_in_a_text_without_spaces() -> None:
+    text = "本协议应受加利福尼亚州法律管辖并按其解释不考虑其法律冲突原则双方同意接受法院的专属管辖权"
+    index = NearIndex()
+    index.add(text)
+    assert [position for position, _ in index.near(text.replace("加", "猫"))] == [0]
 
 
 def test_only_wanted_positions_are_given() -> None:
@@ -122,7 +191,7 @@ def test_clusters_are_the_connected_parts_of_nearness(seed: int) -> None:
     truth = list(range(len(texts)))
     for number in range(len(texts)):
         for other in range(number):
-            if jaccard(names[number], names[other]) >= THRESHOLD:
+            if is_near(names[number], names[other]):
                 old, new = truth[number], truth[other]
                 truth = [new if label == old else label for label in truth]
     found = clusters(texts)

@@ -1,13 +1,16 @@
 """Texts that say the same: exactly, after normalising, or nearly.
 
 Near means a Jaccard similarity of at least :data:`THRESHOLD` between the sets of character 5-grams of the normalised
-texts (Broder 1997, "On the resemblance and containment of documents"). MinHash with locality-sensitive hashing
-(datasketch) only proposes pairs; each is then verified on the full sets, so that nothing is called near that is not.
+texts (Broder 1997, "On the resemblance and containment of documents"); or, from :data:`FEWEST_WORDS` words on, that at
+most one word in twenty differs, which the first measure does not see where the word is long, or where the text repeats
+itself and has few different 5-grams. MinHash with locality-sensitive hashing (datasketch) over 5-grams, each as often
+as it occurs, only proposes pairs; each is then verified on the full texts, so that nothing is called near that is not.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from itertools import islice
@@ -17,16 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fulltune.data.values import is_invisible
+from fulltune.metrics.words import words
 
 THRESHOLD = 0.85
+WORD_THRESHOLD = 0.95
+#: Below this many words, one other word makes another question: "the capital of Texas", "the capital of Ohio".
+FEWEST_WORDS = 20
 SHINGLE = 5
 
-#: 20 bands of 6: a pair at the threshold is proposed with probability 1 - (1 - 0.85^6)^20 > 0.9999.
-_BANDS, _ROWS = 20, 6
+#: 24 bands of 5: a pair at the threshold is proposed with probability 1 - (1 - 0.85^5)^24 > 0.9999, one at 0.72 (one
+#: long word changed in twenty) with 0.99.
+_BANDS, _ROWS = 24, 5
 _HASHES = _BANDS * _ROWS
-#: Proposed pairs whose MinHash estimate is below this are dropped unseen; 0.15 is more than four standard errors of 120
-#: hashes.
-_LOWEST_ESTIMATE = THRESHOLD - 0.15
+#: Proposed pairs whose MinHash estimate is below this are dropped unseen; the standard error of 120 hashes is 0.04.
+_LOWEST_ESTIMATE = 0.6
 #: Shingles of a text that MinHash reads: those with the smallest hashes, which is a fair sample and the same one in a
 #: copy.
 _SKETCHED = 1024
@@ -81,9 +88,8 @@ def normalise(text: str) -> str:
     return " ".join(folded.translate(_SPACED).split()) or folded
 
 
-@lru_cache(maxsize=8192)
-def shingles(text: str) -> NDArray[np.uint32]:
-    """Sorted distinct 32-bit hashes of the text's character 5-grams; shape ``(n,)``. A shorter text is one shingle."""
+def _hashes(text: str) -> NDArray[np.uint32]:
+    """Return the sorted 32-bit hashes of the text's character 5-grams, shape ``(n,)``. A shorter text is one 5-gram."""
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     codes = np.pad(codes, (0, max(0, SHINGLE - len(codes))))
     count = len(codes) - SHINGLE + 1
@@ -93,14 +99,50 @@ def shingles(text: str) -> NDArray[np.uint32]:
     # The polynomial's low bits depend on few input bits: mix (the finaliser of MurmurHash3) before cutting to 32.
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(multiplier)
-    return np.unique((hashes >> np.uint64(32)).astype(np.uint32))
+    return np.sort((hashes >> np.uint64(32)).astype(np.uint32))
+
+
+@lru_cache(maxsize=8192)
+def _distinct(text: str) -> NDArray[np.uint32]:
+    return np.unique(_hashes(text))
+
+
+def _numbered(text: str) -> NDArray[np.uint32]:
+    """Return the distinct hashes of the text's 5-grams, with others for the second, third, … time that one occurs."""
+    ordered = _hashes(text)
+    first = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint32(1)))
+    if len(first) == len(ordered):
+        return ordered
+    rank = np.arange(len(ordered)) - np.repeat(first, np.diff(first, append=len(ordered)))
+    mixed = (ordered ^ (rank.astype(np.uint32) * np.uint32(0x9E3779B1))) * np.uint32(0x85EBCA6B)
+    return np.unique(np.where(rank > 0, mixed ^ (mixed >> np.uint32(15)), ordered))
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of two normalised texts, 0 to 1."""
-    a, b = shingles(one), shingles(other)
+    """Return the Jaccard similarity of the character 5-grams of two normalised texts, 0 to 1."""
+    a, b = _distinct(one), _distinct(other)
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
+
+
+@lru_cache(maxsize=8192)
+def _word_counts(text: str) -> Counter[str]:
+    return Counter(words(text))
+
+
+def word_similarity(one: str, other: str) -> float:
+    """Return the fraction of the words of the longer text that the other text has too, in any order, 0 to 1."""
+    a, b = _word_counts(one), _word_counts(other)
+    longer = max(a.total(), b.total())
+    return (a & b).total() / longer if longer else 0.0
+
+
+def is_near(one: str, other: str) -> bool:
+    """Check that two normalised texts are nearly the same, in their 5-grams or in their words."""
+    if similarity(one, other) >= THRESHOLD:
+        return True
+    fewest = min(_word_counts(one).total(), _word_counts(other).total())
+    return fewest >= FEWEST_WORDS and word_similarity(one, other) >= WORD_THRESHOLD
 
 
 class NearIndex:
@@ -127,9 +169,8 @@ class NearIndex:
     def near(self, text: str, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[tuple[int, float]]:
         """Near texts as ``(position, similarity)``, likeliest first; only those ``wanted`` when their turn comes."""
         for position in islice(filter(wanted, self._proposals(text)), _VERIFIED):
-            value = similarity(text, self.texts[position])
-            if value >= THRESHOLD:
-                yield position, value
+            if is_near(text, self.texts[position]):
+                yield position, similarity(text, self.texts[position])
 
     def _proposals(self, text: str) -> list[int]:
         """Positions of what is likely near by the MinHash estimate, in falling order of it."""
@@ -174,7 +215,7 @@ def _root(parents: list[int], number: int) -> int:
 def _sketch(text: str) -> Any:
     """A datasketch MinHash; kept for the moment between looking a text up and adding it."""
     sketch = _empty_sketch().copy()
-    sketch.update_batch(shingles(text)[:_SKETCHED].tolist())
+    sketch.update_batch(_numbered(text)[:_SKETCHED].tolist())
     return sketch
 
 

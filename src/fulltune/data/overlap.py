@@ -16,8 +16,8 @@ Kind = Literal["exact", "normalised", "near"]
 
 _WORDS: Mapping[Kind, str] = {
     "exact": "the same, letter for letter,",
-    "normalised": "the same, but for case, whitespace or punctuation,",
-    "near": f"nearly the same (Jaccard ≥ {THRESHOLD} of character 5-grams)",
+    "normalised": "the same, but for case, whitespace, punctuation, invisible or look-alike characters,",
+    "near": f"nearly the same (Jaccard ≥ {THRESHOLD} of character 5-grams, or at most one word in 20 differs)",
 }
 
 
