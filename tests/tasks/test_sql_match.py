@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
+from contextlib import closing
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune.tasks.text2sql.comparison import close
-from fulltune.tasks.text2sql.execution import Result, is_ordered, match, match_as_spider, same_result
+from fulltune.tasks.text2sql.execution import Result, execute, is_ordered, match, match_as_spider, same_result
 from fulltune.tasks.text2sql.lexer import mentions_order
 
 CELLS = st.one_of(
@@ -243,3 +246,49 @@ def test_matching_ends_whatever_the_results() -> None:
     near = [(1 + i * 1e-10, 1 - i * 1e-10) for i in range(3000)]
     assert not same(near, [*near[:-1], (1 + 2e-6, 1.0)])
     assert time.perf_counter() - started < 30
+
+
+# ---- Ties ----
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ties") / "items.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL, kind TEXT)")
+        rows = [("ant", 1.5, "x"), ("bee", 1.5, "y"), ("cat", 3.0, "x"), ("dog", None, "y"), ("eel", None, "z")]
+        connection.executemany("INSERT INTO item (name, price, kind) VALUES (?, ?, ?)", rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "expected"),
+    [
+        ("SELECT name FROM item ORDER BY price", "SELECT name FROM item ORDER BY price, name DESC", True),
+        ("SELECT name FROM item ORDER BY price DESC", "SELECT name FROM item ORDER BY price DESC, id DESC", True),
+        ("SELECT name FROM item ORDER BY price", "SELECT name FROM item ORDER BY price DESC", False),
+        ("SELECT name FROM item ORDER BY price", "SELECT name FROM item ORDER BY id", False),
+        ("SELECT name FROM item ORDER BY price, id", "SELECT name FROM item ORDER BY price, id DESC", False),
+        ("SELECT name, price AS p FROM item ORDER BY p", "SELECT name, price FROM item ORDER BY price, id DESC", True),
+        ("SELECT name, price FROM item ORDER BY 2", "SELECT name, price FROM item ORDER BY 2, 1 DESC", True),
+        ("SELECT * FROM item ORDER BY price", "SELECT * FROM item ORDER BY price, id DESC", True),
+        ("SELECT * FROM item ORDER BY 3", "SELECT * FROM item ORDER BY price, id DESC", False),  # a position behind *
+        ("SELECT kind, count(*) FROM item GROUP BY kind ORDER BY count(*) DESC",
+         "SELECT kind, count(*) FROM item GROUP BY kind ORDER BY count(*) DESC, kind DESC", True),
+        ("SELECT a.name FROM item AS a JOIN item AS b ON a.id = b.id ORDER BY b.price",
+         "SELECT name FROM item ORDER BY price, id DESC", True),
+        ("SELECT DISTINCT price FROM item ORDER BY price", "SELECT DISTINCT price FROM item ORDER BY 1 DESC", False),
+        ("SELECT name FROM item ORDER BY length(name)", "SELECT name FROM item ORDER BY name DESC", True),
+        ("SELECT name FROM item UNION SELECT kind FROM item ORDER BY 1",
+         "SELECT name FROM item UNION SELECT kind FROM item ORDER BY 1 DESC", False),
+        ("SELECT name FROM item ORDER BY price LIMIT 4", "SELECT name FROM item ORDER BY price, id DESC LIMIT 4", True),
+        ("SELECT name FROM item WHERE id < 3 ORDER BY price LIMIT 1",
+         "SELECT name FROM item WHERE id < 3 ORDER BY price, id DESC LIMIT 1", False),
+    ],
+)  # fmt: skip
+def test_rows_with_equal_sort_keys_may_be_in_any_order(items: Path, gold: str, predicted: str, expected: bool) -> None:
+    def run(sql: str) -> Result:
+        return execute(items, sql)
+
+    assert run(gold).error is None
+    assert same_result(gold, run(gold), run(predicted), "strict") is expected

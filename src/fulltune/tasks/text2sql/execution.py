@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ from fulltune.tasks.text2sql.comparison import columns_match, rows_match
 from fulltune.tasks.text2sql.lexer import QUERY_WORDS, first_word, is_ordered, mentions_order, tokens
 from fulltune.tasks.text2sql.sandbox import sandbox
 from fulltune.tasks.text2sql.snapshot import printable, source
+from fulltune.tasks.text2sql.ties import match_but_for_ties
 from fulltune.tasks.text2sql.worker import CELL, MAX_RESULT, MAX_SQL, MAX_VALUE, PADDING_FUNCTIONS
 
 __all__ = [
@@ -42,6 +43,16 @@ _WIDE = re.compile(r"\*|\d{4}")
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The query that gave a result, and how it was run."""
+
+    path: Path
+    sql: str
+    seconds: float
+    max_rows: int
+
+
+@dataclass(frozen=True)
 class Result:
     """What a query gave.
 
@@ -54,6 +65,7 @@ class Result:
         limit: Which limit ended the query: ``time``, ``memory``, ``size`` (of one value), ``crash`` (its process died),
             or empty.
         size: Bytes of the result as it was read, 100 for each value and the length of texts and blobs.
+        origin: The query that gave it, where one did.
     """
 
     rows: tuple[Row, ...] = ()
@@ -62,6 +74,7 @@ class Result:
     truncated: bool = False
     limit: str = ""
     size: int = 0
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     @property
     def empty(self) -> bool:
@@ -129,7 +142,9 @@ class Results:
 
 
 def _footprint(key: tuple[str, str], result: Result) -> int:
-    return len(key[1]) + result.size + CELL * (len(result.rows) + 1)
+    """About the bytes that a result takes here, where digests stand for long texts."""
+    texts = sum(len(cell) for row in result.rows for cell in row if isinstance(cell, (str, bytes)))
+    return len(key[1]) + texts + CELL * (1 + sum(map(len, result.rows)))
 
 
 def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int = 10_000) -> Result:
@@ -155,7 +170,8 @@ def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int =
         return Result(error=printable(answer["error"]), seconds=taken, limit=answer.get("limit", ""))
     rows = answer["rows"]
     found = tuple(tuple(map(_cell, row)) for row in rows) if answer["blobs"] else tuple(map(tuple, rows))
-    return Result(found, None, taken, answer["truncated"], size=answer["size"])
+    origin = Origin(Path(path), sql, seconds, max_rows)
+    return Result(found, None, taken, answer["truncated"], size=answer["size"], origin=origin)
 
 
 def request(path: Path, do: str, seconds: float, **options: Any) -> dict[str, Any]:
@@ -179,13 +195,31 @@ def request(path: Path, do: str, seconds: float, **options: Any) -> dict[str, An
 def match(gold: Result, predicted: Result, *, ordered: bool) -> bool:
     """Return whether two results are the same.
 
-    Rows are compared as multisets, or in sequence when ``ordered`` (:func:`is_ordered` of the gold query). Columns
+    Rows are compared as multisets, or in sequence when ``ordered`` (:func:`is_ordered` of the gold query); rows that
+    the gold query leaves in any order, because their sort keys are equal, may then be in any order: it is run once more
+    to see the keys, where the sequences differ and the multisets do not. Columns
     count in their order, as in BIRD's comparison of tuples (Li et al. 2023), which however ignores repeated rows.
     Numbers agree within a relative 1e-6 or an absolute 1e-9, whole numbers exactly, 3 equals 3.0; text is
     case-sensitive; NULL equals NULL; text never equals a number. A query that failed matches nothing. A truncated
     result matches only a truncated one, by the rows read.
     """
-    return _comparable(gold, predicted) and rows_match(gold.rows, predicted.rows, ordered=ordered)
+    if not _comparable(gold, predicted):
+        return False
+    if ordered and rows_match(gold.rows, predicted.rows, ordered=True):
+        return True
+    same_rows = rows_match(gold.rows, predicted.rows, ordered=False)
+    return same_rows and (not ordered or _match_but_for_ties(gold, predicted))
+
+
+def _match_but_for_ties(gold: Result, predicted: Result) -> bool:
+    origin = gold.origin
+    if origin is None:
+        return False
+
+    def run(sql: str) -> tuple[Row, ...]:
+        return execute(origin.path, sql, seconds=origin.seconds, max_rows=origin.max_rows).rows
+
+    return match_but_for_ties(origin.sql, gold.rows, predicted.rows, run)
 
 
 def match_as_spider(gold: Result, predicted: Result, *, ordered: bool) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any
 
 from fulltune.tasks.text2sql.lexer import QUERY_WORDS, STATEMENT_WORDS, Token, first_word, masked, tokens
 
@@ -90,8 +91,8 @@ def normalise_sql(sql: str) -> str:
     name that is no column as a string, so its case may matter). What sqlglot cannot parse, or is longer than 20,000
     characters, is compared token by token, with the case ignored outside quotes. Never raises.
     """
-    parsed = _canonical(sql) if len(sql) <= _PARSED and _is_query(sql) else None
-    return parsed if parsed is not None else _fallback(sql)
+    canonical = _canonical(sql)
+    return canonical if canonical is not None else _fallback(sql)
 
 
 def _first_statement(query: str) -> str:
@@ -105,21 +106,41 @@ def _first_statement(query: str) -> str:
     return query
 
 
-def _canonical(sql: str) -> str | None:
+def parsed(sql: str) -> Any:
+    """Return the sqlglot tree of a query; None for several statements, long ones, and what does not parse."""
     import sqlglot
-    from sqlglot import exp
+    from sqlglot.errors import ErrorLevel, SqlglotError
+
+    if len(sql) > _PARSED or not _is_query(sql):
+        return None
+    try:
+        with _silent("sqlglot"):
+            statements = [tree for tree in sqlglot.parse(sql, read="sqlite", error_level=ErrorLevel.IMMEDIATE) if tree]
+    except (SqlglotError, RecursionError, ValueError):
+        return None
+    return statements[0] if len(statements) == 1 else None
+
+
+def rendered(tree: Any) -> str | None:
+    """Return a tree as SQLite text; None when it is too deep."""
     from sqlglot.errors import ErrorLevel, SqlglotError
 
     try:
         with _silent("sqlglot"):
-            statements = [tree for tree in sqlglot.parse(sql, read="sqlite", error_level=ErrorLevel.IMMEDIATE) if tree]
-            if len(statements) != 1:
-                return None
-            for name in statements[0].find_all(exp.Identifier):
-                _fold(name)
-            return statements[0].sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE)
+            return str(tree.sql(dialect="sqlite", comments=False, unsupported_level=ErrorLevel.IGNORE))
     except (SqlglotError, RecursionError, ValueError):
         return None
+
+
+def _canonical(sql: str) -> str | None:
+    from sqlglot import exp
+
+    tree = parsed(sql)
+    if tree is None:
+        return None
+    for name in tree.find_all(exp.Identifier):
+        _fold(name)
+    return rendered(tree)
 
 
 def _fold(name: object) -> None:
