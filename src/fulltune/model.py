@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -32,11 +31,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from fulltune import starters
-from fulltune.errors import MissingDependencyError, ModelError, did_you_mean
-from fulltune.models import reconcile
+from fulltune.errors import ModelError, did_you_mean
+from fulltune.models import files, reconcile
 from fulltune.models.sparse_attention import choose_attention_by_length
 from fulltune.records import ModelInfo
 from fulltune.store.files import file_sha256
@@ -128,6 +127,7 @@ def find(name: str, runs: Path | None = None) -> Source:
     Raises:
         ModelError: It is none of the known kinds, or what it names (starter, package, folder, hub) cannot be had.
     """
+    files.check_name(name)
     if name.startswith("starter:"):
         return _local(name, _starter(name))
     if name.startswith("package:"):
@@ -228,8 +228,9 @@ def load(
     source = find(name, runs)
     if source.is_adapter:
         return _load_adapter(source, head, labels, multi_label, runs, seed)
-    with _errors_of(name):
+    with files.errors_of(name, source.folder):
         config = AutoConfig.from_pretrained(**source.kwargs)
+        _check(source, config, head)
         tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
         family = family_of(config)
         overrides, replaced = reconcile.config_overrides(config, tokenizer, family)
@@ -270,7 +271,7 @@ def _load_adapter(
             field="model",
         ) from error
     origin.check(base.info.sha256, source.name)
-    with _errors_of(source.name):
+    with files.errors_of(source.name, source.folder):
         tuned = origin.apply(base, source.folder, with_head=has_head)
     return replace(tuned, info=base.info.model_copy(update={"source": source.name, "sha256": source.sha256()}))
 
@@ -279,9 +280,10 @@ def family_of(config: PretrainedConfig) -> Family:
     """Which of the three families a config belongs to."""
     if config.is_encoder_decoder:
         return "encoder-decoder"
-    # BERT and its kin can also be built as decoders, but what can fill a mask is an encoder here.
-    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    return "encoder" if is_encoder else "decoder"
+    # BERT and its kin can also be built as decoders, but what can fill a mask is an encoder here; so is what cannot
+    # continue a text (CANINE).
+    fills = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return "encoder" if fills or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "decoder"
 
 
 def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -349,6 +351,14 @@ def _load_model(
         return _loaded(_lm_class(config), kwargs)
 
 
+def _check(source: Source, config: PretrainedConfig, head: Head) -> None:
+    """Refuse a checkpoint that cannot be loaded, before its weights are read."""
+    if source.gguf is None:
+        files.check_files(source.name, source.folder)
+    own = {"decoder": "causal-lm", "encoder-decoder": "seq2seq", "encoder": None}[family_of(config)]
+    files.check_config(source.name, config, "classification" if head == "classification" else own)
+
+
 def _loaded(auto: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model, and the names of the parameters that were not in the checkpoint."""
     is_gguf = "gguf_file" in kwargs
@@ -387,27 +397,6 @@ def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     limit = reconcile.position_limit(model, tokenizer) or _DEFAULT_WINDOW
     # Relative positions: any length works, this one was trained.
     return max(_DEFAULT_WINDOW, limit) if model.config.model_type in ("t5", "mt5", "longt5", "umt5") else limit
-
-
-@contextmanager
-def _errors_of(name: str) -> Iterator[None]:
-    """Turn what the libraries raise over a broken checkpoint into one message of ours."""
-    try:
-        yield
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{name!r} needs a package that is not installed ({error})",
-            fix='pip install "fulltune[gguf]"',
-            field="model",
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{name!r} could not be loaded ({reason})",
-            expected="a Hugging Face checkpoint with safetensors weights and a tokenizer",
-            fix="check that the files are whole; convert pickled weights with save_pretrained first",
-            field="model",
-        ) from error
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from fulltune.methods.base import Method
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
 from fulltune.models import reconcile
+from fulltune.models.files import check_config, check_name
 from fulltune.progress import Progress
 from fulltune.records import Prediction, Step
 from fulltune.retention import Memory, check_sets
@@ -118,6 +119,8 @@ def load(
             fix="choose another model or another task",
             field="model",
         )
+    if task.head == "classification":  # the head that will be trained, said before the baselines are asked
+        check_config(config.model, bundle.model.config, task.head)
     # What the method puts before every input has no room for text; base and student read the same texts.
     reserved = plugins.load("method", config.method).reserved(config) - len(bundle.prompt_ids)
     bundle = replace(bundle, window=bundle.window - max(0, reserved))
@@ -132,12 +135,14 @@ def pinned(config: Config, out: str | Path) -> Config:
     Raises:
         StoreError: ``model: NAME@…`` names what the registry has not.
     """
+    check_name(config.model)
     version = reference(config.model, out)
     return config if version is None else config.model_copy(update={"model": version.ref})
 
 
 def config_of(run: str, out: str | Path) -> Path:
     """The config that a run left in its folder, or that a version of the registry was made with."""
+    check_name(run)
     version = reference(run, out)
     if version is not None:
         return Registry(out).checkout(version) / "config.yaml"
@@ -152,6 +157,7 @@ def config_of(run: str, out: str | Path) -> Path:
 
 def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Bundle, str]:
     """A run's or version's tuned model with the head it was trained with, or any other checkpoint, zero-shot."""
+    check_name(name)
     version = reference(name, out)
     is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
     known = version.ref if version else resolve(name, out).name if is_run else name

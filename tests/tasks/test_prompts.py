@@ -164,7 +164,7 @@ def test_a_long_text_to_continue_keeps_its_end(tmp_path: Path) -> None:
         Config(model="m", task="causal-lm", data={"train": str(tmp_path)}, evaluation={"max_new_tokens": 500})
     )
     found = task.ask(fakes.bundle("gpt2"), "tuned", "a" * 5000)
-    assert found.values["cut_tokens"] == 5000 - (128 - 128 // 3 - 1)
+    assert found.values["cut_tokens"] == 5000 - (128 - 128 // 3)
 
 
 def test_a_soft_prompt_takes_positions_of_the_window() -> None:
@@ -183,4 +183,4 @@ def test_one_shot_is_cut_like_the_rows() -> None:
     bundle = fakes.bundle("gpt2")
     fitted = prompts.fit(bundle, Wording("", "Q", "A"), "q", 60, [Shot("s", "t")] * 9, 100)
     assert (fitted.shots, fitted.cut) == (8, {})
-    assert len(fitted.ids) == 1 + 8 * len("Q: s\nA: t\n\n") + len("Q: q\nA:")
+    assert len(fitted.ids) == 8 * len("Q: s\nA: t\n\n") + len("Q: q\nA:")
