@@ -30,7 +30,7 @@ def classification(train: list[Example] = TRAIN, few_shot: int = 2) -> Classific
     task = Classification(
         Config(model="m", task="classification", data={"train": "t"}, baselines={"few_shot": few_shot})
     )
-    task.fit(train, EVAL)
+    task.fit(train, [] if any(isinstance(row.target, tuple) for row in train) else EVAL)
     return task
 
 
@@ -63,6 +63,36 @@ def test_tfidf_with_several_labels_and_labels_that_train_lacks() -> None:
     [prediction] = baseline("tfidf", task, fakes.bundle("bert"), train, ())(evaluation)
     assert prediction.output == ("always", "law")
     assert prediction.values["probabilities"]["new"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("😀", "😡"),
+        ("a", "b"),
+        ("!!", "??"),
+        ("很好的电影", "很差的餐厅"),
+        ("とても良いです", "ひどいです"),
+        ("ก ข", "ค ง"),
+        ("👍🏽", "👎🏽"),
+        ("+", "-"),
+        ("\x01", "\x02"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_texts_without_a_word_are_told_apart_by_their_characters(
+    good: str, bad: str, several: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sentences of a script without spaces are one word each: rows are made so that no two sentences are equal."""
+    ends = [chr(0x4E00 + n) if len(good) > 3 else "" for n in range(24)]
+    rows = [(text + end, label) for end in ends for text, label in ((good, "good"), (bad, "bad"))]
+    train = [Example(f"t:{n}", text, (label,) if several else label) for n, (text, label) in enumerate(rows[:40])]
+    asked = [Example(f"e:{n}", text, (label,) if several else label) for n, (text, label) in enumerate(rows[40:])]
+    task = classification(train)
+    with caplog.at_level("INFO", "fulltune"):
+        predictions = list(baseline("tfidf", task, fakes.bundle("bert"), train, ())(asked))
+    assert [prediction.output for prediction in predictions] == [example.target for example in asked]
+    assert "the tfidf baseline counts characters instead of words: 0 of 8 rows have a word of train" in caplog.text
 
 
 def test_one_label_in_train_is_still_answered() -> None:

@@ -7,6 +7,7 @@ second run on the same data pays nothing.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from fulltune.records import Prediction
 from fulltune.store.cache import cache_key, cache_path, cached_rows
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Predictor, Task
+
+_LOG = logging.getLogger(__name__)
 
 
 class LabelledTask(Protocol):
@@ -97,12 +100,9 @@ def tfidf(task: LabelledTask, train: Sequence[Example]) -> Predictor:
 
 def _tfidf_probabilities(task: LabelledTask, train: Sequence[Example], examples: Sequence[Example]) -> Array:
     """Probabilities (rows, labels); labels that train has not seen, or has in every row, keep that share."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    known = vectorizer.fit_transform([example.input for example in train])
-    asked = vectorizer.transform([example.input for example in examples])
+    known, asked = _tfidf_features([example.input for example in train], [example.input for example in examples])
     member = np.array([[label in example.labels for label in task.labels] for example in train])
     answer = np.tile(member.mean(axis=0), (len(examples), 1))
 
@@ -116,6 +116,28 @@ def _tfidf_probabilities(task: LabelledTask, train: Sequence[Example], examples:
     elif len(seen := np.flatnonzero(member.any(axis=0))) > 1:
         answer[:, seen] = classifier().fit(known, member.argmax(axis=1)).predict_proba(asked)
     return answer
+
+
+def _tfidf_features(train: Sequence[str], asked: Sequence[str]) -> tuple[Any, Any]:
+    """Return sparse TF-IDF matrices of both, ``(rows, features)``: of words and word pairs, or of one to three
+    characters where fewer than half of the rows have a word that train knows (emoji, single letters, and scripts
+    without spaces, whose sentences are one word each).
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    if any(map(words.build_analyzer(), train)):
+        known, found = words.fit_transform(train), words.transform(asked)
+        reached = int((found.getnnz(axis=1) > 0).sum())
+        if 2 * reached >= len(asked):
+            return known, found
+    else:
+        reached = 0
+    _LOG.info(
+        "the tfidf baseline counts characters instead of words: %d of %d rows have a word of train", reached, len(asked)
+    )
+    characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+    return characters.fit_transform(train), characters.transform(asked)
 
 
 def cached(
