@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -383,6 +384,43 @@ def test_targets_with_the_end_of_text_string() -> None:
     finding = found(result, "end_of_text_in_target")
     assert (finding.level, finding.ids) == ("error", ("train:5", "train:8"))
     with pytest.raises(DataError, match=r"'</s>' inside the target.*Remove it from the targets"):
+        result.raise_if_broken()
+
+
+@pytest.mark.parametrize("target", ["<pad>", "</s>", "<unk>", "<pad><pad> </s>", " <pad>\u200b"])
+def test_targets_of_special_tokens_only(target: str) -> None:
+    train = [(text, target if n in (4, 7) else "fine") for n, (text, _) in enumerate(TRAIN)]
+    result = look(train, EVAL, role="target", tokenizer=tokenizer())
+    finding = found(result, "target_of_special_tokens")
+    assert (finding.level, finding.ids) == ("error", ("train:5", "train:8"))
+    assert "targets_not_recoverable" not in kinds(result)
+    assert "end_of_text_in_target" not in kinds(result)
+    name = next(name for name in ("</s>", "<pad>", "<unk>") if name in target)
+    expected = f"2 rows of train have a target of special tokens only \\(.*'{name}'.*\\), which decoding drops"
+    with pytest.raises(DataError, match=expected):
+        result.raise_if_broken()
+
+
+@pytest.mark.parametrize(("count", "level"), [(2, "warning"), (51, "error")])
+def test_special_tokens_inside_targets(count: int, level: str) -> None:
+    train = [(text, "wait <pad> here" if n < count else "fine") for n, (text, _) in enumerate(TRAIN)]
+    result = look(train, EVAL, role="target", tokenizer=tokenizer())
+    finding = found(result, "special_tokens_in_target")
+    assert (finding.level, finding.count, finding.ids[:2]) == (level, count, ("train:1", "train:2"))
+    assert "special tokens of the tokenizer inside the target ('<pad>'), which decoding drops" in finding.message
+    assert "targets_not_recoverable" not in kinds(result)
+
+
+def test_targets_of_which_the_tokenizer_reads_nothing() -> None:
+    from tokenizers import normalizers
+
+    cleaning = deepcopy(tokenizer())
+    cleaning.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    train = [(text, "\x01\x02" if n in (4, 7) else "fine") for n, (text, _) in enumerate(TRAIN)]
+    result = look(train, EVAL, role="target", tokenizer=cleaning)
+    finding = found(result, "unread_targets")
+    assert (finding.level, finding.ids) == ("error", ("train:5", "train:8"))
+    with pytest.raises(DataError, match="2 rows of train have a target of which the tokenizer reads nothing"):
         result.raise_if_broken()
 
 

@@ -122,4 +122,5 @@ def _vocabulary(split: str, examples: Sequence[ExampleLike], tokenizer: Any, gen
         ids, targets = [example.id for example in examples], [str(example.target) for example in examples]
         yield from tokens.unknown_finding(split, "target", ids, targets, tokenizer)
         yield from tokens.round_trip_finding(split, ids, targets, tokenizer)
-        yield from tokens.end_of_text_finding(split, ids, targets, tokenizer)
+        yield from tokens.special_token_findings(split, ids, targets, tokenizer)
+        yield from tokens.unread_finding(split, ids, targets, tokenizer)

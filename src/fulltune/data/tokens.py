@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fulltune.config import Config
-from fulltune.data.findings import ExampleLike, Finding, percent, rows, some
+from fulltune.data.findings import ExampleLike, Finding, Level, listed, percent, rows, some
+from fulltune.data.values import is_blank
 
 
 class FeaturesLike(Protocol):
@@ -176,12 +177,15 @@ def unknown_finding(
 
 
 def round_trip_finding(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
-    """Targets that encode → decode does not give back (whitespace aside): the model cannot say them."""
+    """Targets that encode → decode does not give back (whitespace aside): the model cannot say them. Special tokens are
+    looked at in :func:`special_token_findings`.
+    """
+    special = _special_tokens(tokenizer)
     changed, lost = list[str](), Counter[str]()
     harmed = 0
     for name, target, tokens in zip(ids, targets, tokenized(targets, tokenizer), strict=True):
         decoded = tokenizer.decode(tokens, skip_special_tokens=True)
-        if target.split() == decoded.split():
+        if target.split() == decoded.split() or any(token in target for token in special):
             continue
         changed.append(name)
         gone = Counter("".join(target.split()).casefold()) - Counter("".join(decoded.split()).casefold())
@@ -204,20 +208,78 @@ def round_trip_finding(split: str, ids: Sequence[str], targets: Sequence[str], t
     )
 
 
-def end_of_text_finding(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
-    """Targets that contain the end-of-text string, which the tokenizer reads as the sign to stop."""
+def special_token_findings(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
+    """Targets that spell special tokens: the end of text, which the tokenizer reads as the sign to stop, and others,
+    which decoding drops.
+    """
     end = getattr(tokenizer, "eos_token", None)
-    hit = [name for name, target in zip(ids, targets, strict=True) if end and end in target]
-    if hit:
-        yield Finding(
-            kind="end_of_text_in_target",
-            level="error",
-            message=f"{rows(len(hit), 'have', split)} the end-of-text string {end!r} inside the target: "
+    special = _special_tokens(tokenizer)
+    spelt = [[token for token in special if token in target] for target in targets]
+    empty = [number for number, target in enumerate(targets) if spelt[number] and is_blank(_without(target, special))]
+    ended = [number for number in range(len(ids)) if end in spelt[number] and number not in set(empty)]
+    others = [number for number in range(len(ids)) if spelt[number] and number not in {*empty, *ended}]
+    if empty:
+        yield _special(
+            "target_of_special_tokens",
+            "error",
+            f"{rows(len(empty), 'have', split)} a target of special tokens only "
+            f"({_tokens(spelt, empty)}), which decoding drops: nothing is left to learn",
+            "write the text that is meant, or remove the rows",
+            (split, [ids[number] for number in empty]),
+        )
+    if ended:
+        yield _special(
+            "end_of_text_in_target",
+            "error",
+            f"{rows(len(ended), 'have', split)} the end-of-text string {end!r} inside the target: "
             "it would be learnt as the place to stop",
-            fix="remove it from the targets; the end is added by itself",
-            split=split,
-            count=len(hit),
-            ids=some(hit),
+            "remove it from the targets; the end is added by itself",
+            (split, [ids[number] for number in ended]),
+        )
+    if others:
+        yield _special(
+            "special_tokens_in_target",
+            "error" if len(others) > _HOPELESS * len(ids) else "warning",
+            f"{rows(len(others), 'have', split)} special tokens of the tokenizer inside the target "
+            f"({_tokens(spelt, others)}), which decoding drops",
+            "remove them from the targets, or choose a checkpoint that reads them as text",
+            (split, [ids[number] for number in others]),
+        )
+
+
+def _special_tokens(tokenizer: Any) -> list[str]:
+    """Return the texts of all tokens that decoding drops, long ones first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {*getattr(tokenizer, "all_special_tokens", ()), *(str(token) for token in added if token.special)}
+    return sorted(filter(None, names), key=lambda name: (-len(name), name))
+
+
+def _without(text: str, tokens: Sequence[str]) -> str:
+    for token in tokens:
+        text = text.replace(token, "")
+    return text
+
+
+def _tokens(spelt: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
+    return listed([repr(token) for token in dict.fromkeys(token for number in numbers for token in spelt[number])])
+
+
+def _special(kind: str, level: Level, message: str, fix: str, where: tuple[str, Sequence[str]]) -> Finding:
+    split, ids = where
+    return Finding(kind=kind, level=level, message=message, fix=fix, split=split, count=len(ids), ids=some(ids))
+
+
+def unread_finding(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
+    """Targets of which the tokenizer reads nothing: it drops control characters, say."""
+    read = zip(ids, targets, tokenized(targets, tokenizer), strict=True)
+    unread = [name for name, target, tokens in read if target and not tokens]
+    if unread:
+        yield _special(
+            "unread_targets",
+            "error",
+            f"{rows(len(unread), 'have', split)} a target of which the tokenizer reads nothing",
+            "write the text that is meant, remove the rows, or choose another checkpoint",
+            (split, unread),
         )
 
 
