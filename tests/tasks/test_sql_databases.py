@@ -140,6 +140,16 @@ def test_a_virtual_table_of_an_unknown_module_leaves_the_rest_usable(tmp_path: P
     assert "spatialite" in str(execute(path, "SELECT * FROM map").error)
 
 
+def test_views_that_multiply_leave_the_tables_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fulltune.tasks.text2sql.schema.SECONDS", 0.2)
+    views = "".join(f"CREATE VIEW w{i + 1} AS SELECT * FROM w{i} UNION ALL SELECT * FROM w{i};" for i in range(40))
+    path = make(tmp_path / "a.sqlite", SOUND + "CREATE VIEW w0 AS SELECT * FROM t;" + views)
+    found = schema_of_file(path)
+    assert (found.line, found.faults) == ("t(a int)", ("all views: stopped: it ran longer than 0.2 s",))
+    assert execute(path, "SELECT a FROM t").rows == ((1,),)
+    assert execute(path, "SELECT count(*) FROM w40", seconds=0.2).limit in ("time", "memory")
+
+
 def test_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
     path = make(tmp_path / "a.sqlite", SOUND + "CREATE TABLE u (a, b); INSERT INTO u VALUES (1, 2)")
     rewrite(path, "u", "CREATE TABLE u (a, ébc text)".encode("latin-1"))
@@ -235,6 +245,9 @@ def test_an_id_of_any_kind_is_a_short_error_without_control_characters(tmp_path:
 
 def test_the_names_of_files_are_shown_without_control_characters(tmp_path: Path) -> None:
     make(tmp_path / "\x1b[31mshop.sqlite")
+    with pytest.raises(DataError, match=r"incomplete|unrecognized token") as caught:
+        from_create("CREATE TABLE \x1b[31m(a)")
+    assert str(caught.value).isprintable()
     with pytest.raises(DataError, match=r"the folder has \\x1b\[31mshop|The folder has \\x1b\[31mshop"):
         find_database(tmp_path, "x")
 

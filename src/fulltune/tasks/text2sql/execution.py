@@ -184,7 +184,7 @@ def request(path: Path, do: str, seconds: float, **options: Any) -> dict[str, An
     answer = sandbox().ask({"do": do, "uri": opened.uri, "stamp": list(opened.stamp), **options}, seconds)
     if "unreadable" in answer:
         raise DataError(
-            f"this cannot be read ({answer['unreadable']})",
+            f"this cannot be read ({printable(answer['unreadable'])})",
             expected="a SQLite database",
             fix="replace the file",
             where=printable(str(path)),

@@ -46,7 +46,12 @@ def schema_of_file(path: str | Path) -> Schema:
     Raises:
         DataError: As there.
     """
-    return _schema(request(Path(path), "schema", SECONDS), str(path))
+    answer = request(Path(path), "schema", SECONDS, views=True)
+    if "error" not in answer:
+        return _schema(answer, str(path))
+    # Views on views can multiply without end; tables cannot.
+    tables = _schema(request(Path(path), "schema", SECONDS, views=False), str(path))
+    return Schema(tables.line, (*tables.faults, f"all views: {answer['error']}"))
 
 
 def from_create(sql: str) -> str:
@@ -68,7 +73,7 @@ def from_create(sql: str) -> str:
 
 def _no_schema(why: str) -> DataError:
     return DataError(
-        f"the schema cannot be read ({why})",
+        f"the schema cannot be read ({printable(why)})",
         expected="CREATE statements of SQLite",
         fix="correct them in data.schemas or leave that out: schemas are then read from the databases",
     )
@@ -82,7 +87,7 @@ def _schema(answer: dict[str, Any], where: str) -> Schema:
             fix="replace the file",
             where=printable(where),
         )
-    faults = tuple(answer["faults"])
+    faults = tuple(map(printable, answer["faults"]))
     if answer["line"]:
         return Schema(answer["line"], faults)
     unread = f" that can be read ({'; '.join(faults[:_SHOWN])})" if faults else ""

@@ -163,7 +163,7 @@ class Worker:
         try:
             with closing(_opened(request["uri"])) as connection:
                 connection.set_progress_handler(_until(request), _STEPS)
-                return _serialise(connection)
+                return _serialise(connection, ("table", "view") if request["views"] else ("table",))
         except sqlite3.Error as error:
             return {"unreadable": str(error)}
 
@@ -308,18 +308,18 @@ def _objection_to_schema(action: int, first: str, second: str) -> str:
     return ""
 
 
-def _serialise(connection: sqlite3.Connection) -> Answer:
+def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", "view")) -> Answer:
     """One line for all tables and views that can be read, and a sentence for each that cannot."""
     connection.text_factory = _name_text
-    query = "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY rowid"
-    named = [(kind, name) for kind, name in connection.execute(query).fetchall() if not name.startswith("sqlite_")]
+    every = connection.execute("SELECT type, name FROM sqlite_master ORDER BY rowid").fetchall()
+    named = [(kind, name) for kind, name in every if kind in kinds and not name.startswith("sqlite_")]
     tables, faults = list[str](), list[str]()
     for kind, name in named:
         try:
             tables.append(_table(connection, name, faults))
         except sqlite3.Error as error:
             if str(error) == "interrupted":
-                raise
+                return _stopped("time", "reading it takes too long")
             faults.append(f"{kind} {_shown(name)}: {error}")
     return {"line": " | ".join(tables), "faults": faults}
 
