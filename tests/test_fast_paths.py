@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import fakes
 import pytest
 import torch
 from transformers import (
+    BigBirdConfig,
+    BigBirdForMaskedLM,
     ConvBertConfig,
     ConvBertForMaskedLM,
+    ElectraConfig,
+    ElectraForPreTraining,
     FNetConfig,
     FNetForMaskedLM,
     FSMTConfig,
@@ -23,7 +28,9 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from fulltune import fast_paths
+from fulltune import fast_paths, inference
+from fulltune.errors import ModelError
+from fulltune.model import Bundle, load
 from fulltune.teacher_forcing import decoder_input_ids
 
 SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "pad_token_id": 0}
@@ -72,12 +79,35 @@ def test_padding_that_is_read_is_noticed_and_logged_once(make: Any, caplog: pyte
     ]
 
 
-def test_lengths_that_a_model_cannot_take_are_answered_alone(caplog: pytest.LogCaptureFixture) -> None:
-    rows = [[5] * 64, [6] * 64, [7] * 5, [8] * 5]
-    parts = list(fast_paths.batches(nystromformer(), rows, lambda row: (len(row),)))
-    assert [row for part in parts for row in part] == rows
-    assert len(parts) > 1
-    assert "NystromformerForSequenceClassification" in caplog.text
+def test_a_model_that_takes_one_length_only_is_refused() -> None:
+    bundle = Bundle(nystromformer(), fakes.bert_tokenizer(), "encoder", "classification", 64, fakes.bundle("bert").info)
+    with pytest.raises(ModelError, match=r"cannot compute a text of 11 tokens .*RuntimeError: shape") as caught:
+        list(inference.class_logits(bundle, [[5, 6, 7]], 4))
+    assert "num_landmarks equal to segment_means_seq_len" in str(caught.value)
+
+
+def test_a_bigbird_answers_the_same_before_and_after_a_short_text(tmp_path: Path) -> None:
+    config = BigBirdConfig(num_attention_heads=2, block_size=4, num_random_blocks=1, **SMALL)
+    fakes.bert_tokenizer().save_pretrained(tmp_path)
+    drawn(BigBirdForMaskedLM, config).save_pretrained(tmp_path)
+    bundle = load(str(tmp_path))
+    mask = bundle.tokenizer.mask_token_id
+    texts = [[2, *range(5, 50), mask, 3], [2, 9, mask, 3]]
+    long, short, again = (
+        next(inference.mask_log_probabilities(bundle, [text], 1)) for text in (texts[0], texts[1], texts[0])
+    )
+    assert torch.equal(long, again)
+    for together, alone in zip(inference.mask_log_probabilities(bundle, texts, 2), (long, short), strict=True):
+        assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_discriminator_has_no_head_that_fills_masks(tmp_path: Path) -> None:
+    config = ElectraConfig(num_attention_heads=2, embedding_size=32, **SMALL)
+    drawn(ElectraForPreTraining, config).save_pretrained(tmp_path)
+    fakes.bert_tokenizer().save_pretrained(tmp_path)
+    bundle = load(str(tmp_path))
+    assert not bundle.has_lm_head
+    assert [vector.shape for vector in inference.sentence_vectors(bundle, [[2, 7, 3], [2, 7, 8, 3]], 2)] == [(32,)] * 2
 
 
 def test_a_batch_is_cut_where_lengths_change() -> None:
@@ -91,7 +121,8 @@ def test_a_check_is_made_once_and_leaves_no_trace() -> None:
     model, _ = fakes.gpt2(resid_pdrop=0.5)
     model.train()
     calls: list[int] = []
-    handle = model.register_forward_hook(lambda module, args, output: calls.append(1))
+    embeddings: Any = model.get_input_embeddings()
+    handle = embeddings.register_forward_hook(lambda module, args, output: calls.append(1))
     state, weights = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
     assert fast_paths.padding_is_neutral(model, 20)
     first = len(calls)

@@ -11,13 +11,15 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from fulltune.errors import ModelError
 from fulltune.padded import pad
 from fulltune.teacher_forcing import decoder_input_ids
 
@@ -42,6 +44,9 @@ _RESERVED_POSITIONS = 8
 #: What models raise over inputs that they cannot take.
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
 
+#: Models that computed single rows.
+_computable: WeakSet[nn.Module] = WeakSet()
+
 #: Results by model.
 _results: WeakKeyDictionary[nn.Module, dict[Key, bool]] = WeakKeyDictionary()
 
@@ -64,6 +69,27 @@ def batching_is_neutral(model: PreTrainedModel, length: int) -> bool:
         length: Longest row, in tokens.
     """
     return _checked(model, "other rows in a batch", length, _batch_agrees)
+
+
+def require_computable(model: PreTrainedModel) -> None:
+    """Check once that a model computes single rows of odd lengths, as data has them.
+
+    Raises:
+        ModelError: It raised an error over one.
+    """
+    if model in _computable:
+        return
+    for row in _probes(model, [11, 17]):
+        answers, reason = attempt(partial(_answers, model, [row]), model)
+        if answers is None:
+            raise ModelError(
+                f"{type(model).__name__} cannot compute a text of {len(row)} tokens ({reason})",
+                expected="a model that takes texts of any length up to its limit",
+                fix="choose another checkpoint, or settings in its config.json with which transformers takes such "
+                "texts (Nyströmformer: num_landmarks equal to segment_means_seq_len)",
+                field="model",
+            )
+    _computable.add(model)
 
 
 def batches(
@@ -186,10 +212,10 @@ def _batch_agrees(model: PreTrainedModel, length: int) -> bool:
 
 def _probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
     """Return rows of ordinary token ids, always the same; a soft prompt begins them, an end token closes a source."""
-    embeddings: Any = model.get_input_embeddings()
-    special = special_ids(model.config)
-    vocabulary = getattr(embeddings, "weight", embeddings).shape[0]  # Perceiver's are a bare parameter
-    ordinary = torch.tensor([token for token in range(vocabulary) if token not in special])
+    embeddings, special = _embeddings(model), special_ids(model.config)
+    vocabulary = getattr(embeddings, "weight", embeddings)  # Perceiver's are a bare parameter
+    size = 256 if vocabulary is None else vocabulary.shape[0]
+    ordinary = torch.tensor([token for token in range(size) if token not in special])
     end = getattr(model.config, "eos_token_id", None) if model.config.is_encoder_decoder else None
     ends = [int(end)] if isinstance(end, int) else []
     begin, rows = list(getattr(embeddings, "prompt_ids", ())), []
@@ -199,6 +225,14 @@ def _probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
         chosen = torch.randint(len(ordinary), (inner,), generator=generator)
         rows.append(begin + ordinary[chosen].tolist() + ends)
     return rows
+
+
+def _embeddings(model: PreTrainedModel) -> Any:
+    """Return the embeddings of tokens; None where there are none, as in CANINE, which reads characters."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def special_ids(config: PreTrainedConfig) -> set[int]:
@@ -227,7 +261,8 @@ def _answers(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     with _without_head(head) as read:
         outputs = model.forward(**inputs)  # hooks that belong to the user's passes are not called
     hidden = read[0] if read else outputs[0]
-    return [_narrowed(row, max(widths), width) for row, width in zip(hidden.float(), widths, strict=True)]
+    padded = ids.shape[1] if "decoder_input_ids" not in inputs else max(widths)
+    return [_narrowed(row, padded, width) for row, width in zip(hidden.float(), widths, strict=True)]
 
 
 def _narrowed(answer: Tensor, padded: int, width: int) -> Tensor:

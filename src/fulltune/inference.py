@@ -87,6 +87,7 @@ def generate(
     Raises:
         ModelError: A prompt is longer than the model's positions.
     """
+    fast_paths.require_computable(bundle.model)
     prefixes = PrefixCache(bundle)
 
     def cap(prompt: Sequence[int]) -> int:
@@ -171,6 +172,7 @@ def _read(
             found += results(model(input_ids=ids, attention_mask=mask), ids, mask)
         return found
 
+    fast_paths.require_computable(bundle.model)
     return sorted_batches(_prompted(bundle, inputs), read, len, batch_size)
 
 

@@ -348,7 +348,13 @@ def _load_model(
             torch.manual_seed(seed)
             return _loaded(AutoModelForSequenceClassification, kwargs)
     with quiet():
-        return _loaded(_lm_class(config), kwargs)
+        model, fresh = _loaded(_lm_class(config), kwargs)
+        # A discriminator (ELECTRA, Funnel) has no head for words: one drawn at random would fill its masks.
+        is_bare = family_of(config) == "encoder" and model.get_output_embeddings() is not None
+        body = f"{model.base_model_prefix}."
+        if is_bare and any(not name.startswith(body) for name in fresh):
+            return _loaded(AutoModel, kwargs)
+        return model, fresh
 
 
 def _check(source: Source, config: PretrainedConfig, head: Head) -> None:

@@ -66,6 +66,7 @@ def likelihoods(bundle: Bundle, texts: Iterable[Text], batch_size: int) -> Itera
     Raises:
         ModelError: A text is longer than the model's positions.
     """
+    fast_paths.require_computable(bundle.model)
     scorer, prompt = _Scorer(bundle), bundle.prompt_ids
     fitting = (_checked_text(bundle, text) for text in texts)
     asked = (Text(prompt + text.context, text.target) for text in fitting) if prompt else fitting
