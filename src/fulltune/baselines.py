@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fulltune import inference
 from fulltune.config import Config
 from fulltune.data.load import Table
 from fulltune.metrics.base import Array
@@ -166,6 +167,7 @@ def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: 
     return {
         "task": [task.name, task.version],
         "prompts": prompts.VERSION,
+        "inference": inference.VERSION,
         "base": base.info.sha256,
         "reconciled": [reconcile.VERSION, *base.info.reconciled],
         "window": base.window,

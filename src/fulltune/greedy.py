@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from fulltune import fast_paths
 from fulltune.model import Bundle, quiet
+from fulltune.models.reconcile import stop_ids
 from fulltune.padded import pad
 from fulltune.prefix import PrefixCache
 from fulltune.scoring import pad_id
@@ -32,13 +33,6 @@ COMPARED = 8
 Rows = Sequence[Sequence[int]]
 
 
-def stop_ids(bundle: Bundle) -> list[int]:
-    """Return the ids that end an answer: the end tokens of the checkpoint's generation settings and the tokenizer's."""
-    own = bundle.model.generation_config.eos_token_id
-    named = [*(own if isinstance(own, list) else [own]), bundle.tokenizer.eos_token_id]
-    return list(dict.fromkeys(int(token) for token in named if token is not None))
-
-
 def decoding_settings(bundle: Bundle, max_new_tokens: int, *, sampled: bool = False) -> GenerationConfig:
     """Return greedy (or plainly sampling) settings that keep only the checkpoint's special tokens."""
     own = bundle.model.generation_config
@@ -47,7 +41,7 @@ def decoding_settings(bundle: Bundle, max_new_tokens: int, *, sampled: bool = Fa
         do_sample=sampled,
         num_beams=1,
         bos_token_id=own.bos_token_id,
-        eos_token_id=stop_ids(bundle) or None,
+        eos_token_id=stop_ids(bundle.model, bundle.tokenizer)[0] or None,
         pad_token_id=pad_id(bundle),
         decoder_start_token_id=own.decoder_start_token_id,
         forced_bos_token_id=own.forced_bos_token_id,
@@ -105,7 +99,7 @@ class GreedyDecoding:
         self.bundle, self.max_new_tokens = bundle, max_new_tokens
         self.model: Any = bundle.model
         self.is_decoder = bundle.family == "decoder"
-        self.stops = stop_ids(bundle)
+        self.stops, _ = stop_ids(bundle.model, bundle.tokenizer)
         self.settings = decoding_settings(bundle, max_new_tokens)
         self.prefixes = prefixes
 

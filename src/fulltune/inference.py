@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from fulltune import fast_paths
-from fulltune.greedy import GreedyDecoding, decoding_settings, generated, stop_ids
+from fulltune.greedy import GreedyDecoding, decoding_settings, generated
 from fulltune.model import Bundle, quiet
 from fulltune.models import reconcile
+from fulltune.models.reconcile import stop_ids
 from fulltune.padded import pad, sorted_batches
 from fulltune.prefix import PrefixCache
 from fulltune.scoring import Likelihood as Likelihood
@@ -27,6 +28,9 @@ from fulltune.scoring import answer_window, checked_length, pad_id
 from fulltune.scoring import likelihoods as likelihoods
 
 Result = TypeVar("Result")
+
+#: Part of the key under which answers are cached: raise it when a model's answers change.
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
     The same seed gives the same texts; torch's own random state is left as it is.
     """
     model: Any = bundle.model
+    stops, _ = stop_ids(model, bundle.tokenizer)
     for start in range(0, count, batch_size):
         rows = [bundle.prompt_ids + opening_ids(bundle)] * min(batch_size, count - start)
         ids, mask = pad(rows, pad_id(bundle), model.device)
@@ -119,7 +124,7 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
             torch.manual_seed(seed * 1_000_003 + start)
             output = generated(model, settings, {"input_ids": ids, "attention_mask": mask})
         for row in output[:, ids.shape[1] :].tolist():
-            yield _until_stop(bundle, row, stop_ids(bundle), max_new_tokens).text
+            yield _until_stop(bundle, row, stops, max_new_tokens).text
 
 
 def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[list[float]]:
