@@ -79,7 +79,7 @@ def require_computable(model: PreTrainedModel) -> None:
     """
     if model in _computable:
         return
-    for row in _probes(model, [11, 17]):
+    for row in probes(model, [11, 17]):
         answers, reason = attempt(partial(_answers, model, [row]), model)
         if answers is None:
             raise ModelError(
@@ -200,17 +200,17 @@ def attempt(compute: Callable[[], Answer], model: PreTrainedModel) -> tuple[Answ
 
 
 def _padding_agrees(model: PreTrainedModel, length: int) -> bool:
-    rows = _probes(model, [length, 2 * length // 3 + 1, length // 3])
+    rows = probes(model, [length, 2 * length // 3 + 1, length // 3])
     return agree([_answers(model, [row])[0] for row in rows[1:]], _answers(model, rows)[1:])
 
 
 def _batch_agrees(model: PreTrainedModel, length: int) -> bool:
-    rows = _probes(model, [length] * 3)
+    rows = probes(model, [length] * 3)
     together = _answers(model, rows)
     return agree([_answers(model, [rows[place]])[0] for place in (0, 2)], [together[0], together[2]])
 
 
-def _probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
+def probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
     """Return rows of ordinary token ids, always the same; a soft prompt begins them, an end token closes a source."""
     embeddings, special = _embeddings(model), special_ids(model.config)
     vocabulary = getattr(embeddings, "weight", embeddings)  # Perceiver's are a bare parameter

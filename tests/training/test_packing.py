@@ -76,6 +76,34 @@ def test_a_model_that_does_not_keep_them_apart_is_found_out() -> None:
     assert not packing.packs(fakes.make("t5")[0], _config())
 
 
+def test_gradients_of_padding_beside_packed_documents_are_checked() -> None:
+    class Root(torch.autograd.Function):
+        """A root whose gradient at the first token of a text that ends there is not a number."""
+
+        @staticmethod
+        def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(hidden)
+            return hidden.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            silent = (gradients[0] == 0).all(dim=-1, keepdim=True)
+            return gradients[0].masked_fill(silent & (gradients[0].shape[0] > 1), float("nan"))
+
+    model = _model("llama", "sdpa")
+    assert packing.keeps_documents_apart(model)
+    model.model.norm.register_forward_hook(lambda module, args, output: Root.apply(output))
+    assert not packing.keeps_documents_apart(model)
+
+
+def test_padding_beside_packed_documents_is_an_ordinary_token() -> None:
+    packed = packing.pack(
+        [{"input_ids": [7, 8, 9, 4], "labels": [7, 8, 9, 4]}] + 2 * [{"input_ids": [5], "labels": [5]}]
+    )
+    assert packed is not None
+    assert packed["input_ids"].tolist() == [[7, 8, 9, 4], [5, 5, 7, 7]]
+
+
 def test_packing_is_off_where_it_is_not_wanted_or_would_change_numbers() -> None:
     model, _ = fakes.gpt2()
     assert packing.packs(model, _config())

@@ -17,6 +17,7 @@ from typing import Literal
 from torch import nn
 
 from fulltune import distributed
+from fulltune.kernels.agreement import kernels_agree
 from fulltune.kernels.attention import fast_attention
 from fulltune.kernels.calibration import dump_choices, machine_choices, read_choices
 from fulltune.kernels.denormals import denormals_are_zero
@@ -83,11 +84,20 @@ def _kept(path: Path) -> Choices | None:
     return choices
 
 
+def choices_for(model: nn.Module) -> Choices | None:
+    """Return the choice in force for this model, or None where kernels are off or would change what it computes."""
+    choices = current()
+    return choices if choices is not None and kernels_agree(model, choices) else None
+
+
 @contextmanager
 def accelerated(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the model computes by the choice in force. Nested blocks change nothing."""
+    """While it lasts, the model computes by the choice in force. Nested blocks change nothing.
+
+    A model whose answers or gradients the kernels would change computes without them.
+    """
     os.environ.setdefault(*_CAPACITY)  # read by oneDNN at its first product
-    choices = current()
+    choices = choices_for(model)
     with ExitStack() as stack:
         if choices is not None:
             stack.enter_context(denormals_are_zero())

@@ -111,7 +111,7 @@ class Collator:
     packed: bool = False
 
     def __call__(self, rows: Sequence[Item]) -> Batch:
-        if self.packed and (batch := packing.pack(rows, self.pad_token_id)) is not None:
+        if self.packed and (batch := packing.pack(rows)) is not None:
             return batch
         names = [name for name, value in rows[0].items() if value is not None and not isinstance(value, str)]
         batch = {_renamed(name): self._column(_renamed(name), [row[name] for row in rows]) for name in names}

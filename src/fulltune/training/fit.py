@@ -18,7 +18,7 @@ from fulltune.config import CheckpointConfig, Config
 from fulltune.errors import DataError, DivergenceError, MemoryExhausted, TrainingStopped
 from fulltune.guards.divergence import DivergenceGuard
 from fulltune.guards.overfitting import OverfittingGuard
-from fulltune.kernels.active import accelerated, fixed
+from fulltune.kernels.active import accelerated, choices_for, fixed
 from fulltune.kernels.allocator import keep_freed_pages
 from fulltune.kernels.paths import fast_paths, training_device, unpads
 from fulltune.kernels.products import Choices
@@ -126,7 +126,8 @@ def fit(
     log, shown = StepLog(on_step), Refresh(bundle.model)
     callbacks = [*_divergence_guard(config), *([shown] if is_sharded() else ()), *callbacks]
     chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
-    with _settings_kept(bundle.model), fixed(config.speed.kernels) as choices, accelerated(bundle.model):
+    with _settings_kept(bundle.model), fixed(config.speed.kernels), accelerated(bundle.model):
+        choices = choices_for(bundle.model)
         trainer = Trainer(
             model=to_train(bundle.model),
             args=training_arguments(config, output_dir, len(features), batches),

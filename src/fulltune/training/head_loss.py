@@ -11,6 +11,7 @@ see nothing unusual.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fulltune.training.loss import IGNORED
+from fulltune.kernels.agreement import gradients_agree
+from fulltune.training.loss import IGNORED, token_cross_entropy
+from fulltune.training.loss_check import asked
 
 if TYPE_CHECKING:
     from transformers import Trainer
+
+_log = logging.getLogger(__name__)
 
 #: Logits of one stretch of positions, in bytes. Each stretch adds one pass over the head's gradient.
 STRETCH_BYTES = 256 * 2**20
@@ -128,11 +133,20 @@ class LossAtHead:
         pays = 4 * labels.numel() * self.head.out_features >= WORTHWHILE_BYTES
         # Processes try it at the same step, whatever the sizes of their batches.
         if self.fits is None and (pays or torch.distributed.is_initialized()):
-            self.fits = takes_loss_at_head(model, self.head, inputs, labels)
+            self.fits = self._fits(model, self.head, inputs, labels)
         if not pays or not self.fits:
             return None
         with loss_at(self.head, labels, smoothing) as found:
             return model(**inputs), found
+
+    def _fits(self, model: nn.Module, head: nn.Linear, inputs: Mapping[str, Any], labels: Tensor) -> bool:
+        fits = takes_loss_at_head(model, head, inputs, labels)
+        # Processes that reduce their gradients together have no pass to spare for a check.
+        if fits and model.training and not torch.distributed.is_initialized():
+            fits = _gradients_agree(model, head, inputs, labels)
+        if not fits:
+            _log.info("%s makes all of its logits: a loss at the head would be another", type(model).__name__)
+        return fits
 
 
 def takes_loss_at_head(model: Any, head: nn.Module | None, inputs: Mapping[str, Any], labels: Tensor) -> bool:
@@ -155,6 +169,24 @@ def takes_loss_at_head(model: Any, head: nn.Module | None, inputs: Mapping[str, 
     finally:
         model.train(was_training)
     return (outputs["logits"] if isinstance(outputs, dict) else outputs[0]) is found.total
+
+
+def _gradients_agree(model: Any, head: nn.Linear, inputs: Mapping[str, Any], labels: Tensor) -> bool:
+    """Return True if the loss at the head and its gradients are those of the logits, on a few positions."""
+    few, targets = {name: _few(value) for name, value in inputs.items()}, labels[:1, :_TRIED].clamp(min=0)
+
+    def of_logits() -> Tensor:
+        outputs = model(**few)
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        return token_cross_entropy(logits[:, -targets.shape[1] :], targets)[0].sum()
+
+    def at_head() -> Tensor:
+        with loss_at(head, targets) as found:
+            model(**few)
+        return found.total
+
+    with asked(model):
+        return gradients_agree(model, of_logits, at_head)
 
 
 def _few(value: Any) -> Any:

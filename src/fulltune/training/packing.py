@@ -20,9 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fulltune.config import Config
+from fulltune.fast_paths import FAILURES
+from fulltune.kernels.agreement import gradients_agree
 from fulltune.training.loss import IGNORED
-from fulltune.training.loss_check import check_loss
-from fulltune.training.objective import kind_of
+from fulltune.training.loss_check import asked, check_loss
+from fulltune.training.objective import Objective, kind_of
+
+_log = logging.getLogger(__name__)
 
 #: Packed logits may differ from those of each document alone by this share of their largest value.
 TOLERANCE = 1e-5
@@ -42,7 +46,12 @@ def packs(model: Any, config: Config) -> bool:
     if not is_wanted or kind_of(model) != "causal":
         return False
     facts = check_loss(model, "causal")
-    return facts.kind == "causal" and facts.is_cross_entropy and keeps_documents_apart(model)
+    if facts.kind != "causal" or not facts.is_cross_entropy:
+        return False
+    is_exact = keeps_documents_apart(model)
+    if not is_exact:
+        _log.info("%s computes one document per row: packed documents would not be kept apart", type(model).__name__)
+    return is_exact
 
 
 def _is_no_false_alarm(record: logging.LogRecord) -> bool:
@@ -65,20 +74,22 @@ def groups(lengths: Sequence[int]) -> list[list[int]]:
     return packed
 
 
-def pack(documents: Sequence[Mapping[str, Any]], pad_token_id: int) -> dict[str, Tensor] | None:
+def pack(documents: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | None:
     """Documents with ``input_ids`` and ``labels`` of equal length as one batch without an attention mask, or None where
     no row would be saved.
 
     Returns:
         ``input_ids``, ``labels`` and ``position_ids``, each ``(B', T)`` for the longest of the documents. A document's
-        first token is no label, as nothing before it predicts it; padding has position 0 throughout.
+        first token is no label, as nothing before it predicts it; padding has position 0 throughout, and is an ordinary
+        token: the vector of a padding id is zero, and where nothing else is seen some models divide by its length.
     """
     packed = groups([len(document["input_ids"]) for document in documents])
     if len(packed) == len(documents):
         return None
+    filler = int(documents[0]["input_ids"][0])
     rows = [[documents[number] for number in row] for row in packed]
     return {
-        "input_ids": _joined([[torch.as_tensor(one["input_ids"]) for one in row] for row in rows], pad_token_id),
+        "input_ids": _joined([[torch.as_tensor(one["input_ids"]) for one in row] for row in rows], filler),
         "labels": _joined([[_first_ignored(one["labels"]) for one in row] for row in rows], IGNORED),
         "position_ids": _joined([[torch.arange(len(one["input_ids"])) for one in row] for row in rows], 0),
     }
@@ -124,35 +135,53 @@ class PaddingCount:
         return 1 - self.tokens / self.positions if self.positions else math.nan
 
 
-@torch.no_grad()
 def keeps_documents_apart(model: Any) -> bool:
-    """Whether packed logits of this decoder equal those of each document alone, tried on a few tokens.
+    """Whether packed logits of this decoder equal those of each document alone, and their gradients too, tried on a few
+    tokens.
 
     The model is asked in eval mode and left in the mode it was in.
     """
     random = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     documents = [torch.randint(vocabulary, (length,), generator=random) for length in _TRIED]
-    orders = (documents, documents[::-1])
-    was_training = model.training
-    model.eval()
     try:
-        with warnings.catch_warnings():
+        with asked(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some models only warn that they take no positions: their logits will tell
-            alone = [torch.cat([_logits(model, one[None]) for one in order], dim=1) for order in orders]
-            places = torch.stack([torch.cat([torch.arange(len(one)) for one in order]) for order in orders])
-            together = _logits(model, torch.stack([torch.cat(order) for order in orders]), position_ids=places)
-    except (TypeError, ValueError):  # it takes no positions at all
+            return _logits_agree(model, documents) and _gradients_agree(model, documents)
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES:  # it takes no positions, or none of this kind
         return False
-    finally:
-        model.train(was_training)
-    apart = torch.cat(alone)
-    return together.shape == apart.shape and bool((together - apart).abs().max() <= TOLERANCE * apart.abs().max())
+
+
+@torch.no_grad()
+def _logits_agree(model: Any, documents: Sequence[Tensor]) -> bool:
+    orders = (documents, documents[::-1])
+    alone = torch.cat([torch.cat([_logits(model, one[None]) for one in order], dim=1) for order in orders])
+    places = torch.stack([torch.cat([torch.arange(len(one)) for one in order]) for order in orders])
+    together = _logits(model, torch.stack([torch.cat(list(order)) for order in orders]), position_ids=places)
+    return together.shape == alone.shape and bool((together - alone).abs().max() <= TOLERANCE * alone.abs().max())
+
+
+def _gradients_agree(model: Any, documents: Sequence[Tensor]) -> bool:
+    """Compare losses and gradients, those of padding beside the documents included."""
+    packed = pack([{"input_ids": one.tolist(), "labels": one.tolist()} for one in documents])
+    assert packed is not None
+    loss = Objective("causal")
+
+    def alone() -> Tensor:
+        return torch.stack([loss(_logits(model, one[None]), one[None])[0].sum() for one in documents]).sum()
+
+    def together() -> Tensor:
+        logits = _logits(model, packed["input_ids"], position_ids=packed["position_ids"])
+        return loss(logits, packed["labels"])[0].sum()
+
+    return gradients_agree(model, alone, together)
 
 
 def _logits(model: Any, ids: Tensor, **inputs: Tensor) -> Tensor:
     on_device = {name: value.to(model.device) for name, value in inputs.items()}
-    logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False, **on_device).logits
+    logits: Tensor = model.forward(input_ids=ids.to(model.device), use_cache=False, **on_device).logits
     return logits.float()
 
 
