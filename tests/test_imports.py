@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "metrics"),
     ("compare", "method_choice", "store"),
     (
-        *("tasks.base", "methods.base", "model", "models", "inference", "scoring", "prefix", "padded"),
+        *("tasks.base", "methods.base", "model", "models", "inference", "tokenizing", "scoring", "prefix", "padded"),
         *("fast_paths", "teacher_forcing", "greedy"),
         *("adapters", "kernels", "training", "guards", "starters"),
     ),

@@ -11,6 +11,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,9 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Predictor, Task
 
 _LOG = logging.getLogger(__name__)
+
+#: Packages that answers depend on.
+_PACKAGES = ("fulltune", "torch", "transformers", "tokenizers", "scikit-learn")
 
 
 class LabelledTask(Protocol):
@@ -163,18 +167,20 @@ def cached(
 
 def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: Table) -> dict[str, Any]:
     """What a baseline's answers depend on: base, data, wording, and the options that change them."""
-    data = config.data.model_dump(include={"instruction", "chat", "max_length", "schemas", "databases"})
+    options = {"instruction", "chat", "max_length", "max_target_length", "schemas", "databases"}
     return {
+        "packages": {name: version(name) for name in _PACKAGES},
         "task": [task.name, task.version],
         "prompts": prompts.VERSION,
         "inference": inference.VERSION,
+        "asked": prompts.fingerprint(base, config.data.chat, task.day),
         "base": base.info.sha256,
         "reconciled": [reconcile.VERSION, *base.info.reconciled],
         "window": base.window,
         "train": train.sha256,
         "eval": scored.sha256,
         "ids": [train.source, scored.source],
-        "data": data,
+        "data": config.data.model_dump(include=options),
         "baselines": config.baselines.model_dump(),
         "evaluation": config.evaluation.model_dump(
             include={"max_new_tokens", "continuations", "sql_seconds", "sql_match"}

@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -112,6 +113,9 @@ class DataConfig(Section):
     instruction: str | None = Field(None, description="text put before every input of seq2seq and text2sql")
     chat: Literal["auto", "on", "off"] = Field(
         "auto", description="use the tokenizer's chat template for prompt and completion"
+    )
+    chat_date: date | None = Field(
+        None, description="what a chat template that asks for the date is told is today; default: the day of the run"
     )
 
     limit: int | None = Field(None, gt=0, description="take the first N rows of train")

@@ -91,12 +91,6 @@ def _parts(task: Task, examples: Sequence[Example], bundle: Bundle) -> dict[str,
         "options": task.config.data.model_dump(include={"instruction", "chat", "max_length", "max_target_length"}),
         "labels": [task.labels, task.multi_label],
         "family": [bundle.family, bundle.head, bundle.window],
-        "tokenizer": _tokenizer_sha256(bundle.tokenizer),
+        "asked": prompts.fingerprint(bundle, task.config.data.chat, task.day),
         "examples": content.hexdigest(),
     }
-
-
-def _tokenizer_sha256(tokenizer: Any) -> str:
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
-    parts = [type(tokenizer).__name__, backend, tokenizer.chat_template, repr(tokenizer.special_tokens_map)]
-    return cache_key({"tokenizer": parts})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,18 @@ def run(
     with contextlib.ExitStack() as held, recording.Warnings() as warned:
         held.enter_context(distributed.joined(_timeout(config)))
         progress = progress if progress and distributed.is_main() else NullProgress()
+        resume = resume or distributed.once(lambda: resuming.restarted(out))
+        config = config if resume is None else resuming.on_its_day(config, resume, out)
         task, method = stages.parts(config)
         with watch("data"):
-            task, data = distributed.once(lambda: (task, dataset.prepare(config, task)))
+            prepare = partial(dataset.prepare, config, task)
+            task, data = distributed.once(lambda: (task, prepare()))
         with watch("load"):
             base = stages.load(config, task, out)
+            config = stages.dated(config, task, base)
         with watch("audit"):
             audit, features, curve = distributed.once(lambda: dataset.inspect(config, task, data, base, Path(out)))
         run_id = distributed.shared(new_run_id(config.task, config.model))
-        resume = resume or distributed.once(lambda: resuming.restarted(out))
         folder = held.enter_context(resuming.held(out, resume, run_id))
         resuming.check(folder, config, data, base, allow_changed)
         folder.write_text("config.yaml", dump_config(config))
@@ -157,10 +161,11 @@ def evaluate(
     progress = progress or NullProgress()
     if config is None:
         config = stages.config_of(name, out)
-    config = load_config(config, overrides)
+    config = stages.dated_as(load_config(config, overrides), name, out)
     task, _ = stages.parts(config)
     data = dataset.prepare(config, task)
     bundle, system = stages.find_model(config, task, name, out)
+    config = stages.dated(config, task, bundle)
     asked = PromptCounter()
     with fixed(config.speed.kernels), accelerated(bundle.model):
         evaluation = stages.score_system(task, bundle, system, data, progress, asked)

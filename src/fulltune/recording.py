@@ -148,6 +148,7 @@ def build(
         scores=scores,
         scores_without_leaks=without if audit.leaked_ids else {},
         shots=tuple(shot.id for shot in shots),
+        chat_date=config.data.chat_date,
         prompts=asked,
         comparison=comparison,
         details=_details(task, data, trained, lines),
@@ -230,6 +231,7 @@ def evaluation_record(
         data=data.eval.table.info,
         scores=evaluation.scores(config.evaluation),
         seconds=round(evaluation.seconds, 3),
+        chat_date=config.data.chat_date,
         prompts=dict(asked),
         warnings=tuple(sentences(asked)),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -234,7 +235,8 @@ class Record(Model):
     """One run.
 
     ``confidence`` is that of every interval. ``scores[system][metric]``; systems are ``majority``, ``tfidf``,
-    ``zero_shot``, ``few_shot``, ``tuned``. ``prompts[system]`` is how its rows were asked.
+    ``zero_shot``, ``few_shot``, ``tuned``. ``prompts[system]`` is how its rows were asked, and
+    ``chat_date`` what a chat template that asks for the date was told is today.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -256,6 +258,7 @@ class Record(Model):
     scores: dict[str, dict[str, Score]]
     scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
     shots: tuple[str, ...] = ()
+    chat_date: date | None = None
     prompts: dict[str, PromptUse] = Field(default_factory=dict)
     comparison: dict[str, Comparison]
     details: dict[str, Any] = Field(default_factory=dict)
@@ -292,6 +295,7 @@ class EvaluationRecord(Model):
     data: SplitInfo
     scores: dict[str, Score]
     seconds: float
+    chat_date: date | None = None
     prompts: dict[str, PromptUse] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

@@ -7,19 +7,19 @@ model that was finished is read.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from fulltune import distributed, recording, stages
-from fulltune.config import Config
+from fulltune.config import Config, load_config
 from fulltune.dataset import Data
 from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.model import Bundle
@@ -27,6 +27,7 @@ from fulltune.store.files import to_json
 from fulltune.store.runs import RunFolder, list_runs, resolve
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Task
+from fulltune.tokenizing import tokenizer_sha256
 from fulltune.training import checkpoints
 from fulltune.training.checkpointing import PRIVATE
 from fulltune.training.fit import TrainingResult
@@ -57,6 +58,15 @@ def config_of(run: str | Path, out: str | Path) -> Path:
     if not path.exists():
         raise StoreError("this run has no config yet", where=str(path.parent), fix="start it anew")
     return path
+
+
+def on_its_day(config: Config, resume: str | Path, out: str | Path) -> Config:
+    """Return the config with the day that the run to resume was asked on, unless it names one itself."""
+    path = resolve(str(resume), out) / "config.yaml"
+    if config.data.chat_date is not None or not path.exists():
+        return config
+    day = load_config(path).data.chat_date
+    return config.model_copy(update={"data": config.data.model_copy(update={"chat_date": day})})
 
 
 def restarted(out: str | Path) -> str | None:
@@ -166,7 +176,9 @@ def _facts(config: Config, data: Data, base: Bundle) -> dict[str, Any]:
     facts: dict[str, Any] = {
         f"rows of {name}": split.table.sha256 for name, split in splits.items() if split is not None
     }
-    facts |= {"base": base.info.sha256, "parameters": base.model.num_parameters(), "tokenizer": _tokenizer(base)}
+    asked = prompts.fingerprint(base, config.data.chat, config.data.chat_date or date.today())
+    facts |= {"base": base.info.sha256, "parameters": base.model.num_parameters(), "prompts": asked}
+    facts |= {"tokenizer": tokenizer_sha256(base.tokenizer)}
     facts |= {"checkpoint": list(base.info.reconciled), "wording of prompts": prompts.VERSION}
     facts |= {f"major version of {name}": version for name, version in versions.items()}
     found: dict[str, Any] = json.loads(to_json(dict(_flat(own)) | facts))
@@ -179,17 +191,6 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _tokenizer(base: Bundle) -> str:
-    """One hash over the vocabulary, the special tokens and, where it has one, the fast tokenizer's whole pipeline, but
-    not over how it cut and padded the last texts that it saw."""
-    backend = getattr(base.tokenizer, "backend_tokenizer", None)
-    parts = [sorted(base.tokenizer.get_vocab().items()), sorted(map(str, base.tokenizer.special_tokens_map.items()))]
-    if backend is not None:
-        parts.append(sorted((json.loads(backend.to_str()) | {"truncation": None, "padding": None}).items()))
-    text = to_json(parts)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _shown(value: Any) -> str:

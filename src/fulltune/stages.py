@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fulltune import distributed, machine, model, plugins
 from fulltune import plan as planning
 from fulltune.baselines import baseline, cache_parts, cached
-from fulltune.config import Config
+from fulltune.config import Config, load_config
 from fulltune.dataset import Data
 from fulltune.errors import ConfigError, ModelError, Problem, StoreError, did_you_mean
 from fulltune.evaluate import Evaluation
@@ -31,6 +32,7 @@ from fulltune.retention import Memory, check_sets
 from fulltune.store.registry import Registry, reference
 from fulltune.store.runs import RunFolder, resolve
 from fulltune.tasks.base import Example, Features, Task
+from fulltune.tasks.chat import check_template, reads_clock
 from fulltune.training import buckets, checkpoints, costs, engines, general_text
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.option_check import check_options
@@ -38,6 +40,9 @@ from fulltune.training.regularize import regularizers
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
+
+#: Positions that must be left for a text: the smallest ``data.max_length``.
+_SHORTEST_WINDOW = 8
 
 Sink = Callable[[Prediction], object]
 
@@ -100,7 +105,8 @@ def load(
     """The config's model, with a head for this task's labels where one is asked for.
 
     Raises:
-        ModelError: It cannot be loaded, or is of a family that the task does not take.
+        ModelError: It cannot be loaded, is of a family that the task does not take, or its chat template fails.
+        ConfigError: What the method puts before every input leaves no room for a text.
     """
     bundle = distributed.main_first(
         lambda: model.load(
@@ -121,8 +127,16 @@ def load(
         )
     if task.head == "classification":  # the head that will be trained, said before the baselines are asked
         check_config(config.model, bundle.model.config, task.head)
+    check_template(bundle, config.data.chat, task.day)
     # What the method puts before every input has no room for text; base and student read the same texts.
     reserved = plugins.load("method", config.method).reserved(config) - len(bundle.prompt_ids)
+    if reserved > 0 and bundle.window - reserved < _SHORTEST_WINDOW:
+        raise ConfigError(
+            f"{reserved} tokens of a model with {bundle.window} positions",
+            expected=f"at most {bundle.window - _SHORTEST_WINDOW}, so that a text has room",
+            fix="lower adapter.prompt_tokens, or choose a model with more positions",
+            field="adapter.prompt_tokens",
+        )
     bundle = replace(bundle, window=bundle.window - max(0, reserved))
     cap = config.evaluation.max_new_tokens
     reconcile.set_limits(bundle.model, bundle.tokenizer, longest=task.longest_input(bundle), max_new_tokens=cap)
@@ -138,6 +152,28 @@ def pinned(config: Config, out: str | Path) -> Config:
     check_name(config.model)
     version = reference(config.model, out)
     return config if version is None else config.model_copy(update={"model": version.ref})
+
+
+def dated(config: Config, task: Task, bundle: Bundle) -> Config:
+    """Return the config with the day that chat templates are told, where this model's asks for one."""
+    if config.data.chat_date is not None or not reads_clock(bundle):
+        return config
+    return _on_day(config, task.day)
+
+
+def dated_as(config: Config, name: str, out: str | Path) -> Config:
+    """Return the config with the day on which a run or a version was asked, unless it names one itself."""
+    if config.data.chat_date is not None:
+        return config
+    try:
+        day = load_config(config_of(name, out)).data.chat_date
+    except StoreError:  # any other checkpoint
+        return config
+    return config if day is None else _on_day(config, day)
+
+
+def _on_day(config: Config, day: date) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"chat_date": day})})
 
 
 def config_of(run: str, out: str | Path) -> Path:

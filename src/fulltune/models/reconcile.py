@@ -115,6 +115,7 @@ def reconcile(
         ModelError: The tokenizer belongs to another model.
     """
     changes = list[str]()
+    changes += _no_settings_of_its_own(tokenizer)
     changes += _end_token(model, tokenizer)
     changes += _pad_token(model, tokenizer, is_classifier)
     grown = grow_embeddings(model, tokenizer)
@@ -173,6 +174,22 @@ def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         torch.manual_seed(_SEED)
         model.resize_token_embeddings(wanted)
     return missing
+
+
+def _no_settings_of_its_own(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Turn off what a ``tokenizer.json`` does to texts by itself: cut them, pad them, split their words at random."""
+    if not tokenizer.is_fast:
+        return
+    backend: Any = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        limit = backend.truncation["max_length"]
+        backend.no_truncation()
+        yield f"tokenizer.json cuts texts at {limit} tokens: it no longer does, data.max_length says where they are cut"
+    if backend.padding is not None:
+        backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        yield f"tokenizer.json splits words at random (dropout {backend.model.dropout:g}): it no longer does"
+        backend.model.dropout = None
 
 
 def _end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -20,6 +20,7 @@ from fulltune.records import Prediction
 from fulltune.retention import features, likelihoods
 from fulltune.retention.probe import Passage, by_language, load_probe
 from fulltune.store.cache import cache_key
+from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Task
 
 #: The task of a set of minimal pairs; it is scored, never trained.
@@ -67,10 +68,8 @@ class Represented(Ability):
     batch_size: int
 
     def answer(self, bundle: Bundle) -> Iterator[list[float]]:
-        inputs = [
-            bundle.tokenizer(passage.text, truncation=True, max_length=bundle.window).input_ids
-            for passage in self.passages
-        ]
+        whole = [bundle.tokenizer(passage.text, truncation=False, verbose=False).input_ids for passage in self.passages]
+        inputs = [prompts.cut(list(ids), bundle.window) for ids in whole]
         return (vector.tolist() for vector in inference.sentence_vectors(bundle, inputs, self.batch_size))
 
     def topics(self, vectors: Array) -> list[Prediction]:
@@ -190,7 +189,8 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
 
 def _job(name: str, options: Mapping[str, Any], config: Config) -> Config:
     """A set as a config of its own: its task and data, the run's model and evaluation."""
-    data = dict(options.get("data") or {})
+    # A set is asked on the day that the run is.
+    data = {"chat_date": config.data.chat_date, **(options.get("data") or {})} if options.get("data") else {}
     if "train" not in data and isinstance(data.get("eval"), (str, list, tuple)):
         data["train"] = data["eval"]
     known = {"model": config.model, "evaluation": config.evaluation.model_dump()}

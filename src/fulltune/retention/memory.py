@@ -20,6 +20,7 @@ from fulltune.records import Prediction, Retention, Score
 from fulltune.retention import features
 from fulltune.retention.abilities import Ability, Represented, Scored, abilities, vectors
 from fulltune.store.cache import cache_key, cache_path, cached_rows
+from fulltune.tasks import prompts
 
 #: Raised when the same model would answer otherwise.
 VERSION = 2
@@ -172,7 +173,11 @@ def _cached(ability: Ability, base: Bundle, out: Path | None, advance: Callable[
     if out is None:
         return _counted(ability.answer(base), advance)
     key = {"retention": VERSION, "name": ability.name, "base": base.info.sha256, "window": base.window}
-    key |= {"asked": ability.asked, "reconciled": [reconcile.VERSION, *base.info.reconciled]}
+    key |= {
+        "prompts": prompts.VERSION,
+        "asked": ability.asked,
+        "reconciled": [reconcile.VERSION, *base.info.reconciled],
+    }
     path = cache_path(out, cache_key(key))
     return cached_rows(path, lambda: _counted(ability.answer(base), advance))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fulltune.config import Config
@@ -90,6 +91,8 @@ class Task(ABC):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        #: What chat templates are told is today: fixed once a run.
+        self.day = config.data.chat_date or date.today()
 
     @abstractmethod
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:

@@ -202,7 +202,8 @@ class CausalLM(Task):
         return prompts.fit(bundle, wording, example.input, room, shown, bundle.window - window + len(plain.ids))
 
     def _wording(self, bundle: Bundle) -> Wording:
-        return Wording(chat=prompts.wants_chat(bundle, self.config.data.chat), keeps_end=True)
+        chat = prompts.wants_chat(bundle, self.config.data.chat)
+        return Wording(chat=chat, keeps_end=True, day=self.day)
 
     def _window(self, bundle: Bundle) -> int:
         return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)

@@ -177,7 +177,7 @@ class Classification(Task):
     def _without_head(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
     ) -> Iterator[label_words.Answer]:
-        ask = label_words.Asked(bundle, self.labels, self.multi_label, self.config)
+        ask = label_words.Asked(bundle, self.labels, self.multi_label, self.config, self.day)
         return ask.few_shot(examples, shots) if shots else ask.zero_shot(examples)
 
     def longest_input(self, bundle: Bundle) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from datetime import date
 from itertools import islice, tee
 from typing import Any
 
@@ -48,8 +49,11 @@ _CLOZE = "Topic:"
 class Asked:
     """A base asked for labels it has no head for."""
 
-    def __init__(self, bundle: Bundle, labels: Sequence[str], multi_label: bool, config: Config) -> None:
+    def __init__(
+        self, bundle: Bundle, labels: Sequence[str], multi_label: bool, config: Config, day: date | None = None
+    ) -> None:
         self.bundle, self.labels, self.multi_label, self.config = bundle, tuple(labels), multi_label, config
+        self.day = day
         self.batch_size = config.evaluation.batch_size
         self.window = min(config.data.max_length or 512, bundle.window)
 
@@ -71,7 +75,7 @@ class Asked:
         return ((row, {"shots": len(shots)}) for row in self._by_class_means(examples, shots))
 
     def _by_likelihood(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
-        wording = Wording(self._listed(), "Text", "Label", self._chat())
+        wording = Wording(self._listed(), "Text", "Label", self._chat(), day=self.day)
         names = [prompts.answer_ids(self.bundle, label, wording) for label in self.labels]
         answers = [ids[: self._longest_label()] for ids in names]
         shots_room = self.bundle.window - (max(map(len, answers)) if self.bundle.family == "decoder" else 0)

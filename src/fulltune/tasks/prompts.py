@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any
 
 from fulltune.errors import ConfigError
@@ -18,7 +19,11 @@ from fulltune.inference import opening_ids as opening_ids
 from fulltune.inference import start_ids as start_ids
 from fulltune.inference import text_ids as text_ids
 from fulltune.model import Bundle
+from fulltune.store.cache import cache_key
 from fulltune.tasks.base import Example, Features
+from fulltune.tasks.chat import SAMPLES, chat_ids, chat_text
+from fulltune.tasks.chat import wants_chat as wants_chat
+from fulltune.tokenizing import tokenizer_sha256
 
 VERSION = 3
 
@@ -27,6 +32,9 @@ ANSWER_PART = 3
 
 #: Stands where the middle of a text was cut out.
 GAP = " ... "
+
+#: Text whose token ids are part of the fingerprint of a tokenizer.
+_SAMPLE = "The fox said: naïve №5, 東京! "
 
 #: Attempts to find the longest text that fits; each tokenizes the prompt.
 _ATTEMPTS = 12
@@ -51,6 +59,7 @@ class Wording:
         chat: Use the tokenizer's chat template.
         schema: Of the database; written below the instruction, and cut before the question.
         keeps_end: A question that is too long loses its middle, not its end.
+        day: What the chat template is told is today.
     """
 
     instruction: str = ""
@@ -59,6 +68,7 @@ class Wording:
     chat: bool = False
     schema: str = ""
     keeps_end: bool = False
+    day: date | None = None
 
     @property
     def top(self) -> str:
@@ -87,10 +97,14 @@ class Fitted:
         return used | ({"cut_tokens": sum(self.cut.values()), "cut": ", ".join(self.cut)} if self.cut else {})
 
 
-def wants_chat(bundle: Bundle, setting: str) -> bool:
-    """Whether prompts go through the tokenizer's chat template (``auto``: if it has one)."""
-    has_template = bool(getattr(bundle.tokenizer, "chat_template", None))
-    return bundle.family == "decoder" and (setting == "on" or (setting == "auto" and has_template))
+def fingerprint(bundle: Bundle, chat: str, day: date) -> str:
+    """Return a hash of what prompts and answers depend on beside the rows and the config: the tokenizer, the languages
+    it is set to, and what the chat template makes of a conversation on that day, here.
+    """
+    tokenizer = bundle.tokenizer
+    texts = [chat_text(bundle, messages, day) for messages in SAMPLES] if wants_chat(bundle, chat) else []
+    ids = [tokenizer(_SAMPLE).input_ids, tokenizer(text_target=_SAMPLE).input_ids]
+    return cache_key({"tokenizer": tokenizer_sha256(tokenizer), "ids": ids, "chat": texts})
 
 
 def prompt_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[Shot] = ()) -> list[int]:
@@ -126,11 +140,7 @@ def _chat_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[S
     turns.append(("user", question))
     if wording.top:
         turns[0] = ("user", f"{wording.top}\n\n{turns[0][1]}")
-    messages = [{"role": role, "content": content} for role, content in turns]
-    ids: Any = bundle.tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return [int(token) for token in ids]
+    return chat_ids(bundle, [{"role": role, "content": content} for role, content in turns], wording.day)
 
 
 def prompt_room(window: int, max_target_length: int) -> int:

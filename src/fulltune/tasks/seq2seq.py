@@ -103,7 +103,7 @@ class Seq2Seq(Task):
         instruction = self.config.data.instruction or ""
         chat = prompts.wants_chat(bundle, self.config.data.chat)
         if chat or (bundle.family == "encoder-decoder" and not shots):
-            return Wording(instruction=instruction, chat=chat)
+            return Wording(instruction=instruction, chat=chat, day=self.day)
         return Wording(instruction, self.question, self.answer)
 
     def shot(self, shot: Example, asked: Example) -> Shot:

@@ -112,7 +112,7 @@ class Text2SQL(Seq2Seq):
         """The schema stands once, at the top, whatever the family."""
         chat, instruction = prompts.wants_chat(bundle, self.config.data.chat), self.config.data.instruction or ""
         schema = self.schema(example.meta["db_id"])
-        return Wording(instruction, self.question, self.answer, chat, schema=schema)
+        return Wording(instruction, self.question, self.answer, chat, schema=schema, day=self.day)
 
     def reads(self, example: Example) -> str:
         return self.schema(example.meta["db_id"])
