@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from fulltune import inference
 from fulltune.fast_paths import options
 from fulltune.inference import Text
+from fulltune.kernels.active import accelerated
 from fulltune.model import Bundle, family_of
 
 LAYERS = ["sliding_attention", "full_attention"]
@@ -135,6 +136,14 @@ def test_likelihoods_are_those_of_single_rows(name: str) -> None:
         losses = -next_logits(bundle, text.context, text.target[:-1]).double().log_softmax(-1)
         expected = float(losses.gather(1, torch.tensor(text.target)[:, None]).sum())
         assert found.nll == pytest.approx(expected, abs=1e-4 * found.tokens)
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Llama4", "Mpt", "Blenderbot"])
+def test_answers_are_the_same_with_fast_kernels(name: str) -> None:
+    bundle = small(name)
+    expected = [greedy(bundle, prompt, 6) for prompt in prompts()]
+    with accelerated(bundle.model):
+        assert [one.text for one in inference.generate(bundle, prompts(), 4, 6)] == expected
 
 
 def spy(bundle: Bundle) -> list[int]:
