@@ -174,6 +174,7 @@ def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: 
         "prompts": prompts.VERSION,
         "inference": inference.VERSION,
         "asked": prompts.fingerprint(base, config.data.chat, task.day),
+        "files": task.files(),
         "base": base.info.sha256,
         "reconciled": [reconcile.VERSION, *base.info.reconciled],
         "window": base.window,

@@ -14,11 +14,13 @@ import pytest
 
 import fulltune
 from fulltune import dataset
+from fulltune.baselines import cache_parts
 from fulltune.config import Config, load_config
 from fulltune.data.findings import Audit
 from fulltune.errors import DataError
 from fulltune.inference import Generated
 from fulltune.metrics.accumulate import Accumulator
+from fulltune.store.cache import cache_key
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql import references
 from fulltune.tasks.text2sql.task import Text2SQL
@@ -232,6 +234,23 @@ def test_a_task_goes_to_other_processes_without_its_results(folder: Path) -> Non
     assert task._results._known != {}
     made = other.prediction("tuned", data.eval.examples[0], Generated(good(0), 5, False))
     assert made.values["match"]
+
+
+def test_baselines_are_kept_only_while_the_databases_stay_as_they_are(folder: Path) -> None:
+    config = load_config(options(folder, [good(0)], [good(0)]))
+    task, base = Text2SQL(config), fakes.bundle("t5")
+    data = dataset.prepare(config, task)
+
+    def key() -> str:
+        return cache_key(cache_parts(task, config, base, data.train.table, data.eval.table))
+
+    before = key()
+    assert key() == before
+    with closing(sqlite3.connect(folder / "dbs" / "shop.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = wal")
+        connection.execute("INSERT INTO item VALUES (3, 'cat')")
+        connection.commit()
+        assert key() != before
 
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")

@@ -150,6 +150,12 @@ class Task(ABC):
         """
         return ""
 
+    def files(self) -> list[list[Any]]:
+        """Return name, size and time of every file that answers are judged by (databases, say): baselines are kept for
+        as long as these stay the same.
+        """
+        return []
+
     @abstractmethod
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         """How this bundle answers, with ``shots`` as examples in its context."""

@@ -23,6 +23,7 @@ from fulltune.tasks.prompts import Shot, Wording
 from fulltune.tasks.seq2seq import Seq2Seq
 from fulltune.tasks.text2sql import execution, normalise, references, schema
 from fulltune.tasks.text2sql.schema import Schema
+from fulltune.tasks.text2sql.snapshot import source
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
@@ -86,6 +87,10 @@ class Text2SQL(Seq2Seq):
             for split, examples in splits.items()
         ]
         return [found for found in checks if found is not None] + self._database_faults()
+
+    def files(self) -> list[list[Any]]:
+        """Return name, size and time of the databases that rows name, and of the journals beside them."""
+        return [list(fact) for path in sorted(self._paths.values()) for fact in source(path).stamp]
 
     def _database_faults(self) -> list[Finding]:
         return [
