@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fulltune import paths
-from fulltune.config_file import check_size, read_mapping, read_value
+from fulltune.config_file import check_size, check_texts, read_mapping, read_value
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.rows_file import as_source, refuse_model_object
 
@@ -169,7 +169,7 @@ class TrainConfig(Section):
     class_weights: Literal["none", "balanced"] = "none"
     optimizer: str = Field("adamw", description="adamw, adamw-8bit, or any name that `TrainingArguments.optim` takes")
     gradient_checkpointing: bool = False
-    evaluations: int = Field(4, ge=0, description="points of the evaluation curve; at most one per step")
+    evaluations: int = Field(4, ge=0, le=10_000, description="points of the evaluation curve; at most one per step")
     seed: int = Field(17, ge=0)
 
 
@@ -348,6 +348,7 @@ def load_config(
     for override in overrides:
         _apply(raw, override)
     try:
+        check_texts(raw, where)
         config = Config.model_validate(_numbers(raw, Config))
     except ValidationError as error:
         raise ConfigError([_problem(item, where) for item in error.errors()]) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,30 @@ def read_value(text: str, where: str) -> Any:
         return text
     check_size(value, where)
     return value
+
+
+def check_texts(value: Any, where: str = "") -> None:
+    """Check that every text is Unicode; of moderate size as :func:`check_size` says.
+
+    Raises:
+        ConfigError: One has half of a surrogate pair, as names of files that are not UTF-8 do. Names all of them.
+    """
+    broken = [text for text in _texts(value) if not text.isascii() and _SURROGATE.search(text)]
+    if broken:
+        fix = "rename the file, or correct the escape (\\ud83d\\ude00 is one sign)"
+        raise ConfigError([Problem(f"{shortened(text)} is no Unicode text", fix=fix, where=where) for text in broken])
+
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for pair in value.items() for part in pair for text in _texts(part))
+    else:
+        yield from (text for part in _parts(value) for text in _texts(part))
 
 
 def check_size(value: Any, where: str = "") -> None:

@@ -143,6 +143,14 @@ class NonFiniteError(TrainingStopped):
 
     def __init__(self, step: int, quantity: str, value: float, row_ids: Sequence[str]) -> None:
         self.step, self.quantity, self.value, self.row_ids = step, quantity, value, tuple(row_ids)
+        if step < 1:
+            super().__init__(
+                f"the {quantity} are {value} before the first step",
+                expected="a finite number",
+                fix="the checkpoint is damaged: fetch it again, or choose another",
+                field="model",
+            )
+            return
         super().__init__(
             f"the {quantity} became {value} at step {step} (rows {_some(self.row_ids) or 'unknown'})",
             expected="a finite number",

@@ -32,6 +32,11 @@ def exists(path: str | Path) -> bool:
     return os.path.exists(path)
 
 
+def is_file(path: str | Path) -> bool:
+    """Return whether this is a regular file; never raises."""
+    return os.path.isfile(path)
+
+
 def is_folder(path: str | Path) -> bool:
     """Return whether this is a folder; never raises."""
     return os.path.isdir(path)

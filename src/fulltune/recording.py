@@ -29,6 +29,7 @@ from fulltune.records import (
     Comparison,
     DataInfo,
     EvaluationRecord,
+    Parameters,
     Prediction,
     PromptUse,
     Record,
@@ -177,6 +178,8 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
     headline, reasons = verdict.headline, verdict.reasons
     if kept is not None:
         headline, reasons = f"The base was kept, for no step of training beat it. {headline}", (kept.message, *reasons)
+    elif trained.stopped is None and (reason := unchanged(trained.parameters)):
+        headline, reasons = f"Nothing was learned. {headline}", (reason, *reasons)
     if trained.stopped is not None:
         headline = f"Training was stopped: {trained.stopped.problems[0].found}. {headline}"
         return Decision("stopped", (str(trained.stopped), *(reasons if kept else ())), headline)
@@ -184,6 +187,19 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
     if ended is not None:
         return Decision("stopped", (ended.message, *reasons), f"Training was stopped, for it forgot. {headline}")
     return Decision("rejected" if kept else verdict.outcome, reasons, headline)
+
+
+#: Changes relative to the weights below which training has done nothing: float32 itself is exact to 6e-8.
+_NOTHING = 1e-6
+
+
+def unchanged(parameters: Parameters) -> str:
+    """Return a sentence if training left the weights what they were, but for rounding; else an empty one."""
+    change = parameters.largest_change
+    if parameters.moved > 0 if change is None else not change <= _NOTHING:
+        return ""
+    size = "" if change is None else f" by more than {change:.1g} of its tensor's largest"
+    return f"No weight changed{size}: raise train.learning_rate, or train for more steps."
 
 
 def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines[Prediction]) -> dict[str, Any]:

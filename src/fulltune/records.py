@@ -106,6 +106,8 @@ class Parameters(Model):
     """What was trained.
 
     ``moved`` is the share of trainable tensors whose bytes differ after training, ``evidence`` the checks that passed.
+    ``largest_change`` is the largest change of a weight, of a sample from each tensor, relative to the largest weight
+    of that sample; None where it was not measured.
     """
 
     total: int
@@ -114,6 +116,7 @@ class Parameters(Model):
     dtype: str
     tied: tuple[str, ...] = ()
     moved: float = 0.0
+    largest_change: float | None = None
     evidence: tuple[str, ...] = ()
 
 

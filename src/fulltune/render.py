@@ -17,6 +17,7 @@ from fulltune.plan import Plan, gib
 from fulltune.records import EvaluationRecord, Record, base_kept
 from fulltune.report import display, retention
 from fulltune.report.methods import rows as method_rows
+from fulltune.terminal import wrapping_table
 
 if TYPE_CHECKING:
     from fulltune.averaging import Soup
@@ -62,7 +63,7 @@ def systems(record: Record) -> Table:
     """Every system by the deciding metric, in the report's order, with the tuned model's paired difference from it."""
     found = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
     digits = display.decimals(score.value for score in found.values())
-    table = Table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
+    table = wrapping_table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
     for name in display.in_order(found):
         score, against = found[name], record.comparison.get(f"tuned vs {name}")
         bounds = display.interval(score.low, score.high, digits)
@@ -91,7 +92,7 @@ def evaluation(found: EvaluationRecord) -> RenderableType:
     """An evaluation: every metric of one system, the deciding one first."""
     system = display.system_label(found.system)
     title = f"{found.model.source}, {system}, on {found.data.rows:,} rows of {found.data.source}"
-    table = Table("metric", "value", "interval", "rows")
+    table = wrapping_table("metric", "value", "interval", "rows")
     for name, score in sorted(found.scores.items(), key=lambda item: item[0] != found.metric):
         bounds = display.interval(score.low, score.high)
         table.add_row(display.metric_label(name), display.number(score.value), bounds, display.count(score.n))
@@ -100,7 +101,7 @@ def evaluation(found: EvaluationRecord) -> RenderableType:
 
 def comparison(found: RunComparison) -> RenderableType:
     """Two runs: the answer, each metric of both with the paired difference, and the rows that changed."""
-    table = Table("metric", "A", "B", "A − B", "interval", "verdict")
+    table = wrapping_table("metric", "A", "B", "A − B", "interval", "verdict")
     for item in found.differences:
         values = [found.scores[side][item.metric].value for side in ("a", "b")]
         digits = display.decimals(values)
@@ -124,7 +125,7 @@ def interpolation(found: Interpolation) -> RenderableType:
     """A sweep: what was chosen, every point with its score and what it lost, and where things lie."""
     label = display.metric_label(found.metric)
     digits = display.decimals(point.score.value for point in found.points)
-    table = Table("α", label, "interval", "largest loss", "inside the budget", "")
+    table = wrapping_table("α", label, "interval", "largest loss", "inside the budget", "")
     for point in found.points:
         bounds = display.interval(point.score.low, point.score.high, digits)
         sign = "chosen" if point.alpha == found.alpha else "on the front" if point.on_front else ""
@@ -144,7 +145,7 @@ def soup(found: Soup) -> RenderableType:
     if not found.scores:
         return title
     digits = display.decimals(score.value for score in found.scores.values())
-    table = Table("model", display.metric_label(found.metric), "interval", "rows")
+    table = wrapping_table("model", display.metric_label(found.metric), "interval", "rows")
     for name, score in found.scores.items():
         bounds = display.interval(score.low, score.high, digits)
         table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
@@ -154,7 +155,7 @@ def soup(found: Soup) -> RenderableType:
 def methods(found: MethodComparison) -> RenderableType:
     """A comparison of methods: the answer, one line each, what to know before trusting it, and the page."""
     score = display.metric_label(found.metric)
-    table = Table("method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost")
+    table = wrapping_table("method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost")
     for row in method_rows(found):
         if row.reason:
             continue
@@ -169,7 +170,7 @@ def methods(found: MethodComparison) -> RenderableType:
 
 def sweep(found: Sweep) -> RenderableType:
     """A search: its trials, the best first, what the choice is worth, and the config to run."""
-    table = Table(*(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", "")
+    table = wrapping_table(*(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", "")
     sign = -1 if found.direction == "higher" else 1
     for trial in sorted(found.trials, key=lambda trial: (trial.state != "whole", sign * trial.value)):
         marks = {found.best: "best", found.default: "the config as it is"}
@@ -228,7 +229,7 @@ def _size(count: int) -> str:
 
 
 def _shares(title: str, parts: dict[str, str]) -> Table:
-    table = Table(title, "", title_justify="left")
+    table = wrapping_table(title, "", title_justify="left")
     for name, value in parts.items():
         table.add_row(display.system_label(name), value)
     return table
@@ -247,7 +248,7 @@ def duration(seconds: float) -> str:
 def what_fits(found: FitTable) -> RenderableType:
     """The fewest devices on which each engine trains a model."""
     engines = list(found.rows[0].fits)
-    table = Table("model", "parameters", "device", *engines)
+    table = wrapping_table("model", "parameters", "device", *engines)
     for row in found.rows:
         fewest = [str(row.fits[engine] or "–") for engine in engines]
         table.add_row(row.model, display.count(row.parameters), f"{row.device_bytes >> 30} GiB", *fewest)
@@ -258,7 +259,7 @@ def what_fits(found: FitTable) -> RenderableType:
 def learning_curve(found: LearningCurve) -> RenderableType:
     """Scores over training rows, and what twice as many would bring."""
     label = display.metric_label(found.metric)
-    table = Table("training rows", label, "interval")
+    table = wrapping_table("training rows", label, "interval")
     for point in found.points:
         bounds = display.interval(point.score.low, point.score.high)
         table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
@@ -270,7 +271,7 @@ def learning_curve(found: LearningCurve) -> RenderableType:
 
 def learning_rate(found: LearningRate) -> RenderableType:
     """A search for a learning rate: the answer, the short trainings, the plot, and the line for the config."""
-    table = Table("learning rate", "held-out loss", "")
+    table = wrapping_table("learning rate", "held-out loss", "")
     digits = display.decimals(candidate.loss for candidate in found.candidates)
     for candidate in found.candidates:
         chosen = "advised" if candidate.rate == found.rate else ""

@@ -13,6 +13,7 @@ from fulltune.store.collect import Garbage
 from fulltune.store.delta import Restored
 from fulltune.store.overview import Listing, Story, Verified
 from fulltune.store.registry import Move, Registry, Version
+from fulltune.terminal import wrapping_table
 
 if TYPE_CHECKING:
     from fulltune.export import Exported
@@ -22,7 +23,7 @@ def listing(found: Listing) -> RenderableType:
     """Every model, its newest version and where its aliases point."""
     if not found.models:
         return Text("The registry is empty: `fulltune run` fills it; --out says where it is.")
-    table = Table("model", "versions", "newest", "made", "aliases")
+    table = wrapping_table("model", "versions", "newest", "made", "aliases")
     for model in found.models:
         aliases = ", ".join(f"{alias} → {number}" for alias, number in model.aliases.items()) or "none"
         table.add_row(model.name, str(model.versions), model.newest, model.created, aliases)
@@ -31,7 +32,7 @@ def listing(found: Listing) -> RenderableType:
 
 def story(found: Story) -> RenderableType:
     """A model's versions with where each comes from, and the history of its aliases."""
-    table = Table("version", "outcome", "made", "from", "bytes", "aliases")
+    table = wrapping_table("version", "outcome", "made", "from", "bytes", "aliases")
     for version in found.versions:
         aliases = ", ".join(alias for alias, number in found.aliases.items() if number == version.number)
         size = "deleted" if version.ref in found.collected else f"{version.size:,}"
@@ -67,7 +68,7 @@ def verified(found: Verified) -> RenderableType:
 
 def garbage(found: Garbage) -> RenderableType:
     """What goes and what stays, and why."""
-    table = Table("version", "", "why")
+    table = wrapping_table("version", "", "why")
     for ref in found.dropped:
         table.add_row(ref, "goes", "nothing needs it")
     for ref, why in found.kept.items():

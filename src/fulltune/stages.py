@@ -214,6 +214,7 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
     _check_base(base)
     _all_or_problems(lambda: choosing_metric(config, task), lambda: general_text.check(config, task.head, base))
     replayed = costs.replayed(config, len(features))
+    _check_drop_last(config, len(features) + replayed)
     sequences = [*features, *general_text.stand_ins(replayed)]
     mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
     plan = planning.build_plan(
@@ -231,6 +232,18 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
     )
     with fixed(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config), config, choices)})
+
+
+def _check_drop_last(config: Config, rows: int) -> None:
+    """Check that an epoch has a batch where batches that are not full are dropped."""
+    batch = config.train.batch_size
+    if config.trainer.get("dataloader_drop_last") and rows < batch:
+        raise ConfigError(
+            f"{rows} training sequences, which are no full batch of {batch}, and all others are dropped",
+            expected="at least one batch per epoch",
+            fix="remove it, or lower train.batch_size",
+            field="trainer.dataloader_drop_last",
+        )
 
 
 def _micro_batches(config: Config, features: Sequence[Features], bundle: Bundle) -> int | None:

@@ -11,6 +11,7 @@ from typing import IO, Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Column, Table
 
 #: Control characters but tab and newline, marks that reorder or break lines, invisible tags, halves of surrogate pairs.
 _UNSAFE = re.compile(
@@ -56,6 +57,11 @@ class Visible:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Segment]:
         for segment in console.render(self._inner, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+def wrapping_table(*headers: str, **options: Any) -> Table:
+    """Return a table whose cells are folded where the terminal is narrow, so that no digit is cut off."""
+    return Table(*(Column(header, overflow="fold") for header in headers), **options)
 
 
 class _Console(Console):

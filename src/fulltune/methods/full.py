@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ class Full(Method):
         super().__init__(config)
         refuse_reduced(config, self.name)
         self._before: dict[str, bytes] = {}
+        self._sample: dict[str, torch.Tensor] = {}
         self._tied: tuple[str, ...] = ()
         self._grown = 0
         self._first_step = FirstStep(is_8bit=has_8bit_state(config.train.optimizer))
@@ -45,7 +46,7 @@ class Full(Method):
         model.float().requires_grad_(True)
         self._tied = tied_parameters(model)
         require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])
-        self._before = fingerprints(model)
+        self._before, self._sample = fingerprints(model), samples(model)
         return bundle
 
     def callbacks(self) -> Sequence[TrainerCallback]:
@@ -66,6 +67,7 @@ class Full(Method):
             dtype="float32",
             tied=self._tied,
             moved=moved / len(after),
+            largest_change=largest_change(self._sample, samples(bundle.model)),
             evidence=self._evidence(moved, len(after)),
         )
 
@@ -157,6 +159,27 @@ def tied_parameters(model: nn.Module) -> tuple[str, ...]:
 def fingerprints(model: nn.Module) -> dict[str, bytes]:
     """SHA-256 of the bytes of each parameter, so that movement is proven without a copy of the weights."""
     return {name: _sha256(value.detach()) for name, value in model.named_parameters()}
+
+
+#: Weights of each tensor whose change is measured.
+_SAMPLED = 256
+
+#: Weights are taken to be at least this large when their change is set against them: zeros have no size.
+_LEAST = 1e-3
+
+
+def samples(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of at most :data:`_SAMPLED` evenly spread weights of each parameter."""
+    flat = {name: value.detach().reshape(-1) for name, value in model.named_parameters()}
+    return {name: value[:: max(1, value.numel() // _SAMPLED)][:_SAMPLED].cpu().clone() for name, value in flat.items()}
+
+
+def largest_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
+    """Return the largest change of a weight, relative to the largest weight of its sample."""
+    changes = (
+        float((after[name] - old).abs().max() / old.abs().max().clamp(min=_LEAST)) for name, old in before.items()
+    )
+    return max(changes, default=0.0)
 
 
 def _sha256(tensor: torch.Tensor) -> bytes:

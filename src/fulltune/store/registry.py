@@ -24,6 +24,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from fulltune import paths
 from fulltune.errors import Problem, StoreError, did_you_mean
 from fulltune.records import Model, ModelInfo
 from fulltune.store import database
@@ -373,7 +374,7 @@ def reference(name: str, out: str | Path) -> Version | None:
     Raises:
         StoreError: ``NAME@…`` names what is not there.
     """
-    if re.search(r"[:/\\]", name) or Path(name).exists() or (Path(out) / name / "model").is_dir():
+    if re.search(r"[:/\\]", name) or paths.exists(name) or paths.is_folder(Path(out) / name / "model"):
         return None
     registry = Registry(out)
     bare, at, _ = name.partition("@")

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from fulltune import distributed
+from fulltune import distributed, paths
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
 from fulltune.records import Model
 from fulltune.store.files import append_lines, atomic_text, remove_all_unfinished, storing, to_json
@@ -200,7 +200,7 @@ def resolve(name: str, out: str | Path = "runs") -> Path:
         return _latest(list(folders.values()), Path(out))
     if name in folders:
         return folders[name]
-    if (Path(name) / _STATUS).exists():
+    if paths.exists(Path(name) / _STATUS):
         return Path(name)
     fits = [run for run in folders if name and run.startswith(name)]
     if len(fits) == 1:

@@ -218,6 +218,7 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
         lines.append(f"Warm-up takes {warmup} of {steps} steps; 1% to 20% of them is usual (500 to 2000 in long runs).")
     if not 0 < train.weight_decay <= 0.1:
         lines.append(f"train.weight_decay is {train.weight_decay:g}; 0.01 is usual.")
+    lines += _advice_on_unread(config)
     lines += [
         f"trainer.{name} computes in less than 32 bits."
         for name in ("bf16", "fp16", "tf32")
@@ -237,6 +238,33 @@ def advice_on_choice(config: Config) -> list[str]:
         f"Without data.valid the weights of the last step are taken: {drawn}nothing is chosen by rows that decide. "
         "`data.valid: 0.1` would let the best step be kept and stop a run that overfits."
     ]
+
+
+#: Options that only some of the built-in tasks read.
+_READ_BY = {
+    "data.databases": ("text2sql",),
+    "data.schemas": ("text2sql",),
+    "data.instruction": ("seq2seq", "text2sql"),
+    "data.chat": ("causal-lm", "seq2seq", "text2sql"),
+    "data.max_target_length": ("seq2seq", "text2sql"),
+    "evaluation.sql_seconds": ("text2sql",),
+    "evaluation.continuations": ("causal-lm",),
+    "evaluation.max_new_tokens": ("causal-lm", "seq2seq", "text2sql"),
+    "speed.packing": ("causal-lm",),
+}
+
+
+def _advice_on_unread(config: Config) -> list[str]:
+    """Return one line for each option that is set and that the task does not read."""
+    if config.task not in ("classification", "causal-lm", "seq2seq", "text2sql"):
+        return []
+    lines = []
+    for key, tasks in _READ_BY.items():
+        section, name = key.split(".")
+        found = getattr(config, section)
+        if config.task not in tasks and getattr(found, name) != type(found).model_fields[name].default:
+            lines.append(f"{key} has no effect: the task {config.task} does not read it.")
+    return lines
 
 
 def _advice_on_rate(rate: float, parameters: int, method: str) -> list[str]:

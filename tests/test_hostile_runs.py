@@ -1,0 +1,110 @@
+"""Configs, checkpoints and options that cannot work are refused before a baseline runs; no change is no learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+import torch
+
+import fulltune
+from fulltune import Config, ConfigError, NonFiniteError, pipeline
+from fulltune.config import load_config
+from fulltune.methods.full import largest_change, samples
+from fulltune.recording import unchanged
+from fulltune.records import Parameters
+from fulltune.training.arguments import advice
+
+ROWS = [{"text": f"{'good great film' if n % 2 else 'bad poor movie'} {n}", "label": str(n % 2)} for n in range(24)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(fakes.save("bert", tmp_path_factory.mktemp("base") / "bert"))
+
+
+def config(base: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": base,
+        "task": "classification",
+        "data": {"train": ROWS, "eval": 0.25},
+        "guards": {"forgetting": None},
+        "evaluation": {"resamples": 100},
+        "baselines": {"few_shot": 1},
+        **changes,
+    }
+
+
+def test_a_run_whose_weights_stay_what_they_were_says_so_first(base: str, tmp_path: Path) -> None:
+    train = {"max_steps": 1, "learning_rate": 1e-11, "warmup": 0, "evaluations": 0}
+    record = fulltune.run(config(base, train=train), out=tmp_path)
+    assert record.headline.startswith("Nothing was learned.")
+    assert "raise train.learning_rate" in record.reasons[0]
+    assert record.parameters.largest_change is not None
+    assert record.parameters.largest_change < 1e-6
+
+
+def test_an_epoch_without_a_batch_is_refused_before_the_baselines(base: str, tmp_path: Path) -> None:
+    options = {"train": {"batch_size": 64}, "trainer": {"dataloader_drop_last": True}}
+    with pytest.raises(ConfigError, match="no full batch of 64"):
+        fulltune.run(config(base, **options), out=tmp_path)
+    assert list(tmp_path.glob("*/baselines.json")) == []
+
+
+def test_class_weights_need_classes(base: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.class_weights.*causal-lm, which has no classes"):
+        pipeline.plan({**config(base), "task": "causal-lm", "train": {"class_weights": "balanced"}}, out=tmp_path)
+
+
+def test_options_that_the_task_does_not_read_are_reported() -> None:
+    options = {"data": {"train": "x", "schemas": "s.json"}, "evaluation": {"continuations": 3}}
+    lines = advice(Config(model="m", task="classification", **options), 100, 10**9)
+    assert "data.schemas has no effect: the task classification does not read it." in lines
+    assert any(line.startswith("evaluation.continuations has no effect") for line in lines)
+    other = advice(Config(model="m", task="text2sql", **options), 100, 10**9)
+    assert [line.split()[0] for line in other if "no effect" in line] == ["evaluation.continuations"]
+
+
+def test_the_largest_change_is_relative_to_the_weights_of_its_tensor() -> None:
+    model = torch.nn.Linear(4, 2)
+    before = samples(model)
+    with torch.no_grad():
+        model.weight[1, 2] += 0.1
+    scale = float(before["weight"].abs().max())
+    assert largest_change(before, samples(model)) == pytest.approx(0.1 / scale, rel=1e-5)
+    assert largest_change(before, before) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("moved", "change", "says"),
+    [
+        (1.0, 1e-3, False),
+        (0.4, 1e-9, True),
+        (0.0, 0.0, True),
+        (0.0, None, True),
+        (1.0, None, False),
+        (1.0, float("nan"), False),
+    ],
+)
+def test_rounding_is_no_movement(moved: float, change: float | None, says: bool) -> None:
+    given = Parameters(total=1, trainable=1, frozen=0, dtype="float32", moved=moved, largest_change=change)
+    assert bool(unchanged(given)) is says
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "a/" + "x" * 300, "/" + "y/" * 3000, "a\0b", "~nobody0/x", "./" + "x" * 300]
+)
+def test_a_model_with_a_name_that_no_folder_can_have_is_not_there(name: str, base: str, tmp_path: Path) -> None:
+    with pytest.raises(fulltune.FulltuneError):
+        pipeline.plan(config(name), out=tmp_path)
+
+
+def test_weights_that_are_not_finite_before_training_are_the_checkpoints_fault() -> None:
+    assert "The checkpoint is damaged" in str(NonFiniteError(0, "weights", float("nan"), ()))
+
+
+def test_text_that_is_no_unicode_is_named(base: str) -> None:
+    with pytest.raises(ConfigError, match="no Unicode text"):
+        load_config(config(base) | {"data": {"train": "rows\udcff.jsonl"}})
