@@ -155,7 +155,9 @@ def soup(found: Soup) -> RenderableType:
 def methods(found: MethodComparison) -> RenderableType:
     """A comparison of methods: the answer, one line each, what to know before trusting it, and the page."""
     score = display.metric_label(found.metric)
-    table = wrapping_table("method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost")
+    table = wrapping_table(
+        "method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost"
+    )
     for row in method_rows(found):
         if row.reason:
             continue
@@ -170,7 +172,9 @@ def methods(found: MethodComparison) -> RenderableType:
 
 def sweep(found: Sweep) -> RenderableType:
     """A search: its trials, the best first, what the choice is worth, and the config to run."""
-    table = wrapping_table(*(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", "")
+    table = wrapping_table(
+        *(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", ""
+    )
     sign = -1 if found.direction == "higher" else 1
     for trial in sorted(found.trials, key=lambda trial: (trial.state != "whole", sign * trial.value)):
         marks = {found.best: "best", found.default: "the config as it is"}
