@@ -28,6 +28,8 @@ def decode(data: bytes, where: str) -> str:
     Raises:
         DataError: Not decodable; names the byte, the line, the likely encoding, and the command that converts the file.
     """
+    if data and not data.strip(b"\0"):
+        raise DataError("nothing but NUL bytes", expected="text", where=where, fix="fetch or write it again")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and _looks_like_utf16(data):
         raise DataError(

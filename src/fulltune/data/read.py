@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import re
 import zlib
 from collections import Counter
@@ -36,6 +37,10 @@ _WRAPPERS = ("data", "rows", "records", "examples", "instances", "items")
 
 #: Bytes of memory, where the system does not say.
 _USUAL_MEMORY = 16 << 30
+
+#: Text is packed to a tenth; a file that unpacks to more than this many times its size, and to more than a small
+#: file, is none.
+_DENSEST, _SMALL = 100, 1 << 28
 
 #: What can be read, as messages say it.
 FORMATS = ".jsonl, .json, .csv, .tsv, .parquet or .txt"
@@ -151,11 +156,11 @@ def _locate(source: str) -> tuple[Path | None, str]:
 
 def _not_there(name: str) -> DataError:
     path = paths.user_path(name)
-    siblings = paths.names_in(path.parent)
+    siblings = [sibling for sibling in paths.names_in(path.parent) if sibling != path.name]
     close = difflib.get_close_matches(path.name[:_LONGEST_NAME], siblings, n=1)
     fix = f"did you mean {str(path.with_name(close[0]))!r}?" if close else "check the path"
     return DataError(
-        "there is no such file or folder",
+        "a link to what is not there" if os.path.islink(path) else "there is no such file or folder",
         expected=f"{FORMATS}, a folder of .txt files, a `datasets` folder, or a hub id (owner/name)",
         where=name,
         fix=fix,
@@ -240,17 +245,22 @@ def _bytes(path: Path) -> bytes:
     Raises:
         DataError: It is larger.
     """
-    most = (machine.memory_bytes() or _USUAL_MEMORY) // 4
-    unpack = gzip.open if path.name.lower().endswith(".gz") else open
-    with unpack(path, "rb") as file:
-        data = file.read(most + 1) if path.stat().st_size <= most else b" " * (most + 1)
-    if len(data) > most:
-        raise DataError(
-            f"more than {most / 2**30:.1f} GiB of text, a quarter of this machine's memory",
-            where=str(path),
-            fix="cut it into several files, or write it as Parquet, which is read in parts",
-        )
-    return data
+    most, size = (machine.memory_bytes() or _USUAL_MEMORY) // 4, path.stat().st_size
+    if size <= most:
+        is_packed = path.name.lower().endswith(".gz")
+        packed = min(most, max(_SMALL, _DENSEST * size)) if is_packed else most
+        with gzip.open(path, "rb") if is_packed else path.open("rb") as file:
+            data = file.read(packed + 1)
+        if len(data) <= packed:
+            return data
+        if packed < most:
+            fix = "unpack it, and look at what it holds"
+            raise DataError(f"unpacks to more than {_DENSEST} times its size", where=str(path), fix=fix)
+    raise DataError(
+        f"more than {most / 2**30:.1f} GiB of text, a quarter of this machine's memory",
+        where=str(path),
+        fix="cut it into several files, or write it as Parquet, which is read in parts",
+    )
 
 
 def _json_lines(text: str, name: str) -> Iterator[RawRow | Problem]:
