@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from fulltune import starters
+from fulltune import paths, starters
 from fulltune.errors import ModelError, did_you_mean
 from fulltune.models import files, reconcile
 from fulltune.models.sparse_attention import choose_attention_by_length
@@ -135,7 +135,7 @@ def find(name: str, runs: Path | None = None) -> Source:
         return _local(name, _package_folder(package) / inner)
     if runs and (runs / name / "model").is_dir():
         return _local(name, runs / name / "model")
-    path = Path(name).expanduser()
+    path = paths.user_path(name)
     if (
         path.exists()
         or path.is_absolute()
