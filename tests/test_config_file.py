@@ -34,6 +34,8 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("train: {learning_rate: 1e-30}", ["train.learning_rate", "1e-30", "greater than or equal"]),
         ("train: {warmup: .inf, weight_decay: .nan}", ["train.warmup", "train.weight_decay", "finite"]),
         ("guards: {overfitting: {min_delta: .inf}}", ["guards.overfitting.min_delta", "finite"]),
+        ("baselines: {}\nregularize: {dropout: [1]}", ["regularize.dropout", "a valid number"]),
+        ("adapter: {targets: {a: 1}}", ["adapter.targets'", "a valid list or a valid string"]),
         ("train: {seed: 4294967296}", ["train.seed", "at most 4,294,967,295"]),
         ("train: {batch_size: 1000000000000000000000000000000}", ["train.batch_size", "at most"]),
         (f"train: {{seed: {'9' * 5000}}}", ["c.yaml:4", "cannot be read"]),

@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import NoneType
@@ -351,7 +352,7 @@ def load_config(
         check_texts(raw, where)
         config = Config.model_validate(_numbers(raw, Config))
     except ValidationError as error:
-        raise ConfigError([_problem(item, where) for item in error.errors()]) from None
+        raise ConfigError(_joined([_problem(item, where) for item in error.errors()])) from None
     folder = base or (Path(where).parent if where else None)
     return _resolve_paths(config, folder) if folder else config
 
@@ -438,9 +439,25 @@ def _numbers(value: Any, schema: Any) -> Any:
     return float(value) if is_number else value
 
 
+def _joined(problems: Sequence[Problem]) -> list[Problem]:
+    """Return problems with one for each field: a field that takes several types has one for each of them."""
+    by_field: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        key = (problem.field, problem.found)
+        first = by_field.setdefault(key, problem)
+        if first is not problem and problem.expected not in first.expected:
+            by_field[key] = replace(first, expected=f"{first.expected} or {problem.expected}")
+    return list(by_field.values())
+
+
+def _is_type(part: Any) -> bool:
+    """Return whether a part of a pydantic location names a member of a union, not a key."""
+    return isinstance(part, str) and (part in ("str", "float", "int") or "[" in part)
+
+
 def _problem(item: Any, where: str) -> Problem:
     """A pydantic error as a problem of ours, with did-you-mean for an unknown key."""
-    path = ".".join(str(part) for part in item["loc"])
+    path = ".".join(str(part) for part in item["loc"] if not _is_type(part))
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
         known = _known_keys(parents)

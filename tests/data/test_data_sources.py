@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -137,6 +138,33 @@ def test_more_text_than_memory_is_refused_before_it_is_read(tmp_path: Path, monk
     path = write(tmp_path / "long.jsonl", json.dumps({"text": "x" * 2000, "label": "y"}))
     with pytest.raises(DataError, match="a quarter of this machine's memory"):
         load(path)
+
+
+@pytest.mark.parametrize("source", ["", " ", ("",)])
+def test_an_empty_path_is_not_the_working_directory(source: Any) -> None:
+    with pytest.raises(DataError, match="an empty path"):
+        load(source)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").symlink_to(tmp_path / "x.jsonl")
+    with pytest.raises(DataError, match="a link to what is not there"):
+        load(tmp_path / "x.jsonl")
+
+
+def test_a_file_that_unpacks_to_a_multiple_of_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fulltune.data.read._SMALL", 1 << 16)
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b" " * (1 << 22)))
+    with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
+        load(tmp_path / "bomb.jsonl.gz")
+
+
+def test_a_file_of_nul_bytes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"\0" * 1000)
+    with pytest.raises(DataError, match="nothing but NUL bytes"):
+        load(tmp_path / "x.jsonl")
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "x/" * 3000 + "y.jsonl", "a\0b.jsonl", "~nobody0/x.jsonl"])

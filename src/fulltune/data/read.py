@@ -142,6 +142,8 @@ def suffix(path: Path) -> str:
 
 def _locate(source: str) -> tuple[Path | None, str]:
     """Return the local path, or None for a hub id; and the split that the source names itself."""
+    if not source.strip():
+        raise DataError("an empty path", expected=FORMATS, field="data", fix="name a file")
     whole = paths.user_path(source)
     if paths.exists(whole):
         return whole, ""

@@ -344,6 +344,8 @@ def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
         return [Problem(f"{value!r}", fix=_REFUSED_VALUES[name, value], field=key)]
     if name in _SMALLEST and isinstance(value, int) and value < _SMALLEST[name]:
         return [Problem(f"{value}", f"at least {_SMALLEST[name]}", field=key)]
+    if not _is_finite(value):
+        return [Problem(shortened(value), "finite numbers", field=key)]
     if name == "train_sampling_strategy" and value not in _SAMPLING:
         return [Problem(shortened(value), f"one of {', '.join(_SAMPLING)}", field=key)]
     try:
@@ -353,6 +355,15 @@ def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
         expected = " or ".join(dict.fromkeys(text.removeprefix("input should be ") for text in told))
         return [Problem(shortened(value), expected, field=key)]
     return []
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether all numbers in a value of a config are finite."""
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 @cache

@@ -26,7 +26,7 @@ from fulltune.training.random_state import randomness_kept
 _NOT_TRIED = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed", "fsdp"})
 
 #: What a trial never does, whatever the config says.
-_TRIAL = {"report_to": "none", "save_strategy": "no", "log_level": "error"}
+_TRIAL = {"report_to": "none", "save_strategy": "no"}
 
 
 def check_options(config: Config) -> None:
