@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fulltune import paths, starters
 from fulltune.errors import ModelError, did_you_mean
-from fulltune.models import files, reconcile
+from fulltune.models import files, heads, reconcile
 from fulltune.models.sparse_attention import choose_attention_by_length
 from fulltune.records import ModelInfo
 from fulltune.store.files import file_sha256
@@ -237,14 +237,14 @@ def load(
         with quiet():
             settings, invalid = reconcile.generation_override(source.folder)
         overrides |= settings
-        model, fresh = _load_model(source, config, head, labels, multi_label, seed, overrides)
+        model, fresh, head_changes = _load_model(source, config, head, labels, multi_label, seed, overrides)
     settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
     info = ModelInfo(
         source=name,
         sha256=source.sha256(),
         family=family,
         architecture=type(model).__name__,
-        reconciled=(*replaced, *invalid, *settled.changes),
+        reconciled=(*replaced, *invalid, *head_changes, *settled.changes),
     )
     return Bundle(model, tokenizer, family, head, _window(model, tokenizer), info, fresh, settled.grown)
 
@@ -329,32 +329,40 @@ def _load_model(
     multi_label: bool,
     seed: int,
     overrides: dict[str, Any],
-) -> tuple[PreTrainedModel, tuple[str, ...]]:
+) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
+    """Return the model, the names of parameters that the checkpoint lacks, and what became of a stored head."""
     kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True} | overrides
     if head == "classification":
-        if labels:
-            same = list((config.id2label or {}).values()) == list(labels) and _has_head(
-                config, "ForSequenceClassification"
-            )
-            kwargs |= {
-                "id2label": dict(enumerate(labels)),
-                "label2id": {label: index for index, label in enumerate(labels)},
-                "num_labels": len(labels),
-                "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
-                "ignore_mismatched_sizes": not same,
-            }
-        # A fixed seed: two runs with the same config start from the same head.
-        with torch.random.fork_rng(devices=[]), quiet():
-            torch.manual_seed(seed)
-            return _loaded(AutoModelForSequenceClassification, kwargs)
+        return _load_classifier(config, kwargs, labels, multi_label, seed)
     with quiet():
         model, fresh = _loaded(_lm_class(config), kwargs)
         # A discriminator (ELECTRA, Funnel) has no head for words: one drawn at random would fill its masks.
         is_bare = family_of(config) == "encoder" and model.get_output_embeddings() is not None
         body = f"{model.base_model_prefix}."
         if is_bare and any(not name.startswith(body) for name in fresh):
-            return _loaded(AutoModel, kwargs)
-        return model, fresh
+            model, fresh = _loaded(AutoModel, kwargs)
+        return model, fresh, ()
+
+
+def _load_classifier(
+    config: PretrainedConfig, kwargs: dict[str, Any], labels: Sequence[str], multi_label: bool, seed: int
+) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
+    stored = heads.stored_labels(config)
+    if labels:
+        kwargs |= {"problem_type": "multi_label_classification" if multi_label else "single_label_classification"}
+    if labels and not stored:
+        kwargs |= {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "num_labels": len(labels),
+            "ignore_mismatched_sizes": True,
+        }
+    # A fixed seed: two runs with the same config start from the same head.
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        model, fresh = _loaded(AutoModelForSequenceClassification, kwargs)
+    done = heads.relabel(model, stored, labels, seed) if labels and stored else None
+    return model, fresh, (done,) if done else ()
 
 
 def _check(source: Source, config: PretrainedConfig, head: Head) -> None:

@@ -18,6 +18,7 @@ from jinja2.exceptions import TemplateError
 
 from fulltune.errors import ModelError
 from fulltune.model import Bundle
+from fulltune.models import chat as limits
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -40,7 +41,10 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 _DIRECTIVES = tuple(f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ")
 
 #: What a template can raise, apart from Jinja's own errors: it may call whatever it is given with anything.
-_RAISED = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_RAISED = (
+    *(TemplateError, limits.EndlessTemplate, ArithmeticError, AttributeError, LookupError, MemoryError),
+    *(RecursionError, TypeError, ValueError),
+)
 
 
 def wants_chat(bundle: Bundle, setting: str) -> bool:
@@ -145,7 +149,8 @@ def _quoted(text: str) -> str:
 @contextmanager
 def _failures(bundle: Bundle) -> Iterator[None]:
     try:
-        yield
+        with limits.limited(limits.SECONDS):
+            yield
     except _RAISED as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise _error(bundle, f"fails ({reason})", "one that takes turns of a user and an assistant") from error

@@ -120,7 +120,9 @@ def prompt_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[
 def answer_ids(bundle: Bundle, answer: str, wording: Wording | None = None) -> list[int]:
     """Token ids of an answer with the token that ends it."""
     if bundle.family != "decoder":
-        return list(bundle.tokenizer(text_target=answer, truncation=False, verbose=False).input_ids)
+        ids, ends = bundle.tokenizer(text_target=answer, truncation=False, verbose=False).input_ids, end_ids(bundle)
+        # A tokenizer may add no end, or a language after it.
+        return list(ids) if set(ends) & set(ids[-2:]) else [*ids, *ends]
     # After "SQL:" the answer is a new word: most vocabularies hold it with the space before it.
     spaced = f" {answer}" if wording and wording.answer and not wording.chat else answer
     return text_ids(bundle, spaced) + end_ids(bundle)

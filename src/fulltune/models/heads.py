@@ -1,0 +1,93 @@
+"""A stored classification head for labels in another order, or for other labels: its rows follow their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from fulltune.errors import ModelError
+
+
+def stored_labels(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the labels of the classification head that a checkpoint holds, in the order of its rows; none without."""
+    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+    names: dict[Any, Any] = config.id2label or {}
+    return tuple(str(names[index]) for index in sorted(names)) if has_head else ()
+
+
+def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str], seed: int) -> str | None:
+    """Give a loaded head one row for each label, in their order: the stored row of that name, else a new one.
+
+    Args:
+        model: Changed in place, its config too.
+        stored: Names of the rows that the head has; they are compared without regard to case.
+        labels: Names that it shall have.
+        seed: For new rows.
+
+    Returns:
+        What was done; None where the rows were right as they are.
+    """
+    known = {name.strip().casefold(): row for row, name in enumerate(stored)}
+    rows = [known.get(label.strip().casefold()) for label in labels]
+    _name_classes(model, labels)
+    if rows == list(range(len(stored))):
+        return None
+    place = _output_layer(model, len(stored))
+    model.set_submodule(place, _layer_of(model, model.get_submodule(place), rows, seed))
+    kept = [f"{label!r}" for label, row in zip(labels, rows, strict=True) if row is not None]
+    new = [f"{label!r}" for label, row in zip(labels, rows, strict=True) if row is None]
+    found = f"the checkpoint has a classification head for {', '.join(map(repr, stored[:20]))}"
+    if not new and len(kept) == len(stored):
+        return f"{found}: its rows were put in the order of the labels, {', '.join(kept[:20])}"
+    if not kept:
+        return f"{found}, none of which the data has: a new head was made for {', '.join(new[:20])}"
+    made = f", rows for {', '.join(new[:20])} are new" if new else ""
+    return f"{found}: rows for {', '.join(kept[:20])} were kept{made}"
+
+
+def _name_classes(model: PreTrainedModel, labels: Sequence[str]) -> None:
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {label: index for index, label in enumerate(labels)}
+    if hasattr(model, "num_labels"):
+        setattr(model, "num_labels", len(labels))  # noqa: B010 - losses read it; mypy takes attributes for tensors
+
+
+def _output_layer(model: PreTrainedModel, count: int) -> str:
+    """Return the dotted name of the last linear layer with one output for each class.
+
+    Raises:
+        ModelError: There is none.
+    """
+    body = {id(layer) for layer in model.base_model.modules()} if model.base_model is not model else set()
+    names = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == count and id(layer) not in body
+    ]
+    if not names:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer with {count} outputs",
+            expected="a classification head with one for each label",
+            fix="name the base that this checkpoint was tuned from",
+            field="model",
+        )
+    return str(names[-1])
+
+
+@torch.no_grad()
+def _layer_of(model: Any, stored: Any, rows: Sequence[int | None], seed: int) -> nn.Linear:
+    """Return a linear layer whose rows are those of the stored one, or new where there is none."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = nn.Linear(stored.in_features, len(rows), bias=stored.bias is not None)
+        model._init_weights(layer)
+    for row, source in enumerate(rows):
+        if source is not None:
+            layer.weight[row] = stored.weight[source]
+            if stored.bias is not None:
+                layer.bias[row] = stored.bias[source]
+    return layer.to(stored.weight.device, stored.weight.dtype)
