@@ -168,6 +168,7 @@ def cached(
 def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: Table) -> dict[str, Any]:
     """What a baseline's answers depend on: base, data, wording, and the options that change them."""
     options = {"instruction", "chat", "max_length", "max_target_length", "schemas", "databases"}
+    options |= {"source_language", "target_language"}
     return {
         "packages": {name: version(name) for name in _PACKAGES},
         "task": [task.name, task.version],

@@ -112,6 +112,12 @@ class DataConfig(Section):
         None, description="text2sql: JSON file, db_id → CREATE statements; default: read from the database"
     )
     instruction: str | None = Field(None, description="text put before every input of seq2seq and text2sql")
+    source_language: str | None = Field(
+        None, description="seq2seq, classification: code of the texts' language, for tokenizers that mark it"
+    )
+    target_language: str | None = Field(
+        None, description="seq2seq: code of the answers' language, for tokenizers that mark it (NLLB, mBART, M2M-100)"
+    )
     chat: Literal["auto", "on", "off"] = Field(
         "auto", description="use the tokenizer's chat template for prompt and completion"
     )

@@ -88,7 +88,9 @@ def _parts(task: Task, examples: Sequence[Example], bundle: Bundle) -> dict[str,
         "encoding": VERSION,
         "task": [task.name, task.version, f"{type(task).__module__}.{type(task).__qualname__}"],
         "prompts": prompts.VERSION,
-        "options": task.config.data.model_dump(include={"instruction", "chat", "max_length", "max_target_length"}),
+        "options": task.config.data.model_dump(
+            include={"instruction", "chat", "max_length", "max_target_length", "source_language", "target_language"}
+        ),
         "labels": [task.labels, task.multi_label],
         "family": [bundle.family, bundle.head, bundle.window],
         "asked": prompts.fingerprint(bundle, task.config.data.chat, task.day),

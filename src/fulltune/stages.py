@@ -26,6 +26,7 @@ from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
 from fulltune.models import reconcile
 from fulltune.models.files import check_config, check_name
+from fulltune.models.languages import settle_languages
 from fulltune.progress import Progress
 from fulltune.records import Prediction, Step
 from fulltune.retention import Memory, check_sets
@@ -138,6 +139,11 @@ def load(
             field="adapter.prompt_tokens",
         )
     bundle = replace(bundle, window=bundle.window - max(0, reserved))
+    languages = settle_languages(
+        bundle.model, bundle.tokenizer, config.data.source_language, config.data.target_language
+    )
+    info = bundle.info.model_copy(update={"reconciled": (*bundle.info.reconciled, *languages)})
+    bundle = replace(bundle, info=info)
     cap = config.evaluation.max_new_tokens
     reconcile.set_limits(bundle.model, bundle.tokenizer, longest=task.longest_input(bundle), max_new_tokens=cap)
     return bundle
