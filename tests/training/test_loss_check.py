@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import transformers
 from torch import Tensor
 from transformers import TrainerCallback
 
-from fulltune import Config, Trainer
+from fulltune import Config, ModelError, Trainer
 from fulltune.training import packing
-from fulltune.training.loss_check import LossFacts, check_loss
+from fulltune.training.loss_check import LossFacts, check_loss, require_shifted_labels
 
 PAD, END, VOCABULARY = 1, 2, 60
 LENGTHS = (9, 14, 5, 11, 20, 7)
@@ -49,7 +50,7 @@ def built(name: str, head: str, **options: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = getattr(transformers, f"{name}Config")(**options | classes)
-        model = getattr(transformers, f"{name}For{head}")(config)
+        model = getattr(transformers, name + (head if head == "LMHeadModel" else f"For{head}"))(config)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, 0.0, 0.2)
     return model.eval()
@@ -279,6 +280,15 @@ def test_what_a_class_promises_is_checked() -> None:
     assert facts(built("Bert", "TokenClassification", **_DECODER), "token") == ("token", True)
 
 
+def test_a_decoder_whose_labels_are_not_shifted_is_refused() -> None:
+    model = built("XLNet", "LMHeadModel", **_IDS, d_model=32, n_layer=1, n_head=2, d_inner=32)
+    bundle = replace(fakes.bundle("gpt2"), model=model)
+    with pytest.raises(ModelError, match="XLNetLMHeadModel computes its loss from labels of the positions themselves"):
+        require_shifted_labels(bundle)
+    require_shifted_labels(fakes.bundle("gpt2"))
+    require_shifted_labels(fakes.bundle("t5"))
+
+
 def test_a_check_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     model = built("Llama", "CausalLM", **_DECODER).train()
     model.model.layers[0].eval()
@@ -290,11 +300,28 @@ def test_a_check_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-def test_a_model_that_cannot_be_asked_keeps_its_own_loss(caplog: pytest.LogCaptureFixture) -> None:
-    model = built("Llama", "CausalLM", **_DECODER)
-    model.forward = lambda **kwargs: {"loss": torch.zeros(())}
-    assert check_loss(model, "causal") == LossFacts(None, is_cross_entropy=False)
-    assert "LlamaForCausalLM keeps its own loss: KeyError: 'logits'" in caplog.text
+def test_a_model_that_cannot_be_asked_keeps_its_own_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def make() -> Any:
+        model = built("Llama", "SequenceClassification", **_DECODER)
+        forward = model.forward
+
+        def demanding(layout: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Any:
+            return {"loss": forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss}
+
+        model.forward = demanding
+        return model
+
+    facts = check_loss(make(), "class")
+    assert (facts.kind, facts.is_cross_entropy, facts.is_checked) == ("class", False, False)
+    assert "LlamaForSequenceClassification keeps its own loss: TypeError" in caplog.text
+    data = rows("SequenceClassification")
+    expected = alone(built("Llama", "SequenceClassification", **_DECODER), data).item()
+    with_layout = [row | {"layout": 1} for row in data]
+    for batch in (6, 2):
+        assert step(make(), with_layout, tmp_path, batch)[0] == pytest.approx(expected, abs=1e-4)
+    args = fakes.arguments(tmp_path, per_device_eval_batch_size=4, prediction_loss_only=True)
+    found = Trainer(model=make(), args=args, eval_dataset=with_layout).evaluate()["eval_loss"]
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_models_with_a_loss_of_their_own_do_not_pack() -> None:

@@ -34,6 +34,7 @@ from fulltune.training.costs import advice_on_regularizers
 from fulltune.training.dropout import set_dropout
 from fulltune.training.engines import Refresh, is_sharded, prepare, refresh, to_train
 from fulltune.training.interrupt import StopWhenAsked, stopping_after_a_step
+from fulltune.training.loss_check import require_shifted_labels
 from fulltune.training.optimizers import state_bytes
 from fulltune.training.packing import packs
 from fulltune.training.regularize import Regularizer
@@ -117,6 +118,7 @@ def fit(
     if not features:
         raise DataError("there is nothing to train on", expected="at least 1 sequence", field="data.train")
     keep_freed_pages()
+    require_shifted_labels(bundle)
     bundle = method.prepare(bundle)
     if config.regularize.dropout is not None:
         set_dropout(bundle.model, config.regularize.dropout)

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fulltune.errors import ModelError
 from fulltune.fast_paths import FAILURES, special_ids
-from fulltune.model import quiet
+from fulltune.model import Bundle, quiet
 from fulltune.teacher_forcing import decoder_input_ids
 from fulltune.training.loss import IGNORED
-from fulltune.training.objective import Kind, Objective, is_of_classes
+from fulltune.training.objective import Kind, Objective, is_of_classes, kind_of
 
 #: Largest relative difference between two losses of the same logits that count as equal.
 TOLERANCE = 1e-5
@@ -38,13 +39,15 @@ class LossFacts:
     """What is known of a model's loss.
 
     Attributes:
-        kind: How labels belong to logits; None where the model cannot be asked, or returns no logits for them.
+        kind: How labels belong to logits.
         is_cross_entropy: The loss is that of :class:`~fulltune.training.objective.Objective` of this kind, nothing
             more.
+        is_checked: The model could be asked; if not, the kind is what its class promises.
     """
 
-    kind: Kind | None
+    kind: Kind
     is_cross_entropy: bool
+    is_checked: bool = True
 
 
 @torch.no_grad()
@@ -69,7 +72,7 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
         raise
     except FAILURES as error:
         _log.warning("%s keeps its own loss: %s: %s", type(model).__name__, type(error).__name__, error)
-        return LossFacts(None, is_cross_entropy=False)
+        return LossFacts(kind, is_cross_entropy=False, is_checked=False)
     nearest = min(errors, key=lambda one: errors[one])
     facts = LossFacts(nearest, is_cross_entropy=errors[nearest] <= TOLERANCE)
     if not facts.is_cross_entropy:
@@ -96,6 +99,24 @@ def without_labels(model: Any, batch: Mapping[str, Any], kind: Kind) -> dict[str
     if kind == "seq2seq" and rest.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
         rest["decoder_input_ids"] = decoder_input_ids(model, batch["labels"])
     return ({"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}) | rest
+
+
+def require_shifted_labels(bundle: Bundle) -> None:
+    """Check that a decoder predicts the token after each position, as the rows of its tasks are labelled.
+
+    Raises:
+        ModelError: Its labels belong to the positions themselves (XLNet).
+    """
+    if bundle.family != "decoder" or bundle.head != "lm" or kind_of(bundle.model) != "causal":
+        return
+    facts = check_loss(bundle.model, "causal")
+    if facts.kind != "causal" and facts.is_cross_entropy:
+        raise ModelError(
+            f"{type(bundle.model).__name__} computes its loss from labels of the positions themselves",
+            expected="a decoder whose loss is that of the next token",
+            fix="choose a left-to-right language model, or train this one as a classifier",
+            field="model",
+        )
 
 
 @contextmanager

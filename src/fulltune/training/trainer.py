@@ -3,7 +3,7 @@
 What differs, and nothing else does:
 
 * the loss is Σ over all tokens (or rows) of the effective batch / their number, so that accumulation equals one large
-  batch; models that the library trains with another loss keep theirs;
+  batch; models that the library trains with another loss (with a router's, say) keep theirs, by their labels;
 * the evaluation loss is the mean negative log-likelihood of the whole set, whatever the batch size, without smoothing
   and class weights; rows come back in the order given;
 * a micro-batch that does not fit in memory is computed in parts, with the same result;
@@ -154,7 +154,16 @@ class Trainer(transformers.Trainer):
         """Take the model's own loss, a mean, as often as there are labels; smoothing and class weights change its
         cross-entropy alone. Evaluation reports the cross-entropy of the logits, as for every other model.
         """
+        if self._r_drop and model.training:
+            raise ConfigError(
+                f"R-Drop for {type(self._plain_model()).__name__}, which computes a loss of its own",
+                expected="a model whose loss is the cross-entropy of its logits",
+                fix="leave r_drop out",
+                field="r_drop",
+            )
         outputs = model(**self._inputs_without_labels(inputs, objective), labels=inputs["labels"])
+        if not self._loss_facts(objective.kind).is_checked:
+            return self._unchecked(outputs, inputs["labels"], objective, model.training)
         own, logits = (outputs["loss"], outputs["logits"]) if isinstance(outputs, dict) else outputs[:2]
         outputs = outputs if isinstance(outputs, dict) else outputs[1:]
         plain, numbers = objective.plain()(logits, inputs["labels"])
@@ -166,6 +175,12 @@ class Trainer(transformers.Trainer):
             return Computed(outputs, own * count, counts)
         beside = own - plain.sum() / numbers.sum().clamp(min=1)
         return Computed(outputs, sums.sum() + beside * count, counts)
+
+    def _unchecked(self, outputs: Any, labels: Tensor, objective: Objective, is_training: bool) -> Computed:
+        """The same where nothing is known of the logits: the model's own loss in training and in evaluation."""
+        own, rest = (outputs["loss"], outputs) if isinstance(outputs, dict) else (outputs[0], outputs[1:])
+        count = objective.plain().count(labels).to(own.device)
+        return Computed(rest, own * count, count, None if is_training else _side_by_side(own * count, count)[None])
 
     def _at_head(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed | None:
         """The same without logits (in evaluation the plain likelihood), or None where that does not work or pay."""
@@ -204,7 +219,7 @@ class Trainer(transformers.Trainer):
         """Return what is known of the model's loss; it is asked once for every kind of labels."""
         if kind not in self._facts:
             facts = check_loss(self._plain_model(), kind)
-            self._facts |= {kind: facts} | ({} if facts.kind is None else {facts.kind: facts})
+            self._facts |= {kind: facts, facts.kind: facts}
         return self._facts[kind]
 
     def _kind(self) -> Kind | None:
@@ -213,10 +228,12 @@ class Trainer(transformers.Trainer):
         return None if promised is None else self._loss_facts(promised).kind
 
     def _row_groups(self, inputs: dict[str, Any], objective: Objective) -> list[list[int]] | None:
-        """Return which rows are computed together, or None for all of them as they are; with several processes always
-        all, as each of them must make the same number of passes.
+        """Return which rows are computed together, or None for all of them as they are.
+
+        All of them with several processes, each of which must make the same number of passes, and for a model that
+        cannot be asked.
         """
-        if self.args.world_size > 1 or self._is_sharded:
+        if self.args.world_size > 1 or self._is_sharded or not self._loss_facts(objective.kind).is_checked:
             return None
         return row_groups(self._plain_model(), inputs, objective.kind)
 
@@ -519,8 +536,8 @@ class Trainer(transformers.Trainer):
 
 
 def _side_by_side(sums: Tensor, counts: Tensor) -> Tensor:
-    """``(B, 2)`` of what rows add to a mean loss."""
-    return torch.stack([sums.double(), counts.double()], dim=1)
+    """``(B, 2)`` of what rows add to a mean loss; ``(2,)`` of what a batch adds."""
+    return torch.stack([sums.double(), counts.double()], dim=-1)
 
 
 def _with_loss(outputs: Any, loss: Tensor) -> Any:
