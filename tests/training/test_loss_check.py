@@ -254,6 +254,25 @@ def test_a_classifier_without_a_padding_token_takes_several_rows(tmp_path: Path)
         assert found == pytest.approx(expected, abs=1e-4)
 
 
+def test_labels_that_a_forward_pass_does_not_name_reach_the_model(tmp_path: Path) -> None:
+    def make() -> Any:
+        model = built("Llama", "SequenceClassification", **_DECODER)
+
+        class Unnamed(type(model)):  # type: ignore[misc]
+            def forward(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+                return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+        Unnamed.__name__ = type(model).__name__
+        model.__class__ = Unnamed
+        return model
+
+    data = rows("SequenceClassification")
+    expected = alone(built("Llama", "SequenceClassification", **_DECODER), data).item()
+    assert step(make(), data, tmp_path)[0] == pytest.approx(expected, abs=1e-4)
+    trainer = Trainer(model=make(), args=fakes.arguments(tmp_path), eval_dataset=data)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_accumulated_regression_equals_one_large_batch(tmp_path: Path) -> None:
     def make() -> Any:
         return built("Llama", "SequenceClassification", **_DECODER | {"problem_type": "regression"})
