@@ -292,3 +292,21 @@ def test_the_record_and_the_report_name_what_was_settled(tmp_path: Path) -> None
     [grown] = [fact for fact in record.model.reconciled if "1 row was added" in fact]
     [page] = (tmp_path / "runs").glob("*/report.html")
     assert grown in page.read_text()
+
+
+def test_a_tokenizer_json_that_cuts_pads_or_draws_no_longer_does(tmp_path: Path) -> None:
+    fakes.save("gpt2", tmp_path)
+    path = tmp_path / "tokenizer.json"
+    stated = json.loads(path.read_text())
+    stated["truncation"] = {"direction": "Left", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    stated["padding"] = {"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0}
+    stated["padding"] |= {"pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    stated["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(stated))
+    bundle = load(str(tmp_path))
+    backend = bundle.tokenizer.backend_tokenizer
+    assert (backend.truncation, backend.padding, backend.model.dropout) == (None, None, None)
+    assert len(bundle.tokenizer("abcdefgh").input_ids) == 8
+    changes = " ".join(bundle.info.reconciled)
+    assert "cuts texts at 4 tokens" in changes
+    assert "splits words at random (dropout 0.5)" in changes

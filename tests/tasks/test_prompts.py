@@ -122,7 +122,7 @@ def test_shots_are_left_out_one_by_one_and_counted(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bart"])
 def test_answers_end_at_the_last_position_and_rows_beside_them_do_not(kind: str) -> None:
     bundle = fakes.bundle(kind)
-    bundle.model.generation_config.eos_token_id = None
+    bundle.model.generation_config.eos_token_id = bundle.model.config.eos_token_id = None
     bundle.tokenizer.eos_token = None  # nothing ends an answer
     prompts_ids = [[5] * length for length in (4, bundle.window, bundle.window - 3, 4)]
     found = list(inference.generate(bundle, prompts_ids, 4, 20))
@@ -184,3 +184,14 @@ def test_one_shot_is_cut_like_the_rows() -> None:
     fitted = prompts.fit(bundle, Wording("", "Q", "A"), "q", 60, [Shot("s", "t")] * 9, 100)
     assert (fitted.shots, fitted.cut) == (8, {})
     assert len(fitted.ids) == 8 * len("Q: s\nA: t\n\n") + len("Q: q\nA:")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_prompts_with_completions_hold_the_shots_that_leave_room_for_the_completion(kind: str) -> None:
+    bundle = fakes.bundle(kind)
+    task = CausalLM(Config(model="m", task="causal-lm", data={"train": "t"}, evaluation={"continuations": 2}))
+    rows = [Example("r:0", "a" * 10, "b" * 10), Example("r:1", "a" * 10, "b" * 90)]
+    task.fit(rows, rows)
+    found = list(task.predictor(bundle, "few_shot", [Example(f"s:{n}", "c" * 10, "d" * 10) for n in range(9)])(rows))
+    assert [row.values["shots"] for row in found] == [4, 1]
+    assert [row.values["tokens"] for row in found] == [10, 90]

@@ -179,7 +179,7 @@ class CausalLM(Task):
     ) -> tuple[list[int], str, str]:
         """Return what is continued of an example (token ids and text), and its true continuation."""
         if example.input:
-            return self._asked(example, bundle, shots).ids, example.input, example.answer
+            return self._asked(example, bundle, shots, self._reserve(bundle)).ids, example.input, example.answer
         tokens = prompts.text_ids(bundle, example.answer)
         opening = tokens[: min(OPENING_TOKENS, max(1, len(tokens) // 2), bundle.window // prompts.ANSWER_PART)]
         rest = tokens[len(opening) :]
@@ -191,15 +191,18 @@ class CausalLM(Task):
         most = min(cap, inference.most_new_tokens(bundle, len(context)))
         return context, shown, inference.decode(bundle, rest[:most])
 
-    def _asked(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
-        """Return the prompt of a row: as in training, and with as many shots as the model's positions hold."""
+    def _asked(self, example: Example, bundle: Bundle, shots: Sequence[Example] = (), reserve: int = 0) -> Fitted:
+        """Return the prompt of a row: as in training, and with as many shots as the model's positions hold before the
+        completion, or before ``reserve`` tokens where those are more.
+        """
         wording, window = self._wording(bundle), self._window(bundle)
         room = prompts.prompt_room(window, self.config.data.max_target_length)
-        shown = [Shot(shot.input, shot.answer) for shot in shots]
         plain = prompts.fit(bundle, wording, example.input, room)
-        if not shown:
+        if not shots:
             return plain
-        return prompts.fit(bundle, wording, example.input, room, shown, bundle.window - window + len(plain.ids))
+        answer = min(len(prompts.answer_ids(bundle, example.answer, wording)), window - len(plain.ids))
+        shown = [Shot(shot.input, shot.answer) for shot in shots]
+        return prompts.fit(bundle, wording, example.input, room, shown, bundle.window - max(answer, reserve))
 
     def _wording(self, bundle: Bundle) -> Wording:
         chat = prompts.wants_chat(bundle, self.config.data.chat)
