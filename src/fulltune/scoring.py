@@ -174,7 +174,7 @@ class _Scorer:
             # A token more or less: the difference is one of nats per token, also where all of them are certain.
             tokens = torch.tensor([[len(texts[place].target)] for place in ends], dtype=torch.float64)
             fast = [nlls[place] for place in ends]
-            return fast_paths.agree(*([tokens + torch.tensor(some)[:, None]] for some in (plain, fast)))
+            return fast_paths.agree([tokens + torch.tensor(plain)[:, None]], [tokens + torch.tensor(fast)[:, None]])
 
         lengths = [len(text) for text in texts]
         return fast_paths.verified(self.model, way, (max(lengths), max(lengths) - min(lengths)), compute, is_plain)
@@ -220,6 +220,11 @@ class _Scorer:
     # ---- Each text by itself ----
 
     def _of_texts(self, texts: Sequence[Text]) -> list[float]:
+        shared = self.prefixes.length([text.context for text in texts])
+        if shared:
+            nlls = self._checked("a shared beginning", texts, lambda: self._after_prefix(texts, shared))
+            if nlls is not None:
+                return nlls
         found: list[float] = []
         for batch in fast_paths.batches(self.model, texts, self._lengths):
             for part in self._parts(batch):
@@ -227,11 +232,7 @@ class _Scorer:
         return found
 
     def _of_part(self, texts: Sequence[Text]) -> list[float]:
-        shared, nlls = self.prefixes.length([text.context for text in texts]), None
-        if shared:
-            nlls = self._checked("a shared beginning", texts, lambda: self._after_prefix(texts, shared))
-        if nlls is None:
-            nlls = self._checked("padding of texts", texts, lambda: self._run(*self._inputs(texts)))
+        nlls = self._checked("padding of texts", texts, lambda: self._run(*self._inputs(texts)))
         return [self._run(*self._inputs([text]))[0] for text in texts] if nlls is None else nlls
 
     def _lengths(self, text: Text) -> tuple[int, ...]:
@@ -266,11 +267,15 @@ class _Scorer:
         return inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
     def _after_prefix(self, texts: Sequence[Text], shared: int) -> list[float]:
-        inputs, labels = self._continued(texts, shared)
-        known = inputs["attention_mask"].new_ones(len(texts), shared)
-        cache = self.prefixes.placed(texts[0].context[:shared], [0] * len(texts))
-        mask = torch.cat([known, inputs["attention_mask"]], dim=1)
-        return self._run(inputs | {"attention_mask": mask, "past_key_values": cache, "use_cache": True}, labels)
+        found: list[float] = []
+        for part in self._parts(texts):
+            inputs, labels = self._continued(part, shared)
+            known = inputs["attention_mask"].new_ones(len(part), shared)
+            cache = self.prefixes.placed(part[0].context[:shared], [0] * len(part))
+            mask = torch.cat([known, inputs["attention_mask"]], dim=1)
+            keeps = {"attention_mask": mask, "past_key_values": cache, "use_cache": True}
+            found += self._run(inputs | keeps, labels)
+        return found
 
     def _run(self, inputs: dict[str, Any], labels: Tensor) -> list[float]:
         """Σ −ln p of each row's labels ``(B, T)``, aligned with the logits."""
