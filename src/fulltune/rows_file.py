@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
     if package == "polars" and kind in ("DataFrame", "LazyFrame"):
         return _records((value.collect() if kind == "LazyFrame" else value).to_dicts())
     if package == "pyarrow" and kind == "Table":
-        return _records(value.to_pylist())
+        return _of_table(value)
     if package == "datasets" and kind == "Dataset":
         return _of_dataset(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value):
@@ -86,17 +86,22 @@ def _records(rows: Iterable[Mapping[Any, Any]]) -> Iterable[Mapping[str, Any]]:
     return ({str(name): value for name, value in row.items()} for row in rows)
 
 
+def _of_table(table: Any) -> Iterable[Mapping[str, Any]]:
+    """Yield the rows of a ``pyarrow.Table``; classes go by the names that ``datasets`` wrote into its schema."""
+    from fulltune.data.columnar import class_names, features_of, named
+
+    names = class_names(features_of(table.schema.metadata or {}, "a pyarrow Table"))
+    for row in table.to_pylist():
+        yield {name: named(value, names[name]) if name in names else value for name, value in row.items()}
+
+
 def _of_dataset(data: Any) -> Iterable[Mapping[str, Any]]:
     """Yield the rows of a ``datasets.Dataset``; classes go by name, as in its own files."""
-    names = {name: feature.names for name, feature in data.features.items() if type(feature).__name__ == "ClassLabel"}
+    from fulltune.data.columnar import class_names, named
+
+    names = class_names(data.features)
     for row in data.with_format(None):
-        yield {name: _class_name(value, names.get(name)) for name, value in row.items()}
-
-
-def _class_name(value: Any, names: Sequence[str] | None) -> Any:
-    if names is None or not isinstance(value, int):
-        return value
-    return names[value] if 0 <= value < len(names) else None
+        yield {name: named(value, names[name]) if name in names else value for name, value in row.items()}
 
 
 def _written(rows: Iterable[Mapping[str, Any]], field: str) -> Path:

@@ -107,14 +107,15 @@ def test_joined_labels_are_refused_with_the_key_to_set(cell: str, message: str, 
     ("value", "found"),
     [
         (["a", 1], 'numbers and text in one list (["a", 1])'),
-        ([["a"], ["b"]], "a list of 1 in the list"),
+        ([["a"], ["b"]], 'a list of 1 in the list; expected a list of labels. Write one flat list: ["a", "b"]'),
         (["a", None], "nothing in the list"),
         (["a", ""], "empty text in the list"),
         (["a", "\u200b"], "text of invisible characters only (U+200B) in the list"),
         ([float("nan")], "a number (nan) in the list"),
         ([1.5, 2], "a number (1.5) in the list"),
         ({"a": 1}, "an object"),
-        (None, "nothing"),
+        ([{"name": "a"}], 'an object in the list; expected a list of labels. Write one flat list: ["a", "b"]'),
+        (None, "nothing; expected a list of labels. Write [] if the row has no label"),
     ],
 )
 def test_lists_that_cannot_be_labels_are_problems_of_their_row(value: Any, found: str, tmp_path: Path) -> None:
@@ -259,6 +260,36 @@ def test_class_names_of_datasets(source: str, tmp_path: Path) -> None:
     parquet_with_classes(tmp_path, label=([1, 0, 1], one), labels=([[0, 1], [], [1]], several))
     assert labels(load(tmp_path / source, LABEL), "label") == ["spam", "ham", "spam"]
     assert labels(load(tmp_path / source)) == [["x", "y"], [], ["y"]]
+
+
+@pytest.mark.parametrize("kind", ["Dataset", "Table"])
+def test_class_names_of_rows_in_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    from fulltune.rows_file import as_source
+
+    monkeypatch.setenv("FULLTUNE_CACHE", str(tmp_path))
+    features = datasets.Features(
+        text=datasets.Value("string"),
+        label=datasets.ClassLabel(names=["ham", "spam"]),
+        labels=datasets.Sequence(datasets.ClassLabel(names=["x", "y"])),
+    )
+    rows = {"text": ["one", "two"], "label": [1, 0], "labels": [[0, 1], [1]]}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    source = Path(as_source(data if kind == "Dataset" else data.data.table, "data.train"))
+    assert labels(load(source, LABEL), "label") == ["spam", "ham"]
+    assert labels(load(source)) == [["x", "y"], ["y"]]
+
+
+def test_a_column_that_is_not_there_is_not_offered_another_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "x", "toxic": 0, "threat": 1}\n', encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        load(path, LABEL)
+    assert "e.g. `data.label: toxic`; one 0/1 column per label must become a column `labels`" in str(caught.value)
+    path.write_text('{"text": "x"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"no column 'label'; expected one of text\. Add the column"):
+        load(path, LABEL)
 
 
 def test_a_class_number_without_a_name_or_with_none_is_a_problem(tmp_path: Path) -> None:

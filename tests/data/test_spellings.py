@@ -191,6 +191,11 @@ def test_numbers_in_one_split_and_names_in_the_other() -> None:
     assert "labels of train are text, these are numbers" in of_kind(result, "labels_only_in_valid")[0].fix
 
 
+def test_numbers_that_stand_for_an_unknown_label() -> None:
+    [finding] = of_kind(look(["0", "1"] * 30, ["-1"] * 5), "labels_only_in_eval")
+    assert finding.fix.startswith("remove these rows if a negative number stands for an unknown label")
+
+
 def test_splits_that_write_their_labels_as_numbers_and_as_text() -> None:
     [finding] = of_kind(look(["0", "1"] * 30, ["0", "1"], kinds=("a number", "text")), "label_kinds")
     assert finding.message == "labels are written train as a number, eval as text: 1 and '1' are read as one label"

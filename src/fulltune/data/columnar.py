@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
         raise DataError(f"not a readable Parquet file ({error})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
     rows = _readable(_rows(file.iter_batches(columns=_chosen(names, wanted)), path), path)
-    classes = _classes(_features(file.schema_arrow.metadata or {}, path), wanted)
+    classes = _classes(features_of(file.schema_arrow.metadata or {}, path.name), wanted)
     return Opened(names, _named(rows, classes, path.name))
 
 
@@ -96,7 +96,7 @@ def _readable(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Mapping
         raise DataError(found, where=str(path), fix="write it again, or fetch it again") from None
 
 
-def _features(metadata: Mapping[bytes, bytes], path: Path) -> Mapping[str, Any]:
+def features_of(metadata: Mapping[bytes, bytes], name: str) -> Mapping[str, Any]:
     """Return the features that ``datasets`` wrote into the schema of an Arrow or Parquet file; none where it wrote
     none.
     """
@@ -107,7 +107,7 @@ def _features(metadata: Mapping[bytes, bytes], path: Path) -> Mapping[str, Any]:
     try:
         return dict(Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        _LOG.warning("%s: the `datasets` metadata cannot be read (%r); labels are read without it", path.name, error)
+        _LOG.warning("%s: the `datasets` metadata cannot be read (%r); labels are read without it", name, error)
         return {}
 
 
@@ -174,16 +174,29 @@ def _opened(data: Any, name: str, wanted: Collection[str] | None) -> Opened:
     return Opened(names, _named(_readable(kept, Path(name)), _classes(kept.features, wanted), name))
 
 
-def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, tuple[str, ...]]:
-    """Return the class names of each column of class labels, or of lists of them, in the order of their numbers."""
+def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the class names of each column of class labels, or of lists of them, in the order of their numbers.
+
+    Args:
+        features: Those of a ``datasets.Dataset``, by column.
+    """
     from datasets import ClassLabel
 
-    inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
+    inner = {column: _element(feature) for column, feature in features.items()}
     return {
         column: tuple(map(str, feature.names or ()))
         for column, feature in inner.items()
-        if isinstance(feature, ClassLabel) and column in _chosen(tuple(inner), wanted)
+        if isinstance(feature, ClassLabel)
     }
+
+
+def _element(feature: Any) -> Any:
+    """Return the feature of a list's elements; any other feature itself."""
+    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+
+
+def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, tuple[str, ...]]:
+    return {column: names for column, names in class_names(features).items() if wanted is None or column in wanted}
 
 
 def _named(
@@ -193,7 +206,7 @@ def _named(
     for where, row in _numbered(rows, name):
         unknown = next(((c, n) for c, names in classes.items() for n in _unknown(row.get(c), len(names))), None)
         if unknown is None:
-            yield where, {**row, **{column: _class_names(row.get(column), names) for column, names in classes.items()}}
+            yield where, {**row, **{column: named(row.get(column), names) for column, names in classes.items()}}
             continue
         column, number = unknown
         expected = f"a number from 0 to {len(classes[column]) - 1}: the column has {len(classes[column])} class names"
@@ -206,15 +219,15 @@ def _unknown(value: Any, classes: int) -> list[int]:
     return [number for number in numbers if isinstance(number, int) and number >= classes]
 
 
-def _class_names(value: Any, names: tuple[str, ...]) -> Any:
-    """Return the name of a class number, or of each in a list; None for a negative one, and what is no number as it
-    is.
+def named(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a class number, or of each in a list; None for a number without a name, and what is no number
+    as it is.
     """
     if isinstance(value, list):
-        return [_class_names(item, names) for item in value]
+        return [named(item, names) for item in value]
     if not isinstance(value, int):
         return value
-    return names[value] if value >= 0 else None
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _chosen(names: tuple[str, ...], wanted: Collection[str] | None) -> list[str]:

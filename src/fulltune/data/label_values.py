@@ -149,12 +149,17 @@ class LabelReader:
         labels = [label_name(item) for item in value]
         bad = next((label for label in labels if isinstance(label, Problem)), None)
         if bad:
-            return Problem(f"{bad.found} in the list", "a list of labels", bad.fix)
+            nested = any(isinstance(item, list | Mapping) for item in value)
+            return Problem(
+                f"{bad.found} in the list", "a list of labels", 'write one flat list: ["a", "b"]' if nested else bad.fix
+            )
         return list(dict.fromkeys(str(label) for label in labels))
 
     def _advice(self, value: Any) -> str:
         written = 'write a JSON list: ["a", "b"]'
-        if not isinstance(value, str | int) or value == "":
+        if value is None or value == "":
+            return "write [] if the row has no label, or remove the row"
+        if not isinstance(value, str | int):
             return written
         separator = next((sign for sign in "|;," if isinstance(value, str) and sign in value), "")
         if separator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -80,6 +81,8 @@ def _advice(names: Sequence[str], in_train: Counter[str]) -> str:
     if similar:
         name, other = spelt(similar)
         return f"write {other}, as train does, where {name} means the same; else add rows with these labels to train"
+    if all(re.fullmatch(r"-[0-9.]+", label.strip()) for label in names):
+        return "remove these rows if a negative number stands for an unknown label; else add rows with it to train"
     numbers = [all(label.strip().isdecimal() for label in labels) for labels in (in_train, names)]
     if numbers[0] != numbers[1]:
         kinds = ("numbers", "text") if numbers[0] else ("text", "numbers")

@@ -249,11 +249,16 @@ def _check_columns(readers: Sequence[_Reader], names: Mapping[str, None], source
         return
     missing = [reader for reader in readers if reader.column.required and reader.name not in names]
     if missing:
-        raise DataError([_missing(reader.column.role, reader.name, list(names), source) for reader in missing])
+        used = {reader.name for reader in readers}
+        free = [name for name in names if name not in used]
+        raise DataError([_missing(reader.column.role, reader.name, list(names), free, source) for reader in missing])
 
 
-def _missing(role: str, name: str, names: Sequence[str], source: str) -> Problem:
-    hint = did_you_mean(name, names)
-    example = hint.removeprefix("did you mean '").removesuffix("'?") if hint else names[0]
-    fix = f"set the name of the column in the config, e.g. `data.{role}: {example}`"
+def _missing(role: str, name: str, names: Sequence[str], free: Sequence[str], source: str) -> Problem:
+    """Return the problem of a missing column; ``free`` are the names that no other role reads."""
+    hint = did_you_mean(name, free)
+    example = hint.removeprefix("did you mean '").removesuffix("'?") if hint else next(iter(free), "")
+    fix = f"set the name of the column in the config, e.g. `data.{role}: {example}`" if example else "add the column"
+    if role == "label" and not hint and len(free) > 1:
+        fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
     return Problem(f"no column {name!r}", f"one of {', '.join(names)}", fix, source, f"data.{role}")
