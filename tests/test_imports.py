@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
 LAYERS = (
     ("", "errors", "paths", "terminal", "machine", "progress", "plugins", "distributed"),
     ("records", "method_records", "engine_memory"),
-    ("config_file", "rows_file", "config"),
+    ("class_labels", "config_file", "rows_file", "config"),
     ("data", "metrics"),
     ("compare", "method_choice", "store"),
     (
@@ -57,7 +57,17 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("errors", "records", "config", "data", "metrics", "compare", "store", "report", "progress", "plan", "plugins")
 LIGHT += ("machine", "doctor", "render", "render_answers", "render_registry", "demo", "console", "cli_models", "cli")
-LIGHT += ("distributed", "engine_memory", "launch", "cli_launch", "config_file", "rows_file", "paths", "terminal")
+LIGHT += (
+    "distributed",
+    "engine_memory",
+    "launch",
+    "cli_launch",
+    "class_labels",
+    "config_file",
+    "rows_file",
+    "paths",
+    "terminal",
+)
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune import paths
+from fulltune.class_labels import class_names, features_of, named
 from fulltune.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
@@ -88,8 +89,6 @@ def _records(rows: Iterable[Mapping[Any, Any]]) -> Iterable[Mapping[str, Any]]:
 
 def _of_table(table: Any) -> Iterable[Mapping[str, Any]]:
     """Yield the rows of a ``pyarrow.Table``; classes go by the names that ``datasets`` wrote into its schema."""
-    from fulltune.data.columnar import class_names, features_of, named
-
     names = class_names(features_of(table.schema.metadata or {}, "a pyarrow Table"))
     for row in table.to_pylist():
         yield {name: named(value, names[name]) if name in names else value for name, value in row.items()}
@@ -97,8 +96,6 @@ def _of_table(table: Any) -> Iterable[Mapping[str, Any]]:
 
 def _of_dataset(data: Any) -> Iterable[Mapping[str, Any]]:
     """Yield the rows of a ``datasets.Dataset``; classes go by name, as in its own files."""
-    from fulltune.data.columnar import class_names, named
-
     names = class_names(data.features)
     for row in data.with_format(None):
         yield {name: named(value, names[name]) if name in names else value for name, value in row.items()}

@@ -169,6 +169,16 @@ def test_numbers_are_no_vectors(labels: tuple[str, ...]) -> None:
     assert not of_kind(look(list(labels) * 20, labels), "vector_labels")
 
 
+def test_long_labels_are_cut_in_messages() -> None:
+    result = look(["x" * 5000, "y"] * 30 + ["X" * 5000], ["y", "z" * 5000])
+    assert max(len(finding.message) for finding in result.findings) < 400
+
+
+def test_no_label_at_all() -> None:
+    with pytest.raises(DataError, match="none of 20 rows of train has a label: nothing to learn"):
+        look([()] * 20, [()]).raise_if_broken()
+
+
 # Labels that train lacks
 
 

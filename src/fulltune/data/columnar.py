@@ -5,16 +5,13 @@ Only :func:`open_hub` can open a socket, and it is called for a hub id alone.
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fulltune.class_labels import class_names, features_of, named
 from fulltune.errors import DataError, Problem, did_you_mean
-
-_LOG = logging.getLogger(__name__)
 
 #: Where a row stands, and its values by column.
 RawRow = tuple[str, Mapping[str, Any]]
@@ -96,21 +93,6 @@ def _readable(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Mapping
         raise DataError(found, where=str(path), fix="write it again, or fetch it again") from None
 
 
-def features_of(metadata: Mapping[bytes, bytes], name: str) -> Mapping[str, Any]:
-    """Return the features that ``datasets`` wrote into the schema of an Arrow or Parquet file; none where it wrote
-    none.
-    """
-    from datasets import Features
-
-    if b"huggingface" not in metadata:
-        return {}
-    try:
-        return dict(Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        _LOG.warning("%s: the `datasets` metadata cannot be read (%r); labels are read without it", name, error)
-        return {}
-
-
 def is_datasets_folder(path: Path) -> bool:
     """Whether ``save_to_disk`` wrote it: one data set, or a dictionary of splits."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
@@ -174,27 +156,6 @@ def _opened(data: Any, name: str, wanted: Collection[str] | None) -> Opened:
     return Opened(names, _named(_readable(kept, Path(name)), _classes(kept.features, wanted), name))
 
 
-def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return the class names of each column of class labels, or of lists of them, in the order of their numbers.
-
-    Args:
-        features: Those of a ``datasets.Dataset``, by column.
-    """
-    from datasets import ClassLabel
-
-    inner = {column: _element(feature) for column, feature in features.items()}
-    return {
-        column: tuple(map(str, feature.names or ()))
-        for column, feature in inner.items()
-        if isinstance(feature, ClassLabel)
-    }
-
-
-def _element(feature: Any) -> Any:
-    """Return the feature of a list's elements; any other feature itself."""
-    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
-
-
 def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, tuple[str, ...]]:
     return {column: names for column, names in class_names(features).items() if wanted is None or column in wanted}
 
@@ -217,17 +178,6 @@ def _unknown(value: Any, classes: int) -> list[int]:
     """Return the numbers, of a value or in a list, that no class has."""
     numbers = value if isinstance(value, list) else [value]
     return [number for number in numbers if isinstance(number, int) and number >= classes]
-
-
-def named(value: Any, names: Sequence[str]) -> Any:
-    """Return the name of a class number, or of each in a list; None for a number without a name, and what is no number
-    as it is.
-    """
-    if isinstance(value, list):
-        return [named(item, names) for item in value]
-    if not isinstance(value, int):
-        return value
-    return names[value] if 0 <= value < len(names) else None
 
 
 def _chosen(names: tuple[str, ...], wanted: Collection[str] | None) -> list[str]:

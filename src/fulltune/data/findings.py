@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
@@ -134,3 +134,13 @@ def percent(part: float, whole: float) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return the first five names and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:
+    """Return the first five labels in quotes, long ones cut, and the number of the others."""
+    return listed([cut(spell(label)) for label in labels])
+
+
+def cut(text: str, size: int = 60) -> str:
+    """Return the text, or its beginning and an ellipsis if it is longer than ``size`` characters."""
+    return text if len(text) <= size else f"{text[: size - 1]}…"

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from fulltune.data.findings import ExampleLike, Finding, Level, listed, percent, rows, some
+from fulltune.data.findings import ExampleLike, Finding, Level, cut, percent, quoted, rows, some
 from fulltune.data.spellings import places, similar_to, spelling_findings, spelt
 
 #: Share of evaluation rows with a label that train lacks, from which on the run stops.
@@ -23,8 +23,12 @@ def label_findings(
     several = any(isinstance(example.target, tuple) for example in train)
     findings = [_balance(in_train, in_eval), *_only_in_eval(in_train, evaluation), *_only_in_valid(in_train, valid)]
     findings += spelling_findings(places(train, evaluation, valid), several)
+    if several and not in_train:
+        found = f"none of {rows(len(train), of='train')} has a label: nothing to learn"
+        findings.append(Finding(kind="no_labels", level="error", message=found, split="train", fix="add labels"))
     if len(in_train) < 2 and not several:
-        found = f"all {rows(len(train), of='train')} have the label {next(iter(in_train), '')!r}: nothing to tell apart"
+        label = cut(repr(next(iter(in_train), "")))
+        found = f"all {rows(len(train), of='train')} have the label {label}: nothing to tell apart"
         findings.append(Finding(kind="one_label", level="error", message=found, split="train", fix="add other labels"))
     if lonely := sorted(label for label, count in in_train.items() if count == 1):
         verb, fix = (
@@ -51,7 +55,8 @@ def _balance(in_train: Counter[str], in_eval: Counter[str]) -> Finding:
     message = f"{len(in_train)} labels in train"
     if in_train:
         ranked = in_train.most_common()
-        message += f": from {ranked[0][1]} ({ranked[0][0]!r}) down to {rows(ranked[-1][1])} ({ranked[-1][0]!r})"
+        (most, high), (least, low) = ranked[0], ranked[-1]
+        message += f": from {high} ({cut(repr(most))}) down to {rows(low)} ({cut(repr(least))})"
     return Finding(kind="class_balance", level="info", message=message, count=len(in_train), details={"counts": counts})
 
 
@@ -66,7 +71,7 @@ def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> 
         kind="labels_only_in_eval",
         level="warning" if few else "error",
         message=f"{rows(len(lost), 'have', 'eval')} a label that train lacks ({percent(len(lost), len(evaluation))}), "
-        f"which can never be predicted: {listed(list(map(repr, names)))}",
+        f"which can never be predicted: {quoted(names)}",
         fix=_advice(names, in_train),
         split="eval",
         count=len(lost),
@@ -98,7 +103,7 @@ def _only_in_valid(in_train: Counter[str], valid: Sequence[ExampleLike]) -> Iter
             kind="labels_only_in_valid",
             level="warning",
             message=f"{rows(len(lost), 'have', 'valid')} a label that train lacks "
-            f"({percent(len(lost), len(valid))}), which counts as wrong: {listed(list(map(repr, names)))}",
+            f"({percent(len(lost), len(valid))}), which counts as wrong: {quoted(names)}",
             fix=_advice(names, in_train),
             split="valid",
             count=len(lost),
@@ -128,7 +133,7 @@ def _names(kind: str, level: Level, names: Sequence[str], words: str, fix: str =
     return Finding(
         kind=kind,
         level=level,
-        message=f"{len(names)} {'label' if len(names) == 1 else 'labels'} {words}: {listed(list(map(repr, names)))}",
+        message=f"{len(names)} {'label' if len(names) == 1 else 'labels'} {words}: {quoted(names)}",
         fix=fix,
         split="train",
         count=len(names),

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fulltune.data.duplicates import fold
-from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, listed, rows, some
+from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, cut, listed, quoted, rows, some
 from fulltune.data.values import is_invisible
 
 #: Ids of the rows that have each label, over all splits.
@@ -74,7 +74,7 @@ def spelt(labels: Sequence[str]) -> list[str]:
     """Return the labels in quotes, with codes for characters outside of ASCII where two would look alike."""
     plain = {" ".join(label.casefold().split()) for label in labels}
     look_alike = len(plain) > len(set(map(fold, labels)))
-    return [ascii(label) if look_alike else repr(label) for label in labels]
+    return [cut(ascii(label) if look_alike else repr(label)) for label in labels]
 
 
 def _similar(found: Places) -> Iterator[Finding]:
@@ -107,7 +107,7 @@ def _padded(found: Places) -> Iterator[Finding]:
         yield _finding(
             "padded_labels",
             f"{_labels(len(padded), 'has', 'have')} whitespace or invisible characters at an end: "
-            f"{listed(list(map(ascii, padded)))}",
+            f"{quoted(padded, ascii)}",
             [name for label in padded for name in found[label]],
             fix="remove them in the data: labels are learnt, saved and compared as they are written",
         )
@@ -138,8 +138,8 @@ def _mixed(found: Places) -> Iterator[Finding]:
     fewer = min(numbers, texts, key=lambda labels: sum(len(found[label]) for label in labels))
     yield _finding(
         "mixed_labels",
-        f"{_labels(len(numbers), 'is a number', 'are numbers')} ({listed(list(map(repr, numbers)))}), and "
-        f"{_labels(len(texts), 'is text', 'are text')} ({listed(list(map(repr, texts)))})",
+        f"{_labels(len(numbers), 'is a number', 'are numbers')} ({quoted(numbers)}), and "
+        f"{_labels(len(texts), 'is text', 'are text')} ({quoted(texts)})",
         [name for label in fewer for name in found[label]],
         fix="write all labels in one way; data.label_names gives numbers their names",
     )
@@ -155,7 +155,7 @@ def _joined(found: Places) -> Iterator[Finding]:
             yield _finding(
                 "joined_labels",
                 f"{_labels(len(joined), 'looks', 'look')} like several joined by {joint!r}, each learnt as a label of "
-                f"its own: {listed(list(map(repr, joined)))}",
+                f"its own: {quoted(joined)}",
                 [name for label in joined for name in found[label]],
                 fix=f"to read several labels per row, name their column in data.labels and set "
                 f"data.label_separator: {joint!r}",
@@ -168,7 +168,7 @@ def _vectors(found: Places) -> Iterator[Finding]:
     if vectors and any(not label.strip().isdigit() or label.strip().startswith("0") for label in found):
         yield _finding(
             "vector_labels",
-            f"all labels look like 0/1 vectors, each learnt as a label of its own: {listed(list(map(repr, found)))}",
+            f"all labels look like 0/1 vectors, each learnt as a label of its own: {quoted(found)}",
             [name for ids in found.values() for name in ids],
             fix="to read several labels per row, name their column in data.labels and the classes in data.label_names",
         )
