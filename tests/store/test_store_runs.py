@@ -273,3 +273,9 @@ def test_a_resumed_run_removes_every_unfinished_file_of_its_folder(tmp_path: Pat
         folder._lock.release()  # type: ignore[union-attr]
         with RunFolder.open(folder.path) as resumed:
             assert list(resumed.path.rglob(".*.part")) == []
+
+
+def test_a_place_whose_name_is_no_text_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="not Unicode text"):
+        RunFolder.create(tmp_path / "out\udcff", "r")
+    assert list(tmp_path.iterdir()) == []

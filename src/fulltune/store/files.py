@@ -51,8 +51,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
 def storing(path: Path) -> Iterator[None]:
     """Turns an operating-system error in the block into a :class:`StoreError` that says what to do.
 
-    safetensors tells such an error in the text of its own.
+    safetensors tells such an error in the text of its own. A path whose bytes are no text is refused: tokenizers and
+    safetensors cannot write to it.
     """
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        fix = "choose another place with --out"
+        raise StoreError("a path that is not Unicode text", expected="a name in UTF-8", where=str(path), fix=fix)
     try:
         yield
     except (OSError, SafetensorError) as error:
