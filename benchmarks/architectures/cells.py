@@ -41,6 +41,8 @@ _ASKED: dict[Family, tuple[str, ...]] = {
     "encoder": ("cls", "multi"),
     "encoder-decoder": ("lm", "s2s", "sql", "cls", "multi"),
 }
+#: Columns that are also trained with dropout: one for each kind of label.
+_WITH_DROPOUT = ("pc", "s2s", "cls")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def _differences(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[
         job = _Job.run(checkpoint, column, place, fast=fast)
         yield from (f"{'fast' if fast else 'plain'}: {difference}" for difference in job.differences())
         shutil.rmtree(place)
-    yield from _with_dropout(checkpoint, column, folder / f"{column}-dropout")
+    if column in _WITH_DROPOUT:
+        yield from _with_dropout(checkpoint, column, folder / f"{column}-dropout")
 
 
 def _with_dropout(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[str]:
@@ -143,7 +146,9 @@ def _texts(bundle: Bundle) -> list[Text]:
     """Contexts that share a long beginning, of several lengths, and targets; some share the whole context."""
     rows = [jobs.TASKS["pc"][1](row) for row in range(6)]
     contexts = [list(bundle.tokenizer(row["prompt"]).input_ids) for row in rows]
-    targets = [list(bundle.tokenizer(row["completion"], add_special_tokens=False).input_ids) for row in rows]
+    # An encoder-decoder's targets are whole texts, with their end: mBART's language code is behind it.
+    whole = bundle.family == "encoder-decoder"
+    targets = [list(bundle.tokenizer(row["completion"], add_special_tokens=whole).input_ids) for row in rows]
     pairs = [*zip(contexts, targets, strict=True), (contexts[-1], targets[0]), (contexts[-1], targets[1])]
     short = list(bundle.tokenizer("fox").input_ids)
     return [Text(*pair) for pair in [*pairs, (short, targets[2])]]

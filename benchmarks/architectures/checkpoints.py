@@ -228,7 +228,8 @@ def make_config(model_type: str) -> PreTrainedConfig:
         )
     config = _reduced(CONFIG_MAPPING[model_type]())
     if config.is_encoder_decoder:
-        config.decoder_start_token_id = EOS  # T5's config has no such field
+        # T5's config has no such field; T5Gemma's own shift of labels begins with the begin token.
+        config.decoder_start_token_id = BOS if model_type.startswith("t5gemma") else EOS
     return config
 
 
