@@ -51,9 +51,10 @@ _SIZES: dict[int, str] = {
     2: "num_hidden_layers num_layers n_layer n_layers encoder_layers decoder_layers num_encoder_layers "
     "num_decoder_layers num_attention_heads num_heads n_head n_heads attention_heads encoder_attention_heads "
     "decoder_attention_heads num_key_value_heads num_kv_heads num_experts_per_tok num_experts_per_token moe_k "
-    "num_blocks index_n_heads swa_num_attention_heads swa_num_key_value_heads linear_num_heads",
+    "num_blocks swa_num_attention_heads swa_num_key_value_heads linear_num_heads",
     4: "num_experts n_routed_experts num_local_experts moe_num_experts block_size num_selected_experts",
-    8: "qk_rope_head_dim qk_nope_head_dim index_topk local_radius",
+    # With few heads, scores of an indexer are often exactly 0, and which of them are the highest is chance.
+    8: "qk_rope_head_dim qk_nope_head_dim index_topk index_n_heads indexer_n_heads local_radius",
     16: "head_dim d_kv v_head_dim qk_head_dim kv_channels attention_head_dim linear_key_head_dim index_head_dim "
     "linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim swa_head_dim global_head_dim d_head "
     "sliding_window sliding_window_size attention_window attention_chunk_size local_attention window_size "
