@@ -29,6 +29,7 @@ SAMPLE = (
     ("mixtral (auxiliary loss)", "lm"),  # experts
     ("m2m_100", "lm"),  # no prepare_decoder_input_ids_from_labels
     ("bigbird_pegasus", "lm"),  # an attention that depends on the width
+    ("trocr", "pc"),  # a loss that takes labels as they are
     ("modernbert", "cls"),  # local attention in an encoder
     ("t5", "sql"),  # relative positions in two stacks
 )
@@ -48,6 +49,16 @@ def test_an_architecture_answers_as_plain_transformers_does(
     checkpoint = script("checkpoints").save(model_type, tmp_path / "base")
     cell = script("cells").measure(checkpoint, column, tmp_path)
     assert (cell.status, cell.detail) == ("ok", "")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["xlnet", "cpmant"])
+def test_a_decoder_that_reads_ahead_is_refused(model_type: str, script: Any, tmp_path: Path) -> None:
+    checkpoint = script("checkpoints").save(model_type, tmp_path / "base")
+    cell = script("cells").measure(checkpoint, "pc", tmp_path)
+    assert cell.status == "refused"
+    assert "reads what follows a token before it predicts it" in cell.detail
+    assert "expected a decoder that reads from left to right" in cell.detail
 
 
 def test_another_number_is_wrong_an_error_is_a_crash_and_a_sentence_is_a_refusal(

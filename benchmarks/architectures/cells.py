@@ -190,7 +190,8 @@ class _Job:
         """What the run logged and predicted, against the same sums over single rows."""
         steps = _steps(self.folder)
         first = next(step for step in steps if step.loss is not None)
-        loss, norm = self._loss_and_norm(Reference(self.start.model, self.family))
+        # In training mode: BigBird attends to random blocks there, and to none in evaluation.
+        loss, norm = self._loss_and_norm(Reference(self.start.model.train(), self.family))
         yield from (f"first loss {d}" for d in _unequal([first.loss], [loss]))
         if abs(first.grad_norm - norm) > GRADIENT_TOLERANCE * max(1.0, norm):
             yield f"gradient norm {first.grad_norm:.6g} for {norm:.6g}"
@@ -206,7 +207,7 @@ class _Job:
         parameters = [one for one in reference.model.parameters() if one.requires_grad]
         total = 0.0
         for one in features:
-            loss = self._row_loss(reference, one) / count
+            loss = self._row_loss(reference, one, trains=True) / count
             loss.backward()
             total += float(loss.detach())
         squares = [float(one.grad.double().square().sum()) for one in parameters if one.grad is not None]
@@ -221,11 +222,12 @@ class _Job:
     def _features(self, examples: Sequence[Example]) -> list[Features]:
         return [one for example in examples for one in self.task.encode(example, self.start)]
 
-    def _row_loss(self, reference: Reference, features: Features) -> torch.Tensor:
+    def _row_loss(self, reference: Reference, features: Features, *, trains: bool = False) -> torch.Tensor:
         """Sum of the losses of one row."""
         labels = features.labels
         if self.task.head != "classification":
-            return reference.token_losses(features.input_ids, labels).sum()
+            loss = reference.training_loss if trains else reference.token_losses
+            return loss(features.input_ids, labels).sum()
         logits = reference.class_logits(features.input_ids)
         if self.task.multi_label:
             wanted = torch.tensor(labels, dtype=torch.float64)

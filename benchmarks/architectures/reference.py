@@ -70,6 +70,19 @@ class Reference:
         losses = F.cross_entropy(logits.double(), targets, reduction="none", ignore_index=-100)
         return losses[targets != -100]
 
+    def training_loss(self, ids: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
+        """Return what training minimizes on a row: the sum of the losses of its labelled tokens.
+
+        ProphetNet predicts several tokens at each position, and routers may have a loss of their own: there it is the
+        model's own loss, times the number of labelled tokens.
+        """
+        losses = self.token_losses(ids, labels)
+        config = self.model.config
+        if config.model_type != "prophetnet" and not getattr(config, "output_router_logits", False):
+            return losses.sum()
+        own = self._forward(input_ids=torch.tensor([list(ids)]), labels=torch.tensor([list(labels)])).loss
+        return own.double() * len(losses)
+
     def class_logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Logits of a classification head, ``(classes,)``."""
         return self._forward(input_ids=torch.tensor([list(ids)])).logits[0].double()

@@ -127,15 +127,21 @@ def rough_step_bytes(model: Any, rows: int, width: int) -> int | None:
     Large Transformer Models", equation 2), twice that in 32, and twice again for functions that are not fused; four
     times the logits.
     """
-    layers, hidden, heads = (
-        getattr(model, name, None) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
+    layers, hidden, heads = (_size(model, name) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     if not (layers and hidden and heads):
         return None
     stacks = 2 if getattr(model, "is_encoder_decoder", False) else 1
     layer = 4 * rows * width * hidden * (34 + 5 * heads * width / hidden)
     logits = 4 * 4 * rows * width * int(getattr(model, "vocab_size", 0) or 0)
     return int(stacks * layers * layer + logits)
+
+
+def _size(model: Any, name: str) -> int | None:
+    """Return a size from a model's config; None where it is not one number for all layers."""
+    try:
+        return getattr(model, name, None)
+    except RuntimeError:  # of transformers, where the layers differ
+        return None
 
 
 def _total(config: Config, found: Footprint, fixed: Mapping[str, int]) -> int:

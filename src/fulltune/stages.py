@@ -25,6 +25,7 @@ from fulltune.methods.base import Method
 from fulltune.metrics.base import Metric
 from fulltune.model import Bundle
 from fulltune.models import reconcile
+from fulltune.models.causality import check_causality
 from fulltune.models.files import check_config, check_name
 from fulltune.models.languages import settle_languages
 from fulltune.progress import Progress
@@ -126,6 +127,8 @@ def load(
             fix="choose another model or another task",
             field="model",
         )
+    if task.head == head == "lm" and bundle.family == "decoder":
+        check_causality(config.model, bundle.model)
     if task.head == "classification":  # the head that will be trained, said before the baselines are asked
         check_config(config.model, bundle.model.config, task.head)
     check_template(bundle, config.data.chat, task.day)

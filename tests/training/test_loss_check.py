@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fulltune import Config, ModelError, Trainer
+from fulltune.tasks.base import Features
 from fulltune.training import packing
-from fulltune.training.loss_check import LossFacts, check_loss, require_shifted_labels
+from fulltune.training.loss_check import LossFacts, check_loss
+from fulltune.training.next_tokens import aligned_labels
 
 PAD, END, VOCABULARY = 1, 2, 60
 LENGTHS = (9, 14, 5, 11, 20, 7)
@@ -299,13 +301,21 @@ def test_what_a_class_promises_is_checked() -> None:
     assert facts(built("Bert", "TokenClassification", **_DECODER), "token") == ("token", True)
 
 
-def test_a_decoder_whose_labels_are_not_shifted_is_refused() -> None:
+def test_labels_are_moved_where_the_loss_takes_them_as_they_are() -> None:
+    rows = [Features([5, 6, 7, 8], [-100, 6, 7, 8], "a"), Features([9, 3], [9, 3], "b")]
+    bundle = replace(fakes.bundle("gpt2"), model=built("Bart", "CausalLM", **_STACKS))
+    moved = aligned_labels(bundle, rows)
+    assert [one.labels for one in moved] == [[6, 7, 8, -100], [3, -100]]
+    assert [one.input_ids for one in moved] == [one.input_ids for one in rows]
+    for kind in ("gpt2", "t5"):
+        assert aligned_labels(fakes.bundle(kind), rows) is rows
+
+
+def test_a_decoder_that_reads_in_both_directions_is_refused() -> None:
     model = built("XLNet", "LMHeadModel", **_IDS, d_model=32, n_layer=1, n_head=2, d_inner=32)
     bundle = replace(fakes.bundle("gpt2"), model=model)
-    with pytest.raises(ModelError, match="XLNetLMHeadModel computes its loss from labels of the positions themselves"):
-        require_shifted_labels(bundle)
-    require_shifted_labels(fakes.bundle("gpt2"))
-    require_shifted_labels(fakes.bundle("t5"))
+    with pytest.raises(ModelError, match="XLNetLMHeadModel.* reads what follows a token before it predicts it"):
+        aligned_labels(bundle, [Features([5, 6], [5, 6], "a")])
 
 
 def test_a_check_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,7 @@ from fulltune.training.costs import advice_on_regularizers
 from fulltune.training.dropout import set_dropout
 from fulltune.training.engines import Refresh, is_sharded, prepare, refresh, to_train
 from fulltune.training.interrupt import StopWhenAsked, stopping_after_a_step
-from fulltune.training.loss_check import require_shifted_labels
+from fulltune.training.next_tokens import aligned_labels
 from fulltune.training.optimizers import state_bytes
 from fulltune.training.packing import packs
 from fulltune.training.regularize import Regularizer
@@ -118,15 +118,15 @@ def fit(
     if not features:
         raise DataError("there is nothing to train on", expected="at least 1 sequence", field="data.train")
     keep_freed_pages()
-    require_shifted_labels(bundle)
     bundle = method.prepare(bundle)
     if config.regularize.dropout is not None:
         set_dropout(bundle.model, config.regularize.dropout)
-    features = method.features(bundle, features)
-    curve = _by_length(method.features(bundle, valid)) if valid and config.train.evaluations else None
+    features = method.features(bundle, aligned_labels(bundle, features))
+    shown = method.features(bundle, aligned_labels(bundle, valid)) if valid and config.train.evaluations else None
+    curve = _by_length(shown) if shown else None
     batches = micro_batches(config, features, is_encoder_decoder=bundle.family == "encoder-decoder")
-    log, shown = StepLog(on_step), Refresh(bundle.model)
-    callbacks = [*_divergence_guard(config), *([shown] if is_sharded() else ()), *callbacks]
+    log, refreshed = StepLog(on_step), Refresh(bundle.model)
+    callbacks = [*_divergence_guard(config), *([refreshed] if is_sharded() else ()), *callbacks]
     chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
     with _settings_kept(bundle.model), fixed(config.speed.kernels), accelerated(bundle.model):
         choices = choices_for(bundle.model)
@@ -154,7 +154,7 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         prepare(trainer)
-        shown.trainer = trainer
+        refreshed.trainer = trainer
         for guard in chosen:
             guard.whole, guard.leaves_file = bundle.model, checkpoints is not None
         trainer.args.eval_on_start = bool(curve)

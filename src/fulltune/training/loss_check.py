@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fulltune.errors import ModelError
 from fulltune.fast_paths import FAILURES, special_ids
-from fulltune.model import Bundle, quiet
+from fulltune.model import quiet
 from fulltune.teacher_forcing import decoder_input_ids
 from fulltune.training.loss import IGNORED
-from fulltune.training.objective import Kind, Objective, is_of_classes, kind_of
+from fulltune.training.objective import Kind, Objective, is_of_classes
 
 #: Largest relative difference between two losses of the same logits that count as equal.
 TOLERANCE = 1e-5
@@ -99,24 +98,6 @@ def without_labels(model: Any, batch: Mapping[str, Any], kind: Kind) -> dict[str
     if kind == "seq2seq" and rest.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
         rest["decoder_input_ids"] = decoder_input_ids(model, batch["labels"])
     return ({"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}) | rest
-
-
-def require_shifted_labels(bundle: Bundle) -> None:
-    """Check that a decoder predicts the token after each position, as the rows of its tasks are labelled.
-
-    Raises:
-        ModelError: Its labels belong to the positions themselves (XLNet).
-    """
-    if bundle.family != "decoder" or bundle.head != "lm" or kind_of(bundle.model) != "causal":
-        return
-    facts = check_loss(bundle.model, "causal")
-    if facts.kind != "causal" and facts.is_cross_entropy:
-        raise ModelError(
-            f"{type(bundle.model).__name__} computes its loss from labels of the positions themselves",
-            expected="a decoder whose loss is that of the next token",
-            fix="choose a left-to-right language model, or train this one as a classifier",
-            field="model",
-        )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from fulltune.model import Bundle, own_head
 from fulltune.tasks.base import Features
 from fulltune.training.batching import Collator
 from fulltune.training.loss import IGNORED, shift
+from fulltune.training.next_tokens import aligned_labels
 
 #: Sequences of general text that a step of distillation reads at most, and that Fisher information is taken on.
 DISTILLED, FISHER = 4, 64
@@ -124,7 +125,7 @@ def diagonal_fisher(base: Bundle, features: Sequence[Features], names: Iterable[
     collate = Collator(int(base.tokenizer.pad_token_id or 0))
     for parameter in kept:
         parameter.requires_grad_(True)
-    for item in features[:FISHER]:
+    for item in aligned_labels(base, features[:FISHER]):
         loss = model(**_batch(collate, [item], model.device)).loss
         gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
         for total, gradient in zip(sums.values(), gradients, strict=True):
