@@ -79,10 +79,15 @@ def measure(checkpoint: Checkpoint, column: str, folder: Path) -> Cell:
         with fixed("auto", _every_product(folder)):
             differences = list(_differences(checkpoint, column, folder))
     except FulltuneError as error:
-        return Cell(checkpoint.name, column, "refused", " ".join(str(error).split()))
+        return Cell(checkpoint.name, column, "refused", _sentence(error, checkpoint))
     except Exception as error:  # noqa: BLE001 - every error of the library is a result here
         return Cell(checkpoint.name, column, "crash", _place(error))
     return Cell(checkpoint.name, column, "wrong" if differences else "ok", "; ".join(differences))
+
+
+def _sentence(error: FulltuneError, checkpoint: Checkpoint) -> str:
+    """The error in one line, with the checkpoint's name in place of its folder."""
+    return " ".join(str(error).split()).replace(str(checkpoint.folder), checkpoint.name)
 
 
 def _every_product(folder: Path) -> Path:

@@ -273,6 +273,8 @@ def save(name: str, folder: Path) -> Checkpoint:
     for field, value in changes.items():
         setattr(config, field, value)
     head = head or own_head(model_type, config)
+    if head == "seq2seq" and not config.is_encoder_decoder:
+        raise ValueError("writes texts about sounds: its decoder has no head for texts alone")
     model = make_model(config, head)
     _check_forward(model, head)
     model.save_pretrained(folder)
@@ -285,7 +287,7 @@ def _check_forward(model: PreTrainedModel, head: Head) -> None:
     """Read one short text as plain transformers does."""
     ids = torch.arange(PAD + 5, PAD + 5 + 2 * WINDOW)[None]
     ids[0, -1] = EOS
-    if head == "seq2seq" and model.config.is_encoder_decoder:
+    if head == "seq2seq":
         model(input_ids=ids, decoder_input_ids=ids)
     else:
         model(input_ids=ids)
