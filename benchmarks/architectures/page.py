@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ predicts. They agree to 1e-4 (gradient norms to 1e-3).
 
 ✓ agrees · ✗ another number or answer · ! an error of the library · **R** refused by fulltune, with the reason
 [below](#refused) · – not asked: an encoder writes no text, and `causal-lm` is for decoders
+· an empty cell has not been measured
 """
 
 _SIGNS = {"ok": "✓", "wrong": "✗", "crash": "!", "refused": "**R**", "-": "–"}
@@ -80,11 +82,16 @@ def _grouped(cells: list[Cell], status: str) -> dict[str, list[str]]:
     groups: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         if cell.status == status:
-            groups.setdefault(cell.detail.replace("|", "\\|"), {}).setdefault(cell.model_type, []).append(cell.task)
+            groups.setdefault(_shared(cell.detail), {}).setdefault(cell.model_type, []).append(cell.task)
     return {
         detail: [f"{name} ({', '.join(tasks)})" if status != "not built" else name for name, tasks in found.items()]
         for detail, found in groups.items()
     }
+
+
+def _shared(detail: str) -> str:
+    """The sentence without what differs from type to type, fit for Markdown."""
+    return re.sub(r"head for \S+;", "head for this type;", detail).replace("|", "\\|")
 
 
 def _list(title: str, introduction: str, groups: dict[str, list[str]]) -> list[str]:
