@@ -42,7 +42,10 @@ SHORTEST = 32
 _RESERVED_POSITIONS = 8
 
 #: What models raise over inputs that they cannot take.
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
+FAILURES = (
+    *(RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError),
+    *(NotImplementedError, AssertionError),
+)
 
 #: Models that computed single rows.
 _computable: WeakSet[nn.Module] = WeakSet()

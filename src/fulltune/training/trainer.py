@@ -92,8 +92,9 @@ class Trainer(transformers.Trainer):
         super().__init__(*args, **kwargs)
         if given.get("data_collator") is None and kind_of(self._plain_model()) is not None:
             self.data_collator = Collator(self._pad_token_id())
-        if not self.label_names and kind_of(self._plain_model()) is not None:
-            self.label_names = ["labels"]  # the forward pass of some heads names them only in its keyword arguments
+        if self.args.label_names is None and kind_of(self._plain_model()) is not None:
+            # The forward pass of some heads does not name them (Qwen 3.5), or names others that are optional (LUKE).
+            self.label_names = ["labels"]
         # What is not finite is seen and stops training; a filter would write other numbers in its place.
         self.args.logging_nan_inf_filter = False
         self._class_weights = checked_class_weights(self._plain_model(), class_weights)
