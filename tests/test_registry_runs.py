@@ -228,8 +228,8 @@ def test_a_decoder_continues_the_text_as_it_stands() -> None:
     bundle = fakes.bundle("gpt2")
     said = task.ask(bundle, "tuned", "the king")
     cap = task.config.evaluation.max_new_tokens
-    prompt = inference.start_ids(bundle) + inference.text_ids(bundle, "the king")
-    [wanted] = inference.generate(bundle, [prompt[-max(1, bundle.window - cap) :]], 1, cap)
+    prompt = bundle.tokenizer("the king").input_ids
+    [wanted] = inference.generate(bundle, [prompt], 1, cap)
     assert (said.output, said.input) == (wanted.text, "the king")
 
 

@@ -37,7 +37,8 @@ def job(folder: Path, task: str, rows: int = 40) -> dict[str, Any]:
     for name, numbers in {"train": range(rows), "valid": range(500, 508), "eval": range(900, 906)}.items():
         text = "".join(json.dumps(row(i)) + "\n" for i in numbers)
         (folder / f"{task}.{name}.jsonl").write_text(text, encoding="utf-8")
-    data = {name: str(folder / f"{task}.{name}.jsonl") for name in ("train", "valid", "eval")}
+    data: dict[str, Any] = {name: str(folder / f"{task}.{name}.jsonl") for name in ("train", "valid", "eval")}
+    data["allow_leaks"] = True  # the rows differ in a word or two
     if task == "text2sql":
         data["databases"] = str(_people(folder / "databases"))
     return {
