@@ -36,6 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fulltune import paths, starters
 from fulltune.errors import ModelError, did_you_mean
 from fulltune.models import files, heads, reconcile
+from fulltune.models.languages import settle_languages
 from fulltune.models.sparse_attention import choose_attention_by_length
 from fulltune.records import ModelInfo
 from fulltune.store.files import file_sha256
@@ -214,6 +215,8 @@ def load(
     multi_label: bool = False,
     runs: Path | None = None,
     seed: int = 17,
+    source_language: str | None = None,
+    target_language: str | None = None,
 ) -> Bundle:
     """Load a checkpoint in float32, whatever dtype it is stored in, with its tokenizer.
 
@@ -224,14 +227,17 @@ def load(
         multi_label: Several labels may hold at once.
         runs: Folder of runs, so that a run id is a source too.
         seed: For the weights of a new head.
+        source_language: For a tokenizer that marks the language of a text; default: its own.
+        target_language: The same for answers.
 
     Raises:
+        ConfigError: The tokenizer marks no languages, or not these.
         ModelError: The files cannot be found or read, or the architecture does not fit.
         MissingDependencyError: A GGUF file needs the ``gguf`` package.
     """
     source = find(name, runs)
     if source.is_adapter:
-        return _load_adapter(source, head, labels, multi_label, runs, seed)
+        return _load_adapter(source, head, labels, multi_label, runs, seed, (source_language, target_language))
     with files.errors_of(name, source.folder):
         config = AutoConfig.from_pretrained(**source.kwargs)
         _check(source, config, head)
@@ -243,18 +249,25 @@ def load(
         overrides |= settings
         model, fresh, head_changes = _load_model(source, config, head, labels, multi_label, seed, overrides)
     settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
+    languages = settle_languages(model, tokenizer, source_language, target_language)
     info = ModelInfo(
         source=name,
         sha256=source.sha256(),
         family=family,
         architecture=type(model).__name__,
-        reconciled=(*replaced, *invalid, *head_changes, *settled.changes),
+        reconciled=(*replaced, *invalid, *head_changes, *settled.changes, *languages),
     )
     return Bundle(model, tokenizer, family, head, _window(model, tokenizer), info, fresh, settled.grown)
 
 
 def _load_adapter(
-    source: Source, head: Head, labels: Sequence[str], multi_label: bool, runs: Path | None, seed: int
+    source: Source,
+    head: Head,
+    labels: Sequence[str],
+    multi_label: bool,
+    runs: Path | None,
+    seed: int,
+    languages: tuple[str | None, str | None],
 ) -> Bundle:
     """The base that an adapter names, with the adapter in it.
 
@@ -266,7 +279,16 @@ def _load_adapter(
     has_head = head == origin.head == "classification" and list(labels or origin.labels) == list(origin.labels)
     labels, multi_label = (origin.labels, origin.multi_label) if has_head else (labels, multi_label)
     try:
-        base = load(origin.source, head, labels=labels, multi_label=multi_label, runs=runs, seed=seed)
+        base = load(
+            origin.source,
+            head,
+            labels=labels,
+            multi_label=multi_label,
+            runs=runs,
+            seed=seed,
+            source_language=languages[0],
+            target_language=languages[1],
+        )
     except ModelError as error:
         raise ModelError(
             f"the base of the adapter {source.name!r} cannot be had ({error.problems[0].found})",

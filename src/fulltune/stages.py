@@ -27,7 +27,6 @@ from fulltune.model import Bundle
 from fulltune.models import reconcile
 from fulltune.models.causality import check_causality
 from fulltune.models.files import check_config, check_name
-from fulltune.models.languages import settle_languages
 from fulltune.progress import Progress
 from fulltune.records import Prediction, Step
 from fulltune.retention import Memory, check_sets
@@ -118,6 +117,8 @@ def load(
             multi_label=task.multi_label,
             runs=Path(out),
             seed=config.train.seed,
+            source_language=config.data.source_language,
+            target_language=config.data.target_language,
         )
     )
     if bundle.family not in task.families:
@@ -142,11 +143,6 @@ def load(
             field="adapter.prompt_tokens",
         )
     bundle = replace(bundle, window=bundle.window - max(0, reserved))
-    languages = settle_languages(
-        bundle.model, bundle.tokenizer, config.data.source_language, config.data.target_language
-    )
-    info = bundle.info.model_copy(update={"reconciled": (*bundle.info.reconciled, *languages)})
-    bundle = replace(bundle, info=info)
     cap = config.evaluation.max_new_tokens
     reconcile.set_limits(bundle.model, bundle.tokenizer, longest=task.longest_input(bundle), max_new_tokens=cap)
     return bundle
