@@ -88,11 +88,7 @@ class Bundle:
     @property
     def prompt_ids(self) -> list[int]:
         """Ids to put before every input, that of the encoder where there is one: those of a soft prompt, if any."""
-        try:
-            embeddings = self.model.get_input_embeddings()
-        except NotImplementedError:  # CANINE hashes characters: there is no table of them
-            return []
-        return list(getattr(embeddings, "prompt_ids", ()))
+        return list(getattr(reconcile.input_embeddings(self.model), "prompt_ids", ()))
 
     @property
     def has_lm_head(self) -> bool:

@@ -133,12 +133,17 @@ def reconcile(
     return Reconciled(tuple(changes), grown)
 
 
-def embedding_rows(model: PreTrainedModel) -> int | None:
-    """Return the number of tokens that the model has an embedding for; None where it looks none up in a table."""
+def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    """Return the embeddings of a model's tokens; None where it has no such table (CANINE hashes characters)."""
     try:
-        embeddings: Any = model.get_input_embeddings()
+        return model.get_input_embeddings()
     except NotImplementedError:
         return None
+
+
+def embedding_rows(model: PreTrainedModel) -> int | None:
+    """Return the number of tokens that the model has an embedding for; None where it looks none up in a table."""
+    embeddings: Any = input_embeddings(model)
     weight = getattr(embeddings, "weight", None)
     return int(weight.shape[0]) if isinstance(embeddings, nn.Embedding) and weight is not None else None
 
