@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -17,3 +18,9 @@ os.environ["FULLTUNE_CACHE"] = tempfile.mkdtemp(prefix="fulltune-tests-")
 # A busy machine is no reason to fail.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log what is logged once in a process again in each test."""
+    monkeypatch.setattr("fulltune.log_once._written", set())

@@ -79,6 +79,15 @@ def test_padding_that_is_read_is_noticed_and_logged_once(make: Any, caplog: pyte
     ]
 
 
+def test_copies_of_a_model_and_other_lengths_log_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
+    for model in (fnet(), fnet(), convbert()):
+        assert not any(fast_paths.padding_is_neutral(model, length) for length in (20, 40, 70))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} computes rows of 32 tokens without padding: it would change the answers"
+        for name in ("FNetForMaskedLM", "ConvBertForMaskedLM")
+    ]
+
+
 def test_a_model_that_takes_one_length_only_is_refused() -> None:
     bundle = Bundle(nystromformer(), fakes.bert_tokenizer(), "encoder", "classification", 64, fakes.bundle("bert").info)
     with pytest.raises(ModelError, match=r"cannot compute a text of 11 tokens .*RuntimeError: shape") as caught:

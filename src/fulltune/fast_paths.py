@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from fulltune.errors import ModelError
+from fulltune.log_once import log_once
 from fulltune.padded import pad
 from fulltune.teacher_forcing import decoder_input_ids
 
@@ -171,8 +172,10 @@ def verified(
 
 
 def _log_failure(model: PreTrainedModel, way: str, length: int, reason: str | None) -> None:
-    why = reason or "it would change the answers"
-    _log.warning("%s computes rows of %d tokens without %s: %s", type(model).__name__, length, way, why)
+    """Log the first length at which a class of models failed; messages of errors differ in sizes, not in kind."""
+    name, why = type(model).__name__, reason or "it would change the answers"
+    key = name, way, why.partition(":")[0]
+    log_once(_log, logging.WARNING, key, "%s computes rows of %d tokens without %s: %s", name, length, way, why)
 
 
 def _checked(model: PreTrainedModel, way: str, length: int, check: Callable[[PreTrainedModel, int], bool]) -> bool:

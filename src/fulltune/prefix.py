@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from fulltune.fast_paths import attempt, options
+from fulltune.log_once import log_once
 from fulltune.model import Bundle
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def keeps_keys_and_values(model: PreTrainedModel) -> bool:
     if model not in _kept:
         _kept[model] = bool(attempt(lambda: _has_plain_cache(model), model)[0])
         if not _kept[model]:
-            _log.warning("%s reads a shared beginning with each text: it keeps no plain cache", type(model).__name__)
+            name, message = type(model).__name__, "%s reads a shared beginning with each text: it keeps no plain cache"
+            log_once(_log, logging.WARNING, name, message, name)
     return _kept[model]
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from fulltune.fast_paths import FAILURES, options, probes
 from fulltune.kernels.linear import fast_linears
 from fulltune.kernels.products import PRODUCTS, Choices, shape_classes
+from fulltune.log_once import log_once
 from fulltune.padded import pad
 from fulltune.teacher_forcing import decoder_input_ids
 
@@ -113,7 +114,8 @@ def _check_kernels(model: PreTrainedModel) -> bool:
     finally:
         for module, mode in modes:
             module.training = mode
-    _log.warning("%s computes without fast kernels: %s", type(model).__name__, reason)
+    name = type(model).__name__
+    log_once(_log, logging.WARNING, (name, reason), "%s computes without fast kernels: %s", name, reason)
     return False
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fulltune.kernels.agreement import gradients_agree
+from fulltune.log_once import log_once
 from fulltune.training.loss import IGNORED, token_cross_entropy
 from fulltune.training.loss_check import asked
 
@@ -145,7 +146,8 @@ class LossAtHead:
         if fits and model.training and not torch.distributed.is_initialized():
             fits = _gradients_agree(model, head, inputs, labels)
         if not fits:
-            _log.info("%s makes all of its logits: a loss at the head would be another", type(model).__name__)
+            name, message = type(model).__name__, "%s makes all of its logits: a loss at the head would be another"
+            log_once(_log, logging.INFO, name, message, name)
         return fits
 
 

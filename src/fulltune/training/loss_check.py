@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fulltune.fast_paths import FAILURES, special_ids
+from fulltune.log_once import log_once
 from fulltune.model import quiet
 from fulltune.teacher_forcing import decoder_input_ids
 from fulltune.training.loss import IGNORED
@@ -70,12 +71,16 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
     except torch.OutOfMemoryError:
         raise
     except FAILURES as error:
-        _log.warning("%s keeps its own loss: %s: %s", type(model).__name__, type(error).__name__, error)
+        name, reason = type(model).__name__, type(error).__name__
+        log_once(_log, logging.WARNING, (name, kind, reason), "%s keeps its own loss: %s: %s", name, reason, error)
         return LossFacts(kind, is_cross_entropy=False, is_checked=False)
     nearest = min(errors, key=lambda one: errors[one])
     facts = LossFacts(nearest, is_cross_entropy=errors[nearest] <= TOLERANCE)
     if not facts.is_cross_entropy:
-        _log.warning(
+        log_once(
+            _log,
+            logging.WARNING,
+            (type(model).__name__, kind, "another loss"),
             "%s computes a loss of its own, which differs from the cross-entropy of its logits by %.1e on a sample: "
             "training takes it; the evaluation loss is the cross-entropy",
             type(model).__name__,

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from fulltune.log_once import log_once
 from fulltune.model import Bundle
 from fulltune.models.causality import check_causality
 from fulltune.tasks.base import Features
@@ -33,7 +34,11 @@ def aligned_labels(bundle: Bundle, features: Sequence[Features]) -> Sequence[Fea
     if bundle.family != "decoder" or bundle.head != "lm" or check_loss(bundle.model, "causal").kind != "token":
         return features
     check_causality(bundle.info.source, bundle.model)
-    _log.info("%s compares labels with logits as they are: they are moved by one here", type(bundle.model).__name__)
+    name, message = (
+        type(bundle.model).__name__,
+        "%s compares labels with logits as they are: they are moved by one here",
+    )
+    log_once(_log, logging.INFO, name, message, name)
     return [_moved(one) for one in features]
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from fulltune.config import Config
 from fulltune.fast_paths import FAILURES
 from fulltune.kernels.agreement import gradients_agree
+from fulltune.log_once import log_once
 from fulltune.training.loss import IGNORED
 from fulltune.training.loss_check import asked, check_loss
 from fulltune.training.objective import Objective, kind_of
@@ -50,7 +51,11 @@ def packs(model: Any, config: Config) -> bool:
         return False
     is_exact = keeps_documents_apart(model)
     if not is_exact:
-        _log.info("%s computes one document per row: packed documents would not be kept apart", type(model).__name__)
+        name, message = (
+            type(model).__name__,
+            "%s computes one document per row: packed documents would not be kept apart",
+        )
+        log_once(_log, logging.INFO, name, message, name)
     return is_exact
 
 
