@@ -274,3 +274,49 @@ def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
     path.unlink()
     make(path, "CREATE TABLE t (a INT); INSERT INTO t VALUES (2), (3);")
     assert execute(path, "SELECT * FROM t").rows == ((2,), (3,))
+
+
+# ---- Parts that SQLite computes, and virtual tables ----
+
+COMPUTED = """
+CREATE TABLE t (j TEXT, x INT AS (json_extract(j, '$.x')) STORED, y INT AS (x + 1));
+CREATE INDEX i ON t (json_extract(j, '$.x'));
+CREATE VIEW v AS SELECT json_extract(j, '$.x') AS z FROM t;
+INSERT INTO t VALUES ('{"x": 5}');
+"""
+
+
+def test_a_schema_that_calls_json_functions_is_read_and_queried(tmp_path: Path) -> None:
+    path = make(tmp_path / "json.sqlite", COMPUTED)
+    assert read_schema(path) == "t(j text, x int, y int) | v(z)"
+    assert execute(path, "SELECT x, y, z FROM t, v WHERE json_extract(j, '$.x') = 5").rows == ((5, 6, 5),)
+
+
+VIRTUAL = {
+    "fts5": ("CREATE VIRTUAL TABLE doc USING fts5(title, body)", "doc(title, body)",
+             "INSERT INTO doc VALUES ('a', 'red fox'), ('b', 'dog')", "SELECT title FROM doc WHERE doc MATCH 'fox'"),
+    "fts4": ("CREATE VIRTUAL TABLE doc USING fts4(title, body)", "doc(title, body)",
+             "INSERT INTO doc VALUES ('a', 'red fox'), ('b', 'dog')", "SELECT title FROM doc WHERE doc MATCH 'fox'"),
+    "rtree": ('CREATE VIRTUAL TABLE "r t" USING rtree(title, low, high)', '"r t"(title int, low real, high real)',
+              "INSERT INTO \"r t\" VALUES (1, 0, 1), (2, 5, 6)", 'SELECT title FROM "r t" WHERE high < 2'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", VIRTUAL)
+def test_virtual_tables_are_queried_and_the_tables_behind_them_are_hidden(tmp_path: Path, module: str) -> None:
+    create, line, insert, query = VIRTUAL[module]
+    path = make(tmp_path / "v.sqlite", f"CREATE TABLE doc_note (n); {create}; {insert};")
+    before = contents(tmp_path)
+    assert read_schema(path) == f"doc_note(n) | {line}"
+    assert execute(path, query).rows == ((1 if module == "rtree" else "a",),)
+    assert execute(path, "INSERT INTO doc(doc) VALUES ('optimize')").error == "refused: INSERT is not a query"
+    assert contents(tmp_path) == before
+
+
+def test_table_valued_functions_and_other_modules_stay_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "v.sqlite", "CREATE VIRTUAL TABLE doc USING fts5(a); CREATE VIEW v AS SELECT * FROM dbstat")
+    for table in ("pragma_database_list", "dbstat", "v", "json_each('[1]')"):
+        result = execute(path, f"SELECT * FROM {table}")
+        assert result.rows == ()
+        assert result.error is not None
+    assert execute(path, "SELECT * FROM doc").error is None

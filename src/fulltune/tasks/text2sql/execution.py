@@ -6,7 +6,6 @@ a process of its own (:mod:`fulltune.tasks.text2sql.sandbox`), which is killed w
 
 from __future__ import annotations
 
-import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from fulltune.tasks.text2sql.lexer import QUERY_WORDS, first_word, is_ordered, m
 from fulltune.tasks.text2sql.sandbox import sandbox
 from fulltune.tasks.text2sql.snapshot import printable, source
 from fulltune.tasks.text2sql.ties import match_but_for_ties
-from fulltune.tasks.text2sql.worker import CELL, MAX_RESULT, MAX_SQL, MAX_VALUE, PADDING_FUNCTIONS
+from fulltune.tasks.text2sql.worker import CELL, MAX_RESULT, MAX_SQL, MAX_VALUE
 
 __all__ = [
     "MAX_RESULT",
@@ -38,8 +37,6 @@ __all__ = [
 ]
 
 Row = tuple[int | float | str | bytes | None, ...]
-
-_WIDE = re.compile(r"\*|\d{4}")
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int =
 
     The connection is read-only; an authorizer lets through SELECT, reading columns, functions and recursion and
     refuses everything else; only one statement is taken (a semicolon and comments may follow). The query ends after
-    ``seconds`` of wall time, at the latest half a second later by the end of its process; a text or blob above 256 KiB
+    ``seconds`` of wall time, at the latest half a second later by the end of its process; a text or blob above 16 MiB
     is an error (from Python 3.11 on), and so are more than 256 MB of memory; at most ``max_rows`` rows and 64 MB of
     them are read.
 
@@ -163,7 +160,7 @@ def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int =
     refused = _refusal(sql)
     if refused:
         return Result(error=refused)
-    query = {"sql": _without_semicolons(sql), "pads": _pads(sql), "rows": max_rows}
+    query = {"sql": _without_semicolons(sql), "rows": max_rows}
     answer = request(Path(path), "query", seconds, **query)
     taken = time.perf_counter() - start
     if "error" in answer:
@@ -246,17 +243,6 @@ def _comparable(gold: Result, predicted: Result) -> bool:
 
 def _cell(cell: Any) -> Any:
     return bytes.fromhex(cell["hex"]) if isinstance(cell, dict) else cell
-
-
-def _pads(sql: str) -> bool:
-    """Return whether a call of ``printf`` or ``format`` has anything but a literal format with narrow fields."""
-    found = tokens(sql)
-    for name, bracket, form, after in zip(found, found[1:], found[2:], [*found[3:], None], strict=False):
-        if name.text.strip('"`[]').lower() in PADDING_FUNCTIONS and bracket.text == "(":
-            plain = form.kind == "string" and after is not None and after.text in (",", ")")
-            if not plain or _WIDE.search(form.text):
-                return True
-    return False
 
 
 def _refusal(sql: str) -> str:

@@ -40,7 +40,11 @@ class Check:
     @property
     def fix(self) -> str:
         slow = any(result.limit == "time" for result in self.failed.values())
-        return "correct these queries or the databases" + (", or raise evaluation.sql_seconds" if slow else "")
+        large = any(result.limit == "size" for result in self.failed.values())
+        advice = ["correct these queries or the databases"]
+        advice += ["raise evaluation.sql_seconds"] if slow else []
+        advice += ["leave the long values out of them (this limit is fixed)"] if large else []
+        return ", or ".join(advice)
 
 
 def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool) -> Check:

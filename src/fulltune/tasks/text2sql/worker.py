@@ -18,14 +18,14 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 Answer = dict[str, Any]
 Cell = int | float | str | bytes | None
 
 #: Longest text, blob or table row, in bytes, that a query may build or read.
-MAX_VALUE = 1 << 18
+MAX_VALUE = 16 << 20
 #: Longest query, and longest schema in SQL, in characters.
 MAX_SQL, MAX_SCHEMA = 1 << 18, 16 << 20
 #: Largest result, in bytes: texts and blobs by their length, and :data:`CELL` for each value.
@@ -44,16 +44,8 @@ GRACE = 0.5
 _STEPS = 1000
 
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
-# CREATE and INSERT on a database in memory; what reads files or changes the process is refused.
-_REFUSED_IN_SCHEMA = frozenset(
-    {
-        sqlite3.SQLITE_ATTACH,
-        sqlite3.SQLITE_DETACH,
-        sqlite3.SQLITE_SELECT,
-        sqlite3.SQLITE_RECURSIVE,
-        sqlite3.SQLITE_CREATE_VTABLE,
-    }
-)
+# Statements on a database in memory, limited in time and memory; what reads files or changes the process is refused.
+_REFUSED_IN_SCHEMA = frozenset({sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_CREATE_VTABLE})
 _NAMES = {
     sqlite3.SQLITE_ATTACH: "ATTACH",
     sqlite3.SQLITE_CREATE_TABLE: "CREATE",
@@ -65,11 +57,24 @@ _NAMES = {
     sqlite3.SQLITE_SELECT: "SELECT",
     sqlite3.SQLITE_UPDATE: "UPDATE",
 }
-_REFUSED_FUNCTIONS = frozenset(
-    {"edit", "fts3_tokenizer", "load_extension", "randomblob", "readfile", "writefile", "zeroblob"}
+_REFUSED_FUNCTIONS = frozenset({"edit", "fts3_tokenizer", "load_extension", "readfile", "writefile"})
+#: Modules of virtual tables that a query may read, and the endings of the tables in which each keeps its contents.
+_FTS3_TABLES, _RTREE_TABLES = ("content", "docsize", "segdir", "segments", "stat"), ("node", "parent", "rowid")
+READABLE_MODULES = {
+    "fts3": _FTS3_TABLES,
+    "fts4": _FTS3_TABLES,
+    "fts5": ("config", "content", "data", "docsize", "idx"),
+    "geopoly": _RTREE_TABLES,
+    "rtree": _RTREE_TABLES,
+    "rtree_i32": _RTREE_TABLES,
+}
+# Virtual tables of these modules look at them; a query itself cannot begin with PRAGMA.
+_READ_PRAGMAS = frozenset({"data_version", "page_size"})
+# SQLite stores the statement from the name on as it was written.
+_VIRTUAL = re.compile(
+    r"""CREATE\ VIRTUAL\ TABLE\s+("(?:[^"]|"")*"|\[[^\]]*\]|`[^`]*`|'[^']*'|\S+)\s+USING\s+["'`\[]?(\w+)""",
+    re.VERBOSE | re.IGNORECASE,
 )
-# One call of these can pad for minutes: only a plain literal format is taken.
-PADDING_FUNCTIONS = frozenset({"format", "printf"})
 # The only one that dumps of databases hold and that changes nothing but the connection.
 _HARMLESS_PRAGMAS = frozenset({"foreign_keys"})
 # Numbers from sqlite3.h (Python names them from 3.11 on): length, SQL length, attached databases, LIKE pattern,
@@ -77,6 +82,10 @@ _HARMLESS_PRAGMAS = frozenset({"foreign_keys"})
 _LIMITS = {0: MAX_VALUE, 1: MAX_SQL, 7: 0, 8: 500, 10: 10}
 _LIMIT_SQL_LENGTH = 1
 _PLAIN = re.compile(r"[A-Za-z_]\w*\Z", re.ASCII)
+_REFUSED_TABLE = (
+    "refused: a table-valued function, or a virtual table of another module than "
+    f"{', '.join(READABLE_MODULES)}, is not allowed in a query"
+)
 
 
 # ---- Queries ----
@@ -86,10 +95,10 @@ class _Guard:
     """Decides what a query may do, and keeps the first reason for which it may not."""
 
     def __init__(self) -> None:
-        self.reason, self.pads = "", False
+        self.reason = ""
 
-    def begin(self, pads: bool) -> None:
-        self.reason, self.pads = "", pads
+    def begin(self) -> None:
+        self.reason = ""
 
     def authorise(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         self.reason = self.reason or self._objection(action, first or "", (second or "").lower())
@@ -97,12 +106,13 @@ class _Guard:
 
     def _objection(self, action: int, first: str, second: str) -> str:
         if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
-            return "refused: table-valued functions are not allowed in a query"  # SQLite declares them as tables
+            return _REFUSED_TABLE  # SQLite declares it as a table when it is first used
+        if action == sqlite3.SQLITE_PRAGMA and first in _READ_PRAGMAS and not second:
+            return ""
         if action not in _ALLOWED:
             return f"refused: {_NAMES.get(action, 'this action')} is not allowed in a query"
-        if action == sqlite3.SQLITE_FUNCTION:
-            refused = _REFUSED_FUNCTIONS | (PADDING_FUNCTIONS if self.pads else frozenset())
-            return f"refused: the function {second} is not allowed in a query" if second in refused else ""
+        if action == sqlite3.SQLITE_FUNCTION and second in _REFUSED_FUNCTIONS:
+            return f"refused: the function {second} is not allowed in a query"
         return ""
 
 
@@ -113,6 +123,7 @@ class _Open:
         self.guard = _Guard()
         self.connection = _opened(uri)
         try:
+            _connect_virtual_tables(self.connection)
             self.connection.text_factory = _text
             self.connection.set_authorizer(self.guard.authorise)
         except BaseException:
@@ -149,7 +160,7 @@ class Worker:
             database = self._database(request)
         except sqlite3.Error as error:
             return {"unreadable": str(error)}
-        database.guard.begin(request["pads"])
+        database.guard.begin()
         database.connection.set_progress_handler(until, _STEPS)
         try:
             with closing(database.connection.execute(request["sql"])) as cursor:
@@ -181,9 +192,11 @@ class Worker:
 
 
 def _opened(uri: str) -> sqlite3.Connection:
+    # Trusted: else SQLite refuses a schema whose indexes or generated columns call JSON functions. Functions that act
+    # on the outside cannot be called from a schema in any case, and Python leaves extensions off.
     connection = sqlite3.connect(uri, uri=True, isolation_level=None)
     try:
-        for pragma in ("query_only = 1", "trusted_schema = 0", "cell_size_check = 1", "mmap_size = 0"):
+        for pragma in ("query_only = 1", "trusted_schema = 1", "cell_size_check = 1", "mmap_size = 0"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("PRAGMA temp_store = 2")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -192,6 +205,22 @@ def _opened(uri: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _connect_virtual_tables(connection: sqlite3.Connection) -> None:
+    """Connect the virtual tables of readable modules before a guard is there, which refuses all others."""
+    for name, module in _virtual_tables(connection):
+        if module in READABLE_MODULES:
+            with suppress(sqlite3.Error):  # a query on it gets SQLite's reason
+                connection.execute(f"SELECT 1 FROM {_quoted(name)} LIMIT 0").close()
+
+
+def _virtual_tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return name and module of each virtual table whose statement and name can be read."""
+    connection.text_factory = _name_text
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%'"
+    found = [(name, _VIRTUAL.match(sql)) for name, sql in connection.execute(query) if _is_text(name)]
+    return [(name, match[2].lower()) for name, match in found if match]
 
 
 def _limit(connection: sqlite3.Connection, sql: int = MAX_SQL) -> None:
@@ -219,7 +248,9 @@ def _failure(error: Exception, refused: str, seconds: float) -> Answer:
         return _stopped("time", f"it ran longer than {seconds:g} s")
     if isinstance(error, UnicodeDecodeError):
         return {"error": "the name of a column is not valid UTF-8"}
-    return {"error": str(error) or type(error).__name__, "limit": "size" if "too big" in str(error) else ""}
+    if "too big" in str(error):
+        return _stopped("size", f"a text, blob or row is longer than {MAX_VALUE >> 20} MiB")
+    return {"error": str(error) or type(error).__name__, "limit": ""}
 
 
 def _text(raw: bytes) -> str:
@@ -285,7 +316,7 @@ def _create(request: Answer) -> Answer:
     reading = False
     with closing(sqlite3.connect(":memory:")) as connection:
         _limit(connection, MAX_SCHEMA)
-        connection.execute("PRAGMA trusted_schema = 0")
+        connection.execute("PRAGMA trusted_schema = 1")
         connection.execute("PRAGMA temp_store = 2")
         connection.set_authorizer(authorise)
         connection.set_progress_handler(_until(request), _STEPS)
@@ -312,7 +343,9 @@ def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", 
     """One line for all tables and views that can be read, and a sentence for each that cannot."""
     connection.text_factory = _name_text
     every = connection.execute("SELECT type, name FROM sqlite_master ORDER BY rowid").fetchall()
+    hidden = _shadow_tables(connection)
     named = [(kind, name) for kind, name in every if kind in kinds and not name.startswith("sqlite_")]
+    named = [(kind, name) for kind, name in named if name.lower() not in hidden]
     tables, faults = list[str](), list[str]()
     for kind, name in named:
         try:
@@ -322,6 +355,12 @@ def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", 
                 return _stopped("time", "reading it takes too long")
             faults.append(f"{kind} {_shown(name)}: {error}")
     return {"line": " | ".join(tables), "faults": faults}
+
+
+def _shadow_tables(connection: sqlite3.Connection) -> set[str]:
+    """Return the names, in lower case, of the tables in which virtual tables keep their contents."""
+    tables = _virtual_tables(connection)
+    return {f"{name}_{ending}".lower() for name, module in tables for ending in READABLE_MODULES.get(module, ())}
 
 
 def _name_text(raw: bytes) -> str:
@@ -341,8 +380,9 @@ def _shown(name: str) -> str:
 def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> str:
     if not _is_text(table):
         raise sqlite3.DataError("its name is not valid UTF-8")
-    # The first two columns of table_info are the position and the name, the third is the declared type.
-    info = connection.execute(f"PRAGMA table_info({_quoted(table)})").fetchall()
+    # Position, name, declared type, …, and last how it is hidden: 1 of a virtual table, 2 and 3 generated.
+    every = connection.execute(f"PRAGMA table_xinfo({_quoted(table)})").fetchall()
+    info = [column for column in every if column[-1] != 1]
     unreadable = [name for _, name, *_ in info if not _is_text(name)]
     faults += [f"column {_shown(name)} of {_shown(table)}: its name is not valid UTF-8" for name in unreadable]
     columns = ", ".join(_column(connection, name, kind) for _, name, kind, *_ in info if _is_text(name))
