@@ -405,7 +405,9 @@ def _loaded(auto: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[s
         _forget_quantizer(model)
     choose_attention_by_length(model.eval())
     fresh = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
-    return model, tuple(sorted(fresh & {name for name, _ in model.named_parameters()}))
+    fresh &= {name for name, _ in model.named_parameters()}
+    files.check_body(str(kwargs["pretrained_model_name_or_path"]), model, fresh)
+    return model, tuple(sorted(fresh))
 
 
 def _forget_quantizer(model: PreTrainedModel) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import PretrainedConfig
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from fulltune.errors import FulltuneError, MissingDependencyError, ModelError
@@ -148,6 +149,8 @@ def check_config(name: str, config: PretrainedConfig, head: str | None) -> None:
             fix="name the model that it was quantized from; `method: qlora` quantizes that one itself",
             field="model",
         )
+    if head is None:
+        _check_type(name, config)
     if head is None or config.model_type in _HEADS[head]:
         return
     known = [title for title, types in _HEADS.items() if config.model_type in types]
@@ -157,6 +160,65 @@ def check_config(name: str, config: PretrainedConfig, head: str | None) -> None:
         fix="choose another model or another task",
         field="model",
     )
+
+
+def _check_type(name: str, config: PretrainedConfig) -> None:
+    """Check that transformers loads this model type by itself; the parts of some models (Emu3's text) it does not.
+
+    Raises:
+        ModelError: It does not.
+    """
+    own = config.model_type
+    if own in modeling_auto.MODEL_MAPPING_NAMES or own in _HEADS["masked-lm"]:
+        return
+    wholes = [known for types in _HEADS.values() for known in types if own.startswith(f"{known}_")]
+    whole = max(wholes, key=len, default=None)
+    heads = [title for title, types in _HEADS.items() if whole in types]
+    raise ModelError(
+        f"{name!r} is of the type {own!r}, which transformers does not load by itself",
+        expected=f"the whole model, of the type {whole!r} (transformers has a head of it for {', '.join(heads)})"
+        if whole
+        else "a type that transformers has a model for",
+        fix="choose another model",
+        field="model",
+    )
+
+
+def check_body(name: str, model: PreTrainedModel, fresh: Set[str]) -> None:
+    """Check that a checkpoint holds the body of the model that was loaded from it; a new head is no fault.
+
+    Args:
+        name: As the user gave it.
+        model: Loaded; ``base_model`` is its body.
+        fresh: Names of the parameters that the checkpoint lacks, which have random values.
+
+    Raises:
+        ModelError: It lacks a whole layer of the body, or more than half of the body's weights.
+    """
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    weights = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    lacking = weights & fresh
+    whole = [layer for layer in _layers(model) if layer <= lacking]
+    if not whole and 2 * len(lacking) <= len(weights):
+        return
+    raise ModelError(
+        f"{len(lacking)} of {len(weights)} body weights of {type(model).__name__} are not in the checkpoint {name!r} "
+        f"({', '.join(sorted(lacking)[:2])}, …): they would be random",
+        expected="a checkpoint of the whole body; only a head may be new",
+        fix="choose a task that this checkpoint was made for, or the checkpoint that it was cut from",
+        field="model",
+    )
+
+
+def _layers(model: nn.Module) -> list[set[str]]:
+    """Return the names of the parameters of each element of each list of modules, empty elements left out."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    layers = [
+        {f"{name}.{place}.{one}" for one, _ in layer.named_parameters()}
+        for name, module in lists
+        for place, layer in enumerate(module)
+    ]
+    return [layer for layer in layers if layer]
 
 
 @contextmanager
