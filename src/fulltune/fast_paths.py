@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -55,14 +55,15 @@ _computable: WeakSet[nn.Module] = WeakSet()
 _results: WeakKeyDictionary[nn.Module, dict[Key, bool]] = WeakKeyDictionary()
 
 
-def padding_is_neutral(model: PreTrainedModel, length: int) -> bool:
+def padding_is_neutral(model: PreTrainedModel, length: int, *, is_logged: bool = True) -> bool:
     """Return True if padding on the right leaves the answers of a row as they are without it.
 
     Args:
         model: Any model that takes ``input_ids`` and ``attention_mask``; its mode and weights are left as they are.
         length: Longest row, in tokens, that is to be padded or to be padded to.
+        is_logged: Log that rows are computed without padding where it is not neutral.
     """
-    return _checked(model, "padding", length, _padding_agrees)
+    return _checked(model, "padding", length, _padding_agrees, is_logged)
 
 
 def batching_is_neutral(model: PreTrainedModel, length: int) -> bool:
@@ -96,6 +97,35 @@ def require_computable(model: PreTrainedModel) -> None:
     _computable.add(model)
 
 
+def require_trainable(model: PreTrainedModel) -> None:
+    """Check that a model computes single rows of odd lengths in training mode too.
+
+    Raises:
+        ModelError: It raised an error over one that it computes in eval mode (Reformer takes some lengths only).
+    """
+    state = {name: value.clone() for name, value in model.named_buffers()}
+    device = [model.device] if model.device.type == "cuda" else []
+    for row in probes(model, [11, 17]):
+        with torch.random.fork_rng(devices=device):
+            answers, reason = attempt(partial(_answers, model, [row]), model, is_training=True)
+        _restore(model, state)
+        if answers is None:
+            raise ModelError(
+                f"{type(model).__name__} cannot be trained on a text of {len(row)} tokens ({reason})",
+                expected="a model that is trained on texts of any length up to its limit",
+                fix="choose another checkpoint",
+                field="model",
+            )
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Give buffers back the values that a pass in training mode may have changed."""
+    for name, value in model.named_buffers():
+        if name in buffers and value.shape == buffers[name].shape:
+            value.copy_(buffers[name])
+
+
 def batches(
     model: PreTrainedModel, items: Sequence[Item], lengths: Callable[[Item], Sequence[int]]
 ) -> Iterator[Sequence[Item]]:
@@ -116,6 +146,12 @@ def batches(
         if end == len(items) or sizes[end] != sizes[start] or not together:
             yield items[start:end]
             start = end
+
+
+def input_name(model: Any) -> str:
+    """Return the name under which a forward pass takes token ids: ``input_ids`` where it has that, else its own."""
+    accepted = inspect.signature(model.forward).parameters
+    return "input_ids" if "input_ids" in accepted else str(model.main_input_name)
 
 
 def options(model: Any) -> dict[str, Any]:
@@ -178,22 +214,30 @@ def _log_failure(model: PreTrainedModel, way: str, length: int, reason: str | No
     log_once(_log, logging.WARNING, key, "%s computes rows of %d tokens without %s: %s", name, length, way, why)
 
 
-def _checked(model: PreTrainedModel, way: str, length: int, check: Callable[[PreTrainedModel, int], bool]) -> bool:
+def _checked(
+    model: PreTrainedModel,
+    way: str,
+    length: int,
+    check: Callable[[PreTrainedModel, int], bool],
+    is_logged: bool = True,
+) -> bool:
     """Return the result of a check on rows of its own, from memory where it was made before; a failure is logged."""
     results = _results.setdefault(model, {})
     key = way, probe_length(model, length)
     if key not in results:
         passed, reason = attempt(lambda: check(model, key[1]), model)
         results[key] = bool(passed)
-        if not passed:
+        if not passed and is_logged:
             _log_failure(model, way, key[1], reason)
     return results[key]
 
 
-def attempt(compute: Callable[[], Answer], model: PreTrainedModel) -> tuple[Answer | None, str | None]:
-    """Return what is computed in eval mode without gradients, or None and what the model raised."""
+def attempt(
+    compute: Callable[[], Answer], model: PreTrainedModel, *, is_training: bool = False
+) -> tuple[Answer | None, str | None]:
+    """Return what is computed without gradients in eval or training mode, or None and what the model raised."""
     was_training = model.training
-    model.eval()
+    model.train(is_training)
     try:
         with torch.no_grad():
             return compute(), None
@@ -258,7 +302,7 @@ def _answers(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """
     fill = int(getattr(model.config, "pad_token_id", None) or 0)
     ids, mask = pad(rows, fill, model.device)
-    inputs, widths = {"input_ids": ids, "attention_mask": mask, **options(model)}, [len(row) for row in rows]
+    inputs, widths = {input_name(model): ids, "attention_mask": mask, **options(model)}, [len(row) for row in rows]
     head = model.get_output_embeddings()
     if model.config.is_encoder_decoder and head is not None:
         targets = [list(row[: max(3, len(row) // 4)]) for row in rows]

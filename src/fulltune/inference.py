@@ -151,9 +151,14 @@ def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batc
 def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
     """Unit vectors of shape (hidden,): the mean of the last hidden states (Reimers & Gurevych 2019, mean pooling)."""
     own = len(bundle.prompt_ids)
+    # The states of Perceiver's body belong to its latents, as many for every text, not to tokens.
+    has_latents = getattr(bundle.model.config, "num_latents", None) is not None
 
     def embed(outputs: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        hidden, mask = outputs.last_hidden_state.float()[:, own:], mask[:, own:]  # a soft prompt is no part of the text
+        hidden = outputs.last_hidden_state.float()
+        if has_latents:
+            mask = mask.new_ones(hidden.shape[:2])
+        hidden, mask = hidden[:, own:], mask[:, own:]  # a soft prompt is no part of the text
         mean = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return list(F.normalize(mean, dim=-1))
 
@@ -169,12 +174,14 @@ def _read(
 ) -> Iterator[Result]:
     """Results of one pass of ``model`` over each input, made from its outputs, the ids and the mask of a batch."""
 
+    name = fast_paths.input_name(model)
+
     @torch.inference_mode()
     def read(batch: Sequence[Sequence[int]]) -> list[Result]:
         found: list[Result] = []
         for part in fast_paths.batches(bundle.model, batch, lambda row: (len(row),)):
             ids, mask = pad(part, pad_id(bundle), model.device)
-            found += results(model(input_ids=ids, attention_mask=mask), ids, mask)
+            found += results(model(**{name: ids, "attention_mask": mask}), ids, mask)
         return found
 
     fast_paths.require_computable(bundle.model)

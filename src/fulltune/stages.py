@@ -17,6 +17,7 @@ from fulltune.dataset import Data
 from fulltune.errors import ConfigError, ModelError, Problem, StoreError, did_you_mean
 from fulltune.evaluate import Evaluation
 from fulltune.evaluate import evaluate as score
+from fulltune.fast_paths import require_trainable
 from fulltune.guards.forgetting import ForgettingGuard
 from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.kernels.active import fixed
@@ -130,6 +131,8 @@ def load(
         )
     if task.head == head == "lm" and bundle.family == "decoder":
         check_causality(config.model, bundle.model)
+    if head == task.head:  # this head will be trained
+        require_trainable(bundle.model)
     if task.head == "classification":  # the head that will be trained, said before the baselines are asked
         check_config(config.model, bundle.model.config, task.head)
     check_template(bundle, config.data.chat, task.day)

@@ -7,6 +7,7 @@ is checked on that very model (:mod:`fulltune.fast_paths`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fulltune.fast_paths import batching_is_neutral, padding_is_neutral
+from fulltune.log_once import log_once
 from fulltune.training.batching import BESIDE_INPUT
 from fulltune.training.loss import IGNORED
 from fulltune.training.loss_check import asked
 from fulltune.training.memory import row_count, take
 from fulltune.training.objective import Kind
+
+_log = logging.getLogger(__name__)
 
 #: First and last columns of a row that are used, in its input and in its target.
 Extent = tuple[int, int, int]
@@ -66,6 +70,33 @@ def row_groups(model: Any, batch: Mapping[str, Any], kind: Kind) -> list[list[in
         if is_padded and batching_is_neutral(model, longest):
             return _alike([(*extent, *end) for extent, end in zip(extents, ends, strict=True)])
     return [[row] for row in range(rows)]
+
+
+def longest_row(batch: Mapping[str, Any]) -> int:
+    """Return the columns of a batch's input."""
+    widths = [value.shape[1] for value in batch.values() if isinstance(value, Tensor) and value.dim() == 2]
+    return max(widths, default=1)
+
+
+def warn_of_padding(model: Any, length: int) -> None:
+    """Log once for a class of models that padding changes its answers, where batches are not computed in groups.
+
+    Args:
+        model: Unwrapped and in one piece.
+        length: Longest row, in tokens.
+    """
+    with asked(model):
+        is_neutral = padding_is_neutral(model, length, is_logged=False)
+    if not is_neutral:
+        name = type(model).__name__
+        log_once(
+            _log,
+            logging.WARNING,
+            name,
+            "padding changes the answers of %s: with several processes rows of unlike length are padded all the same, "
+            "so that their losses are not those that they have alone; train in one process, or on rows of one length",
+            name,
+        )
 
 
 def cut(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from transformers import DataCollatorForLanguageModeling
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
 
 from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
+from fulltune.fast_paths import SHORTEST
 from fulltune.guards.divergence import DivergenceGuard
 from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
 from fulltune.training.buckets import BudgetSampler, lengths_of
@@ -45,7 +46,8 @@ from fulltune.training.objective import Kind, Objective, checked_class_weights, 
 from fulltune.training.packing import PaddingCount, with_token_mask
 from fulltune.training.regularize import Regularizer, decay_by_layer
 from fulltune.training.rollback import RollBack
-from fulltune.training.row_groups import Computed, cut, joined, row_groups
+from fulltune.training.row_errors import errors_of_rows
+from fulltune.training.row_groups import Computed, cut, joined, longest_row, row_groups, warn_of_padding
 from fulltune.training.unpadding import unpadded
 
 
@@ -111,7 +113,9 @@ class Trainer(transformers.Trainer):
         self._evaluated = torch.zeros(2, dtype=torch.float64)
         self._facts: dict[Kind, LossFacts] = {}
         if self._is_sharded:
-            self._kind()  # the model is still in one piece
+            kind = self._kind()  # the model is still in one piece
+            if kind is not None and self._loss_facts(kind).is_checked:
+                warn_of_padding(self._plain_model(), SHORTEST)
 
     # ---- Loss ----
 
@@ -121,6 +125,12 @@ class Trainer(transformers.Trainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        with errors_of_rows(self._plain_model(), inputs):
+            return self._loss_of(model, inputs, return_outputs, num_items_in_batch)
+
+    def _loss_of(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tensor | int | None
     ) -> Any:
         objective = self._objective(inputs)
         self.loss_is_scaled_for_ga = None if objective is None else True
@@ -233,10 +243,13 @@ class Trainer(transformers.Trainer):
     def _row_groups(self, inputs: dict[str, Any], objective: Objective) -> list[list[int]] | None:
         """Return which rows are computed together, or None for all of them as they are.
 
-        All of them with several processes, each of which must make the same number of passes, and for a model that
-        cannot be asked.
+        All of them with several processes, each of which must make the same number of passes (a line of the log says
+        so where it matters), and for a model that cannot be asked.
         """
-        if self.args.world_size > 1 or self._is_sharded or not self._loss_facts(objective.kind).is_checked:
+        if not self._loss_facts(objective.kind).is_checked or self._is_sharded:
+            return None
+        if self.args.world_size > 1:
+            warn_of_padding(self._plain_model(), longest_row(inputs))
             return None
         return row_groups(self._plain_model(), inputs, objective.kind)
 

@@ -1,0 +1,74 @@
+"""Sentences in place of the errors that transformers raises over rows that a model cannot be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from fulltune.errors import DataError, FulltuneError, ModelError
+
+#: Rows that a message names.
+_SHOWN = 10
+
+
+@contextmanager
+def errors_of_rows(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
+    """Turn errors over the end tokens or the length of rows into one message.
+
+    Args:
+        model: Unwrapped.
+        batch: ``(B, …)`` tensors by name, as they are computed.
+
+    Raises:
+        DataError: A classifier reads each row at its end token, and a row has none, or rows differ in their number.
+        ModelError: The model is trained on rows of some lengths only, and these have another one (Reformer).
+    """
+    try:
+        yield
+    except ValueError as error:
+        found = _in_words(model, batch, str(error))
+        if found is None:
+            raise
+        raise found from error
+
+
+def _in_words(model: Any, batch: Mapping[str, Any], message: str) -> FulltuneError | None:
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        return None
+    if "<eos> token" in message:
+        return _end_tokens(model, ids)
+    if "sequence length" in message and ("multiple of" in message or "axial_pos" in message):
+        return _wrong_length(model, ids.shape[1], message)
+    return None
+
+
+def _end_tokens(model: Any, ids: Tensor) -> DataError:
+    end = int(model.config.eos_token_id)
+    counts = (ids == end).sum(dim=1).tolist()
+    without = [row for row, count in enumerate(counts) if not count]
+    found = f"{len(without)} of the {len(counts)} rows of a batch have no end token (rows {_named(without)} of it)"
+    if not without:
+        found = f"the rows of a batch have {min(counts)} to {max(counts)} end tokens"
+    return DataError(
+        f"{found}; {type(model).__name__} reads each text at its end token (id {end})",
+        expected="one end token in every row",
+        fix="let the tokenizer add it, cut long texts before it (truncation=True does), and keep it out of the texts",
+        field="input_ids",
+    )
+
+
+def _named(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
+
+
+def _wrong_length(model: Any, length: int, message: str) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} cannot be trained on a text of {length} tokens ({message.strip().splitlines()[0]})",
+        expected="a model that is trained on texts of any length up to its limit",
+        fix="choose another model; with fulltune.Trainer, pad every row to a length that its config allows",
+        field="model",
+    )
