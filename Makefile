@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check gate slow engines bench clean
+.PHONY: demo test check gate slow engines architectures bench clean
 
 demo: $(VENV)/dev
 	$(BIN)/fulltune demo contracts
@@ -34,6 +34,11 @@ slow: $(VENV)/minilm $(VENV)/smollm2
 # FSDP2, DeepSpeed and processes that die; the first run compiles a part of DeepSpeed. ARGS chooses some of them.
 engines: $(VENV)/minilm
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m slow -q -s tests/slow/test_distributed.py $(ARGS)
+
+# Every model type of transformers on every task, against plain transformers; one to two hours. Results are kept, and
+# only cells without one are measured; ARGS='--again wrong crash' measures those again.
+architectures: $(VENV)/dev
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/architectures/matrix.py --write $(ARGS)
 
 # One of them, with its options: make bench-speed ARGS='--workload clauses --repeats 1'. The benchmarks of the guards
 # want data of one's own, and say so.
