@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from fulltune import Config, ModelError, Trainer
 from fulltune.tasks.base import Features
-from fulltune.training import packing
+from fulltune.training import packing, untouched
 from fulltune.training.loss_check import LossFacts, check_loss
 from fulltune.training.next_tokens import aligned_labels
 
@@ -256,7 +256,12 @@ def test_a_classifier_without_a_padding_token_takes_several_rows(tmp_path: Path)
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_labels_that_a_forward_pass_does_not_name_reach_the_model(tmp_path: Path) -> None:
+def test_labels_that_a_forward_pass_does_not_name_reach_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The class below stands for one of the library's, such as Qwen 3.5's.
+    monkeypatch.setattr(untouched, "_PACKAGES", (*untouched._PACKAGES, __file__))
+
     def make() -> Any:
         model = built("Llama", "SequenceClassification", **_DECODER)
 
@@ -264,7 +269,7 @@ def test_labels_that_a_forward_pass_does_not_name_reach_the_model(tmp_path: Path
             def forward(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
                 return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-        Unnamed.__name__ = type(model).__name__
+        Unnamed.__name__, Unnamed.__module__ = type(model).__name__, type(model).__module__
         model.__class__ = Unnamed
         return model
 

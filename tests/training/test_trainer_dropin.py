@@ -16,6 +16,8 @@ import transformers
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from fulltune import Trainer
+from fulltune.training.batching import trim
+from fulltune.training.objective import kind_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "classic_tutorial.py"
 TEXTS = ["a short one", "a text that is somewhat longer", "tiny", "the last"]
@@ -183,3 +185,123 @@ def test_callbacks_and_optimizers_work_as_ever(tmp_path: Path) -> None:
     trainer.train()
     assert seen == [1, 2]
     assert trainer.optimizer.optimizer is optimizer
+
+
+class _PromptMasked(DataCollatorForLanguageModeling):
+    def torch_call(self, examples: list[Any]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        batch["labels"][:, :2] = -100
+        return batch
+
+
+def test_a_subclass_of_the_language_modelling_collator_keeps_its_labels(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    rows = [dict(tokenizer(text)) for text in TEXTS]
+    collator = _PromptMasked(tokenizer, mlm=False)
+    trainer = Trainer(model=model, args=_sequential(tmp_path), train_dataset=rows, data_collator=collator)
+    assert all(int((batch["labels"][:, :2] != -100).sum()) == 0 for batch in _batches(trainer))
+
+
+def test_padding_to_a_multiple_is_not_undone(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    rows = [dict(tokenizer(text)) for text in TEXTS]
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False, pad_to_multiple_of=16)
+    trainer = Trainer(model=model, args=_sequential(tmp_path), train_dataset=rows, data_collator=collator)
+    assert {batch["input_ids"].shape[1] % 16 for batch in _batches(trainer)} == {0}
+
+
+def test_the_tokenizer_tells_on_which_side_rows_are_padded(tmp_path: Path) -> None:
+    model, tokenizer = fakes.gpt2()
+    tokenizer.padding_side = "left"
+    rows = [dict(tokenizer(text)) for text in TEXTS]
+    trainer = Trainer(model=model, args=_sequential(tmp_path), train_dataset=rows, processing_class=tokenizer)
+    batch = _batches(trainer)[0]
+    assert batch["attention_mask"][:, -1].tolist() == [1, 1]
+    assert batch["attention_mask"][0, 0] == 0
+
+
+def test_other_inputs_per_token_keep_the_width_of_the_batch() -> None:
+    mask = torch.tensor([[1, 1, 0, 0]])
+    for name, value in {"bbox": torch.zeros(1, 4, 4), "token_type_ids": torch.zeros(1, 4, 7)}.items():
+        batch = {"input_ids": mask, "attention_mask": mask, "labels": torch.tensor([1]), name: value}
+        trim(batch, "class")
+        assert batch["input_ids"].shape == (1, 4)
+    langs = {"input_ids": mask, "attention_mask": mask, "labels": torch.tensor([1]), "langs": torch.zeros(1, 4)}
+    trim(langs, "class")
+    assert langs["input_ids"].shape == (1, 4)
+
+
+def _rows() -> list[dict[str, Any]]:
+    _, tokenizer = fakes.gpt2()
+    return [{"input_ids": (ids := tokenizer(text).input_ids), "labels": ids} for text in TEXTS]
+
+
+def _twin(base: Any) -> Any:
+    class WithPenalty(base):
+        loss_is_scaled_for_ga = False
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            outputs = model(**inputs)
+            loss = outputs.loss + 1.0
+            return (loss, outputs) if return_outputs else loss
+
+    return WithPenalty
+
+
+def _loss_history(trainer: Any) -> list[float]:
+    trainer.train()
+    found = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    return [value for entry in found for name, value in entry.items() if name in ("loss", "eval_loss")]
+
+
+def _both(tmp_path: Path, make: Any, **options: Any) -> tuple[list[float], list[float]]:
+    histories = []
+    for base in (transformers.Trainer, Trainer):
+        args = _sequential(tmp_path, logging_steps=1, eval_strategy="epoch", **options)
+        model = fakes.gpt2()[0]
+        collator = transformers.DataCollatorForTokenClassification(fakes.gpt2()[1])
+        trainer = make(base)(
+            model=model, args=args, train_dataset=_rows(), eval_dataset=_rows(), data_collator=collator
+        )
+        histories.append(_loss_history(trainer))
+    return histories[0], histories[1]
+
+
+def test_an_overridden_loss_is_the_users_in_training_and_evaluation(tmp_path: Path) -> None:
+    plain, ours = _both(tmp_path, _twin, gradient_accumulation_steps=2, num_train_epochs=2)
+    assert len(plain) == 4
+    assert ours == pytest.approx(plain, abs=1e-5)
+
+
+def test_an_overridden_prediction_step_gives_the_evaluation_loss(tmp_path: Path) -> None:
+    def make(base: Any) -> Any:
+        class Own(base):
+            def prediction_step(
+                self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+            ) -> Any:
+                with torch.no_grad():
+                    loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
+                assert outputs[0] is outputs["loss"]
+                return 2 * loss, None, None
+
+        return Own
+
+    _, ours = _both(tmp_path, make)
+    assert ours[-1] > 0  # not NaN
+    trainer_loss = _both(tmp_path, lambda base: base)[1][-1]
+    assert ours[-1] == pytest.approx(2 * trainer_loss, rel=0.05)
+
+
+def test_a_class_of_the_same_name_computes_its_own_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = fakes.gpt2()
+    own = type("GPT2LMHeadModel", (type(model),), {})
+    model.__class__ = own
+    assert kind_of(model) is None
+    model, tokenizer = fakes.gpt2()
+    model.loss_function = lambda logits, labels, **kwargs: logits.sum() * 0 + 7.0
+    collator = transformers.DataCollatorForTokenClassification(tokenizer)
+    trainer = Trainer(model=model, args=_sequential(tmp_path), eval_dataset=_rows(), data_collator=collator)
+    with caplog.at_level("INFO", logger="fulltune"):
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(7.0)
+    assert "the library computes the loss: the loss function of GPT2LMHeadModel was replaced" in caplog.text
+    assert sum("the library computes" in message for message in caplog.messages) == 1

@@ -17,6 +17,7 @@ from fulltune.tasks.base import Features
 from fulltune.training import packing
 from fulltune.training.loss import IGNORED
 from fulltune.training.objective import Kind
+from fulltune.training.untouched import has_only_tokens
 
 #: Key under which the numbers of the rows travel with a training batch; it is taken out before the model sees it.
 ROW_NUMBERS = "fulltune_row_numbers"
@@ -95,7 +96,7 @@ def as_rows(dataset: Any) -> Any:
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows of token lists → tensors, padded on the right to the longest of the batch.
+    """Rows of token lists → tensors, padded to the longest of the batch.
 
     Works for every family and head: what is a list becomes ``(B, longest)``, what is a number becomes ``(B,)``. Without
     an ``attention_mask`` one is made from the lengths, never from the padding id, which may be a token that means
@@ -103,12 +104,14 @@ class Collator:
 
     Attributes:
         pad_token_id: Fills ``input_ids``.
+        side: Where rows are padded, ``right`` or ``left``.
         packed: Put several rows of text into one where that saves room (:mod:`fulltune.training.packing`); only for a
             decoder that keeps them apart, and for rows of nothing but ``input_ids`` and ``labels`` of the same length.
     """
 
     pad_token_id: int
     packed: bool = False
+    side: str = "right"
 
     def __call__(self, rows: Sequence[Item]) -> Batch:
         if self.packed and (batch := packing.pack(rows)) is not None:
@@ -116,7 +119,9 @@ class Collator:
         names = [name for name, value in rows[0].items() if value is not None and not isinstance(value, str)]
         batch = {_renamed(name): self._column(_renamed(name), [row[name] for row in rows]) for name in names}
         if "input_ids" in batch and "attention_mask" not in batch:
-            batch["attention_mask"] = _pad([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], 0)
+            batch["attention_mask"] = _pad(
+                [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], 0, self.side
+            )
         return batch
 
     def _column(self, name: str, values: Sequence[Any]) -> Tensor:
@@ -126,7 +131,7 @@ class Collator:
         if tensors[0].dim() == 0:
             return torch.stack(tensors)
         fill = self.pad_token_id if name in ("input_ids", "decoder_input_ids") else _FILL.get(name, 0)
-        return _pad(tensors, fill)
+        return _pad(tensors, fill, self.side)
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,10 @@ def take_row_numbers(batch: Any) -> list[int]:
 
 
 def trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
-    """Cut columns on the right that are padding in every row, in place."""
-    mask = batch.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
+    """Cut columns on the right that are padding in every row, in place; none of a batch with other inputs per token."""
+    if not has_only_tokens(batch):
         return
+    mask = batch["attention_mask"]
     names, used = list(BESIDE_INPUT), mask != 0
     if kind in ("causal", "token") and "labels" in batch:
         names.append("labels")
@@ -201,8 +206,8 @@ def _cut(batch: MutableMapping[str, Any], names: Sequence[str], used: Tensor) ->
             batch[name] = value[:, :last]
 
 
-def _pad(tensors: Sequence[Tensor], fill: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=fill)
+def _pad(tensors: Sequence[Tensor], fill: int, side: str) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=fill, padding_side=side)
 
 
 def _renamed(name: str) -> str:

@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 
 from fulltune.errors import ConfigError
 from fulltune.training import loss
+from fulltune.training.untouched import is_library_class, library_class
 
 #: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label a row.
 #: ``multi-label``: a vector of zeros and ones a row. ``regression``: one or several numbers a row.
@@ -85,7 +86,7 @@ class Objective:
 
 
 def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
-    """The kind of loss that the class of a model promises, or None for one that is not known.
+    """The kind of loss that the class of a model promises, or None for one that is not the library's own.
 
     A sequence classifier without a ``problem_type`` is told by its labels, as the library does (class indices if they
     are not known yet).
@@ -93,8 +94,7 @@ def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
         return None
-    model_class: Any = type(model)
-    kind = _kind_of_class(model_class)
+    kind = _kind_of_class(library_class(model)) if is_library_class(model) else None
     if kind == "seq2seq" and not config.is_encoder_decoder:
         return None
     return _kind_of_classifier(config, labels) if kind == "class" else kind
@@ -102,7 +102,7 @@ def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
 
 def is_of_classes(model: nn.Module) -> bool:
     """Return True if the labels of a model's tokens are classes, not tokens."""
-    return _class_name(type(model)) in _names("TOKEN_CLASSIFICATION")
+    return library_class(model).__name__ in _names("TOKEN_CLASSIFICATION")
 
 
 def checked_class_weights(model: Any, weights: Sequence[float] | None) -> Tensor | None:
@@ -156,8 +156,8 @@ def _kind_of_classifier(config: Any, labels: Tensor | None) -> Kind | None:
 
 
 @lru_cache(maxsize=256)
-def _kind_of_class(model_class: Any) -> Kind | None:
-    name = _class_name(model_class)
+def _kind_of_class(model_class: type) -> Kind | None:
+    name = model_class.__name__
     if name in _names("CAUSAL_LM"):
         return "causal"
     if name in _names("SEQ_TO_SEQ_CAUSAL_LM"):
@@ -165,10 +165,6 @@ def _kind_of_class(model_class: Any) -> Kind | None:
     if name in _names("SEQUENCE_CLASSIFICATION"):
         return "class"
     return "token" if name in _names("MASKED_LM") | _names("TOKEN_CLASSIFICATION") else None
-
-
-def _class_name(model_class: type) -> str:
-    return model_class.__name__.removeprefix("FSDP")  # fully sharded, a model gets a subclass of that name
 
 
 @lru_cache(maxsize=8)

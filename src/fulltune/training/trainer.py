@@ -17,10 +17,12 @@ What differs, and nothing else does:
 from __future__ import annotations
 
 import inspect
+import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, cast
 
 import datasets
 import torch
@@ -49,9 +51,11 @@ from fulltune.training.rollback import RollBack
 from fulltune.training.row_errors import errors_of_rows
 from fulltune.training.row_groups import Computed, cut, joined, longest_row, row_groups, warn_of_padding
 from fulltune.training.unpadding import unpadded
+from fulltune.training.untouched import bears_any_width, changed_in_model, has_only_tokens, overridden, pads_freely
+
+_log = logging.getLogger(__name__)
 
 
-@final
 class Trainer(transformers.Trainer):
     """Drop-in for :class:`transformers.Trainer`.
 
@@ -90,10 +94,11 @@ class Trainer(transformers.Trainer):
         unpad: bool = False,
         **kwargs: Any,
     ) -> None:
-        given = inspect.signature(transformers.Trainer.__init__).bind(self, *args, **kwargs).arguments
+        given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
         super().__init__(*args, **kwargs)
         if given.get("data_collator") is None and kind_of(self._plain_model()) is not None:
-            self.data_collator = Collator(self._pad_token_id())
+            side = getattr(self.processing_class, "padding_side", "right")
+            self.data_collator = Collator(self._pad_token_id(), side=side)
         if self.args.label_names is None and kind_of(self._plain_model()) is not None:
             # The forward pass of some heads does not name them (Qwen 3.5), or names others that are optional (LUKE).
             self.label_names = ["labels"]
@@ -112,6 +117,7 @@ class Trainer(transformers.Trainer):
         self._loss_only = False
         self._evaluated = torch.zeros(2, dtype=torch.float64)
         self._facts: dict[Kind, LossFacts] = {}
+        self._logged: set[str] = set()
         if self._is_sharded:
             kind = self._kind()  # the model is still in one piece
             if kind is not None and self._loss_facts(kind).is_checked:
@@ -133,7 +139,6 @@ class Trainer(transformers.Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tensor | int | None
     ) -> Any:
         objective = self._objective(inputs)
-        self.loss_is_scaled_for_ga = None if objective is None else True
         if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups = self._row_groups(inputs, objective)
@@ -222,11 +227,26 @@ class Trainer(transformers.Trainer):
         others = self.compute_loss_func is not None or self.args.use_liger_kernel
         if others or "shift_labels" in inputs or self.get_cp_size() > 1 or self.get_sp_size() > 1:
             return None
+        if self._left_alone():
+            return None
         labels = inputs.get("labels")
         promised = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
         kind = None if promised is None else self._loss_facts(promised).kind
         smoothing = self.args.label_smoothing_factor
         return None if kind is None else Objective(kind, smoothing, self._class_weights)
+
+    def _left_alone(self) -> bool:
+        """Return True if the loss is the user's own in some part, so that the library's path is taken; log why."""
+        reason = "compute_loss is overridden" if self._overrides("compute_loss") else None
+        reason = reason or changed_in_model(self._plain_model())
+        if reason is not None and reason not in self._logged:
+            self._logged.add(reason)
+            _log.info("the library computes the loss: %s", reason)
+        return reason is not None
+
+    def _overrides(self, *names: str) -> bool:
+        """Return True if a subclass has one of these methods of its own."""
+        return bool(overridden(self, Trainer, names))
 
     def _loss_facts(self, kind: Kind) -> LossFacts:
         """Return what is known of the model's loss; it is asked once for every kind of labels."""
@@ -251,7 +271,13 @@ class Trainer(transformers.Trainer):
         if self.args.world_size > 1:
             warn_of_padding(self._plain_model(), longest_row(inputs))
             return None
+        if self._overrides("prediction_step") or not self._can_be_cut(inputs):
+            return None
         return row_groups(self._plain_model(), inputs, objective.kind)
+
+    def _can_be_cut(self, inputs: dict[str, Any]) -> bool:
+        """Return True if columns of padding mean nothing to the model and nothing else is as wide as the tokens."""
+        return bears_any_width(self._plain_model()) and has_only_tokens(inputs)
 
     def _twice(
         self,
@@ -305,11 +331,13 @@ class Trainer(transformers.Trainer):
         )
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> RowCollator:
-        by_id = isinstance(data_collator, DataCollatorForLanguageModeling) and not data_collator.mlm
+        by_id = type(data_collator) is DataCollatorForLanguageModeling and not data_collator.mlm
+        is_ours = not self._left_alone()
+        trims = is_ours and (isinstance(data_collator, Collator) or pads_freely(data_collator))
         return RowCollator(
             collate=super()._get_collator_with_removed_columns(data_collator, description),
-            kind=self._kind(),
-            trim=description in ("Training", "Evaluation"),
+            kind=self._kind() if is_ours else None,
+            trim=trims and bears_any_width(self._plain_model()) and description in ("Training", "Evaluation"),
             numbered=self.is_in_train and description == "Training",
             relabel=by_id,
         )
@@ -335,7 +363,7 @@ class Trainer(transformers.Trainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._row_numbers, self._micro_batch = [take_row_numbers(batch) for batch in batches], 0
         self.micro_batches.begin(batches)
-        if count is not None and float(torch.as_tensor(count).sum()) == 0:
+        if count is not None and float(torch.as_tensor(count).sum()) == 0 and not self._left_alone():
             raise DataError(
                 f"no position of this batch carries a label (step {self.state.global_step + 1}, "
                 f"rows {', '.join(self._row_ids()) or 'unknown'})",
@@ -352,7 +380,7 @@ class Trainer(transformers.Trainer):
     def _parts(self, batch: Any) -> Sequence[Any]:
         """What a micro-batch is computed in."""
         objective = self._objective(batch) if self._unpad and self.args.world_size == 1 else None
-        if objective is None or not self._loss_facts(objective.kind).is_cross_entropy:
+        if objective is None or not self._loss_facts(objective.kind).is_cross_entropy or not self._can_be_cut(batch):
             return [batch]
         return unpadded(batch, objective.kind) if self._row_groups(batch, objective) is None else [batch]
 
@@ -374,17 +402,7 @@ class Trainer(transformers.Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        plain = super().training_step
-        loss = self.micro_batches.run(
-            lambda batch: plain(model, batch, num_items_in_batch),
-            model,
-            inputs,
-            step=self.state.global_step + 1,
-            adds_up=num_items_in_batch is not None
-            and self.args.world_size == 1
-            and self._objective(inputs) is not None,
-            cut=self._parts if num_items_in_batch is not None else lambda batch: (batch,),
-        )
+        loss = self._computed_step(super().training_step, model, inputs, num_items_in_batch)
         everywhere = (self.accelerator.gather(loss) if self.args.world_size > 1 else loss).flatten()
         broken = everywhere[~torch.isfinite(everywhere)]
         if broken.numel():
@@ -399,6 +417,32 @@ class Trainer(transformers.Trainer):
             for regularizer in self._regularizers:
                 regularizer.backward(self.state.global_step)
         return loss
+
+    def _computed_step(
+        self, plain: Callable[..., Tensor], model: nn.Module, inputs: dict[str, Any], count: Tensor | int | None
+    ) -> Tensor:
+        """Return the loss of a micro-batch, computed in parts where that is known to be the same."""
+        if self._overrides("compute_loss"):
+            return plain(model, inputs, count)
+        objective = self._objective(inputs)
+        is_sum = count is not None
+        known, flag = "loss_is_scaled_for_ga" in vars(self), self.loss_is_scaled_for_ga
+        if objective is not None:
+            self.loss_is_scaled_for_ga = True
+        try:
+            return self.micro_batches.run(
+                lambda batch: plain(model, batch, count),
+                model,
+                inputs,
+                step=self.state.global_step + 1,
+                adds_up=is_sum and self.args.world_size == 1 and objective is not None,
+                cut=self._parts if is_sum else lambda batch: (batch,),
+            )
+        finally:
+            if objective is not None:
+                del self.loss_is_scaled_for_ga
+            if known:
+                self.loss_is_scaled_for_ga = flag
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -423,7 +467,7 @@ class Trainer(transformers.Trainer):
     ) -> EvalLoopOutput:
         self._evaluated, self._row_losses = torch.zeros(2, dtype=torch.float64), None
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._row_losses is not None:
+        if self._row_losses is not None and not self._overrides("prediction_step"):
             total, count = self._evaluated.tolist()
             output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
         return output
@@ -558,7 +602,8 @@ def _side_by_side(sums: Tensor, counts: Tensor) -> Tensor:
 
 def _with_loss(outputs: Any, loss: Tensor) -> Any:
     """The outputs as the model would have returned them, had it computed the loss itself."""
-    if isinstance(outputs, dict):
+    if isinstance(outputs, OrderedDict):  # a ModelOutput, whose first value is the loss
         outputs["loss"] = loss
+        outputs.move_to_end("loss", last=False)
         return outputs
-    return loss, *outputs
+    return {"loss": loss, **outputs} if isinstance(outputs, dict) else (loss, *outputs)
