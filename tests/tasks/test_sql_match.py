@@ -8,13 +8,15 @@ import time
 from contextlib import closing
 from itertools import permutations
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulltune.tasks.text2sql import comparison
 from fulltune.tasks.text2sql.comparison import close
-from fulltune.tasks.text2sql.execution import Result, execute, is_ordered, match, match_as_spider, same_result
+from fulltune.tasks.text2sql.execution import Result, execute, is_ordered, match, match_as_spider, same_result, verdict
 from fulltune.tasks.text2sql.lexer import mentions_order
 
 CELLS = st.one_of(
@@ -243,9 +245,24 @@ def test_matching_ends_whatever_the_results() -> None:
     started = time.perf_counter()
     as_spider(latin * 100, other * 100)
     as_spider([tuple(range(60))] * 500, [tuple(reversed(range(60)))] * 499 + [(*range(1, 60), 0)])
+    width, height = 300, 1000
+    wide = [tuple(row * column + 0.5 for column in range(width)) for row in range(height)]
+    assert as_spider(wide, [row[::-1] for row in wide[::-1]])
+    assert not as_spider(wide, [tuple(cell + 1e-9 for cell in row) for row in wide])
     near = [(1 + i * 1e-10, 1 - i * 1e-10) for i in range(3000)]
     assert not same(near, [*near[:-1], (1 + 2e-6, 1.0)])
     assert time.perf_counter() - started < 30
+
+
+def test_a_comparison_that_is_given_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = Random(0)
+    gold, other = ([tuple(random.sample(range(40), 40)) for _ in range(30)] for _ in range(2))
+    left, right = (Result(tuple(zip(*columns, strict=True))) for columns in (gold, other))
+    assert verdict("SELECT 1", left, right, "spider") is False
+    monkeypatch.setattr(comparison, "MAX_CELLS", 100)
+    assert verdict("SELECT 1", left, right, "spider") is None
+    assert not same_result("SELECT 1", left, right, "spider")
+    assert verdict("SELECT 1", left, right, "strict") is False
 
 
 # ---- Ties ----
@@ -257,6 +274,9 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT, price REAL, kind TEXT)")
         rows = [("ant", 1.5, "x"), ("bee", 1.5, "y"), ("cat", 3.0, "x"), ("dog", None, "y"), ("eel", None, "z")]
+        connection.execute("CREATE TABLE mixed (id INTEGER PRIMARY KEY, word TEXT COLLATE NOCASE, plain TEXT)")
+        words = ["b", "A", "a", "B", "c"]
+        connection.executemany("INSERT INTO mixed (word, plain) VALUES (?, ?)", list(zip(words, words, strict=True)))
         connection.executemany("INSERT INTO item (name, price, kind) VALUES (?, ?, ?)", rows)
     return path
 
@@ -272,7 +292,25 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("SELECT name, price AS p FROM item ORDER BY p", "SELECT name, price FROM item ORDER BY price, id DESC", True),
         ("SELECT name, price FROM item ORDER BY 2", "SELECT name, price FROM item ORDER BY 2, 1 DESC", True),
         ("SELECT * FROM item ORDER BY price", "SELECT * FROM item ORDER BY price, id DESC", True),
-        ("SELECT * FROM item ORDER BY 3", "SELECT * FROM item ORDER BY price, id DESC", False),  # a position behind *
+        ("SELECT * FROM item ORDER BY 3", "SELECT * FROM item ORDER BY price, id DESC", True),  # a position behind *
+        ("SELECT * FROM item ORDER BY 3", "SELECT * FROM item ORDER BY price DESC", False),
+        ("SELECT i.*, id % 2 AS odd FROM item AS i ORDER BY 5", "SELECT *, id % 2 FROM item ORDER BY 5, id DESC", True),
+        ("SELECT i.*, id % 2 FROM item AS i ORDER BY 5 DESC", "SELECT *, id % 2 FROM item ORDER BY 5, id DESC", False),
+        ("SELECT word FROM mixed ORDER BY word", "SELECT word FROM mixed ORDER BY word, id DESC", True),
+        ("SELECT * FROM mixed ORDER BY 2", "SELECT * FROM mixed ORDER BY 2, id DESC", True),
+        ("SELECT word AS w FROM mixed ORDER BY w DESC", "SELECT word FROM mixed ORDER BY word DESC, id DESC", True),
+        ("SELECT word FROM mixed ORDER BY word", "SELECT word FROM mixed ORDER BY word COLLATE BINARY", False),
+        ("SELECT word FROM mixed ORDER BY word COLLATE BINARY", "SELECT word FROM mixed ORDER BY word", False),
+        ("SELECT word FROM mixed ORDER BY upper(word)", "SELECT word FROM mixed ORDER BY upper(word), id DESC", True),
+        ("SELECT plain FROM mixed ORDER BY plain COLLATE NOCASE",
+         "SELECT plain FROM mixed ORDER BY word, id DESC", True),
+        ("SELECT plain FROM mixed ORDER BY 1 COLLATE NOCASE", "SELECT plain FROM mixed ORDER BY word, id DESC", True),
+        ("SELECT plain FROM mixed ORDER BY plain", "SELECT plain FROM mixed ORDER BY word, id DESC", False),
+        ("SELECT DISTINCT word FROM mixed ORDER BY word DESC", "SELECT DISTINCT word FROM mixed ORDER BY 1 DESC", True),
+        ("WITH m AS (SELECT * FROM mixed) SELECT id FROM m ORDER BY word",
+         "SELECT id FROM mixed ORDER BY word, id DESC", True),
+        ("SELECT id FROM item ORDER BY price DESC NULLS FIRST, kind",
+         "SELECT id FROM item ORDER BY price DESC NULLS FIRST, kind, id DESC", True),
         ("SELECT kind, count(*) FROM item GROUP BY kind ORDER BY count(*) DESC",
          "SELECT kind, count(*) FROM item GROUP BY kind ORDER BY count(*) DESC, kind DESC", True),
         ("SELECT a.name FROM item AS a JOIN item AS b ON a.id = b.id ORDER BY b.price",

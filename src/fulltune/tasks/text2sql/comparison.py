@@ -12,8 +12,8 @@ RELATIVE, ABSOLUTE = 1e-6, 1e-9
 _EXACT_FLOATS = 2.0**53
 #: Pairs of near rows that are searched for a pairing; with more, sorted rows must be near to each other.
 MAX_PAIRS = 200_000
-#: Cells that are looked at in search of an order of the columns; without an answer by then, the results differ.
-MAX_CELLS = 20_000_000
+#: Cells that are looked at in search of an order of the columns, a few seconds; the search is then given up.
+MAX_CELLS = 10_000_000
 
 Number = int | float
 Vector = tuple[Number, ...]
@@ -38,10 +38,13 @@ def rows_match(gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, .
     return all(_vectors_match(left[key], right[key]) for key in left)
 
 
-def columns_match(gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, ...]], *, ordered: bool) -> bool:
+def columns_match(
+    gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, ...]], *, ordered: bool
+) -> bool | None:
     """Return whether some order of the predicted columns gives the gold rows, in sequence or as a multiset.
 
-    Values are equal as in Python (1 equals 1.0, text never equals a number). Two lists without rows match.
+    Values are equal as in Python (1 equals 1.0, text never equals a number). Two lists without rows match. None when
+    :data:`MAX_CELLS` were looked at without an answer.
     """
     if len(gold) != len(predicted) or not gold:
         return not gold and not predicted
@@ -50,55 +53,75 @@ def columns_match(gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any
     left, right = list(zip(*gold, strict=True)), list(zip(*predicted, strict=True))
     if ordered or Counter(left) == Counter(right):
         return Counter(left) == Counter(right)
+    if Counter(map(_values, left)) != Counter(map(_values, right)):
+        return False
     return _ColumnSearch(left, right).succeeds()
+
+
+def _values(column: Iterable[Any]) -> frozenset[tuple[Any, int]]:
+    """The values of a column with their counts, whatever their order."""
+    return frozenset(Counter(column).items())
 
 
 class _ColumnSearch:
     """Finds an order of columns that makes two multisets of rows equal, one column after the other.
 
     The rows of the columns chosen so far must be equal as multisets, which leaves few choices; of equal columns only
-    one is tried.
+    one is tried. Rows that agree in the columns chosen so far have the same number, so each step looks only at one
+    column, and memory is that of the two tables.
     """
 
     def __init__(self, gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, ...]]) -> None:
-        self._predicted = predicted
-        self._left = MAX_CELLS
-        values = [Counter(column) for column in predicted]
-        likely = [[j for j, other in enumerate(values) if other == Counter(column)] for column in gold]
+        same: dict[Any, list[int]] = defaultdict(list)
+        for j, column in enumerate(predicted):
+            same[_values(column)].append(j)
+        likely = [same[_values(column)] for column in gold]
         # Columns with few candidates first.
         order = sorted(range(len(gold)), key=lambda i: len(likely[i]))
         self._gold, self._likely = [gold[i] for i in order], [likely[i] for i in order]
-        self._prefixes = [Counter(zip(*self._gold[: i + 1], strict=True)) for i in range(len(gold))]
+        first = dict[tuple[Any, ...], int]()
+        self._kinds = [first.setdefault(column, j) for j, column in enumerate(predicted)]
+        self._predicted, self._left = predicted, MAX_CELLS
+        self._numbers = [dict[tuple[int, Any], int]() for _ in gold]
+        self._expected: list[list[int]] = []
+        rows = [0] * len(gold[0])
+        for column, numbers in zip(self._gold, self._numbers, strict=True):
+            rows = [numbers.setdefault(pair, len(numbers)) for pair in zip(rows, column, strict=True)]
+            self._expected.append(sorted(rows))
 
-    def succeeds(self) -> bool:
+    def succeeds(self) -> bool | None:
+        """Return whether there is such an order; None when the search was given up."""
+        used = [False] * len(self._gold)
+        steps = [self._steps([0] * len(self._gold[0]), 0, used)]
         chosen: list[int] = []
-        choices = [iter(self._choices(chosen))]
-        while choices:
-            column = next(choices[-1], None)
-            if column is None:
-                choices.pop()
+        while steps:
+            step = next(steps[-1], None)
+            if step is None:
+                steps.pop()
                 if chosen:
-                    chosen.pop()
+                    used[chosen.pop()] = False
                 continue
+            column, rows = step
             chosen.append(column)
+            used[column] = True
             if len(chosen) == len(self._gold):
                 return True
-            choices.append(iter(self._choices(chosen)))
-        return False
+            steps.append(self._steps(rows, len(chosen), used))
+        return None if self._left < 0 else False
 
-    def _choices(self, chosen: Sequence[int]) -> Iterator[int]:
-        """Columns that can come after those chosen."""
-        place, tried = len(chosen), set[tuple[Any, ...]]()
+    def _steps(self, rows: list[int], place: int, used: Sequence[bool]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the columns that can come at a place, and the numbers of the rows with each."""
+        tried, numbers = set[int](), self._numbers[place]
         for column in self._likely[place]:
-            if column in chosen or self._predicted[column] in tried:
+            if used[column] or self._kinds[column] in tried:
                 continue
-            tried.add(self._predicted[column])
-            rows = zip(*(self._predicted[j] for j in (*chosen, column)), strict=True)
-            self._left -= (place + 1) * len(self._predicted[column])
+            tried.add(self._kinds[column])
+            self._left -= len(rows)
             if self._left < 0:
                 return
-            if Counter(rows) == self._prefixes[place]:
-                yield column
+            extended = [numbers.get(pair, -1) for pair in zip(rows, self._predicted[column], strict=True)]
+            if sorted(extended) == self._expected[place]:
+                yield column, extended
 
 
 def close(a: Number, b: Number) -> bool:

@@ -225,15 +225,24 @@ def match_as_spider(gold: Result, predicted: Result, *, ordered: bool) -> bool:
     Some order of the predicted columns must give the gold rows, as a multiset or, when ``ordered``
     (:func:`mentions_order` of the gold query), in sequence. Values are equal as in Python: 3 equals 3.0, and numbers
     that differ by rounding differ. Two empty results match, whatever their columns. Failed and truncated results are
-    treated as in :func:`match`.
+    treated as in :func:`match`. A search that is given up (:data:`comparison.MAX_CELLS`) is no match.
     """
+    return bool(_spider_verdict(gold, predicted, ordered=ordered))
+
+
+def _spider_verdict(gold: Result, predicted: Result, *, ordered: bool) -> bool | None:
     return _comparable(gold, predicted) and columns_match(gold.rows, predicted.rows, ordered=ordered)
 
 
 def same_result(gold_sql: str, gold: Result, predicted: Result, rule: str) -> bool:
     """Return whether two results are the same by the rule of ``evaluation.sql_match``."""
+    return bool(verdict(gold_sql, gold, predicted, rule))
+
+
+def verdict(gold_sql: str, gold: Result, predicted: Result, rule: str) -> bool | None:
+    """Return what :func:`same_result` returns, or None where the comparison was given up because it takes too long."""
     if rule == "spider":
-        return match_as_spider(gold, predicted, ordered=mentions_order(gold_sql))
+        return _spider_verdict(gold, predicted, ordered=mentions_order(gold_sql))
     return match(gold, predicted, ordered=is_ordered(gold_sql))
 
 

@@ -133,14 +133,16 @@ class Text2SQL(Seq2Seq):
         query, gold = normalise.strip_fences(generated.text), example.answer
         expected = self._reference(example)
         given = self._results.execute(example.meta["database"], query)
-        rule, is_scored = self.config.evaluation.sql_match, expected.error is None
+        is_scored = expected.error is None
+        verdict = execution.verdict(gold, expected, given, self.config.evaluation.sql_match)
+        given_up = "comparison" if verdict is None else ""
         values = {
-            "match": execution.same_result(gold, expected, given, rule) if is_scored else None,
+            "match": bool(verdict) if is_scored else None,
             "executes": given.error is None,
             "exact": normalise.normalise_sql(query) == normalise.normalise_sql(gold),
             "empty": (expected.empty and given.empty) if is_scored else None,
             "error": given.error or "",
-            "stopped_by": given.limit,
+            "stopped_by": given.limit or given_up,
             "gold_error": expected.error or "",
             "capped": generated.capped,
             "tokens": generated.tokens,

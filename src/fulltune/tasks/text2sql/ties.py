@@ -12,38 +12,75 @@ from fulltune.tasks.text2sql.normalise import parsed, rendered
 Rows = Sequence[tuple[Any, ...]]
 
 
-def with_sort_keys(sql: str) -> str | None:
-    """Return the query with its outermost sort keys as further columns, after its own.
+def with_ranks(sql: str, width: int) -> str | None:
+    """Return a query for the same rows and, as a last column, the rank of each by the outermost ORDER BY.
 
-    None when it has no such ORDER BY, is a compound of several SELECTs, or cannot be parsed.
+    SQLite itself compares the keys, so collations count. Rows come by their rank, those of one rank in any order.
+
+    Args:
+        sql: The query.
+        width: The number of its columns.
+
+    Returns:
+        None when it has no such ORDER BY, is a compound of several SELECTs, or cannot be parsed.
     """
     from sqlglot import exp
 
     tree = parsed(sql)
     if not isinstance(tree, exp.Select) or not tree.args.get("order"):
         return None
-    columns = list(tree.expressions)
-    keys = [_key(term.this, columns) for term in tree.args["order"].expressions]
-    if any(key is None for key in keys):
+    keys, terms = list[Any](), list[Any]()
+    for term in tree.args["order"].expressions:
+        inner, collation = _without_collation(term.this)
+        position = _position(inner)
+        if position is None:
+            name = f"sort key {len(keys)}"
+            keys.append(exp.alias_(_key(inner, tree.expressions, collation), name, quoted=True))
+        else:
+            name = f"column {position}"
+        ranked = term.copy()
+        ranked.set("this", _collated(exp.column(exp.to_identifier(name, quoted=True)), collation))
+        terms.append(rendered(ranked))
+    inside = rendered(tree.select(*keys, copy=True))
+    if inside is None or None in terms:
         return None
-    named = [exp.alias_(key, f"sort key {number}", quoted=True) for number, key in enumerate(keys)]
-    return rendered(tree.select(*named, copy=True))
+    columns = ", ".join(f'"column {number}"' for number in range(1, width + 1))
+    names = ", ".join([columns, *(f'"sort key {number}"' for number in range(len(keys)))])
+    rank = f'dense_rank() OVER (ORDER BY {", ".join(terms)}) AS "rank of row"'
+    return (
+        f'WITH "sorted rows"({names}) AS ({inside}) SELECT {columns}, {rank} FROM "sorted rows" ORDER BY "rank of row"'
+    )
 
 
-def _key(term: Any, columns: Sequence[Any]) -> Any:
-    """The expression behind a sort term, which may be the position or the alias of a column; None behind a star."""
+def _without_collation(term: Any) -> tuple[Any, Any]:
     from sqlglot import exp
 
-    if isinstance(term, exp.Literal) and not term.is_string:
-        place = int(term.this) - 1 if str(term.this).isdigit() else -1
-        before = columns[: place + 1]
-        known = 0 <= place < len(columns) and not any(column.is_star for column in before)
-        return columns[place].unalias().copy() if known else None
+    return (term.this, term.expression) if isinstance(term, exp.Collate) else (term, None)
+
+
+def _collated(key: Any, collation: Any) -> Any:
+    from sqlglot import exp
+
+    return exp.Collate(this=key, expression=collation.copy()) if collation is not None else key
+
+
+def _position(term: Any) -> int | None:
+    """Return the number of a column, from 1, where a sort term is one."""
+    from sqlglot import exp
+
+    is_number = isinstance(term, exp.Literal) and not term.is_string and str(term.this).isdigit()
+    return int(term.this) if is_number else None
+
+
+def _key(term: Any, columns: Sequence[Any], collation: Any) -> Any:
+    """Return the expression behind a sort term, which may be the alias of a column."""
+    from sqlglot import exp
+
     if isinstance(term, exp.Column) and not term.table:
         aliased = [column for column in columns if isinstance(column, exp.Alias)]
         found = [column for column in aliased if column.alias.lower() == term.name.lower()]
-        return (found[0].unalias() if found else term).copy()
-    return term.copy()
+        term = found[0].unalias() if found else term
+    return _collated(term.copy(), collation)
 
 
 def match_but_for_ties(sql: str, gold: Rows, predicted: Rows, run: Callable[[str], Rows]) -> bool:
@@ -55,17 +92,19 @@ def match_but_for_ties(sql: str, gold: Rows, predicted: Rows, run: Callable[[str
         predicted: As many rows.
         run: Runs a query and returns its rows; none when it fails.
     """
-    extended = with_sort_keys(sql)
-    if extended is None or len(gold) != len(predicted) or not gold:
+    if len(gold) != len(predicted) or not gold:
         return False
-    width, rows = len(gold[0]), list(run(extended))
-    # The keys belong to these rows only if the query returns the same with them.
-    if [row[:width] for row in rows] != list(gold):
+    width = len(gold[0])
+    ranked = with_ranks(sql, width)
+    rows = list(run(ranked)) if ranked is not None else []
+    if len(rows) != len(gold):
         return False
     start = 0
-    for _, group in groupby(rows, key=lambda row: row[width:]):
-        end = start + len(list(group))
-        if not rows_match(gold[start:end], predicted[start:end], ordered=False):
+    for _, group in groupby(rows, key=lambda row: row[width]):
+        tied = [row[:width] for row in group]
+        end = start + len(tied)
+        # The ranks belong to the gold rows only if the query returns the same with them.
+        if not all(rows_match(tied, other[start:end], ordered=False) for other in (gold, predicted)):
             return False
         start = end
     return True
