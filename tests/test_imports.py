@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
 #: From the bottom up: a module imports from its own layer and from those before it. What a task and a method
 #: are (`tasks.base`, `methods.base`) is known below the tasks and methods themselves.
 LAYERS = (
-    ("", "errors", "paths", "terminal", "machine", "progress", "plugins", "distributed"),
+    ("", "errors", "paths", "terminal", "machine", "progress", "plugins", "distributed", "log_once"),
     ("records", "method_records", "engine_memory"),
     ("class_labels", "config_file", "rows_file", "config"),
     ("data", "metrics"),
