@@ -310,7 +310,7 @@ def test_general_text_is_learnt_as_the_base_was_pretrained() -> None:
     decoder, encoder, both = (fakes.bundle(kind) for kind in ("gpt2", "bert", "t5"))
     [item] = general_text.encode(decoder, TEXTS[:1])
     end = decoder.tokenizer.eos_token_id
-    assert item.input_ids == [end, *decoder.tokenizer(TEXTS[0]).input_ids, end]
+    assert item.input_ids == [*decoder.tokenizer(TEXTS[0]).input_ids, end]
     assert item.labels == [-100, *item.input_ids[1:]]
     [item] = general_text.encode(encoder, TEXTS[:1])
     places = [place for place, label in enumerate(item.labels) if label != -100]
