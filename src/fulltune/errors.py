@@ -5,6 +5,7 @@
     ├── DataError                 rows that cannot be trained on or scored
     ├── ModelError                the checkpoint cannot be found, read or used for the task
     ├── StoreError                a run folder, record or cache is missing, damaged or too new
+    │   └── CheckpointError       there is no checkpoint to go on from; a ValueError too, as in transformers
     ├── IncompatibleError         two runs that must not be compared
     ├── PromotionRefused          exit code 3: the registry's gate; the alias stays where it was
     ├── MissingDependencyError    a feature needs an extra that is not installed
@@ -106,6 +107,10 @@ class ModelError(FulltuneError):
 
 class StoreError(FulltuneError):
     """A run folder, record or cache is missing, damaged, or written by a newer fulltune."""
+
+
+class CheckpointError(StoreError, ValueError):
+    """There is no checkpoint to go on from, where :class:`transformers.Trainer` raises a :class:`ValueError`."""
 
 
 class IncompatibleError(FulltuneError):

@@ -16,6 +16,7 @@ import transformers
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from fulltune import Trainer
+from fulltune.errors import CheckpointError
 from fulltune.training.batching import trim
 from fulltune.training.objective import kind_of
 
@@ -305,3 +306,78 @@ def test_a_class_of_the_same_name_computes_its_own_loss(tmp_path: Path, caplog: 
         assert trainer.evaluate()["eval_loss"] == pytest.approx(7.0)
     assert "the library computes the loss: the loss function of GPT2LMHeadModel was replaced" in caplog.text
     assert sum("the library computes" in message for message in caplog.messages) == 1
+
+
+class _Notes(transformers.TrainerCallback):
+    """Writes into every checkpoint, as scripts that save adapters or metrics do."""
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.found.append((folder / "config.json").exists())
+        (folder / "notes.json").write_text("{}")
+
+
+def _saving(folder: Path, base: Any = Trainer, *, callbacks: Any = (), **options: Any) -> Any:
+    args = _sequential(folder, save_strategy="steps", save_steps=1, **options)
+    return base(model=fakes.gpt2()[0], args=args, train_dataset=_rows(), callbacks=list(callbacks))
+
+
+def test_callbacks_find_the_checkpoint_and_what_they_write_stays_and_can_be_resumed(tmp_path: Path) -> None:
+    notes = _Notes()
+    _saving(tmp_path, callbacks=[notes], max_steps=2).train()
+    assert notes.found == [True, True]
+    assert (tmp_path / "checkpoint-1" / "notes.json").exists()
+    resumed = _saving(tmp_path, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+
+
+def test_an_overridden_save_model_writes_the_checkpoint(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            Path(str(output_dir)).mkdir(parents=True, exist_ok=True)
+            (Path(str(output_dir)) / "head.txt").write_text("mine")
+
+    _saving(tmp_path, Own, max_steps=1).train()
+    assert (tmp_path / "checkpoint-1" / "head.txt").read_text() == "mine"
+    assert not (tmp_path / "checkpoint-1" / "manifest.json").exists()
+
+
+def test_resuming_where_nothing_is_raises_the_error_type_of_the_library(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no whole checkpoint") as caught:
+        _saving(tmp_path).train(resume_from_checkpoint=True)
+    assert isinstance(caught.value, CheckpointError)
+
+
+def test_a_checkpoint_of_weights_only_is_resumed_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _saving(tmp_path, save_only_model=True, max_steps=1).train()
+    resumed = _saving(tmp_path, max_steps=2)
+    with caplog.at_level("WARNING", logger="fulltune"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert resumed.state.global_step == 2
+    assert "holds weights only" in caplog.text
+
+
+def test_model_init_makes_a_model_for_each_training(tmp_path: Path) -> None:
+    args = _sequential(tmp_path, logging_steps=1, max_steps=1)
+    trainer = Trainer(model_init=lambda: fakes.gpt2()[0], args=args, train_dataset=_rows())
+    first = _loss_history(trainer)
+    trainer.model = None  # as hyperparameter_search does after each trial
+    assert _loss_history(trainer) == first
+
+
+def test_a_metric_that_a_callback_adds_can_choose_the_best_checkpoint(tmp_path: Path) -> None:
+    class Adds(transformers.TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            metrics["eval_bleu"] = 1 / (1 + state.global_step)
+
+    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "max_steps": 2}
+    args = _sequential(tmp_path, save_strategy="steps", save_steps=1, metric_for_best_model="bleu", **options)
+    trainer = Trainer(model=fakes.gpt2()[0], args=args, train_dataset=_rows(), eval_dataset=_rows(), callbacks=[Adds()])
+    trainer.train()
+    assert Path(str(trainer.state.best_model_checkpoint)).name == "checkpoint-1"

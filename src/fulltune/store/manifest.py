@@ -128,14 +128,18 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, *, allow_others: bool = False) -> Manifest:
     """The manifest of a folder whose every file is as it was written.
+
+    Args:
+        folder: With a manifest.
+        allow_others: Files that were not written with the others are no damage.
 
     Raises:
         StoreError: It is not; names every file that is damaged, missing, or was not written.
     """
     manifest = read_manifest(folder)
-    problems = list(_damage(folder, manifest))
+    problems = [*_damage(folder, manifest), *([] if allow_others else _others(folder, manifest))]
     if problems:
         raise StoreError(problems)
     return manifest
@@ -211,6 +215,9 @@ def _damage(folder: Path, manifest: Manifest) -> Iterator[Problem]:
             yield Problem(f"the file has {path.stat().st_size:,} bytes", f"{entry.size:,}", where=str(path))
         elif (found := file_sha256(path)) != entry.sha256:
             yield Problem(f"the content has the SHA-256 {found[:12]}…", f"{entry.sha256[:12]}…", where=str(path))
+
+
+def _others(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for path in _files(folder):
         if path.relative_to(folder).as_posix() not in manifest.files and path != folder / MANIFEST:
             yield Problem("the file was not written with the others", "no such file", where=str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
-from fulltune.errors import StoreError
+from fulltune.errors import CheckpointError, StoreError
 from fulltune.guards.overfitting import OverfittingGuard
 from fulltune.records import GuardEvent
 from fulltune.store.manifest import remove_unfinished, require_space, verify
@@ -29,6 +30,8 @@ from fulltune.training.state_files import Part, encode, read
 
 if TYPE_CHECKING:
     from fulltune.training.trainer import Trainer
+
+_log = logging.getLogger(__name__)
 
 #: Checkpoints to go back to lie in here, in the output folder.
 PRIVATE = ".rollback"
@@ -90,7 +93,7 @@ class Checkpoints(TrainerCallback):
         if source is not None:
             self._written = {one.step: one.path for one in known} | {step_of(source): source}
             self.forget_after(step_of(source))
-            self.extra = read(source, "progress")["extra"] if checkpoints.is_ours(source) else {}
+            self.extra = read(source, "progress")["extra"] if checkpoints.has_state(source) else {}
         self.trainer.add_callback(self)
         try:
             yield
@@ -117,22 +120,26 @@ class Checkpoints(TrainerCallback):
         """The checkpoint to go on from: the one that is named, the newest whole one for True, none for None.
 
         Raises:
-            StoreError: It is damaged, or there is none.
+            StoreError: It is damaged.
+        CheckpointError: There is none.
         """
         if not asked:
             return None
         if asked is not True:
             checkpoints.check(Path(asked))
-            if checkpoints.is_ours(Path(asked)):
+            if checkpoints.has_state(Path(asked)):
                 sharded.check(Path(asked), self.trainer.args.world_size)
             return Path(asked)
         found = checkpoints.newest(self.folder)
-        theirs = get_last_checkpoint(str(self.folder)) if found is None and self.folder.is_dir() else None
-        if theirs is not None and not checkpoints.is_ours(Path(theirs)):
-            checkpoints.check(Path(theirs))
-            return Path(theirs)
+        last = get_last_checkpoint(str(self.folder)) if self.folder.is_dir() else None
+        theirs = None if last is None or checkpoints.is_ours(Path(last)) else Path(last)
+        if theirs is not None and (found is None or step_of(theirs) > step_of(found)):
+            checkpoints.check(theirs)
+            return theirs
         if found is None:
-            raise StoreError("there is no whole checkpoint", where=str(self.folder), fix="train from the beginning")
+            raise CheckpointError(
+                "there is no whole checkpoint", where=str(self.folder), fix="train from the beginning"
+            )
         return found
 
     # ---- Writing ----
@@ -174,7 +181,7 @@ class Checkpoints(TrainerCallback):
     def has(self, step: int) -> bool:
         """Whether there is a whole one of this step."""
         try:
-            verify(self._written[step])
+            verify(self._written[step], allow_others=True)
         except (KeyError, StoreError):
             return False
         return True
@@ -271,8 +278,8 @@ class Checkpoints(TrainerCallback):
         return (json.dumps(asdict(self.trainer.state), indent=2, sort_keys=True) + "\n").encode()
 
     def _tokenizer_files(self) -> dict[str, bytes]:
-        tokenizer: Any = self.trainer.processing_class
-        if tokenizer is None:
+        tokenizer: Any = self.trainer.processing_class or getattr(self.trainer.data_collator, "tokenizer", None)
+        if not hasattr(tokenizer, "save_pretrained"):
             return {}
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
@@ -289,20 +296,26 @@ class Checkpoints(TrainerCallback):
 
     def begin_from(self, source: Path) -> None:
         """The next training goes on from this checkpoint."""
-        self._from = source if checkpoints.is_ours(source) else None
+        self._from = source if checkpoints.has_state(source) else None
+        if checkpoints.is_ours(source) and self._from is None:
+            _log.warning("%s holds weights only: the optimizer and the learning rate begin anew", source)
 
     def load_optimizer(self, source: Path) -> None:
+        if not checkpoints.has_state(source):
+            return
         trainer: Any = self.trainer
         trainer.optimizer.load_state_dict(read(source, "optimizer"))
         trainer.lr_scheduler.load_state_dict(read(source, "scheduler"))
 
     def load_scaler(self, source: Path) -> None:
         scaler: Any = self.trainer.accelerator.scaler
-        if scaler is not None:
+        if scaler is not None and checkpoints.has_state(source):
             scaler.load_state_dict(read(source, "scaler"))
 
     def load_random(self, source: Path, name: str = "now") -> None:
         """The random numbers as they stood then, or (``epoch``) as they stood when that epoch began."""
+        if not checkpoints.has_state(source):
+            return
         processes, own = read(source, "random"), self.trainer.args.process_index
         if own >= len(processes):
             raise StoreError(

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fulltune
-from fulltune.errors import StoreError
+from fulltune.errors import CheckpointError, StoreError
 from fulltune.model import trained_state
 from fulltune.store.manifest import MANIFEST, Manifest, read_manifest, require_space, verify, write_folder
 from fulltune.training.state_files import Part, copies
@@ -105,7 +105,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     found = load_file(folder / (_WEIGHTS if is_whole else _TRAINED))
     own = _each_once(model.state_dict()) if is_whole else trained_state(model)
     missing, strange = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    other = [name for name in own.keys() & found.keys() if own[name].shape != found[name].shape]
+    # Buffers may grow in training; the model's own load_state_dict knows how to take them.
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    other = [name for name in parameters & own.keys() & found.keys() if own[name].shape != found[name].shape]
     if missing or strange or other:
         names = ", ".join([*missing, *strange, *sorted(other)][:5])
         raise StoreError(
@@ -114,7 +116,14 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             fix="resume with the model that the checkpoint was made with",
             where=str(folder),
         )
-    model.load_state_dict(found, strict=False)
+    try:
+        model.load_state_dict(found, strict=False)
+    except RuntimeError as error:
+        raise StoreError(
+            f"{type(model).__name__} does not take the weights: {error}",
+            fix="resume with the model that the checkpoint was made with",
+            where=str(folder),
+        ) from error
 
 
 # ---- Which one ----
@@ -142,6 +151,11 @@ def is_ours(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or (folder / "progress.json").exists()
 
 
+def has_state(folder: Path) -> bool:
+    """Return True if a checkpoint of this format holds more than weights (it does not with ``save_only_model``)."""
+    return (folder / "progress.json").exists()
+
+
 def found_in(folder: Path, tell: Callable[[str], object] = lambda message: None) -> list[Found]:
     """The checkpoints in a folder, the newest first; ``tell`` gets a line about each whose manifest is damaged."""
     found = []
@@ -162,7 +176,7 @@ def newest(folder: Path) -> Path | None:
 
     for one in found_in(folder, warn):
         try:
-            verify(one.path)
+            verify(one.path, allow_others=True)
         except StoreError as error:
             warn(f"{one.path.name} is left out: {error.message()}")
         else:
@@ -178,14 +192,14 @@ def check(folder: Path) -> None:
         StoreError: It cannot.
     """
     if is_ours(folder):
-        facts = verify(folder).facts
+        facts = verify(folder, allow_others=True).facts
         if int(facts.get("format", 0)) > FORMAT:
             found = f"the checkpoint has format {facts['format']}"
             raise StoreError(found, expected=f"at most {FORMAT}", where=str(folder), fix="upgrade fulltune")
         return
     missing = [name for name in _THEIRS if not (folder / name).is_file()]
     if missing:
-        raise StoreError(
+        raise CheckpointError(
             f"this is no checkpoint to go on from (there is no {', '.join(missing)})",
             expected="a folder checkpoint-N that a training has written, with the state of its optimizer",
             fix="name another, or train from the beginning",

@@ -29,7 +29,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
-from transformers import DataCollatorForLanguageModeling
+from transformers import DataCollatorForLanguageModeling, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
 
 from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
@@ -54,6 +54,16 @@ from fulltune.training.unpadding import unpadded
 from fulltune.training.untouched import bears_any_width, changed_in_model, has_only_tokens, overridden, pads_freely
 
 _log = logging.getLogger(__name__)
+
+#: Methods that write checkpoints.
+_WRITERS = (
+    "save_model",
+    "_save",
+    "_save_checkpoint",
+    "_save_optimizer_and_scheduler",
+    "_save_rng_state",
+    "_save_scaler",
+)
 
 
 class Trainer(transformers.Trainer):
@@ -117,6 +127,7 @@ class Trainer(transformers.Trainer):
         self._loss_only = False
         self._evaluated = torch.zeros(2, dtype=torch.float64)
         self._facts: dict[Kind, LossFacts] = {}
+        self._facts_of: Any = None
         self._logged: set[str] = set()
         if self._is_sharded:
             kind = self._kind()  # the model is still in one piece
@@ -249,9 +260,12 @@ class Trainer(transformers.Trainer):
         return bool(overridden(self, Trainer, names))
 
     def _loss_facts(self, kind: Kind) -> LossFacts:
-        """Return what is known of the model's loss; it is asked once for every kind of labels."""
+        """Return what is known of the model's loss; a model is asked once for every kind of labels."""
+        model = self._plain_model()
+        if self._facts_of is not model and not (self._facts and self._is_sharded):
+            self._facts_of, self._facts, self._loss_at_head = model, {}, None
         if kind not in self._facts:
-            facts = check_loss(self._plain_model(), kind)
+            facts = check_loss(model, kind)
             self._facts |= {kind: facts, facts.kind: facts}
         return self._facts[kind]
 
@@ -301,6 +315,10 @@ class Trainer(transformers.Trainer):
         """The model without the wrappers of Accelerate and PEFT, so that its class tells what it is."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        self._facts_of, self._facts, self._loss_at_head = None, {}, None
+        return super().call_model_init(trial)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
@@ -499,6 +517,7 @@ class Trainer(transformers.Trainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         self._check_best_metric()
+        self._trial = trial  # the folder of checkpoints depends on it
 
         def attempt(source: Path | None) -> TrainOutput:
             if source is not None:
@@ -519,14 +538,19 @@ class Trainer(transformers.Trainer):
             # every process would follow its own gradients.
             model._is_accelerate_prepared = False
         try:
-            with noise_in_both_stacks(self._plain_model(), self.args.neftune_noise_alpha):
-                return super().train(*args)
+            return super().train(*args)
         finally:
             hook = getattr(self, "neftune_hook_handle", None)
             if self.is_in_train and hook is not None:
                 # Interrupted: the library takes its hook off only at a good end, and would hook on a second one.
                 hook.remove()
             self.is_in_train = False
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # Here the model is the one that model_init has made for this training.
+        with noise_in_both_stacks(self._plain_model(), self.args.neftune_noise_alpha):
+            output: TrainOutput = super()._inner_training_loop(*args, **kwargs)
+            return output
 
     @property
     def _is_sharded(self) -> bool:
@@ -540,10 +564,31 @@ class Trainer(transformers.Trainer):
             write = super()._save_checkpoint
             self.checkpoints.save(write_shards=lambda: write(model, trial))
             return
+        if not self._writes_own_format():
+            super()._save_checkpoint(model, trial)
+            return
         target = self.checkpoints.save()
-        if self.args.push_to_hub:
+        if self.args.push_to_hub or self._has_callback("on_save", outside=("fulltune",)):
             self.checkpoints.wait()
+        if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
+
+    def _writes_own_format(self) -> bool:
+        """Return False where a subclass or PEFT has a say in what a checkpoint holds; log why."""
+        changed = overridden(self, Trainer, _WRITERS)
+        reason = f"{', '.join(changed)} is overridden" if changed else None
+        if reason is None and hasattr(self.accelerator.unwrap_model(self.model), "get_base_model"):
+            reason = None if self.trained_only else "PEFT saves the adapter alone"
+        if reason is not None and reason not in self._logged:
+            self._logged.add(reason)
+            _log.info("checkpoints are written as transformers writes them: %s", reason)
+        return reason is None
+
+    def _has_callback(self, event: str, *, outside: tuple[str, ...]) -> bool:
+        """Return True if a callback from outside of these packages listens to an event."""
+        kinds = [type(one) for one in self.callback_handler.callbacks]
+        listening = [one for one in kinds if getattr(one, event) is not getattr(TrainerCallback, event)]
+        return any(one.__module__.partition(".")[0] not in outside for one in listening)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if is_ours(Path(resume_from_checkpoint)) and not self._is_sharded:
@@ -581,6 +626,10 @@ class Trainer(transformers.Trainer):
         """Without ``compute_metrics`` an evaluation gives its loss and its speed: known before the first step."""
         chooses = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
         wanted = self.args.metric_for_best_model
+        # Who overrides the evaluation or listens to it may add metrics.
+        adds = self._overrides("evaluate", "evaluation_loop", "prediction_step")
+        if adds or self._has_callback("on_evaluate", outside=("fulltune", "transformers")):
+            return
         if not chooses or wanted is None or self.compute_metrics is not None or self.eval_dataset is None:
             return
         sets = [f"{name}_" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
