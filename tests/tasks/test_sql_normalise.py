@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 from hypothesis import given
@@ -48,13 +49,68 @@ def test_a_plain_answer_stays(query: str) -> None:
         "SELECT a FROM t\n\nQuestion: what is b?\nSQL: SELECT b FROM t",
         "SELECT a FROM t\nExplanation: every row",
         "SELECT a FROM t;;",
+        "You can use `SELECT a FROM t` to get them.",
+        "The table `t` has them: use ``SELECT a FROM t``.",
+        "~~~sql\nSELECT a FROM t\n~~~",
+        "Here's one:\n\n~~~\nSELECT a FROM t;\n~~~\nThat's all.",
+        "SELECT a FROM t</s>",
+        "SELECT a FROM t;<|im_end|>\n<|im_start|>user\nand b?",
+        "SELECT a FROM t <|endoftext|><|endoftext|>",
+        "<|im_start|>assistant\nSELECT a FROM t<|im_end|>",
+        "<s> SELECT a FROM t </s>",
+        "SELECT a FROM t<eos>",
+        "<sql>SELECT a FROM t</sql>",
+        "Sure.\n<SQL>\nSELECT a FROM t;\n</SQL> It's done.",
+        "<think>SELECT b FROM t? It isn't.</think>\nSELECT a FROM t",
+        "<think>\n```sql\nSELECT b FROM t\n```\n</think>\n\n```sql\nSELECT a FROM t\n```",
+        "Let me think: SELECT b FROM t.\n</think>\nSELECT a FROM t",
+        "SELECT b FROM t would not do\n</think>\nSELECT a FROM t",
+        "### SQL\nSELECT a FROM t",
+        "## Answer\n\n1. SELECT a FROM t",
+        "1. SELECT a FROM t",
+        "1) SELECT a FROM t;",
+        "- SELECT a FROM t",
+        "* `SELECT a FROM t`",
+        "> SELECT a FROM t",
+        "sqlite> SELECT a FROM t;\nant\nbee",
+        "Query:\n> SELECT a FROM t",
+        "**SQL**\nSELECT a FROM t",
+        '{"sql": "SELECT a FROM t"}',
+        '```json\n{"Query": "SELECT a FROM t;", "why": "it is asked"}\n```',
+        'The answer is {"sql": "SELECT a FROM t"}.',
+        '"SELECT a FROM t"',
+        "'SELECT a FROM t;'",
+        "“SELECT a FROM t”",
+        "\ufeffSELECT a FROM t",
+        "\u200b\ufeff SELECT a FROM t\u200b",
+        "\u200b```sql\nSELECT a FROM t\n```",
+        "SELECT a FROM t\n\nThis query returns a of every row.",
+        "SELECT a FROM t\n \nIt's the shortest one.",
+        "SELECT a FROM t\n\nNote that there's no filter.\n\nSELECT b FROM t",
     ],
 )
 def test_what_stands_around_a_query_goes(answer: str) -> None:
     assert strip_fences(answer) == "SELECT a FROM t"
 
 
+@pytest.mark.parametrize("answer", ["<think>SELECT a FROM t", "<think>\n```sql\nSELECT a FROM t\n```"])
+def test_no_query_is_taken_from_thoughts(answer: str) -> None:
+    assert strip_fences(answer) == ""
+
+
+def test_lines_of_a_quotation_and_of_a_shell_become_one_query() -> None:
+    assert strip_fences("> SELECT a\n> FROM t") == "SELECT a\nFROM t"
+    assert strip_fences("sqlite> SELECT a\n   ...> FROM t;") == "SELECT a\nFROM t"
+    assert strip_fences('{"sql": "SELECT \\"a\\"\\nFROM t"}') == 'SELECT "a"\nFROM t'
+
+
 INSIDE = [
+    'SELECT \'</s> <|im_end|> </think> <sql>SELECT 2</sql> {"sql": "SELECT 3"}\' FROM t',
+    "SELECT 'x\n\nThis is a text.' FROM t",
+    "SELECT a,\n\nFirst name FROM t",
+    "SELECT a\n\nFrom t\n\nWhere b = 1\n\nOrder by a",
+    "SELECT (\n\nMax (a)\n\nAs b) FROM t",
+    "SELECT a <s> b, a\n> 3, ~~~1 FROM t",
     "SELECT ';'",
     "SELECT 'a;b', \"c;d\", [e;f], `g;h` FROM t -- i;j\nWHERE k = 'it''s; SELECT 1'",
     "SELECT '```' FROM t",
@@ -112,7 +168,30 @@ def test_any_answer_gives_a_part_of_itself(text: str) -> None:
 
 
 def test_long_answers_take_linear_time() -> None:
-    for piece in ("[", "['", "'", '"', "`", "```", "/*", "\nA:", "(", "SQL: "):
+    started = time.perf_counter()
+    strip_fences("```sql\n" * 60_000)
+    strip_fences("SELECT 1" + "\n" * 60_000 + "x")
+    assert time.perf_counter() - started < 2
+    pieces = (
+        "[",
+        "['",
+        "'",
+        '"',
+        "`",
+        "```",
+        "/*",
+        "\nA:",
+        "(",
+        "SQL: ",
+        "`a",
+        "> ",
+        "<sql>",
+        "{",
+        "\n\nThe a ",
+        "</s>",
+        "1. ",
+    )
+    for piece in pieces:
         strip_fences("SELECT " + piece * 20_000)
         strip_fences("It is " + piece * 20_000)
         normalise_sql("SELECT " + piece * 20_000)
@@ -129,6 +208,7 @@ def test_long_answers_take_linear_time() -> None:
         ("SELECT a FROM t ORDER BY a ASC", "SELECT a FROM t ORDER BY a ASC ;"),
         ("select a from", "SELECT  A FROM ;"),
         ("UPDATE t SET a=1", "update T set a = 1"),
+        ("\ufeffSELECT a FROM t", "SELECT a FROM t\u200b"),
     ],
 )
 def test_writing_does_not_matter(a: str, b: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fulltune.errors import DataError
 from fulltune.tasks.text2sql.comparison import columns_match, rows_match
-from fulltune.tasks.text2sql.lexer import QUERY_WORDS, first_word, is_ordered, mentions_order, tokens
+from fulltune.tasks.text2sql.lexer import QUERY_WORDS, first_word, is_ordered, mentions_order, tokens, trimmed
 from fulltune.tasks.text2sql.sandbox import sandbox
 from fulltune.tasks.text2sql.snapshot import printable, source
 from fulltune.tasks.text2sql.ties import match_but_for_ties
@@ -157,6 +157,7 @@ def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int =
         DataError: The file is missing or is not a SQLite database.
     """
     start = time.perf_counter()
+    sql = trimmed(sql)
     refused = _refusal(sql)
     if refused:
         return Result(error=refused)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from itertools import pairwise
+from string import whitespace
 from typing import NamedTuple
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+)
       | (?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))
       | (?P<string>'[^']*(?:''[^']*)*'(?!'))
-      | (?P<fence>```)
+      | (?P<fence>```|(?<![^\n])~~~)
       | (?P<quoted>"[^"]*(?:""[^"]*)*"(?!")|`[^`]*(?:``[^`]*)*`(?!`)|\[[^\]]*\])
       | (?P<open>['"`\[].*)
       | (?P<word>[^\W\d][\w$]*)
@@ -22,6 +23,9 @@ _TOKEN = re.compile(
       | (?P<sign><>|!=|<=|>=|\|\||==|.)""",
     re.VERBOSE | re.DOTALL,
 )
+
+# Byte order mark, spaces without width and word joiner, which do not show.
+_INVISIBLE = f"\ufeff\u200b\u200c\u200d\u200e\u200f\u2060{whitespace}\x85\xa0"
 
 #: What a query may begin with.
 QUERY_WORDS = frozenset({"SELECT", "WITH", "VALUES"})
@@ -74,6 +78,16 @@ def tokens(sql: str) -> list[Token]:
         found.append(Token(kind, text, match.start(), depth))
         depth += text == "("
     return found
+
+
+def trimmed(sql: str) -> str:
+    """Return the text without white space, byte order marks and other invisible characters at its ends."""
+    return sql.strip(_INVISIBLE)
+
+
+def fence(text: str, start: int = 0) -> int | None:
+    """Return where the first Markdown fence outside quotes and comments begins, when read from ``start``."""
+    return next((match.start() for match in _TOKEN.finditer(text, start) if match.lastgroup == "fence"), None)
 
 
 def masked(sql: str) -> str:

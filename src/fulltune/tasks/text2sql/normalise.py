@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -9,11 +10,46 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from fulltune.tasks.text2sql.lexer import QUERY_WORDS, STATEMENT_WORDS, Token, first_word, masked, tokens
+from fulltune.tasks.text2sql.lexer import (
+    QUERY_WORDS,
+    STATEMENT_WORDS,
+    Token,
+    fence,
+    first_word,
+    masked,
+    tokens,
+    trimmed,
+)
 
-_FENCE = re.compile(r"```+(?:[ \t]*\w*[ \t]*\r?\n|(?:sql|sqlite)\s)?", re.IGNORECASE)
-_LABEL = re.compile(r"\s*[^\n:;]{1,80}:[*_\s]*")
-_NEXT_LABEL = re.compile(r"\n\s*[A-Z][\w ]{0,30}:")
+_FENCE = re.compile(r"(?:```+|(?<![^\n])~~~+)(?:[ \t]*\w*[ \t]*\r?\n|(?:sql|sqlite)\s)?", re.IGNORECASE)
+# Before a query: a label, a heading, a bold line, the number or mark of a list.
+_LEAD = re.compile(r"\s*(?:\#{1,6}[^\n]*\n|\*\*[^\n*]{1,80}\*\*\s|\d{1,3}[.)]\s|[-*+•]\s|[^\n:;]{1,80}:[*_\s]*)")
+_LEADS = 4
+_QUOTED_LINE = re.compile(r"^[ \t]*(?:sqlite|\.\.\.)?>[ \t]?", re.MULTILINE)
+_NEXT_LABEL = re.compile(r"(?<=\S)(\s+)[A-Z][\w ]{0,30}:")
+# Tokens that end a text of a model, and closing tags: none of them is SQL.
+_END = re.compile(r"</(?:s|sql|query|answer|sql_query)>|<\|\w{1,40}\|>|<(?:eos|pad|end_of_turn)>\s*\Z", re.IGNORECASE)
+_BEGIN = re.compile(r"(?:\s*(?:<\|\w{1,40}\|>(?:assistant\b)?|<s>|<bos>))+", re.IGNORECASE)
+_TAG = re.compile(r"<(?:sql|query|answer|sql_query)>", re.IGNORECASE)
+_THINK = re.compile(r"<(think(?:ing)?|thoughts?|reasoning)>", re.IGNORECASE)
+_THOUGHT = re.compile(r"</(?:think(?:ing)?|thoughts?|reasoning)>", re.IGNORECASE)
+# Without an opening tag only where the answer follows: it may stand in a string.
+_LONE_THOUGHT = re.compile(rf"{_THOUGHT.pattern}(?=[ \t]*(?:\n|\Z|```)|\s*(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE)
+_CODE_SPAN = re.compile(r"``([^`\n]+(?:`[^`\n]+)*)``|`([^`\n]+)`")
+_JSON_KEYS = ("sql", "query", "sql_query", "answer")
+_QUOTES = {'"': '"', "'": "'", "“": "”", "`": "`"}
+# A sentence after an empty line: a word with a capital letter, and another in small letters or an apostrophe (masked).
+_SENTENCE = re.compile(r"(?<=\S)(\s+)([A-Z][a-z]*)(?:(?<=[a-z])\0|,?[ \t]+[a-z])")
+_CLAUSES = frozenset(
+    re.findall(
+        r"\w+",
+        """
+AND AS ASC BETWEEN BY CASE COLLATE CROSS DESC DISTINCT ELSE END EXCEPT EXISTS FROM FULL GROUP HAVING
+IN INNER INTERSECT IS JOIN LEFT LIKE LIMIT NATURAL NOT OFFSET ON OR ORDER OUTER RIGHT SELECT THEN
+UNION USING VALUES WHEN WHERE WINDOW WITH
+""",
+    )
+)
 _PLAIN = re.compile(r"[a-z_]\w*\Z")
 #: Characters of a query that are parsed; longer ones are compared token by token.
 _PARSED = 20_000
@@ -26,30 +62,86 @@ def strip_fences(text: str) -> str:
 
     Nothing inside a string literal, a quoted name or a comment of the query is taken for any of these.
 
-    1. Of a Markdown fence (closed or not) the inside, the first that begins like a query; of one pair of backquotes
-       the inside.
-    2. A leading label such as ``SQL:`` or ``Here is the query:`` goes, when a query follows it.
-    3. A line that begins with a label such as ``Question:`` ends the query.
-    4. After the first semicolon all goes, unless another statement follows: two stay, and are refused when run.
+    1. Thoughts (``<think>…</think>``) go, also those that were not ended; so do tokens such as ``<|im_end|>``.
+    2. Of a Markdown fence (closed or not) the inside, the first that begins like a query.
+    3. Otherwise, where the text does not begin like a query, what is in quotes or backquotes around all of it, in
+       ``<sql>…</sql>``, in a JSON object under ``sql`` or ``query``, or in backquotes amid prose.
+    4. A leading label such as ``SQL:``, a heading, the mark of a list, ``>`` and ``sqlite>`` go, when a query follows.
+    5. A line that begins with a label such as ``Question:`` ends the query, and so does a sentence after an empty line.
+    6. After the first semicolon all goes, unless another statement follows: two stay, and are refused when run.
     """
-    query = _without_backquotes(_without_fence(_without_label(text)).strip())
-    query = _without_label(query)
-    follows = _NEXT_LABEL.search(masked(query))
-    return _first_statement(query[: follows.start()] if follows else query).strip()
+    answer = _without_thoughts(_without_tokens(trimmed(text)))
+    query = trimmed(_without_fence(_without_lead(answer)))
+    for rule in (_without_quotes, _in_tag, _in_json, _without_lead, _in_code_span):
+        query = query if _is_query(query) else trimmed(rule(query))
+    return trimmed(_first_statement(_without_sequel(query)))
 
 
 def _is_query(text: str) -> bool:
     return first_word(text) in QUERY_WORDS
 
 
-def _without_label(text: str) -> str:
-    label = _LABEL.match(text)
-    return text[label.end() :] if label and not _is_query(text) and _is_query(text[label.end() :]) else text
+def _without_thoughts(text: str) -> str:
+    """Cut thoughts that precede the answer; the opening tag may stand in the prompt, and the closing one be missing."""
+    opened = _THINK.match(text)
+    if opened:
+        closed = _THOUGHT.search(text)
+        return _without_tokens(trimmed(text[closed.end() :])) if closed else ""
+    closed = _LONE_THOUGHT.search(masked(text) if _is_query(text) else text)
+    return trimmed(text[closed.end() :]) if closed else text
 
 
-def _without_backquotes(query: str) -> str:
-    """No query begins with a backquote."""
-    return query[1:-1].strip() if len(query) > 1 and query[0] == query[-1] == "`" else query
+def _without_tokens(text: str) -> str:
+    """Cut tokens that begin a model's turn."""
+    begin = _BEGIN.match(text)
+    return trimmed(text[begin.end() :]) if begin else text
+
+
+def _without_lead(text: str) -> str:
+    """Cut labels and marks before a query."""
+    rest = text
+    for _ in range(_LEADS):
+        if _is_query(rest):
+            return rest
+        lead = _LEAD.match(rest)
+        if _QUOTED_LINE.match(rest):
+            rest = _QUOTED_LINE.sub("", rest)
+        elif lead:
+            rest = rest[lead.end() :]
+    return rest if _is_query(rest) else text
+
+
+def _without_quotes(text: str) -> str:
+    """Return what is inside a pair of quotes around all of it, when it is a query; no query begins with a quote."""
+    is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
+    return text[1:-1] if is_quoted and (text[0] == "`" or _is_query(text[1:-1])) else text
+
+
+def _in_tag(text: str) -> str:
+    """Return what follows the first tag with a query; its closing tag is cut with what follows."""
+    return next(
+        (text[tag.end() :] for tag in islice(_TAG.finditer(text), _FENCES) if _is_query(text[tag.end() :])), text
+    )
+
+
+def _in_json(text: str) -> str:
+    """Return the query in a JSON object or string."""
+    start = min((place for place in map(text.find, '{"') if place >= 0), default=0)
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return text
+    values: list[Any] = [found]
+    if isinstance(found, dict):
+        lowered = {key.lower(): value for key, value in found.items()}
+        values = [lowered.get(key) for key in _JSON_KEYS]
+    return next((value for value in values if isinstance(value, str) and _is_query(value)), text)
+
+
+def _in_code_span(text: str) -> str:
+    """Return the first query in backquotes amid prose."""
+    insides = (span[1] or span[2] for span in _CODE_SPAN.finditer(text))
+    return next(filter(_is_query, insides), text)
 
 
 def _without_fence(text: str) -> str:
@@ -60,12 +152,11 @@ def _without_fence(text: str) -> str:
     """
     fences = list(islice(_FENCE.finditer(text), _FENCES))
     if _is_query(text):
-        found = tokens(text)
-        fence = next((token for token in found if token.kind == "fence"), None)
-        if fence is not None:
-            inside = _inside(text, _end_of_fence(text, fence.start))
-            return inside if _is_query(inside) else text[: fence.start]
-        apostrophe = next((token.start for token in found if token.kind == "open"), len(text))
+        start = fence(text)
+        if start is not None:
+            inside = _inside(text, _end_of_fence(text, start))
+            return inside if _is_query(inside) else text[:start]
+        apostrophe = next((token.start for token in tokens(text) if token.kind == "open"), len(text))
         insides = [_inside(text, match.end()) for match in fences if match.start() > apostrophe]
         return next(filter(_is_query, insides), text)
     insides = [_inside(text, match.end()) for match in fences]
@@ -79,9 +170,31 @@ def _end_of_fence(text: str, start: int) -> int:
 
 def _inside(text: str, start: int) -> str:
     """Return what begins at ``start`` up to the next fence outside quotes and comments."""
-    inside = text[start:]
-    fence = next((token for token in tokens(inside) if token.kind == "fence"), None)
-    return inside[: fence.start] if fence else inside
+    return text[start : fence(text, start)]
+
+
+def _without_sequel(query: str) -> str:
+    """Cut at the first label, special token or sentence that is no part of the query."""
+    plain = masked(query)
+    labels = (match for match in _NEXT_LABEL.finditer(plain) if "\n" in match[1])
+    ends = [match.start() for match in (next(labels, None), _END.search(plain)) if match]
+    ends += islice(_sentences(query, plain), 1) if _is_query(query) else ()
+    return query[: min(ends, default=len(query))]
+
+
+def _sentences(query: str, plain: str) -> Iterator[int]:
+    """Yield where sentences begin that cannot go on with the query: after a complete term, outside brackets."""
+    found = [match for match in _SENTENCE.finditer(plain) if match[1].count("\n") > 1]
+    starts = {match.start(2): match.start() for match in found if match[2].upper() not in _CLAUSES}
+    before: Token | None = None
+    for token in tokens(query) if starts else ():
+        if token.start in starts and token.depth == 0 and before is not None and _ends_term(before):
+            yield starts[token.start]
+        before = token
+
+
+def _ends_term(token: Token) -> bool:
+    return token.text in (")", "*") if token.kind == "sign" else token.text.upper() not in _CLAUSES
 
 
 def normalise_sql(sql: str) -> str:
@@ -91,8 +204,9 @@ def normalise_sql(sql: str) -> str:
     name that is no column as a string, so its case may matter). What sqlglot cannot parse, or is longer than 20,000
     characters, is compared token by token, with the case ignored outside quotes. Never raises.
     """
-    canonical = _canonical(sql)
-    return canonical if canonical is not None else _fallback(sql)
+    bare = trimmed(sql)
+    canonical = _canonical(bare)
+    return canonical if canonical is not None else _fallback(bare)
 
 
 def _first_statement(query: str) -> str:
