@@ -17,6 +17,7 @@ from fulltune import distributed, machine, memory_parts, plugins, stages
 from fulltune.baselines import baseline, choose_shots
 from fulltune.config import Config
 from fulltune.data.audit import Audit
+from fulltune.data.findings import UNSCORED_KIND
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.dataset import Data
 from fulltune.kernels.active import accelerated, fixed
@@ -90,8 +91,9 @@ def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
 
 def _counted(job: Job) -> Plan:
     """Return the plan before anything is measured, with what the audit says of rows that do not fit."""
-    plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features)
     findings = job.audit.findings if job.audit else ()
+    unscored = sum(found.count for found in findings if found.kind == UNSCORED_KIND and found.split == "eval")
+    plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features, unscored)
     return plan.model_copy(update={"too_long": tuple(f.message for f in findings if f.kind in LENGTH_KINDS)})
 
 

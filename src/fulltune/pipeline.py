@@ -163,13 +163,15 @@ def evaluate(
         config = stages.config_of(name, out)
     config = stages.dated_as(load_config(config, overrides), name, out)
     task, _ = stages.parts(config)
-    data = dataset.prepare(config, task)
+    with recording.Warnings() as warned:
+        data = dataset.prepare(config, task)
+        task.findings({"eval": data.eval.examples})
     bundle, system = stages.find_model(config, task, name, out)
     config = stages.dated(config, task, bundle)
     asked = PromptCounter()
     with fixed(config.speed.kernels), accelerated(bundle.model):
         evaluation = stages.score_system(task, bundle, system, data, progress, asked)
-    return recording.evaluation_record(config, task, data, bundle, evaluation, asked.uses())
+    return recording.evaluation_record(config, task, data, bundle, evaluation, asked.uses(), warned)
 
 
 def compare(a: str, b: str, *, out: str | Path = "runs") -> RunComparison:

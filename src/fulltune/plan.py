@@ -93,6 +93,7 @@ def build_plan(
     baselines: Sequence[str] = ("zero_shot", "few_shot"),
     batches: int | None = None,
     padding: Mapping[str, float] | None = None,
+    unscored: int = 0,
 ) -> Plan:
     """Work out a plan from counts.
 
@@ -106,6 +107,7 @@ def build_plan(
         baselines: What will be scored without training.
         batches: Micro-batches an epoch, where ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
         padding: See :class:`Plan`.
+        unscored: Rows of ``eval_rows`` that cannot be scored.
 
     Raises:
         ConfigError: The job cannot work; all problems at once.
@@ -135,7 +137,7 @@ def build_plan(
         evaluations=evaluation_steps(total, config.train.evaluations),
         advice=(
             *advice(config, total, parameters),
-            *_fit(config, rows, sequences, memory, machine_memory),
+            *_fit(config, rows, sequences, memory, machine_memory, unscored),
             *advice_on_regularizers(config, parameters),
         ),
     )
@@ -176,7 +178,9 @@ def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int,
     return problems
 
 
-def _fit(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> tuple[str, ...]:
+def _fit(
+    config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None, unscored: int
+) -> tuple[str, ...]:
     """What the data and the machine suggest."""
     lines = []
     batch = config.train.batch_size * config.train.accumulation
@@ -184,8 +188,11 @@ def _fit(config: Config, rows: dict[str, int], sequences: int, memory: int, mach
         lines.append(f"All {sequences} sequences fit in one batch of {batch}: an epoch is a single step.")
     if "valid" not in rows or not config.train.evaluations:
         lines += advice_on_choice(config)
-    if rows["eval"] < 100:
-        lines.append(f"Only {rows['eval']} rows decide: intervals will be wide.")
+    scored = rows["eval"] - unscored
+    if unscored:
+        lines.append(f"{unscored:,} of the {rows['eval']:,} evaluation rows cannot be scored: the audit says why.")
+    if scored < 100:
+        lines.append(f"Only {scored} rows decide: intervals will be wide.")
     if machine is not None and memory > 0.7 * machine:
         lines.append(
             f"{gib(memory)} of {gib(machine)} are taken before activations: "

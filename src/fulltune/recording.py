@@ -235,8 +235,9 @@ def evaluation_record(
     bundle: Bundle,
     evaluation: Evaluation,
     asked: Mapping[str, PromptUse],
+    warned: Warnings,
 ) -> EvaluationRecord:
-    """What one model scored on one split, and how its rows were asked."""
+    """What one model scored on one split, how its rows were asked, and what was warned of."""
     return EvaluationRecord(
         model=bundle.info,
         system=evaluation.system,
@@ -249,7 +250,7 @@ def evaluation_record(
         seconds=round(evaluation.seconds, 3),
         chat_date=config.data.chat_date,
         prompts=dict(asked),
-        warnings=tuple(sentences(asked)),
+        warnings=(*warned.messages, *sentences(asked)),
     )
 
 

@@ -213,8 +213,10 @@ def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[
     return bundle, "tuned"
 
 
-def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features]) -> planning.Plan:
-    """The plan of a job whose data and base are known.
+def make_plan(
+    config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features], unscored: int = 0
+) -> planning.Plan:
+    """The plan of a job whose data and base are known, where ``unscored`` evaluation rows cannot be scored.
 
     Raises:
         ConfigError: The job cannot work.
@@ -237,6 +239,7 @@ def make_plan(config: Config, task: Task, data: Data, base: Bundle, features: Se
         baselines=task.baselines,
         batches=_micro_batches(config, sequences, base),
         padding=buckets.padding_shares(config, sequences),
+        unscored=unscored,
     )
     with fixed(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config), config, choices)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ import fakes
 import pytest
 
 import fulltune
-from fulltune import dataset
+from fulltune import dataset, pipeline
 from fulltune.baselines import cache_parts
 from fulltune.config import Config, load_config
 from fulltune.data.findings import Audit
@@ -78,7 +79,8 @@ def test_reference_queries_that_run_are_no_news(folder: Path) -> None:
 
 def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path) -> None:
     bad = "SELECT year(name) FROM item"
-    audit = audited(folder, [good(0), bad, good(1), bad], [good(2), bad, "SELECT absent FROM item"])
+    with pytest.warns(UserWarning, match="2 of the 3 reference queries of eval cannot be run"):
+        audit = audited(folder, [good(0), bad, good(1), bad], [good(2), bad, "SELECT absent FROM item"])
     train, evaluation = about(audit)["train"], about(audit)["eval"]
     assert train.message == (
         "2 of the 4 reference queries of train cannot be run: no such function: year (2); "
@@ -104,7 +106,8 @@ def test_a_run_in_which_no_row_can_be_scored_is_refused(folder: Path) -> None:
 
 def test_rows_of_valid_do_not_make_up_for_those_of_eval(folder: Path) -> None:
     valid = write(folder / "valid.jsonl", [good(0)])
-    audit = audited(folder, [good(0)] * 4, ["SELECT year(name) FROM item"] * 2, valid=valid)
+    with pytest.warns(UserWarning, match="none of the 2 reference queries"):
+        audit = audited(folder, [good(0)] * 4, ["SELECT year(name) FROM item"] * 2, valid=valid)
     assert about(audit)["eval"].level == "error"
     with pytest.raises(DataError, match=r"none of the 2 reference queries of eval can be run.*no row can be scored"):
         audit.raise_if_broken()
@@ -258,7 +261,19 @@ def test_a_run_records_what_was_not_scored(folder: Path) -> None:
     fakes.save("t5", folder / "base")
     queries = [good(i) for i in range(5)]
     config = options(folder, queries * 2, ["SELECT absent FROM item", *queries])
-    record = fulltune.run(config | {"model": str(folder / "base")}, out=folder / "runs")
+    sentence = (
+        "1 of the 6 reference queries of eval cannot be run: no such column: absent (1); these rows are not scored"
+    )
+    with pytest.warns(UserWarning, match=re.escape(sentence)):
+        record = fulltune.run(config | {"model": str(folder / "base")}, out=folder / "runs")
+    assert any(sentence in text for text in record.warnings)
+    with pytest.warns(UserWarning, match=re.escape(sentence)):
+        again = fulltune.evaluate(record.run_id, out=folder / "runs")
+    assert any(sentence in text for text in again.warnings)
+    with pytest.warns(UserWarning, match=re.escape(sentence)):
+        plan = pipeline.plan(config | {"model": str(folder / "base")}, out=folder / "runs")
+    assert "1 of the 6 evaluation rows cannot be scored: the audit says why." in plan.advice
+    assert "Only 5 rows decide: intervals will be wide." in plan.advice
     assert record.scores["tuned"]["execution_accuracy"].n == 5
     assert record.details["rows_without_a_reference_result"] == 1
     assert record.details["queries_stopped_at_a_limit"] == 0

@@ -17,6 +17,10 @@ Level = Literal["error", "warning", "info"]
 LISTED = 20
 
 
+#: The kind of findings on rows whose reference gives nothing to compare with.
+UNSCORED_KIND = "reference_queries_fail"
+
+
 class ExampleLike(Protocol):
     """A row as the task sees it (:class:`fulltune.tasks.base.Example`)."""
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fulltune.data.findings import Finding, some
+from fulltune.data.findings import UNSCORED_KIND, Finding, some
 from fulltune.errors import DataError
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql.execution import Result
@@ -76,7 +76,7 @@ def finding(found: Check, *, scored: bool) -> Finding | None:
         effect = "these rows are not scored" if scored else "these rows are used as they are"
         message = f"{count:,} of {of} cannot be run: {found.kinds}; {effect}"
     return Finding(
-        kind="reference_queries_fail",
+        kind=UNSCORED_KIND,
         level="error" if none_left else "warning",
         message=message,
         fix=found.fix,

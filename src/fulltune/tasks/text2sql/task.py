@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -79,14 +80,17 @@ class Text2SQL(Seq2Seq):
         references.refuse_unscorable(evaluation, self._reference)
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
-        """Report reference queries that fail, and parts of databases that cannot be read."""
+        """Report reference queries that fail, and parts of databases that cannot be read; warn of rows not scored."""
         checks = [
             references.finding(
                 references.check(split, examples, self._reference, all_rows=split == "eval"), scored=split == "eval"
             )
             for split, examples in splits.items()
         ]
-        return [found for found in checks if found is not None] + self._database_faults()
+        found = [check for check in checks if check is not None]
+        for unscored in (check for check in found if check.split == "eval"):
+            warnings.warn(f"{unscored.message}; to score them, {unscored.fix}", stacklevel=2)
+        return found + self._database_faults()
 
     def files(self) -> list[list[Any]]:
         """Return name, size and time of the databases that rows name, and of the journals beside them."""
