@@ -57,11 +57,16 @@ def _beside(values: Mapping[str, Any]) -> list[str]:
         lines.append(", ".join(f"{label} {share:.3f}" for label, share in ranked))
     if values.get("error"):
         lines.append(f"fails: {values['error']}")
-    lines += [", ".join(map(str, row)) for row in values.get("rows", ())]
+    lines += [", ".join(map(_cell, row)) for row in values.get("rows", ())]
     if values.get("count", 0) > len(values.get("rows", ())):
-        lines.append(f"… {values['count']:,} rows")
+        lines.append(f"… {'more than ' if values.get('more') else ''}{values['count']:,} rows")
     end = "the model's last position" if "limit" in values else "evaluation.max_new_tokens"
     return lines + ([f"(cut at {end})"] if values.get("capped") else [])
+
+
+def _cell(value: object) -> str:
+    """A value of a row in one line, control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def _said(output: str | tuple[str, ...]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -147,7 +148,10 @@ def test_views_that_multiply_leave_the_tables_usable(tmp_path: Path, monkeypatch
     found = schema_of_file(path)
     assert (found.line, found.faults) == ("t(a int)", ("all views: stopped: it ran longer than 0.2 s",))
     assert execute(path, "SELECT a FROM t").rows == ((1,),)
-    assert execute(path, "SELECT count(*) FROM w40", seconds=0.2).limit in ("time", "memory")
+    started = time.perf_counter()
+    # A fast machine reaches SQLite's limit of references before the clock.
+    assert "stopped" in (error := str(execute(path, "SELECT count(*) FROM w40", seconds=0.2).error)) or "max" in error
+    assert time.perf_counter() - started < 5
 
 
 def test_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:

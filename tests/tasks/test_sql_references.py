@@ -18,9 +18,10 @@ from fulltune import dataset, pipeline
 from fulltune.baselines import cache_parts
 from fulltune.config import Config, load_config
 from fulltune.data.findings import Audit
-from fulltune.errors import DataError
+from fulltune.errors import ConfigError, DataError
 from fulltune.inference import Generated
 from fulltune.metrics.accumulate import Accumulator
+from fulltune.render_answers import _beside
 from fulltune.store.cache import cache_key
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql import references
@@ -211,6 +212,7 @@ def test_a_row_without_a_database_names_the_row_and_what_there_is(folder: Path, 
         ({"shop": "CREATE TABLE a (b); PRAGMA hard_heap_limit = 1"}, r"schemas\.json, schema of shop.*hard_heap_limit"),
         ({"shop": "CREATE TABLE a (b"}, r"schemas\.json, schema of shop.*incomplete input"),
         ({"shop": ""}, r"schemas\.json, schema of shop.*no table"),
+        ('{"shop": "CREATE TABLE a (b)", "shop": "CREATE TABLE c (d)"}', r"schemas\.json: .*more than once: shop"),
         ("[" * 100_000, r"schemas\.json: the schemas cannot be read"),
     ],
 )
@@ -219,6 +221,25 @@ def test_a_given_schema_that_cannot_be_used_names_its_database(folder: Path, giv
     (folder / "schemas.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         audited(folder, [good(0)] * 4, [good(1)], schemas=str(folder / "schemas.json"))
+
+
+def test_databases_without_a_given_schema_are_named(folder: Path) -> None:
+    (folder / "schemas.json").write_text(json.dumps({"shpo": "CREATE TABLE a (b)"}), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"schemas\.json has no schema for 1 of the 1 databases of the rows \(shop\)"):
+        audited(folder, [good(0)] * 4, [good(1)], schemas=str(folder / "schemas.json"))
+
+
+def test_a_folder_of_databases_that_is_none_is_one_problem(folder: Path) -> None:
+    config = load_config(options(folder, [good(0)] * 4, [good(1)], databases=str(folder / "absent")))
+    with pytest.raises(ConfigError, match=r"absent is no folder") as caught:
+        dataset.prepare(config, Text2SQL(config))
+    assert [problem.field for problem in caught.value.problems] == ["data.databases"]
+
+
+def test_an_answer_shows_each_row_in_a_line_and_whether_there_are_more() -> None:
+    lines = _beside({"rows": [["a\nb", "é", None]], "count": 10_000, "more": True})
+    assert lines == ["a\\nb, é, None", "… more than 10,000 rows"]
+    assert _beside({"rows": [[1]], "count": 20, "more": False})[-1] == "… 20 rows"
 
 
 def test_a_file_of_schemas_has_a_largest_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,7 +197,8 @@ def match(gold: Result, predicted: Result, *, ordered: bool) -> bool:
     the gold query leaves in any order, because their sort keys are equal, may then be in any order: it is run once more
     to see the keys, where the sequences differ and the multisets do not. Columns
     count in their order, as in BIRD's comparison of tuples (Li et al. 2023), which however ignores repeated rows.
-    Numbers agree within a relative 1e-6 or an absolute 1e-9, whole numbers exactly, 3 equals 3.0; text is
+    Numbers agree within a relative 1e-6 or an absolute 1e-9, whole numbers exactly (a float
+    from 2**53 on is not), 3 equals 3.0; text is
     case-sensitive; NULL equals NULL; text never equals a number. A query that failed matches nothing. A truncated
     result matches only a truncated one, by the rows read.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -58,6 +59,19 @@ class Text2SQL(Seq2Seq):
         self._paths: dict[str, Path] = {}
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
+        """Return the columns to read, once it is sure that there is a folder of databases.
+
+        Raises:
+            ConfigError: There is none: one problem, not one for each row.
+        """
+        folder = Path(str(self.config.data.databases))
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{execution.printable(str(folder))} is no folder",
+                expected="a folder of SQLite files",
+                fix="correct the path; a relative one starts at the folder in which fulltune runs",
+                field="data.databases",
+            )
         return Column("question", str), Column("sql", str), Column("db_id", str)
 
     def example(self, row: Row) -> Example:
@@ -175,6 +189,7 @@ class Text2SQL(Seq2Seq):
         found = next(self.predictor(bundle, system)([Example("asked", text, "", meta)]))
         result = self._results.execute(meta["database"], str(found.output))
         values = {"rows": [list(row) for row in result.rows[:SHOWN_ROWS]], "count": len(result.rows)}
+        values["more"] = result.truncated
         return found.model_copy(update={"values": values | {"error": result.error or ""}})
 
     def schema(self, db_id: str) -> str:
@@ -193,7 +208,16 @@ class Text2SQL(Seq2Seq):
             raise DataError([replace(problem, where=where) for problem in error.problems]) from None
 
     def _read_schemas(self, db_ids: Iterable[str]) -> None:
-        problems = list[Problem]()
+        problems, db_ids = list[Problem](), tuple(db_ids)
+        missing = [execution.printable(db_id) for db_id in db_ids if db_id not in self._given_schemas]
+        if self._given_schemas and missing:
+            names = ", ".join(missing[:SHOWN_FAULTS]) + (" …" if len(missing) > SHOWN_FAULTS else "")
+            warnings.warn(
+                f"{self.config.data.schemas} has no schema for {len(missing):,} of the {len(db_ids):,} databases of "
+                f"the rows ({names}): theirs are "
+                "read from the databases. Check the names if they should be in the file.",
+                stacklevel=3,
+            )
         for db_id in db_ids:
             try:
                 self.schema(db_id)
@@ -217,7 +241,7 @@ class Text2SQL(Seq2Seq):
         path = Path(self.config.data.schemas)
         try:
             _check_size(path)
-            found = json.loads(path.read_text(encoding="utf-8-sig"))
+            found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"the schemas cannot be read ({error})",
@@ -228,6 +252,19 @@ class Text2SQL(Seq2Seq):
         if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
             raise DataError("the schemas are of another form", expected="a JSON object, db_id → text", where=str(path))
         return found
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dictionary.
+
+    Raises:
+        ValueError: A name occurs twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise ValueError(f"these names occur more than once: {', '.join(map(execution.printable, twice[:SHOWN_ROWS]))}")
+    return found
 
 
 def _check_size(path: Path) -> None:
