@@ -198,6 +198,8 @@ def test_a_dump_with_rows_is_a_schema() -> None:
         ("ALTER TABLE a RENAME TO d; ANALYZE", "d(b int, c text)"),
         ("CREATE TRIGGER e AFTER INSERT ON a BEGIN SELECT raise(ABORT, 'no') WHERE new.b < 0; END; "
          "INSERT INTO a VALUES (1, 'x'), (2, 'y')", "a(b int, c text)"),
+        ("CREATE VIRTUAL TABLE d USING fts5(e, f); INSERT INTO d VALUES ('x', 'y')", "a(b int, c text) | d(e, f)"),
+        ("CREATE VIRTUAL TABLE d USING rtree(e, f, g)", "a(b int, c text) | d(e int, f real, g real)"),
         ("CREATE INDEX i ON a (json_extract(c, '$.x'))", "a(b int, c text)"),
         ("CREATE TABLE d (e CHECK (json_valid(e)), f DEFAULT (hex(randomblob(4)))); INSERT INTO d (e) VALUES ('[]')",
          "a(b int, c text) | d(e, f)"),

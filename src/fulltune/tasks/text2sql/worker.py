@@ -330,8 +330,12 @@ def _create(request: Answer) -> Answer:
 
 
 def _objection_to_schema(action: int, first: str, second: str) -> str:
+    if action == sqlite3.SQLITE_CREATE_VTABLE and second.lower() in READABLE_MODULES:
+        return ""
     if action in _REFUSED_IN_SCHEMA:
         return f"{_NAMES.get(action, 'recursion')} is not allowed in a schema"
+    if action == sqlite3.SQLITE_PRAGMA and first in _READ_PRAGMAS and not second:
+        return ""
     if action == sqlite3.SQLITE_PRAGMA and first.lower() not in _HARMLESS_PRAGMAS:
         return f"PRAGMA {first} is not allowed in a schema"
     if action == sqlite3.SQLITE_FUNCTION and second.lower() in _REFUSED_FUNCTIONS:
