@@ -158,6 +158,23 @@ def test_leaks_in_disguise() -> None:
     )
 
 
+def test_rows_that_differ_in_numbers_only_are_a_warning() -> None:
+    """Records of one form: the numbers are all that such a row says."""
+    form = (
+        "The patient was seen in the clinic today for a routine visit. The blood pressure was {} over 94 and the pulse "
+        "was {}. The temperature was 38.1 degrees. No other complaints were reported and the patient was sent home."
+    )
+    other_word = look([*TRAIN, (form.format(173, "high"), "a")], [*EVAL, (form.format(173, "low"), "a")])
+    assert "leaks" in kinds(other_word)
+    result = look([*TRAIN, (form.format(173, 115), "a")], [*EVAL, (form.format(142, 96.5), "a")])
+    assert "leaks" not in kinds(result)
+    assert result.leaked_ids == ()
+    variants = found(result, "number_variants")
+    assert (variants.level, variants.ids) == ("warning", ("eval:61",))
+    assert "differ in numbers only, and have the same target" in variants.message
+    result.raise_if_broken()
+
+
 def test_leaks_stop_the_run_unless_they_are_allowed() -> None:
     result = look(TRAIN, [*EVAL, *TRAIN[:4]])
     with pytest.raises(DataError) as caught:
@@ -447,5 +464,5 @@ def test_real_contracts() -> None:
     assert found(result, "class_balance").count == 19
     assert "exact_duplicates" not in kinds(result)
     assert found(result, "near_duplicates").count == 97
-    assert len(result.leaked_ids) == 15
+    assert len(result.leaked_ids) == 14
     assert {pair[2] for pair in found(result, "leaks").details["pairs"]} == {"near"}

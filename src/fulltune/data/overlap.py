@@ -52,8 +52,17 @@ class Match:
     def same_target(self) -> bool:
         return self.entry.target == self.other.target
 
+    @property
+    def differs_in_numbers(self) -> bool:
+        """Return True if the two texts are equal but for their numbers: often another record, not a copy."""
+        return self.kind == "near" and _without_numbers(self.entry) == _without_numbers(self.other)
+
     def to_list(self) -> list[str | float]:
         return [self.entry.id, self.other.id, self.kind, round(self.similarity, 3)]
+
+
+def _without_numbers(entry: Entry) -> list[str]:
+    return [word for word in entry.normal.split() if not any(map(str.isdigit, word))]
 
 
 @dataclass
@@ -122,11 +131,13 @@ def overlap(
     for entry in valid:
         in_valid.add(entry)
     across = _matches(evaluation, in_train)
-    leaks = [match for match in across if match.same_target]
+    same = [match for match in across if match.same_target]
+    leaks = [match for match in same if not match.differs_in_numbers]
     findings = [
         *_within(within, len(train)),
         *_conflicts(in_train.conflicts(), one_answer),
         *_leaks(leaks, len(evaluation), "warning" if allow_leaks else "error"),
+        *_number_variants([match for match in same if match.differs_in_numbers]),
         *_other_targets([match for match in across if not match.same_target], one_answer),
         *_curve("valid", "train", _matches(valid, in_train)),
         *_curve("eval", "valid", _matches(evaluation, in_valid)),
@@ -162,6 +173,18 @@ def _leaks(matches: Sequence[Match], total: int, level: Level) -> Iterator[Findi
         "remove those rows from train or eval, or set data.allow_leaks: true (scores are then also given without them)"
     )
     yield from _finding("leaks", level, message, "eval", matches, fix=fix)
+
+
+def _number_variants(matches: Sequence[Match]) -> Iterator[Finding]:
+    """Report rows that are records of one form, or copies with another date: only the user can tell which."""
+    yield from _finding(
+        "number_variants",
+        "warning",
+        f"{rows(len(matches))} of eval and a row of train differ in numbers only, and have the same target",
+        "eval",
+        matches,
+        fix="remove those rows from train or eval if the numbers do not matter for the target",
+    )
 
 
 def _other_targets(matches: Sequence[Match], one_answer: bool) -> Iterator[Finding]:
