@@ -327,19 +327,27 @@ def _without_head(head: Any) -> Iterator[list[Tensor]]:
     if not isinstance(head, nn.Linear):
         yield read
         return
-    own = head.__dict__.get("forward")
 
     def collect(hidden: Tensor) -> Tensor:
         read.append(hidden)
         return hidden.new_zeros(*hidden.shape[:-1], 1)
 
-    setattr(head, "forward", collect)  # noqa: B010
-    try:
+    with replaced_forward(head, collect):
         yield read
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Call ``forward`` in place of the forward pass of this one module within the block."""
+    own = module.__dict__.get("forward")
+    # setattr: only this instance gets another forward, which type checkers refuse as an assignment.
+    setattr(module, "forward", forward)  # noqa: B010
+    try:
+        yield
     finally:
-        delattr(head, "forward")
+        delattr(module, "forward")
         if own is not None:
-            setattr(head, "forward", own)  # noqa: B010
+            setattr(module, "forward", own)  # noqa: B010
 
 
 def _close(plain: Tensor, fast: Tensor, tolerance: float) -> bool:

@@ -107,7 +107,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What :func:`overlap` found; ``leaked`` are the ids of evaluation rows whose input and target stand in train."""
+    """Hold findings, and in ``leaked`` the ids of evaluation rows whose input and target also occur in train."""
 
     findings: tuple[Finding, ...]
     leaked: tuple[str, ...]
@@ -120,7 +120,7 @@ def overlap(
 
     Args:
         train, valid, evaluation: The rows; ``valid`` may be empty.
-        allow_leaks: Tell of leaks as a warning, not as an error.
+        allow_leaks: Report leaks as a warning instead of an error.
         one_answer: Whether an input should have one target (a label, a query) and two contradict each other.
     """
     in_train, within = Seen(), list[Match]()

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fulltune.fast_paths import replaced_forward
 from fulltune.kernels.agreement import gradients_agree
 from fulltune.log_once import log_once
 from fulltune.training.loss import IGNORED, token_cross_entropy
@@ -66,7 +67,7 @@ def loss_at(head: nn.Linear, labels: Tensor, smoothing: float = 0.0) -> Iterator
         smoothing: As in :func:`fulltune.training.loss.token_cross_entropy`.
     """
     found = HeadLoss(torch.tensor(float("nan")), torch.zeros(()), (labels != IGNORED).sum(dim=1))
-    forward, own = head.forward, head.__dict__.get("forward")
+    forward = head.forward
     size = max(1, STRETCH_BYTES // (4 * head.out_features))
 
     def give_loss(hidden: Tensor) -> Tensor:
@@ -86,14 +87,8 @@ def loss_at(head: nn.Linear, labels: Tensor, smoothing: float = 0.0) -> Iterator
         found.losses = losses.new_zeros(targets.numel()).index_copy(0, places, losses).view(targets.shape)
         return found.total
 
-    # setattr: only this instance gets another forward, which no type checker wants to hear of.
-    setattr(head, "forward", give_loss)  # noqa: B010
-    try:
+    with replaced_forward(head, give_loss):
         yield found
-    finally:
-        delattr(head, "forward")
-        if own is not None:
-            setattr(head, "forward", own)  # noqa: B010
 
 
 class LossAtHead:
