@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from fulltune.kernels.products import NONE, PRODUCTS, Choices, shape_classes
 from fulltune.model import Bundle
 from fulltune.records import Prediction, Step
 from fulltune.tasks.base import Example, Features, Task
+from fulltune.tasks.text2sql import normalise
 
 Status = Literal["ok", "wrong", "crash", "refused", "not built", "-"]
 
@@ -270,7 +271,8 @@ class _Job:
                 return
         answer = tuned.greedy(prompt, jobs.CAP, _ends(tuned))
         written = str(made.values.get("continuation", made.output))
-        if not _same(self.start, written, answer):
+        read = normalise.strip_fences if self.config.task == "text2sql" else str.strip
+        if not _same(self.start, written, answer, read):
             yield f"{written!r} for {_text(self.start, answer)!r}"
 
 
@@ -306,13 +308,13 @@ def _text(bundle: Bundle, answer: Answer) -> str:
     return str(bundle.tokenizer.decode(list(answer.ids), skip_special_tokens=True))
 
 
-def _same(bundle: Bundle, text: str, answer: Answer) -> bool:
-    """Return whether a text is the answer; a tie between two tokens excuses what comes after it."""
-    if text.strip() == _text(bundle, answer).strip():
+def _same(bundle: Bundle, text: str, answer: Answer, read: Callable[[str], str] = str.strip) -> bool:
+    """Return whether a text is what ``read`` makes of the answer; a tie of two tokens excuses what comes after it."""
+    if text.strip() == read(_text(bundle, answer)):
         return True
     tie = min(answer.ties, default=None)
     before = None if tie is None else Answer(answer.ids[:tie], frozenset())
-    return before is not None and text.strip().startswith(_text(bundle, before).strip())
+    return before is not None and text.strip().startswith(read(_text(bundle, before)))
 
 
 def _place(error: Exception) -> str:
