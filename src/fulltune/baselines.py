@@ -49,7 +49,18 @@ def baseline(name: str, task: Task, base: Bundle, train: Sequence[Example], shot
         return majority(_labelled(task), train)
     if name == "tfidf":
         return tfidf(_labelled(task), train)
+    if name == "zero_shot" and base.with_own_head is not None:
+        return _own_head(task, base.with_own_head)
     return task.predictor(base, name, shots if name == "few_shot" else ())
+
+
+def _own_head(task: Task, load: Callable[[], Bundle]) -> Predictor:
+    """The base under its own classification head; it is loaded when it is asked, and not where answers are cached."""
+
+    def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
+        yield from task.predictor(load(), "zero_shot")(examples)
+
+    return predict
 
 
 def choose_shots(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +74,8 @@ class Bundle:
         info: Source, hash and architecture, for the record.
         fresh: Names of the parameters that the checkpoint lacks: a new head's, drawn from a seed.
         grown: Rows that were added to the embeddings, for tokens that the checkpoint lacks.
+        stored_head: The classification head that the checkpoint holds, whether it was loaded or not; None without one.
+        with_own_head: Loads the checkpoint under that head, its classes those of the task; None where it lacks one.
     """
 
     model: PreTrainedModel
@@ -84,6 +86,8 @@ class Bundle:
     info: ModelInfo
     fresh: tuple[str, ...] = ()
     grown: int = 0
+    stored_head: heads.StoredHead | None = None
+    with_own_head: Callable[[], Bundle] | None = None
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -236,6 +240,7 @@ def load(
         return _load_adapter(source, head, labels, multi_label, runs, seed, (source_language, target_language))
     with files.errors_of(name, source.folder):
         config = AutoConfig.from_pretrained(**source.kwargs)
+        stored_head = heads.StoredHead.of(config)
         _check(source, config, head)
         tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
         family = family_of(config)
@@ -253,7 +258,7 @@ def load(
         architecture=type(model).__name__,
         reconciled=(*replaced, *invalid, *head_changes, *settled.changes, *languages),
     )
-    return Bundle(model, tokenizer, family, head, _window(model, tokenizer), info, fresh, settled.grown)
+    return Bundle(model, tokenizer, family, head, _window(model, tokenizer), info, fresh, settled.grown, stored_head)
 
 
 def _load_adapter(
@@ -295,7 +300,23 @@ def _load_adapter(
     origin.check(base.info.sha256, source.name)
     with files.errors_of(source.name, source.folder):
         tuned = origin.apply(base, source.folder, with_head=has_head)
-    return replace(tuned, info=base.info.model_copy(update={"source": source.name, "sha256": source.sha256()}))
+    stored_head = heads.StoredHead(origin.labels, origin.multi_label) if origin.labels else None
+    info = base.info.model_copy(update={"source": source.name, "sha256": source.sha256()})
+    return replace(tuned, info=info, stored_head=stored_head)
+
+
+def load_own_head(name: str, labels: Sequence[str], *, runs: Path | None = None, seed: int = 17) -> Bundle:
+    """Load a checkpoint with the classification head that it holds, one output for each of these labels, matched by
+    name.
+
+    Raises:
+        ModelError: The checkpoint holds no such head, or cannot be loaded.
+    """
+    bundle = load(name, "classification", runs=runs, seed=seed)
+    if bundle.stored_head is None:
+        raise ModelError(f"{name!r} has no classification head", expected="one for these labels", field="model")
+    heads.relabel(bundle.model, bundle.stored_head.labels, labels, seed)
+    return bundle
 
 
 def family_of(config: PretrainedConfig) -> Family:

@@ -148,7 +148,27 @@ def load(
     bundle = replace(bundle, window=bundle.window - max(0, reserved))
     cap = config.evaluation.max_new_tokens
     reconcile.set_limits(bundle.model, bundle.tokenizer, longest=task.longest_input(bundle), max_new_tokens=cap)
-    return bundle
+    return _with_own_head(bundle, config, task, out) if task.head != head else bundle
+
+
+def _with_own_head(base: Bundle, config: Config, task: Task, out: str | Path) -> Bundle:
+    """Return a base without a head for the task's labels that can be loaded under the head that it was stored with."""
+    stored = base.stored_head
+    if stored is None or not task.labels:
+        return base
+    obstacle = stored.obstacle(task.labels, task.multi_label)
+    fact = (
+        f"zero_shot asks by the names of the labels: the checkpoint's classification head {obstacle}"
+        if obstacle
+        else "zero_shot asks the checkpoint's own classification head, its classes matched to the labels by name"
+    )
+
+    def own() -> Bundle:
+        found = model.load_own_head(config.model, task.labels, runs=Path(out), seed=config.train.seed)
+        return replace(found, window=base.window)
+
+    info = base.info.model_copy(update={"reconciled": (*base.info.reconciled, fact)})
+    return replace(base, info=info, with_own_head=None if obstacle else own)
 
 
 def pinned(config: Config, out: str | Path) -> Config:
@@ -207,10 +227,16 @@ def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[
     known = version.ref if version else resolve(name, out).name if is_run else name
     chosen = config.model_copy(update={"model": known})
     if version is None and not is_run:
-        return load(chosen, task, out), "zero_shot"
+        base = load(chosen, task, out)
+        return _under_own_head(base), "zero_shot"
     bundle = load(chosen, task, out, head=task.head, labels=())
     task.adopt(bundle)
     return bundle, "tuned"
+
+
+def _under_own_head(base: Bundle) -> Bundle:
+    """Return the base under the head that it was stored with, if that has the task's labels."""
+    return base if base.with_own_head is None else replace(base.with_own_head(), info=base.info)
 
 
 def make_plan(

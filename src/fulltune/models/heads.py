@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from fulltune.data.findings import listed
 from fulltune.errors import ModelError
+
+
+@dataclass(frozen=True)
+class StoredHead:
+    """The classification head that a checkpoint holds.
+
+    Attributes:
+        labels: Names of its classes, in the order of its rows.
+        multi_label: Several of them may hold at once.
+    """
+
+    labels: tuple[str, ...]
+    multi_label: bool = False
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> StoredHead | None:
+        """Return the head that a config describes; None where the checkpoint has none."""
+        labels = stored_labels(config)
+        return cls(labels, config.problem_type == "multi_label_classification") if labels else None
+
+    def obstacle(self, labels: Sequence[str], multi_label: bool) -> str:
+        """Return why this head cannot answer with these labels; an empty text where it can."""
+        known = {_key(label) for label in self.labels}
+        missing = [repr(label) for label in labels if _key(label) not in known]
+        if missing:
+            return f"lacks {listed(missing)}"
+        kinds = ("one label per row", "several labels per row")
+        return "" if self.multi_label == multi_label else f"was made for {kinds[self.multi_label]}"
 
 
 def stored_labels(config: PretrainedConfig) -> tuple[str, ...]:
@@ -31,8 +61,8 @@ def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str]
     Returns:
         What was done; None where the rows were right as they are.
     """
-    known = {name.strip().casefold(): row for row, name in enumerate(stored)}
-    rows = [known.get(label.strip().casefold()) for label in labels]
+    known = {_key(name): row for row, name in enumerate(stored)}
+    rows = [known.get(_key(label)) for label in labels]
     _name_classes(model, labels)
     if rows == list(range(len(stored))):
         return None
@@ -47,6 +77,11 @@ def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str]
         return f"{found}, none of which the data has: a new head was made for {', '.join(new[:20])}"
     made = f", rows for {', '.join(new[:20])} are new" if new else ""
     return f"{found}: rows for {', '.join(kept[:20])} were kept{made}"
+
+
+def _key(label: str) -> str:
+    """Return what two spellings of a class have in common."""
+    return label.strip().casefold()
 
 
 def _name_classes(model: PreTrainedModel, labels: Sequence[str]) -> None:
