@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import enum
+import json
 import logging
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,47 @@ def test_what_is_neither_a_path_nor_rows_is_refused(rows: Any, words: str) -> No
 def test_paths_and_lists_of_paths_stay_what_they_are() -> None:
     assert config(Path("a.jsonl")).data.train == "a.jsonl"
     assert config([Path("a.jsonl"), "b.jsonl"]).data.train == ("a.jsonl", "b.jsonl")
+
+
+class Tone(enum.Enum):
+    GOOD = "good"
+    BAD = 2
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (Tone.GOOD, "good"),
+        (Tone.BAD, "BAD"),
+        (pd.Interval(0, 1), "(0, 1]"),
+        (pd.Period("2024-01"), "2024-01"),
+        (pd.Timedelta(days=1), "1 days 00:00:00"),
+        (np.datetime64("2024-01-02", "ns"), "2024-01-02T00:00:00.000000000"),
+        (Path("a/b"), "a/b"),
+        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        ({"b", "a"}, ["a", "b"]),
+        (frozenset([Tone.GOOD]), ["good"]),
+    ],
+    ids=str,
+)
+def test_values_with_one_obvious_text_are_written_as_it(value: Any, written: Any) -> None:
+    path = config([{"text": "x", "label": value}]).data.train
+    assert json.loads(Path(str(path)).read_text(encoding="utf-8"))["label"] == written
+
+
+def test_columns_that_are_read_and_cannot_be_written_are_named_all_at_once() -> None:
+    frame = pd.DataFrame({"body": [b"x", b"y"], "label": ["a", object()], "other": [object()] * 2})
+    with pytest.raises(ConfigError) as caught:
+        config(frame, valid=frame, text="body")
+    assert [problem.where for problem in caught.value.problems] == [
+        "data.train, column 'body'",
+        "data.train, column 'label'",
+        "data.valid, column 'body'",
+        "data.valid, column 'label'",
+    ]
+    assert "type bytes in row 1" in caught.value.problems[0].found
+    assert "decode" in caught.value.problems[0].fix
+    assert "type object in row 2" in caught.value.problems[1].found
 
 
 def test_a_model_object_is_refused_with_the_way_to_name_it() -> None:

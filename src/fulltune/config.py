@@ -36,6 +36,12 @@ LEARNING_RATES = {
     "bitfit": 1e-3,
 }
 
+#: Keys of `data` that name a column.
+COLUMN_KEYS = (
+    *("text", "prompt", "completion", "label", "labels", "source", "target", "question", "sql", "db_id"),
+    *("id", "group"),
+)
+
 #: No number of a config is larger: seeds of NumPy end here.
 MAX_NUMBER = 2**32 - 1
 
@@ -412,8 +418,22 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     data = raw.get("data")
     if not isinstance(data, Mapping):
         return raw
-    splits = {name: as_source(data[name], f"data.{name}") for name in ("train", "valid", "eval") if name in data}
+    given = [name for name in ("train", "valid", "eval") if name in data]
+    splits, problems = dict[str, Any](), list[Problem]()
+    for name in given:
+        try:
+            splits[name] = as_source(data[name], f"data.{name}", _columns(data))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     return {**raw, "data": {**data, **splits}}
+
+
+def _columns(data: Mapping[str, Any]) -> set[str]:
+    """Return the names of all columns that a run may read."""
+    named = {role: data.get(role) or DataConfig.model_fields[role].default for role in COLUMN_KEYS}
+    return {name for name in named.values() if isinstance(name, str)}
 
 
 def _plain(value: Any) -> Any:

@@ -7,19 +7,22 @@ and is compared as any other does, as long as the file is in the user's cache (`
 from __future__ import annotations
 
 import datetime
+import enum
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+from uuid import UUID
 
 from fulltune import paths
 from fulltune.class_labels import class_names, features_of, named
-from fulltune.errors import ConfigError
+from fulltune.errors import ConfigError, Problem, shortened
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,15 +32,16 @@ _ACCEPTED = (
 )
 
 
-def as_source(value: Any, field: str) -> Any:
+def as_source(value: Any, field: str, read: Collection[str] = ()) -> Any:
     """Return what a config can hold: the value itself, or the path of a file with the rows that it is.
 
     Args:
         value: The value of ``data.train``, ``data.valid`` or ``data.eval``.
         field: Its key, for messages.
+        read: Columns that the run may read. Others are left out where no file can hold their values.
 
     Raises:
-        ConfigError: Neither a path nor rows that end.
+        ConfigError: Neither a path nor rows that end, or a column in ``read`` has values that no file can hold.
     """
     if value is None or isinstance(value, (str, bytes, int, float, os.PathLike)):
         return value
@@ -45,7 +49,7 @@ def as_source(value: Any, field: str) -> Any:
         if not value:
             raise ConfigError("an empty list", expected=_ACCEPTED, field=field)
         return value
-    return str(_written(_rows(value, field), field))
+    return str(_written(_rows(value, field), field, read))
 
 
 def refuse_model_object(value: Any) -> None:
@@ -101,14 +105,18 @@ def _of_dataset(data: Any) -> Iterable[Mapping[str, Any]]:
         yield {name: named(value, names[name]) if name in names else value for name, value in row.items()}
 
 
-def _written(rows: Iterable[Mapping[str, Any]], field: str) -> Path:
-    """Write rows as JSON Lines; a column with values that are no JSON is left out, and logged."""
+def _written(rows: Iterable[Mapping[str, Any]], field: str, read: Collection[str]) -> Path:
+    """Write rows as JSON Lines, without the columns that JSON cannot hold and that are not in ``read``."""
     plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
     if not plain:
         raise ConfigError("no rows", expected="at least one", field=field)
-    left_out = sorted({name for row in plain for name, value in row.items() if value is _OTHER})
+    left_out = _unwritable(plain)
+    problems = [_problem(name, number, other, field) for name, (number, other) in left_out.items() if name in read]
+    if problems:
+        raise ConfigError(problems)
     if left_out:
-        _LOG.warning("%s: columns left out, their values are no text, number or list: %s", field, ", ".join(left_out))
+        columns = ", ".join(f"{name} ({other.kind})" for name, (_, other) in sorted(left_out.items()))
+        _LOG.warning("%s: columns left out, their values are no text, number or list: %s", field, columns)
     lines = [json.dumps({name: value for name, value in row.items() if name not in left_out}) for row in plain]
     data = ("\n".join(lines) + "\n").encode()
     path = paths.cache_folder() / "rows" / f"{hashlib.sha256(data).hexdigest()[:32]}.jsonl"
@@ -116,6 +124,24 @@ def _written(rows: Iterable[Mapping[str, Any]], field: str) -> Path:
         _write(path, data)
         _LOG.info("%s: %d rows written to %s", field, len(plain), path)
     return path
+
+
+def _unwritable(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, _Other]]:
+    """Return the columns with values that JSON cannot hold: the number of the first such row, and what it holds."""
+    found = dict[str, tuple[int, _Other]]()
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            if isinstance(value, _Other):
+                found.setdefault(name, (number, value))
+    return found
+
+
+def _problem(column: str, row: int, other: _Other, field: str) -> Problem:
+    found = f"a value of type {other.kind} in row {row} ({other.shown})"
+    fix = f"write the column as text before: rows[{column!r}] = [str(value) for value in rows[{column!r}]]"
+    if other.kind in ("bytes", "bytearray", "memoryview"):
+        fix = f'decode it before: rows[{column!r}] = [value.decode("utf-8") for value in rows[{column!r}]]'
+    return Problem(found, "text, a number, or a list of these", fix, f"{field}, column {column!r}")
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -132,21 +158,46 @@ def _write(path: Path, data: bytes) -> None:
         ) from error
 
 
-_OTHER = object()
+@dataclass(frozen=True)
+class _Other:
+    """A value that JSON does not hold: the name of its type, and how it prints."""
+
+    kind: str
+    shown: str
+
+    @classmethod
+    def of(cls, value: Any) -> _Other:
+        return cls(type(value).__name__, shortened(value, 40))
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it; :data:`_OTHER` if JSON holds no such value, or a list has one."""
+    """Return a value as JSON holds it; an :class:`_Other` if JSON holds no such value, or a part is one."""
     if hasattr(value, "tolist") and hasattr(value, "dtype"):  # numpy
-        value = value.tolist()
+        value = _of_numpy(value)
+    if isinstance(value, enum.Enum):
+        value = value.value if isinstance(value.value, str) or isinstance(value, int) else value.name
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    if isinstance(value, (datetime.date, datetime.time, Decimal)):
-        return str(value)
     if isinstance(value, Mapping):
         parts = {str(name): _plain(part) for name, part in value.items()}
-        return _OTHER if any(part is _OTHER for part in parts.values()) else parts
-    if isinstance(value, (list, tuple)):
+        return next((part for part in parts.values() if isinstance(part, _Other)), parts)
+    if isinstance(value, (list, tuple, set, frozenset)):
         items = [_plain(item) for item in value]
-        return _OTHER if any(item is _OTHER for item in items) else items
-    return _OTHER
+        other = next((item for item in items if isinstance(item, _Other)), None)
+        # The order of a set of texts differs from process to process.
+        return other or (sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items)
+    return str(value) if _has_one_text(value) else _Other.of(value)
+
+
+def _of_numpy(value: Any) -> Any:
+    """Return a NumPy value as Python has it; times of nanoseconds, which Python does not have, as text."""
+    if value.dtype.kind not in "mM":
+        return value.tolist()
+    return value.astype(str).tolist() if value.ndim else str(value)
+
+
+def _has_one_text(value: Any) -> bool:
+    """Return whether a value prints in one way that everyone expects: dates, decimals, paths, UUIDs, intervals."""
+    if isinstance(value, (datetime.date, datetime.time, datetime.timedelta, Decimal, PurePath, UUID)):
+        return True
+    return type(value).__module__.partition(".")[0] == "pandas" and type(value).__name__ in ("Interval", "Period")
