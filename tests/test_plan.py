@@ -125,3 +125,10 @@ def test_settings_outside_the_usual_ranges_get_advice() -> None:
 )
 def test_advice_about_the_data(counts: dict[str, int], words: str) -> None:
     assert any(words in line for line in plan(config(), **counts).advice)
+
+
+def test_the_usual_shots_adapt_to_few_rows_and_only_another_number_is_refused() -> None:
+    made = plan(config(), train_rows=3)
+    assert "Few-shot prompts have 3 examples: train has no more rows." in made.advice
+    with pytest.raises(ConfigError, match=r"baselines\.few_shot"):
+        plan(config(few_shot=5), train_rows=3)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from fulltune.config import Config
+from fulltune.config import BaselineConfig, Config
 from fulltune.errors import ConfigError, Problem
 from fulltune.records import Model
 from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, warmup_steps
@@ -160,7 +160,7 @@ def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int,
             )
         )
     shots = config.baselines.few_shot
-    if 0 < rows["train"] < shots:
+    if 0 < rows["train"] < shots != BaselineConfig().few_shot:
         fix = f"set baselines.few_shot to {rows['train']} or less, or bring more rows"
         problems.append(
             Problem(
@@ -188,6 +188,8 @@ def _fit(
         lines.append(f"All {sequences} sequences fit in one batch of {batch}: an epoch is a single step.")
     if "valid" not in rows or not config.train.evaluations:
         lines += advice_on_choice(config)
+    if rows["train"] < config.baselines.few_shot:
+        lines.append(f"Few-shot prompts have {rows['train']} examples: train has no more rows.")
     scored = rows["eval"] - unscored
     if unscored:
         lines.append(f"{unscored:,} of the {rows['eval']:,} evaluation rows cannot be scored: the audit says why.")
