@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
 LAYERS = (
     ("", "errors", "paths", "terminal", "machine", "progress", "plugins", "distributed", "log_once"),
     ("records", "method_records", "engine_memory"),
-    ("class_labels", "config_file", "rows_file", "config"),
+    ("class_labels", "json_syntax", "config_file", "rows_file", "config"),
     ("data", "metrics"),
     ("compare", "method_choice", "store"),
     (
@@ -64,6 +64,7 @@ LIGHT += (
     "cli_launch",
     "class_labels",
     "config_file",
+    "json_syntax",
     "rows_file",
     "paths",
     "terminal",

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from fulltune.errors import ConfigError, Problem, shortened
+from fulltune.json_syntax import json_fault, unreadable
 from fulltune.paths import refuse_special
 
 #: Bytes of a config file. The parser reads about 100 kB a second.
@@ -148,10 +149,11 @@ def _from_json(text: str, where: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=unique) if text.strip() else None
     except json.JSONDecodeError as error:
-        place = f"{where}:{error.lineno}"
-        raise ConfigError(f"not valid JSON: {error.msg}", where=place, fix="correct the syntax there") from None
+        found, fix, line = json_fault(text, error)
+        raise ConfigError(f"not valid JSON: {found}", where=f"{where}:{line}", fix=fix) from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"JSON that cannot be read ({error})", where=where, fix="write it out") from None
+        found = f"JSON that cannot be read ({unreadable(error)})"
+        raise ConfigError(found, where=where, fix="correct it there") from None
     if problems:
         raise ConfigError(problems)
     return value

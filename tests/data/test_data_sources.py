@@ -53,6 +53,12 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
         ("header_only.csv", "text,label,,\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS)),
         ("index.csv", ",text,label\n" + "".join(f'{n},"{row["text"]}",{row["label"]}\n' for n, row in enumerate(ROWS))),
         ("commas.tsv", "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS)),
+        ("padded.csv", " text , label\n" + "".join(f'"{row["text"]}", {row["label"]} \n' for row in ROWS)),
+        ("spaced.csv", '"text", "label"\n' + "".join(f'"{row["text"]}", "{row["label"]}"\n' for row in ROWS)),
+        ("splits.json", json.dumps({"train": ROWS, "test": ROWS[:1]})),
+        ("nested.json", json.dumps({"Train": {"data": ROWS}, "validation": {"data": ROWS[:1]}})),
+        ("columns.json", json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]})),
+        ("only.json", json.dumps({"sentences": ROWS})),
         ("quoted.csv", '"text";"label"\n' + "".join(f'"{row["text"]}";"{row["label"]}"\n' for row in ROWS)),
     ],
 )
@@ -76,6 +82,75 @@ def test_lines_are_counted_from_the_top_of_the_file(tmp_path: Path) -> None:
 def test_a_data_frame_by_columns_is_refused_with_the_call_that_writes_rows(tmp_path: Path, frame: Any) -> None:
     with pytest.raises(DataError, match=r'orient="records"'):
         load(write(tmp_path / "frame.json", json.dumps(frame)))
+
+
+def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.json", json.dumps({"train": ROWS, "dev": ROWS[:2], "test": ROWS[:1]}))
+    assert len(load(path, "validation")) == 2
+    assert len(load(path, "test")) == 1
+    assert load(f"{path}#dev")[1].where == "rows.json.dev[1]"
+    with pytest.raises(DataError, match="no split 'other'; expected one of train, dev, test"):
+        load(f"{path}#other")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.json", '{"data": []}', "no rows"),
+        ("b.json", "[]", "no rows"),
+        ("c.json", '{"text": ["a"], "label": []}', "columns of different lengths: text 1, label 0"),
+        ("d.json", '{"text": {"0": "x"}}', "a data frame"),
+        ("e.json", '[\n {"text": "x"},\n]', r"e\.json:2: not valid JSON \(a comma after the last element"),
+        ("f.json", '[\n // rows\n {"text": "x"}]', r"f\.json:2: not valid JSON \(a comment"),
+        ("g.json", '{"data": [\n {"text": \'x\'}]}', r"g\.json:2: not valid JSON \(the quote '"),
+        ("h.json", '{\n "data": [{"text": True}]}', r"h\.json:2: .*the word True without quotes.*Write true"),
+        ("i.json", '[{"text": "x"}', r"the end of the text.*its end is missing"),
+        ("j.json", '[{"text": "x\ny"}]', r"line break or control character inside a string"),
+        ("k.jsonl", '{"text": "a\\d", "label": "b"}', r"a backslash that begins no escape"),
+        ("l.jsonl", '{"text": "a", "label": "b",}', r"a comma after the last element"),
+        ("m.csv", "good film,pos\nbad film,neg\nnice,pos\n", r"m\.csv:1: the first line is a row.*text,label"),
+        ("n.csv", "pos,pos\nx,pos\n", "the first line is a row"),
+        ("o.csv", 'text,label\n"a \\"b\\" c",x\n', r"o\.csv:2: .*quotes are escaped as .*escapechar"),
+        ("p.csv", 'text,label\n"a"b,x\n', "text or a space after a closing quote"),
+        ("q.csv", 'text,label\n"ab,x\n', "a quote that is never closed"),
+        ("r.txt", "a document", "plain text: each file is one document.*no column `label`"),
+        ("s.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("t.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("u.csv", "\n<!DOCTYPE html><html></html>", "a web page"),
+        ("v.csv", "PK\x03\x04xl/workbook", "Excel workbook"),
+        ("w.jsonl", "PAR1", "a Parquet file"),
+        ("x.xlsx", "PK", "Save the sheet as CSV"),
+        ("y.jsonl.zip", "PK", "Unpack it"),
+    ],
+)
+def test_files_that_are_something_else_are_called_what_they_are(
+    tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        load(write(tmp_path / name, text))
+
+
+def test_a_gzip_file_is_read_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
+    assert fields(load(tmp_path / "rows.jsonl")) == ROWS
+
+
+def test_a_header_of_numbers_or_a_value_like_a_name_is_still_a_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label,2024\nx,label,1\n")
+    assert fields(load(path)) == [{"text": "x", "label": "label"}]
+
+
+def test_spaces_around_cells_stay_where_the_header_has_none(tmp_path: Path) -> None:
+    assert fields(load(write(tmp_path / "a.csv", "text,label\n x , y\n"))) == [{"text": " x ", "label": " y"}]
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(2):
+        write(tmp_path / f"train-{number}.jsonl", json.dumps(ROWS[number]) + "\n")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "train-1.jsonl")
+    names = ("train-*.jsonl", "train-0*", "link.jsonl", "train-1.jsonl")
+    assert fields(load(tuple(str(tmp_path / name) for name in names))) == ROWS[:2]
+    assert caplog.text.count("is read once") == 3
 
 
 def test_a_row_with_a_list_of_objects_is_a_row(tmp_path: Path) -> None:
@@ -155,7 +230,7 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
 def test_a_file_that_unpacks_to_a_multiple_of_its_size_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fulltune.data.read._SMALL", 1 << 16)
+    monkeypatch.setattr("fulltune.data.file_text._SMALL", 1 << 16)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b" " * (1 << 22)))
     with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
         load(tmp_path / "bomb.jsonl.gz")

@@ -24,10 +24,12 @@ class Opened:
     Attributes:
         columns: All column names, or None where only the rows tell (JSON).
         rows: The rows, and a problem in place of each that does not parse.
+        doubt: Why a column may be missing, where it is: a file without a header, or of another kind.
     """
 
     columns: tuple[str, ...] | None
     rows: Iterator[RawRow | Problem]
+    doubt: Problem | None = None
 
 
 def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:

@@ -122,7 +122,7 @@ def load_table(
     loading = _Loading(readers, opened)
     loading.read(limit)
     named = source_name(source)
-    _check_columns(readers, loading.names, named)
+    _check_columns(readers, loading.names, named, opened.doubt)
     loading.refuse_vectors(named)
     kind = loading.refuse_mixed_types()
     if not loading.rows:
@@ -243,11 +243,18 @@ class _Loading:
         return self._labels is not None and self._labels.labels is not None and self._labels.labels.names is not None
 
 
-def _check_columns(readers: Sequence[_Reader], names: Mapping[str, None], source: str) -> None:
-    """A column that no row has is one problem, not one a row."""
+def _check_columns(readers: Sequence[_Reader], names: Mapping[str, None], source: str, doubt: Problem | None) -> None:
+    """Check that some row has each column; one that no row has is one problem, not one per row.
+
+    Raises:
+        DataError: Columns are missing.
+    """
     if not names:
         return
     missing = [reader for reader in readers if reader.column.required and reader.name not in names]
+    if missing and doubt is not None:
+        columns = ", ".join(f"`{reader.name}`" for reader in missing)
+        raise DataError(replace(doubt, found=f"{doubt.found}, so there is no column {columns}"))
     if missing:
         used = {reader.name for reader in readers}
         free = [name for name in names if name not in used]

@@ -1,0 +1,243 @@
+"""Rows of JSON documents and JSON Lines, in the shapes that people and programs write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fulltune.data.columnar import RawRow
+from fulltune.errors import DataError, Problem, did_you_mean
+from fulltune.json_syntax import json_fault, unreadable
+
+_LOG = logging.getLogger(__name__)
+
+#: Keys of a JSON object that hold its rows.
+_WRAPPERS = ("data", "rows", "records", "examples", "instances", "items")
+
+#: What splits are called, in files and folders as the hub has them.
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "eval"),
+}
+
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_NOT_SPACE = re.compile(r"\S")
+
+_JSON_TYPES = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def json_rows(text: str, name: str, split: str, named_split: str = "") -> Iterator[RawRow | Problem]:
+    """Yield the rows of one JSON document, of JSON objects one after another, or of JSON Lines; the suffix does not
+    decide, since all of these are called both ``.json`` and ``.jsonl``.
+
+    Args:
+        text: The whole file.
+        name: Its name, for the places of rows.
+        split: The split to take from a document of several.
+        named_split: The split that the user asked for in so many words.
+
+    Raises:
+        DataError: The text is one document, and not valid; or it has no such split.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_pairs) if text.strip() else []
+    except (ValueError, RecursionError) as error:
+        rows = _objects(text, name)
+        if not rows and _is_one_document(text, name):
+            expected = "an array of objects" if text.lstrip().startswith("[") else "one JSON object"
+            raise DataError(_broken(text, error, name, expected)) from None
+        if named_split:
+            raise _no_splits(name, named_split) from None
+        yield from rows or _json_lines(text, name)
+        return
+    yield from _document(value, name, split, named_split)
+
+
+def _broken(text: str, error: Exception, name: str, expected: str) -> Problem:
+    if not isinstance(error, json.JSONDecodeError):
+        return Problem(f"JSON that cannot be read ({unreadable(error)})", expected, "correct it there", name)
+    found, fix, line = json_fault(text, error)
+    return Problem(f"not valid JSON ({found})", expected, fix, f"{name}:{line}")
+
+
+def _is_one_document(text: str, name: str) -> bool:
+    """Return whether a text that is no JSON was meant as one document, not as an object per line."""
+    stripped = text.lstrip()
+    if Path(name.removesuffix(".gz")).suffix == ".json" and stripped.startswith(("[", "/*", "//")):
+        return True
+    first = _LINE_END.split(stripped, maxsplit=1)[0].rstrip()
+    return stripped[:1] in ("[", "{") and first != stripped.rstrip() and first.endswith(("[", "{", ",", ":"))
+
+
+def _no_splits(name: str, named_split: str) -> DataError:
+    fix = f"write it without #{named_split}"
+    return DataError("a file has no splits", where=name, field=f"#{named_split}", fix=fix)
+
+
+def _json_lines(text: str, name: str) -> Iterator[RawRow | Problem]:
+    # Not str.splitlines: it also cuts at U+2028 and U+0085, which may stand inside a JSON string.
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        if line.strip():
+            yield _json_object(line, f"{name}:{number}")
+
+
+def _json_object(line: str, where: str) -> RawRow | Problem:
+    try:
+        value = json.loads(line, object_pairs_hook=_pairs)
+    except json.JSONDecodeError as error:
+        found, fix, _ = json_fault(line, error)
+        found = "a NUL byte" if "\0" in line else f"not valid JSON ({found})"
+        return Problem(found, "one JSON object per line", f"{fix}, or remove the line", where)
+    except (ValueError, RecursionError) as error:
+        found = f"JSON that cannot be read ({unreadable(error)})"
+        return Problem(found, "one JSON object per line", "correct or remove the line", where)
+    return _object(value, where)
+
+
+class _Repeating(dict[str, Any]):
+    """The keys that a JSON object has more than once, and their values."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; a :class:`_Repeating` one where ``json.loads`` would keep the last of several values."""
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    return _Repeating({key: [item for name, item in pairs if name == key] for key in repeated})
+
+
+def _object(value: Any, where: str) -> RawRow | Problem:
+    if isinstance(value, _Repeating):
+        key, values = next(iter(value.items()))
+        found = f"the key {key!r} {len(values)} times"
+        return Problem(found, "each key once", "keep the value that is meant", where, key)
+    if isinstance(value, dict):
+        return where, value
+    return Problem(f"a JSON {_JSON_TYPES.get(type(value), 'value')}", "a JSON object", "correct or remove it", where)
+
+
+def _document(value: Any, name: str, split: str, named_split: str) -> Iterator[RawRow | Problem]:
+    """Yield the rows of a JSON document: an array, whose items are numbered from 0 (as in ``jq '.[3]'``), an object
+    around one, an object of splits or of columns, or a single row.
+    """
+    key: str | None
+    if _has_splits(value):
+        key = _split_key(value, name, split, named_split)
+        _LOG.info("%s: the rows are those of the split %r", name, key)
+        value, name = value[key], f"{name}.{key}"
+    elif named_split:
+        raise _no_splits(name, named_split)
+    key = _wrapping_key(value)
+    if key is not None:
+        _LOG.info("%s: the rows are those under the key %r", name, key)
+        value, name = value[key], f"{name}.{key}"
+    if value == []:
+        yield Problem("no rows", "at least one", "check the file: it holds an empty list, or nothing", name)
+    elif isinstance(value, list):
+        yield from (_object(item, f"{name}[{index}]") for index, item in enumerate(value))
+    elif isinstance(value, dict) and not isinstance(value, _Repeating) and _is_frame(value):
+        found = "a data frame as pandas writes it by columns"
+        fix = 'write it by rows: df.to_json(path, orient="records", lines=True)'
+        yield Problem(found, "an array of objects", fix, name)
+    elif _is_columns(value):
+        yield from _of_columns(value, name)
+    else:
+        yield _object(value, f"{name}:1")
+
+
+def _has_splits(value: Any) -> bool:
+    """Return whether an object has one key for each split, with lists of rows or objects around them."""
+    if not isinstance(value, dict) or isinstance(value, _Repeating):
+        return False
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    return bool(value) and all(str(key).lower() in known and _holds_rows(part) for key, part in value.items())
+
+
+def _holds_rows(part: Any) -> bool:
+    if isinstance(part, list):
+        return all(isinstance(item, dict) for item in part)
+    return isinstance(part, dict) and (_wrapping_key(part) is not None or _is_columns(part))
+
+
+def _split_key(value: Mapping[str, Any], name: str, split: str, named_split: str) -> str:
+    """Return the key of the split that is asked for.
+
+    Raises:
+        DataError: There is none.
+    """
+    wanted = (named_split.lower(),) if named_split else SPLIT_NAMES.get(split, (split,))
+    found = [key for key in value if key.lower() in wanted]
+    if found:
+        return found[0]
+    asked = named_split or split
+    fix = did_you_mean(asked, value) or f"choose one: {name}#{next(iter(value))}"
+    raise DataError(f"no split {asked!r}", expected=f"one of {', '.join(value)}", where=name, fix=fix)
+
+
+def _wrapping_key(value: Any) -> str | None:
+    """Return the key under which an object such as ``{"version": 1, "data": […]}`` has its rows, if there is one."""
+    if not isinstance(value, dict) or isinstance(value, _Repeating):
+        return None
+    lists = [str(key) for key, part in value.items() if isinstance(part, list)]
+    rows = [key for key in lists if value[key] and isinstance(value[key][0], dict)]
+    if len(rows) == 1 and (rows[0] in _WRAPPERS or len(value) == 1):
+        return rows[0]
+    return lists[0] if len(lists) == 1 and lists[0] in _WRAPPERS and value[lists[0]] == [] else None
+
+
+def _is_frame(value: Mapping[str, Any]) -> bool:
+    """Return whether pandas wrote a frame with ``orient`` "columns", "index" or "split"."""
+    if {"columns", "data"} <= value.keys():
+        return True
+    parts = list(value.values())
+    if not parts or not all(isinstance(part, dict) and part for part in parts):
+        return False
+    return len(parts) > 1 or all(str(key).isdecimal() for key in parts[0])
+
+
+def _is_columns(value: Any) -> bool:
+    """Return whether an object holds columns, as ``Dataset.to_dict()`` gives them: a list of values under each key."""
+    return isinstance(value, dict) and bool(value) and all(_is_values(part) for part in value.values())
+
+
+def _is_values(part: Any) -> bool:
+    return isinstance(part, list) and not any(isinstance(item, dict) for item in part)
+
+
+def _of_columns(value: Mapping[str, list[Any]], name: str) -> Iterator[RawRow | Problem]:
+    """Yield the rows of columns, numbered from 0 as the values are."""
+    lengths = {key: len(part) for key, part in value.items()}
+    if len(set(lengths.values())) > 1:
+        found = "columns of different lengths: " + ", ".join(f"{key} {size}" for key, size in lengths.items())
+        yield Problem(found, "a value in every column for every row", "write one object per row", name)
+        return
+    if not any(lengths.values()):
+        yield Problem("no rows", "at least one", "check the file: its columns are empty", name)
+    _LOG.info("%s: the rows are written as columns %s", name, ", ".join(value))
+    for index, cells in enumerate(zip(*value.values(), strict=True)):
+        yield f"{name}[{index}]", dict(zip(value, cells, strict=True))
+
+
+def _objects(text: str, name: str) -> list[RawRow | Problem]:
+    """Return objects that follow each other over several lines each, as pretty-printers write them; none if the text is
+    anything else.
+    """
+    decoder, rows, at, line = json.JSONDecoder(object_pairs_hook=_pairs), list[RawRow | Problem](), 0, 1
+    if not re.match(r"\s*\{\s*\n", text):
+        return []
+    while match := _NOT_SPACE.search(text, at):
+        line += text.count("\n", at, match.start())
+        try:
+            value, at = decoder.raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            return []
+        rows.append(_object(value, f"{name}:{line}"))
+        line += text.count("\n", match.start(), at)
+    return rows
