@@ -101,7 +101,7 @@ def test_json_errors_stand_on_stdout_too(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("train.epochs", "expected a.b=value"),
-        ("train.epochs=-1", "greater than 0"),
+        ("train.epochs=-1", "more than 0"),
         ("train.lr=1", "unknown key"),
         ("task=causal-lmm", "Did you mean 'causal-lm'"),
         ("method=ful", "Did you mean 'full'"),
@@ -172,3 +172,20 @@ def test_what_libraries_print_does_not_reach_stdout(tmp_path: Path) -> None:
     done = in_a_process("doctor", "--json", torch="print('chatter')\nraise KeyboardInterrupt", folder=tmp_path)
     assert "chatter" in done.stderr
     assert list(json.loads(done.stdout)) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("latest", "base", "--data"), "fulltune compare latest --data"),
+        (("tuned", "base", "--data"), "fulltune compare latest --data"),
+        (("20260101-b", "base"), "fulltune compare 20260101-b --data"),
+        (("base", "tuned"), "fulltune compare latest --data"),
+    ],
+)
+def test_ends_of_a_run_in_an_order_that_has_no_comparison_are_refused_with_the_command_that_has(
+    arguments: tuple[str, ...], advice: str, tmp_path: Path
+) -> None:
+    result = call("compare", *arguments, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert advice in " ".join(result.stderr.replace("│", " ").split())

@@ -240,7 +240,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     a, b = class_runs(tmp_path, classified(lambda row: True), classified(lambda row: True))
     with (b / "predictions.jsonl").open("a", encoding="utf-8") as file:
         file.write('\n{"system": "tuned"}\n')
-    with pytest.raises(StoreError, match=r"predictions\.jsonl:42: not a prediction \(id: Field required\)"):
+    with pytest.raises(StoreError, match=r"predictions\.jsonl:42: not a prediction \(id: missing\)"):
         compare(a, b)
     (b / "predictions.jsonl").write_text('{"system":', encoding="utf-8")
     with pytest.raises(StoreError, match=r"predictions\.jsonl:1: not a prediction \(Invalid JSON"):

@@ -33,8 +33,8 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("train: {learning_rate: .inf}", ["train.learning_rate", "finite"]),
         ("train: {warmup: .inf, weight_decay: .nan}", ["train.warmup", "train.weight_decay", "finite"]),
         ("guards: {overfitting: {min_delta: .inf}}", ["guards.overfitting.min_delta", "finite"]),
-        ("baselines: {}\nregularize: {dropout: [1]}", ["regularize.dropout", "a valid number"]),
-        ("adapter: {targets: {a: 1}}", ["adapter.targets'", "a valid list or a valid string"]),
+        ("baselines: {}\nregularize: {dropout: [1]}", ["regularize.dropout", "a number"]),
+        ("adapter: {targets: {a: 1}}", ["adapter.targets'", "a list or text"]),
         ("train: {seed: 4294967296}", ["train.seed", "at most 4,294,967,295"]),
         ("train: {batch_size: 1000000000000000000000000000000}", ["train.batch_size", "at most"]),
         (f"train: {{seed: {'9' * 5000}}}", ["c.yaml:4", "cannot be read"]),
@@ -61,6 +61,30 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
 def test_what_is_ambiguous_or_no_number_is_refused_with_its_place(tmp_path: Path, lines: str, words: list[str]) -> None:
     message = refused(tmp_path, BASE + lines + "\n")
     assert [word for word in words if word not in message] == []
+
+
+def test_a_key_with_nothing_after_it_means_its_default_and_null_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        BASE + "speed:\nmethod: lora\ntrain:\n  epochs:\n  # comment\ncheckpoints:\n"
+        "guards:\n  divergence:\n  overfitting: null\n  forgetting:\n    budget:\n",
+        encoding="utf-8",
+    )
+    config, plain = load_config(path), load_config({**MAPPING, "method": "lora"})
+    assert config.guards.overfitting is None
+    assert (config.speed, config.train, config.checkpoints) == (plain.speed, plain.train, plain.checkpoints)
+    assert (config.guards.divergence, config.guards.forgetting) == (plain.guards.divergence, plain.guards.forgetting)
+    assert load_config({**MAPPING, "train": None, "method": "lora"}).train == plain.train
+    assert load_config({**MAPPING, "checkpoints": None}).checkpoints is None
+    assert "data'" in refused(tmp_path, "model: m\ntask: t\ndata:\n")
+
+
+def test_values_of_another_type_are_reported_in_plain_words(tmp_path: Path) -> None:
+    message = refused(tmp_path, BASE + "speed: fast\ntrain: {gradient_checkpointing: 3, scheduler: x, epochs: 0}\n")
+    assert "field 'speed': 'fast'; expected keys with values." in message
+    assert "3; expected true or false." in message
+    assert "'x'; expected 'linear', 'cosine' or 'constant'." in message
+    assert "0; expected more than 0" in message
 
 
 def test_all_ambiguous_keys_are_reported_at_once(tmp_path: Path) -> None:
@@ -130,7 +154,12 @@ def test_a_mapping_that_contains_itself_is_refused() -> None:
 
 
 def test_overrides_are_as_strict_as_files() -> None:
-    cases = {"train={seed: 1, seed: 2}": "twice", "train.epochs=yes": "a number", "x=&a [*a]": "alias"}
+    cases = {
+        "train.epochs=": "nothing after the =",
+        "train={seed: 1, seed: 2}": "twice",
+        "train.epochs=yes": "a number",
+        "x=&a [*a]": "alias",
+    }
     for override, words in cases.items():
         with pytest.raises(ConfigError, match=words):
             load_config(MAPPING, [override])

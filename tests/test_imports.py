@@ -17,9 +17,21 @@ SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
 #: From the bottom up: a module imports from its own layer and from those before it. What a task and a method
 #: are (`tasks.base`, `methods.base`) is known below the tasks and methods themselves.
 LAYERS = (
-    ("", "errors", "paths", "terminal", "machine", "progress", "plugins", "distributed", "log_once"),
+    (
+        "",
+        "errors",
+        "json_syntax",
+        "validation",
+        "paths",
+        "terminal",
+        "machine",
+        "progress",
+        "plugins",
+        "distributed",
+        "log_once",
+    ),
     ("records", "method_records", "engine_memory"),
-    ("class_labels", "json_syntax", "config_file", "rows_file", "config"),
+    ("class_labels", "config_file", "rows_file", "config"),
     ("data", "metrics"),
     ("compare", "method_choice", "store"),
     (
@@ -65,6 +77,7 @@ LIGHT += (
     "class_labels",
     "config_file",
     "json_syntax",
+    "validation",
     "rows_file",
     "paths",
     "terminal",

@@ -296,6 +296,11 @@ def _check_resume(config: Path, steps: int, overrides: list[str] | None, as_json
 def _compare_runs(a: str, b: str, out: Path, as_json: bool, verbose: bool) -> None:
     from fulltune import render
     from fulltune.compare import compare
+
+    if {a, b} & {"base", "tuned"}:
+        run = next((name for name in (a, b) if name not in ("base", "tuned")), "latest")
+        hint = f"the record of a run has this comparison; its rows: `fulltune compare {run} --data`"
+        raise typer.BadParameter(hint, param_hint="A B")
     from fulltune.store.registry import evidence
 
     with answering(as_json, verbose):
@@ -304,12 +309,26 @@ def _compare_runs(a: str, b: str, out: Path, as_json: bool, verbose: bool) -> No
     answer(found.to_json(), render.comparison(found), as_json)
 
 
+def _ends(a: str, b: str | None) -> tuple[str, str | None]:
+    """Return the run whose base is compared with its tuned model, or two runs: ``base`` and ``tuned`` are those of the
+    run named alongside, or of the newest.
+    """
+    if a == "tuned" or b == "base":
+        run = next((name for name in (a, b) if name not in ("base", "tuned", None)), "latest")
+        raise typer.BadParameter(
+            f"rows are shown from the base to the tuned model: write `fulltune compare {run} --data`", param_hint="A B"
+        )
+    if b == "tuned":
+        return ("latest" if a == "base" else a), None
+    return (b or "latest", None) if a == "base" else (a, b)
+
+
 def _changed_rows(a: str, b: str | None, out: Path, as_json: bool, verbose: bool) -> None:
     from fulltune import render_answers
     from fulltune.compare import changed_rows
     from fulltune.store.registry import evidence
 
-    before, after = ("latest", None) if (a, b) == ("base", "tuned") else (a, b)
+    before, after = _ends(a, b)
     with answering(as_json, verbose):
         found = changed_rows(evidence(before, out), evidence(after, out) if after else None)
     answer(found.to_json(), render_answers.changed_rows(found), as_json)

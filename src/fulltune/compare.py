@@ -19,6 +19,7 @@ from fulltune.metrics import INFORMATIONAL, known
 from fulltune.metrics.accumulate import Accumulator, paired, row_values
 from fulltune.metrics.base import Metric
 from fulltune.records import Comparison, MetricInfo, Model, Outcome, Prediction, Record, Score, read_record
+from fulltune.validation import explained, unread
 
 #: How many of the most improved and most worsened rows are named.
 SHOWN_ROWS = 20
@@ -360,7 +361,9 @@ def _predictions(path: Path) -> Iterator[Prediction]:
                     yield _prediction(line, f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(
-            f"the predictions cannot be read ({error})", where=str(path), fix="name a finished run, or run it again"
+            f"the predictions cannot be read ({unread(error)})",
+            where=str(path),
+            fix="name a finished run, or run it again",
         ) from error
 
 
@@ -368,9 +371,8 @@ def _prediction(line: str, where: str) -> Prediction:
     try:
         return Prediction.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
         raise StoreError(
-            f"not a prediction ({': '.join([*map(str, first['loc']), first['msg']])})",
+            f"not a prediction ({explained(error)})",
             expected="a JSON object with system, id, input, reference and output",
             where=where,
             fix="run it again, or restore the file",

@@ -22,6 +22,7 @@ from fulltune import paths
 from fulltune.config_file import check_size, check_texts, read_mapping, read_value
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.rows_file import as_source, refuse_model_object
+from fulltune.validation import expectation, spelled
 
 #: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
 #: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's
@@ -67,7 +68,9 @@ class Section(BaseModel):
         if not kinds & {int, float}:
             return value
         if isinstance(value, bool):
-            raise ValueError(f"found {value} (YAML reads yes, no, on and off as truth values), expected a number")
+            raise ValueError(
+                f"found {spelled(value)} (YAML reads yes, no, on and off as truth values), expected a number"
+            )
         if isinstance(value, str) and str not in kinds and not _NUMBER.fullmatch(value):
             raise ValueError(f"found {shortened(value)}, expected a number")
         if isinstance(value, (int, float)) and abs(value) > MAX_NUMBER and abs(value) != math.inf:
@@ -323,10 +326,13 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _rate(cls, raw: Any) -> Any:
-        """Fill in the learning rate that is usual for the method, so that all others read a plain number."""
+    def _defaults(cls, raw: Any) -> Any:
+        """Take a section with nothing in it for its defaults, where null has no meaning of its own; and fill in the
+        learning rate that is usual for the method, so that all others read a plain number.
+        """
         if not isinstance(raw, Mapping):
             return raw
+        raw = {name: part for name, part in raw.items() if part is not None or name == "checkpoints"}
         train, rate = raw.get("train", {}), LEARNING_RATES.get(str(raw.get("method", "full")), LEARNING_RATES["full"])
         if isinstance(train, TrainConfig) and "learning_rate" not in train.model_fields_set:
             return {**raw, "train": train.model_copy(update={"learning_rate": rate})}
@@ -405,6 +411,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ConfigError(f"{part!r} in {key!r} is a value", expected="a section", where="--set")
+    if not value.strip():
+        fix = "write the value, `null` for none, or '\"\"' for an empty text"
+        raise ConfigError(f"found {override!r}, with nothing after the =", expected="a.b=value", where="--set", fix=fix)
     node[last] = read_value(value, "--set")
 
 
@@ -493,8 +502,7 @@ def _problem(item: Any, where: str) -> Problem:
         return Problem(str(item["ctx"]["error"]), where=where, field=path)
     is_unquoted = item["type"] == "string_type" and isinstance(item["input"], (bool, int, float))
     fix = "put it in quotes if it is a name" if is_unquoted else ""
-    expected = item["msg"][0].lower() + item["msg"][1:]
-    return Problem(shortened(item["input"]), expected.removeprefix("input should be "), fix, where, path)
+    return Problem(spelled(item["input"]), expectation(item), fix, where, path)
 
 
 def _known_keys(parents: Sequence[Any]) -> set[str]:

@@ -212,9 +212,27 @@ def _load(text: str, where: str) -> Any:
         if root is None:
             return None
         _Inspection(loader, where).check(root)
+        _drop_empty(root)
         return loader.construct_document(root)
     finally:
         loader.dispose()
+
+
+#: Levels of a config whose keys are fixed: ``guards.forgetting.budget``.
+_FIXED_LEVELS = 3
+
+
+def _drop_empty(node: yaml.Node, level: int = 1) -> None:
+    """Remove keys with nothing after them, which mean their defaults: ``null`` has a meaning of its own."""
+    if not isinstance(node, yaml.MappingNode) or level > _FIXED_LEVELS:
+        return
+    node.value = [(key, value) for key, value in node.value if not _is_empty(value)]
+    for _, value in node.value:
+        _drop_empty(value, level + 1)
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    return node.tag == "tag:yaml.org,2002:null" and node.value == ""
 
 
 class _Inspection:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fulltune.errors import StoreError
+from fulltune.validation import explained, unread
 
 SCHEMA = 1
 
@@ -364,7 +365,10 @@ def read_record(path: Path) -> Record:
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StoreError(
-            f"the record cannot be read ({error})", expected="a JSON object", where=str(path), fix="run it again"
+            f"the record cannot be read ({unread(error)})",
+            expected="a JSON object",
+            where=str(path),
+            fix="run it again",
         ) from error
     found = raw.get("schema") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > SCHEMA:
@@ -374,9 +378,8 @@ def read_record(path: Path) -> Record:
     try:
         return Record.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
         raise StoreError(
-            f"the record does not fit its schema: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"the record does not fit its schema ({explained(error)})",
             where=str(path),
             fix="run it again, or restore the file",
         ) from error

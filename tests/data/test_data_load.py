@@ -210,6 +210,7 @@ def test_a_hub_id_goes_through_datasets_and_gives_label_names(monkeypatch: pytes
     table = load("owner/reviews", split="test")
     assert fields(table) == [{"text": "one", "label": "good"}, {"text": "two", "label": "bad"}]
     assert [problem.where for problem in table.problems] == ["owner/reviews#test:3"]
+    assert "class number -1, which stands for no label" in table.problems[0].found
     several = load("owner/reviews#train", (Column("text", str), Column("labels", list, may_be_empty=True)))
     assert [row.fields["labels"] for row in several] == [["x", "y"], [], ["y"]]
     assert asked == [("owner/reviews", "test"), ("owner/reviews", "train")]

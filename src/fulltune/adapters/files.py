@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fulltune.adapters import lora, nf4, soft_prompt
 from fulltune.errors import ModelError
 from fulltune.records import Model
+from fulltune.validation import unread
 
 if TYPE_CHECKING:
     from fulltune.model import Bundle
@@ -86,10 +86,8 @@ class Origin(Model):
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls.model_validate(raw if path.name == ORIGIN else _of_peft(raw))
         except (OSError, ValueError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else None
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
             raise ModelError(
-                f"the adapter does not tell its base ({reason})",
+                f"the adapter does not tell its base ({unread(error)})",
                 expected=f"{ORIGIN}, or base_model_name_or_path in {CONFIG}",
                 where=str(path),
                 field="model",

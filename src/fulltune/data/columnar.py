@@ -165,7 +165,7 @@ def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dic
 def _named(
     rows: Iterable[Mapping[str, Any]], classes: Mapping[str, tuple[str, ...]], name: str
 ) -> Iterator[RawRow | Problem]:
-    """Yield numbered rows with the names of their classes in place of the numbers; -1 stands for no label."""
+    """Yield numbered rows with the names of their classes in place of the numbers."""
     for where, row in _numbered(rows, name):
         unknown = next(((c, n) for c, names in classes.items() for n in _unknown(row.get(c), len(names))), None)
         if unknown is None:
@@ -173,13 +173,17 @@ def _named(
             continue
         column, number = unknown
         expected = f"a number from 0 to {len(classes[column]) - 1}: the column has {len(classes[column])} class names"
+        if number == -1:
+            fix = "remove the rows without a label, or choose another split: test splits of the hub often have none"
+            yield Problem("class number -1, which stands for no label", expected, fix, where, column)
+            continue
         yield Problem(f"class number {number}", expected, "correct the row", where, column)
 
 
 def _unknown(value: Any, classes: int) -> list[int]:
     """Return the numbers, of a value or in a list, that no class has."""
     numbers = value if isinstance(value, list) else [value]
-    return [number for number in numbers if isinstance(number, int) and number >= classes]
+    return [number for number in numbers if isinstance(number, int) and not 0 <= number < classes]
 
 
 def _chosen(names: tuple[str, ...], wanted: Collection[str] | None) -> list[str]:

@@ -14,6 +14,7 @@ from fulltune.errors import StoreError
 from fulltune.records import Prediction, Step, read_record, standing
 from fulltune.report.page import render
 from fulltune.store.files import atomic_text
+from fulltune.validation import explained, unread
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -71,14 +72,13 @@ def _audit(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"the audit cannot be read ({error})", where=str(path), fix="run it again") from error
+        raise StoreError(f"the audit cannot be read ({unread(error)})", where=str(path), fix="run it again") from error
     return audit if isinstance(audit, dict) else {"findings": audit}
 
 
 def _unreadable(path: Path, line: int, error: ValidationError) -> StoreError:
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    detail = f"{place}: {first['msg']}" if place else first["msg"]
     return StoreError(
-        f"the line does not fit its schema ({detail})", where=f"{path}:{line}", fix="run it again, or restore the file"
+        f"the line does not fit its schema ({explained(error)})",
+        where=f"{path}:{line}",
+        fix="run it again, or restore the file",
     )

@@ -31,6 +31,7 @@ from fulltune.records import Model
 from fulltune.store.files import file_sha256, remove_abandoned, storing, sync_folder, unfinished_path
 from fulltune.store.objects import checkpoint_files, checkpoint_sha256
 from fulltune.store.tensors import Tensor, Words, header, tensors
+from fulltune.validation import explained
 
 SCHEMA = 1
 
@@ -348,7 +349,7 @@ def _read_contents(archive: zipfile.ZipFile, path: Path) -> Contents:
         contents = Contents.model_validate_json(raw)
     except ValidationError as error:
         fix = "name a file of export --delta, or upgrade fulltune"
-        raise StoreError(f"this is no delta ({str(error).splitlines()[0]})", where=str(path), fix=fix) from error
+        raise StoreError(f"this is no delta ({explained(error)})", where=str(path), fix=fix) from error
     if contents.schema_version > SCHEMA:
         found = f"the delta has schema {contents.schema_version}"
         raise StoreError(found, expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune")

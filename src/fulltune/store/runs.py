@@ -27,6 +27,7 @@ from fulltune import distributed, paths
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
 from fulltune.records import Model
 from fulltune.store.files import append_lines, atomic_text, remove_all_unfinished, storing, to_json
+from fulltune.validation import unread
 
 State = Literal["running", "finished", "refused", "failed", "stopped", "killed"]
 
@@ -168,14 +169,16 @@ def status(path: Path) -> Status:
     """
     file = path / _STATUS
     try:
-        found = Status.model_validate_json(file.read_text(encoding="utf-8"))
+        status = Status.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError("this is no run folder", expected=_STATUS, where=str(path), fix="name a run") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise StoreError(f"the status cannot be read ({error})", where=str(file), fix="delete the run") from error
-    if found.state == "running" and not _held(path):
-        return found.model_copy(update={"state": "killed", "message": f"process {found.pid} is gone"})
-    return found
+        raise StoreError(
+            f"the status cannot be read ({unread(error)})", where=str(file), fix="delete the run"
+        ) from error
+    if status.state == "running" and not _held(path):
+        return status.model_copy(update={"state": "killed", "message": f"process {status.pid} is gone"})
+    return status
 
 
 def list_runs(out: str | Path) -> list[RunInfo]:

@@ -14,6 +14,7 @@ from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.training import trackers
 from fulltune.training.optimizers import NAMES, optimizer_name
+from fulltune.validation import expectation, spelled
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -326,8 +327,9 @@ def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set
         option = FIRST_CLASS[name]
         if config.trainer[name] == options.get(name):
             return []
-        found = f"{config.trainer[name]!r} here, while {option} says {options.get(name)!r}"
-        return [Problem(found, "one place for each option", f"set {option} and remove {key}", field=key)]
+        fix = f"set {option} and remove {key}"
+        given = f"{spelled(config.trainer[name])}, but {option} sets this"
+        return [Problem(given, "one place for each option", fix, field=key)]
     if name in _RENAMED:
         return [Problem("no field of TrainingArguments", fix=f"use {_RENAMED[name]}", field=key)]
     if name not in fields:
@@ -351,9 +353,8 @@ def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
     try:
         _types()[name].validate_python(value)
     except ValidationError as error:
-        told = [item["msg"][0].lower() + item["msg"][1:] for item in error.errors()]
-        expected = " or ".join(dict.fromkeys(text.removeprefix("input should be ") for text in told))
-        return [Problem(shortened(value), expected, field=key)]
+        wanted = " or ".join(dict.fromkeys(map(expectation, error.errors())))
+        return [Problem(spelled(value), wanted, field=key)]
     return []
 
 
