@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fulltune.asking import ask as ask
+    from fulltune.auto_tokenizer import AutoTokenizer as AutoTokenizer
     from fulltune.averaging import soup as soup
     from fulltune.config import Config as Config
     from fulltune.config import load_config as load_config
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from fulltune.records import read_record as read_record
     from fulltune.store.registry import Registry as Registry
     from fulltune.sweep import sweep as sweep
+    from fulltune.training.script_arguments import Seq2SeqTrainingArguments as Seq2SeqTrainingArguments
+    from fulltune.training.script_arguments import TrainingArguments as TrainingArguments
     from fulltune.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
@@ -63,6 +66,7 @@ _EXPORTS = {
     "StoreError": "fulltune.errors",
     "TrainingStopped": "fulltune.errors",
     "ask": "fulltune.asking",
+    "AutoTokenizer": "fulltune.auto_tokenizer",
     "soup": "fulltune.averaging",
     "export": "fulltune.export",
     "interpolate": "fulltune.interpolation",
@@ -76,6 +80,8 @@ _EXPORTS = {
     "sweep": "fulltune.sweep",
     "Registry": "fulltune.store.registry",
     "Trainer": "fulltune.training.trainer",
+    "Seq2SeqTrainingArguments": "fulltune.training.script_arguments",
+    "TrainingArguments": "fulltune.training.script_arguments",
 }
 
 __all__ = [*_EXPORTS, "__version__"]  # noqa: PLE0604 - names of _EXPORTS, all strings

@@ -45,6 +45,7 @@ from fulltune.training.loss_check import LossFacts, check_loss, without_labels
 from fulltune.training.memory import MicroBatches
 from fulltune.training.neftune import noise_in_both_stacks
 from fulltune.training.objective import Kind, Objective, checked_class_weights, checked_r_drop, kind_of
+from fulltune.training.old_names import OldNames
 from fulltune.training.packing import PaddingCount, with_token_mask
 from fulltune.training.regularize import Regularizer, decay_by_layer
 from fulltune.training.rollback import RollBack
@@ -66,7 +67,7 @@ _WRITERS = (
 )
 
 
-class Trainer(transformers.Trainer):
+class Trainer(OldNames, transformers.Trainer):
     """Drop-in for :class:`transformers.Trainer`.
 
     Args:
@@ -104,8 +105,10 @@ class Trainer(transformers.Trainer):
         unpad: bool = False,
         **kwargs: Any,
     ) -> None:
+        kwargs = self._take_old_options(kwargs)
         given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
         super().__init__(*args, **kwargs)
+        self._apply_old_options()
         if given.get("data_collator") is None and kind_of(self._plain_model()) is not None:
             side = getattr(self.processing_class, "padding_side", "right")
             self.data_collator = Collator(self._pad_token_id(), side=side)
@@ -515,7 +518,9 @@ class Trainer(transformers.Trainer):
         resume_from_checkpoint: str | bool | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
+        **options: Any,
     ) -> TrainOutput:
+        resume_from_checkpoint = self._resume_from(resume_from_checkpoint, options)
         self._check_best_metric()
         self._trial = trial  # the folder of checkpoints depends on it
 

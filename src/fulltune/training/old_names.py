@@ -1,0 +1,115 @@
+"""Names of the trainer of earlier versions of transformers: arguments, attributes, and methods with fewer arguments."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from fulltune.errors import ArgumentsError
+from fulltune.training.old_arguments import note
+
+#: Arguments that methods of a subclass may lack, for they came later.
+_LATER = {
+    "compute_loss": "num_items_in_batch",
+    "training_step": "num_items_in_batch",
+    "log": "start_time",
+    "_get_train_sampler": "train_dataset",
+}
+
+#: Attributes and methods by their names of before.
+_RENAMED = {
+    "tokenizer": "processing_class",
+    "is_world_master": "is_world_process_zero",
+    "is_local_master": "is_local_process_zero",
+}
+
+
+def renamed(options: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return options with one under its new name.
+
+    Raises:
+        ArgumentsError: Both names are given, with different values.
+    """
+    if old not in options:
+        return options
+    value = options[old]
+    if options.get(new) not in (None, value):
+        raise ArgumentsError(f"{old} and {new} are given, and differ", fix=f"leave {old} out")
+    note(old, f"taken as `{new}`")
+    return {name: one for name, one in options.items() if name != old} | {new: value}
+
+
+class OldNames:
+    """Lets a trainer be used as it was in earlier versions; it comes before :class:`transformers.Trainer`."""
+
+    loss_is_scaled_for_ga: bool | None = None
+    args: Any
+    callback_handler: Any
+    add_callback: Any
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, later in _LATER.items():
+            method = vars(cls).get(name)
+            if inspect.isfunction(method) and not _takes(method, later):
+                setattr(cls, name, _as_before(method, later))
+                if name == "compute_loss" and vars(cls).get("loss_is_scaled_for_ga") is None:
+                    # Without the count of all labels its loss is a mean, to be averaged over the micro-batches.
+                    cls.loss_is_scaled_for_ga = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _RENAMED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        value = object.__getattribute__(self, _RENAMED[name])
+        note(f"Trainer.{name}", f"`{_RENAMED[name]}` is used")
+        return value
+
+    def _take_old_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of the constructor under their names of today; others are kept for later."""
+        options = renamed(options, "tokenizer", "processing_class")
+        self._old_options = {name: options.pop(name) for name in ("prediction_loss_only", "tb_writer") & options.keys()}
+        return options
+
+    def _apply_old_options(self) -> None:
+        """Give the arguments and the callbacks what belongs to them now."""
+        if "prediction_loss_only" in self._old_options:
+            note("Trainer(prediction_loss_only=…)", "taken as the argument of TrainingArguments")
+            self.args.prediction_loss_only = self._old_options["prediction_loss_only"]
+        if self._old_options.get("tb_writer") is not None:
+            note("Trainer(tb_writer=…)", "taken as `callbacks=[TensorBoardCallback(tb_writer)]`")
+            self.callback_handler.pop_callback(TensorBoardCallback)
+            self.add_callback(TensorBoardCallback(self._old_options["tb_writer"]))
+        folder = getattr(self.args, "logging_dir", None)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and folder is not None:
+                callback.logging_dir = os.path.expanduser(folder)
+
+    def _resume_from(self, checkpoint: Any, options: dict[str, Any]) -> Any:
+        """Return the checkpoint to resume from, which was ``model_path`` in earlier versions."""
+        options = renamed({"resume_from_checkpoint": checkpoint, **options}, "model_path", "resume_from_checkpoint")
+        checkpoint = options.pop("resume_from_checkpoint")
+        if options:
+            raise TypeError(f"train() got an unexpected keyword argument {next(iter(options))!r}")
+        return checkpoint
+
+
+def _takes(method: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(method).parameters.values()
+    return any(one.name == name or one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in parameters)
+
+
+def _as_before(method: Callable[..., Any], later: str) -> Callable[..., Any]:
+    """Return a method that leaves out an argument which it does not take."""
+    taken = len(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def call(*values: Any, **options: Any) -> Any:
+        options.pop(later, None)
+        return method(*values[:taken], **options)
+
+    return call

@@ -1,0 +1,119 @@
+"""``fulltune.TrainingArguments``: the library's, which takes the arguments of scripts written since 2020."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+from fulltune.training.old_arguments import OLD_ARGUMENTS, translated, translated_values
+
+
+@dataclass
+class OldArguments:
+    """Arguments of earlier versions, with the defaults that they had; :mod:`fulltune.training.old_arguments` says what
+    becomes of each.
+    """
+
+    adafactor: bool = False
+    dispatch_batches: bool | None = None
+    evaluate_during_training: bool = False
+    evaluation_strategy: str | None = None
+    fp16_backend: str = "auto"
+    fp16_opt_level: str = "O1"
+    fsdp_min_num_params: int = 0
+    fsdp_transformer_layer_cls_to_wrap: str | None = None
+    group_by_length: bool = False
+    half_precision_backend: str = "auto"
+    include_inputs_for_metrics: bool = False
+    include_tokens_per_second: bool = False
+    jit_mode_eval: bool = False
+    logging_dir: str | None = None
+    model_parallel: bool = False
+    mp_parameters: str = ""
+    no_cuda: bool = False
+    overwrite_output_dir: bool = False
+    past_index: int = -1
+    per_gpu_eval_batch_size: int | None = None
+    per_gpu_train_batch_size: int | None = None
+    push_to_hub_model_id: str | None = None
+    push_to_hub_organization: str | None = None
+    push_to_hub_token: str | None = None
+    ray_scope: str = "last"
+    save_safetensors: bool = True
+    sharded_ddp: str = ""
+    split_batches: bool | None = None
+    torchdynamo: str | None = None
+    tpu_metrics_debug: bool = False
+    tpu_num_cores: int | None = None
+    use_ipex: bool = False
+    use_legacy_prediction_loop: bool = False
+    use_mps_device: bool = False
+    warmup_ratio: float = 0.0
+    xpu_backend: str | None = None
+
+
+class _Fields:
+    """The fields of a class with the old arguments, for parsers of a command line, and of its objects without them.
+
+    An object has only arguments of today: copied or written to a file, it reads as the library's own does.
+    """
+
+    def __init__(self, fields: dict[str, dataclasses.Field[Any]]) -> None:
+        self._of_class = fields
+        self._of_objects = {name: one for name, one in fields.items() if name not in OLD_ARGUMENTS}
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, dataclasses.Field[Any]]:
+        return self._of_class if instance is None else self._of_objects
+
+
+class _Translating:
+    """Translates the old arguments before the library looks at those of today."""
+
+    _given: frozenset[str] = frozenset()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        fields = cls.__dict__.get("__dataclass_fields__")
+        if isinstance(fields, dict):
+            type.__setattr__(cls, "__dataclass_fields__", _Fields(fields))
+        self = super().__new__(cls)
+        self._given = frozenset(kwargs)
+        return self
+
+    def __post_init__(self) -> None:
+        old, new = _defaults(type(self), is_old=True), _defaults(type(self), is_old=False)
+        given, self._given = self._given, frozenset()
+        # A parser, and a subclass, pass every argument: those with their default say nothing then.
+        knows = given and not given >= {*old, *new}
+        passed = {name for name in (*old, *new) if name in given} if knows else set()
+        passed |= {name for name, default in (old | new).items() if getattr(self, name) != default}
+        values = {name: getattr(self, name) for name in new}
+        asked = {name: getattr(self, name) for name in old if name in passed and getattr(self, name) is not None}
+        changes = translated(asked, values, passed & new.keys())
+        for name, value in (changes | translated_values(values | changes)).items():
+            setattr(self, name, value)
+        super().__post_init__()  # type: ignore[misc]
+        for name, entry in OLD_ARGUMENTS.items():
+            if entry.mirrors is not None:
+                setattr(self, name, getattr(self, entry.mirrors))
+
+
+def _defaults(kind: Any, *, is_old: bool) -> dict[str, Any]:
+    """Return the defaults of a class's arguments."""
+    found = {}
+    for one in dataclasses.fields(kind):
+        if one.init and (one.name in OLD_ARGUMENTS) == is_old:
+            found[one.name] = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+    return found
+
+
+@dataclass
+class TrainingArguments(_Translating, OldArguments, transformers.TrainingArguments):
+    """:class:`transformers.TrainingArguments` that takes arguments of versions since 3.0 as well."""
+
+
+@dataclass
+class Seq2SeqTrainingArguments(_Translating, OldArguments, transformers.Seq2SeqTrainingArguments):
+    """:class:`transformers.Seq2SeqTrainingArguments` that takes arguments of versions since 3.0 as well."""
