@@ -243,7 +243,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"predictions\.jsonl:42: not a prediction \(id: missing\)"):
         compare(a, b)
     (b / "predictions.jsonl").write_text('{"system":', encoding="utf-8")
-    with pytest.raises(StoreError, match=r"predictions\.jsonl:1: not a prediction \(Invalid JSON"):
+    with pytest.raises(StoreError, match=r"predictions\.jsonl:1: not a prediction \(not valid JSON"):
         compare(a, b)
 
 

@@ -345,7 +345,9 @@ class Config(Section):
         for name in ("valid", "eval"):
             share = getattr(self.data, name)
             if isinstance(share, float) and not 0 < share < 1:
-                raise ValueError(f"data.{name} is {share}: a share lies between 0 and 1; a file is written as text")
+                counted = name == "eval" and share > 1
+                fix = "For a number of rows set data.eval_limit" if counted else "A file is written as text"
+                raise ValueError(f"data.{name} is {share:g}; expected a fraction between 0 and 1, or a file. {fix}")
         return self
 
 

@@ -227,7 +227,14 @@ def shortened(value: object, length: int = 80) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"did you mean 'x'?"`` for the closest known name, or ``""`` when none is close."""
+    close = closest(name, known)
+    return f"did you mean {close!r}?" if close else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that is closest, in whatever case; ``""`` when none is close."""
     if len(name) > _LONGEST_NAME:
         return ""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else ""
+    names = sorted(known)
+    same = [one for one in names if one.lower() == name.lower()]
+    return next(iter(same or difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")

@@ -33,8 +33,18 @@ def _fault(text: str, error: json.JSONDecodeError) -> tuple[str, str, int]:
         return "a NUL byte", "remove it, or write the file again", at
     if text.startswith(("//", "/*", "#"), at):
         return "a comment", "remove it: JSON has no comments", at
+    if error.msg.startswith("Extra data"):
+        return (*_more(text[at : at + 1]), at)
     known = next((words for start, words in _MESSAGES.items() if error.msg.startswith(start)), None)
     return (*(known or _unexpected(text, at, text[at : at + 1], error.msg)), error.pos if known else at)
+
+
+def _more(sign: str) -> tuple[str, str]:
+    if sign == ",":
+        return "a comma after the value", "remove it, or write [ and ] around all values"
+    if sign and sign in "{[":
+        return "a second value", "write each on a line of its own"
+    return "more text after the end of the value", "remove it, or close the value later"
 
 
 #: Errors of the parser whose words are its own, by their beginning.
@@ -48,7 +58,6 @@ _MESSAGES = {
         "write it as an escape, such as \\n",
     ),
     "Invalid \\": ("a backslash that begins no escape", "write two of them for a backslash"),
-    "Extra data": ("more text after the end of the value", "write one value, or one object per line"),
 }
 
 

@@ -55,6 +55,8 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
         ("commas.tsv", "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS)),
         ("padded.csv", " text , label\n" + "".join(f'"{row["text"]}", {row["label"]} \n' for row in ROWS)),
         ("spaced.csv", '"text", "label"\n' + "".join(f'"{row["text"]}", "{row["label"]}"\n' for row in ROWS)),
+        ("marks.jsonl", "\ufeff\ufeff" + "\n\ufeff".join(map(json.dumps, ROWS))),
+        ("marks.csv", "\ufeff\ufefftext,label\n" + "".join(f'\ufeff"{row["text"]}",{row["label"]}\n' for row in ROWS)),
         ("splits.json", json.dumps({"train": ROWS, "test": ROWS[:1]})),
         ("nested.json", json.dumps({"Train": {"data": ROWS}, "validation": {"data": ROWS[:1]}})),
         ("columns.json", json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]})),
@@ -119,6 +121,13 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("u.csv", "\n<!DOCTYPE html><html></html>", "a web page"),
         ("v.csv", "PK\x03\x04xl/workbook", "Excel workbook"),
         ("w.jsonl", "PAR1", "a Parquet file"),
+        ("aa.csv", "text,label\ntext,label\n", "the names of the columns again"),
+        ("ab.jsonl", '{"text": "x", "label": "a"}, {"text": "y", "label": "b"}', "a comma after the value"),
+        ("ac.jsonl", '{"text": "x", "label": "a"}{"text": "y", "label": "b"}', "a second value"),
+        ("ad.jsonl", json.dumps(json.dumps(ROWS[0])), "a JSON object that is written as a string"),
+        ("ae.parquet", "", "an empty file"),
+        ("af.csv", "'text',Label\nx,y\n", r"""data\.text: "'text'"`.*data\.label: Label`"""),
+        ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column"),
         ("x.xlsx", "PK", "Save the sheet as CSV"),
         ("y.jsonl.zip", "PK", "Unpack it"),
     ],
@@ -126,8 +135,35 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
 def test_files_that_are_something_else_are_called_what_they_are(
     tmp_path: Path, name: str, text: str, words: str
 ) -> None:
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=f"(?s){words}"):
         load(write(tmp_path / name, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://example.com/a.jsonl", "an address: fetch the file"),
+        ("file:///a.jsonl", "without file://"),
+        ("$HOME/a.jsonl", "variables of the environment"),
+        ("20%", "a number without quotes"),
+        ("0.2", "a number without quotes"),
+        ("data\\a.jsonl", "Did you mean 'data/a.jsonl'"),
+    ],
+)
+def test_a_name_that_is_no_path_here_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "a.jsonl", "")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=words):
+        load(name)
+
+
+def test_a_label_in_the_column_of_the_text_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(DataError, match="text and label are one column, 'text'"):
+        load_table(str(path), COLUMNS, DataConfig(train="x", label="text"))
 
 
 def test_a_gzip_file_is_read_whatever_its_name(tmp_path: Path) -> None:

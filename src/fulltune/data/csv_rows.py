@@ -41,6 +41,7 @@ def open_csv(text: str, name: str, kind: str, wanted: Collection[str] | None = N
     Raises:
         DataError: The header is missing or ambiguous.
     """
+    text = text.lstrip("\ufeff").replace("\n\ufeff", "\n")  # files that were joined, each with its mark
     declared = _DECLARED_SEPARATOR.match(text)
     separator = declared[1] if declared else _separator(text, "\t" if kind == ".tsv" else ",")
     if separator not in (",", "\t"):
@@ -156,7 +157,10 @@ def _csv_row(where: str, cells: list[str] | Problem, columns: list[str], padded:
         return cells
     while len(cells) > len(columns) and not cells[-1].strip():
         cells.pop()
+    if len(cells) > 1 and [cell.strip() for cell in cells] == columns:
+        found = "the names of the columns again, as where files were joined"
+        return Problem(found, "a row", "remove the line", where)
     if len(cells) != len(columns):
         fix = "quote cells that hold a separator or a line break"
-        return Problem(f"{len(cells)} cells", f"{len(columns)} (as the header has)", fix, where)
+        return Problem(f"{len(cells)} cell{'s' * (len(cells) != 1)}", f"{len(columns)} (as the header has)", fix, where)
     return where, dict(zip(columns, map(str.strip, cells) if padded else cells, strict=True))

@@ -45,6 +45,7 @@ def json_rows(text: str, name: str, split: str, named_split: str = "") -> Iterat
     Raises:
         DataError: The text is one document, and not valid; or it has no such split.
     """
+    text = text.lstrip("\ufeff")
     try:
         value = json.loads(text, object_pairs_hook=_pairs) if text.strip() else []
     except (ValueError, RecursionError) as error:
@@ -82,7 +83,8 @@ def _no_splits(name: str, named_split: str) -> DataError:
 
 def _json_lines(text: str, name: str) -> Iterator[RawRow | Problem]:
     # Not str.splitlines: it also cuts at U+2028 and U+0085, which may stand inside a JSON string.
-    for number, line in enumerate(_LINE_END.split(text), start=1):
+    for number, whole in enumerate(_LINE_END.split(text), start=1):
+        line = whole.lstrip("\ufeff")  # where files were joined, each with its mark
         if line.strip():
             yield _json_object(line, f"{name}:{number}")
 
@@ -120,6 +122,9 @@ def _object(value: Any, where: str) -> RawRow | Problem:
         return Problem(found, "each key once", "keep the value that is meant", where, key)
     if isinstance(value, dict):
         return where, value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        found = "a JSON object that is written as a string"
+        return Problem(found, "a JSON object", "write it without the quotes: it was encoded twice", where)
     return Problem(f"a JSON {_JSON_TYPES.get(type(value), 'value')}", "a JSON object", "correct or remove it", where)
 
 

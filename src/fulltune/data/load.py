@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from fulltune.data.columnar import Opened
 from fulltune.data.label_values import LabelReader, kind_of_label
 from fulltune.data.read import open_source, source_name
 from fulltune.data.values import clean
-from fulltune.errors import DataError, Problem, did_you_mean
+from fulltune.errors import DataError, Problem, closest
 from fulltune.records import SplitInfo
 
 #: JSON rows whose keys are looked at to tell the columns.
@@ -118,6 +119,7 @@ def load_table(
         DataError: The source or a column is missing, or no row is good (then with every row's problem).
     """
     readers = [_Reader.of(column, data) for column in [*columns, *_extra(data)]]
+    _refuse_shared(readers)
     opened = open_source(source, split, wanted=[reader.name for reader in readers])
     loading = _Loading(readers, opened)
     loading.read(limit)
@@ -128,6 +130,21 @@ def load_table(
     if not loading.rows:
         raise DataError(loading.problems or [Problem("no rows", "at least one", "check the file", where=named)])
     return Table(named, tuple(loading.rows), tuple(loading.problems), kind)
+
+
+def _refuse_shared(readers: Sequence[_Reader]) -> None:
+    """Check that the label is not read from the column of the text, which has the answer in the question.
+
+    Raises:
+        DataError: It is.
+    """
+    texts = {reader.name for reader in readers if reader.column.role == "text"}
+    for reader in readers:
+        if reader.labels is not None and reader.name in texts:
+            found = f"text and {reader.column.role} are one column, {reader.name!r}"
+            raise DataError(
+                found, expected="a column for each", fix="name the other", field=f"data.{reader.column.role}"
+            )
 
 
 def _extra(data: DataConfig) -> list[Column]:
@@ -167,7 +184,7 @@ class _Loading:
     def __init__(self, readers: Sequence[_Reader], opened: Opened) -> None:
         self.rows: list[Row] = []
         self.problems: list[Problem] = []
-        self.names: dict[str, None] = dict.fromkeys(opened.columns or ())
+        self.names: dict[str, type | None] = dict.fromkeys(opened.columns or ())
         self._readers = readers
         self._labels = next((reader for reader in readers if reader.labels is not None), None)
         self._source = opened.rows
@@ -180,7 +197,7 @@ class _Loading:
             if isinstance(item, Problem):
                 self.problems.append(item)
             else:
-                self.names.update(dict.fromkeys(item[1]))
+                self.names |= {name: type(value) for name, value in item[1].items() if self.names.get(name) is None}
                 self._add(item[0], self._parsed(*item))
             if len(self.rows) == limit:
                 return
@@ -243,7 +260,9 @@ class _Loading:
         return self._labels is not None and self._labels.labels is not None and self._labels.labels.names is not None
 
 
-def _check_columns(readers: Sequence[_Reader], names: Mapping[str, None], source: str, doubt: Problem | None) -> None:
+def _check_columns(
+    readers: Sequence[_Reader], names: Mapping[str, type | None], source: str, doubt: Problem | None
+) -> None:
     """Check that some row has each column; one that no row has is one problem, not one per row.
 
     Raises:
@@ -257,15 +276,16 @@ def _check_columns(readers: Sequence[_Reader], names: Mapping[str, None], source
         raise DataError(replace(doubt, found=f"{doubt.found}, so there is no column {columns}"))
     if missing:
         used = {reader.name for reader in readers}
-        free = [name for name in names if name not in used]
+        free = [name for name, kind in names.items() if name not in used and kind is not dict]
         raise DataError([_missing(reader.column.role, reader.name, list(names), free, source) for reader in missing])
 
 
 def _missing(role: str, name: str, names: Sequence[str], free: Sequence[str], source: str) -> Problem:
     """Return the problem of a missing column; ``free`` are the names that no other role reads."""
-    hint = did_you_mean(name, free)
-    example = hint.removeprefix("did you mean '").removesuffix("'?") if hint else next(iter(free), "")
-    fix = f"set the name of the column in the config, e.g. `data.{role}: {example}`" if example else "add the column"
-    if role == "label" and not hint and len(free) > 1:
+    close = closest(name, free)
+    example = close or next(iter(free), "")
+    written = example if re.fullmatch(r"[A-Za-z_]\w*", example) else json.dumps(example, ensure_ascii=False)
+    fix = f"set the name of the column in the config, e.g. `data.{role}: {written}`" if example else "add the column"
+    if role == "label" and not close and len(free) > 1:
         fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
     return Problem(f"no column {name!r}", f"one of {', '.join(names)}", fix, source, f"data.{role}")

@@ -167,13 +167,28 @@ def _not_there(name: str) -> DataError:
     path = paths.user_path(name)
     siblings = [sibling for sibling in paths.names_in(path.parent) if sibling != path.name]
     close = difflib.get_close_matches(path.name[:_LONGEST_NAME], siblings, n=1)
-    fix = f"did you mean {str(path.with_name(close[0]))!r}?" if close else "check the path"
+    fix = f"did you mean {str(path.with_name(close[0]))!r}?" if close else _advice(name)
     return DataError(
         "a link to what is not there" if os.path.islink(path) else "there is no such file or folder",
         expected=f"{FORMATS}, a folder of .txt files, a `datasets` folder, or a hub id (owner/name)",
         where=name,
         fix=fix,
     )
+
+
+def _advice(name: str) -> str:
+    """Return what to do about a name that is no path here, but something else."""
+    if name.startswith("file:"):
+        return "write the path without file://"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        return "this is an address: fetch the file, and write its path"
+    if re.fullmatch(r"[0-9.,]+ *%?", name):
+        return "a fraction of train is a number without quotes, such as 0.1"
+    if re.search(r"\$\w|\$\{|%\w+%", name):
+        return "write the path itself: variables of the environment are not replaced"
+    if "\\" in name and paths.exists(paths.user_path(name.replace("\\", "/"))):
+        return f"did you mean {name.replace(chr(92), '/')!r}?"
+    return "check the path"
 
 
 def _open_folder(path: Path, named_split: str, split: str, wanted: Collection[str] | None) -> Opened:
@@ -239,6 +254,8 @@ def _open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
             head = file.read(512)
     except OSError as error:
         raise unreadable(path, error) from None
+    if not head:
+        raise DataError("an empty file, of 0 bytes", expected="at least one row", where=str(path), fix="write it again")
     if not head.startswith(b"PAR1"):
         refuse_other_kinds(head, path, ".parquet")
     return columnar.open_parquet(path, wanted)
