@@ -2,7 +2,7 @@
 
     FulltuneError                 exit code 1
     ├── ConfigError               the config does not parse or contradicts itself
-    │   └── ArgumentsError        so do arguments of a script; a ValueError too, as in transformers
+    │   └── ArgumentError         an argument of a class or function; a ValueError too, as in transformers
     ├── DataError                 rows that cannot be trained on or scored
     ├── ModelError                the checkpoint cannot be found, read or used for the task
     ├── StoreError                a run folder, record or cache is missing, damaged or too new
@@ -98,8 +98,8 @@ class ConfigError(FulltuneError):
     """The config does not parse, has an unknown key, or contradicts itself."""
 
 
-class ArgumentsError(ConfigError, ValueError):
-    """Arguments of a script that cannot be honored or contradict each other; in transformers a :class:`ValueError`."""
+class ArgumentError(ConfigError, ValueError):
+    """An argument of a class or function that is called from Python."""
 
 
 class DataError(FulltuneError):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import fulltune
 from fulltune import AutoTokenizer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
-from fulltune.errors import ArgumentsError
+from fulltune.errors import ArgumentError
 
 PAGE = Path(__file__).parents[2] / "docs" / "drop-in.md"
 # Scripts are for any machine; on one without an accelerator torch says that memory is not pinned.
@@ -125,7 +125,7 @@ def test_the_scope_of_ray_is_where_its_search_reads_it(monkeypatch: pytest.Monke
 def test_what_cannot_be_honored_is_a_value_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         TrainingArguments("results", **options)
-    assert isinstance(raised.value, ArgumentsError)
+    assert isinstance(raised.value, ArgumentError)
 
 
 def test_all_problems_are_listed_at_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback
+from transformers import DataCollatorForLanguageModeling, TrainerCallback
 
 from fulltune import NonFiniteError, Trainer
 
@@ -146,3 +147,17 @@ def test_training_goes_on_after_the_fault_is_mended(tmp_path: Path) -> None:
         trainer.train()
     trainer.train()
     assert trainer.state.global_step == 6
+
+
+def test_a_step_in_which_no_token_is_masked_learns_nothing(tmp_path: Path) -> None:
+    model, tokenizer = fakes.make("bert")
+    before = copy.deepcopy(model.state_dict())
+    trainer = Trainer(
+        model=model,
+        args=fakes.arguments(tmp_path, max_steps=2),
+        train_dataset=[dict(tokenizer("a text")) for _ in range(4)],
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=1e-9),
+    )
+    trainer.train()
+    assert [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == [0, 0]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fulltune.errors import ArgumentsError, Problem, shortened
+from fulltune.errors import ArgumentError, Problem, shortened
 from fulltune.log_once import log_once
 
 _log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def translated(old: Mapping[str, Any], new: Mapping[str, Any], given: Collection
         given: Names of those that the script passes itself.
 
     Raises:
-        ArgumentsError: A value cannot be honored, or contradicts another argument. All at once.
+        ArgumentError: A value cannot be honored, or contradicts another argument. All at once.
     """
     changes: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -182,7 +182,7 @@ def translated(old: Mapping[str, Any], new: Mapping[str, Any], given: Collection
             else:
                 changes[key], sources[key] = merged, sources.get(key, name)
     if problems:
-        raise ArgumentsError(problems)
+        raise ArgumentError(problems)
     return changes
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from fulltune.errors import ArgumentsError
+from fulltune.errors import ArgumentError
 from fulltune.training.old_arguments import note
 
 #: Arguments that methods of a subclass may lack, for they came later.
@@ -33,13 +33,13 @@ def renamed(options: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     """Return options with one under its new name.
 
     Raises:
-        ArgumentsError: Both names are given, with different values.
+        ArgumentError: Both names are given, with different values.
     """
     if old not in options:
         return options
     value = options[old]
     if options.get(new) not in (None, value):
-        raise ArgumentsError(f"{old} and {new} are given, and differ", fix=f"leave {old} out")
+        raise ArgumentError(f"{old} and {new} are given, and differ", fix=f"leave {old} out")
     note(old, f"taken as `{new}`")
     return {name: one for name, one in options.items() if name != old} | {new: value}
 
@@ -77,13 +77,14 @@ class OldNames:
 
     def _apply_old_options(self) -> None:
         """Give the arguments and the callbacks what belongs to them now."""
-        if "prediction_loss_only" in self._old_options:
+        old = vars(self).pop("_old_options")
+        if "prediction_loss_only" in old:
             note("Trainer(prediction_loss_only=…)", "taken as the argument of TrainingArguments")
-            self.args.prediction_loss_only = self._old_options["prediction_loss_only"]
-        if self._old_options.get("tb_writer") is not None:
+            self.args.prediction_loss_only = old["prediction_loss_only"]
+        if old.get("tb_writer") is not None:
             note("Trainer(tb_writer=…)", "taken as `callbacks=[TensorBoardCallback(tb_writer)]`")
             self.callback_handler.pop_callback(TensorBoardCallback)
-            self.add_callback(TensorBoardCallback(self._old_options["tb_writer"]))
+            self.add_callback(TensorBoardCallback(old["tb_writer"]))
         folder = getattr(self.args, "logging_dir", None)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and folder is not None:

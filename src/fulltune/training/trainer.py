@@ -385,6 +385,8 @@ class Trainer(OldNames, transformers.Trainer):
         self._row_numbers, self._micro_batch = [take_row_numbers(batch) for batch in batches], 0
         self.micro_batches.begin(batches)
         if count is not None and float(torch.as_tensor(count).sum()) == 0 and not self._left_alone():
+            if getattr(self.data_collator, "mlm", False):
+                return batches, torch.ones_like(torch.as_tensor(count))  # no token happened to be masked: no gradient
             raise DataError(
                 f"no position of this batch carries a label (step {self.state.global_step + 1}, "
                 f"rows {', '.join(self._row_ids()) or 'unknown'})",
