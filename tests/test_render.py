@@ -212,3 +212,13 @@ def test_what_guards_said_is_shown_once() -> None:
     assert "Guard (overfitting): Stopped at step 40." in shown
     assert shown.count("Nothing beat step 0.") == 1
     assert "lower train.learning_rate, raise train.evaluations" in shown
+
+
+def test_the_first_warnings_of_the_audit_are_shown_in_a_line_each() -> None:
+    found = AuditSummary(errors=1, warnings=7, findings=("leaks", *(f"w{n}\nx" for n in range(7)), "i"), leaked_rows=0)
+    shown = text(render.record(record(data=DataInfo(train=SPLIT, eval=SPLIT, audit=found)), Path("runs/a")))
+    assert [line for line in shown.splitlines() if line.startswith("Audit")] == [
+        *(f"Audit: w{n} x" for n in range(5)),
+        "Audit: … and 2 more in audit.json",
+    ]
+    assert "Audit" not in text(render.record(record(), Path("runs/a")))

@@ -94,7 +94,9 @@ def _counted(job: Job) -> Plan:
     findings = job.audit.findings if job.audit else ()
     unscored = sum(found.count for found in findings if found.kind == UNSCORED_KIND and found.split == "eval")
     plan = stages.make_plan(job.config, job.task, job.data, job.base, job.features, unscored)
-    return plan.model_copy(update={"too_long": tuple(f.message for f in findings if f.kind in LENGTH_KINDS)})
+    warnings = job.audit.warnings(without=LENGTH_KINDS) if job.audit else ()
+    too_long = tuple(found.message for found in findings if found.kind in LENGTH_KINDS)
+    return plan.model_copy(update={"too_long": too_long, "warnings": warnings})
 
 
 def _plainly_fits(job: Job, plan: Plan) -> bool:

@@ -20,6 +20,7 @@ from fulltune.baselines import choose_shots
 from fulltune.compare import RunComparison
 from fulltune.compare import compare as compare_folders
 from fulltune.config import Config, dump_config, load_config
+from fulltune.data.findings import first_warnings
 from fulltune.kernels.active import accelerated, fixed
 from fulltune.plan import Plan
 from fulltune.progress import NullProgress, Progress
@@ -89,6 +90,8 @@ def run(
         audit.raise_if_broken(config.data.allow_leaks, where=str(audit_file))
         job = forecast.Job(config, task, data, base, features, out, audit)
         folder.write_json("plan.json", forecast.checked_plan(job))
+        for line in first_warnings(audit.warnings(), "in audit.json"):
+            progress.note(line)
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
                 shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)

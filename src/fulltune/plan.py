@@ -44,6 +44,7 @@ class Plan(Model):
         evaluations: Optimizer steps after which the evaluation curve gets a point.
         fast_paths: The kernels that training will be computed by.
         too_long: One sentence each about rows, prompts and answers that do not fit into the model's positions.
+        warnings: One sentence for each other warning of the audit.
         advice: One sentence each; none of them stops a run.
     """
 
@@ -68,6 +69,7 @@ class Plan(Model):
     seconds: dict[str, float] = Field(default_factory=dict)
     fast_paths: tuple[str, ...] = ()
     too_long: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int | None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fulltune.compare import RunComparison
+from fulltune.data.findings import first_warnings
 from fulltune.doctor import Diagnosis
 from fulltune.engine_memory import Table as FitTable
 from fulltune.plan import Plan, gib
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
 
 
 def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
-    """A run: its headline, its systems by the deciding metric, the report's path, what to try next, and a hint."""
+    """A run: its headline, its systems by the deciding metric, the audit's warnings, the report's path, what to try
+    next, and a hint.
+    """
     reasons = [Text(f"  {reason}") for reason in record.reasons]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     ending = [report, Text(f"Next: {next_step(record)}"), *([Text(hint, overflow="fold")] if hint else [])]
     told = [*reasons, *watched(record)]
-    return Group(Text(record.headline, style="bold"), *told, systems(record), *retained(record), *ending)
+    kept = [*retained(record), *audited(record)]
+    return Group(Text(record.headline, style="bold"), *told, systems(record), *kept, *ending)
 
 
 def retained(record: Record) -> list[Text]:
@@ -51,6 +55,13 @@ def retained(record: Record) -> list[Text]:
     if found.change <= 0:
         text = f"Retention: {counted} asked, nothing lost"
     return [Text(text, style="bold red" if found.verdict == "forgotten" else "")]
+
+
+def audited(record: Record) -> list[Text]:
+    """One line each about the first warnings of the audit."""
+    audit = record.data.audit
+    warnings = [" ".join(line.split()) for line in audit.findings[audit.errors :][: audit.warnings]]
+    return [Text(line) for line in first_warnings(warnings, "in audit.json")]
 
 
 def watched(record: Record) -> list[Text]:
@@ -203,7 +214,11 @@ def plan(plan: Plan) -> RenderableType:
         **({"computed by": "; ".join(plan.fast_paths)} if plan.fast_paths else {}),
     }
     tables = [_shares(title, part) for title, part in _costs(plan).items() if part]
-    lines = [*(f"Length: {line}" for line in plan.too_long), *(f"Advice: {line}" for line in plan.advice)]
+    lines = [
+        *(f"Length: {line}" for line in plan.too_long),
+        *first_warnings(plan.warnings, "(--json shows all)"),
+        *(f"Advice: {line}" for line in plan.advice),
+    ]
     return Group(_facts(facts), *tables, *map(Text, lines))
 
 

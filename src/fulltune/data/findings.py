@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
@@ -89,12 +89,17 @@ class Audit(Model):
             leaked_rows=len(self.leaked_ids),
         )
 
-    def raise_if_broken(self, allow_leaks: bool = False, where: str = "audit.json") -> None:
+    def warnings(self, without: Container[str] = ()) -> tuple[str, ...]:
+        """Return the sentence of each warning, in one line; those of some kinds are left out."""
+        found = (one for one in self.findings if one.level == "warning" and one.kind not in without)
+        return tuple(" ".join(one.message.split()) for one in found)
+
+    def raise_if_broken(self, allow_leaks: bool = False, where: str = "") -> None:
         """Stop here if anything is wrong that training would not mend.
 
         Args:
             allow_leaks: Go on although evaluation rows stand in train.
-            where: The path of the written audit, for the message.
+            where: The path of the written audit, for the message; empty where none was written.
 
         Raises:
             DataError: All errors at once, and then each bad row.
@@ -108,12 +113,18 @@ class Audit(Model):
 def _problem(finding: Finding, where: str) -> Problem:
     shown = ", ".join(finding.ids[:3]) + (" …" if finding.count > 3 else "")
     found = finding.message.rstrip(".") + (f" ({shown})" if finding.ids else "")
-    fix = f"{finding.fix}; " if finding.fix else ""
-    return Problem(found, fix=f"{fix}all of it is in {where}", where=finding.split)
+    fixes = [finding.fix, f"all of it is in {where}" if where else ""]
+    return Problem(found, fix="; ".join(filter(None, fixes)), where=finding.split)
 
 
 def bad_rows(problems: Sequence[Problem]) -> tuple[BadRow, ...]:
     return tuple(BadRow(**asdict(problem)) for problem in problems)
+
+
+def first_warnings(sentences: Sequence[str], rest: str, shown: int = 5) -> list[str]:
+    """Return the first lines of an audit's warnings for a terminal, and one that says where the rest is."""
+    more = len(sentences) - shown
+    return [f"Audit: {line}" for line in sentences[:shown]] + ([f"Audit: … and {more} more {rest}"] if more > 0 else [])
 
 
 def some(ids: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,75 @@
+"""The audit's warnings reach the terminal before and after training; no file is named that was not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fulltune.cli import app
+
+LABELS = ("spam", "Spam", "spam ", "ham", "nan", "\x1b[31mred", "\x1b[31mRed")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.save("bert", tmp_path_factory.mktemp("base") / "bert")
+
+
+def call(folder: Path, base: Path, verb: str, rows: list[dict[str, Any]], *options: str) -> Any:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model": str(base),
+        "task": "classification",
+        "data": {"train": str(folder / "rows.jsonl"), "eval": 0.25},
+        "train": {"max_steps": 1, "evaluations": 0},
+        "guards": {"forgetting": None},
+        "evaluation": {"resamples": 100},
+        "baselines": {"few_shot": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return CliRunner().invoke(app, [verb, str(folder / "config.yaml"), "--out", str(folder / "runs"), *options])
+
+
+def rows() -> list[dict[str, Any]]:
+    words = list(fakes.WORDS[:50])
+    return [{"text": " ".join(words[n : n + 8]), "label": LABELS[n % len(LABELS)]} for n in range(42)]
+
+
+def told(output: str) -> str:
+    """Return an output without the breaks of a narrow terminal."""
+    return " ".join(output.split())
+
+
+def test_plan_shows_the_warnings(base: Path, tmp_path: Path) -> None:
+    found = call(tmp_path, base, "plan", rows())
+    assert found.exit_code == 0, found.output
+    assert "Audit: 2 labels are spelt in several ways" in told(found.stdout)
+    assert "'nan'" in told(found.stdout)
+    assert "\x1b" not in found.output
+    assert "audit.json" not in found.output
+    assert "\\x1b[31m" in found.output
+
+
+def test_run_shows_them_before_training_and_after_it(base: Path, tmp_path: Path) -> None:
+    found = call(tmp_path, base, "run", rows())
+    for stream in (found.stderr, found.stdout):
+        assert "Audit: 2 labels are spelt in several ways" in told(stream)
+    assert "\x1b" not in found.output
+
+
+def test_plan_of_bad_rows_names_no_file_and_lists_all_as_json(base: Path, tmp_path: Path) -> None:
+    bad = [*rows(), *({"text": "", "label": "ham"} for _ in range(30))]
+    found = call(tmp_path, base, "plan", bad, "--json")
+    assert found.exit_code == 1
+    assert "audit.json" not in found.output
+    assert "more." in found.stderr
+    assert len(json.loads(found.stdout)["error"]["problems"]) >= 30
+    assert list(tmp_path.rglob("audit.json")) == []
+    assert "audit.json" in call(tmp_path, base, "run", bad).stderr
+    assert len(list(tmp_path.rglob("audit.json"))) == 1
