@@ -34,7 +34,7 @@ from fulltune.retention import Memory, check_sets
 from fulltune.store.registry import Registry, reference
 from fulltune.store.runs import RunFolder, resolve
 from fulltune.tasks.base import Example, Features, Task
-from fulltune.tasks.chat import check_template, reads_clock
+from fulltune.tasks.chat import check_template, content_fact, reads_clock
 from fulltune.training import buckets, checkpoints, costs, engines, general_text
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.option_check import check_options
@@ -136,6 +136,7 @@ def load(
     if task.head == "classification":  # the head that will be trained, said before the baselines are asked
         check_config(config.model, bundle.model.config, task.head)
     check_template(bundle, config.data.chat, task.day)
+    bundle = _noting(bundle, content_fact(bundle, config.data.chat, task.day))
     # What the method puts before every input has no room for text; base and student read the same texts.
     reserved = plugins.load("method", config.method).reserved(config) - len(bundle.prompt_ids)
     if reserved > 0 and bundle.window - reserved < _SHORTEST_WINDOW:
@@ -167,8 +168,15 @@ def _with_own_head(base: Bundle, config: Config, task: Task, out: str | Path) ->
         found = model.load_own_head(config.model, task.labels, runs=Path(out), seed=config.train.seed)
         return replace(found, window=base.window)
 
-    info = base.info.model_copy(update={"reconciled": (*base.info.reconciled, fact)})
-    return replace(base, info=info, with_own_head=None if obstacle else own)
+    return replace(_noting(base, fact), with_own_head=None if obstacle else own)
+
+
+def _noting(bundle: Bundle, fact: str) -> Bundle:
+    """Return a bundle whose record has one more sentence, unless that is empty."""
+    if not fact:
+        return bundle
+    info = bundle.info.model_copy(update={"reconciled": (*bundle.info.reconciled, fact)})
+    return replace(bundle, info=info)
 
 
 def pinned(config: Config, out: str | Path) -> Config:

@@ -217,3 +217,43 @@ def test_an_answer_for_the_same_wording_on_another_day_differs() -> None:
     assert a != b
     task = CausalLM(Config(model="m", task="causal-lm", data={"train": "t", "chat_date": "2026-01-01"}))
     assert task.day == date(2026, 1, 1)
+
+
+#: As in SmolVLM: a plain text is iterated over by characters, and nothing of it is written.
+PARTS = (
+    "{% for m in messages %}{{ m['role'] }}:{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template", [PARTS, "{% for m in messages %}{{ m.role }}:{{ m.content[0].text }}\n{% endfor %}"]
+)
+def test_a_template_that_reads_parts_gets_them(template: str) -> None:
+    made = bundle(template)
+    assert text(template, date(2026, 1, 1)).strip() == "user:hi"
+    ids = prompts.prompt_ids(made, Wording(chat=True), "hello")
+    assert made.tokenizer.decode(ids).strip().endswith("user:hello")
+    assert "list of parts" in chat.content_fact(made, "auto", date(2026, 1, 1))
+    assert chat.content_fact(made, "off", date(2026, 1, 1)) == ""
+    assert chat.content_fact(bundle(TURNS), "auto", date(2026, 1, 1)) == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['text'] }}{% endfor %}", "leaves out what the user says"),
+        ("You are helpful.", "leaves out what the user says"),
+        ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}", "leaves out what the user says"),
+        ("{% for t in tools %}{{ t }}{% endfor %}" + TURNS, "needs tools, which rows do not have"),
+        ("{{ documents|length }}" + TURNS, "needs documents, which rows do not have"),
+    ],
+)
+def test_a_template_that_does_not_deliver_the_text_is_refused(template: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=rf"the chat template of 'fake-llama' fails \(it {reason}"):
+        chat.check_template(bundle(template), "auto", date(2026, 1, 1))
+
+
+def test_a_template_that_leaves_out_earlier_turns_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="few-shot prompts lack their shots"):
+        chat.check_template(bundle("{{ messages[-1]['content'] }}"), "auto", date(2026, 1, 1))

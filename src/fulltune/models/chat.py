@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-#: Seconds that a template may take for one conversation.
+#: Seconds of the processor that a template may take for one conversation.
 SECONDS = 5.0
 
 #: How jinja calls the code that it makes of a template.
@@ -22,15 +22,15 @@ class EndlessTemplate(Exception):
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Stop the code of templates in this thread after some seconds; other code runs untouched.
+    """Stop the code of templates in this thread after some seconds of its processor; other code runs untouched.
 
     Raises:
         EndlessTemplate: In the block, at the next line of the template.
     """
-    end, before = time.monotonic() + seconds, sys.gettrace()
+    end, before = time.thread_time() + seconds, sys.gettrace()
 
     def in_template(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
+        if time.thread_time() > end:
             raise EndlessTemplate(f"it does not end within {seconds:g} seconds")
         return in_template
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, time
 from functools import lru_cache
 from typing import Any
@@ -34,6 +35,14 @@ SAMPLES: tuple[Messages, ...] = (
 #: Renderings that must be equal; a choice between two by chance passes once in 2 ** (_RENDERINGS - 1) templates.
 _RENDERINGS = 16
 
+_EXPECTED = "one that takes turns of a user and an assistant"
+
+#: A user's words that no template has by itself.
+_WORDS = "zqxjv kwyph"
+
+#: What a template may ask for that rows do not have.
+_EXTRAS = ("tools", "documents")
+
 #: An object's address, which is another in each process.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
@@ -41,7 +50,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 _DIRECTIVES = tuple(f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ")
 
 #: What a template can raise, apart from Jinja's own errors: it may call whatever it is given with anything.
-_RAISED = (
+_RAISED: tuple[type[Exception], ...] = (
     *(TemplateError, limits.EndlessTemplate, ArithmeticError, AttributeError, LookupError, MemoryError),
     *(RecursionError, TypeError, ValueError),
 )
@@ -64,14 +73,7 @@ def chat_ids(bundle: Bundle, messages: Messages, day: date | None) -> list[int]:
     Raises:
         ModelError: The template fails.
     """
-    with _failures(bundle):
-        ids: Any = bundle.tokenizer.apply_chat_template(
-            list(map(dict, messages)),
-            chat_template=_on(_template(bundle), day or date.today()),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
+    ids: Any = _rendered(bundle, messages, day or date.today(), tokenize=True, return_dict=False)
     return [int(token) for token in ids]
 
 
@@ -81,15 +83,65 @@ def chat_text(bundle: Bundle, messages: Messages, day: date) -> str:
     Raises:
         ModelError: The template fails.
     """
+    return str(_rendered(bundle, messages, day, tokenize=False))
+
+
+def _rendered(bundle: Bundle, messages: Messages, day: date, **options: Any) -> Any:
     with _failures(bundle):
-        return str(
-            bundle.tokenizer.apply_chat_template(
-                list(map(dict, messages)),
-                chat_template=_on(_template(bundle), day),
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        )
+        template = _template(bundle)
+        given = _as_parts(messages) if _form(bundle.tokenizer, template, day)[0] else list(map(dict, messages))
+        return _apply(bundle.tokenizer, template, given, day, **options)
+
+
+def _apply(tokenizer: Any, template: str, messages: list[Any], day: date, **options: Any) -> Any:
+    return tokenizer.apply_chat_template(
+        messages, chat_template=_on(template, day), add_generation_prompt=True, **options
+    )
+
+
+def _as_parts(messages: Messages) -> list[Any]:
+    """Return messages whose content is a list with one part, as templates of models for images take it."""
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+@lru_cache(maxsize=16)
+def _form(tokenizer: Any, template: str, day: date) -> tuple[bool, str]:
+    """Return whether a template reads a message's content as a list of parts (a plain text is then left out silently),
+    and why what the user says reaches the prompt in neither form; an empty text where it does.
+
+    Raises:
+        EndlessTemplate: It did not end in time.
+    """
+    asked, failure = [{"role": "user", "content": _WORDS}], ""
+    for is_list in (False, True):
+        try:
+            text = _apply(tokenizer, template, _as_parts(asked) if is_list else asked, day, tokenize=False)
+        except limits.EndlessTemplate:
+            raise  # no second attempt: nothing would stop it
+        except _RAISED as error:
+            failure = failure or _need(tokenizer, template, asked, day) or _reason(error)
+            continue
+        if _WORDS in text:
+            return is_list, ""
+    return False, failure or "it leaves out what the user says, as a text and as a list of parts"
+
+
+def _need(tokenizer: Any, template: str, asked: list[Any], day: date) -> str:
+    """Return a sentence about what a template cannot be rendered without; an empty one if it is something else."""
+    for name in _EXTRAS:
+        if name not in template:
+            continue
+        with suppress(*_RAISED):
+            _apply(tokenizer, template, asked, day, tokenize=False, **{name: []})
+            return f"it needs {name}, which rows do not have"
+    return ""
+
+
+def content_fact(bundle: Bundle, setting: str, day: date) -> str:
+    """Return a sentence where the chat template takes messages in another form than a plain text."""
+    if not wants_chat(bundle, setting) or not _form(bundle.tokenizer, _template(bundle), day)[0]:
+        return ""
+    return "the chat template reads a message as a list of parts: texts are given to it as such"
 
 
 def reads_clock(bundle: Bundle) -> bool:
@@ -98,7 +150,7 @@ def reads_clock(bundle: Bundle) -> bool:
 
 
 def check_template(bundle: Bundle, setting: str, day: date) -> None:
-    """Check that the chat template, where it is used, renders, and renders the same every time.
+    """Check that the chat template, where it is used, renders what the user says, and renders the same every time.
 
     Raises:
         ModelError: It does not.
@@ -106,6 +158,10 @@ def check_template(bundle: Bundle, setting: str, day: date) -> None:
     if not wants_chat(bundle, setting):
         return
     before = random.getstate()
+    with _failures(bundle):
+        _, obstacle = _form(bundle.tokenizer, _template(bundle), day)
+    if obstacle:
+        raise _error(bundle, f"fails ({obstacle})", _EXPECTED)
     try:
         for messages in SAMPLES:
             texts = set()
@@ -118,6 +174,19 @@ def check_template(bundle: Bundle, setting: str, day: date) -> None:
                 )
     finally:
         random.setstate(before)
+    _check_turns(bundle, day)
+
+
+def _check_turns(bundle: Bundle, day: date) -> None:
+    """Warn of a template that leaves out earlier turns: shots stand there."""
+    words = [_WORDS, _WORDS[::-1], _WORDS.upper()]
+    roles = ("user", "assistant", "user")
+    text = chat_text(bundle, [{"role": role, "content": one} for role, one in zip(roles, words, strict=True)], day)
+    if not all(one in text for one in words):
+        warnings.warn(
+            f"the chat template of {bundle.info.source!r} leaves out earlier turns: few-shot prompts lack their shots",
+            stacklevel=2,
+        )
 
 
 def _template(bundle: Bundle) -> str:
@@ -152,8 +221,11 @@ def _failures(bundle: Bundle) -> Iterator[None]:
         with limits.limited(limits.SECONDS):
             yield
     except _RAISED as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise _error(bundle, f"fails ({reason})", "one that takes turns of a user and an assistant") from error
+        raise _error(bundle, f"fails ({_reason(error)})", _EXPECTED) from error
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _error(bundle: Bundle, found: str, expected: str) -> ModelError:
