@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import pickle
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fakes
@@ -14,6 +17,7 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, HfArgumentParser
+from transformers.integrations import integration_utils
 
 import fulltune
 from fulltune import AutoTokenizer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
@@ -95,7 +99,7 @@ def test_a_warm_up_of_all_steps_is_one() -> None:
 def test_the_scope_of_ray_is_where_its_search_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_SCOPE", "last")
     TrainingArguments("results", ray_scope="all")
-    assert transformers.integrations.integration_utils.os.environ["RAY_SCOPE"] == "all"
+    assert os.environ["RAY_SCOPE"] == "all"
 
 
 @pytest.mark.parametrize(
@@ -320,15 +324,46 @@ def test_methods_of_before_are_called_as_before(tmp_path: Path) -> None:
     assert losses == pytest.approx([expected], abs=0.1)
 
 
-def test_tensorboard_logs_where_the_script_says(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    arguments = TrainingArguments(
-        tmp_path / "out", logging_dir=str(tmp_path / "logs"), report_to="tensorboard", max_steps=1
+class First(Trainer):
+    """A loss without outputs, as in version 3."""
+
+    def compute_loss(self, model: Any, inputs: Any) -> Any:  # type: ignore[override]
+        labels = inputs.pop("labels")
+        return torch.nn.functional.cross_entropy(model(**inputs)[0], labels)
+
+
+def test_a_loss_without_outputs_can_be_evaluated(tmp_path: Path) -> None:
+    before, first = (
+        _trainer(kind, tmp_path).predict(_trainer(kind, tmp_path).train_dataset) for kind in (Before, First)
     )
-    model, tokenizer = fakes.make("bert", "classification")
-    rows = Rows(tokenizer(TEXTS, padding=True), [0, 1, 0, 1])
-    Trainer(model=model, args=arguments, train_dataset=rows).train()
-    assert list((tmp_path / "logs").glob("events*"))
+    assert first.metrics["test_loss"] == pytest.approx(before.metrics["test_loss"])
+    assert (first.predictions == before.predictions).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"tb_writer": object()}])
+def test_tensorboard_logs_where_the_script_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=None))
+    trainer = Trainer(
+        fakes.make("bert", "classification")[0],
+        TrainingArguments(tmp_path, logging_dir=str(tmp_path / "logs"), report_to="tensorboard", use_cpu=True),
+        **options,
+    )
+    callbacks: Any = trainer.callback_handler.callbacks
+    (callback,) = [one for one in callbacks if isinstance(one, integration_utils.TensorBoardCallback)]
+    assert (callback.logging_dir, callback.tb_writer) == (str(tmp_path / "logs"), options.get("tb_writer"))
+
+
+def test_a_search_of_hyperparameters_may_use_old_names(tmp_path: Path) -> None:
+    """It looks whether the argument is there, and sets it."""
+    arguments = TrainingArguments(tmp_path, use_cpu=True)
+    for name, value in {"warmup_ratio": 0.2, "per_gpu_train_batch_size": 3, "adafactor": True}.items():
+        assert hasattr(arguments, name)
+        setattr(arguments, name, value)
+    assert (arguments.warmup_steps, arguments.per_device_train_batch_size) == (0.2, 3)
+    assert arguments.optim == "adafactor"
 
 
 def test_the_names_are_exported() -> None:

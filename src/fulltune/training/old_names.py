@@ -56,11 +56,14 @@ class OldNames:
         super().__init_subclass__(**options)
         for name, later in _LATER.items():
             method = vars(cls).get(name)
-            if inspect.isfunction(method) and not _takes(method, later):
-                setattr(cls, name, _as_before(method, later))
-                if name == "compute_loss" and vars(cls).get("loss_is_scaled_for_ga") is None:
+            if not inspect.isfunction(method) or _takes(method, later):
+                continue
+            if name == "compute_loss":
+                method = method if _takes(method, "return_outputs") else _with_outputs(method)
+                if vars(cls).get("loss_is_scaled_for_ga") is None:
                     # Without the count of all labels its loss is a mean, to be averaged over the micro-batches.
                     cls.loss_is_scaled_for_ga = False
+            setattr(cls, name, _as_before(method, later))
 
     def __getattr__(self, name: str) -> Any:
         if name not in _RENAMED:
@@ -114,3 +117,15 @@ def _as_before(method: Callable[..., Any], later: str) -> Callable[..., Any]:
         return method(*values[:taken], **options)
 
     return call
+
+
+def _with_outputs(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``compute_loss`` that gives outputs too, by a pass of its own, where the method gives a loss alone."""
+
+    @functools.wraps(method)
+    def compute_loss(self: Any, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        loss = method(self, model, dict(inputs))
+        return (loss, model(**inputs)) if return_outputs else loss
+
+    del compute_loss.__wrapped__  # its signature is another one
+    return compute_loss

@@ -73,6 +73,7 @@ class _Translating:
     """Translates the old arguments before the library looks at those of today."""
 
     _given: frozenset[str] = frozenset()
+    _is_ready = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         fields = cls.__dict__.get("__dataclass_fields__")
@@ -98,6 +99,14 @@ class _Translating:
         for name, entry in OLD_ARGUMENTS.items():
             if entry.mirrors is not None:
                 setattr(self, name, getattr(self, entry.mirrors))
+        self._is_ready = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Translate an old argument that is set later, as a search of hyperparameters does."""
+        super().__setattr__(name, value)
+        if self._is_ready and name in OLD_ARGUMENTS and value is not None:
+            for key, one in translated({name: value}, vars(self), ()).items():
+                super().__setattr__(key, one)
 
 
 def _defaults(kind: Any, *, is_old: bool) -> dict[str, Any]:
