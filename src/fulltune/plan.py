@@ -196,7 +196,8 @@ def _fit(
     if unscored:
         lines.append(f"{unscored:,} of the {rows['eval']:,} evaluation rows cannot be scored: the audit says why.")
     if scored < 100:
-        lines.append(f"Only {scored} rows decide: intervals will be wide.")
+        deciding = "1 row decides" if scored == 1 else f"{scored} rows decide"
+        lines.append(f"Only {deciding}: intervals will be wide.")
     if machine is not None and memory > 0.7 * machine:
         lines.append(
             f"{gib(memory)} of {gib(machine)} are taken before activations: "

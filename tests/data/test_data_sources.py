@@ -127,7 +127,8 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("ad.jsonl", json.dumps(json.dumps(ROWS[0])), "a JSON object that is written as a string"),
         ("ae.parquet", "", "an empty file"),
         ("af.csv", "'text',Label\nx,y\n", r"""data\.text: "'text'"`.*data\.label: Label`"""),
-        ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column"),
+        ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column; data holds objects"),
+        ("ah.jsonl", '{"messages": [{"role": "user", "content": "x"}]}\n' * 2, "messages holds objects"),
         ("x.xlsx", "PK", "Save the sheet as CSV"),
         ("y.jsonl.zip", "PK", "Unpack it"),
     ],
@@ -145,6 +146,7 @@ def test_files_that_are_something_else_are_called_what_they_are(
         ("https://example.com/a.jsonl", "an address: fetch the file"),
         ("file:///a.jsonl", "without file://"),
         ("$HOME/a.jsonl", "variables of the environment"),
+        ("data\train.jsonl", "a backslash in double quotes begins an escape".capitalize()),
         ("20%", "a number without quotes"),
         ("0.2", "a number without quotes"),
         ("data\\a.jsonl", "Did you mean 'data/a.jsonl'"),
@@ -158,6 +160,12 @@ def test_a_name_that_is_no_path_here_is_explained(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=words):
         load(name)
+
+
+def test_columns_of_prompts_are_suggested_where_a_single_text_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"instruction": "x", "output": "y"}) + "\n")
+    with pytest.raises(DataError, match=r"set data\.prompt and data\.completion"):
+        load_table(str(path), COLUMNS[:1], DataConfig(train="x"))
 
 
 def test_a_label_in_the_column_of_the_text_is_refused(tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def _not_there(name: str) -> DataError:
 
 def _advice(name: str) -> str:
     """Return what to do about a name that is no path here, but something else."""
+    if any(sign < " " for sign in name):
+        return "a backslash in double quotes begins an escape: use single quotes, or / in paths"
     if name.startswith("file:"):
         return "write the path without file://"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
