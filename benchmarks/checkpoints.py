@@ -40,7 +40,7 @@ def measure(every: int, asked: argparse.Namespace) -> dict[str, float]:
         str(folder), max_steps=asked.steps, per_device_train_batch_size=8, report_to="none", disable_tqdm=True, **saving
     )
     trainer = Trainer(model=model, args=args, train_dataset=rows)
-    saves, waits = _timed(trainer, "_save_checkpoint"), _timed(trainer.checkpoints, "wait")
+    saves, waits = _timed(trainer, "_save_checkpoint"), _timed(trainer._fulltune.checkpoints, "wait")
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started

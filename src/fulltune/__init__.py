@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fulltune.sweep import sweep as sweep
     from fulltune.training.script_arguments import Seq2SeqTrainingArguments as Seq2SeqTrainingArguments
     from fulltune.training.script_arguments import TrainingArguments as TrainingArguments
+    from fulltune.training.seq2seq_trainer import Seq2SeqTrainer as Seq2SeqTrainer
     from fulltune.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
@@ -79,6 +80,7 @@ _EXPORTS = {
     "read_record": "fulltune.records",
     "sweep": "fulltune.sweep",
     "Registry": "fulltune.store.registry",
+    "Seq2SeqTrainer": "fulltune.training.seq2seq_trainer",
     "Trainer": "fulltune.training.trainer",
     "Seq2SeqTrainingArguments": "fulltune.training.script_arguments",
     "TrainingArguments": "fulltune.training.script_arguments",

@@ -83,6 +83,9 @@ class FulltuneError(Exception):
         self.problems: tuple[Problem, ...] = (found,) if isinstance(found, Problem) else tuple(found)
         super().__init__(self.message())
 
+    def __str__(self) -> str:
+        return str(self.args[0])  # that of a KeyError has quotes around it
+
     def message(self) -> str:
         """The problems, one a line; at most :data:`SHOWN` of them, then the count of the rest."""
         if len(self.problems) == 1:
@@ -102,12 +105,24 @@ class ArgumentError(ConfigError, ValueError):
     """An argument of a class or function that is called from Python."""
 
 
+class UnknownMetricError(ArgumentError, KeyError):
+    """No evaluation gives the metric that chooses the best model; a :class:`KeyError` as in :mod:`transformers`."""
+
+
 class DataError(FulltuneError):
     """Rows that cannot be trained on or scored."""
 
 
+class RowError(DataError, ValueError):
+    """Rows that a model refuses, where :mod:`transformers` raises a :class:`ValueError`."""
+
+
 class ModelError(FulltuneError):
     """The checkpoint cannot be found, read, or used for the task."""
+
+
+class RowLengthError(ModelError, ValueError):
+    """A model refuses the length of a row, where :mod:`transformers` raises a :class:`ValueError`."""
 
 
 class StoreError(FulltuneError):

@@ -75,7 +75,7 @@ def test_numbers_travel_and_are_taken_out() -> None:
 
 
 def _trimmed(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
-    return RowCollator(Collator(0), kind=kind, trim=True, numbered=False)([row])  # type: ignore[no-any-return]
+    return RowCollator(Collator(0), kind=kind, trim=True)([row])  # type: ignore[no-any-return]
 
 
 def test_columns_of_padding_are_cut_with_their_labels() -> None:

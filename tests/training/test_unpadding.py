@@ -141,7 +141,7 @@ def test_parts_make_the_step_of_the_whole(
     assert sum(less) < sum(computed) / 2
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (whole, cut)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert cut.padding.share < whole.padding.share / 2
+    assert cut._fulltune.padding.share < whole._fulltune.padding.share / 2
     for name, value in cut.model.state_dict().items():
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-4, atol=1e-4)
 
@@ -150,7 +150,7 @@ def test_a_part_that_does_not_fit_is_cut_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(unpadding, "OVERHEAD", 16)
     whole, _ = trained(tmp_path, "bert", False)
     cut, _ = trained(tmp_path, "bert", True, most=3)
-    assert len(cut.micro_batches.events) == 1
+    assert len(cut._fulltune.micro_batches.events) == 1
     for name, value in cut.model.state_dict().items():
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-4, atol=1e-4)
 

@@ -6,12 +6,12 @@ Nothing here writes into what the user handed over.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fulltune.tasks.base import Features
 from fulltune.training import packing
@@ -142,15 +142,15 @@ class RowCollator:
         collate: The collator inside.
         kind: The model's kind of loss; a ``causal`` batch without labels gets its own text as labels.
         trim: Cut columns on the right that are padding in every row.
-        numbered: Hand on the numbers of the rows under :data:`ROW_NUMBERS`.
         relabel: Replace the labels of ``collate``, which knows padding by its id only, wherever rows bring a mask.
+        numbered: Hand on the numbers of the rows under :data:`ROW_NUMBERS`.
     """
 
     collate: Callable[[list[Any]], Any]
     kind: Kind | None
     trim: bool
-    numbered: bool
     relabel: bool = False
+    numbered: bool = False
 
     def __call__(self, rows: list[Any]) -> Any:
         numbers = [row.number for row in rows if isinstance(row, Numbered)]
@@ -175,6 +175,34 @@ class RowCollator:
 def text_labels(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """The text itself as labels ``(B, T)``, its end-of-text token too; padding, which the mask tells, is ignored."""
     return input_ids.clone() if attention_mask is None else input_ids.masked_fill(attention_mask == 0, IGNORED)
+
+
+def with_row_numbers(loader: Any) -> Any:
+    """Return a copy of a loader whose batches carry the numbers of their rows under :data:`ROW_NUMBERS`.
+
+    The loader itself where they cannot be had: its rows have no numbers, or its collator is another.
+
+    Args:
+        loader: Of Accelerate or of torch; it is left as it is.
+    """
+    inner = vars(loader).get("base_dataloader", loader)
+    is_known = type(inner) is DataLoader and isinstance(inner.collate_fn, RowCollator)
+    if not is_known or isinstance(inner.dataset, IterableDataset):
+        return loader
+    changed = {
+        "dataset": NumberedDataset(inner.dataset),
+        "collate_fn": replace(inner.collate_fn, numbered=True),
+        "_iterator": None,  # persistent workers would have the other rows
+    }
+    twin = _copied(inner, changed)
+    return twin if inner is loader else _copied(loader, {"base_dataloader": twin})
+
+
+def _copied(one: Any, changed: Mapping[str, Any]) -> Any:
+    """Return a shallow copy; loaders refuse to be given other rows by attribute."""
+    twin = object.__new__(type(one))
+    vars(twin).update(vars(one) | changed)
+    return twin
 
 
 def take_row_numbers(batch: Any) -> list[int]:

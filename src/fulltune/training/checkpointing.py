@@ -64,14 +64,13 @@ class Checkpoints(TrainerCallback):
         self._written: dict[int, Path] = {}
         self._epoch_began: Any = None
         self._from: Path | None = None
-        self._evaluates: bool | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[Any] | None = None
         self._sequence = 0
 
     @property
     def folder(self) -> Path:
-        return Path(self.trainer._get_output_dir(getattr(self.trainer, "_trial", None)))
+        return Path(self.trainer._get_output_dir(self.trainer._fulltune.trial))
 
     @property
     def private(self) -> Path:
@@ -239,7 +238,9 @@ class Checkpoints(TrainerCallback):
             parts = {name: encode(state) for name, state in self._states(processes).items()}
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         texts = {"trainer_state.json": self._trainer_state(), **self._tokenizer_files()}
-        return checkpoints.snapshot(model, step, parts, texts, not trainer.trained_only, sequence=self._sequence)
+        return checkpoints.snapshot(
+            model, step, parts, texts, not trainer._fulltune.trained_only, sequence=self._sequence
+        )
 
     def _states(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         trainer: Any = self.trainer
@@ -249,7 +250,7 @@ class Checkpoints(TrainerCallback):
 
     def _beside(self, processes: list[dict[str, Any]]) -> dict[str, Any]:
         """The state that is neither weights nor the optimizer's."""
-        trainer, micro = self.trainer, self.trainer.micro_batches
+        trainer, micro = self.trainer, self.trainer._fulltune.micro_batches
         return {
             "random": [{name: own[name] for name in ("now", "epoch")} for own in processes],
             "progress": {
@@ -263,7 +264,7 @@ class Checkpoints(TrainerCallback):
 
     def _of_process(self) -> dict[str, Any]:
         trainer: Any = self.trainer
-        known = {"loss": float(trainer._tr_loss), "padding": asdict(trainer.padding)}
+        known = {"loss": float(trainer._tr_loss), "padding": asdict(trainer._fulltune.padding)}
         return {"now": random_state(), "epoch": self._epoch_began} | known
 
     def _trainer_state(self) -> bytes:
@@ -337,36 +338,33 @@ class Checkpoints(TrainerCallback):
             one = sum(value.nbytes for value in weights) + 2 * learning  # AdamW keeps two numbers a weight
             count = 1 if self.keep is None else self.keep + 1  # one is written before another goes
             require_space(self.folder, count * one, f"{count} checkpoints (checkpoints.keep and the next one)")
-        self._evaluates = None
+        self.trainer._fulltune.skips_first_evaluation = False
         if self._from is not None:
             self._restore(read(self._from, "progress"))
             if state.global_step:
-                # It was evaluated when its time had come; one more would be one that a run never stopped does not have.
                 guards = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, OverfittingGuard)]
-                self._evaluates = args.eval_on_start
-                args.eval_on_start = not all(guard.history for guard in guards)
+                self.trainer._fulltune.skips_first_evaluation = all(guard.history for guard in guards)
 
     def _restore(self, progress: dict[str, Any]) -> None:
         """What the loop of transformers forgets: the loss since it was last logged; and what is counted beside it."""
         trainer: Any = self.trainer
+        own_state = self.trainer._fulltune
         processes = progress["processes"]
         # Sharded checkpoints may be read by another number of processes.
         own = processes[trainer.args.process_index % len(processes)]
         trainer._tr_loss.fill_(own["loss"])
-        trainer.padding = replace(trainer.padding, **own["padding"])
+        own_state.padding = replace(own_state.padding, **own["padding"])
         trainer._total_loss_scalar = progress["total_loss"]
         trainer._globalstep_last_logged = progress["last_logged"]
-        micro = progress["micro_batches"]
-        if trainer.micro_batches.limit is None:
-            trainer.micro_batches.limit = micro["limit"]
-            trainer.micro_batches.events = [GuardEvent.model_validate(event) for event in micro["events"]]
+        saved, micro = progress["micro_batches"], own_state.micro_batches
+        if micro.limit is None:
+            micro.limit = saved["limit"]
+            micro.events = [GuardEvent.model_validate(event) for event in saved["events"]]
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         source, self._from = self._from, None
-        if self._evaluates is not None:
-            args.eval_on_start = self._evaluates
         if source is not None:
             # In the middle of an epoch the order of its rows is drawn anew, and the rows that were seen are skipped.
             self.load_random(source, "now" if float(state.epoch or 0).is_integer() else "epoch")

@@ -177,7 +177,7 @@ def fit(
         / (seconds - log.evaluation_seconds - _spent(callbacks)),
         steps=tuple(steps),
         stopped=stopped,
-        guards=_events(stopped, [*callbacks, trainer.micro_batches], trainer.state.global_step),
+        guards=_events(stopped, [*callbacks, trainer._fulltune.micro_batches], trainer.state.global_step),
         validation=_validation(chosen),
     )
 
@@ -311,8 +311,8 @@ def _stoppable(trainer: Trainer, settings: CheckpointConfig | None) -> Iterator[
     if settings is None:
         yield
         return
-    trainer.checkpoints.keep, trainer.checkpoints.are_planned = settings.keep, True
-    stop = StopWhenAsked(trainer.checkpoints.wait)
+    trainer._fulltune.checkpoints.keep, trainer._fulltune.checkpoints.are_planned = settings.keep, True
+    stop = StopWhenAsked(trainer._fulltune.checkpoints.wait)
     trainer.add_callback(stop)
     with stopping_after_a_step(stop):
         yield
@@ -373,7 +373,7 @@ def _account(
         tokens=state.num_input_tokens_seen,
         rows=rows,
         final_loss=losses[-1] if losses else math.nan,
-        padding=round(trainer.padding.share, 4),
+        padding=round(trainer._fulltune.padding.share, 4),
         packed=getattr(trainer.data_collator, "packed", False),
         fast_paths=fast_paths(args.device.type, config, choices),
         advice=_advice(config, state.max_steps, bundle.model.num_parameters()),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
-from fulltune.errors import ConfigError
+from fulltune.errors import ArgumentError
 from fulltune.training import loss
 from fulltune.training.untouched import is_library_class, library_class
 
@@ -109,14 +109,14 @@ def checked_class_weights(model: Any, weights: Sequence[float] | None) -> Tensor
     """Class weights as a tensor ``(C,)``.
 
     Raises:
-        ConfigError: The model has no classes, or another number of them.
+        ArgumentError: The model has no classes, or another number of them.
     """
     if weights is None:
         return None
     _check_classifier(model, "class weights", "class_weights")
     classes = model.config.num_labels
     if len(weights) != classes:
-        raise ConfigError(f"{len(weights)} class weights", expected=f"{classes}, one a class", field="class_weights")
+        raise ArgumentError(f"{len(weights)} class weights", expected=f"{classes}, one a class", field="class_weights")
     return torch.tensor(weights, dtype=torch.float32)
 
 
@@ -124,7 +124,7 @@ def checked_r_drop(model: Any, weight: float) -> float:
     """The weight of R-Drop.
 
     Raises:
-        ConfigError: The model has no classes.
+        ArgumentError: The model has no classes.
     """
     if weight:
         _check_classifier(model, "R-Drop", "r_drop")
@@ -133,7 +133,7 @@ def checked_r_drop(model: Any, weight: float) -> float:
 
 def _check_classifier(model: nn.Module, wanted: str, field: str) -> None:
     if kind_of(model) not in ("class", "multi-label"):
-        raise ConfigError(
+        raise ArgumentError(
             f"{wanted} for {type(model).__name__}",
             expected="a sequence classifier",
             fix=f"leave {field} out",

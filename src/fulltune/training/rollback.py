@@ -54,7 +54,7 @@ class RollBack(TrainerCallback):
 
     def __init__(self, trainer: Trainer, guard: DivergenceGuard) -> None:
         self.trainer, self.guard = trainer, guard
-        self.checkpoints = trainer.checkpoints
+        self.checkpoints = trainer._fulltune.checkpoints
         self.kept: list[Target] = []
         self._due = 0
         self._epoch_begins = self._is_back = False

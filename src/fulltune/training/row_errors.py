@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fulltune.errors import DataError, FulltuneError, ModelError
+from fulltune.errors import FulltuneError, RowError, RowLengthError
 
 #: Rows that a message names.
 _SHOWN = 10
@@ -23,8 +23,8 @@ def errors_of_rows(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
         batch: ``(B, …)`` tensors by name, as they are computed.
 
     Raises:
-        DataError: A classifier reads each row at its end token, and a row has none, or rows differ in their number.
-        ModelError: The model is trained on rows of some lengths only, and these have another one (Reformer).
+        RowError: A classifier reads each row at its end token, and a row has none, or rows differ in their number.
+        RowLengthError: The model is trained on rows of some lengths only, and these have another one (Reformer).
     """
     try:
         yield
@@ -46,14 +46,14 @@ def _in_words(model: Any, batch: Mapping[str, Any], message: str) -> FulltuneErr
     return None
 
 
-def _end_tokens(model: Any, ids: Tensor) -> DataError:
+def _end_tokens(model: Any, ids: Tensor) -> RowError:
     end = int(model.config.eos_token_id)
     counts = (ids == end).sum(dim=1).tolist()
     without = [row for row, count in enumerate(counts) if not count]
     found = f"{len(without)} of the {len(counts)} rows of a batch have no end token (rows {_named(without)} of it)"
     if not without:
         found = f"the rows of a batch have {min(counts)} to {max(counts)} end tokens"
-    return DataError(
+    return RowError(
         f"{found}; {type(model).__name__} reads each text at its end token (id {end})",
         expected="one end token in every row",
         fix="let the tokenizer add it, cut long texts before it (truncation=True does), and keep it out of the texts",
@@ -65,8 +65,8 @@ def _named(rows: list[int]) -> str:
     return ", ".join(map(str, rows[:_SHOWN])) + (", …" if len(rows) > _SHOWN else "")
 
 
-def _wrong_length(model: Any, length: int, message: str) -> ModelError:
-    return ModelError(
+def _wrong_length(model: Any, length: int, message: str) -> RowLengthError:
+    return RowLengthError(
         f"{type(model).__name__} cannot be trained on a text of {length} tokens ({message.strip().splitlines()[0]})",
         expected="a model that is trained on texts of any length up to its limit",
         fix="choose another model; with fulltune.Trainer, pad every row to a length that its config allows",

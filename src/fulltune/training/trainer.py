@@ -21,6 +21,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,25 +29,26 @@ import datasets
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import DataCollatorForLanguageModeling, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
 
-from fulltune.errors import ConfigError, DataError, NonFiniteError, did_you_mean
+from fulltune.errors import ArgumentError, DataError, NonFiniteError, Problem, UnknownMetricError, did_you_mean
 from fulltune.fast_paths import SHORTEST
 from fulltune.guards.divergence import DivergenceGuard
-from fulltune.training.batching import Collator, NumberedDataset, RowCollator, as_rows, take_row_numbers
+from fulltune.log_once import log_once
+from fulltune.training.batching import Collator, RowCollator, as_rows, take_row_numbers, with_row_numbers
 from fulltune.training.buckets import BudgetSampler, lengths_of
 from fulltune.training.checkpointing import Checkpoints
 from fulltune.training.checkpoints import is_ours, load_weights
 from fulltune.training.engines import whole_batch
 from fulltune.training.head_loss import LossAtHead
 from fulltune.training.loss_check import LossFacts, check_loss, without_labels
-from fulltune.training.memory import MicroBatches
 from fulltune.training.neftune import noise_in_both_stacks
 from fulltune.training.objective import Kind, Objective, checked_class_weights, checked_r_drop, kind_of
 from fulltune.training.old_names import OldNames
-from fulltune.training.packing import PaddingCount, with_token_mask
+from fulltune.training.own_state import OwnState
+from fulltune.training.packing import with_token_mask
 from fulltune.training.regularize import Regularizer, decay_by_layer
 from fulltune.training.rollback import RollBack
 from fulltune.training.row_errors import errors_of_rows
@@ -67,6 +69,12 @@ _WRITERS = (
 )
 
 
+#: Methods that see training batches before the loss does, and those that see batches of an evaluation: what they do to
+#: a batch, and with it, is theirs.
+_TRAINING = ("training_step", "_prepare_inputs", "get_batch_samples", "_run_epoch", "_inner_training_loop")
+_EVALUATION = ("prediction_step", "_prepare_inputs", "evaluation_loop")
+
+
 class Trainer(OldNames, transformers.Trainer):
     """Drop-in for :class:`transformers.Trainer`.
 
@@ -84,8 +92,8 @@ class Trainer(OldNames, transformers.Trainer):
         trained_only: Checkpoints hold the parameters that are not frozen, and no others; resuming needs the same base.
 
     Raises:
-        ConfigError: Class weights or R-Drop for a model without classes, or (in :meth:`train`) a
-            ``metric_for_best_model`` that no evaluation will give.
+        ArgumentError: Class weights or R-Drop for a model without classes, or alongside a loss of your own.
+        UnknownMetricError: In :meth:`train`, a ``metric_for_best_model`` that no evaluation will give.
         DataError: A whole effective batch without a label.
         MemoryExhausted: A single row does not fit in memory.
         NonFiniteError: The loss or the gradient norm was not finite; the weights are those of the last good step.
@@ -106,6 +114,15 @@ class Trainer(OldNames, transformers.Trainer):
         **kwargs: Any,
     ) -> None:
         kwargs = self._take_old_options(kwargs)
+        # First, for methods that the library's constructor calls need it.
+        self._fulltune = OwnState(
+            r_drop=r_drop,
+            layer_decay=layer_decay,
+            regularizers=regularizers,
+            trained_only=trained_only,
+            batch_tokens=batch_tokens,
+            unpad=unpad,
+        )
         given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
         super().__init__(*args, **kwargs)
         self._apply_old_options()
@@ -115,23 +132,10 @@ class Trainer(OldNames, transformers.Trainer):
         if self.args.label_names is None and kind_of(self._plain_model()) is not None:
             # The forward pass of some heads does not name them (Qwen 3.5), or names others that are optional (LUKE).
             self.label_names = ["labels"]
-        # What is not finite is seen and stops training; a filter would write other numbers in its place.
-        self.args.logging_nan_inf_filter = False
-        self._class_weights = checked_class_weights(self._plain_model(), class_weights)
-        self._r_drop = checked_r_drop(self._plain_model(), r_drop)
-        self._layer_decay, self._regularizers = layer_decay, regularizers
-        self.trained_only, self.checkpoints = trained_only, Checkpoints(self)
-        self.micro_batches = MicroBatches()
-        self._row_numbers: list[list[int]] = []
-        self._micro_batch, self._batch_tokens, self._unpad = 0, batch_tokens, unpad
-        self.padding = PaddingCount()
-        self._row_losses: Tensor | None = None
-        self._loss_at_head: LossAtHead | None = None
-        self._loss_only = False
-        self._evaluated = torch.zeros(2, dtype=torch.float64)
-        self._facts: dict[Kind, LossFacts] = {}
-        self._facts_of: Any = None
-        self._logged: set[str] = set()
+        self._fulltune.checkpoints = Checkpoints(self)
+        self._fulltune.class_weights = checked_class_weights(self._plain_model(), class_weights)
+        checked_r_drop(self._plain_model(), r_drop)
+        self._check_that_loss_is_ours()
         if self._is_sharded:
             kind = self._kind()  # the model is still in one piece
             if kind is not None and self._loss_facts(kind).is_checked:
@@ -158,7 +162,7 @@ class Trainer(OldNames, transformers.Trainer):
         groups = self._row_groups(inputs, objective)
         parts = [inputs] if groups is None else [cut(inputs, rows, objective.kind) for rows in groups]
         found = joined([self._computed(model, part, objective, return_outputs) for part in parts], groups or [])
-        self._row_losses = found.row_losses
+        self._fulltune.row_losses = found.row_losses
         total = found.counts.sum() if num_items_in_batch is None else num_items_in_batch
         # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
         loss = found.total / total * (self.accelerator.num_processes // self.get_tp_size())
@@ -168,7 +172,7 @@ class Trainer(OldNames, transformers.Trainer):
         if not self._loss_facts(objective.kind).is_cross_entropy:
             return self._from_model(model, inputs, objective)
         at_head = None
-        if objective.is_of_tokens and (not with_outputs if model.training else self._loss_only):
+        if objective.is_of_tokens and (not with_outputs if model.training else self._fulltune.is_loss_only):
             at_head = self._at_head(model, inputs, objective)
         return at_head or self._from_logits(model, inputs, objective)
 
@@ -178,7 +182,7 @@ class Trainer(OldNames, transformers.Trainer):
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         row_losses = None if model.training else _side_by_side(*objective.plain()(logits, labels))
         sums, counts = objective(logits, labels)
-        if self._r_drop and model.training:
+        if self._fulltune.r_drop and model.training:
             sums = self._twice(model, inputs, objective, logits, sums, counts)
         return Computed(outputs, sums.sum(), counts, row_losses)
 
@@ -186,8 +190,8 @@ class Trainer(OldNames, transformers.Trainer):
         """Take the model's own loss, a mean, as often as there are labels; smoothing and class weights change its
         cross-entropy alone. Evaluation reports the cross-entropy of the logits, as for every other model.
         """
-        if self._r_drop and model.training:
-            raise ConfigError(
+        if self._fulltune.r_drop and model.training:
+            raise ArgumentError(
                 f"R-Drop for {type(self._plain_model()).__name__}, which computes a loss of its own",
                 expected="a model whose loss is the cross-entropy of its logits",
                 fix="leave r_drop out",
@@ -216,9 +220,9 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _at_head(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed | None:
         """The same without logits (in evaluation the plain likelihood), or None where that does not work or pay."""
-        self._loss_at_head = self._loss_at_head or LossAtHead.of(self, self._plain_model())
+        self._fulltune.loss_at_head = self._fulltune.loss_at_head or LossAtHead.of(self, self._plain_model())
         smoothing, rest = objective.smoothing if model.training else 0.0, self._inputs_without_labels(inputs, objective)
-        run = self._loss_at_head.run(model, rest, objective.aligned(inputs["labels"]), smoothing)
+        run = self._fulltune.loss_at_head.run(model, rest, objective.aligned(inputs["labels"]), smoothing)
         if run is None:
             return None
         outputs, found = run
@@ -238,39 +242,75 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _objective(self, inputs: Any) -> Objective | None:
         """The loss to compute here, or None where the library's own must be left alone."""
-        others = self.compute_loss_func is not None or self.args.use_liger_kernel
-        if others or "shift_labels" in inputs or self.get_cp_size() > 1 or self.get_sp_size() > 1:
-            return None
-        if self._left_alone():
+        if "shift_labels" in inputs or self._leaves("the loss", self._loss_of_others()):
             return None
         labels = inputs.get("labels")
         promised = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
         kind = None if promised is None else self._loss_facts(promised).kind
         smoothing = self.args.label_smoothing_factor
-        return None if kind is None else Objective(kind, smoothing, self._class_weights)
+        return None if kind is None else Objective(kind, smoothing, self._fulltune.class_weights)
+
+    def _loss_of_others(self) -> str | None:
+        """Return why the loss is not computed here, or None."""
+        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
+            return "sequences are spread over processes"
+        return "use_liger_kernel is set" if self.args.use_liger_kernel else self._loss_of_user()
+
+    def _loss_of_user(self) -> str | None:
+        """Return what of the way to the loss is the user's own, or None."""
+        if self._overrides("compute_loss"):
+            return "compute_loss is overridden"
+        if self.compute_loss_func is not None:
+            return "compute_loss_func is given"
+        return changed_in_model(self._plain_model())
 
     def _left_alone(self) -> bool:
         """Return True if the loss is the user's own in some part, so that the library's path is taken; log why."""
-        reason = "compute_loss is overridden" if self._overrides("compute_loss") else None
-        reason = reason or changed_in_model(self._plain_model())
-        if reason is not None and reason not in self._logged:
-            self._logged.add(reason)
-            _log.info("the library computes the loss: %s", reason)
+        return self._leaves("the loss", self._loss_of_user())
+
+    def _leaves(self, what: str, reason: str | None) -> bool:
+        """Return True if there is a reason to leave something to the library; log it once."""
+        if reason is not None:
+            log_once(_log, logging.INFO, (what, reason), "left to transformers: %s (%s)", what, reason)
         return reason is not None
 
-    def _overrides(self, *names: str) -> bool:
-        """Return True if a subclass has one of these methods of its own."""
-        return bool(overridden(self, Trainer, names))
+    def _overrides(self, *names: str) -> list[str]:
+        """Return which of these methods a subclass, or the object itself, has of its own."""
+        ours = next(one for one in type(self).__mro__ if one.__module__.startswith("fulltune.training."))
+        return overridden(self, ours, names)
+
+    def _own_methods(self, *names: str) -> str | None:
+        """Return which of these methods are overridden, as a reason, or None."""
+        changed = self._overrides(*names)
+        return f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} overridden" if changed else None
+
+    def _check_that_loss_is_ours(self) -> None:
+        """Refuse settings of our loss where another one is computed, which would ignore them."""
+        own, reason = self._fulltune, self._loss_of_others()
+        wanted = {"class_weights": own.class_weights is not None, "r_drop": bool(own.r_drop)}
+        problems = [
+            Problem(
+                f"{name} is set, and {reason}",
+                expected="the loss of fulltune.Trainer, which alone knows it",
+                fix=f"leave {name} out, and compute it in your own loss",
+                field=name,
+            )
+            for name, is_set in wanted.items()
+            if is_set and reason is not None
+        ]
+        if problems:
+            raise ArgumentError(problems)
 
     def _loss_facts(self, kind: Kind) -> LossFacts:
         """Return what is known of the model's loss; a model is asked once for every kind of labels."""
         model = self._plain_model()
-        if self._facts_of is not model and not (self._facts and self._is_sharded):
-            self._facts_of, self._facts, self._loss_at_head = model, {}, None
-        if kind not in self._facts:
+        if self._fulltune.facts_of is not model and not (self._fulltune.facts and self._is_sharded):
+            self._fulltune.forget_model()
+            self._fulltune.facts_of = model
+        if kind not in self._fulltune.facts:
             facts = check_loss(model, kind)
-            self._facts |= {kind: facts, facts.kind: facts}
-        return self._facts[kind]
+            self._fulltune.facts |= {kind: facts, facts.kind: facts}
+        return self._fulltune.facts[kind]
 
     def _kind(self) -> Kind | None:
         """Return the kind of the model's labels as far as it is known without any."""
@@ -288,13 +328,19 @@ class Trainer(OldNames, transformers.Trainer):
         if self.args.world_size > 1:
             warn_of_padding(self._plain_model(), longest_row(inputs))
             return None
-        if self._overrides("prediction_step") or not self._can_be_cut(inputs):
+        if not self._can_be_cut(inputs):
             return None
         return row_groups(self._plain_model(), inputs, objective.kind)
 
     def _can_be_cut(self, inputs: dict[str, Any]) -> bool:
         """Return True if columns of padding mean nothing to the model and nothing else is as wide as the tokens."""
-        return bears_any_width(self._plain_model()) and has_only_tokens(inputs)
+        model: Any = self._plain_model()
+        reason = self._own_methods(*(_TRAINING if model.training else _EVALUATION))
+        if reason is None and not bears_any_width(model):
+            reason = f"{type(model).__name__} depends on the width of a batch"
+        if reason is None and not has_only_tokens(inputs):
+            reason = "of inputs other than those of text"
+        return not self._leaves("computing rows of a batch in groups", reason)
 
     def _twice(
         self,
@@ -309,7 +355,7 @@ class Trainer(OldNames, transformers.Trainer):
         outputs = model(**self._inputs_without_labels(inputs, objective))
         again = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         second, _ = objective(again, inputs["labels"])
-        return (sums + second) / 2 + self._r_drop * objective.divergence(logits, again, counts)
+        return (sums + second) / 2 + self._fulltune.r_drop * objective.divergence(logits, again, counts)
 
     def _inputs_without_labels(self, inputs: dict[str, Any], objective: Objective) -> dict[str, Any]:
         return without_labels(self._plain_model(), inputs, objective.kind)
@@ -320,14 +366,14 @@ class Trainer(OldNames, transformers.Trainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def call_model_init(self, trial: Any = None) -> Any:
-        self._facts_of, self._facts, self._loss_at_head = None, {}, None
+        self._fulltune.forget_model()
         return super().call_model_init(trial)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if is_new and self._layer_decay < 1:
-            decay_by_layer(optimizer, self._plain_model(), self._layer_decay)
+        if is_new and self._fulltune.layer_decay < 1:
+            decay_by_layer(optimizer, self._plain_model(), self._fulltune.layer_decay)
         return optimizer
 
     # ---- Batches ----
@@ -341,33 +387,51 @@ class Trainer(OldNames, transformers.Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader[Any]:
-        rows = as_rows(dataset)
-        if isinstance(rows, IterableDataset) or not has_length(rows):
-            return super()._get_dataloader(rows, description, batch_size, sampler_fn, is_training, dataloader_key)
-        used = self._remove_unused_columns(rows, description) if isinstance(rows, datasets.Dataset) else rows
+        rows, given = as_rows(dataset), self.data_collator
         # The sampler sees the rows as they are: the column of lengths is not one that the model uses.
         sampler = None if sampler_fn is None else lambda _: sampler_fn(rows)
-        return super()._get_dataloader(
-            NumberedDataset(used), description, batch_size, sampler, is_training, dataloader_key
-        )
+        if isinstance(rows, datasets.Dataset):
+            # The library wraps the collators of other rows alone.
+            self.data_collator = self._row_collator(given, given, description)
+        try:
+            return super()._get_dataloader(rows, description, batch_size, sampler, is_training, dataloader_key)
+        finally:
+            self.data_collator = given
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> RowCollator:
-        by_id = type(data_collator) is DataCollatorForLanguageModeling and not data_collator.mlm
+        inner = super()._get_collator_with_removed_columns(data_collator, description)
+        return self._row_collator(inner, data_collator, description)
+
+    def _row_collator(self, inner: Any, given: Any, description: str | None) -> RowCollator:
         is_ours = not self._left_alone()
-        trims = is_ours and (isinstance(data_collator, Collator) or pads_freely(data_collator))
         return RowCollator(
-            collate=super()._get_collator_with_removed_columns(data_collator, description),
+            collate=inner,
             kind=self._kind() if is_ours else None,
-            trim=trims and bears_any_width(self._plain_model()) and description in ("Training", "Evaluation"),
-            numbered=self.is_in_train and description == "Training",
-            relabel=by_id,
+            trim=is_ours and not self._leaves("cutting columns of padding", self._padding_of_user(given, description)),
+            relabel=type(given) is DataCollatorForLanguageModeling and not given.mlm,
         )
 
+    def _padding_of_user(self, collator: Any, description: str | None) -> str | None:
+        """Return why the width of a batch is left as it is, or None."""
+        if description not in ("Training", "Evaluation"):
+            return f"batches of the loader {description!r} are the caller's"
+        if not isinstance(collator, Collator) and not pads_freely(collator):
+            return f"{getattr(collator, '__name__', type(collator).__name__)} decides on the padding"
+        if not bears_any_width(self._plain_model()):
+            return f"{type(self._plain_model()).__name__} depends on the width of a batch"
+        return self._own_methods(*(_TRAINING if description == "Training" else _EVALUATION))
+
+    def _prepare_for_training(self, *args: Any) -> tuple[Any, Any]:
+        model, loader = super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
+        # Callbacks have the loader itself. The numbers are taken out of a batch where it is fetched.
+        is_fetched_here = not self._overrides("get_batch_samples", "_run_epoch")
+        return model, with_row_numbers(loader) if is_fetched_here else loader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
-        if self._batch_tokens is not None:
+        if self._fulltune.batch_tokens is not None:
             lengths = lengths_of(train_dataset, self._plain_model().config.is_encoder_decoder)
             share = self.args.process_index, self.args.world_size
-            return BudgetSampler(lengths, self._batch_tokens, self.args.seed, *share)
+            return BudgetSampler(lengths, self._fulltune.batch_tokens, self.args.seed, *share)
         with whole_batch(self.args):
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
@@ -382,8 +446,8 @@ class Trainer(OldNames, transformers.Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._row_numbers, self._micro_batch = [take_row_numbers(batch) for batch in batches], 0
-        self.micro_batches.begin(batches)
+        self._fulltune.row_numbers, self._fulltune.micro_batch = [take_row_numbers(batch) for batch in batches], 0
+        self._fulltune.micro_batches.begin(batches)
         if count is not None and float(torch.as_tensor(count).sum()) == 0 and not self._left_alone():
             if getattr(self.data_collator, "mlm", False):
                 return batches, torch.ones_like(torch.as_tensor(count))  # no token happened to be masked: no gradient
@@ -397,19 +461,20 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         for part in self._parts(inputs):
-            self.padding.add(with_token_mask(part))
+            self._fulltune.padding.add(with_token_mask(part))
         super()._track_num_input_tokens(with_token_mask(inputs))  # type: ignore[no-untyped-call]
 
     def _parts(self, batch: Any) -> Sequence[Any]:
         """What a micro-batch is computed in."""
-        objective = self._objective(batch) if self._unpad and self.args.world_size == 1 else None
+        objective = self._objective(batch) if self._fulltune.unpad and self.args.world_size == 1 else None
         if objective is None or not self._loss_facts(objective.kind).is_cross_entropy or not self._can_be_cut(batch):
             return [batch]
         return unpadded(batch, objective.kind) if self._row_groups(batch, objective) is None else [batch]
 
     def _row_ids(self, micro_batch: int | None = None) -> list[str]:
         """Ids of the rows of one micro-batch or of the whole effective batch: their ``row_id``, else their number."""
-        chosen = self._row_numbers if micro_batch is None else self._row_numbers[micro_batch : micro_batch + 1]
+        known = self._fulltune.row_numbers
+        chosen = known if micro_batch is None else known[micro_batch : micro_batch + 1]
         rows = as_rows(self.train_dataset)
         items = [(number, rows[number]) for numbers in chosen for number in numbers]
         return [str(item.get("row_id", number) if hasattr(item, "get") else number) for number, item in items]
@@ -430,14 +495,14 @@ class Trainer(OldNames, transformers.Trainer):
         broken = everywhere[~torch.isfinite(everywhere)]
         if broken.numel():
             # The rows of another process are known there alone.
-            rows = [] if torch.isfinite(loss) else self._row_ids(self._micro_batch)
+            rows = [] if torch.isfinite(loss) else self._row_ids(self._fulltune.micro_batch)
             self._stop(model, "loss", broken[0].item(), rows)
         guard = self._guard()
         if guard is not None:
             guard.add(float(everywhere.mean()))
-        self._micro_batch += 1
-        if self._micro_batch == len(self._row_numbers):
-            for regularizer in self._regularizers:
+        self._fulltune.micro_batch += 1
+        if self._fulltune.micro_batch == len(self._fulltune.row_numbers):
+            for regularizer in self._fulltune.regularizers:
                 regularizer.backward(self.state.global_step)
         return loss
 
@@ -445,25 +510,29 @@ class Trainer(OldNames, transformers.Trainer):
         self, plain: Callable[..., Tensor], model: nn.Module, inputs: dict[str, Any], count: Tensor | int | None
     ) -> Tensor:
         """Return the loss of a micro-batch, computed in parts where that is known to be the same."""
-        if self._overrides("compute_loss"):
+        if self._objective(inputs) is None:
             return plain(model, inputs, count)
-        objective = self._objective(inputs)
-        is_sum = count is not None
-        known, flag = "loss_is_scaled_for_ga" in vars(self), self.loss_is_scaled_for_ga
-        if objective is not None:
-            self.loss_is_scaled_for_ga = True
-        try:
-            return self.micro_batches.run(
+        with self._loss_is_scaled():
+            if self._leaves("training a batch in parts where memory runs out", self._own_methods(*_TRAINING)):
+                return plain(model, inputs, count)
+            return self._fulltune.micro_batches.run(
                 lambda batch: plain(model, batch, count),
                 model,
                 inputs,
                 step=self.state.global_step + 1,
-                adds_up=is_sum and self.args.world_size == 1 and objective is not None,
-                cut=self._parts if is_sum else lambda batch: (batch,),
+                adds_up=count is not None and self.args.world_size == 1,
+                cut=self._parts if count is not None else lambda batch: (batch,),
             )
+
+    @contextmanager
+    def _loss_is_scaled(self) -> Iterator[None]:
+        """The library does not divide our loss by the number of micro-batches; a user's own setting comes back."""
+        known, flag = "loss_is_scaled_for_ga" in vars(self), self.loss_is_scaled_for_ga
+        self.loss_is_scaled_for_ga = True
+        try:
+            yield
         finally:
-            if objective is not None:
-                del self.loss_is_scaled_for_ga
+            del self.loss_is_scaled_for_ga
             if known:
                 self.loss_is_scaled_for_ga = flag
 
@@ -488,11 +557,14 @@ class Trainer(OldNames, transformers.Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        self._evaluated, self._row_losses = torch.zeros(2, dtype=torch.float64), None
+        own = self._fulltune
+        own.evaluated, own.row_losses = torch.zeros(2, dtype=torch.float64), None
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._row_losses is not None and not self._overrides("prediction_step"):
-            total, count = self._evaluated.tolist()
-            output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
+        changed = self._own_methods("prediction_step")
+        if self._fulltune.row_losses is not None and not self._leaves("the mean of the evaluation loss", changed):
+            total, count = self._fulltune.evaluated.tolist()
+            metrics: Any = output.metrics
+            metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
         return output
 
     def prediction_step(
@@ -501,17 +573,24 @@ class Trainer(OldNames, transformers.Trainer):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, Any, Any]:
-        self._loss_only = prediction_loss_only
+        self._fulltune.is_loss_only = prediction_loss_only
         try:
-            result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            result = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         finally:
-            self._loss_only = False
-        if self._row_losses is not None:
+            self._fulltune.is_loss_only = False
+        if self._fulltune.row_losses is not None:
             # Drops the rows that distributed sampling repeats to fill its last batch.
-            rows = self.accelerator.gather_for_metrics(self._row_losses)
-            self._evaluated += rows.sum(dim=0).cpu()
+            rows = self.accelerator.gather_for_metrics(self._fulltune.row_losses)
+            self._fulltune.evaluated += rows.sum(dim=0).cpu()
         return result
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
+        # It was evaluated when its time had come; one more would be one that a run never stopped does not have.
+        if skip_scheduler and self._fulltune.skips_first_evaluation:
+            return None
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     # ---- Training ----
 
@@ -524,15 +603,15 @@ class Trainer(OldNames, transformers.Trainer):
     ) -> TrainOutput:
         resume_from_checkpoint = self._resume_from(resume_from_checkpoint, options)
         self._check_best_metric()
-        self._trial = trial  # the folder of checkpoints depends on it
+        self._fulltune.trial = trial  # the folder of checkpoints depends on it
 
         def attempt(source: Path | None) -> TrainOutput:
             if source is not None:
-                self.checkpoints.begin_from(source)
+                self._fulltune.checkpoints.begin_from(source)
             return self._train_once(None if source is None else str(source), trial, ignore_keys_for_eval)
 
-        source, guard = self.checkpoints.source(resume_from_checkpoint), self._guard()
-        with self.checkpoints.at_work(source):
+        source, guard = self._fulltune.checkpoints.source(resume_from_checkpoint), self._guard()
+        with self._fulltune.checkpoints.at_work(source):
             if guard is None or self._is_sharded:
                 return attempt(source)
             return RollBack(self, guard).train(attempt, source)
@@ -554,7 +633,8 @@ class Trainer(OldNames, transformers.Trainer):
             self.is_in_train = False
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # Here the model is the one that model_init has made for this training.
+        # Here the model is the one that model_init has made for this training, with what was replaced in it since.
+        self._check_that_loss_is_ours()
         with noise_in_both_stacks(self._plain_model(), self.args.neftune_noise_alpha):
             output: TrainOutput = super()._inner_training_loop(*args, **kwargs)
             return output
@@ -569,27 +649,23 @@ class Trainer(OldNames, transformers.Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._is_sharded:
             write = super()._save_checkpoint
-            self.checkpoints.save(write_shards=lambda: write(model, trial))
+            self._fulltune.checkpoints.save(write_shards=lambda: write(model, trial))
             return
         if not self._writes_own_format():
             super()._save_checkpoint(model, trial)
             return
-        target = self.checkpoints.save()
+        target = self._fulltune.checkpoints.save()
         if self.args.push_to_hub or self._has_callback("on_save", outside=("fulltune",)):
-            self.checkpoints.wait()
+            self._fulltune.checkpoints.wait()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
 
     def _writes_own_format(self) -> bool:
         """Return False where a subclass or PEFT has a say in what a checkpoint holds; log why."""
-        changed = overridden(self, Trainer, _WRITERS)
-        reason = f"{', '.join(changed)} is overridden" if changed else None
+        reason = self._own_methods(*_WRITERS)
         if reason is None and hasattr(self.accelerator.unwrap_model(self.model), "get_base_model"):
-            reason = None if self.trained_only else "PEFT saves the adapter alone"
-        if reason is not None and reason not in self._logged:
-            self._logged.add(reason)
-            _log.info("checkpoints are written as transformers writes them: %s", reason)
-        return reason is None
+            reason = None if self._fulltune.trained_only else "PEFT saves the adapter alone"
+        return not self._leaves("writing checkpoints", reason)
 
     def _has_callback(self, event: str, *, outside: tuple[str, ...]) -> bool:
         """Return True if a callback from outside of these packages listens to an event."""
@@ -605,24 +681,24 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and is_ours(Path(checkpoint)) and not self._is_sharded:
-            self.checkpoints.load_optimizer(Path(checkpoint))
+            self._fulltune.checkpoints.load_optimizer(Path(checkpoint))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and is_ours(Path(checkpoint)) and not self._is_sharded:
-            self.checkpoints.load_scaler(Path(checkpoint))
+            self._fulltune.checkpoints.load_scaler(Path(checkpoint))
         else:
             super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and is_ours(Path(checkpoint)):
-            self.checkpoints.load_random(Path(checkpoint))
+            self._fulltune.checkpoints.load_random(Path(checkpoint))
         else:
             super()._load_rng_state(checkpoint)
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
-        self.checkpoints.wait()  # the best one may be read now
+        self._fulltune.checkpoints.wait()  # the best one may be read now
         output: TrainOutput = super()._finalize_training(*args)  # type: ignore[no-untyped-call]
         return output
 
@@ -643,7 +719,7 @@ class Trainer(OldNames, transformers.Trainer):
         speed = ("runtime", "samples_per_second", "steps_per_second")
         known = [f"eval_{name}{value}" for name in sets for value in ("loss", *speed)]
         if wanted not in known and f"eval_{wanted}" not in known:
-            raise ConfigError(
+            raise UnknownMetricError(
                 f"metric_for_best_model is {wanted!r}",
                 expected=f"one of {', '.join(known)}",
                 fix=did_you_mean(wanted, known) or "pass a compute_metrics function that returns it",
