@@ -16,7 +16,12 @@ import fakes
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, HfArgumentParser
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DataCollatorForLanguageModeling,
+    HfArgumentParser,
+)
 from transformers.integrations import integration_utils
 
 import fulltune
@@ -254,6 +259,21 @@ def test_a_tokenizer_without_padding_takes_its_end_of_text(unpadded: Path) -> No
     assert own.pad_token == "!"
 
 
+def test_the_end_of_a_text_is_learned_where_it_pads(unpadded: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(unpadded)
+    rows = [dict(tokenizer(text + tokenizer.eos_token)) for text in TEXTS]
+    trainer = Trainer(
+        AutoModelForCausalLM.from_pretrained(unpadded),
+        fakes.arguments(unpadded.parent),
+        train_dataset=rows,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )
+    (batch,) = trainer.get_train_dataloader()
+    ends = (batch["labels"] == tokenizer.eos_token_id).sum(dim=1)
+    assert (ends >= 1).all()
+    assert ((batch["labels"] == -100) == (batch["attention_mask"] == 0)).all()
+
+
 def test_a_tokenizer_with_padding_is_left_alone(tmp_path: Path) -> None:
     base = fakes.save("bert", tmp_path / "base", "classification")
     ours, plain = AutoTokenizer.from_pretrained(base), transformers.AutoTokenizer.from_pretrained(base)
@@ -314,14 +334,25 @@ class Before(Trainer):
     def log(self, logs: Any) -> None:  # type: ignore[override]
         super().log(logs)
 
+    def evaluate(self, eval_dataset: Any = None) -> Any:  # type: ignore[override]
+        return super().evaluate(eval_dataset)
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool) -> Any:  # type: ignore[override]
+        return super().prediction_step(model, inputs, prediction_loss_only)
+
+    def save_model(self, output_dir: Any = None) -> None:  # type: ignore[override]
+        super().save_model(output_dir)
+
 
 def test_methods_of_before_are_called_as_before(tmp_path: Path) -> None:
     """The loss of two micro-batches is the mean of theirs."""
-    trainer = _trainer(Before, tmp_path, gradient_accumulation_steps=2, max_steps=1, per_device_train_batch_size=2)
+    saved = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = _trainer(Before, tmp_path, gradient_accumulation_steps=2, max_steps=1, **saved)
     expected = trainer.evaluate()["eval_loss"]
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == pytest.approx([expected], abs=0.1)
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
 
 
 class First(Trainer):
