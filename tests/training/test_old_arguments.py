@@ -178,6 +178,24 @@ def test_a_subclass_takes_them() -> None:
     assert "evaluation_strategy" not in arguments.to_dict()
 
 
+@dataclasses.dataclass
+class OwnDefaults(TrainingArguments):
+    """As scripts for QLoRA have them."""
+
+    group_by_length: bool = True
+    warmup_ratio: float = 0.03
+
+
+def test_defaults_of_a_subclass_give_way() -> None:
+    arguments = OwnDefaults("o", warmup_steps=5, use_cpu=True)
+    assert (arguments.train_sampling_strategy, arguments.warmup_steps) == ("group_by_length", 5)
+    assert OwnDefaults("o", use_cpu=True).warmup_steps == 0.03
+    assert OwnDefaults("o", use_cpu=True, group_by_length=False).train_sampling_strategy == "random"
+    assert dataclasses.replace(arguments, warmup_steps=7).warmup_steps == 7
+    (parsed,) = HfArgumentParser(OwnDefaults).parse_args_into_dataclasses(["--output_dir", "o", "--use_cpu"])
+    assert (parsed.train_sampling_strategy, parsed.warmup_steps) == ("group_by_length", 0.03)
+
+
 @pytest.mark.parametrize("kind", [TrainingArguments, Seq2SeqTrainingArguments, OwnArguments])
 def test_copies_have_the_arguments_of_today(kind: Any) -> None:
     arguments = kind("o", evaluation_strategy="epoch", no_cuda=True)
@@ -355,12 +373,16 @@ def test_methods_of_before_are_called_as_before(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
 
 
-class First(Trainer):
+class Mixin:
     """A loss without outputs, as in version 3."""
 
-    def compute_loss(self, model: Any, inputs: Any) -> Any:  # type: ignore[override]
+    def compute_loss(self, model: Any, inputs: Any) -> Any:
         labels = inputs.pop("labels")
         return torch.nn.functional.cross_entropy(model(**inputs)[0], labels)
+
+
+class First(Mixin, Trainer):  # type: ignore[misc]
+    pass
 
 
 def test_a_loss_without_outputs_can_be_evaluated(tmp_path: Path) -> None:

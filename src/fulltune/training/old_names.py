@@ -58,12 +58,14 @@ class OldNames:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name, later in _LATER.items():
-            method: Any = vars(cls).get(name)
-            missing = [one for one in later if not _takes(method, one)] if inspect.isfunction(method) else []
+            owner = next((one for one in cls.__mro__ if name in vars(one)), OldNames)
+            method: Any = getattr(cls, name, None)
+            is_checked = owner is not cls and issubclass(owner, OldNames)
+            missing = [] if is_checked or not inspect.isfunction(method) else _missing(method, later)
             if not missing:
                 continue
             if name == "compute_loss":
-                method = method if _takes(method, "return_outputs") else _with_outputs(method)
+                method = _with_outputs(method) if _missing(method, ["return_outputs"]) else method
                 if vars(cls).get("loss_is_scaled_for_ga") is None:
                     # Without the count of all labels its loss is a mean, to be averaged over the micro-batches.
                     cls.loss_is_scaled_for_ga = False
@@ -106,9 +108,11 @@ class OldNames:
         return checkpoint
 
 
-def _takes(method: Callable[..., Any], name: str) -> bool:
-    parameters = inspect.signature(method).parameters.values()
-    return any(one.name == name or one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in parameters)
+def _missing(method: Callable[..., Any], names: Sequence[str]) -> list[str]:
+    """Return which of these arguments a method does not take."""
+    parameters = inspect.signature(method).parameters
+    takes_any = any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in parameters.values())
+    return [] if takes_any else [name for name in names if name not in parameters]
 
 
 def _as_before(method: Callable[..., Any], missing: Sequence[str]) -> Callable[..., Any]:
