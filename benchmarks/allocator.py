@@ -24,7 +24,7 @@ def measure(keep: bool) -> dict[str, float]:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from fulltune.kernels.allocator import keep_freed_pages
+    from fulltune.runtime.kernels.allocator import keep_freed_pages
 
     if keep and not keep_freed_pages():
         raise SystemExit("this C library is not glibc: nothing to measure")

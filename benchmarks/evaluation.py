@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fulltune import dataset, scoring, stages
-from fulltune.baselines import baseline, choose_shots
 from fulltune.config import load_config
-from fulltune.prefix import PrefixCache
+from fulltune.evaluation.baselines import baseline, choose_shots
+from fulltune.models import likelihoods
+from fulltune.models.prefix_cache import PrefixCache
+from fulltune.pipeline import job
+from fulltune.tasks import dataset
 
 
 @contextmanager
@@ -29,8 +31,8 @@ def nothing_shared() -> Iterator[None]:
     """Every text is read whole and by itself, and logits are made everywhere."""
     with (
         mock.patch.object(PrefixCache, "length", return_value=0),
-        mock.patch.object(scoring, "_groups", lambda texts, most: ([text] for text in texts)),
-        mock.patch.object(scoring, "takes_loss_at_head", return_value=False),
+        mock.patch.object(likelihoods, "_groups", lambda texts, most: ([text] for text in texts)),
+        mock.patch.object(likelihoods, "takes_loss_at_head", return_value=False),
     ):
         yield
 
@@ -49,9 +51,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     asked = parser.parse_args()
     config = load_config(asked.config)
-    task, _ = stages.parts(config)
+    task, _ = job.parts(config)
     data = dataset.prepare(config, task)
-    base = stages.load(config, task, "runs")
+    base = job.load(config, task, "runs")
     shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
     rows, found = data.eval.examples[: asked.rows], dict[str, Any]()
     for name in ("zero_shot", "few_shot"):

@@ -17,8 +17,8 @@ import tempfile
 from typing import Any
 
 import fulltune
-from fulltune.interpolation import Interpolation
-from fulltune.records import Record
+from fulltune.experiments.interpolation import Interpolation
+from fulltune.records.run import Record
 
 ARMS: dict[str, dict[str, Any]] = {
     "none": {},

@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulltune.kernels.active import accelerated, current, fixed
-from fulltune.kernels.allocator import keep_freed_pages
-from fulltune.kernels.attention import attention
-from fulltune.kernels.dropout import dropout
-from fulltune.kernels.linear import linear
-from fulltune.kernels.products import PRODUCTS, Choices, shape_classes
+from fulltune.models.fast_kernels import accelerated
+from fulltune.runtime.kernels.active import current, fixed
+from fulltune.runtime.kernels.allocator import keep_freed_pages
+from fulltune.runtime.kernels.attention import attention
+from fulltune.runtime.kernels.dropout import dropout
+from fulltune.runtime.kernels.linear import linear
+from fulltune.runtime.kernels.products import PRODUCTS, Choices, shape_classes
 
 ONEDNN = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in shape_classes()), "rule")
 

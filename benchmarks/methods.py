@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import fulltune
-from fulltune import starters
-from fulltune.method_records import MethodComparison, MethodResult
-from fulltune.progress import open_progress
+from fulltune.models import starters
+from fulltune.records.methods import MethodComparison, MethodResult
 from fulltune.report import display
 from fulltune.report.methods import rows
+from fulltune.runtime.progress import open_progress
 
 
 @dataclass(frozen=True)

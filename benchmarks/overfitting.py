@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fulltune
-from fulltune.records import Record, Step
+from fulltune.records.run import Record, Step
 
 #: Far more passes than 200 rows bear.
 TRAIN = {"epochs": 40, "batch_size": 16, "learning_rate": 4e-4, "warmup": 0.06, "evaluations": 20}

@@ -32,7 +32,7 @@ def lengths_of(data: Path | None, tokenizer_name: str) -> list[int]:
         return [int(min(WINDOW, max(4, length))) for length in drawn]
     from transformers import AutoTokenizer
 
-    from fulltune.model import find
+    from fulltune.models.sources import find
 
     tokenizer: Any = AutoTokenizer.from_pretrained(**find(tokenizer_name).kwargs)
     texts = [json.loads(line)["text"] for line in data.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -44,8 +44,8 @@ def padding(lengths: list[int]) -> dict[str, dict[str, float]]:
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    from fulltune.training.buckets import budget_batches
-    from fulltune.training.packing import groups
+    from fulltune.training.batches.buckets import budget_batches
+    from fulltune.training.batches.packing import groups
 
     generator = torch.Generator().manual_seed(17)
     orders = {
@@ -68,8 +68,8 @@ def loss(at_head: bool) -> dict[str, float]:
     """One process: three passes of a head with its loss; the first one is not timed."""
     import torch
 
-    from fulltune.training.head_loss import loss_at
-    from fulltune.training.loss import token_cross_entropy
+    from fulltune.models.head_loss import loss_at
+    from fulltune.models.losses import token_cross_entropy
 
     torch.manual_seed(17)
     head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)

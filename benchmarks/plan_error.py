@@ -93,11 +93,11 @@ def _write(place: Path, kind: str, data: str) -> None:
 def measure(request: Found) -> Found:
     """One process: a plan or a run."""
     import fulltune
-    from fulltune import pipeline
+    from fulltune.pipeline import run
 
     config, overrides, out = request["config"], request["overrides"], request["out"]
     if request["verb"] == "plan":
-        plan = pipeline.plan(config, out=out, overrides=overrides)
+        plan = run.plan(config, out=out, overrides=overrides)
         return {"bytes": plan.peak_bytes, "seconds": plan.total_seconds, "memory": plan.memory, "stages": plan.seconds}
     record = fulltune.run(config, out=out, overrides=overrides)
     spent = record.resources

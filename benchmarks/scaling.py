@@ -39,13 +39,14 @@ def measure(request: Found) -> Found:
     import torch
     from tools import models
 
-    from fulltune import machine, plugins
     from fulltune.config import load_config
-    from fulltune.model import Bundle, load
-    from fulltune.records import ModelInfo
+    from fulltune.models.bundle import Bundle
+    from fulltune.models.load import load
+    from fulltune.pipeline.planning.probe_steps import Probe, timing
+    from fulltune.records.run import ModelInfo
+    from fulltune.runtime import machine, plugins
     from fulltune.tasks.base import Features
     from fulltune.training.fit import fit
-    from fulltune.training.measuring import Probe, timing
 
     info = ModelInfo(source=request["kind"], sha256="0" * 64, family="decoder", architecture="")
     bundle = Bundle(models.make(request["kind"]), load("starter:gpt2").tokenizer, "decoder", "lm", 1024, info)
@@ -82,7 +83,7 @@ def start_up(repeats: int = 5) -> dict[str, float]:
         "fulltune --help": [sys.executable, "-m", "fulltune", "--help"],
         "fulltune plan --help": [sys.executable, "-m", "fulltune", "plan", "--help"],
         "import fulltune": [sys.executable, "-c", "import fulltune"],
-        "import fulltune.pipeline": [sys.executable, "-c", "import fulltune.pipeline"],
+        "import fulltune.pipeline.run": [sys.executable, "-c", "import fulltune.pipeline.run"],
     }
     return {name: statistics.median(_seconds(command) for _ in range(repeats)) for name, command in commands.items()}
 

@@ -39,7 +39,7 @@ def measure(request: Found) -> Found:
     """One process: one arm on one workload."""
     from tools import arms, workloads
 
-    from fulltune import machine
+    from fulltune.runtime import machine
 
     def build(steps: int) -> workloads.Workload:
         options = {"seed": SEED, "dropout": request["dropout"] == "on"}

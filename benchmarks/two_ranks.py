@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 import yaml
 
-from fulltune.engine_memory import need
-from fulltune.launch import Launch, accelerate_config
+from fulltune.pipeline.planning.engine_memory import need
+from fulltune.runtime.launch import Launch, accelerate_config
 
 HIDDEN, TOKENS, STEPS = 512, 128, 4
 
@@ -85,13 +85,13 @@ def work(out: Path, layers: int) -> None:
     """One process: train a few steps, and write what it took."""
     import torch
 
-    from fulltune import distributed
     from fulltune.config import Config
-    from fulltune.methods.full import Full
-    from fulltune.model import Bundle
-    from fulltune.records import ModelInfo
+    from fulltune.models.bundle import Bundle
+    from fulltune.records.run import ModelInfo
+    from fulltune.runtime import distributed
     from fulltune.tasks.base import Features
     from fulltune.training.fit import fit
+    from fulltune.training.methods.full import Full
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with distributed.joined():
@@ -140,7 +140,7 @@ def measured(preset: str, layers: int, processes: int, threads: int) -> list[dic
 
 
 def main() -> None:
-    from fulltune.model_shapes import shape_of
+    from fulltune.pipeline.planning.model_shapes import shape_of
 
     shapes = [shape_of("made", model(layers)[0].config) for layers in SIZES]
     print(f"{' and '.join(f'{shape.parameters:,}' for shape in shapes)} parameters, 2 processes of 1 thread")

@@ -23,4 +23,4 @@ settings.load_profile("untimed")
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log what is logged once in a process again in each test."""
-    monkeypatch.setattr("fulltune.log_once._written", set())
+    monkeypatch.setattr("fulltune.runtime.log_once._written", set())

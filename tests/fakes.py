@@ -35,8 +35,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from fulltune.model import Bundle, Family
-from fulltune.records import ModelInfo
+from fulltune.models.bundle import Bundle, Family
+from fulltune.records.run import ModelInfo
 
 WINDOW = 128
 HIDDEN = 32

@@ -87,7 +87,7 @@ def accelerate(preset: str, place: Path, processes: int = 2) -> list[str]:
     """The launcher that a preset is for."""
     import yaml
 
-    from fulltune.launch import Launch, accelerate_config
+    from fulltune.runtime.launch import Launch, accelerate_config
 
     path = place / f"{preset}.yaml"
     path.write_text(yaml.safe_dump(accelerate_config(Launch(preset, processes))), encoding="utf-8")
@@ -109,7 +109,7 @@ def _stop_the_launcher() -> None:
 
 def _break(fault: str) -> None:
     """Let the last process break after a step."""
-    from fulltune.training.fit import EvaluateAt
+    from fulltune.training.callbacks import EvaluateAt
 
     kind, _, step = fault.partition("@")
     whole = EvaluateAt.on_step_end

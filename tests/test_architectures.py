@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fulltune import inference, model
 from fulltune.errors import ModelError
+from fulltune.models import inference, load
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -141,7 +141,7 @@ def test_the_answer_to_a_long_text_does_not_depend_on_short_texts_before_it(
     model_type: str, script: Any, tmp_path: Path
 ) -> None:
     script("checkpoints").save(model_type, tmp_path)
-    bundle = model.load(str(tmp_path), "classification", labels=("no", "yes"))
+    bundle = load.load(str(tmp_path), "classification", labels=("no", "yes"))
     texts = [[0, *range(10, 60), 2], [0, 9, 2]]
     [fresh] = inference.class_logits(bundle, texts[:1], 1)
     list(inference.class_logits(bundle, texts[1:], 1))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fulltune.cli import app
+from fulltune.cli.main import app
 
 LABELS = ("spam", "Spam", "spam ", "ham", "nan", "\x1b[31mred", "\x1b[31mRed")
 

@@ -8,9 +8,9 @@ import fakes
 import numpy as np
 import pytest
 
-from fulltune.baselines import baseline, cached, choose_shots
 from fulltune.config import Config
-from fulltune.evaluate import evaluate
+from fulltune.evaluation.baselines import baseline, cached, choose_shots
+from fulltune.evaluation.evaluate import evaluate
 from fulltune.tasks.base import Example
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.classification import Classification

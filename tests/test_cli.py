@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.store.runs import RunFolder
 
 VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "methods", "sweep", "launch")

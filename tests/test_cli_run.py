@@ -14,8 +14,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from fulltune.cli import app
-from fulltune.records import read_record
+from fulltune.cli.main import app
+from fulltune.records.run import read_record
 from fulltune.store.runs import resolve, status
 
 WORDS = {"positive": ("good", "great", "yes"), "negative": ("bad", "poor", "no")}

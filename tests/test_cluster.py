@@ -11,7 +11,7 @@ import pytest
 import yaml
 from torch.distributed.run import parse_args
 
-from fulltune.launch import VERBS
+from fulltune.runtime.launch import VERBS
 
 CLUSTER = Path(__file__).parents[1] / "recipes" / "cluster"
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from sklearn.metrics import f1_score
 
-from fulltune.compare import SHOWN_ROWS, compare, decide
 from fulltune.errors import IncompatibleError, StoreError
 from fulltune.metrics import get, known
 from fulltune.metrics.base import Metric
-from fulltune.records import (
+from fulltune.metrics.compare import SHOWN_ROWS, compare, decide
+from fulltune.records.run import (
     AuditSummary,
     Comparison,
     DataInfo,
@@ -368,5 +368,6 @@ def test_large_figures_have_no_decimals() -> None:
 
 
 def test_comparing_loads_no_model_library() -> None:
-    code = "import sys, fulltune.compare; sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'sklearn')))"
+    code = "import sys, fulltune.metrics.compare\n"
+    code += "sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'sklearn')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

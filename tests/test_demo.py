@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fulltune.cli import app
+from fulltune.cli.demo import NAMES, prepare
+from fulltune.cli.main import app
 from fulltune.config import load_config
-from fulltune.demo import NAMES, prepare
 from fulltune.errors import ConfigError, StoreError
 
 

@@ -8,7 +8,7 @@ import pytest
 import ranks
 
 import fulltune
-from fulltune.records import Record, read_record
+from fulltune.records.run import Record, read_record
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.config import Config, DataConfig, load_config
 from fulltune.data.demo.__main__ import main as write_demo
 
@@ -55,7 +55,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return original(source, [*overrides, *changes, *tiny], **options)
 
     monkeypatch.setitem(fulltune.run.__globals__, "load_config", quick)
-    monkeypatch.setattr("fulltune.lr_find.load_config", quick)
+    monkeypatch.setattr("fulltune.experiments.lr_find.load_config", quick)
     return tmp_path
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import fulltune
-from fulltune import machine
-from fulltune.doctor import OPTIONAL, Diagnosis, diagnose, installed
+from fulltune.cli.doctor import OPTIONAL, Diagnosis, diagnose, installed
+from fulltune.runtime import machine
 
 
 def test_versions_and_machine(tmp_path: Path) -> None:

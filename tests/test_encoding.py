@@ -11,8 +11,8 @@ import fakes
 import pytest
 from transformers import NllbTokenizer
 
-from fulltune import encoding
 from fulltune.config import load_config
+from fulltune.tasks import encoding
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.classification import Classification

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config
 
-from fulltune import engine_memory
-from fulltune.engine_memory import ENGINES, Engine, Shape, activation_bytes, need, what_fits
-from fulltune.model_shapes import published, shape_of
+from fulltune.pipeline.planning import engine_memory
+from fulltune.pipeline.planning.engine_memory import ENGINES, Engine, Shape, activation_bytes, need, what_fits
+from fulltune.pipeline.planning.model_shapes import published, shape_of
 
 SMALL = Shape("small", 1_000_000, 100_000, 50_000, 64, 8, 256, 1000)
 _GIB = 2**30

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator, Sequence
 
-from fulltune.evaluate import evaluate
+from fulltune.evaluation.evaluate import evaluate
 from fulltune.metrics.likelihood import bits_per_byte, perplexity
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 from fulltune.tasks.base import Example
 
 ROW_BYTES = 20_000

@@ -13,7 +13,7 @@ import fakes
 import pytest
 
 import fulltune
-from fulltune import plugins
+from fulltune.runtime import plugins
 
 PACKAGE = Path(__file__).parents[1] / "examples" / "fulltune-translation"
 

@@ -28,10 +28,11 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from fulltune import fast_paths, inference
 from fulltune.errors import ModelError
-from fulltune.model import Bundle, load
-from fulltune.teacher_forcing import decoder_input_ids
+from fulltune.models import fast_paths, inference
+from fulltune.models.bundle import Bundle
+from fulltune.models.load import load
+from fulltune.models.teacher_forcing import decoder_input_ids
 
 SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "pad_token_id": 0}
 

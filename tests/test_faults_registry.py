@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 from alias_kill import alias_kills
 from registry_writers import ALIAS, NAME, writers
 
-from fulltune.store.registry import Registry
+from fulltune.store.registry.registry import Registry
 
 
 def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:

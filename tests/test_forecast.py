@@ -12,10 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune import dataset, forecast, machine, pipeline, stages
 from fulltune.config import load_config
 from fulltune.errors import ConfigError
-from fulltune.lr_find import weights_sha256
+from fulltune.experiments.lr_find import weights_sha256
+from fulltune.pipeline import run
+from fulltune.pipeline.job import load, parts
+from fulltune.pipeline.planning import measured_plan
+from fulltune.runtime import machine
+from fulltune.tasks import dataset
 from fulltune.tasks.base import Example
 
 PARTS = ["program and data", "weights", "gradients", "optimizer state", "activations"]
@@ -38,18 +42,18 @@ def config(place: Path, kind: str, **sections: Any) -> dict[str, Any]:
     }
 
 
-def job(raw: dict[str, Any], place: Path) -> forecast.Job:
+def job(raw: dict[str, Any], place: Path) -> measured_plan.Job:
     read = load_config(raw)
-    task, _ = stages.parts(read)
+    task, _ = parts(read)
     data = dataset.prepare(read, task)
-    base = stages.load(read, task, place)
+    base = load(read, task, place)
     _, features, _ = dataset.inspect(read, task, data, base)
-    return forecast.Job(read, task, data, base, features, place)
+    return measured_plan.Job(read, task, data, base, features, place)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_plan_tells_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path) -> None:
-    plan = pipeline.plan(config(tmp_path, kind), out=tmp_path / "runs")
+    plan = run.plan(config(tmp_path, kind), out=tmp_path / "runs")
     assert [name for name in plan.memory if name in PARTS] == PARTS
     assert ("base beside it" in plan.memory) == (kind == "bert")
     assert plan.memory["weights"] == plan.memory["gradients"]
@@ -63,13 +67,13 @@ def test_a_plan_tells_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path
 def test_the_base_and_the_random_numbers_are_as_they_were(tmp_path: Path) -> None:
     known = job(config(tmp_path, "gpt2"), tmp_path)
     before, draws = weights_sha256(known.base.model), torch.get_rng_state()
-    forecast.full_plan(known, [], prepared=0.0)
+    measured_plan.full_plan(known, [], prepared=0.0)
     assert weights_sha256(known.base.model) == before
     assert torch.equal(torch.get_rng_state(), draws)
 
 
 def test_a_run_that_plainly_fits_measures_nothing(tmp_path: Path) -> None:
-    plan = forecast.checked_plan(job(config(tmp_path, "bert"), tmp_path))
+    plan = measured_plan.checked_plan(job(config(tmp_path, "bert"), tmp_path))
     assert plan.memory == {}
 
 
@@ -83,10 +87,10 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
     raw = config(tmp_path, "gpt2")
     known = job(raw, tmp_path)
     monkeypatch.setattr(machine, "rss_bytes", lambda: sum(one.nbytes for one in known.base.model.parameters()))
-    whole = forecast.full_plan(known, [], prepared=0.0).memory
+    whole = measured_plan.full_plan(known, [], prepared=0.0).memory
     limited(monkeypatch, whole["weights"] + whole["gradients"] + whole["optimizer state"] + whole["activations"] // 2)
     with pytest.raises(ConfigError, match="training needs") as raised:
-        pipeline.run(raw, out=tmp_path / "runs")
+        run.run(raw, out=tmp_path / "runs")
     text = str(raised.value)
     assert "train.batch_size" in text
     assert "train.gradient_checkpointing: true" in text
@@ -98,9 +102,9 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
 def test_the_copy_for_checkpoints_refuses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = job(config(tmp_path, "gpt2", checkpoints={"every": 3}), tmp_path)
     monkeypatch.setattr(machine, "rss_bytes", lambda: sum(one.nbytes for one in known.base.model.parameters()))
-    whole = forecast.full_plan(known, [], prepared=0.0).memory
+    whole = measured_plan.full_plan(known, [], prepared=0.0).memory
     limited(monkeypatch, sum(whole.values()) - 1)
-    less = forecast.checked_plan(known).memory
+    less = measured_plan.checked_plan(known).memory
     assert set(whole) - set(less) == {"checkpoint being written"}
 
 
@@ -110,7 +114,7 @@ def test_the_copy_for_checkpoints_refuses_nothing(tmp_path: Path, monkeypatch: p
     tokens=st.lists(st.integers(1, 5000), min_size=2, max_size=6),
 )
 def test_a_line_through_exact_points_is_found(a_step: float, a_token: float, tokens: list[int]) -> None:
-    found = forecast.line([(count, a_step + a_token * count) for count in tokens])
+    found = measured_plan.line([(count, a_step + a_token * count) for count in tokens])
     if len(set(tokens)) > 1:
         assert found == pytest.approx((a_step, a_token), rel=1e-4)
     else:
@@ -119,24 +123,24 @@ def test_a_line_through_exact_points_is_found(a_step: float, a_token: float, tok
 
 
 def test_seconds_are_never_negative() -> None:
-    assert forecast.line([(100, 2.0), (200, 1.0)]) == (0.0, 0.01)
-    assert forecast.line([(100, 1.0), (200, 4.0)])[0] == 0.0
+    assert measured_plan.line([(100, 2.0), (200, 1.0)]) == (0.0, 0.01)
+    assert measured_plan.line([(100, 1.0), (200, 4.0)])[0] == 0.0
 
 
 def test_a_batch_has_rows_of_like_length() -> None:
     rows = [Example(str(length), "x" * length, "") for length in (9, 1, 5, 3, 7, 2, 8, 4, 6, 10)]
-    assert [len(row.input) for row in forecast.neighbours(rows, 3, 0.0)] == [1, 2, 3]
-    assert [len(row.input) for row in forecast.neighbours(rows, 4, 0.5)] == [4, 5, 6, 7]
-    assert [len(row.input) for row in forecast.neighbours(rows, 3, 1.0)] == [8, 9, 10]
-    assert len(forecast.neighbours(rows, 99, 0.5)) == 10
+    assert [len(row.input) for row in measured_plan.neighbours(rows, 3, 0.0)] == [1, 2, 3]
+    assert [len(row.input) for row in measured_plan.neighbours(rows, 4, 0.5)] == [4, 5, 6, 7]
+    assert [len(row.input) for row in measured_plan.neighbours(rows, 3, 1.0)] == [8, 9, 10]
+    assert len(measured_plan.neighbours(rows, 99, 0.5)) == 10
 
 
 @given(once=st.floats(0, 5), a_row=st.floats(0.01, 2), count=st.integers(8, 500))
 def test_what_is_spent_once_is_told_from_what_each_row_takes(once: float, a_row: float, count: int) -> None:
-    found = forecast.extrapolated((2, once + 2 * a_row), (8, once + 8 * a_row), count)
+    found = measured_plan.extrapolated((2, once + 2 * a_row), (8, once + 8 * a_row), count)
     assert found == pytest.approx(once + a_row * count)
 
 
 def test_more_rows_that_took_no_longer_stand_for_all() -> None:
-    assert forecast.extrapolated((2, 5.0), (8, 4.0), 80) == pytest.approx(40.0)
-    assert forecast.extrapolated((2, 1.0), (2, 1.5), 2) == pytest.approx(1.5)
+    assert measured_plan.extrapolated((2, 5.0), (8, 4.0), 80) == pytest.approx(40.0)
+    assert measured_plan.extrapolated((2, 1.0), (2, 1.5), 2) == pytest.approx(1.5)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fulltune
-from fulltune.model import Bundle, load
+from fulltune.models.bundle import Bundle
+from fulltune.models.load import load
 
 STORED = ("negative", "neutral", "positive")
 KINDS = ["bert", "gpt2", "llama", "t5", "bart"]

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import fulltune
-from fulltune import Config, ConfigError, NonFiniteError, pipeline
+from fulltune import Config, ConfigError, NonFiniteError
 from fulltune.config import load_config
-from fulltune.methods.full import largest_change, samples
-from fulltune.recording import unchanged
-from fulltune.records import Parameters
-from fulltune.training.arguments import advice
+from fulltune.pipeline import run
+from fulltune.pipeline.record import unchanged
+from fulltune.records.run import Parameters
+from fulltune.training.advice import advice
+from fulltune.training.methods.proof import largest_change, samples
 
 ROWS = [{"text": f"{'good great film' if n % 2 else 'bad poor movie'} {n}", "label": str(n % 2)} for n in range(24)]
 
@@ -55,7 +56,7 @@ def test_an_epoch_without_a_batch_is_refused_before_the_baselines(base: str, tmp
 
 def test_class_weights_need_classes(base: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.class_weights.*causal-lm, which has no classes"):
-        pipeline.plan({**config(base), "task": "causal-lm", "train": {"class_weights": "balanced"}}, out=tmp_path)
+        run.plan({**config(base), "task": "causal-lm", "train": {"class_weights": "balanced"}}, out=tmp_path)
 
 
 def test_options_that_the_task_does_not_read_are_reported() -> None:
@@ -98,7 +99,7 @@ def test_rounding_is_no_movement(moved: float, change: float | None, says: bool)
 )
 def test_a_model_with_a_name_that_no_folder_can_have_is_not_there(name: str, base: str, tmp_path: Path) -> None:
     with pytest.raises(fulltune.FulltuneError):
-        pipeline.plan(config(name), out=tmp_path)
+        run.plan(config(name), out=tmp_path)
 
 
 def test_weights_that_are_not_finite_before_training_are_the_checkpoints_fault() -> None:

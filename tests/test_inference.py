@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulltune import inference, padded, scoring
-from fulltune.inference import Text
+from fulltune.models import inference, likelihoods, padding
+from fulltune.models.inference import Text
 
 DECODERS = ("gpt2", "llama")
 ENCODER_DECODERS = ("t5", "bart")
@@ -41,8 +41,8 @@ def test_likelihoods_equal_an_unbatched_loop_in_the_order_given(kind: str, batch
 def test_a_narrow_budget_for_logits_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = fakes.bundle("gpt2")
     whole = list(inference.likelihoods(bundle, TEXTS, 4))
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 1)
-    monkeypatch.setattr(scoring, "takes_loss_at_head", lambda *asked: False)
+    monkeypatch.setattr(likelihoods, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(likelihoods, "takes_loss_at_head", lambda *asked: False)
     cut = list(inference.likelihoods(bundle, TEXTS, 4))
     assert [part.nll for part in cut] == pytest.approx([part.nll for part in whole], rel=1e-5)
 
@@ -117,7 +117,7 @@ def test_mask_log_probabilities_have_a_row_for_each_mask() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 5))
 def test_any_lengths_come_back_in_order(lengths: list[int], batch_size: int) -> None:
-    results = padded.sorted_batches(
+    results = padding.sorted_batches(
         [[n] * n for n in lengths], lambda batch: [row[0] for row in batch], len, batch_size
     )
     assert list(results) == lengths

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.errors import ConfigError, IncompatibleError, StoreError
-from fulltune.interpolation import Mixture, Point, choose, with_front
-from fulltune.records import Score
+from fulltune.experiments.interpolation import Mixture, Point, choose, with_front
+from fulltune.records.run import Score
 
 KNOWN = "the king has a red fox and a blue cat"
 HEROES, DEEDS = ("dog", "tsar", "hen", "bear"), ("met a court", "sold the state", "has no law", "may sing at noon")

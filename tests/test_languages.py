@@ -22,10 +22,11 @@ from transformers import (
     NllbTokenizer,
 )
 
-from fulltune import recording, stages
 from fulltune.config import load_config
 from fulltune.errors import ConfigError, ModelError
-from fulltune.model import Bundle
+from fulltune.models.bundle import Bundle
+from fulltune.models.save import save_model
+from fulltune.pipeline import job
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Task
 
@@ -67,8 +68,8 @@ def loaded(folder: Path, **data: Any) -> tuple[Task, Bundle]:
             "evaluation": {"max_new_tokens": 5},
         }
     )
-    task, _ = stages.parts(config)
-    return task, stages.load(config, task, "runs")
+    task, _ = job.parts(config)
+    return task, job.load(config, task, "runs")
 
 
 #: Codes of each tokenizer: source and target.
@@ -85,7 +86,7 @@ def test_both_languages_are_in_training_generation_and_the_saved_folder(kind: st
     assert code[source] not in prompts.answer_ids(bundle, "maison")
     rows = [Example(str(row), text, "maison") for row, text in enumerate(("house", "a tree", "old"))]
     predictions = list(task.predictor(bundle, "tuned")(rows))
-    recording.save_model(bundle, tmp_path / "saved")
+    save_model(bundle, tmp_path / "saved")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved")
     assert (tokenizer.src_lang, tokenizer.tgt_lang) == (source, target)
@@ -146,7 +147,7 @@ def test_without_any_target_the_source_is_used_and_said(tmp_path: Path) -> None:
 
 def test_the_saved_settings_are_read_back(tmp_path: Path) -> None:
     _, bundle = loaded(save("nllb", tmp_path / "base"), source_language="rus_Cyrl", target_language="fra_Latn")
-    recording.save_model(bundle, tmp_path / "saved")
+    save_model(bundle, tmp_path / "saved")
     _, again = loaded(tmp_path / "saved")
     assert (again.tokenizer.src_lang, again.tokenizer.tgt_lang) == ("rus_Cyrl", "fra_Latn")
     stored = json.loads((tmp_path / "saved" / "generation_config.json").read_text())

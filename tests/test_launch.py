@@ -12,10 +12,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from typer.testing import CliRunner
 
-from fulltune import launch as launching
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.errors import ConfigError, MissingDependencyError
-from fulltune.launch import PRESETS, Launch, accelerate_config
+from fulltune.runtime import launch as launching
+from fulltune.runtime.launch import PRESETS, Launch, accelerate_config
 
 
 def _accepted(config: dict[str, Any], folder: Path) -> argparse.Namespace:

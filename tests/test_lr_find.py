@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.config import LEARNING_RATES
 from fulltune.errors import ConfigError, DataError
-from fulltune.lr_find import LearningRate, weights_sha256
+from fulltune.experiments.lr_find import LearningRate, weights_sha256
+from fulltune.experiments.range_test import EDGE, SMOOTHING, rates, read, smoothed
 from fulltune.report.rates import plot
-from fulltune.training.range_test import EDGE, SMOOTHING, rates, read, smoothed
 
 # ---- What a sweep says ----
 
@@ -187,7 +187,7 @@ def test_a_hash_sees_one_bit() -> None:
 def test_the_command_prints_a_table_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job(tmp_path)), encoding="utf-8")
-    monkeypatch.setattr("fulltune.lr_find.find_learning_rate", lambda *args, **options: answer(tmp_path))
+    monkeypatch.setattr("fulltune.experiments.lr_find.find_learning_rate", lambda *args, **options: answer(tmp_path))
     monkeypatch.delitem(vars(fulltune), "find_learning_rate", raising=False)
     shown = CliRunner().invoke(app, ["lr-find", str(path), "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fulltune import machine
+from fulltune.runtime import machine
 
 MB = 1_000_000
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import BertConfig, GPT2Config, T5Config
 
-from fulltune import memory_parts
 from fulltune.config import Config, load_config
-from fulltune.training.footprint import Footprint
+from fulltune.pipeline.planning import memory
+from fulltune.pipeline.planning.footprint import Footprint
 
 GIB = 2**30
 
@@ -29,20 +29,20 @@ def footprint(rows: int = 8, **changed: Any) -> Footprint:
 
 
 def test_parts_add_up_to_the_peak() -> None:
-    found = memory_parts.parts(job(), footprint(), program=GIB, base=0, steps=STEPS)
+    found = memory.parts(job(), footprint(), program=GIB, base=0, steps=STEPS)
     training = {"weights": 1, "gradients": 1, "optimizer state": 2, "activations": 8}
     assert {name: size / GIB for name, size in found.items() if name in training} == training
     assert found["program and data"] == GIB
-    assert found["allocator"] == round(memory_parts.SLACK * 12 * GIB)
+    assert found["allocator"] == round(memory.SLACK * 12 * GIB)
     assert "base beside it" not in found
 
 
 def test_regularizers_and_checkpoints_hold_copies() -> None:
     config = job(checkpoints={}, regularize={"ewc": 1.0})
-    found = memory_parts.parts(config, footprint(), program=GIB, base=GIB, steps=STEPS)
+    found = memory.parts(config, footprint(), program=GIB, base=GIB, steps=STEPS)
     assert found["copies for regularizers"] == 2 * GIB
-    assert found[memory_parts.COPY] == 3 * GIB
-    assert memory_parts.essential(found) == sum(found.values()) - 3 * GIB
+    assert found[memory.COPY] == 3 * GIB
+    assert memory.essential(found) == sum(found.values()) - 3 * GIB
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def test_regularizers_and_checkpoints_hold_copies() -> None:
 def test_a_training_that_ends_before_its_first_checkpoint_holds_no_copy(
     every: int | None, steps: int, is_written: bool
 ) -> None:
-    found = memory_parts.parts(job(checkpoints={"every": every}), footprint(), program=GIB, base=0, steps=steps)
-    assert (memory_parts.COPY in found) is is_written
+    found = memory.parts(job(checkpoints={"every": every}), footprint(), program=GIB, base=0, steps=steps)
+    assert (memory.COPY in found) is is_written
 
 
 def ways(limit: int, config: Config | None = None, **changed: Any) -> dict[str, float]:
     recomputing = footprint(timelines={2: (GIB, GIB, -GIB), 3: (GIB, GIB, -GIB)})
     options = {"recomputing": recomputing} | changed
     config = config or job(train={"batch_size": 8})
-    found = memory_parts.proposals(config, footprint(), limit=limit, program=0, base=0, steps=STEPS, **options)
-    return {one.change: one.bytes / GIB / (1 + memory_parts.SLACK) for one in found}
+    found = memory.proposals(config, footprint(), limit=limit, program=0, base=0, steps=STEPS, **options)
+    return {one.change: one.bytes / GIB / (1 + memory.SLACK) for one in found}
 
 
 def test_proposals_come_in_order_with_their_figures() -> None:
@@ -78,15 +78,13 @@ def test_proposals_come_in_order_with_their_figures() -> None:
     assert recomputing == pytest.approx(1 + 2 + 2)
     assert light == pytest.approx(1 + 0.508 + 9, abs=1e-3)
     assert every < min(small, recomputing, light)
-    slack = memory_parts.SLACK
+    slack = memory.SLACK
     assert sharded * (1 + slack) == pytest.approx((1 + 1 + 2) / 2 + 4 + slack * (1 + 1 + 2 + 4))
 
 
 def test_what_is_done_already_is_not_proposed() -> None:
     config = job(train={"batch_size": 1})
-    found = memory_parts.proposals(
-        config, footprint(rows=1, optimizer=GIB // 4), None, GIB, program=0, base=0, steps=STEPS
-    )
+    found = memory.proposals(config, footprint(rows=1, optimizer=GIB // 4), None, GIB, program=0, base=0, steps=STEPS)
     assert [one.change for one in found] == ["sharding over 2 processes (fulltune launch)"]
 
 
@@ -96,10 +94,10 @@ def test_a_budget_of_tokens_is_what_is_lowered_where_there_is_one() -> None:
 
 
 def test_a_refusal_tells_what_takes_memory_and_every_way_out() -> None:
-    taken = memory_parts.parts(job(), footprint(), program=GIB, base=0, steps=STEPS)
+    taken = memory.parts(job(), footprint(), program=GIB, base=0, steps=STEPS)
     limit = 8 * GIB
-    found = memory_parts.proposals(job(), footprint(), None, limit, program=GIB, base=0, steps=STEPS)
-    text = str(memory_parts.refusal(taken, limit, list(found)))
+    found = memory.proposals(job(), footprint(), None, limit, program=GIB, base=0, steps=STEPS)
+    text = str(memory.refusal(taken, limit, list(found)))
     assert "training needs 13.6 GiB (activations 8.0 GiB, optimizer state 2.0 GiB" in text
     assert "at most 8.0 GiB" in text
     fits, _, short = text.partition("Not enough alone: ")
@@ -109,19 +107,19 @@ def test_a_refusal_tells_what_takes_memory_and_every_way_out() -> None:
 
 
 def test_a_refusal_without_a_way_out_says_so() -> None:
-    text = str(memory_parts.refusal({"weights": 9 * GIB}, GIB, []))
+    text = str(memory.refusal({"weights": 9 * GIB}, GIB, []))
     assert "Choose a smaller model, or more memory" in text
 
 
 @pytest.mark.parametrize("config", [GPT2Config(), BertConfig(), T5Config()])
 def test_a_rough_bound_is_known_for_all_families(config: Any) -> None:
-    few, many = (memory_parts.rough_step_bytes(config, rows, 128) for rows in (1, 8))
+    few, many = (memory.rough_step_bytes(config, rows, 128) for rows in (1, 8))
     assert few is not None
     assert many == pytest.approx(8 * few)
-    longer = memory_parts.rough_step_bytes(config, 1, 256)
+    longer = memory.rough_step_bytes(config, 1, 256)
     assert longer is not None
     assert longer > 2 * few
 
 
 def test_sizes_that_are_not_told_give_no_bound() -> None:
-    assert memory_parts.rough_step_bytes(object(), 1, 1) is None
+    assert memory.rough_step_bytes(object(), 1, 1) is None

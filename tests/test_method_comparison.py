@@ -14,16 +14,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune import arm, render
-from fulltune.arm import Answer, ArmDied, Order
-from fulltune.cli import app
+from fulltune.cli.main import app
+from fulltune.cli.render import runs
 from fulltune.config import load_config
 from fulltune.errors import ConfigError, DataError, FulltuneError
-from fulltune.method_choice import recommend
-from fulltune.method_comparison import compare_methods, grid
-from fulltune.method_records import MethodComparison, MethodResult, SystemResult
+from fulltune.experiments.methods import worker
+from fulltune.experiments.methods.comparison import compare_methods, grid
+from fulltune.experiments.methods.recommend import recommend
+from fulltune.experiments.methods.worker import Answer, ArmDied, Order
 from fulltune.metrics import known
-from fulltune.records import Comparison, Score, read_record
+from fulltune.records.methods import MethodComparison, MethodResult, SystemResult
+from fulltune.records.run import Comparison, Score, read_record
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 
@@ -63,7 +64,7 @@ class Counting:
         if order.methods == (self.crash,) and order.kind != "prepare":
             raise ArmDied("its process was killed by signal 9 (often a lack of memory)")
         self.done.append(path.stem)
-        return arm.in_this_process(order, path)
+        return worker.in_this_process(order, path)
 
 
 # ---- The rates ----
@@ -255,9 +256,12 @@ def test_nothing_applies(job: dict[str, Any], tmp_path: Path) -> None:
 
 def test_keys_of_an_adapter_go_to_the_methods_that_read_them(job: dict[str, Any]) -> None:
     config = load_config(job | {"adapter": {"rank": 4, "prompt_tokens": 3}})
-    assert arm.of_method(config, "full").adapter == load_config(job).adapter
-    assert (arm.of_method(config, "lora").adapter.rank, arm.of_method(config, "lora").adapter.prompt_tokens) == (4, 20)
-    assert arm.of_method(config, "prompt-tuning").adapter.prompt_tokens == 3
+    assert worker.of_method(config, "full").adapter == load_config(job).adapter
+    assert (worker.of_method(config, "lora").adapter.rank, worker.of_method(config, "lora").adapter.prompt_tokens) == (
+        4,
+        20,
+    )
+    assert worker.of_method(config, "prompt-tuning").adapter.prompt_tokens == 3
 
 
 def test_a_part_runs_in_a_process_of_its_own(job: dict[str, Any], tmp_path: Path) -> None:
@@ -265,14 +269,14 @@ def test_a_part_runs_in_a_process_of_its_own(job: dict[str, Any], tmp_path: Path
     order = Order(kind="run", config=config, methods=("nothing",), rates=(1e-3,), out="runs", folder="f", quiet=True)
     path = tmp_path / "order.json"
     path.write_text(order.to_json(), encoding="utf-8")
-    answer = arm.in_a_process(order, path)
+    answer = worker.in_a_process(order, path)
     assert answer.refused is not None
     error = answer.refused.error()
     assert isinstance(error, ConfigError)
     assert "there is no method 'nothing'" in str(error)
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ArmDied, match="ended with exit code 1"):
-        arm.in_a_process(order, path)
+        worker.in_a_process(order, path)
 
 
 def test_the_command_and_the_terminal(
@@ -299,7 +303,7 @@ def test_the_command_and_the_terminal(
     assert (asked["rates"], asked["seeds"], asked["tokens"], asked["max_steps"]) == (3, 3, 900, None)
     console = Console(width=240)
     with console.capture() as captured:
-        console.print(render.methods(found))
+        console.print(runs.methods(found))
     assert found.headline in captured.get()
     assert "lora failed: its process was killed" in captured.get()
 

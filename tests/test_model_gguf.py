@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fulltune import model
-from fulltune.recording import save_model
+from fulltune.models import load
+from fulltune.models.save import save_model
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the gguf package")
 
@@ -58,7 +58,7 @@ def write(path: Path) -> dict[str, np.ndarray]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_gguf_file_is_float32_trains_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = write(tmp_path / "tiny.gguf")
-    bundle = model.load(str(tmp_path / "tiny.gguf"))
+    bundle = load.load(str(tmp_path / "tiny.gguf"))
     assert capsys.readouterr() == ("", ""), "no bars of the library's own"
     assert bundle.family == "decoder"
     assert {parameter.dtype for parameter in bundle.model.parameters()} == {torch.float32}
@@ -69,5 +69,5 @@ def test_a_gguf_file_is_float32_trains_and_saves(tmp_path: Path, capsys: pytest.
     bundle.model(input_ids=ids, labels=ids).loss.backward()
     assert all(parameter.grad is not None for parameter in bundle.model.parameters())
     save_model(bundle, tmp_path / "saved")
-    again = model.load(str(tmp_path / "saved"))
+    again = load.load(str(tmp_path / "saved"))
     assert torch.equal(again.model.model.embed_tokens.weight, bundle.model.model.embed_tokens.weight)

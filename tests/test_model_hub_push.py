@@ -18,10 +18,10 @@ import pytest
 import torch
 from report import samples
 
-from fulltune.adapters.files import Origin, write
-from fulltune.records import ModelInfo
+from fulltune.models.adapters.files import Origin, write
+from fulltune.records.run import ModelInfo
 from fulltune.store.objects import checkpoint_sha256
-from fulltune.store.register import register_run
+from fulltune.store.registry.register import register_run
 from fulltune.store.runs import RunFolder
 
 

@@ -14,10 +14,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fulltune import more_data, render
-from fulltune.cli import app
+from fulltune.cli.main import app
+from fulltune.cli.render import runs
 from fulltune.errors import ConfigError
-from fulltune.more_data import LearningCurve, learning_curve, nested
+from fulltune.experiments import learning_curve as more_data
+from fulltune.experiments.learning_curve import LearningCurve, learning_curve, nested
 from fulltune.tasks.base import Example
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
@@ -107,7 +108,7 @@ def curve(low: float, high: float) -> LearningCurve:
 
 def test_the_curve_is_shown_to_people() -> None:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render.learning_curve(curve(-0.1, 0.2)))
+    console.print(runs.learning_curve(curve(-0.1, 0.2)))
     console.file.close()
     shown = console.export_text()
     assert "The headline." in shown

@@ -10,7 +10,7 @@ import fakes
 import pytest
 
 import fulltune
-from fulltune.records import Prediction, Record
+from fulltune.records.run import Prediction, Record
 from fulltune.report.files import Lines
 
 WORDS = {"no": "bad poor movie", "yes": "good great film"}

@@ -28,9 +28,9 @@ from transformers import (
 )
 
 import fulltune
-from fulltune import fast_paths, inference
 from fulltune.errors import DataError, ModelError
-from fulltune.model import load
+from fulltune.models import fast_paths, inference
+from fulltune.models.load import load
 from fulltune.training.trainer import Trainer
 
 FNET = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "pad_token_id": 0}

@@ -13,9 +13,9 @@ import fakes
 import pytest
 
 import fulltune
-from fulltune import pipeline
 from fulltune.errors import DataError, IncompatibleError, ModelError
-from fulltune.records import Prediction, read_record
+from fulltune.pipeline import run
+from fulltune.records.run import Prediction, read_record
 from fulltune.store.runs import status
 
 WORDS = {"law": ["court", "state", "party", "term"], "film": ["film", "star", "good", "great"]}
@@ -252,7 +252,7 @@ def test_a_model_of_the_wrong_family_is_refused_before_training(place: Path) -> 
 
 
 def test_plan_trains_nothing_and_makes_no_run(place: Path) -> None:
-    plan = pipeline.plan(config(place, "bert", "classification", "clauses", epochs=2), out=place / "runs")
+    plan = run.plan(config(place, "bert", "classification", "clauses", epochs=2), out=place / "runs")
     assert plan.total_steps == 20
     assert not (place / "runs").exists()
 

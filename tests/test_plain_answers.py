@@ -15,11 +15,11 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from fulltune import inference
-from fulltune.fast_paths import options
-from fulltune.inference import Text
-from fulltune.kernels.active import accelerated
-from fulltune.model import Bundle, family_of
+from fulltune.models import inference
+from fulltune.models.bundle import Bundle, family_of
+from fulltune.models.fast_kernels import accelerated
+from fulltune.models.fast_paths import options
+from fulltune.models.inference import Text
 
 LAYERS = ["sliding_attention", "full_attention"]
 WINDOW = 16

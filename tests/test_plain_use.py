@@ -18,10 +18,11 @@ from transformers import (
     pipeline,
 )
 
-from fulltune import recording, stages
 from fulltune.config import load_config
-from fulltune.model import Bundle
-from fulltune.records import Prediction
+from fulltune.models import save
+from fulltune.models.bundle import Bundle
+from fulltune.pipeline import job
+from fulltune.records.run import Prediction
 from fulltune.tasks.base import Example, Task
 
 CAP = 6
@@ -56,10 +57,10 @@ class Saved:
 
     def predictions(self, examples: list[Example]) -> list[Prediction]:
         """The report's answers; the folder is written before."""
-        task, _ = stages.parts(self.config)
+        task, _ = job.parts(self.config)
         task.fit(examples, examples)
-        bundle = stages.load(self.config, task, "runs", head=task.head)
-        recording.save_model(bundle, self.folder)
+        bundle = job.load(self.config, task, "runs", head=task.head)
+        save.save_model(bundle, self.folder)
         self.task: Task = task
         self.bundle: Bundle = bundle
         return list(task.predictor(bundle, "tuned")(examples))

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError
-from fulltune.plan import BYTES_PER_PARAMETER, Plan, build_plan
+from fulltune.pipeline.planning.plan import BYTES_PER_PARAMETER, Plan, build_plan
 from fulltune.training.arguments import evaluation_steps
 
 GIB = 2**30

@@ -14,10 +14,11 @@ import ranks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune import distributed
 from fulltune.errors import DataError, ProcessError
-from fulltune.kernels import active
-from fulltune.kernels.products import Choices
+from fulltune.models import fast_kernels
+from fulltune.runtime import distributed
+from fulltune.runtime.kernels import active
+from fulltune.runtime.kernels.products import Choices
 
 
 class Threads:
@@ -146,10 +147,10 @@ def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
     """The folder of a new run is made by the first process: when the others come here it need not be there yet."""
     threads, seen = Threads(monkeypatch, 2), []
     chosen = [Choices(frozenset({("forward", (2**number, 64, 64))}), "measured") for number in (6, 8)]
-    write = active.atomic_text
+    write = fast_kernels.atomic_text
     monkeypatch.setattr(active, "_of_machine", {})
-    monkeypatch.setattr(active, "machine_choices", lambda: chosen[distributed.rank()])
-    monkeypatch.setattr(active, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
+    monkeypatch.setattr(fast_kernels, "machine_choices", lambda: chosen[distributed.rank()])
+    monkeypatch.setattr(fast_kernels, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
 
     def work() -> Choices | None:
         with active.fixed("auto", tmp_path / "kernels.json") as found:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fulltune.progress import LOG_LINES, BarProgress, LogProgress, NullProgress, Progress, open_progress
+from fulltune.runtime.progress import LOG_LINES, BarProgress, LogProgress, NullProgress, Progress, open_progress
 
 
 class Terminal(io.StringIO):

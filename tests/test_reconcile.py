@@ -15,10 +15,10 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 import fulltune
-from fulltune import inference
 from fulltune.errors import ModelError
-from fulltune.model import Bundle, load
-from fulltune.models import reconcile
+from fulltune.models import inference, reconcile
+from fulltune.models.bundle import Bundle
+from fulltune.models.load import load
 
 
 def edit(folder: Path, name: str, **values: Any) -> Path:

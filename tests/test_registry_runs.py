@@ -18,14 +18,14 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune import inference, model
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.config import load_config
 from fulltune.errors import StoreError
-from fulltune.store.files import file_sha256
+from fulltune.models import inference, load, sources
+from fulltune.runtime.files import file_sha256
 from fulltune.store.objects import checkpoint_sha256
-from fulltune.store.promotion import promote, rollback
-from fulltune.store.registry import Registry
+from fulltune.store.registry.promotion import promote, rollback
+from fulltune.store.registry.registry import Registry
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.text2sql.task import Text2SQL
 
@@ -73,7 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(name: str, out: Path) -> torch.Tensor:
-    bundle = model.load(name, "classification", runs=out)
+    bundle = load.load(name, "classification", runs=out)
     inputs = [bundle.tokenizer(text).input_ids for text in ("a good film", "the poor king", "yes")]
     return torch.tensor(list(inference.class_logits(bundle, inputs, 3)))
 
@@ -119,7 +119,7 @@ def test_a_version_that_is_not_there_is_said_before_anything_is_loaded(place: Pa
     with pytest.raises(StoreError, match=r"there is no classification-base@99"):
         fulltune.run(place / "config.yaml", out=place / "runs", overrides=[f"model={NAME}@99"])
     with pytest.raises(StoreError, match=r"Did you mean 'classification-base'"):
-        model.find("classification-bose@1", place / "runs")
+        sources.find("classification-bose@1", place / "runs")
 
 
 # Export.

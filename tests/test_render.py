@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from fulltune import render
-from fulltune.compare import RunComparison
+from fulltune.cli.render import runs
 from fulltune.config import load_config
-from fulltune.plan import build_plan
-from fulltune.records import (
+from fulltune.metrics.compare import RunComparison
+from fulltune.pipeline.planning.plan import build_plan
+from fulltune.records.run import (
     AuditSummary,
     Comparison,
     DataInfo,
@@ -88,7 +88,7 @@ def record(verdict: str = "improved", **changes: Any) -> Record:
 
 
 def test_a_run_begins_with_its_headline_and_ends_with_what_to_try() -> None:
-    lines = text(render.record(record(), Path("runs/20260101-a"))).splitlines()
+    lines = text(runs.record(record(), Path("runs/20260101-a"))).splitlines()
     assert lines[0].strip() == "Tuned beats few-shot."
     assert "Report: runs/20260101-a/report.html" in lines[-2]
     assert "fulltune compare 20260101-a latest" in lines[-1]
@@ -111,22 +111,22 @@ def test_a_run_begins_with_its_headline_and_ends_with_what_to_try() -> None:
 )
 def test_what_to_try_depends_on_how_it_went(changes: dict[str, str], words: str) -> None:
     verdict = changes.pop("verdict", "improved")
-    assert words in render.next_step(record(verdict, **changes))
+    assert words in runs.next_step(record(verdict, **changes))
 
 
 def test_a_rejected_run_gives_its_reasons_as_they_are() -> None:
-    shown = text(render.record(record(outcome="rejected", reasons=("below [tfidf]",)), Path("r")))
+    shown = text(runs.record(record(outcome="rejected", reasons=("below [tfidf]",)), Path("r")))
     assert "below [tfidf]" in shown
 
 
 def test_a_stopped_run_without_scores_can_be_shown() -> None:
-    shown = text(render.record(record(outcome="stopped", scores={}, comparison={}), Path("r")))
+    shown = text(runs.record(record(outcome="stopped", scores={}, comparison={}), Path("r")))
     assert "Tuned beats few-shot." in shown
 
 
 def test_nan_stays_nan() -> None:
     nan = Score(value=float("nan"), low=float("nan"), high=float("nan"), n=0)
-    assert "NaN" in text(render.systems(record(scores={"tuned": {"macro_f1": nan}})))
+    assert "NaN" in text(runs.systems(record(scores={"tuned": {"macro_f1": nan}})))
 
 
 def test_an_evaluation_puts_the_deciding_metric_first() -> None:
@@ -141,7 +141,7 @@ def test_an_evaluation_puts_the_deciding_metric_first() -> None:
         scores={"accuracy": score(0.5), "macro_f1": score(0.4)},
         seconds=1.0,
     )
-    shown = text(render.evaluation(found))
+    shown = text(runs.evaluation(found))
     assert "gpt2 [small], Zero-shot, on 1,200 rows of test.jsonl" in shown
     assert 0 < shown.index("Macro-F1") < shown.index("Accuracy")
     assert "[0.380, 0.420]" in shown
@@ -161,7 +161,7 @@ def test_a_comparison_names_both_runs_and_the_rows_that_changed() -> None:
         fixed=tuple(f"test.jsonl:{line}" for line in range(1, 8)),
         broken=("test.jsonl:9",),
     )
-    shown = text(render.comparison(found))
+    shown = text(runs.comparison(found))
     assert shown.splitlines()[0].strip() == "A is better."
     assert "A = 20260101-a" in shown
     assert "B = 20260102-b" in shown
@@ -175,7 +175,7 @@ def test_a_plan_shows_cost_and_advice() -> None:
     config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}, "train": {"learning_rate": 1e-3}})
     counts = {"train_rows": 1000, "eval_rows": 200, "valid_rows": 0, "sequences": 4000, "tokens": 123_456}
     plan = build_plan(config, **counts, parameters=2**27, machine_memory=2**33)
-    shown = text(render.plan(plan))
+    shown = text(runs.plan(plan))
     assert "134,217,728 parameters" in shown
     assert "at least 2.0 GiB, activations on top; this machine has 8.0 GiB" in shown
     assert "1,500 (500 an epoch), 90 of them warm-up" in shown
@@ -188,7 +188,7 @@ def test_a_measured_plan_shows_memory_by_part_and_time_by_stage() -> None:
     counts = {"train_rows": 1000, "eval_rows": 200, "valid_rows": 0, "sequences": 4000, "tokens": 123_456}
     plan = build_plan(config, **counts, parameters=2**27, machine_memory=2**33)
     measured = {"memory": {"weights": 2**29, "activations": 2**31}, "seconds": {"zero_shot": 30.0, "train": 3700.0}}
-    lines = [" ".join(line.split()) for line in text(render.plan(plan.model_copy(update=measured))).splitlines()]
+    lines = [" ".join(line.split()) for line in text(runs.plan(plan.model_copy(update=measured))).splitlines()]
     assert "memory 2.5 GiB at the peak; this machine has 8.0 GiB" in lines
     shown = [line.strip("│ ┃").replace(" │ ", " ") for line in lines]
     assert {"weights 512 MiB", "activations 2.0 GiB", "all 2.5 GiB"} <= set(shown)
@@ -199,7 +199,7 @@ def test_a_measured_plan_shows_memory_by_part_and_time_by_stage() -> None:
     ("seconds", "words"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
 )
 def test_durations_are_for_people(seconds: float, words: str) -> None:
-    assert render.duration(seconds) == words
+    assert runs.duration(seconds) == words
 
 
 def test_what_guards_said_is_shown_once() -> None:
@@ -208,7 +208,7 @@ def test_what_guards_said_is_shown_once() -> None:
         {"guard": "overfitting", "step": 0, "verdict": "continue", "message": "Nothing beat step 0."},
     ]
     kept = record(guards=events, reasons=("Nothing beat step 0.",), outcome="rejected")
-    shown = text(render.record(kept, Path("runs/a")))
+    shown = text(runs.record(kept, Path("runs/a")))
     assert "Guard (overfitting): Stopped at step 40." in shown
     assert shown.count("Nothing beat step 0.") == 1
     assert "lower train.learning_rate, raise train.evaluations" in shown
@@ -216,9 +216,9 @@ def test_what_guards_said_is_shown_once() -> None:
 
 def test_the_first_warnings_of_the_audit_are_shown_in_a_line_each() -> None:
     found = AuditSummary(errors=1, warnings=7, findings=("leaks", *(f"w{n}\nx" for n in range(7)), "i"), leaked_rows=0)
-    shown = text(render.record(record(data=DataInfo(train=SPLIT, eval=SPLIT, audit=found)), Path("runs/a")))
+    shown = text(runs.record(record(data=DataInfo(train=SPLIT, eval=SPLIT, audit=found)), Path("runs/a")))
     assert [line for line in shown.splitlines() if line.startswith("Audit")] == [
         *(f"Audit: w{n} x" for n in range(5)),
         "Audit: … and 2 more in audit.json",
     ]
-    assert "Audit" not in text(render.record(record(), Path("runs/a")))
+    assert "Audit" not in text(runs.record(record(), Path("runs/a")))

@@ -16,11 +16,14 @@ from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune import dataset, resuming, stages
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.errors import ConfigError, StoreError
-from fulltune.resume_check import check_resume
+from fulltune.evaluation import evaluate
+from fulltune.pipeline import resume, train
+from fulltune.pipeline.job import parts
+from fulltune.pipeline.resume_check import check_resume
 from fulltune.store.runs import RunFolder, list_runs, status
+from fulltune.tasks import dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 
@@ -63,8 +66,8 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int, do: Callable[[]
                 done.append(step)
                 do()
 
-    given = stages.guards
-    monkeypatch.setattr(stages, "guards", lambda *args: [*given(*args), Now()])
+    given = train.guards
+    monkeypatch.setattr(train, "guards", lambda *args: [*given(*args), Now()])
 
 
 def die() -> None:
@@ -98,9 +101,9 @@ def test_a_run_killed_in_evaluation_is_not_trained_again(
     place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "score_system", lambda *args, **kwargs: die())
+        patch.setattr(evaluate, "score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
-    monkeypatch.setattr(stages, "train", lambda *args: pytest.fail("it is trained"))
+    monkeypatch.setattr(train, "train", lambda *args: pytest.fail("it is trained"))
     fulltune.run(out=tmp_path, resume=run)
     assert outcome(tmp_path / run) == whole("classification")
 
@@ -109,7 +112,7 @@ def test_a_run_killed_after_its_last_step_keeps_its_best_weights(
     place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fulltune.finishing.finish", lambda *args: die())
+        patch.setattr("fulltune.pipeline.finish.finish", lambda *args: die())
         run = killed(job(place, "classification"), tmp_path)
     fulltune.run(out=tmp_path, resume=run)
     assert outcome(tmp_path / run) == whole("classification")
@@ -229,15 +232,15 @@ def test_a_change_can_be_allowed(stopped: Path, place: Path) -> None:
 
 def test_texts_that_a_tokenizer_saw_do_not_change_what_a_run_is(place: Path, tmp_path: Path) -> None:
     config = fulltune.load_config(job(place, "causal-lm"))
-    data = dataset.prepare(config, stages.parts(config)[0])
+    data = dataset.prepare(config, parts(config)[0])
     base = fakes.bundle("bert")
     with RunFolder.create(tmp_path, "mine") as folder:
-        resuming.check(folder, config, data, base, False)
+        resume.check(folder, config, data, base, False)
         base.tokenizer("the fox and the king", truncation=True, max_length=3, padding="max_length")
-        resuming.check(folder, config, data, base, False)
+        resume.check(folder, config, data, base, False)
         base.tokenizer.add_tokens("dragon")
         with pytest.raises(ConfigError, match="field 'tokenizer'"):
-            resuming.check(folder, config, data, base, False)
+            resume.check(folder, config, data, base, False)
 
 
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
@@ -252,7 +255,7 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
 def test_a_run_without_a_config_is_told(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, "early").close("failed")
     with pytest.raises(StoreError, match="this run has no config yet"):
-        resuming.config_of("early", tmp_path)
+        resume.config_of("early", tmp_path)
 
 
 # ---- doctor --resume ----
@@ -293,7 +296,7 @@ def test_a_config_is_proven_to_resume_exactly(way: str, place: Path) -> None:
 
 
 def test_what_does_not_come_back_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fulltune.training.checkpointing.set_random_state", lambda state: None)
+    monkeypatch.setattr("fulltune.training.checkpoints.manager.set_random_state", lambda state: None)
     found = check_resume(job(place, "causal-lm"), steps=4)
     assert not found.is_exact
     assert not found.parts["random numbers"]

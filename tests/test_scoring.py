@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from fulltune import inference, prefix
-from fulltune.inference import Text
-from fulltune.model import Bundle
-from fulltune.training import head_loss
+from fulltune.models import head_loss, inference, prefix_cache
+from fulltune.models.bundle import Bundle
+from fulltune.models.inference import Text
 
 SHOTS = [(7 * place) % 90 + 5 for place in range(30)]
 
@@ -113,7 +112,7 @@ def test_answers_are_the_same_with_and_without_a_shared_beginning(
     list(inference.generate(bundle, prompts, batch_size, 12))  # the model is checked once
     with _read(bundle) as few:
         shared = list(inference.generate(bundle, prompts, batch_size, 12))
-    monkeypatch.setattr(prefix, "SHORTEST", 10_000)
+    monkeypatch.setattr(prefix_cache, "SHORTEST", 10_000)
     with _read(bundle) as many:
         plain = list(inference.generate(bundle, prompts, batch_size, 12))
     assert shared == plain
@@ -122,7 +121,7 @@ def test_answers_are_the_same_with_and_without_a_shared_beginning(
 
 def test_a_model_without_keys_and_values_of_the_usual_kind_is_asked_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = fakes.bundle("gpt2")
-    monkeypatch.setattr(prefix, "DynamicLayer", dict)
+    monkeypatch.setattr(prefix_cache, "DynamicLayer", dict)
     for text, one in zip(_labels() + _rows(), inference.likelihoods(bundle, _labels() + _rows(), 4), strict=True):
         assert one.nll == pytest.approx(_alone(bundle, text), rel=1e-5)
     assert len(list(inference.generate(bundle, [text.context for text in _rows()], 4, 3))) == 9
@@ -161,4 +160,4 @@ def test_generation_ends_when_every_row_has_ended() -> None:
     [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2]], 1), ([[1], [1]], 0), ([[5, 1], [6, 1]], 0), ([[1, 2, 3]], 2)],
 )
 def test_each_row_keeps_a_rest(rows: list[list[int]], shared: int) -> None:
-    assert prefix.shared_length(rows) == shared
+    assert prefix_cache.shared_length(rows) == shared

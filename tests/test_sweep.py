@@ -15,17 +15,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import fulltune
-from fulltune import render
-from fulltune.cli import app
+from fulltune.cli.main import app
+from fulltune.cli.render import runs
 from fulltune.config import load_config
 from fulltune.errors import ConfigError, StoreError
+from fulltune.experiments.search import Choice, Range, Tried, best
+from fulltune.experiments.sweep import Sweep, parse_space, sweep
+from fulltune.experiments.trials import Bench, Trial
 from fulltune.metrics import known
 from fulltune.metrics.selection import gain_of_choosing
-from fulltune.progress import NullProgress
-from fulltune.search import Choice, Range, Tried, best
-from fulltune.store.resumable import held, job_folder
-from fulltune.sweep import Sweep, parse_space, sweep
-from fulltune.trials import Bench, Trial
+from fulltune.runtime.progress import NullProgress
+from fulltune.store.jobs import held, job_folder
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 
@@ -138,7 +138,7 @@ class Formula(Bench):
 
 
 def searched(job: dict[str, Any], folder: Path, bench: Bench, trials: int, **options: Any) -> list[Tried]:
-    from fulltune.search import search
+    from fulltune.experiments.search import search
 
     space = {"train.learning_rate": Range(1e-6, 1e-1, log=True)}
     return search(load_config(job), space, folder, bench, trials=trials, **options)
@@ -177,7 +177,7 @@ def test_what_falls_behind_is_pruned_when_asked(job: dict[str, Any], tmp_path: P
 
 
 def test_a_finite_space_is_gone_through_once(job: dict[str, Any], tmp_path: Path) -> None:
-    from fulltune.search import search
+    from fulltune.experiments.search import search
 
     bench, rates = Formula(), (1e-4, 1e-3, 1e-2)
     space = {"train.learning_rate": Choice(rates), "train.epochs": Choice((1, 2))}
@@ -217,7 +217,7 @@ ACCURACY = known(("no", "yes"))["accuracy"]
 
 def table(hits: np.ndarray) -> Any:
     from fulltune.metrics.accumulate import Accumulator
-    from fulltune.records import Prediction
+    from fulltune.records.run import Prediction
 
     found = Accumulator((ACCURACY,))
     for row, hit in enumerate(hits):
@@ -285,7 +285,7 @@ def test_the_answer_is_cautious(swept: Sweep) -> None:
     assert json.loads((Path(swept.folder) / "sweep.json").read_text())["best"] == swept.best
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(render.sweep(swept))
+        console.print(runs.sweep(swept))
     text = captured.get()
     assert swept.headline in text
     assert "1e-06" in text

@@ -13,10 +13,10 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from fulltune import console
+from fulltune.cli import options
 from fulltune.errors import DataError
-from fulltune.progress import open_progress
-from fulltune.terminal import portable_json, visible, write_line
+from fulltune.runtime.progress import open_progress
+from fulltune.runtime.terminal import portable_json, visible, write_line
 
 EVIL = "\x1b]0;PWN\x07\x1b[31mred\x1b[2J \x9b31m \u202eabc\u2066 [bold]b[/bold] [/x] :smile: \ud800 \r up"
 HARMFUL = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ud800", "\r")
@@ -30,7 +30,7 @@ def test_what_steers_a_terminal_is_written_as_an_escape() -> None:
 def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("system", EVIL)
     table.add_row(EVIL, Text(EVIL))
-    console.answer("{}", table, as_json=False)
+    options.answer("{}", table, as_json=False)
     shown = capsys.readouterr().out
     assert [one for one in HARMFUL if one in shown] == []
     assert "\\x1b" in shown
@@ -41,7 +41,7 @@ def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytes
 
 def test_json_answers_stay_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"text": EVIL.replace("\ud800", ""), "other": "é 👍 \x7f"}
-    console.answer(json.dumps(value, ensure_ascii=False), "", as_json=True)
+    options.answer(json.dumps(value, ensure_ascii=False), "", as_json=True)
     shown = capsys.readouterr().out
     assert json.loads(shown) == value
     assert [one for one in HARMFUL if one in shown] == []
@@ -52,7 +52,7 @@ def test_json_answers_stay_the_same_value(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_an_error_is_shown_and_its_json_is_valid_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(console.typer.Exit), console.answering(as_json=True, verbose=False):
+    with pytest.raises(options.typer.Exit), options.answering(as_json=True, verbose=False):
         raise DataError(EVIL, field=EVIL)
     shown = capsys.readouterr()
     assert [one for one in HARMFUL if one in shown.out + shown.err] == []

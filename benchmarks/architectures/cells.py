@@ -17,15 +17,19 @@ import fulltune
 from architectures import jobs
 from architectures.checkpoints import EOS, Checkpoint
 from architectures.reference import Answer, Family, Reference
-from fulltune import dataset, inference, model, stages
 from fulltune.config import Config, load_config
 from fulltune.errors import FulltuneError
-from fulltune.inference import Text
-from fulltune.kernels.active import accelerated, fixed
-from fulltune.kernels.calibration import dump_choices, is_float32_onednn_there
-from fulltune.kernels.products import NONE, PRODUCTS, Choices, shape_classes
-from fulltune.model import Bundle
-from fulltune.records import Prediction, Step
+from fulltune.models import inference, load
+from fulltune.models.bundle import Bundle
+from fulltune.models.fast_kernels import accelerated
+from fulltune.models.inference import Text
+from fulltune.pipeline import job as stages
+from fulltune.pipeline.job import parts
+from fulltune.records.run import Prediction, Step
+from fulltune.runtime.kernels.active import fixed
+from fulltune.runtime.kernels.calibration import dump_choices, is_float32_onednn_there
+from fulltune.runtime.kernels.products import NONE, PRODUCTS, Choices, shape_classes
+from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Features, Task
 from fulltune.tasks.text2sql import normalise
 
@@ -130,7 +134,7 @@ def _steps(run: Path) -> list[Step]:
 
 
 def _untrained(checkpoint: Checkpoint) -> Iterator[str]:
-    bundle, family = model.load(str(checkpoint.folder)), family_of(checkpoint)
+    bundle, family = load.load(str(checkpoint.folder)), family_of(checkpoint)
     reference = Reference.load(checkpoint.folder, family)
     texts = _texts(bundle)
     losses = [_reference_nll(reference, text) for text in texts]
@@ -186,7 +190,7 @@ class _Job:
     def run(cls, checkpoint: Checkpoint, column: str, folder: Path, *, fast: bool) -> _Job:
         config = load_config(jobs.config(checkpoint.folder, column, folder, fast=fast))
         record = fulltune.run(config, out=folder / "runs")
-        task, _ = stages.parts(config)
+        task, _ = parts(config)
         data = dataset.prepare(config, task)
         start = stages.load(config, task, folder / "runs", head=task.head)
         task.begin(start, data.train.examples)

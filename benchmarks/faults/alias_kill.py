@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from registry_writers import ALIAS, NAME, PROCESSES, move, write
 
-from fulltune.store.registry import Registry
+from fulltune.store.registry.registry import Registry
 
 #: Seconds within which the process is killed, after its first move; several moves take place in it.
 LONGEST = 0.05

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from jobs import fakes
 
 from fulltune import Trainer
-from fulltune.training import checkpoints
+from fulltune.training.checkpoints import format
 
 
 def checkpoint(folder: Path) -> Path:
@@ -58,11 +58,11 @@ def damage(flips: int, folder: Path) -> tuple[int, list[str]]:
             tried += 1
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                chosen = checkpoints.newest(folder)
+                chosen = format.newest(folder)
             if chosen != folder / "checkpoint-1" or not any(latest.name in str(one.message) for one in told):
                 missed.append(f"{name} {kind}")
             (latest / name).write_bytes(whole)
-    assert checkpoints.newest(folder) == latest, "it is whole again"
+    assert format.newest(folder) == latest, "it is whole again"
     shutil.rmtree(latest)
     return tried, missed
 

@@ -29,7 +29,7 @@ from jobs import fakes
 from fulltune import Trainer
 from fulltune.errors import StoreError
 from fulltune.store import manifest
-from fulltune.training import checkpoints
+from fulltune.training.checkpoints import format
 
 #: Forks of a process that has imported all and computed nothing: torch cannot compute in a fork of one that has.
 _clean = multiprocessing.get_context("forkserver")
@@ -57,7 +57,7 @@ def full_disk(tries: int, place: Path) -> Result:
             told = parent.recv()
             process.join()
             result.tried += 1
-            if not checkpoints.newest(folder):
+            if not format.newest(folder):
                 result.faults.append(f"{room} bytes: no whole checkpoint is left")
             if "free some space" not in told.lower():
                 result.faults.append(f"{room} bytes: {told or 'no message'}")

@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import fakes
 
-from fulltune.records import read_record
-from fulltune.store.files import file_sha256
+from fulltune.records.run import read_record
+from fulltune.runtime.files import file_sha256
 
 #: Families and tasks, and the columns of their rows.
 JOBS = {

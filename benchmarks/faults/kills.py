@@ -35,7 +35,7 @@ _FILE_EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdi
 
 #: Forks of a process that has imported all and computed nothing: torch cannot compute in a fork of one that has.
 _clean = multiprocessing.get_context("forkserver")
-_clean.set_forkserver_preload(["jobs", "fulltune.pipeline"])
+_clean.set_forkserver_preload(["jobs", "fulltune.pipeline.run"])
 
 
 @dataclass

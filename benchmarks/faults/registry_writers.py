@@ -14,15 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from fulltune.errors import StoreError
-from fulltune.records import ModelInfo
-from fulltune.store.overview import verify
-from fulltune.store.registry import Lineage, Registry, Version
+from fulltune.records.run import ModelInfo
+from fulltune.store.registry.overview import verify
+from fulltune.store.registry.registry import Lineage, Registry, Version
 
 NAME, ALIAS = "causal-lm-tiny", "newest"
 
 #: Processes of their own with the imports done: no thread of the caller's is forked, and they start in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["fulltune.store.overview", "fulltune.store.registry"])
+PROCESSES.set_forkserver_preload(["fulltune.store.registry.overview", "fulltune.store.registry.registry"])
 
 
 def write(out: Path, number: int) -> Version:

@@ -11,7 +11,7 @@ import transformers
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, TrainerCallback, TrainingArguments
 from transformers import default_data_collator as as_they_are
 
-from fulltune import plugins
+from fulltune.runtime import plugins
 from fulltune.training.fit import fit
 from tools.processes import tcmalloc
 from tools.workloads import BATCH, RATE, Workload

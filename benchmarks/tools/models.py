@@ -16,7 +16,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from fulltune.model import load, quiet
+from fulltune.models.bundle import quiet
+from fulltune.models.load import load
 
 #: Width, layers and heads.
 SIZES = {"tiny": (128, 2, 2), "small": (384, 6, 6), "base": (768, 12, 12)}

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fulltune import machine
+from fulltune.runtime import machine
 
 RESULTS = Path(__file__).parents[1] / "results"
 

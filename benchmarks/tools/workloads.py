@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
-from fulltune import dataset, plugins
 from fulltune.config import Config, load_config
 from fulltune.data.demo.files import DATASETS
-from fulltune.model import Bundle, load
-from fulltune.records import ModelInfo
+from fulltune.models.bundle import Bundle
+from fulltune.models.load import load
+from fulltune.records.run import ModelInfo
+from fulltune.runtime import plugins
+from fulltune.tasks import dataset
 from fulltune.tasks.base import Features
-from fulltune.training.dropout import set_dropout
+from fulltune.training.regularization.dropout import set_dropout
 
 NAMES = ("tales", "clauses", "sql")
 

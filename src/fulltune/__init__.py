@@ -11,14 +11,11 @@ Every public name is imported when it is first used, so ``import fulltune`` cost
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fulltune.runtime.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from fulltune.asking import ask as ask
-    from fulltune.auto_tokenizer import AutoTokenizer as AutoTokenizer
-    from fulltune.averaging import soup as soup
     from fulltune.config import Config as Config
     from fulltune.config import load_config as load_config
     from fulltune.errors import ConfigError as ConfigError
@@ -33,23 +30,26 @@ if TYPE_CHECKING:
     from fulltune.errors import PromotionRefused as PromotionRefused
     from fulltune.errors import StoreError as StoreError
     from fulltune.errors import TrainingStopped as TrainingStopped
-    from fulltune.export import export as export
-    from fulltune.interpolation import interpolate as interpolate
-    from fulltune.lr_find import find_learning_rate as find_learning_rate
-    from fulltune.method_comparison import compare_methods as compare_methods
-    from fulltune.pipeline import compare as compare
-    from fulltune.pipeline import evaluate as evaluate
-    from fulltune.pipeline import run as run
-    from fulltune.records import Record as Record
-    from fulltune.records import read_record as read_record
-    from fulltune.store.registry import Registry as Registry
-    from fulltune.sweep import sweep as sweep
+    from fulltune.experiments.interpolation import interpolate as interpolate
+    from fulltune.experiments.learning_curve import learning_curve as learning_curve
+    from fulltune.experiments.lr_find import find_learning_rate as find_learning_rate
+    from fulltune.experiments.methods.comparison import compare_methods as compare_methods
+    from fulltune.experiments.soup import soup as soup
+    from fulltune.experiments.sweep import sweep as sweep
+    from fulltune.models.auto_tokenizer import AutoTokenizer as AutoTokenizer
+    from fulltune.pipeline.ask import ask as ask
+    from fulltune.pipeline.export import export as export
+    from fulltune.pipeline.run import compare as compare
+    from fulltune.pipeline.run import evaluate as evaluate
+    from fulltune.pipeline.run import plan as plan
+    from fulltune.pipeline.run import run as run
+    from fulltune.records.run import Record as Record
+    from fulltune.records.run import read_record as read_record
+    from fulltune.store.registry.registry import Registry as Registry
     from fulltune.training.script_arguments import Seq2SeqTrainingArguments as Seq2SeqTrainingArguments
     from fulltune.training.script_arguments import TrainingArguments as TrainingArguments
     from fulltune.training.seq2seq_trainer import Seq2SeqTrainer as Seq2SeqTrainer
     from fulltune.training.trainer import Trainer as Trainer
-
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "Config": "fulltune.config",
@@ -66,20 +66,22 @@ _EXPORTS = {
     "PromotionRefused": "fulltune.errors",
     "StoreError": "fulltune.errors",
     "TrainingStopped": "fulltune.errors",
-    "ask": "fulltune.asking",
-    "AutoTokenizer": "fulltune.auto_tokenizer",
-    "soup": "fulltune.averaging",
-    "export": "fulltune.export",
-    "interpolate": "fulltune.interpolation",
-    "find_learning_rate": "fulltune.lr_find",
-    "compare_methods": "fulltune.method_comparison",
-    "compare": "fulltune.pipeline",
-    "evaluate": "fulltune.pipeline",
-    "run": "fulltune.pipeline",
-    "Record": "fulltune.records",
-    "read_record": "fulltune.records",
-    "sweep": "fulltune.sweep",
-    "Registry": "fulltune.store.registry",
+    "ask": "fulltune.pipeline.ask",
+    "AutoTokenizer": "fulltune.models.auto_tokenizer",
+    "soup": "fulltune.experiments.soup",
+    "export": "fulltune.pipeline.export",
+    "interpolate": "fulltune.experiments.interpolation",
+    "find_learning_rate": "fulltune.experiments.lr_find",
+    "compare_methods": "fulltune.experiments.methods.comparison",
+    "compare": "fulltune.pipeline.run",
+    "evaluate": "fulltune.pipeline.run",
+    "plan": "fulltune.pipeline.run",
+    "run": "fulltune.pipeline.run",
+    "learning_curve": "fulltune.experiments.learning_curve",
+    "Record": "fulltune.records.run",
+    "read_record": "fulltune.records.run",
+    "sweep": "fulltune.experiments.sweep",
+    "Registry": "fulltune.store.registry.registry",
     "Seq2SeqTrainer": "fulltune.training.seq2seq_trainer",
     "Trainer": "fulltune.training.trainer",
     "Seq2SeqTrainingArguments": "fulltune.training.script_arguments",
@@ -99,19 +101,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps ``fulltune.compare`` the function.
-
-    The import system binds a submodule to its package under the submodule's name. ``compare``, ``evaluate`` and
-    ``sweep`` are also names of functions here, and those are what ``fulltune.compare(...)`` means, whatever was
-    imported before.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _EXPORTS and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,5 +1,5 @@
 """``python -m fulltune``."""
 
-from fulltune.cli import entry
+from fulltune.cli.main import entry
 
 entry()

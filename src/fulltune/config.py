@@ -18,11 +18,11 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fulltune import paths
-from fulltune.config_file import check_size, check_texts, read_mapping, read_value
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
-from fulltune.rows_file import as_source, refuse_model_object
-from fulltune.validation import expectation, spelled
+from fulltune.runtime import paths
+from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value
+from fulltune.runtime.rows_file import as_source, refuse_model_object
+from fulltune.runtime.validation import expectation, spelled
 
 #: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
 #: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's
@@ -348,10 +348,6 @@ class Config(Section):
                 counted = name == "eval" and share > 1
                 fix = "For a number of rows set data.eval_limit" if counted else "A file is written as text"
                 raise ValueError(f"data.{name} is {share:g}; expected a fraction between 0 and 1, or a file. {fix}")
-        held = [share for share in (self.data.valid, self.data.eval) if isinstance(share, float)]
-        if sum(held) >= 1:
-            found = f"data.valid and data.eval hold out {sum(held):g} of train"
-            raise ValueError(f"{found}; expected less than 1 together. Lower one of them")
         return self
 
 

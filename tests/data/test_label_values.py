@@ -266,7 +266,7 @@ def test_class_names_of_datasets(source: str, tmp_path: Path) -> None:
 def test_class_names_of_rows_in_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    from fulltune.rows_file import as_source
+    from fulltune.runtime.rows_file import as_source
 
     monkeypatch.setenv("FULLTUNE_CACHE", str(tmp_path))
     features = datasets.Features(

@@ -12,8 +12,8 @@ import pytest
 
 import fulltune
 from fulltune.config import Config, load_config
-from fulltune.dataset import Data, prepare
 from fulltune.tasks.classification import Classification
+from fulltune.tasks.dataset import Data, prepare
 
 QUICK: dict[str, Any] = {
     "guards": {"forgetting": None},

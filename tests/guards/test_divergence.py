@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fulltune.errors import DivergenceError, NonFiniteError
-from fulltune.guards.divergence import CEILING, FLOOR, HISTORY, LEAST, DivergenceGuard, SpikeDetector, weight_norms
+from fulltune.training.guards.divergence import (
+    CEILING,
+    FLOOR,
+    HISTORY,
+    LEAST,
+    DivergenceGuard,
+    SpikeDetector,
+    weight_norms,
+)
 
 LOSSES = st.floats(0.01, 20.0)
 BAD = st.sampled_from([math.nan, math.inf, -math.inf])

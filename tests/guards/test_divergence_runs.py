@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from fulltune import Trainer, TrainingStopped
 from fulltune.errors import NonFiniteError, StoreError
-from fulltune.guards.divergence import DivergenceGuard, scale_learning_rate
-from fulltune.training.checkpoints import Snapshot
+from fulltune.training.checkpoints.format import Snapshot
+from fulltune.training.guards.divergence import DivergenceGuard, scale_learning_rate
 
 #: Of many lengths, so that the order by length matters; 7 steps an epoch, so that checkpoints fall into its middle.
 TEXTS = [f"the fox number {number}" + " the king" * (number % 5) for number in range(28)]

@@ -13,9 +13,9 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from fulltune.guards.forgetting import ForgettingGuard
-from fulltune.records import Retention, Score
-from fulltune.training.batching import Collator
+from fulltune.records.run import Retention, Score
+from fulltune.training.batches.collate import Collator
+from fulltune.training.guards.forgetting import ForgettingGuard
 
 
 def walk(values: list[float], budget: float = 0.05) -> tuple[ForgettingGuard, int]:

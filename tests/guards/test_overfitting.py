@@ -17,7 +17,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import fulltune
 from fulltune.errors import ConfigError, StoreError
-from fulltune.guards.overfitting import BestState, OverfittingGuard
+from fulltune.training.guards.overfitting import BestState, OverfittingGuard
 
 
 class Driver:

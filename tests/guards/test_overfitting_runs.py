@@ -12,9 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import fulltune
-from fulltune import pipeline
 from fulltune.errors import ConfigError
-from fulltune.records import Record
+from fulltune.pipeline import run as pipeline
+from fulltune.pipeline.run import plan
+from fulltune.records.run import Record
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "cat", "dog", "fox", "king")
 
@@ -117,7 +118,7 @@ def test_without_validation_rows_nothing_is_chosen_and_the_run_says_so(tmp_path:
     assert watched(record) == []
     assert "validation" not in record.details
     assert sum("Without data.valid" in line for line in record.training.advice) == 1
-    assert sum("Without data.valid" in line for line in pipeline.plan(config).advice) == 1
+    assert sum("Without data.valid" in line for line in plan(config).advice) == 1
 
 
 @pytest.mark.parametrize("change", [{"guards": {"overfitting": None}}, {"train": {"epochs": 1, "evaluations": 0}}])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fulltune.kernels import agreement
-from fulltune.kernels.active import accelerated, choices_for
-from fulltune.kernels.agreement import gradients_agree, kernels_agree
-from fulltune.kernels.calibration import is_float32_onednn_there
-from fulltune.kernels.products import PRODUCTS, Choices, shape_classes
+from fulltune.models import kernel_check
+from fulltune.models.fast_kernels import accelerated, choices_for
+from fulltune.models.kernel_check import gradients_agree, kernels_agree
+from fulltune.runtime.kernels.calibration import is_float32_onednn_there
+from fulltune.runtime.kernels.products import PRODUCTS, Choices, shape_classes
 
 pytestmark = pytest.mark.skipif(not is_float32_onednn_there(), reason="this torch has no oneDNN")
 
@@ -22,7 +22,7 @@ ALL = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in sh
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "_results", {})
+    monkeypatch.setattr(kernel_check, "_results", {})
 
 
 @pytest.mark.parametrize("head", ["lm", "classification"])
@@ -40,7 +40,7 @@ def test_kernels_are_checked_on_every_family(kind: str, head: str, caplog: pytes
 def test_a_model_that_kernels_would_change_computes_without_them(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original: Any = agreement.fast_linears
+    original: Any = kernel_check.fast_linears
 
     class Wrong(torch.autograd.Function):
         @staticmethod
@@ -60,16 +60,16 @@ def test_a_model_that_kernels_would_change_computes_without_them(
         model.transformer.h[0].mlp.c_fc.register_forward_hook(spoil)
         return original(model, choices)
 
-    monkeypatch.setattr(agreement, "fast_linears", broken)
+    monkeypatch.setattr(kernel_check, "fast_linears", broken)
     model, _ = fakes.gpt2()
     assert not kernels_agree(model, ALL)
     reason = "a view is being modified" if fault == "crash" else "its loss or its gradients would change"
     assert f"GPT2LMHeadModel computes without fast kernels: {reason}" in caplog.text.replace("RuntimeError: ", "")
-    monkeypatch.setattr("fulltune.kernels.active.current", lambda: ALL)
+    monkeypatch.setattr("fulltune.runtime.kernels.active.current", lambda: ALL)
     assert choices_for(model) is None
     with accelerated(model):
         assert not any("forward" in module.__dict__ for module in model.modules())
-    monkeypatch.setattr(agreement, "fast_linears", original)
+    monkeypatch.setattr(kernel_check, "fast_linears", original)
     assert choices_for(fakes.bert()[0]) is ALL
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fulltune.kernels import allocator
+from fulltune.runtime.kernels import allocator
 
 PROBE = """
 import resource, torch

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fulltune.kernels import attention as module
-from fulltune.kernels.attention import attention, attention_forward, fast_attention
-from fulltune.kernels.dropout import keep_mask, rounded
+from fulltune.runtime.kernels import attention as module
+from fulltune.runtime.kernels.attention import attention, attention_forward, fast_attention
+from fulltune.runtime.kernels.dropout import keep_mask, rounded
 
 SIZES = [(1, 1, 1, 1, 4, 4), (2, 3, 7, 7, 8, 8), (3, 4, 33, 20, 8, 5), (2, 2, 300, 300, 16, 16)]
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fulltune.kernels import active, calibration
-from fulltune.kernels.active import accelerated, current, fixed
-from fulltune.kernels.calibration import dump_choices, is_exact, machine_choices, measure, read_choices
-from fulltune.kernels.products import NONE, Choices, by_rule, shape_classes
-from fulltune.paths import cache_folder
+from fulltune.models import fast_kernels
+from fulltune.models.fast_kernels import accelerated
+from fulltune.runtime.kernels import active, calibration
+from fulltune.runtime.kernels.active import current, fixed
+from fulltune.runtime.kernels.calibration import dump_choices, is_exact, machine_choices, measure, read_choices
+from fulltune.runtime.kernels.products import NONE, Choices, by_rule, shape_classes
+from fulltune.runtime.paths import cache_folder
 
 CLASS = shape_classes()[-1]
 SOME = Choices(frozenset({("forward", CLASS), ("grad_weight", CLASS)}), "measured")
@@ -137,11 +139,11 @@ def test_measuring_leaves_torchs_generator_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_run_goes_on_with_the_products_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(active, "machine_choices", lambda: SOME)
+    monkeypatch.setattr(fast_kernels, "machine_choices", lambda: SOME)
     with fixed("auto", tmp_path / "kernels.json") as first:
         assert first == current() == SOME
     monkeypatch.setattr(active, "_of_machine", {})
-    monkeypatch.setattr(active, "machine_choices", lambda: OTHER)
+    monkeypatch.setattr(fast_kernels, "machine_choices", lambda: OTHER)
     with fixed("auto", tmp_path / "kernels.json") as again:
         assert again == current() == SOME
         assert again.digest == SOME.digest != OTHER.digest

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fulltune.kernels import denormals
-from fulltune.kernels.denormals import denormals_are_zero
+from fulltune.runtime.kernels import denormals
+from fulltune.runtime.kernels.denormals import denormals_are_zero
 
 #: Enough for every thread to get a share.
 SIZE = 2_000_000

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fulltune.kernels.dropout import SMALLEST, draw_seed, dropout, fast_dropouts, keep_mask, rounded
+from fulltune.runtime.kernels.dropout import SMALLEST, draw_seed, dropout, fast_dropouts, keep_mask, rounded
 
 SIZE = 2**20 + 4099  # more than a block, and no multiple of four
 

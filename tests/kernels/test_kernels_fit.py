@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fulltune.config import Config
 from fulltune.errors import ConfigError
-from fulltune.kernels import active
-from fulltune.kernels.products import PRODUCTS, Choices, shape_classes
-from fulltune.methods.full import Full
+from fulltune.runtime.kernels import active
+from fulltune.runtime.kernels.products import PRODUCTS, Choices, shape_classes
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.methods.full import Full
 
 ALL = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in shape_classes()), "measured")
 STILL = {

@@ -16,9 +16,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from fulltune.kernels.calibration import is_float32_onednn_there
-from fulltune.kernels.linear import fast_linears, linear
-from fulltune.kernels.products import FEATURES, NONE, PRODUCTS, ROWS, Choices, by_rule, shape_class, shape_classes
+from fulltune.runtime.kernels.calibration import is_float32_onednn_there
+from fulltune.runtime.kernels.linear import fast_linears, linear
+from fulltune.runtime.kernels.products import (
+    FEATURES,
+    NONE,
+    PRODUCTS,
+    ROWS,
+    Choices,
+    by_rule,
+    shape_class,
+    shape_classes,
+)
 
 pytestmark = pytest.mark.skipif(not is_float32_onednn_there(), reason="this torch has no oneDNN")
 
@@ -95,7 +104,7 @@ class Quantised(nn.Linear):
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of what goes to oneDNN from here on."""
-    from fulltune.kernels import linear as module
+    from fulltune.runtime.kernels import linear as module
 
     seen: list[tuple[int, ...]] = []
     original = module._onednn

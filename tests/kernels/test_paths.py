@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fulltune.config import Config
-from fulltune.kernels.paths import fast_paths, is_installed, training_device
-from fulltune.kernels.products import NONE, Choices, shape_classes
-from fulltune.kernels.threads import settle_threads, threads_wanted
+from fulltune.runtime.kernels.products import NONE, Choices, shape_classes
+from fulltune.runtime.kernels.threads import settle_threads, threads_wanted
+from fulltune.training.device import fast_paths, is_installed, training_device
 
 SOME = Choices(frozenset({("forward", shape_classes()[-1])}), "measured")
 

@@ -14,19 +14,21 @@ import pytest
 import torch
 from transformers import Trainer as PlainTrainer
 
-from fulltune import Config, ConfigError, ModelError, plugins
-from fulltune.adapters import nf4, soft_prompt
+from fulltune import Config, ConfigError, ModelError
 from fulltune.config import LEARNING_RATES
 from fulltune.errors import MissingDependencyError
-from fulltune.guards.overfitting import BestState
-from fulltune.methods.adapters import head_modules
-from fulltune.methods.full import fingerprints
-from fulltune.methods.lora import targets
-from fulltune.model import Bundle, load
-from fulltune.records import Parameters
+from fulltune.models.adapters import nf4, soft_prompt
+from fulltune.models.bundle import Bundle
+from fulltune.models.load import load
+from fulltune.records.run import Parameters
+from fulltune.runtime import plugins
 from fulltune.tasks.base import Features
-from fulltune.training.arguments import advice
+from fulltune.training.advice import advice
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.guards.overfitting import BestState
+from fulltune.training.methods.adapters import head_modules
+from fulltune.training.methods.lora import targets
+from fulltune.training.methods.proof import fingerprints
 
 METHODS = ("lora", "qlora", "prompt-tuning", "linear-probe", "bitfit")
 TEXTS = ("the fox", "a king", "law", "the court of the state")
@@ -261,7 +263,7 @@ def test_new_tokens_that_nothing_would_train_are_refused(name: str, tmp_path: Pa
 
 
 def test_a_pooler_that_the_checkpoint_lacks_learns_with_the_head(tmp_path: Path) -> None:
-    from fulltune import model as models
+    from fulltune.models import load as models
 
     fakes.save("bert", tmp_path / "base")
     bundle = models.load(str(tmp_path / "base"), "classification", labels=("no", "yes"))
@@ -412,7 +414,7 @@ def test_a_regularizer_that_has_nothing_to_hold_is_refused(method: str, key: str
 
 
 def test_l2_sp_pulls_on_what_bitfit_trains_alone(tmp_path: Path) -> None:
-    from fulltune.training.regularize import shared_parameters
+    from fulltune.training.regularization.penalties import shared_parameters
 
     base, student = fakes.bundle("gpt2"), fakes.bundle("gpt2")
     made("bitfit").prepare(student)

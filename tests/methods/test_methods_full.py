@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fulltune import Config, ConfigError, ModelError
-from fulltune import model as models
-from fulltune.methods.full import Full, fingerprints, tied_parameters
+from fulltune.models import load as models
 from fulltune.tasks.base import Features
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.methods.full import Full
+from fulltune.training.methods.proof import fingerprints, tied_parameters
 
 
 def _config(**trainer: Any) -> Config:

@@ -14,14 +14,14 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 import fulltune
 from fulltune import ModelError, Record
-from fulltune import model as models
 from fulltune.errors import ConfigError
-from fulltune.methods.full import fingerprints
-from fulltune.plugins import load
-from fulltune.recording import constant_answer
-from fulltune.records import Prediction, read_record
+from fulltune.models import load as models
+from fulltune.pipeline.record import constant_answer
+from fulltune.records.run import Prediction, read_record
+from fulltune.runtime.plugins import load
 from fulltune.tasks.base import Features
 from fulltune.training.fit import fit
+from fulltune.training.methods.proof import fingerprints
 
 #: Method, family, task.
 RUNS = [

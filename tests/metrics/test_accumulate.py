@@ -18,7 +18,7 @@ from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.classification import classification_metrics
 from fulltune.metrics.likelihood import bits_per_byte
 from fulltune.metrics.text import exact_match
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 
 def prediction(row_id: str, reference: str = "", output: str = "", **values: object) -> Prediction:

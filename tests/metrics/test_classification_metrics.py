@@ -20,7 +20,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.classification import BINS, calibration, classification_metrics, confusion, per_class
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 LABELS = ("ant", "bee", "cat", "dog", "never")
 LABEL = st.sampled_from(LABELS[:4])

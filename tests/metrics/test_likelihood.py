@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.likelihood import bits_per_byte, perplexity
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 ROWS = st.lists(
     st.tuples(st.floats(0, 1e4), st.integers(1, 2000), st.integers(1, 9000)),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune.metrics.memorisation import memorisation
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 from fulltune.report.task import plain_details
 
 TALE = "Once upon a time there lived an old man and an old woman by the very blue sea."

@@ -11,7 +11,7 @@ from fulltune.errors import IncompatibleError
 from fulltune.metrics import known, seeds
 from fulltune.metrics.accumulate import Accumulator, paired
 from fulltune.metrics.base import Metric
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 LABELS = ("no", "yes")
 ACCURACY, F1 = (known(LABELS)[name] for name in ("accuracy", "macro_f1"))

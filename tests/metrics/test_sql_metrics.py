@@ -10,7 +10,7 @@ from fulltune.errors import ConfigError
 from fulltune.metrics import INFORMATIONAL, get, known, sql
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 KEYS = {
     sql.execution_accuracy: "match",

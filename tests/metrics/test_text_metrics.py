@@ -18,7 +18,7 @@ from fulltune.metrics import text
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.metrics.words import bleu_tokenizer, sentences, words
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 ENGLISH = [
     ("The quick brown fox jumps over the lazy dog.", "The quick brown dog jumps on the log."),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fulltune.records import (
+from fulltune.records.run import (
     AuditSummary,
     Comparison,
     DataInfo,

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from report import samples
 
-from fulltune.records import ModelInfo, Record
+from fulltune.records.run import ModelInfo, Record
 from fulltune.report.card import bare, card
-from fulltune.store.registry import Lineage, Version
+from fulltune.store.registry.registry import Lineage, Version
 
 
 def version(record: Record, source: str = "owner/base", **changes: Any) -> Version:

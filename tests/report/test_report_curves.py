@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from fulltune.records import GuardEvent, Step
+from fulltune.records.run import GuardEvent, Step
 from fulltune.report.curves import curves
 
 STEPS = [

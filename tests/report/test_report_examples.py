@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page_reader import PageReader
 
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 from fulltune.report import render
 from fulltune.report.examples import choose, gallery, text, token_f1
 

@@ -9,7 +9,7 @@ import pytest
 import samples
 
 from fulltune.errors import StoreError
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 from fulltune.report import render, write_report
 from fulltune.report.files import Lines
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from page_reader import PageReader
 
-from fulltune.method_records import MethodComparison, MethodResult, SeedRun, SystemResult, Tried
-from fulltune.records import Comparison, Score
+from fulltune.records.methods import MethodComparison, MethodResult, SeedRun, SystemResult, Tried
+from fulltune.records.run import Comparison, Score
 from fulltune.report.methods import charts, front, render, rows
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"

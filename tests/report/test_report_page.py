@@ -8,7 +8,7 @@ import pytest
 import samples
 from page_reader import PageReader
 
-from fulltune.records import Prediction, Record, Step
+from fulltune.records.run import Prediction, Record, Step
 from fulltune.report import render
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"

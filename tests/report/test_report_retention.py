@@ -8,8 +8,8 @@ from typing import Any
 
 import samples
 
-from fulltune import render as terminal
-from fulltune.records import Record, Retention, Score
+from fulltune.cli.render import runs as terminal
+from fulltune.records.run import Record, Retention, Score
 from fulltune.report import render, retention
 
 

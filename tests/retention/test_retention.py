@@ -16,15 +16,15 @@ import torch.nn.functional as F
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, DataError
+from fulltune.evaluation.retention import Memory, check_sets, sentence
+from fulltune.evaluation.retention.features import jackknife, linear_cka, topics
+from fulltune.evaluation.retention.memory import verdict_of
+from fulltune.evaluation.retention.probe import load_probe
 from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.likelihood import bits_per_byte
-from fulltune.model import Bundle, own_head
-from fulltune.records import Prediction
-from fulltune.retention import Memory, check_sets, sentence
-from fulltune.retention.features import jackknife, linear_cka, topics
-from fulltune.retention.memory import verdict_of
-from fulltune.retention.probe import load_probe
-from fulltune.training.denoising import corrupted, masked, sentinel_ids
+from fulltune.models.bundle import Bundle, own_head
+from fulltune.records.run import Prediction
+from fulltune.training.regularization.denoising import corrupted, masked, sentinel_ids
 
 TEXTS = ["The king has a red fox.", "It was not the law of the state.", "A film about a dog and a cat, good and great."]
 

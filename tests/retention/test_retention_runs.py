@@ -11,7 +11,7 @@ import pytest
 
 import fulltune
 from fulltune.errors import ConfigError
-from fulltune.records import read_record
+from fulltune.records.run import read_record
 
 KNOWN = "It was not the law of the state, and the king has a red fox. "
 TALES = [f"Жил-был царь номер {index}, и было у него {index + 1} коня. " for index in range(12)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fulltune.records import Record
+from fulltune.records.run import Record
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

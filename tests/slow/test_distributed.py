@@ -14,8 +14,8 @@ import ranks
 import real
 
 import fulltune
-from fulltune.records import Record, read_record
-from fulltune.store.files import file_sha256
+from fulltune.records.run import Record, read_record
+from fulltune.runtime.files import file_sha256
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 

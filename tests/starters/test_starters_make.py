@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from fulltune import model
 from fulltune.data.demo.tales import make_tales
 from fulltune.errors import DataError
-from fulltune.starters import corpus, make
-from fulltune.starters.families import FAMILIES, WORDS
+from fulltune.models import load
+from starters import corpus, make
+from starters.families import FAMILIES, WORDS
 
 #: Untrained, every token is as likely as any other.
 UNTRAINED = np.log(6144)
@@ -52,7 +52,7 @@ def test_a_starter_is_a_checkpoint_that_learnt(name: str, books: Path, tmp_path:
     assert told["untrained_loss"] == pytest.approx(UNTRAINED, abs=1.0)
     assert told["trained_loss"] < told["untrained_loss"] - 0.2
     assert [step for step, _ in told["curve"]] == list(range(20, told["steps"] + 1, 20))
-    bundle = model.load(str(folder))
+    bundle = load.load(str(folder))
     assert bundle.family == {"gpt2": "decoder", "bert": "encoder", "t5": "encoder-decoder"}[name]
     assert bundle.has_lm_head
     assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float16}

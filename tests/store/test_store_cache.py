@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune.errors import StoreError
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 from fulltune.store.cache import cache_key, cache_path, read_cache, write_cache
 
 ROWS = [{"id": f"r{index}", "text": "ж" * index} for index in range(5)]

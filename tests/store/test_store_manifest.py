@@ -11,8 +11,8 @@ import pytest
 from safetensors import SafetensorError
 
 from fulltune.errors import StoreError
+from fulltune.runtime.files import storing
 from fulltune.store import manifest as manifests
-from fulltune.store.files import storing
 from fulltune.store.manifest import MANIFEST, read_manifest, remove_unfinished, require_space, verify, write_folder
 
 CONTENT = {"weights.bin": b"\x00\x01\x02\x03" * 10, "state.json": b"{}", "inner/part.bin": b"abc"}

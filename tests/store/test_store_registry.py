@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from report import samples
 from typer.testing import CliRunner
 
-from fulltune.cli import app
+from fulltune.cli.main import app
 from fulltune.errors import PromotionRefused, StoreError
 from fulltune.metrics import get
-from fulltune.records import MetricInfo, ModelInfo, Prediction, Retention
-from fulltune.store import database
-from fulltune.store.collect import collect
-from fulltune.store.overview import listing, story, verify
-from fulltune.store.promotion import promote, rollback
-from fulltune.store.register import model_name, register_derived, register_run
-from fulltune.store.registry import Lineage, Registry, Version, reference
+from fulltune.records.run import MetricInfo, ModelInfo, Prediction, Retention
+from fulltune.store.registry import database
+from fulltune.store.registry.gc import collect
+from fulltune.store.registry.overview import listing, story, verify
+from fulltune.store.registry.promotion import promote, rollback
+from fulltune.store.registry.register import model_name, register_derived, register_run
+from fulltune.store.registry.registry import Lineage, Registry, Version, reference
 from fulltune.store.runs import RunFolder
 
 WEIGHTS = b"\x00" * (1 << 20)

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from fulltune.errors import DataError, StoreError, TrainingStopped
-from fulltune.records import Step
-from fulltune.store.files import atomic_text, unfinished_path
+from fulltune.records.run import Step
+from fulltune.runtime.files import atomic_text, unfinished_path
 from fulltune.store.runs import RunFolder, list_runs, new_run_id, resolve, status
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulltune.config import Config
-from fulltune.evaluate import evaluate
-from fulltune.model import Bundle
+from fulltune.evaluation.evaluate import evaluate
+from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Example
 from fulltune.tasks.causal_lm import CausalLM
 

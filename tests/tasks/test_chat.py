@@ -14,11 +14,13 @@ import pytest
 from transformers.utils import chat_template_utils
 
 import fulltune
-from fulltune import baselines, dataset, stages
 from fulltune.config import Config, load_config
 from fulltune.errors import ModelError
-from fulltune.model import Bundle
-from fulltune.tasks import chat, prompts
+from fulltune.evaluation import baselines
+from fulltune.models.bundle import Bundle
+from fulltune.pipeline import job as stages
+from fulltune.pipeline.job import load, parts
+from fulltune.tasks import chat, dataset, prompts
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.prompts import Wording
 
@@ -50,7 +52,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type:
             return cls.day
 
     monkeypatch.setattr("fulltune.tasks.base.date", Clock)
-    monkeypatch.setattr("fulltune.resuming.date", Clock)
+    monkeypatch.setattr("fulltune.pipeline.resume.date", Clock)
     return Clock
 
 
@@ -201,8 +203,8 @@ def test_a_run_is_asked_on_one_day_and_later_evaluations_on_the_same(
 def test_a_config_may_name_the_day_and_others_are_left_alone(job: dict[str, Any], tmp_path: Path, clock: Any) -> None:
     named = job | {"data": job["data"] | {"chat_date": "2025-12-24"}}
     config = load_config(named)
-    task, _ = stages.parts(config)
-    base = stages.load(config, task, tmp_path)
+    task, _ = parts(config)
+    base = load(config, task, tmp_path)
     assert stages.dated(config, task, base).data.chat_date == date(2025, 12, 24)
     plain = replace(base, tokenizer=fakes.llama_tokenizer())
     assert stages.dated(load_config(job), task, plain).data.chat_date is None

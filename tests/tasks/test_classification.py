@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fulltune.config import Config
-from fulltune.prompt_use import prompt_uses, sentences
+from fulltune.evaluation.prompt_use import prompt_uses, sentences
 from fulltune.tasks.base import Example
 from fulltune.tasks.classification import Classification
 

@@ -8,11 +8,11 @@ import fakes
 import pytest
 import torch
 
-from fulltune import inference, scoring
 from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError
-from fulltune.model import Bundle
-from fulltune.prompt_use import prompt_uses, sentences
+from fulltune.evaluation.prompt_use import prompt_uses, sentences
+from fulltune.models import inference, likelihoods
+from fulltune.models.bundle import Bundle
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.causal_lm import CausalLM
@@ -140,8 +140,8 @@ def test_an_input_longer_than_the_positions_is_refused(kind: str) -> None:
     bundle = fakes.bundle(kind)
     for ask in (
         lambda: list(inference.generate(bundle, [[5] * 129], 1, 1)),
-        lambda: list(scoring.likelihoods(bundle, [scoring.Text([5] * 129, [6])], 1)),
-        lambda: list(scoring.likelihoods(bundle, [scoring.Text([5], [6] * 129)], 1)),
+        lambda: list(likelihoods.likelihoods(bundle, [likelihoods.Text([5] * 129, [6])], 1)),
+        lambda: list(likelihoods.likelihoods(bundle, [likelihoods.Text([5], [6] * 129)], 1)),
         lambda: list(inference.sentence_vectors(bundle, [[5] * 129], 1)),
     ):
         with pytest.raises(ModelError, match=r"1(29|30) tokens for fake-.*at most 128, the positions"):
@@ -170,7 +170,7 @@ def test_a_long_text_to_continue_keeps_its_end(tmp_path: Path) -> None:
 def test_a_soft_prompt_takes_positions_of_the_window() -> None:
     from dataclasses import replace
 
-    from fulltune.adapters import soft_prompt
+    from fulltune.models.adapters import soft_prompt
 
     bundle = fakes.bundle("gpt2")
     soft_prompt.attach(bundle.model, torch.zeros(20, fakes.HIDDEN))

@@ -11,7 +11,7 @@ import pytest
 
 from fulltune.config import Config
 from fulltune.errors import ConfigError, DataError
-from fulltune.inference import Generated
+from fulltune.models.inference import Generated
 from fulltune.tasks.base import Example
 from fulltune.tasks.seq2seq import Seq2Seq
 from fulltune.tasks.text2sql.task import Text2SQL

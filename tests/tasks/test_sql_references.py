@@ -14,15 +14,16 @@ import fakes
 import pytest
 
 import fulltune
-from fulltune import dataset, pipeline
-from fulltune.baselines import cache_parts
+from fulltune.cli.render.answers import _beside
 from fulltune.config import Config, load_config
 from fulltune.data.findings import Audit
 from fulltune.errors import ConfigError, DataError
-from fulltune.inference import Generated
+from fulltune.evaluation.baselines import cache_parts
 from fulltune.metrics.accumulate import Accumulator
-from fulltune.render_answers import _beside
+from fulltune.models.inference import Generated
+from fulltune.pipeline import run as pipeline
 from fulltune.store.cache import cache_key
+from fulltune.tasks import dataset
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql import references
 from fulltune.tasks.text2sql.task import Text2SQL

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from fulltune import Trainer
 from fulltune.config import Config, load_config
-from fulltune.methods.full import Full
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import total_steps
-from fulltune.training.buckets import BudgetSampler, batch_count, budget_batches, micro_batches, padding_shares
+from fulltune.training.batches.buckets import BudgetSampler, batch_count, budget_batches, micro_batches, padding_shares
 from fulltune.training.fit import fit
+from fulltune.training.methods.full import Full
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 120), st.integers(0, 20)), min_size=1, max_size=60)
 

@@ -18,11 +18,11 @@ from transformers import GPT2LMHeadModel, TrainerCallback
 
 from fulltune import Trainer
 from fulltune.errors import StoreError
-from fulltune.guards.divergence import DivergenceGuard
 from fulltune.store.manifest import read_manifest, verify
-from fulltune.training import checkpoints
-from fulltune.training.random_state import random_state, set_random_state
-from fulltune.training.state_files import encode, read
+from fulltune.training.checkpoints import format
+from fulltune.training.checkpoints.random_state import random_state, set_random_state
+from fulltune.training.checkpoints.state_files import encode, read
+from fulltune.training.guards.divergence import DivergenceGuard
 
 TEXTS = [f"the fox number {number}" + " the king" * (number % 5) for number in range(20)]
 
@@ -244,16 +244,16 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
         shutil.copytree(written.parent / "checkpoint-4", later)
         harm(later / name)
         with pytest.warns(UserWarning, match="checkpoint-4 is left out"):
-            assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"
+            assert format.newest(tmp_path) == tmp_path / "checkpoint-3"
         with pytest.raises(StoreError):
-            checkpoints.check(later)
+            format.check(later)
         shutil.rmtree(later)
 
 
 def test_the_name_of_a_folder_says_nothing(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / "checkpoint-900")
     trainer(tmp_path, max_steps=3).train()
-    assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"
+    assert format.newest(tmp_path) == tmp_path / "checkpoint-3"
 
 
 def test_nothing_whole_is_told(tmp_path: Path) -> None:
@@ -269,9 +269,9 @@ def test_what_a_killed_writer_left_is_removed(written: Path, tmp_path: Path) -> 
 
 def test_weights_of_another_model_are_refused(written: Path) -> None:
     with pytest.raises(StoreError, match=r"the weights are those of another model.*T5ForConditionalGeneration"):
-        checkpoints.load_weights(fakes.t5()[0], written)
+        format.load_weights(fakes.t5()[0], written)
     with pytest.raises(StoreError, match=r"another model \(transformer\.h\.2\."):
-        checkpoints.load_weights(_deeper(), written)
+        format.load_weights(_deeper(), written)
 
 
 def _deeper() -> nn.Module:
@@ -281,9 +281,9 @@ def _deeper() -> nn.Module:
 
 
 def test_a_newer_format_is_refused(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "FORMAT", 0)
+    monkeypatch.setattr(format, "FORMAT", 0)
     with pytest.raises(StoreError, match=r"format 1; expected at most 0.*Upgrade fulltune"):
-        checkpoints.check(written)
+        format.check(written)
 
 
 # ---- Of transformers ----
@@ -352,13 +352,13 @@ def test_an_error_of_the_thread_comes_at_the_next_step(tmp_path: Path, monkeypat
             raise OSError(28, "No space left on device")
         fill(self, folder)
 
-    fill = checkpoints.Snapshot._fill
-    monkeypatch.setattr(checkpoints.Snapshot, "_fill", full)
+    fill = format.Snapshot._fill
+    monkeypatch.setattr(format.Snapshot, "_fill", full)
     one = trainer(tmp_path)
     with pytest.raises(StoreError, match=r"checkpoint of step 6 cannot be written.*No space left.*are whole"):
         one.train()
     assert 6 <= one.state.global_step <= 9
-    assert checkpoints.newest(tmp_path) == tmp_path / "checkpoint-3"
+    assert format.newest(tmp_path) == tmp_path / "checkpoint-3"
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
@@ -366,7 +366,7 @@ def test_without_room_for_a_copy_it_is_written_at_once(tmp_path: Path, monkeypat
     class Full:
         available = 0
 
-    monkeypatch.setattr("fulltune.training.checkpointing.psutil.virtual_memory", Full)
+    monkeypatch.setattr("fulltune.training.checkpoints.manager.psutil.virtual_memory", Full)
     one = trainer(tmp_path, max_steps=3)
     one.train()
     assert read_manifest(tmp_path / "checkpoint-3").facts["step"] == 3

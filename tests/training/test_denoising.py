@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.training.denoising import corrupt
+from fulltune.training.regularization.denoising import corrupt
 
 
 @given(st.integers(8, 600), st.integers(0, 10_000), st.sampled_from([(0.15, 3.0), (0.5, 8.0)]))

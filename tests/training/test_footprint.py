@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune import plugins
 from fulltune.config import Config, load_config
+from fulltune.pipeline.planning import probe_steps
+from fulltune.pipeline.planning.footprint import Footprint
+from fulltune.pipeline.planning.live_bytes import LiveBytes
+from fulltune.pipeline.planning.probe_steps import Probe, footprint, timing
+from fulltune.runtime import plugins
 from fulltune.tasks.base import Features
-from fulltune.training import measuring
-from fulltune.training.footprint import Footprint
-from fulltune.training.live_bytes import LiveBytes
-from fulltune.training.measuring import Probe, footprint, timing
 
 
 def test_storages_are_counted_once_and_until_they_go() -> None:
@@ -97,7 +97,7 @@ def test_few_rows_tell_what_many_take(
 ) -> None:
     on, config = probe(kind, tmp_path, [4, 30, 12]), job(batch_size=7, **train)
     told = footprint(on, config)
-    monkeypatch.setattr(measuring, "MORE", 7)
+    monkeypatch.setattr(probe_steps, "MORE", 7)
     whole = footprint(on, config)
     assert (list(told.timelines), list(whole.timelines)) == ([2, 3], [7])
     accumulated = bool(train.get("accumulation"))
@@ -130,7 +130,7 @@ def test_a_pace_has_tokens_and_seconds_of_steps_of_all_lengths(tmp_path: Path) -
     timed = timing(on, job(batch_size=2), batch=2)
     found = timed.steps
     assert timed.setup > 0
-    assert len(found) == measuring.TIMED
+    assert len(found) == probe_steps.TIMED
     assert all(seconds > 0 for _, seconds in found)
     assert sorted(tokens for tokens, _ in found)[0] < sorted(tokens for tokens, _ in found)[-1]
     assert sum(tokens for tokens, _ in found) <= 2 * (4 + 10 + 20 + 40) + (10 + 20)

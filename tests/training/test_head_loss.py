@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from fulltune import Trainer
-from fulltune.training import head_loss
-from fulltune.training.head_loss import LossAtHead, loss_at, takes_loss_at_head
-from fulltune.training.loss import shift, token_cross_entropy
+from fulltune.models import head_loss
+from fulltune.models.head_loss import LossAtHead, loss_at, takes_loss_at_head
+from fulltune.models.losses import shift, token_cross_entropy
 
 KINDS = ("gpt2", "llama", "bert", "t5")
 LENGTH = 24

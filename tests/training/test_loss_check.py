@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 
 from fulltune import Config, ModelError, Trainer
 from fulltune.tasks.base import Features
-from fulltune.training import packing, untouched
+from fulltune.training import untouched
+from fulltune.training.batches import packing
 from fulltune.training.loss_check import LossFacts, check_loss
 from fulltune.training.next_tokens import aligned_labels
 

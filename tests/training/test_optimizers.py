@@ -11,10 +11,10 @@ from transformers.training_args import OptimizerNames
 
 from fulltune import Config, ConfigError
 from fulltune.errors import MissingDependencyError
-from fulltune.methods.full import Full
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.methods.full import Full
 from fulltune.training.optimizers import has_8bit_state, optimizer_name, state_bytes
 
 #: So wide that most weights lie in tensors of more than the 4096 numbers that are kept in 8 bits.

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from transformers import BloomConfig, BloomForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from fulltune.config import Config, load_config
-from fulltune.methods.full import Full
 from fulltune.tasks.base import Features
-from fulltune.training import packing
-from fulltune.training.batching import Collator
+from fulltune.training.batches import packing
+from fulltune.training.batches.collate import Collator
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.methods.full import Full
 
 LENGTHS = (3, 17, 5, 9, 1, 2, 12, 4)
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError
-from fulltune.model import Bundle
+from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Features
-from fulltune.training import costs, general_text
-from fulltune.training.batching import FeatureDataset
-from fulltune.training.regularize import (
+from fulltune.training.batches.collate import FeatureDataset
+from fulltune.training.regularization import costs, general_text
+from fulltune.training.regularization.penalties import (
     Anchor,
     Distillation,
     decay_by_layer,

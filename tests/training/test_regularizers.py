@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
-from fulltune import Config, ConfigError, Trainer, stages
-from fulltune.methods.full import Full
+from fulltune import Config, ConfigError, Trainer
+from fulltune.models.losses import class_divergence, label_divergence
+from fulltune.pipeline import job
 from fulltune.tasks.base import Features
-from fulltune.training.dropout import set_dropout
 from fulltune.training.fit import TrainingResult, fit
-from fulltune.training.loss import class_divergence, label_divergence
+from fulltune.training.methods.full import Full
+from fulltune.training.regularization.dropout import set_dropout
 
 KINDS = ("gpt2", "llama", "bert", "t5", "bart")
 
@@ -181,9 +182,9 @@ def test_r_drop_needs_classes_and_dropout(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="R-Drop for GPT2LMHeadModel"):
         Trainer(model=model, args=fakes.arguments(tmp_path), r_drop=1.0)
     with pytest.raises(ConfigError, match="R-Drop for the task causal-lm; expected a task with classes"):
-        stages.parts(_config("causal-lm", r_drop=1.0))
+        job.parts(_config("causal-lm", r_drop=1.0))
     with pytest.raises(ConfigError, match="R-Drop without dropout"):
-        stages.parts(_config("classification", r_drop=1.0, dropout=0.0))
+        job.parts(_config("classification", r_drop=1.0, dropout=0.0))
 
 
 # ---- In a run ----

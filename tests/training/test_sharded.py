@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from fulltune import distributed
 from fulltune.errors import StoreError
+from fulltune.runtime import distributed
 from fulltune.store.manifest import write_folder
-from fulltune.training import sharded
-from fulltune.training.state_files import encode
+from fulltune.training.checkpoints import sharded
+from fulltune.training.checkpoints.state_files import encode
 
 
 def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:

@@ -7,11 +7,11 @@ import fakes
 import pytest
 
 from fulltune import Config, ConfigError
-from fulltune.methods.full import Full
 from fulltune.tasks.base import Features
 from fulltune.training import trackers
 from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.methods.full import Full
 
 # Trackers warn of their own futures when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -17,7 +17,7 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorWithPaddin
 
 from fulltune import Trainer
 from fulltune.errors import CheckpointError
-from fulltune.training.batching import trim
+from fulltune.training.batches.collate import trim
 from fulltune.training.objective import kind_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "classic_tutorial.py"

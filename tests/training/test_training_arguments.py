@@ -7,7 +7,8 @@ import fakes
 import pytest
 
 from fulltune import Config, ConfigError, Trainer
-from fulltune.training.arguments import advice, total_steps, training_arguments, warmup_steps
+from fulltune.training.advice import advice
+from fulltune.training.arguments import total_steps, training_arguments, warmup_steps
 
 
 def _config(trainer: dict[str, Any] | None = None, **train: Any) -> Config:

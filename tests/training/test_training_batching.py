@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune.tasks.base import Features
-from fulltune.training.batching import (
+from fulltune.training.batches.collate import (
     ROW_NUMBERS,
     Collator,
     FeatureDataset,

@@ -8,14 +8,16 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from fulltune import Config, DataError, machine
+from fulltune import Config, DataError
 from fulltune.config import EvaluationConfig, GuardsConfig
-from fulltune.methods.full import Full
-from fulltune.model import Bundle
-from fulltune.records import Step, standing
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Step, standing
+from fulltune.runtime import machine
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import evaluation_steps
-from fulltune.training.fit import GiveBackPages, TrainingResult, fit
+from fulltune.training.callbacks import GiveBackPages
+from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.methods.full import Full
 
 TEXTS = ("a fox", "the king", "red", "the court shall", "no", "law is law")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.trainer_pt_utils import LabelSmoother
 
-from fulltune.training.loss import class_cross_entropy, multi_label_bce, shift, token_cross_entropy
+from fulltune.models.losses import class_cross_entropy, multi_label_bce, shift, token_cross_entropy
 
 
 def _tokens(kept: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from fulltune import MemoryExhausted, Trainer
-from fulltune.training.dropout import set_dropout
-from fulltune.training.memory import MicroBatches, is_out_of_memory, padded_tokens, split
+from fulltune.training.batches.out_of_memory import MicroBatches, is_out_of_memory, padded_tokens, split
+from fulltune.training.regularization.dropout import set_dropout
 
 TEXTS = [f"the tale of fox number {number} {'and on ' * (number % 4)}" for number in range(16)]
 

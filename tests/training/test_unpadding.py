@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from fulltune import Trainer
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError
-from fulltune.kernels.paths import unpads
-from fulltune.methods.full import Full
+from fulltune.pipeline.planning.probe_steps import widest
 from fulltune.tasks.base import Features
-from fulltune.training import unpadding
-from fulltune.training.buckets import padding_shares
-from fulltune.training.dropout import set_dropout
+from fulltune.training.batches import unpadding
+from fulltune.training.batches.buckets import padding_shares
+from fulltune.training.batches.unpadding import OVERHEAD, Lengths, parts, unpadded
+from fulltune.training.device import unpads
 from fulltune.training.fit import fit
-from fulltune.training.measuring import widest
-from fulltune.training.unpadding import OVERHEAD, Lengths, parts, unpadded
+from fulltune.training.methods.full import Full
+from fulltune.training.regularization.dropout import set_dropout
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 600), st.integers(0, 200)), min_size=1, max_size=8)
 

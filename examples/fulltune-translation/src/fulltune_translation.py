@@ -6,7 +6,7 @@ import numpy as np
 
 from fulltune.metrics import text
 from fulltune.metrics.base import Array, Metric
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 from fulltune.tasks.seq2seq import Seq2Seq
 
 

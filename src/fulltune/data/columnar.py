@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fulltune.class_labels import class_names, features_of, named
 from fulltune.errors import DataError, Problem, did_you_mean
+from fulltune.runtime.class_labels import class_names, features_of, named
 
 #: Where a row stands, and its values by column.
 RawRow = tuple[str, Mapping[str, Any]]

@@ -6,9 +6,9 @@ import gzip
 import zlib
 from pathlib import Path
 
-from fulltune import machine
 from fulltune.data.encoding import decode
 from fulltune.errors import DataError
+from fulltune.runtime import machine
 
 #: Bytes of memory, where the system does not say.
 _USUAL_MEMORY = 16 << 30

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from fulltune.errors import DataError, Problem
-from fulltune.records import AuditSummary, Model
+from fulltune.records.run import AuditSummary, Model
 
 Level = Literal["error", "warning", "info"]
 

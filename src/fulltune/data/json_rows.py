@@ -12,7 +12,7 @@ from typing import Any
 
 from fulltune.data.columnar import RawRow
 from fulltune.errors import DataError, Problem, did_you_mean
-from fulltune.json_syntax import json_fault, unreadable
+from fulltune.runtime.json_syntax import json_fault, unreadable
 
 _LOG = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fulltune import paths
 from fulltune.data import columnar
 from fulltune.data.columnar import Opened, RawRow
 from fulltune.data.csv_rows import open_csv
 from fulltune.data.file_text import refuse_other_kinds, text_of, unreadable
 from fulltune.data.json_rows import SPLIT_NAMES, json_rows
 from fulltune.errors import DataError, Problem
+from fulltune.runtime import paths
 
 _LOG = logging.getLogger(__name__)
 
@@ -178,8 +178,6 @@ def _not_there(name: str) -> DataError:
 
 def _advice(name: str) -> str:
     """Return what to do about a name that is no path here, but something else."""
-    if any(sign < " " for sign in name):
-        return "a backslash in double quotes begins an escape: use single quotes, or / in paths"
     if name.startswith("file:"):
         return "write the path without file://"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fulltune.errors import IncompatibleError
 from fulltune.metrics.base import Array, Metric
-from fulltune.records import Comparison, Prediction, Score, Verdict
+from fulltune.records.run import Comparison, Prediction, Score, Verdict
 
 #: Bytes that the weights of one batch of resamples may take.
 _BUDGET = 32 * 2**20

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fulltune.records import MetricInfo, Prediction
+from fulltune.records.run import MetricInfo, Prediction
 
 Array = NDArray[np.float64]
 

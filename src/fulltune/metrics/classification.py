@@ -18,7 +18,7 @@ import numpy as np
 
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.ratios import mean, ratio
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 #: Equal-width confidence bins of the calibration error, as in Guo et al. 2017.
 BINS = 15

@@ -12,7 +12,7 @@ import numpy as np
 
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.ratios import numbers, ratio
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 
 def _nll_per_byte(prediction: Prediction) -> Array | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fulltune.metrics.words import words
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 #: Words in a row that count as copied when they stand in train.
 RUN = 8

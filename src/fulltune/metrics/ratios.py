@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from fulltune.metrics.base import Array, Metric
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:

@@ -24,7 +24,7 @@ from fulltune.metrics.accumulate import (
     verdict_of,
 )
 from fulltune.metrics.base import Array, Metric
-from fulltune.records import Comparison, Score
+from fulltune.records.run import Comparison, Score
 
 
 def spread(systems: Sequence[Accumulator], metric: Metric) -> float:

@@ -16,7 +16,7 @@ from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.ratios import mean, ratio, share_of
 from fulltune.metrics.words import bleu_tokenizer, sentences, words
 from fulltune.metrics.words import script_warning as script_warning
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fulltune import fast_paths
 from fulltune.errors import ModelError
+from fulltune.models import fast_paths
 
 #: Tokens of a row of the check; the second half differs between two rows.
 _LENGTH = 16

@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fulltune.records import Record
+from fulltune.records.run import Record
 from fulltune.report import display, retention
-from fulltune.store.registry import Version
+from fulltune.store.registry.registry import Version
 
 _HERE = Path(__file__).parent
 

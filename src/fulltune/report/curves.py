@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fulltune.records import GuardEvent, Step
+from fulltune.records.run import GuardEvent, Step
 from fulltune.report import svg
 from fulltune.report.display import as_float, compact, metric_label
 from fulltune.report.task import Chart

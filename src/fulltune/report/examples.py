@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 from fulltune.report.display import as_float, in_order, number, system_label
 
 #: Systems that are shown side by side; the first two present in this order are "before".

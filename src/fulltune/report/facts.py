@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fulltune.records import MetricInfo, Record
+from fulltune.records.run import MetricInfo, Record
 from fulltune.report.display import compact, count, duration, metric_label, share, size
 
 Facts = list[tuple[str, str]]

@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fulltune.errors import StoreError
-from fulltune.records import Prediction, Step, read_record, standing
+from fulltune.records.run import Prediction, Step, read_record, standing
 from fulltune.report.page import render
-from fulltune.store.files import atomic_text
-from fulltune.validation import explained, unread
+from fulltune.runtime.files import atomic_text
+from fulltune.runtime.validation import explained, unread
 
 Line = TypeVar("Line", bound=BaseModel)
 

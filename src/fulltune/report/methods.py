@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fulltune.method_records import MethodComparison, MethodResult, Tried
-from fulltune.records import Comparison, Score
+from fulltune.records.methods import MethodComparison, MethodResult, Tried
+from fulltune.records.run import Comparison, Score
 from fulltune.report import svg
 from fulltune.report.display import (
     better,

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fulltune.records import Prediction, Record, Step
+from fulltune.records.run import Prediction, Record, Step
 from fulltune.report import curves, facts, retention, scores, task
 from fulltune.report.display import metric_label, share
 from fulltune.report.examples import gallery

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fulltune.records import Record, Retention
+from fulltune.records.run import Record, Retention
 from fulltune.report import svg
 from fulltune.report.display import better, decimals, interval, metric_label, number, share
 

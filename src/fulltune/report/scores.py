@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fulltune.records import Comparison, Record, Score
+from fulltune.records.run import Comparison, Record, Score
 from fulltune.report import svg
 from fulltune.report.display import (
     better,

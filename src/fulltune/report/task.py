@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fulltune.records import Record
+from fulltune.records.run import Record
 from fulltune.report import svg
 from fulltune.report.display import (
     as_float,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fulltune import distributed
-from fulltune.store.files import atomic, storing, to_json
+from fulltune.runtime import distributed
+from fulltune.runtime.files import atomic, storing, to_json
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:

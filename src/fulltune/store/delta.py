@@ -27,11 +27,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from fulltune.errors import StoreError
-from fulltune.records import Model
-from fulltune.store.files import file_sha256, remove_abandoned, storing, sync_folder, unfinished_path
+from fulltune.records.run import Model
+from fulltune.runtime.files import file_sha256, remove_abandoned, storing, sync_folder, unfinished_path
+from fulltune.runtime.validation import explained
 from fulltune.store.objects import checkpoint_files, checkpoint_sha256
 from fulltune.store.tensors import Tensor, Words, header, tensors
-from fulltune.validation import explained
 
 SCHEMA = 1
 

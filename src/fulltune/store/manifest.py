@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from fulltune.errors import Problem, StoreError
-from fulltune.records import Model
+from fulltune.records.run import Model
+from fulltune.runtime.files import file_sha256, storing, sync_folder, unfinished_path
 from fulltune.store.cache import cache_key
-from fulltune.store.files import file_sha256, storing, sync_folder, unfinished_path
 
 MANIFEST = "manifest.json"
 

@@ -14,14 +14,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from fulltune.errors import Problem
-from fulltune.store.files import (
-    file_sha256,
-    files_sha256,
-    remove_abandoned,
-    storing,
-    sync_folder,
-    unfinished_path,
-)
+from fulltune.runtime.files import file_sha256, files_sha256, remove_abandoned, storing, sync_folder, unfinished_path
 from fulltune.store.manifest import FileEntry
 
 #: Files that make a checkpoint what it is: these are hashed, and only these are fetched from a hub. No pickle is.

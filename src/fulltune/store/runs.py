@@ -23,11 +23,11 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from fulltune import distributed, paths
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
-from fulltune.records import Model
-from fulltune.store.files import append_lines, atomic_text, remove_all_unfinished, storing, to_json
-from fulltune.validation import unread
+from fulltune.records.run import Model
+from fulltune.runtime import distributed, paths
+from fulltune.runtime.files import append_lines, atomic_text, remove_all_unfinished, storing, to_json
+from fulltune.runtime.validation import unread
 
 State = Literal["running", "finished", "refused", "failed", "stopped", "killed"]
 

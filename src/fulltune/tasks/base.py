@@ -16,10 +16,10 @@ from fulltune.data.findings import Finding
 from fulltune.data.load import Column as Column
 from fulltune.data.load import Row
 from fulltune.metrics.base import Metric
-from fulltune.records import Prediction
+from fulltune.records.run import Prediction
 
 if TYPE_CHECKING:
-    from fulltune.model import Bundle, Head
+    from fulltune.models.bundle import Bundle, Head
 
 #: Examples in, predictions out, in the order of the input, one at a time.
 Predictor = Callable[[Sequence["Example"]], Iterator[Prediction]]
@@ -75,7 +75,8 @@ class Task(ABC):
     """Base of all tasks; one instance a run.
 
     ``families`` are those it can be learnt by. ``head`` says what is put on the pretrained body for training: ``lm``
-    (the checkpoint's own) or ``classification``. ``baselines`` names those that :mod:`fulltune.baselines` runs for it.
+    (the checkpoint's own) or ``classification``. ``baselines`` names those that
+    :mod:`fulltune.evaluation.baselines` runs for it.
     """
 
     name: ClassVar[str]

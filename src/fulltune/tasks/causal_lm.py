@@ -14,14 +14,15 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from fulltune import distributed, inference
 from fulltune.data.load import available_columns
 from fulltune.errors import DataError
 from fulltune.metrics.base import Metric
 from fulltune.metrics.likelihood import bits_per_byte, perplexity
 from fulltune.metrics.text import continuation_bleu, continuation_rougeL, distinct_2, repetition_4
-from fulltune.model import Bundle
-from fulltune.records import Prediction
+from fulltune.models import inference
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Prediction
+from fulltune.runtime import distributed
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
 from fulltune.tasks.prompts import Fitted, Shot, Wording

@@ -18,8 +18,8 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from fulltune.errors import ModelError
-from fulltune.model import Bundle
 from fulltune.models import chat as limits
+from fulltune.models.bundle import Bundle
 
 Messages = Sequence[Mapping[str, str]]
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from scipy.special import expit, logit, softmax
 
-from fulltune import inference
 from fulltune.config import DataConfig
 from fulltune.errors import DataError
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.classification import calibration, classification_metrics, confusion, per_class
-from fulltune.model import Bundle
-from fulltune.records import Prediction
+from fulltune.models import inference
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Prediction
 from fulltune.tasks import label_words, prompts
 from fulltune.tasks.base import Column, Example, Features, Predictor, Task
 from fulltune.tasks.prompts import Fitted

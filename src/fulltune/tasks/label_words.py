@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 
-from fulltune import inference
 from fulltune.config import Config
 from fulltune.metrics.base import Array
-from fulltune.model import Bundle
-from fulltune.scoring import answer_window
+from fulltune.models import inference
+from fulltune.models.bundle import Bundle
+from fulltune.models.likelihoods import answer_window
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
 from fulltune.tasks.prompts import Shot, Wording

@@ -14,16 +14,16 @@ from datetime import date
 from typing import Any
 
 from fulltune.errors import ConfigError
-from fulltune.inference import end_ids as end_ids
-from fulltune.inference import opening_ids as opening_ids
-from fulltune.inference import start_ids as start_ids
-from fulltune.inference import text_ids as text_ids
-from fulltune.model import Bundle
+from fulltune.models.bundle import Bundle
+from fulltune.models.inference import end_ids as end_ids
+from fulltune.models.inference import opening_ids as opening_ids
+from fulltune.models.inference import start_ids as start_ids
+from fulltune.models.inference import text_ids as text_ids
+from fulltune.models.tokenizing import tokenizer_sha256
 from fulltune.store.cache import cache_key
 from fulltune.tasks.base import Example, Features
 from fulltune.tasks.chat import SAMPLES, chat_ids, chat_text
 from fulltune.tasks.chat import wants_chat as wants_chat
-from fulltune.tokenizing import tokenizer_sha256
 
 VERSION = 3
 

@@ -5,36 +5,23 @@ continues a prompt.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from itertools import tee
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fulltune import inference
 from fulltune.metrics import text
 from fulltune.metrics.base import Metric
-from fulltune.model import Bundle
-from fulltune.records import Prediction
-from fulltune.tasks import prompts
-from fulltune.tasks.base import Column, Example, Features, Predictor, Task
-from fulltune.tasks.prompts import Fitted, Shot, Wording
+from fulltune.tasks.base import Column, Example
+from fulltune.tasks.generation import TextToText
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
 
-#: Window of a source. That of a decoder holds the target as well.
-_SOURCE_LENGTH, _DECODER_LENGTH = 512, 768
 
-
-class Seq2Seq(Task):
+class Seq2Seq(TextToText):
     """Columns ``source`` and ``target``."""
 
     name = "seq2seq"
     version = 1
-    families = ("encoder-decoder", "decoder")
-
-    #: What introduces the input and the answer in a decoder's prompt and between shots.
-    question = "Input"
-    answer = "Output"
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         return Column("source", str), Column("target", str)
@@ -61,66 +48,3 @@ class Seq2Seq(Task):
             text.length_ratio,
             text.capped,
         )
-
-    def encode(self, example: Example, bundle: Bundle) -> list[Features]:
-        prompt = self._ask(example, bundle)
-        if bundle.family == "decoder":
-            wording = self.wording(example, bundle)
-            return [prompts.prompt_features(bundle, prompt, example, wording, self._window(bundle))]
-        answer = prompts.answer_ids(bundle, example.answer)
-        kept = answer[: min(self.config.data.max_target_length, inference.most_new_tokens(bundle, len(prompt.ids)))]
-        lost = {"answer": len(answer) - len(kept)} if len(kept) < len(answer) else {}
-        return [Features(prompt.ids, kept, example.id, {**prompt.cut, **lost})]
-
-    def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
-        settings = self.config.evaluation
-
-        def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
-            asked, waiting = tee(self._ask(example, bundle, shots) for example in examples)
-            ids = (prompt.ids for prompt in asked)
-            answers = inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens)
-            for example, prompt, generated in zip(examples, waiting, answers, strict=True):
-                found = self.prediction(system, example, generated)
-                yield found.model_copy(update={"values": found.values | prompt.values(len(shots)) | generated.values})
-
-        return predict
-
-    def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
-        """A generated answer as a prediction, with what the metrics read."""
-        return Prediction(
-            system=system,
-            id=example.id,
-            input=example.input,
-            reference=example.target,
-            output=generated.text.strip(),
-            values={"capped": generated.capped, "tokens": generated.tokens},
-        )
-
-    def wording(self, example: Example, bundle: Bundle, *, shots: bool = False) -> Wording:
-        """The words around this example's input; an encoder-decoder gets its input bare unless shots must be told
-        apart.
-        """
-        instruction = self.config.data.instruction or ""
-        chat = prompts.wants_chat(bundle, self.config.data.chat)
-        if chat or (bundle.family == "encoder-decoder" and not shots):
-            return Wording(instruction=instruction, chat=chat, day=self.day)
-        return Wording(instruction, self.question, self.answer)
-
-    def shot(self, shot: Example, asked: Example) -> Shot:
-        """A training example as it stands in the context of another."""
-        return Shot(shot.input, shot.answer)
-
-    def _ask(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
-        """Return the prompt of a row: cut as in training, and with as many shots as the model's positions hold."""
-        wording, window = self.wording(example, bundle), self._window(bundle)
-        room, shots_room = window, bundle.window
-        if bundle.family == "decoder":
-            room = prompts.prompt_room(window, self.config.data.max_target_length)
-            shots_room = bundle.window - (window - room)
-        shown = [self.shot(shot, example) for shot in shots]
-        around = self.wording(example, bundle, shots=bool(shots))
-        return prompts.fit(bundle, wording, example.input, room, shown, shots_room, around)
-
-    def _window(self, bundle: Bundle) -> int:
-        usual = _DECODER_LENGTH if bundle.family == "decoder" else _SOURCE_LENGTH
-        return min(self.config.data.max_length or usual, bundle.window)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune import distributed
 from fulltune.config import Config
 from fulltune.errors import ConfigError, Problem
+from fulltune.runtime import distributed
 
 if TYPE_CHECKING:
     from fulltune.training.trainer import Trainer

@@ -10,37 +10,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import PrinterCallback, TrainerCallback
 
-from fulltune import distributed, machine
 from fulltune.config import CheckpointConfig, Config
 from fulltune.errors import DataError, DivergenceError, MemoryExhausted, TrainingStopped
-from fulltune.guards.divergence import DivergenceGuard
-from fulltune.guards.overfitting import OverfittingGuard
-from fulltune.kernels.active import accelerated, choices_for, fixed
-from fulltune.kernels.allocator import keep_freed_pages
-from fulltune.kernels.paths import fast_paths, training_device, unpads
-from fulltune.kernels.products import Choices
-from fulltune.methods.base import Method
-from fulltune.model import Bundle
-from fulltune.records import AdapterInfo, GuardEvent, Parameters, Step, Training
+from fulltune.models.bundle import Bundle
+from fulltune.models.fast_kernels import accelerated, choices_for
+from fulltune.records.run import AdapterInfo, GuardEvent, Parameters, Step, Training
+from fulltune.runtime import distributed, machine
+from fulltune.runtime.kernels.active import fixed
+from fulltune.runtime.kernels.allocator import keep_freed_pages
+from fulltune.runtime.kernels.products import Choices
 from fulltune.tasks.base import Features
-from fulltune.training.arguments import advice, advice_on_choice, evaluation_steps, training_arguments
-from fulltune.training.batching import Collator, FeatureDataset
-from fulltune.training.buckets import micro_batches
-from fulltune.training.checkpointing import SaveEvery
-from fulltune.training.costs import advice_on_regularizers
-from fulltune.training.dropout import set_dropout
+from fulltune.training.advice import advice, advice_on_choice
+from fulltune.training.arguments import training_arguments
+from fulltune.training.batches.buckets import micro_batches
+from fulltune.training.batches.collate import Collator, FeatureDataset
+from fulltune.training.batches.packing import packs
+from fulltune.training.callbacks import EvaluateAt, GiveBackPages, OnStep, SaveEvery, StepLog
+from fulltune.training.device import fast_paths, training_device, unpads
 from fulltune.training.engines import Refresh, is_sharded, prepare, refresh, to_train
+from fulltune.training.guards.divergence import DivergenceGuard
+from fulltune.training.guards.overfitting import OverfittingGuard
 from fulltune.training.interrupt import StopWhenAsked, stopping_after_a_step
+from fulltune.training.methods.base import Method
 from fulltune.training.next_tokens import aligned_labels
 from fulltune.training.optimizers import state_bytes
-from fulltune.training.packing import packs
-from fulltune.training.regularize import Regularizer
+from fulltune.training.regularization.costs import advice_on_regularizers
+from fulltune.training.regularization.dropout import set_dropout
+from fulltune.training.regularization.penalties import Regularizer
 from fulltune.training.trainer import Trainer
-
-OnStep = Callable[[Step, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class TrainingResult:
         stopped: Why training ended early; the weights are then those of the last good checkpoint, or of the best step
             where a guard kept it.
         guards: What guards said.
-        validation: Metric, steps and values that :class:`~fulltune.guards.overfitting.OverfittingGuard` chose by.
+        validation: Metric, steps and values that :class:`OverfittingGuard` chose by.
         adapter: What was stored beside the model, once it was.
         warnings: What the reader of the report should know of the result.
         reconciled: Facts of the checkpoint that were settled for the trained model alone (its head, say).
@@ -209,100 +208,6 @@ def _events(stopped: TrainingStopped | None, watching: Sequence[Any], step: int)
 def _divergence_guard(config: Config) -> list[DivergenceGuard]:
     settings = config.guards.divergence
     return [] if settings is None else [DivergenceGuard(**settings.model_dump())]
-
-
-class EvaluateAt(TrainerCallback):
-    """Evaluates at evenly spread steps, and logs the last step whatever the interval."""
-
-    def __init__(self, points: int) -> None:
-        self.points, self.at = points, frozenset[int]()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.at = frozenset(evaluation_steps(state.max_steps, self.points))
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        control.should_evaluate = control.should_evaluate or state.global_step in self.at
-        control.should_log = control.should_log or state.global_step >= state.max_steps
-        return control
-
-
-class GiveBackPages(TrainerCallback):
-    """Hands freed memory back to the system now and then.
-
-    What is kept between steps (:func:`~fulltune.kernels.allocator.keep_freed_pages`) is a heap with holes, and batches
-    of ever other lengths would let it grow to several times what a step takes. A step with new pages takes half as long
-    again at most, so that once in :data:`EVERY` steps costs less than a hundredth; evaluations, whose batches are
-    larger, are cleared away at once.
-    """
-
-    EVERY = 50
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.EVERY == 0:
-            machine.give_back_freed_pages()
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        machine.give_back_freed_pages()
-
-
-class StepLog(TrainerCallback, ExportableState):
-    """Turns what the trainer logs into :class:`~fulltune.records.Step`.
-
-    When training goes back, the steps that it discards are dropped from ``steps``; what ``on_step`` got of them is told
-    from what it gets anew by ``attempt``. A training that is resumed goes on with what was logged before.
-    """
-
-    def __init__(self, on_step: OnStep) -> None:
-        self.on_step, self.steps, self.evaluation_seconds = on_step, list[Step](), 0.0
-        self.attempt, self.began_at, self.written = 0, 0, 0
-        self.seconds_before, self.tokens_before, self.started = 0.0, 0, time.perf_counter()
-
-    def state(self) -> dict[str, Any]:
-        seconds = self.seconds_before + time.perf_counter() - self.started
-        steps = [step.model_dump() for step in self.steps]
-        return {
-            "args": {},
-            "attributes": {"attempt": self.attempt, "steps": steps, "written": self.written, "seconds": seconds},
-        }
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        states: Any = state.stateful_callbacks
-        if state.global_step and not self.attempt:
-            self._resume(states.get(type(self).__name__, {}).get("attributes", {}), state)
-        else:
-            self.attempt += 1
-        self.began_at = state.global_step
-        self.steps = [step for step in self.steps if step.step <= state.global_step]
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.evaluation_seconds += (logs or {}).get("eval_runtime", 0.0)
-        names = ("loss", "eval_loss", "learning_rate", "grad_norm")
-        values = {name: float(logs[name]) for name in names if logs and name in logs}
-        # Evaluated before, in the same state.
-        is_known = self.attempt > 1 and state.global_step == self.began_at
-        if values.keys() & {"loss", "eval_loss"} and not is_known:
-            step = Step(step=state.global_step, epoch=state.epoch or 0.0, attempt=self.attempt, **values)
-            self.steps.append(step)
-            self.written += 1
-            self.on_step(step, state.max_steps)
-
-    def _resume(self, saved: dict[str, Any], state: TrainerState) -> None:
-        self.attempt, self.written = max(1, saved.get("attempt", 1)), saved.get("written", 0)
-        self.steps = [Step.model_validate(step) for step in saved.get("steps", ())]
-        self.seconds_before, self.tokens_before = saved.get("seconds", 0.0), state.num_input_tokens_seen
 
 
 @contextmanager

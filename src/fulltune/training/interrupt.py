@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune import distributed
+from fulltune.runtime import distributed
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fulltune.fast_paths import FAILURES, special_ids
-from fulltune.log_once import log_once
-from fulltune.model import quiet
-from fulltune.teacher_forcing import decoder_input_ids
-from fulltune.training.loss import IGNORED
+from fulltune.models.fast_paths import FAILURES, asked, special_ids
+from fulltune.models.losses import IGNORED
+from fulltune.models.teacher_forcing import decoder_input_ids
+from fulltune.runtime.log_once import log_once
 from fulltune.training.objective import Kind, Objective, is_of_classes
 
 #: Largest relative difference between two losses of the same logits that count as equal.
@@ -103,37 +101,6 @@ def without_labels(model: Any, batch: Mapping[str, Any], kind: Kind) -> dict[str
     if kind == "seq2seq" and rest.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
         rest["decoder_input_ids"] = decoder_input_ids(model, batch["labels"])
     return ({"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}) | rest
-
-
-@contextmanager
-def asked(model: nn.Module) -> Iterator[None]:
-    """Switch a model to eval mode while it is checked, without warnings of the library.
-
-    The modes of its modules, its precision and torch's random state are restored afterwards.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _own_precision(model), quiet():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def _own_precision(model: nn.Module) -> Iterator[None]:
-    """Undo Accelerate's mixed precision, whose rounding would hide what a check looks for."""
-    original, wrapped = model.__dict__.get("_original_forward"), model.__dict__.get("forward")
-    if original is None or wrapped is None:
-        yield
-        return
-    setattr(model, "forward", original)  # noqa: B010
-    try:
-        yield
-    finally:
-        setattr(model, "forward", wrapped)  # noqa: B010
 
 
 def _difference(kind: Kind, loss: Tensor, logits: Tensor, labels: Tensor) -> float:

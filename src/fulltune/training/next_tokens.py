@@ -11,11 +11,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fulltune.log_once import log_once
-from fulltune.model import Bundle
+from fulltune.models.bundle import Bundle
 from fulltune.models.causality import check_causality
+from fulltune.models.losses import IGNORED
+from fulltune.runtime.log_once import log_once
 from fulltune.tasks.base import Features
-from fulltune.training.loss import IGNORED
 from fulltune.training.loss_check import check_loss
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
 from fulltune.errors import ArgumentError
-from fulltune.training import loss
+from fulltune.models import losses
 from fulltune.training.untouched import is_library_class, library_class
 
 #: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label a row.
@@ -43,15 +43,15 @@ class Objective:
         labels = labels.to(logits.device)
         weights = None if self.weights is None else self.weights.to(logits.device)
         if self.kind == "class":
-            return loss.class_cross_entropy(logits, labels, weights, self.smoothing)
+            return losses.class_cross_entropy(logits, labels, weights, self.smoothing)
         if self.kind == "multi-label":
-            return loss.multi_label_bce(logits, labels, weights)
+            return losses.multi_label_bce(logits, labels, weights)
         if self.kind == "regression":
-            return loss.squared_error(logits, labels)
+            return losses.squared_error(logits, labels)
         if self.kind == "causal":
             # A soft prompt puts positions before the text; those predict nothing that is labelled.
             logits = logits[:, -labels.shape[1] :]
-        return loss.token_cross_entropy(logits, self.aligned(labels), self.smoothing)
+        return losses.token_cross_entropy(logits, self.aligned(labels), self.smoothing)
 
     @property
     def is_of_tokens(self) -> bool:
@@ -60,7 +60,7 @@ class Objective:
 
     def aligned(self, labels: Tensor) -> Tensor:
         """Labels of tokens ``(B, T)`` as they stand beside the logits."""
-        return loss.shift(labels) if self.kind == "causal" else labels
+        return losses.shift(labels) if self.kind == "causal" else labels
 
     def divergence(self, first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
         """How far two passes over the same rows lie apart, ``(B,)``: classifiers only.
@@ -68,8 +68,8 @@ class Objective:
         Rows are weighted by what they count in the loss; ``counts`` is what :meth:`__call__` returned.
         """
         if self.kind == "multi-label":
-            return loss.label_divergence(first, second)
-        return loss.class_divergence(first, second) * counts
+            return losses.label_divergence(first, second)
+        return losses.class_divergence(first, second) * counts
 
     def count(self, labels: Tensor) -> Tensor:
         """The denominator that these labels add, as a scalar, known before the model has run."""
@@ -77,8 +77,8 @@ class Objective:
             return torch.tensor(labels.numel())
         if self.kind == "class":
             weights = None if self.weights is None else self.weights.to(labels.device)
-            return loss.class_counts(labels, weights).sum()
-        return (self.aligned(labels) != loss.IGNORED).sum()
+            return losses.class_counts(labels, weights).sum()
+        return (self.aligned(labels) != losses.IGNORED).sum()
 
     def plain(self) -> Objective:
         """The same without smoothing and weights: the likelihood itself, which is what evaluation reports."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fulltune.errors import ArgumentError, Problem, shortened
-from fulltune.log_once import log_once
+from fulltune.runtime.log_once import log_once
 
 _log = logging.getLogger(__name__)
 

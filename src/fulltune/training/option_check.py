@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fulltune import distributed
 from fulltune.config import Config, TrainConfig
 from fulltune.errors import ConfigError, Problem
-from fulltune.model import quiet
+from fulltune.models.bundle import quiet
+from fulltune.runtime import distributed
 from fulltune.training.arguments import FIRST_CLASS, REFUSALS, training_arguments
-from fulltune.training.random_state import randomness_kept
+from fulltune.training.checkpoints.random_state import randomness_kept
 
 #: Options that are not tried out here: they compile, take other devices or processes, or open the network.
 _NOT_TRIED = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed", "fsdp"})

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fulltune.training.memory import MicroBatches
-from fulltune.training.packing import PaddingCount
+from fulltune.training.batches.out_of_memory import MicroBatches
+from fulltune.training.batches.packing import PaddingCount
 
 if TYPE_CHECKING:
-    from fulltune.training.checkpointing import Checkpoints
-    from fulltune.training.head_loss import LossAtHead
+    from fulltune.models.head_loss import LossAtHead
+    from fulltune.training.checkpoints.manager import Checkpoints
     from fulltune.training.loss_check import LossFacts
     from fulltune.training.objective import Kind
-    from fulltune.training.regularize import Regularizer
+    from fulltune.training.regularization.penalties import Regularizer
 
 
 @dataclass(eq=False)

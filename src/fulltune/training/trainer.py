@@ -8,8 +8,8 @@ What differs, and nothing else does:
   and class weights; rows come back in the order given;
 * a micro-batch that does not fit in memory is computed in parts, with the same result;
 * a loss or gradient norm that is not finite stops training before the optimizer step and names the rows;
-* with :class:`~fulltune.guards.divergence.DivergenceGuard` among the callbacks, training that diverges goes back to its
-  last good checkpoint instead, with a lower rate;
+* with :class:`~fulltune.training.guards.divergence.DivergenceGuard` among the callbacks, training that diverges goes
+  back to its last good checkpoint instead, with a lower rate;
 * NEFTune's noise reaches both stacks of an encoder-decoder;
 * a tokenizer's output can be handed over as the dataset, and text without labels is its own label for a decoder.
 """
@@ -33,27 +33,40 @@ from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import DataCollatorForLanguageModeling, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
 
-from fulltune.errors import ArgumentError, DataError, NonFiniteError, Problem, UnknownMetricError, did_you_mean
-from fulltune.fast_paths import SHORTEST
-from fulltune.guards.divergence import DivergenceGuard
-from fulltune.log_once import log_once
-from fulltune.training.batching import Collator, RowCollator, as_rows, take_row_numbers, with_row_numbers
-from fulltune.training.buckets import BudgetSampler, lengths_of
-from fulltune.training.checkpointing import Checkpoints
-from fulltune.training.checkpoints import is_ours, load_weights
+from fulltune.errors import (
+    ArgumentError,
+    DataError,
+    NonFiniteError,
+    Problem,
+    UnknownMetricError,
+    did_you_mean,
+)
+from fulltune.models.fast_paths import SHORTEST
+from fulltune.models.head_loss import LossAtHead
+from fulltune.runtime.log_once import log_once
+from fulltune.training.batches.buckets import BudgetSampler, lengths_of
+from fulltune.training.batches.collate import (
+    Collator,
+    RowCollator,
+    as_rows,
+    take_row_numbers,
+    with_row_numbers,
+)
+from fulltune.training.batches.packing import with_token_mask
+from fulltune.training.batches.row_errors import errors_of_rows
+from fulltune.training.batches.row_groups import Computed, cut, joined, longest_row, row_groups, warn_of_padding
+from fulltune.training.batches.unpadding import unpadded
+from fulltune.training.checkpoints.format import is_ours, load_weights
+from fulltune.training.checkpoints.manager import Checkpoints
+from fulltune.training.checkpoints.rollback import RollBack
 from fulltune.training.engines import whole_batch
-from fulltune.training.head_loss import LossAtHead
+from fulltune.training.guards.divergence import DivergenceGuard
 from fulltune.training.loss_check import LossFacts, check_loss, without_labels
-from fulltune.training.neftune import noise_in_both_stacks
 from fulltune.training.objective import Kind, Objective, checked_class_weights, checked_r_drop, kind_of
 from fulltune.training.old_names import OldNames
 from fulltune.training.own_state import OwnState
-from fulltune.training.packing import with_token_mask
-from fulltune.training.regularize import Regularizer, decay_by_layer
-from fulltune.training.rollback import RollBack
-from fulltune.training.row_errors import errors_of_rows
-from fulltune.training.row_groups import Computed, cut, joined, longest_row, row_groups, warn_of_padding
-from fulltune.training.unpadding import unpadded
+from fulltune.training.regularization.neftune import noise_in_both_stacks
+from fulltune.training.regularization.penalties import Regularizer, decay_by_layer
 from fulltune.training.untouched import bears_any_width, changed_in_model, has_only_tokens, overridden, pads_freely
 
 _log = logging.getLogger(__name__)

@@ -11,18 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fulltune import inference
 from fulltune.config import Config
 from fulltune.data.findings import Finding
 from fulltune.errors import ConfigError, DataError, Problem
 from fulltune.metrics import sql, text
 from fulltune.metrics.base import Metric
-from fulltune.model import Bundle
-from fulltune.records import Prediction
+from fulltune.models import inference
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Prediction
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example
+from fulltune.tasks.generation import TextToText
 from fulltune.tasks.prompts import Shot, Wording
-from fulltune.tasks.seq2seq import Seq2Seq
 from fulltune.tasks.text2sql import execution, normalise, references, schema
 from fulltune.tasks.text2sql.schema import Schema
 from fulltune.tasks.text2sql.snapshot import source
@@ -37,7 +37,7 @@ SHOWN_ROWS, SHOWN_FAULTS = 10, 3
 MAX_SCHEMAS = 256 << 20
 
 
-class Text2SQL(Seq2Seq):
+class Text2SQL(TextToText):
     """Columns ``question``, ``sql`` and ``db_id``; ``data.databases`` names the folder of SQLite files."""
 
     name = "text2sql"

@@ -1,0 +1,74 @@
+"""Before and after, for people at a terminal: one question and two answers, or rows that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fulltune.metrics.compare import ChangedRows
+from fulltune.report.display import metric_label
+
+if TYPE_CHECKING:
+    from fulltune.pipeline.ask import Asked
+
+#: Characters of a text that a terminal shows.
+_LONG = 600
+
+
+def asked(found: Asked) -> RenderableType:
+    """One question and both answers, with what the task knows of each."""
+    parts: list[RenderableType] = [Text(found.input, style="dim")]
+    for name, answer in found.answers.items():
+        parts += [Text(f"\n{name}", style="bold"), Text(_said(answer.output) or "(nothing)", overflow="fold")]
+        parts += [Text(line, style="dim") for line in _beside(answer.values)]
+    return Group(*parts)
+
+
+def changed_rows(found: ChangedRows) -> RenderableType:
+    """Rows that were fixed and broken, with both answers."""
+    kinds = ("gained most", "lost most") if found.counted is None else ("fixed", "broken")
+    counted = found.counted or (len(found.fixed), len(found.broken))
+    parts: list[RenderableType] = [Text(f"From {found.before} to {found.after}, by {metric_label(found.metric)}")]
+    for kind, rows, count in zip(kinds, (found.fixed, found.broken), counted, strict=True):
+        shown = f", {len(rows)} shown" if len(rows) < count else ""
+        parts.append(Text(f"\n{count:,} {kind}{shown}", style="bold"))
+        for row in rows:
+            table = Table(show_header=False, box=None, pad_edge=False)
+            told = {"row": row.id, "input": row.input, "right": row.reference, "before": row.before, "after": row.after}
+            for name, value in told.items():
+                table.add_row(Text(name, style="dim"), Text(_said(value), overflow="fold"))
+            parts += [table, Text("")]
+    return Group(*parts)
+
+
+def _beside(values: Mapping[str, Any]) -> list[str]:
+    """What is known of an answer beside itself: a shortened prompt, confidences, rows of a query, a cut at the cap."""
+    lines = []
+    if values.get("cut_tokens"):
+        lines.append(f"(asked without {values['cut_tokens']:,} tokens of the {values['cut']}, which did not fit)")
+    if "confidence" in values:
+        lines.append(f"confidence {values['confidence']:.3f}")
+    if "probabilities" in values:
+        ranked = sorted(values["probabilities"].items(), key=lambda item: -item[1])[:5]
+        lines.append(", ".join(f"{label} {share:.3f}" for label, share in ranked))
+    if values.get("error"):
+        lines.append(f"fails: {values['error']}")
+    lines += [", ".join(map(_cell, row)) for row in values.get("rows", ())]
+    if values.get("count", 0) > len(values.get("rows", ())):
+        lines.append(f"… {'more than ' if values.get('more') else ''}{values['count']:,} rows")
+    end = "the model's last position" if "limit" in values else "evaluation.max_new_tokens"
+    return lines + ([f"(cut at {end})"] if values.get("capped") else [])
+
+
+def _cell(value: object) -> str:
+    """A value of a row in one line, control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+
+
+def _said(output: str | tuple[str, ...]) -> str:
+    text = output if isinstance(output, str) else ", ".join(output)
+    return text if len(text) <= _LONG else f"{text[:_LONG]} …"

@@ -1,0 +1,107 @@
+"""What the verbs of ``fulltune models`` say to people at a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from fulltune.runtime.terminal import wrapping_table
+from fulltune.store.delta import Restored
+from fulltune.store.registry.gc import Garbage
+from fulltune.store.registry.overview import Listing, Story, Verified
+from fulltune.store.registry.registry import Move, Registry, Version
+
+if TYPE_CHECKING:
+    from fulltune.pipeline.export import Exported
+
+
+def listing(found: Listing) -> RenderableType:
+    """Every model, its newest version and where its aliases point."""
+    if not found.models:
+        return Text("The registry is empty: `fulltune run` fills it; --out says where it is.")
+    table = wrapping_table("model", "versions", "newest", "made", "aliases")
+    for model in found.models:
+        aliases = ", ".join(f"{alias} → {number}" for alias, number in model.aliases.items()) or "none"
+        table.add_row(model.name, str(model.versions), model.newest, model.created, aliases)
+    return table
+
+
+def story(found: Story) -> RenderableType:
+    """A model's versions with where each comes from, and the history of its aliases."""
+    table = wrapping_table("version", "outcome", "made", "from", "bytes", "aliases")
+    for version in found.versions:
+        aliases = ", ".join(alias for alias, number in found.aliases.items() if number == version.number)
+        size = "deleted" if version.ref in found.collected else f"{version.size:,}"
+        table.add_row(version.ref, version.outcome, version.created, _origin(version), size, aliases)
+    lines: list[RenderableType] = [Text(f"{found.versions[-1].ref}: {found.versions[-1].headline}")]
+    return Group(table, *(lines if found.versions[-1].headline else []), *(Text(_told(move)) for move in found.history))
+
+
+def move(found: Move, name: str) -> RenderableType:
+    """What a promotion or a roll-back did."""
+    return Text(f"{name}: {_told(found)}", overflow="fold")
+
+
+def registered(version: Version) -> RenderableType:
+    """A version that is in the registry now."""
+    return Text(f"{version.ref} ({version.outcome}), from {_origin(version)}", overflow="fold")
+
+
+def after_run(run_id: str, out: Path) -> str:
+    """Which version a run became, and how to use it; nothing if it became none."""
+    version = Registry(out).of_run(run_id)
+    return (
+        f"Version: {version.ref}; `fulltune models promote {version.ref}` to use it as {version.name}"
+        if version
+        else ""
+    )
+
+
+def verified(found: Verified) -> RenderableType:
+    """That nothing is missing or damaged."""
+    return Text(f"{len(found.versions)} versions, {found.files} files, {found.bytes:,} bytes read: all as written")
+
+
+def garbage(found: Garbage) -> RenderableType:
+    """What goes and what stays, and why."""
+    table = wrapping_table("version", "", "why")
+    for ref in found.dropped:
+        table.add_row(ref, "goes", "nothing needs it")
+    for ref, why in found.kept.items():
+        table.add_row(ref, "stays", why)
+    freed = f"{len(found.dropped)} versions, {found.files} files, {found.freed_bytes:,} bytes"
+    if found.deleted:
+        return Group(table, Text(f"Deleted: {freed}"))
+    hint = "; add --delete to do it" if found.dropped or found.files else ""
+    return Group(table, Text(f"Would delete: {freed}{hint}"))
+
+
+def exported(found: Exported) -> RenderableType:
+    """Where a version was written to, and what a delta saves."""
+    lines = [f"{found.version} lies in {found.folder}"] if found.folder else []
+    if found.delta:
+        told = found.delta
+        lines.append(
+            f"{told.path}: {told.delta_bytes:,} bytes, {told.ratio:.1%} of the model's {told.tuned_bytes:,}; "
+            f"{told.as_difference} of {told.tensors} tensors as a difference; both directions checked"
+        )
+    lines += [f"{found.version} is at {found.pushed}"] if found.pushed else []
+    return Text("\n".join(lines), overflow="fold")
+
+
+def restored(found: Restored) -> RenderableType:
+    """What came out of a delta."""
+    return Text(f"The {found.side} model, SHA-256 {found.sha256}, lies in {found.folder}", overflow="fold")
+
+
+def _origin(version: Version) -> str:
+    parents = f", of {', '.join(version.lineage.parents)}" if version.lineage.parents else ""
+    return f"{version.lineage.source}{parents}"
+
+
+def _told(move: Move) -> str:
+    before = "nothing" if move.before is None else str(move.before)
+    return f"{move.at} {move.alias} {before} → {move.after} ({move.action} by {move.who}): {move.reason}"

@@ -1,0 +1,340 @@
+"""Results for people at a terminal. Everything here takes a record-like object and gives what :mod:`rich` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fulltune.cli.doctor import Diagnosis
+from fulltune.data.findings import first_warnings
+from fulltune.metrics.compare import RunComparison
+from fulltune.pipeline.planning.engine_memory import Table as FitTable
+from fulltune.pipeline.planning.plan import Plan, gib
+from fulltune.records.run import EvaluationRecord, Record, base_kept
+from fulltune.report import display, retention
+from fulltune.report.methods import rows as method_rows
+from fulltune.runtime.terminal import wrapping_table
+
+if TYPE_CHECKING:
+    from fulltune.experiments.interpolation import Interpolation
+    from fulltune.experiments.learning_curve import LearningCurve
+    from fulltune.experiments.lr_find import LearningRate
+    from fulltune.experiments.soup import Soup
+    from fulltune.experiments.sweep import Sweep
+    from fulltune.pipeline.resume_check import ResumeCheck
+    from fulltune.records.methods import MethodComparison
+
+
+def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
+    """A run: its headline, its systems by the deciding metric, the audit's warnings, the report's path, what to try
+    next, and a hint.
+    """
+    reasons = [Text(f"  {reason}") for reason in record.reasons]
+    report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
+    ending = [report, Text(f"Next: {next_step(record)}"), *([Text(hint, overflow="fold")] if hint else [])]
+    told = [*reasons, *watched(record)]
+    kept = [*retained(record), *audited(record)]
+    return Group(Text(record.headline, style="bold"), *told, systems(record), *kept, *ending)
+
+
+def retained(record: Record) -> list[Text]:
+    """One line about what was retained: everything, or what lost most."""
+    worst = retention.worst(record.retention)
+    if worst is None:
+        return []
+    name, found = worst
+    counted = f"{len(record.retention)} abilities" if len(record.retention) > 1 else "one ability"
+    change = f"{retention.signed(found.change)} ({retention.signed(found.low)} to {retention.signed(found.high)})"
+    values = f"{display.metric_label(found.metric)} {found.base.value:.4g} → {found.tuned.value:.4g}"
+    text = f"Retention: {counted} asked; most was lost of {name}: {change}, {values}, {found.verdict}"
+    if found.change <= 0:
+        text = f"Retention: {counted} asked, nothing lost"
+    return [Text(text, style="bold red" if found.verdict == "forgotten" else "")]
+
+
+def audited(record: Record) -> list[Text]:
+    """One line each about the first warnings of the audit."""
+    audit = record.data.audit
+    warnings = [" ".join(line.split()) for line in audit.findings[audit.errors :][: audit.warnings]]
+    return [Text(line) for line in first_warnings(warnings, "in audit.json")]
+
+
+def watched(record: Record) -> list[Text]:
+    """What guards said, one line each; what the reasons say already is left out."""
+    said = [event for event in record.guards if event.message not in record.reasons]
+    return [Text(f"Guard ({event.guard}): {event.message}") for event in said]
+
+
+def systems(record: Record) -> Table:
+    """Every system by the deciding metric, in the report's order, with the tuned model's paired difference from it."""
+    found = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
+    digits = display.decimals(score.value for score in found.values())
+    table = wrapping_table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
+    for name in display.in_order(found):
+        score, against = found[name], record.comparison.get(f"tuned vs {name}")
+        bounds = display.interval(score.low, score.high, digits)
+        gain = f"{display.delta(against.delta, digits)}, {against.verdict}" if against else ""
+        table.add_row(
+            display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
+        )
+    return table
+
+
+def next_step(record: Record) -> str:
+    """One thing worth trying after this run."""
+    if record.outcome == "stopped":
+        return "lower train.learning_rate (for example --set train.learning_rate=1e-5) and run again"
+    if base_kept(record.guards) is not None:
+        return "lower train.learning_rate, raise train.evaluations, or bring more training rows"
+    verdicts = {comparison.verdict for comparison in record.comparison.values()}
+    if "worse" in verdicts:
+        return "look at the broken rows in the report, then try a lower train.learning_rate or fewer train.epochs"
+    if "no detectable change" in verdicts:
+        return "bring more rows (train to learn more, eval for narrower intervals), or raise train.epochs"
+    return f"change one setting with --set, run again, and `fulltune compare {record.run_id} latest`"
+
+
+def evaluation(found: EvaluationRecord) -> RenderableType:
+    """An evaluation: every metric of one system, the deciding one first."""
+    system = display.system_label(found.system)
+    title = f"{found.model.source}, {system}, on {found.data.rows:,} rows of {found.data.source}"
+    table = wrapping_table("metric", "value", "interval", "rows")
+    for name, score in sorted(found.scores.items(), key=lambda item: item[0] != found.metric):
+        bounds = display.interval(score.low, score.high)
+        table.add_row(display.metric_label(name), display.number(score.value), bounds, display.count(score.n))
+    return Group(Text(title, style="bold"), table, *(Text(f"Note: {line}") for line in found.warnings))
+
+
+def comparison(found: RunComparison) -> RenderableType:
+    """Two runs: the answer, each metric of both with the paired difference, and the rows that changed."""
+    table = wrapping_table("metric", "A", "B", "A − B", "interval", "verdict")
+    for item in found.differences:
+        values = [found.scores[side][item.metric].value for side in ("a", "b")]
+        digits = display.decimals(values)
+        bounds = display.interval(item.low, item.high, digits, sign=True)
+        shown = [display.number(value, digits) for value in values]
+        delta = display.delta(item.delta, digits)
+        table.add_row(display.metric_label(item.metric), *shown, delta, bounds, item.verdict)
+    lists = {
+        "right only in A": found.fixed,
+        "right only in B": found.broken,
+        "better in A": found.most_improved,
+        "better in B": found.most_worsened,
+        "left out": found.left_out,
+    }
+    changed = {name: _some(rows) for name, rows in lists.items() if rows}
+    named = Text(f"A = {found.a}\nB = {found.b}", overflow="fold")
+    return Group(Text(found.headline, style="bold"), named, table, _facts(changed))
+
+
+def interpolation(found: Interpolation) -> RenderableType:
+    """A sweep: what was chosen, every point with its score and what it lost, and where things lie."""
+    label = display.metric_label(found.metric)
+    digits = display.decimals(point.score.value for point in found.points)
+    table = wrapping_table("α", label, "interval", "largest loss", "inside the budget", "")
+    for point in found.points:
+        bounds = display.interval(point.score.low, point.score.high, digits)
+        sign = "chosen" if point.alpha == found.alpha else "on the front" if point.on_front else ""
+        inside = "yes" if point.within_budget else "no"
+        score = display.number(point.score.value, digits)
+        table.add_row(f"{point.alpha:g}", score, bounds, retention.signed(point.loss), inside, sign)
+    facts = {f"eval, {name}": display.number(score.value, digits) for name, score in found.final.items()}
+    if found.kept_as_tuned:
+        facts["as tuned at every α"] = _some(found.kept_as_tuned) + " (the base has none)"
+    facts |= {"model": found.model, "figure": "interpolation.svg and interpolation.json in the run's folder"}
+    return Group(Text(found.headline, style="bold"), table, _facts(facts))
+
+
+def soup(found: Soup) -> RenderableType:
+    """A mean of models: its score beside those of its parts."""
+    title = Text(f"The mean of {len(found.sources)} models lies in {found.model}", style="bold")
+    if not found.scores:
+        return title
+    digits = display.decimals(score.value for score in found.scores.values())
+    table = wrapping_table("model", display.metric_label(found.metric), "interval", "rows")
+    for name, score in found.scores.items():
+        bounds = display.interval(score.low, score.high, digits)
+        table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
+    return Group(title, table)
+
+
+def methods(found: MethodComparison) -> RenderableType:
+    """A comparison of methods: the answer, one line each, what to know before trusting it, and the page."""
+    score = display.metric_label(found.metric)
+    table = wrapping_table(
+        "method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost"
+    )
+    for row in method_rows(found):
+        if row.reason:
+            continue
+        name = f"{row.name} ✓" if row.chosen else row.name
+        values = [f"{row.score} {row.score_interval}", f"{row.against} {row.against_interval}"]
+        table.add_row(name, *values, row.part, row.memory, row.time, row.speed, row.disk, row.retention)
+    absent = [f"{result.method} {result.status}: {result.reason}" for result in found.methods if result.reason]
+    notes = [Text(line) for line in (*absent, *(f"Note: {note}" for note in found.notes))]
+    page = Text(f"Page: {Path(found.folder) / 'methods.html'}", overflow="fold")
+    return Group(Text(found.headline, style="bold"), table, *notes, page)
+
+
+def sweep(found: Sweep) -> RenderableType:
+    """A search: its trials, the best first, what the choice is worth, and the config to run."""
+    table = wrapping_table(
+        *(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", ""
+    )
+    sign = -1 if found.direction == "higher" else 1
+    for trial in sorted(found.trials, key=lambda trial: (trial.state != "whole", sign * trial.value)):
+        marks = {found.best: "best", found.default: "the config as it is"}
+        settings = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.settings.values())
+        state = "" if trial.state == "whole" else trial.state
+        table.add_row(*settings, display.number(trial.value, 4), state, marks.get(trial.number, ""))
+    facts = {"run it": f"fulltune run {found.config}"} if found.config else {}
+    reasons = {trial.reason for trial in found.trials if trial.reason}
+    told = [Text(f"Broke: {reason}") for reason in sorted(reasons)]
+    return Group(Text(found.headline, style="bold"), table, *told, Text(found.caution), _facts(facts))
+
+
+def plan(plan: Plan) -> RenderableType:
+    """A plan: one fact a line, memory by part and time by stage where they were measured, then the advice."""
+    facts = {
+        "task": f"{plan.task}, method {plan.method}",
+        "model": f"{plan.model}, {plan.parameters:,} parameters",
+        "rows": ", ".join(f"{count:,} {split}" for split, count in plan.rows.items()),
+        "sequences": f"{plan.sequences:,} an epoch, {plan.tokens:,} tokens",
+        "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps:,} of them warm-up",
+        "effective batch": f"{plan.effective_batch} sequences",
+        "padding": _padding(plan),
+        "memory": _memory(plan),
+        "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
+        "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",
+        **({"computed by": "; ".join(plan.fast_paths)} if plan.fast_paths else {}),
+    }
+    tables = [_shares(title, part) for title, part in _costs(plan).items() if part]
+    lines = [
+        *(f"Length: {line}" for line in plan.too_long),
+        *first_warnings(plan.warnings, "(--json shows all)"),
+        *(f"Advice: {line}" for line in plan.advice),
+    ]
+    return Group(_facts(facts), *tables, *map(Text, lines))
+
+
+def _padding(plan: Plan) -> str:
+    shares = plan.padding or {"random": 0.0, "used": 0.0}
+    return f"{shares['used']:.1%} of the inputs, {shares['random']:.1%} in random batches"
+
+
+def _memory(plan: Plan) -> str:
+    peak = plan.peak_bytes
+    needs = f"at least {gib(plan.memory_bytes)}, activations on top" if peak is None else f"{gib(peak)} at the peak"
+    return needs if plan.machine_bytes is None else f"{needs}; this machine has {gib(plan.machine_bytes)}"
+
+
+def _costs(plan: Plan) -> dict[str, dict[str, str]]:
+    memory = {name: _size(count) for name, count in plan.memory.items()}
+    seconds = {name: duration(value) for name, value in plan.seconds.items()}
+    if seconds:
+        seconds["all"] = duration(plan.total_seconds or 0.0)
+    if memory:
+        memory["all"] = _size(plan.peak_bytes or 0)
+    return {"memory": memory, "time": seconds}
+
+
+def _size(count: int) -> str:
+    return gib(count) if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def _shares(title: str, parts: dict[str, str]) -> Table:
+    table = wrapping_table(title, "", title_justify="left")
+    for name, value in parts.items():
+        table.add_row(display.system_label(name), value)
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, e.g. ``4.2 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def what_fits(found: FitTable) -> RenderableType:
+    """The fewest devices on which each engine trains a model."""
+    engines = list(found.rows[0].fits)
+    table = wrapping_table("model", "parameters", "device", *engines)
+    for row in found.rows:
+        fewest = [str(row.fits[engine] or "–") for engine in engines]
+        table.add_row(row.model, display.count(row.parameters), f"{row.device_bytes >> 30} GiB", *fewest)
+    how = "Fewest devices, of 1 to 64, for full FP32 training with AdamW, 1,024 tokens a device, activations recomputed"
+    return Group(table, Text(f"{how}{', with --offload' if found.offload else ''}.", style="dim"))
+
+
+def learning_curve(found: LearningCurve) -> RenderableType:
+    """Scores over training rows, and what twice as many would bring."""
+    label = display.metric_label(found.metric)
+    table = wrapping_table("training rows", label, "interval")
+    for point in found.points:
+        bounds = display.interval(point.score.low, point.score.high)
+        table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
+    how = (
+        f"Each part was trained for {found.steps:,} steps and scored on all rows of eval; better is {found.direction}."
+    )
+    return Group(Text(found.headline, style="bold"), table, Text(how, style="dim"))
+
+
+def learning_rate(found: LearningRate) -> RenderableType:
+    """A search for a learning rate: the answer, the short trainings, the plot, and the line for the config."""
+    table = wrapping_table("learning rate", "held-out loss", "")
+    digits = display.decimals(candidate.loss for candidate in found.candidates)
+    for candidate in found.candidates:
+        chosen = "advised" if candidate.rate == found.rate else ""
+        table.add_row(f"{candidate.rate:.1e}", display.number(candidate.loss, digits), chosen)
+    facts = {"the config has": f"{found.asked:.1e}", "plot": found.plot}
+    if found.rate is not None:
+        facts["to take it"] = found.line
+    tried = [table] if found.candidates else []
+    return Group(Text(found.reason, style="bold"), *tried, _facts(facts))
+
+
+def diagnosis(found: Diagnosis) -> RenderableType:
+    """A diagnosis: versions, machine, fast paths, and the command for each missing feature."""
+    facts = {
+        "python": found.python,
+        **{name: version or "not installed" for name, version in found.versions.items()},
+        "platform": found.platform,
+        "device": found.device,
+        "cpu": found.cpu,
+        "cores, threads": f"{found.cores}, {found.threads}",
+        "memory": f"{gib(found.memory_bytes)}, {gib(found.memory_free_bytes)} free",
+        "disk": f"{gib(found.disk_free_bytes)} free",
+        "FP32 products": f"{found.products} (BLAS: {found.blas})",
+        **{name: "on" if active else "off" for name, active in found.fast_paths.items()},
+        **{item.name: "ready" if item.available else f"missing: {item.command}" for item in found.features},
+    }
+    return _facts(facts)
+
+
+def resume_check(found: ResumeCheck) -> RenderableType:
+    """Whether a resumed training is the same, part by part."""
+    same = f"{found.steps} steps, and {found.stopped_at} + resume + {found.steps - found.stopped_at}"
+    title = f"{same}: {'equal, bit for bit' if found.is_exact else 'not equal'}"
+    parts = {name: "equal" if equal else "different" for name, equal in found.parts.items()}
+    return Group(Text(title, style="bold" if found.is_exact else "bold red"), _facts(parts))
+
+
+def _some(ids: Sequence[str], shown: int = 5) -> str:
+    """``12: a, b, c, d, e …``."""
+    return f"{len(ids):,}: {', '.join(ids[:shown])}" + (" …" if len(ids) > shown else "")
+
+
+def _facts(facts: dict[str, str]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in facts.items():
+        table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    return table

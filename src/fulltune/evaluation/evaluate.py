@@ -1,0 +1,100 @@
+"""The one function that scores anything: baselines, checks during training and the tuned model all go through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fulltune.config import Config, EvaluationConfig
+from fulltune.evaluation.baselines import baseline, cache_parts, cached
+from fulltune.metrics.accumulate import Accumulator
+from fulltune.metrics.base import Metric
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Prediction, Score
+from fulltune.runtime import distributed
+from fulltune.runtime.progress import Progress
+from fulltune.tasks.base import Example, Predictor, Task
+from fulltune.tasks.dataset import Data
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one system scored: per-row statistics (for paired comparison) and the seconds it took."""
+
+    system: str
+    accumulator: Accumulator
+    seconds: float
+
+    def scores(self, settings: EvaluationConfig, exclude: Container[str] = ()) -> dict[str, Score]:
+        """Every metric with its bootstrap interval, without the rows in ``exclude``."""
+        return self.accumulator.scores(resamples=settings.resamples, confidence=settings.confidence, exclude=exclude)
+
+    def value(self, name: str) -> float:
+        """One metric alone, without an interval; NaN without rows that it applies to."""
+        rows, applies = self.accumulator.statistics(name)
+        return float(self.accumulator.metrics[name].value(rows[applies].sum(axis=0))) if applies.any() else math.nan
+
+
+def evaluate(
+    predict: Predictor,
+    examples: Sequence[Example],
+    metrics: Sequence[Metric],
+    *,
+    system: str,
+    sink: Callable[[Prediction], object] = lambda prediction: None,
+    advance: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Score a system on examples, one prediction at a time: nothing but a short vector a row is kept.
+
+    Args:
+        predict: The system.
+        examples: Rows to answer; predictions come back in this order.
+        metrics: What to compute.
+        system: Its name in records.
+        sink: Gets every prediction as it comes (a file, say).
+        advance: Called once a row (a progress bar).
+    """
+    started, accumulator = time.perf_counter(), Accumulator(metrics)
+    for prediction in predict(examples):
+        accumulator.add(prediction)
+        sink(prediction)
+        advance()
+    return Evaluation(system, accumulator, time.perf_counter() - started)
+
+
+Sink = Callable[[Prediction], object]
+
+
+def score_baselines(
+    config: Config,
+    task: Task,
+    data: Data,
+    base: Bundle,
+    shots: Sequence[Example],
+    out: Path,
+    sink: Sink,
+    progress: Progress,
+) -> dict[str, Evaluation]:
+    """Every baseline of the task, from the cache where the same was asked before."""
+    key = cache_parts(task, config, base, data.train.table, data.eval.table)
+    systems = {}
+    for name in task.baselines:
+        with progress.stage(name, total=len(data.eval.examples), unit="row") as bar:
+            predict = baseline(name, task, base, data.train.examples, shots)
+            if name in ("zero_shot", "few_shot"):
+                predict = distributed.together(predict)
+            predict = cached(predict, name, key, out, bar.advance)
+            systems[name] = evaluate(predict, data.eval.examples, task.metrics, system=name, sink=sink)
+    return systems
+
+
+def score_system(
+    task: Task, bundle: Bundle, system: str, data: Data, progress: Progress, sink: Sink = lambda prediction: None
+) -> Evaluation:
+    """A model on the evaluation rows, without shots."""
+    with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
+        predict = distributed.together(task.predictor(bundle, system))
+        return evaluate(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)

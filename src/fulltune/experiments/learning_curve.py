@@ -1,0 +1,207 @@
+"""Would more data help? A job is trained on growing parts of its rows, and the scores carried on by one doubling."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fulltune.config import Config, load_config
+from fulltune.evaluation import evaluate
+from fulltune.evaluation.evaluate import Evaluation
+from fulltune.experiments.trials import mover
+from fulltune.metrics.accumulate import resampled_values
+from fulltune.metrics.base import Metric
+from fulltune.metrics.power_law import SIZES, Doubling, doubling
+from fulltune.pipeline import job as jobs
+from fulltune.pipeline import train
+from fulltune.pipeline.job import load
+from fulltune.pipeline.planning import measured_plan
+from fulltune.records.run import Model, Score
+from fulltune.runtime import plugins
+from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.tasks import dataset
+from fulltune.tasks.base import Example, Features, Task
+from fulltune.tasks.dataset import Data
+from fulltune.training.fit import fit
+
+#: Parts of the training rows; each holds the one before it.
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+
+#: A part has at least this many rows.
+FEWEST = 8
+
+
+class Point(Model):
+    """A part of the training rows and what the model tuned on it scored."""
+
+    rows: int
+    score: Score
+
+
+class Change(Model):
+    """How much better (in the metric's direction, above 0) twice the rows would be, with its interval."""
+
+    rows: int
+    value: float
+    low: float
+    high: float
+    exponent: float
+
+
+class LearningCurve(Model):
+    """Scores over training rows.
+
+    Attributes:
+        task: Its name.
+        model: The base.
+        metric: The metric that decides.
+        direction: Which way it is better.
+        steps: Optimizer steps that each part was trained for, the same for all.
+        confidence: Of every interval.
+        points: From the smallest part to all rows.
+        doubled: What twice the rows would bring; None where no power law can be fitted.
+        verdict: Whether the interval of that lies above 0.
+        headline: The answer in a sentence or two.
+    """
+
+    task: str
+    model: str
+    metric: str
+    direction: Literal["higher", "lower"]
+    steps: int
+    confidence: float
+    points: tuple[Point, ...]
+    doubled: Change | None
+    verdict: Literal["more data helps", "cannot be told"]
+    headline: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all parts share."""
+
+    config: Config
+    task: Task
+    data: Data
+    features: Sequence[Features]
+    curve: Sequence[Features]
+    out: Path
+    progress: Progress
+
+
+def learning_curve(
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    out: str | Path = "runs",
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> LearningCurve:
+    """Train on an eighth, a quarter, a half and all of the rows, and say what twice the rows would bring.
+
+    Every part is trained for as many optimizer steps as the whole job, so that what differs is the data and not the
+    time; with ``data.valid`` each keeps its best step. All are scored on the evaluation rows, as a run is. Nothing is
+    kept of the models. It costs about as much as one run for each part.
+
+    Raises:
+        FulltuneError: All that would stop the run before its first step, or training that was stopped.
+    """
+    config = load_config(config, overrides)
+    task, _ = jobs.parts(config)
+    data = dataset.prepare(config, task)
+    base = load(config, task, out)
+    audit, features, curve = dataset.inspect(config, task, data, base)
+    audit.raise_if_broken(config.data.allow_leaks)
+    steps = measured_plan.make_plan(config, task, data, base, features).total_steps
+    whole = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
+    job = _Job(whole, task, data, features, curve if data.valid else [], Path(out), progress or NullProgress())
+    parts = nested(data.train.examples, config.train.seed)
+    scored = [_trained_on(job, part) for part in parts]
+    return _told(config, task.metrics[0], steps, [len(part) for part in parts], scored)
+
+
+def nested(examples: Sequence[Example], seed: int) -> list[Sequence[Example]]:
+    """Parts of the examples by :data:`SHARES`, each within the next, drawn once and evenly."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    sizes = {min(len(examples), max(FEWEST, round(share * len(examples)))) for share in SHARES}
+    return [[examples[index] for index in sorted(order[:size])] for size in sorted(sizes)]
+
+
+def _trained_on(job: _Job, part: Sequence[Example]) -> Evaluation:
+    config, task, kept = job.config, job.task, {example.id for example in part}
+    student = load(config, task, job.out, head=task.head)
+    task.begin(student, part)
+    guard = train.overfitting_guard(config, task, student, job.data)
+    name = f"{len(part):,} rows"
+    steps = job.progress.stage(f"train, {name}", total=config.train.max_steps, unit="step")
+    with tempfile.TemporaryDirectory(prefix="fulltune-") as folder, steps as bar:
+        result = fit(
+            student,
+            plugins.load("method", config.method)(config),
+            [features for features in job.features if features.row_id in kept],
+            job.curve,
+            config,
+            output_dir=Path(folder),
+            class_weights=task.class_weights(part),
+            on_step=mover(bar),
+            callbacks=[guard] if guard else [],
+        )
+    if result.stopped is not None:
+        raise result.stopped
+    return evaluate.score_system(task, student, f"tuned, {name}", job.data, job.progress)
+
+
+def _told(
+    config: Config, metric: Metric, steps: int, rows: Sequence[int], scored: Sequence[Evaluation]
+) -> LearningCurve:
+    settings = config.evaluation
+    values = [evaluation.value(metric.name) for evaluation in scored]
+    draws = resampled_values([item.accumulator for item in scored], metric, resamples=settings.resamples)
+    # A score whose best is 1 becomes the share that is missing; what is better low is an error already.
+    turned = metric.direction == "higher"
+    errors = [1 - value for value in values] if turned else values
+    law = doubling(rows, errors, 1 - draws if turned else draws, settings.confidence)
+    helps = law is not None and law.low > 0
+    points = [
+        Point(rows=count, score=item.scores(settings)[metric.name]) for count, item in zip(rows, scored, strict=True)
+    ]
+    return LearningCurve(
+        task=config.task,
+        model=config.model,
+        metric=metric.name,
+        direction=metric.direction,
+        steps=steps,
+        confidence=settings.confidence,
+        points=tuple(points),
+        doubled=None if law is None else _change(law, 2 * rows[-1]),
+        verdict="more data helps" if helps else "cannot be told",
+        headline=_headline(metric, rows[-1], values[-1], law, settings.confidence),
+    )
+
+
+def _change(law: Doubling, rows: int) -> Change:
+    return Change(rows=rows, value=law.gain, low=law.low, high=law.high, exponent=law.exponent)
+
+
+def _headline(metric: Metric, rows: int, value: float, law: Doubling | None, confidence: float) -> str:
+    name = metric.label or metric.name
+    if law is None:
+        needed = f"a power law needs {SIZES} sizes, each with some error left"
+        why = needed if math.isfinite(value) else f"{name} is not a number"
+        return f"What twice the rows would bring cannot be told: {why}."
+    better = "higher" if metric.direction == "higher" else "lower"
+    interval = f"{law.low:.3g} to {law.high:.3g} at {confidence:.0%}"
+    if law.low <= 0:
+        return (
+            f"What twice the rows ({2 * rows:,}) would bring in {name} cannot be told: {law.gain:.3g} {better} by the "
+            f"fitted power law, in an interval from {interval}. More evaluation rows narrow it."
+        )
+    return (
+        f"Twice the rows ({2 * rows:,}) would make {name} about {law.gain:.3g} {better} than {value:.3g} ({interval}), "
+        f"if the power law of these {rows:,} rows goes on."
+    )

@@ -1,0 +1,304 @@
+"""Which learning rate? A range test, then short trainings at the rates that it points to, compared on held-out rows.
+
+    found = fulltune.find_learning_rate("config.yaml")
+    print(found.rate, found.reason)
+
+Advice, no more: rows of the evaluation set have no part in it, and nothing is written into the config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fulltune.config import Config, load_config
+from fulltune.errors import DataError, ModelError
+from fulltune.experiments import range_test
+from fulltune.experiments.trials import mover
+from fulltune.models.bundle import Bundle, trained_state
+from fulltune.pipeline.job import load, parts
+from fulltune.pipeline.planning import measured_plan
+from fulltune.pipeline.planning.plan import total_steps
+from fulltune.records.run import Model
+from fulltune.report import rates as report
+from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.store.runs import new_run_id
+from fulltune.tasks import dataset
+from fulltune.tasks.base import Features, Task
+from fulltune.training.batches.buckets import micro_batches
+from fulltune.training.checkpoints.random_state import randomness_kept
+from fulltune.training.fit import fit
+from fulltune.training.methods.base import Method
+
+#: Rates of the sweep, and steps of a short training.
+LOW, HIGH, STEPS, CONFIRM_STEPS = 1e-7, 1.0, 100, 60
+
+#: One training sequence of so many is held out where there is no data.valid, and at most so many.
+HELD_OUT, MOST_HELD_OUT = 10, 256
+
+
+class SweptRate(Model):
+    """A point of the sweep: the loss after a step at this rate, and its exponential mean."""
+
+    rate: float
+    loss: float
+    smoothed: float
+
+
+class Candidate(Model):
+    """A short training at one rate: the loss on held-out rows after it; NaN where training broke."""
+
+    rate: float
+    loss: float
+
+
+class LearningRate(Model):
+    """The answer of :func:`find_learning_rate`.
+
+    Attributes:
+        task, model: As the config names them.
+        rate: The rate to take; None where there is no clear answer.
+        reason: The answer in a sentence.
+        asked: The rate that the config has now.
+        start: Loss on held-out rows before training.
+        candidates: Short trainings, rates ascending.
+        sweep: The range test.
+        held_out: Sequences that the candidates were compared on.
+        steps: Optimizer steps of a short training.
+        weights: SHA-256 of the weights, the same before and after.
+        seconds: Wall time.
+        plot: An SVG file.
+    """
+
+    task: str
+    model: str
+    rate: float | None
+    reason: str
+    asked: float
+    start: float
+    candidates: tuple[Candidate, ...]
+    sweep: tuple[SweptRate, ...]
+    held_out: int
+    steps: int
+    weights: str
+    seconds: float
+    plot: str
+
+    @property
+    def line(self) -> str:
+        """What to write into the config; empty without an answer."""
+        return "" if self.rate is None else f"train: {{learning_rate: {self.rate:.1e}}}"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the sweep and the short trainings share."""
+
+    config: Config
+    task: Task
+    method: Method
+    student: Bundle
+    train: Sequence[Features]
+    held_out: Sequence[Features]
+    class_weights: Sequence[float] | None
+
+
+def find_learning_rate(
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    out: str | Path = "runs",
+    overrides: Sequence[str] = (),
+    steps: int = STEPS,
+    confirm_steps: int = CONFIRM_STEPS,
+    progress: Progress | None = None,
+) -> LearningRate:
+    """Look for a learning rate that suits a job.
+
+    The loss, the batch, the optimizer and the schedule are the job's own; penalties that need the base beside the model
+    (L2-SP, EWC, distillation) and replay are left out. Candidates are compared on ``data.valid``, else on every tenth
+    training sequence, which then takes no part in training.
+
+    Args:
+        config, overrides, progress: As in :func:`fulltune.run`.
+        out: Where the plot goes.
+        steps: Rates of the sweep, one optimizer step each.
+        confirm_steps: Optimizer steps of a short training.
+
+    Raises:
+        FulltuneError: All that would stop the run before its first step.
+    """
+    started, config, progress = time.perf_counter(), load_config(config, overrides), progress or NullProgress()
+    with randomness_kept(), tempfile.TemporaryDirectory() as place:
+        job = _job(config, out)
+        job.method.prepare(job.student)
+        kept = _Weights(job.student)
+        points, is_whole = _sweep(job, steps, Path(place), progress)
+        kept.restore()
+        reading = range_test.read(points, is_whole=is_whole)
+        length = min(confirm_steps, total_steps(config, len(job.train), _micro_batches(job)))
+        tried, start = [], math.nan
+        for rate in reading.candidates:
+            candidate, start = _confirm(job, rate, length, Path(place), progress)
+            tried.append(candidate)
+            kept.restore()
+    advised, reason = _answer(reading, tried, start)
+    swept = zip(points, range_test.smoothed([loss for _, loss in points]), strict=True)
+    found = LearningRate(
+        task=config.task,
+        model=config.model,
+        rate=advised,
+        reason=reason,
+        asked=config.train.learning_rate,
+        start=start,
+        candidates=tuple(tried),
+        sweep=tuple(SweptRate(rate=rate, loss=loss, smoothed=mean) for (rate, loss), mean in swept),
+        held_out=len(job.held_out),
+        steps=length,
+        weights=kept.sha256,
+        seconds=round(time.perf_counter() - started, 3),
+        plot=str(Path(out) / f"lr-find-{new_run_id(config.task, config.model)}.svg"),
+    )
+    _draw(found)
+    return found
+
+
+def _job(config: Config, out: str | Path) -> _Job:
+    task, method = parts(config)
+    data = dataset.prepare(config, task)
+    base = load(config, task, out)
+    audit, features, curve = dataset.inspect(config, task, data, base)
+    audit.raise_if_broken(config.data.allow_leaks)
+    measured_plan.make_plan(config, task, data, base, features)
+    student = base if task.head == base.head else load(config, task, out, head=task.head)
+    task.begin(student, data.train.examples)
+    train, held_out = (features, curve) if data.valid else _held_out(features)
+    return _Job(config, task, method, student, train, held_out, task.class_weights(data.train.examples))
+
+
+def _micro_batches(job: _Job) -> int | None:
+    is_encoder_decoder = job.student.family == "encoder-decoder"
+    return micro_batches(job.config, job.train, is_encoder_decoder=is_encoder_decoder)
+
+
+def _held_out(features: Sequence[Features]) -> tuple[list[Features], list[Features]]:
+    """Training sequences, and those of every tenth row (several may come of one), evenly spread."""
+    rows = list(dict.fromkeys(item.row_id for item in features))
+    every = max(HELD_OUT, math.ceil(len(rows) / MOST_HELD_OUT))
+    chosen = set(rows[every // 2 :: every])
+    train = [item for item in features if item.row_id not in chosen]
+    held_out = [item for item in features if item.row_id in chosen]
+    if not (train and held_out):
+        raise DataError(
+            f"{len(rows)} training rows",
+            expected=f"at least {HELD_OUT}, to compare rates on some of them",
+            fix="bring more rows, or name data.valid",
+            field="data.train",
+        )
+    return train, held_out
+
+
+def _sweep(job: _Job, steps: int, place: Path, progress: Progress) -> tuple[list[tuple[float, float]], bool]:
+    with progress.stage("range test", total=steps, unit="step") as bar:
+        return range_test.sweep(
+            job.student,
+            job.method.features(job.student, job.train),
+            job.config,
+            range_test.rates(LOW, HIGH, steps),
+            output_dir=place,
+            class_weights=job.class_weights,
+            on_step=lambda rate, loss: bar.advance(note=f"rate {rate:.1e}, loss {loss:.4g}"),
+        )
+
+
+def _confirm(job: _Job, rate: float, steps: int, place: Path, progress: Progress) -> tuple[Candidate, float]:
+    """A short training with the job's schedule; the loss on held-out rows after it and before it."""
+    short = {"learning_rate": rate, "max_steps": steps, "evaluations": 1}
+    config = job.config.model_copy(
+        update={
+            "train": job.config.train.model_copy(update=short),
+            "guards": job.config.guards.model_copy(update={"divergence": None}),
+            "trainer": job.config.trainer | {"save_strategy": "no", "report_to": "none"},
+        }
+    )
+    with progress.stage(f"rate {rate:.1e}", total=steps, unit="step") as bar:
+        trained = fit(
+            job.student,
+            job.method,
+            job.train,
+            job.held_out,
+            config,
+            output_dir=place,
+            class_weights=job.class_weights,
+            on_step=mover(bar),
+        )
+    curve = {step.step: step.eval_loss for step in trained.steps if step.eval_loss is not None}
+    ended = curve.get(steps, math.nan) if trained.stopped is None else math.nan
+    return Candidate(rate=rate, loss=ended), curve.get(0, math.nan)
+
+
+def _answer(reading: range_test.Reading, tried: Sequence[Candidate], start: float) -> tuple[float | None, str]:
+    """The rate whose short training came lowest, if that is below the start."""
+    finite = [candidate for candidate in tried if math.isfinite(candidate.loss)]
+    if not tried:
+        return None, _sentence(reading.reason)
+    best = min(finite, key=lambda candidate: candidate.loss, default=None)
+    if best is None or not best.loss < start:
+        return None, (
+            f"No clear answer: none of {len(tried)} short trainings brought the held-out loss below {start:.4g}, where "
+            "it was before them."
+        )
+    others = ", ".join(f"{one.loss:.4g} at {one.rate:.1e}" for one in tried if one is not best)
+    return best.rate, (
+        f"{_sentence(reading.reason)[:-1]}; a short training at {best.rate:.1e} brought the held-out loss from "
+        f"{start:.4g} to {best.loss:.4g}, against {others}."
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _draw(found: LearningRate) -> None:
+    path = Path(found.plot)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    points = [(point.rate, point.loss, point.smoothed) for point in found.sweep]
+    tried = [(candidate.rate, candidate.loss) for candidate in found.candidates]
+    path.write_text(report.plot(points, tried, found.rate, found.reason), encoding="utf-8")
+
+
+class _Weights:
+    """A copy of a model's weights, and the proof that they came back."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.model = bundle.model
+        self.state = {name: value.detach().clone() for name, value in trained_state(self.model).items()}
+        self.sha256 = weights_sha256(self.model)
+
+    def restore(self) -> None:
+        """Put them back.
+
+        Raises:
+            ModelError: The model's weights are others than before.
+        """
+        self.model.load_state_dict(self.state, strict=False)  # what is frozen is not in it
+        found = weights_sha256(self.model)
+        if found != self.sha256:
+            raise ModelError(f"the weights did not come back ({found})", expected=self.sha256, field="model")
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """One hash over the names and bytes of a model's tensors."""
+    whole = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        octets: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole.update(name.encode())
+        whole.update(octets)
+    return whole.hexdigest()

@@ -1,0 +1,1 @@
+"""Full fine-tuning, LoRA, QLoRA and prompt tuning under one protocol."""

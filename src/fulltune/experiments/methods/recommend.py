@@ -1,0 +1,192 @@
+"""Which method to take: pure words and rules over what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fulltune.metrics.base import Metric
+from fulltune.records.methods import MethodResult, SystemResult
+from fulltune.records.run import Comparison
+
+#: A cost that differs by less than this share is no reason to prefer a method.
+_ALIKE = 0.05
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method (None where nothing can be recommended), the answer in words, and what to know before trusting it."""
+
+    method: str | None
+    headline: str
+    notes: tuple[str, ...]
+
+
+def recommend(
+    methods: Sequence[MethodResult], baselines: Sequence[SystemResult], reference: str, metric: Metric
+) -> Choice:
+    """Take the best method that differs from the reference for sure, else the cheapest that does not.
+
+    "Does not differ for sure" is not "equal": the sentence gives the interval, so that the reader sees how much better
+    the dearer one may still be.
+    """
+    measured = [result for result in methods if result.status == "measured"]
+    notes = (*_edges(measured), *_kept(measured), *_warnings(measured), *_several(measured))
+    own = next((result for result in measured if result.method == reference), None)
+    if own is None or own.score is None:
+        return Choice(
+            None, f"Nothing can be recommended: {reference}, which others are compared with, has no score.", notes
+        )
+    sign = 1 if metric.direction == "higher" else -1
+    others = sorted(
+        (result for result in measured if result.against and result.score),
+        key=lambda result: sign * result.score.value if result.score else 0.0,
+        reverse=True,
+    )
+    chosen, headline = _chosen(own, others, metric)
+    return Choice(chosen.method, f"{headline}{_against_baselines(chosen, baselines, metric)}", notes)
+
+
+def _chosen(own: MethodResult, others: Sequence[MethodResult], metric: Metric) -> tuple[MethodResult, str]:
+    if not others:
+        return own, f"Only {own.method} was measured: {_score(own, metric)}."
+    better = [result for result in others if _verdict(result) == "improved"]
+    if better:
+        best = better[0]
+        return (
+            best,
+            f"{best.method} is better than {own.method} by {_gain(best.against, metric, 1)}{_costs(best, own)}.",
+        )
+    alike = [result for result in others if _verdict(result) == "no detectable change"]
+    if not alike:
+        rival = others[0]
+        gain = _gain(rival.against, metric, -1)
+        return own, f"{own.method} is better than {rival.method}, the next best, by {gain}{_costs(own, rival)}."
+    cheapest = min([own, *filter(_learnt, alike)], key=lambda result: result.memory_bytes)
+    if cheapest.memory_bytes > (1 - _ALIKE) * own.memory_bytes:
+        cheapest = own
+    if cheapest is own:
+        rival = alike[0]
+        told = f"No difference between {own.method} and {rival.method} can be told ({_signed(rival.against, metric)})"
+        why = "saves no memory here" if _learnt(rival) else "never beat its base"
+        return own, f"{told}, and {rival.method} {why}: take {own.method}."
+    told = f"No difference between {cheapest.method} and {own.method} can be told ({_signed(cheapest.against, metric)})"
+    return cheapest, f"{told}{_costs(cheapest, own)}. {_risk(cheapest, own, metric)}"
+
+
+def _learnt(result: MethodResult) -> bool:
+    """Whether training beat the base in some run: what learnt nothing is cheap for no merit of its own."""
+    return not result.runs or not all(run.base_kept for run in result.runs)
+
+
+def _risk(cheap: MethodResult, own: MethodResult, metric: Metric) -> str:
+    """How much better the dearer method may be, by the interval."""
+    _, _, most = _oriented(cheap.against, metric, -1)
+    if not math.isfinite(most) or most <= 0:
+        return f"Take {cheap.method}."
+    return (
+        f"Take {cheap.method}, unless up to {_amount(most, metric)} that {own.method} may be better by are worth its "
+        "cost; more evaluation rows and seeds would tell."
+    )
+
+
+def _costs(result: MethodResult, than: MethodResult) -> str:
+    """`` at 3.4× the memory and 1.2× the time``."""
+    parts = [
+        f"{ratio:.2g}× the {name}"
+        for name, ratio in (
+            ("memory", _ratio(result.memory_bytes, than.memory_bytes)),
+            ("time", _ratio(result.seconds, than.seconds)),
+        )
+        if math.isfinite(ratio)
+    ]
+    return f" at {' and '.join(parts)}" if parts else ""
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if a and b else math.nan
+
+
+def _against_baselines(chosen: MethodResult, baselines: Sequence[SystemResult], metric: Metric) -> str:
+    """A system without training that scores higher than what is recommended must be named."""
+    if chosen.score is None:
+        return ""
+    sign = 1 if metric.direction == "higher" else -1
+    ahead = [one for one in baselines if sign * one.score.value > sign * chosen.score.value]
+    if not ahead:
+        return ""
+    best = max(ahead, key=lambda one: sign * one.score.value)
+    name = best.system.replace("_", "-")
+    return f" But {name}, which trains nothing here, scores higher: {best.score.value:.3f}."
+
+
+def _edges(measured: Sequence[MethodResult]) -> list[str]:
+    return [
+        f"{result.method}: the best rate, {result.rate:.3g}, is at the edge of those tried; a better may lie outside."
+        for result in measured
+        if result.at_edge
+    ]
+
+
+def _kept(measured: Sequence[MethodResult]) -> list[str]:
+    lines = []
+    for result in measured:
+        count = sum(run.base_kept for run in result.runs)
+        if count:
+            lines.append(f"{result.method}: no step of training beat the base in {count} of {len(result.runs)} runs.")
+    return lines
+
+
+def _warnings(measured: Sequence[MethodResult]) -> list[str]:
+    """What the runs themselves warned of, once each."""
+    lines = {f"{result.method}: {text}": None for result in measured for run in result.runs for text in run.warnings}
+    return list(lines)
+
+
+def _several(measured: Sequence[MethodResult]) -> list[str]:
+    compared = sum(result.against is not None for result in measured)
+    lines = []
+    if compared > 1:
+        lines.append(f"{compared} methods are compared with one; p-values and intervals are not corrected for that.")
+    if any(len(result.runs) == 1 for result in measured):
+        lines.append("One seed: intervals tell of the rows alone, and another seed may turn a small difference round.")
+    return lines
+
+
+def _verdict(result: MethodResult) -> str:
+    return result.against.verdict if result.against else ""
+
+
+def _score(result: MethodResult, metric: Metric) -> str:
+    value = result.score.value if result.score else math.nan
+    return f"{metric.label or metric.name} {value:.3f}"
+
+
+def _gain(comparison: Comparison | None, metric: Metric, sign: int) -> str:
+    """``2.1 points (0.9–3.3)``: how much better, or with ``sign`` -1 worse, in the metric's direction."""
+    delta, low, high = _oriented(comparison, metric, sign)
+    return f"{_amount(delta, metric)} ({_bare(low, metric)} to {_bare(high, metric)})"
+
+
+def _signed(comparison: Comparison | None, metric: Metric) -> str:
+    delta, low, high = _oriented(comparison, metric, 1)
+    unit = " points" if metric.percent else ""
+    return f"{_bare(delta, metric, '+')}{unit}, {_bare(low, metric, '+')} to {_bare(high, metric, '+')}"
+
+
+def _oriented(comparison: Comparison | None, metric: Metric, sign: int) -> tuple[float, float, float]:
+    """Difference and interval, above 0 where the method (or with ``sign`` -1 the reference) is better."""
+    if comparison is None:
+        return math.nan, math.nan, math.nan
+    if sign * (1 if metric.direction == "higher" else -1) > 0:
+        return comparison.delta, comparison.low, comparison.high
+    return -comparison.delta, -comparison.high, -comparison.low
+
+
+def _amount(value: float, metric: Metric) -> str:
+    return f"{_bare(value, metric)}{' points' if metric.percent else ''}"
+
+
+def _bare(value: float, metric: Metric, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}" if metric.percent else f"{value:{sign},.3f}"

@@ -1,0 +1,189 @@
+"""Model soup: the uniform mean of the weights of several runs or checkpoints (Wortsman et al. 2022, "Model soups")."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fulltune.config import Config, load_config
+from fulltune.errors import IncompatibleError, Problem, StoreError
+from fulltune.evaluation import evaluate
+from fulltune.evaluation.retention import Memory
+from fulltune.pipeline import job
+from fulltune.records.run import Model, Retention, Score, read_record
+from fulltune.runtime.files import storing
+from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.store.registry.register import register_derived
+from fulltune.store.runs import resolve
+from fulltune.tasks import dataset
+
+#: Keys of a checkpoint's config that must be the same for its weights to mean the same.
+_SAME = ("model_type", "architectures", "vocab_size", "id2label")
+
+
+class Soup(Model):
+    """A mean of models.
+
+    Attributes:
+        sources: What was averaged.
+        model: The folder it was written to, for ``from_pretrained``.
+        metric: The task's deciding metric; empty where the first source is no run, and nothing is scored then.
+        scores: By source (as its own record says, where it was scored on the same rows), and ``soup``.
+        retention: Of the soup.
+    """
+
+    sources: tuple[str, ...]
+    model: str
+    metric: str = ""
+    scores: dict[str, Score] = Field(default_factory=dict)
+    retention: dict[str, Retention] = Field(default_factory=dict)
+
+
+def soup(
+    sources: Sequence[str],
+    *,
+    out: str | Path = "runs",
+    to: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Soup:
+    """Average the weights of tuned models of one architecture, and score the mean as the first of them was.
+
+    Args:
+        sources: Runs (id, beginning of it, path) or folders with a checkpoint; two at least.
+        out: Where runs lie.
+        to: Folder of the mean; ``soup-…`` beside the runs by default. It must not be there yet.
+        progress: Where stages report.
+
+    Raises:
+        IncompatibleError: Fewer than two, or they differ in architecture, labels, or the names or shapes of tensors.
+        StoreError: A source is not there, has no safetensors weights, or the place is taken.
+    """
+    if len(sources) < 2:
+        raise IncompatibleError(f"{len(sources)} models", expected="two or more to average", fix="name more runs")
+    folders = [_folder(name, out) for name in sources]
+    _check_configs(sources, folders)
+    names = hashlib.sha256("\n".join(map(str, sorted(folders))).encode()).hexdigest()[:8]
+    goal = Path(to) if to else Path(out) / f"soup-{len(folders)}-{names}"
+    average(folders, goal)
+    found = Soup(sources=tuple(sources), model=str(goal))
+    source = f"the mean of {', '.join(folder.parent.name for folder in folders)}"
+    register_derived(out, goal, of=[folder.parent for folder in folders], kind="soup", source=source)
+    first = folders[0].parent
+    return _scored(found, first, folders, Path(out), progress or NullProgress()) if _is_run(first) else found
+
+
+def average(folders: Sequence[Path], goal: Path) -> None:
+    """Write the uniform mean of the weights in ``folders`` (safetensors, one file or several) as one checkpoint.
+
+    Sums are taken in 64 bits; all else (config, tokenizer) is the first folder's.
+
+    Raises:
+        IncompatibleError: The names or shapes of the tensors differ.
+        StoreError: A folder has no safetensors file, or ``goal`` is there already.
+    """
+    if goal.exists():
+        raise StoreError("this place is taken", where=str(goal), fix="name another folder with --to")
+    with ExitStack() as opened:
+        models = [_tensors(folder, opened) for folder in folders]
+        _check_tensors(folders, models)
+        mean = {}
+        for name, file in models[0].items():
+            total = sum(model[name].get_tensor(name).double() for model in models)
+            mean[name] = (total / len(models)).to(file.get_tensor(name).dtype)
+    with storing(goal):
+        shutil.copytree(folders[0], goal, ignore=shutil.ignore_patterns("*.safetensors*", "*.pt", "*.pth", "*.bin"))
+        save_file(mean, goal / "model.safetensors", metadata={"format": "pt"})
+
+
+def _tensors(folder: Path, opened: ExitStack) -> dict[str, Any]:
+    """Which open file holds each tensor."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            file = opened.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"the weights cannot be read ({error})", where=str(path), fix="train it again") from error
+        found.update(dict.fromkeys(file.keys(), file))
+    if not found:
+        raise StoreError("there are no weights", expected="a *.safetensors file", where=str(folder))
+    return found
+
+
+def _check_tensors(folders: Sequence[Path], models: Sequence[Mapping[str, Any]]) -> None:
+    shapes = [{name: file.get_slice(name).get_shape() for name, file in model.items()} for model in models]
+    problems = [
+        Problem(f"other tensors: {_some(shapes[0], other)}", f"those of {folders[0]}", where=str(folder))
+        for folder, other in zip(folders, shapes, strict=True)
+        if other != shapes[0]
+    ]
+    if problems:
+        raise IncompatibleError(problems)
+
+
+def _some(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+    return ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
+
+
+def _check_configs(sources: Sequence[str], folders: Sequence[Path]) -> None:
+    configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in folders]
+    problems = [
+        Problem(f"{config.get(key)!r} in {name}", f"{configs[0].get(key)!r}, as in {sources[0]}", field=key)
+        for name, config in zip(sources, configs, strict=True)
+        for key in _SAME
+        if config.get(key) != configs[0].get(key)
+    ]
+    if problems:
+        raise IncompatibleError(problems)
+
+
+def _folder(name: str, out: str | Path) -> Path:
+    path = Path(name)
+    if (path / "config.json").is_file():
+        return path
+    folder = resolve(name, out) / "model"
+    if not (folder / "config.json").is_file():
+        raise StoreError("this run has no model", where=str(folder.parent), fix="name a run that was trained")
+    return folder
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "record.json").is_file()
+
+
+def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progress: Progress) -> Soup:
+    """The mean on the evaluation rows of the first run, beside what each source scored there."""
+    config: Config = load_config(first / "config.yaml")
+    task, _ = job.parts(config)
+    data = dataset.prepare(config, task)
+    memory = Memory.of(config, job.load(config, task, out), out, progress)
+    bundle = job.load(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
+    task.adopt(bundle)
+    evaluation = evaluate.score_system(task, bundle, "soup", data, progress)
+    records = {
+        name: read_record(folder.parent / "record.json")
+        for name, folder in zip(found.sources, folders, strict=True)
+        if _is_run(folder.parent)
+    }
+    deciding = task.metrics[0].name
+    scores = {
+        name: record.scores["tuned"][deciding]
+        for name, record in records.items()
+        if record.data.eval.sha256 == data.eval.table.sha256 and deciding in record.scores["tuned"]
+    }
+    return found.model_copy(
+        update={
+            "metric": deciding,
+            "scores": scores | {"soup": evaluation.scores(config.evaluation)[deciding]},
+            "retention": memory.compare(bundle),
+        }
+    )

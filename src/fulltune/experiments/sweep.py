@@ -1,0 +1,337 @@
+"""``fulltune sweep``: a search over any keys of a config, and what it is worth.
+
+    found = fulltune.sweep("config.yaml", over=["train.learning_rate=1e-5..1e-3:log", "train.epochs=2,4,8"], trials=12)
+    print(found.headline)
+
+Trials are judged on validation rows, never on the evaluation set, and their models are thrown away. What is left is a
+config to run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from fulltune.config import Config, dump_config, load_config, ready_to_choose
+from fulltune.errors import ConfigError, FulltuneError, Problem
+from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, with_settings
+from fulltune.experiments.trials import Bench, Objective
+from fulltune.metrics.selection import gain_of_choosing
+from fulltune.pipeline import job
+from fulltune.records.methods import Tried, Value
+from fulltune.records.run import Model
+from fulltune.runtime.files import atomic_text
+from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.store.jobs import job_folder
+
+#: Keys that say how a trial is judged, or what is done beside it: a search over them would compare nothing.
+_FIXED = (
+    *("task", "data.valid", "data.eval", "data.eval_limit", "data.seed", "evaluation", "baselines", "checkpoints"),
+    *("guards.overfitting", "guards.forgetting", "train.evaluations", "train.seed"),
+)
+
+_RANGE = re.compile(r"^(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?::(?P<scale>log))?$")
+
+_WAYS = "field=LOW..HIGH, field=LOW..HIGH:log, or field=A,B,C"
+
+
+class Selection(Model):
+    """What the search gained over the config as it was, in the objective's own unit; above 0 is better.
+
+    ``seen`` is the gain on the rows that chose, ``value`` with its interval that on rows that did not; NaN where it
+    cannot be told (the loss is the objective, or the default was not among the whole trials).
+    """
+
+    seen: float
+    value: float
+    low: float
+    high: float
+
+
+class Sweep(Model):
+    """The answer of :func:`sweep`.
+
+    Attributes:
+        task, model: As the config names them.
+        objective, direction: What trials were judged by.
+        rows: Validation rows that judged.
+        space: Each key and its values, as they were written.
+        trials: In the order they ended.
+        default: Number of the trial with the config as it was; None where that lies outside the space.
+        best: Number of the best trial; None where all broke.
+        gain: Over the default.
+        confidence: Of the interval.
+        headline: The answer.
+        caution: How far to trust it.
+        config: Path of the best config, ready to run; empty without one.
+        folder: Where the journal lies.
+    """
+
+    task: str
+    model: str
+    objective: str
+    direction: Literal["higher", "lower"]
+    rows: int
+    space: dict[str, str]
+    trials: tuple[Tried, ...]
+    default: int | None
+    best: int | None
+    gain: Selection | None
+    confidence: float
+    headline: str
+    caution: str
+    config: str
+    folder: str
+
+
+def sweep(
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    over: Sequence[str],
+    trials: int = 20,
+    seed: int = 17,
+    prune: bool = False,
+    out: str | Path = "runs",
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Sweep:
+    """Search over keys of a config; the same call goes on where a killed one was, and with more trials from there.
+
+    Args:
+        config, overrides, progress: As in :func:`fulltune.run`.
+        over: ``field=LOW..HIGH``, ``field=LOW..HIGH:log`` or ``field=A,B,C``, one a key. ``data.valid`` judges, or a
+            tenth of train that is held out.
+        trials: How many; a space of choices alone may have fewer points. The config as it is comes first.
+        seed: Of the search.
+        prune: End trials early that fall behind the median of those before.
+        out: The folder ``sweep-…`` lies there.
+
+    Raises:
+        ConfigError: A key or a value does not fit; all of them at once, before the first trial.
+        FulltuneError: All that would stop the run before its first step.
+    """
+    config, progress = ready_to_choose(load_config(config, overrides)), progress or NullProgress()
+    space = parse_space(config, over)
+    if trials < 1:
+        raise ConfigError(f"{trials} trials", expected="at least 1", where="--trials")
+    bench = Bench(out, progress)
+    goal, rows = bench.judge(config)
+    folder = job_folder(out, "sweep", config, {"over": sorted(over), "seed": seed, "prune": prune})
+    default = _default(config, space)
+    first = [] if default is None else [default]
+    tried = search(config, space, folder, bench, trials=trials, seed=seed, prune=prune, first=first)
+    found = _told(config, goal, dict(part.split("=", 1) for part in over), tried, default is not None, rows, folder)
+    atomic_text(folder / "sweep.json", found.to_json())
+    return found
+
+
+def parse_space(config: Config, over: Sequence[str]) -> Space:
+    """The keys and values to search over.
+
+    Raises:
+        ConfigError: All that does not fit, at once.
+    """
+    space: dict[str, Range | Choice] = {}
+    problems = [] if over else [Problem("nothing to search over", _WAYS, where="--over")]
+    for text in over:
+        field, _, values = (part.strip() for part in text.partition("="))
+        try:
+            _check_field(field, text, space)
+            space[field] = _values(config, field, values)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return space
+
+
+def _check_field(field: str, text: str, known: Mapping[str, Any]) -> None:
+    if not field or "=" not in text:
+        raise ConfigError(f"{text!r}", expected=_WAYS, where="--over")
+    fixed = next((name for name in _FIXED if field == name or field.startswith(f"{name}.")), None)
+    if fixed:
+        fix = "search over another key; several seeds tell luck from skill, they are nothing to choose"
+        if fixed != "train.seed":
+            fix = "search over another key: this one says how a trial is judged, or nothing about its training"
+        raise ConfigError("not a key to search over", fix=fix, where="--over", field=field)
+    if field in known:
+        raise ConfigError("named twice", fix="give all its values at once", where="--over", field=field)
+
+
+def _values(config: Config, field: str, text: str) -> Range | Choice:
+    """The values of a key, each of them one that the config takes."""
+    found = _RANGE.match(text)
+    if found:
+        return _range(config, field, found)
+    choice = Choice(tuple(dict.fromkeys(_read(value) for value in text.split(","))))
+    _require_valid(config, field, choice.values)
+    return choice
+
+
+def _range(config: Config, field: str, found: re.Match[str]) -> Range:
+    ends = [_read(found[name]) for name in ("low", "high")]
+    numbers = [value for value in ends if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    is_log, text = found["scale"] == "log", found[0]
+    if len(numbers) < 2 or not all(map(math.isfinite, numbers)) or not numbers[0] < numbers[1]:
+        raise ConfigError(f"{text!r}", expected="two numbers, the lower one first", where="--over", field=field)
+    if is_log and numbers[0] <= 0:
+        raise ConfigError(f"{text!r}", expected="a low end above 0 for :log", where="--over", field=field)
+    whole = all(isinstance(number, int) for number in numbers)
+    _require_valid(config, field, numbers)
+    # Whole ends of a key that takes fractions, like train.epochs=2..8, mean all numbers between them.
+    is_whole = whole and isinstance(_get(with_settings(config, {field: numbers[0]}), field), int)
+    low, high = numbers if is_whole else [float(number) for number in numbers]
+    return Range(low, high, log=is_log)
+
+
+def _read(text: str) -> Value:
+    """A value as YAML has it; ``1e-5`` too is a number."""
+    try:
+        value = yaml.safe_load(text.strip())
+    except yaml.YAMLError:
+        return text.strip()
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value if isinstance(value, (bool, int, float, type(None))) else text.strip()
+
+
+def _require_valid(config: Config, field: str, values: Sequence[Value]) -> None:
+    """Every value makes a config that could be run.
+
+    Raises:
+        ConfigError: Some do not; each is named.
+    """
+    problems = list[Problem]()
+    for value in values:
+        try:
+            job.parts(with_settings(config, {field: value}))
+        except FulltuneError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise ConfigError([Problem(p.found, p.expected, p.fix, p.where or "--over", p.field) for p in problems])
+
+
+def _get(config: Config, field: str) -> Any:
+    if field.startswith("trainer."):
+        return config.trainer.get(field.removeprefix("trainer."))
+    return attrgetter(field)(config)
+
+
+def _default(config: Config, space: Space) -> dict[str, Value] | None:
+    """The config's own values, where all of them lie in the space."""
+    values = {field: _get(config, field) for field in space}
+    return values if all(space[field].holds(value) for field, value in values.items()) else None
+
+
+def _told(
+    config: Config,
+    goal: Objective,
+    space: dict[str, str],
+    tried: Sequence[Tried],
+    has_default: bool,
+    rows: int,
+    folder: Path,
+) -> Sweep:
+    chosen, default = best(tried, goal.direction), tried[0] if has_default and tried else None
+    gain = None if chosen is None or default is None else _gain(config, goal, tried, chosen, default, folder)
+    path = ""
+    if chosen is not None:
+        text = dump_config(with_settings(config, chosen.settings))
+        path = str(atomic_text(folder / "best.yaml", text))
+    return Sweep(
+        task=config.task,
+        model=config.model,
+        objective=goal.name,
+        direction=goal.direction,
+        rows=rows,
+        space=space,
+        trials=tuple(tried),
+        default=0 if default else None,
+        best=chosen.number if chosen else None,
+        gain=gain,
+        confidence=config.evaluation.confidence,
+        headline=_headline(goal, chosen, default),
+        caution=_caution(goal, tried, chosen, gain, rows, config.evaluation.confidence),
+        config=path,
+        folder=str(folder),
+    )
+
+
+def _gain(
+    config: Config, goal: Objective, tried: Sequence[Tried], chosen: Tried, default: Tried, folder: Path
+) -> Selection:
+    sign, nan = 1 if goal.direction == "higher" else -1, math.nan
+    seen = sign * (chosen.value - default.value)
+    whole = [trial.number for trial in tried if trial.state == "whole"]
+    if goal.metric is None or default.number not in whole:
+        return Selection(seen=seen, value=nan, low=nan, high=nan)
+    tables = [_table(answers_path(folder, number)) for number in whole]
+    settings = config.evaluation
+    judged = gain_of_choosing(
+        tables,
+        whole.index(default.number),
+        goal.metric,
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+    )
+    return Selection(seen=seen, **judged._asdict())
+
+
+def _table(path: Path) -> Any:
+    """Statistics of a trial's rows, zeros where the metric does not apply."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    rows = np.array(kept["rows"], dtype=float)
+    return np.where(np.array(kept["applies"], dtype=bool)[:, None], rows, 0.0)
+
+
+def _headline(goal: Objective, chosen: Tried | None, default: Tried | None) -> str:
+    if chosen is None:
+        return "No trial came to its end: lower the learning rates of the space, or look at the reasons."
+    settings = ", ".join(f"{field} {_figure(value)}" for field, value in chosen.settings.items())
+    name = goal.metric.label or goal.name if goal.metric else "evaluation loss"
+    if default is None:
+        return f"Best of the trials: {settings}, with {name} {chosen.value:.4g} on validation rows."
+    if chosen.number == default.number:
+        return f"Nothing beat the config as it is ({settings}): {name} {chosen.value:.4g} on validation rows."
+    before = f"{default.value:.4g}" if math.isfinite(default.value) else "training that broke"
+    return f"Best of the trials: {settings}. On validation rows {name} went from {before} to {chosen.value:.4g}."
+
+
+def _caution(
+    goal: Objective, tried: Sequence[Tried], chosen: Tried | None, gain: Selection | None, rows: int, confidence: float
+) -> str:
+    """What selection on these rows may have made up."""
+    if chosen is None:
+        return ""
+    base = f"The best of {len(tried)} trials was chosen on {rows} validation rows, so its value there flatters it."
+    if gain is None or chosen.number == 0:
+        return f"{base} `fulltune run` on the best config says what it is worth on the evaluation rows."
+    if math.isnan(gain.value):
+        why = "with a loss as the objective" if goal.metric is None else "for the default did not come to its end"
+        return (
+            f"{base} How much of the gain is luck cannot be told {why}: run both configs and `fulltune compare` them."
+        )
+    points = 100 if goal.metric is not None and goal.metric.percent else 1
+    unit = " points" if points == 100 else ""
+    measured = (
+        f"{points * gain.value:.3g}{unit} ({points * gain.low:.3g} to {points * gain.high:.3g} at {confidence:.0%})"
+    )
+    told = f"{base} On rows that did not choose, the gain over the default is {measured}, not {points * gain.seen:.3g}"
+    if gain.low > 0:
+        return f"{told}{unit}."
+    return f"{told}{unit}: it could be chance. More validation rows would tell."
+
+
+def _figure(value: Value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

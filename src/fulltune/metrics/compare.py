@@ -1,0 +1,416 @@
+"""Is it better? The verdict of a run against its baselines, and two runs against each other.
+
+Nothing here loads a model: runs are compared from their record and their predictions alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from fulltune.errors import IncompatibleError, Problem, StoreError
+from fulltune.metrics import INFORMATIONAL, known
+from fulltune.metrics.accumulate import Accumulator, paired, row_values
+from fulltune.metrics.base import Metric
+from fulltune.records.run import Comparison, MetricInfo, Model, Outcome, Prediction, Record, Score, read_record
+from fulltune.runtime.validation import explained, unread
+
+#: How many of the most improved and most worsened rows are named.
+SHOWN_ROWS = 20
+
+#: Metrics that say little about one row, and the one that tells right from wrong there.
+_ROW_METRIC = {"macro_f1": "accuracy"}
+
+_TUNED = "tuned"
+
+
+class Decision(NamedTuple):
+    """What became of a run: its outcome, the reasons when it was rejected, and one honest sentence."""
+
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    headline: str
+
+
+class RunComparison(Model):
+    """Two runs' tuned models on the same rows, ``a`` minus ``b``.
+
+    Attributes:
+        a: Run id of the first.
+        b: Run id of the second.
+        task: The task of both.
+        metric: The metric that decides.
+        headline: The answer in one sentence.
+        metrics: What the shared metrics mean.
+        scores: ``scores["a"][metric]`` and ``scores["b"][metric]``, as they stand in the records.
+        differences: The paired difference of each shared metric that can be judged, the deciding one first.
+        row_metric: The metric that the lists of rows below go by.
+        fixed: Rows that ``a`` has right and ``b`` wrong; empty unless the metric is 0 or 1 on every row.
+        broken: Rows that ``b`` has right and ``a`` wrong; empty likewise.
+        most_improved: Otherwise the rows where ``a`` gains most over ``b``, at most :data:`SHOWN_ROWS`.
+        most_worsened: Likewise where it loses most.
+        left_out: Metrics of only one run, or made by a package, which cannot be computed again here.
+    """
+
+    a: str
+    b: str
+    task: str
+    metric: str
+    headline: str
+    metrics: dict[str, MetricInfo]
+    scores: dict[str, dict[str, Score]]
+    differences: tuple[Comparison, ...]
+    row_metric: str
+    fixed: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    most_improved: tuple[str, ...] = ()
+    most_worsened: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def compare(
+    a: str | Path, b: str | Path, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17
+) -> RunComparison:
+    """Compare the tuned models of two run folders by the paired bootstrap.
+
+    Args:
+        a: Folder with ``record.json`` and ``predictions.jsonl``.
+        b: The run to compare it with.
+        resamples: Bootstrap resamples.
+        confidence: Of the intervals.
+        seed: Of the bootstrap.
+
+    Raises:
+        StoreError: A file is missing, damaged or written by a newer fulltune.
+        IncompatibleError: The runs differ in task, task version, evaluation rows or a metric's version; all at once.
+    """
+    first, second = (read_record(Path(folder) / "record.json") for folder in (a, b))
+    _check(first, second)
+    metrics = _shared_metrics(first, second)
+    one, two = (scored(Path(folder), metrics) for folder in (a, b))
+    differences = tuple(
+        paired(one, two, metric, resamples=resamples, confidence=confidence, seed=seed)
+        for metric in metrics
+        if metric.name not in INFORMATIONAL
+    )
+    return RunComparison(
+        a=first.run_id,
+        b=second.run_id,
+        task=first.task,
+        metric=metrics[0].name,
+        headline=_run_headline(first.run_id, second.run_id, metrics[0], differences[0], (one, two)),
+        metrics={metric.name: metric.info() for metric in metrics},
+        scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
+        differences=differences,
+        left_out=tuple(sorted((first.metrics.keys() | second.metrics.keys()) - one.metrics.keys())),
+        **_changed_rows(one, two, metrics[0]),
+    )
+
+
+class Row(Model):
+    """One row before and after: what was asked, the right answer, and the two that were given."""
+
+    id: str
+    input: str
+    reference: str | tuple[str, ...]
+    before: str | tuple[str, ...]
+    after: str | tuple[str, ...]
+
+
+class ChangedRows(Model):
+    """What changed from one system to another on the rows that both answered, at most so many rows of each kind.
+
+    Attributes:
+        before, after: Run ids, with the system where it is not the tuned one.
+        metric: What rows are judged by. Where it is not 0 or 1 on every row, ``fixed`` are the rows that gained most
+            and ``broken`` those that lost most.
+        counted: How many rows were fixed and broken, whatever is shown; None where rows gain and lose by degrees.
+    """
+
+    before: str
+    after: str
+    metric: str
+    counted: tuple[int, int] | None
+    fixed: tuple[Row, ...]
+    broken: tuple[Row, ...]
+
+
+def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: int = SHOWN_ROWS) -> ChangedRows:
+    """The rows that were fixed and broken from one run's tuned model to another's, or from a run's base to its tuned.
+
+    Args:
+        before: Folder of a run.
+        after: Folder of the run to compare it with; None for the same run's base (zero-shot) against its tuned model.
+        shown: Rows of each kind.
+
+    Raises:
+        StoreError: A file is missing or damaged.
+        IncompatibleError: The scores of the two do not mean the same.
+    """
+    system, old, new = (_TUNED if after else "zero_shot"), Path(before), Path(after or before)
+    first, second = (read_record(folder / "record.json") for folder in (old, new))
+    _check(first, second)
+    metrics = _shared_metrics(first, second)
+    found = _changed_rows(scored(new, metrics), scored(old, metrics, system), metrics[0])
+    exact = "fixed" in found
+    fixed, broken = (found[name] for name in (("fixed", "broken") if exact else ("most_improved", "most_worsened")))
+    wanted = {*fixed[:shown], *broken[:shown]}
+    was, became = _answers(old, system, wanted), _answers(new, _TUNED, wanted)
+    return ChangedRows(
+        before=first.run_id + ("" if after else ", base"),
+        after=second.run_id,
+        metric=found["row_metric"],
+        counted=(len(fixed), len(broken)) if exact else None,
+        fixed=tuple(_row(was[row], became[row]) for row in fixed[:shown]),
+        broken=tuple(_row(was[row], became[row]) for row in broken[:shown]),
+    )
+
+
+def _answers(folder: Path, system: str, wanted: set[str]) -> dict[str, Prediction]:
+    lines = _predictions(folder / "predictions.jsonl")
+    return {line.id: line for line in lines if line.system == system and line.id in wanted}
+
+
+def _row(before: Prediction, after: Prediction) -> Row:
+    return Row(id=after.id, input=after.input, reference=after.reference, before=before.output, after=after.output)
+
+
+def decide(comparison: Mapping[str, Comparison], scores: Mapping[str, Mapping[str, Score]], metric: Metric) -> Decision:
+    """The verdict of a run in one sentence that does not flatter.
+
+    A run is ``rejected`` when any baseline beats the tuned model by the paired test, or when the tuned model has no
+    score; it is ``accepted`` otherwise, and the sentence says so when nothing could be detected.
+
+    Args:
+        comparison: Tuned against each baseline on the deciding metric, keyed ``tuned vs NAME`` or ``NAME``.
+        scores: ``scores[system][metric]``, the tuned one and the baselines.
+        metric: The deciding metric.
+    """
+    against = {key.removeprefix(f"{_TUNED} vs "): value for key, value in comparison.items()}
+    case = _Case(metric, scores[_TUNED][metric.name], {name: scores[name][metric.name] for name in against}, against)
+    if not math.isfinite(case.tuned.value):
+        reason = f"the tuned model's {_label(metric)} is not a finite number (n = {case.tuned.n})"
+        return Decision("rejected", (reason,), f"Nothing can be said for this run: {reason}.")
+    winners = [name for name in case.ranked if against[name].verdict == "worse"]
+    if winners:
+        reasons = tuple(f"worse than {_name(name)} by {_gain(against[name], metric, -1)}" for name in winners)
+        return Decision("rejected", reasons, case.beaten_by(winners[0]))
+    return Decision("accepted", (), case.not_beaten())
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Everything that the sentence about a run draws on; ``baselines`` and ``against`` are keyed by the baseline."""
+
+    metric: Metric
+    tuned: Score
+    baselines: Mapping[str, Score]
+    against: Mapping[str, Comparison]
+
+    @property
+    def ranked(self) -> list[str]:
+        """Names of the baselines that have a score, the best first."""
+        scored = [name for name, score in self.baselines.items() if not math.isnan(score.value)]
+        return sorted(scored, key=lambda name: self.baselines[name].value, reverse=self.metric.direction == "higher")
+
+    def beaten_by(self, name: str) -> str:
+        return (
+            f"The {_name(name)} baseline beats the tuned model: {_label(self.metric)} "
+            f"{_figure(self.baselines[name].value)} against {_figure(self.tuned.value)}, "
+            f"better by {_gain(self.against[name], self.metric, -1)}, n = {self.tuned.n}."
+        )
+
+    def not_beaten(self) -> str:
+        label, n = _label(self.metric), self.tuned.n
+        if not self.ranked:
+            value = _figure(self.tuned.value)
+            return f"The tuned model has no baseline to be compared with: {label} {value}, n = {n}."
+        best, *_ = self.ranked
+        difference = self.against[best]
+        change = f"{_name(best)} ({_figure(self.baselines[best].value)} → {_figure(self.tuned.value)})"
+        if difference.verdict == "improved":
+            gain = _gain(difference, self.metric)
+            return f"Tuning improved {label} by {gain} over the best baseline, {change}, n = {n}."
+        signed = _signed(difference, self.metric)
+        return f"No detectable change in {label} against the best baseline, {change}: {signed}, n = {n}{self._rest()}."
+
+    def _rest(self) -> str:
+        beaten = [_name(name) for name in self.ranked if self.against[name].verdict == "improved"]
+        return f"; better than {_listed(beaten)}" if beaten else ""
+
+
+def _gain(comparison: Comparison, metric: Metric, sign: int = 1) -> str:
+    """``12.3 points (10.1 to 14.4)``: how much better (or, with ``sign`` -1, worse) in the metric's direction."""
+    delta, low, high = _oriented(comparison, metric, sign)
+    return f"{_amount(delta, metric)} ({_bare(low, metric)} to {_bare(high, metric)})"
+
+
+def _signed(comparison: Comparison, metric: Metric) -> str:
+    """``+0.4 points (-1.2 to +2.0)``, in the metric's own unit and sign."""
+    delta, low, high = comparison.delta, comparison.low, comparison.high
+    unit = " points" if metric.percent else ""
+    return f"{_bare(delta, metric, '+')}{unit} ({_bare(low, metric, '+')} to {_bare(high, metric, '+')})"
+
+
+def _oriented(comparison: Comparison, metric: Metric, sign: int) -> tuple[float, float, float]:
+    if sign * (1 if metric.direction == "higher" else -1) > 0:
+        return comparison.delta, comparison.low, comparison.high
+    return -comparison.delta, -comparison.high, -comparison.low
+
+
+def _amount(value: float, metric: Metric) -> str:
+    return f"{_bare(value, metric)}{' points' if metric.percent else ''}"
+
+
+def _bare(value: float, metric: Metric, sign: str = "") -> str:
+    if metric.percent:
+        return f"{100 * value:{sign}.1f}"
+    return f"{value:{sign},.3f}" if abs(value) < 100 else f"{value:{sign},.0f}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _label(metric: Metric) -> str:
+    return metric.label or metric.name
+
+
+def _name(system: str) -> str:
+    return system.replace("_", "-")
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _check(a: Record, b: Record) -> None:
+    """Raises :class:`IncompatibleError` with every field that makes the scores of the two mean different things."""
+    fields = [
+        ("task", a.task, b.task),
+        ("task_version", a.task_version, b.task_version),
+        ("data.eval.sha256", a.data.eval.sha256, b.data.eval.sha256),
+    ]
+    shared = [name for name in a.metrics if name in b.metrics]
+    fields += [(f"metrics.{name}.version", a.metrics[name].version, b.metrics[name].version) for name in shared]
+    problems = [
+        _differs(field, f"{one!r} in {a.run_id}, {two!r} in {b.run_id}") for field, one, two in fields if one != two
+    ]
+    if problems:
+        raise IncompatibleError(problems)
+
+
+def _differs(field: str, found: str) -> Problem:
+    return Problem(found, "the same in both runs", _FIXES.get(field, _RESCORE), field=field)
+
+
+_RESCORE = "run both with the same fulltune"
+_FIXES = {
+    "task": "compare runs of one task",
+    "data.eval.sha256": "score both on the same evaluation rows: name one eval file in both configs",
+}
+
+
+def _shared_metrics(a: Record, b: Record) -> list[Metric]:
+    """The metrics of both runs that can be computed here, the deciding one first."""
+    labels = list(dict.fromkeys([*a.details.get("labels", ()), *b.details.get("labels", ())]))
+    metrics = known(labels, bool(a.details.get("multi_label", False)))
+    shared = [name for name in a.metrics if name in b.metrics and name in metrics]
+    if not shared:
+        raise IncompatibleError(
+            f"{', '.join(a.metrics) or 'no metric'} in {a.run_id}, {', '.join(b.metrics) or 'no metric'} in {b.run_id}",
+            expected="a metric of both that fulltune itself can compute",
+            fix="read the scores in the two records instead",
+            field="metrics",
+        )
+    return [metrics[name] for name in sorted(shared, key=lambda name: name != a.metric)]
+
+
+def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Accumulator:
+    """A system's rows of a run, from its predictions.
+
+    Raises:
+        StoreError: There are none, or they cannot be read.
+    """
+    accumulator, path = Accumulator(metrics), folder / "predictions.jsonl"
+    for prediction in _predictions(path):
+        if prediction.system == system:
+            accumulator.add(prediction)
+    if not accumulator.n:
+        raise StoreError(
+            "there is no prediction of the tuned model" if system == _TUNED else f"there is no prediction of {system}",
+            expected=f'lines with "system": "{system}"',
+            fix="name a finished run",
+            where=str(path),
+        )
+    return accumulator
+
+
+def _predictions(path: Path) -> Iterator[Prediction]:
+    """The file line by line; only one line is in memory at a time."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _prediction(line, f"{path}:{number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"the predictions cannot be read ({unread(error)})",
+            where=str(path),
+            fix="name a finished run, or run it again",
+        ) from error
+
+
+def _prediction(line: str, where: str) -> Prediction:
+    try:
+        return Prediction.model_validate_json(line)
+    except ValidationError as error:
+        raise StoreError(
+            f"not a prediction ({explained(error)})",
+            expected="a JSON object with system, id, input, reference and output",
+            where=where,
+            fix="run it again, or restore the file",
+        ) from error
+
+
+def _tuned_scores(record: Record, metrics: list[Metric]) -> dict[str, Score]:
+    scores = record.scores.get(_TUNED, {})
+    return {metric.name: scores[metric.name] for metric in metrics if metric.name in scores}
+
+
+def _run_headline(
+    a: str, b: str, metric: Metric, difference: Comparison, systems: tuple[Accumulator, Accumulator]
+) -> str:
+    new, old = (float(metric.value(system.statistics(metric.name)[0].sum(axis=0))) for system in systems)
+    n = int(systems[0].statistics(metric.name)[1].sum())
+    label, change = _label(metric), f"{_figure(old)} → {_figure(new)}"
+    if difference.verdict == "no detectable change":
+        return f"No detectable change in {label} from {b} to {a} ({change}): {_signed(difference, metric)}, n = {n}."
+    verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)
+    gain = _gain(difference, metric, sign)
+    return f"{a} is {verb} than {b} in {label} by {gain}, {change}, n = {n}."
+
+
+def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:
+    """Which rows changed, by a metric that means something on one row."""
+    metric = a.metrics.get(_ROW_METRIC.get(deciding.name, ""), deciding)
+    one, two = row_values(a, b, metric.name)
+    gain = (one - two) if metric.direction == "higher" else (two - one)
+    values = np.concatenate([one, two])
+    if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+        fixed, broken = (tuple(a.ids[row] for row in np.flatnonzero(mask)) for mask in (gain > 0, gain < 0))
+        return {"row_metric": metric.name, "fixed": fixed, "broken": broken}
+    order = np.argsort(-gain, kind="stable")  # NaN comes last and is neither above nor below 0
+    improved = [a.ids[row] for row in order if gain[row] > 0]
+    worsened = [a.ids[row] for row in order[::-1] if gain[row] < 0]
+    return {
+        "row_metric": metric.name,
+        "most_improved": tuple(improved[:SHOWN_ROWS]),
+        "most_worsened": tuple(worsened[:SHOWN_ROWS]),
+    }

@@ -1,0 +1,254 @@
+"""The base: any pretrained checkpoint, loaded in float32 and hashed, its files never written to.
+
+A source is a hub id, a local folder (one or many safetensors files, any dtype), a GGUF file (dequantised), a run id
+under the runs folder, ``NAME``, ``NAME@ALIAS`` or ``NAME@N`` of the registry there, ``starter:NAME`` for a small
+checkpoint that comes with fulltune, or ``package:NAME/PATH`` for weights that lie inside another installed Python
+package.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from fulltune.errors import ModelError
+from fulltune.models import files, heads, reconcile
+from fulltune.models.bundle import Bundle, Head, family_of, quiet
+from fulltune.models.languages import settle_languages
+from fulltune.models.sources import Source, find
+from fulltune.models.sparse_attention import choose_attention_by_length
+from fulltune.records.run import ModelInfo
+
+#: Positions assumed for models that name no limit (T5 has relative positions).
+_DEFAULT_WINDOW = 512
+
+
+# On some processors bitsandbytes, once imported, tells of a kernel that it could fetch from a hub; nothing is missing.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# DeepSpeed, where it is installed, is imported by others, and then tells that this machine has no accelerator.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+
+
+def load(
+    name: str,
+    head: Head = "lm",
+    *,
+    labels: Sequence[str] = (),
+    multi_label: bool = False,
+    runs: Path | None = None,
+    seed: int = 17,
+    source_language: str | None = None,
+    target_language: str | None = None,
+) -> Bundle:
+    """Load a checkpoint in float32, whatever dtype it is stored in, with its tokenizer.
+
+    Args:
+        name: Any source that :func:`find` knows.
+        head: ``lm`` for the checkpoint's own head, ``classification`` for one logit a label on the pretrained body.
+        labels: Label names in the order of the logits; empty keeps the head and the names that the checkpoint has.
+        multi_label: Several labels may hold at once.
+        runs: Folder of runs, so that a run id is a source too.
+        seed: For the weights of a new head.
+        source_language: For a tokenizer that marks the language of a text; default: its own.
+        target_language: The same for answers.
+
+    Raises:
+        ConfigError: The tokenizer marks no languages, or not these.
+        ModelError: The files cannot be found or read, or the architecture does not fit.
+        MissingDependencyError: A GGUF file needs the ``gguf`` package.
+    """
+    source = find(name, runs)
+    if source.is_adapter:
+        return _load_adapter(source, head, labels, multi_label, runs, seed, (source_language, target_language))
+    with files.errors_of(name, source.folder):
+        config = AutoConfig.from_pretrained(**source.kwargs)
+        stored_head = heads.StoredHead.of(config)
+        _check(source, config, head)
+        tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
+        family = family_of(config)
+        overrides, replaced = reconcile.config_overrides(config, tokenizer, family)
+        with quiet():
+            settings, invalid = reconcile.generation_override(source.folder)
+        overrides |= settings
+        model, fresh, head_changes = _load_model(source, config, head, labels, multi_label, seed, overrides)
+    settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
+    languages = settle_languages(model, tokenizer, source_language, target_language)
+    info = ModelInfo(
+        source=name,
+        sha256=source.sha256(),
+        family=family,
+        architecture=type(model).__name__,
+        reconciled=(*replaced, *invalid, *head_changes, *settled.changes, *languages),
+    )
+    return Bundle(model, tokenizer, family, head, _window(model, tokenizer), info, fresh, settled.grown, stored_head)
+
+
+def _load_adapter(
+    source: Source,
+    head: Head,
+    labels: Sequence[str],
+    multi_label: bool,
+    runs: Path | None,
+    seed: int,
+    languages: tuple[str | None, str | None],
+) -> Bundle:
+    """The base that an adapter names, with the adapter in it.
+
+    An adapter's own classification head comes with it when the labels are the same, or none are asked for.
+    """
+    from fulltune.models.adapters.files import Origin
+
+    origin = Origin.read(source.folder)
+    has_head = head == origin.head == "classification" and list(labels or origin.labels) == list(origin.labels)
+    labels, multi_label = (origin.labels, origin.multi_label) if has_head else (labels, multi_label)
+    try:
+        base = load(
+            origin.source,
+            head,
+            labels=labels,
+            multi_label=multi_label,
+            runs=runs,
+            seed=seed,
+            source_language=languages[0],
+            target_language=languages[1],
+        )
+    except ModelError as error:
+        raise ModelError(
+            f"the base of the adapter {source.name!r} cannot be had ({error.problems[0].found})",
+            expected=origin.source,
+            fix="put the base back where it was, or name its place in base.json of the adapter",
+            field="model",
+        ) from error
+    origin.check(base.info.sha256, source.name)
+    with files.errors_of(source.name, source.folder):
+        tuned = origin.apply(base, source.folder, with_head=has_head)
+    stored_head = heads.StoredHead(origin.labels, origin.multi_label) if origin.labels else None
+    info = base.info.model_copy(update={"source": source.name, "sha256": source.sha256()})
+    return replace(tuned, info=info, stored_head=stored_head)
+
+
+def load_own_head(name: str, labels: Sequence[str], *, runs: Path | None = None, seed: int = 17) -> Bundle:
+    """Load a checkpoint with the classification head that it holds, one output for each of these labels, matched by
+    name.
+
+    Raises:
+        ModelError: The checkpoint holds no such head, or cannot be loaded.
+    """
+    bundle = load(name, "classification", runs=runs, seed=seed)
+    if bundle.stored_head is None:
+        raise ModelError(f"{name!r} has no classification head", expected="one for these labels", field="model")
+    heads.relabel(bundle.model, bundle.stored_head.labels, labels, seed)
+    return bundle
+
+
+def _load_model(
+    source: Source,
+    config: PretrainedConfig,
+    head: Head,
+    labels: Sequence[str],
+    multi_label: bool,
+    seed: int,
+    overrides: dict[str, Any],
+) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
+    """Return the model, the names of parameters that the checkpoint lacks, and what became of a stored head."""
+    kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True} | overrides
+    if head == "classification":
+        return _load_classifier(config, kwargs, labels, multi_label, seed)
+    with quiet():
+        model, fresh = _loaded(_lm_class(config), kwargs)
+        # A discriminator (ELECTRA, Funnel) has no head for words: one drawn at random would fill its masks.
+        is_bare = family_of(config) == "encoder" and model.get_output_embeddings() is not None
+        body = f"{model.base_model_prefix}."
+        if is_bare and any(not name.startswith(body) for name in fresh):
+            model, fresh = _loaded(AutoModel, kwargs)
+        return model, fresh, ()
+
+
+def _load_classifier(
+    config: PretrainedConfig, kwargs: dict[str, Any], labels: Sequence[str], multi_label: bool, seed: int
+) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
+    stored = heads.stored_labels(config)
+    if labels:
+        kwargs |= {"problem_type": "multi_label_classification" if multi_label else "single_label_classification"}
+    if labels and not stored:
+        kwargs |= {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+            "num_labels": len(labels),
+            "ignore_mismatched_sizes": True,
+        }
+    # A fixed seed: two runs with the same config start from the same head.
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        model, fresh = _loaded(AutoModelForSequenceClassification, kwargs)
+    done = heads.relabel(model, stored, labels, seed) if labels and stored else None
+    return model, fresh, (done,) if done else ()
+
+
+def _check(source: Source, config: PretrainedConfig, head: Head) -> None:
+    """Refuse a checkpoint that cannot be loaded, before its weights are read."""
+    if source.gguf is None:
+        files.check_files(source.name, source.folder)
+    own = {"decoder": "causal-lm", "encoder-decoder": "seq2seq", "encoder": None}[family_of(config)]
+    files.check_config(source.name, config, "classification" if head == "classification" else own)
+
+
+def _loaded(auto: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The model, and the names of the parameters that were not in the checkpoint."""
+    is_gguf = "gguf_file" in kwargs
+    # The library draws a bar of its own over the tensors of a GGUF file, and has no switch for it.
+    with redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
+        model, told = auto.from_pretrained(**kwargs, output_loading_info=True)
+    if is_gguf:
+        _forget_quantizer(model)
+    choose_attention_by_length(model.eval())
+    fresh = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    fresh &= {name for name, _ in model.named_parameters()}
+    files.check_body(str(kwargs["pretrained_model_name_or_path"]), model, fresh)
+    return model, tuple(sorted(fresh))
+
+
+def _forget_quantizer(model: PreTrainedModel) -> None:
+    """A GGUF file comes out as plain float32 tensors, yet marked as quantized, which bars training."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in model.__dict__:
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _lm_class(config: PretrainedConfig) -> Any:
+    family = family_of(config)
+    if family == "encoder":
+        own_head = _has_head(config, "MaskedLM") or _has_head(config, "ForPreTraining")
+        return AutoModelForMaskedLM if own_head else AutoModel
+    return AutoModelForSeq2SeqLM if family == "encoder-decoder" else AutoModelForCausalLM
+
+
+def _has_head(config: PretrainedConfig, ending: str) -> bool:
+    return any(name.endswith(ending) for name in config.architectures or [])
+
+
+def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    limit = reconcile.position_limit(model, tokenizer) or _DEFAULT_WINDOW
+    # Relative positions: any length works, this one was trained.
+    return max(_DEFAULT_WINDOW, limit) if model.config.model_type in ("t5", "mt5", "longt5", "umt5") else limit

@@ -1,0 +1,127 @@
+"""Where a model comes from: a folder, a run, a version of the registry, a starter, a package or the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fulltune.errors import ModelError, did_you_mean
+from fulltune.models import files, starters
+from fulltune.runtime import paths
+from fulltune.runtime.files import file_sha256
+from fulltune.store.objects import CHECKPOINT_FILES, checkpoint_sha256
+from fulltune.store.registry.registry import Registry, reference
+
+_MISSING = (
+    "a folder with config.json, a GGUF file, a hub id, a run id, a name of the registry, starter:NAME, "
+    "or package:NAME/PATH"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source found: the name the user gave, the folder that holds its files, and the name of a GGUF file."""
+
+    name: str
+    folder: Path
+    gguf: str | None = None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the files are those of an adapter, which needs its base."""
+        return not (self.folder / "config.json").is_file() and (self.folder / "adapter_config.json").is_file()
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What ``from_pretrained`` takes: only local files, and never code that came with the weights."""
+        found: dict[str, Any] = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
+        return found | ({"gguf_file": self.gguf} if self.gguf else {"local_files_only": True})
+
+    def sha256(self) -> str:
+        """One hash over the names and the bytes of all files of the checkpoint."""
+        if self.gguf:
+            return file_sha256(self.folder / self.gguf)
+        return checkpoint_sha256(self.folder)
+
+
+def find(name: str, runs: Path | None = None) -> Source:
+    """Find the files of a source; a hub id is fetched into the hub's cache. Nothing is loaded yet.
+
+    Raises:
+        ModelError: It is none of the known kinds, or what it names (starter, package, folder, hub) cannot be had.
+    """
+    files.check_name(name)
+    if name.startswith("starter:"):
+        return _local(name, _starter(name))
+    if name.startswith("package:"):
+        package, _, inner = name.removeprefix("package:").partition("/")
+        return _local(name, _package_folder(package) / inner)
+    if runs and (runs / name / "model").is_dir():
+        return _local(name, runs / name / "model")
+    path = paths.user_path(name)
+    if (
+        path.exists()
+        or path.is_absolute()
+        or name.startswith((".", "~"))
+        or name.count("/") > 1
+        or path.suffix == ".gguf"
+    ):
+        return _local(name, path)
+    version = reference(name, runs) if runs else None
+    if runs and version:
+        return _local(version.ref, Registry(runs).checkout(version) / "model")
+    return Source(name, _fetch(name))
+
+
+def _local(name: str, path: Path) -> Source:
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(name, path.parent, path.name)
+    if not path.exists():
+        raise ModelError(f"{name!r} does not exist", expected=_MISSING, fix="check the path", field="model")
+    if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
+        raise ModelError(
+            f"{name!r} has no config.json", expected="a checkpoint as save_pretrained writes it", field="model"
+        )
+    return Source(name, path)
+
+
+def _starter(name: str) -> Path:
+    known = [f"starter:{starter}" for starter in starters.NAMES]
+    if name not in known:
+        raise ModelError(
+            f"there is no {name!r}",
+            expected=f"one of {', '.join(known)}",
+            fix=did_you_mean(name, known) or "choose one of these",
+            field="model",
+        )
+    return starters.folder(name.removeprefix("starter:"))
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"the Python package {package!r} is not installed",
+            expected="an installed package that holds a checkpoint",
+            fix="install it with pip, or name another model",
+            field="model",
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(CHECKPOINT_FILES), ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name!r} is no local folder and could not be fetched from the hub ({reason})",
+            expected=_MISSING,
+            fix="check the name and the connection, or download it beforehand and give its folder",
+            field="model",
+        ) from error

@@ -1,0 +1,112 @@
+"""One input, answered before and after: ``fulltune compare base tuned --ask "text"``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fulltune.config import Config, load_config
+from fulltune.errors import ConfigError, StoreError
+from fulltune.pipeline import job
+from fulltune.records.run import Model, Prediction, read_record
+from fulltune.store.registry.registry import Registry, reference
+from fulltune.store.runs import resolve
+from fulltune.tasks import dataset
+from fulltune.tasks.base import Task
+
+#: Words for the two ends of a run: that which is named beside, else the newest.
+BASE, TUNED = "base", "tuned"
+
+
+class Asked(Model):
+    """What was asked and what each model said, by its name, in the order of asking."""
+
+    task: str
+    input: str
+    answers: dict[str, Prediction]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run or a version: how a config names it, its folder, and where such names are looked up."""
+
+    name: str
+    folder: Path
+    out: Path
+
+
+def ask(
+    text: str,
+    a: str,
+    b: str | None = None,
+    *,
+    place: str = "",
+    config: str | Path | None = None,
+    out: str | Path = "runs",
+    overrides: Sequence[str] = (),
+) -> Asked:
+    """Ask two models the same, one after the other; greedy, so that the same question has the same answer.
+
+    Args:
+        text: The input: a text to classify or to continue, a source, a question.
+        a: A run, a version of the registry, any model, or ``base`` or ``tuned`` for those of the run named beside it,
+            else of the newest.
+        b: Likewise; with a run alone, its base and its tuned model are asked.
+        place: text2sql: the database.
+        config: Task and options, where neither is a run.
+        out: Where runs and the registry live.
+        overrides: ``a.b=value`` texts, applied last.
+
+    Raises:
+        FulltuneError: A model, the config or the database cannot be had.
+    """
+    run = _named_run(a, b, Path(out)) if config is None else None
+    settings = load_config(run.folder / "config.yaml" if run else str(config), overrides)
+    task, _ = job.parts(settings)
+    _know_labels(task, settings, run)
+    answers = {}
+    for name, source in _sides(a, b, settings, run):
+        bundle, system = job.find_model(settings, task, source, run.out if run else out)
+        answers[name] = task.ask(bundle, system, text, place)
+    return Asked(task=task.name, input=text, answers=answers)
+
+
+def _named_run(a: str, b: str | None, out: Path) -> _Run:
+    """What tells the task: the first of the two that is a run or a version, else the newest run."""
+    named = [name for name in (a, b) if name not in (None, BASE, TUNED)]
+    for name in map(str, named or ["latest"]):
+        version = reference(name, out)
+        if version is not None:
+            return _Run(version.ref, Registry(out).checkout(version), out)
+        try:
+            folder = resolve(name, out)
+        except StoreError:
+            if not named:
+                raise
+        else:
+            return _Run(folder.name, folder, folder.parent)
+    found = f"{' and '.join(map(repr, named))}: no run among them"
+    raise ConfigError(found, expected="a run, which tells the task", fix="name one, or give a config with --config")
+
+
+def _sides(a: str, b: str | None, settings: Config, run: _Run | None) -> list[tuple[str, str]]:
+    """Names to show and models to load."""
+    wanted = (BASE, TUNED) if b is None else (a, b)
+    if run is None:
+        if {BASE, TUNED} & set(wanted):
+            raise ConfigError("one model with --config", expected="two", fix="name both, or leave --config out")
+        return [(name, name) for name in wanted]
+    known = {BASE: settings.model, TUNED: run.name}
+    return [(name, known.get(name, name)) for name in wanted]
+
+
+def _know_labels(task: Task, settings: Config, run: _Run | None) -> None:
+    """The label names, from the run's record, else from the rows."""
+    if task.head != "classification":
+        return
+    if run is not None and (run.folder / "record.json").is_file():
+        details = read_record(run.folder / "record.json").details
+        task.labels, task.multi_label = tuple(details.get("labels", ())), bool(details.get("multi_label", False))
+    if not task.labels:
+        dataset.prepare(settings, task)

@@ -1,0 +1,170 @@
+"""Out of the registry: a plain folder with a model card, a delta against the base, a repository on the hub."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fulltune.errors import ModelError, StoreError
+from fulltune.models import sources
+from fulltune.models.adapters.files import rename_base
+from fulltune.records.run import Model, read_record
+from fulltune.report.card import bare, card
+from fulltune.runtime.files import atomic_text, storing
+from fulltune.store import delta
+from fulltune.store.delta import DeltaInfo, Restored
+from fulltune.store.registry.registry import Registry, Version
+
+
+class Exported(Model):
+    """What was written where; what was not asked for is empty."""
+
+    version: str
+    folder: str = ""
+    delta: DeltaInfo | None = None
+    pushed: str = ""
+
+
+def export(
+    ref: str,
+    *,
+    out: str | Path = "runs",
+    to: str | Path | None = None,
+    delta_file: str | Path | None = None,
+    push: str | None = None,
+    private: bool = False,
+) -> Exported:
+    """Write a version out of the registry, in one or more of three forms.
+
+    Args:
+        ref: ``NAME`` (its production), ``NAME@ALIAS`` or ``NAME@N``.
+        out: Where the registry lives.
+        to: A folder for ``from_pretrained``, with a model card.
+        delta_file: The bitwise difference from the base.
+        push: A repository of the hub, ``owner/name``; it is made if it is not there.
+        private: Make it a private one.
+
+    Raises:
+        StoreError: There is no such version, it is damaged, or a place is taken.
+        ModelError: The base is not what it was, or the hub refuses.
+    """
+    if not (to or delta_file or push):
+        fix = "add --to DIR, --delta FILE or --push REPO"
+        raise StoreError("nothing to export to", expected="a folder, a delta or a repository", fix=fix)
+    registry = Registry(out)
+    version = registry.version(ref)
+    folder = registry.checkout(version)
+    found = Exported(version=version.ref)
+    if to:
+        write_folder(version, folder, Path(to))
+        found = found.model_copy(update={"folder": str(to)})
+    if delta_file:
+        base = _base(version, Path(out))
+        found = found.model_copy(update={"delta": delta.write_delta(base, folder / "model", Path(delta_file))})
+    if push:
+        found = found.model_copy(update={"pushed": _push(version, folder, push, private)})
+    return found
+
+
+def restore(source: str, file: str | Path, to: str | Path, *, out: str | Path = "runs") -> Restored:
+    """The other side of a delta: the tuned checkpoint from its base, or the base from the tuned one.
+
+    Args:
+        source: Any model that a config takes.
+        file: What :func:`export` wrote as a delta.
+        to: Folder of what comes out.
+        out: Where runs and the registry live.
+
+    Raises:
+        StoreError: The delta is damaged, the source is neither side of it, or the place is taken.
+        ModelError: The source cannot be had.
+    """
+    return delta.apply_delta(_source(source, Path(out)).folder, Path(file), Path(to))
+
+
+def write_folder(version: Version, checkout: Path, to: Path) -> None:
+    """The version's model and its card as a plain folder.
+
+    Raises:
+        StoreError: The place is taken, or cannot be written.
+    """
+    if to.exists():
+        raise StoreError("this place is taken", where=str(to), fix="name another folder with --to")
+    with storing(to):
+        # What a run saved is whole already: an adapter that can be merged was merged before it was scored.
+        shutil.copytree(checkout / "model", to, copy_function=shutil.copyfile)
+    atomic_text(to / "README.md", _card(version, checkout))
+
+
+def _card(version: Version, checkout: Path) -> str:
+    record = read_record(checkout / "record.json") if "record.json" in version.files else None
+    return card(version, record, is_adapter=_is_adapter(version))
+
+
+def _base(version: Version, out: Path) -> Path:
+    """The folder of the base that a version was tuned from, if it still is what it was."""
+    base = version.lineage.base
+    source = _source(base.source, out)
+    if (found := source.sha256()) != base.sha256:
+        raise ModelError(
+            f"the base {base.source!r} has changed: its SHA-256 is {found[:12]}…",
+            expected=f"{base.sha256[:12]}…, as it was when {version.ref} was tuned",
+            fix="put the files back as they were",
+            field="model",
+        )
+    return source.folder
+
+
+def _source(name: str, out: Path) -> sources.Source:
+    source = sources.find(name, out)
+    if source.gguf:
+        fix = "convert it to a folder with safetensors first"
+        raise ModelError(
+            f"{name!r} is a GGUF file", expected="a folder with safetensors weights", fix=fix, field="model"
+        )
+    return source
+
+
+@contextmanager
+def _public(version: Version, checkout: Path) -> Iterator[Path]:
+    """The version's model files without the folders of this machine, which an adapter names its base by."""
+    folder = checkout / "model"
+    if not _is_adapter(version):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="fulltune-") as place:
+        copy = Path(place) / "model"
+        shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+        rename_base(copy, bare(version.lineage.base.source))
+        yield copy
+
+
+def _is_adapter(version: Version) -> bool:
+    return "model/adapter_config.json" in version.files
+
+
+def _push(version: Version, checkout: Path, repository: str, private: bool) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    text = _card(version, checkout)
+    try:
+        hub = HfApi()
+        made = hub.create_repo(repository, private=private, exist_ok=True)
+        message = f"{version.ref}: {version.headline}".strip(": ")[:200]
+        with _public(version, checkout) as folder:
+            hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message)
+        hub.upload_file(
+            path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=made.repo_id, commit_message="Model card"
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{repository!r} could not be pushed to ({reason})",
+            expected="a repository of yours, owner/name",
+            fix="log in with `hf auth login` (or set HF_TOKEN), and check the name and the connection",
+        ) from error
+    return str(made)

@@ -1,0 +1,1 @@
+"""Plans: the steps, memory and time of a run, before it begins."""

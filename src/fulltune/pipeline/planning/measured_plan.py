@@ -1,0 +1,344 @@
+"""The plan that has been measured: a few real steps and a few real answers, told for the whole job.
+
+All of it happens on a model that is loaded for this and thrown away; the base is only read.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fulltune.config import Config
+from fulltune.data.audit import Audit
+from fulltune.data.findings import UNSCORED_KIND
+from fulltune.data.tokens import LENGTH_KINDS
+from fulltune.errors import ConfigError, ModelError
+from fulltune.evaluation.baselines import baseline, choose_shots
+from fulltune.evaluation.retention import Memory
+from fulltune.evaluation.retention.abilities import abilities
+from fulltune.models.bundle import Bundle
+from fulltune.models.fast_kernels import accelerated
+from fulltune.pipeline.job import _all_or_problems, _micro_batches, choosing_metric, load
+from fulltune.pipeline.planning import plan as planning
+from fulltune.pipeline.planning.footprint import Footprint
+from fulltune.pipeline.planning.memory import COPY, SMALL, essential, parts, proposals, refusal, rough_step_bytes
+from fulltune.pipeline.planning.plan import Plan
+from fulltune.pipeline.planning.probe_steps import TIMED, Pace, Probe, Timing, footprint, timing, widest
+from fulltune.runtime import distributed, machine, plugins
+from fulltune.runtime.kernels.active import fixed
+from fulltune.tasks.base import Example, Features, Predictor, Task
+from fulltune.tasks.dataset import Data
+from fulltune.training.batches import buckets
+from fulltune.training.checkpoints.random_state import randomness_kept
+from fulltune.training.device import fast_paths, training_device
+from fulltune.training.regularization import costs, general_text
+
+#: Seconds that real steps may take at most.
+STEP_SECONDS = 60.0
+
+#: Rows of a batch that each system answers, a small one and larger ones; and rows of what must not be forgotten.
+ROWS = (2, 8)
+
+#: Larger batches, of neighbours in length, from short rows to long ones.
+BATCHES = 3
+
+#: Seconds of a forward pass for one of forward and backward (2 of 6 operations a weight and token: Kaplan et al. 2020,
+#: "Scaling Laws for Neural Language Models", table 1).
+_FORWARD = 1 / 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a plan is made for: a config whose data and base are known."""
+
+    config: Config
+    task: Task
+    data: Data
+    base: Bundle
+    features: Sequence[Features]
+    out: str | Path
+    audit: Audit | None = None
+
+
+def checked_plan(job: Job) -> Plan:
+    """The plan of a run that is about to begin. Memory is measured unless the job plainly fits: a rough upper bound is
+    below half of the machine's. Processes that share a job are planned for by their engine.
+
+    Raises:
+        ConfigError: The job cannot work, or does not fit in memory.
+    """
+    plan = _counted(job)
+    if _plainly_fits(job, plan):
+        return plan
+    with _Rehearsal(job) as rehearsal:
+        return plan.model_copy(update={"memory": rehearsal.memory(plan)})
+
+
+def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
+    """The plan with memory and time, both measured.
+
+    Args:
+        job: The job.
+        curve: Sequences that the evaluation curve is drawn on.
+        prepared: Seconds that loading and auditing took.
+
+    Raises:
+        ConfigError: The job cannot work, or does not fit in memory.
+    """
+    plan = _counted(job)
+    with fixed(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
+        plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
+        seconds = {"load and audit": prepared, **rehearsal.seconds(plan, curve)}
+    return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
+
+
+def _counted(job: Job) -> Plan:
+    """Return the plan before anything is measured, with what the audit says of rows that do not fit."""
+    findings = job.audit.findings if job.audit else ()
+    unscored = sum(found.count for found in findings if found.kind == UNSCORED_KIND and found.split == "eval")
+    plan = make_plan(job.config, job.task, job.data, job.base, job.features, unscored)
+    warnings = job.audit.warnings(without=LENGTH_KINDS) if job.audit else ()
+    too_long = tuple(found.message for found in findings if found.kind in LENGTH_KINDS)
+    return plan.model_copy(update={"too_long": too_long, "warnings": warnings})
+
+
+def _plainly_fits(job: Job, plan: Plan) -> bool:
+    if plan.machine_bytes is None or distributed.launched() > 1:
+        return True
+    rows, width = widest(job.config, job.features, job.base.family)
+    step = rough_step_bytes(job.base.model.config, rows, width)
+    beside = 4 * plan.parameters if job.task.head != job.base.head else 0
+    return step is not None and plan.memory_bytes + beside + step < SMALL * plan.machine_bytes
+
+
+class _Rehearsal:
+    """A model of its own, and a folder that goes with it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.base_bytes = sum(one.nbytes for one in job.base.model.parameters())
+        self.program_bytes = machine.rss_bytes() - self.base_bytes
+        self._randomness = randomness_kept()
+        self._folder = tempfile.TemporaryDirectory(prefix="fulltune-")
+
+    def __enter__(self) -> _Rehearsal:
+        self._randomness.__enter__()
+        folder = Path(self._folder.__enter__())
+        config, task, examples = self.job.config, self.job.task, self.job.data.train.examples
+        started = time.perf_counter()
+        student = load(config, task, self.job.out, head=task.head)
+        loaded = time.perf_counter()
+        task.begin(student, examples)
+        method = plugins.load("method", config.method)(config)
+        student = method.prepare(student)
+        prepared = time.perf_counter() - loaded
+        # What the method notes of the weights before training it compares after it.
+        self.around_training = 2 * prepared + (loaded - started if self._keeps_base else 0.0)
+        self.probe = Probe(student, method, self.job.features, task.class_weights(examples), folder)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        del self.probe
+        self._folder.__exit__(*error)
+        self._randomness.__exit__(*error)
+
+    def memory(self, plan: Plan) -> dict[str, int]:
+        """Bytes by part.
+
+        Raises:
+            ConfigError: More than the machine has.
+        """
+        config, limit = self.job.config, plan.machine_bytes
+        self.found = footprint(self.probe, config)
+        machine.give_back_freed_pages()
+        # Kernels and libraries keep tables of their own once they have computed something.
+        program = max(self.program_bytes, machine.rss_bytes() - self.base_bytes - self.found.weights)
+        base = self.base_bytes if self._keeps_base else 0
+        held = {"program": program, "base": base, "steps": plan.total_steps}
+        taken = parts(config, self.found, **held)
+        if limit is None or sum(taken.values()) <= limit:
+            return taken
+        if essential(taken) <= limit:
+            return {name: size for name, size in taken.items() if name != COPY}
+        ways = proposals(config, self.found, self._recomputing(), limit, **held)
+        raise refusal(taken, limit, list(ways))
+
+    def seconds(self, plan: Plan, curve: Sequence[Features]) -> dict[str, float]:
+        """Seconds of each stage of a run."""
+        job = self.job
+        shots = choose_shots(job.task, job.config, job.base.family, job.data.train.examples, job.data.eval.examples)
+        systems = {
+            name: baseline(name, job.task, job.base, job.data.train.examples, shots) for name in job.task.baselines
+        }
+        with accelerated(job.base.model), accelerated(self.probe.student.model):
+            known = {name: self._answering(name, predict) for name, predict in systems.items()}
+            evaluated = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
+            remembered = self._remembering()
+        timed = self._timing(plan.effective_batch, curve if plan.evaluations else ())
+        a_step, a_token = line(timed.steps)
+        epochs = plan.total_steps / plan.steps_per_epoch
+        steps = a_step * plan.total_steps + a_token * plan.tokens * epochs
+        known["train"] = self.around_training + timed.setup + steps
+        tokens, seconds = timed.evaluation or (plan.tokens * epochs, steps * _FORWARD)
+        known["evaluation curve"] = self._curve(plan, curve, seconds / tokens, evaluated)
+        known |= {"evaluate": evaluated, "retention": remembered}
+        return known
+
+    def _curve(self, plan: Plan, curve: Sequence[Features], a_token: float, evaluated: float) -> float:
+        """Seconds of all evaluations while training: the loss, and the answers that the best step is chosen by."""
+        job = self.job
+        if not curve or not plan.evaluations:
+            return 0.0
+        points = len(plan.evaluations) + 1  # before the first step too
+        loss = a_token * sum(len(item.input_ids) for item in curve)
+        chooses = job.config.guards.overfitting is not None and job.data.valid is not None
+        answers = chooses and choosing_metric(job.config, job.task) is not None
+        rows = len(job.data.shown) / len(job.data.eval.examples)
+        return points * (loss + (evaluated * rows if answers else 0.0))
+
+    @property
+    def _keeps_base(self) -> bool:
+        return self.job.task.head != self.job.base.head
+
+    def _recomputing(self) -> Footprint | None:
+        config = self.job.config
+        if config.train.gradient_checkpointing or not self.probe.student.model.supports_gradient_checkpointing:
+            return None
+        train = config.train.model_copy(update={"gradient_checkpointing": True})
+        return footprint(self.probe, config.model_copy(update={"train": train}))
+
+    def _timing(self, batch: int, curve: Sequence[Features]) -> Timing:
+        """Real steps, as many as there is time for; none where one alone would take too long."""
+        config = self.job.config
+        rows, seconds = max(self.found.seconds.items())
+        measured = rows * (2 if self.found.is_accumulated else 1)
+        steps = min(TIMED, int(STEP_SECONDS / (seconds * batch / measured)) - 1)
+        if steps < 1:
+            return Timing([(self.found.width * measured, seconds)])
+        return timing(self.probe, config, batch, steps, curve)
+
+    def _answering(self, name: str, predict: Predictor) -> float:
+        """Seconds for all rows of eval, from a few that stand for all lengths."""
+        examples = self.job.data.eval.examples
+        if name in ("majority", "tfidf"):
+            return _timed(lambda: list(predict(examples)))
+        # What is done once, such as reading shots, is told from what each row costs by two sizes of batch.
+        few = neighbours(examples, ROWS[0], 0.5)
+        batches = [neighbours(examples, ROWS[1], (part + 0.5) / BATCHES) for part in range(BATCHES)]
+        short = _timed(lambda: list(predict(few)))
+        long = statistics.fmean(_timed(lambda rows=rows: list(predict(rows))) for rows in batches)  # type: ignore[misc]
+        return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
+
+    def _remembering(self) -> float:
+        """Seconds of asking what must not be forgotten, before training and after."""
+        settings = self.job.config.guards.forgetting
+        if settings is None:
+            return 0.0
+        (few, short), (more, long) = (self._remember(count) for count in ROWS)
+        asked = sum(ability.rows for ability in abilities(self.job.config, self.job.base))
+        return 2 * extrapolated((few, short), (more, long), asked)
+
+    def _remember(self, limit: int) -> tuple[int, float]:
+        """Rows and seconds of asking the base, with at most so many rows of each ability."""
+        guards = self.job.config.guards
+        assert guards.forgetting is not None
+        few = guards.forgetting.model_copy(update={"limit": min(limit, guards.forgetting.limit)})
+        config = self.job.config.model_copy(update={"guards": guards.model_copy(update={"forgetting": few})})
+        started = time.perf_counter()
+        memory = Memory.of(config, self.job.base)
+        return sum(ability.rows for ability, _ in memory.answers), time.perf_counter() - started
+
+
+def line(pace: Pace) -> tuple[float, float]:
+    """Seconds a step and seconds a token that explain the steps best, neither below 0 (least squares)."""
+    middle, mean = (sum(column) / len(pace) for column in zip(*pace, strict=True))
+    width = sum((tokens - middle) ** 2 for tokens, _ in pace)
+    slope = sum((tokens - middle) * (seconds - mean) for tokens, seconds in pace) / width if width else 0.0
+    a_step = mean - slope * middle
+    return (a_step, slope) if slope > 0 and a_step > 0 else (0.0, mean / middle)
+
+
+def extrapolated(few: tuple[int, float], more: tuple[int, float], count: int) -> float:
+    """Seconds for ``count`` rows, from ``(rows, seconds)`` of two sizes of batch.
+
+    The difference tells a row's own seconds, and what is left is spent once; where it tells nothing, the larger batch
+    stands for all.
+    """
+    (small, short), (large, long) = few, more
+    a_row = (long - short) / max(1, large - small)
+    if not 0 < a_row <= long / large:
+        a_row = long / large
+    return max(0.0, long + a_row * (count - large))
+
+
+def neighbours(examples: Sequence[Example], count: int, place: float) -> list[Example]:
+    """At most ``count`` rows of like length around a place between 0 (the shortest) and 1."""
+    ordered = sorted(examples, key=lambda example: len(example.input) + len(example.answer))
+    start = max(0, min(round(place * len(ordered) - count / 2), len(ordered) - count))
+    return ordered[start : start + count]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def make_plan(
+    config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features], unscored: int = 0
+) -> planning.Plan:
+    """The plan of a job whose data and base are known, where ``unscored`` evaluation rows cannot be scored.
+
+    Raises:
+        ConfigError: The job cannot work.
+    """
+    _check_base(base)
+    _all_or_problems(lambda: choosing_metric(config, task), lambda: general_text.check(config, task.head, base))
+    replayed = costs.replayed(config, len(features))
+    _check_drop_last(config, len(features) + replayed)
+    sequences = [*features, *general_text.stand_ins(replayed)]
+    mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
+    plan = planning.build_plan(
+        config,
+        train_rows=len(data.train.examples),
+        eval_rows=len(data.eval.examples),
+        valid_rows=len(data.valid.examples) if data.valid else 0,
+        sequences=len(features) + replayed,
+        tokens=round(mean * (len(features) + replayed)),
+        parameters=base.model.num_parameters(),
+        machine_memory=machine.memory_bytes(),
+        baselines=task.baselines,
+        batches=_micro_batches(config, sequences, base),
+        padding=buckets.padding_shares(config, sequences),
+        unscored=unscored,
+    )
+    with fixed(config.speed.kernels) as choices:
+        return plan.model_copy(update={"fast_paths": fast_paths(training_device(config), config, choices)})
+
+
+def _check_drop_last(config: Config, rows: int) -> None:
+    """Check that an epoch has a batch where batches that are not full are dropped."""
+    batch = config.train.batch_size
+    if config.trainer.get("dataloader_drop_last") and rows < batch:
+        raise ConfigError(
+            f"{rows} training sequences, which are no full batch of {batch}, and all others are dropped",
+            expected="at least one batch per epoch",
+            fix="remove it, or lower train.batch_size",
+            field="trainer.dataloader_drop_last",
+        )
+
+
+def _check_base(base: Bundle) -> None:
+    """A soft prompt would learn along, and is no part of what is saved."""
+    if base.prompt_ids:
+        raise ModelError(
+            f"{base.info.source!r} is a base with a soft prompt",
+            expected="a model whose weights are all that it is",
+            fix="train its base, or evaluate it as it is",
+            field="model",
+        )

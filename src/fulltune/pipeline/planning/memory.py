@@ -1,0 +1,180 @@
+"""A job's memory by part, from what a few steps took; what does not fit, and what would make it fit.
+
+Weights, gradients and AdamW's moments are 4 + 4 + 8 bytes a parameter in FP32 (Kingma & Ba 2015, Algorithm 1;
+Rajbhandari et al. 2020, "ZeRO", section 3.1); here they are counted on the tensors. Activations are measured: see
+:mod:`fulltune.pipeline.planning.footprint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fulltune.config import Config
+from fulltune.errors import ConfigError
+from fulltune.pipeline.planning.footprint import Footprint
+from fulltune.pipeline.planning.plan import gib
+from fulltune.training.checkpoints.format import spacing
+from fulltune.training.regularization.costs import extra_copies
+
+#: What an allocator holds beyond what was asked of it, as a share of what training takes: holes between tensors of
+#: unlike sizes, measured by ``benchmarks/plan_error.py``.
+SLACK = 0.05
+
+#: A copy of the state that is written beside training; where there is no room for it, training waits instead.
+COPY = "checkpoint being written"
+
+#: Bytes a parameter of 8-bit AdamW: two moments of a byte, and a float32 scale for each of their blocks of 256
+#: (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2).
+_BYTES_OF_8BIT = 2 + 2 * 4 / 256
+
+#: Below this share of the machine a rough upper bound is enough, and nothing need be measured.
+SMALL = 0.5
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A change that saves memory, and what the job would then take.
+
+    Attributes:
+        change: What to set.
+        bytes: The peak.
+    """
+
+    change: str
+    bytes: int
+
+
+def parts(config: Config, found: Footprint, *, program: int, base: int, steps: int) -> dict[str, int]:
+    """Bytes at the peak of training, by part; those that are 0 are left out.
+
+    Args:
+        config: The job.
+        found: Of one of its steps.
+        program: What the process held before any model: the interpreter, libraries, rows.
+        base: Weights of the base where it stays beside the student.
+        steps: Optimizer steps of the whole training; one that ends before its first checkpoint writes none.
+    """
+    writes = config.checkpoints is not None and spacing(steps, config.checkpoints.every) < steps
+    step = found.step_bytes(accumulated=config.train.accumulation > 1)
+    training = {
+        "weights": found.weights,
+        "gradients": found.gradients,
+        "optimizer state": found.optimizer,
+        "activations": max(0, step - found.gradients),
+        "copies for regularizers": found.weights * extra_copies(config),
+        COPY: (found.gradients + found.optimizer) if writes else 0,
+    }
+    slack = round(SLACK * sum(training.values()))
+    whole = {"program and data": program, "base beside it": base, **training, "allocator": slack}
+    return {name: size for name, size in whole.items() if size}
+
+
+def essential(taken: Mapping[str, int]) -> int:
+    """Bytes that training cannot do without."""
+    return sum(size for name, size in taken.items() if name != COPY)
+
+
+def proposals(
+    config: Config, found: Footprint, recomputing: Footprint | None, limit: int, **fixed: int
+) -> Iterator[Proposal]:
+    """What would save memory, the least costly first.
+
+    Args:
+        config: The job.
+        found: Of one of its steps.
+        recomputing: The same with gradient checkpointing; None where the model has none or does it already.
+        limit: Bytes of the machine.
+        fixed: As in :func:`parts`.
+    """
+    smaller = _smaller(config, found, limit, fixed)
+    if smaller is not None:
+        yield Proposal(_change(config, found, smaller), _total(_accumulating(config), smaller, fixed))
+    if recomputing is not None:
+        yield Proposal("train.gradient_checkpointing: true", _total(config, recomputing, fixed))
+    small = (found.gradients - found.embeddings) / 4 * _BYTES_OF_8BIT
+    light = replace(found, optimizer=round(small) + 2 * found.embeddings)  # embeddings keep float32 moments
+    if light.optimizer < found.optimizer:
+        yield Proposal("train.optimizer: adamw-8bit", _total(config, light, fixed))
+        best = replace(recomputing or found, rows=(smaller or found).rows, optimizer=light.optimizer)
+        yield Proposal("all of these together", _total(_accumulating(config), best, fixed))
+    yield Proposal("sharding over 2 processes (fulltune launch)", _sharded(config, found, 2, fixed))
+
+
+def refusal(taken: Mapping[str, int], limit: int, ways: Sequence[Proposal]) -> ConfigError:
+    """The error for a job that does not fit: what takes the memory, and each way out with its own figure."""
+    total = essential(taken)
+    largest = sorted(taken.items(), key=lambda item: -item[1])[:3]
+    told = ", ".join(f"{name} {gib(size)}" for name, size in largest)
+    fits = [f"{way.change} ({gib(way.bytes)})" for way in ways if way.bytes <= limit]
+    short = [f"{way.change} ({gib(way.bytes)})" for way in ways if way.bytes > limit]
+    fix = f"any of these makes it fit: {'; '.join(fits)}" if fits else "choose a smaller model, or more memory"
+    if short:
+        fix += f". Not enough alone: {'; '.join(short)}"
+    return ConfigError(
+        f"training needs {gib(total)} ({told})",
+        expected=f"at most {gib(limit)}, which this machine has",
+        fix=fix,
+        field="train.batch_size",
+    )
+
+
+def rough_step_bytes(model: Any, rows: int, width: int) -> int | None:
+    """An upper bound on a step's activations and logits from a model's config; None where it does not tell its sizes.
+
+    ``s·b·h·(34 + 5·a·s/h)`` bytes a layer in 16 bits (Korthikanti et al. 2022, "Reducing Activation Recomputation in
+    Large Transformer Models", equation 2), twice that in 32, and twice again for functions that are not fused; four
+    times the logits.
+    """
+    layers, hidden, heads = (_size(model, name) for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    if not (layers and hidden and heads):
+        return None
+    stacks = 2 if getattr(model, "is_encoder_decoder", False) else 1
+    layer = 4 * rows * width * hidden * (34 + 5 * heads * width / hidden)
+    logits = 4 * 4 * rows * width * int(getattr(model, "vocab_size", 0) or 0)
+    return int(stacks * layers * layer + logits)
+
+
+def _size(model: Any, name: str) -> int | None:
+    """Return a size from a model's config; None where it is not one number for all layers."""
+    try:
+        return getattr(model, name, None)
+    except RuntimeError:  # of transformers, where the layers differ
+        return None
+
+
+def _total(config: Config, found: Footprint, fixed: Mapping[str, int]) -> int:
+    return essential(parts(config, found, **fixed))
+
+
+def _sharded(config: Config, found: Footprint, processes: int, fixed: Mapping[str, int]) -> int:
+    """A process's part where weights, gradients and state are sharded (ZeRO-3, FSDP) and rows are shared out."""
+    part = replace(found, rows=max(1, found.rows // processes))
+    taken = parts(config, part, **fixed)
+    shared = ("weights", "gradients", "optimizer state", COPY)
+    return essential({name: size // processes if name in shared else size for name, size in taken.items()})
+
+
+def _smaller(config: Config, found: Footprint, limit: int, fixed: Mapping[str, int]) -> Footprint | None:
+    """Micro-batches halved until they fit, or are of one row; None where they are already."""
+    smaller, accumulating = found, _accumulating(config)
+    while smaller.rows > 1:
+        smaller = replace(smaller, rows=-(-smaller.rows // 2))
+        if _total(accumulating, smaller, fixed) <= limit:
+            break
+    return None if smaller is found else smaller
+
+
+def _change(config: Config, found: Footprint, smaller: Footprint) -> str:
+    accumulation = config.train.accumulation * -(-found.rows // smaller.rows)
+    # The rows of the footprint are fewer than the batch's where batches are computed in parts.
+    key, size = "train.batch_size", max(1, config.train.batch_size * smaller.rows // found.rows)
+    if config.speed.batch_tokens is not None:
+        key, size = "speed.batch_tokens", config.speed.batch_tokens * smaller.rows // found.rows
+    return f"{key}: {size} with train.accumulation: {accumulation}"
+
+
+def _accumulating(config: Config) -> Config:
+    train = config.train.model_copy(update={"accumulation": max(2, config.train.accumulation)})
+    return config.model_copy(update={"train": train})

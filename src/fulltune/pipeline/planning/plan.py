@@ -1,0 +1,211 @@
+"""What a config will do, before it does it: steps, tokens, memory, and every problem at once.
+
+:func:`build_plan` is a pure function of counts, so it is right before anything is loaded for training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from fulltune.config import BaselineConfig, Config
+from fulltune.errors import ConfigError, Problem
+from fulltune.records.run import Model
+from fulltune.training.advice import advice, advice_on_choice
+from fulltune.training.arguments import evaluation_steps, warmup_steps
+from fulltune.training.arguments import steps_per_epoch as steps_per_epoch
+from fulltune.training.arguments import total_steps as total_steps
+from fulltune.training.regularization.costs import advice_on_regularizers, extra_copies
+
+#: Bytes a parameter costs at least in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
+#: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
+#: copies). Activations come on top.
+BYTES_PER_PARAMETER = 16
+
+
+class Plan(Model):
+    """A job in numbers.
+
+    Attributes:
+        task, method, model: As the config names them.
+        rows: Rows a split (``train``, ``eval``, and ``valid`` where there is one).
+        sequences: Training sequences an epoch (a long document gives several).
+        tokens: Tokens in them, without padding.
+        steps_per_epoch, total_steps, warmup_steps: Optimizer steps, as the trainer counts them.
+        effective_batch: Sequences an optimizer step; their mean where ``speed.batch_tokens`` makes the batches.
+        padding: Share of padding in the inputs of training: ``random`` batches, and those that will be made (``used``);
+            packing comes on top.
+        parameters: Weights of the model, all of them trained by the ``full`` method.
+        memory_bytes: Lower bound on the memory that training needs; activations come on top.
+        machine_bytes: Memory that this process may fill, or None where that is not known.
+        memory: Bytes at the peak of training, by part; empty where nothing was measured.
+        seconds: Wall time of a run, by stage; empty where nothing was measured.
+        baselines: The systems that will be scored without training.
+        evaluations: Optimizer steps after which the evaluation curve gets a point.
+        fast_paths: The kernels that training will be computed by.
+        too_long: One sentence each about rows, prompts and answers that do not fit into the model's positions.
+        warnings: One sentence for each other warning of the audit.
+        advice: One sentence each; none of them stops a run.
+    """
+
+    task: str
+    method: str
+    model: str
+    rows: dict[str, int]
+    sequences: int
+    tokens: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    effective_batch: int
+    parameters: int
+    memory_bytes: int
+    machine_bytes: int | None
+    baselines: tuple[str, ...]
+    evaluations: tuple[int, ...]
+    advice: tuple[str, ...]
+    padding: dict[str, float] = Field(default_factory=dict)
+    memory: dict[str, int] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+    fast_paths: tuple[str, ...] = ()
+    too_long: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The predicted peak; None where nothing was measured."""
+        return sum(self.memory.values()) or None
+
+    @property
+    def total_seconds(self) -> float | None:
+        """The predicted wall time; None where nothing was measured."""
+        return sum(self.seconds.values()) or None
+
+
+def build_plan(
+    config: Config,
+    *,
+    train_rows: int,
+    eval_rows: int,
+    valid_rows: int,
+    sequences: int,
+    tokens: int,
+    parameters: int,
+    machine_memory: int | None,
+    baselines: Sequence[str] = ("zero_shot", "few_shot"),
+    batches: int | None = None,
+    padding: Mapping[str, float] | None = None,
+    unscored: int = 0,
+) -> Plan:
+    """Work out a plan from counts.
+
+    Args:
+        config: The job.
+        train_rows, eval_rows, valid_rows: Rows a split; ``valid_rows`` is 0 where there is no such split.
+        sequences: Training sequences an epoch.
+        tokens: Tokens in them, without padding.
+        parameters: Weights of the model.
+        machine_memory: Bytes this process may fill, or None where that is not known.
+        baselines: What will be scored without training.
+        batches: Micro-batches an epoch, where ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
+        padding: See :class:`Plan`.
+        unscored: Rows of ``eval_rows`` that cannot be scored.
+
+    Raises:
+        ConfigError: The job cannot work; all problems at once.
+    """
+    rows = {"train": train_rows, "eval": eval_rows} | ({"valid": valid_rows} if valid_rows else {})
+    memory = parameters * (BYTES_PER_PARAMETER + 4 * extra_copies(config))
+    problems = _problems(config, rows, sequences, memory, machine_memory)
+    if problems:
+        raise ConfigError(problems)
+    total = total_steps(config, sequences, batches)
+    return Plan(
+        task=config.task,
+        method=config.method,
+        model=config.model,
+        rows=rows,
+        sequences=sequences,
+        tokens=tokens,
+        steps_per_epoch=steps_per_epoch(config, sequences, batches),
+        total_steps=total,
+        warmup_steps=warmup_steps(config, total),
+        effective_batch=_effective_batch(config, sequences, batches),
+        padding=dict(padding or {}),
+        parameters=parameters,
+        memory_bytes=memory,
+        machine_bytes=machine_memory,
+        baselines=tuple(baselines),
+        evaluations=evaluation_steps(total, config.train.evaluations),
+        advice=(
+            *advice(config, total, parameters),
+            *_fit(config, rows, sequences, memory, machine_memory, unscored),
+            *advice_on_regularizers(config, parameters),
+        ),
+    )
+
+
+def _effective_batch(config: Config, sequences: int, batches: int | None) -> int:
+    size = config.train.batch_size if batches is None else sequences / max(1, batches)
+    return round(size * config.train.accumulation)
+
+
+def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> list[Problem]:
+    problems = []
+    for split in ("train", "eval"):
+        if rows[split] == 0:
+            problems.append(Problem("no rows", "at least 1", "check the file and data.limit", field=f"data.{split}"))
+    if rows["train"] and sequences == 0:
+        problems.append(
+            Problem(
+                "no row leaves anything to learn from", "at least 1 sequence", "raise data.max_length", field="data"
+            )
+        )
+    shots = config.baselines.few_shot
+    if 0 < rows["train"] < shots != BaselineConfig().few_shot:
+        fix = f"set baselines.few_shot to {rows['train']} or less, or bring more rows"
+        problems.append(
+            Problem(
+                f"{shots} examples asked for",
+                f"at most {rows['train']} (rows of train)",
+                fix,
+                field="baselines.few_shot",
+            )
+        )
+    if machine is not None and memory > machine:
+        found = f"training in FP32 with AdamW needs at least {gib(memory)}"
+        problems.append(
+            Problem(found, f"at most {gib(machine)}", "choose a smaller model, or more memory", field="model")
+        )
+    return problems
+
+
+def _fit(
+    config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None, unscored: int
+) -> tuple[str, ...]:
+    """What the data and the machine suggest."""
+    lines = []
+    batch = config.train.batch_size * config.train.accumulation
+    if sequences < batch:
+        lines.append(f"All {sequences} sequences fit in one batch of {batch}: an epoch is a single step.")
+    if "valid" not in rows or not config.train.evaluations:
+        lines += advice_on_choice(config)
+    if rows["train"] < config.baselines.few_shot:
+        lines.append(f"Few-shot prompts have {rows['train']} examples: train has no more rows.")
+    scored = rows["eval"] - unscored
+    if unscored:
+        lines.append(f"{unscored:,} of the {rows['eval']:,} evaluation rows cannot be scored: the audit says why.")
+    if scored < 100:
+        lines.append(f"Only {scored} rows decide: intervals will be wide.")
+    if machine is not None and memory > 0.7 * machine:
+        lines.append(
+            f"{gib(memory)} of {gib(machine)} are taken before activations: "
+            "lower train.batch_size, or set train.gradient_checkpointing."
+        )
+    return tuple(lines)
+
+
+def gib(count: float) -> str:
+    """Bytes for people, e.g. ``1.9 GiB``."""
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,244 @@
+"""From what the stages returned to the record: the only place that knows both."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fulltune.config import Config
+from fulltune.data.audit import Audit
+from fulltune.evaluation.evaluate import Evaluation
+from fulltune.evaluation.prompt_use import prompt_uses, sentences
+from fulltune.evaluation.retention import sentence
+from fulltune.metrics.accumulate import paired
+from fulltune.metrics.compare import Decision, decide
+from fulltune.metrics.memorisation import memorisation
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import (
+    Comparison,
+    DataInfo,
+    EvaluationRecord,
+    Parameters,
+    Prediction,
+    PromptUse,
+    Record,
+    Resources,
+    Retention,
+    base_kept,
+)
+from fulltune.report.files import Lines
+from fulltune.runtime import machine
+from fulltune.runtime.files import folder_bytes
+from fulltune.runtime.stopwatch import Stopwatch, Warnings
+from fulltune.runtime.version import __version__
+from fulltune.store.runs import RunFolder
+from fulltune.tasks.base import Example, Task
+from fulltune.tasks.dataset import Data
+from fulltune.training.fit import TrainingResult
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "scikit-learn", "sacrebleu")
+
+
+@dataclass(frozen=True)
+class _Of:
+    """One system's predictions, read from the file as often as they are gone through."""
+
+    lines: Lines[Prediction]
+    system: str
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return (line for line in self.lines if line.system == self.system)
+
+
+def build(
+    config: Config,
+    task: Task,
+    data: Data,
+    base: Bundle,
+    audit: Audit,
+    shots: Sequence[Example],
+    systems: Mapping[str, Evaluation],
+    trained: TrainingResult,
+    retention: Mapping[str, Retention],
+    watch: Stopwatch,
+    warned: Warnings,
+    folder: RunFolder,
+) -> Record:
+    """The record of a finished or stopped run."""
+    settings, deciding = config.evaluation, task.metrics[0]
+    scores = {name: evaluation.scores(settings) for name, evaluation in systems.items()}
+    without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
+    comparison, lines = _comparisons(config, task, systems), Lines(folder.path / "predictions.jsonl", Prediction)
+    verdict = _conclusion(_not_forgetting(decide(comparison, scores, deciding), config, retention), trained)
+    asked = prompt_uses(lines)
+    noted = (*sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
+    return Record(
+        run_id=folder.run_id,
+        fulltune=__version__,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        task=task.name,
+        task_version=task.version,
+        method=config.method,
+        headline=verdict.headline,
+        metric=deciding.name,
+        metrics={metric.name: metric.info() for metric in task.metrics},
+        model=base.info.model_copy(update={"reconciled": (*base.info.reconciled, *trained.reconciled)}),
+        data=DataInfo(
+            train=data.train.table.info,
+            eval=data.eval.table.info,
+            valid=data.valid.table.info if data.valid else None,
+            audit=audit.summary(),
+        ),
+        parameters=trained.parameters,
+        adapter=trained.adapter,
+        training=trained.training,
+        confidence=settings.confidence,
+        scores=scores,
+        scores_without_leaks=without if audit.leaked_ids else {},
+        shots=tuple(shot.id for shot in shots),
+        chat_date=config.data.chat_date,
+        prompts=asked,
+        comparison=comparison,
+        details=_details(task, data, trained, lines),
+        retention=dict(retention),
+        guards=trained.guards,
+        resources=_resources(trained, watch, folder.path / "model"),
+        versions=versions(),
+        warnings=(*warned.messages, *trained.warnings, *noted),
+        outcome=verdict.outcome,
+        reasons=verdict.reasons,
+    )
+
+
+def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, Retention]) -> Decision:
+    """The verdict on the scores, unless the config rejects a model that has forgotten too much."""
+    settings = config.guards.forgetting
+    lost = tuple(sentence(name, found) for name, found in retention.items() if found.verdict == "forgotten")
+    if not lost or settings is None or settings.action != "reject":
+        return verdict
+    return Decision("rejected", (*lost, *verdict.reasons), f"Too much was forgotten. {verdict.headline}")
+
+
+def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
+    """The verdict on the scores, and before it what training itself came to."""
+    kept = base_kept(trained.guards)
+    headline, reasons = verdict.headline, verdict.reasons
+    if kept is not None:
+        headline, reasons = f"The base was kept, for no step of training beat it. {headline}", (kept.message, *reasons)
+    elif trained.stopped is None and (reason := unchanged(trained.parameters)):
+        headline, reasons = f"Nothing was learned. {headline}", (reason, *reasons)
+    if trained.stopped is not None:
+        headline = f"Training was stopped: {trained.stopped.problems[0].found}. {headline}"
+        return Decision("stopped", (str(trained.stopped), *(reasons if kept else ())), headline)
+    ended = next((e for e in trained.guards if (e.guard, e.verdict) == ("forgetting", "stop")), None)
+    if ended is not None:
+        return Decision("stopped", (ended.message, *reasons), f"Training was stopped, for it forgot. {headline}")
+    return Decision("rejected" if kept else verdict.outcome, reasons, headline)
+
+
+#: Changes relative to the weights below which training has done nothing: float32 itself is exact to 6e-8.
+_NOTHING = 1e-6
+
+
+def unchanged(parameters: Parameters) -> str:
+    """Return a sentence if training left the weights what they were, but for rounding; else an empty one."""
+    change = parameters.largest_change
+    if parameters.moved > 0 if change is None else not change <= _NOTHING:
+        return ""
+    size = "" if change is None else f" by more than {change:.1g} of its tensor's largest"
+    return f"No weight changed{size}: raise train.learning_rate, or train for more steps."
+
+
+def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines[Prediction]) -> dict[str, Any]:
+    details = dict(task.details(_Of(predictions, "tuned")))
+    if trained.validation:
+        details["validation"] = trained.validation
+    copied = memorisation(predictions, _answers(data)) if task.head == "lm" else None
+    return details | ({"memorisation": copied} if copied else {})
+
+
+def constant_answer(predictions: Iterable[Prediction]) -> tuple[str, ...]:
+    """A sentence where every answer is the same although the rows ask for different ones."""
+    wanted, given, rows = set[Any](), set[Any](), 0
+    for prediction in predictions:
+        if prediction.output != "":  # no answer was asked for
+            wanted.add(prediction.reference)
+            given.add(prediction.output)
+            rows += 1
+    if len(given) != 1 or len(wanted) < 2:
+        return ()
+    answer = str(next(iter(given)))
+    return (f"The tuned model gives the same answer to all {rows} rows: {answer[:80]!r}.",)
+
+
+def _answers(data: Data) -> Iterator[str]:
+    return (example.answer for example in data.train.examples)
+
+
+def evaluation_record(
+    config: Config,
+    task: Task,
+    data: Data,
+    bundle: Bundle,
+    evaluation: Evaluation,
+    asked: Mapping[str, PromptUse],
+    warned: Warnings,
+) -> EvaluationRecord:
+    """What one model scored on one split, how its rows were asked, and what was warned of."""
+    return EvaluationRecord(
+        model=bundle.info,
+        system=evaluation.system,
+        task=task.name,
+        task_version=task.version,
+        metric=task.metrics[0].name,
+        metrics={metric.name: metric.info() for metric in task.metrics},
+        data=data.eval.table.info,
+        scores=evaluation.scores(config.evaluation),
+        seconds=round(evaluation.seconds, 3),
+        chat_date=config.data.chat_date,
+        prompts=dict(asked),
+        warnings=(*warned.messages, *sentences(asked)),
+    )
+
+
+def versions() -> dict[str, str]:
+    """What was installed; packages that are not are left out."""
+    found = {"python": platform.python_version(), "fulltune": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _comparisons(config: Config, task: Task, systems: Mapping[str, Evaluation]) -> dict[str, Comparison]:
+    settings = config.evaluation
+    return {
+        f"tuned vs {name}": paired(
+            systems["tuned"].accumulator,
+            evaluation.accumulator,
+            task.metrics[0],
+            resamples=settings.resamples,
+            confidence=settings.confidence,
+        )
+        for name, evaluation in systems.items()
+        if name != "tuned"
+    }
+
+
+def _resources(trained: TrainingResult, watch: Stopwatch, model: Path) -> Resources:
+    return Resources(
+        peak_rss_bytes=machine.peak_rss_bytes(),
+        train_seconds=round(trained.train_seconds, 3),
+        tokens_per_second=round(trained.tokens_per_second, 1),
+        total_seconds=round(watch.total, 3),
+        stage_seconds=watch.seconds,
+        machine=machine.describe(),
+        model_bytes=folder_bytes(model),
+    )

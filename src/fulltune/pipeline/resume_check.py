@@ -1,0 +1,111 @@
+"""Does this very config resume exactly? ``fulltune doctor --resume CONFIG`` trains a few steps twice and compares.
+
+Once without a stop; once stopped after a part of the steps, with everything loaded anew from what lies on the disk. The
+checkpoints of both after the last step are compared file by file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fulltune.config import CheckpointConfig, Config, load_config
+from fulltune.errors import ConfigError
+from fulltune.evaluation.retention import Memory
+from fulltune.pipeline import job, train
+from fulltune.records.run import Model
+from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.store.manifest import read_manifest
+from fulltune.store.runs import RunFolder
+from fulltune.tasks import dataset
+from fulltune.training.checkpoints import format
+
+#: Which files of a checkpoint tell of which part.
+_PARTS = {
+    "weights": ("model.safetensors", "trained.safetensors"),
+    "optimizer": ("optimizer.json", "optimizer.safetensors", "scheduler.json"),
+    "random numbers": ("random.json", "random.safetensors"),
+}
+
+
+class ResumeCheck(Model):
+    """What came of a check; ``parts`` tells for each part whether it is equal, bit for bit."""
+
+    steps: int
+    stopped_at: int
+    parts: dict[str, bool]
+
+    @property
+    def is_exact(self) -> bool:
+        return all(self.parts.values())
+
+
+def check_resume(
+    config: Config | str | Path, *, steps: int = 8, overrides: Sequence[str] = (), progress: Progress | None = None
+) -> ResumeCheck:
+    """Train ``steps`` steps, and as many with a stop after a part of them; nothing is left behind.
+
+    Raises:
+        FulltuneError: All that would stop a run of this config before its first step.
+    """
+    config, progress = load_config(config, overrides), progress or NullProgress()
+    if steps < 2:
+        raise ConfigError(f"{steps} steps", expected="2 at least", fix="raise it", where="--steps")
+    # The last step is not saved by itself, so there is one more.
+    never = CheckpointConfig(every=steps + 2)
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"max_steps": steps + 1}), "checkpoints": never}
+    )
+    with tempfile.TemporaryDirectory(prefix="fulltune-") as place:
+        whole, parts = Path(place) / "whole", Path(place) / "parts"
+        for folder, until in ((whole, steps), (parts, steps // 2), (parts, steps)):
+            _train(config, folder, until, progress)
+        return ResumeCheck(steps=steps, stopped_at=steps // 2, parts=_compared(whole, parts, steps))
+
+
+def _compared(whole: Path, parts: Path, steps: int) -> dict[str, bool]:
+    name = f"{format.PREFIX}{steps}"
+    one, other = read_manifest(whole / name).files, read_manifest(parts / name).files
+    equal = {part: all(one.get(file) == other.get(file) for file in files) for part, files in _PARTS.items()}
+    return equal | {"metrics": (whole / "steps.jsonl").read_bytes() == (parts / "steps.jsonl").read_bytes()}
+
+
+class _Reached(KeyboardInterrupt):
+    """Training has come as far as it should."""
+
+
+class _StopAt(TrainerCallback):
+    """A checkpoint at a step, and the end of training after it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        control.should_save = state.global_step == self.step
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise _Reached
+
+
+def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
+    """Train in a folder, from its checkpoint where it has one, to that step; everything is loaded anew."""
+    task, method = job.parts(config)
+    data = dataset.prepare(config, task)
+    base = job.load(config, task, place.parent)
+    audit, features, curve = dataset.inspect(config, task, data, base)
+    audit.raise_if_broken(config.data.allow_leaks)
+    memory = Memory.of(config, base, place.parent, progress)
+    student = base if task.head == base.head else job.load(config, task, place.parent, head=task.head)
+    held = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
+    given = (config, task, method, student, data, features, curve, memory, held, progress)
+    with suppress(_Reached), held:
+        train.train(*given, callbacks=[_StopAt(until)])

@@ -1,0 +1,1 @@
+"""The JSON records that runs and experiments leave."""

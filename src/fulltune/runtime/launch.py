@@ -1,0 +1,137 @@
+"""Start a verb on several processes: one of the presets as an Accelerate config, handed to ``accelerate launch``.
+
+    fulltune launch --preset fsdp2 --processes 8 run tales.yaml
+
+is no more than ``accelerate launch --config_file PRESET -m fulltune run tales.yaml``; the presets are plain files to
+copy and change.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
+
+Preset = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+
+PRESETS: tuple[Preset, ...] = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+
+#: Verbs that know of other processes.
+VERBS = ("run",)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to start.
+
+    Attributes:
+        preset: One of :data:`PRESETS`.
+        processes: In all, over all machines.
+        offload: Keep the optimizer's state (ZeRO), or all that is sharded (FSDP2, ZeRO-3), in the machine's memory.
+        machines: How many machines take part; this one is number ``machine`` of them.
+        address: ``HOST:PORT`` of machine 0, where there are several.
+        restarts: How often the processes are started anew when one of them dies.
+    """
+
+    preset: str
+    processes: int
+    offload: bool = False
+    machines: int = 1
+    machine: int = 0
+    address: str = ""
+    restarts: int = 0
+
+
+def accelerate_config(job: Launch) -> dict[str, Any]:
+    """The preset with the job's numbers in it, as ``accelerate launch --config_file`` reads it.
+
+    Raises:
+        ConfigError: There is no such preset, or its numbers do not fit each other.
+    """
+    _check(job)
+    config: dict[str, Any] = yaml.safe_load(
+        (files("fulltune.runtime") / "presets" / f"{job.preset}.yaml").read_text("utf-8")
+    )
+    config |= {"num_processes": job.processes, "num_machines": job.machines, "machine_rank": job.machine}
+    if job.machines > 1:
+        host, _, port = job.address.rpartition(":")
+        config |= {"main_process_ip": host, "main_process_port": int(port)}
+    else:
+        config["main_process_port"] = 0
+    if job.offload:
+        _offload(config)
+    return config
+
+
+def _offload(config: dict[str, Any]) -> None:
+    if "fsdp_config" in config:
+        config["fsdp_config"]["fsdp_offload_params"] = True
+        return
+    settings = config["deepspeed_config"]
+    settings["offload_optimizer_device"] = "cpu"
+    if settings["zero_stage"] == 3:
+        settings["offload_param_device"] = "cpu"
+
+
+def _check(job: Launch) -> None:
+    if job.preset not in PRESETS:
+        known = ", ".join(PRESETS)
+        fix = did_you_mean(job.preset, PRESETS) or "choose one of these"
+        raise ConfigError(f"there is no preset {job.preset!r}", expected=f"one of {known}", fix=fix, where="--preset")
+    if job.offload and job.preset == "ddp":
+        raise ConfigError("ddp keeps everything on every device", fix="choose fsdp2, zero2 or zero3", where="--offload")
+    if job.processes < 2 or job.processes % job.machines:
+        found = f"{job.processes} processes on {job.machines} machines"
+        raise ConfigError(found, expected="at least 2 processes, as many on each machine", where="--processes")
+    host, _, port = job.address.rpartition(":")
+    if job.machines > 1 and not (host and port.isdigit()):
+        raise ConfigError(
+            f"{job.machines} machines and the address {job.address!r}",
+            expected="HOST:PORT of machine 0",
+            where="--address",
+        )
+    if not 0 <= job.machine < job.machines:
+        raise ConfigError(f"machine {job.machine} of {job.machines}", expected="a number from 0", where="--machine")
+    if job.preset.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise MissingDependencyError(
+            f"the preset {job.preset} needs DeepSpeed", fix="pip install 'fulltune[deepspeed]'", where="--preset"
+        )
+
+
+def launch(job: Launch, words: Sequence[str]) -> int:
+    """Run ``fulltune WORDS`` on the job's processes and wait; the exit code is that of the process that ended first.
+
+    Raises:
+        ConfigError: The job does not fit, or the words are no verb that several processes can share.
+    """
+    if not words or words[0] not in VERBS:
+        found = f"{' '.join(words) or 'nothing'!r} to launch"
+        raise ConfigError(found, expected=f"a verb: {', '.join(VERBS)}", fix="write it like: launch … run CONFIG")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{job.preset}.yaml"
+        path.write_text(yaml.safe_dump(accelerate_config(job)), encoding="utf-8")
+        restarts = ["--max_restarts", str(job.restarts)] if job.restarts else []
+        return _accelerate(["--config_file", str(path), *restarts, "--module", "fulltune", *words])
+
+
+def _accelerate(words: list[str]) -> int:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args(words))
+    except ChildFailedError as error:
+        code = int(error.get_first_failure()[1].exitcode)
+        return code if code >= 0 else 128 - code  # ended by a signal, as a shell counts it
+    except SignalException:
+        return 130
+    return 0

@@ -1,0 +1,1 @@
+"""The registry of versions of tuned models, in one SQLite database."""

@@ -1,0 +1,119 @@
+"""The registry's SQLite file: its tables, and how processes share it.
+
+WAL lets readers go on while one process writes; a writer waits for another up to :data:`PATIENCE` seconds. A commit is
+flushed to the disk before it is one.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from fulltune.errors import StoreError
+from fulltune.runtime.files import storing, sync_folder
+
+#: Seconds that a writer waits for others.
+PATIENCE = 60.0
+
+SCHEMA = 1
+
+_TABLES = f"""
+CREATE TABLE versions (
+    name TEXT NOT NULL, number INTEGER NOT NULL, sha256 TEXT NOT NULL, source TEXT NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (name, number), UNIQUE (name, source, sha256)
+);
+CREATE TABLE aliases (
+    name TEXT NOT NULL, alias TEXT NOT NULL, number INTEGER NOT NULL,
+    PRIMARY KEY (name, alias), FOREIGN KEY (name, number) REFERENCES versions
+);
+CREATE TABLE moves (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, alias TEXT NOT NULL,
+    before INTEGER, after INTEGER NOT NULL, action TEXT NOT NULL,
+    who TEXT NOT NULL, at TEXT NOT NULL, reason TEXT NOT NULL
+);
+CREATE TABLE collected (
+    name TEXT NOT NULL, number INTEGER NOT NULL, at TEXT NOT NULL,
+    PRIMARY KEY (name, number), FOREIGN KEY (name, number) REFERENCES versions
+);
+CREATE TRIGGER versions_stay BEFORE UPDATE ON versions BEGIN SELECT RAISE(ABORT, 'versions never change'); END;
+CREATE TRIGGER versions_remain BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions never change'); END;
+CREATE TRIGGER moves_stay BEFORE UPDATE ON moves BEGIN SELECT RAISE(ABORT, 'history never changes'); END;
+CREATE TRIGGER moves_remain BEFORE DELETE ON moves BEGIN SELECT RAISE(ABORT, 'history never changes'); END;
+PRAGMA user_version = {SCHEMA};
+"""
+
+
+def create(path: Path) -> None:
+    """Make the file if it is not there: whole under its name, or not at all, however many try at once.
+
+    Raises:
+        StoreError: Nothing can be written there.
+    """
+    if path.exists():
+        return
+    with storing(path), errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+            new = Path(folder) / path.name
+            with closing(sqlite3.connect(new, isolation_level=None)) as db:
+                # Told to the file once, here, where nobody else is: a change of mode does not wait for others.
+                db.execute("PRAGMA journal_mode = WAL")
+                db.executescript(_TABLES)
+            try:
+                os.link(new, path)
+            except FileExistsError:
+                return
+        sync_folder(path.parent)
+
+
+def connect(path: Path | None) -> sqlite3.Connection:
+    """A connection to a file that :func:`create` made, or to empty tables in memory.
+
+    Raises:
+        StoreError: It is of a newer fulltune.
+    """
+    if path is None:
+        db = sqlite3.connect(":memory:", isolation_level=None)
+        db.executescript(_TABLES)
+        return db
+    db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=PATIENCE, isolation_level=None)
+    try:
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA synchronous = FULL")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found != SCHEMA:
+            raise StoreError(
+                f"the registry has schema {found}", expected=str(SCHEMA), where=str(path), fix="upgrade fulltune"
+            )
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Everything in the block or nothing; other writers wait from its first line on."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+@contextmanager
+def errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises into one message of ours."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        fix = "check that the disk has room and the file is whole; `fulltune models verify` reads all of it"
+        if "locked" in str(error):
+            fix = "another process writes for long: wait for it, then try again"
+        raise StoreError(f"the registry cannot be used ({error})", where=str(path), fix=fix) from error

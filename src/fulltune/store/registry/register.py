@@ -1,0 +1,107 @@
+"""From a finished run, or what was made of some, to a version in the registry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from fulltune.errors import FulltuneError, Problem, StoreError
+from fulltune.records.run import Record, read_record
+from fulltune.runtime.files import file_sha256
+from fulltune.runtime.version import __version__
+from fulltune.store.objects import checkpoint_sha256
+from fulltune.store.registry.registry import Lineage, Registry, Version
+from fulltune.store.runs import slug
+
+#: What is kept of a run beside its model: enough to compare it with another, and to score it again.
+_EVIDENCE = ("config.yaml", "record.json", "predictions.jsonl")
+
+
+def register_run(out: str | Path, folder: Path) -> Version:
+    """Keep a run's result as a version of the model that its task and base name.
+
+    A run that began from a version is the next version of the same model, if the task is the same.
+
+    Raises:
+        StoreError: The run has no record or no model, or nothing can be written.
+    """
+    registry, record = Registry(out), read_record(folder / "record.json")
+    parent = registry.with_sha256(record.model.sha256)
+    same = parent is not None and parent.lineage.task == record.task
+    lineage = _lineage(record, folder, record.run_id, "run", [parent] if parent else [])
+    files = {name: folder / name for name in _EVIDENCE if (folder / name).is_file()}
+    files |= _files(folder / "model") | (_files(folder / "adapter") if (folder / "adapter").is_dir() else {})
+    try:
+        return registry.add(
+            parent.name if parent and same else model_name(record.task, record.model.source),
+            files,
+            sha256=checkpoint_sha256(folder / "model"),
+            outcome=record.outcome,
+            headline=record.headline,
+            lineage=lineage,
+        )
+    except FulltuneError as error:
+        fix = f"mend that, then `fulltune models register {record.run_id}`: the run itself is whole"
+        raise StoreError([Problem(p.found, p.expected, fix, p.where, p.field) for p in error.problems]) from error
+
+
+def register_derived(
+    out: str | Path, model: Path, *, of: Sequence[Path], kind: Literal["interpolation", "soup"], source: str
+) -> Version | None:
+    """Keep a model that was made of runs, with their versions as parents; None where there is no registry or no run.
+
+    Args:
+        out: Where the registry lives.
+        model: The new model's folder.
+        of: Folders of the runs; task and rows are the first one's.
+        kind: What was done.
+        source: The same in words, e.g. ``the interpolation of RUN at 0.5``.
+    """
+    registry, runs = Registry(out), [folder for folder in of if (folder / "record.json").is_file()]
+    if not registry.exists or not runs:
+        return None
+    record = read_record(runs[0] / "record.json")
+    found = [registry.with_sha256(checkpoint_sha256(folder / "model")) for folder in runs]
+    parents = [version for version in found if version is not None]
+    lineage = _lineage(record, runs[0], source, kind, parents)
+    name = parents[0].name if parents else model_name(record.task, record.model.source)
+    files = {"config.yaml": runs[0] / "config.yaml"} | _files(model, "model")
+    return registry.add(name, files, sha256=checkpoint_sha256(model), outcome="unjudged", lineage=lineage)
+
+
+def model_name(task: str, base: str) -> str:
+    """``causal-lm-gpt2``: a run's task and the name of its base, without what says nothing.
+
+    It begins with the task and has no slash, so that no hub id is ever hidden by it.
+    """
+    parts = [part for part in re.split(r"[/\\:]", base) if part not in ("", "model", ".", "..", "~")]
+    kind = "starter-" if base.startswith("starter:") else ""
+    return f"{slug(task)}-{kind}{slug(parts[-1] if parts else 'model')}"
+
+
+def _lineage(
+    record: Record, folder: Path, source: str, kind: Literal["run", "interpolation", "soup"], parents: list[Version]
+) -> Lineage:
+    return Lineage(
+        source=source,
+        kind=kind,
+        task=record.task,
+        method=record.method,
+        base=record.model,
+        train_sha256=record.data.train.sha256,
+        eval_sha256=record.data.eval.sha256,
+        config_sha256=file_sha256(folder / "config.yaml"),
+        fulltune=__version__ if kind != "run" else record.fulltune,
+        parents=tuple(dict.fromkeys(version.ref for version in parents)),
+    )
+
+
+def _files(folder: Path, name: str = "") -> dict[str, Path]:
+    """Every file below a folder, by its path in the version."""
+    inner = name or folder.name
+    files = {f"{inner}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()}
+    if not files:
+        raise StoreError(f"there is no {inner}", expected="files as save_pretrained writes them", where=str(folder))
+    return files

@@ -1,0 +1,162 @@
+"""From what the config names to examples: load, split, and see each row as the task sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fulltune.config import Config, Source
+from fulltune.data import tokens
+from fulltune.data.audit import Audit, Finding, audit
+from fulltune.data.load import Row, Table, available_columns, load_table
+from fulltune.data.split import split_table
+from fulltune.errors import DataError, Problem
+from fulltune.models import inference
+from fulltune.models.bundle import Bundle
+from fulltune.models.likelihoods import answer_window
+from fulltune.models.losses import IGNORED
+from fulltune.tasks.base import Column, Example, Features, Task
+from fulltune.tasks.encoding import encode
+
+#: The evaluation curve is drawn on about this many rows, evenly spread, so that it costs little beside the training.
+CURVE_ROWS = 256
+
+#: What a `datasets` folder or the hub calls the splits.
+_SPLITS = {"eval": "test", "valid": "validation"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows as they were read and examples as the task sees them, in the same order."""
+
+    table: Table
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All splits. ``valid`` draws the evaluation curve and chooses the best step, and never decides; without one the
+    curve is drawn on ``eval``, and nothing is chosen.
+    """
+
+    train: Split
+    eval: Split
+    valid: Split | None
+
+    @property
+    def held_out(self) -> tuple[Example, ...]:
+        """All rows that are not trained on: those of ``eval``, then those of ``valid``."""
+        return self.eval.examples + (self.valid.examples if self.valid else ())
+
+    @property
+    def curve(self) -> Split:
+        return self.valid or self.eval
+
+    @property
+    def shown(self) -> tuple[Example, ...]:
+        """The rows that the evaluation curve is drawn on."""
+        return self.curve.examples[:: max(1, len(self.curve.examples) // CURVE_ROWS)]
+
+
+def prepare(config: Config, task: Task) -> Data:
+    """Load and split the data, and fit the task to it.
+
+    Raises:
+        DataError: A file or column is missing, or rows contradict themselves.
+    """
+    settings = config.data
+    columns = task.columns(available_columns(settings.train))
+    train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
+    train, held = _given_or_held_out(config, settings.eval, columns, train, "eval", settings.eval_limit)
+    valid = None
+    if settings.valid is not None:
+        train, valid = _given_or_held_out(config, settings.valid, columns, train, "valid", None)
+    splits = [_examples(task, table) for table in (train, held, valid) if table is not None]
+    data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
+    task.fit(data.train.examples, data.held_out)
+    return data
+
+
+def inspect(
+    config: Config, task: Task, data: Data, bundle: Bundle, out: Path | None = None
+) -> tuple[Audit, list[Features], list[Features]]:
+    """Audit the data as this model will read it; also the training and the curve's sequences, encoded once.
+
+    ``out`` is where sequences of much text are cached.
+    """
+    examples = [*data.train.examples, *data.eval.examples]
+    # By identity: rows of two splits may carry the same id.
+    encoded = dict(zip(map(id, examples), encode(task, examples, bundle, out), strict=True))
+    found = audit(
+        train=data.train.table,
+        evaluation=data.eval.table,
+        valid=data.valid.table if data.valid else None,
+        train_examples=data.train.examples,
+        eval_examples=data.eval.examples,
+        encode=lambda example: encoded[id(example)],
+        tokenizer=bundle.tokenizer,
+        config=config,
+    )
+    limits = _limits(config, task, bundle, [(example.id, encoded[id(example)]) for example in data.eval.examples])
+    splits = {"train": data.train.examples, "eval": data.eval.examples}
+    splits |= {"valid": data.valid.examples} if data.valid else {}
+    found = found.model_copy(update={"findings": (*found.findings, *limits, *task.findings(splits))})
+    curve = [features for example in data.shown for features in task.encode(example, bundle)]
+    return found, [features for example in data.train.examples for features in encoded[id(example)]], curve
+
+
+def _limits(
+    config: Config, task: Task, bundle: Bundle, asked: Sequence[tuple[str, Sequence[Features]]]
+) -> Iterator[Finding]:
+    """Return what the config allows and the model's positions do not, given the sequences of the evaluation rows."""
+    yield from tokens.window_finding("data.max_length", config.data.max_length or 0, bundle.window)
+    if task.head != "lm":
+        return
+    if bundle.family == "encoder-decoder":
+        limit = answer_window(bundle)
+        yield from tokens.window_finding("data.max_target_length", config.data.max_target_length, limit)
+        yield from tokens.window_finding("evaluation.max_new_tokens", config.evaluation.max_new_tokens, limit)
+        return
+    left = [inference.most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in asked]
+    ids = [row for row, _ in asked]
+    yield from tokens.short_answer_finding("eval", ids, left, config.evaluation.max_new_tokens)
+
+
+def _prompt_length(sequences: Sequence[Features]) -> int:
+    """Return how many ids of a decoder's first sequence come before what is learnt."""
+    labels = sequences[0].labels if sequences else []
+    assert isinstance(labels, list)
+    return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
+
+
+def _given_or_held_out(
+    config: Config, given: Source | float, columns: Sequence[Column], train: Table, name: str, limit: int | None
+) -> tuple[Table, Table]:
+    """A named split, or a share held out of train: by group, else by clusters of near-duplicates, stratified by
+    label.
+    """
+    if not isinstance(given, float):
+        return train, load_table(given, columns, config.data, limit=limit, split=_SPLITS[name])
+    stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
+    groups = "group" if config.data.group else None
+    seed = config.train.seed if config.data.seed is None else config.data.seed
+    spare = name == "eval" and isinstance(config.data.valid, float)
+    rest, held = split_table(train, given, groups=groups, stratify=stratify, seed=seed, name=name, spare=spare)
+    return rest, replace(held, rows=held.rows[:limit])
+
+
+def _examples(task: Task, table: Table) -> Split:
+    examples, problems = [], list[Problem]()
+    for row in table:
+        try:
+            examples.append(task.example(row))
+        except DataError as error:
+            problems += [_placed(problem, row) for problem in error.problems]
+    if problems:
+        raise DataError(problems)
+    return Split(table, tuple(examples))
+
+
+def _placed(problem: Problem, row: Row) -> Problem:
+    return Problem(problem.found, problem.expected, problem.fix, problem.where or row.where, problem.field)

@@ -1,0 +1,102 @@
+"""Advice on a config: values that are unusual for a model of this size."""
+
+from __future__ import annotations
+
+from fulltune.config import Config
+from fulltune.training.arguments import warmup_steps
+
+#: Models below this many parameters learn at higher rates.
+SMALL_MODEL = 50_000_000
+
+#: Rates that are usual for the methods that train few tensors; small models learn at up to ten times as much. Hu et al.
+#: 2022 and Dettmers et al. 2023 (LoRA: 1e-4 to 5e-4; about ten times full's: Schulman et al. 2025), Ben Zaken et al.
+#: 2022 (BitFit: 1e-4 to 1e-3), Lester et al. 2021 (prompts: 0.3 at most).
+_USUAL_RATES = {
+    "lora": (5e-5, 1e-3),
+    "qlora": (5e-5, 1e-3),
+    "prompt-tuning": (1e-3, 0.3),
+    "linear-probe": (1e-4, 1e-2),
+    "bitfit": (1e-4, 1e-2),
+}
+
+
+def advice(config: Config, steps: int, parameters: int) -> list[str]:
+    """One line for each value outside the range that is usual for full fine-tuning; nothing is refused.
+
+    Batch, rate and decay: Devlin et al. 2019 (BERT), appendix A.3. Warm-up of 500 to 2000 steps is usual where a run
+    has tens of thousands of them; here that counts as 1% to 20% of the steps.
+    """
+    train, lines = config.train, []
+    batch, warmup = train.batch_size * train.accumulation, warmup_steps(config, steps)
+    if not 4 <= batch <= 32:
+        lines.append(f"The effective batch is {batch} rows; 4 to 32 is usual.")
+    lines += _advice_on_rate(train.learning_rate, parameters, config.method)
+    if warmup >= steps:
+        lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never gets to train.learning_rate.")
+    elif not 0.01 * steps <= warmup <= max(1, 0.2 * steps):
+        lines.append(f"Warm-up takes {warmup} of {steps} steps; 1% to 20% of them is usual (500 to 2000 in long runs).")
+    if not 0 < train.weight_decay <= 0.1:
+        lines.append(f"train.weight_decay is {train.weight_decay:g}; 0.01 is usual.")
+    lines += _advice_on_unread(config)
+    lines += [
+        f"trainer.{name} computes in less than 32 bits."
+        for name in ("bf16", "fp16", "tf32")
+        if config.trainer.get(name)
+    ]
+    return lines
+
+
+def advice_on_choice(config: Config) -> list[str]:
+    """One line where the run cannot choose between its steps."""
+    if config.guards.overfitting is None or (config.data.valid is not None and config.train.evaluations):
+        return []
+    if config.data.valid is not None:
+        return ["train.evaluations is 0: the weights of the last step are taken, and overfitting is not seen."]
+    drawn = "the evaluation curve is drawn on rows of eval; " if config.train.evaluations else ""
+    return [
+        f"Without data.valid the weights of the last step are taken: {drawn}nothing is chosen by rows that decide. "
+        "`data.valid: 0.1` would let the best step be kept and stop a run that overfits."
+    ]
+
+
+#: Options that only some of the built-in tasks read.
+_READ_BY = {
+    "data.databases": ("text2sql",),
+    "data.schemas": ("text2sql",),
+    "data.instruction": ("seq2seq", "text2sql"),
+    "data.chat": ("causal-lm", "seq2seq", "text2sql"),
+    "data.max_target_length": ("seq2seq", "text2sql"),
+    "evaluation.sql_seconds": ("text2sql",),
+    "evaluation.continuations": ("causal-lm",),
+    "evaluation.max_new_tokens": ("causal-lm", "seq2seq", "text2sql"),
+    "speed.packing": ("causal-lm",),
+}
+
+
+def _advice_on_unread(config: Config) -> list[str]:
+    """Return one line for each option that is set and that the task does not read."""
+    if config.task not in ("classification", "causal-lm", "seq2seq", "text2sql"):
+        return []
+    lines = []
+    for key, tasks in _READ_BY.items():
+        section, name = key.split(".")
+        found = getattr(config, section)
+        if config.task not in tasks and getattr(found, name) != type(found).model_fields[name].default:
+            lines.append(f"{key} has no effect: the task {config.task} does not read it.")
+    return lines
+
+
+def _advice_on_rate(rate: float, parameters: int, method: str) -> list[str]:
+    if method in _USUAL_RATES:
+        low, high = _USUAL_RATES[method]
+        high *= 10 if parameters < SMALL_MODEL and method != "prompt-tuning" else 1
+        usual = f"{low:g} to {high:g} is usual for {method}"
+        return [] if low <= rate <= high else [f"train.learning_rate is {rate:g}; {usual}."]
+    if parameters < SMALL_MODEL:
+        if 2e-5 <= rate <= 1e-3:
+            return []
+        return [f"train.learning_rate is {rate:g}; 5e-5 to 5e-4 is usual for a model of {parameters:,} parameters."]
+    if 2e-5 <= rate <= 5e-5:
+        return []
+    risk = "higher rates tend to forget or to diverge" if rate > 5e-5 else "lower rates learn slowly"
+    return [f"train.learning_rate is {rate:g}; 2e-5 to 5e-5 is usual ({risk})."]

@@ -1,0 +1,1 @@
+"""Micro-batches: which rows, in which order, padded or packed."""

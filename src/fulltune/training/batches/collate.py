@@ -1,0 +1,243 @@
+"""From rows of any shape to batches: columns seen as rows, padding by length, labels for plain text, numbered rows.
+
+Nothing here writes into what the user handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from fulltune.models.losses import IGNORED
+from fulltune.tasks.base import Features
+from fulltune.training.batches import packing
+from fulltune.training.objective import Kind
+from fulltune.training.untouched import has_only_tokens
+
+#: Key under which the numbers of the rows travel with a training batch; it is taken out before the model sees it.
+ROW_NUMBERS = "fulltune_row_numbers"
+
+#: What fills a sequence up to the longest of its batch; 0 for columns not named here.
+_FILL = {"labels": IGNORED, "special_tokens_mask": 1}
+
+#: Columns that are as wide as ``input_ids`` and are cut together with it.
+BESIDE_INPUT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+Item = Mapping[str, Any]
+Batch = dict[str, Tensor]
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """Encoded sequences as a dataset whose items have ``input_ids``, ``labels`` and ``row_id``."""
+
+    def __init__(self, features: Sequence[Features]) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.features[index]
+        return {"input_ids": item.input_ids, "labels": item.labels, "row_id": item.row_id}
+
+
+class ColumnDataset(Dataset[dict[str, Any]]):
+    """A mapping of columns, such as a tokenizer returns, seen as rows."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: values[index] for name, values in self.columns.items()}
+
+
+class Numbered(NamedTuple):
+    """An item of a dataset and its number there."""
+
+    number: int
+    item: Any
+
+
+class NumberedDataset(Dataset[Numbered]):
+    """Any map-style dataset; each item comes with its number, for :class:`RowCollator`."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Numbered:
+        return Numbered(index, self.rows[index])
+
+    def __getitems__(self, indices: list[int]) -> list[Numbered]:
+        fetch = getattr(self.rows, "__getitems__", None)
+        items = fetch(indices) if fetch else [self.rows[index] for index in indices]
+        return [Numbered(*pair) for pair in zip(indices, items, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+
+def as_rows(dataset: Any) -> Any:
+    """The dataset itself, or a mapping of columns (it has ``input_ids``) as rows."""
+    is_columns = isinstance(dataset, Mapping) and "input_ids" in dataset
+    return ColumnDataset(dataset) if is_columns else dataset
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows of token lists → tensors, padded to the longest of the batch.
+
+    Works for every family and head: what is a list becomes ``(B, longest)``, what is a number becomes ``(B,)``. Without
+    an ``attention_mask`` one is made from the lengths, never from the padding id, which may be a token that means
+    something. ``label`` and ``label_ids`` are taken as ``labels``; texts and missing values are left out.
+
+    Attributes:
+        pad_token_id: Fills ``input_ids``.
+        side: Where rows are padded, ``right`` or ``left``.
+        packed: Put several rows of text into one where that saves room (:mod:`fulltune.training.batches.packing`);
+            only for a decoder that keeps them apart, and for rows of nothing but ``input_ids`` and ``labels`` of the
+            same length.
+    """
+
+    pad_token_id: int
+    packed: bool = False
+    side: str = "right"
+
+    def __call__(self, rows: Sequence[Item]) -> Batch:
+        if self.packed and (batch := packing.pack(rows)) is not None:
+            return batch
+        names = [name for name, value in rows[0].items() if value is not None and not isinstance(value, str)]
+        batch = {_renamed(name): self._column(_renamed(name), [row[name] for row in rows]) for name in names}
+        if "input_ids" in batch and "attention_mask" not in batch:
+            batch["attention_mask"] = _pad(
+                [torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], 0, self.side
+            )
+        return batch
+
+    def _column(self, name: str, values: Sequence[Any]) -> Tensor:
+        tensors = [torch.as_tensor(value) for value in values]
+        if tensors[0].dtype == torch.float64:
+            tensors = [tensor.float() for tensor in tensors]
+        if tensors[0].dim() == 0:
+            return torch.stack(tensors)
+        fill = self.pad_token_id if name in ("input_ids", "decoder_input_ids") else _FILL.get(name, 0)
+        return _pad(tensors, fill, self.side)
+
+
+@dataclass(frozen=True)
+class RowCollator:
+    """Wraps a collator: takes numbered rows apart, adds labels that are missing, cuts columns of padding.
+
+    Attributes:
+        collate: The collator inside.
+        kind: The model's kind of loss; a ``causal`` batch without labels gets its own text as labels.
+        trim: Cut columns on the right that are padding in every row.
+        relabel: Replace the labels of ``collate``, which knows padding by its id only, wherever rows bring a mask.
+        numbered: Hand on the numbers of the rows under :data:`ROW_NUMBERS`.
+    """
+
+    collate: Callable[[list[Any]], Any]
+    kind: Kind | None
+    trim: bool
+    relabel: bool = False
+    numbered: bool = False
+
+    def __call__(self, rows: list[Any]) -> Any:
+        numbers = [row.number for row in rows if isinstance(row, Numbered)]
+        items = [row.item if isinstance(row, Numbered) else row for row in rows]
+        batch = self.collate(items)
+        if not isinstance(batch, MutableMapping):
+            return batch
+        if self.kind == "causal":
+            self._add_labels(batch, items)
+        if self.trim and self.kind is not None:
+            trim(batch, self.kind)
+        if self.numbered and numbers:
+            batch[ROW_NUMBERS] = torch.tensor(numbers)
+        return batch
+
+    def _add_labels(self, batch: MutableMapping[str, Any], items: Sequence[Any]) -> None:
+        wanted = "labels" not in batch or (self.relabel and "attention_mask" in items[0])
+        if wanted and "input_ids" in batch and "shift_labels" not in batch:
+            batch["labels"] = text_labels(batch["input_ids"], batch.get("attention_mask"))
+
+
+def text_labels(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The text itself as labels ``(B, T)``, its end-of-text token too; padding, which the mask tells, is ignored."""
+    return input_ids.clone() if attention_mask is None else input_ids.masked_fill(attention_mask == 0, IGNORED)
+
+
+def with_row_numbers(loader: Any) -> Any:
+    """Return a copy of a loader whose batches carry the numbers of their rows under :data:`ROW_NUMBERS`.
+
+    The loader itself where they cannot be had: its rows have no numbers, or its collator is another.
+
+    Args:
+        loader: Of Accelerate or of torch; it is left as it is.
+    """
+    inner = vars(loader).get("base_dataloader", loader)
+    is_known = type(inner) is DataLoader and isinstance(inner.collate_fn, RowCollator)
+    if not is_known or isinstance(inner.dataset, IterableDataset):
+        return loader
+    changed = {
+        "dataset": NumberedDataset(inner.dataset),
+        "collate_fn": replace(inner.collate_fn, numbered=True),
+        "_iterator": None,  # persistent workers would have the other rows
+    }
+    twin = _copied(inner, changed)
+    return twin if inner is loader else _copied(loader, {"base_dataloader": twin})
+
+
+def _copied(one: Any, changed: Mapping[str, Any]) -> Any:
+    """Return a shallow copy; loaders refuse to be given other rows by attribute."""
+    twin = object.__new__(type(one))
+    vars(twin).update(vars(one) | changed)
+    return twin
+
+
+def take_row_numbers(batch: Any) -> list[int]:
+    """Take the numbers of the rows out of a batch; none when it carries none."""
+    numbers = batch.pop(ROW_NUMBERS, None) if isinstance(batch, MutableMapping) else None
+    return [] if numbers is None else numbers.tolist()
+
+
+def trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
+    """Cut columns on the right that are padding in every row, in place; none of a batch with other inputs per token."""
+    if not has_only_tokens(batch):
+        return
+    mask = batch["attention_mask"]
+    names, used = list(BESIDE_INPUT), mask != 0
+    if kind in ("causal", "token") and "labels" in batch:
+        names.append("labels")
+        used = used | (batch["labels"] != IGNORED)
+    _cut(batch, names, used)
+    if kind == "seq2seq" and "labels" in batch and "decoder_input_ids" not in batch:
+        _cut(batch, ["labels"], batch["labels"] != IGNORED)
+
+
+def _cut(batch: MutableMapping[str, Any], names: Sequence[str], used: Tensor) -> None:
+    width, columns = used.shape[1], used.any(dim=0).nonzero()
+    last = int(columns[-1]) + 1 if columns.numel() else 1
+    for name in names:
+        value = batch.get(name)
+        if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == width:
+            batch[name] = value[:, :last]
+
+
+def _pad(tensors: Sequence[Tensor], fill: int, side: str) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=fill, padding_side=side)
+
+
+def _renamed(name: str) -> str:
+    return "labels" if name in ("label", "label_ids") else name

@@ -1,0 +1,175 @@
+"""Rows of a batch that a model may compute together, so that each has the loss that it has alone.
+
+Padding changes the answers of some models (FNet mixes all positions, XLNet reads the last one), and some classifiers
+demand the same number of end tokens in every row. Their batches are computed in groups of like rows; what a model bears
+is checked on that very model (:mod:`fulltune.models.fast_paths`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fulltune.models.fast_paths import asked, batching_is_neutral, padding_is_neutral
+from fulltune.models.losses import IGNORED
+from fulltune.runtime.log_once import log_once
+from fulltune.training.batches.collate import BESIDE_INPUT
+from fulltune.training.batches.out_of_memory import row_count, take
+from fulltune.training.objective import Kind
+
+_log = logging.getLogger(__name__)
+
+#: First and last columns of a row that are used, in its input and in its target.
+Extent = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a model computed of some rows.
+
+    Attributes:
+        outputs: Of the model.
+        total: Σ of the losses, a scalar.
+        counts: ``(B,)``, or their sum: what the rows add to the denominator.
+        row_losses: ``(B, 2)``: plain loss and count of each row; None while training.
+    """
+
+    outputs: Any
+    total: Tensor
+    counts: Tensor
+    row_losses: Tensor | None = None
+
+
+def row_groups(model: Any, batch: Mapping[str, Any], kind: Kind) -> list[list[int]] | None:
+    """Return the numbers of rows, group by group, that are computed together without padding around them; None where
+    nothing speaks against the batch as it is.
+
+    Args:
+        model: Unwrapped.
+        batch: ``(B, …)`` tensors by name.
+        kind: Of the model's loss.
+    """
+    rows, mask = row_count(batch), batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    extents, ends = _extents(batch, mask, kind), _end_tokens(model, batch, kind, rows)
+    longest = max(max(extent) for extent in extents)
+    is_padded = len(set(extents)) > 1 or bool((mask == 0).any()) or extents[0][2] < _target_width(batch, kind)
+    if rows < 2 and not is_padded:
+        return None
+    with asked(model):
+        if padding_is_neutral(model, longest) if is_padded else batching_is_neutral(model, longest):
+            return _alike(ends) if len(set(ends)) > 1 else None
+        if is_padded and batching_is_neutral(model, longest):
+            return _alike([(*extent, *end) for extent, end in zip(extents, ends, strict=True)])
+    return [[row] for row in range(rows)]
+
+
+def longest_row(batch: Mapping[str, Any]) -> int:
+    """Return the columns of a batch's input."""
+    widths = [value.shape[1] for value in batch.values() if isinstance(value, Tensor) and value.dim() == 2]
+    return max(widths, default=1)
+
+
+def warn_of_padding(model: Any, length: int) -> None:
+    """Log once for a class of models that padding changes its answers, where batches are not computed in groups.
+
+    Args:
+        model: Unwrapped and in one piece.
+        length: Longest row, in tokens.
+    """
+    with asked(model):
+        is_neutral = padding_is_neutral(model, length, is_logged=False)
+    if not is_neutral:
+        name = type(model).__name__
+        log_once(
+            _log,
+            logging.WARNING,
+            name,
+            "padding changes the answers of %s: with several processes rows of unlike length are padded all the same, "
+            "so that their losses are not those that they have alone; train in one process, or on rows of one length",
+            name,
+        )
+
+
+def cut(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]:
+    """Return some rows of a batch without the columns that are padding in all of them, on either side."""
+    part = take(batch, rows)
+    mask = part["attention_mask"]
+    begin, end = _used(mask != 0)
+    width = mask.shape[1]
+    names = [*BESIDE_INPUT, *(["labels"] if kind in ("causal", "token") else [])]
+    for name in names:
+        value = part.get(name)
+        if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == width:
+            part[name] = value[:, begin:end]
+    if kind == "seq2seq" and "decoder_input_ids" not in part:
+        part["labels"] = part["labels"][:, : _used(part["labels"] != IGNORED)[1]]
+    return part
+
+
+def joined(parts: Sequence[Computed], groups: Sequence[Sequence[int]]) -> Computed:
+    """Return what was computed in groups as if it were that of the batch: logits are padded with zeros on the right."""
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([row for group in groups for row in group]).argsort()
+    logits = [_logits(part.outputs) for part in parts]
+    kept = [part.row_losses for part in parts if part.row_losses is not None]
+    return Computed(
+        outputs={"logits": _stacked(logits)[order]} if logits[0].dim() else parts[0].outputs,
+        total=torch.stack([part.total for part in parts]).sum(),
+        counts=torch.stack([part.counts.sum() for part in parts]).sum(),
+        row_losses=torch.cat(kept)[order] if kept else None,
+    )
+
+
+def _alike(keys: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Return the numbers of equal keys, in the order in which these first occur."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
+
+
+def _target_width(batch: Mapping[str, Any], kind: Kind) -> int:
+    """Return the columns of labels that are a text of their own, 0 where they are none."""
+    return batch["labels"].shape[1] if kind == "seq2seq" and "decoder_input_ids" not in batch else 0
+
+
+def _extents(batch: Mapping[str, Any], mask: Tensor, kind: Kind) -> list[Extent]:
+    is_text = _target_width(batch, kind) > 0
+    ends = [_used(row[None])[1] for row in batch["labels"] != IGNORED] if is_text else [0] * len(mask)
+    return [(*_used(row[None] != 0), end) for row, end in zip(mask, ends, strict=True)]
+
+
+def _used(used: Tensor) -> tuple[int, int]:
+    """Return the first column of ``(B, T)`` that any row uses and the one after the last; one column at least."""
+    columns = used.any(dim=0).nonzero()
+    return (int(columns[0]), int(columns[-1]) + 1) if columns.numel() else (0, 1)
+
+
+def _end_tokens(model: Any, batch: Mapping[str, Any], kind: Kind, rows: int) -> list[tuple[int, ...]]:
+    """Return how many end tokens each row has where a classifier reads its state at the last one (BART, T5)."""
+    end, ids = getattr(model.config, "eos_token_id", None), batch.get("input_ids")
+    is_read = kind in ("class", "multi-label", "regression") and model.config.is_encoder_decoder
+    if not is_read or not isinstance(end, int) or not isinstance(ids, Tensor):
+        return [()] * rows
+    return [(count,) for count in (ids == end).sum(dim=1).tolist()]
+
+
+def _logits(outputs: Any) -> Tensor:
+    logits: Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    return logits
+
+
+def _stacked(logits: Sequence[Tensor]) -> Tensor:
+    if logits[0].dim() < 3:
+        return torch.cat(list(logits))
+    width = max(part.shape[1] for part in logits)
+    return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in logits])

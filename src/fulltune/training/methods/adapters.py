@@ -1,0 +1,149 @@
+"""What the methods share that train a few tensors and leave all others as they are, with the proof of both."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from fulltune.config import Config
+from fulltune.errors import ModelError
+from fulltune.models.adapters import files
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Parameters
+from fulltune.training.methods.base import Method
+from fulltune.training.methods.proof import FirstStep, fingerprints, refuse_reduced, require, tied_parameters
+from fulltune.training.optimizers import has_8bit_state
+
+
+class Partial(Method):
+    """Base of those methods. Trained tensors are float32; frozen ones keep their bytes."""
+
+    trains_all = False
+    dtype: ClassVar[str] = "float32"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        refuse_reduced(config, self.name)
+        self._first_step = FirstStep(is_8bit=has_8bit_state(config.train.optimizer))
+        self._origin = files.Origin(source="")
+        self._before: dict[str, bytes] = {}
+        self._total = 0
+        self._prepared: PreTrainedModel | None = None
+
+    @abstractmethod
+    def attach(self, bundle: Bundle) -> None:
+        """Make exactly those tensors trainable that will learn; every parameter is frozen when this is called.
+
+        Raises:
+            ModelError: The model has nothing of the kind.
+        """
+
+    def prepare(self, bundle: Bundle) -> Bundle:
+        model: Any = bundle.model
+        if model is self._prepared:
+            return bundle
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        self._origin = files.Origin.of(bundle, self.name)
+        self._check_tokens(bundle)
+        model.float().requires_grad_(False)
+        whole = sum(value.numel() for value in model.parameters())
+        self.attach(bundle)
+        trained = self._trained(model)
+        require("are not float32", [name for name, value in trained.items() if value.dtype != torch.float32])
+        self._total = whole + sum(value.numel() for name, value in trained.items() if self.is_added(name))
+        self._prepared, self._before = model, fingerprints(model)
+        return bundle
+
+    def is_added(self, name: str) -> bool:
+        """Whether a trained tensor is none of the base's."""
+        return False
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        return (self._first_step,)
+
+    def proof(self, bundle: Bundle) -> Parameters:
+        model, after = bundle.model, fingerprints(bundle.model)
+        trained = self._trained(model)
+        changed = [name for name in after if name not in trained and after[name] != self._before[name]]
+        require("were to stay as they were, and changed", changed)
+        require("are not float32", [name for name, value in trained.items() if value.dtype != torch.float32])
+        moved = sum(after[name] != self._before[name] for name in trained)
+        count, total = sum(value.numel() for value in trained.values()), self._total
+        still = len(after) - len(trained)
+        return Parameters(
+            total=total,
+            trainable=count,
+            frozen=total - count,
+            dtype=self.dtype,
+            tied=tied_parameters(model),
+            moved=moved / len(trained),
+            evidence=(
+                f"{count:,} of {total:,} parameters trained ({count / total:.3%}), in {len(trained)} tensors",
+                f"{still} frozen tensors have the bytes that they had before",
+                *self._first_step.evidence,
+                f"{moved} of {len(trained)} trained tensors moved",
+            ),
+        )
+
+    def save(self, bundle: Bundle, folder: Path) -> None:
+        config, tensors = self.stored(bundle)
+        files.write(folder, self._origin, config, tensors)
+
+    def stored(self, bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        """Config and tensors of the adapter, in PEFT's format where it has the method."""
+        return {"peft_type": None}, dict(self._trained(bundle.model))
+
+    @staticmethod
+    def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+        return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+    def _check_tokens(self, bundle: Bundle) -> None:
+        if bundle.grown:
+            raise ModelError(
+                f"the model has no embeddings for {bundle.grown} tokens of its tokenizer, and {self.name} trains none",
+                expected="an embedding for every token",
+                fix="use full or lora, which train new ones",
+                field="method",
+            )
+
+
+def embedding_rows(bundle: Bundle) -> int:
+    """Tokens that the model has an embedding for."""
+    embeddings: Any = bundle.model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def head_modules(bundle: Bundle) -> list[str]:
+    """Names of the modules that learn whole, whatever the method: a classification head, and what it brought with it.
+
+    A head on a pretrained body may bring layers inside the body that the checkpoint lacks (BERT's pooler over a
+    masked-LM checkpoint); frozen at random they would spoil what reads them.
+    """
+    if bundle.head != "classification":
+        return []
+    model: Any = bundle.model
+    heads = [
+        name
+        for name, child in model.named_children()
+        if child is not model.base_model and any(True for _ in child.parameters())
+    ]
+    owners = [name.rpartition(".")[0] for name in bundle.fresh]
+    return heads + [name for name in dict.fromkeys(owners) if not is_inside(name, heads)]
+
+
+def is_inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the modules or lies below one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def train_modules(model: nn.Module, names: Sequence[str]) -> None:
+    """Let whole modules learn."""
+    for name in names:
+        model.get_submodule(name).requires_grad_(True)

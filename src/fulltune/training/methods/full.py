@@ -1,0 +1,83 @@
+"""``full``: the classic method. Every parameter is trained, in 32-bit floats, and the record proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from fulltune.config import Config
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Parameters
+from fulltune.training.methods.base import Method
+from fulltune.training.methods.proof import (
+    FirstStep,
+    fingerprints,
+    largest_change,
+    refuse_reduced,
+    require,
+    samples,
+    tied_parameters,
+)
+from fulltune.training.optimizers import has_8bit_state
+
+
+class Full(Method):
+    """All parameters, float32; 0 frozen; tied weights stay tied."""
+
+    name = "full"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        refuse_reduced(config, self.name)
+        self._before: dict[str, bytes] = {}
+        self._sample: dict[str, torch.Tensor] = {}
+        self._tied: tuple[str, ...] = ()
+        self._grown = 0
+        self._first_step = FirstStep(is_8bit=has_8bit_state(config.train.optimizer))
+
+    def prepare(self, bundle: Bundle) -> Bundle:
+        model: Any = bundle.model
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        self._grown = bundle.grown
+        model.float().requires_grad_(True)
+        self._tied = tied_parameters(model)
+        require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])
+        self._before, self._sample = fingerprints(model), samples(model)
+        return bundle
+
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        return (self._first_step,)
+
+    def proof(self, bundle: Bundle) -> Parameters:
+        named = dict(bundle.model.named_parameters())
+        require("are frozen", [name for name, value in named.items() if not value.requires_grad])
+        require("are not float32", [name for name, value in named.items() if value.dtype != torch.float32])
+        require("are no longer tied", sorted(set(self._tied) - set(tied_parameters(bundle.model))))
+        after = fingerprints(bundle.model)
+        moved = sum(after[name] != self._before[name] for name in after)
+        total = sum(value.numel() for value in named.values())
+        return Parameters(
+            total=total,
+            trainable=total,
+            frozen=0,
+            dtype="float32",
+            tied=self._tied,
+            moved=moved / len(after),
+            largest_change=largest_change(self._sample, samples(bundle.model)),
+            evidence=self._evidence(moved, len(after)),
+        )
+
+    def _evidence(self, moved: int, tensors: int) -> tuple[str, ...]:
+        lines = [f"all {tensors} tensors trainable and float32, 0 frozen", "TF32 off", *self._first_step.evidence]
+        lines.append(f"{moved} of {tensors} tensors moved")
+        if self.config.speed.precision == "bf16-mixed":
+            lines.append("products in bfloat16, as asked (speed.precision: bf16-mixed)")
+        if self._tied:
+            lines.append(f"still tied: {', '.join(self._tied)}")
+        if self._grown:
+            lines.append(f"embeddings grown by {self._grown} rows for new tokens")
+        return tuple(lines)

@@ -1,0 +1,143 @@
+"""Prove that a method trains what it promises: in float32, trained tensors move, frozen ones keep their bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fulltune.config import Config
+from fulltune.errors import ConfigError, ModelError, Problem
+
+_REDUCED = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
+
+#: Tensors named in a message; of the others only the number is told.
+_NAMED = 5
+
+#: Weights of each tensor whose change is measured.
+_SAMPLED = 256
+
+#: Weights are taken to be at least this large when their change is set against them: zeros have no size.
+_LEAST = 1e-3
+
+
+@dataclass
+class FirstStep(TrainerCallback):
+    """Looks at gradients and the optimizer's moments in the first optimizer step.
+
+    Attributes:
+        is_8bit: Moments may be 8-bit numbers, because such an optimizer was asked for.
+
+    Raises (in training):
+        ModelError: One of them is not float32, or no parameter got a gradient.
+    """
+
+    is_8bit: bool = False
+    evidence: list[str] = field(default_factory=list)
+    done: bool = False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.done or args.deepspeed_plugin is not None:  # DeepSpeed has taken its step by now, gradients and all
+            return
+        learning = [(name, value) for name, value in kwargs["model"].named_parameters() if value.requires_grad]
+        with_gradient = [(name, value.grad) for name, value in learning if value.grad is not None]
+        require("have gradients that are not float32", [n for n, g in with_gradient if g.dtype != torch.float32])
+        missing = [name for name, value in learning if value.grad is None]
+        if not with_gradient:
+            require("got no gradient", missing)
+        self.evidence.append(f"gradients of {len(with_gradient)} tensors float32")
+        if missing:
+            self.evidence.append(f"no gradient (not part of the loss): {_listed(missing)}")
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.done:
+            return
+        self.done = True
+        names = {value: name for name, value in kwargs["model"].named_parameters()}
+        moments = [
+            (names.get(parameter, "a shard"), moment)
+            for parameter, kept in kwargs["optimizer"].state.items()
+            for moment in kept.values()
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape and moment.dim() > 0
+        ]
+        allowed = {torch.float32, torch.uint8} if self.is_8bit else {torch.float32}
+        require("have optimizer moments that are not float32", [n for n, m in moments if m.dtype not in allowed])
+        small = sum(moment.dtype == torch.uint8 for _, moment in moments)
+        if small:
+            self.evidence.append(f"{small} optimizer moments in 8-bit numbers, as asked")
+        self.evidence.append(f"{len(moments) - small} optimizer moments float32")
+
+
+def refuse_reduced(config: Config, method: str) -> None:
+    """
+    Raises:
+        ConfigError: ``trainer`` asks for less than 32-bit floats.
+    """
+    reduced = [name for name in _REDUCED if config.trainer.get(name)]
+    if reduced:
+        fix = f"remove it; `{method}` trains in 32-bit floats"
+        raise ConfigError([Problem("reduced precision", "float32", fix, field=f"trainer.{name}") for name in reduced])
+
+
+def tied_parameters(model: nn.Module) -> tuple[str, ...]:
+    """``first = other`` for every parameter that the model knows under a second name, sorted."""
+    first: dict[int, str] = {}
+    pairs = []
+    for name, value in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(value), name)
+        if known != name:
+            pairs.append(f"{known} = {name}")
+    return tuple(sorted(pairs))
+
+
+def fingerprints(model: nn.Module) -> dict[str, bytes]:
+    """SHA-256 of the bytes of each parameter, so that movement is proven without a copy of the weights."""
+    return {name: _sha256(value.detach()) for name, value in model.named_parameters()}
+
+
+def samples(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of at most :data:`_SAMPLED` evenly spread weights of each parameter."""
+    flat = {name: value.detach().reshape(-1) for name, value in model.named_parameters()}
+    return {name: value[:: max(1, value.numel() // _SAMPLED)][:_SAMPLED].cpu().clone() for name, value in flat.items()}
+
+
+def largest_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
+    """Return the largest change of a weight, relative to the largest weight of its sample."""
+    changes = (
+        float((after[name] - old).abs().max() / old.abs().max().clamp(min=_LEAST)) for name, old in before.items()
+    )
+    return max(changes, default=0.0)
+
+
+def _sha256(tensor: torch.Tensor) -> bytes:
+    octets: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(octets).digest()
+
+
+def require(broken: str, names: Iterable[str]) -> None:
+    """
+    Raises:
+        ModelError: There are such names.
+    """
+    found = sorted(names)
+    if found:
+        raise ModelError(
+            f"{len(found)} tensors {broken}: {_listed(found)}",
+            expected="float32, trained or left alone as the method promises",
+            fix="load the model with fulltune, and leave its tensors as they are",
+            field="model",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,46 @@
+"""``qlora``: LoRA beside a body that is held in 4 bits (Dettmers et al. 2023).
+
+NormalFloat with double quantisation, products in float32. The adapter is merged into what the 4 bits stand for, since
+that is what it was trained on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fulltune.config import Config
+from fulltune.models.adapters import nf4
+from fulltune.models.adapters.packages import require
+from fulltune.models.bundle import Bundle
+from fulltune.records.run import Parameters
+from fulltune.training.methods.adapters import head_modules
+from fulltune.training.methods.lora import Lora, targets
+
+
+class QLora(Lora):
+    """As :class:`~fulltune.training.methods.lora.Lora`; the linear layers of the body are quantised, targets or not."""
+
+    name = "qlora"
+    refuses = frozenset({"l2_sp", "ewc", "distill"})
+    dtype = "float32, frozen linear layers NF4"
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        require(f"the method {self.name}", "peft", "bitsandbytes")
+
+    def attach(self, bundle: Bundle) -> None:
+        model: Any = bundle.model
+        # Layers that the library wants in float32 whatever the rest is; T5 even reads their dtype and casts to it.
+        kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+        layers = targets(bundle, "all-linear", head_modules(bundle))
+        names = [name for name in layers if kept.isdisjoint(name.split("."))]
+        nf4.quantize(bundle.model, names)
+        self._origin = self._origin.model_copy(update={"quantized": tuple(names)})
+        super().attach(bundle)
+
+    def proof(self, bundle: Bundle) -> Parameters:
+        found = super().proof(bundle)
+        layers = [layer for layer in bundle.model.modules() if nf4.is_quantized(layer)]
+        held, stood_for = sum(map(nf4.held_bytes, layers)), sum(map(nf4.weights, layers))
+        line = f"{len(layers)} layers in 4 bits (NF4, double quantisation): {stood_for:,} weights in {held:,} bytes"
+        return found.model_copy(update={"evidence": (*found.evidence, line)})

@@ -1,0 +1,1 @@
+"""Make the starters: small pretrained checkpoints, from any folder of text."""

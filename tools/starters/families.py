@@ -1,0 +1,296 @@
+"""The three starters: their shape, their tokenizer and what each learns in pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DataCollatorForLanguageModeling,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from fulltune.training.regularization.denoising import CORRUPTED, MEAN_SPAN, corrupt
+
+Batch = dict[str, Any]
+Rows = Sequence[dict[str, Any]]
+Collate = Callable[[Rows], Batch]
+
+#: Tokens that all starters share, and rows of their embeddings: the rest is room for special tokens.
+WORDS, VOCABULARY = 6080, 6144
+
+#: Longest input in tokens.
+WINDOW = 512
+
+#: Sentinels of T5; enough for the spans of a window of 512 tokens.
+SENTINELS = tuple(f"<extra_id_{index}>" for index in range(48))
+
+#: Share of tokens that BERT must restore.
+MASKED = 0.2
+
+#: Lengths of the pieces that T5 writes out whole: copying is learnt on short ones first.
+PIECES = (16, 32, 64, 128)
+
+
+class Seeded:
+    """A collator whose draws depend on nothing but the epoch and the rows, so that a resumed run repeats them."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate, self.epoch = collate, 0
+
+    def __call__(self, rows: Rows) -> Batch:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.epoch << 32 | rows[0]["index"])
+            return self.collate([{"input_ids": row["input_ids"]} for row in rows])
+
+
+@dataclass(frozen=True)
+class Family:
+    """What makes one starter.
+
+    Attributes:
+        specials: Special tokens by the name that the tokenizer gives them; the first ends a text, and has the same id
+            in every family.
+        templates: How one text and a pair are framed, in the notation of ``tokenizers``; None adds nothing.
+        build: An untrained model, for a tokenizer.
+        collator: Windows of tokens to batches with labels, for a tokenizer.
+        objective: What is learnt, in words.
+        unit: What one loss counts.
+        window: Tokens of a training sequence.
+        learning_rate: Highest rate of the cosine.
+        batch: Windows in a step.
+        scored: What held-out windows are asked, where that is not what is learnt.
+        embedding_rate: Factor on the learning rate of the embeddings.
+    """
+
+    name: str
+    specials: dict[str, str]
+    templates: tuple[str, str] | None
+    build: Callable[[PreTrainedTokenizerFast], PreTrainedModel]
+    collator: Callable[[PreTrainedTokenizerFast], Collate]
+    objective: str
+    unit: str
+    window: int
+    learning_rate: float
+    batch: int = 16
+    scored: Callable[[PreTrainedTokenizerFast], Collate] | None = None
+    embedding_rate: float = 1.0
+
+    @property
+    def longest(self) -> int:
+        """Longest input in tokens: relative positions (T5) reach further than what was trained."""
+        return WINDOW if self.name == "t5" else self.window
+
+    def tokenizer(self, shared: Tokenizer) -> PreTrainedTokenizerFast:
+        """The shared tokenizer with this family's special tokens behind the words."""
+        own = Tokenizer.from_str(shared.to_str())
+        more = list(SENTINELS) if self.name == "t5" else []
+        own.add_special_tokens([AddedToken(text, special=True) for text in (*self.specials.values(), *more)])
+        if self.templates:
+            framing = [text for text in self.specials.values() if text in self.templates[0].split()]
+            own.post_processor = processors.TemplateProcessing(
+                single=self.templates[0],
+                pair=self.templates[1],
+                special_tokens=[(text, own.token_to_id(text)) for text in framing],
+            )
+        kwargs: dict[str, Any] = {"extra_special_tokens": more} if more else {}
+        return PreTrainedTokenizerFast(
+            tokenizer_object=own,
+            model_max_length=self.longest,
+            clean_up_tokenization_spaces=False,
+            **self.specials,
+            **kwargs,
+        )
+
+
+def train_tokenizer(text: Iterator[str]) -> Tokenizer:
+    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): every text comes back as it was.
+
+    Digits stand alone, so that numbers are copied digit by digit.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=WORDS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    return tokenizer
+
+
+# ---- GPT-2: the next token ----
+
+
+def _gpt2(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    end = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=WINDOW,
+        n_embd=256,
+        n_layer=4,
+        n_head=4,
+        # The corpus is seen about twice: there is nothing to overfit, and dropout would only slow it down.
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def _next_token(tokenizer: PreTrainedTokenizerFast) -> Collate:
+    def collate(rows: Rows) -> Batch:
+        ids = torch.tensor([row["input_ids"] for row in rows])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+
+    return collate
+
+
+# ---- BERT: masked tokens ----
+
+
+def _bert(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=256,
+        hidden_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=1024,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return BertForMaskedLM(config)
+
+
+def _masked(tokenizer: PreTrainedTokenizerFast) -> Collate:
+    collate: Collate = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=MASKED)
+    return collate
+
+
+# ---- T5: corrupted spans, and whole texts out of them ----
+
+
+def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=128,
+        d_kv=32,
+        d_ff=512,
+        num_heads=4,
+        num_layers=4,
+        num_decoder_layers=3,
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,  # type: ignore[call-arg]
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def _marks(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
+    """Ids of the sentinels, and of the end of a text."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[text] for text in SENTINELS], int(tokenizer.eos_token_id)
+
+
+def _spans(tokenizer: PreTrainedTokenizerFast) -> Collate:
+    """The objective of T5's paper: the target is what the sentinels stand for."""
+    sentinels, end = _marks(tokenizer)
+
+    def collate(rows: Rows) -> Batch:
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        return _pairs([corrupt(np.array(row["input_ids"]), sentinels, end, random) for row in rows])
+
+    return collate
+
+
+def _spans_and_wholes(tokenizer: PreTrainedTokenizerFast) -> Collate:
+    """Half of the batches are spans; in the others a half of each window is cut in pieces, and the target is the whole
+    piece, as BART learnt (Lewis et al. 2020, "text infilling"): spans alone can be guessed from the words before them,
+    and a T5 of this size never learnt to read its source from them; a whole text cannot.
+    """
+    sentinels, end = _marks(tokenizer)
+    spans = _spans(tokenizer)
+
+    def collate(rows: Rows) -> Batch:
+        random = np.random.default_rng(int(torch.randint(2**31, ())))
+        if random.random() < 0.5:
+            return spans(rows)
+        half = len(rows[0]["input_ids"]) // 2
+        length = min(int(random.choice(PIECES)), half)
+        windows = np.array([row["input_ids"] for row in rows])[:, int(random.integers(half + 1)) :]
+        pieces = windows[:, : half // length * length].reshape(-1, length)
+        return _pairs([(corrupt(piece, sentinels, end, random)[0], np.append(piece, end)) for piece in pieces])
+
+    return collate
+
+
+def _pairs(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Batch:
+    inputs = torch.tensor(np.stack([source for source, _ in pairs]))
+    labels = torch.tensor(np.stack([target for _, target in pairs]))
+    return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
+
+
+FAMILIES = {
+    "gpt2": Family(
+        name="gpt2",
+        specials={"eos_token": "<|endoftext|>"},
+        templates=None,
+        build=_gpt2,
+        collator=_next_token,
+        objective="next token",
+        unit="token",
+        window=512,
+        learning_rate=2e-3,
+    ),
+    "bert": Family(
+        name="bert",
+        specials={
+            "sep_token": "[SEP]",
+            "cls_token": "[CLS]",
+            "mask_token": "[MASK]",
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+        },
+        templates=("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+        build=_bert,
+        collator=_masked,
+        objective=f"{MASKED:.0%} of tokens masked",
+        unit="masked token",
+        window=256,
+        learning_rate=5e-4,  # at 1e-3 and more a BERT of this shape stays at the frequencies of the tokens
+    ),
+    "t5": Family(
+        name="t5",
+        specials={"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+        templates=("$A </s>", "$A </s> $B </s>"),
+        build=_t5,
+        collator=_spans_and_wholes,
+        objective=f"{CORRUPTED:.0%} of tokens corrupted in spans of {MEAN_SPAN:.0f}; restored, or the whole text",
+        unit="target token of spans",
+        window=256,
+        learning_rate=1.5e-3,
+        batch=8,
+        scored=_spans,
+        # They start ten to sixty times larger than other weights, and AdamW moves all alike. T5 itself was trained with
+        # Adafactor, whose steps are relative to the size of a weight.
+        embedding_rate=40.0,
+    ),
+}
