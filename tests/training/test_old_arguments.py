@@ -16,7 +16,12 @@ import fakes
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, HfArgumentParser
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DataCollatorForLanguageModeling,
+    HfArgumentParser,
+)
 from transformers.integrations import integration_utils
 
 import fulltune
@@ -173,6 +178,24 @@ def test_a_subclass_takes_them() -> None:
     assert "evaluation_strategy" not in arguments.to_dict()
 
 
+@dataclasses.dataclass
+class OwnDefaults(TrainingArguments):
+    """As scripts for QLoRA have them."""
+
+    group_by_length: bool = True
+    warmup_ratio: float = 0.03
+
+
+def test_defaults_of_a_subclass_give_way() -> None:
+    arguments = OwnDefaults("o", warmup_steps=5, use_cpu=True)
+    assert (arguments.train_sampling_strategy, arguments.warmup_steps) == ("group_by_length", 5)
+    assert OwnDefaults("o", use_cpu=True).warmup_steps == 0.03
+    assert OwnDefaults("o", use_cpu=True, group_by_length=False).train_sampling_strategy == "random"
+    assert dataclasses.replace(arguments, warmup_steps=7).warmup_steps == 7
+    (parsed,) = HfArgumentParser(OwnDefaults).parse_args_into_dataclasses(["--output_dir", "o", "--use_cpu"])
+    assert (parsed.train_sampling_strategy, parsed.warmup_steps) == ("group_by_length", 0.03)
+
+
 @pytest.mark.parametrize("kind", [TrainingArguments, Seq2SeqTrainingArguments, OwnArguments])
 def test_copies_have_the_arguments_of_today(kind: Any) -> None:
     arguments = kind("o", evaluation_strategy="epoch", no_cuda=True)
@@ -254,6 +277,21 @@ def test_a_tokenizer_without_padding_takes_its_end_of_text(unpadded: Path) -> No
     assert own.pad_token == "!"
 
 
+def test_the_end_of_a_text_is_learned_where_it_pads(unpadded: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(unpadded)
+    rows = [dict(tokenizer(text + tokenizer.eos_token)) for text in TEXTS]
+    trainer = Trainer(
+        AutoModelForCausalLM.from_pretrained(unpadded),
+        fakes.arguments(unpadded.parent),
+        train_dataset=rows,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )
+    (batch,) = trainer.get_train_dataloader()
+    ends = (batch["labels"] == tokenizer.eos_token_id).sum(dim=1)
+    assert (ends >= 1).all()
+    assert ((batch["labels"] == -100) == (batch["attention_mask"] == 0)).all()
+
+
 def test_a_tokenizer_with_padding_is_left_alone(tmp_path: Path) -> None:
     base = fakes.save("bert", tmp_path / "base", "classification")
     ours, plain = AutoTokenizer.from_pretrained(base), transformers.AutoTokenizer.from_pretrained(base)
@@ -314,22 +352,37 @@ class Before(Trainer):
     def log(self, logs: Any) -> None:  # type: ignore[override]
         super().log(logs)
 
+    def evaluate(self, eval_dataset: Any = None) -> Any:  # type: ignore[override]
+        return super().evaluate(eval_dataset)
+
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool) -> Any:  # type: ignore[override]
+        return super().prediction_step(model, inputs, prediction_loss_only)
+
+    def save_model(self, output_dir: Any = None) -> None:  # type: ignore[override]
+        super().save_model(output_dir)
+
 
 def test_methods_of_before_are_called_as_before(tmp_path: Path) -> None:
     """The loss of two micro-batches is the mean of theirs."""
-    trainer = _trainer(Before, tmp_path, gradient_accumulation_steps=2, max_steps=1, per_device_train_batch_size=2)
+    saved = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = _trainer(Before, tmp_path, gradient_accumulation_steps=2, max_steps=1, **saved)
     expected = trainer.evaluate()["eval_loss"]
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == pytest.approx([expected], abs=0.1)
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").exists()
 
 
-class First(Trainer):
+class Mixin:
     """A loss without outputs, as in version 3."""
 
-    def compute_loss(self, model: Any, inputs: Any) -> Any:  # type: ignore[override]
+    def compute_loss(self, model: Any, inputs: Any) -> Any:
         labels = inputs.pop("labels")
         return torch.nn.functional.cross_entropy(model(**inputs)[0], labels)
+
+
+class First(Mixin, Trainer):  # type: ignore[misc]
+    pass
 
 
 def test_a_loss_without_outputs_can_be_evaluated(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class AutoTokenizer(transformers.AutoTokenizer):
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
         """Return the library's own tokenizer; arguments as in :meth:`transformers.AutoTokenizer.from_pretrained`."""
         tokenizer = super().from_pretrained(*args, **options)
-        if getattr(tokenizer, "pad_token", "") is None and tokenizer.eos_token is not None:
+        if getattr(tokenizer, "pad_token", "") is None and getattr(tokenizer, "eos_token", None) is not None:
             tokenizer.pad_token = tokenizer.eos_token
             source = tokenizer.name_or_path
             line = "the tokenizer of %s has no padding token: %r, its end-of-text token, pads and is learned as before"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers.integrations.integration_utils import TensorBoardCallback
@@ -15,10 +15,13 @@ from fulltune.training.old_arguments import note
 
 #: Arguments that methods of a subclass may lack, for they came later.
 _LATER = {
-    "compute_loss": "num_items_in_batch",
-    "training_step": "num_items_in_batch",
-    "log": "start_time",
-    "_get_train_sampler": "train_dataset",
+    "compute_loss": ("num_items_in_batch",),
+    "training_step": ("num_items_in_batch",),
+    "log": ("start_time",),
+    "evaluate": ("ignore_keys", "metric_key_prefix"),
+    "prediction_step": ("ignore_keys",),
+    "save_model": ("_internal_call",),
+    "_get_train_sampler": ("train_dataset",),
 }
 
 #: Attributes and methods by their names of before.
@@ -55,15 +58,18 @@ class OldNames:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name, later in _LATER.items():
-            method = vars(cls).get(name)
-            if not inspect.isfunction(method) or _takes(method, later):
+            owner = next((one for one in cls.__mro__ if name in vars(one)), OldNames)
+            method: Any = getattr(cls, name, None)
+            is_checked = owner is not cls and issubclass(owner, OldNames)
+            missing = [] if is_checked or not inspect.isfunction(method) else _missing(method, later)
+            if not missing:
                 continue
             if name == "compute_loss":
-                method = method if _takes(method, "return_outputs") else _with_outputs(method)
+                method = _with_outputs(method) if _missing(method, ["return_outputs"]) else method
                 if vars(cls).get("loss_is_scaled_for_ga") is None:
                     # Without the count of all labels its loss is a mean, to be averaged over the micro-batches.
                     cls.loss_is_scaled_for_ga = False
-            setattr(cls, name, _as_before(method, later))
+            setattr(cls, name, _as_before(method, missing))
 
     def __getattr__(self, name: str) -> Any:
         if name not in _RENAMED:
@@ -102,19 +108,21 @@ class OldNames:
         return checkpoint
 
 
-def _takes(method: Callable[..., Any], name: str) -> bool:
-    parameters = inspect.signature(method).parameters.values()
-    return any(one.name == name or one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in parameters)
+def _missing(method: Callable[..., Any], names: Sequence[str]) -> list[str]:
+    """Return which of these arguments a method does not take."""
+    parameters = inspect.signature(method).parameters
+    takes_any = any(one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL) for one in parameters.values())
+    return [] if takes_any else [name for name in names if name not in parameters]
 
 
-def _as_before(method: Callable[..., Any], later: str) -> Callable[..., Any]:
-    """Return a method that leaves out an argument which it does not take."""
+def _as_before(method: Callable[..., Any], missing: Sequence[str]) -> Callable[..., Any]:
+    """Return a method that leaves out arguments which it does not take."""
     taken = len(inspect.signature(method).parameters)
 
     @functools.wraps(method)
     def call(*values: Any, **options: Any) -> Any:
-        options.pop(later, None)
-        return method(*values[:taken], **options)
+        taken_options = {name: value for name, value in options.items() if name not in missing}
+        return method(*values[:taken], **taken_options)
 
     return call
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,16 +91,27 @@ class _Translating:
         knows = given and not given >= {*old, *new}
         passed = {name for name in (*old, *new) if name in given} if knows else set()
         passed |= {name for name, default in (old | new).items() if getattr(self, name) != default}
-        values = {name: getattr(self, name) for name in new}
         asked = {name: getattr(self, name) for name in old if name in passed and getattr(self, name) is not None}
-        changes = translated(asked, values, passed & new.keys())
-        for name, value in (changes | translated_values(values | changes)).items():
+        self._translate(asked, new, passed & new.keys())
+        # Defaults of a subclass give way to all others.
+        known = _defaults(OldArguments, is_old=True)
+        weak = {name: value for name, value in old.items() if name not in asked and value != known[name]}
+        self._translate({name: value for name, value in weak.items() if self._is_free(name, new)}, new, ())
+        for name, value in translated_values({name: getattr(self, name) for name in new}).items():
             setattr(self, name, value)
         super().__post_init__()  # type: ignore[misc]
         for name, entry in OLD_ARGUMENTS.items():
             if entry.mirrors is not None:
                 setattr(self, name, getattr(self, entry.mirrors))
         self._is_ready = True
+
+    def _translate(self, old: dict[str, Any], new: Iterable[str], given: Collection[str]) -> None:
+        for name, value in translated(old, {name: getattr(self, name) for name in new}, given).items():
+            setattr(self, name, value)
+
+    def _is_free(self, name: str, new: dict[str, Any]) -> bool:
+        """Return True if nothing else sets what an old argument sets."""
+        return all(getattr(self, key) == new[key] for key in OLD_ARGUMENTS[name].new(getattr(self, name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Translate an old argument that is set later, as a search of hyperparameters does."""
