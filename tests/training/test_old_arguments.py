@@ -128,6 +128,7 @@ def test_the_scope_of_ray_is_where_its_search_reads_it(monkeypatch: pytest.Monke
         ({"mp_parameters": "x"}, "launcher"),
         ({"fp16_opt_level": "O3"}, "O3"),
         ({"warmup_ratio": 3}, "from 0 to 1"),
+        ({"warmup_ratio": "0.1"}, "from 0 to 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -417,6 +418,14 @@ def test_a_search_of_hyperparameters_may_use_old_names(tmp_path: Path) -> None:
         setattr(arguments, name, value)
     assert (arguments.warmup_steps, arguments.per_device_train_batch_size) == (0.2, 3)
     assert arguments.optim == "adafactor"
+
+
+def test_both_names_stay_equal(tmp_path: Path) -> None:
+    arguments = TrainingArguments(tmp_path, use_cpu=True, evaluation_strategy="epoch")
+    arguments.set_evaluate(strategy="steps", steps=3)
+    assert arguments.evaluation_strategy == arguments.eval_strategy == "steps"
+    arguments.evaluation_strategy = "no"
+    assert arguments.evaluation_strategy == arguments.eval_strategy == "no"
 
 
 def test_the_names_are_exported() -> None:

@@ -169,8 +169,8 @@ def translated(old: Mapping[str, Any], new: Mapping[str, Any], given: Collection
     sources: dict[str, str] = {name: name for name in given if _UNSET.get(name, ...) != new[name]}
     for name, value in old.items():
         entry = OLD_ARGUMENTS[name]
-        if entry.refused(value):
-            problems.append(Problem(f"{name}={shortened(value)} is no longer possible", fix=entry.instead))
+        if _refuses(entry, value):
+            problems.append(Problem(f"{name}={shortened(value)} is not possible", fix=entry.instead))
             continue
         note(name, entry.outcome)
         for key, wanted in (_organization(name, old, new) or entry.new(value)).items():
@@ -201,6 +201,13 @@ def translated_values(new: Mapping[str, Any]) -> dict[str, Any]:
 def note(name: str, outcome: str) -> None:
     """Log, once in a process, what became of a name of earlier versions."""
     log_once(_log, logging.WARNING, name, "`%s` is of an earlier version of transformers: %s", name, outcome)
+
+
+def _refuses(entry: OldArgument, value: Any) -> bool:
+    try:
+        return entry.refused(value)
+    except TypeError:  # of another type than numbers
+        return True
 
 
 def _organization(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:

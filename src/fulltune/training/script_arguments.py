@@ -114,11 +114,16 @@ class _Translating:
         return all(getattr(self, key) == new[key] for key in OLD_ARGUMENTS[name].new(getattr(self, name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Translate an old argument that is set later, as a search of hyperparameters does."""
+        """Translate an old argument that is set later, as a search of hyperparameters does; keep both names equal."""
         super().__setattr__(name, value)
-        if self._is_ready and name in OLD_ARGUMENTS and value is not None:
+        if not self._is_ready:
+            return
+        if name in OLD_ARGUMENTS and value is not None:
             for key, one in translated({name: value}, vars(self), ()).items():
-                super().__setattr__(key, one)
+                setattr(self, key, one)
+        for old, entry in OLD_ARGUMENTS.items():
+            if entry.mirrors == name:
+                super().__setattr__(old, value)
 
 
 def _defaults(kind: Any, *, is_old: bool) -> dict[str, Any]:
