@@ -56,6 +56,12 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("x: \x01", ["c.yaml:4", "U+0001"]),
         ("data2: !!python/object:os.system x", ["c.yaml:4", "cannot be read"]),
         ("x: *nobody", ["c.yaml:4", "undefined alias"]),
+        ("speed:\n  kernels: off\n   unpad: off", ["c.yaml:6", "correct the indentation".capitalize()]),
+        ("method:full\nx: 1", ["no `key: value`", "a space after the colon"]),
+        ('x: "C:\\Users"', ["c.yaml:4", "begins no escape", "single quotes"]),
+        ("x: [a", ["a bracket that is not closed"]),
+        ('x: "a', ["a quote that is never closed"]),
+        ("data: {train: x, eval: 0.6, valid: 0.5}", ["twice"]),
     ],
 )
 def test_what_is_ambiguous_or_no_number_is_refused_with_its_place(tmp_path: Path, lines: str, words: list[str]) -> None:
@@ -77,6 +83,30 @@ def test_a_key_with_nothing_after_it_means_its_default_and_null_what_it_says(tmp
     assert load_config({**MAPPING, "train": None, "method": "lora"}).train == plain.train
     assert load_config({**MAPPING, "checkpoints": None}).checkpoints is None
     assert "data'" in refused(tmp_path, "model: m\ntask: t\ndata:\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.yaml", "hello".encode("utf-16"), "this is UTF-16"),
+        ("a.yaml", b"model: m\n# \xe9\n", "a.yaml:2: byte 0xE9 is not UTF-8"),
+        ("a.yaml", b"hello", "found plain text"),
+        ("a.yaml", b"- a", "found a list"),
+        ("a.yaml", b"3", "found a number"),
+        ("a.jsonl", b"{}\n{}", "this is a file of rows"),
+    ],
+)
+def test_a_file_that_is_no_config_is_called_what_it_is(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError, match=words):
+        load_config(tmp_path / name)
+
+
+def test_splits_that_hold_out_everything_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hold out 1\.1 of train"):
+        load_config({**MAPPING, "data": {"train": "x", "eval": 0.6, "valid": 0.5}})
+    with pytest.raises(ConfigError, match=r"data\.eval is 50; .*set data\.eval_limit"):
+        load_config({**MAPPING, "data": {"train": "x", "eval": 50}})
 
 
 def test_values_of_another_type_are_reported_in_plain_words(tmp_path: Path) -> None:

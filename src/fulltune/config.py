@@ -348,6 +348,10 @@ class Config(Section):
                 counted = name == "eval" and share > 1
                 fix = "For a number of rows set data.eval_limit" if counted else "A file is written as text"
                 raise ValueError(f"data.{name} is {share:g}; expected a fraction between 0 and 1, or a file. {fix}")
+        held = [share for share in (self.data.valid, self.data.eval) if isinstance(share, float)]
+        if sum(held) >= 1:
+            found = f"data.valid and data.eval hold out {sum(held):g} of train"
+            raise ValueError(f"{found}; expected less than 1 together. Lower one of them")
         return self
 
 

@@ -57,6 +57,7 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
         ("spaced.csv", '"text", "label"\n' + "".join(f'"{row["text"]}", "{row["label"]}"\n' for row in ROWS)),
         ("marks.jsonl", "\ufeff\ufeff" + "\n\ufeff".join(map(json.dumps, ROWS))),
         ("marks.csv", "\ufeff\ufefftext,label\n" + "".join(f'\ufeff"{row["text"]}",{row["label"]}\n' for row in ROWS)),
+        ("table.csv", "| text | label |\n|---|:--|\n" + "".join(f"| {r['text']} | {r['label']} |\n" for r in ROWS)),
         ("splits.json", json.dumps({"train": ROWS, "test": ROWS[:1]})),
         ("nested.json", json.dumps({"Train": {"data": ROWS}, "validation": {"data": ROWS[:1]}})),
         ("columns.json", json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]})),
@@ -127,7 +128,12 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("ad.jsonl", json.dumps(json.dumps(ROWS[0])), "a JSON object that is written as a string"),
         ("ae.parquet", "", "an empty file"),
         ("af.csv", "'text',Label\nx,y\n", r"""data\.text: "'text'"`.*data\.label: Label`"""),
-        ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column"),
+        ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column; data holds objects"),
+        ("ai.csv", "My data,\ntext,label\nx,y\n", r"at ai\.csv:2, so .*Remove the lines before"),
+        ("aj.csv", "text:label\nx:y\n", "the first line is a single cell"),
+        ("ak.parquet", "junk junk", "it does not begin as one"),
+        ("al.parquet", "PAR1 junk junk junk", "its end is missing"),
+        ("ah.jsonl", '{"messages": [{"role": "user", "content": "x"}]}\n' * 2, "messages holds objects"),
         ("x.xlsx", "PK", "Save the sheet as CSV"),
         ("y.jsonl.zip", "PK", "Unpack it"),
     ],
@@ -145,6 +151,7 @@ def test_files_that_are_something_else_are_called_what_they_are(
         ("https://example.com/a.jsonl", "an address: fetch the file"),
         ("file:///a.jsonl", "without file://"),
         ("$HOME/a.jsonl", "variables of the environment"),
+        ("data\train.jsonl", "a backslash in double quotes begins an escape".capitalize()),
         ("20%", "a number without quotes"),
         ("0.2", "a number without quotes"),
         ("data\\a.jsonl", "Did you mean 'data/a.jsonl'"),
@@ -160,10 +167,43 @@ def test_a_name_that_is_no_path_here_is_explained(
         load(name)
 
 
+def test_columns_of_prompts_are_suggested_where_a_single_text_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json.dumps({"instruction": "x", "output": "y"}) + "\n")
+    with pytest.raises(DataError, match=r"set data\.prompt and data\.completion"):
+        load_table(str(path), COLUMNS[:1], DataConfig(train="x"))
+
+
 def test_a_label_in_the_column_of_the_text_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", json.dumps(ROWS[0]) + "\n")
     with pytest.raises(DataError, match="text and label are one column, 'text'"):
         load_table(str(path), COLUMNS, DataConfig(train="x", label="text"))
+
+
+def test_packed_twice_and_archives_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(gzip.compress(b"{}")))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar"))
+    for name, words in {"a.jsonl.gz": "packed with gzip", "b.jsonl.gz": "a tar archive"}.items():
+        with pytest.raises(DataError, match=words):
+            load(tmp_path / name)
+
+
+def test_a_later_file_without_a_header_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "text,label\nx,y\n")
+    write(tmp_path / "b.csv", "some words,y\nother words,y\n")
+    with pytest.raises(DataError, match=r"b\.csv:1: the first line is a row"):
+        load((str(tmp_path / "a.csv"), str(tmp_path / "b.csv")))
+
+
+def test_a_folder_of_folders_names_those_in_it(tmp_path: Path) -> None:
+    (tmp_path / "d" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="Name a folder in it: train"):
+        load(tmp_path / "d")
+
+
+def test_a_damaged_description_of_a_datasets_folder_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "dataset_dict.json", "{}")
+    with pytest.raises(DataError, match="its description is damaged"):
+        load(tmp_path)
 
 
 def test_a_gzip_file_is_read_whatever_its_name(tmp_path: Path) -> None:

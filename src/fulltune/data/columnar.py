@@ -12,6 +12,10 @@ from typing import Any
 
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.runtime.class_labels import class_names, features_of, named
+from fulltune.runtime.validation import unread
+
+#: What ``datasets`` raises where its own files lack what it looks for.
+_DAMAGED = (LookupError, TypeError, AttributeError)
 
 #: Where a row stands, and its values by column.
 RawRow = tuple[str, Mapping[str, Any]]
@@ -44,7 +48,8 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a readable Parquet file ({error})", where=str(path), fix="write it again") from None
+        reason = "its end is missing" if "footer" in str(error) else unread(error)
+        raise DataError(f"not a readable Parquet file ({reason})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
     rows = _readable(_rows(file.iter_batches(columns=_chosen(names, wanted)), path), path)
     classes = _classes(features_of(file.schema_arrow.metadata or {}, path.name), wanted)
@@ -106,13 +111,15 @@ def open_datasets_folder(path: Path, named_split: str, split: str, wanted: Colle
     Raises:
         DataError: It is damaged, or has no such split.
     """
+    import pyarrow as pa
     from datasets import DatasetDict, load_from_disk
 
     try:
         data = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
+        reason = "its description is damaged" if isinstance(error, _DAMAGED) else unread(error)
         raise DataError(
-            f"the `datasets` folder cannot be read ({error})", where=str(path), fix="save it again"
+            f"the `datasets` folder cannot be read ({reason})", where=str(path), fix="save it again"
         ) from None
     if isinstance(data, DatasetDict):
         chosen = named_split or split

@@ -60,7 +60,11 @@ def open_csv(text: str, name: str, kind: str, wanted: Collection[str] | None = N
     columns = [column.strip() for column in header]
     while len(columns) > 1 and not columns[-1]:
         columns.pop()  # spreadsheets write the empty columns beside a table
-    doubt = _no_header(place, columns, sample, wanted) if _looks_like_a_row(columns, sample) else None
+    if sample and _is_rule(sample[0][1]):
+        sample.pop(0)
+    doubt = _misplaced(columns, sample, wanted or ()) or _in_one_cell(place, columns, wanted or ())
+    if doubt is None and _looks_like_a_row(columns, sample):
+        doubt = _no_header(place, columns, wanted)
     repeated = sorted({column for column in columns if columns.count(column) > 1})
     if repeated:
         called = repr(repeated[0]) if repeated[0] else "nothing"
@@ -96,7 +100,33 @@ def _is_number(cell: str) -> bool:
     return re.fullmatch(r"[-+]?\d+([.,]\d+)?", cell) is not None
 
 
-def _no_header(place: str, cells: Sequence[str], sample: Sequence[_Cells], wanted: Collection[str] | None) -> Problem:
+def _is_rule(cells: list[str] | Problem) -> bool:
+    """Return whether a row is the line below the header of a table in Markdown, or as databases print it."""
+    return not isinstance(cells, Problem) and re.fullmatch(r"[-+:=| ]*--[-+:=| ]*", "".join(cells)) is not None
+
+
+def _misplaced(header: Sequence[str], sample: Sequence[_Cells], wanted: Collection[str]) -> Problem | None:
+    """Return a problem if the names of the columns come after other lines, such as a title."""
+    names = set(wanted)
+    if len(names) < 2 or names & set(header):
+        return None
+    for where, cells in sample:
+        if not isinstance(cells, Problem) and len(names & {cell.strip() for cell in cells}) >= 2:
+            found = f"the names of the columns are not in the first line but at {where}"
+            return Problem(found, "the names in the first line", "remove the lines before them", where)
+    return None
+
+
+def _in_one_cell(place: str, header: Sequence[str], wanted: Collection[str]) -> Problem | None:
+    """Return a problem if the header is not separated by any sign that is known here."""
+    if len(header) > 1 or len(wanted) < 2 or not set(wanted) <= set(re.findall(r"\w+", header[0] if header else "")):
+        return None
+    fix = "replace what separates the cells, or name it in a first line such as `sep=:`"
+    found = f"the first line is a single cell ({shortened(header[0], 60)})"
+    return Problem(found, "cells separated by a comma, semicolon, tab or |", fix, place)
+
+
+def _no_header(place: str, cells: Sequence[str], wanted: Collection[str] | None) -> Problem:
     shown = ", ".join(shortened(cell, 30) for cell in cells[:4])
     names = list(wanted or ()) if len(wanted or ()) == len(cells) else []
     fix = f"add {','.join(names)} as the first line (in the order of the cells)" if names else "add such a line"

@@ -23,6 +23,7 @@ _UNPACK = "unpack it, and name the file in it"
 #: First bytes of files that are no text, what they are, and what to do.
 _KINDS = (
     (b"version https://git-lfs", "a pointer of git-lfs, not the file", "run `git lfs pull` in its folder"),
+    (_GZIP, "packed with gzip", _UNPACK),
     (b"PAR1", "a Parquet file", "give it the suffix .parquet"),
     (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "save the sheet as CSV UTF-8"),
@@ -76,6 +77,8 @@ def refuse_other_kinds(head: bytes, path: Path, *expected: str) -> None:
     kind = next(((what, fix) for mark, what, fix in _KINDS if head.startswith(mark)), None)
     if kind is None and head[:100].lstrip().lower().startswith(_PAGES):
         kind = ("a web page", "fetch the file itself (a link to the raw file), not the page about it")
+    if kind is None and head[257:262] == b"ustar":
+        kind = ("a tar archive", _UNPACK)
     if kind is not None:
         raise DataError(f"this is {kind[0]}", expected=" or ".join(expected), where=str(path), fix=kind[1])
 

@@ -178,6 +178,13 @@ class _Reader:
         return replace(read, where=where, field=self.name) if isinstance(read, Problem) else read
 
 
+def _kind(value: Any) -> type | None:
+    """Return ``dict`` for an object or a list of objects, whatever else for other values; None for nothing."""
+    if isinstance(value, list) and value:
+        return _kind(value[0])
+    return None if value is None else type(value)
+
+
 class _Loading:
     """The rows of one source as they are read: good ones, problems, and the column names seen."""
 
@@ -197,7 +204,7 @@ class _Loading:
             if isinstance(item, Problem):
                 self.problems.append(item)
             else:
-                self.names |= {name: type(value) for name, value in item[1].items() if self.names.get(name) is None}
+                self.names |= {name: _kind(value) for name, value in item[1].items() if self.names.get(name) is None}
                 self._add(item[0], self._parsed(*item))
             if len(self.rows) == limit:
                 return
@@ -277,7 +284,12 @@ def _check_columns(
     if missing:
         used = {reader.name for reader in readers}
         free = [name for name, kind in names.items() if name not in used and kind is not dict]
-        raise DataError([_missing(reader.column.role, reader.name, list(names), free, source) for reader in missing])
+        problems = [_missing(reader.column.role, reader.name, list(names), free, source) for reader in missing]
+        objects = [name for name, kind in names.items() if kind is dict]
+        hint = f"; {', '.join(objects)} holds objects: write their texts as columns of their own" if objects else ""
+        if [reader.column.role for reader in readers if reader.column.required] == ["text"] and len(free) > 1:
+            hint += "; for prompts with answers set data.prompt and data.completion"
+        raise DataError([replace(problem, fix=problem.fix + hint) for problem in problems])
 
 
 def _missing(role: str, name: str, names: Sequence[str], free: Sequence[str], source: str) -> Problem:
@@ -286,6 +298,8 @@ def _missing(role: str, name: str, names: Sequence[str], free: Sequence[str], so
     example = close or next(iter(free), "")
     written = example if re.fullmatch(r"[A-Za-z_]\w*", example) else json.dumps(example, ensure_ascii=False)
     fix = f"set the name of the column in the config, e.g. `data.{role}: {written}`" if example else "add the column"
+    if role in ("id", "group"):
+        fix += f", or remove data.{role} from the config"
     if role == "label" and not close and len(free) > 1:
         fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
     return Problem(f"no column {name!r}", f"one of {', '.join(names)}", fix, source, f"data.{role}")

@@ -126,6 +126,8 @@ def _chained(names: Sequence[str], split: str, wanted: Collection[str] | None) -
     def rows() -> Iterator[RawRow | Problem]:
         for number, name in enumerate(names):
             opened = _open_one(name, split, wanted) if number else first
+            if opened.doubt is not None and not set(opened.columns or ()) & set(wanted or ()):
+                raise DataError(opened.doubt)
             folder = f"{Path(name).parent}/" if same_name else ""
             yield from (_placed(item, folder) for item in opened.rows)
 
@@ -178,6 +180,8 @@ def _not_there(name: str) -> DataError:
 
 def _advice(name: str) -> str:
     """Return what to do about a name that is no path here, but something else."""
+    if any(sign < " " for sign in name):
+        return "a backslash in double quotes begins an escape: use single quotes, or / in paths"
     if name.startswith("file:"):
         return "write the path without file://"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
@@ -216,7 +220,9 @@ def _shards(folder: Path, split: str) -> list[str]:
     chosen = wanted or ([] if belongs else files)
     if chosen and len({suffix(Path(name)) for name in chosen}) == 1:
         return [str(folder / name) for name in chosen]
-    fix = f"name the files: {', '.join(files[:5])}" if files else "name the folder that holds the data"
+    inner = [name for name in paths.names_in(folder) if paths.is_folder(folder / name)]
+    fix = f"name a folder in it: {', '.join(inner[:5])}" if inner else "name the folder that holds the data"
+    fix = f"name the files: {', '.join(files[:5])}" if files else fix
     found = f"no .txt files, no `datasets` folder and no files of one format for the split {split!r}"
     raise DataError(found, where=str(folder), fix=fix)
 
@@ -258,6 +264,8 @@ def _open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
         raise DataError("an empty file, of 0 bytes", expected="at least one row", where=str(path), fix="write it again")
     if not head.startswith(b"PAR1"):
         refuse_other_kinds(head, path, ".parquet")
+        found = "not a readable Parquet file (it does not begin as one)"
+        raise DataError(found, where=str(path), fix="write it again, or give it the suffix of what it is")
     return columnar.open_parquet(path, wanted)
 
 

@@ -84,4 +84,4 @@ def describe(value: Any) -> str:
         return f"text ({value[:40]!r})"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+    return "an object" if isinstance(value, dict) else f"a value of type {type(value).__name__}"

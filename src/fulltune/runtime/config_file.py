@@ -26,6 +26,32 @@ MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000
 MAX_DEPTH = 40
 
+#: Suffixes of files that hold rows.
+_ROWS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"})
+
+_KINDS: tuple[tuple[type, str], ...] = (
+    (type(None), "an empty file"),
+    (list, "a list"),
+    (str, "plain text"),
+    (bool, "a truth value"),
+)
+
+#: What the parser says, by a part of it, and what to do about it.
+_SYNTAX = (
+    (r"character '\t'", "a tab ('\\t') at the beginning of a value", "indent with spaces"),
+    ("mapping values are not allowed", "a `:` in the middle of a value", "correct the indentation, or quote the text"),
+    ("could not find expected ':'", "a line that is no `key: value`", "write a space after the colon"),
+    ("document start", "a line that is no `key: value`", "write every key as `key: value`"),
+    ("block end", "a line whose indentation fits no section", "align it with the keys next to it"),
+    ("unexpected end of stream", "a quote that is never closed", "close it"),
+    ("escape", "a backslash in double quotes that begins no escape", "use single quotes, or / in paths"),
+    ("undefined alias", "an undefined alias (a value that begins with *)", "put the text in quotes"),
+    ("or ']'", "a bracket that is not closed, or a comma that is missing", "close it: [a, b], {a: 1}"),
+    ("or '}'", "a bracket that is not closed, or a comma that is missing", "close it: [a, b], {a: 1}"),
+    ("flow", "a bracket that is not closed, or a comma that is missing", "close it: [a, b], {a: 1}"),
+    ("cannot start any token", "a sign that begins no value", "put the text in quotes"),
+)
+
 _FALSE_FRIENDS = (
     (re.compile(r"[-+]?0[0-7_]+"), "an octal number: a decimal one has no leading 0"),
     (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "a number in base 60: put it in quotes"),
@@ -40,10 +66,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
             or has ambiguous keys and values. All of the latter at once.
     """
     text = _text(path)
+    if path.suffix.lower() in _ROWS:
+        fix = "name a config, whose data.train names this file"
+        raise ConfigError("this is a file of rows", expected="a YAML or JSON config", where=str(path), fix=fix)
     raw = _from_json(text, str(path)) if path.suffix.lower() == ".json" else _from_yaml(text, str(path))
     if not isinstance(raw, dict):
-        kind = "an empty file" if raw is None else f"a {type(raw).__name__}"
-        raise ConfigError(f"found {kind}", expected="a mapping with model, task and data", where=str(path))
+        kind = next((words for kind, words in _KINDS if isinstance(raw, kind)), "a number")
+        fix = "write `model: …`, `task: …` and `data: …` on lines of their own"
+        raise ConfigError(f"found {kind}", expected="a mapping with model, task and data", where=str(path), fix=fix)
     check_size(raw, str(path))
     return raw
 
@@ -129,7 +159,11 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(path), fix="check the path") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8 ({error.reason})", where=str(path), fix="save it as UTF-8") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        found = f"byte 0x{error.object[error.start]:02X} is not UTF-8"
+        if error.object.startswith((b"\xff\xfe", b"\xfe\xff")):
+            found = "this is UTF-16, not UTF-8"
+        raise ConfigError(found, where=f"{path}:{line}", fix="save it as UTF-8") from None
     except ValueError:
         raise ConfigError("no file can have this name", where=shortened(str(path)), fix="check the path") from None
 
@@ -194,9 +228,10 @@ def _from_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line_text = f":{mark.line + 1}" if mark else ""
-        detail = getattr(error, "problem", None) or "not valid YAML"
-        found = f"not valid YAML: {detail}"
-        raise ConfigError(found, where=f"{where}{line_text}", fix="correct the syntax there") from None
+        detail = str(getattr(error, "problem", None) or "another document")
+        known = next(((what, fix) for part, what, fix in _SYNTAX if part in detail), None)
+        found, fix = known or (detail, "correct the syntax there")
+        raise ConfigError(f"not valid YAML: {found}", where=f"{where}{line_text}", fix=fix) from None
 
 
 def _load(text: str, where: str) -> Any:

@@ -46,6 +46,8 @@ _EXPECTED = (
 def expectation(item: ErrorDetails) -> str:
     """Return what a field takes."""
     kind, details = item["type"], item.get("ctx", {})
+    if kind == "string_too_short" and details.get("min_length") == 1:
+        return "text that is not empty"
     text = next((text for start, text in _EXPECTED if kind.startswith(start)), None)
     if text is None:
         message = item["msg"]

@@ -192,12 +192,14 @@ def _fit(
     if "valid" not in rows or not config.train.evaluations:
         lines += advice_on_choice(config)
     if rows["train"] < config.baselines.few_shot:
-        lines.append(f"Few-shot prompts have {rows['train']} examples: train has no more rows.")
+        shown = f"{rows['train']} example{'s' * (rows['train'] != 1)}"
+        lines.append(f"Few-shot prompts have {shown}: train has no more rows.")
     scored = rows["eval"] - unscored
     if unscored:
         lines.append(f"{unscored:,} of the {rows['eval']:,} evaluation rows cannot be scored: the audit says why.")
     if scored < 100:
-        lines.append(f"Only {scored} rows decide: intervals will be wide.")
+        deciding = "1 row decides" if scored == 1 else f"{scored} rows decide"
+        lines.append(f"Only {deciding}: intervals will be wide.")
     if machine is not None and memory > 0.7 * machine:
         lines.append(
             f"{gib(memory)} of {gib(machine)} are taken before activations: "
