@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from fulltune.errors import ModelError
 from fulltune.models.bundle import quiet
 from fulltune.models.padding import pad
+from fulltune.models.reconcile import own_limit
 from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.runtime.log_once import log_once
 
@@ -42,6 +43,9 @@ SHORTEST = 32
 
 #: Models keep up to this many positions for themselves (RoBERTa: pad id + 1).
 _RESERVED_POSITIONS = 8
+
+#: Lengths of the single rows that a model must compute, as data has them.
+_ODD = (11, 17)
 
 #: What models raise over inputs that they cannot take.
 FAILURES = (
@@ -85,7 +89,7 @@ def require_computable(model: PreTrainedModel) -> None:
     """
     if model in _computable:
         return
-    for row in probes(model, [11, 17]):
+    for row in probes(model, _odd_lengths(model)):
         answers, reason = attempt(partial(_answers, model, [row]), model)
         if answers is None:
             raise ModelError(
@@ -98,6 +102,12 @@ def require_computable(model: PreTrainedModel) -> None:
     _computable.add(model)
 
 
+def _odd_lengths(model: PreTrainedModel) -> list[int]:
+    """Return odd lengths of texts, within the model's positions."""
+    limit = own_limit(model) or _ODD[-1]
+    return sorted({min(length, limit) for length in _ODD})
+
+
 def require_trainable(model: PreTrainedModel) -> None:
     """Check that a model computes single rows of odd lengths in training mode too.
 
@@ -106,7 +116,7 @@ def require_trainable(model: PreTrainedModel) -> None:
     """
     state = {name: value.clone() for name, value in model.named_buffers()}
     device = [model.device] if model.device.type == "cuda" else []
-    for row in probes(model, [11, 17]):
+    for row in probes(model, _odd_lengths(model)):
         with torch.random.fork_rng(devices=device):
             answers, reason = attempt(partial(_answers, model, [row]), model, is_training=True)
         _restore(model, state)

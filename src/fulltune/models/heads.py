@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fulltune.data.findings import listed
 from fulltune.errors import ModelError
+
+#: Names that the models of transformers give to the matrices of a head for classes.
+_HEAD = re.compile(r"^(classifier|score|classification_head|logits_proj|out_proj)\b.*weight$")
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,12 @@ class StoredHead:
     multi_label: bool = False
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> StoredHead | None:
-        """Return the head that a config describes; None where the checkpoint has none."""
+    def of(cls, config: PretrainedConfig, folder: Path) -> StoredHead | None:
+        """Return the head that a config describes and the files hold; None where there is none."""
         labels = stored_labels(config)
-        return cls(labels, config.problem_type == "multi_label_classification") if labels else None
+        if not labels or stored_rows(config, folder) is not None:
+            return None
+        return cls(labels, config.problem_type == "multi_label_classification")
 
     def obstacle(self, labels: Sequence[str], multi_label: bool) -> str:
         """Return why this head cannot answer with these labels; an empty text where it can."""
@@ -47,6 +56,21 @@ def stored_labels(config: PretrainedConfig) -> tuple[str, ...]:
     has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
     names: dict[Any, Any] = config.id2label or {}
     return tuple(str(names[index]) for index in sorted(names)) if has_head else ()
+
+
+def stored_rows(config: PretrainedConfig, folder: Path) -> int | None:
+    """Return the rows of a stored classification head of another size than the config says; None where they agree."""
+    count = len(stored_labels(config))
+    rows = [shape[0] for file in sorted(folder.glob("*.safetensors")) for shape in _head_shapes(file)]
+    return None if not count or not rows or count in rows else rows[-1]
+
+
+def _head_shapes(file: Path) -> Iterator[list[int]]:
+    """Return the shapes of the matrices of a head in a file; none of a file that cannot be read."""
+    with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - no mapping
+            if _HEAD.search(name) and len(shape := tensors.get_slice(name).get_shape()) == 2:
+                yield shape
 
 
 def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str], seed: int) -> str | None:

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from fulltune.data.findings import listed
 from fulltune.errors import ModelError
 from fulltune.models import files, heads, reconcile
 from fulltune.models.bundle import Bundle, Head, family_of, quiet
@@ -81,7 +82,7 @@ def load(
         return _load_adapter(source, head, labels, multi_label, runs, seed, (source_language, target_language))
     with files.errors_of(name, source.folder):
         config = AutoConfig.from_pretrained(**source.kwargs)
-        stored_head = heads.StoredHead.of(config)
+        stored_head = heads.StoredHead.of(config, source.folder)
         _check(source, config, head)
         tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
         family = family_of(config)
@@ -187,6 +188,17 @@ def _load_classifier(
     config: PretrainedConfig, kwargs: dict[str, Any], labels: Sequence[str], multi_label: bool, seed: int
 ) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
     stored = heads.stored_labels(config)
+    rows = heads.stored_rows(config, Path(kwargs["pretrained_model_name_or_path"]))
+    other_size = f"the stored classification head has {rows} classes, config.json names {len(stored)}"
+    if rows is not None and not labels:
+        raise ModelError(
+            other_size,
+            expected="as many",
+            fix="name the classes in id2label of config.json",
+            where=str(kwargs["pretrained_model_name_or_path"]),
+            field="model",
+        )
+    stored = () if rows is not None else stored
     if labels:
         kwargs |= {"problem_type": "multi_label_classification" if multi_label else "single_label_classification"}
     if labels and not stored:
@@ -201,6 +213,7 @@ def _load_classifier(
         torch.manual_seed(seed)
         model, fresh = _loaded(AutoModelForSequenceClassification, kwargs)
     done = heads.relabel(model, stored, labels, seed) if labels and stored else None
+    done = f"{other_size}: a new head was made for {listed([repr(label) for label in labels])}" if rows else done
     return model, fresh, (done,) if done else ()
 
 

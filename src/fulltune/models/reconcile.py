@@ -420,12 +420,27 @@ def _forget_tasks(config: PretrainedConfig) -> None:
 
 
 def set_limits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest: int, max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    longest: int,
+    max_new_tokens: int,
+    max_length: int | None = None,
 ) -> None:
-    """Let the saved folder cut inputs and end answers where the report does."""
+    """Let the saved folder cut inputs and end answers where the report does.
+
+    Args:
+        model: Its generation settings are changed in place, where it has any.
+        tokenizer: Changed in place.
+        longest: Tokens of an input.
+        max_new_tokens: Tokens of an answer.
+        max_length: Tokens of prompt and answer, where those limit an answer in place of ``max_new_tokens``.
+    """
     tokenizer.model_max_length = longest
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.max_new_tokens = max_new_tokens
+    settings = getattr(model, "generation_config", None)
+    if settings is not None:
+        settings.max_new_tokens = max_new_tokens if max_length is None else None
+        settings.max_length = max_length
 
 
 def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -434,10 +449,16 @@ def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     A learned table may keep rows for padding: RoBERTa and its relatives number positions from ``padding_idx + 1``, BART
     and OPT from ``offset``.
     """
+    own = own_limit(model)
+    named = tokenizer.model_max_length
+    return own if own is not None else named if 0 < named < _NO_LIMIT else None
+
+
+def own_limit(model: PreTrainedModel) -> int | None:
+    """Return the longest input in tokens that the model itself has positions for; None where it names no limit."""
     config = model.config.get_text_config()
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    own = [limit for limit in (*stated, *_table_limits(model)) if isinstance(limit, int)]
-    known = [limit for limit in own or [tokenizer.model_max_length] if 0 < limit < _NO_LIMIT]
+    known = [limit for limit in (*stated, *_table_limits(model)) if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
     return min(known, default=None)
 
 

@@ -17,12 +17,14 @@ from fulltune.models.bundle import Bundle
 from fulltune.models.causality import check_causality
 from fulltune.models.fast_paths import require_trainable
 from fulltune.models.files import check_config, check_name
+from fulltune.models.likelihoods import answer_window
 from fulltune.models.load import load_own_head
 from fulltune.runtime import distributed, plugins
 from fulltune.store.registry.registry import Registry, reference
 from fulltune.store.runs import resolve
 from fulltune.tasks.base import Features, Task
 from fulltune.tasks.chat import check_template, content_fact, reads_clock
+from fulltune.tasks.prompts import prompt_room
 from fulltune.training import engines
 from fulltune.training.batches import buckets
 from fulltune.training.methods.base import Method
@@ -139,9 +141,31 @@ def load(
             field="adapter.prompt_tokens",
         )
     bundle = replace(bundle, window=bundle.window - max(0, reserved))
-    cap = config.evaluation.max_new_tokens
-    reconcile.set_limits(bundle.model, bundle.tokenizer, longest=task.longest_input(bundle), max_new_tokens=cap)
+    bundle = _limited(bundle, config, task)
     return _with_own_head(bundle, config, task, out) if task.head != head else bundle
+
+
+def _limited(bundle: Bundle, config: Config, task: Task) -> Bundle:
+    """Return a bundle whose saved folder ends an answer at the model's last position, as the report does."""
+    cap, window, longest = config.evaluation.max_new_tokens, bundle.window, task.longest_input(bundle)
+    if task.head != "lm" or bundle.family == "encoder":
+        reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
+        return bundle
+    if bundle.family == "encoder-decoder":
+        most = min(cap, answer_window(bundle))
+        reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=most)
+        fact = f"an answer has {most} positions: max_new_tokens of the saved model is {most}, not {cap}"
+        return _noting(bundle, fact if most < cap else "")
+    # After the longest prompt that is trained on, so many positions are left; the last token needs none.
+    if cap <= window - prompt_room(window, config.data.max_target_length) + 1:
+        reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
+        return bundle
+    reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap, max_length=window + 1)
+    return _noting(
+        bundle,
+        f"{cap} new tokens do not fit behind every prompt in {window} positions: the saved model has max_length "
+        f"{window + 1} in place of max_new_tokens",
+    )
 
 
 def pinned(config: Config, out: str | Path) -> Config:

@@ -1,0 +1,87 @@
+"""Models with few positions, and heads of another size than their config says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+import fulltune
+from fulltune.errors import ModelError
+from fulltune.models.fast_paths import require_computable, require_trainable
+from fulltune.models.load import load
+from fulltune.records.run import Prediction
+from fulltune.report.files import Lines
+
+
+@pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm"), ("bert", "classification"), ("bart", "lm")])
+@pytest.mark.parametrize("positions", [16, 8])
+def test_probes_fit_into_few_positions(kind: str, head: str, positions: int) -> None:
+    name = "n_positions" if kind == "gpt2" else "max_position_embeddings"
+    model = fakes.bundle(kind, head).model
+    config = type(model.config).from_dict({**model.config.to_dict(), name: positions})
+    small = type(model)(config)
+    require_computable(small)
+    require_trainable(small)
+
+
+def stored(folder: Path, classes: int) -> str:
+    """A head of so many classes whose config names none."""
+    fakes.save("bert", folder, "classification", labels=[f"c{n}" for n in range(classes)])
+    config = json.loads((folder / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_head_of_another_size_than_its_config_is_made_new(tmp_path: Path) -> None:
+    found = load(stored(tmp_path, 3), "classification", labels=("no", "yes"))
+    assert found.stored_head is None
+    assert len(found.model.classifier.weight) == 2
+    assert found.info.reconciled == (
+        "the stored classification head has 3 classes, config.json names 2: a new head was made for 'no', 'yes'",
+    )
+
+
+def test_such_a_head_cannot_be_asked_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has 3 classes, config.json names 2; expected as many.*id2label"):
+        load(stored(tmp_path, 3), "classification")
+
+
+def test_a_head_without_names_gets_new_ones(tmp_path: Path) -> None:
+    [fact] = load(stored(tmp_path, 2), "classification", labels=("no", "yes")).info.reconciled
+    assert "'LABEL_0', 'LABEL_1', none of which the data has: a new head was made for 'no', 'yes'" in fact
+
+
+def run(folder: Path, cap: int, **data: Any) -> fulltune.Record:
+    rows = [{"prompt": f"say {'x' * (n % 40)} {n}", "completion": f"{n}"} for n in range(12)]
+    return fulltune.run(
+        model=str(folder),
+        task="causal-lm",
+        data={"train": rows[4:], "eval": rows[:4], **data},
+        train={"max_steps": 1, "evaluations": 0},
+        guards={"forgetting": None},
+        evaluation={"resamples": 100, "max_new_tokens": cap, "continuations": 4},
+        baselines={"few_shot": 1},
+        out=folder.parent,
+    )
+
+
+def test_plain_use_of_the_saved_model_ends_at_the_last_position(tmp_path: Path) -> None:
+    """More new tokens than positions: the report ends there, and so does ``generate``."""
+    record = run(fakes.save("gpt2", tmp_path / "base"), 200)
+    assert any("max_length 129 in place of max_new_tokens" in fact for fact in record.model.reconciled)
+    model = tmp_path / record.run_id / "model"
+    lines = Lines(tmp_path / record.run_id / "predictions.jsonl", Prediction)
+    rows = [row for row in lines if row.system == "tuned"]
+    plain = pipeline("text-generation", model=str(model), device="cpu")
+    for row in rows:
+        answer = plain(row.input, return_full_text=False)[0]["generated_text"]
+        assert answer == row.output
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    ids = loaded.generate(**tokenizer(rows[0].input, return_tensors="pt"))
+    assert ids.shape[1] <= 129
