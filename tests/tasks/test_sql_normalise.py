@@ -255,3 +255,34 @@ def test_anything_can_be_normalised_and_stripped_in_silence(text: str) -> None:
 def test_a_query_too_deep_to_parse_is_still_normalised() -> None:
     deep = "SELECT " + "(" * 3000 + "1" + ")" * 3000
     assert normalise_sql(deep) == normalise_sql(deep.lower())
+
+
+@pytest.mark.parametrize(
+    ("answer", "query"),
+    [
+        ("The query is SELECT a FROM t", "SELECT a FROM t"),
+        ("You can use SELECT a FROM t WHERE b IN (SELECT b FROM u).", "SELECT a FROM t WHERE b IN (SELECT b FROM u)"),
+        ("Here it is SELECT a FROM t UNION SELECT b FROM u", "SELECT a FROM t UNION SELECT b FROM u"),
+        ("Use WITH q AS (SELECT 1) SELECT * FROM q", "WITH q AS (SELECT 1) SELECT * FROM q"),
+        ("The query is SELECT a FROM t. It lists all rows.", "SELECT a FROM t"),
+        ("It is SELECT a FROM t WHERE b = 'x. The end'; enjoy", "SELECT a FROM t WHERE b = 'x. The end'"),
+    ],
+)
+def test_a_query_after_prose_without_any_mark(answer: str, query: str) -> None:
+    assert strip_fences(answer) == query
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Either SELECT a FROM t or SELECT b FROM t",
+        "The SELECT statement is SELECT a FROM t",
+        "I would select the name from the table",
+        "EXPLAIN SELECT 1",
+        "INSERT INTO t SELECT * FROM u",
+        "UPDATE t SET a = (SELECT 1)",
+        "I do not know.",
+    ],
+)
+def test_where_no_one_place_begins_a_query_all_is_kept(answer: str) -> None:
+    assert strip_fences(answer) == answer

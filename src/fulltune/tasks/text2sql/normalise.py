@@ -36,6 +36,10 @@ _THOUGHT = re.compile(r"</(?:think(?:ing)?|thoughts?|reasoning)>", re.IGNORECASE
 # Without an opening tag only where the answer follows: it may stand in a string.
 _LONE_THOUGHT = re.compile(rf"{_THOUGHT.pattern}(?=[ \t]*(?:\n|\Z|```)|\s*(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE)
 _CODE_SPAN = re.compile(r"``([^`\n]+(?:`[^`\n]+)*)``|`([^`\n]+)`")
+_BARE_QUERY = re.compile(r"\bSELECT\s|\bWITH\s+\w+(?:\s*\([^()]*\))?\s+AS\s*\(")
+_NO_PROSE = re.compile(r"[()=]|\n\s*\n")
+_NEXT_SENTENCE = re.compile(r"\.\s+[A-Z][a-z]*[,']?\s+[a-z]")
+_SET_WORD = re.compile(r"\b(?:UNION|INTERSECT|EXCEPT)\b", re.IGNORECASE)
 _JSON_KEYS = ("sql", "query", "sql_query", "answer")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "`": "`"}
 # A sentence after an empty line: a word with a capital letter, and another in small letters or an apostrophe (masked).
@@ -65,14 +69,15 @@ def strip_fences(text: str) -> str:
     1. Thoughts (``<think>…</think>``) go, also those that were not ended; so do tokens such as ``<|im_end|>``.
     2. Of a Markdown fence (closed or not) the inside, the first that begins like a query.
     3. Otherwise, where the text does not begin like a query, what is in quotes or backquotes around all of it, in
-       ``<sql>…</sql>``, in a JSON object under ``sql`` or ``query``, or in backquotes amid prose.
+       ``<sql>…</sql>``, in a JSON object under ``sql`` or ``query``, or in backquotes amid prose; else what follows a
+       sentence's beginning (``The query is SELECT …``), where only one place can begin a query.
     4. A leading label such as ``SQL:``, a heading, the mark of a list, ``>`` and ``sqlite>`` go, when a query follows.
     5. A line that begins with a label such as ``Question:`` ends the query, and so does a sentence after an empty line.
     6. After the first semicolon all goes, unless another statement follows: two stay, and are refused when run.
     """
     answer = _without_thoughts(_without_tokens(trimmed(text)))
     query = trimmed(_without_fence(_without_lead(answer)))
-    for rule in (_without_quotes, _in_tag, _in_json, _without_lead, _in_code_span):
+    for rule in (_without_quotes, _in_tag, _in_json, _without_lead, _in_code_span, _after_prose):
         query = query if _is_query(query) else trimmed(rule(query))
     return trimmed(_first_statement(_without_sequel(query)))
 
@@ -142,6 +147,23 @@ def _in_code_span(text: str) -> str:
     """Return the first query in backquotes amid prose."""
     insides = (span[1] or span[2] for span in _CODE_SPAN.finditer(text))
     return next(filter(_is_query, insides), text)
+
+
+def _after_prose(text: str) -> str:
+    """Return what follows a few words of prose, from the one place where a query begins, in capitals."""
+    begins = list(islice(_BARE_QUERY.finditer(text), 2))
+    if not begins or first_word(text) in STATEMENT_WORDS or _NO_PROSE.search(text[: begins[0].start()]):
+        return text
+    query = text[begins[0].start() :]
+    if len(begins) > 1 and not _is_joined(text[begins[0].start() : begins[1].start()]):
+        return text
+    sequel = _NEXT_SENTENCE.search(masked(query))
+    return (query[: sequel.start()] if sequel else query).rstrip(". \n")
+
+
+def _is_joined(between: str) -> bool:
+    """Return whether a second ``SELECT`` belongs to the query of the first."""
+    return "(" in between or bool(_SET_WORD.search(between))
 
 
 def _without_fence(text: str) -> str:
