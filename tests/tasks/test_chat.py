@@ -238,7 +238,8 @@ def test_a_template_that_reads_parts_gets_them(template: str) -> None:
     assert made.tokenizer.decode(ids).strip().endswith("user:hello")
     assert "list of parts" in chat.content_fact(made, "auto", date(2026, 1, 1))
     assert chat.content_fact(made, "off", date(2026, 1, 1)) == ""
-    assert chat.content_fact(bundle(TURNS), "auto", date(2026, 1, 1)) == ""
+    for plain in (TURNS, "{% for m in messages %}{{ m.content|upper }}{% endfor %}"):
+        assert chat.content_fact(bundle(plain), "auto", date(2026, 1, 1)) == ""
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,7 @@ def test_a_template_that_reads_parts_gets_them(template: str) -> None:
     [
         ("{% for m in messages %}{{ m['role'] }}: {{ m['text'] }}{% endfor %}", "leaves out what the user says"),
         ("You are helpful.", "leaves out what the user says"),
+        ("{% for m in messages %}{{ m.content[:3] }}{% endfor %}", "leaves out what the user says"),
         ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}", "leaves out what the user says"),
         ("{% for t in tools %}{{ t }}{% endfor %}" + TURNS, "needs tools, which rows do not have"),
         ("{{ documents|length }}" + TURNS, "needs documents, which rows do not have"),

@@ -40,6 +40,9 @@ _EXPECTED = "one that takes turns of a user and an assistant"
 #: A user's words that no template has by itself.
 _WORDS = "zqxjv kwyph"
 
+#: A list of parts that was printed as it is, not read.
+_PRINTED = re.compile(r"""['"]text['"]: ?['"]""")
+
 #: What a template may ask for that rows do not have.
 _EXTRAS = ("tools", "documents")
 
@@ -121,9 +124,14 @@ def _form(tokenizer: Any, template: str, day: date) -> tuple[bool, str]:
         except _RAISED as error:
             failure = failure or _need(tokenizer, template, asked, day) or _reason(error)
             continue
-        if _WORDS in text:
+        if _says(text) and not (is_list and _PRINTED.search(text)):
             return is_list, ""
     return False, failure or "it leaves out what the user says, as a text and as a list of parts"
+
+
+def _says(text: str, words: str = _WORDS) -> bool:
+    """Return whether a prompt holds a user's words, in whatever case."""
+    return words.casefold() in text.casefold()
 
 
 def _need(tokenizer: Any, template: str, asked: list[Any], day: date) -> str:
@@ -179,10 +187,10 @@ def check_template(bundle: Bundle, setting: str, day: date) -> None:
 
 def _check_turns(bundle: Bundle, day: date) -> None:
     """Warn of a template that leaves out earlier turns: shots stand there."""
-    words = [_WORDS, _WORDS[::-1], _WORDS.upper()]
+    words = [_WORDS, _WORDS[::-1], "".join(sorted(_WORDS))]
     roles = ("user", "assistant", "user")
     text = chat_text(bundle, [{"role": role, "content": one} for role, one in zip(roles, words, strict=True)], day)
-    if not all(one in text for one in words):
+    if not all(_says(text, one.strip()) for one in words):
         warnings.warn(
             f"the chat template of {bundle.info.source!r} leaves out earlier turns: few-shot prompts lack their shots",
             stacklevel=2,
