@@ -44,6 +44,8 @@ class StoredHead:
     def obstacle(self, labels: Sequence[str], multi_label: bool) -> str:
         """Return why this head cannot answer with these labels; an empty text where it can."""
         known = {_key(label) for label in self.labels}
+        if len(known) < len(self.labels):
+            return "names two of its classes alike"
         missing = [repr(label) for label in labels if _key(label) not in known]
         if missing:
             return f"lacks {listed(missing)}"
