@@ -82,6 +82,15 @@ def test_an_old_argument_means_what_it_meant(old: dict[str, Any], new: dict[str,
     assert arguments.to_dict().keys() == transformers.TrainingArguments("results", use_cpu=True).to_dict().keys()
 
 
+def test_checkpoints_follow_the_evaluations_that_choose_the_best() -> None:
+    options: dict[str, Any] = {"load_best_model_at_end": True, "use_cpu": True}
+    assert TrainingArguments("o", evaluation_strategy="epoch", **options).save_strategy == "epoch"
+    assert TrainingArguments("o", eval_strategy="steps", eval_steps=30, **options).save_steps == 30
+    assert TrainingArguments("o", eval_strategy="steps", eval_steps=50, **options).save_steps == 500
+    with pytest.raises(ValueError, match="requires the save and eval strategy to match"):
+        TrainingArguments("o", eval_strategy="epoch", save_strategy="steps", **options)
+
+
 def test_batches_of_the_accelerator_keep_their_options() -> None:
     options: dict[str, Any] = {"dispatch_batches": False, "split_batches": True}
     config = TrainingArguments("results", accelerator_config={"even_batches": False}, **options).accelerator_config

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from fulltune.training.old_arguments import OLD_ARGUMENTS, translated, translated_values
+from fulltune.training.old_arguments import OLD_ARGUMENTS, note, translated, translated_values
 
 
 @dataclass
@@ -99,11 +99,27 @@ class _Translating:
         self._translate({name: value for name, value in weak.items() if self._is_free(name, new)}, new, ())
         for name, value in translated_values({name: getattr(self, name) for name in new}).items():
             setattr(self, name, value)
+        if not passed & {"save_strategy", "save_steps"}:
+            self._save_where_evaluated()
         super().__post_init__()  # type: ignore[misc]
         for name, entry in OLD_ARGUMENTS.items():
             if entry.mirrors is not None:
                 setattr(self, name, getattr(self, entry.mirrors))
         self._is_ready = True
+
+    def _save_where_evaluated(self: Any) -> None:
+        """Write checkpoints after evaluations, as of which the best is loaded: they were, up to version 4.8."""
+        if not self.load_best_model_at_end:
+            return
+        outcome = (
+            "checkpoints are written after each evaluation; today `save_strategy` has to be that of the evaluations"
+        )
+        if self.eval_strategy == "epoch":
+            self.save_strategy = "epoch"
+            note("load_best_model_at_end without save_strategy", outcome)
+        elif self.eval_strategy == "steps" and self.eval_steps and self.save_steps % self.eval_steps:
+            self.save_steps = self.eval_steps
+            note("load_best_model_at_end without save_steps", outcome)
 
     def _translate(self, old: dict[str, Any], new: Iterable[str], given: Collection[str]) -> None:
         for name, value in translated(old, {name: getattr(self, name) for name in new}, given).items():
