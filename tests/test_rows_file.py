@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from torch import nn
 
 from fulltune.config import Config, load_config
@@ -144,6 +145,43 @@ def test_columns_that_are_read_and_cannot_be_written_are_named_all_at_once() -> 
     assert "type bytes in row 1" in caught.value.problems[0].found
     assert "decode" in caught.value.problems[0].fix
     assert "type object in row 2" in caught.value.problems[1].found
+
+
+def nested() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(nested(), "list, nested too deeply"), (10**5000, "int, of too many digits"), (1j, "complex")],
+    ids=["nested", "long", "complex"],
+)
+def test_values_without_end_or_measure_are_named(value: Any, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"a value of type {kind} in row 1"):
+        config([{"text": "x", "label": value}])
+
+
+def test_tensors_are_numbers_and_a_named_index_is_a_column() -> None:
+    path = config([{"text": "x", "label": torch.tensor(1), "more": torch.ones(2, requires_grad=True)}]).data.train
+    assert json.loads(Path(str(path)).read_text(encoding="utf-8")) == {"text": "x", "label": 1, "more": [1.0, 1.0]}
+    frame = pd.DataFrame({"label": ["a"]}, index=pd.Index(["x"], name="text"))
+    assert rows_of(config(frame)) == [{"text": "x", "label": "a"}]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pd.DataFrame([["x", "y", "z"]], columns=["text", "text", "label"]),
+        pa.Table.from_arrays([pa.array(["x"])] * 2, ["text", "text"]),
+        [{"text": "x", 1: "y", "1": "z"}],
+    ],
+    ids=["pandas", "arrow", "list"],
+)
+def test_columns_of_one_name_are_refused(rows: Any) -> None:
+    with pytest.raises(ConfigError, match="two columns are called"):
+        config(rows)
 
 
 def test_a_model_object_is_refused_with_the_way_to_name_it() -> None:

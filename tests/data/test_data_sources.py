@@ -206,6 +206,16 @@ def test_a_damaged_description_of_a_datasets_folder_is_named(tmp_path: Path) -> 
         load(tmp_path)
 
 
+def test_columns_of_one_name_in_a_parquet_file_are_refused_where_they_are_read(tmp_path: Path) -> None:
+    columns = [pa.array(["x"]), pa.array(["y"]), pa.array(["z"]), pa.array(["z"])]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_arrays(columns, ["text", "label", "more", "more"]), path)
+    assert fields(load(path)) == [{"text": "x", "label": "y"}]
+    pq.write_table(pa.Table.from_arrays(columns[:3], ["text", "label", "label"]), path)
+    with pytest.raises(DataError, match="two columns are called 'label'"):
+        load(path)
+
+
 def test_a_gzip_file_is_read_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
     assert fields(load(tmp_path / "rows.jsonl")) == ROWS

@@ -51,6 +51,9 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
         reason = "its end is missing" if "footer" in str(error) else unread(error)
         raise DataError(f"not a readable Parquet file ({reason})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
+    twice = [name for name in _chosen(names, wanted) if names.count(name) > 1]
+    if twice:
+        raise DataError(f"two columns are called {twice[0]!r}", where=str(path), fix="rename one of them")
     rows = _readable(_rows(file.iter_batches(columns=_chosen(names, wanted)), path), path)
     classes = _classes(features_of(file.schema_arrow.metadata or {}, path.name), wanted)
     return Opened(names, _named(rows, classes, path.name))

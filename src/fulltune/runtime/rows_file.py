@@ -72,19 +72,40 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
     package = type(value).__module__.partition(".")[0]
     kind = type(value).__name__
     if package == "pandas" and kind == "DataFrame":
-        return _records(value.astype(object).where(value.notna(), None).to_dict("records"))
+        frame = value.reset_index() if _names_its_index(value) else value
+        _refuse_repeated(list(map(str, frame.columns)), field)
+        return _records(frame.astype(object).where(frame.notna(), None).to_dict("records"))
     if package == "polars" and kind in ("DataFrame", "LazyFrame"):
         return _records((value.collect() if kind == "LazyFrame" else value).to_dicts())
     if package == "pyarrow" and kind == "Table":
+        _refuse_repeated(value.column_names, field)
         return _of_table(value)
     if package == "datasets" and kind == "Dataset":
         return _of_dataset(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value):
+        for row in value:
+            _refuse_repeated(list(map(str, row)), field)
         return _records(value)
     fix = (
         'choose a split: data["train"]' if kind in ("DatasetDict", "IterableDatasetDict") else "make it a list of dicts"
     )
     raise ConfigError(f"an object of class {kind}", expected=_ACCEPTED, fix=fix, field=field)
+
+
+def _names_its_index(frame: Any) -> bool:
+    """Return whether the index of a data frame is a column with a name of its own."""
+    return all(isinstance(name, str) and name not in frame.columns for name in frame.index.names)
+
+
+def _refuse_repeated(names: Sequence[str], field: str) -> None:
+    """Check that no two columns have one name, of which only one would be kept.
+
+    Raises:
+        ConfigError: They have.
+    """
+    if len(set(names)) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"two columns are called {name!r}", fix="rename one of them", field=field)
 
 
 def _records(rows: Iterable[Mapping[Any, Any]]) -> Iterable[Mapping[str, Any]]:
@@ -170,19 +191,27 @@ class _Other:
         return cls(type(value).__name__, shortened(value, 40))
 
 
-def _plain(value: Any) -> Any:
+#: How deep values of a row may be nested, and bits of a number that JSON readers take.
+_DEEPEST, _LONGEST_NUMBER = 40, 10_000
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
     """Return a value as JSON holds it; an :class:`_Other` if JSON holds no such value, or a part is one."""
     if hasattr(value, "tolist") and hasattr(value, "dtype"):  # numpy
         value = _of_numpy(value)
     if isinstance(value, enum.Enum):
         value = value.value if isinstance(value.value, str) or isinstance(value, int) else value.name
+    if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER:
+        return _Other("int, of too many digits", shortened(value))
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
+    if depth > _DEEPEST:
+        return _Other(f"{type(value).__name__}, nested too deeply", "…")
     if isinstance(value, Mapping):
-        parts = {str(name): _plain(part) for name, part in value.items()}
+        parts = {str(name): _plain(part, depth + 1) for name, part in value.items()}
         return next((part for part in parts.values() if isinstance(part, _Other)), parts)
     if isinstance(value, (list, tuple, set, frozenset)):
-        items = [_plain(item) for item in value]
+        items = [_plain(item, depth + 1) for item in value]
         other = next((item for item in items if isinstance(item, _Other)), None)
         # The order of a set of texts differs from process to process.
         return other or (sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items)
@@ -190,8 +219,8 @@ def _plain(value: Any) -> Any:
 
 
 def _of_numpy(value: Any) -> Any:
-    """Return a NumPy value as Python has it; times of nanoseconds, which Python does not have, as text."""
-    if value.dtype.kind not in "mM":
+    """Return a NumPy value or a tensor as Python has it; times of nanoseconds, which Python does not have, as text."""
+    if getattr(value.dtype, "kind", "O") not in "mM":
         return value.tolist()
     return value.astype(str).tolist() if value.ndim else str(value)
 
