@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import fulltune
-from fulltune.errors import ModelError
+from fulltune.errors import DataError, ModelError
 from fulltune.models.fast_paths import require_computable, require_trainable
 from fulltune.models.load import load
 from fulltune.records.run import Prediction
@@ -85,3 +85,22 @@ def test_plain_use_of_the_saved_model_ends_at_the_last_position(tmp_path: Path) 
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     ids = loaded.generate(**tokenizer(rows[0].input, return_tensors="pt"))
     assert ids.shape[1] <= 129
+
+
+def test_documents_of_one_token_are_refused_where_none_can_be_scored(tmp_path: Path) -> None:
+    """GPT-2's tokenizer puts nothing before a text, Llama's does."""
+    letters = [{"text": letter} for letter in "abcdefghijkl"]
+    job: dict[str, Any] = {
+        "task": "causal-lm",
+        "data": {"train": letters[4:], "eval": letters[:4]},
+        "train": {"max_steps": 1, "evaluations": 0},
+        "guards": {"forgetting": None},
+        "evaluation": {"resamples": 100, "max_new_tokens": 2, "continuations": 0},
+        "baselines": {"few_shot": 1},
+        "out": tmp_path / "runs",
+    }
+    gpt2, llama = (str(fakes.save(kind, tmp_path / kind)) for kind in ("gpt2", "llama"))
+    with pytest.raises(DataError, match=r"4 rows of eval are a single token.*nothing to predict.*Join short documents"):
+        fulltune.run(model=gpt2, **job)
+    assert not list(tmp_path.glob("runs/*/baselines.json"))
+    assert fulltune.run(model=llama, **job).scores["tuned"]["bits_per_byte"].n == 4

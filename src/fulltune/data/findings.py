@@ -20,6 +20,9 @@ LISTED = 20
 #: The kind of findings on rows whose reference gives nothing to compare with.
 UNSCORED_KIND = "reference_queries_fail"
 
+#: The kind of findings on rows of which nothing is predicted.
+LONE_TOKEN_KIND = "single_tokens"
+
 
 class ExampleLike(Protocol):
     """A row as the task sees it (:class:`fulltune.tasks.base.Example`)."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from fulltune.config import Config
-from fulltune.data.findings import ExampleLike, Finding, Level, listed, percent, rows, some
+from fulltune.data.findings import LONE_TOKEN_KIND, ExampleLike, Finding, Level, listed, percent, rows, some
 from fulltune.data.values import is_blank
 
 
@@ -129,6 +129,27 @@ def short_answer_finding(split: str, ids: Sequence[str], left: Sequence[int], ca
             split=split,
             count=len(short),
             ids=some([name for name, _ in short]),
+        )
+
+
+def lone_token_finding(split: str, ids: Sequence[str], count: int) -> Iterator[Finding]:
+    """Rows of a single token that nothing comes before: a model predicts nothing of them.
+
+    Args:
+        split: Where the rows are from.
+        ids: Theirs.
+        count: Rows of the split.
+    """
+    if ids:
+        yield Finding(
+            kind=LONE_TOKEN_KIND,
+            level="error" if len(ids) == count else "warning",
+            message=f"{rows(len(ids), 'be', split)} a single token, before which the tokenizer puts none: there is "
+            "nothing to predict, and nothing to score",
+            fix="join short documents, or choose a model whose tokenizer puts a token before a text",
+            split=split,
+            count=len(ids),
+            ids=some(ids),
         )
 
 

@@ -118,9 +118,20 @@ def _limits(
         yield from tokens.window_finding("data.max_target_length", config.data.max_target_length, limit)
         yield from tokens.window_finding("evaluation.max_new_tokens", config.evaluation.max_new_tokens, limit)
         return
+    ends = set(inference.end_ids(bundle))
+    lone = [
+        row for row, sequences in asked if (learnt := set[int]().union(*map(_learnt, sequences))) and learnt <= ends
+    ]
+    yield from tokens.lone_token_finding("eval", lone, len(asked))
     left = [inference.most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in asked]
     ids = [row for row, _ in asked]
     yield from tokens.short_answer_finding("eval", ids, left, config.evaluation.max_new_tokens)
+
+
+def _learnt(sequence: Features) -> set[int]:
+    """Return the ids that a decoder learns to write in a sequence."""
+    assert isinstance(sequence.labels, list)
+    return {int(label) for label in sequence.labels if label != IGNORED}
 
 
 def _prompt_length(sequences: Sequence[Features]) -> int:

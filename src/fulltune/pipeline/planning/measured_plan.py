@@ -15,7 +15,7 @@ from typing import Any
 
 from fulltune.config import Config
 from fulltune.data.audit import Audit
-from fulltune.data.findings import UNSCORED_KIND
+from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
 from fulltune.evaluation.baselines import baseline, choose_shots
@@ -100,7 +100,9 @@ def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
 def _counted(job: Job) -> Plan:
     """Return the plan before anything is measured, with what the audit says of rows that do not fit."""
     findings = job.audit.findings if job.audit else ()
-    unscored = sum(found.count for found in findings if found.kind == UNSCORED_KIND and found.split == "eval")
+    unscored = sum(
+        found.count for found in findings if found.kind in (UNSCORED_KIND, LONE_TOKEN_KIND) and found.split == "eval"
+    )
     plan = make_plan(job.config, job.task, job.data, job.base, job.features, unscored)
     warnings = job.audit.warnings(without=LENGTH_KINDS) if job.audit else ()
     too_long = tuple(found.message for found in findings if found.kind in LENGTH_KINDS)
