@@ -29,7 +29,7 @@ from fulltune import AutoTokenizer, Seq2SeqTrainingArguments, Trainer, TrainingA
 from fulltune.errors import ArgumentError
 
 PAGE = Path(__file__).parents[2] / "docs" / "drop-in.md"
-# Scripts are for any machine; on one without an accelerator torch says that memory is not pinned.
+# Scripts are for any machine; on one without an accelerator torch warns that memory is not pinned.
 NO_ACCELERATOR = "ignore:'pin_memory' argument is set as true"
 TEXTS = ["a short one", "a text that is somewhat longer", "tiny", "the last"]
 
@@ -404,7 +404,7 @@ def test_a_loss_without_outputs_can_be_evaluated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"tb_writer": object()}])
-def test_tensorboard_logs_where_the_script_says(
+def test_tensorboard_logs_where_the_script_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)

@@ -14,7 +14,7 @@ from fulltune.training.old_arguments import OLD_ARGUMENTS, note, translated, tra
 
 @dataclass
 class OldArguments:
-    """Arguments of earlier versions, with the defaults that they had; :mod:`fulltune.training.old_arguments` says what
+    """Arguments of earlier versions, with the defaults that they had; :mod:`fulltune.training.old_arguments` lists what
     becomes of each.
     """
 
@@ -87,7 +87,7 @@ class _Translating:
     def __post_init__(self) -> None:
         old, new = _defaults(type(self), is_old=True), _defaults(type(self), is_old=False)
         given, self._given = self._given, frozenset()
-        # A parser, and a subclass, pass every argument: those with their default say nothing then.
+        # A parser, and a subclass, pass every argument: those with their default mean nothing then.
         knows = given and not given >= {*old, *new}
         passed = {name for name in (*old, *new) if name in given} if knows else set()
         passed |= {name for name, default in (old | new).items() if getattr(self, name) != default}
