@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,6 @@ from transformers import TrainerCallback
 
 from fulltune import Config, ModelError, Trainer
 from fulltune.tasks.base import Features
-from fulltune.training import untouched
 from fulltune.training.batches import packing
 from fulltune.training.loss_check import LossFacts, check_loss
 from fulltune.training.next_tokens import aligned_labels
@@ -257,27 +257,19 @@ def test_a_classifier_without_a_padding_token_takes_several_rows(tmp_path: Path)
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_labels_that_a_forward_pass_does_not_name_reach_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The class below stands for one of the library's, such as Qwen 3.5's.
-    monkeypatch.setattr(untouched, "_PACKAGES", (*untouched._PACKAGES, __file__))
-
-    def make() -> Any:
-        model = built("Llama", "SequenceClassification", **_DECODER)
-
-        class Unnamed(type(model)):  # type: ignore[misc]
-            def forward(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
-                return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-
-        Unnamed.__name__, Unnamed.__module__ = type(model).__name__, type(model).__module__
-        model.__class__ = Unnamed
-        return model
-
-    data = rows("SequenceClassification")
-    expected = alone(built("Llama", "SequenceClassification", **_DECODER), data).item()
-    assert step(make(), data, tmp_path)[0] == pytest.approx(expected, abs=1e-4)
-    trainer = Trainer(model=make(), args=fakes.arguments(tmp_path), eval_dataset=data)
+def test_labels_that_a_forward_pass_does_not_name_reach_the_model(tmp_path: Path) -> None:
+    text = _DECODER | {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 1, "out_hidden_size": 32}
+    options = {"text_config": text, "vision_config": sight, "pad_token_id": 0}
+    model, data = built("Qwen3_5", "SequenceClassification", **options), rows("SequenceClassification")
+    assert "labels" not in inspect.signature(model.forward).parameters
+    expected = alone(model, data).item()
+    assert step(model, data, tmp_path)[0] == pytest.approx(expected, abs=1e-4)
+    trainer = Trainer(
+        model=built("Qwen3_5", "SequenceClassification", **options),
+        args=fakes.arguments(tmp_path),
+        eval_dataset=data,
+    )
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
 
 
