@@ -257,7 +257,7 @@ def test_the_name_of_a_folder_says_nothing(written: Path, tmp_path: Path) -> Non
 
 
 def test_nothing_whole_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no whole checkpoint"):
+    with pytest.raises(StoreError, match="No valid checkpoint found in output directory"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 

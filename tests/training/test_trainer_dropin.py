@@ -347,7 +347,7 @@ def test_an_overridden_save_model_writes_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_resuming_where_nothing_is_raises_the_error_type_of_the_library(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no whole checkpoint") as caught:
+    with pytest.raises(ValueError, match="No valid checkpoint found in output directory") as caught:
         _saving(tmp_path).train(resume_from_checkpoint=True)
     assert isinstance(caught.value, CheckpointError)
 

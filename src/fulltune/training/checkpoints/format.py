@@ -208,10 +208,9 @@ def check(folder: Path) -> None:
     missing = [name for name in _THEIRS if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"this is no checkpoint to go on from (there is no {', '.join(missing)})",
+            f"Can't find a valid checkpoint at {folder} (there is no {', '.join(missing)})",  # as transformers words it
             expected="a folder checkpoint-N that a training has written, with the state of its optimizer",
             fix="name another, or train from the beginning",
-            where=str(folder),
         )
     warnings.warn(
         f"{folder} was written by transformers: nothing tells whether its files are whole, and its pickles are read "

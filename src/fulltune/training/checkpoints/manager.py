@@ -130,7 +130,8 @@ class Checkpoints(TrainerCallback):
             return theirs
         if found is None:
             raise CheckpointError(
-                "there is no whole checkpoint", where=str(self.folder), fix="train from the beginning"
+                f"No valid checkpoint found in output directory ({self.folder})",  # as transformers words it
+                fix="train from the beginning",
             )
         return found
 
