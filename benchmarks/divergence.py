@@ -31,7 +31,8 @@ from transformers import TrainerCallback
 import fulltune
 from fulltune.config import Config
 from fulltune.experiments.lr_find import weights_sha256
-from fulltune.pipeline.job import load, parts
+from fulltune.pipeline.job import parts
+from fulltune.pipeline.loading import load_model
 from fulltune.runtime import plugins
 from fulltune.tasks import dataset
 from fulltune.training.fit import TrainingResult, fit
@@ -101,10 +102,10 @@ def trained(job: Job, callbacks: Sequence[TrainerCallback], **train: Any) -> tup
     """Training alone, without baselines; what came of it, and the hash of the weights."""
     config = job.config(None, **train)
     task, _ = parts(config)
-    data = dataset.prepare(config, task)
-    base = load(config, task, "unused")
+    task, data = dataset.prepare(config, task)
+    base = load_model(config, task, "unused")
     _, features, curve = dataset.inspect(config, task, data, base)
-    student = load(config, task, "unused", head=task.head)
+    student = load_model(config, task, "unused", head=task.head)
     task.begin(student, data.train.examples)
     method = plugins.load("method", config.method)(config)
     weights = task.class_weights(data.train.examples)

@@ -22,7 +22,7 @@ from fulltune.config import load_config
 from fulltune.evaluation.baselines import baseline, choose_shots
 from fulltune.models import likelihoods
 from fulltune.models.prefix_cache import PrefixCache
-from fulltune.pipeline import job
+from fulltune.pipeline import job, loading
 from fulltune.tasks import dataset
 
 
@@ -52,8 +52,8 @@ def main() -> None:
     asked = parser.parse_args()
     config = load_config(asked.config)
     task, _ = job.parts(config)
-    data = dataset.prepare(config, task)
-    base = job.load(config, task, "runs")
+    task, data = dataset.prepare(config, task)
+    base = loading.load_model(config, task, "runs")
     shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
     rows, found = data.eval.examples[: asked.rows], dict[str, Any]()
     for name in ("zero_shot", "few_shot"):

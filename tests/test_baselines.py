@@ -30,7 +30,7 @@ def classification(train: list[Example] = TRAIN, few_shot: int = 2) -> Classific
     task = Classification(
         Config(model="m", task="classification", data={"train": "t"}, baselines={"few_shot": few_shot})
     )
-    task.fit(train, [] if any(isinstance(row.target, tuple) for row in train) else EVAL)
+    task = task.fit(train, [] if any(isinstance(row.target, tuple) for row in train) else EVAL)
     return task
 
 
@@ -59,7 +59,7 @@ def test_tfidf_with_several_labels_and_labels_that_train_lacks() -> None:
     train = [Example(row.id, row.input, (str(row.target), "always")) for row in TRAIN]
     evaluation = [Example("e:0", "court law", ("law", "new"))]
     task = Classification(Config(model="m", task="classification", data={"train": "t"}))
-    task.fit(train, evaluation)
+    task = task.fit(train, evaluation)
     [prediction] = baseline("tfidf", task, fakes.bundle("bert"), train, ())(evaluation)
     assert prediction.output == ("always", "law")
     assert prediction.values["probabilities"]["new"] == 0.0

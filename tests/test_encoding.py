@@ -56,7 +56,7 @@ def test_threads_and_cache_change_nothing(kind: str, tmp_path: Path) -> None:
 def test_classes_come_back_as_they_were(tmp_path: Path) -> None:
     task = Classification(load_config({"model": "m", "task": "classification", "data": {"train": "t"}}))
     examples = [Example(f"row:{n}", "the court shall", ("yes",) if n % 2 else ()) for n in range(8)]
-    task.fit(examples, examples)
+    task = task.fit(examples, examples)
     bundle = fakes.bundle("bert")
     made = encoding.encode(task, examples, bundle, tmp_path)
     assert encoding.encode(task, examples, bundle, tmp_path) == made

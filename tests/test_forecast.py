@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from fulltune.config import load_config
 from fulltune.errors import ConfigError
 from fulltune.experiments.lr_find import weights_sha256
 from fulltune.pipeline import run
-from fulltune.pipeline.job import load, parts
+from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning import measured_plan
 from fulltune.runtime import machine
-from fulltune.tasks import dataset
 from fulltune.tasks.base import Example
 
 PARTS = ["program and data", "weights", "gradients", "optimizer state", "activations"]
@@ -42,13 +42,8 @@ def config(place: Path, kind: str, **sections: Any) -> dict[str, Any]:
     }
 
 
-def job(raw: dict[str, Any], place: Path) -> measured_plan.Job:
-    read = load_config(raw)
-    task, _ = parts(read)
-    data = dataset.prepare(read, task)
-    base = load(read, task, place)
-    _, features, _ = dataset.inspect(read, task, data, base)
-    return measured_plan.Job(read, task, data, base, features, place)
+def job(raw: dict[str, Any], place: Path) -> Job:
+    return replace(prepare_job(load_config(raw), place), curve=[])
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
@@ -67,7 +62,7 @@ def test_a_plan_tells_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path
 def test_the_base_and_the_random_numbers_are_as_they_were(tmp_path: Path) -> None:
     known = job(config(tmp_path, "gpt2"), tmp_path)
     before, draws = weights_sha256(known.base.model), torch.get_rng_state()
-    measured_plan.full_plan(known, [], prepared=0.0)
+    measured_plan.full_plan(known, prepared=0.0)
     assert weights_sha256(known.base.model) == before
     assert torch.equal(torch.get_rng_state(), draws)
 
@@ -87,7 +82,7 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
     raw = config(tmp_path, "gpt2")
     known = job(raw, tmp_path)
     monkeypatch.setattr(machine, "rss_bytes", lambda: sum(one.nbytes for one in known.base.model.parameters()))
-    whole = measured_plan.full_plan(known, [], prepared=0.0).memory
+    whole = measured_plan.full_plan(known, prepared=0.0).memory
     limited(monkeypatch, whole["weights"] + whole["gradients"] + whole["optimizer state"] + whole["activations"] // 2)
     with pytest.raises(ConfigError, match="training needs") as raised:
         run.run(raw, out=tmp_path / "runs")
@@ -102,7 +97,7 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
 def test_the_copy_for_checkpoints_refuses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = job(config(tmp_path, "gpt2", checkpoints={"every": 3}), tmp_path)
     monkeypatch.setattr(machine, "rss_bytes", lambda: sum(one.nbytes for one in known.base.model.parameters()))
-    whole = measured_plan.full_plan(known, [], prepared=0.0).memory
+    whole = measured_plan.full_plan(known, prepared=0.0).memory
     limited(monkeypatch, sum(whole.values()) - 1)
     less = measured_plan.checked_plan(known).memory
     assert set(whole) - set(less) == {"checkpoint being written"}

@@ -21,7 +21,7 @@ from transformers import (
 from fulltune.config import load_config
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline import job
+from fulltune.pipeline import job, loading
 from fulltune.records.run import Prediction
 from fulltune.tasks.base import Example, Task
 
@@ -58,8 +58,8 @@ class Saved:
     def predictions(self, examples: list[Example]) -> list[Prediction]:
         """The report's answers; the folder is written before."""
         task, _ = job.parts(self.config)
-        task.fit(examples, examples)
-        bundle = job.load(self.config, task, "runs", head=task.head)
+        task = task.fit(examples, examples)
+        bundle = loading.load_model(self.config, task, "runs", head=task.head)
         save.save_model(bundle, self.folder)
         self.task: Task = task
         self.bundle: Bundle = bundle

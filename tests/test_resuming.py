@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,10 @@ from typer.testing import CliRunner
 import fulltune
 from fulltune.cli.main import app
 from fulltune.errors import ConfigError, StoreError
-from fulltune.evaluation import evaluate
 from fulltune.pipeline import resume, train
-from fulltune.pipeline.job import parts
+from fulltune.pipeline.job import prepare_job
 from fulltune.pipeline.resume_check import check_resume
 from fulltune.store.runs import RunFolder, list_runs, status
-from fulltune.tasks import dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
 
@@ -101,9 +100,9 @@ def test_a_run_killed_in_evaluation_is_not_trained_again(
     place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "score_system", lambda *args, **kwargs: die())
+        patch.setattr("fulltune.pipeline.run.score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
-    monkeypatch.setattr(train, "train", lambda *args: pytest.fail("it is trained"))
+    monkeypatch.setattr("fulltune.pipeline.run.train", lambda *args: pytest.fail("it is trained"))
     fulltune.run(out=tmp_path, resume=run)
     assert outcome(tmp_path / run) == whole("classification")
 
@@ -112,7 +111,7 @@ def test_a_run_killed_after_its_last_step_keeps_its_best_weights(
     place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fulltune.pipeline.finish.finish", lambda *args: die())
+        patch.setattr("fulltune.pipeline.run.finish", lambda *args: die())
         run = killed(job(place, "classification"), tmp_path)
     fulltune.run(out=tmp_path, resume=run)
     assert outcome(tmp_path / run) == whole("classification")
@@ -232,15 +231,15 @@ def test_a_change_can_be_allowed(stopped: Path, place: Path) -> None:
 
 def test_texts_that_a_tokenizer_saw_do_not_change_what_a_run_is(place: Path, tmp_path: Path) -> None:
     config = fulltune.load_config(job(place, "causal-lm"))
-    data = dataset.prepare(config, parts(config)[0])
-    base = fakes.bundle("bert")
+    job_at_start = replace(prepare_job(config, tmp_path), base=fakes.bundle("bert"))
+    base = job_at_start.base
     with RunFolder.create(tmp_path, "mine") as folder:
-        resume.check(folder, config, data, base, False)
+        resume.check(folder, job_at_start, False)
         base.tokenizer("the fox and the king", truncation=True, max_length=3, padding="max_length")
-        resume.check(folder, config, data, base, False)
+        resume.check(folder, job_at_start, False)
         base.tokenizer.add_tokens("dragon")
         with pytest.raises(ConfigError, match="field 'tokenizer'"):
-            resume.check(folder, config, data, base, False)
+            resume.check(folder, job_at_start, False)
 
 
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:

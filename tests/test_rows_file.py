@@ -125,7 +125,7 @@ class Tone(enum.Enum):
         ({"b", "a"}, ["a", "b"]),
         (frozenset([Tone.GOOD]), ["good"]),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_values_with_one_obvious_text_are_written_as_it(value: Any, written: Any) -> None:
     path = config([{"text": "x", "label": value}]).data.train

@@ -23,8 +23,8 @@ from fulltune.models import inference, load
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import accelerated
 from fulltune.models.inference import Text
-from fulltune.pipeline import job as stages
 from fulltune.pipeline.job import parts
+from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Prediction, Step
 from fulltune.runtime.kernels.active import fixed
 from fulltune.runtime.kernels.calibration import dump_choices, is_float32_onednn_there
@@ -191,8 +191,8 @@ class _Job:
         config = load_config(jobs.config(checkpoint.folder, column, folder, fast=fast))
         record = fulltune.run(config, out=folder / "runs")
         task, _ = parts(config)
-        data = dataset.prepare(config, task)
-        start = stages.load(config, task, folder / "runs", head=task.head)
+        task, data = dataset.prepare(config, task)
+        start = load_model(config, task, folder / "runs", head=task.head)
         task.begin(start, data.train.examples)
         return cls(config, family_of(checkpoint), task, data, start, folder / "runs" / record.run_id)
 

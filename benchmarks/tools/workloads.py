@@ -70,7 +70,7 @@ def make(name: str, data: Path, *, steps: int, seed: int, dropout: bool) -> Work
     """
     config = load_config({"model": "benchmark", "speed": {}, "checkpoints": None, **_job(name, data)})
     task = plugins.load("task", config.task)(config)
-    rows = dataset.prepare(config, task)
+    task, rows = dataset.prepare(config, task)
     torch.manual_seed(seed)
     bundle = _bundle(name, task.labels)
     if not dropout:

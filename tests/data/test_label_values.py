@@ -360,7 +360,7 @@ def fitted(labels: list[str], **data: Any) -> tuple[str, ...]:
     from fulltune.tasks.base import Example
 
     one = task(**data)
-    one.fit([Example(str(n), "x", label) for n, label in enumerate(labels)], [])
+    one = one.fit([Example(str(n), "x", label) for n, label in enumerate(labels)], [])
     return one.labels
 
 

@@ -18,8 +18,8 @@ from fulltune.config import Config, load_config
 from fulltune.errors import ModelError
 from fulltune.evaluation import baselines
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline import job as stages
-from fulltune.pipeline.job import load, parts
+from fulltune.pipeline.job import dated, parts
+from fulltune.pipeline.loading import load_model
 from fulltune.tasks import chat, dataset, prompts
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.prompts import Wording
@@ -204,11 +204,11 @@ def test_a_config_may_name_the_day_and_others_are_left_alone(job: dict[str, Any]
     named = job | {"data": job["data"] | {"chat_date": "2025-12-24"}}
     config = load_config(named)
     task, _ = parts(config)
-    base = load(config, task, tmp_path)
-    assert stages.dated(config, task, base).data.chat_date == date(2025, 12, 24)
+    base = load_model(config, task, tmp_path)
+    assert dated(config, task, base).data.chat_date == date(2025, 12, 24)
     plain = replace(base, tokenizer=fakes.llama_tokenizer())
-    assert stages.dated(load_config(job), task, plain).data.chat_date is None
-    data = dataset.prepare(config, task)
+    assert dated(load_config(job), task, plain).data.chat_date is None
+    task, data = dataset.prepare(config, task)
     key = baselines.cache_parts(task, config, base, data.train.table, data.eval.table)
     assert json.dumps(key)  # plain values
 

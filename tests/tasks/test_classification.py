@@ -30,13 +30,13 @@ def make(rows: list[Example], **options: object) -> Classification:
         model="m", task="classification", data={"train": "t.jsonl"}, evaluation={"batch_size": 2}, **options
     )
     task = Classification(config)
-    task.fit(rows, rows)
+    task = task.fit(rows, rows)
     return task
 
 
 def test_labels_are_those_of_train_and_eval_sorted() -> None:
     task = Classification(Config(model="m", task="classification", data={"train": "t"}))
-    task.fit([Example("a", "x", "zebra")], [Example("b", "y", "ant")])
+    task = task.fit([Example("a", "x", "zebra")], [Example("b", "y", "ant")])
     assert task.labels == ("ant", "zebra")
     assert not task.multi_label
 
@@ -75,7 +75,7 @@ def test_a_long_text_is_cut_and_keeps_its_closing_token() -> None:
     bundle = fakes.bundle("bert")
     config = Config(model="m", task="classification", data={"train": "t", "max_length": 8})
     task = Classification(config)
-    task.fit(ROWS, ROWS)
+    task = task.fit(ROWS, ROWS)
     [item] = task.encode(Example("r", "good " * 50, "law"), bundle)
     assert len(item.input_ids) == 8
     assert item.input_ids[-1] == bundle.tokenizer.sep_token_id

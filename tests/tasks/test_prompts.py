@@ -153,7 +153,7 @@ def test_an_input_longer_than_the_positions_is_refused(kind: str) -> None:
 def test_labels_longer_than_the_window_are_scored(kind: str, labels: tuple[str, ...]) -> None:
     rows = [Example(f"r:{n}", "the fox " * 40, label) for n, label in enumerate(labels)]
     task = Classification(Config(model="m", task="classification", data={"train": "t"}, evaluation={"batch_size": 8}))
-    task.fit(rows, rows)
+    task = task.fit(rows, rows)
     for shots in ((), rows[:2]):
         [found] = task.predictor(fakes.bundle(kind), "s", shots)(rows[:1])
         assert 0 < found.values["confidence"] <= 1
@@ -191,7 +191,7 @@ def test_prompts_with_completions_hold_the_shots_that_leave_room_for_the_complet
     bundle = fakes.bundle(kind)
     task = CausalLM(Config(model="m", task="causal-lm", data={"train": "t"}, evaluation={"continuations": 2}))
     rows = [Example("r:0", "a" * 10, "b" * 10), Example("r:1", "a" * 10, "b" * 90)]
-    task.fit(rows, rows)
+    task = task.fit(rows, rows)
     found = list(task.predictor(bundle, "few_shot", [Example(f"s:{n}", "c" * 10, "d" * 10) for n in range(9)])(rows))
     assert [row.values["shots"] for row in found] == [4, 1]
     assert [row.values["tokens"] for row in found] == [10, 90]

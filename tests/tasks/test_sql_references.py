@@ -67,7 +67,7 @@ def options(folder: Path, train: list[str], scored: list[str], **more: Any) -> d
 def audited(folder: Path, train: list[str], evaluation: list[str], **more: Any) -> Audit:
     config = load_config(options(folder, train, evaluation, **more))
     task = Text2SQL(config)
-    data = dataset.prepare(config, task)
+    task, data = dataset.prepare(config, task)
     return dataset.inspect(config, task, data, fakes.bundle("t5"))[0]
 
 
@@ -190,7 +190,7 @@ def test_all_databases_that_cannot_be_read_are_told_at_once(folder: Path) -> Non
     rows = [Example(name, "q", "SELECT 1", {"db_id": name, "database": str(folder / "dbs" / f"{name}.sqlite")})
             for name in ("one", "two", "shop")]  # fmt: skip
     with pytest.raises(DataError) as caught:
-        task.fit(rows, rows)
+        task = task.fit(rows, rows)
     assert [Path(problem.where).name for problem in caught.value.problems] == ["one.sqlite", "two.sqlite"]
 
 
@@ -253,7 +253,7 @@ def test_a_file_of_schemas_has_a_largest_size(folder: Path, monkeypatch: pytest.
 def test_a_task_goes_to_other_processes_without_its_results(folder: Path) -> None:
     config = load_config(options(folder, [good(0)], [good(0)]))
     task = Text2SQL(config)
-    data = dataset.prepare(config, task)
+    task, data = dataset.prepare(config, task)
     other = pickle.loads(pickle.dumps(task))
     assert other._results._known == {}
     assert task._results._known != {}
@@ -264,7 +264,7 @@ def test_a_task_goes_to_other_processes_without_its_results(folder: Path) -> Non
 def test_baselines_are_kept_only_while_the_databases_stay_as_they_are(folder: Path) -> None:
     config = load_config(options(folder, [good(0)], [good(0)]))
     task, base = Text2SQL(config), fakes.bundle("t5")
-    data = dataset.prepare(config, task)
+    task, data = dataset.prepare(config, task)
 
     def key() -> str:
         return cache_key(cache_parts(task, config, base, data.train.table, data.eval.table))

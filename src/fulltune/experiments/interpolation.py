@@ -24,7 +24,8 @@ from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import Memory
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline import job
+from fulltune.pipeline.job import parts
+from fulltune.pipeline.loading import find_model, load_model
 from fulltune.records.run import Model, Retention, Score
 from fulltune.report import pareto
 from fulltune.report.retention import worst
@@ -142,10 +143,9 @@ def interpolate(
     wanted, progress = _checked(alphas), progress or NullProgress()
     folder = resolve(run, out)
     config = _with_budget(load_config(folder / "config.yaml"))
-    task, _ = job.parts(config)
-    data = dataset.prepare(config, task)
-    base = job.load(config, task, out)
-    tuned, _ = job.find_model(config, task, folder.name, folder.parent)
+    task, data = dataset.prepare(config, parts(config)[0])
+    base = load_model(config, task, out)
+    task, tuned, _ = find_model(config, task, folder.name, folder.parent)
     memory = Memory.of(config, base, Path(out), progress)
     mixture = Mixture(base, tuned)
     chooses = data.valid or data.eval

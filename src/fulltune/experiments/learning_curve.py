@@ -5,29 +5,22 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from fulltune.config import Config, load_config
-from fulltune.evaluation import evaluate
-from fulltune.evaluation.evaluate import Evaluation
-from fulltune.experiments.trials import mover
+from fulltune.evaluation.evaluate import Evaluation, score_system
 from fulltune.metrics.accumulate import resampled_values
 from fulltune.metrics.base import Metric
 from fulltune.metrics.power_law import SIZES, Doubling, doubling
-from fulltune.pipeline import job as jobs
-from fulltune.pipeline import train
-from fulltune.pipeline.job import load
-from fulltune.pipeline.planning import measured_plan
+from fulltune.pipeline.job import Job, prepare_job
+from fulltune.pipeline.planning.measured_plan import make_plan
+from fulltune.pipeline.train import mover, overfitting_guard
 from fulltune.records.run import Model, Score
-from fulltune.runtime import plugins
 from fulltune.runtime.progress import NullProgress, Progress
-from fulltune.tasks import dataset
-from fulltune.tasks.base import Example, Features, Task
-from fulltune.tasks.dataset import Data
+from fulltune.tasks.base import Example
 from fulltune.training.fit import fit
 
 #: Parts of the training rows; each holds the one before it.
@@ -82,19 +75,6 @@ class LearningCurve(Model):
     headline: str
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What all parts share."""
-
-    config: Config
-    task: Task
-    data: Data
-    features: Sequence[Features]
-    curve: Sequence[Features]
-    out: Path
-    progress: Progress
-
-
 def learning_curve(
     config: Config | Mapping[str, Any] | str | Path,
     *,
@@ -111,18 +91,16 @@ def learning_curve(
     Raises:
         FulltuneError: All that would stop the run before its first step, or training that was stopped.
     """
-    config = load_config(config, overrides)
-    task, _ = jobs.parts(config)
-    data = dataset.prepare(config, task)
-    base = load(config, task, out)
-    audit, features, curve = dataset.inspect(config, task, data, base)
-    audit.raise_if_broken(config.data.allow_leaks)
-    steps = measured_plan.make_plan(config, task, data, base, features).total_steps
-    whole = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
-    job = _Job(whole, task, data, features, curve if data.valid else [], Path(out), progress or NullProgress())
-    parts = nested(data.train.examples, config.train.seed)
-    scored = [_trained_on(job, part) for part in parts]
-    return _told(config, task.metrics[0], steps, [len(part) for part in parts], scored)
+    job = prepare_job(load_config(config, overrides), out)
+    job.check_audit()
+    steps = make_plan(job).total_steps
+    train = job.config.train.model_copy(update={"max_steps": steps})
+    whole = job.config.model_copy(update={"train": train})
+    parts = nested(job.data.train.examples, train.seed)
+    progress = progress or NullProgress()
+    # Each part gets a method of its own: a method remembers the model that it prepared.
+    scored = [_trained_on(job.with_config(whole), part, progress) for part in parts]
+    return _curve(job, steps, [len(part) for part in parts], scored)
 
 
 def nested(examples: Sequence[Example], seed: int) -> list[Sequence[Example]]:
@@ -132,33 +110,34 @@ def nested(examples: Sequence[Example], seed: int) -> list[Sequence[Example]]:
     return [[examples[index] for index in sorted(order[:size])] for size in sorted(sizes)]
 
 
-def _trained_on(job: _Job, part: Sequence[Example]) -> Evaluation:
-    config, task, kept = job.config, job.task, {example.id for example in part}
-    student = load(config, task, job.out, head=task.head)
-    task.begin(student, part)
-    guard = train.overfitting_guard(config, task, student, job.data)
+def _trained_on(job: Job, part: Sequence[Example], progress: Progress) -> Evaluation:
+    """Train on a part of the rows and score the model on all evaluation rows."""
+    config, kept = job.config, {example.id for example in part}
+    student = job.another_model()
+    job.task.begin(student, part)
+    guard = overfitting_guard(job, student)
     name = f"{len(part):,} rows"
-    steps = job.progress.stage(f"train, {name}", total=config.train.max_steps, unit="step")
+    steps = progress.stage(f"train, {name}", total=config.train.max_steps, unit="step")
     with tempfile.TemporaryDirectory(prefix="fulltune-") as folder, steps as bar:
         result = fit(
             student,
-            plugins.load("method", config.method)(config),
+            job.method,
             [features for features in job.features if features.row_id in kept],
-            job.curve,
+            job.curve if job.data.valid else [],
             config,
             output_dir=Path(folder),
-            class_weights=task.class_weights(part),
+            class_weights=job.task.class_weights(part),
             on_step=mover(bar),
             callbacks=[guard] if guard else [],
         )
     if result.stopped is not None:
         raise result.stopped
-    return evaluate.score_system(task, student, f"tuned, {name}", job.data, job.progress)
+    return score_system(job.task, student, f"tuned, {name}", job.data, progress)
 
 
-def _told(
-    config: Config, metric: Metric, steps: int, rows: Sequence[int], scored: Sequence[Evaluation]
-) -> LearningCurve:
+def _curve(job: Job, steps: int, rows: Sequence[int], scored: Sequence[Evaluation]) -> LearningCurve:
+    """Return the learning curve of scored parts, each with ``rows`` rows."""
+    config, metric = job.config, job.task.metrics[0]
     settings = config.evaluation
     values = [evaluation.value(metric.name) for evaluation in scored]
     draws = resampled_values([item.accumulator for item in scored], metric, resamples=settings.resamples)

@@ -22,21 +22,18 @@ import torch
 from fulltune.config import Config, load_config
 from fulltune.errors import DataError, ModelError
 from fulltune.experiments import range_test
-from fulltune.experiments.trials import mover
 from fulltune.models.bundle import Bundle, trained_state
-from fulltune.pipeline.job import load, parts
-from fulltune.pipeline.planning import measured_plan
+from fulltune.pipeline.job import Job, prepare_job
+from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.planning.plan import total_steps
+from fulltune.pipeline.train import mover
 from fulltune.records.run import Model
 from fulltune.report import rates as report
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.runs import new_run_id
-from fulltune.tasks import dataset
-from fulltune.tasks.base import Features, Task
-from fulltune.training.batches.buckets import micro_batches
+from fulltune.tasks.base import Features
 from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.fit import fit
-from fulltune.training.methods.base import Method
 
 #: Rates of the sweep, and steps of a short training.
 LOW, HIGH, STEPS, CONFIRM_STEPS = 1e-7, 1.0, 100, 60
@@ -99,16 +96,24 @@ class LearningRate(Model):
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What the sweep and the short trainings share."""
+class _Bench:
+    """A job with the sequences that its short trainings use.
 
-    config: Config
-    task: Task
-    method: Method
+    Attributes:
+        job: The job.
+        student: The model that is trained, and restored after each training.
+        train: Sequences to train on.
+        held_out: Sequences that rates are compared on.
+    """
+
+    job: Job
     student: Bundle
     train: Sequence[Features]
     held_out: Sequence[Features]
-    class_weights: Sequence[float] | None
+
+    @property
+    def class_weights(self) -> Sequence[float] | None:
+        return self.job.task.class_weights(self.job.data.train.examples)
 
 
 def find_learning_rate(
@@ -137,16 +142,17 @@ def find_learning_rate(
     """
     started, config, progress = time.perf_counter(), load_config(config, overrides), progress or NullProgress()
     with randomness_kept(), tempfile.TemporaryDirectory() as place:
-        job = _job(config, out)
-        job.method.prepare(job.student)
-        kept = _Weights(job.student)
-        points, is_whole = _sweep(job, steps, Path(place), progress)
+        bench = _prepared(config, out)
+        bench.job.method.prepare(bench.student)
+        kept = _Weights(bench.student)
+        points, is_whole = _sweep(bench, steps, Path(place), progress)
         kept.restore()
         reading = range_test.read(points, is_whole=is_whole)
-        length = min(confirm_steps, total_steps(config, len(job.train), _micro_batches(job)))
+        batches = bench.job.micro_batches(bench.train)
+        length = min(confirm_steps, total_steps(config, len(bench.train), batches))
         tried, start = [], math.nan
         for rate in reading.candidates:
-            candidate, start = _confirm(job, rate, length, Path(place), progress)
+            candidate, start = _confirm(bench, rate, length, Path(place), progress)
             tried.append(candidate)
             kept.restore()
     advised, reason = _answer(reading, tried, start)
@@ -160,7 +166,7 @@ def find_learning_rate(
         start=start,
         candidates=tuple(tried),
         sweep=tuple(SweptRate(rate=rate, loss=loss, smoothed=mean) for (rate, loss), mean in swept),
-        held_out=len(job.held_out),
+        held_out=len(bench.held_out),
         steps=length,
         weights=kept.sha256,
         seconds=round(time.perf_counter() - started, 3),
@@ -170,22 +176,14 @@ def find_learning_rate(
     return found
 
 
-def _job(config: Config, out: str | Path) -> _Job:
-    task, method = parts(config)
-    data = dataset.prepare(config, task)
-    base = load(config, task, out)
-    audit, features, curve = dataset.inspect(config, task, data, base)
-    audit.raise_if_broken(config.data.allow_leaks)
-    measured_plan.make_plan(config, task, data, base, features)
-    student = base if task.head == base.head else load(config, task, out, head=task.head)
-    task.begin(student, data.train.examples)
-    train, held_out = (features, curve) if data.valid else _held_out(features)
-    return _Job(config, task, method, student, train, held_out, task.class_weights(data.train.examples))
-
-
-def _micro_batches(job: _Job) -> int | None:
-    is_encoder_decoder = job.student.family == "encoder-decoder"
-    return micro_batches(job.config, job.train, is_encoder_decoder=is_encoder_decoder)
+def _prepared(config: Config, out: str | Path) -> _Bench:
+    job = prepare_job(config, out)
+    job.check_audit()
+    make_plan(job)
+    student = job.fresh_model()
+    job.task.begin(student, job.data.train.examples)
+    train, held_out = (job.features, job.curve) if job.data.valid else _held_out(job.features)
+    return _Bench(job, student, train, held_out)
 
 
 def _held_out(features: Sequence[Features]) -> tuple[list[Features], list[Features]]:
@@ -205,38 +203,38 @@ def _held_out(features: Sequence[Features]) -> tuple[list[Features], list[Featur
     return train, held_out
 
 
-def _sweep(job: _Job, steps: int, place: Path, progress: Progress) -> tuple[list[tuple[float, float]], bool]:
+def _sweep(bench: _Bench, steps: int, place: Path, progress: Progress) -> tuple[list[tuple[float, float]], bool]:
     with progress.stage("range test", total=steps, unit="step") as bar:
         return range_test.sweep(
-            job.student,
-            job.method.features(job.student, job.train),
-            job.config,
+            bench.student,
+            bench.job.method.features(bench.student, bench.train),
+            bench.job.config,
             range_test.rates(LOW, HIGH, steps),
             output_dir=place,
-            class_weights=job.class_weights,
+            class_weights=bench.class_weights,
             on_step=lambda rate, loss: bar.advance(note=f"rate {rate:.1e}, loss {loss:.4g}"),
         )
 
 
-def _confirm(job: _Job, rate: float, steps: int, place: Path, progress: Progress) -> tuple[Candidate, float]:
+def _confirm(bench: _Bench, rate: float, steps: int, place: Path, progress: Progress) -> tuple[Candidate, float]:
     """A short training with the job's schedule; the loss on held-out rows after it and before it."""
     short = {"learning_rate": rate, "max_steps": steps, "evaluations": 1}
-    config = job.config.model_copy(
+    config = bench.job.config.model_copy(
         update={
-            "train": job.config.train.model_copy(update=short),
-            "guards": job.config.guards.model_copy(update={"divergence": None}),
-            "trainer": job.config.trainer | {"save_strategy": "no", "report_to": "none"},
+            "train": bench.job.config.train.model_copy(update=short),
+            "guards": bench.job.config.guards.model_copy(update={"divergence": None}),
+            "trainer": bench.job.config.trainer | {"save_strategy": "no", "report_to": "none"},
         }
     )
     with progress.stage(f"rate {rate:.1e}", total=steps, unit="step") as bar:
         trained = fit(
-            job.student,
-            job.method,
-            job.train,
-            job.held_out,
+            bench.student,
+            bench.job.method,
+            bench.train,
+            bench.held_out,
             config,
             output_dir=place,
-            class_weights=job.class_weights,
+            class_weights=bench.class_weights,
             on_step=mover(bar),
         )
     curve = {step.step: step.eval_loss for step in trained.steps if step.eval_loss is not None}

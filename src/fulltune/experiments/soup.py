@@ -18,7 +18,8 @@ from fulltune.config import Config, load_config
 from fulltune.errors import IncompatibleError, Problem, StoreError
 from fulltune.evaluation import evaluate
 from fulltune.evaluation.retention import Memory
-from fulltune.pipeline import job
+from fulltune.pipeline.job import parts
+from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Model, Retention, Score, read_record
 from fulltune.runtime.files import storing
 from fulltune.runtime.progress import NullProgress, Progress
@@ -163,11 +164,10 @@ def _is_run(folder: Path) -> bool:
 def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progress: Progress) -> Soup:
     """The mean on the evaluation rows of the first run, beside what each source scored there."""
     config: Config = load_config(first / "config.yaml")
-    task, _ = job.parts(config)
-    data = dataset.prepare(config, task)
-    memory = Memory.of(config, job.load(config, task, out), out, progress)
-    bundle = job.load(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
-    task.adopt(bundle)
+    task, data = dataset.prepare(config, parts(config)[0])
+    memory = Memory.of(config, load_model(config, task, out), out, progress)
+    bundle = load_model(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
+    task = task.adopt(bundle)
     evaluation = evaluate.score_system(task, bundle, "soup", data, progress)
     records = {
         name: read_record(folder.parent / "record.json")

@@ -20,17 +20,12 @@ from fulltune.evaluation.evaluate import evaluate
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline import job
-from fulltune.pipeline.job import choosing_metric
-from fulltune.pipeline.planning import measured_plan
+from fulltune.pipeline.job import Job, choosing_metric, prepare_job
+from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.planning.plan import total_steps
-from fulltune.pipeline.train import general_features, overfitting_guard
-from fulltune.records.run import Step
+from fulltune.pipeline.train import general_features, mover, overfitting_guard
 from fulltune.runtime import plugins
-from fulltune.runtime.progress import Bar, Progress
-from fulltune.tasks import dataset
-from fulltune.tasks.base import Features, Task
-from fulltune.tasks.dataset import Data
+from fulltune.runtime.progress import Progress
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.guards.overfitting import OverfittingGuard
 from fulltune.training.regularization import costs, general_text
@@ -87,55 +82,47 @@ def objective(config: Config) -> Objective:
     return Objective(choosing_metric(config, plugins.load("task", config.task)(config)))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A config's rows as its model reads them."""
-
-    data: Data
-    base: Bundle
-    features: list[Features]
-    curve: list[Features]
-
-
 class Bench:
     """Trains trials; rows are prepared once for all that share data, model and task.
 
     Args:
-        out: Where runs live (a config's model may be one of them).
-        progress: Gets a stage a trial.
+        out: The runs folder (a config's model may be one of its runs).
+        progress: Shows one stage per trial.
     """
 
     def __init__(self, out: str | Path, progress: Progress) -> None:
         self.out, self.progress = Path(out), progress
-        self._kept: tuple[str, _Rows] | None = None
+        self._kept: tuple[str, Job] | None = None
 
     def judge(self, config: Config) -> tuple[Objective, int]:
-        """What trials of this config are judged by, for the labels of its rows, and on how many rows.
+        """Return what trials of this config are judged by, and on how many rows.
 
         Raises:
-            FulltuneError: All that would stop a run of it before its first step.
+            FulltuneError: Anything that would stop a run of the config before its first step.
         """
-        config = ready_to_choose(config)
-        data = self._rows(config).data
-        return Objective(choosing_metric(config, _task(config, data))), len(data.shown)
+        job = self._job(ready_to_choose(config))
+        return Objective(choosing_metric(job.config, job.task)), len(job.data.shown)
 
     def train(self, config: Config, name: str, report: Report = lambda number, value: False) -> Trial:
-        """One trial.
+        """Train and judge one trial.
+
+        Args:
+            config: The config of the trial.
+            name: Its name in the progress display.
+            report: Called after each evaluation; returning True ends the trial.
 
         Raises:
-            FulltuneError: All that would stop a run before its first step. Training that breaks is no error.
+            FulltuneError: Anything that would stop a run before its first step. Training that breaks is no error.
         """
-        config = _thin(ready_to_choose(config))
-        rows = self._rows(config)
-        task = _task(config, rows.data)
-        measured_plan.make_plan(config, task, rows.data, rows.base, rows.features)
-        student = job.load(config, task, self.out, head=task.head)
-        task.begin(student, rows.data.train.examples)
-        guard = overfitting_guard(config, task, student, rows.data)
+        job = self._job(_thin(ready_to_choose(config)))
+        make_plan(job)
+        student = job.another_model()
+        job.task.begin(student, job.data.train.examples)
+        guard = overfitting_guard(job, student)
         if guard is None:
             raise TypeError("a trial has validation rows and evaluations")
         watch = _Watch(guard, report)
-        result = self._fit(config, task, student, rows, [guard, watch], name)
+        result = self._fit(job, student, [guard, watch], name)
         value, step = _best(guard)
         return Trial(
             value=value,
@@ -144,65 +131,47 @@ class Bench:
             tokens=result.training.tokens,
             broke=str(result.stopped) if result.stopped else "",
             ended_early=watch.ended_early,
-            answers=self._answers(config, task, student, rows.data),
+            answers=_answers(job, student),
         )
 
-    def _fit(
-        self,
-        config: Config,
-        task: Task,
-        student: Bundle,
-        rows: _Rows,
-        callbacks: Sequence[TrainerCallback],
-        name: str,
-    ) -> TrainingResult:
-        general = general_features(config, rows.base, self.out)
-        features = general_text.mixed(rows.features, general, costs.replayed(config, len(rows.features)))
-        stage = self.progress.stage(name, total=total_steps(config, len(features)), unit="step")
+    def _fit(self, job: Job, student: Bundle, callbacks: Sequence[TrainerCallback], name: str) -> TrainingResult:
+        general = general_features(job.config, job.base, self.out)
+        features = general_text.mixed(job.features, general, costs.replayed(job.config, len(job.features)))
+        total = total_steps(job.config, len(features), job.micro_batches(features))
+        stage = self.progress.stage(name, total=total, unit="step")
         with tempfile.TemporaryDirectory(prefix="fulltune-") as folder, stage as bar:
             return fit(
                 student,
-                plugins.load("method", config.method)(config),
+                job.method,
                 features,
-                rows.curve,
-                config,
+                job.curve,
+                job.config,
                 output_dir=Path(folder),
-                class_weights=task.class_weights(rows.data.train.examples),
+                class_weights=job.task.class_weights(job.data.train.examples),
                 on_step=mover(bar),
                 callbacks=callbacks,
-                regularize=lambda prepared: regularizers(config, rows.base, prepared, general),
+                regularize=lambda prepared: regularizers(job.config, job.base, prepared, general),
             )
 
-    def _answers(self, config: Config, task: Task, student: Bundle, data: Data) -> Accumulator | None:
-        metric = choosing_metric(config, task)
-        if metric is None:
-            return None
-        return evaluate(task.predictor(student, "tuned"), data.shown, (metric,), system="tuned").accumulator
-
-    def _rows(self, config: Config) -> _Rows:
+    def _job(self, config: Config) -> Job:
+        """Return the job of a config; its rows and its base are those of the job before if they are the same."""
         seed = config.train.seed if config.data.seed is None else config.data.seed
         key = json.dumps([config.model_dump(mode="json", include={"model", "task", "data"}), seed])
         if self._kept is None or self._kept[0] != key:
-            task, _ = job.parts(config)
-            data = dataset.prepare(config, task)
-            base = job.load(config, task, self.out)
-            audit, features, curve = dataset.inspect(config, task, data, base)
-            audit.raise_if_broken(config.data.allow_leaks)
-            measured_plan.make_plan(config, task, data, base, features)
-            self._kept = (key, _Rows(data, base, features, curve))
-        return self._kept[1]
+            job = prepare_job(config, self.out)
+            job.check_audit()
+            make_plan(job)
+            self._kept = (key, job)
+        return self._kept[1].with_config(config)
 
 
-def mover(bar: Bar) -> Callable[[Step, int], None]:
-    """What moves a bar along with the steps that a training logs."""
-    seen = 0
-
-    def on_step(step: Step, total: int) -> None:
-        nonlocal seen
-        bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
-        seen = step.step
-
-    return on_step
+def _answers(job: Job, student: Bundle) -> Accumulator | None:
+    """Return the statistics of each validation row; None if the objective is the loss."""
+    metric = choosing_metric(job.config, job.task)
+    if metric is None:
+        return None
+    predict = job.task.predictor(student, "tuned")
+    return evaluate(predict, job.data.shown, (metric,), system="tuned").accumulator
 
 
 class _Watch(TrainerCallback):
@@ -218,12 +187,6 @@ class _Watch(TrainerCallback):
         if after and self.guard.history[-1][0] == state.global_step and self.report(len(after), after[-1]):
             self.ended_early = control.should_training_stop = True
         return control
-
-
-def _task(config: Config, data: Data) -> Task:
-    task: Task = plugins.load("task", config.task)(config)
-    task.fit(data.train.examples, data.held_out)
-    return task
 
 
 def _thin(config: Config) -> Config:

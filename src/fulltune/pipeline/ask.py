@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, StoreError
-from fulltune.pipeline import job
+from fulltune.pipeline.job import parts
+from fulltune.pipeline.loading import find_model
 from fulltune.records.run import Model, Prediction, read_record
 from fulltune.store.registry.registry import Registry, reference
 from fulltune.store.runs import resolve
@@ -63,12 +64,11 @@ def ask(
     """
     run = _named_run(a, b, Path(out)) if config is None else None
     settings = load_config(run.folder / "config.yaml" if run else str(config), overrides)
-    task, _ = job.parts(settings)
-    _know_labels(task, settings, run)
+    task = _with_labels(parts(settings)[0], settings, run)
     answers = {}
     for name, source in _sides(a, b, settings, run):
-        bundle, system = job.find_model(settings, task, source, run.out if run else out)
-        answers[name] = task.ask(bundle, system, text, place)
+        own, bundle, system = find_model(settings, task, source, run.out if run else out)
+        answers[name] = own.ask(bundle, system, text, place)
     return Asked(task=task.name, input=text, answers=answers)
 
 
@@ -101,12 +101,12 @@ def _sides(a: str, b: str | None, settings: Config, run: _Run | None) -> list[tu
     return [(name, known.get(name, name)) for name in wanted]
 
 
-def _know_labels(task: Task, settings: Config, run: _Run | None) -> None:
-    """The label names, from the run's record, else from the rows."""
+def _with_labels(task: Task, settings: Config, run: _Run | None) -> Task:
+    """Return the task with its label names: from the run's record, else from the rows."""
     if task.head != "classification":
-        return
+        return task
     if run is not None and (run.folder / "record.json").is_file():
         details = read_record(run.folder / "record.json").details
-        task.labels, task.multi_label = tuple(details.get("labels", ())), bool(details.get("multi_label", False))
-    if not task.labels:
-        dataset.prepare(settings, task)
+        labels, multi_label = tuple(details.get("labels", ())), bool(details.get("multi_label", False))
+        task = task.with_facts(replace(task.facts, labels=labels, multi_label=multi_label))
+    return task if task.labels else dataset.prepare(settings, task)[0]

@@ -13,12 +13,12 @@ from fulltune.evaluation.evaluate import evaluate
 from fulltune.metrics.base import Metric
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
+from fulltune.pipeline.job import Job
 from fulltune.records.run import AdapterInfo
 from fulltune.runtime import distributed
 from fulltune.runtime.files import folder_bytes
 from fulltune.store.runs import RunFolder
 from fulltune.tasks.base import Example, Task
-from fulltune.tasks.dataset import Data
 from fulltune.training.fit import TrainingResult
 from fulltune.training.methods.base import Method
 
@@ -29,10 +29,9 @@ CHECKED = 64
 _ROUNDING = 1e-3
 
 
-def finish(
-    task: Task, method: Method, student: Bundle, data: Data, trained: TrainingResult, folder: RunFolder
-) -> TrainingResult:
-    """Write ``model/``, and ``adapter/`` where few tensors were trained; merge them into the student, in place."""
+def finish(job: Job, student: Bundle, trained: TrainingResult, folder: RunFolder) -> TrainingResult:
+    """Write ``model/``, and ``adapter/`` where few tensors were trained; merge these into the model, in place."""
+    task, method = job.task, job.method
     if method.trains_all:
         save.save_model(student, folder.path / "model")
         return trained
@@ -41,7 +40,7 @@ def finish(
         method.save(student, beside)
     found = AdapterInfo(bytes=folder_bytes(beside), merged=not method.stays_apart)
     if method.is_beside:
-        rows = data.eval.examples[:CHECKED]
+        rows = job.data.eval.examples[:CHECKED]
         before = _score(task, student, rows, metric)
         method.merge(student)
         told = {"metric": metric.name, "rows": len(rows), "before": before}

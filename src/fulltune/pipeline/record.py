@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.config import Config
-from fulltune.data.audit import Audit
 from fulltune.evaluation.evaluate import Evaluation
 from fulltune.evaluation.prompt_use import prompt_uses, sentences
 from fulltune.evaluation.retention import sentence
@@ -19,6 +18,7 @@ from fulltune.metrics.accumulate import paired
 from fulltune.metrics.compare import Decision, decide
 from fulltune.metrics.memorisation import memorisation
 from fulltune.models.bundle import Bundle
+from fulltune.pipeline.job import Job
 from fulltune.records.run import (
     Comparison,
     DataInfo,
@@ -56,11 +56,8 @@ class _Of:
 
 
 def build(
-    config: Config,
-    task: Task,
-    data: Data,
-    base: Bundle,
-    audit: Audit,
+    job: Job,
+    *,
     shots: Sequence[Example],
     systems: Mapping[str, Evaluation],
     trained: TrainingResult,
@@ -69,7 +66,8 @@ def build(
     warned: Warnings,
     folder: RunFolder,
 ) -> Record:
-    """The record of a finished or stopped run."""
+    """Return the record of a finished or stopped run."""
+    config, task, data, audit = job.config, job.task, job.data, job.audit
     settings, deciding = config.evaluation, task.metrics[0]
     scores = {name: evaluation.scores(settings) for name, evaluation in systems.items()}
     without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
@@ -87,7 +85,7 @@ def build(
         headline=verdict.headline,
         metric=deciding.name,
         metrics={metric.name: metric.info() for metric in task.metrics},
-        model=base.info.model_copy(update={"reconciled": (*base.info.reconciled, *trained.reconciled)}),
+        model=job.base.info.model_copy(update={"reconciled": (*job.base.info.reconciled, *trained.reconciled)}),
         data=DataInfo(
             train=data.train.table.info,
             eval=data.eval.table.info,

@@ -22,13 +22,13 @@ from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.models.bundle import Bundle
 from fulltune.models.tokenizing import tokenizer_sha256
-from fulltune.pipeline import job, record
+from fulltune.pipeline import record
+from fulltune.pipeline.job import Job
+from fulltune.pipeline.loading import load_model
 from fulltune.runtime import distributed
 from fulltune.runtime.files import to_json
 from fulltune.store.runs import RunFolder, list_runs, resolve
 from fulltune.tasks import prompts
-from fulltune.tasks.base import Task
-from fulltune.tasks.dataset import Data
 from fulltune.training.checkpoints import format
 from fulltune.training.checkpoints.format import PRIVATE
 from fulltune.training.fit import TrainingResult
@@ -102,13 +102,13 @@ def held(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[Ru
             raise Interrupted(f"interrupted. To go on: fulltune run --resume {folder.run_id}{place}") from None
 
 
-def check(folder: RunFolder, config: Config, data: Data, base: Bundle, allow_changed: bool) -> None:
+def check(folder: RunFolder, job: Job, allow_changed: bool) -> None:
     """Whether a resumed run is still the same; a new one writes down what it is.
 
     Raises:
         ConfigError: It is not; names every field with both values.
     """
-    distributed.once(lambda: _compare(folder, _facts(config, data, base), allow_changed))
+    distributed.once(lambda: _compare(folder, _facts(job), allow_changed))
 
 
 def _compare(folder: RunFolder, now: dict[str, Any], allow_changed: bool) -> None:
@@ -137,14 +137,14 @@ def keep(trained: TrainingResult, folder: RunFolder) -> None:
     folder.write_json(_TRAINED, plain | {"stopped": stopped})
 
 
-def read_back(config: Config, task: Task, folder: RunFolder, out: str | Path) -> tuple[Bundle, TrainingResult] | None:
+def read_back(job: Job, folder: RunFolder) -> tuple[Bundle, TrainingResult] | None:
     """The tuned model and the account of its training, where the run had come that far."""
     path = folder.path / _TRAINED
     if not path.exists():
         return None
     trained = _result(json.loads(path.read_text(encoding="utf-8")))
-    tuned = config.model_copy(update={"model": str(folder.path / "model")})
-    return job.load(tuned, task, out, head=task.head, labels=()), trained
+    tuned = job.config.model_copy(update={"model": str(folder.path / "model")})
+    return load_model(tuned, job.task, job.out, head=job.task.head, labels=()), trained
 
 
 def clean(folder: Path) -> None:
@@ -170,7 +170,9 @@ def _result(raw: dict[str, Any]) -> TrainingResult:
 # ---- What a run is ----
 
 
-def _facts(config: Config, data: Data, base: Bundle) -> dict[str, Any]:
+def _facts(job: Job) -> dict[str, Any]:
+    """Return everything that a resumed run must have in common with the run that began."""
+    config, data, base = job.config, job.data, job.base
     splits = {"train": data.train, "eval": data.eval, "valid": data.valid}
     versions = {name: version.split(".")[0] for name, version in record.versions().items() if name in _PACKAGES}
     own = config.model_dump(mode="json", exclude=set(_FREE))

@@ -17,12 +17,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fulltune.config import CheckpointConfig, Config, load_config
 from fulltune.errors import ConfigError
 from fulltune.evaluation.retention import Memory
-from fulltune.pipeline import job, train
+from fulltune.pipeline.job import prepare_job
+from fulltune.pipeline.train import train
 from fulltune.records.run import Model
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.manifest import read_manifest
 from fulltune.store.runs import RunFolder
-from fulltune.tasks import dataset
 from fulltune.training.checkpoints import format
 
 #: Which files of a checkpoint tell of which part.
@@ -98,14 +98,10 @@ class _StopAt(TrainerCallback):
 
 def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
     """Train in a folder, from its checkpoint where it has one, to that step; everything is loaded anew."""
-    task, method = job.parts(config)
-    data = dataset.prepare(config, task)
-    base = job.load(config, task, place.parent)
-    audit, features, curve = dataset.inspect(config, task, data, base)
-    audit.raise_if_broken(config.data.allow_leaks)
-    memory = Memory.of(config, base, place.parent, progress)
-    student = base if task.head == base.head else job.load(config, task, place.parent, head=task.head)
-    held = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
-    given = (config, task, method, student, data, features, curve, memory, held, progress)
-    with suppress(_Reached), held:
-        train.train(*given, callbacks=[_StopAt(until)])
+    job = prepare_job(config, place.parent)
+    job.check_audit()
+    memory = Memory.of(job.config, job.base, place.parent, progress)
+    student = job.fresh_model()
+    folder = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
+    with suppress(_Reached), folder:
+        train(job, student, memory, folder, progress, callbacks=[_StopAt(until)])

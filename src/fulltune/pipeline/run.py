@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,17 @@ from fulltune.evaluation.prompt_use import PromptCounter
 from fulltune.evaluation.retention import Memory
 from fulltune.metrics.compare import RunComparison
 from fulltune.metrics.compare import compare as compare_folders
+from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import accelerated
-from fulltune.pipeline import finish, job, train
+from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
-from fulltune.pipeline.job import dated, dated_as, find_model, load, parts, pinned
-from fulltune.pipeline.planning import measured_plan
+from fulltune.pipeline.finish import finish
+from fulltune.pipeline.job import Job, dated, dated_as, parts, pinned, prepare_job
+from fulltune.pipeline.planning.measured_plan import checked_plan, full_plan
 from fulltune.pipeline.planning.plan import Plan
 from fulltune.pipeline.record import build, evaluation_record
 from fulltune.pipeline.resume import check, clean, config_of, keep, on_its_day, read_back, restarted
+from fulltune.pipeline.train import train
 from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.runtime import distributed
@@ -39,8 +41,9 @@ from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
 from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
-from fulltune.store.runs import new_run_id
+from fulltune.store.runs import RunFolder, new_run_id
 from fulltune.tasks import dataset
+from fulltune.training.fit import TrainingResult
 
 Source = Config | Mapping[str, Any] | str | Path
 
@@ -76,57 +79,56 @@ def run(
         config = config_of(resume, out)
     config = pinned(load_config(config if config is not None else options, overrides), out)
     watch = Stopwatch()
-    with contextlib.ExitStack() as held, Warnings() as warned:
-        held.enter_context(distributed.joined(_timeout(config)))
+    with contextlib.ExitStack() as stack, Warnings() as warned:
+        stack.enter_context(distributed.joined(_timeout(config.trainer)))
         progress = progress if progress and distributed.is_main() else NullProgress()
         resume = resume or distributed.once(lambda: restarted(out))
         config = config if resume is None else on_its_day(config, resume, out)
-        task, method = parts(config)
-        with watch("data"):
-            prepare = partial(dataset.prepare, config, task)
-            task, data = distributed.once(lambda: (task, prepare()))
-        with watch("load"):
-            base = load(config, task, out)
-            config = dated(config, task, base)
-        with watch("audit"):
-            audit, features, curve = distributed.once(lambda: dataset.inspect(config, task, data, base, Path(out)))
+
+        job = prepare_job(config, out, watch)
         run_id = distributed.shared(new_run_id(config.task, config.model))
-        folder = held.enter_context(resuming.held(out, resume, run_id))
-        check(folder, config, data, base, allow_changed)
-        folder.write_text("config.yaml", dump_config(config))
-        held.enter_context(fixed(config.speed.kernels, folder.path / "kernels.json"))
-        held.enter_context(accelerated(base.model))
-        audit_file = folder.write_text("audit.json", audit.to_json())
-        audit.raise_if_broken(config.data.allow_leaks, where=str(audit_file))
-        plan_job = measured_plan.Job(config, task, data, base, features, out, audit)
-        folder.write_json("plan.json", measured_plan.checked_plan(plan_job))
-        for line in first_warnings(audit.warnings(), "in audit.json"):
+        folder = stack.enter_context(resuming.held(out, resume, run_id))
+        check(folder, job, allow_changed)
+        folder.write_text("config.yaml", dump_config(job.config))
+        stack.enter_context(fixed(config.speed.kernels, folder.path / "kernels.json"))
+        stack.enter_context(accelerated(job.base.model))
+        audit_file = folder.write_text("audit.json", job.audit.to_json())
+        job.check_audit(where=str(audit_file))
+        folder.write_json("plan.json", checked_plan(job))
+        for line in first_warnings(job.audit.warnings(), "in audit.json"):
             progress.note(line)
+
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
-                shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
-                systems = score_baselines(config, task, data, base, shots, Path(out), sink, progress)
-                folder.write_json("baselines.json", {name: e.scores(config.evaluation) for name, e in systems.items()})
+                shots = choose_shots(job.task, config, job.base.family, job.data.train.examples, job.data.eval.examples)
+                systems = score_baselines(
+                    job.config, job.task, job.data, job.base, shots, out=job.out, sink=sink, progress=progress
+                )
+                scores = {name: one.scores(config.evaluation) for name, one in systems.items()}
+                folder.write_json("baselines.json", scores)
             with watch("remember"):
-                memory = Memory.of(config, base, Path(out), progress)
-            done = read_back(config, task, folder, out)
-            if done is not None:
-                student, trained = done
-            else:
-                with watch("train"):
-                    student = base if task.head == base.head else load(config, task, out, head=task.head)
-                    given = (config, task, method, student, data, features, curve, memory, folder, progress)
-                    trained = train.train(*given)
-                with watch("save"):
-                    trained = finish.finish(task, method, student, data, trained, folder)
-                    keep(trained, folder)
-            held.enter_context(accelerated(student.model))
+                memory = Memory.of(job.config, job.base, job.out, progress)
+
+            tuned, trained = read_back(job, folder) or _trained(job, memory, folder, progress, watch)
+
+            stack.enter_context(accelerated(tuned.model))
             with watch("evaluate"):
-                systems["tuned"] = score_system(task, student, "tuned", data, progress, sink)
+                systems["tuned"] = score_system(job.task, tuned, "tuned", job.data, progress, sink)
             with watch("retention"):
-                kept = memory.compare(student, progress)
-        found = (config, task, data, base, audit, shots, systems, trained, kept, watch, warned, folder)
-        record = distributed.once(lambda: build(*found))
+                retention = memory.compare(tuned, progress)
+
+        record = distributed.once(
+            lambda: build(
+                job,
+                shots=shots,
+                systems=systems,
+                trained=trained,
+                retention=retention,
+                watch=watch,
+                warned=warned,
+                folder=folder,
+            )
+        )
         folder.write_text("record.json", record.to_json())
         clean(folder.path)
         with watch("report"):
@@ -135,28 +137,37 @@ def run(
     return record
 
 
-def _timeout(config: Config) -> float:
+def _trained(
+    job: Job, memory: Memory, folder: RunFolder, progress: Progress, watch: Stopwatch
+) -> tuple[Bundle, TrainingResult]:
+    """Train a model, save it, and return it with the account of its training."""
+    with watch("train"):
+        model = job.fresh_model()
+        trained = train(job, model, memory, folder, progress)
+    with watch("save"):
+        trained = finish(job, model, trained, folder)
+        keep(trained, folder)
+    return model, trained
+
+
+def _timeout(trainer: Mapping[str, Any]) -> float:
     """Return the seconds that processes wait for each other; a wrong value is reported with the other options."""
-    asked = config.trainer.get("ddp_timeout")
+    asked = trainer.get("ddp_timeout")
     return float(asked) if isinstance(asked, (int, float)) and asked > 0 else distributed.TIMEOUT
 
 
 def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] = ()) -> Plan:
-    """What a config will do, before it does it, and what it will take: the data is loaded and audited, a few steps are
-    measured on a model that is thrown away, no run is made.
+    """Return the plan of a run: what it does, and the memory and time that it takes.
+
+    The data is loaded and audited, and a few steps are measured on a model that is thrown away. No run is made.
 
     Raises:
-        FulltuneError: All that would stop the run before its first step.
+        FulltuneError: Anything that would stop the run before its first step.
     """
-    config, watch = load_config(config, overrides), Stopwatch()
-    task, _ = parts(config)
-    data = dataset.prepare(config, task)
-    base = load(config, task, out)
-    audit, features, curve = dataset.inspect(config, task, data, base, Path(out))
-    audit.raise_if_broken(config.data.allow_leaks)
-    return measured_plan.full_plan(
-        measured_plan.Job(config, task, data, base, features, out, audit), curve, prepared=watch.total
-    )
+    watch = Stopwatch()
+    job = prepare_job(load_config(config, overrides), out)
+    job.check_audit()
+    return full_plan(job, prepared=watch.total)
 
 
 def evaluate(
@@ -175,13 +186,13 @@ def evaluate(
     """
     progress = progress or NullProgress()
     if config is None:
-        config = job.config_of(name, out)
+        config = loading.config_of(name, out)
     config = dated_as(load_config(config, overrides), name, out)
     task, _ = parts(config)
     with Warnings() as warned:
-        data = dataset.prepare(config, task)
+        task, data = dataset.prepare(config, task)
         task.findings({"eval": data.eval.examples})
-    bundle, system = find_model(config, task, name, out)
+    task, bundle, system = loading.find_model(config, task, name, out)
     config = dated(config, task, bundle)
     asked = PromptCounter()
     with fixed(config.speed.kernels), accelerated(bundle.model):

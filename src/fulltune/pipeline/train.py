@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fulltune.config import Config
+from fulltune.config import Config, ForgettingConfig
 from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import Memory
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline.job import _micro_batches, choosing_metric
+from fulltune.pipeline.job import Job, choosing_metric
 from fulltune.pipeline.planning import plan as planning
 from fulltune.records.run import Step
 from fulltune.runtime import distributed
-from fulltune.runtime.progress import Progress
+from fulltune.runtime.progress import Bar, Progress
 from fulltune.store.runs import RunFolder
-from fulltune.tasks.base import Features, Task
-from fulltune.tasks.dataset import Data
+from fulltune.tasks.base import Features
 from fulltune.training.checkpoints import format
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.guards.forgetting import ForgettingGuard
 from fulltune.training.guards.overfitting import OverfittingGuard
-from fulltune.training.methods.base import Method
 from fulltune.training.regularization import costs, general_text
 from fulltune.training.regularization.penalties import regularizers
 
@@ -33,53 +31,68 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Config,
-    task: Task,
-    method: Method,
+    job: Job,
     student: Bundle,
-    data: Data,
-    features: Sequence[Features],
-    curve: Sequence[Features],
     memory: Memory,
     folder: RunFolder,
     progress: Progress,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainingResult:
-    """Train the student in place, from the newest checkpoint in the folder where there is one; every logged step goes
-    to ``steps.jsonl`` and moves the bar.
+    """Train a model in place, from the newest checkpoint in the run folder if there is one.
+
+    Every logged step is written to ``steps.jsonl`` and moves the progress bar.
+
+    Args:
+        job: What is trained on, and how.
+        student: The model, with the head of the task.
+        memory: What the base answered before, which guards compare with.
+        folder: The run folder.
+        progress: Where the steps are shown.
+        callbacks: Further callbacks of the trainer.
     """
+    config = job.config
     resume = distributed.once(lambda: format.newest(folder.path))
     if distributed.is_main():
         _cut_steps(folder.path / "steps.jsonl", resume)
-    general = general_features(config, memory.base, folder.path.parent)
-    features = general_text.mixed(features, general, costs.replayed(config, len(features)))
-    total, seen = planning.total_steps(config, len(features), _micro_batches(config, features, student)), 0
+    general = general_features(config, memory.base, job.out)
+    features = general_text.mixed(job.features, general, costs.replayed(config, len(job.features)))
+    total = planning.total_steps(config, len(features), job.micro_batches(features))
     with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
+        move = mover(bar)
 
         def on_step(step: Step, steps: int) -> None:
-            nonlocal seen
             log(step)
-            bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
-            seen = step.step
+            move(step, steps)
 
-        task.begin(student, data.train.examples)
-        weights = task.class_weights(data.train.examples)
+        job.task.begin(student, job.data.train.examples)
         trained = fit(
             student,
-            method,
+            job.method,
             features,
-            curve,
+            job.curve,
             config,
             output_dir=folder.path,
-            class_weights=weights,
+            class_weights=job.task.class_weights(job.data.train.examples),
             on_step=on_step,
-            callbacks=[*guards(config, task, student, data, memory), *callbacks],
+            callbacks=[*guards(job, student, memory), *callbacks],
             regularize=lambda prepared: regularizers(config, memory.base, prepared, general),
             checkpoints=config.checkpoints,
             resume=resume,
         )
     known = memory.base.info.reconciled
     return replace(trained, reconciled=tuple(fact for fact in student.info.reconciled if fact not in known))
+
+
+def mover(bar: Bar) -> Callable[[Step, int], None]:
+    """Return a function that moves a bar along with the steps that a training logs."""
+    seen = 0
+
+    def on_step(step: Step, total: int) -> None:
+        nonlocal seen
+        bar.advance(step.step - seen, note="" if step.loss is None else f"loss {step.loss:.4g}")
+        seen = step.step
+
+    return on_step
 
 
 def _cut_steps(file: Path, resume: Path | None) -> None:
@@ -101,33 +114,32 @@ def general_features(config: Config, base: Bundle, out: Path) -> list[Features]:
     return general_text.encode(base, general_text.general_text(config, base, out))
 
 
-def guards(config: Config, task: Task, student: Bundle, data: Data, memory: Memory) -> list[TrainerCallback]:
-    """What watches this training."""
-    watching = (overfitting_guard(config, task, student, data), forgetting_guard(config, student, memory))
+def guards(job: Job, student: Bundle, memory: Memory) -> list[TrainerCallback]:
+    """Return the guards that watch this training."""
+    watching = (overfitting_guard(job, student), forgetting_guard(job.config.guards.forgetting, student, memory))
     return [guard for guard in watching if guard is not None]
 
 
-def forgetting_guard(config: Config, student: Bundle, memory: Memory) -> ForgettingGuard | None:
-    """Stops training that forgets; otherwise retention is scored once, at the end."""
-    settings = config.guards.forgetting
+def forgetting_guard(settings: ForgettingConfig | None, student: Bundle, memory: Memory) -> ForgettingGuard | None:
+    """Return the guard that stops a training that forgets; None if retention is only scored at the end."""
     if settings is None or settings.action != "stop":
         return None
     return ForgettingGuard(lambda: memory.compare(student), settings.budget)
 
 
-def overfitting_guard(config: Config, task: Task, student: Bundle, data: Data) -> OverfittingGuard | None:
-    """Chooses the best step on the validation rows that the curve is drawn on; none where there are no such rows."""
-    settings = config.guards.overfitting
-    if settings is None or data.valid is None or not config.train.evaluations:
+def overfitting_guard(job: Job, student: Bundle) -> OverfittingGuard | None:
+    """Return the guard that keeps the best step on the validation rows; None without such rows."""
+    settings = job.config.guards.overfitting
+    if settings is None or job.data.valid is None or not job.config.train.evaluations:
         return None
-    metric = choosing_metric(config, task)
+    metric = choosing_metric(job.config, job.task)
     if metric is None:
         return OverfittingGuard("loss", settings.patience, settings.min_delta)
 
     def scorer() -> dict[str, float]:
-        predict = distributed.together(task.predictor(student, "tuned"))
-        found = score(predict, data.shown, (metric,), system="tuned")
-        return {metric.name: found.value(metric.name)}
+        predict = distributed.together(job.task.predictor(student, "tuned"))
+        evaluation = score(predict, job.data.shown, (metric,), system="tuned")
+        return {metric.name: evaluation.value(metric.name)}
 
     higher = metric.direction == "higher"
     return OverfittingGuard(metric.name, settings.patience, settings.min_delta, higher, scorer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,8 @@ from fulltune.metrics.base import Metric
 from fulltune.records.run import Prediction
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from fulltune.models.bundle import Bundle, Head
 
 #: Examples in, predictions out, in the order of the input, one at a time.
@@ -71,8 +74,21 @@ class Features:
         return sum(self.cut.values())
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a task learned from the rows: plain data, which can be sent to other processes.
+
+    Attributes:
+        labels: Names of the classes in the order of a head's logits; empty for tasks without classes.
+        multi_label: Whether several of them may hold at once.
+    """
+
+    labels: tuple[str, ...] = ()
+    multi_label: bool = False
+
+
 class Task(ABC):
-    """Base of all tasks; one instance a run.
+    """Base of all tasks. A task never changes: :meth:`fit` and :meth:`adopt` return another one that knows more.
 
     ``families`` are those it can be learnt by. ``head`` says what is put on the pretrained body for training: ``lm``
     (the checkpoint's own) or ``classification``. ``baselines`` names those that
@@ -85,15 +101,23 @@ class Task(ABC):
     head: ClassVar[Head] = "lm"
     baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
 
-    #: Names of the classes in the order of a head's logits; empty for tasks without classes.
-    labels: tuple[str, ...] = ()
-    #: Whether several of them may hold at once.
-    multi_label: bool = False
+    #: What :meth:`fit` or :meth:`adopt` learned.
+    facts: Facts = Facts()
 
     def __init__(self, config: Config) -> None:
         self.config = config
         #: What chat templates are told is today: fixed once a run.
         self.day = config.data.chat_date or date.today()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes in the order of a head's logits; empty for tasks without classes."""
+        return self.facts.labels
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether several classes may hold at once."""
+        return self.facts.multi_label
 
     @abstractmethod
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
@@ -107,8 +131,24 @@ class Task(ABC):
             DataError: The row's values contradict each other.
         """
 
-    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
-        """Learn what must be known before any model is loaded (the label names, say)."""
+    def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Facts:
+        """Return what must be known before any model is loaded (the label names, for example).
+
+        Args:
+            train: Examples to train on.
+            evaluation: All other examples.
+        """
+        return Facts()
+
+    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Self:
+        """Return this task with what :meth:`learn` learns from the examples."""
+        return self.with_facts(self.learn(train, evaluation))
+
+    def with_facts(self, facts: Facts) -> Self:
+        """Return this task with facts that were learned before, in another process for example."""
+        task = copy(self)
+        task.facts = facts
+        return task
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
         """Return what the audit should say beside what it finds for every task.
@@ -118,12 +158,13 @@ class Task(ABC):
         """
         return []
 
-    def adopt(self, bundle: Bundle) -> None:  # noqa: B027 - a hook, not abstract
-        """Take over what a tuned model was trained with (its label names, say), to score it on other data.
+    def adopt(self, bundle: Bundle) -> Self:
+        """Return this task with what a tuned model was trained with (its label names), to score it on other data.
 
         Raises:
-            DataError: The data asks for what the model never learnt.
+            DataError: The data has labels that the model was not trained with.
         """
+        return self
 
     def begin(self, student: Bundle, train: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
         """Ready a fresh head for training."""

@@ -11,6 +11,7 @@ with ``prompt`` and ``completion`` learn and are scored on the completion only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
 from fulltune.runtime import distributed
 from fulltune.tasks import prompts
-from fulltune.tasks.base import Column, Example, Features, Predictor, Task
+from fulltune.tasks.base import Column, Example, Facts, Features, Predictor, Task
 from fulltune.tasks.prompts import Fitted, Shot, Wording
 
 if TYPE_CHECKING:
@@ -36,13 +37,20 @@ OPENING_TOKENS = 48
 _DEFAULT_LENGTH = 1024
 
 
+@dataclass(frozen=True)
+class ContinuedDocuments(Facts):
+    """Ids of the evaluation documents that a model continues."""
+
+    ids: frozenset[str] = frozenset()
+
+
 class CausalLM(Task):
     """Text, or prompt and completion, for a decoder."""
 
     name = "causal-lm"
     version = 2
     families = ("decoder",)
-    _continued: frozenset[str] = frozenset()
+    facts: ContinuedDocuments = ContinuedDocuments()
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         data = self.config.data
@@ -152,15 +160,16 @@ class CausalLM(Task):
         ids = list(chain.from_iterable(documents))
         return Fitted(start + ids[max(0, len(ids) - max(0, room)) :], len(documents))
 
-    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
+    def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> ContinuedDocuments:
+        """Return which documents are continued: the first ones of the evaluation."""
         first = evaluation[: self.config.evaluation.continuations]
-        self._continued = frozenset(example.id for example in first)
+        return ContinuedDocuments(ids=frozenset(example.id for example in first))
 
     def _opened(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The documents to continue: the first ones, also where other processes are asked the rest of the rows."""
         if distributed.size() == 1:
             return examples[: self.config.evaluation.continuations]
-        return [example for example in examples if example.id in self._continued]
+        return [example for example in examples if example.id in self.facts.ids]
 
     def _continuations(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]

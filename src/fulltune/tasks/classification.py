@@ -10,6 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import tee
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ from fulltune.models import inference
 from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
 from fulltune.tasks import label_words, prompts
-from fulltune.tasks.base import Column, Example, Features, Predictor, Task
+from fulltune.tasks.base import Column, Example, Facts, Features, Predictor, Task
 from fulltune.tasks.prompts import Fitted
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from fulltune.data.load import Row
 
 _DEFAULT_LENGTH = 512
@@ -72,20 +75,23 @@ class Classification(Task):
             return Example(row.id, row.fields["text"], tuple(row.fields["labels"]))
         return Example(row.id, row.fields["text"], row.fields["label"])
 
-    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
-        """Set the label names: those of the config, in their order; else all that occur, sorted, so that the same data
-        gives the same head. Whole numbers are sorted as numbers: class 2 comes before class 10.
+    def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Facts:
+        """Return the label names: those of the config, in their order; else all that occur, sorted, so that the same
+        data gives the same head. Whole numbers are sorted as numbers: class 2 comes before class 10.
         """
         examples = [*train, *evaluation]
-        self.multi_label = any(not isinstance(example.target, str) for example in examples)
-        found = {label for example in examples for label in example.labels}
-        numbers = all(re.fullmatch("-?[0-9]+", label) for label in found)
-        self.labels = tuple(
-            self.config.data.label_names or sorted(found, key=lambda label: (int(label) if numbers else 0, label))
+        present = {label for example in examples for label in example.labels}
+        return Facts(
+            labels=tuple(self.config.data.label_names or _sorted_labels(present)),
+            multi_label=any(not isinstance(example.target, str) for example in examples),
         )
 
-    def adopt(self, bundle: Bundle) -> None:
-        """The label names of a tuned model, in the order of its logits."""
+    def adopt(self, bundle: Bundle) -> Self:
+        """Return this task with the label names of a tuned model, in the order of its logits.
+
+        Raises:
+            DataError: The data has labels that the model does not have.
+        """
         learnt = tuple(str(name) for name in (bundle.model.config.id2label or {}).values())
         unknown = sorted(set(self.labels) - set(learnt))
         if unknown:
@@ -95,7 +101,7 @@ class Classification(Task):
                 fix="leave those rows out, or tune a model on them",
                 field="data.eval",
             )
-        self.labels = learnt
+        return self.with_facts(replace(self.facts, labels=learnt))
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -191,6 +197,14 @@ class Classification(Task):
             return _one_end(ids, bundle), 0
         kept = list(bundle.tokenizer(text, truncation=True, max_length=window).input_ids)
         return _one_end(kept, bundle), len(ids) - len(kept)
+
+
+def _sorted_labels(labels: Iterable[str]) -> list[str]:
+    """Return labels in alphabetical order, or as numbers if all of them are whole numbers."""
+    labels = list(labels)
+    if all(re.fullmatch("-?[0-9]+", label) for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)
 
 
 def _one_end(ids: list[int], bundle: Bundle) -> list[int]:

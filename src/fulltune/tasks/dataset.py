@@ -59,8 +59,11 @@ class Data:
         return self.curve.examples[:: max(1, len(self.curve.examples) // CURVE_ROWS)]
 
 
-def prepare(config: Config, task: Task) -> Data:
+def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     """Load and split the data, and fit the task to it.
+
+    Returns:
+        The task that knows what it learned from the data, and the data.
 
     Raises:
         DataError: A file or column is missing, or rows contradict themselves.
@@ -74,8 +77,7 @@ def prepare(config: Config, task: Task) -> Data:
         train, valid = _given_or_held_out(config, settings.valid, columns, train, "valid", None)
     splits = [_examples(task, table) for table in (train, held, valid) if table is not None]
     data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
-    task.fit(data.train.examples, data.held_out)
-    return data
+    return task.fit(data.train.examples, data.held_out), data
 
 
 def inspect(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fulltune.metrics import text
 from fulltune.metrics.base import Metric
-from fulltune.tasks.base import Column, Example
+from fulltune.tasks.base import Column, Example, Facts
 from fulltune.tasks.generation import TextToText
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ class Seq2Seq(TextToText):
     def example(self, row: Row) -> Example:
         return Example(row.id, row.fields["source"], row.fields["target"])
 
-    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
-        """Say once where word-based metrics read the references' script in another way than Latin."""
+    def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Facts:
+        """Warn if word-based metrics split the references' script in another way than Latin; nothing is learned."""
         warning = text.script_warning(example.answer for example in evaluation)
         if warning:
             warnings.warn(warning, stacklevel=2)
+        return Facts()
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -176,7 +176,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
     if table.problems:
         raise DataError(table.problems)
     examples = [task.example(row) for row in table]
-    task.fit(examples, examples)
+    task = task.fit(examples, examples)
     asked = {"task": [task.name, task.version], "rows": table.sha256, "ids": [example.id for example in examples]}
     options_asked = job.model_dump(mode="json", include={"data", "evaluation"})
     return Scored(

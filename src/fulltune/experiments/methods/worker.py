@@ -129,28 +129,34 @@ def of_method(config: Config, method: str) -> Config:
 
 def _prepare(order: Order, progress: Progress) -> Answer:
     """Check the whole job once, and put the baselines' answers into the cache, so that no run pays for them."""
-    from fulltune.evaluation import evaluate
     from fulltune.evaluation.baselines import choose_shots
+    from fulltune.evaluation.evaluate import score_baselines
     from fulltune.experiments.trials import objective
-    from fulltune.pipeline import job
-    from fulltune.pipeline.planning import measured_plan
+    from fulltune.pipeline.job import prepare_job
+    from fulltune.pipeline.loading import load_model
+    from fulltune.pipeline.planning.measured_plan import make_plan
     from fulltune.runtime import plugins
-    from fulltune.tasks import dataset
 
     config = load_config(order.config)
     config = of_method(config, config.method)
-    task, _ = job.parts(config)
-    data = dataset.prepare(config, task)
-    base = job.load(config, task, order.out)
-    audit, features, _ = dataset.inspect(config, task, data, base)
-    audit.raise_if_broken(config.data.allow_leaks)
-    plan = measured_plan.make_plan(config, task, data, base, features)
-    shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
+    job = prepare_job(config, order.out)
+    job.check_audit()
+    plan = make_plan(job)
+    shots = choose_shots(job.task, config, job.base.family, job.data.train.examples, job.data.eval.examples)
     # A method that takes room of the window leaves less to the baselines it is compared with.
     windows = {plugins.load("method", name).reserved(of_method(config, name)): name for name in order.methods}
     for name in windows.values():
-        asked = job.load(of_method(config, name), task, order.out)
-        evaluate.score_baselines(config, task, data, asked, shots, Path(order.out), lambda prediction: None, progress)
+        base = load_model(of_method(job.config, name), job.task, order.out)
+        score_baselines(
+            job.config,
+            job.task,
+            job.data,
+            base,
+            shots,
+            out=job.out,
+            sink=lambda prediction: None,
+            progress=progress,
+        )
     goal = objective(config)
     return Answer(
         steps=plan.total_steps,
@@ -164,11 +170,11 @@ def _prepare(order: Order, progress: Progress) -> Answer:
 def _search(order: Order, progress: Progress) -> Answer:
     from fulltune.experiments.search import Choice, search
     from fulltune.experiments.trials import Bench
-    from fulltune.pipeline import job
+    from fulltune.pipeline.job import parts
 
     (method,) = order.methods
     config = of_method(load_config(order.config), method)
-    job.parts(config)
+    parts(config)
     space = {"train.learning_rate": Choice(order.rates)}
     tried = search(
         config,

@@ -9,12 +9,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fulltune.config import Config
-from fulltune.data.audit import Audit
 from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
@@ -23,7 +21,7 @@ from fulltune.evaluation.retention import Memory
 from fulltune.evaluation.retention.abilities import abilities
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import accelerated
-from fulltune.pipeline.job import _all_or_problems, _micro_batches, choosing_metric, load
+from fulltune.pipeline.job import Job, all_or_problems, choosing_metric
 from fulltune.pipeline.planning import plan as planning
 from fulltune.pipeline.planning.footprint import Footprint
 from fulltune.pipeline.planning.memory import COPY, SMALL, essential, parts, proposals, refusal, rough_step_bytes
@@ -31,8 +29,7 @@ from fulltune.pipeline.planning.plan import Plan
 from fulltune.pipeline.planning.probe_steps import TIMED, Pace, Probe, Timing, footprint, timing, widest
 from fulltune.runtime import distributed, machine, plugins
 from fulltune.runtime.kernels.active import fixed
-from fulltune.tasks.base import Example, Features, Predictor, Task
-from fulltune.tasks.dataset import Data
+from fulltune.tasks.base import Example, Features, Predictor
 from fulltune.training.batches import buckets
 from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.device import fast_paths, training_device
@@ -52,19 +49,6 @@ BATCHES = 3
 _FORWARD = 1 / 3
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a plan is made for: a config whose data and base are known."""
-
-    config: Config
-    task: Task
-    data: Data
-    base: Bundle
-    features: Sequence[Features]
-    out: str | Path
-    audit: Audit | None = None
-
-
 def checked_plan(job: Job) -> Plan:
     """The plan of a run that is about to begin. Memory is measured unless the job plainly fits: a rough upper bound is
     below half of the machine's. Processes that share a job are planned for by their engine.
@@ -79,12 +63,11 @@ def checked_plan(job: Job) -> Plan:
         return plan.model_copy(update={"memory": rehearsal.memory(plan)})
 
 
-def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
+def full_plan(job: Job, prepared: float) -> Plan:
     """The plan with memory and time, both measured.
 
     Args:
         job: The job.
-        curve: Sequences that the evaluation curve is drawn on.
         prepared: Seconds that loading and auditing took.
 
     Raises:
@@ -93,18 +76,18 @@ def full_plan(job: Job, curve: Sequence[Features], prepared: float) -> Plan:
     plan = _counted(job)
     with fixed(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
         plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
-        seconds = {"load and audit": prepared, **rehearsal.seconds(plan, curve)}
+        seconds = {"load and audit": prepared, **rehearsal.seconds(plan)}
     return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
 
 
 def _counted(job: Job) -> Plan:
     """Return the plan before anything is measured, with what the audit says of rows that do not fit."""
-    findings = job.audit.findings if job.audit else ()
+    findings = job.audit.findings
     unscored = sum(
         found.count for found in findings if found.kind in (UNSCORED_KIND, LONE_TOKEN_KIND) and found.split == "eval"
     )
-    plan = make_plan(job.config, job.task, job.data, job.base, job.features, unscored)
-    warnings = job.audit.warnings(without=LENGTH_KINDS) if job.audit else ()
+    plan = make_plan(job, unscored)
+    warnings = job.audit.warnings(without=LENGTH_KINDS)
     too_long = tuple(found.message for found in findings if found.kind in LENGTH_KINDS)
     return plan.model_copy(update={"too_long": too_long, "warnings": warnings})
 
@@ -133,7 +116,7 @@ class _Rehearsal:
         folder = Path(self._folder.__enter__())
         config, task, examples = self.job.config, self.job.task, self.job.data.train.examples
         started = time.perf_counter()
-        student = load(config, task, self.job.out, head=task.head)
+        student = self.job.another_model()
         loaded = time.perf_counter()
         task.begin(student, examples)
         method = plugins.load("method", config.method)(config)
@@ -170,7 +153,7 @@ class _Rehearsal:
         ways = proposals(config, self.found, self._recomputing(), limit, **held)
         raise refusal(taken, limit, list(ways))
 
-    def seconds(self, plan: Plan, curve: Sequence[Features]) -> dict[str, float]:
+    def seconds(self, plan: Plan) -> dict[str, float]:
         """Seconds of each stage of a run."""
         job = self.job
         shots = choose_shots(job.task, job.config, job.base.family, job.data.train.examples, job.data.eval.examples)
@@ -181,23 +164,23 @@ class _Rehearsal:
             known = {name: self._answering(name, predict) for name, predict in systems.items()}
             evaluated = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
             remembered = self._remembering()
-        timed = self._timing(plan.effective_batch, curve if plan.evaluations else ())
+        timed = self._timing(plan.effective_batch, self.job.curve if plan.evaluations else ())
         a_step, a_token = line(timed.steps)
         epochs = plan.total_steps / plan.steps_per_epoch
         steps = a_step * plan.total_steps + a_token * plan.tokens * epochs
         known["train"] = self.around_training + timed.setup + steps
         tokens, seconds = timed.evaluation or (plan.tokens * epochs, steps * _FORWARD)
-        known["evaluation curve"] = self._curve(plan, curve, seconds / tokens, evaluated)
+        known["evaluation curve"] = self._curve(plan, seconds / tokens, evaluated)
         known |= {"evaluate": evaluated, "retention": remembered}
         return known
 
-    def _curve(self, plan: Plan, curve: Sequence[Features], a_token: float, evaluated: float) -> float:
+    def _curve(self, plan: Plan, a_token: float, evaluated: float) -> float:
         """Seconds of all evaluations while training: the loss, and the answers that the best step is chosen by."""
         job = self.job
-        if not curve or not plan.evaluations:
+        if not job.curve or not plan.evaluations:
             return 0.0
         points = len(plan.evaluations) + 1  # before the first step too
-        loss = a_token * sum(len(item.input_ids) for item in curve)
+        loss = a_token * sum(len(item.input_ids) for item in job.curve)
         chooses = job.config.guards.overfitting is not None and job.data.valid is not None
         answers = chooses and choosing_metric(job.config, job.task) is not None
         rows = len(job.data.shown) / len(job.data.eval.examples)
@@ -291,31 +274,37 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def make_plan(
-    config: Config, task: Task, data: Data, base: Bundle, features: Sequence[Features], unscored: int = 0
-) -> planning.Plan:
-    """The plan of a job whose data and base are known, where ``unscored`` evaluation rows cannot be scored.
+def make_plan(job: Job, unscored: int = 0) -> planning.Plan:
+    """Return the plan of a job, with nothing measured.
+
+    Args:
+        job: The job.
+        unscored: Evaluation rows that cannot be scored.
 
     Raises:
         ConfigError: The job cannot work.
     """
-    _check_base(base)
-    _all_or_problems(lambda: choosing_metric(config, task), lambda: general_text.check(config, task.head, base))
-    replayed = costs.replayed(config, len(features))
-    _check_drop_last(config, len(features) + replayed)
-    sequences = [*features, *general_text.stand_ins(replayed)]
-    mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
+    config, data = job.config, job.data
+    _check_base(job.base)
+    all_or_problems(
+        lambda: choosing_metric(config, job.task),
+        lambda: general_text.check(config, job.task.head, job.base),
+    )
+    replayed = costs.replayed(config, len(job.features))
+    _check_drop_last(config, len(job.features) + replayed)
+    sequences = [*job.features, *general_text.stand_ins(replayed)]
+    mean = sum(len(item.input_ids) for item in job.features) / max(1, len(job.features))
     plan = planning.build_plan(
         config,
         train_rows=len(data.train.examples),
         eval_rows=len(data.eval.examples),
         valid_rows=len(data.valid.examples) if data.valid else 0,
-        sequences=len(features) + replayed,
-        tokens=round(mean * (len(features) + replayed)),
-        parameters=base.model.num_parameters(),
+        sequences=len(sequences),
+        tokens=round(mean * len(sequences)),
+        parameters=job.base.model.num_parameters(),
         machine_memory=machine.memory_bytes(),
-        baselines=task.baselines,
-        batches=_micro_batches(config, sequences, base),
+        baselines=job.task.baselines,
+        batches=job.micro_batches(sequences),
         padding=buckets.padding_shares(config, sequences),
         unscored=unscored,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from fulltune.models import inference
 from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
 from fulltune.tasks import prompts
-from fulltune.tasks.base import Column, Example
+from fulltune.tasks.base import Column, Example, Facts
 from fulltune.tasks.generation import TextToText
 from fulltune.tasks.prompts import Shot, Wording
 from fulltune.tasks.text2sql import execution, normalise, references, schema
@@ -37,6 +37,14 @@ SHOWN_ROWS, SHOWN_FAULTS = 10, 3
 MAX_SCHEMAS = 256 << 20
 
 
+@dataclass(frozen=True)
+class Databases(Facts):
+    """Files and schemas of the databases that rows name, by ``db_id``."""
+
+    paths: Mapping[str, str] = field(default_factory=dict)
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+
+
 class Text2SQL(TextToText):
     """Columns ``question``, ``sql`` and ``db_id``; ``data.databases`` names the folder of SQLite files."""
 
@@ -44,6 +52,7 @@ class Text2SQL(TextToText):
     version = 2
     question = "Question"
     answer = "SQL"
+    facts: Databases = Databases()
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -55,8 +64,7 @@ class Text2SQL(TextToText):
                 field="data.databases",
             )
         self._results = execution.Results(config.evaluation.sql_seconds)
-        self._schemas: dict[str, Schema] = {}
-        self._paths: dict[str, Path] = {}
+        self._located = dict[str, Path]()  # a cache: many rows name the same database
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         """Return the columns to read, once it is sure that there is a folder of databases.
@@ -82,16 +90,17 @@ class Text2SQL(TextToText):
             raise DataError([_in_row(problem, row) for problem in error.problems]) from None
         return Example(row.id, row.fields["question"], row.fields["sql"], {"db_id": db_id, "database": str(database)})
 
-    def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> None:
-        """Read the schema of every database, and check that there is a row that can be scored.
+    def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Databases:
+        """Return the schema of every database, once it is certain that there is a row that can be scored.
 
         Raises:
             DataError: A schema or database cannot be read (all of them at once), or no reference query of the rows to
                 score can be run.
         """
-        super().fit(train, evaluation)
-        self._read_schemas(dict.fromkeys(example.meta["db_id"] for example in (*train, *evaluation)))
+        paths = {example.meta["db_id"]: example.meta["database"] for example in (*train, *evaluation)}
+        schemas = self._read_schemas(paths)
         references.refuse_unscorable(evaluation, self._reference)
+        return Databases(paths=paths, schemas=schemas)
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
         """Report reference queries that fail, and parts of databases that cannot be read; warn of rows not scored."""
@@ -108,7 +117,7 @@ class Text2SQL(TextToText):
 
     def files(self) -> list[list[Any]]:
         """Return name, size and time of the databases that rows name, and of the journals beside them."""
-        return [list(fact) for path in sorted(self._paths.values()) for fact in source(path).stamp]
+        return [list(fact) for path in sorted(map(Path, self.facts.paths.values())) for fact in source(path).stamp]
 
     def _database_faults(self) -> list[Finding]:
         return [
@@ -121,7 +130,7 @@ class Text2SQL(TextToText):
                 count=len(found.faults),
                 details={"faults": found.faults[:SHOWN_ROWS]},
             )
-            for db_id, found in self._schemas.items()
+            for db_id, found in self.facts.schemas.items()
             if found.faults
         ]
 
@@ -194,9 +203,8 @@ class Text2SQL(TextToText):
 
     def schema(self, db_id: str) -> str:
         """One line for a database: from ``data.schemas`` where it stands there, else read from the file."""
-        if db_id not in self._schemas:
-            self._schemas[db_id] = self._schema(db_id)
-        return self._schemas[db_id].line
+        known = self.facts.schemas.get(db_id)
+        return (known or self._schema(db_id)).line
 
     def _schema(self, db_id: str) -> Schema:
         if db_id not in self._given_schemas:
@@ -207,8 +215,9 @@ class Text2SQL(TextToText):
             where = f"{self.config.data.schemas}, schema of {execution.printable(db_id)}"
             raise DataError([replace(problem, where=where) for problem in error.problems]) from None
 
-    def _read_schemas(self, db_ids: Iterable[str]) -> None:
-        problems, db_ids = list[Problem](), tuple(db_ids)
+    def _read_schemas(self, db_ids: Collection[str]) -> dict[str, Schema]:
+        schemas = dict[str, Schema]()
+        problems = list[Problem]()
         missing = [execution.printable(db_id) for db_id in db_ids if db_id not in self._given_schemas]
         if self._given_schemas and missing:
             names = ", ".join(missing[:SHOWN_FAULTS]) + (" …" if len(missing) > SHOWN_FAULTS else "")
@@ -220,16 +229,18 @@ class Text2SQL(TextToText):
             )
         for db_id in db_ids:
             try:
-                self.schema(db_id)
+                schemas[db_id] = self._schema(db_id)
             except DataError as error:
                 problems += error.problems
         if problems:
             raise DataError(problems)
+        return schemas
 
     def _database(self, db_id: str) -> Path:
-        if db_id not in self._paths:
-            self._paths[db_id] = schema.find_database(Path(str(self.config.data.databases)), db_id)
-        return self._paths[db_id]
+        known = self._located.get(db_id)
+        if known is None:
+            known = self._located[db_id] = schema.find_database(Path(str(self.config.data.databases)), db_id)
+        return known
 
     def _reference(self, example: Example) -> execution.Result:
         return self._results.execute(example.meta["database"], example.answer)

@@ -1,0 +1,195 @@
+"""Load the models that a job names: its base, a tuned model of a run or of the registry, any other checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fulltune.config import Config
+from fulltune.errors import ConfigError, ModelError, StoreError
+from fulltune.models import load as models
+from fulltune.models import reconcile
+from fulltune.models.bundle import Bundle, Head
+from fulltune.models.causality import check_causality
+from fulltune.models.fast_paths import require_trainable
+from fulltune.models.files import check_config, check_name
+from fulltune.models.likelihoods import answer_window
+from fulltune.models.load import load_own_head
+from fulltune.runtime import distributed, plugins
+from fulltune.store.registry.registry import Registry, reference
+from fulltune.store.runs import resolve
+from fulltune.tasks.base import Task
+from fulltune.tasks.chat import check_template, content_fact
+from fulltune.tasks.prompts import prompt_room
+
+#: Positions that must be left for a text: the smallest ``data.max_length``.
+_SHORTEST_WINDOW = 8
+
+
+def load_model(
+    config: Config, task: Task, out: str | Path, *, head: Head = "lm", labels: Sequence[str] | None = None
+) -> Bundle:
+    """Load the config's model, with the given head for the labels of the task.
+
+    Args:
+        config: Names the model, its languages and the method.
+        task: The task that the model is loaded for.
+        out: The runs folder; ``model`` may name one of its runs.
+        head: ``lm`` (the checkpoint's own head) or ``classification``.
+        labels: Label names; the default is those of the task.
+
+    Raises:
+        ModelError: The model cannot be loaded, its family does not fit the task, or its chat template fails.
+        ConfigError: What the method puts before every input leaves no room for a text.
+    """
+    bundle = distributed.main_first(
+        lambda: models.load(
+            config.model,
+            head,
+            labels=task.labels if labels is None else labels,
+            multi_label=task.multi_label,
+            runs=Path(out),
+            seed=config.train.seed,
+            source_language=config.data.source_language,
+            target_language=config.data.target_language,
+        )
+    )
+    if bundle.family not in task.families:
+        raise ModelError(
+            f"{config.model!r} is of the {bundle.family} family ({bundle.info.architecture})",
+            expected=f"{' or '.join(task.families)} for the task {task.name}",
+            fix="choose another model or another task",
+            field="model",
+        )
+    if task.head == head == "lm" and bundle.family == "decoder":
+        check_causality(config.model, bundle.model)
+    if head == task.head:  # this head will be trained
+        require_trainable(bundle.model)
+    if task.head == "classification":  # the head that will be trained, said before the baselines are asked
+        check_config(config.model, bundle.model.config, task.head)
+    check_template(bundle, config.data.chat, task.day)
+    bundle = _noting(bundle, content_fact(bundle, config.data.chat, task.day))
+    bundle = _without_reserved(bundle, config)
+    bundle = _limited(bundle, config, task)
+    return _with_own_head(bundle, config, task, out) if task.head != head else bundle
+
+
+def _without_reserved(bundle: Bundle, config: Config) -> Bundle:
+    """Return the bundle with a window that leaves room for what the method puts before every input.
+
+    The base gets the same window as the tuned model, so that both read the same texts.
+    """
+    reserved = plugins.load("method", config.method).reserved(config) - len(bundle.prompt_ids)
+    if reserved <= 0:
+        return bundle
+    window = bundle.window - reserved
+    if window < _SHORTEST_WINDOW:
+        raise ConfigError(
+            f"{reserved} tokens of a model with {bundle.window} positions",
+            expected=f"at most {bundle.window - _SHORTEST_WINDOW}, so that a text has room",
+            fix="lower adapter.prompt_tokens, or choose a model with more positions",
+            field="adapter.prompt_tokens",
+        )
+    return replace(bundle, window=window)
+
+
+def _limited(bundle: Bundle, config: Config, task: Task) -> Bundle:
+    """Return a bundle whose saved folder ends an answer at the model's last position, as the report does."""
+    cap, window, longest = config.evaluation.max_new_tokens, bundle.window, task.longest_input(bundle)
+    if task.head != "lm" or bundle.family == "encoder":
+        reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
+        return bundle
+    if bundle.family == "encoder-decoder":
+        most = min(cap, answer_window(bundle))
+        reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=most)
+        fact = f"an answer has {most} positions: max_new_tokens of the saved model is {most}, not {cap}"
+        return _noting(bundle, fact if most < cap else "")
+    # After the longest prompt that is trained on, so many positions are left; the last token needs none.
+    if cap <= window - prompt_room(window, config.data.max_target_length) + 1:
+        reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
+        return bundle
+    reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap, max_length=window + 1)
+    return _noting(
+        bundle,
+        f"{cap} new tokens do not fit behind every prompt in {window} positions: the saved model has max_length "
+        f"{window + 1} in place of max_new_tokens",
+    )
+
+
+def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Task, Bundle, str]:
+    """Find a tuned model with the head that it was trained with, or any other checkpoint to ask zero-shot.
+
+    Args:
+        config: The config whose rows the model is asked.
+        task: The task, fitted to those rows.
+        name: A run, a version of the registry, or any checkpoint.
+        out: The runs folder.
+
+    Returns:
+        The task with the labels of the model, the model, and its system: ``tuned`` or ``zero_shot``.
+    """
+    check_name(name)
+    version = reference(name, out)
+    is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
+    if version is None and not is_run:
+        base = load_model(_with_model(config, name), task, out)
+        return task, _under_own_head(base), "zero_shot"
+    source = version.ref if version else resolve(name, out).name
+    tuned = load_model(_with_model(config, source), task, out, head=task.head, labels=())
+    return task.adopt(tuned), tuned, "tuned"
+
+
+def _with_model(config: Config, model: str) -> Config:
+    return config.model_copy(update={"model": model})
+
+
+def config_of(run: str, out: str | Path) -> Path:
+    """Return the path of the config that a run left in its folder, or that a version of the registry was made with.
+
+    Raises:
+        StoreError: There is no such run or version.
+    """
+    check_name(run)
+    version = reference(run, out)
+    if version is not None:
+        return Registry(out).checkout(version) / "config.yaml"
+    try:
+        return resolve(run, out) / "config.yaml"
+    except StoreError as error:
+        fix = "name a run, or give a config (--config) to score any other model"
+        raise StoreError(
+            error.problems[0].found, expected=error.problems[0].expected, where=str(out), fix=fix
+        ) from None
+
+
+def _with_own_head(base: Bundle, config: Config, task: Task, out: str | Path) -> Bundle:
+    """Return a base without a head for the task's labels that can be loaded under the head that it was stored with."""
+    stored = base.stored_head
+    if stored is None or not task.labels:
+        return base
+    obstacle = stored.obstacle(task.labels, task.multi_label)
+    fact = (
+        f"zero_shot asks by the names of the labels: the checkpoint's classification head {obstacle}"
+        if obstacle
+        else "zero_shot asks the checkpoint's own classification head, its classes matched to the labels by name"
+    )
+
+    def own() -> Bundle:
+        found = load_own_head(config.model, task.labels, runs=Path(out), seed=config.train.seed)
+        return replace(found, window=base.window)
+
+    return replace(_noting(base, fact), with_own_head=None if obstacle else own)
+
+
+def _noting(bundle: Bundle, fact: str) -> Bundle:
+    """Return a bundle whose record has one more sentence, unless that is empty."""
+    if not fact:
+        return bundle
+    info = bundle.info.model_copy(update={"reconciled": (*bundle.info.reconciled, fact)})
+    return replace(bundle, info=info)
+
+
+def _under_own_head(base: Bundle) -> Bundle:
+    """Return the base under the head that it was stored with, if that has the task's labels."""
+    return base if base.with_own_head is None else replace(base.with_own_head(), info=base.info)
