@@ -9,7 +9,6 @@ package.
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
@@ -41,12 +40,6 @@ from fulltune.records.run import ModelInfo
 
 #: Positions assumed for models that name no limit (T5 has relative positions).
 _DEFAULT_WINDOW = 512
-
-
-# On some processors bitsandbytes, once imported, tells of a kernel that it could fetch from a hub; nothing is missing.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-# DeepSpeed, where it is installed, is imported by others, and then tells that this machine has no accelerator.
-logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def load(
