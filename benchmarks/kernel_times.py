@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulltune.models.fast_kernels import accelerated
-from fulltune.runtime.kernels.active import current, fixed
+from fulltune.models.fast_kernels import fast_kernels
+from fulltune.runtime.kernels.active import current, pinned_kernels
 from fulltune.runtime.kernels.allocator import keep_freed_pages
 from fulltune.runtime.kernels.attention import attention
 from fulltune.runtime.kernels.dropout import dropout
@@ -180,7 +180,7 @@ def steps(count: int) -> dict[str, Any]:
             model.zero_grad()
 
         def fast(model: Any = model, step: Work = step) -> None:
-            with fixed("auto"), accelerated(model):
+            with pinned_kernels("auto"), fast_kernels(model):
                 step()
 
         found[name] = pairs(step, fast, max(3, count // 3))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fulltune.models import inference
 from fulltune.models.bundle import Bundle, family_of
-from fulltune.models.fast_kernels import accelerated
+from fulltune.models.fast_kernels import fast_kernels
 from fulltune.models.fast_paths import options
 from fulltune.models.inference import Text
 
@@ -142,7 +142,7 @@ def test_likelihoods_are_those_of_single_rows(name: str) -> None:
 def test_answers_are_the_same_with_fast_kernels(name: str) -> None:
     bundle = small(name)
     expected = [greedy(bundle, prompt, 6) for prompt in prompts()]
-    with accelerated(bundle.model):
+    with fast_kernels(bundle.model):
         assert [one.text for one in inference.generate(bundle, prompts(), 4, 6)] == expected
 
 

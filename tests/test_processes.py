@@ -68,7 +68,7 @@ def test_every_row_is_answered_once_and_in_order_on_any_split(rows: int, process
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "BLOCK", block)
         threads = Threads(patch, processes)
-        found = threads.run(lambda: list(distributed.spread(answer, range(rows))))
+        found = threads.run(lambda: list(distributed.map_sharded(answer, range(rows))))
     assert found == [[f"answer {row}" for row in range(rows)]] * processes
     assert sorted(asked) == list(range(rows))
 
@@ -80,7 +80,7 @@ def test_what_the_first_process_makes_all_have(monkeypatch: pytest.MonkeyPatch) 
         made.append(distributed.rank())
         return "the name"
 
-    assert threads.run(lambda: distributed.once(make)) == ["the name"] * 3
+    assert threads.run(lambda: distributed.on_main(make)) == ["the name"] * 3
     assert made == [0]
 
 
@@ -88,7 +88,7 @@ def test_an_error_of_the_first_process_is_raised_on_all(monkeypatch: pytest.Monk
     def make() -> str:
         raise DataError("no rows")
 
-    found = Threads(monkeypatch, 3).run(lambda: distributed.once(make))
+    found = Threads(monkeypatch, 3).run(lambda: distributed.on_main(make))
     assert [type(one) for one in found] == [DataError] * 3
     assert {str(one) for one in found} == {"no rows."}
 
@@ -96,12 +96,14 @@ def test_an_error_of_the_first_process_is_raised_on_all(monkeypatch: pytest.Monk
 def test_alone_everything_is_as_if_there_were_no_others() -> None:
     with distributed.joined():
         assert (distributed.size(), distributed.rank(), distributed.is_main(), distributed.engine()) == (1, 0, True, "")
-        assert distributed.shared("x") == distributed.once(lambda: "x") == distributed.main_first(lambda: "x") == "x"
-        assert distributed.gathered(3) == [3]
-        assert list(distributed.together(iter)([1, 2])) == [1, 2]
+        assert (
+            distributed.broadcast("x") == distributed.on_main(lambda: "x") == distributed.main_first(lambda: "x") == "x"
+        )
+        assert distributed.all_gather(3) == [3]
+        assert list(distributed.sharded(iter)([1, 2])) == [1, 2]
         distributed.barrier()
-    assert distributed.tells()
-    assert distributed.speaks()
+    assert distributed.is_first_to_report()
+    assert distributed.shows_output()
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_the_engine_is_read_from_the_launchers_variables(
     for name, value in ({"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "2"} | variables).items():
         monkeypatch.setenv(name, value)
     assert (distributed.engine(), distributed.launched(), distributed.restarts()) == (engine, 2, 2)
-    assert not distributed.speaks()
+    assert not distributed.shows_output()
 
 
 def test_a_world_of_one_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +155,7 @@ def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
     monkeypatch.setattr(fast_kernels, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
 
     def work() -> Choices | None:
-        with active.fixed("auto", tmp_path / "kernels.json") as found:
+        with active.pinned_kernels("auto", tmp_path / "kernels.json") as found:
             return found
 
     assert threads.run(work) == [chosen[0]] * 2
@@ -166,7 +168,7 @@ from fulltune import distributed
 
 with distributed.joined(60):
     distributed.barrier()
-    os.write(1, f"{distributed.restarts()} {distributed.tells()}\\n".encode())
+    os.write(1, f"{distributed.restarts()} {distributed.is_first_to_report()}\\n".encode())
     distributed.barrier()
     os._exit(distributed.restarts() < 3)  # as a process that dies: nothing is taken back
 """

@@ -21,12 +21,12 @@ from fulltune.config import Config, load_config
 from fulltune.errors import FulltuneError
 from fulltune.models import inference, load
 from fulltune.models.bundle import Bundle
-from fulltune.models.fast_kernels import accelerated
+from fulltune.models.fast_kernels import fast_kernels
 from fulltune.models.inference import Text
 from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Prediction, Step
-from fulltune.runtime.kernels.active import fixed
+from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.kernels.calibration import dump_choices, is_float32_onednn_there
 from fulltune.runtime.kernels.products import NONE, PRODUCTS, Choices, shape_classes
 from fulltune.tasks import dataset
@@ -81,7 +81,7 @@ def measure(checkpoint: Checkpoint, column: str, folder: Path) -> Cell:
     if column not in _ASKED[family_of(checkpoint)]:
         return Cell(checkpoint.name, column, "-")
     try:
-        with fixed("auto", _every_product(folder)):
+        with pinned_kernels("auto", _every_product(folder)):
             differences = list(_differences(checkpoint, column, folder))
     except FulltuneError as error:
         return Cell(checkpoint.name, column, "refused", _sentence(error, checkpoint))
@@ -141,7 +141,7 @@ def _untrained(checkpoint: Checkpoint) -> Iterator[str]:
     prompts = [text.context for text in texts]
     answers = [reference.greedy(prompt, jobs.CAP, _ends(reference)) for prompt in prompts]
     for switch in ("off", "auto"):
-        with fixed(switch), accelerated(bundle.model):
+        with pinned_kernels(switch), fast_kernels(bundle.model):
             scored = [one.nll for one in inference.likelihoods(bundle, iter(texts), 4)]
             written = list(inference.generate(bundle, iter(prompts), 4, jobs.CAP))
         yield from (f"kernels {switch}: nll {d}" for d in _unequal(scored, losses))

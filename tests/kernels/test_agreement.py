@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fulltune.models import kernel_check
-from fulltune.models.fast_kernels import accelerated, choices_for
+from fulltune.models.fast_kernels import choices_for, fast_kernels
 from fulltune.models.kernel_check import gradients_agree, kernels_agree
 from fulltune.runtime.kernels.calibration import is_float32_onednn_there
 from fulltune.runtime.kernels.products import PRODUCTS, Choices, shape_classes
@@ -67,7 +67,7 @@ def test_a_model_that_kernels_would_change_computes_without_them(
     assert f"GPT2LMHeadModel computes without fast kernels: {reason}" in caplog.text.replace("RuntimeError: ", "")
     monkeypatch.setattr("fulltune.runtime.kernels.active.current", lambda: ALL)
     assert choices_for(model) is None
-    with accelerated(model):
+    with fast_kernels(model):
         assert not any("forward" in module.__dict__ for module in model.modules())
     monkeypatch.setattr(kernel_check, "fast_linears", original)
     assert choices_for(fakes.bert()[0]) is ALL

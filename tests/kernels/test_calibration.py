@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fulltune.models import fast_kernels
-from fulltune.models.fast_kernels import accelerated
+from fulltune.models.fast_kernels import fast_kernels
 from fulltune.runtime.kernels import active, calibration
-from fulltune.runtime.kernels.active import current, fixed
+from fulltune.runtime.kernels.active import current, pinned_kernels
 from fulltune.runtime.kernels.calibration import dump_choices, is_exact, machine_choices, measure, read_choices
 from fulltune.runtime.kernels.products import NONE, Choices, by_rule, shape_classes
 from fulltune.runtime.paths import cache_folder
@@ -139,17 +138,17 @@ def test_measuring_leaves_torchs_generator_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_run_goes_on_with_the_products_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_kernels, "machine_choices", lambda: SOME)
-    with fixed("auto", tmp_path / "kernels.json") as first:
+    monkeypatch.setattr(active, "machine_choices", lambda: SOME)
+    with pinned_kernels("auto", tmp_path / "kernels.json") as first:
         assert first == current() == SOME
     monkeypatch.setattr(active, "_of_machine", {})
-    monkeypatch.setattr(fast_kernels, "machine_choices", lambda: OTHER)
-    with fixed("auto", tmp_path / "kernels.json") as again:
+    monkeypatch.setattr(active, "machine_choices", lambda: OTHER)
+    with pinned_kernels("auto", tmp_path / "kernels.json") as again:
         assert again == current() == SOME
         assert again.digest == SOME.digest != OTHER.digest
-        with fixed("auto"):
+        with pinned_kernels("auto"):
             assert current() == SOME
-        with fixed("off") as none:
+        with pinned_kernels("off") as none:
             assert none is current() is None
         assert current() == SOME
     assert current() == OTHER
@@ -158,9 +157,9 @@ def test_a_run_goes_on_with_the_products_that_it_began_with(tmp_path: Path, monk
 
 def test_off_changes_no_layer(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.1))
-    with fixed("off", tmp_path / "kernels.json"), accelerated(model):
+    with pinned_kernels("off", tmp_path / "kernels.json"), fast_kernels(model):
         assert all("forward" not in layer.__dict__ for layer in model)
     assert not (tmp_path / "kernels.json").exists()
-    with fixed("auto"), accelerated(model), accelerated(model):
+    with pinned_kernels("auto"), fast_kernels(model), fast_kernels(model):
         assert all("forward" in layer.__dict__ for layer in model)
     assert all("forward" not in layer.__dict__ for layer in model)

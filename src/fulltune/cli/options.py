@@ -43,7 +43,7 @@ _SILENCE = {
 
 def answer(text: str, human: RenderableType, as_json: bool) -> None:
     """The verb's result on stdout: the JSON text, or what people read; once, however many processes run."""
-    if not distributed.speaks() or sys.stdout is None:
+    if not distributed.shows_output() or sys.stdout is None:
         return
     try:
         if as_json:
@@ -68,11 +68,11 @@ def answering(as_json: bool, verbose: bool, quiet: bool = False) -> Iterator[Pro
         os.environ.update(_SILENCE)
     try:
         with redirect_stdout(sys.stderr):
-            yield open_progress(quiet or not distributed.speaks())
+            yield open_progress(quiet or not distributed.shows_output())
     except FulltuneError as error:
         if verbose or os.environ.get("FULLTUNE_DEBUG"):
             traceback.print_exc()
-        if distributed.tells():
+        if distributed.is_first_to_report():
             _refuse(error.message(), type(error).__name__, [problem.to_dict() for problem in error.problems], as_json)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt as error:

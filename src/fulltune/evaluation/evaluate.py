@@ -85,7 +85,7 @@ def score_baselines(
         with progress.stage(name, total=len(data.eval.examples), unit="row") as bar:
             predict = baseline(name, task, base, data.train.examples, shots)
             if name in ("zero_shot", "few_shot"):
-                predict = distributed.together(predict)
+                predict = distributed.sharded(predict)
             predict = cached(predict, name, key, out, bar.advance)
             systems[name] = evaluate(predict, data.eval.examples, task.metrics, system=name, sink=sink)
     return systems
@@ -96,5 +96,5 @@ def score_system(
 ) -> Evaluation:
     """A model on the evaluation rows, without shots."""
     with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
-        predict = distributed.together(task.predictor(bundle, system))
+        predict = distributed.sharded(task.predictor(bundle, system))
         return evaluate(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)

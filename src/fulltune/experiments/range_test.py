@@ -18,8 +18,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from fulltune.config import Config
 from fulltune.errors import NonFiniteError
 from fulltune.models.bundle import Bundle
-from fulltune.models.fast_kernels import accelerated
-from fulltune.runtime.kernels.active import fixed
+from fulltune.models.fast_kernels import fast_kernels
+from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import training_arguments
 from fulltune.training.batches.collate import Collator, FeatureDataset
@@ -156,7 +156,7 @@ def sweep(
     optimizer = trainer.create_optimizer()
     trainer.lr_scheduler = LambdaLR(optimizer, lambda step: wanted[min(step, len(wanted) - 1)] / args.learning_rate)
     try:
-        with fixed(config.speed.kernels), accelerated(bundle.model):
+        with pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
             trainer.train()
     except NonFiniteError:
         seen.is_whole = False

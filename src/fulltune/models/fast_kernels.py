@@ -1,7 +1,7 @@
 """The fast paths of a run: chosen once, in force for as long as a block lasts, and undone afterwards.
 
-with fixed("auto", folder / "kernels.json"):     # the whole run makes its products in one way
-    with accelerated(model):                     # layers of this model are fast in here
+with pinned_kernels("auto", folder / "kernels.json"):     # the whole run makes its products in one way
+    with fast_kernels(model):                     # layers of this model are fast in here
         ...
 """
 
@@ -33,7 +33,7 @@ def choices_for(model: nn.Module) -> Choices | None:
 
 
 @contextmanager
-def accelerated(model: nn.Module) -> Iterator[None]:
+def fast_kernels(model: nn.Module) -> Iterator[None]:
     """While it lasts, the model computes by the choice in force. Nested blocks change nothing.
 
     A model whose answers or gradients the kernels would change computes without them.

@@ -108,13 +108,13 @@ def prepare_job(config: Config, out: str | Path, watch: Stopwatch | None = None)
     watch = watch or Stopwatch()
     task, method = parts(config)
     with watch("data"):
-        facts, data = distributed.once(lambda: _facts_and_data(config, task))
+        facts, data = distributed.on_main(lambda: _facts_and_data(config, task))
         task = task.with_facts(facts)
     with watch("load"):
         base = load_model(config, task, out)
         config = dated(config, task, base)
     with watch("audit"):
-        audit, features, curve = distributed.once(lambda: dataset.inspect(config, task, data, base, Path(out)))
+        audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, Path(out)))
     return Job(config, task, method, data, base, audit, features, curve, Path(out))
 
 

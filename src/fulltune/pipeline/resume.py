@@ -83,7 +83,7 @@ def restarted(out: str | Path) -> str | None:
 
 
 @contextmanager
-def held(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[RunFolder]:
+def locked(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[RunFolder]:
     """The folder of a new run of that id, or that of one to resume; an interruption inside tells how to go on.
 
     Raises:
@@ -108,7 +108,7 @@ def check(folder: RunFolder, job: Job, allow_changed: bool) -> None:
     Raises:
         ConfigError: It is not; names every field with both values.
     """
-    distributed.once(lambda: _compare(folder, _facts(job), allow_changed))
+    distributed.on_main(lambda: _compare(folder, _facts(job), allow_changed))
 
 
 def _compare(folder: RunFolder, now: dict[str, Any], allow_changed: bool) -> None:

@@ -23,7 +23,7 @@ from fulltune.evaluation.retention import Memory
 from fulltune.metrics.compare import RunComparison
 from fulltune.metrics.compare import compare as compare_folders
 from fulltune.models.bundle import Bundle
-from fulltune.models.fast_kernels import accelerated
+from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
 from fulltune.pipeline.finish import finish
@@ -36,7 +36,7 @@ from fulltune.pipeline.train import train
 from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.runtime import distributed
-from fulltune.runtime.kernels.active import fixed
+from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
 from fulltune.store.registry.register import register_run
@@ -82,16 +82,16 @@ def run(
     with contextlib.ExitStack() as stack, Warnings() as warned:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
         progress = progress if progress and distributed.is_main() else NullProgress()
-        resume = resume or distributed.once(lambda: restarted(out))
+        resume = resume or distributed.on_main(lambda: restarted(out))
         config = config if resume is None else on_its_day(config, resume, out)
 
         job = prepare_job(config, out, watch)
-        run_id = distributed.shared(new_run_id(config.task, config.model))
-        folder = stack.enter_context(resuming.held(out, resume, run_id))
+        run_id = distributed.broadcast(new_run_id(config.task, config.model))
+        folder = stack.enter_context(resuming.locked(out, resume, run_id))
         check(folder, job, allow_changed)
         folder.write_text("config.yaml", dump_config(job.config))
-        stack.enter_context(fixed(config.speed.kernels, folder.path / "kernels.json"))
-        stack.enter_context(accelerated(job.base.model))
+        stack.enter_context(pinned_kernels(config.speed.kernels, folder.path / "kernels.json"))
+        stack.enter_context(fast_kernels(job.base.model))
         audit_file = folder.write_text("audit.json", job.audit.to_json())
         job.check_audit(where=str(audit_file))
         folder.write_json("plan.json", checked_plan(job))
@@ -111,13 +111,13 @@ def run(
 
             tuned, trained = read_back(job, folder) or _trained(job, memory, folder, progress, watch)
 
-            stack.enter_context(accelerated(tuned.model))
+            stack.enter_context(fast_kernels(tuned.model))
             with watch("evaluate"):
                 systems["tuned"] = score_system(job.task, tuned, "tuned", job.data, progress, sink)
             with watch("retention"):
                 retention = memory.compare(tuned, progress)
 
-        record = distributed.once(
+        record = distributed.on_main(
             lambda: build(
                 job,
                 shots=shots,
@@ -132,8 +132,8 @@ def run(
         folder.write_text("record.json", record.to_json())
         clean(folder.path)
         with watch("report"):
-            distributed.once(lambda: write_report(folder.path))
-        distributed.once(lambda: register_run(out, folder.path))
+            distributed.on_main(lambda: write_report(folder.path))
+        distributed.on_main(lambda: register_run(out, folder.path))
     return record
 
 
@@ -195,7 +195,7 @@ def evaluate(
     task, bundle, system = loading.find_model(config, task, name, out)
     config = dated(config, task, bundle)
     asked = PromptCounter()
-    with fixed(config.speed.kernels), accelerated(bundle.model):
+    with pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
         evaluation = score_system(task, bundle, system, data, progress, asked)
     return evaluation_record(config, task, data, bundle, evaluation, asked.uses(), warned)
 

@@ -51,7 +51,7 @@ def train(
         callbacks: Further callbacks of the trainer.
     """
     config = job.config
-    resume = distributed.once(lambda: format.newest(folder.path))
+    resume = distributed.on_main(lambda: format.newest(folder.path))
     if distributed.is_main():
         _cut_steps(folder.path / "steps.jsonl", resume)
     general = general_features(config, memory.base, job.out)
@@ -137,7 +137,7 @@ def overfitting_guard(job: Job, student: Bundle) -> OverfittingGuard | None:
         return OverfittingGuard("loss", settings.patience, settings.min_delta)
 
     def scorer() -> dict[str, float]:
-        predict = distributed.together(job.task.predictor(student, "tuned"))
+        predict = distributed.sharded(job.task.predictor(student, "tuned"))
         evaluation = score(predict, job.data.shown, (metric,), system="tuned")
         return {metric.name: evaluation.value(metric.name)}
 

@@ -1,8 +1,8 @@
 """The processes of one run, as torchrun or ``accelerate launch`` started them: who writes, what all must know.
 
     with distributed.joined(timeout=1800):
-        name = distributed.once(new_name)      # made by the first process, known to all
-        for answer in distributed.spread(ask, rows): ...
+        name = distributed.on_main(new_name)      # made by the first process, known to all
+        for answer in distributed.map_sharded(ask, rows): ...
 
 A process that is alone joins nothing and pays nothing; everything here then does what it says with one process. Python
 values travel over a gloo group of their own, so gradients may use any other backend.
@@ -164,7 +164,7 @@ def barrier() -> None:
         dist.barrier(group=_group)
 
 
-def shared(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """The first process's value."""
     if size() == 1:
         return value
@@ -175,7 +175,7 @@ def shared(value: Value) -> Value:
     return box[0]  # type: ignore[no-any-return]
 
 
-def broadcast(tensor: Any) -> None:
+def broadcast_tensor(tensor: Any) -> None:
     """Overwrite a tensor with the first process's."""
     if size() > 1:
         import torch.distributed as dist
@@ -183,7 +183,7 @@ def broadcast(tensor: Any) -> None:
         dist.broadcast(tensor, src=0)
 
 
-def gathered(value: Value) -> list[Value]:
+def all_gather(value: Value) -> list[Value]:
     """Everyone's value, in the order of their numbers."""
     if size() == 1:
         return [value]
@@ -194,7 +194,7 @@ def gathered(value: Value) -> list[Value]:
     return values
 
 
-def once(make: Callable[[], Value]) -> Value:
+def on_main(make: Callable[[], Value]) -> Value:
     """What the first process makes, on all; its error too.
 
     Raises:
@@ -209,7 +209,7 @@ def once(make: Callable[[], Value]) -> Value:
             made = make()
         except FulltuneError as raised:
             error = raised
-    made, error = shared((made, error))
+    made, error = broadcast((made, error))
     if error is not None:
         raise error
     return made  # type: ignore[no-any-return]
@@ -227,7 +227,7 @@ def main_first(make: Callable[[], Value]) -> Value:
     return make() if found is None else found
 
 
-def spread(answer: Callable[[Sequence[Item]], Iterator[Result]], items: Sequence[Item]) -> Iterator[Result]:
+def map_sharded(answer: Callable[[Sequence[Item]], Iterator[Result]], items: Sequence[Item]) -> Iterator[Result]:
     """Answers to all items in their order, each process answering its share; every process gets them all.
 
     Args:
@@ -240,30 +240,30 @@ def spread(answer: Callable[[Sequence[Item]], Iterator[Result]], items: Sequence
     for start in range(0, len(items), BLOCK * size()):
         block = items[start : start + BLOCK * size()]
         mine = block[rank() :: size()]
-        parts = gathered(list(answer(mine)) if mine else [])
+        parts = all_gather(list(answer(mine)) if mine else [])
         yield from (parts[place % size()][place // size()] for place in range(len(block)))
 
 
-def together(answer: Callable[[Sequence[Item]], Iterator[Result]]) -> Callable[[Sequence[Item]], Iterator[Result]]:
-    """The same as :func:`spread`, as a function of the items."""
-    return lambda items: spread(answer, items)
+def sharded(answer: Callable[[Sequence[Item]], Iterator[Result]]) -> Callable[[Sequence[Item]], Iterator[Result]]:
+    """The same as :func:`map_sharded`, as a function of the items."""
+    return lambda items: map_sharded(answer, items)
 
 
-def speaks() -> bool:
+def shows_output() -> bool:
     """Whether this process is the one that shows progress and answers, before and after the others are joined too."""
     return launched() == 1 or os.environ["RANK"] == "0"
 
 
-def tells() -> bool:
+def is_first_to_report() -> bool:
     """Whether this process is the one that tells the user of an error: the first that asks."""
     if launched() == 1:
         return True
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        return speaks()
+        return shows_output()
     try:
         store = dist.distributed_c10d._get_default_store()
         return bool(store.add("fulltune/errors told", 1) == 1)
     except RuntimeError:  # the store is gone with the process that kept it
-        return speaks()
+        return shows_output()

@@ -54,12 +54,12 @@ def cached_rows(path: Path, make: Callable[[], Iterable[Any]]) -> Iterable[Any]:
     Raises:
         StoreError: The disk is full or read-only.
     """
-    if not distributed.once(lambda: _checked(path) is not None):
+    if not distributed.on_main(lambda: _checked(path) is not None):
         rows = list(make()) if distributed.size() > 1 else make()
-        distributed.once(lambda: write_cache(path, rows))
+        distributed.on_main(lambda: write_cache(path, rows))
     if distributed.size() == 1:
         return read_cache(path) or ()
-    return distributed.once(lambda: list(read_cache(path) or ()))
+    return distributed.on_main(lambda: list(read_cache(path) or ()))
 
 
 def read_cache(path: Path) -> Iterator[Any] | None:

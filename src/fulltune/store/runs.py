@@ -105,7 +105,7 @@ class RunFolder:
         Raises:
             StoreError: It has ended, another process holds it, or this is no run.
         """
-        known = distributed.once(lambda: status(path))
+        known = distributed.on_main(lambda: status(path))
         if known.state == "finished":
             raise StoreError("this run has ended", where=str(path), fix="start a new one")
         if not distributed.is_main():

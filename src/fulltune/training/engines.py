@@ -158,7 +158,7 @@ def refresh(model: nn.Module, trainer: Trainer) -> None:
         for name, value in model.state_dict(keep_vars=True).items():
             if distributed.is_main():
                 value.copy_(state[name])
-            distributed.broadcast(value.data)
+            distributed.broadcast_tensor(value.data)
 
 
 class Refresh(TrainerCallback):

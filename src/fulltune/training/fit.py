@@ -15,10 +15,10 @@ from transformers import PrinterCallback, TrainerCallback
 from fulltune.config import CheckpointConfig, Config
 from fulltune.errors import DataError, DivergenceError, MemoryExhausted, TrainingStopped
 from fulltune.models.bundle import Bundle
-from fulltune.models.fast_kernels import accelerated, choices_for
+from fulltune.models.fast_kernels import choices_for, fast_kernels
 from fulltune.records.run import AdapterInfo, GuardEvent, Parameters, Step, Training
 from fulltune.runtime import distributed, machine
-from fulltune.runtime.kernels.active import fixed
+from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.kernels.allocator import keep_freed_pages
 from fulltune.runtime.kernels.products import Choices
 from fulltune.tasks.base import Features
@@ -127,7 +127,7 @@ def fit(
     log, refreshed = StepLog(on_step), Refresh(bundle.model)
     callbacks = [*_divergence_guard(config), *([refreshed] if is_sharded() else ()), *callbacks]
     chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
-    with _settings_kept(bundle.model), fixed(config.speed.kernels), accelerated(bundle.model):
+    with _settings_kept(bundle.model), pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
         choices = choices_for(bundle.model)
         trainer = Trainer(
             model=to_train(bundle.model),
@@ -262,8 +262,8 @@ def _account(
     losses = [step.loss for step in steps if step.loss is not None]
     return Training(
         optimizer=str(getattr(args.optim, "value", args.optim)),
-        optimizer_bytes=max(distributed.gathered(state_bytes(trainer.optimizer) if trainer.optimizer else 0)),
-        peak_bytes=max(distributed.gathered(peak)),
+        optimizer_bytes=max(distributed.all_gather(state_bytes(trainer.optimizer) if trainer.optimizer else 0)),
+        peak_bytes=max(distributed.all_gather(peak)),
         scheduler=config.train.scheduler,
         learning_rate=args.learning_rate,
         warmup_steps=args.get_warmup_steps(state.max_steps),

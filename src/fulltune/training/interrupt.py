@@ -41,7 +41,7 @@ class StopWhenAsked(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # A signal reaches several processes between different steps; all stop after the same one.
-        self.is_asked = any(distributed.gathered(self.is_asked))
+        self.is_asked = any(distributed.all_gather(self.is_asked))
         return self._save(state, control)
 
     def on_evaluate(

@@ -76,7 +76,7 @@ class Memory:
                 with (progress or NullProgress()).stage(f"tuned: {ability.name}", total=ability.rows) as bar:
                     after = tuple(_counted(ability.answer(bundle), bar.advance))
                 found |= self._compared(ability, before, after)
-        return distributed.shared(found)  # whoever acts on it must act alike
+        return distributed.broadcast(found)  # whoever acts on it must act alike
 
     def _compared(self, ability: Ability, before: Sequence[Any], after: Sequence[Any]) -> dict[str, Retention]:
         if isinstance(ability, Scored):

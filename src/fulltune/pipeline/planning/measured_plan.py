@@ -20,7 +20,7 @@ from fulltune.evaluation.baselines import baseline, choose_shots
 from fulltune.evaluation.retention import Memory
 from fulltune.evaluation.retention.abilities import abilities
 from fulltune.models.bundle import Bundle
-from fulltune.models.fast_kernels import accelerated
+from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline.job import Job, all_or_problems, choosing_metric
 from fulltune.pipeline.planning import plan as planning
 from fulltune.pipeline.planning.footprint import Footprint
@@ -28,7 +28,7 @@ from fulltune.pipeline.planning.memory import COPY, SMALL, essential, parts, pro
 from fulltune.pipeline.planning.plan import Plan
 from fulltune.pipeline.planning.probe_steps import TIMED, Pace, Probe, Timing, footprint, timing, widest
 from fulltune.runtime import distributed, machine, plugins
-from fulltune.runtime.kernels.active import fixed
+from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.tasks.base import Example, Features, Predictor
 from fulltune.training.batches import buckets
 from fulltune.training.checkpoints.random_state import randomness_kept
@@ -74,7 +74,7 @@ def full_plan(job: Job, prepared: float) -> Plan:
         ConfigError: The job cannot work, or does not fit in memory.
     """
     plan = _counted(job)
-    with fixed(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
+    with pinned_kernels(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
         plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
         seconds = {"load and audit": prepared, **rehearsal.seconds(plan)}
     return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
@@ -160,7 +160,7 @@ class _Rehearsal:
         systems = {
             name: baseline(name, job.task, job.base, job.data.train.examples, shots) for name in job.task.baselines
         }
-        with accelerated(job.base.model), accelerated(self.probe.student.model):
+        with fast_kernels(job.base.model), fast_kernels(self.probe.student.model):
             known = {name: self._answering(name, predict) for name, predict in systems.items()}
             evaluated = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
             remembered = self._remembering()
@@ -308,7 +308,7 @@ def make_plan(job: Job, unscored: int = 0) -> planning.Plan:
         padding=buckets.padding_shares(config, sequences),
         unscored=unscored,
     )
-    with fixed(config.speed.kernels) as choices:
+    with pinned_kernels(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config), config, choices)})
 
 

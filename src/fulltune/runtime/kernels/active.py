@@ -38,7 +38,7 @@ def current() -> Choices | None:
 
 
 @contextmanager
-def fixed(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]:
+def pinned_kernels(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]:
     """Settle how products are made for as long as the block lasts.
 
     Args:
@@ -50,7 +50,7 @@ def fixed(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]
     if kernels == "off":
         token = _fixed.set("off")
     else:
-        token = _fixed.set(current() if path is None else distributed.once(lambda: _kept(path)))
+        token = _fixed.set(current() if path is None else distributed.on_main(lambda: _kept(path)))
     try:
         yield current()
     finally:
