@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 
 def test_a_peak_since_a_mark_forgets_what_was_before() -> None:
     code = (
-        "from fulltune import machine\n"
+        "from fulltune.runtime import machine\n"
         "block = bytearray(300_000_000); del block\n"
         "machine.mark_peak(); since = machine.peak_since_mark()\n"
         "block = bytearray(100_000_000); del block\n"
@@ -31,7 +31,7 @@ def test_a_peak_since_a_mark_forgets_what_was_before() -> None:
 
 def test_the_child_of_a_large_process_starts_small() -> None:
     block = bytearray(300 * MB)
-    code = "from fulltune import machine; print(machine.peak_rss_bytes())"
+    code = "from fulltune.runtime import machine; print(machine.peak_rss_bytes())"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert machine.peak_rss_bytes() > len(block)
     assert int(done.stdout) < 100 * MB

@@ -16,7 +16,7 @@ import fakes
 import pytest
 
 REVISION = "a" * 40
-LOAD = "from fulltune import model; import sys; b = model.load(sys.argv[1]); print(b.info.model_dump_json())"
+LOAD = "from fulltune.models import load; import sys; b = load.load(sys.argv[1]); print(b.info.model_dump_json())"
 
 
 class Hub(BaseHTTPRequestHandler):

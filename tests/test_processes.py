@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune.errors import DataError, ProcessError
-from fulltune.models import fast_kernels
 from fulltune.runtime import distributed
 from fulltune.runtime.kernels import active
 from fulltune.runtime.kernels.products import Choices
@@ -29,8 +28,8 @@ class Threads:
         self.box: list[Any] = [None] * count
         monkeypatch.setattr(distributed, "size", lambda: count)
         monkeypatch.setattr(distributed, "rank", lambda: self.here.rank)
-        monkeypatch.setattr(distributed, "gathered", self.gathered)
-        monkeypatch.setattr(distributed, "shared", lambda value: self.gathered(value)[0])
+        monkeypatch.setattr(distributed, "all_gather", self.gathered)
+        monkeypatch.setattr(distributed, "broadcast", lambda value: self.gathered(value)[0])
 
     def gathered(self, value: Any) -> list[Any]:
         self.box[self.here.rank] = value
@@ -149,10 +148,10 @@ def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
     """The folder of a new run is made by the first process: when the others come here it need not be there yet."""
     threads, seen = Threads(monkeypatch, 2), []
     chosen = [Choices(frozenset({("forward", (2**number, 64, 64))}), "measured") for number in (6, 8)]
-    write = fast_kernels.atomic_text
+    write = active.atomic_text
     monkeypatch.setattr(active, "_of_machine", {})
-    monkeypatch.setattr(fast_kernels, "machine_choices", lambda: chosen[distributed.rank()])
-    monkeypatch.setattr(fast_kernels, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
+    monkeypatch.setattr(active, "machine_choices", lambda: chosen[distributed.rank()])
+    monkeypatch.setattr(active, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
 
     def work() -> Choices | None:
         with active.pinned_kernels("auto", tmp_path / "kernels.json") as found:
@@ -164,7 +163,7 @@ def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
 
 ANEW = """
 import os
-from fulltune import distributed
+from fulltune.runtime import distributed
 
 with distributed.joined(60):
     distributed.barrier()

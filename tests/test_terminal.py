@@ -80,8 +80,8 @@ def test_a_reader_that_is_gone_ends_nothing() -> None:
 ANSWER = """
 import sys
 from rich.text import Text
-from fulltune import cli
-from fulltune.console import answer
+from fulltune.cli import main as cli
+from fulltune.cli.options import answer
 cli.replace_unknown_characters()
 answer('{"a": "Привет → é"}', Text("Привет → é"), sys.argv[1] == "json")
 """

@@ -19,8 +19,8 @@ from pathlib import Path
 import fakes
 import torch
 from fulltune import Trainer
-from fulltune.guards.divergence import DivergenceGuard
-from fulltune.lr_find import weights_sha256
+from fulltune.training.guards.divergence import DivergenceGuard
+from fulltune.experiments.lr_find import weights_sha256
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 texts = [f"the fox number {number}" for number in range(28)]

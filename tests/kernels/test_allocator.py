@@ -12,7 +12,7 @@ from fulltune.runtime.kernels import allocator
 
 PROBE = """
 import resource, torch
-from fulltune.kernels.allocator import keep_freed_pages
+from fulltune.runtime.kernels.allocator import keep_freed_pages
 def faults():
     for _ in range(12): torch.ones(16, 1024, 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

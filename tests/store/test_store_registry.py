@@ -493,8 +493,8 @@ def test_files_of_a_registration_that_was_killed_go(registry: Registry, out: Pat
 WRITER = """
 import sys
 from pathlib import Path
-from fulltune.records import ModelInfo
-from fulltune.store.registry import Lineage, Registry
+from fulltune.records.run import ModelInfo
+from fulltune.store.registry.registry import Lineage, Registry
 out, number = Path(sys.argv[1]), sys.argv[2]
 place = out / f"made-{number}"
 place.mkdir(parents=True)

@@ -243,7 +243,7 @@ def test_status_of_what_is_no_run(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from fulltune.store.files import atomic
+from fulltune.runtime.files import atomic
 with atomic(Path(sys.argv[1])) as write:
     write(b"half")
     os.kill(os.getpid(), 9)
