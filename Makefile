@@ -19,7 +19,7 @@ check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -q tests/test_imports.py $(wildcard tests/test_docs.py)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -q tests/project/test_imports.py $(wildcard tests/project/test_docs.py)
 
 # The slow tests that every change must pass: one real run per task, one kill and resume, one sharded engine.
 gate: $(VENV)/minilm $(VENV)/smollm2

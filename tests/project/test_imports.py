@@ -11,7 +11,7 @@ import pytest
 
 import fulltune
 
-SOURCE = Path(__file__).parents[1] / "src" / "fulltune"
+SOURCE = Path(__file__).parents[2] / "src" / "fulltune"
 
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("config", "cli", "data", "errors", "metrics", "records", "report", "store")

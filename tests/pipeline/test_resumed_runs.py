@@ -24,7 +24,7 @@ from fulltune.pipeline.job import prepare_job
 from fulltune.pipeline.resume_check import check_resume
 from fulltune.store.runs import RunFolder, list_runs, status
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "faults"))
 
 from jobs import JOBS, job, outcome
 

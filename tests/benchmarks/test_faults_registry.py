@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "faults"))
 
 from alias_kill import alias_kills
 from registry_writers import ALIAS, NAME, writers

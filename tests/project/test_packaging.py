@@ -18,7 +18,7 @@ import fulltune
 CAME_ALONG = {"pydantic_core", "tokenizers", "huggingface_hub", "pyarrow", "scipy"}
 OPTIONAL = {"gguf", "optuna", "sentencepiece"}
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 
 

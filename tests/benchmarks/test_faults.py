@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "faults"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "faults"))
 
 from damage import damage
 from full_disk import full_disk

@@ -13,7 +13,7 @@ from torch.distributed.run import parse_args
 
 from fulltune.runtime.launch import VERBS
 
-CLUSTER = Path(__file__).parents[1] / "recipes" / "cluster"
+CLUSTER = Path(__file__).parents[2] / "recipes" / "cluster"
 
 #: What each may say, from the schemas of Kubeflow Trainer (v1alpha1) and SkyPilot (0.9).
 TRAIN_JOB = {"runtimeRef", "trainer", "podTemplateOverrides", "initializer", "labels", "annotations", "suspend"}

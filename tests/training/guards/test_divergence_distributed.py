@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, os, sys

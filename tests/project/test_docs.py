@@ -18,7 +18,7 @@ from fulltune.cli.main import app
 from fulltune.config import Config, DataConfig, load_config
 from fulltune.data.demo.__main__ import main as write_demo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>\w+)\n(?P<body>.*?)```", re.DOTALL)
 DOCUMENTS = [
     "README.md",

@@ -15,7 +15,7 @@ import pytest
 import fulltune
 from fulltune.runtime import plugins
 
-PACKAGE = Path(__file__).parents[1] / "examples" / "fulltune-translation"
+PACKAGE = Path(__file__).parents[2] / "examples" / "fulltune-translation"
 
 
 @pytest.fixture

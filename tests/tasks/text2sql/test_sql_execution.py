@@ -17,7 +17,7 @@ from fulltune.errors import DataError
 from fulltune.tasks.text2sql.execution import MAX_VALUE, Database, Result, execute, is_ordered, match
 from fulltune.tasks.text2sql.schema import find_database, from_create, read_schema
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 ROWS = [(i, f"name {i % 7}", i / 3, None if i % 5 else i) for i in range(300)]
 
 

@@ -15,7 +15,7 @@ import pytest
 from fulltune.errors import ModelError
 from fulltune.models import inference, load
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 #: Model types and columns: what is special about each.
 SAMPLE = (
