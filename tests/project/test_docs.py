@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>\w+)\n(?P<body>.*?)```", re.DOTALL)
 DOCUMENTS = [
     "README.md",
+    "README.ru.md",
     "CONTRIBUTING.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
@@ -75,6 +76,16 @@ def test_the_readme_runs_from_top_to_bottom(desk: Path) -> None:
     assert len(list((desk / "runs").glob("*/report.html"))) >= 4
 
 
+def test_the_russian_readme_has_the_blocks_of_the_english_one() -> None:
+    assert [_without_comments(*block) for block in blocks("README.ru.md")] == [
+        _without_comments(*block) for block in blocks("README.md")
+    ]
+
+
+def _without_comments(kind: str, file: str, body: str) -> tuple[str, str, list[str]]:
+    return kind, file, [line.split(" #")[0].rstrip() for line in body.splitlines()]
+
+
 def _command(words: list[str], targets: set[str]) -> int:
     if not words:
         return 0
@@ -107,6 +118,16 @@ def test_every_config_key_is_documented_with_its_default() -> None:
             keys.append(f"{section}.{name}")
     assert len(keys) > 60
     assert [key for key in keys if f"| `{key}` |" not in text] == []
+
+
+def test_every_public_name_is_documented() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in fulltune.__all__ if f"`{name}`" not in text and f"`{name}(" not in text] == []
+
+
+def test_the_python_blocks_of_the_api_page_run() -> None:
+    for body in [body for kind, _, body in blocks("docs/python.md") if kind == "python"]:
+        exec(compile(body, "docs/python.md", "exec"), {})
 
 
 def test_the_yaml_blocks_of_the_other_documents_are_valid() -> None:
