@@ -33,14 +33,14 @@ def _launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 
 def test_one_process_changes_nothing() -> None:
-    assert engines.arguments(_config()) == {}
+    assert engines.arguments(_config().train) == {}
     assert not engines.is_sharded()
     engines.check(_config(regularize={"ewc": 1.0}))
 
 
 def test_micro_batches_are_dealt_out_before_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     _launched(monkeypatch)
-    found = engines.arguments(_config(train={"batch_size": 6, "accumulation": 2}))
+    found = engines.arguments(_config(train={"batch_size": 6, "accumulation": 2}).train)
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (3, 1)
 
 

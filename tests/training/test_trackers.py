@@ -58,7 +58,7 @@ def test_mlflow_gets_the_losses_in_local_files(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("asked", ["none", [], "all"])
 def test_nothing_is_wrong_with_none_or_all(asked: Any) -> None:
-    assert trackers.problems(_config(asked)) == []
+    assert trackers.problems(_config(asked).trainer) == []
 
 
 def test_what_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

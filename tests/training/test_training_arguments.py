@@ -104,8 +104,8 @@ def test_steps_are_those_the_trainer_takes(tmp_path: Path) -> None:
         data = [dict(tokenizer("text")) for _ in range(rows)]
         trainer = Trainer(model=model, args=training_arguments(config, tmp_path, rows), train_dataset=data)
         trainer.train()
-        assert total_steps(config, rows) == trainer.state.global_step
-        assert warmup_steps(config, 50) == trainer.args.get_warmup_steps(50)
+        assert total_steps(config.train, rows) == trainer.state.global_step
+        assert warmup_steps(config.train, 50) == trainer.args.get_warmup_steps(50)
 
 
 def test_about_150_points_are_logged(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def find_learning_rate(
         kept.restore()
         reading = range_test.read(points, is_whole=is_whole)
         batches = bench.job.micro_batches(bench.train)
-        length = min(confirm_steps, total_steps(config, len(bench.train), batches))
+        length = min(confirm_steps, total_steps(config.train, len(bench.train), batches))
         tried, start = [], math.nan
         for rate in reading.candidates:
             candidate, start = _confirm(bench, rate, length, Path(place), progress)

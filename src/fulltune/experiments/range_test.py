@@ -149,7 +149,7 @@ def sweep(
         r_drop=config.regularize.r_drop,
         layer_decay=config.regularize.layer_decay,
         batch_tokens=config.speed.batch_tokens,
-        unpad=unpads(config, training_device(config)),
+        unpad=unpads(config, training_device(config.trainer)),
         callbacks=[seen],
     )
     trainer.remove_callback(PrinterCallback)

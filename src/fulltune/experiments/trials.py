@@ -136,8 +136,8 @@ class Bench:
 
     def _fit(self, job: Job, student: Bundle, callbacks: Sequence[TrainerCallback], name: str) -> TrainingResult:
         general = general_features(job.config, job.base, self.out)
-        features = general_text.mixed(job.features, general, costs.replayed(job.config, len(job.features)))
-        total = total_steps(job.config, len(features), job.micro_batches(features))
+        features = general_text.mixed(job.features, general, costs.replayed(job.config.regularize, len(job.features)))
+        total = total_steps(job.config.train, len(features), job.micro_batches(features))
         stage = self.progress.stage(name, total=total, unit="step")
         with tempfile.TemporaryDirectory(prefix="fulltune-") as folder, stage as bar:
             return fit(

@@ -85,10 +85,10 @@ class Job:
     def micro_batches(self, features: Sequence[Features]) -> int | None:
         """Count the micro-batches of an epoch; None if that is simply rows divided by ``train.batch_size``."""
         return buckets.micro_batches(
-            self.config,
+            self.config.speed.batch_tokens,
             features,
             is_encoder_decoder=self.base.family == "encoder-decoder",
-            reserved=self.method.reserved(self.config),
+            reserved=self.method.reserved(self.config.adapter),
         )
 
 

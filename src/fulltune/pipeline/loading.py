@@ -80,7 +80,7 @@ def _without_reserved(bundle: Bundle, config: Config) -> Bundle:
 
     The base gets the same window as the tuned model, so that both read the same texts.
     """
-    reserved = plugins.load("method", config.method).reserved(config) - len(bundle.prompt_ids)
+    reserved = plugins.load("method", config.method).reserved(config.adapter) - len(bundle.prompt_ids)
     if reserved <= 0:
         return bundle
     window = bundle.window - reserved

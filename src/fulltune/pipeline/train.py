@@ -55,8 +55,8 @@ def train(
     if distributed.is_main():
         _cut_steps(folder.path / "steps.jsonl", resume)
     general = general_features(config, memory.base, job.out)
-    features = general_text.mixed(job.features, general, costs.replayed(config, len(job.features)))
-    total = planning.total_steps(config, len(features), job.micro_batches(features))
+    features = general_text.mixed(job.features, general, costs.replayed(config.regularize, len(job.features)))
+    total = planning.total_steps(config.train, len(features), job.micro_batches(features))
     with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
         move = mover(bar)
 
@@ -109,7 +109,7 @@ def _cut_steps(file: Path, resume: Path | None) -> None:
 
 def general_features(config: Config, base: Bundle, out: Path) -> list[Features]:
     """General text as training sequences, where a regularizer needs any."""
-    if not costs.needs_general_text(config):
+    if not costs.needs_general_text(config.regularize):
         return []
     return general_text.encode(base, general_text.general_text(config, base, out))
 

@@ -27,7 +27,7 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
     has tens of thousands of them; here that counts as 1% to 20% of the steps.
     """
     train, lines = config.train, []
-    batch, warmup = train.batch_size * train.accumulation, warmup_steps(config, steps)
+    batch, warmup = train.batch_size * train.accumulation, warmup_steps(train, steps)
     if not 4 <= batch <= 32:
         lines.append(f"The effective batch is {batch} rows; 4 to 32 is usual.")
     lines += _advice_on_rate(train.learning_rate, parameters, config.method)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fulltune.config import Config
+from fulltune.config import Config, TrainConfig
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.runtime.validation import expectation, spelled
 from fulltune.training import trackers
@@ -148,39 +148,39 @@ def training_arguments(config: Config, output_dir: Path, rows: int, batches: int
     except ConfigError as error:
         problems += error.problems
     if not any(problem.field == "trainer.report_to" for problem in problems):
-        problems += trackers.problems(config)
+        problems += trackers.problems(config.trainer)
     if problems:
         raise ConfigError(problems)
     try:
-        return TrainingArguments(**(options | engines.arguments(config) | config.trainer))
+        return TrainingArguments(**(options | engines.arguments(config.train) | config.trainer))
     except REFUSALS as error:
         raise ConfigError(
             f"transformers refuses these training arguments ({error})", fix="correct the section", field="trainer"
         ) from error
 
 
-def steps_per_epoch(config: Config, rows: int, batches: int | None = None) -> int:
-    """Optimizer steps an epoch: micro-batches, the last one perhaps short, in groups of ``train.accumulation``.
+def steps_per_epoch(train: TrainConfig, rows: int, batches: int | None = None) -> int:
+    """Return the number of optimizer steps per epoch.
+
+    Micro-batches are grouped by ``train.accumulation``; the last group, and the last micro-batch, may be smaller.
 
     Args:
-        config: The job.
-        rows: Training sequences an epoch.
-        batches: Micro-batches an epoch, where :func:`fulltune.training.batches.buckets.micro_batches` counted them.
+        train: The section ``train``.
+        rows: Training sequences per epoch.
+        batches: Micro-batches per epoch if :func:`fulltune.training.batches.buckets.micro_batches` counted them.
     """
-    counted = math.ceil(rows / config.train.batch_size) if batches is None else batches
-    return math.ceil(counted / config.train.accumulation)
+    micro_batches = math.ceil(rows / train.batch_size) if batches is None else batches
+    return math.ceil(micro_batches / train.accumulation)
 
 
-def total_steps(config: Config, rows: int, batches: int | None = None) -> int:
-    """Optimizer steps of the whole training; arguments as in :func:`steps_per_epoch`."""
-    train = config.train
-    return train.max_steps or math.ceil(train.epochs * steps_per_epoch(config, rows, batches))
+def total_steps(train: TrainConfig, rows: int, batches: int | None = None) -> int:
+    """Return the number of optimizer steps of the training; the arguments are those of :func:`steps_per_epoch`."""
+    return train.max_steps or math.ceil(train.epochs * steps_per_epoch(train, rows, batches))
 
 
-def warmup_steps(config: Config, steps: int) -> int:
-    """Steps of warm-up: below 1 ``train.warmup`` is a share of the steps, else a count."""
-    warmup = config.train.warmup
-    return int(warmup) if warmup >= 1 else math.ceil(steps * warmup)
+def warmup_steps(train: TrainConfig, steps: int) -> int:
+    """Return the number of warm-up steps; below 1, ``train.warmup`` is a fraction of all ``steps``."""
+    return int(train.warmup) if train.warmup >= 1 else math.ceil(steps * train.warmup)
 
 
 def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
@@ -215,7 +215,7 @@ def _from_config(config: Config, output_dir: Path, rows: int, batches: int | Non
         "bf16": config.speed.precision == "bf16-mixed",
         "use_cpu": not torch.accelerator.is_available(),
         "logging_strategy": "steps",
-        "logging_steps": max(1, round(total_steps(config, rows, batches) / LOGGED_POINTS)),
+        "logging_steps": max(1, round(total_steps(train, rows, batches) / LOGGED_POINTS)),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "include_num_input_tokens_seen": "non_padding",

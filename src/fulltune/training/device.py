@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from fulltune.config import Config
 from fulltune.runtime.kernels.products import Choices
@@ -14,11 +15,11 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def training_device(config: Config) -> str:
+def training_device(trainer: Mapping[str, Any]) -> str:
     """The kind of device that the trainer will take: an accelerator where there is one and the config allows it."""
     import torch
 
-    found = None if config.trainer.get("use_cpu") else torch.accelerator.current_accelerator(check_available=True)
+    found = None if trainer.get("use_cpu") else torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if found is None else found.type
 
 

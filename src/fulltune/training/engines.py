@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune.config import Config
+from fulltune.config import Config, TrainConfig
 from fulltune.errors import ConfigError, Problem
 from fulltune.runtime import distributed
 
@@ -84,11 +84,11 @@ def _problems(config: Config) -> Iterator[Problem]:
             yield Problem(found, "no penalty on weights", fix, field=f"regularize.{penalty}")
 
 
-def arguments(config: Config) -> dict[str, Any]:
+def arguments(train: TrainConfig) -> dict[str, Any]:
     """Fields of ``TrainingArguments`` that several processes change."""
     if distributed.launched() == 1:
         return {}
-    rows, accumulation = share(config.train.batch_size, config.train.accumulation, distributed.launched())
+    rows, accumulation = share(train.batch_size, train.accumulation, distributed.launched())
     changed: dict[str, Any] = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
     if not torch.accelerator.is_available():
         # Accelerate refuses to shard where it was told of a CPU; with gloo named, it takes what is there.

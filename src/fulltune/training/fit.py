@@ -123,7 +123,7 @@ def fit(
     features = method.features(bundle, aligned_labels(bundle, features))
     shown = method.features(bundle, aligned_labels(bundle, valid)) if valid and config.train.evaluations else None
     curve = _by_length(shown) if shown else None
-    batches = micro_batches(config, features, is_encoder_decoder=bundle.family == "encoder-decoder")
+    batches = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=bundle.family == "encoder-decoder")
     log, refreshed = StepLog(on_step), Refresh(bundle.model)
     callbacks = [*_divergence_guard(config), *([refreshed] if is_sharded() else ()), *callbacks]
     chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
@@ -141,7 +141,7 @@ def fit(
             regularizers=regularize(bundle),
             trained_only=not method.trains_all,
             batch_tokens=config.speed.batch_tokens,
-            unpad=unpads(config, training_device(config)),
+            unpad=unpads(config, training_device(config.trainer)),
             callbacks=[
                 EvaluateAt(config.train.evaluations if curve else 0),
                 log,

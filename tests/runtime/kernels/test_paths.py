@@ -67,8 +67,8 @@ def test_threads(usable: int, physical: int | None, given: int, environment: dic
 
 def test_the_device_is_the_trainers() -> None:
     found = torch.accelerator.current_accelerator(check_available=True)
-    assert training_device(job()) == ("cpu" if found is None else found.type)
-    assert training_device(job(trainer={"use_cpu": True})) == "cpu"
+    assert training_device(job().trainer) == ("cpu" if found is None else found.type)
+    assert training_device(job(trainer={"use_cpu": True}).trainer) == "cpu"
 
 
 def test_threads_are_only_ever_lowered() -> None:

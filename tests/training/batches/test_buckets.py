@@ -88,23 +88,23 @@ def _config(*overrides: str) -> Config:
 def test_steps_are_known_beforehand(kind: str, accumulation: int, tmp_path: Path) -> None:
     config = _config("speed.batch_tokens=160", f"train.accumulation={accumulation}")
     bundle, features = fakes.bundle(kind), _features(kind)
-    batches = micro_batches(config, features, is_encoder_decoder=kind == "t5")
+    batches = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=kind == "t5")
     assert batches is not None
     assert batches != len(features) / config.train.batch_size
     result = fit(bundle, Full(config), features, None, config, output_dir=tmp_path)
-    assert result.training.steps == total_steps(config, len(features), batches)
+    assert result.training.steps == total_steps(config.train, len(features), batches)
     if kind == "t5":  # a packed document of one token is not counted
         assert result.training.tokens == 2 * sum(len(one.input_ids) for one in features)
 
 
 def test_without_a_budget_nothing_is_counted() -> None:
-    assert micro_batches(_config(), _features("gpt2"), is_encoder_decoder=False) is None
+    assert micro_batches(None, _features("gpt2"), is_encoder_decoder=False) is None
 
 
 def test_what_a_method_puts_before_inputs_counts() -> None:
     config, features = _config("speed.batch_tokens=160"), _features("gpt2")
-    plain = micro_batches(config, features, is_encoder_decoder=False)
-    reserved = micro_batches(config, features, is_encoder_decoder=False, reserved=20)
+    plain = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=False)
+    reserved = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=False, reserved=20)
     assert plain is not None
     assert reserved is not None
     assert reserved > plain

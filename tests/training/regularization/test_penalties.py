@@ -326,11 +326,11 @@ def test_the_share_of_general_text_is_what_was_asked_for() -> None:
     base = fakes.bundle("gpt2")
     task = general_text.encode(base, TEXTS * 3)
     general = general_text.encode(base, TEXTS[:2])
-    found = general_text.mixed(task, general, costs.replayed(config(replay=0.25), len(task)))
+    found = general_text.mixed(task, general, costs.replayed(config(replay=0.25).regularize, len(task)))
     assert len(found) == 16
     assert found[:12] == task
     assert found[12:] == general * 2
-    assert costs.replayed(config(), 12) == 0
+    assert costs.replayed(config().regularize, 12) == 0
 
 
 def heads() -> Sequence[tuple[str, str, dict[str, Any], str]]:
@@ -371,6 +371,6 @@ def test_the_same_file_under_another_name_is_still_the_probe(tmp_path: Path) -> 
 
 def test_the_cost_is_told() -> None:
     lines = costs.advice_on_regularizers(config(l2_sp=0.1, ewc=0.1, distill=1.0), 2**28)
-    assert lines[0] == "The regularizers hold 3 copies of the weights beside the model: 3.0 GiB."
+    assert lines[0] == "The regularizers keep 3 copies of the weights alongside the model: 3.0 GiB."
     assert len(lines) == 3
     assert costs.advice_on_regularizers(config(), 2**28) == []

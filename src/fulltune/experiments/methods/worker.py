@@ -144,7 +144,7 @@ def _prepare(order: Order, progress: Progress) -> Answer:
     plan = make_plan(job)
     shots = choose_shots(job.task, config, job.base.family, job.data.train.examples, job.data.eval.examples)
     # A method that takes room of the window leaves less to the baselines it is compared with.
-    windows = {plugins.load("method", name).reserved(of_method(config, name)): name for name in order.methods}
+    windows = {plugins.load("method", name).reserved(of_method(config, name).adapter): name for name in order.methods}
     for name in windows.values():
         base = load_model(of_method(job.config, name), job.task, order.out)
         score_baselines(

@@ -290,7 +290,7 @@ def make_plan(job: Job, unscored: int = 0) -> planning.Plan:
         lambda: choosing_metric(config, job.task),
         lambda: general_text.check(config, job.task.head, job.base),
     )
-    replayed = costs.replayed(config, len(job.features))
+    replayed = costs.replayed(config.regularize, len(job.features))
     _check_drop_last(config, len(job.features) + replayed)
     sequences = [*job.features, *general_text.stand_ins(replayed)]
     mean = sum(len(item.input_ids) for item in job.features) / max(1, len(job.features))
@@ -309,7 +309,7 @@ def make_plan(job: Job, unscored: int = 0) -> planning.Plan:
         unscored=unscored,
     )
     with pinned_kernels(config.speed.kernels) as choices:
-        return plan.model_copy(update={"fast_paths": fast_paths(training_device(config), config, choices)})
+        return plan.model_copy(update={"fast_paths": fast_paths(training_device(config.trainer), config, choices)})
 
 
 def _check_drop_last(config: Config, rows: int) -> None:

@@ -63,7 +63,7 @@ def parts(config: Config, found: Footprint, *, program: int, base: int, steps: i
         "gradients": found.gradients,
         "optimizer state": found.optimizer,
         "activations": max(0, step - found.gradients),
-        "copies for regularizers": found.weights * extra_copies(config),
+        "copies for regularizers": found.weights * extra_copies(config.regularize),
         COPY: (found.gradients + found.optimizer) if writes else 0,
     }
     slack = round(SLACK * sum(training.values()))

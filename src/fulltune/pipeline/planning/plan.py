@@ -116,11 +116,11 @@ def build_plan(
         ConfigError: The job cannot work; all problems at once.
     """
     rows = {"train": train_rows, "eval": eval_rows} | ({"valid": valid_rows} if valid_rows else {})
-    memory = parameters * (BYTES_PER_PARAMETER + 4 * extra_copies(config))
+    memory = parameters * (BYTES_PER_PARAMETER + 4 * extra_copies(config.regularize))
     problems = _problems(config, rows, sequences, memory, machine_memory)
     if problems:
         raise ConfigError(problems)
-    total = total_steps(config, sequences, batches)
+    total = total_steps(config.train, sequences, batches)
     return Plan(
         task=config.task,
         method=config.method,
@@ -128,9 +128,9 @@ def build_plan(
         rows=rows,
         sequences=sequences,
         tokens=tokens,
-        steps_per_epoch=steps_per_epoch(config, sequences, batches),
+        steps_per_epoch=steps_per_epoch(config.train, sequences, batches),
         total_steps=total,
-        warmup_steps=warmup_steps(config, total),
+        warmup_steps=warmup_steps(config.train, total),
         effective_batch=_effective_batch(config, sequences, batches),
         padding=dict(padding or {}),
         parameters=parameters,

@@ -160,7 +160,7 @@ def widest(config: Config, features: Sequence[Features], family: Family) -> tupl
     longest = max(tokens(item, family) for item in features)
     rows = micro_batch(config, longest)
     may_pack = family == "decoder" and config.speed.packing == "auto"
-    if unpads(config, training_device(config)) and not may_pack:
+    if unpads(config, training_device(config.trainer)) and not may_pack:
         lengths = [(tokens(item, family), 0) for item in features]
         parts = [part for epoch in range(EPOCHS) for part in computed(config, lengths, epoch)]
         most = max(len(part) * max(lengths[row][0] for row in part) for part in parts)

@@ -37,19 +37,19 @@ def lengths_of(rows: Any, is_encoder_decoder: bool) -> list[Lengths]:
 
 
 def micro_batches(
-    config: Config, features: Sequence[Features], *, is_encoder_decoder: bool, reserved: int = 0
+    batch_tokens: int | None, features: Sequence[Features], *, is_encoder_decoder: bool, reserved: int = 0
 ) -> int | None:
-    """Micro-batches an epoch that ``speed.batch_tokens`` makes; None without it.
+    """Return the number of micro-batches per epoch; None if ``speed.batch_tokens`` is not set.
 
     Args:
-        config: The job.
+        batch_tokens: ``speed.batch_tokens``, the limit of padded tokens per micro-batch.
         features: All training sequences.
-        is_encoder_decoder: Inputs and targets are padded apart.
-        reserved: Tokens that the method puts before every input.
+        is_encoder_decoder: Inputs and targets are padded separately.
+        reserved: Tokens that the method inserts before every input.
     """
-    if config.speed.batch_tokens is None:
+    if batch_tokens is None:
         return None
-    return batch_count(_feature_lengths(features, is_encoder_decoder, reserved), config.speed.batch_tokens)
+    return batch_count(_feature_lengths(features, is_encoder_decoder, reserved), batch_tokens)
 
 
 def padding_shares(config: Config, features: Sequence[Features]) -> dict[str, float]:
@@ -65,7 +65,7 @@ def padding_shares(config: Config, features: Sequence[Features]) -> dict[str, fl
 def computed(config: Config, lengths: Sequence[Lengths], epoch: int = 0) -> list[list[int]]:
     """Numbers of rows that are computed together in an epoch like one of training: micro-batches, or their parts."""
     batches = _drawn(config, lengths, epoch)
-    if not unpads(config, training_device(config)):
+    if not unpads(config, training_device(config.trainer)):
         return batches
     return [[batch[place] for place in part] for batch in batches for part in parts([lengths[row] for row in batch])]
 

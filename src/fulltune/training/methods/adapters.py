@@ -29,7 +29,7 @@ class Partial(Method):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        refuse_reduced(config, self.name)
+        refuse_reduced(config.trainer, self.name)
         self._first_step = FirstStep(is_8bit=has_8bit_state(config.train.optimizer))
         self._origin = files.Origin(source="")
         self._before: dict[str, bytes] = {}

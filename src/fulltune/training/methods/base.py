@@ -54,8 +54,8 @@ class Method(ABC):
             raise ConfigError(problems)
 
     @classmethod
-    def reserved(cls, config: Config) -> int:
-        """Positions of the window that the method itself takes."""
+    def reserved(cls, adapter: AdapterConfig) -> int:
+        """Return how many positions of the context window the method itself uses."""
         return 0
 
     @abstractmethod

@@ -31,7 +31,7 @@ class Full(Method):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        refuse_reduced(config, self.name)
+        refuse_reduced(config.trainer, self.name)
         self._before: dict[str, bytes] = {}
         self._sample: dict[str, torch.Tensor] = {}
         self._tied: tuple[str, ...] = ()

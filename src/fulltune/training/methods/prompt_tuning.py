@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fulltune.config import Config
+from fulltune.config import AdapterConfig
 from fulltune.errors import ConfigError
 from fulltune.models.adapters import files, soft_prompt
 from fulltune.models.bundle import Bundle
@@ -34,8 +34,8 @@ class PromptTuning(Partial):
     stays_apart = True
 
     @classmethod
-    def reserved(cls, config: Config) -> int:
-        return config.adapter.prompt_tokens
+    def reserved(cls, adapter: AdapterConfig) -> int:
+        return adapter.prompt_tokens
 
     def attach(self, bundle: Bundle) -> None:
         length = self.config.adapter.prompt_tokens

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError, Problem
 
 _REDUCED = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
@@ -77,12 +76,17 @@ class FirstStep(TrainerCallback):
         self.evidence.append(f"{len(moments) - small} optimizer moments float32")
 
 
-def refuse_reduced(config: Config, method: str) -> None:
-    """
+def refuse_reduced(trainer: Mapping[str, Any], method: str) -> None:
+    """Check that training computes in 32-bit floats.
+
+    Args:
+        trainer: The section ``trainer``.
+        method: Name of the method, for the message.
+
     Raises:
-        ConfigError: ``trainer`` asks for less than 32-bit floats.
+        ConfigError: An option of ``trainer`` reduces the precision.
     """
-    reduced = [name for name in _REDUCED if config.trainer.get(name)]
+    reduced = [name for name in _REDUCED if trainer.get(name)]
     if reduced:
         fix = f"remove it; `{method}` trains in 32-bit floats"
         raise ConfigError([Problem("reduced precision", "float32", fix, field=f"trainer.{name}") for name in reduced])

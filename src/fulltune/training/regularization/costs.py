@@ -1,39 +1,48 @@
-"""What regularisers add to a job, from the config alone: sequences, memory, and a word of advice."""
+"""Costs of the regularizers, from the config alone: sequences, memory, and advice."""
 
 from __future__ import annotations
 
-from fulltune.config import Config
+from fulltune.config import Config, RegularizeConfig
 
 _GIB = 2**30
 
 
-def needs_general_text(config: Config) -> bool:
-    """Whether something is learnt from, or measured on, general text."""
-    wanted = config.regularize
-    return bool(wanted.replay or wanted.ewc or wanted.distill)
+def needs_general_text(regularize: RegularizeConfig) -> bool:
+    """Return True if training reads general text, or if Fisher information is estimated on it."""
+    return bool(regularize.replay or regularize.ewc or regularize.distill)
 
 
-def replayed(config: Config, sequences: int) -> int:
-    """Sequences of general text that make up ``regularize.replay`` of an epoch beside ``sequences`` of the task."""
-    share = config.regularize.replay
-    return round(sequences * share / (1 - share))
+def replayed(regularize: RegularizeConfig, sequences: int) -> int:
+    """Return the number of general-text sequences per epoch, so that they are the fraction ``replay`` of all.
+
+    Args:
+        regularize: The section ``regularize``.
+        sequences: Sequences of the task per epoch.
+    """
+    return round(sequences * regularize.replay / (1 - regularize.replay))
 
 
-def extra_copies(config: Config) -> int:
-    """Copies of the weights that stay in memory beside the model: the base's, and what each of them weighs."""
-    wanted = config.regularize
-    return int(bool(wanted.l2_sp or wanted.ewc)) + int(bool(wanted.ewc)) + int(bool(wanted.distill))
+def extra_copies(regularize: RegularizeConfig) -> int:
+    """Return how many copies of the weights are kept in memory alongside the model.
+
+    L2-SP and EWC share one copy of the base, EWC adds the Fisher information of each weight, and distillation keeps the
+    base as a teacher.
+    """
+    base = bool(regularize.l2_sp or regularize.ewc)
+    fisher = bool(regularize.ewc)
+    teacher = bool(regularize.distill)
+    return base + fisher + teacher
 
 
 def advice_on_regularizers(config: Config, parameters: int) -> list[str]:
-    """One line for each cost that is easily overlooked, and for settings that work against each other."""
-    wanted, lines = config.regularize, []
-    copies = extra_copies(config)
+    """Return one line for each cost that is easily overlooked, and for settings that work against each other."""
+    wanted = config.regularize
+    lines = []
+    copies = extra_copies(wanted)
     if copies:
         words = "1 copy" if copies == 1 else f"{copies} copies"
-        lines.append(
-            f"The regularizers hold {words} of the weights beside the model: {4 * copies * parameters / _GIB:.1f} GiB."
-        )
+        size = f"{4 * copies * parameters / _GIB:.1f} GiB"
+        lines.append(f"The regularizers keep {words} of the weights alongside the model: {size}.")
     if wanted.distill:
         lines.append("regularize.distill reads general text at every step, once by the base and once by the model.")
     if wanted.l2_sp and config.train.weight_decay:

@@ -54,7 +54,7 @@ def check(config: Config, head: Head, base: Bundle) -> None:
         for name in ("ewc", "distill")
         if getattr(wanted, name) and not base.has_lm_head
     ]
-    if needs_general_text(config) and wanted.replay_from == _FROM_BASE and base.family != "decoder":
+    if needs_general_text(wanted) and wanted.replay_from == _FROM_BASE and base.family != "decoder":
         problems.append(
             Problem(
                 f"general text made up by a base of the {base.family} family",
@@ -64,7 +64,7 @@ def check(config: Config, head: Head, base: Bundle) -> None:
             )
         )
     probe = config.guards.forgetting.probe if config.guards.forgetting else ""
-    if needs_general_text(config) and _same_file(wanted.replay_from, probe):
+    if needs_general_text(wanted) and _same_file(wanted.replay_from, probe):
         problems.append(
             Problem(
                 "the probe of guards.forgetting",
