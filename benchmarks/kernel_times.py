@@ -196,7 +196,7 @@ def main(count: int, sections: list[str]) -> None:
     choices = current()
     found: dict[str, Any] = {
         "threads": torch.get_num_threads(),
-        "choices": None if choices is None else {"source": choices.source, "share": round(choices.share, 3)},
+        "choices": None if choices is None else {"source": choices.source, "share": round(choices.fraction, 3)},
     }
     for name in sections or SECTIONS:
         found[name] = SECTIONS[name](count)

@@ -27,7 +27,7 @@ from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Prediction, Step
 from fulltune.runtime.kernels.active import pinned_kernels
-from fulltune.runtime.kernels.calibration import dump_choices, is_float32_onednn_there
+from fulltune.runtime.kernels.calibration import dump_choices, has_exact_onednn
 from fulltune.runtime.kernels.products import NONE, PRODUCTS, Choices, shape_classes
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Features, Task
@@ -99,7 +99,7 @@ def _every_product(folder: Path) -> Path:
     """A file by which every product goes to oneDNN where it can: small ones too, and on every processor."""
     every = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in shape_classes()), "measured")
     path = folder / "kernels.json"
-    path.write_text(dump_choices(every if is_float32_onednn_there() else NONE), encoding="utf-8")
+    path.write_text(dump_choices(every if has_exact_onednn() else NONE), encoding="utf-8")
     return path
 
 

@@ -18,9 +18,9 @@ def test_a_peak_since_a_mark_forgets_what_was_before() -> None:
     code = (
         "from fulltune.runtime import machine\n"
         "block = bytearray(300_000_000); del block\n"
-        "machine.mark_peak(); since = machine.peak_since_mark()\n"
+        "machine.reset_peak_rss(); since = machine.peak_rss_since_reset()\n"
         "block = bytearray(100_000_000); del block\n"
-        "print(since, machine.peak_since_mark(), machine.peak_rss_bytes())"
+        "print(since, machine.peak_rss_since_reset(), machine.peak_rss_bytes())"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     at_mark, later, whole = map(int, done.stdout.split())

@@ -149,7 +149,7 @@ def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
     threads, seen = Threads(monkeypatch, 2), []
     chosen = [Choices(frozenset({("forward", (2**number, 64, 64))}), "measured") for number in (6, 8)]
     write = active.atomic_text
-    monkeypatch.setattr(active, "_of_machine", {})
+    monkeypatch.setattr(active, "_machine_choices", {})
     monkeypatch.setattr(active, "machine_choices", lambda: chosen[distributed.rank()])
     monkeypatch.setattr(active, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
 

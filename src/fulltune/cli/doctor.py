@@ -132,13 +132,13 @@ def _fast_paths(torch: Any) -> dict[str, bool]:
 
 def _products() -> str:
     """Which products of float32 matrices go to oneDNN; measures it if this machine was not measured yet."""
-    from fulltune.runtime.kernels.calibration import is_float32_onednn_there, machine_choices
+    from fulltune.runtime.kernels.calibration import has_exact_onednn, machine_choices
 
-    if not is_float32_onednn_there():
+    if not has_exact_onednn():
         return "all by the BLAS: this torch has no oneDNN, or it is not set to true float32"
     choices = machine_choices()
     why = {"measured": "measured here", "rule": "by rule: the machine was busy, or the choice could not be kept"}
-    return f"{choices.share:.0%} of the shape classes by oneDNN, the others by the BLAS ({why[choices.source]})"
+    return f"{choices.fraction:.0%} of the shape classes by oneDNN, the others by the BLAS ({why[choices.source]})"
 
 
 def _fused_adamw(torch: Any) -> bool:

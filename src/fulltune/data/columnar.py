@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.errors import DataError, Problem, did_you_mean
-from fulltune.runtime.class_labels import class_names, features_of, named
+from fulltune.runtime.class_labels import class_names, features_of, ids_to_names
 from fulltune.runtime.validation import unread
 
 #: What ``datasets`` raises where its own files lack what it looks for.
@@ -179,7 +179,7 @@ def _named(
     for where, row in _numbered(rows, name):
         unknown = next(((c, n) for c, names in classes.items() for n in _unknown(row.get(c), len(names))), None)
         if unknown is None:
-            yield where, {**row, **{column: named(row.get(column), names) for column, names in classes.items()}}
+            yield where, {**row, **{column: ids_to_names(row.get(column), names) for column, names in classes.items()}}
             continue
         column, number = unknown
         expected = f"a number from 0 to {len(classes[column]) - 1}: the column has {len(classes[column])} class names"

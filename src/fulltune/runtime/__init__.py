@@ -1,1 +1,1 @@
-"""The machine, the processes and the files under a run."""
+"""Provide what a run needs of its environment: machine, processes, files and terminal."""

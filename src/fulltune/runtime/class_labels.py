@@ -1,4 +1,4 @@
-"""Names of classes that ``datasets`` keeps beside their numbers: in a ``Dataset``, and in the schema of its files."""
+"""Read class names from ``ClassLabel`` features of ``datasets``: of a ``Dataset``, or of the schema of its files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def features_of(metadata: Mapping[bytes, bytes], name: str) -> Mapping[str, Any]:
-    """Return the features that ``datasets`` wrote into the schema of an Arrow or Parquet file; none where it wrote
-    none.
+    """Return the features that ``datasets`` stored in the schema of an Arrow or Parquet file.
+
+    Args:
+        metadata: Metadata of the Arrow schema.
+        name: Name of the file, for the log.
+
+    Returns:
+        Feature by column; empty if there are none or they cannot be read.
     """
     from datasets import Features
 
@@ -26,32 +32,35 @@ def features_of(metadata: Mapping[bytes, bytes], name: str) -> Mapping[str, Any]
 
 
 def class_names(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return the class names of each column of class labels, or of lists of them, in the order of their numbers.
+    """Return the class names of each column of class labels, or of lists of class labels, ordered by class id.
 
     Args:
-        features: Those of a ``datasets.Dataset``, by column.
+        features: Features of a ``datasets.Dataset``, by column.
     """
     from datasets import ClassLabel
 
-    inner = {column: _element(feature) for column, feature in features.items()}
-    return {
-        column: tuple(map(str, feature.names or ()))
-        for column, feature in inner.items()
-        if isinstance(feature, ClassLabel)
-    }
+    names = {}
+    for column, feature in features.items():
+        element = _element(feature)
+        if isinstance(element, ClassLabel):
+            names[column] = tuple(map(str, element.names or ()))
+    return names
 
 
 def _element(feature: Any) -> Any:
-    """Return the feature of a list's elements; any other feature itself."""
-    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    """Return the feature of a list's elements; any other feature unchanged."""
+    if isinstance(feature, list) and feature:
+        return feature[0]
+    return getattr(feature, "feature", feature)
 
 
-def named(value: Any, names: Sequence[str]) -> Any:
-    """Return the name of a class number, or of each in a list; None for a number without a name, and what is no number
-    as it is.
+def ids_to_names(value: Any, names: Sequence[str]) -> Any:
+    """Replace a class id, or each id in a list, by its name.
+
+    Ids without a name become None; values that are not integers are returned unchanged.
     """
     if isinstance(value, list):
-        return [named(item, names) for item in value]
+        return [ids_to_names(item, names) for item in value]
     if not isinstance(value, int):
         return value
     return names[value] if 0 <= value < len(names) else None

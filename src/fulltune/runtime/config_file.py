@@ -17,7 +17,7 @@ import yaml
 
 from fulltune.errors import ConfigError, Problem, shortened
 from fulltune.runtime.json_syntax import json_fault, unreadable
-from fulltune.runtime.paths import refuse_special
+from fulltune.runtime.paths import check_regular_file
 
 #: Bytes of a config file. The parser reads about 100 kB a second.
 MAX_BYTES = 256 * 1024
@@ -148,7 +148,7 @@ def _parts(value: Any) -> Sequence[Any]:
 
 def _text(path: Path) -> str:
     try:
-        refuse_special(path, ConfigError, "a YAML or JSON file")
+        check_regular_file(path, ConfigError, "a YAML or JSON file")
         size = path.stat().st_size
         if size > MAX_BYTES:
             found = f"a file of {size:,} bytes"

@@ -1,4 +1,4 @@
-"""Log lines that are written once in a process."""
+"""Log a message only once per process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _written: set[tuple[str, Hashable]] = set()
 
 
 def log_once(logger: logging.Logger, level: int, key: Hashable, message: str, *arguments: object) -> None:
-    """Log a message unless one with the same key was logged by the same logger in this process.
+    """Log a message unless the same logger has logged one with the same key in this process.
 
     Args:
-        logger: Writes the message; lines that its level suppresses count as written.
-        level: Of the message, as in :mod:`logging`.
-        key: Names the class of the model and the reason: copies of a model and other lengths say nothing new.
-        message: As in :meth:`logging.Logger.log`.
-        arguments: Of the message.
+        logger: Logger to use. Messages below its level count as logged.
+        level: Level of the message, as in :mod:`logging`.
+        key: Identifies the message, e.g. model class and reason, so that copies of a model do not repeat it.
+        message: Format string, as in :meth:`logging.Logger.log`.
+        arguments: Arguments of the format string.
     """
     if (logger.name, key) not in _written:
         _written.add((logger.name, key))

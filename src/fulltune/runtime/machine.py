@@ -1,4 +1,4 @@
-"""What this machine gives a process: cores and memory as the container sees them, not as the host has them."""
+"""Report the resources of this process: cores and memory within the container's limits, not those of the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """Cores this process may use: its CPU affinity, cut by a cgroup quota (v2 ``cpu.max``), at least 1."""
+    """Return the number of cores available: CPU affinity, limited by a cgroup quota (v2 ``cpu.max``)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _read(_CGROUP / "cpu.max").split()
     if len(quota) == 2 and quota[0].isdigit():
@@ -22,7 +22,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Bytes of memory this process may fill: physical memory, cut by a cgroup limit (v2 ``memory.max`` or v1)."""
+    """Return the bytes of memory available to this process: physical memory, limited by a cgroup (v2 or v1)."""
     import psutil
 
     limits = [_read(_CGROUP / "memory.max"), _read(_CGROUP / "memory" / "memory.limit_in_bytes")]
@@ -30,45 +30,45 @@ def memory_bytes() -> int:
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process now."""
+    """Return the current resident memory of this process in bytes."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
-#: The highest peak before the last :func:`mark_peak`.
+#: Highest peak before the last :func:`reset_peak_rss`, in bytes.
 _EARLIER = [0]
 
 
 def peak_rss_bytes() -> int:
-    """Peak resident memory of this process so far.
+    """Return the peak resident memory of this process so far in bytes.
 
-    Linux tells it of the program alone (``VmHWM``); ``getrusage`` there counts what the process held before it became
-    this program, so that the child of a large parent would never look small.
+    On Linux it is read from ``VmHWM``, which counts this program only. ``getrusage`` also counts the memory of the
+    parent process before ``exec``, and would overstate the peak of a small child of a large parent.
     """
-    return max(_EARLIER[0], peak_since_mark())
+    return max(_EARLIER[0], peak_rss_since_reset())
 
 
-def mark_peak() -> None:
-    """Begin a new peak for :func:`peak_since_mark`, where the system can (Linux); freed pages go back first."""
+def reset_peak_rss() -> None:
+    """Reset the peak of :func:`peak_rss_since_reset`, on systems that can (Linux); freed pages are released first."""
     _EARLIER[0] = peak_rss_bytes()
     give_back_freed_pages()
     with suppress(OSError):
-        # 5 sets the peak back to what is resident now: proc_pid_clear_refs(5).
+        # Writing 5 resets the peak to the current resident size: proc_pid_clear_refs(5).
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def give_back_freed_pages() -> None:
-    """Hand freed memory back to the system, where the C library can (glibc); what is in use stays where it is.
+    """Return freed memory to the system, if the C library can (glibc); memory in use is not moved.
 
-    Worth it where work of another shape begins: it could not reuse the holes that the last one left.
+    Use it before work with other tensor shapes, which could not reuse the freed blocks.
     """
-    with suppress(OSError, AttributeError, TypeError):  # no C library that has it
+    with suppress(OSError, AttributeError, TypeError):  # a C library without malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def peak_since_mark() -> int:
-    """Peak resident memory since the last mark; since the start where there is none, or the system cannot forget."""
+def peak_rss_since_reset() -> int:
+    """Return the peak resident memory in bytes since the last reset; since the start on systems without resets."""
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -79,7 +79,7 @@ def peak_since_mark() -> int:
 
 
 def cpu_name() -> str:
-    """The processor's own name, or its architecture where the system does not tell."""
+    """Return the model name of the processor, or its architecture if the system does not report one."""
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":
@@ -88,14 +88,14 @@ def cpu_name() -> str:
 
 
 def describe() -> str:
-    """One line for a record, e.g. ``Linux x86_64, 2 cores of AMD EPYC 9B45, 23.5 GiB``."""
+    """Return one line for a record, e.g. ``Linux x86_64, 2 cores of AMD EPYC 9B45, 23.5 GiB``."""
     memory = memory_bytes() / 2**30
     count = f"{cores()} core{'s' if cores() > 1 else ''}"
     return f"{platform.system()} {platform.machine()}, {count} of {cpu_name()}, {memory:.1f} GiB"
 
 
 def _read(path: Path) -> str:
-    """The file's text, or nothing on a system that has no such file."""
+    """Return the text of a system file; empty if it does not exist."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

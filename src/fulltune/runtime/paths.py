@@ -1,4 +1,4 @@
-"""What a path names, without reading it and for any text that a user may write."""
+"""Resolve and check paths of users, without reading files and without raising on invalid names."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SPECIAL = {
 
 
 def user_path(name: str | Path) -> Path:
-    """Return the path with ``~`` replaced, where there is such a home folder."""
+    """Return the path with ``~`` expanded, if that home folder exists."""
     return Path(os.path.expanduser(str(name)))
 
 
 def exists(path: str | Path) -> bool:
-    """Return whether there is such a file or folder; a name that no file can have is none."""
+    """Return whether this file or folder exists; False for invalid names."""
     return os.path.exists(path)
 
 
@@ -43,17 +43,17 @@ def is_folder(path: str | Path) -> bool:
 
 
 def matches(name: str) -> list[str]:
-    """Return the sorted paths that a name, or a pattern such as ``train-*.jsonl``, stands for."""
+    """Return the sorted paths that match a name or a pattern such as ``train-*.jsonl``."""
     path = user_path(name)
     if exists(path):
         return [str(path)]
-    if "\0" in name or not any(sign in name for sign in "*?["):
+    if "\0" in name or not any(character in name for character in "*?["):
         return []
     return sorted(glob.glob(str(path)))
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the sorted names in a folder; none where it cannot be read."""
+    """Return the sorted names in a folder; empty if it cannot be read."""
     try:
         return sorted(os.listdir(folder))
     except (OSError, ValueError):
@@ -61,15 +61,15 @@ def names_in(folder: Path) -> list[str]:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Return the sorted names of the regular files in a folder, without hidden ones."""
+    """Return the sorted names of the regular files in a folder, except hidden ones."""
     return [name for name in names_in(folder) if not name.startswith(".") and os.path.isfile(folder / name)]
 
 
 def cache_folder() -> Path:
-    """Return ``$FULLTUNE_CACHE``, else where this system keeps a user's caches, else a folder for temporary files."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
+    """Return ``$FULLTUNE_CACHE``, else the user's cache folder of this system, else a folder for temporary files."""
+    from_environment = os.environ.get(CACHE_VARIABLE)
+    if from_environment:
+        return Path(from_environment)
     home = user_path("~")
     if str(home) == "~":
         return Path(tempfile.gettempdir()) / "fulltune-cache"
@@ -80,16 +80,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fulltune"
 
 
-def refuse_special(path: Path, error: type[FulltuneError], expected: str) -> None:
-    """Check that a path names a regular file, which has an end.
+def check_regular_file(path: Path, error: type[FulltuneError], expected: str) -> None:
+    """Check that a path is a regular file.
+
+    Args:
+        path: Path to check.
+        error: Type of the error to raise.
+        expected: Expected kind of file, for the message.
 
     Raises:
-        FulltuneError: Of the type given: a folder, pipe, socket or device.
-        OSError: There is no such file.
-        ValueError: No file can have this name (it holds a NUL character).
+        FulltuneError: Of type ``error``, for a folder, pipe, socket or device.
+        OSError: The file does not exist.
+        ValueError: The name is invalid (it contains a NUL character).
     """
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
         return
-    kind = "a folder" if stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "no regular file")
+    kind = "a folder" if stat.S_ISDIR(mode) else _SPECIAL.get(stat.S_IFMT(mode), "not a regular file")
     raise error(f"this is {kind}", expected=expected, where=str(path), fix="name a file")

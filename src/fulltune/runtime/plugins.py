@@ -1,7 +1,7 @@
-"""Tasks and methods by name: built-ins from a literal table, others from installed packages.
+"""Load tasks and methods by name: built-in ones from a table, others from installed packages.
 
-A package adds one by an entry point, ``name = "module:attribute"``, in the group ``fulltune.tasks`` or
-``fulltune.training.methods``. A built-in name cannot be taken over.
+A package registers one by an entry point, ``name = "module:attribute"``, in the group ``fulltune.tasks`` or
+``fulltune.methods``. Built-in names cannot be overridden.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
 
 
 def names(kind: Kind) -> tuple[str, ...]:
-    """Every name that :func:`load` knows, sorted."""
+    """Return every name that :func:`load` accepts, sorted."""
     return tuple(sorted(BUILT_IN[kind].keys() | _external(kind).keys()))
 
 
 def load(kind: Kind, name: str) -> Any:
-    """The class behind a name.
+    """Return the class registered under a name.
 
     Raises:
-        ConfigError: No such name, or the package that brings it cannot be imported or lacks the class.
+        ConfigError: The name is unknown, or the package that provides it cannot be imported or lacks the class.
     """
     if name in BUILT_IN[kind]:
         module, _, attribute = BUILT_IN[kind][name].partition(":")
@@ -49,17 +49,18 @@ def load(kind: Kind, name: str) -> Any:
     external = _external(kind)
     if name not in external:
         listed = ", ".join(names(kind))
-        fix = did_you_mean(name, names(kind)) or f"use one of these, or install the package that brings the {kind}"
+        fix = did_you_mean(name, names(kind)) or f"use one of these, or install the package that provides the {kind}"
         raise ConfigError(f"there is no {kind} {name!r}", expected=f"one of {listed}", fix=fix, field=kind)
     return _load_external(kind, external[name])
 
 
 def _external(kind: Kind) -> dict[str, EntryPoint]:
+    """Return the entry points of other packages by name."""
     return {point.name: point for point in entry_points(group=f"fulltune.{kind}s") if point.name not in BUILT_IN[kind]}
 
 
 def _load_external(kind: Kind, point: EntryPoint) -> Any:
-    package = point.dist.name if point.dist else "a package"
+    package = point.dist.name if point.dist else "its package"
     try:
         return point.load()
     except (ImportError, AttributeError) as error:

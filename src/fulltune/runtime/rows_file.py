@@ -22,7 +22,7 @@ from uuid import UUID
 
 from fulltune.errors import ConfigError, Problem, shortened
 from fulltune.runtime import paths
-from fulltune.runtime.class_labels import class_names, features_of, named
+from fulltune.runtime.class_labels import class_names, features_of, ids_to_names
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,14 +116,14 @@ def _of_table(table: Any) -> Iterable[Mapping[str, Any]]:
     """Yield the rows of a ``pyarrow.Table``; classes go by the names that ``datasets`` wrote into its schema."""
     names = class_names(features_of(table.schema.metadata or {}, "a pyarrow Table"))
     for row in table.to_pylist():
-        yield {name: named(value, names[name]) if name in names else value for name, value in row.items()}
+        yield {name: ids_to_names(value, names[name]) if name in names else value for name, value in row.items()}
 
 
 def _of_dataset(data: Any) -> Iterable[Mapping[str, Any]]:
     """Yield the rows of a ``datasets.Dataset``; classes go by name, as in its own files."""
     names = class_names(data.features)
     for row in data.with_format(None):
-        yield {name: named(value, names[name]) if name in names else value for name, value in row.items()}
+        yield {name: ids_to_names(value, names[name]) if name in names else value for name, value in row.items()}
 
 
 def _written(rows: Iterable[Mapping[str, Any]], field: str, read: Collection[str]) -> Path:

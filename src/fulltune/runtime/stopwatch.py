@@ -1,4 +1,4 @@
-"""Collect what a run needs to report of itself: seconds per stage, and warnings."""
+"""Measure the seconds of each stage of a run, and collect its warnings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 
 class Stopwatch:
-    """Seconds of wall time a named stage: ``with watch("train"): …``."""
+    """Wall time of named stages in seconds: ``with watch("train"): …``."""
 
     def __init__(self) -> None:
-        self.started, self.seconds = time.perf_counter(), dict[str, float]()
+        self.started = time.perf_counter()
+        self.seconds = dict[str, float]()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -26,11 +27,12 @@ class Stopwatch:
 
     @property
     def total(self) -> float:
+        """Seconds since the start."""
         return time.perf_counter() - self.started
 
 
 class Warnings:
-    """Keeps what libraries and stages warned of, once each, so that the report shows it; they still reach the user."""
+    """Collect each distinct user warning for the report; warnings are still shown to the user."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []

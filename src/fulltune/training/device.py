@@ -57,6 +57,6 @@ def unpads(config: Config, device: str) -> bool:
 
 
 def _on_cpu(choices: Choices) -> list[str]:
-    products = f"{choices.share:.0%} of the classes of float32 products by oneDNN ({choices.source})"
+    products = f"{choices.fraction:.0%} of the classes of float32 products by oneDNN ({choices.source})"
     attention = ("SDPA attention, with dropout in stretches", "cheap dropout masks", "denormals are zero")
     return [*([products] if choices.onednn else []), *attention]

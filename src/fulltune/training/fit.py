@@ -158,9 +158,9 @@ def fit(
             guard.whole, guard.leaves_file = bundle.model, checkpoints is not None
         trainer.args.eval_on_start = bool(curve)
         with _stoppable(trainer, checkpoints):
-            machine.mark_peak()
+            machine.reset_peak_rss()
             seconds, stopped = _train(trainer, resume)
-            peak = machine.peak_since_mark()
+            peak = machine.peak_rss_since_reset()
         if stopped is not None:
             refresh(bundle.model, trainer)
         for guard in chosen:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fulltune.models import kernel_check
 from fulltune.models.fast_kernels import choices_for, fast_kernels
 from fulltune.models.kernel_check import gradients_agree, kernels_agree
-from fulltune.runtime.kernels.calibration import is_float32_onednn_there
+from fulltune.runtime.kernels.calibration import has_exact_onednn
 from fulltune.runtime.kernels.products import PRODUCTS, Choices, shape_classes
 
-pytestmark = pytest.mark.skipif(not is_float32_onednn_there(), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not has_exact_onednn(), reason="this torch has no oneDNN")
 
 ALL = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in shape_classes()))
 
@@ -65,7 +65,7 @@ def test_a_model_that_kernels_would_change_computes_without_them(
     assert not kernels_agree(model, ALL)
     reason = "a view is being modified" if fault == "crash" else "its loss or its gradients would change"
     assert f"GPT2LMHeadModel computes without fast kernels: {reason}" in caplog.text.replace("RuntimeError: ", "")
-    monkeypatch.setattr("fulltune.runtime.kernels.active.current", lambda: ALL)
+    monkeypatch.setattr("fulltune.models.fast_kernels.current", lambda: ALL)
     assert choices_for(model) is None
     with fast_kernels(model):
         assert not any("forward" in module.__dict__ for module in model.modules())

@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fulltune.runtime.kernels import attention as module
 from fulltune.runtime.kernels.attention import attention, attention_forward, fast_attention
-from fulltune.runtime.kernels.dropout import keep_mask, rounded
+from fulltune.runtime.kernels.dropout import keep_mask, rounded_probability
 
 SIZES = [(1, 1, 1, 1, 4, 4), (2, 3, 7, 7, 8, 8), (3, 4, 33, 20, 8, 5), (2, 2, 300, 300, 16, 16)]
 
@@ -29,19 +29,19 @@ def plain(inputs: list[Tensor], mask: Tensor | None, p: float, is_causal: bool, 
     """One matrix at a time in float64, with the masks of the stretches put in their places."""
     query, key, value = inputs[:3]
     kept = torch.zeros(*query.shape[:3], key.shape[2], dtype=torch.bool)
-    for number, stretch in enumerate(module._stretches(query, key, is_causal)):
-        kept[stretch] = keep_mask(kept[stretch].numel(), p, seed + number).view(kept[stretch].shape)
+    for number, tile in enumerate(module._tiles(query, key, is_causal)):
+        kept[tile] = keep_mask(kept[tile].numel(), p, seed + number).view(kept[tile].shape)
     scores = query @ key.transpose(2, 3) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     if is_causal:
         scores = scores.masked_fill(~torch.ones(scores.shape[2:], dtype=torch.bool).tril(), -torch.inf)
-    return (scores.softmax(-1) * kept / (1 - rounded(p))) @ value
+    return (scores.softmax(-1) * kept / (1 - rounded_probability(p))) @ value
 
 
 @pytest.fixture(params=[2**20, 30_000])
 def stretch_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(module, "_STRETCH_BYTES", request.param)
+    monkeypatch.setattr(module, "_TILE_BYTES", request.param)
     return int(request.param)
 
 

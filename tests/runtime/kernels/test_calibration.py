@@ -12,7 +12,7 @@ from fulltune.models.fast_kernels import fast_kernels
 from fulltune.runtime.kernels import active, calibration
 from fulltune.runtime.kernels.active import current, pinned_kernels
 from fulltune.runtime.kernels.calibration import dump_choices, is_exact, machine_choices, measure, read_choices
-from fulltune.runtime.kernels.products import NONE, Choices, by_rule, shape_classes
+from fulltune.runtime.kernels.products import NONE, Choices, choose_by_rule, shape_classes
 from fulltune.runtime.paths import cache_folder
 
 CLASS = shape_classes()[-1]
@@ -22,8 +22,8 @@ OTHER = Choices(frozenset({("forward", CLASS)}), "measured")
 
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(active, "_of_machine", {})
-    monkeypatch.setattr(calibration, "is_float32_onednn_there", lambda: True)
+    monkeypatch.setattr(active, "_machine_choices", {})
+    monkeypatch.setattr(calibration, "has_exact_onednn", lambda: True)
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *choices: Choices) -> list[Choices]:
@@ -69,7 +69,7 @@ def test_where_nothing_can_be_kept_the_rule_decides(tmp_path: Path, monkeypatch:
 
 
 def test_without_onednn_the_blas_takes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "is_float32_onednn_there", lambda: False)
+    monkeypatch.setattr(calibration, "has_exact_onednn", lambda: False)
     assert machine_choices(tmp_path) == NONE
     assert list(tmp_path.iterdir()) == []
 
@@ -77,12 +77,12 @@ def test_without_onednn_the_blas_takes_all(tmp_path: Path, monkeypatch: pytest.M
 def test_reduced_products_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
-    assert not calibration.is_float32_onednn_there()
+    assert not calibration.has_exact_onednn()
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        assert not calibration.is_float32_onednn_there()
+        assert not calibration.has_exact_onednn()
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -127,7 +127,7 @@ def test_a_wrong_product_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machine_too_busy_to_measure_takes_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     few(monkeypatch)
-    assert measure(0) == by_rule(calibration.machine.cpu_name(), torch.backends.cpu.get_cpu_capability())
+    assert measure(0) == choose_by_rule(calibration.machine.cpu_name(), torch.backends.cpu.get_cpu_capability())
 
 
 def test_measuring_leaves_torchs_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_run_goes_on_with_the_products_that_it_began_with(tmp_path: Path, monk
     monkeypatch.setattr(active, "machine_choices", lambda: SOME)
     with pinned_kernels("auto", tmp_path / "kernels.json") as first:
         assert first == current() == SOME
-    monkeypatch.setattr(active, "_of_machine", {})
+    monkeypatch.setattr(active, "_machine_choices", {})
     monkeypatch.setattr(active, "machine_choices", lambda: OTHER)
     with pinned_kernels("auto", tmp_path / "kernels.json") as again:
         assert again == current() == SOME

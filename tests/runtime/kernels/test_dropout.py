@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fulltune.runtime.kernels.dropout import SMALLEST, draw_seed, dropout, fast_dropouts, keep_mask, rounded
+from fulltune.runtime.kernels.dropout import SMALLEST, draw_seed, dropout, fast_dropouts, keep_mask, rounded_probability
 
 SIZE = 2**20 + 4099  # more than a block, and no multiple of four
 
@@ -18,14 +18,14 @@ SIZE = 2**20 + 4099  # more than a block, and no multiple of four
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.25, 0.5, 0.9, 1 - 1e-6])
 def test_the_share_that_is_dropped(p: float) -> None:
     dropped = SIZE - int(keep_mask(SIZE, p, seed=3).sum())
-    sigma = math.sqrt(SIZE * rounded(p) * (1 - rounded(p)))
-    assert abs(dropped - SIZE * rounded(p)) < 4.5 * sigma
-    assert abs(rounded(p) - p) < 2**-16
+    sigma = math.sqrt(SIZE * rounded_probability(p) * (1 - rounded_probability(p)))
+    assert abs(dropped - SIZE * rounded_probability(p)) < 4.5 * sigma
+    assert abs(rounded_probability(p) - p) < 2**-16
 
 
 def test_nothing_and_everything() -> None:
-    assert (rounded(0.0), rounded(1.0)) == (0.0, 1.0)
-    assert rounded(0.5) == 0.5
+    assert (rounded_probability(0.0), rounded_probability(1.0)) == (0.0, 1.0)
+    assert rounded_probability(0.5) == 0.5
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 8, 64, 768, 4096, 2**20])
@@ -79,9 +79,9 @@ def test_what_is_kept_is_scaled_and_carries_the_gradient() -> None:
     torch.manual_seed(0)
     result = dropout(x, 0.1)
     kept = result != 0
-    torch.testing.assert_close(result[kept], (x / (1 - rounded(0.1)))[kept])
+    torch.testing.assert_close(result[kept], (x / (1 - rounded_probability(0.1)))[kept])
     (gradient,) = torch.autograd.grad(result, x, torch.ones_like(x))
-    torch.testing.assert_close(gradient, kept / (1 - rounded(0.1)))
+    torch.testing.assert_close(gradient, kept / (1 - rounded_probability(0.1)))
 
 
 def test_torchs_own_where_there_is_nothing_to_gain() -> None:

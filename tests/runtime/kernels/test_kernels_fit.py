@@ -30,9 +30,9 @@ STILL = {
 
 @pytest.fixture(autouse=True)
 def all_by_onednn() -> Iterator[None]:
-    token = active._fixed.set(ALL)
+    token = active._pinned.set(ALL)
     yield
-    active._fixed.reset(token)
+    active._pinned.reset(token)
 
 
 def job(speed: dict[str, Any], **options: Any) -> Config:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from fulltune.runtime.kernels.calibration import is_float32_onednn_there
+from fulltune.runtime.kernels.calibration import has_exact_onednn
 from fulltune.runtime.kernels.linear import fast_linears, linear
 from fulltune.runtime.kernels.products import (
     FEATURES,
@@ -24,12 +24,12 @@ from fulltune.runtime.kernels.products import (
     PRODUCTS,
     ROWS,
     Choices,
-    by_rule,
+    choose_by_rule,
     shape_class,
     shape_classes,
 )
 
-pytestmark = pytest.mark.skipif(not is_float32_onednn_there(), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not has_exact_onednn(), reason="this torch has no oneDNN")
 
 ALL = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in shape_classes()))
 TOLERANCE = 1e-5
@@ -285,10 +285,10 @@ def test_a_size_is_in_the_nearest_class(rows: int, inputs: int, outputs: int) ->
 
 
 def test_the_rule_keeps_small_products_and_intel_with_the_blas() -> None:
-    rule = by_rule("AMD EPYC 9B45", "AVX512")
-    assert rule.takes("forward", 1200, 384, 1536)
-    assert not rule.takes("forward", 16, 64, 64)
-    assert 0 < rule.share < 1
-    assert by_rule("Intel(R) Xeon(R) Gold", "AVX512").onednn == frozenset()
-    assert by_rule("AMD Ryzen", "AVX2").onednn == frozenset()
-    assert rule.digest != NONE.digest == by_rule("AMD Ryzen", "AVX2").digest
+    rule = choose_by_rule("AMD EPYC 9B45", "AVX512")
+    assert rule.uses_onednn("forward", 1200, 384, 1536)
+    assert not rule.uses_onednn("forward", 16, 64, 64)
+    assert 0 < rule.fraction < 1
+    assert choose_by_rule("Intel(R) Xeon(R) Gold", "AVX512").onednn == frozenset()
+    assert choose_by_rule("AMD Ryzen", "AVX2").onednn == frozenset()
+    assert rule.digest != NONE.digest == choose_by_rule("AMD Ryzen", "AVX2").digest

@@ -9,7 +9,7 @@ import torch
 
 from fulltune.config import Config
 from fulltune.runtime.kernels.products import NONE, Choices, shape_classes
-from fulltune.runtime.kernels.threads import settle_threads, threads_wanted
+from fulltune.runtime.kernels.threads import limit_threads, thread_count
 from fulltune.training.device import fast_paths, is_installed, training_device
 
 SOME = Choices(frozenset({("forward", shape_classes()[-1])}), "measured")
@@ -62,7 +62,7 @@ def test_products_are_told_with_where_the_choice_is_from() -> None:
     ],
 )
 def test_threads(usable: int, physical: int | None, given: int, environment: dict[str, str], wanted: int) -> None:
-    assert threads_wanted(usable, physical, given, environment) == wanted
+    assert thread_count(usable, physical, given, environment) == wanted
 
 
 def test_the_device_is_the_trainers() -> None:
@@ -74,6 +74,6 @@ def test_the_device_is_the_trainers() -> None:
 def test_threads_are_only_ever_lowered() -> None:
     before = torch.get_num_threads()
     try:
-        assert settle_threads() == torch.get_num_threads() <= before
+        assert limit_threads() == torch.get_num_threads() <= before
     finally:
         torch.set_num_threads(before)

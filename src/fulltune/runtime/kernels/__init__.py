@@ -1,1 +1,1 @@
-"""What makes FP32 training on a CPU fast without changing a number."""
+"""CPU kernels that make FP32 training faster at full FP32 precision."""

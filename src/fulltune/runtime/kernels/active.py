@@ -1,4 +1,4 @@
-"""The kernels in force: chosen once per run, and undone afterwards."""
+"""Select the CPU kernels of a run: chosen once per run, restored afterwards."""
 
 from __future__ import annotations
 
@@ -12,56 +12,59 @@ from fulltune.runtime import distributed
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.kernels.calibration import dump_choices, machine_choices, read_choices
 from fulltune.runtime.kernels.products import Choices
-from fulltune.runtime.kernels.threads import settle_threads
+from fulltune.runtime.kernels.threads import limit_threads
 
 Switch = Literal["auto", "off"]
 
-#: None: nothing was fixed. A process asks its machine once, when it first needs to know.
-_fixed: ContextVar[Choices | Literal["off"] | None] = ContextVar("fixed", default=None)
+#: Choices pinned by :func:`pinned_kernels`. None: nothing is pinned, so the machine's own choices apply.
+_pinned: ContextVar[Choices | Literal["off"] | None] = ContextVar("pinned", default=None)
 
-_of_machine: dict[int, Choices] = {}
+#: Choices of this machine by number of threads, measured or read once per process.
+_machine_choices: dict[int, Choices] = {}
 
 
 def current() -> Choices | None:
-    """The choice in force, or None where kernels are off."""
+    """Return the active choices; None if the kernels are off."""
     import torch
 
-    fixed = _fixed.get()
-    if fixed == "off":
+    pinned = _pinned.get()
+    if pinned == "off":
         return None
-    if fixed is not None:
-        return fixed
+    if pinned is not None:
+        return pinned
     threads = torch.get_num_threads()
-    if threads not in _of_machine:
-        _of_machine[threads] = machine_choices()
-    return _of_machine[threads]
+    if threads not in _machine_choices:
+        _machine_choices[threads] = machine_choices()
+    return _machine_choices[threads]
 
 
 @contextmanager
 def pinned_kernels(kernels: Switch, path: Path | None = None) -> Iterator[Choices | None]:
-    """Settle how products are made for as long as the block lasts.
+    """Pin the kernels that compute matrix products within the block.
 
     Args:
         kernels: ``speed.kernels`` of the config.
-        path: A run's own file. What stands there is used, so that a resumed run goes on bit for bit; a new run writes
-            its choice there. Processes of one run all take the choice of the first one.
+        path: File in the run folder. If it exists, its choices are used, so that a resumed run continues bit for bit;
+            a new run writes its choices there. All processes of a run use those of the main process.
     """
-    settle_threads()
+    limit_threads()
     if kernels == "off":
-        token = _fixed.set("off")
+        token = _pinned.set("off")
+    elif path is None:
+        token = _pinned.set(current())
     else:
-        token = _fixed.set(current() if path is None else distributed.on_main(lambda: _kept(path)))
+        token = _pinned.set(distributed.on_main(lambda: _read_or_write(path)))
     try:
         yield current()
     finally:
-        _fixed.reset(token)
+        _pinned.reset(token)
 
 
-def _kept(path: Path) -> Choices | None:
-    """The choice that stands in a run's file; where none does, the one in force is written there."""
-    kept = read_choices(path)
-    if kept is not None:
-        return kept
+def _read_or_write(path: Path) -> Choices | None:
+    """Return the choices stored in a run's file; if there are none, write the active ones there."""
+    stored = read_choices(path)
+    if stored is not None:
+        return stored
     choices = current()
     if choices is not None:
         atomic_text(path, dump_choices(choices))

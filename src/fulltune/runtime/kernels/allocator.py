@@ -1,9 +1,9 @@
-"""Memory that is kept between steps.
+"""Keep freed memory in the process between training steps.
 
-A training step allocates and frees the same large tensors over and over. glibc hands blocks of that size back to the
-system at once, which then has to map and clear every page anew: about half of all page faults of a run, and a third of
-its time on a virtual machine where faults are dear (``benchmarks/allocator.py`` measures it). The peak stays the same;
-memory just is not given back between steps.
+Each training step allocates and frees the same large tensors. By default, glibc returns blocks of that size to the
+system at once, and the kernel must map and clear every page again. That causes about half of all page faults of a run,
+and takes a third of its time on virtual machines where page faults are expensive (measured by
+``benchmarks/allocator.py``). Peak memory stays the same; only the release between steps is skipped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _TOP_PAD_BYTES = 64 * 1024 * 1024
 
 
 def keep_freed_pages() -> bool:
-    """Tell glibc to serve large blocks from the heap and to keep what is freed; whether it did.
+    """Configure glibc to serve large blocks from the heap and to keep freed pages; return whether it did.
 
-    Does nothing (and returns False) where the C library is not glibc. The setting holds for the whole process.
+    The setting applies to the entire process. With any other C library, nothing is changed and the result is False.
     """
     if sys.platform != "linux":
         return False

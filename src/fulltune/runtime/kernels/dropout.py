@@ -1,13 +1,13 @@
-"""Dropout whose masks are cheap on a CPU, and attention with dropout that keeps none of its matrices.
+"""Draw dropout masks that are cheap on a CPU.
 
-torch draws the mask of a dropout one number at a time from a Mersenne Twister: for GPT-2 with its default dropout that
-is 40% of a forward pass. Here a call draws one seed from torch's generator, and the mask's bits, 16 for each element,
-come from SFC64 (Doty-Humphrey's Small Fast Counting generator, as NumPy has it), block by block from that seed. So
-masks follow ``torch.manual_seed``, are the same again when a checkpointed layer is computed twice, and a run that
-resumes with torch's random state goes on with the masks that it would have had.
+torch draws the mask of a dropout one number at a time from a Mersenne Twister: for GPT-2 with its default dropout, that
+takes 40% of a forward pass. Here, a call draws one seed from torch's generator, and the bits of the mask, 16 per
+element, come from SFC64 (Doty-Humphrey's Small Fast Counting generator, as implemented in NumPy), seeded per block.
+So masks depend on ``torch.manual_seed``, are identical when activation checkpointing recomputes a layer, and a run that
+resumes with torch's random state draws the same masks as an uninterrupted one.
 
-A probability is rounded to a multiple of 2⁻¹⁶, and what is kept is scaled by the rounded one, so that expectations are
-exact.
+The probability is rounded to a multiple of 2⁻¹⁶, and kept elements are scaled by the rounded probability, so that the
+expectation is exact.
 """
 
 from __future__ import annotations
@@ -23,49 +23,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fulltune.runtime.kernels.linear import is_plain, replaced_forwards
+from fulltune.runtime.kernels.linear import is_plain, replace_forwards
 
-#: Elements of one block, each with a generator of its own: blocks can be drawn side by side.
+#: Elements per block. Each block has its own generator, so that blocks can be drawn in parallel.
 _BLOCK = 2**20
 
-#: Below this many elements torch's own dropout costs less than a generator's seed.
+#: Smallest tensor, in elements, for which seeding a generator costs less than torch's own dropout.
 SMALLEST = 2**14
 
+#: Number of representable probabilities: 16 bits per element.
 _LEVELS = 2**16
 
 
-def rounded(p: float) -> float:
-    """The probability that a mask really has: a multiple of 2⁻¹⁶, and neither 0 nor 1 unless ``p`` is."""
-    return p if p in (0.0, 1.0) else min(max(round(p * _LEVELS), 1), _LEVELS - 1) / _LEVELS
+def rounded_probability(p: float) -> float:
+    """Return the probability that a mask has exactly: a multiple of 2⁻¹⁶, and neither 0 nor 1 unless ``p`` is."""
+    if p in (0.0, 1.0):
+        return p
+    return min(max(round(p * _LEVELS), 1), _LEVELS - 1) / _LEVELS
 
 
 def draw_seed() -> int:
-    """One number from torch's generator on the CPU: all that a mask depends on besides its size."""
+    """Draw the seed of a mask from torch's CPU generator."""
     return int(torch.empty((), dtype=torch.int64).random_())
 
 
 def keep_mask(size: int, p: float, seed: int) -> Tensor:
-    """``(size,)`` of bool: what is kept, each element with probability 1 - :func:`rounded` ``(p)``."""
-    # As signed numbers the levels run from -2¹⁵ to 2¹⁵ - 1: those below the threshold are dropped.
-    threshold = np.int16(round(rounded(p) * _LEVELS) - _LEVELS // 2)
+    """Draw a boolean mask of the elements to keep, each with probability 1 - :func:`rounded_probability` ``(p)``.
+
+    Args:
+        size: Number of elements.
+        p: Probability of dropping an element.
+        seed: From :func:`draw_seed`; the mask depends on nothing else.
+
+    Returns:
+        Booleans, ``(size,)``.
+    """
+    # As signed integers the levels run from -2¹⁵ to 2¹⁵ - 1; elements below the threshold are dropped.
+    threshold = np.int16(round(rounded_probability(p) * _LEVELS) - _LEVELS // 2)
     kept = np.empty(size, dtype=np.bool_)
     blocks = range(0, size, _BLOCK)
 
-    def draw(start: int) -> None:
+    def draw_block(start: int) -> None:
         block = kept[start : start + _BLOCK]
         words = np.random.SFC64([seed, start // _BLOCK]).random_raw((len(block) + 3) // 4)
         np.greater_equal(words.view(np.int16)[: len(block)], threshold, out=block)
 
     if len(blocks) > 1 and torch.get_num_threads() > 1:
-        list(_pool(torch.get_num_threads()).map(draw, blocks))
+        list(_pool(torch.get_num_threads()).map(draw_block, blocks))
     else:
         for start in blocks:
-            draw(start)
+            draw_block(start)
     return torch.from_numpy(kept)
 
 
-def as_numbers(kept: Tensor) -> Tensor:
-    """Ones and zeros in float32, for products: torch converts octets many times as fast as booleans."""
+def mask_to_float(kept: Tensor) -> Tensor:
+    """Convert a boolean mask to ones and zeros in float32."""
+    # torch converts bytes several times as fast as booleans.
     return kept.view(torch.uint8).float()
 
 
@@ -75,37 +88,38 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """As :func:`torch.nn.functional.dropout`, with another mask."""
+    """Apply dropout like :func:`torch.nn.functional.dropout`, with a mask from :func:`keep_mask`."""
     if not training or not 0.0 < p < 1.0 or x.numel() < SMALLEST or not is_plain(x):
         return F.dropout(x, p, training)
     apply: Any = _Dropout.apply
-    result: Tensor = apply(x, keep_mask(x.numel(), p, draw_seed()).view(x.shape), 1 / (1 - rounded(p)))
+    kept = keep_mask(x.numel(), p, draw_seed()).view(x.shape)
+    result: Tensor = apply(x, kept, 1 / (1 - rounded_probability(p)))
     return result
 
 
 class _Dropout(torch.autograd.Function):
+    """Multiplication by a mask of which only the booleans are saved for the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)
         ctx.scale = scale
-        return as_numbers(kept).mul_(scale).mul_(x)
+        return mask_to_float(kept).mul_(scale).mul_(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (kept,) = ctx.saved_tensors
-        return as_numbers(kept).mul_(ctx.scale).mul_(gradients[0]), None, None
+        return mask_to_float(kept).mul_(ctx.scale).mul_(gradients[0]), None, None
 
 
 @contextmanager
 def fast_dropouts(model: nn.Module) -> Iterator[int]:
-    """While it lasts, the model's ``nn.Dropout`` layers draw cheap masks; gives how many do."""
+    """Make the model's ``nn.Dropout`` layers use :func:`dropout` within the block; yield the number of layers."""
 
     def dropout_forward(layer: Any, input: Tensor) -> Tensor:
-        return (
-            F.dropout(input, layer.p, layer.training, True)
-            if layer.inplace
-            else dropout(input, layer.p, layer.training)
-        )
+        if layer.inplace:
+            return F.dropout(input, layer.p, layer.training, True)
+        return dropout(input, layer.p, layer.training)
 
-    with replaced_forwards(model, {nn.Dropout: dropout_forward}) as layers:
+    with replace_forwards(model, {nn.Dropout: dropout_forward}) as layers:
         yield layers

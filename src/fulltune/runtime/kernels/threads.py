@@ -1,8 +1,8 @@
-"""How many threads compute: one a physical core that this process may use.
+"""Choose the number of compute threads: one per physical core that this process may use.
 
-torch takes a thread a core of the host. In a container with a quota of two cores on a host of sixty-four that is
-sixty-two too many, and each product waits for the last of them. A second hardware thread of a core shares its
-multiplier, so it adds nothing to a matrix product.
+torch starts one thread per core of the host. In a container with a quota of two cores on a host with 64, that is 62
+threads too many, and every matrix product waits for the slowest of them. The second hardware thread of a core shares
+its multipliers, so it does not speed up a matrix product.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from collections.abc import Mapping
 
 from fulltune.runtime import machine
 
-#: Variables by which a user chooses; such a choice stands.
-CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+#: Environment variables that set the number of threads explicitly; an explicit choice is never changed.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def threads_wanted(usable: int, physical: int | None, given: int, environment: Mapping[str, str] = os.environ) -> int:
-    """Threads to compute with, never more than there are now.
+def thread_count(usable: int, physical: int | None, current: int, environment: Mapping[str, str] = os.environ) -> int:
+    """Return the number of threads to compute with, at most ``current``.
 
     Args:
         usable: Cores that this process may use (affinity and quota).
-        physical: Physical cores of the machine, or None where that is not known.
-        given: Threads that torch would take.
-        environment: Where :data:`CHOSEN_BY` are looked up.
+        physical: Physical cores of the machine; None if unknown.
+        current: Number of threads that torch uses now.
+        environment: Mapping in which :data:`THREAD_VARIABLES` are looked up.
     """
-    if any(environment.get(name) for name in CHOSEN_BY):
-        return given
-    return max(1, min(given, usable, physical or usable))
+    if any(environment.get(name) for name in THREAD_VARIABLES):
+        return current
+    return max(1, min(current, usable, physical or usable))
 
 
-def settle_threads() -> int:
-    """Give torch the number of threads that the machine can serve, and return it. It is only ever lowered."""
+def limit_threads() -> int:
+    """Reduce torch's number of threads to what the machine can run at once, and return it. It is never increased."""
     import psutil
     import torch
 
-    given = torch.get_num_threads()
-    wanted = threads_wanted(machine.cores(), psutil.cpu_count(logical=False), given)
-    if wanted != given:
-        torch.set_num_threads(wanted)
-    return wanted
+    current = torch.get_num_threads()
+    count = thread_count(machine.cores(), psutil.cpu_count(logical=False), current)
+    if count != current:
+        torch.set_num_threads(count)
+    return count
