@@ -1,6 +1,6 @@
-"""The config: frozen pydantic models; the same names in YAML, JSON and Python keyword arguments.
+"""Define the config: frozen pydantic models with the same names in YAML, JSON and Python keyword arguments.
 
-An unknown key is an error that names the closest known one; all problems are listed at once.
+An unknown key is an error that names the closest known key. All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fulltune.runtime.config_file import check_size, check_texts, read_mapping, 
 from fulltune.runtime.rows_file import as_source, refuse_model_object
 from fulltune.runtime.validation import expectation, spelled
 
-#: `train.learning_rate` where a config names none. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
-#: 2022, appendix D; about ten times full's (Schulman et al. 2025, "LoRA Without Regret"). `prompt-tuning`: PEFT's
-#: guides; Lester et al. 2021 take 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022, section 4. `linear-probe`:
-#: AdamW's own default.
+#: Default of `train.learning_rate` by method. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
+#: 2022, appendix D; about ten times the rate of `full` (Schulman et al. 2025, "LoRA Without Regret").
+#: `prompt-tuning`: PEFT's guides; Lester et al. 2021 use 0.3, but with Adafactor. `bitfit`: Ben Zaken et al. 2022,
+#: section 4. `linear-probe`: AdamW's own default.
 LEARNING_RATES = {
     "full": 3e-5,
     "lora": 3e-4,
@@ -43,7 +43,7 @@ COLUMN_KEYS = (
     *("id", "group"),
 )
 
-#: No number of a config is larger: seeds of NumPy end here.
+#: Largest number in a config: the largest seed that NumPy accepts.
 MAX_NUMBER = 2**32 - 1
 
 #: Numbers in the notations of YAML 1.2. YAML 1.1 reads ``1e-5`` as text.
@@ -56,14 +56,14 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, closed to unknown keys."""
+    """Base of all sections: frozen; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take a number only where one is written: not for ``yes``, and not from text in another notation."""
+        """Accept only numbers for a numeric field: neither ``yes`` nor text in another notation."""
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
         if not kinds & {int, float}:
             return value
@@ -78,21 +78,23 @@ class Section(BaseModel):
         return value
 
 
-#: Where rows are: one file, folder, hub id or pattern, or several, which are read one after another.
+#: Source of rows: a file, folder, hub id or pattern, or several of these, read one after another.
 Source = str | tuple[str, ...]
 
 
 class DataConfig(Section):
-    """Where the rows are and what their columns are called."""
+    """Sources of the rows and names of their columns."""
 
     train: Source = Field(
         description="JSONL, CSV, Parquet, a folder of .txt, a `datasets` folder, a hub id, a pattern such as "
         "`train-*.parquet`, or a list of these"
     )
     valid: Source | float | None = Field(
-        None, description="rows that draw the curve and choose the best step; a share holds out of train"
+        None, description="rows of the evaluation curve, which select the best step; a fraction is held out of train"
     )
-    eval: Source | float = Field(0.1, description="rows that decide; a share (0 to 1) holds out of train, by group")
+    eval: Source | float = Field(
+        0.1, description="rows that decide; a fraction (between 0 and 1) is held out of train, by group"
+    )
 
     text: str = "text"
     prompt: str = "prompt"
@@ -103,7 +105,7 @@ class DataConfig(Section):
         None, description="names of the classes in their order, for labels written as numbers or 0/1 vectors"
     )
     label_separator: str | None = Field(
-        None, min_length=1, description="what separates the labels of one cell of data.labels"
+        None, min_length=1, description="separator of the labels in one cell of data.labels"
     )
     source: str = "source"
     target: str = "target"
@@ -111,8 +113,8 @@ class DataConfig(Section):
     sql: str = "sql"
     db_id: str = "db_id"
     id: str | None = Field(None, description="column with row ids; default: file and line")
-    group: str | None = Field(None, description="column whose values never straddle a split made here")
-    seed: int | None = Field(None, ge=0, description="of a split made here; default: train.seed")
+    group: str | None = Field(None, description="column of groups; a split made by fulltune never divides a group")
+    seed: int | None = Field(None, ge=0, description="seed of a split made by fulltune; default: train.seed")
 
     databases: str | None = Field(
         None, description="text2sql: folder of SQLite files, <db_id>.sqlite or <db_id>/<db_id>.sqlite"
@@ -120,7 +122,7 @@ class DataConfig(Section):
     schemas: str | None = Field(
         None, description="text2sql: JSON file, db_id → CREATE statements; default: read from the database"
     )
-    instruction: str | None = Field(None, description="text put before every input of seq2seq and text2sql")
+    instruction: str | None = Field(None, description="seq2seq, text2sql: text that precedes every input")
     source_language: str | None = Field(
         None, description="seq2seq, classification: code of the texts' language, for tokenizers that mark it"
     )
@@ -131,27 +133,27 @@ class DataConfig(Section):
         "auto", description="use the tokenizer's chat template for prompt and completion"
     )
     chat_date: date | None = Field(
-        None, description="what a chat template that asks for the date is told is today; default: the day of the run"
+        None, description="today's date in chat templates that ask for it; default: the day of the run"
     )
 
-    limit: int | None = Field(None, gt=0, description="take the first N rows of train")
-    eval_limit: int | None = Field(None, gt=0, description="take the first N rows of eval")
+    limit: int | None = Field(None, gt=0, description="use the first N rows of train")
+    eval_limit: int | None = Field(None, gt=0, description="use the first N rows of eval")
     max_length: int | None = Field(
         None,
         gt=7,
-        description="window in tokens; default: what the model takes, at most 512 (seq2seq and text2sql with a decoder "
+        description="window in tokens; default: the model's limit, at most 512 (seq2seq and text2sql with a decoder "
         "768, causal-lm 1024)",
     )
     max_target_length: int = Field(
         256,
         gt=0,
-        description="target window in tokens of an encoder-decoder; a decoder keeps as many free for the answer, at "
+        description="target window in tokens of an encoder-decoder; a decoder reserves as many for the answer, at "
         "most a third of its window",
     )
     max_truncated: float = Field(
-        0.05, ge=0, le=1, description="highest share of rows that may lose their label to truncation"
+        0.05, ge=0, le=1, description="highest fraction of rows that may lose their label to truncation"
     )
-    allow_leaks: bool = Field(False, description="go on although eval rows stand in train")
+    allow_leaks: bool = Field(False, description="continue although rows of eval also occur in train")
 
     @field_validator("label_names")
     @classmethod
@@ -165,7 +167,7 @@ class DataConfig(Section):
 
 
 class TrainConfig(Section):
-    """The classic method's options. Everything else passes through `trainer`."""
+    """Options of training. All others are passed through `trainer`."""
 
     epochs: float = Field(3.0, gt=0, le=1_000_000)
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
@@ -174,9 +176,9 @@ class TrainConfig(Section):
     learning_rate: float = Field(
         LEARNING_RATES["full"], gt=0, le=1_000_000_000, description="default: LEARNING_RATES, by method"
     )
-    scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="after warm-up")
-    warmup: float = Field(0.06, ge=0, description="below 1 a share of the steps, else steps")
-    weight_decay: float = Field(0.01, ge=0, le=1000, description="not on biases and norms")
+    scheduler: Literal["linear", "cosine", "constant"] = Field("cosine", description="schedule after warm-up")
+    warmup: float = Field(0.06, ge=0, description="below 1: fraction of the steps; otherwise: number of steps")
+    weight_decay: float = Field(0.01, ge=0, le=1000, description="not applied to biases and norms")
     max_grad_norm: float = Field(1.0, ge=0, description="0 turns clipping off")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
@@ -187,61 +189,65 @@ class TrainConfig(Section):
 
 
 class BaselineConfig(Section):
-    """What the tuned model is compared with. Baselines are not optional; their size is."""
+    """Baselines that the tuned model is compared with. They cannot be turned off; their size can be set."""
 
-    few_shot: int = Field(4, gt=0, description="examples from train (a class, for classification with an encoder)")
+    few_shot: int = Field(4, gt=0, description="examples from train (per class for classification with an encoder)")
     seed: int = Field(17, ge=0)
 
 
 class EvaluationConfig(Section):
-    """How scores are made."""
+    """Options of evaluation."""
 
     batch_size: int = Field(16, gt=0, le=1_000_000)
-    max_new_tokens: int = Field(128, gt=0, description="cap of a generated answer; the share that hits it is reported")
-    continuations: int = Field(8, ge=0, description="causal-lm: documents continued before and after")
+    max_new_tokens: int = Field(
+        128, gt=0, description="limit of a generated answer; the fraction that reaches it is reported"
+    )
+    continuations: int = Field(8, ge=0, description="causal-lm: documents continued before and after training")
     resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     sql_seconds: float = Field(2.0, gt=0, le=86_400, description="text2sql: time limit of one query")
     sql_match: Literal["strict", "spider"] = Field(
         "strict",
-        description="text2sql: results agree with their columns in order, or as Spider's test suites compare them",
+        description="text2sql: compare results with columns in order (strict), or as Spider's test suites do",
     )
 
 
 class ForgettingConfig(Section):
-    """Retention: what the base could do and the tuned model should still do."""
+    """Retention: abilities of the base model that the tuned model should keep."""
 
-    probe: str = Field("builtin", description="general text of fulltune's own, or a file with a `text` column")
-    sets: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="more sets to retain, by name: task and data, as in a config"
+    probe: str = Field(
+        "builtin", description="`builtin` (general text that ships with fulltune) or a file with a `text` column"
     )
-    budget: float = Field(0.05, ge=0, description="highest relative loss of retention")
+    sets: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="additional retention sets by name: task and data, as in a config"
+    )
+    budget: float = Field(0.05, ge=0, description="highest accepted relative loss of retention")
     action: Literal["warn", "stop", "reject"] = "warn"
-    limit: int = Field(200, gt=0, description="rows of each set that are scored")
+    limit: int = Field(200, gt=0, description="scored rows per set")
 
 
 class DivergenceConfig(Section):
-    """A learning rate that is too high: spikes and numbers that are not finite."""
+    """Detection of divergence: loss spikes and numbers that are not finite."""
 
-    window: int = Field(50, gt=4, le=1_000_000, description="recent losses that a spike is judged by")
-    threshold: float = Field(10.0, gt=0, description="median absolute deviations above the median that make a spike")
-    patience: int = Field(5, gt=0, description="spikes in a row that make a divergence; fewer have recovered")
+    window: int = Field(50, gt=4, le=1_000_000, description="recent losses that a spike is measured against")
+    threshold: float = Field(
+        10.0, gt=0, description="a spike lies this many median absolute deviations above the median"
+    )
+    patience: int = Field(5, gt=0, description="consecutive spikes that count as divergence; fewer have recovered")
     retries: int = Field(2, ge=0, description="roll-backs before training stops")
     cut: float = Field(0.3, gt=0, lt=1, description="factor on the learning rate at a roll-back")
 
 
 class OverfittingConfig(Section):
-    """The best state of the evaluation curve is kept; step 0, the base, is a candidate."""
+    """Selection of the best step of the evaluation curve; step 0, the base model, is a candidate."""
 
-    metric: str | None = Field(
-        None, description="default: the metric that decides, or loss where answers are generated"
-    )
-    patience: int = Field(3, ge=0, description="evaluations without a better one before training stops; 0 never stops")
-    min_delta: float = Field(0.0, ge=0, description="smallest change that counts as better")
+    metric: str | None = Field(None, description="default: the deciding metric, or the loss if answers are generated")
+    patience: int = Field(3, ge=0, description="evaluations without improvement before training stops; 0: never stops")
+    min_delta: float = Field(0.0, ge=0, description="smallest change that counts as an improvement")
 
 
 class GuardsConfig(Section):
-    """Guards watch training; null turns one off."""
+    """Guards that watch training; null turns a guard off."""
 
     forgetting: ForgettingConfig | None = ForgettingConfig()
     divergence: DivergenceConfig | None = DivergenceConfig()
@@ -249,63 +255,63 @@ class GuardsConfig(Section):
 
 
 class RegularizeConfig(Section):
-    """What keeps the tuned model near the base, or from learning rows by heart. 0 is off."""
+    """Regularization towards the base model or against memorization; 0 turns a term off."""
 
-    replay: float = Field(0.0, ge=0, lt=1, description="share of training sequences that are general text")
+    replay: float = Field(0.0, ge=0, lt=1, description="fraction of training sequences that are general text")
     replay_from: str = Field("base", description="`base` (text that the base generates) or a file with a `text` column")
-    l2_sp: float = Field(0.0, ge=0, description="pull towards the base's weights")
+    l2_sp: float = Field(0.0, ge=0, description="weight of the L2 distance to the base's weights")
     ewc: float = Field(0.0, ge=0, description="the same, weighted by the diagonal Fisher information of general text")
     distill: float = Field(0.0, ge=0, description="weight of KL(base, tuned) on general text")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="factor on the learning rate a layer, from the top down")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor per layer, from the top down")
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout of every layer; default: the model's own")
     r_drop: float = Field(0.0, ge=0, description="classification: weight of the KL between two dropout passes")
 
 
 class CheckpointConfig(Section):
-    """Nothing is lost: a run that was killed goes on from its newest whole checkpoint."""
+    """Checkpoints: a run that was killed resumes from its newest complete checkpoint."""
 
     every: int | None = Field(
-        None, gt=0, description="optimizer steps between two; default: an eighth of the run, 10 at least"
+        None, gt=0, description="optimizer steps between checkpoints; default: an eighth of the run, at least 10"
     )
-    keep: int = Field(2, gt=0, description="the newest so many are kept, until the run has its record")
+    keep: int = Field(2, gt=0, description="number of newest checkpoints kept until the run's record is written")
 
 
 class SpeedConfig(Section):
-    """Ways to be faster at the same numbers; the plan says which of them are active."""
+    """Optimizations that keep the results; the plan lists the active ones."""
 
     kernels: Literal["auto", "off"] = Field(
         "auto",
-        description="fast float32 kernels on a CPU: products where they are faster, dropout, attention with dropout",
+        description="fast float32 kernels on CPUs: matrix products (if faster), dropout, attention with dropout",
     )
     precision: Literal["float32", "bf16-mixed"] = Field(
         "float32", description="bf16-mixed: products in bfloat16, weights and optimizer in float32"
     )
     packing: Literal["auto", "off"] = Field(
-        "auto", description="causal-lm: several documents in one window, where the model keeps them apart"
+        "auto", description="causal-lm: several documents per window, if the model can separate them"
     )
     unpad: Literal["auto", "off"] = Field(
-        "auto", description="on a CPU, rows of a micro-batch that differ much in length are computed in parts"
+        "auto", description="on CPUs: split micro-batches whose rows differ much in length"
     )
     batch_tokens: int | None = Field(
-        None, gt=0, description="padded tokens of a micro-batch, in place of train.batch_size rows"
+        None, gt=0, description="padded tokens per micro-batch, instead of train.batch_size rows"
     )
 
 
 class AdapterConfig(Section):
-    """What the methods with adapters train; `full` reads none of it."""
+    """Options of the methods with adapters; `full` reads none of them."""
 
     rank: int = Field(16, gt=0, le=65_536, description="lora, qlora: rank of the two factors")
     alpha: float | None = Field(None, gt=0, description="lora, qlora: scale of their product; default: twice the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="lora, qlora: dropout before the first factor")
     targets: list[str] | str = Field(
-        "all-linear", description="lora, qlora: names of the layers, or `all-linear` (all but the head)"
+        "all-linear", description="lora, qlora: names of the adapted layers, or `all-linear` (all except the head)"
     )
     prompt_tokens: int = Field(20, gt=0, le=65_536, description="prompt-tuning: length of the prompt")
-    prompt_text: str | None = Field(None, description="prompt-tuning: text whose embeddings it starts from")
+    prompt_text: str | None = Field(None, description="prompt-tuning: text whose embeddings initialize the prompt")
 
 
 class Config(Section):
-    """A whole job. See `docs/config.md` for every key."""
+    """Config of a run. See `docs/config.md` for every key."""
 
     model: str = Field(
         description="hub id, local folder, GGUF file, run id, NAME, NAME@ALIAS or NAME@N of the registry, "
@@ -322,13 +328,15 @@ class Config(Section):
     checkpoints: CheckpointConfig | None = CheckpointConfig()
     speed: SpeedConfig = SpeedConfig()
     adapter: AdapterConfig = AdapterConfig()
-    trainer: dict[str, Any] = Field(default_factory=dict, description="any TrainingArguments field, checked by name")
+    trainer: dict[str, Any] = Field(
+        default_factory=dict, description="any field of TrainingArguments; names are checked"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, raw: Any) -> Any:
-        """Take a section with nothing in it for its defaults, where null has no meaning of its own; and fill in the
-        learning rate that is usual for the method, so that all others read a plain number.
+        """Replace empty sections by their defaults (if null has no meaning of its own) and set the method's default
+        learning rate, so that all readers get a plain number.
         """
         if not isinstance(raw, Mapping):
             return raw
@@ -341,17 +349,18 @@ class Config(Section):
         return raw
 
     @model_validator(mode="after")
-    def _shares(self) -> Config:
+    def _check_fractions(self) -> Config:
         for name in ("valid", "eval"):
-            share = getattr(self.data, name)
-            if isinstance(share, float) and not 0 < share < 1:
-                counted = name == "eval" and share > 1
-                fix = "For a number of rows set data.eval_limit" if counted else "A file is written as text"
-                raise ValueError(f"data.{name} is {share:g}; expected a fraction between 0 and 1, or a file. {fix}")
-        held = [share for share in (self.data.valid, self.data.eval) if isinstance(share, float)]
-        if sum(held) >= 1:
-            found = f"data.valid and data.eval hold out {sum(held):g} of train"
-            raise ValueError(f"{found}; expected less than 1 together. Lower one of them")
+            fraction = getattr(self.data, name)
+            if isinstance(fraction, float) and not 0 < fraction < 1:
+                is_count = name == "eval" and fraction > 1
+                fix = "For a number of rows set data.eval_limit" if is_count else "Write the name of a file as text"
+                raise ValueError(f"data.{name} is {fraction:g}; expected a fraction between 0 and 1, or a file. {fix}")
+        held_out = sum(fraction for fraction in (self.data.valid, self.data.eval) if isinstance(fraction, float))
+        if held_out >= 1:
+            raise ValueError(
+                f"data.valid and data.eval hold out {held_out:g} of train; expected a sum below 1. Lower one of them"
+            )
         return self
 
 
@@ -360,7 +369,7 @@ def load_config(
 ) -> Config:
     """Read a config from a YAML or JSON file or a mapping, then apply ``a.b=value`` overrides.
 
-    Relative data paths in a file are taken from the working directory first, then from the file's own folder.
+    Relative data paths are resolved against the working directory first, then against the folder of the file.
 
     Raises:
         ConfigError: The file is missing or not YAML; a key is unknown; a value has the wrong type. All problems at
@@ -379,13 +388,13 @@ def load_config(
 
 
 def dump_config(config: Config) -> str:
-    """The config as YAML, every key present, so that a run can be repeated from its folder."""
+    """Return the config as YAML with every key, so that a run can be repeated from its folder."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def ready_to_choose(config: Config) -> Config:
-    """The config as searches take it: with rows to choose by (a tenth of train where it names none), and with one split
-    whatever ``train.seed``.
+def with_validation_rows(config: Config) -> Config:
+    """Return the config for a search: with validation rows (by default a tenth of train) and with the same split for
+    every ``train.seed``.
     """
     data = {
         "valid": 0.1 if config.data.valid is None else config.data.valid,
@@ -419,12 +428,14 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{part!r} in {key!r} is a value", expected="a section", where="--set")
     if not value.strip():
         fix = "write the value, `null` for none, or '\"\"' for an empty text"
-        raise ConfigError(f"found {override!r}, with nothing after the =", expected="a.b=value", where="--set", fix=fix)
+        raise ConfigError(
+            f"found {override!r}, without a value after the =", expected="a.b=value", where="--set", fix=fix
+        )
     node[last] = read_value(value, "--set")
 
 
 def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the mapping with rows in memory written to files.
+    """Return the mapping after writing rows in memory to files.
 
     Raises:
         ConfigError: The model, or a split of the data, is an object that no config can name.
@@ -446,13 +457,13 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _columns(data: Mapping[str, Any]) -> set[str]:
-    """Return the names of all columns that a run may read."""
+    """Return the names of all columns that the run may read."""
     named = {role: data.get(role) or DataConfig.model_fields[role].default for role in COLUMN_KEYS}
     return {name for name in named.values() if isinstance(name, str)}
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy made of dicts with text as keys, lists and values; paths become text."""
+    """Return a copy that consists of dicts with string keys, lists and values; paths become strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -463,7 +474,7 @@ def _plain(value: Any) -> Any:
 
 
 def _numbers(value: Any, schema: Any) -> Any:
-    """Turn ``1e-5``, which YAML 1.1 reads as text, into the number it plainly is, wherever the schema wants a
+    """Convert text such as ``1e-5``, which YAML 1.1 does not read as a number, if the schema expects a
     number.
     """
     if isinstance(value, dict) and isinstance(schema, type) and issubclass(schema, BaseModel):
@@ -478,7 +489,7 @@ def _numbers(value: Any, schema: Any) -> Any:
 
 
 def _joined(problems: Sequence[Problem]) -> list[Problem]:
-    """Return problems with one for each field: a field that takes several types has one for each of them."""
+    """Return one problem per field: pydantic reports one for each type that a field accepts."""
     by_field: dict[tuple[str, str], Problem] = {}
     for problem in problems:
         key = (problem.field, problem.found)
@@ -489,12 +500,12 @@ def _joined(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _is_type(part: Any) -> bool:
-    """Return whether a part of a pydantic location names a member of a union, not a key."""
+    """Return True if a part of a pydantic location names a member of a union, not a key."""
     return isinstance(part, str) and (part in ("str", "float", "int") or "[" in part)
 
 
 def _problem(item: Any, where: str) -> Problem:
-    """A pydantic error as a problem of ours, with did-you-mean for an unknown key."""
+    """Convert a pydantic error to a problem; an unknown key gets a suggestion."""
     path = ".".join(str(part) for part in item["loc"] if not _is_type(part))
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
@@ -521,7 +532,7 @@ def _known_keys(parents: Sequence[Any]) -> set[str]:
 
 
 def _resolve_paths(config: Config, folder: Path) -> Config:
-    """Paths that exist only beside the config file are taken from there."""
+    """Resolve paths that exist only next to the config file."""
 
     def near(value: Any) -> Any:
         if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Everything that fulltune raises on purpose, in one tree.
+"""Define all exceptions that fulltune raises, in one hierarchy.
 
     FulltuneError                 exit code 1
     ├── ConfigError               the config does not parse or contradicts itself
@@ -6,17 +6,17 @@
     ├── DataError                 rows that cannot be trained on or scored
     ├── ModelError                the checkpoint cannot be found, read or used for the task
     ├── StoreError                a run folder, record or cache is missing, damaged or too new
-    │   └── CheckpointError       there is no checkpoint to go on from; a ValueError too, as in transformers
+    │   └── CheckpointError       there is no checkpoint to resume from; a ValueError too, as in transformers
     ├── IncompatibleError         two runs that must not be compared
-    ├── PromotionRefused          exit code 3: the registry's gate; the alias stays where it was
+    ├── PromotionRefused          exit code 3: the promotion gate failed; the alias is unchanged
     ├── MissingDependencyError    a feature needs an extra that is not installed
-    ├── ProcessError              another process of the same run died, or did not answer in time
+    ├── ProcessError              another process of the same run died or timed out
     └── TrainingStopped           exit code 3: training ended early, weights intact
         ├── NonFiniteError        the loss, the gradient norm or a weight was NaN or infinite
-        ├── DivergenceError       the loss shot up and did not come back
+        ├── DivergenceError       the loss rose sharply and did not recover
         └── MemoryExhausted       a single row of a micro-batch does not fit in memory
 
-Each carries one or more :class:`Problem`: what was found, what was expected, what to do, and where.
+Each has one or more :class:`Problem` objects: what was found, what was expected, how to fix it, and where.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-#: How many problems a message shows before it says how many more there are.
+#: Number of problems that a message lists; the rest are only counted.
 SHOWN = 20
 
-#: Characters of a name that is compared with others (which takes quadratic time), and of a path in a message.
+#: Longest name that is compared with others (quadratic time), and longest path in a message, in characters.
 _LONGEST_NAME = 500
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, told so that the reader can mend it.
+    """One problem, with what the reader needs to fix it.
 
     Attributes:
-        found: What is there now.
-        expected: What should be there.
-        fix: What to do, as an instruction.
+        found: The current state.
+        expected: The expected state.
+        fix: How to fix it, as an instruction.
         where: The file and line, or the config key.
-        field: The column or option concerned.
+        field: The affected column or option.
     """
 
     found: str
@@ -65,7 +65,7 @@ class Problem:
 
 
 class FulltuneError(Exception):
-    """Base of all errors here: one clear message, a non-zero exit code, no traceback on the command line."""
+    """Base of all errors of fulltune: a clear message, a non-zero exit code, no traceback on the command line."""
 
     exit_code = 1
 
@@ -84,10 +84,10 @@ class FulltuneError(Exception):
         super().__init__(self.message())
 
     def __str__(self) -> str:
-        return str(self.args[0])  # that of a KeyError has quotes around it
+        return str(self.args[0])  # KeyError.__str__ adds quotes
 
     def message(self) -> str:
-        """The problems, one a line; at most :data:`SHOWN` of them, then the count of the rest."""
+        """Return the problems, one per line: at most :data:`SHOWN`, then the count of the rest."""
         if len(self.problems) == 1:
             return str(self.problems[0])
         lines = [f"{len(self.problems)} problems:"]
@@ -102,19 +102,19 @@ class ConfigError(FulltuneError):
 
 
 class ArgumentError(ConfigError, ValueError):
-    """An argument of a class or function that is called from Python."""
+    """An argument of a class or function has an invalid value."""
 
 
 class UnknownMetricError(ArgumentError, KeyError):
-    """No evaluation gives the metric that chooses the best model; a :class:`KeyError` as in :mod:`transformers`."""
+    """No evaluation returns the metric that selects the best model; a :class:`KeyError` as in :mod:`transformers`."""
 
 
 class DataError(FulltuneError):
-    """Rows that cannot be trained on or scored."""
+    """Rows cannot be trained on or scored."""
 
 
 class RowError(DataError, ValueError):
-    """Rows that a model refuses, where :mod:`transformers` raises a :class:`ValueError`."""
+    """A model rejects rows; :mod:`transformers` raises a :class:`ValueError` here."""
 
 
 class ModelError(FulltuneError):
@@ -122,7 +122,7 @@ class ModelError(FulltuneError):
 
 
 class RowLengthError(ModelError, ValueError):
-    """A model refuses the length of a row, where :mod:`transformers` raises a :class:`ValueError`."""
+    """A model rejects the length of a row; :mod:`transformers` raises a :class:`ValueError` here."""
 
 
 class StoreError(FulltuneError):
@@ -130,15 +130,15 @@ class StoreError(FulltuneError):
 
 
 class CheckpointError(StoreError, ValueError):
-    """There is no checkpoint to go on from, where :class:`transformers.Trainer` raises a :class:`ValueError`."""
+    """There is no checkpoint to resume from; :class:`transformers.Trainer` raises a :class:`ValueError` here."""
 
 
 class IncompatibleError(FulltuneError):
-    """Two runs whose scores do not mean the same thing."""
+    """The scores of two runs are not comparable."""
 
 
 class PromotionRefused(FulltuneError):
-    """A version that the registry's gate does not let through; the alias stays where it was."""
+    """The promotion gate of the registry rejected a version; the alias is unchanged."""
 
     exit_code = 3
 
@@ -148,22 +148,22 @@ class MissingDependencyError(FulltuneError):
 
 
 class ProcessError(FulltuneError):
-    """Another process of the same run died, or did not answer in time."""
+    """Another process of the same run died or timed out."""
 
 
 class TrainingStopped(FulltuneError):
-    """Training ended early on purpose; the weights are as they were after the last good step."""
+    """Training was stopped early; the weights are those after the last good step."""
 
     exit_code = 3
 
 
 class NonFiniteError(TrainingStopped):
-    """The loss or the gradient norm was NaN or infinite, noticed before the optimizer step.
+    """The loss or the gradient norm was NaN or infinite, detected before the optimizer step.
 
     Attributes:
-        step: The optimizer step that was not taken, counted from 1.
+        step: The optimizer step that was skipped, counted from 1.
         quantity: ``"loss"``, ``"gradient norm"`` or ``"weights"``.
-        row_ids: Ids of the rows in the offending batch.
+        row_ids: Ids of the rows in the affected batch.
     """
 
     def __init__(self, step: int, quantity: str, value: float, row_ids: Sequence[str]) -> None:
@@ -172,26 +172,26 @@ class NonFiniteError(TrainingStopped):
             super().__init__(
                 f"the {quantity} are {value} before the first step",
                 expected="a finite number",
-                fix="the checkpoint is damaged: fetch it again, or choose another",
+                fix="the checkpoint is damaged: download it again, or choose another",
                 field="model",
             )
             return
         super().__init__(
             f"the {quantity} became {value} at step {step} (rows {_some(self.row_ids) or 'unknown'})",
             expected="a finite number",
-            fix="look at those rows, lower train.learning_rate, or raise train.warmup; "
+            fix="check those rows, lower train.learning_rate, or raise train.warmup; "
             f"the weights are those of step {step - 1}",
         )
 
 
 class DivergenceError(TrainingStopped):
-    """The loss shot up and did not come back, or training made it worse; noticed before the optimizer step.
+    """The loss rose sharply and did not recover, or training made it worse; detected before the optimizer step.
 
     Attributes:
-        step: The optimizer step that was not taken, counted from 1.
-        loss: The loss there.
-        limit: What losses had to stay below, or most of them.
-        row_ids: Ids of the rows in the batch that shot up first.
+        step: The optimizer step that was skipped, counted from 1.
+        loss: The loss at that step.
+        limit: The limit that all losses, or most of them, had to stay below.
+        row_ids: Ids of the rows in the batch of the first spike.
     """
 
     def __init__(self, step: int, loss: float, limit: float, usual: float, spikes: int, row_ids: Sequence[str]) -> None:
@@ -206,25 +206,25 @@ class DivergenceError(TrainingStopped):
             found += f"and it was {loss:.4g} at step {step}"
         super().__init__(
             f"the loss {found}{rows}",
-            expected="losses that stay near those before them",
+            expected="losses close to the earlier ones",
             fix="lower train.learning_rate, or raise train.warmup",
         )
 
 
 class MemoryExhausted(TrainingStopped):
-    """Memory ran out in a step that cannot be computed in smaller parts.
+    """A step ran out of memory and cannot be computed in smaller parts.
 
     Attributes:
-        step: The optimizer step that was not taken, counted from 1.
+        step: The optimizer step that was skipped, counted from 1.
     """
 
     def __init__(self, step: int, smallest: str, reason: str) -> None:
         self.step = step
         super().__init__(
             f"out of memory at step {step} with {smallest} ({reason.splitlines()[0]})",
-            expected="room for at least one row",
+            expected="memory for at least one row",
             fix="set train.gradient_checkpointing: true, lower data.max_length, or choose a smaller model "
-            f"(`fulltune plan` shows what takes memory); the weights are those of step {step - 1}",
+            f"(`fulltune plan` lists the memory by part); the weights are those of step {step - 1}",
         )
 
 
@@ -233,7 +233,7 @@ def _some(ids: Sequence[str]) -> str:
 
 
 def shortened(value: object, length: int = 80) -> str:
-    """Return ``repr(value)``, cut to a length that a message can hold."""
+    """Return ``repr(value)``, shortened for a message."""
     if isinstance(value, int) and value.bit_length() > 4 * length:
         return f"a number of {value.bit_length():,} bits"
     text = repr(value)
@@ -241,15 +241,15 @@ def shortened(value: object, length: int = 80) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"did you mean 'x'?"`` for the closest known name, or ``""`` when none is close."""
+    """Return ``"did you mean 'x'?"`` with the closest known name, or ``""`` if none is close."""
     close = closest(name, known)
     return f"did you mean {close!r}?" if close else ""
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is closest, in whatever case; ``""`` when none is close."""
+    """Return the closest known name, ignoring case, or ``""`` if none is close."""
     if len(name) > _LONGEST_NAME:
         return ""
     names = sorted(known)
-    same = [one for one in names if one.lower() == name.lower()]
-    return next(iter(same or difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")
+    matches = [known_name for known_name in names if known_name.lower() == name.lower()]
+    return next(iter(matches or difflib.get_close_matches(name, names, n=1, cutoff=0.6)), "")

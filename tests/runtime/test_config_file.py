@@ -185,7 +185,7 @@ def test_a_mapping_that_contains_itself_is_refused() -> None:
 
 def test_overrides_are_as_strict_as_files() -> None:
     cases = {
-        "train.epochs=": "nothing after the =",
+        "train.epochs=": "without a value after the =",
         "train={seed: 1, seed: 2}": "twice",
         "train.epochs=yes": "a number",
         "x=&a [*a]": "alias",

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from fulltune import Config, DataError
 from fulltune.config import EvaluationConfig, GuardsConfig
 from fulltune.models.bundle import Bundle
-from fulltune.records.run import Step, standing
+from fulltune.records.run import Step, without_discarded
 from fulltune.runtime import machine
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import evaluation_steps
@@ -230,7 +230,7 @@ def test_a_run_that_goes_back_says_so_and_ends_well(tmp_path: Path) -> None:
     assert [step.attempt for step in seen if step.loss is not None] == [1, 1, 1, 2, 2, 2, 2, 2, 2]
     assert [step.step for step in result.steps if step.loss is not None] == [1, 2, 3, 4, 5, 6]
     assert [step.step for step in result.steps if step.eval_loss is not None] == [0, 3, 6]
-    assert list(result.steps) == standing(seen)
+    assert list(result.steps) == without_discarded(seen)
     assert not list(tmp_path.rglob("checkpoint*"))
 
 

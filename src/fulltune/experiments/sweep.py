@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from fulltune.config import Config, dump_config, load_config, ready_to_choose
+from fulltune.config import Config, dump_config, load_config, with_validation_rows
 from fulltune.errors import ConfigError, FulltuneError, Problem
 from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, with_settings
 from fulltune.experiments.trials import Bench, Objective
@@ -118,7 +118,7 @@ def sweep(
         ConfigError: A key or a value does not fit; all of them at once, before the first trial.
         FulltuneError: All that would stop the run before its first step.
     """
-    config, progress = ready_to_choose(load_config(config, overrides)), progress or NullProgress()
+    config, progress = with_validation_rows(load_config(config, overrides)), progress or NullProgress()
     space = parse_space(config, over)
     if trials < 1:
         raise ConfigError(f"{trials} trials", expected="at least 1", where="--trials")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune.config import Config, OverfittingConfig, ready_to_choose
+from fulltune.config import Config, OverfittingConfig, with_validation_rows
 from fulltune.evaluation.evaluate import evaluate
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
@@ -100,7 +100,7 @@ class Bench:
         Raises:
             FulltuneError: Anything that would stop a run of the config before its first step.
         """
-        job = self._job(ready_to_choose(config))
+        job = self._job(with_validation_rows(config))
         return Objective(choosing_metric(job.config, job.task)), len(job.data.shown)
 
     def train(self, config: Config, name: str, report: Report = lambda number, value: False) -> Trial:
@@ -114,7 +114,7 @@ class Bench:
         Raises:
             FulltuneError: Anything that would stop a run before its first step. Training that breaks is no error.
         """
-        job = self._job(_thin(ready_to_choose(config)))
+        job = self._job(_thin(with_validation_rows(config)))
         make_plan(job)
         student = job.another_model()
         job.task.begin(student, job.data.train.examples)

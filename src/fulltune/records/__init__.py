@@ -1,1 +1,1 @@
-"""The JSON records that runs and experiments leave."""
+"""Define the JSON records of runs and experiments."""

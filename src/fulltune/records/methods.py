@@ -1,4 +1,4 @@
-"""What searches for settings and comparisons of methods (``methods.json``) leave behind."""
+"""Define the records of searches for settings and of comparisons of methods (``methods.json``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fulltune.records.run import Comparison, Model, Outcome, Score
 SCHEMA = 1
 
 
-#: What a key of a config may be set to by a search.
+#: Type of a config value that a search may set.
 Value = bool | int | float | str | None
 
 
@@ -22,10 +22,10 @@ class Tried(Model):
         number: From 0, in the order of the trials.
         settings: Dotted names of config keys and their values.
         value: The best value on the validation rows; NaN where there is none.
-        state: ``whole``, ``pruned`` (ended early, for it fell behind) or ``broke``.
+        state: ``whole`` (complete), ``pruned`` (stopped early because it fell behind) or ``broke`` (failed).
         seconds: Wall time of training.
         tokens: Input tokens seen.
-        reason: Why it broke.
+        reason: Why it failed.
     """
 
     number: int
@@ -38,7 +38,7 @@ class Tried(Model):
 
 
 class SeedRun(Model):
-    """A run with the chosen rate: an ordinary run folder holds the rest.
+    """A run with the chosen learning rate; its run folder holds the rest.
 
     ``memory_bytes`` is the peak of resident memory of the run's own process while it trained; ``device_bytes`` that of
     an accelerator, 0 without one. ``retention`` is the relative loss of each ability (above 0 is worse).
@@ -61,24 +61,24 @@ class SeedRun(Model):
 
 
 class MethodResult(Model):
-    """A method.
+    """Results of one method.
 
     Attributes:
         method: Its name.
         status: ``measured``, ``does not apply`` (to this model, task or machine) or ``failed``; the latter two have a
             ``reason`` and no numbers.
-        rates: Trials of the rates, ascending.
-        rate: The one chosen on the validation rows.
-        at_edge: The chosen rate is the lowest or highest tried, so that a better one may lie outside.
-        trainable, total: Parameters.
-        memory_bytes: The largest peak of its runs: of the accelerator where there is one, else of the process.
-        optimizer_bytes, seconds, tokens_per_second, tokens, disk_bytes: Means over its runs; ``disk_bytes`` is what
-            must be kept beside the base.
-        score: Mean over the seeds on the evaluation rows; its interval tells of rows and seeds.
+        rates: Trials of the learning rates, ascending.
+        rate: The learning rate chosen on the validation rows.
+        at_edge: True if the chosen rate is the lowest or highest tried: a better one may be outside that range.
+        trainable, total: Numbers of parameters.
+        memory_bytes: The largest peak of its runs: of the accelerator if there is one, otherwise of the process.
+        optimizer_bytes, seconds, tokens_per_second, tokens, disk_bytes: Means over its runs; ``disk_bytes`` is the
+            size of what must be stored in addition to the base.
+        score: Mean over the seeds on the evaluation rows; its interval covers rows and seeds.
         spread: Standard deviation between seeds; NaN with one.
-        against: Minus the reference, paired by row; None for the reference itself.
+        against: Difference from the reference, paired by row; None for the reference itself.
         retention: Relative loss of each ability, mean over the seeds.
-        runs: One a seed.
+        runs: One per seed.
     """
 
     method: str
@@ -103,12 +103,12 @@ class MethodResult(Model):
 
     @property
     def worst_retention(self) -> tuple[str, float] | None:
-        """The ability that lost most, and how much; None where nothing was asked."""
+        """The ability with the largest loss, and that loss; None if no ability was measured."""
         return max(self.retention.items(), key=lambda item: item[1], default=None)
 
 
 class SystemResult(Model):
-    """A system without training on the same rows; ``against`` the reference as for methods."""
+    """A system without training, scored on the same rows; ``against`` has the same meaning as for methods."""
 
     system: str
     score: Score
@@ -116,25 +116,25 @@ class SystemResult(Model):
 
 
 class MethodComparison(Model):
-    """Which method for these rows?
+    """A comparison of methods on the same rows.
 
     Attributes:
-        schema_version: Of this file.
-        fulltune, created, machine: What made it, when and where.
+        schema_version: Version of this file's schema.
+        fulltune, created, machine: Version of fulltune, time (UTC) and machine.
         task, model: As the config names them.
-        metric, label, percent, direction: What decides, on the evaluation rows.
-        objective: What chose the rates, on the validation rows.
-        confidence: Of all intervals.
-        rows: Rows a split.
+        metric, label, percent, direction: The deciding metric, on the evaluation rows.
+        objective: The metric that chose the learning rates, on the validation rows.
+        confidence: Confidence level of all intervals.
+        rows: Rows per split.
         steps: Optimizer steps of every training, the same for all.
-        seeds: Of the runs.
+        seeds: Seeds of the runs.
         reference: The method that others are compared with.
-        methods: In the order asked for.
+        methods: Results in the requested order.
         baselines: Systems without training.
-        recommended: A method, or None where nothing can be recommended.
-        headline: The answer in a sentence or two.
-        notes: What to know before trusting it.
-        folder: Where ``methods.html`` lies.
+        recommended: Name of a method, or None if none can be recommended.
+        headline: The conclusion in one or two sentences.
+        notes: Caveats.
+        folder: The folder of ``methods.html``.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")

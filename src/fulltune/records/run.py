@@ -1,8 +1,7 @@
-"""The machine-readable truth about a run: typed, versioned, and safe for NaN.
+"""Define the records of a run: typed, versioned, and safe for NaN.
 
-Everything written here is read back by :func:`read_record`, which refuses a schema newer than its own. A float that is
-not a number is written as the string ``"NaN"`` (strict JSON has no NaN), and comes back as one: it never becomes null
-or 0.
+:func:`read_record` reads what was written here and rejects a newer schema. Strict JSON has no NaN: such a float is
+written as the string ``"NaN"`` and read back as NaN; it never becomes null or 0.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Model(BaseModel):
 
 
 class Score(Model):
-    """A metric's value on ``n`` rows with its bootstrap interval ``[low, high]``."""
+    """The value of a metric on ``n`` rows with its bootstrap interval ``[low, high]``."""
 
     value: float
     low: float
@@ -47,8 +46,8 @@ class Score(Model):
 class Comparison(Model):
     """Paired difference between two systems on the same rows.
 
-    ``delta`` is first minus second in the metric's own unit; ``low`` and ``high`` bound it; ``p`` is the two-sided
-    bootstrap p-value. ``verdict`` already takes the metric's direction into account.
+    ``delta`` is first minus second in the unit of the metric; ``low`` and ``high`` bound it; ``p`` is the two-sided
+    bootstrap p-value. ``verdict`` accounts for the direction of the metric.
     """
 
     metric: str
@@ -60,7 +59,7 @@ class Comparison(Model):
 
 
 class MetricInfo(Model):
-    """What a reader must know to understand a number: which way is better, which version, and whose definition."""
+    """Definition of a metric: which direction is better, its version, and the source of its formula."""
 
     direction: Literal["higher", "lower"]
     version: int
@@ -68,8 +67,14 @@ class MetricInfo(Model):
 
 
 class ModelInfo(Model):
-    """The base: where it came from, the SHA-256 of its files, its family (``decoder``, ``encoder``,
-    ``encoder-decoder``), and what its files contradict or leave open, with what was used (``reconciled``).
+    """The base model.
+
+    Attributes:
+        source: Where it was loaded from.
+        sha256: Hash of its files.
+        family: ``decoder``, ``encoder`` or ``encoder-decoder``.
+        architecture: Name of the model class.
+        reconciled: What its files contradict or leave open, and what was used.
     """
 
     source: str
@@ -80,7 +85,7 @@ class ModelInfo(Model):
 
 
 class SplitInfo(Model):
-    """One split of the data: where from, how many rows, and the SHA-256 of their canonical JSON."""
+    """One split of the data: its source, its number of rows, and the SHA-256 of their canonical JSON."""
 
     source: str
     rows: int
@@ -88,7 +93,7 @@ class SplitInfo(Model):
 
 
 class AuditSummary(Model):
-    """What the audit found, in counts; the whole of it is in ``audit.json``."""
+    """Counts of the audit; ``audit.json`` holds the complete findings."""
 
     errors: int
     warnings: int
@@ -104,11 +109,11 @@ class DataInfo(Model):
 
 
 class Parameters(Model):
-    """What was trained.
+    """The trained parameters and the evidence that they changed.
 
-    ``moved`` is the share of trainable tensors whose bytes differ after training, ``evidence`` the checks that passed.
-    ``largest_change`` is the largest change of a weight, of a sample from each tensor, relative to the largest weight
-    of that sample; None where it was not measured.
+    ``moved`` is the fraction of trainable tensors whose bytes differ after training; ``evidence`` lists the checks that
+    passed. ``largest_change`` is the largest change of a weight in a sample of each tensor, relative to the largest
+    weight of that sample; None if it was not measured.
     """
 
     total: int
@@ -122,11 +127,11 @@ class Parameters(Model):
 
 
 class AdapterInfo(Model):
-    """What a method that trains few tensors leaves beside its model.
+    """The adapter of a method that trains few tensors.
 
-    ``bytes`` is the size of the folder ``adapter/``. Where the adapter was merged into the weights, the merged model is
-    the one that is scored; ``before`` and ``after`` are the deciding ``metric`` on the same first ``rows`` of the
-    evaluation, with the adapter beside the weights and inside them.
+    ``bytes`` is the size of the folder ``adapter/``. If the adapter was merged into the weights, the merged model is
+    scored; ``before`` and ``after`` are the deciding ``metric`` on the first ``rows`` evaluation rows, without and with
+    merging.
     """
 
     bytes: int
@@ -138,13 +143,13 @@ class AdapterInfo(Model):
 
 
 class Training(Model):
-    """How it was trained, as it came out (steps really taken, rates really used).
+    """The training as it was executed (steps taken, rates used).
 
-    ``optimizer_bytes`` is what the optimizer keeps between steps, ``peak_bytes`` the most resident memory during
-    training (evaluations of the curve included), each on the process that keeps most; ``batch_size`` is that of one of
-    ``processes``, which shared the work by ``engine``. ``padding`` is the share of the positions that
-    were computed without a token in them, and ``packed`` says whether documents shared rows (then some of
-    ``batch_size`` documents may lie in one). ``fast_paths`` says by which kernels it was computed.
+    ``optimizer_bytes`` is the size of the optimizer state, ``peak_bytes`` the peak of resident memory during training
+    (evaluations of the curve included); both are maxima over the processes. ``batch_size`` is per process;
+    ``processes`` shared the work by means of ``engine``. ``padding`` is the fraction of computed positions without a
+    token. ``packed`` is True if documents shared rows (several of ``batch_size`` documents may then be in one row).
+    ``fast_paths`` lists the kernels that were used.
     """
 
     optimizer: str
@@ -171,8 +176,10 @@ class Training(Model):
 
 
 class Resources(Model):
-    """Cost. Seconds of wall time, bytes of peak resident memory, tokens that carried a loss or context (no padding) a
-    second, and the size of the folder ``model/``.
+    """Cost of the run.
+
+    Seconds are wall time, ``peak_rss_bytes`` is resident memory, ``tokens_per_second`` counts tokens without padding,
+    and ``model_bytes`` is the size of the folder ``model/``.
     """
 
     peak_rss_bytes: int
@@ -185,7 +192,7 @@ class Resources(Model):
 
 
 class GuardEvent(Model):
-    """A guard's verdict at a step, told in one sentence."""
+    """The verdict of a guard at a step, with a message of one sentence."""
 
     guard: str
     step: int
@@ -194,15 +201,16 @@ class GuardEvent(Model):
 
 
 def base_kept(guards: Iterable[GuardEvent]) -> GuardEvent | None:
-    """The verdict that step 0 was the best, if there was one: the model of the run is then the base."""
-    return next((e for e in guards if (e.guard, e.verdict, e.step) == ("overfitting", "continue", 0)), None)
+    """Return the event that kept step 0 (the model of the run is then the base), or None."""
+    kept = ("overfitting", "continue", 0)
+    return next((event for event in guards if (event.guard, event.verdict, event.step) == kept), None)
 
 
 class Retention(Model):
-    """One thing that the base could do, scored on the base and on the tuned model, on the same rows.
+    """One ability of the base model, scored on the base and the tuned model on the same rows.
 
-    ``change`` is the relative loss against the base, with its paired interval: above 0 the tuned model does worse,
-    whatever the metric's direction; 0.05 is five per cent. ``verdict`` compares it with the ``budget``.
+    ``change`` is the relative loss against the base with its paired interval: above 0 the tuned model is worse,
+    regardless of the metric's direction; 0.05 is five percent. ``verdict`` compares it with the ``budget``.
     """
 
     metric: str
@@ -217,14 +225,14 @@ class Retention(Model):
 
 
 class PromptUse(Model):
-    """How one system's rows were asked: what did not fit into the model's positions.
+    """Prompts of one system, and what did not fit into the model's positions.
 
     Attributes:
-        rows: All that were asked.
-        cut_rows, cut_tokens: Rows whose own text was shortened, and the tokens that were left out.
-        cut_parts: Rows by the part that was shortened (``input``, ``schema``).
-        shots: Rows by the number of shots in their prompt; empty where no shots were to be shown.
-        limited_rows: Rows whose answer had fewer than ``evaluation.max_new_tokens`` positions left.
+        rows: Number of prompts.
+        cut_rows, cut_tokens: Rows whose own text was truncated, and the number of tokens removed.
+        cut_parts: Number of rows by the truncated part (``input``, ``schema``).
+        shots: Number of rows by the number of shots in their prompt; empty if no shots were requested.
+        limited_rows: Rows with fewer than ``evaluation.max_new_tokens`` positions left for the answer.
     """
 
     rows: int = 0
@@ -236,11 +244,11 @@ class PromptUse(Model):
 
 
 class Record(Model):
-    """One run.
+    """The record of a run.
 
-    ``confidence`` is that of every interval. ``scores[system][metric]``; systems are ``majority``, ``tfidf``,
-    ``zero_shot``, ``few_shot``, ``tuned``. ``prompts[system]`` is how its rows were asked, and
-    ``chat_date`` what a chat template that asks for the date was told is today.
+    ``confidence`` is the level of every interval. ``scores[system][metric]`` holds the scores; systems are
+    ``majority``, ``tfidf``, ``zero_shot``, ``few_shot`` and ``tuned``. ``prompts[system]`` describes the prompts of a
+    system. ``chat_date`` is the date that chat templates used as today.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -288,7 +296,7 @@ class Record(Model):
 
 
 class EvaluationRecord(Model):
-    """What one model scored on one split: the output of ``fulltune evaluate``."""
+    """Scores of one model on one split: the output of ``fulltune evaluate``."""
 
     model: ModelInfo
     system: str
@@ -305,10 +313,10 @@ class EvaluationRecord(Model):
 
 
 class Step(Model):
-    """One line of ``steps.jsonl``: what the trainer logged at an optimizer step (losses are per token or per row).
+    """One line of ``steps.jsonl``: the log of an optimizer step (losses are per token or per row).
 
-    ``attempt`` is 1 until training is rolled back, then 2, and so on. The file keeps what was discarded;
-    :func:`standing` leaves it out.
+    ``attempt`` is 1 until training is rolled back, then 2, and so on. The file also keeps discarded steps;
+    :func:`without_discarded` removes them.
     """
 
     step: int
@@ -320,8 +328,8 @@ class Step(Model):
     grad_norm: float | None = None
 
 
-def standing(steps: Iterable[Step]) -> list[Step]:
-    """The steps that count: where training was rolled back and a step was taken again, as it was taken last."""
+def without_discarded(steps: Iterable[Step]) -> list[Step]:
+    """Return the steps without those that a roll-back discarded."""
     kept: list[Step] = []
     for step in steps:
         if kept and step.attempt > kept[-1].attempt:
@@ -331,14 +339,14 @@ def standing(steps: Iterable[Step]) -> list[Step]:
 
 
 class Prediction(Model):
-    """One line of ``predictions.jsonl``: what one system said about one row.
+    """One line of ``predictions.jsonl``: the prediction of one system for one row.
 
     Attributes:
         system: ``majority``, ``tfidf``, ``zero_shot``, ``few_shot`` or ``tuned``.
         id: The row's id, the same for every system.
-        input: What was asked (the row's own text, not the prompt around it).
-        reference: The right answer: a text, a label, or a list of labels.
-        output: The system's answer, of the reference's type.
+        input: The text of the row, without the prompt around it.
+        reference: The expected answer: a text, a label, or a list of labels.
+        output: The system's answer, of the same type as the reference.
         values: Named numbers and strings that metrics read, e.g. ``nll``, ``tokens``, ``bytes``, ``confidence``,
             ``capped``.
     """
@@ -355,7 +363,7 @@ def read_record(path: Path) -> Record:
     """Read a ``record.json``.
 
     Raises:
-        StoreError: It is missing, not JSON, of a newer schema, or does not fit the schema.
+        StoreError: The file is missing, not JSON, of a newer schema, or does not match the schema.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -370,16 +378,16 @@ def read_record(path: Path) -> Record:
             where=str(path),
             fix="run it again",
         ) from error
-    found = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(found, int) and found > SCHEMA:
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
         raise StoreError(
-            f"the record has schema {found}", expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune"
+            f"the record has schema {schema}", expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune"
         )
     try:
         return Record.model_validate(raw)
     except ValidationError as error:
         raise StoreError(
-            f"the record does not fit its schema ({explained(error)})",
+            f"the record does not match its schema ({explained(error)})",
             where=str(path),
             fix="run it again, or restore the file",
         ) from error

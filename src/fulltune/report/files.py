@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fulltune.errors import StoreError
-from fulltune.records.run import Prediction, Step, read_record, standing
+from fulltune.records.run import Prediction, Step, read_record, without_discarded
 from fulltune.report.page import render
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.validation import explained, unread
@@ -61,7 +61,7 @@ def write_report(run_folder: Path) -> Path:
     """
     folder = Path(run_folder)
     record = read_record(folder / "record.json")
-    steps = standing(Lines(folder / "steps.jsonl", Step))
+    steps = without_discarded(Lines(folder / "steps.jsonl", Step))
     page = render(record, steps, Lines(folder / "predictions.jsonl", Prediction), _audit(folder / "audit.json"))
     return atomic_text(folder / "report.html", page)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fulltune.config import LEARNING_RATES, Config, load_config, ready_to_choose
+from fulltune.config import LEARNING_RATES, Config, load_config, with_validation_rows
 from fulltune.errors import ConfigError, Problem, did_you_mean
 from fulltune.experiments.methods.recommend import recommend
 from fulltune.experiments.methods.worker import Answer, ArmDied, Order, answer_path, in_a_process
@@ -137,7 +137,7 @@ def _fair(config: Config, max_steps: int | None) -> Config:
     """Rows to choose by, a curve to choose the best step on, and the same number of steps for all: patience ends none
     early.
     """
-    config = ready_to_choose(config)
+    config = with_validation_rows(config)
     train = {"evaluations": max(1, config.train.evaluations)} | ({"max_steps": max_steps} if max_steps else {})
     guard = config.guards.overfitting
     guards = {} if guard is None else {"overfitting": guard.model_copy(update={"patience": 0})}
