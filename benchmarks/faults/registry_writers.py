@@ -46,7 +46,7 @@ def move(out: Path, version: Version) -> None:
             now = registry.aliases(NAME).get(ALIAS)
             registry.move(version, ALIAS, expected=now, action="promote", reason="a test", who="a process")
         except StoreError as error:
-            if "moved meanwhile" not in str(error):
+            if "was moved in the meantime" not in str(error):
                 raise
         else:
             return

@@ -98,10 +98,10 @@ def test_plan_trains_nothing(folder: Path) -> None:
     assert "steps" in call("plan", folder / "config.yaml").stdout
 
 
-@pytest.mark.parametrize("name", ["latest", "the id", "the beginning of it"])
+@pytest.mark.parametrize("name", ["latest", "the id", "a prefix of it"])
 def test_evaluating_a_run_gives_its_score_again(run: Any, folder: Path, name: str) -> None:
     said = json.loads(run.stdout)
-    names = {"latest": "latest", "the id": said["run_id"], "the beginning of it": said["run_id"][:15]}
+    names = {"latest": "latest", "the id": said["run_id"], "a prefix of it": said["run_id"][:15]}
     again = call("evaluate", names[name], "--out", folder / "runs", "--json", "--quiet")
     assert again.exit_code == 0
     assert json.loads(again.stdout)["scores"] == said["scores"]["tuned"]

@@ -25,7 +25,7 @@ from fulltune.experiments.trials import Bench, Trial
 from fulltune.metrics import known
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.runtime.progress import NullProgress
-from fulltune.store.jobs import held, job_folder
+from fulltune.store.jobs import locked, job_folder
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 
@@ -188,7 +188,7 @@ def test_a_finite_space_is_gone_through_once(job: dict[str, Any], tmp_path: Path
 
 
 def test_two_searches_do_not_share_a_folder(tmp_path: Path) -> None:
-    with held(tmp_path), pytest.raises(StoreError, match="another process"), held(tmp_path):
+    with locked(tmp_path), pytest.raises(StoreError, match="another process"), locked(tmp_path):
         pass
 
 

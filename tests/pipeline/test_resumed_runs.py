@@ -244,7 +244,7 @@ def test_texts_that_a_tokenizer_saw_do_not_change_what_a_run_is(place: Path, tmp
 
 def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
     first = RunFolder.create(tmp_path, "mine")
-    with pytest.raises(StoreError, match="another process holds this run"):
+    with pytest.raises(StoreError, match="another process has locked this run"):
         RunFolder.open(tmp_path / "mine")
     first.close("stopped")
     with RunFolder.open(tmp_path / "mine") as folder:

@@ -165,7 +165,7 @@ def test_every_flipped_byte_of_the_content_is_noticed(made: tuple[Path, Path, Pa
 def test_a_truncated_delta_is_refused(made: tuple[Path, Path, Path], cut: int, tmp_path: Path) -> None:
     base, _, delta = made
     delta.write_bytes(delta.read_bytes()[:cut])
-    with pytest.raises(StoreError, match="this is no delta"):
+    with pytest.raises(StoreError, match="this is not a delta"):
         apply_delta(base, delta, tmp_path / "again")
 
 
@@ -220,5 +220,5 @@ def test_our_reading_of_the_format_is_the_library_s(tmp_path: Path) -> None:
 def test_what_is_no_safetensors_file_is_said(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    with pytest.raises(StoreError, match="no whole safetensors file"):
+    with pytest.raises(StoreError, match="the safetensors file is incomplete"):
         tensors(path, header(path))

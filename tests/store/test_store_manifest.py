@@ -95,7 +95,7 @@ def test_a_newer_manifest_is_refused(folder: Path) -> None:
 
 def test_a_stranger_among_the_files_is_named(folder: Path) -> None:
     (folder / "optimizer.pt").write_bytes(b"pickle")
-    with pytest.raises(StoreError, match=r"optimizer\.pt: the file was not written with the others"):
+    with pytest.raises(StoreError, match=r"optimizer\.pt: the file is not listed in the manifest"):
         verify(folder)
 
 
@@ -125,7 +125,7 @@ def test_an_error_without_a_number_keeps_its_words(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_replaced_only_when_asked(folder: Path) -> None:
-    with pytest.raises(StoreError, match="there is something already"):
+    with pytest.raises(StoreError, match="the folder exists already"):
         write_folder(folder, fill)
     write_folder(folder, lambda place: (place / "one").write_bytes(b"1"), replace=True)
     assert set(verify(folder).files) == {"one"}

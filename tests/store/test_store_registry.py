@@ -136,7 +136,7 @@ def test_a_registry_that_is_not_there_is_empty_and_is_not_made(registry: Registr
 @pytest.mark.parametrize("name", ["latest", "Production", "1", "a b", ""])
 def test_names_that_no_alias_can_have(registry: Registry, name: str) -> None:
     version = add(registry)
-    with pytest.raises(StoreError, match="cannot be an alias"):
+    with pytest.raises(StoreError, match="is not a valid alias"):
         registry.move(version, name, expected=None, action="promote", reason="")
 
 
@@ -155,7 +155,7 @@ def test_versions_and_history_cannot_be_changed(registry: Registry) -> None:
 def test_a_move_that_somebody_else_was_quicker_with_is_refused(registry: Registry) -> None:
     one, two = add(registry, content=b"1"), add(registry, content=b"2")
     registry.move(one, "production", expected=None, action="promote", reason="")
-    with pytest.raises(StoreError, match="moved meanwhile: it is 1 now"):
+    with pytest.raises(StoreError, match="was moved in the meantime: it is 1 now"):
         registry.move(two, "production", expected=None, action="promote", reason="")
     assert registry.aliases("causal-lm-tiny") == {"production": 1}
 
@@ -359,7 +359,7 @@ def test_names_come_from_task_and_base(base: str, name: str) -> None:
 def test_the_gate_lets_through_what_is_better(out: Path) -> None:
     registry = Registry(out)
     one, two = (register_run(out, finished(out, name, right)) for name, right in (("one", 100), ("two", 150)))
-    assert promote(registry, one).reason == "accepted; nothing was there before"
+    assert promote(registry, one).reason == f"accepted; {one.name} had no such alias before"
     reason = promote(registry, two).reason
     assert "classification-starter-encoder@2 is better than classification-starter-encoder@1" in reason
     with pytest.raises(StoreError, match="is production already"):
@@ -413,7 +413,7 @@ def test_runs_on_other_rows_cannot_be_judged(out: Path) -> None:
 
 @pytest.mark.parametrize("reason", ["", "  "])
 def test_force_without_a_reason_is_refused(registry: Registry, reason: str) -> None:
-    with pytest.raises(PromotionRefused, match="an empty reason"):
+    with pytest.raises(PromotionRefused, match="the reason is empty"):
         promote(registry, add(registry), force=reason)
 
 

@@ -218,7 +218,7 @@ def test_resolve_helps_with_a_wrong_name(tmp_path: Path, name: str, message: str
 
 @pytest.mark.parametrize("name", ["latest", "some"])
 def test_resolve_where_nothing_ran_yet(tmp_path: Path, name: str) -> None:
-    with pytest.raises(StoreError, match=r"there is no run.*`fulltune run` makes one"):
+    with pytest.raises(StoreError, match=r"there is no run.*start one with `fulltune run`"):
         resolve(name, tmp_path / "nowhere")
 
 
@@ -233,7 +233,7 @@ def test_listing_is_in_order_and_skips_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_status_of_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no run folder"):
+    with pytest.raises(StoreError, match="not a run folder"):
         status(tmp_path)
     (tmp_path / "status.json").write_bytes(b"\xff\xfe")
     with pytest.raises(StoreError, match="cannot be read"):

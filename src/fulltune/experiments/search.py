@@ -23,7 +23,7 @@ from fulltune.errors import FulltuneError, MissingDependencyError, StoreError
 from fulltune.experiments.trials import Bench, Trial, objective
 from fulltune.records.methods import Tried, Value
 from fulltune.runtime.files import atomic_text, to_json
-from fulltune.store.jobs import held
+from fulltune.store.jobs import locked
 
 if TYPE_CHECKING:
     import optuna
@@ -103,7 +103,7 @@ def search(
         MissingDependencyError: Optuna is not installed.
         StoreError: The journal belongs to another space, or cannot be written.
     """
-    with _quiet_optuna(), held(folder):
+    with _quiet_optuna(), locked(folder):
         study = _study(folder, config, prune)
         _close_what_was_killed(study)
         points = _points(space, first, seed)

@@ -1,7 +1,7 @@
-"""The cache of baselines: predictions that depend on nothing but the base, the data and the prompt.
+"""Cache baselines: predictions that depend only on the base model, the data and the prompt.
 
-An entry is JSON lines and, last, a manifest with their count and SHA-256. An entry that does not match its manifest
-is no entry.
+An entry consists of JSON lines and a last line, the manifest, with their count and SHA-256. An entry that does not
+match its manifest is ignored.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from fulltune.runtime.files import atomic, storing, to_json
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:
-    """SHA-256 of the parts as canonical JSON (sorted keys, no spaces): equal parts in any order give the same key."""
+    """Return the SHA-256 of the parts as canonical JSON; the order of the keys has no effect."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def cache_path(out: str | Path, key: str) -> Path:
-    """Where the entry of a :func:`cache_key` lies under ``out``, whether it is there or not."""
+    """Return the path of the entry with this :func:`cache_key` under ``out``; it need not exist."""
     return Path(out) / "cache" / f"{key}.jsonl"
 
 
 def write_cache(path: Path, rows: Iterable[Any]) -> int:
-    """Write an entry as the rows come, whole or not at all; returns their count.
+    """Write an entry atomically, consuming the rows as they come, and return their count.
 
     Raises:
         StoreError: The disk is full or read-only.
     """
     with storing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    digest, count = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    count = 0
     with atomic(path) as write:
         for row in rows:
             line = to_json(row).encode() + b"\n"
@@ -47,9 +48,9 @@ def write_cache(path: Path, rows: Iterable[Any]) -> int:
 
 
 def cached_rows(path: Path, make: Callable[[], Iterable[Any]]) -> Iterable[Any]:
-    """The entry's rows, made first where there is no whole entry.
+    """Return the rows of an entry; compute and write them first if there is no valid entry.
 
-    Processes of one run make them together; the first one writes and reads, the others get what it read.
+    All processes of a run compute the rows together. The main process writes and reads the entry and broadcasts it.
 
     Raises:
         StoreError: The disk is full or read-only.
@@ -63,7 +64,7 @@ def cached_rows(path: Path, make: Callable[[], Iterable[Any]]) -> Iterable[Any]:
 
 
 def read_cache(path: Path) -> Iterator[Any] | None:
-    """The entry's rows, one at a time, or None where it is missing or damaged (it is checked whole first)."""
+    """Return an iterator over the rows of an entry, or None if it is missing or damaged (checked before the first)."""
     count = _checked(path)
     return None if count is None else _rows(path, count)
 
@@ -75,7 +76,9 @@ def _rows(path: Path, count: int) -> Iterator[Any]:
 
 
 def _checked(path: Path) -> int | None:
-    digest, count, last = hashlib.sha256(), -1, b""
+    """Return the number of rows of a valid entry, or None."""
+    digest = hashlib.sha256()
+    count, last = -1, b""
     try:
         with path.open("rb") as file:
             for line in file:

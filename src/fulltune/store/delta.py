@@ -1,13 +1,13 @@
-"""A tuned checkpoint as its difference from the base, bit for bit, and back in both directions.
+"""Store a tuned checkpoint as its difference from the base, bit for bit, and restore either from the other.
 
     write_delta(Path("base"), Path("tuned"), Path("tuned.delta"))
-    apply_delta(Path("base"), Path("tuned.delta"), Path("again"))   # the tuned one
-    apply_delta(Path("tuned"), Path("tuned.delta"), Path("before"))  # the base
+    apply_delta(Path("base"), Path("tuned.delta"), Path("again"))   # restores the tuned checkpoint
+    apply_delta(Path("tuned"), Path("tuned.delta"), Path("before"))  # restores the base
 
-Words of equal tensors are joined by exclusive or; where training moved a weight a little, its sign, its exponent and
-the upper bits of its mantissa become zeros. The bytes of the words are then sorted by significance, as HDF5's shuffle
-filter does, and each of those planes is deflated unless it is noise. The result is a ZIP file. What is restored has the
-SHA-256 that it had, or nothing is restored.
+Words of matching tensors are combined by exclusive or. Training moves most weights only a little, so the sign, the
+exponent and the upper bits of the mantissa become zeros. The bytes of the words are then sorted by significance, as in
+HDF5's shuffle filter, and each of these planes is deflated unless it is noise. The result is a ZIP file. A restored
+checkpoint has its original SHA-256; otherwise nothing is restored.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ Side = Literal["base", "tuned"]
 
 _MANIFEST = "delta.json"
 
-#: Bytes of a plane that tell whether deflating it is worth the time, and what it must save.
+#: Bytes of a plane that are compressed as a test, and the ratio below which deflating the plane pays off.
 _SAMPLE, _WORTH = 1 << 16, 0.9
 
-#: Types that can be widened to float32 and back without loss.
+#: Types that convert to float32 and back without loss.
 _WIDENED = {"BF16", "F16"}
 
 
 class File(Model):
-    """A file of a checkpoint. ``same`` tells that the other side has it too, byte for byte."""
+    """A file of a checkpoint; ``same`` is True if the other side has an identical file."""
 
     name: str
     sha256: str
@@ -55,7 +55,7 @@ class File(Model):
 
 
 class Contents(Model):
-    """What a delta holds: the files of both sides, and which tensors (by name) are stored as a difference."""
+    """Contents of a delta: the files of both sides, and the tensors (by name) that are stored as a difference."""
 
     schema_version: int = SCHEMA
     base_sha256: str
@@ -66,7 +66,7 @@ class Contents(Model):
 
 
 class DeltaInfo(Model):
-    """A delta and what it saves: ``ratio`` is its size by that of the tuned checkpoint."""
+    """Description of a delta; ``ratio`` is its size divided by that of the tuned checkpoint."""
 
     path: str
     base_sha256: str
@@ -79,7 +79,7 @@ class DeltaInfo(Model):
 
 
 class Restored(Model):
-    """What came out of a delta, and where it lies."""
+    """The checkpoint that was restored from a delta, and its folder."""
 
     side: Side
     sha256: str
@@ -88,7 +88,7 @@ class Restored(Model):
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """The files of a folder, and the tensors in them."""
+    """The files of a checkpoint folder and their tensors."""
 
     folder: Path
     sha256: str
@@ -107,24 +107,26 @@ class _Checkpoint:
 
 
 def write_delta(base: Path, tuned: Path, goal: Path) -> DeltaInfo:
-    """Write the difference of two checkpoint folders, and check that each comes out of the other again.
+    """Write the difference of two checkpoint folders, and check that each can be restored from the other.
 
     Raises:
-        StoreError: A folder has no safetensors weights, the place is taken, or the disk is full or read-only.
+        StoreError: A folder has no safetensors weights, ``goal`` exists, or the disk is full or read-only.
     """
     if goal.exists():
-        raise StoreError("this place is taken", where=str(goal), fix="name another file")
+        raise StoreError("the file exists already", where=str(goal), fix="name another file")
     sides: dict[Side, _Checkpoint] = {"base": _Checkpoint.of(base), "tuned": _Checkpoint.of(tuned)}
-    found = {side: checkpoint.tensors() for side, checkpoint in sides.items()}
+    stored = {side: checkpoint.tensors() for side, checkpoint in sides.items()}
     for side, checkpoint in sides.items():
-        if not found[side]:
+        if not stored[side]:
             raise StoreError(
-                "there are no safetensors weights", where=str(checkpoint.folder), fix=f"name a {side} of such"
+                "there are no safetensors weights",
+                where=str(checkpoint.folder),
+                fix=f"name a {side} folder that has some",
             )
-    contents = _contents(sides, _pairs(found["base"], found["tuned"]))
+    contents = _contents(sides, _pairs(stored["base"], stored["tuned"]))
     with _unfinished(goal) as new, storing(goal):
         with zipfile.ZipFile(new, "w", allowZip64=True) as archive:
-            _write(archive, contents, sides, found)
+            _write(archive, contents, sides, stored)
         for side in sides:
             _check(_open(new), sides[_other(side)], side)
     size = sum(path.stat().st_size for path in sides["tuned"].files)
@@ -132,7 +134,7 @@ def write_delta(base: Path, tuned: Path, goal: Path) -> DeltaInfo:
         path=str(goal),
         base_sha256=contents.base_sha256,
         tuned_sha256=contents.tuned_sha256,
-        tensors=len(found["tuned"]),
+        tensors=len(stored["tuned"]),
         as_difference=len(contents.pairs),
         tuned_bytes=size,
         delta_bytes=goal.stat().st_size,
@@ -141,13 +143,13 @@ def write_delta(base: Path, tuned: Path, goal: Path) -> DeltaInfo:
 
 
 def apply_delta(source: Path, delta: Path, goal: Path) -> Restored:
-    """Restore the tuned checkpoint from its base, or the base from the tuned one, whichever ``source`` is.
+    """Restore the tuned checkpoint from the base, or the base from the tuned one, depending on ``source``.
 
     Raises:
-        StoreError: ``source`` is neither, the delta is damaged or of a newer fulltune, or the place is taken.
+        StoreError: ``source`` is neither of them, the delta is damaged or newer than fulltune, or ``goal`` exists.
     """
     if goal.exists():
-        raise StoreError("this place is taken", where=str(goal), fix="name another folder with --to")
+        raise StoreError("the folder exists already", where=str(goal), fix="name another folder with --to")
     given = _Checkpoint.of(source)
     with _open(delta) as archive:
         contents = _read_contents(archive, delta)
@@ -156,7 +158,7 @@ def apply_delta(source: Path, delta: Path, goal: Path) -> Restored:
                 f"this checkpoint has the SHA-256 {given.sha256[:12]}…",
                 expected=f"the base ({contents.base_sha256[:12]}…) or the tuned one ({contents.tuned_sha256[:12]}…)",
                 where=str(source),
-                fix="name the very files that the delta was made with",
+                fix="name the exact files that the delta was created from",
             )
         side: Side = "tuned" if given.sha256 == contents.base_sha256 else "base"
         sha256 = contents.tuned_sha256 if side == "tuned" else contents.base_sha256
@@ -188,15 +190,16 @@ def _contents(sides: Mapping[Side, _Checkpoint], pairs: dict[str, str]) -> Conte
 
 
 def _pairs(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each tuned tensor the base's that is the same but for the values; a head may have moved the names by one."""
+    """Map each tuned tensor to the base tensor of the same shape; a head may add or remove one prefix of the name."""
     known = {name.partition(".")[2]: name for name in reversed(list(base))} | {name: name for name in base}
-    found, taken = dict[str, str](), set[str]()
+    pairs = dict[str, str]()
+    used = set[str]()
     for name, tensor in tuned.items():
         other = known.get(name) or known.get(name.partition(".")[2])
-        if other and other not in taken and _fits(base[other], tensor):
-            found[name] = other
-            taken.add(other)
-    return found
+        if other and other not in used and _fits(base[other], tensor):
+            pairs[name] = other
+            used.add(other)
+    return pairs
 
 
 def _fits(base: Tensor, tuned: Tensor) -> bool:
@@ -208,7 +211,7 @@ def _write(
     archive: zipfile.ZipFile,
     contents: Contents,
     sides: Mapping[Side, _Checkpoint],
-    found: Mapping[Side, Mapping[str, Tensor]],
+    stored: Mapping[Side, Mapping[str, Tensor]],
 ) -> None:
     _put(archive, _MANIFEST, contents.to_json().encode())
     for side, checkpoint in sides.items():
@@ -219,16 +222,14 @@ def _write(
                 kept = header(path) if path.suffix == ".safetensors" else path.read_bytes()
                 _put(archive, f"{side}/{file.name}", kept)
         paired = set(contents.pairs if side == "tuned" else contents.pairs.values())
-        for name, tensor in found[side].items():
+        for name, tensor in stored[side].items():
             if name not in paired and not _is_same(files, tensor):
                 _put_words(archive, f"{side}:{name}", tensor.words())
     for name, other in contents.pairs.items():
-        tensor = found["tuned"][name]
+        tensor = stored["tuned"][name]
         if not _is_same(contents.tuned, tensor):
-            words = tensor.words()
-            _put_words(
-                archive, f"xor:{name}", words ^ _as_type(found["base"][other].words(), found["base"][other], tensor)
-            )
+            partner = stored["base"][other]
+            _put_words(archive, f"xor:{name}", tensor.words() ^ _as_type(partner.words(), partner, tensor))
 
 
 def _is_same(files: Sequence[File], tensor: Tensor) -> bool:
@@ -236,17 +237,17 @@ def _is_same(files: Sequence[File], tensor: Tensor) -> bool:
 
 
 def _as_type(words: Words, have: Tensor, want: Tensor) -> Words:
-    """Words of one type as those of another: bfloat16 and float16 to float32 and back, exactly."""
+    """Convert words of one type to another without loss: bfloat16 and float16 to float32 and back."""
     if have.dtype == want.dtype:
         return words
     if have.dtype == "BF16":
-        found: Words = words.astype("<u4") << np.uint32(16)
+        converted: Words = words.astype("<u4") << np.uint32(16)
     elif want.dtype == "BF16":
-        found = (words >> np.uint32(16)).astype("<u2")
+        converted = (words >> np.uint32(16)).astype("<u2")
     else:
-        there, here = ("<f2", "<f4") if have.dtype == "F16" else ("<f4", "<f2")
-        found = words.view(there).astype(here).view(f"<u{want.item_bytes}")
-    return found
+        source, target = ("<f2", "<f4") if have.dtype == "F16" else ("<f4", "<f2")
+        converted = words.view(source).astype(target).view(f"<u{want.item_bytes}")
+    return converted
 
 
 def _put_words(archive: zipfile.ZipFile, name: str, words: Words) -> None:
@@ -257,7 +258,7 @@ def _put_words(archive: zipfile.ZipFile, name: str, words: Words) -> None:
 def _put(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     sample = data[:_SAMPLE]
     worth = len(zlib.compress(sample, 1)) < _WORTH * len(sample)
-    # A ZipInfo of our own carries no time: the same checkpoints give the same file.
+    # A new ZipInfo has no modification time: equal checkpoints give equal files.
     entry = zipfile.ZipInfo(name)
     archive.writestr(entry, data, zipfile.ZIP_DEFLATED if worth else zipfile.ZIP_STORED, compresslevel=6)
 
@@ -265,7 +266,7 @@ def _put(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 def _restored(
     archive: zipfile.ZipFile, contents: Contents, source: _Checkpoint, side: Side
 ) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Each file of a side and its bytes, piece by piece."""
+    """Yield the name of each file of a side and an iterator over its bytes."""
     known = source.tensors()
     pairs = contents.pairs if side == "tuned" else {base: tuned for tuned, base in contents.pairs.items()}
     for file in contents.tuned if side == "tuned" else contents.base:
@@ -289,14 +290,14 @@ def _weights(
             yield _words(archive, f"{side}:{tensor.name}", tensor).tobytes()
             continue
         other = known[pairs[tensor.name]]
-        # The difference has the tuned side's type.
+        # The difference has the type of the tuned tensor.
         tuned, name = (tensor, tensor.name) if side == "tuned" else (other, other.name)
         mixed = _words(archive, f"xor:{name}", tuned) ^ _as_type(other.words(), other, tuned)
         yield _as_type(mixed, tuned, tensor).tobytes()
 
 
 def _words(archive: zipfile.ZipFile, name: str, like: Tensor) -> Words:
-    """The words whose planes are stored under a name."""
+    """Return the words whose byte planes are stored under a name."""
     count, width = like.size // like.item_bytes, like.item_bytes
     planes = np.empty((count, width), np.uint8)
     for plane in range(width):
@@ -313,23 +314,23 @@ def _read(archive: zipfile.ZipFile, name: str, size: int | None = None) -> bytes
 
 
 def _check(archive: zipfile.ZipFile, source: _Checkpoint, side: Side) -> None:
-    """That a side comes out of the other as it is."""
+    """Check that a side can be restored from the other, by hash."""
     with archive:
         contents = _read_contents(archive, Path(str(archive.filename)))
-        whole = hashlib.sha256()
+        checkpoint = hashlib.sha256()
         for name, pieces in _restored(archive, contents, source, side):
             digest = hashlib.sha256()
             for piece in pieces:
                 digest.update(piece)
-            whole.update(f"{name} {digest.hexdigest()}\n".encode())
+            checkpoint.update(f"{name} {digest.hexdigest()}\n".encode())
     wanted = contents.tuned_sha256 if side == "tuned" else contents.base_sha256
-    _expect(whole.hexdigest(), wanted, Path(str(archive.filename)))
+    _expect(checkpoint.hexdigest(), wanted, Path(str(archive.filename)))
 
 
-def _expect(found: str, wanted: str, delta: Path) -> None:
-    if found != wanted:
+def _expect(actual: str, wanted: str, delta: Path) -> None:
+    if actual != wanted:
         raise StoreError(
-            f"what comes out has the SHA-256 {found[:12]}…",
+            f"the restored checkpoint has the SHA-256 {actual[:12]}…",
             expected=f"{wanted[:12]}…",
             where=str(delta),
             fix="export the delta again",
@@ -340,7 +341,8 @@ def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
-        raise StoreError(f"this is no delta ({error})", where=str(path), fix="name a file of export --delta") from error
+        fix = "name a file that `export --delta` wrote"
+        raise StoreError(f"this is not a delta ({error})", where=str(path), fix=fix) from error
 
 
 def _read_contents(archive: zipfile.ZipFile, path: Path) -> Contents:
@@ -348,27 +350,31 @@ def _read_contents(archive: zipfile.ZipFile, path: Path) -> Contents:
     try:
         contents = Contents.model_validate_json(raw)
     except ValidationError as error:
-        fix = "name a file of export --delta, or upgrade fulltune"
-        raise StoreError(f"this is no delta ({explained(error)})", where=str(path), fix=fix) from error
+        fix = "name a file that `export --delta` wrote, or upgrade fulltune"
+        raise StoreError(f"this is not a delta ({explained(error)})", where=str(path), fix=fix) from error
     if contents.schema_version > SCHEMA:
-        found = f"the delta has schema {contents.schema_version}"
-        raise StoreError(found, expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune")
+        raise StoreError(
+            f"the delta has schema {contents.schema_version}",
+            expected=f"at most {SCHEMA}",
+            where=str(path),
+            fix="upgrade fulltune",
+        )
     return contents
 
 
 @contextmanager
 def _damage(delta: Path) -> Iterator[None]:
-    """What reading a ZIP file that is not whole raises, or one with entries that make no sense, as one message."""
+    """Turn the exceptions from reading a truncated or inconsistent ZIP file into one message."""
     try:
         yield
     except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        fix = "export it again, or fetch it again"
+        fix = "export or download it again"
         raise StoreError(f"the delta is damaged ({error})", where=str(delta), fix=fix) from error
 
 
 @contextmanager
 def _unfinished(goal: Path) -> Iterator[Path]:
-    """A place beside the goal that takes its name if the block ends well, and goes if not."""
+    """Give a temporary path next to the goal; rename it to the goal on success, remove it on failure."""
     new = unfinished_path(goal)
     with storing(goal):
         goal.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Folders of long jobs that go on where they were: one for each set of arguments, held by one process at a time."""
+"""Folders of resumable jobs: one for each set of arguments, locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fulltune.runtime.version import __version__
 
 
 def job_folder(out: str | Path, kind: str, config: Config, arguments: Mapping[str, Any]) -> Path:
-    """``out/KIND-TASK-MODEL-HASH``: the same for the same config, data, arguments and version of fulltune."""
+    """Return ``out/KIND-TASK-MODEL-HASH``: the same for the same config, data, arguments and version of fulltune."""
     data = config.data
     known = {
         "fulltune": __version__,
@@ -33,11 +33,11 @@ def job_folder(out: str | Path, kind: str, config: Config, arguments: Mapping[st
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it for as long as the block lasts.
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder and lock it for the duration of the block.
 
     Raises:
-        StoreError: Another process is at work there, or nothing can be written.
+        StoreError: Another process holds the lock, or the folder cannot be written.
     """
     with storing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,9 @@ def held(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise StoreError("another process is at work here", where=str(folder), fix="wait until it ends") from None
+            raise StoreError(
+                "another process is using this folder", where=str(folder), fix="wait until it ends"
+            ) from None
     try:
         yield
     finally:
@@ -53,10 +55,12 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _fingerprint(name: Source | float | None) -> str:
-    """Return the hash of a file, or of the files in a folder or behind a pattern or list; else the name."""
+    """Return a hash of the contents of a file, folder, pattern or list; for any other name, the name itself."""
     if isinstance(name, tuple):
         return hashlib.sha256("\n".join(map(_fingerprint, name)).encode()).hexdigest()
-    files = [file for path in paths.matches(str(name)) for file in _files(Path(path))] if isinstance(name, str) else []
+    files = []
+    if isinstance(name, str):
+        files = [file for path in paths.matches(name) for file in _files(Path(path))]
     if not files:
         return str(name)
     return file_sha256(files[0]) if files == [Path(str(name))] else files_sha256(files)

@@ -1,10 +1,10 @@
-"""Folders that are whole or not there, and that tell when they are not what was written.
+"""Write folders atomically, with a manifest that detects later damage.
 
-    manifest = write_folder(Path("runs/x/checkpoint-50"), fill)  # fill writes files into the folder that it is given
-    verify(Path("runs/x/checkpoint-50"))                         # or a StoreError that names every damaged file
+    manifest = write_folder(Path("runs/x/checkpoint-50"), fill)  # fill writes files into the folder it receives
+    verify(Path("runs/x/checkpoint-50"))                         # raises a StoreError that lists all damaged files
 
-``fill`` works in a temporary folder beside the target. Its files are flushed to the disk, ``manifest.json`` is written
-with the size and SHA-256 of each, and the folder is renamed: a folder under its own name was finished once.
+``fill`` writes to a temporary folder next to the target. Its files are flushed to disk, ``manifest.json`` is written
+with the size and SHA-256 of each file, and the folder is renamed. A folder with its final name is therefore complete.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ MANIFEST = "manifest.json"
 
 SCHEMA = 1
 
-#: Room that is left on a disk for the small files of a run.
+#: Bytes that are kept free on a disk for the small files of a run.
 SPARE_BYTES = 1 << 20
 
 _UNFINISHED = ".part"
 
 
 class FileEntry(Model):
-    """A file as it was written."""
+    """Size and hash of a file when it was written."""
 
     size: int
     sha256: str
 
 
 class Manifest(Model):
-    """What a folder holds.
+    """Contents of a folder.
 
     Attributes:
-        files: By path inside the folder, with ``/`` on every system.
-        facts: What the writer wanted to be known without opening a file; plain JSON.
-        sha256: Of all the rest, so that damage to the manifest itself is seen.
+        files: Entries by path inside the folder, with ``/`` as separator on all systems.
+        facts: Information from the writer that readers need without opening a file; plain JSON.
+        sha256: Hash of all other fields, which detects damage to the manifest itself.
     """
 
     schema_version: int = SCHEMA
@@ -54,7 +54,7 @@ class Manifest(Model):
     sha256: str = ""
 
     def digest(self) -> str:
-        """What :attr:`sha256` must be: one hash over every file's content, its name, and the facts."""
+        """Return the expected :attr:`sha256`: one hash over the contents, the names and the facts."""
         return cache_key(self.model_dump(exclude={"sha256"}))
 
     @property
@@ -66,20 +66,20 @@ class Manifest(Model):
 def write_folder(
     target: Path, fill: Callable[[Path], object], *, facts: Mapping[str, Any] | None = None, replace: bool = False
 ) -> Manifest:
-    """Make a folder of what ``fill`` writes, whole or not at all.
+    """Create a folder atomically from what ``fill`` writes.
 
     Args:
-        target: The folder; its parent is made.
-        fill: Writes files into the folder that it is given.
+        target: The folder; its parent is created.
+        fill: Function that writes files into the folder it receives.
         facts: Plain JSON for the manifest.
-        replace: Put it in place of a folder that is there; between the two renamings there is neither.
+        replace: Replace an existing folder; between the two renames neither exists.
 
     Raises:
-        StoreError: The target is there already, or the disk is full or read-only. What ``fill`` raises passes; in
-            every case the temporary folder goes.
+        StoreError: The target exists already, or the disk is full or read-only. Exceptions of ``fill`` are passed on.
+            The temporary folder is removed in all cases.
     """
     if target.exists() and not replace:
-        raise StoreError("there is something already", where=str(target), fix="choose another name, or remove it")
+        raise StoreError("the folder exists already", where=str(target), fix="choose another name, or remove it")
     with storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = unfinished_folder(target)
@@ -93,7 +93,7 @@ def write_folder(
 
 
 def seal(unfinished: Path, target: Path, facts: dict[str, Any]) -> Manifest:
-    """Write the manifest of a folder that is complete, and put it in its place (or in that of the one that is there).
+    """Write the manifest of a complete folder and rename it to the target, replacing an existing folder.
 
     Raises:
         StoreError: The disk is full or read-only.
@@ -107,10 +107,10 @@ def seal(unfinished: Path, target: Path, facts: dict[str, Any]) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder, itself undamaged; the files are not looked at.
+    """Return the manifest of a folder after checking its own hash; the files are not read.
 
     Raises:
-        StoreError: There is none, it is of a newer fulltune, or it is damaged.
+        StoreError: The manifest is missing, damaged, or written by a newer fulltune.
     """
     path = folder / MANIFEST
     fix = "restore it, or remove the folder"
@@ -123,20 +123,24 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.sha256 != manifest.digest():
         raise StoreError("the manifest is damaged", expected=manifest.digest(), where=str(path), fix=fix)
     if manifest.schema_version > SCHEMA:
-        found = f"the manifest has schema {manifest.schema_version}"
-        raise StoreError(found, expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune")
+        raise StoreError(
+            f"the manifest has schema {manifest.schema_version}",
+            expected=f"at most {SCHEMA}",
+            where=str(path),
+            fix="upgrade fulltune",
+        )
     return manifest
 
 
 def verify(folder: Path, *, allow_others: bool = False) -> Manifest:
-    """The manifest of a folder whose every file is as it was written.
+    """Check all files of a folder against its manifest, and return the manifest.
 
     Args:
-        folder: With a manifest.
-        allow_others: Files that were not written with the others are no damage.
+        folder: A folder with a manifest.
+        allow_others: Accept files that are not in the manifest.
 
     Raises:
-        StoreError: It is not; names every file that is damaged, missing, or was not written.
+        StoreError: A file is damaged, missing or not in the manifest; lists all of them.
     """
     manifest = read_manifest(folder)
     problems = [*_damage(folder, manifest), *([] if allow_others else _others(folder, manifest))]
@@ -146,17 +150,17 @@ def verify(folder: Path, *, allow_others: bool = False) -> Manifest:
 
 
 def remove_unfinished(parent: Path) -> None:
-    """Remove what a process that was killed had begun to write there. Only for who alone may write there."""
+    """Remove unfinished folders of killed processes; only the single writer of ``parent`` may call this."""
     for path in parent.glob(f".*{_UNFINISHED}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def require_space(place: Path, needed: int, what: str = "") -> None:
-    """Whether ``needed`` bytes fit on the disk of ``place``, which need not be there yet.
+    """Check that ``needed`` bytes fit on the disk of ``place``, which need not exist yet.
 
     Raises:
-        StoreError: They do not.
+        StoreError: There is not enough space.
     """
     existing = next(path for path in (place, *place.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
@@ -170,7 +174,7 @@ def require_space(place: Path, needed: int, what: str = "") -> None:
 
 
 def unfinished_folder(target: Path) -> Path:
-    """A name beside the target that nobody has, and that :func:`remove_unfinished` knows."""
+    """Return an unused name next to the target that :func:`remove_unfinished` recognizes."""
     return unfinished_path(target)
 
 
@@ -182,7 +186,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _described(folder: Path, facts: dict[str, Any]) -> Manifest:
-    """The manifest of what lies in a folder, every file flushed to the disk on the way."""
+    """Flush all files of a folder to disk and return their manifest."""
     files = {}
     for path in _files(folder):
         with path.open("rb") as file:
@@ -213,14 +217,14 @@ def _damage(folder: Path, manifest: Manifest) -> Iterator[Problem]:
             yield Problem("the file is missing", f"{entry.size:,} bytes", where=str(path))
         elif path.stat().st_size != entry.size:
             yield Problem(f"the file has {path.stat().st_size:,} bytes", f"{entry.size:,}", where=str(path))
-        elif (found := file_sha256(path)) != entry.sha256:
-            yield Problem(f"the content has the SHA-256 {found[:12]}…", f"{entry.sha256[:12]}…", where=str(path))
+        elif (actual := file_sha256(path)) != entry.sha256:
+            yield Problem(f"the content has the SHA-256 {actual[:12]}…", f"{entry.sha256[:12]}…", where=str(path))
 
 
 def _others(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     for path in _files(folder):
         if path.relative_to(folder).as_posix() not in manifest.files and path != folder / MANIFEST:
-            yield Problem("the file was not written with the others", "no such file", where=str(path))
+            yield Problem("the file is not listed in the manifest", "no such file", where=str(path))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
-"""Files kept by content: each lies under its own SHA-256, read-only, once however often it is used.
+"""Store files by content: each under its own SHA-256, read-only, and only once.
 
     entry = Objects(Path("runs/registry/objects")).put(Path("runs/x/model/model.safetensors"))
 
-Weights on the same disk are hard-linked and become read-only where they are; anything else is copied.
+Weights on the same disk are hard-linked, which makes the originals read-only too; other files are copied.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from fulltune.errors import Problem
 from fulltune.runtime.files import file_sha256, files_sha256, remove_abandoned, storing, sync_folder, unfinished_path
 from fulltune.store.manifest import FileEntry
 
-#: Files that make a checkpoint what it is: these are hashed, and only these are fetched from a hub. No pickle is.
+#: Files that define a checkpoint: only these are hashed and downloaded from a hub. Pickle files are excluded.
 CHECKPOINT_FILES = ("*.safetensors", "*.gguf", "*.json", "*.txt", "*.model", "*.jinja")
 
-#: Bytes below which a file is copied: configs get edited where they lie, weights do not.
+#: Files below this size (bytes) are copied: users edit configs in place, but not weights.
 _SMALL = 1 << 20
 
 _UNFINISHED = ".part"
 
-#: What a file is called until its content is known.
+#: Name of a file until its hash is known.
 _NEW = "new"
 
-#: Seconds after which a half-written file belongs to nobody any more.
+#: Seconds after which an unfinished file counts as abandoned.
 _ABANDONED = 24 * 3600
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint's folder that its hash is taken of, in the hash's order."""
+    """Return the files of a checkpoint folder that are hashed, in the order of the hash."""
     return sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern))
 
 
 def checkpoint_sha256(folder: Path) -> str:
-    """One hash over the names and the bytes of all files of a checkpoint."""
+    """Return one hash over the names and bytes of all files of a checkpoint."""
     return files_sha256(checkpoint_files(folder))
 
 
 class Objects:
-    """A folder of files by content."""
+    """A folder of files that are stored by content."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, sha256: str) -> Path:
-        """Where the file with this hash lies, if it is there."""
+        """Return the path of the file with this hash; it need not exist."""
         return self.root / sha256[:2] / sha256
 
     def put(self, source: Path) -> FileEntry:
-        """Keep a file; one that is there already and whole stays, a damaged one is replaced.
+        """Store a file; an intact copy stays as it is, a damaged one is replaced.
 
         Raises:
-            StoreError: It cannot be read, or the disk is full or read-only.
+            StoreError: The source cannot be read, or the disk is full or read-only.
         """
         with storing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -80,8 +80,9 @@ class Objects:
         sync_folder(goal.parent)
 
     def problem(self, entry: FileEntry, name: str = "") -> Problem | None:
-        """What is wrong with the file that should be there, every byte read; None if nothing is."""
-        path, what = self.path(entry.sha256), name or "the file"
+        """Read all bytes of a stored file; return a problem if it is missing or damaged, otherwise None."""
+        path = self.path(entry.sha256)
+        what = name or "the file"
         if not path.is_file():
             return Problem(f"{what} is missing", f"{entry.size:,} bytes", where=str(path))
         if path.stat().st_size != entry.size or file_sha256(path) != entry.sha256:
@@ -89,7 +90,7 @@ class Objects:
         return None
 
     def unneeded(self, needed: Container[str]) -> Iterator[Path]:
-        """Files that nobody needs, and what killed processes left half-written a day ago or longer."""
+        """Yield files that are not needed, and unfinished files that are older than :data:`_ABANDONED` seconds."""
         for path in self.root.glob("??/*"):
             if path.name not in needed:
                 yield path
@@ -99,7 +100,7 @@ class Objects:
 
 
 def link_or_copy(source: Path, goal: Path) -> None:
-    """The same file under a second name where that saves space and the disk allows it, else its bytes again."""
+    """Hard-link the file if it is large and the disk allows it; otherwise copy it."""
     if source.stat().st_size < _SMALL:
         shutil.copyfile(source, goal)
         return

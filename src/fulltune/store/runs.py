@@ -1,10 +1,10 @@
-"""Run folders: made once, held by one process, written atomically, found again by name.
+"""Run folders: created once, locked by one process, written atomically, resolved by name.
 
     with RunFolder.create("runs", new_run_id("classification", "bert-base-uncased")) as folder:
         folder.write_json("plan.json", plan)
 
-Leaving the block writes how the run ended to ``status.json``. A process that was killed cannot do that; its folder
-still says ``running`` but nobody holds its lock any more, and :func:`status` then says ``killed``.
+Leaving the block writes the final state to ``status.json``. A killed process cannot do that: its status remains
+``running``, but its lock is released, and :func:`status` then returns ``killed``.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ State = Literal["running", "finished", "refused", "failed", "stopped", "killed"]
 _STATUS = "status.json"
 _LOCK = ".lock"
 
-#: Seconds to wait for a lock: who lists runs takes it for a moment, who works on one keeps it.
+#: Seconds to wait for a lock: listing runs takes it for a moment, a running process keeps it.
 _PATIENCE = 0.5
 
 
 class Status(Model):
-    """How a run is doing. ``killed`` is never written: it is what a reader concludes."""
+    """State of a run. ``killed`` is never written: readers infer it."""
 
     state: State
     pid: int
@@ -50,7 +50,7 @@ class Status(Model):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """One line of a listing."""
+    """One entry of a list of runs."""
 
     run_id: str
     path: Path
@@ -58,15 +58,15 @@ class RunInfo:
 
 
 def new_run_id(task: str, model: str) -> str:
-    """A name that sorts by time, e.g. ``20260131-235959-causal-lm-gpt2-1f0a`` (UTC, task, model, random hex)."""
+    """Return a name that sorts by time, e.g. ``20260131-235959-causal-lm-gpt2-1f0a`` (UTC, task, model, random hex)."""
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     return f"{now}-{slug(task)}-{slug(model.rstrip('/').rpartition('/')[2])}-{secrets.token_hex(2)}"
 
 
 class RunFolder:
-    """One run's folder, held by this process from :meth:`create` until :meth:`close`, or the end of a ``with`` block.
+    """Folder of one run, locked by this process from :meth:`create` until :meth:`close` or the end of the block.
 
-    Of several processes of one run the first one holds it; what the others write goes nowhere.
+    Of several processes of one run, only the main process locks the folder; writes of the others are discarded.
 
     Attributes:
         path: The folder.
@@ -79,10 +79,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: str | Path, run_id: str) -> RunFolder:
-        """Make ``out/run_id`` and hold it.
+        """Create and lock ``out/run_id``.
 
         Raises:
-            StoreError: It exists already, or nothing can be written there.
+            StoreError: The folder exists already, or cannot be written.
         """
         path = Path(out) / run_id
         if not distributed.is_main():
@@ -92,7 +92,7 @@ class RunFolder:
             try:
                 path.mkdir()
             except FileExistsError:
-                raise StoreError("the run folder exists already", where=str(path), fix="start the run anew") from None
+                raise StoreError("the run folder exists already", where=str(path), fix="start the run again") from None
             lock = _acquire(path)
         folder = cls(path, lock)
         folder.set_status("running")
@@ -100,10 +100,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Hold the folder of a run that has not ended, to go on with it.
+        """Lock the folder of a run that has not ended, to resume it.
 
         Raises:
-            StoreError: It has ended, another process holds it, or this is no run.
+            StoreError: The run has ended, another process has locked it, or this is not a run folder.
         """
         known = distributed.on_main(lambda: status(path))
         if known.state == "finished":
@@ -126,7 +126,7 @@ class RunFolder:
         self.close(_state_after(error), str(error) if error else "")
 
     def close(self, state: State = "finished", message: str = "") -> None:
-        """Write how the run ended and let go of the folder."""
+        """Write the final state of the run and release the lock."""
         try:
             self.set_status(state, message)
         finally:
@@ -139,21 +139,21 @@ class RunFolder:
         self.write_json(_STATUS, status)
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a file whole or not at all.
+        """Write a file atomically.
 
         Raises:
-            StoreError: The disk is full or read-only; a file of that name is as it was before.
+            StoreError: The disk is full or read-only; an existing file of that name is unchanged.
         """
         place = self.path / name
         return place if self._lock is None else atomic_text(place, text)
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Like :meth:`write_text`, for a record or anything made of dicts, lists, numbers and text; NaN is kept."""
+        """Write a record or a plain value as JSON, like :meth:`write_text`; NaN is kept."""
         return self.write_text(name, to_json(value, indent=2) + "\n")
 
     @contextmanager
     def append(self, name: str) -> Iterator[Callable[[Any], None]]:
-        """A function that adds a value as one line of JSON; no line waits in a buffer of this process."""
+        """Return a function that appends a value as one line of JSON, without buffering in this process."""
         if self._lock is None:
             yield lambda value: None
             return
@@ -162,7 +162,7 @@ class RunFolder:
 
 
 def status(path: Path) -> Status:
-    """How the run in this folder is doing.
+    """Return the state of the run in this folder.
 
     Raises:
         StoreError: The folder has no readable status.
@@ -171,18 +171,18 @@ def status(path: Path) -> Status:
     try:
         status = Status.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreError("this is no run folder", expected=_STATUS, where=str(path), fix="name a run") from None
+        raise StoreError("this is not a run folder", expected=_STATUS, where=str(path), fix="name a run") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise StoreError(
             f"the status cannot be read ({unread(error)})", where=str(file), fix="delete the run"
         ) from error
-    if status.state == "running" and not _held(path):
+    if status.state == "running" and not _is_locked(path):
         return status.model_copy(update={"state": "killed", "message": f"process {status.pid} is gone"})
     return status
 
 
 def list_runs(out: str | Path) -> list[RunInfo]:
-    """All runs under ``out``, the oldest first; other folders and unreadable ones are left out."""
+    """Return all runs under ``out``, oldest first, without other folders and unreadable runs."""
     runs = []
     for path in _folders(Path(out)):
         try:
@@ -193,10 +193,10 @@ def list_runs(out: str | Path) -> list[RunInfo]:
 
 
 def resolve(name: str, out: str | Path = "runs") -> Path:
-    """The folder of a run named by its id, the beginning of it, a path, or ``latest`` (the newest with a record).
+    """Return the folder of a run: by id, prefix of the id, path, or ``latest`` (the newest run with a record).
 
     Raises:
-        StoreError: No run fits, or several do.
+        StoreError: No run matches, or several do.
     """
     folders = {path.name: path for path in _folders(Path(out))}
     if name == "latest":
@@ -205,27 +205,29 @@ def resolve(name: str, out: str | Path = "runs") -> Path:
         return folders[name]
     if paths.exists(Path(name) / _STATUS):
         return Path(name)
-    fits = [run for run in folders if name and run.startswith(name)]
-    if len(fits) == 1:
-        return folders[fits[0]]
-    if fits:
-        raise StoreError(f"{name!r} fits {len(fits)} runs: {', '.join(fits)}", fix="write more of the id")
+    matches = [run for run in folders if name and run.startswith(name)]
+    if len(matches) == 1:
+        return folders[matches[0]]
+    if matches:
+        raise StoreError(f"{name!r} matches {len(matches)} runs: {', '.join(matches)}", fix="write more of the id")
     raise _unknown(name, list(folders), Path(out))
 
 
 def _unknown(name: str, known: list[str], out: Path) -> StoreError:
     if not known:
-        return StoreError(f"there is no run {name!r}", where=str(out), fix="`fulltune run` makes one; --out says where")
+        return StoreError(
+            f"there is no run {name!r}", where=str(out), fix="start one with `fulltune run`; --out sets the folder"
+        )
     newest = "one of " + ", ".join(known[-5:]) + (" (the newest five)" if len(known) > 5 else "")
-    fix = did_you_mean(name, known) or "name a run by its id or the beginning of it; --out says where runs are"
+    fix = did_you_mean(name, known) or "name a run by its id or a prefix of it; --out sets the folder of the runs"
     return StoreError(f"there is no run {name!r}", expected=newest, where=str(out), fix=fix)
 
 
 def _latest(folders: list[Path], out: Path) -> Path:
     finished = [path for path in folders if (path / "record.json").exists()]
     if not finished:
-        raise StoreError("there is no run with a record", where=str(out), fix="`fulltune run` makes one")
-    # Names tell the second; of two runs in one second the one that ended later is the newer.
+        raise StoreError("there is no run with a record", where=str(out), fix="start one with `fulltune run`")
+    # Names have a resolution of one second; within it, the run that ended later is the newer one.
     second = len("20260131-235959")
     return max(finished, key=lambda path: (path.name[:second], (path / "record.json").stat().st_mtime_ns))
 
@@ -239,12 +241,12 @@ def _acquire(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        raise StoreError("another process holds this run", where=str(path), fix="wait until it ends") from None
+        raise StoreError("another process has locked this run", where=str(path), fix="wait until it ends") from None
     return lock
 
 
-def _held(path: Path) -> bool:
-    """Whether a living process holds the folder; the system lets go of a lock when its process dies."""
+def _is_locked(path: Path) -> bool:
+    """Return True if a living process has locked the folder; the system releases the lock of a dead process."""
     if not (path / _LOCK).exists():
         return False
     try:
@@ -253,7 +255,7 @@ def _held(path: Path) -> bool:
     except Timeout:
         return True
     except OSError:
-        # A folder that we may only read: its lock cannot be tried, so its own word stands.
+        # The folder is read-only for this user: the lock cannot be tested, so trust the written status.
         return True
 
 
@@ -266,7 +268,7 @@ def _state_after(error: BaseException | None) -> State:
 
 
 def slug(text: str) -> str:
-    """The text as a part of a file name: small letters, digits, dots and hyphens, at most 32 of them."""
+    """Return the text as part of a file name: at most 32 lowercase letters, digits, dots and hyphens."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:32].rstrip("-.") or "x"
 
 

@@ -1,4 +1,4 @@
-"""safetensors files as plain bytes: what is where, without torch and without reading what is not asked for.
+"""Read safetensors files as plain bytes: positions of tensors, without torch and without reading all data.
 
 The format: eight bytes with the length of a JSON header (little-endian), the header, then the tensors without gaps
 (https://github.com/huggingface/safetensors, "Format").
@@ -22,13 +22,13 @@ Words = NDArray[np.unsignedinteger[Any]]
 #: Bytes of one element.
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
-#: No header is longer; the library refuses longer ones too.
+#: Longest accepted header in bytes; the safetensors library has the same limit.
 _LONGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: ``start`` and ``size`` in bytes of the file."""
+    """Position of a tensor: ``start`` and ``size`` in bytes of the file."""
 
     name: str
     dtype: str
@@ -42,7 +42,7 @@ class Tensor:
         return ITEM_BYTES.get(self.dtype, 1)
 
     def words(self) -> Words:
-        """Its elements as unsigned integers of the same width, mapped from the file."""
+        """Return the elements as unsigned integers of the same width, memory-mapped from the file."""
         if not self.size:
             return np.empty(0, f"<u{self.item_bytes}")
         shape = (self.size // self.item_bytes,)
@@ -50,10 +50,10 @@ class Tensor:
 
 
 def header(path: Path) -> bytes:
-    """The bytes of a file before its first tensor.
+    """Return the bytes of a file before its first tensor.
 
     Raises:
-        StoreError: It is no safetensors file.
+        StoreError: The file is not in the safetensors format.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -63,27 +63,27 @@ def header(path: Path) -> bytes:
 
 
 def tensors(path: Path, head: bytes) -> list[Tensor]:
-    """The tensors that a file's header names, in the order in which they lie.
+    """Return the tensors that a header names, in the order of their positions.
 
     Raises:
-        StoreError: The header does not fit the format.
+        StoreError: The header does not match the format.
     """
     try:
-        found = list(_parsed(path, head))
+        parsed = list(_parsed(path, head))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, str(error)) from error
-    return sorted(found, key=lambda tensor: tensor.start)
+    return sorted(parsed, key=lambda tensor: tensor.start)
 
 
 def _parsed(path: Path, head: bytes) -> Iterator[Tensor]:
-    for name, told in json.loads(head[8:]).items():
+    for name, entry in json.loads(head[8:]).items():
         if name != "__metadata__":
-            first, last = told["data_offsets"]
-            tensor = Tensor(name, told["dtype"], tuple(told["shape"]), path, len(head) + first, last - first)
+            first, last = entry["data_offsets"]
+            tensor = Tensor(name, entry["dtype"], tuple(entry["shape"]), path, len(head) + first, last - first)
             if tensor.size < 0 or tensor.size % tensor.item_bytes:
                 raise ValueError(f"{name} has {tensor.size} bytes of {tensor.dtype}")
             yield tensor
 
 
 def _broken(path: Path, reason: str) -> StoreError:
-    return StoreError(f"this is no whole safetensors file ({reason})", where=str(path), fix="restore the file")
+    return StoreError(f"the safetensors file is incomplete ({reason})", where=str(path), fix="restore the file")

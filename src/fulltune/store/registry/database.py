@@ -1,7 +1,7 @@
-"""The registry's SQLite file: its tables, and how processes share it.
+"""Define the registry's SQLite file: its tables, and concurrent access.
 
-WAL lets readers go on while one process writes; a writer waits for another up to :data:`PATIENCE` seconds. A commit is
-flushed to the disk before it is one.
+In WAL mode readers continue while one process writes; a writer waits up to :data:`PATIENCE` seconds for another. Every
+commit is flushed to disk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from fulltune.errors import StoreError
 from fulltune.runtime.files import storing, sync_folder
 
-#: Seconds that a writer waits for others.
+#: Seconds that a writer waits for other writers.
 PATIENCE = 60.0
 
 SCHEMA = 1
@@ -48,10 +48,10 @@ PRAGMA user_version = {SCHEMA};
 
 
 def create(path: Path) -> None:
-    """Make the file if it is not there: whole under its name, or not at all, however many try at once.
+    """Create the file if it does not exist, atomically even if several processes try at once.
 
     Raises:
-        StoreError: Nothing can be written there.
+        StoreError: The file cannot be written.
     """
     if path.exists():
         return
@@ -60,7 +60,7 @@ def create(path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
             new = Path(folder) / path.name
             with closing(sqlite3.connect(new, isolation_level=None)) as db:
-                # Told to the file once, here, where nobody else is: a change of mode does not wait for others.
+                # Set the mode before the file is shared: changing it later does not wait for other connections.
                 db.execute("PRAGMA journal_mode = WAL")
                 db.executescript(_TABLES)
             try:
@@ -71,10 +71,10 @@ def create(path: Path) -> None:
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
-    """A connection to a file that :func:`create` made, or to empty tables in memory.
+    """Return a connection to a file of :func:`create`, or to empty tables in memory.
 
     Raises:
-        StoreError: It is of a newer fulltune.
+        StoreError: The file was written by a newer fulltune.
     """
     if path is None:
         db = sqlite3.connect(":memory:", isolation_level=None)
@@ -84,10 +84,10 @@ def connect(path: Path | None) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")
-        (found,) = db.execute("PRAGMA user_version").fetchone()
-        if found != SCHEMA:
+        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        if schema != SCHEMA:
             raise StoreError(
-                f"the registry has schema {found}", expected=str(SCHEMA), where=str(path), fix="upgrade fulltune"
+                f"the registry has schema {schema}", expected=str(SCHEMA), where=str(path), fix="upgrade fulltune"
             )
     except BaseException:
         db.close()
@@ -97,7 +97,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Everything in the block or nothing; other writers wait from its first line on."""
+    """Commit all statements of the block or none; other writers wait from its first line on."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -109,11 +109,11 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite raises into one message of ours."""
+    """Convert exceptions of SQLite to one message."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        fix = "check that the disk has room and the file is whole; `fulltune models verify` reads all of it"
+        fix = "check that the disk has space and the file is intact: `fulltune models verify` reads all of it"
         if "locked" in str(error):
-            fix = "another process writes for long: wait for it, then try again"
+            fix = "another process holds the lock: wait for it, then try again"
         raise StoreError(f"the registry cannot be used ({error})", where=str(path), fix=fix) from error

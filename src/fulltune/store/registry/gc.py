@@ -1,4 +1,4 @@
-"""Garbage: versions whose bytes nobody needs. What they were, and where they came from, stays for ever."""
+"""Collect garbage: delete the bytes of versions that are no longer needed. Their metadata is kept forever."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from fulltune.records.run import Model
 from fulltune.store.registry.registry import Registry, Version, now
 from fulltune.store.runs import list_runs
 
-#: The newest versions of each model that are kept whatever else.
+#: Number of the newest versions of each model that are always kept.
 KEEP = 3
 
 
 class Garbage(Model):
-    """What gc found.
+    """Result of a garbage collection.
 
     Attributes:
-        kept: Why each version that stays does, by reference.
-        dropped: References of those whose bytes go.
-        files: Files that go: theirs, and what registrations that were killed left behind.
-        freed_bytes: Space that this gives back. What a run's folder still holds too takes no space of its own, and
-            gives none back.
-        deleted: Whether it was done, or only listed.
+        kept: Reason for keeping each version that stays, by reference.
+        dropped: References of the versions whose bytes are deleted.
+        files: Number of deleted files, including the rest of registrations that were killed.
+        freed_bytes: Disk space that this frees. Files that a run folder also holds (hard links) free no space.
+        deleted: True if the files were deleted, False if they were only listed.
     """
 
     kept: dict[str, str]
@@ -35,28 +34,29 @@ class Garbage(Model):
 
 
 def collect(registry: Registry, out: Path, *, keep: int = KEEP, delete: bool = False) -> Garbage:
-    """Find, and if asked delete, the bytes of versions that no alias, roll-back, unfinished run or child needs.
+    """List, and on request delete, the bytes of versions that no alias, roll-back, unfinished run or child needs.
 
     Args:
-        registry: Where versions live.
-        out: Where runs live: one that was killed may still need the version that it began from.
-        keep: The newest so many versions of each model stay too.
-        delete: Delete them; otherwise they are only listed.
+        registry: Registry of the versions.
+        out: Folder of the runs; one that was killed may still need the version that it started from.
+        keep: Number of the newest versions of each model that are kept in any case.
+        delete: Delete the bytes; otherwise they are only listed.
 
     Raises:
+        StoreError: The registry cannot be read, or its files cannot be deleted.
         StoreError: The registry cannot be read, or nothing can be deleted there.
     """
     if not registry.exists:
         return Garbage(kept={}, dropped=(), files=0, freed_bytes=0, deleted=delete)
     with registry.locked() as db:
-        gone = registry.collected()
-        versions = {version.ref: version for version in registry.versions() if version.ref not in gone}
+        collected = registry.collected()
+        versions = {version.ref: version for version in registry.versions() if version.ref not in collected}
         kept = _with_parents(_needed(registry, out, versions, keep), versions)
         dropped = [version for ref, version in versions.items() if ref not in kept]
         if delete:
             rows = [(version.name, version.number, now()) for version in dropped]
             db.executemany("INSERT INTO collected (name, number, at) VALUES (?, ?, ?)", rows)
-    # In this order: a kill here leaves files that nobody needs, never a version that lacks its own.
+    # The order matters: a kill here leaves files that are not needed, never a version without its files.
     with registry.locked():
         gone = registry.collected() | (set() if delete else {version.ref for version in dropped})
         staying = [version for version in registry.versions() if version.ref not in gone]
@@ -71,7 +71,7 @@ def collect(registry: Registry, out: Path, *, keep: int = KEEP, delete: bool = F
 
 
 def _needed(registry: Registry, out: Path, versions: dict[str, Version], keep: int) -> dict[str, str]:
-    """Why each version is needed that something points at directly."""
+    """Return a reason for each version that is referenced directly."""
     kept: dict[str, str] = {}
     for name in registry.names():
         own = [version for version in versions.values() if version.name == name]
@@ -86,24 +86,25 @@ def _needed(registry: Registry, out: Path, versions: dict[str, Version], keep: i
         exact = number.isdecimal()
         for version in versions.values():
             if version.ref == model or (version.name == name and not exact):
-                kept.setdefault(version.ref, f"the unfinished run {run} begins from it")
+                kept.setdefault(version.ref, f"the unfinished run {run} starts from it")
     return {ref: why for ref, why in kept.items() if ref in versions}
 
 
 def _with_parents(kept: dict[str, str], versions: dict[str, Version]) -> dict[str, str]:
-    found, new = dict(kept), list(kept)
+    reasons = dict(kept)
+    new = list(kept)
     while new:
         child = new.pop()
         for parent in versions[child].lineage.parents:
-            if parent in versions and parent not in found:
-                found[parent] = f"{child} was made from it"
+            if parent in versions and parent not in reasons:
+                reasons[parent] = f"{child} was made from it"
                 new.append(parent)
-    return found
+    return reasons
 
 
 def _unfinished(out: Path) -> list[tuple[str, str]]:
-    """Runs without a record that may be taken up again, and the model that each begins from."""
-    found = []
+    """Return the runs without a record that may be resumed, each with the model that it starts from."""
+    runs = []
     for run in list_runs(out):
         if run.status.state == "refused" or (run.path / "record.json").exists():
             continue
@@ -114,14 +115,13 @@ def _unfinished(out: Path) -> list[tuple[str, str]]:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             fix = "delete that run, or restore its config: it may need a version"
             raise StoreError(f"the config of an unfinished run cannot be read ({error})", fix=fix) from error
-        found.append((run.run_id, str(config.get("model", "")) if isinstance(config, dict) else ""))
-    return found
+        runs.append((run.run_id, str(config.get("model", "")) if isinstance(config, dict) else ""))
+    return runs
 
 
 def _is_last_link(path: Path, checkouts: list[Path]) -> bool:
-    """Whether nothing but the checkouts that go holds these bytes too."""
-    found = path.stat()
-    others = sum(
-        1 for folder in checkouts for file in folder.rglob("*") if file.is_file() and file.stat().st_ino == found.st_ino
-    )
-    return found.st_nlink <= 1 + others
+    """Return True if only checkouts that are deleted too hold links to these bytes."""
+    stat = path.stat()
+    files = [file for folder in checkouts for file in folder.rglob("*") if file.is_file()]
+    links = sum(1 for file in files if file.stat().st_ino == stat.st_ino)
+    return stat.st_nlink <= 1 + links

@@ -1,4 +1,4 @@
-"""What the registry holds, for those who look: lists, one model's story, and whether every byte is what it was."""
+"""Summaries of the registry: lists of models, the history of one model, and verification of all bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fulltune.store.registry.registry import Move, Registry, Version
 
 
 class Summary(Model):
-    """One model in a list; ``aliases`` say which number each points at."""
+    """One model of a list; ``aliases`` maps each alias to the version number that it points at."""
 
     name: str
     versions: int
@@ -24,7 +24,7 @@ class Listing(Model):
 
 
 class Story(Model):
-    """One model: its versions, its aliases, and every move of them. ``collected`` names versions without bytes."""
+    """One model: its versions, its aliases, and all their moves. ``collected`` lists versions without bytes."""
 
     name: str
     aliases: dict[str, int]
@@ -34,7 +34,7 @@ class Story(Model):
 
 
 class Verified(Model):
-    """What was read and found whole."""
+    """Counts of what was read and is intact."""
 
     versions: tuple[str, ...]
     files: int
@@ -42,47 +42,49 @@ class Verified(Model):
 
 
 def listing(registry: Registry) -> Listing:
-    """Every model with its newest version."""
-    found = []
+    """Return every model with its newest version."""
+    summaries = []
     for name in registry.names():
         versions = registry.versions(name)
         last = versions[-1]
         summary = Summary(
             name=name, versions=len(versions), newest=last.ref, created=last.created, aliases=registry.aliases(name)
         )
-        found.append(summary)
-    return Listing(models=tuple(found))
+        summaries.append(summary)
+    return Listing(models=tuple(summaries))
 
 
 def story(registry: Registry, ref: str) -> Story:
-    """One model (``NAME``), or one of its versions (``NAME@N``, ``NAME@ALIAS``) with the moves that concern it.
+    """Return one model (``NAME``), or one of its versions (``NAME@N``, ``NAME@ALIAS``) with the moves that involve it.
 
     Raises:
         StoreError: There is no such model or version.
     """
     name, at, _ = ref.partition("@")
-    versions, moves, aliases = registry.versions(name), registry.history(name), registry.aliases(name)
+    versions = registry.versions(name)
+    moves = registry.history(name)
+    aliases = registry.aliases(name)
     if at:
         versions = [registry.version(ref)]
         number = versions[0].number
         moves = [move for move in moves if number in (move.before, move.after)]
         aliases = {alias: current for alias, current in aliases.items() if current == number}
-    refs, gone = {version.ref for version in versions}, registry.collected()
-    return Story(
-        name=name, aliases=aliases, versions=tuple(versions), collected=tuple(sorted(refs & gone)), history=tuple(moves)
-    )
+    refs = {version.ref for version in versions}
+    collected = tuple(sorted(refs & registry.collected()))
+    return Story(name=name, aliases=aliases, versions=tuple(versions), collected=collected, history=tuple(moves))
 
 
 def verify(registry: Registry, ref: str | None = None) -> Verified:
-    """Read every byte of all versions, of one model's (``NAME``), or of one (``NAME@…``), and the database itself.
+    """Read all bytes of all versions, of one model (``NAME``), or of one version (``NAME@…``), and the database.
 
     Raises:
-        StoreError: Something is missing or damaged; names every file.
+        StoreError: Something is missing or damaged; lists all files.
     """
     versions = [registry.version(ref)] if ref and "@" in ref else registry.versions(ref)
-    gone = registry.collected()
-    versions = [version for version in versions if version.ref not in gone]
-    problems = [Problem(said, "ok", "restore the file from a backup", str(registry.file)) for said in registry.faults()]
+    collected = registry.collected()
+    versions = [version for version in versions if version.ref not in collected]
+    fix = "restore the file from a backup"
+    problems = [Problem(message, "ok", fix, str(registry.file)) for message in registry.faults()]
     problems += [problem for version in versions for problem in registry.problems(version)]
     if problems:
         raise StoreError(problems)

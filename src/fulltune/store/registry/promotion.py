@@ -1,7 +1,7 @@
-"""The gate before an alias, and the way back.
+"""Promote versions through a gate, and roll them back.
 
-A version is promoted when it is better than the alias's current one, by the paired test on the metric that decides, and
-when it has forgotten no more than its budget allows. Anything else needs ``force``: a reason, which is kept.
+A version is promoted if it is better than the current version of the alias, by the paired test on the deciding metric,
+and if its forgetting is within budget. Anything else needs ``force``: a reason, which is recorded.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from fulltune.metrics.compare import compare
 from fulltune.records.run import read_record
 from fulltune.store.registry.registry import PRODUCTION, Move, Registry, Version
 
-_FORCE = 'or give a reason with --force "…", which is kept in the history'
+_FORCE = 'or give a reason with --force "…", which is recorded in the history'
 
 
 def promote(
     registry: Registry, version: Version, alias: str = PRODUCTION, *, force: str | None = None, who: str | None = None
 ) -> Move:
-    """Point an alias at a version that is whole and passes the gate.
+    """Point an alias at a version that is intact and passes the gate.
 
     Args:
-        registry: Where both live.
-        version: What to promote.
-        alias: Which alias.
-        force: Why the gate is passed over; None lets it decide.
-        who: Who does it; the user by default.
+        registry: Registry of the version and the alias.
+        version: The version to promote.
+        alias: The alias.
+        force: Reason for bypassing the gate; None applies the gate.
+        who: Who promotes it; the current user by default.
 
     Raises:
-        PromotionRefused: The gate says no, with every reason at once.
-        StoreError: The version is damaged, or the alias moved meanwhile.
+        PromotionRefused: The gate failed; lists all reasons.
+        StoreError: The version is damaged, or the alias was moved in the meantime.
     """
     if force is not None and not force.strip():
-        raise PromotionRefused("an empty reason", expected='why, as in --force "the data has changed"')
+        raise PromotionRefused("the reason is empty", expected='a reason, as in --force "the data has changed"')
     current = registry.aliases(version.name).get(alias)
     if current == version.number:
-        raise StoreError(f"{version.ref} is {alias} already", fix="nothing has to be done")
+        raise StoreError(f"{version.ref} is {alias} already", fix="there is nothing to do")
     folder = registry.checkout(version)
     if force is not None:
         reason = f"forced: {force.strip()}"
@@ -55,22 +55,23 @@ def rollback(
     reason: str = "",
     who: str | None = None,
 ) -> Move:
-    """Point an alias back at what it pointed at before, once every byte of that has been read.
+    """Point an alias back at its previous version, after reading all bytes of that version.
 
     Args:
-        registry: Where the model lives.
+        registry: Registry of the model.
         name: The model.
-        alias: Which alias.
-        to: A number that the alias has pointed at before; the one before the current by default.
-        reason: Kept in the history.
-        who: Who does it; the user by default.
+        alias: The alias.
+        to: Number of a version that the alias pointed at before; by default the previous one.
+        reason: Recorded in the history.
+        who: Who rolls it back; the current user by default.
 
     Raises:
-        StoreError: There is nothing to go back to, it was gone back already, or the target is missing or damaged.
+        StoreError: There is no previous version, the alias was rolled back already, or the target is damaged.
     """
-    moves, current = registry.history(name, alias), registry.aliases(name).get(alias)
+    moves = registry.history(name, alias)
+    current = registry.aliases(name).get(alias)
     if current is None:
-        raise StoreError(f"{name} has no {alias!r}", fix=f"`fulltune models promote {name}` makes one")
+        raise StoreError(f"{name} has no alias {alias!r}", fix=f"create it with `fulltune models promote {name}`")
     number = _before(moves, name, alias) if to is None else _earlier(moves, to, current, name, alias)
     version = registry.version(f"{name}@{number}")
     registry.checkout(version)
@@ -83,14 +84,14 @@ def _before(moves: list[Move], name: str, alias: str) -> int:
     if last.action == "rollback":
         raise StoreError(
             f"{alias} of {name} was rolled back already, from version {last.before} to {last.after}",
-            expected="one step back after a promotion",
+            expected="one roll-back per promotion",
             fix="name the version to go back to with --to, or promote one",
         )
     if last.before is None:
         raise StoreError(
-            f"{name}@{last.after} is the first that {alias} pointed at",
-            expected="a version before it",
-            fix=f"`fulltune models promote {name}@N` moves it to another",
+            f"{name}@{last.after} is the first version that {alias} pointed at",
+            expected="an earlier version",
+            fix=f"move the alias to another version with `fulltune models promote {name}@N`",
         )
     return last.before
 
@@ -99,15 +100,17 @@ def _earlier(moves: list[Move], to: int, current: int, name: str, alias: str) ->
     known = sorted({number for move in moves for number in (move.before, move.after) if number not in (None, current)})
     if to in known:
         return to
-    found = f"{alias} of {name} is version {to} now" if to == current else f"{alias} of {name} was never version {to}"
+    problem = f"{alias} of {name} is version {to} now"
+    if to != current:
+        problem = f"{alias} of {name} was never version {to}"
     expected = f"one of {', '.join(map(str, known))}" if known else "a version that it pointed at before"
-    raise StoreError(found, expected=expected, fix=f"`fulltune models promote {name}@{to}` if that is what you want")
+    raise StoreError(problem, expected=expected, fix=f"to promote it, use `fulltune models promote {name}@{to}`")
 
 
 def _passed(registry: Registry, version: Version, folder: Path, before: Version | None) -> str:
-    """Why the gate lets a version through, in a sentence."""
+    """Return the reason, in one sentence, for which the gate accepts a version."""
     problems = [*_unfit(version), *_forgotten(version, folder)]
-    headline = f"{version.outcome}; nothing was there before"
+    headline = f"{version.outcome}; {version.name} had no such alias before"
     if before is not None and "record.json" in version.files:
         headline, worse = _better(folder, registry.checkout(before), version, before)
         problems += worse
@@ -121,7 +124,7 @@ def _unfit(version: Version) -> list[Problem]:
         return []
     expected = "an accepted run"
     if version.outcome == "unjudged":
-        expected = "a run that was scored against its baselines: what was averaged or interpolated was not"
+        expected = "a run that was scored against its baselines, which averaged and interpolated models are not"
     return [Problem(f"{version.ref} is {version.outcome}", expected, f"promote another version, {_FORCE}")]
 
 
@@ -141,17 +144,17 @@ def _forgotten(version: Version, folder: Path) -> list[Problem]:
 
 def _better(folder: Path, before: Path, version: Version, current: Version) -> tuple[str, list[Problem]]:
     if "record.json" not in current.files:
-        missing = f"{current.ref}, which is there now, has no predictions to compare with"
+        missing = f"{current.ref}, the current version, has no predictions to compare with"
         return "", [Problem(missing, "a run", f"promote {version.ref} with --force and a reason")]
     try:
-        found = compare(folder, before)
+        comparison = compare(folder, before)
     except IncompatibleError as error:
         fix = f"score both on the same rows, {_FORCE}"
         return "", [Problem(problem.found, problem.expected, fix, field=problem.field) for problem in error.problems]
     except StoreError as error:
         return "", [Problem(str(error), f"predictions of {version.ref} and {current.ref}", f"promote {_FORCE[3:]}")]
-    sentence = found.headline.replace(found.a, version.ref).replace(found.b, current.ref)
-    if found.differences[0].verdict == "improved":
+    sentence = comparison.headline.replace(comparison.a, version.ref).replace(comparison.b, current.ref)
+    if comparison.differences[0].verdict == "improved":
         return sentence, []
-    expected = f"better than {current.ref} in {found.metric} by the paired test"
+    expected = f"better than {current.ref} in {comparison.metric} by the paired test"
     return "", [Problem(sentence.rstrip("."), expected, f"tune further, score on more rows, {_FORCE}")]

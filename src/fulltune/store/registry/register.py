@@ -1,4 +1,4 @@
-"""From a finished run, or what was made of some, to a version in the registry."""
+"""Register finished runs, and models that were made from runs, as versions."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from fulltune.store.objects import checkpoint_sha256
 from fulltune.store.registry.registry import Lineage, Registry, Version
 from fulltune.store.runs import slug
 
-#: What is kept of a run beside its model: enough to compare it with another, and to score it again.
+#: Files of a run that are kept with its model: what is needed to compare it with another and to score it again.
 _EVIDENCE = ("config.yaml", "record.json", "predictions.jsonl")
 
 
 def register_run(out: str | Path, folder: Path) -> Version:
-    """Keep a run's result as a version of the model that its task and base name.
+    """Register a run's result as a version of the model that is named after its task and base.
 
-    A run that began from a version is the next version of the same model, if the task is the same.
+    A run that started from a version becomes the next version of the same model, if the task is the same.
 
     Raises:
-        StoreError: The run has no record or no model, or nothing can be written.
+        StoreError: The run has no record or no model, or the registry cannot be written.
     """
-    registry, record = Registry(out), read_record(folder / "record.json")
+    registry = Registry(out)
+    record = read_record(folder / "record.json")
     parent = registry.with_sha256(record.model.sha256)
     same = parent is not None and parent.lineage.task == record.task
     lineage = _lineage(record, folder, record.run_id, "run", [parent] if parent else [])
@@ -43,28 +44,32 @@ def register_run(out: str | Path, folder: Path) -> Version:
             lineage=lineage,
         )
     except FulltuneError as error:
-        fix = f"mend that, then `fulltune models register {record.run_id}`: the run itself is whole"
+        fix = f"fix this, then `fulltune models register {record.run_id}`; the run itself is complete"
         raise StoreError([Problem(p.found, p.expected, fix, p.where, p.field) for p in error.problems]) from error
 
 
 def register_derived(
     out: str | Path, model: Path, *, of: Sequence[Path], kind: Literal["interpolation", "soup"], source: str
 ) -> Version | None:
-    """Keep a model that was made of runs, with their versions as parents; None where there is no registry or no run.
+    """Register a model that was made from runs, with their versions as parents.
 
     Args:
-        out: Where the registry lives.
-        model: The new model's folder.
-        of: Folders of the runs; task and rows are the first one's.
-        kind: What was done.
+        out: Folder of the registry.
+        model: Folder of the new model.
+        of: Folders of the runs; task and rows are those of the first one.
+        kind: How it was made.
         source: The same in words, e.g. ``the interpolation of RUN at 0.5``.
+
+    Returns:
+        The version, or None if there is no registry or no run.
     """
-    registry, runs = Registry(out), [folder for folder in of if (folder / "record.json").is_file()]
+    registry = Registry(out)
+    runs = [folder for folder in of if (folder / "record.json").is_file()]
     if not registry.exists or not runs:
         return None
     record = read_record(runs[0] / "record.json")
-    found = [registry.with_sha256(checkpoint_sha256(folder / "model")) for folder in runs]
-    parents = [version for version in found if version is not None]
+    versions = [registry.with_sha256(checkpoint_sha256(folder / "model")) for folder in runs]
+    parents = [version for version in versions if version is not None]
     lineage = _lineage(record, runs[0], source, kind, parents)
     name = parents[0].name if parents else model_name(record.task, record.model.source)
     files = {"config.yaml": runs[0] / "config.yaml"} | _files(model, "model")
@@ -72,9 +77,9 @@ def register_derived(
 
 
 def model_name(task: str, base: str) -> str:
-    """``causal-lm-gpt2``: a run's task and the name of its base, without what says nothing.
+    """Return a model's name from a task and the name of a base, e.g. ``causal-lm-gpt2``.
 
-    It begins with the task and has no slash, so that no hub id is ever hidden by it.
+    The name begins with the task and has no slash, so that it never hides a hub id.
     """
     parts = [part for part in re.split(r"[/\\:]", base) if part not in ("", "model", ".", "..", "~")]
     kind = "starter-" if base.startswith("starter:") else ""
@@ -99,7 +104,7 @@ def _lineage(
 
 
 def _files(folder: Path, name: str = "") -> dict[str, Path]:
-    """Every file below a folder, by its path in the version."""
+    """Return every file below a folder by its path in the version."""
     inner = name or folder.name
     files = {f"{inner}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()}
     if not files:

@@ -1,12 +1,12 @@
-"""The registry: named models, their versions that never change, and aliases such as ``production`` that move.
+"""The registry: named models, their immutable versions, and movable aliases such as ``production``.
 
     registry = Registry("runs")
     version = registry.version("causal-lm-gpt2@production")
-    folder = registry.checkout(version)  # every byte checked; holds model/ for from_pretrained
+    folder = registry.checkout(version)  # all bytes are verified; holds model/ for from_pretrained
 
-``<out>/registry/registry.sqlite`` says what there is, ``objects/`` holds the bytes, and ``versions/NAME/N/`` shows each
-version as a folder (hard links where the disk allows). A move of an alias is one transaction: whoever looks, and
-whatever is killed, finds the old state or the new one.
+``<out>/registry/registry.sqlite`` lists the versions, ``objects/`` holds the bytes, and ``versions/NAME/N/`` holds each
+version as a folder (hard links if the disk allows). Moving an alias is one transaction: readers see the old state or
+the new one, even after a kill.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from fulltune.store.objects import Objects, link_or_copy
 from fulltune.store.registry import database
 from fulltune.store.runs import resolve
 
-#: The alias that a bare name means.
+#: The alias that a name without an alias refers to.
 PRODUCTION = "production"
 
-#: The newest version; no alias can be called so.
+#: Name of the newest version; aliases cannot have this name.
 LATEST = "latest"
 
 _ALIAS = re.compile(r"[a-z][a-z0-9._-]*")
 
 
 class Lineage(Model):
-    """Where a version comes from.
+    """Origin of a version.
 
     Attributes:
-        source: The run's id, or what was done with which runs.
-        kind: What made it.
+        source: The run's id, or a description of what was made from which runs.
+        kind: How it was made.
         task, method: As in the config.
-        base: The checkpoint that training began from, by hash.
-        train_sha256, eval_sha256: The rows.
-        config_sha256: Of ``config.yaml``.
-        fulltune: The version of the code.
+        base: The checkpoint that training started from, by hash.
+        train_sha256, eval_sha256: Hashes of the rows.
+        config_sha256: Hash of ``config.yaml``.
+        fulltune: Version of fulltune.
         parents: Versions of this registry that it was made from, as ``NAME@N``.
     """
 
@@ -70,16 +70,16 @@ class Lineage(Model):
 
 
 class Version(Model):
-    """One version; nothing of it ever changes.
+    """One immutable version.
 
     Attributes:
         name, number: Together its reference, ``NAME@N``.
-        sha256: Of the model's files, as a base is hashed.
-        created: UTC.
-        outcome: Of the run; ``unjudged`` where no run was scored against baselines.
-        headline: What the run came to.
-        lineage: Where it comes from.
-        files: Everything that is kept of it, by path in its folder.
+        sha256: Hash of the model's files, computed like that of a base.
+        created: Time (UTC).
+        outcome: Outcome of the run; ``unjudged`` if no run scored it against baselines.
+        headline: The run's conclusion.
+        lineage: Its origin.
+        files: All files of the version, by path in its folder.
     """
 
     name: str
@@ -97,12 +97,12 @@ class Version(Model):
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Total size of its files in bytes."""
         return sum(entry.size for entry in self.files.values())
 
 
 class Move(Model):
-    """One line of an alias's history. ``before`` is None where the alias was new."""
+    """One entry of an alias's history. ``before`` is None for a new alias."""
 
     alias: str
     before: int | None
@@ -114,7 +114,7 @@ class Move(Model):
 
 
 class Registry:
-    """The registry beside the runs under ``out``; it is made when the first version is added."""
+    """The registry of the runs under ``out``; created when the first version is added."""
 
     def __init__(self, out: str | Path) -> None:
         self.root = Path(out) / "registry"
@@ -125,15 +125,15 @@ class Registry:
     def exists(self) -> bool:
         return self.file.is_file()
 
-    # What there is.
+    # Queries.
 
     def names(self) -> list[str]:
-        """Models, in the order of the alphabet."""
+        """Return the names of all models in alphabetical order."""
         with self._reading() as db:
             return [name for (name,) in db.execute("SELECT DISTINCT name FROM versions ORDER BY name")]
 
     def versions(self, name: str | None = None) -> list[Version]:
-        """All versions, or those of one model, the oldest first.
+        """Return all versions, or those of one model, oldest first.
 
         Raises:
             StoreError: There is no such model.
@@ -147,7 +147,7 @@ class Registry:
         return [Version.model_validate_json(body) for (body,) in rows]
 
     def version(self, ref: str) -> Version:
-        """What ``NAME@N``, ``NAME@ALIAS`` or ``NAME`` (its production) names.
+        """Return the version that ``NAME@N``, ``NAME@ALIAS`` or ``NAME`` (its production version) refers to.
 
         Raises:
             StoreError: There is no such model, version or alias.
@@ -161,23 +161,24 @@ class Registry:
                 known = ", ".join(f"{name}@{number}" for number in list(versions)[-5:])
                 raise StoreError(f"there is no {ref}", expected=known, fix=f"`fulltune models show {name}`")
             return versions[int(which)]
-        aliases, alias = self.aliases(name), which or PRODUCTION
+        aliases = self.aliases(name)
+        alias = which or PRODUCTION
         if alias not in aliases:
             newest = f"{name}@{max(versions)}"
             raise StoreError(
-                f"{name} has no {alias!r}",
+                f"{name} has no alias {alias!r}",
                 expected=f"a version such as {newest}{', or ' + ', '.join(aliases) if aliases else ''}",
                 fix=did_you_mean(alias, aliases) or f"name a version, or `fulltune models promote {newest}`",
             )
         return versions[aliases[alias]]
 
     def aliases(self, name: str) -> dict[str, int]:
-        """Which version each alias of a model points at."""
+        """Return the version number that each alias of a model points at."""
         with self._reading() as db:
             return dict(db.execute("SELECT alias, number FROM aliases WHERE name = ? ORDER BY alias", (name,)))
 
     def history(self, name: str, alias: str | None = None) -> list[Move]:
-        """Every move of a model's aliases, or of one of them, the oldest first."""
+        """Return all moves of a model's aliases, or of one of them, oldest first."""
         query = "SELECT alias, before, after, action, who, at, reason FROM moves WHERE name = ? ORDER BY id"
         with self._reading() as db:
             rows = db.execute(query, (name,)).fetchall()
@@ -185,16 +186,16 @@ class Registry:
         return [move for move in moves if alias in (None, move.alias)]
 
     def collected(self) -> set[str]:
-        """References of the versions whose bytes were deleted by :func:`fulltune.store.registry.gc.collect`."""
+        """Return the references of versions whose bytes :func:`fulltune.store.registry.gc.collect` deleted."""
         with self._reading() as db:
             return {f"{name}@{number}" for name, number in db.execute("SELECT name, number FROM collected")}
 
     def with_sha256(self, sha256: str) -> Version | None:
-        """The newest version whose model has this hash."""
+        """Return the newest version whose model has this hash, or None."""
         return self._newest("sha256", sha256)
 
     def of_run(self, run_id: str) -> Version | None:
-        """The version that a run ended as."""
+        """Return the version that a run was registered as, or None."""
         return self._newest("source", run_id)
 
     def _newest(self, column: str, value: str) -> Version | None:
@@ -204,23 +205,23 @@ class Registry:
         return Version.model_validate_json(row[0]) if row else None
 
     def faults(self) -> list[str]:
-        """What SQLite finds wrong with the database itself."""
+        """Return the problems that SQLite's integrity check reports for the database."""
         with self._reading() as db:
-            found = [said for (said,) in db.execute("PRAGMA integrity_check")]
-        return [said for said in found if said != "ok"]
+            messages = [message for (message,) in db.execute("PRAGMA integrity_check")]
+        return [message for message in messages if message != "ok"]
 
-    # The bytes of a version.
+    # Bytes of versions.
 
     def problems(self, version: Version) -> list[Problem]:
-        """What is missing or damaged of a version's files, every byte read."""
-        found = (self.objects.problem(entry, f"{version.ref}/{name}") for name, entry in version.files.items())
-        return [problem for problem in found if problem is not None]
+        """Read all bytes of a version and return its missing or damaged files as problems."""
+        checks = (self.objects.problem(entry, f"{version.ref}/{name}") for name, entry in version.files.items())
+        return [problem for problem in checks if problem is not None]
 
     def check(self, version: Version) -> None:
-        """Read every byte of a version.
+        """Read all bytes of a version.
 
         Raises:
-            StoreError: A file is missing or damaged; all of them at once.
+            StoreError: Files are missing or damaged; lists all of them.
         """
         if version.ref in self.collected():
             raise _deleted(version)
@@ -230,10 +231,10 @@ class Registry:
             raise StoreError(problems)
 
     def checkout(self, version: Version) -> Path:
-        """The folder of a version, every byte of it checked; it is made again where it is missing or damaged.
+        """Return the folder of a version after verifying all its bytes; create it if it is missing or damaged.
 
         Raises:
-            StoreError: The kept bytes are missing or damaged.
+            StoreError: The stored bytes are missing or damaged.
         """
         folder = self.folder(version)
         try:
@@ -245,7 +246,7 @@ class Registry:
         return folder
 
     def folder(self, version: Version) -> Path:
-        """Where :meth:`checkout` shows a version, whether it is there or not."""
+        """Return the path of the folder that :meth:`checkout` creates; it need not exist."""
         return self.root / "versions" / version.name / str(version.number)
 
     def _fill(self, folder: Path, version: Version) -> None:
@@ -265,12 +266,15 @@ class Registry:
         lineage: Lineage,
         headline: str = "",
     ) -> Version:
-        """Keep a version; the same model from the same source again gives the version that is there.
+        """Add a version; adding the same model from the same source again returns the existing version.
 
         Args:
-            name: The model's name; other versions of it may be there.
-            files: What to keep, by path in the version's folder; ``model/…`` is the checkpoint.
-            sha256: Of the checkpoint.
+            name: The model's name; it may have other versions.
+            files: Files to store, by path in the version's folder; ``model/…`` is the checkpoint.
+            sha256: Hash of the checkpoint.
+            outcome: Outcome of the run.
+            lineage: Origin of the model.
+            headline: The run's conclusion.
 
         Raises:
             StoreError: The disk is full or read-only, or the registry cannot be written.
@@ -281,7 +285,7 @@ class Registry:
             again = db.execute(
                 "SELECT body FROM versions WHERE name = ? AND source = ? AND sha256 = ?", same
             ).fetchone()
-            # Whoever collects garbage holds this same lock: what is there now stays.
+            # Garbage collection takes the same lock: files that exist now are not deleted before the commit.
             for inner, entry in entries.items():
                 if not self.objects.path(entry.sha256).exists():
                     self.objects.put(files[inner])
@@ -301,14 +305,14 @@ class Registry:
     def move(
         self, version: Version, alias: str, *, expected: int | None, action: str, reason: str, who: str | None = None
     ) -> Move:
-        """Point an alias at a version, if it still points where ``expected`` says; who, when and why are kept.
+        """Point an alias at a version if it still points at ``expected``, and record who, when and why.
 
         Raises:
-            StoreError: Somebody else moved the alias or deleted the version meanwhile, or its name cannot be one.
+            StoreError: The alias was moved or the version deleted in the meantime, or the alias is not valid.
         """
         _check_alias(alias)
         with self.locked() as db:
-            # Within the lock that gc takes too: what was whole before may be gone by now.
+            # Garbage collection takes the same lock: a version that was intact before may be deleted by now.
             if version.ref in self.collected():
                 raise _deleted(version)
             key = (version.name, alias)
@@ -316,9 +320,9 @@ class Registry:
             before = row[0] if row else None
             if before != expected:
                 raise StoreError(
-                    f"{alias} of {version.name} moved meanwhile: it is {before} now",
+                    f"{alias} of {version.name} was moved in the meantime: it is {before} now",
                     expected=str(expected),
-                    fix="look at it again (`fulltune models show`), then repeat",
+                    fix="check its state (`fulltune models show`), then repeat",
                 )
             move = Move.model_validate(
                 {"alias": alias, "before": before, "after": version.number, "action": action}
@@ -331,10 +335,10 @@ class Registry:
         return move
 
     def delete(self, files: Iterable[Path], folders: Iterable[Path]) -> None:
-        """Delete kept files and checked-out folders; for who holds :meth:`locked` and knows that nobody needs them.
+        """Delete stored files and checkouts; the caller holds :meth:`locked` and knows that they are not needed.
 
         Raises:
-            StoreError: Nothing can be deleted there.
+            StoreError: The files cannot be deleted.
         """
         with storing(self.root):
             for folder in folders:
@@ -344,14 +348,14 @@ class Registry:
 
     @contextmanager
     def locked(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that nobody else writes in: kept whole if the block ends well, undone if not."""
+        """Open a transaction that excludes other writers: committed on success, rolled back on failure."""
         database.create(self.file)
         with database.errors(self.file), closing(database.connect(self.file)) as db, database.transaction(db):
             yield db
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection; to an empty registry where there is none yet."""
+        """Open a connection for reading; without a registry, to empty tables."""
         with database.errors(self.file), closing(database.connect(self.file if self.exists else None)) as db:
             yield db
 
@@ -361,18 +365,18 @@ class Registry:
             f"there is no model {name!r} in the registry",
             expected=f"one of {', '.join(known)}" if known else "a registered model",
             where=str(self.root),
-            fix=did_you_mean(name, known) or "`fulltune models list` names them; --out says where the registry is",
+            fix=did_you_mean(name, known) or "list the models with `fulltune models list`; --out sets the folder",
         )
 
 
 def reference(name: str, out: str | Path) -> Version | None:
-    """The version that a model's name in a config means, or None where the name is no registry's.
+    """Return the version that a model name in a config refers to, or None if it is not a name of the registry.
 
-    Names of runs, paths, starters and packages come first. A hub id is never hidden: ids with an owner have a slash,
-    which names here never have, and names here begin with their task.
+    Names of runs, paths, starters and packages take precedence. Hub ids cannot be hidden: an id with an owner has a
+    slash, which registry names never have, and registry names begin with their task.
 
     Raises:
-        StoreError: ``NAME@…`` names what is not there.
+        StoreError: ``NAME@…`` refers to a version that does not exist.
     """
     if re.search(r"[:/\\]", name) or paths.exists(name) or paths.is_folder(Path(out) / name / "model"):
         return None
@@ -384,7 +388,7 @@ def reference(name: str, out: str | Path) -> Version | None:
 
 
 def evidence(name: str, out: str | Path) -> Path:
-    """The folder with record and predictions of a run, or of a version of the registry.
+    """Return the folder with the record and predictions of a run, or of a version of the registry.
 
     Raises:
         StoreError: There is no such run or version.
@@ -400,20 +404,20 @@ def now() -> str:
 def _deleted(version: Version) -> StoreError:
     return StoreError(
         f"the bytes of {version.ref} were deleted by gc",
-        expected="a version that is still there",
+        expected="a version whose bytes still exist",
         fix=f"choose another version, or run its config again: {version.lineage.source}",
     )
 
 
 def _check_alias(alias: str) -> None:
     if not _ALIAS.fullmatch(alias) or alias == LATEST:
-        expected = f"small letters, digits, dots and hyphens, a letter first, not {LATEST!r}"
-        raise StoreError(f"{alias!r} cannot be an alias", expected=expected, fix=f"choose a name like {PRODUCTION!r}")
+        expected = f"lowercase letters, digits, dots and hyphens, starting with a letter, and not {LATEST!r}"
+        raise StoreError(f"{alias!r} is not a valid alias", expected=expected, fix=f"use a name like {PRODUCTION!r}")
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, ImportError, OSError):
-        # A container may run under a number that has no name.
+        # In a container, the user id may have no name.
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
