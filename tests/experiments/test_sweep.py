@@ -25,7 +25,7 @@ from fulltune.experiments.trials import Bench, Trial
 from fulltune.metrics import known
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.runtime.progress import NullProgress
-from fulltune.store.jobs import locked, job_folder
+from fulltune.store.jobs import job_folder, locked
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 

@@ -105,7 +105,7 @@ def test_references(registry: Registry, ref: str) -> None:
     [
         ("causal-lm-tin@1", "Did you mean 'causal-lm-tiny'"),
         ("causal-lm-tiny@7", "expected causal-lm-tiny@1"),
-        ("causal-lm-tiny@prod", "causal-lm-tiny has no 'prod'"),
+        ("causal-lm-tiny@prod", "causal-lm-tiny has no alias 'prod'"),
         ("causal-lm-tiny", "promote causal-lm-tiny@1"),
     ],
 )
@@ -205,8 +205,8 @@ def test_a_second_roll_back_needs_a_name(registry: Registry) -> None:
 @pytest.mark.parametrize(
     ("count", "to", "message"),
     [
-        (0, None, "has no 'production'"),
-        (1, None, "first that production pointed at"),
+        (0, None, "has no alias 'production'"),
+        (1, None, "first version that production pointed at"),
         (2, 3, "is version 3 now"),
         (2, 9, "was never version 9"),
     ],

@@ -203,7 +203,7 @@ def test_an_id_that_begins_another_is_not_ambiguous(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("2026010", "fits 7 runs"),
+        ("2026010", "matches 7 runs"),
         ("20260103-x", "did you mean '20260103-r'"),
         ("zzz", "the newest five"),
         ("", "there is no run ''"),
@@ -218,7 +218,7 @@ def test_resolve_helps_with_a_wrong_name(tmp_path: Path, name: str, message: str
 
 @pytest.mark.parametrize("name", ["latest", "some"])
 def test_resolve_where_nothing_ran_yet(tmp_path: Path, name: str) -> None:
-    with pytest.raises(StoreError, match=r"there is no run.*start one with `fulltune run`"):
+    with pytest.raises(StoreError, match=r"there is no run.*[Ss]tart one with `fulltune run`"):
         resolve(name, tmp_path / "nowhere")
 
 

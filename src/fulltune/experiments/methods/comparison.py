@@ -33,7 +33,7 @@ from fulltune.runtime import machine, plugins
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.runtime.version import __version__
-from fulltune.store.jobs import held, job_folder
+from fulltune.store.jobs import job_folder, locked
 
 METHODS = ("full", "lora", "qlora", "prompt-tuning")
 
@@ -85,7 +85,7 @@ def compare_methods(
     config, progress = _fair(load_config(config, overrides), max_steps), progress or NullProgress()
     arguments = {"methods": list(methods), "rates": rates, "seeds": seeds, "tokens": tokens, "prune": prune}
     folder = job_folder(out, "methods", config, arguments)
-    with held(folder):
+    with locked(folder):
         desk = _Desk(config, folder, Path(out), quiet, prune, runner, progress)
         prepared = desk.prepare(methods)
         if tokens:
