@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.runtime import paths
 from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value
-from fulltune.runtime.rows_file import as_source, refuse_model_object
-from fulltune.runtime.validation import expectation, spelled
+from fulltune.runtime.rows_file import as_source, check_model_reference
+from fulltune.runtime.validation import config_spelling, expected_input
 
 #: Default of `train.learning_rate` by method. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
 #: 2022, appendix D; about ten times the rate of `full` (Schulman et al. 2025, "LoRA Without Regret").
@@ -69,7 +69,7 @@ class Section(BaseModel):
             return value
         if isinstance(value, bool):
             raise ValueError(
-                f"found {spelled(value)} (YAML reads yes, no, on and off as truth values), expected a number"
+                f"found {config_spelling(value)} (YAML reads yes, no, on and off as truth values), expected a number"
             )
         if isinstance(value, str) and str not in kinds and not _NUMBER.fullmatch(value):
             raise ValueError(f"found {shortened(value)}, expected a number")
@@ -440,7 +440,7 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: The model, or a split of the data, is an object that no config can name.
     """
-    refuse_model_object(raw.get("model"))
+    check_model_reference(raw.get("model"))
     data = raw.get("data")
     if not isinstance(data, Mapping):
         return raw
@@ -519,7 +519,7 @@ def _problem(item: Any, where: str) -> Problem:
         return Problem(str(item["ctx"]["error"]), where=where, field=path)
     is_unquoted = item["type"] == "string_type" and isinstance(item["input"], (bool, int, float))
     fix = "put it in quotes if it is a name" if is_unquoted else ""
-    return Problem(spelled(item["input"]), expectation(item), fix, where, path)
+    return Problem(config_spelling(item["input"]), expected_input(item), fix, where, path)
 
 
 def _known_keys(parents: Sequence[Any]) -> set[str]:

@@ -16,15 +16,15 @@ from rich.text import Text
 from fulltune.cli import options
 from fulltune.errors import DataError
 from fulltune.runtime.progress import open_progress
-from fulltune.runtime.terminal import portable_json, visible, write_line
+from fulltune.runtime.terminal import escape_controls, portable_json, write_line
 
 EVIL = "\x1b]0;PWN\x07\x1b[31mred\x1b[2J \x9b31m \u202eabc\u2066 [bold]b[/bold] [/x] :smile: \ud800 \r up"
 HARMFUL = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ud800", "\r")
 
 
 def test_what_steers_a_terminal_is_written_as_an_escape() -> None:
-    assert visible("a\x1b[31mb\u202ec\td\ne\r\nf") == "a\\x1b[31mb\\u202ec\td\ne\nf"
-    assert visible("Привет, שלום, 👩‍👩‍👧 é") == "Привет, שלום, 👩‍👩‍👧 é"
+    assert escape_controls("a\x1b[31mb\u202ec\td\ne\r\nf") == "a\\x1b[31mb\\u202ec\td\ne\nf"
+    assert escape_controls("Привет, שלום, 👩‍👩‍👧 é") == "Привет, שלום, 👩‍👩‍👧 é"
 
 
 def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from fulltune.errors import StoreError
-from fulltune.runtime.files import storing
+from fulltune.runtime.files import store_errors
 from fulltune.store import manifest as manifests
 from fulltune.store.manifest import MANIFEST, read_manifest, remove_unfinished, require_space, verify, write_folder
 
@@ -120,7 +120,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(folder: Path) -> None:
 
 
 def test_an_error_without_a_number_keeps_its_words(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="the header is odd"), storing(tmp_path):
+    with pytest.raises(StoreError, match="the header is odd"), store_errors(tmp_path):
         raise SafetensorError("the header is odd")
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
 from fulltune.errors import DataError
-from fulltune.runtime.files import files_sha256, storing
+from fulltune.runtime.files import files_sha256, store_errors
 
 #: A file whose name contains this word is never trained on.
 HELD_OUT = "valid"
@@ -68,7 +68,7 @@ def tokens(files: Sequence[Path], tokenizer: Tokenizer, cache: Path, end: int) -
             encoded = tokenizer.encode_batch(list(texts([path])), add_special_tokens=False)
             parts += [np.array(piece.ids, dtype=np.uint16) for piece in encoded]
             parts.append(np.array([end], dtype=np.uint16))
-        with storing(cache):
+        with store_errors(cache):
             temporary = cache.with_suffix(".part.npy")
             np.save(temporary, np.concatenate(parts))
             temporary.replace(cache)

@@ -37,7 +37,7 @@ from fulltune.data.demo.text2sql import make_text2sql
 from fulltune.errors import FulltuneError
 from fulltune.models.bundle import quiet
 from fulltune.models.starters import folder
-from fulltune.runtime.files import atomic_text, storing
+from fulltune.runtime.files import atomic_text, store_errors
 from fulltune.runtime.kernels.allocator import keep_freed_pages
 from fulltune.training.trainer import Trainer
 from starters import corpus
@@ -84,7 +84,7 @@ def make_starter(
         StoreError: Nothing can be written to ``out``.
     """
     family = FAMILIES[name]
-    with storing(out):
+    with store_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     found = corpus.find(corpus_folder)
     shared = shared_tokenizer(found, out)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from fulltune.errors import ConfigError, did_you_mean
-from fulltune.runtime.files import atomic_text, storing
+from fulltune.runtime.files import atomic_text, store_errors
 
 #: Each is the whole job on a starter, in minutes on two cores. Rows are those of the data set of the same
 #: name, and more of them for clauses.
@@ -79,7 +79,7 @@ def prepare(name: str, out: str | Path = "runs") -> Path:
     from fulltune.data.demo.files import DATASETS, write_contracts
 
     folder = Path(out) / "demo" / name
-    with storing(folder):
+    with store_errors(folder):
         if name == "contracts":
             write_contracts(folder, n=_CLAUSES)
         else:

@@ -19,7 +19,7 @@ import fulltune
 from fulltune.cli import launch
 from fulltune.cli.models import models
 from fulltune.cli.options import RUNS, ConfigFile, Json, Out, Overrides, Quiet, Verbose, answer, answering
-from fulltune.runtime.terminal import replace_unknown_characters, visible, write_line
+from fulltune.runtime.terminal import escape_controls, replace_unknown_characters, write_line
 from fulltune.runtime.version import __version__
 
 app = typer.Typer(
@@ -379,4 +379,4 @@ def _unexpected(kind: type[BaseException], error: BaseException, trace: Tracebac
 def _visible_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return f"{filename}:{lineno}: {category.__name__}: {visible(str(message))}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {escape_controls(str(message))}\n"

@@ -15,7 +15,7 @@ import typer
 
 from fulltune.errors import FulltuneError
 from fulltune.runtime import distributed
-from fulltune.runtime.terminal import Visible, plain_console, portable_json, silence, write_line
+from fulltune.runtime.terminal import EscapedRenderable, discard_output, plain_console, portable_json, write_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,10 +49,10 @@ def answer(text: str, human: RenderableType, as_json: bool) -> None:
         if as_json:
             _print_json(text)
         else:
-            plain_console().print(Visible(human))
+            plain_console().print(EscapedRenderable(human))
         sys.stdout.flush()
     except BrokenPipeError:
-        silence(sys.stdout)
+        discard_output(sys.stdout)
 
 
 def _print_json(text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.runtime.class_labels import class_names, features_of, ids_to_names
-from fulltune.runtime.validation import unread
+from fulltune.runtime.validation import read_failure
 
 #: What ``datasets`` raises where its own files lack what it looks for.
 _DAMAGED = (LookupError, TypeError, AttributeError)
@@ -48,7 +48,7 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        reason = "its end is missing" if "footer" in str(error) else unread(error)
+        reason = "its end is missing" if "footer" in str(error) else read_failure(error)
         raise DataError(f"not a readable Parquet file ({reason})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
     twice = [name for name in _chosen(names, wanted) if names.count(name) > 1]
@@ -120,7 +120,7 @@ def open_datasets_folder(path: Path, named_split: str, split: str, wanted: Colle
     try:
         data = load_from_disk(str(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
-        reason = "its description is damaged" if isinstance(error, _DAMAGED) else unread(error)
+        reason = "its description is damaged" if isinstance(error, _DAMAGED) else read_failure(error)
         raise DataError(
             f"the `datasets` folder cannot be read ({reason})", where=str(path), fix="save it again"
         ) from None

@@ -21,7 +21,7 @@ from fulltune.evaluation.retention import Memory
 from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Model, Retention, Score, read_record
-from fulltune.runtime.files import storing
+from fulltune.runtime.files import store_errors
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.registry.register import register_derived
 from fulltune.store.runs import resolve
@@ -100,7 +100,7 @@ def average(folders: Sequence[Path], goal: Path) -> None:
         for name, file in models[0].items():
             total = sum(model[name].get_tensor(name).double() for model in models)
             mean[name] = (total / len(models)).to(file.get_tensor(name).dtype)
-    with storing(goal):
+    with store_errors(goal):
         shutil.copytree(folders[0], goal, ignore=shutil.ignore_patterns("*.safetensors*", "*.pt", "*.pth", "*.bin"))
         save_file(mean, goal / "model.safetensors", metadata={"format": "pt"})
 

@@ -19,7 +19,7 @@ from fulltune.metrics import INFORMATIONAL, known
 from fulltune.metrics.accumulate import Accumulator, paired, row_values
 from fulltune.metrics.base import Metric
 from fulltune.records.run import Comparison, MetricInfo, Model, Outcome, Prediction, Record, Score, read_record
-from fulltune.runtime.validation import explained, unread
+from fulltune.runtime.validation import first_problem, read_failure
 
 #: How many of the most improved and most worsened rows are named.
 SHOWN_ROWS = 20
@@ -361,7 +361,7 @@ def _predictions(path: Path) -> Iterator[Prediction]:
                     yield _prediction(line, f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(
-            f"the predictions cannot be read ({unread(error)})",
+            f"the predictions cannot be read ({read_failure(error)})",
             where=str(path),
             fix="name a finished run, or run it again",
         ) from error
@@ -372,7 +372,7 @@ def _prediction(line: str, where: str) -> Prediction:
         return Prediction.model_validate_json(line)
     except ValidationError as error:
         raise StoreError(
-            f"not a prediction ({explained(error)})",
+            f"not a prediction ({first_problem(error)})",
             expected="a JSON object with system, id, input, reference and output",
             where=where,
             fix="run it again, or restore the file",

@@ -13,7 +13,7 @@ from fulltune.models import sources
 from fulltune.models.adapters.files import rename_base
 from fulltune.records.run import Model, read_record
 from fulltune.report.card import bare, card
-from fulltune.runtime.files import atomic_text, storing
+from fulltune.runtime.files import atomic_text, store_errors
 from fulltune.store import delta
 from fulltune.store.delta import DeltaInfo, Restored
 from fulltune.store.registry.registry import Registry, Version
@@ -93,7 +93,7 @@ def write_folder(version: Version, checkout: Path, to: Path) -> None:
     """
     if to.exists():
         raise StoreError("this place is taken", where=str(to), fix="name another folder with --to")
-    with storing(to):
+    with store_errors(to):
         # What a run saved is whole already: an adapter that can be merged was merged before it was scored.
         shutil.copytree(checkout / "model", to, copy_function=shutil.copyfile)
     atomic_text(to / "README.md", _card(version, checkout))

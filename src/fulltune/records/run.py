@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fulltune.errors import StoreError
-from fulltune.runtime.validation import explained, unread
+from fulltune.runtime.validation import first_problem, read_failure
 
 SCHEMA = 1
 
@@ -373,7 +373,7 @@ def read_record(path: Path) -> Record:
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StoreError(
-            f"the record cannot be read ({unread(error)})",
+            f"the record cannot be read ({read_failure(error)})",
             expected="a JSON object",
             where=str(path),
             fix="run it again",
@@ -387,7 +387,7 @@ def read_record(path: Path) -> Record:
         return Record.model_validate(raw)
     except ValidationError as error:
         raise StoreError(
-            f"the record does not match its schema ({explained(error)})",
+            f"the record does not match its schema ({first_problem(error)})",
             where=str(path),
             fix="run it again, or restore the file",
         ) from error

@@ -14,7 +14,7 @@ from fulltune.errors import StoreError
 from fulltune.records.run import Prediction, Step, read_record, without_discarded
 from fulltune.report.page import render
 from fulltune.runtime.files import atomic_text
-from fulltune.runtime.validation import explained, unread
+from fulltune.runtime.validation import first_problem, read_failure
 
 Line = TypeVar("Line", bound=BaseModel)
 
@@ -72,13 +72,15 @@ def _audit(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"the audit cannot be read ({unread(error)})", where=str(path), fix="run it again") from error
+        raise StoreError(
+            f"the audit cannot be read ({read_failure(error)})", where=str(path), fix="run it again"
+        ) from error
     return audit if isinstance(audit, dict) else {"findings": audit}
 
 
 def _unreadable(path: Path, line: int, error: ValidationError) -> StoreError:
     return StoreError(
-        f"the line does not fit its schema ({explained(error)})",
+        f"the line does not fit its schema ({first_problem(error)})",
         where=f"{path}:{line}",
         fix="run it again, or restore the file",
     )

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed over it."""
+"""Write files atomically: into a temporary file in the same folder, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -25,59 +25,72 @@ from fulltune.errors import StoreError
 from fulltune.runtime import paths
 
 _FIXES = {
-    errno.ENOSPC: "free some space, or choose another place with --out",
-    errno.EDQUOT: "your quota is used up: free some space, or choose another place with --out",
-    errno.EROFS: "the file system is read-only: choose another place with --out",
-    errno.EACCES: "this user may not write there: choose another place with --out",
-    errno.EPERM: "this user may not write there: choose another place with --out",
-    errno.ENOTDIR: "a part of this path is a file: choose another place with --out",
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter place with --out",
+    errno.ENOSPC: "free some space, or choose another folder with --out",
+    errno.EDQUOT: "your quota is used up: free some space, or choose another folder with --out",
+    errno.EROFS: "the file system is read-only: choose another folder with --out",
+    errno.EACCES: "this user may not write there: choose another folder with --out",
+    errno.EPERM: "this user may not write there: choose another folder with --out",
+    errno.ENOTDIR: "a part of this path is a file: choose another folder with --out",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter path with --out",
 }
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON; floats that are no numbers become ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+    """Serialize to strict JSON; non-finite floats become ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
 
     Raises:
-        StoreError: The value holds something that JSON cannot.
+        StoreError: The value contains something that JSON cannot represent.
     """
     try:
         return _dump(value, indent=indent, inf_nan_mode="strings").decode()
     except PydanticSerializationError as error:
-        raise StoreError(f"a value cannot be written as JSON ({error})", fix="mend the row it comes from") from error
+        raise StoreError(f"a value cannot be written as JSON ({error})", fix="correct the row it comes from") from error
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """Turns an operating-system error in the block into a :class:`StoreError` that says what to do.
+def store_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system error in the block into a :class:`StoreError` with a fix.
 
-    safetensors tells such an error in the text of its own. A path whose bytes are no text is refused: tokenizers and
-    safetensors cannot write to it.
+    safetensors reports such an error in the text of its own exception. A path that is not valid UTF-8 is rejected,
+    since tokenizers and safetensors cannot write to it.
+
+    Args:
+        path: File or folder that is written in the block.
+
+    Raises:
+        StoreError: The path is not Unicode, or the block raised an error of the operating system.
     """
     if any("\ud800" <= character <= "\udfff" for character in str(path)):
-        fix = "choose another place with --out"
+        fix = "choose another folder with --out"
         raise StoreError("a path that is not Unicode text", expected="a name in UTF-8", where=str(path), fix=fix)
     try:
         yield
     except (OSError, SafetensorError) as error:
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        number = _error_number(error)
         reason = os.strerror(number) if number else str(error)
-        fix = _FIXES.get(number or 0, "check the place, or choose another with --out")
+        fix = _FIXES.get(number or 0, "check the folder, or choose another one with --out")
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 
-#: What an unfinished file's name says of its process: the machine and the number of the process.
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """Return the error number of the operating system; None if it is unknown."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
+
+
+#: Suffix of an unfinished file: hash of the machine's name, process id, random number.
 _OWNER = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{8}\.part")
 
 
 def unfinished_path(path: Path) -> Path:
-    """Return a name beside ``path`` that nobody else has, for a file or folder until it is complete."""
+    """Return a unique path in the folder of ``path``, for a file or folder that is not yet complete."""
     return path.with_name(f".{path.name[:100]}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what processes of this machine that are gone had begun to write in place of ``path``."""
+    """Remove unfinished files for ``path`` that were left by ended processes of this machine."""
     prefix = f".{path.name[:100]}."
     for name in paths.names_in(path.parent):
         owner = _OWNER.fullmatch(name, len(prefix) - 1) if name.startswith(prefix) else None
@@ -86,13 +99,13 @@ def remove_abandoned(path: Path) -> None:
 
 
 def remove_all_unfinished(folder: Path) -> None:
-    """Remove every unfinished file and folder below ``folder``. Only for who alone may write there."""
+    """Remove every unfinished file and folder below ``folder``. The caller must be its only writer."""
     for path in list(folder.rglob(".*.part")):
         remove(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, where it is still there and may be removed."""
+    """Remove a file or folder; errors are ignored."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -102,41 +115,42 @@ def remove(path: Path) -> None:
 
 @cache
 def _machine() -> str:
+    """Return a short hash of this machine's name."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """A function that writes bytes to what takes the place of ``path`` if the block ends well, and vanishes if not.
+    """Yield a function that writes bytes to a temporary file, which replaces ``path`` if the block succeeds.
 
     Raises:
-        StoreError: The disk is full or read-only; ``path`` is as it was before. What else the block raises passes.
+        StoreError: The disk is full or read-only; ``path`` is unchanged. Other errors of the block pass through.
     """
     temporary = unfinished_path(path)
-    with storing(path):
+    with store_errors(path):
         remove_abandoned(path)
         file = temporary.open("xb")
 
     def write(data: bytes) -> None:
-        with storing(path):
+        with store_errors(path):
             file.write(data)
 
     try:
         yield write
-        with storing(path):
+        with store_errors(path):
             file.flush()
             os.fsync(file.fileno())
             file.close()
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
-        with storing(path):
+        with store_errors(path):
             temporary.unlink(missing_ok=True)
             file.close()
 
 
 def atomic_text(path: Path, text: str) -> Path:
-    """Write UTF-8 text to ``path``, whole or not at all."""
+    """Write UTF-8 text to ``path`` atomically, and return the path."""
     with atomic(path) as write:
         write(text.encode("utf-8"))
     return path
@@ -144,52 +158,52 @@ def atomic_text(path: Path, text: str) -> Path:
 
 @contextmanager
 def append_lines(path: Path) -> Iterator[Callable[[Any], None]]:
-    """A function that appends a value as one line of JSON.
+    """Yield a function that appends a value as one line of JSON.
 
     Raises:
-        StoreError: The disk is full or read-only. What else the block raises passes.
+        StoreError: The disk is full or read-only. Other errors of the block pass through.
     """
-    with storing(path):
+    with store_errors(path):
         file = path.open("ab")
 
     def write(value: Any) -> None:
         line = to_json(value).encode() + b"\n"
-        with storing(path):
+        with store_errors(path):
             file.write(line)
             file.flush()
 
     try:
         yield write
     finally:
-        with storing(path):
+        with store_errors(path):
             file.close()
 
 
 def file_sha256(path: Path) -> str:
-    """The hash of a file's bytes, read in pieces."""
-    whole = hashlib.sha256()
+    """Return the SHA-256 hash of a file in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
-            whole.update(chunk)
-    return whole.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
-    """One hash over the names and the bytes of files, in the order given."""
-    whole = hashlib.sha256()
+    """Return one SHA-256 hash over the names and contents of files, in the given order."""
+    digest = hashlib.sha256()
     for path in paths:
-        whole.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return whole.hexdigest()
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files below a folder."""
+    """Return the total size of all files below a folder in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, where the system can (Windows cannot open a folder)."""
-    if os.name == "nt":
+    """Flush a folder to disk, so that renames in it are durable."""
+    if os.name == "nt":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,9 +1,9 @@
-"""Progress of long stages: bars on a terminal, a few log lines where there is none, silence when asked.
+"""Show the progress of long stages: bars on a terminal, a few lines elsewhere, nothing with ``--quiet``.
 
     with progress.stage("train", total=300, unit="step") as bar:
         bar.advance(note="loss 1.23")
 
-Everything goes to stderr, so stdout stays free for results.
+Everything is written to stderr, so that stdout contains only results.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import TextIO
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from fulltune.runtime.terminal import plain_console, visible, write_line
+from fulltune.runtime.terminal import escape_controls, plain_console, write_line
 
-#: Most log lines that one stage writes between its first and its last, and the seconds between two of them at least.
+#: Maximum number of lines per stage, besides the first and the last.
 LOG_LINES = 8
+
+#: Minimum seconds between two lines.
 LOG_SECONDS = 2.0
 
 
@@ -30,29 +32,34 @@ class Bar(ABC):
 
     @abstractmethod
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Say that ``count`` more units are done; ``note`` stands beside the bar until the next one."""
+        """Report ``count`` more completed units; ``note`` is shown next to the bar until the next one."""
 
 
 class Progress(ABC):
-    """Where stages report. Library code takes one and defaults to :class:`NullProgress`."""
+    """Receiver of progress reports. Library code takes one and defaults to :class:`NullProgress`."""
 
     @abstractmethod
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "row") -> Iterator[Bar]:
-        """A stage of ``total`` units (None: unknown); stages may be nested."""
+        """Open a stage of ``total`` units (None: unknown); stages may be nested."""
 
     @abstractmethod
     def note(self, text: str) -> None:
-        """One line for the reader, beside the bars."""
+        """Print one line of text above the bars."""
 
     @staticmethod
     def quiet() -> Progress:
-        """A progress that says nothing."""
+        """Return a progress that prints nothing."""
         return NullProgress()
 
 
 def open_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress:
-    """The progress that suits the stream (stderr unless given): bars on a terminal, log lines elsewhere."""
+    """Return the progress for a stream: bars on a terminal, lines elsewhere.
+
+    Args:
+        quiet: Print nothing.
+        stream: Default: stderr.
+    """
     stream = stream or sys.stderr
     if quiet or stream is None:
         return NullProgress()
@@ -65,7 +72,7 @@ class _NullBar(Bar):
 
 
 class NullProgress(Progress):
-    """Says nothing."""
+    """A progress that prints nothing."""
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "row") -> Iterator[Bar]:
@@ -76,12 +83,18 @@ class NullProgress(Progress):
 
 
 class _LogBar(Bar):
-    """Writes a line at each equal part of the total; where that is unknown, whenever the time gone by has doubled."""
+    """A bar that prints a line at equal parts of the total; if that is unknown, each time the elapsed time doubles."""
 
     def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
-        self.name, self.total, self.unit, self.stream = name, total, unit, stream
-        self.done, self.lines, self.wait = 0, 0, 10.0
-        self.started = self.spoken = time.monotonic()
+        self.name = name
+        self.total = total
+        self.unit = unit
+        self.stream = stream
+        self.done = 0
+        self.lines = 0
+        self.wait = 10.0
+        self.started = time.monotonic()
+        self.last_line = self.started
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
@@ -92,21 +105,21 @@ class _LogBar(Bar):
     def _due(self) -> bool:
         if self.total:
             due = self.lines < self.done * (LOG_LINES + 1) // self.total and self.done < self.total
-            return due and time.monotonic() - self.spoken >= LOG_SECONDS
+            return due and time.monotonic() - self.last_line >= LOG_SECONDS
         if time.monotonic() - self.started < self.wait:
             return False
         self.wait *= 2
         return True
 
     def line(self, note: str = "") -> None:
-        self.spoken = time.monotonic()
+        self.last_line = time.monotonic()
         of = f"/{self.total}" if self.total else ""
-        parts = [f"{self.name}: {self.done}{of} {self.unit}s", f"{self.spoken - self.started:.0f} s", note]
+        parts = [f"{self.name}: {self.done}{of} {self.unit}s", f"{self.last_line - self.started:.0f} s", note]
         write_line(self.stream, ", ".join(part for part in parts if part))
 
 
 class LogProgress(Progress):
-    """Plain lines, at most :data:`LOG_LINES` + 2 a stage."""
+    """A progress of plain lines, at most :data:`LOG_LINES` + 2 per stage."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -128,13 +141,13 @@ class _RichBar(Bar):
 
     def advance(self, count: int = 1, note: str = "") -> None:
         if note:
-            self.bars.update(self.task, advance=count, note=visible(note))
+            self.bars.update(self.task, advance=count, note=escape_controls(note))
         else:
             self.bars.update(self.task, advance=count)
 
 
 class BarProgress(Progress):
-    """Bars of :mod:`rich`; one live display serves nested stages."""
+    """A progress of :mod:`rich` bars; nested stages share one live display."""
 
     def __init__(self, stream: TextIO) -> None:
         self.console = plain_console(stream)
@@ -154,7 +167,7 @@ class BarProgress(Progress):
         if self.depth == 0:
             self.bars.start()
         self.depth += 1
-        task = self.bars.add_task(visible(name), total=total, note=f"{unit}s")
+        task = self.bars.add_task(escape_controls(name), total=total, note=f"{unit}s")
         try:
             yield _RichBar(self.bars, task)
         finally:
@@ -164,4 +177,4 @@ class BarProgress(Progress):
                 self.bars.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(visible(text))
+        self.console.print(escape_controls(text))

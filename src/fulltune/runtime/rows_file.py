@@ -52,7 +52,7 @@ def as_source(value: Any, field: str, read: Collection[str] = ()) -> Any:
     return str(_written(_rows(value, field), field, read))
 
 
-def refuse_model_object(value: Any) -> None:
+def check_model_reference(value: Any) -> None:
     """Check that a model is named, not handed over: a run must be able to load it again.
 
     Raises:

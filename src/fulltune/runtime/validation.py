@@ -1,4 +1,4 @@
-"""Errors of pydantic in plain words: what was found, and what was expected."""
+"""Turn pydantic's validation errors into messages: value and expected value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-#: What each kind of error wants, by the beginning of its name. ``{…}`` is filled in from the error.
+#: Expected value by the beginning of an error's type. ``{…}`` is filled in from the error.
 _EXPECTED = (
     ("string_too_short", "text of at least {min_length} characters"),
     ("string_too_long", "text of at most {max_length} characters"),
@@ -43,22 +43,22 @@ _EXPECTED = (
 )
 
 
-def expectation(item: ErrorDetails) -> str:
-    """Return what a field takes."""
-    kind, details = item["type"], item.get("ctx", {})
+def expected_input(item: ErrorDetails) -> str:
+    """Return a description of the values that a field accepts."""
+    kind = item["type"]
+    details = item.get("ctx", {})
     if kind == "string_too_short" and details.get("min_length") == 1:
         return "text that is not empty"
-    text = next((text for start, text in _EXPECTED if kind.startswith(start)), None)
-    if text is None:
+    template = next((text for start, text in _EXPECTED if kind.startswith(start)), None)
+    if template is None:
         message = item["msg"]
         return (message[:1].lower() + message[1:]).removeprefix("input should be ")
-    return text.format_map(
-        {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in details.items()}
-    )
+    values = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in details.items()}
+    return template.format_map(values)
 
 
-def spelled(value: Any) -> str:
-    """Return a value of a config as a config spells it, shortened."""
+def config_spelling(value: Any) -> str:
+    """Return a value as it is written in a config, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
     if isinstance(value, Mapping) and not value:
@@ -66,8 +66,8 @@ def spelled(value: Any) -> str:
     return shortened(value)
 
 
-def explained(error: ValidationError) -> str:
-    """Return the first thing that is wrong with a file, in one sentence."""
+def first_problem(error: ValidationError) -> str:
+    """Return the first problem of a file in one sentence."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     prefix = f"{place}: " if place else ""
@@ -79,27 +79,28 @@ def explained(error: ValidationError) -> str:
         return f"{prefix}missing"
     if first["type"] == "value_error":
         return f"{prefix}{first['ctx']['error']}"
-    return f"{prefix}{spelled(first['input'])}, expected {expectation(first)}"
+    return f"{prefix}{config_spelling(first['input'])}, expected {expected_input(first)}"
 
 
 def _not_json(text: Any) -> str:
-    written = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
+    """Return the message for a text that is not valid JSON."""
+    decoded = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
     try:
-        json.loads(written)
+        json.loads(decoded)
     except json.JSONDecodeError as error:
-        what, _, line = json_fault(written, error)
-        return f"not valid JSON: {what} of line {line}"
+        problem, _, line = json_fault(decoded, error)
+        return f"not valid JSON: {problem} of line {line}"
     except (ValueError, RecursionError):
         pass
     return "not valid JSON"
 
 
-def unread(error: Exception) -> str:
-    """Return why a file could not be read, or its content not be taken, without the words of a library."""
+def read_failure(error: Exception) -> str:
+    """Return why a file could not be read or its content was rejected, without wording of libraries."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
-        return explained(error)
+        return first_problem(error)
     if isinstance(error, json.JSONDecodeError):
         return _not_json(error.doc)
     if isinstance(error, UnicodeDecodeError):

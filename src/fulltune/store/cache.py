@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.runtime import distributed
-from fulltune.runtime.files import atomic, storing, to_json
+from fulltune.runtime.files import atomic, store_errors, to_json
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def write_cache(path: Path, rows: Iterable[Any]) -> int:
     Raises:
         StoreError: The disk is full or read-only.
     """
-    with storing(path.parent):
+    with store_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     count = 0

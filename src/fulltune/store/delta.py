@@ -28,8 +28,8 @@ from pydantic import ValidationError
 
 from fulltune.errors import StoreError
 from fulltune.records.run import Model
-from fulltune.runtime.files import file_sha256, remove_abandoned, storing, sync_folder, unfinished_path
-from fulltune.runtime.validation import explained
+from fulltune.runtime.files import file_sha256, remove_abandoned, store_errors, sync_folder, unfinished_path
+from fulltune.runtime.validation import first_problem
 from fulltune.store.objects import checkpoint_files, checkpoint_sha256
 from fulltune.store.tensors import Tensor, Words, header, tensors
 
@@ -124,7 +124,7 @@ def write_delta(base: Path, tuned: Path, goal: Path) -> DeltaInfo:
                 fix=f"name a {side} folder that has some",
             )
     contents = _contents(sides, _pairs(stored["base"], stored["tuned"]))
-    with _unfinished(goal) as new, storing(goal):
+    with _unfinished(goal) as new, store_errors(goal):
         with zipfile.ZipFile(new, "w", allowZip64=True) as archive:
             _write(archive, contents, sides, stored)
         for side in sides:
@@ -162,7 +162,7 @@ def apply_delta(source: Path, delta: Path, goal: Path) -> Restored:
             )
         side: Side = "tuned" if given.sha256 == contents.base_sha256 else "base"
         sha256 = contents.tuned_sha256 if side == "tuned" else contents.base_sha256
-        with _damage(delta), _unfinished(goal) as new, storing(goal):
+        with _damage(delta), _unfinished(goal) as new, store_errors(goal):
             new.mkdir()
             for name, pieces in _restored(archive, contents, given, side):
                 with (new / name).open("wb") as file:
@@ -351,7 +351,7 @@ def _read_contents(archive: zipfile.ZipFile, path: Path) -> Contents:
         contents = Contents.model_validate_json(raw)
     except ValidationError as error:
         fix = "name a file that `export --delta` wrote, or upgrade fulltune"
-        raise StoreError(f"this is not a delta ({explained(error)})", where=str(path), fix=fix) from error
+        raise StoreError(f"this is not a delta ({first_problem(error)})", where=str(path), fix=fix) from error
     if contents.schema_version > SCHEMA:
         raise StoreError(
             f"the delta has schema {contents.schema_version}",
@@ -376,12 +376,12 @@ def _damage(delta: Path) -> Iterator[None]:
 def _unfinished(goal: Path) -> Iterator[Path]:
     """Give a temporary path next to the goal; rename it to the goal on success, remove it on failure."""
     new = unfinished_path(goal)
-    with storing(goal):
+    with store_errors(goal):
         goal.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(goal)
     try:
         yield new
-        with storing(goal):
+        with store_errors(goal):
             os.replace(new, goal)
             sync_folder(goal.parent)
     finally:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from fulltune.config import Config, Source
 from fulltune.errors import StoreError
 from fulltune.runtime import paths
-from fulltune.runtime.files import file_sha256, files_sha256, storing, to_json
+from fulltune.runtime.files import file_sha256, files_sha256, store_errors, to_json
 from fulltune.runtime.version import __version__
 
 
@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         StoreError: Another process holds the lock, or the folder cannot be written.
     """
-    with storing(folder):
+    with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         try:

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from fulltune.errors import Problem, StoreError
 from fulltune.records.run import Model
-from fulltune.runtime.files import file_sha256, storing, sync_folder, unfinished_path
+from fulltune.runtime.files import file_sha256, store_errors, sync_folder, unfinished_path
 from fulltune.store.cache import cache_key
 
 MANIFEST = "manifest.json"
@@ -80,7 +80,7 @@ def write_folder(
     """
     if target.exists() and not replace:
         raise StoreError("the folder exists already", where=str(target), fix="choose another name, or remove it")
-    with storing(target):
+    with store_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = unfinished_folder(target)
         unfinished.mkdir()
@@ -98,7 +98,7 @@ def seal(unfinished: Path, target: Path, facts: dict[str, Any]) -> Manifest:
     Raises:
         StoreError: The disk is full or read-only.
     """
-    with storing(target):
+    with store_errors(target):
         manifest = _described(unfinished, facts)
         _write(unfinished / MANIFEST, manifest.to_json().encode())
         sync_folder(unfinished)
@@ -168,7 +168,7 @@ def require_space(place: Path, needed: int, what: str = "") -> None:
         raise StoreError(
             f"{free / 1e9:.3g} GB are free on this disk",
             expected=f"{(needed + SPARE_BYTES) / 1e9:.3g} GB{what and ' for '}{what}",
-            fix="free some space, or choose another place with --out",
+            fix="free some space, or choose another folder with --out",
             where=str(place),
         )
 

@@ -14,7 +14,14 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 from fulltune.errors import Problem
-from fulltune.runtime.files import file_sha256, files_sha256, remove_abandoned, storing, sync_folder, unfinished_path
+from fulltune.runtime.files import (
+    file_sha256,
+    files_sha256,
+    remove_abandoned,
+    store_errors,
+    sync_folder,
+    unfinished_path,
+)
 from fulltune.store.manifest import FileEntry
 
 #: Files that define a checkpoint: only these are hashed and downloaded from a hub. Pickle files are excluded.
@@ -58,7 +65,7 @@ class Objects:
         Raises:
             StoreError: The source cannot be read, or the disk is full or read-only.
         """
-        with storing(self.root):
+        with store_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             remove_abandoned(self.root / _NEW)
             temporary = unfinished_path(self.root / _NEW)

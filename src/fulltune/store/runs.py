@@ -26,8 +26,8 @@ from pydantic import ValidationError
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
 from fulltune.records.run import Model
 from fulltune.runtime import distributed, paths
-from fulltune.runtime.files import append_lines, atomic_text, remove_all_unfinished, storing, to_json
-from fulltune.runtime.validation import unread
+from fulltune.runtime.files import append_lines, atomic_text, remove_all_unfinished, store_errors, to_json
+from fulltune.runtime.validation import read_failure
 
 State = Literal["running", "finished", "refused", "failed", "stopped", "killed"]
 
@@ -87,7 +87,7 @@ class RunFolder:
         path = Path(out) / run_id
         if not distributed.is_main():
             return cls(path, None)
-        with storing(path):
+        with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 path.mkdir()
@@ -110,7 +110,7 @@ class RunFolder:
             raise StoreError("this run has ended", where=str(path), fix="start a new one")
         if not distributed.is_main():
             return cls(path, None)
-        with storing(path):
+        with store_errors(path):
             folder = cls(path, _acquire(path))
             remove_all_unfinished(path)
         folder._started = known.started
@@ -174,7 +174,7 @@ def status(path: Path) -> Status:
         raise StoreError("this is not a run folder", expected=_STATUS, where=str(path), fix="name a run") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise StoreError(
-            f"the status cannot be read ({unread(error)})", where=str(file), fix="delete the run"
+            f"the status cannot be read ({read_failure(error)})", where=str(file), fix="delete the run"
         ) from error
     if status.state == "running" and not _is_locked(path):
         return status.model_copy(update={"state": "killed", "message": f"process {status.pid} is gone"})

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fulltune.config import Config, TrainConfig
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
-from fulltune.runtime.validation import expectation, spelled
+from fulltune.runtime.validation import config_spelling, expected_input
 from fulltune.training import trackers
 from fulltune.training.optimizers import NAMES, optimizer_name
 
@@ -233,7 +233,7 @@ def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set
         if config.trainer[name] == options.get(name):
             return []
         fix = f"set {option} and remove {key}"
-        given = f"{spelled(config.trainer[name])}, but {option} sets this"
+        given = f"{config_spelling(config.trainer[name])}, but {option} sets this"
         return [Problem(given, "one place for each option", fix, field=key)]
     if name in _RENAMED:
         return [Problem("no field of TrainingArguments", fix=f"use {_RENAMED[name]}", field=key)]
@@ -258,8 +258,8 @@ def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
     try:
         _types()[name].validate_python(value)
     except ValidationError as error:
-        wanted = " or ".join(dict.fromkeys(map(expectation, error.errors())))
-        return [Problem(spelled(value), wanted, field=key)]
+        wanted = " or ".join(dict.fromkeys(map(expected_input, error.errors())))
+        return [Problem(config_spelling(value), wanted, field=key)]
     return []
 
 

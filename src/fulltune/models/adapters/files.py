@@ -19,7 +19,7 @@ from torch import Tensor
 from fulltune.errors import ModelError
 from fulltune.models.adapters import lora, nf4, soft_prompt
 from fulltune.records.run import Model
-from fulltune.runtime.validation import unread
+from fulltune.runtime.validation import read_failure
 
 if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
@@ -87,7 +87,7 @@ class Origin(Model):
             return cls.model_validate(raw if path.name == ORIGIN else _of_peft(raw))
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"the adapter does not tell its base ({unread(error)})",
+                f"the adapter does not tell its base ({read_failure(error)})",
                 expected=f"{ORIGIN}, or base_model_name_or_path in {CONFIG}",
                 where=str(path),
                 field="model",

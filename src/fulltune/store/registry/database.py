@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from fulltune.errors import StoreError
-from fulltune.runtime.files import storing, sync_folder
+from fulltune.runtime.files import store_errors, sync_folder
 
 #: Seconds that a writer waits for other writers.
 PATIENCE = 60.0
@@ -55,7 +55,7 @@ def create(path: Path) -> None:
     """
     if path.exists():
         return
-    with storing(path), errors(path):
+    with store_errors(path), errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
             new = Path(folder) / path.name

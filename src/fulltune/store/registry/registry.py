@@ -27,7 +27,7 @@ from pydantic import Field
 from fulltune.errors import Problem, StoreError, did_you_mean
 from fulltune.records.run import Model, ModelInfo
 from fulltune.runtime import paths
-from fulltune.runtime.files import storing
+from fulltune.runtime.files import store_errors
 from fulltune.store.manifest import FileEntry, write_folder
 from fulltune.store.manifest import verify as verify_folder
 from fulltune.store.objects import Objects, link_or_copy
@@ -340,7 +340,7 @@ class Registry:
         Raises:
             StoreError: The files cannot be deleted.
         """
-        with storing(self.root):
+        with store_errors(self.root):
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
             for file in files:
