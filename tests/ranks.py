@@ -5,17 +5,26 @@ python tests/ranks.py PLACE OUT [KIND …] [A.B=VALUE …]      alone, or starte
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
-KINDS = {"gpt2": "causal-lm", "bert": "classification", "t5": "seq2seq"}
+KINDS = {"gpt2": "causal-lm", "bert": "classification", "t5": "seq2seq", "sql": "text2sql"}
+MODELS = {"sql": "t5"}
+COLUMNS = {
+    "gpt2": ("text",),
+    "bert": ("text", "label"),
+    "t5": ("source", "target"),
+    "sql": ("question", "sql", "db_id"),
+}
 HEROES = ("fox", "king", "cat", "dog", "court")
 
 
@@ -24,10 +33,11 @@ def prepare(place: Path) -> Path:
     import fakes
 
     for kind in KINDS:
-        fakes.save(kind, place / kind)
+        fakes.save(MODELS.get(kind, kind), place / kind)
+    _save_database(place / "databases")
     for split, start, count in (("train", 0, 24), ("valid", 24, 5), ("eval", 29, 7)):
         rows = [_row(number) for number in range(start, start + count)]
-        for kind, names in (("gpt2", ("text",)), ("bert", ("text", "label")), ("t5", ("source", "target"))):
+        for kind, names in COLUMNS.items():
             lines = [json.dumps({name: row[name] for name in names}) + "\n" for row in rows]
             (place / f"{kind}.{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     return place
@@ -36,14 +46,32 @@ def prepare(place: Path) -> Path:
 def _row(number: int) -> dict[str, str]:
     hero, other = HEROES[number % 5], HEROES[number // 5 % 5]
     text = f"the {hero} and {number % 7} {other} " * (1 + number % 4) + str(number)
-    return {"text": text, "label": ("yes", "no")[number % 2], "source": f"say {number}", "target": f"{number} {hero}"}
+    return {
+        "text": text,
+        "label": ("yes", "no")[number % 2],
+        "source": f"say {number}",
+        "target": f"{number} {hero}",
+        "question": f"legs of {hero} {number}",
+        "sql": f"SELECT legs FROM animal WHERE name = '{hero}' AND legs < {number}",
+        "db_id": "zoo",
+    }
+
+
+def _save_database(folder: Path) -> None:
+    folder.mkdir()
+    with contextlib.closing(sqlite3.connect(folder / "zoo.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE animal (name TEXT, legs INTEGER)")
+        connection.executemany("INSERT INTO animal VALUES (?, ?)", [(hero, place) for place, hero in enumerate(HEROES)])
 
 
 def config(place: Path, kind: str) -> dict[str, Any]:
+    data = {split: str(place / f"{kind}.{split}.jsonl") for split in ("train", "valid", "eval")}
+    if kind == "sql":
+        data["databases"] = str(place / "databases")
     return {
         "model": str(place / kind),
         "task": KINDS[kind],
-        "data": {split: str(place / f"{kind}.{split}.jsonl") for split in ("train", "valid", "eval")},
+        "data": data,
         "train": {"max_steps": 8, "batch_size": 4, "learning_rate": 1e-2, "evaluations": 2, "warmup": 1},
         "baselines": {"few_shot": 2},
         "evaluation": {"max_new_tokens": 3, "continuations": 2, "resamples": 100, "batch_size": 3},

@@ -97,11 +97,24 @@ def test_the_words_after_the_verb_are_its_own(monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
+def test_launch_exits_with_the_code_that_the_first_worker_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(words: list[str]) -> int:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank, code in ((0, 3), (1, 1)):
+            monkeypatch.setenv("RANK", str(rank))
+            launching.report_exit_code(code)
+        return 0
+
+    monkeypatch.setattr(launching, "_accelerate", start)
+    assert CliRunner().invoke(app, ["launch", "run", "x.yaml"]).exit_code == 3
+    launching.report_exit_code(3)  # under another launcher nobody asks for it
+
+
 @pytest.mark.parametrize("words", [[], ["doctor"]])
 def test_only_verbs_that_can_be_shared_are_launched(words: list[str]) -> None:
     result = CliRunner().invoke(app, ["launch", *words])
     assert result.exit_code == 1
-    assert "expected a verb: run" in result.output
+    assert "expected a command: run" in result.output
 
 
 def test_the_table_of_a_config(tmp_path: Path) -> None:

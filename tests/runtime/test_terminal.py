@@ -30,7 +30,7 @@ def test_what_steers_a_terminal_is_written_as_an_escape() -> None:
 def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("system", EVIL)
     table.add_row(EVIL, Text(EVIL))
-    options.answer("{}", table, as_json=False)
+    options.Common().answer("{}", table)
     shown = capsys.readouterr().out
     assert [one for one in HARMFUL if one in shown] == []
     assert "\\x1b" in shown
@@ -41,7 +41,7 @@ def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytes
 
 def test_json_answers_stay_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"text": EVIL.replace("\ud800", ""), "other": "é 👍 \x7f"}
-    options.answer(json.dumps(value, ensure_ascii=False), "", as_json=True)
+    options.Common(as_json=True).answer(json.dumps(value, ensure_ascii=False), "")
     shown = capsys.readouterr().out
     assert json.loads(shown) == value
     assert [one for one in HARMFUL if one in shown] == []
@@ -52,7 +52,7 @@ def test_json_answers_stay_the_same_value(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_an_error_is_shown_and_its_json_is_valid_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(options.typer.Exit), options.answering(as_json=True, verbose=False):
+    with pytest.raises(options.typer.Exit), options.Common(as_json=True).answering():
         raise DataError(EVIL, field=EVIL)
     shown = capsys.readouterr()
     assert [one for one in HARMFUL if one in shown.out + shown.err] == []
@@ -81,9 +81,9 @@ ANSWER = """
 import sys
 from rich.text import Text
 from fulltune.cli import main as cli
-from fulltune.cli.options import answer
+from fulltune.cli.options import Common
 cli.replace_unknown_characters()
-answer('{"a": "Привет → é"}', Text("Привет → é"), sys.argv[1] == "json")
+Common(as_json=sys.argv[1] == "json").answer('{"a": "Привет → é"}', Text("Привет → é"))
 """
 
 
@@ -98,7 +98,7 @@ def test_any_encoding_of_stdout_will_do(encoding: str, kind: str) -> None:
 
 
 def test_a_closed_stdout_and_a_closed_pipe_end_in_order(tmp_path: Path) -> None:
-    program = [sys.executable, "-c", ANSWER.replace("answer(", "for _ in range(2000): answer("), "text"]
+    program = [sys.executable, "-c", ANSWER.replace("Common(", "for _ in range(2000): Common("), "text"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None
         running.stdout.readline()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import subprocess
@@ -128,6 +129,33 @@ def test_launch_passes_the_exit_code_on(place: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600, cwd=place)
     assert done.returncode == 1
     assert len(re.findall(r"^error: ", done.stderr, re.MULTILINE)) == 1
+
+
+def test_a_rejected_model_is_no_crash_of_a_worker(place: Path) -> None:
+    """A launcher takes any exit code but 0 for a crash, and starts the job again."""
+    config = place / "rejected.json"
+    settings = ranks.config(place, "bert") | {"train": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-5}}
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    words = ["-m", "fulltune", "run", str(config), "--quiet", "--out"]
+    command = [sys.executable, *ranks.torchrun(), *words, str(place / "torchrun")]
+    done = subprocess.run(command, env=ranks.environment(), check=False, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Traceback" not in done.stderr
+    assert _record(place / "torchrun").outcome == "rejected"
+    command = [
+        sys.executable,
+        "-m",
+        "fulltune",
+        "launch",
+        "run",
+        str(config),
+        "--quiet",
+        "--out",
+        str(place / "launch"),
+    ]
+    done = subprocess.run(command, env=ranks.environment(), check=False, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 3, done.stderr[-4000:]
+    assert _record(place / "launch").outcome == "rejected"
 
 
 def test_two_addresses_meet(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""``fulltune launch``: a verb on several processes, and what fits on how many devices."""
+"""``fulltune launch``: run a command on several processes, and estimate what fits on how many devices."""
 
 from __future__ import annotations
 
@@ -7,48 +7,53 @@ from typing import Annotated
 
 import typer
 
-from fulltune.cli.options import Json, Verbose, answer, answering
+from fulltune.cli.options import Common, with_common_options
 
-#: What follows the verb to launch is that verb's own.
+#: Options after the command to launch belong to that command.
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
+@with_common_options
 def launch(
+    common: Common,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[run CONFIG …]", help="What to run, with its options; or nothing.")
+        list[str] | None, typer.Argument(metavar="run CONFIG …", help="Command to run, with its options.")
     ] = None,
     preset: Annotated[str, typer.Option("--preset", help="ddp, fsdp2, zero1, zero2 or zero3.")] = "ddp",
-    processes: Annotated[int, typer.Option("--processes", metavar="N", help="In all, one a device.")] = 2,
-    offload: Annotated[bool, typer.Option("--offload", help="Keep what is sharded in the machine's memory.")] = False,
-    machines: Annotated[int, typer.Option("--machines", metavar="N", help="That take part.")] = 1,
-    machine: Annotated[int, typer.Option("--machine", metavar="N", help="Number of this one, from 0.")] = 0,
-    address: Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Of machine 0.")] = "",
-    restarts: Annotated[int, typer.Option("--restarts", metavar="N", help="After a process died.")] = 0,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", help="Total number of processes, one per device.")
+    ] = 2,
+    offload: Annotated[bool, typer.Option("--offload", help="Keep sharded tensors in host memory.")] = False,
+    machines: Annotated[int, typer.Option("--machines", metavar="N", help="Number of machines.")] = 1,
+    machine: Annotated[int, typer.Option("--machine", metavar="N", help="Rank of this machine, from 0.")] = 0,
+    address: Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Address of machine 0.")] = "",
+    restarts: Annotated[
+        int, typer.Option("--restarts", metavar="N", help="Number of restarts after a process died.")
+    ] = 0,
     table: Annotated[
-        bool, typer.Option("--table", help="Say what fits on how many devices: known models, or that of a CONFIG.")
+        bool,
+        typer.Option("--table", help="Show what fits on how many devices: known models, or the model of a CONFIG."),
     ] = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Run a verb on several processes by a preset of accelerate (DDP, FSDP2, DeepSpeed ZeRO)."""
+    """Run a command on several processes with a preset of accelerate (DDP, FSDP2, DeepSpeed ZeRO)."""
     if table:
-        _table(words or [], offload, as_json, verbose)
+        _table(common, words or [], offload)
         return
     from fulltune.runtime.launch import Launch
     from fulltune.runtime.launch import launch as start
 
-    with answering(as_json, verbose):
+    with common.answering():
         code = start(Launch(preset, processes, offload, machines, machine, address, restarts), words or [])
     raise typer.Exit(code)
 
 
-def _table(words: list[str], offload: bool, as_json: bool, verbose: bool) -> None:
+def _table(common: Common, words: list[str], offload: bool) -> None:
     from fulltune.cli.render import runs
 
-    with answering(as_json, verbose):
+    with common.answering():
         from fulltune.pipeline.planning.engine_memory import Table, what_fits
         from fulltune.pipeline.planning.model_shapes import published, shape_of_config
 
         shapes = [shape_of_config(Path(word)) for word in words] or published()
         found = Table(offload=offload, rows=tuple(what_fits(shapes, offload=offload)))
-    answer(found.model_dump_json(indent=2), runs.what_fits(found), as_json)
+    common.answer(found.model_dump_json(indent=2), runs.what_fits(found))

@@ -1,6 +1,6 @@
-"""The command line: verbs, options and exit codes. What a verb does lies elsewhere, and is imported only when it runs.
+"""The command line: commands, options and exit codes. What a command does is imported only when it runs.
 
-Exit codes: 0 done; 1 an error that a user can mend; 2 usage; 3 training was stopped or the tuned model was rejected;
+Exit codes: 0 done; 1 an error that a user can fix; 2 usage; 3 training was stopped or the tuned model was rejected;
 130 interrupted.
 """
 
@@ -18,13 +18,20 @@ import typer
 import fulltune
 from fulltune.cli import launch
 from fulltune.cli.models import models
-from fulltune.cli.options import RUNS, ConfigFile, Json, Out, Overrides, Quiet, Verbose, answer, answering
+from fulltune.cli.options import (
+    Common,
+    ConfigFile,
+    Overrides,
+    with_common_options,
+)
+from fulltune.runtime import distributed
+from fulltune.runtime.launch import report_exit_code
 from fulltune.runtime.terminal import escape_controls, replace_unknown_characters, write_line
 from fulltune.runtime.version import __version__
 
 app = typer.Typer(
     name="fulltune",
-    help="Full FP32 fine-tuning that is measured against zero-shot and few-shot before it is believed.",
+    help="Full FP32 fine-tuning, measured against zero-shot and few-shot baselines.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,7 +42,7 @@ app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 
 
 def entry() -> None:
-    """The console script."""
+    """Run the console script."""
     sys.excepthook = _unexpected
     warnings.formatwarning = _visible_warning
     replace_unknown_characters()
@@ -43,94 +50,93 @@ def entry() -> None:
 
 
 @app.command()
+@with_common_options
 def run(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A YAML or JSON file.")] = None,
+    common: Common,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A YAML or JSON file.")] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run that was stopped or killed.")
+        str | None, typer.Option("--resume", metavar="RUN", help="Resume a run that was stopped or killed.")
     ] = None,
     allow_changed: Annotated[
-        bool, typer.Option("--allow-changed", help="Resume although data, config or packages have changed.")
+        bool, typer.Option("--allow-changed", help="Resume even if data, config or packages have changed.")
     ] = False,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
     """Train, measure against the baselines, and write the record and the report."""
     if config is None and resume is None:
         raise typer.BadParameter("name a config, or a run with --resume", param_hint="CONFIG")
-    with answering(as_json, verbose, quiet) as progress:
+    with common.answering() as progress:
         record = fulltune.run(
-            config, out=out, overrides=overrides or (), progress=progress, resume=resume, allow_changed=allow_changed
+            config,
+            out=common.out,
+            overrides=overrides or (),
+            progress=progress,
+            resume=resume,
+            allow_changed=allow_changed,
         )
-    _finish_run(record, out, as_json)
+    _finish_run(common, record)
 
 
 @app.command()
+@with_common_options
 def plan(
+    common: Common,
     config: ConfigFile,
     learning_curve: Annotated[
-        bool, typer.Option("--learning-curve", help="Train on growing parts of the rows; say what more would bring.")
+        bool,
+        typer.Option("--learning-curve", help="Train on growing parts of the rows, and estimate the gain from more."),
     ] = False,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Say what a config would do, and every problem it has, without training."""
+    """Show what a run of a config would do, and every problem that it has, without training."""
     if learning_curve:
-        _learning_curve(config, overrides, out, quiet, as_json, verbose)
+        _learning_curve(common, config, overrides)
         return
-    with answering(as_json, verbose, quiet):
+    with common.answering():
         from fulltune.cli.render import runs
-        from fulltune.pipeline import run as pipeline
 
-        found = pipeline.plan(config, out=out, overrides=overrides or ())
-    answer(found.to_json(), runs.plan(found), as_json)
+        found = fulltune.plan(config, out=common.out, overrides=overrides or ())
+    common.answer(found.to_json(), runs.plan(found))
 
 
 @app.command()
+@with_common_options
 def evaluate(
+    common: Common,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run id, a local folder, or any model that a config takes.")
     ],
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="Task and data; a run id brings its own.")
+        Path | None, typer.Option("--config", metavar="CONFIG", help="Task and data; a run id has its own.")
     ] = None,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
     """Score a model on the evaluation rows, without training."""
     from fulltune.cli.render import runs
 
-    with answering(as_json, verbose, quiet) as progress:
-        found = fulltune.evaluate(model, config, out=out, overrides=overrides or (), progress=progress)
-    answer(found.to_json(), runs.evaluation(found), as_json)
+    with common.answering() as progress:
+        found = fulltune.evaluate(model, config, out=common.out, overrides=overrides or (), progress=progress)
+    common.answer(found.to_json(), runs.evaluation(found))
 
 
 @app.command()
+@with_common_options
 def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run: its id, the beginning of it, a path, or `latest`.")],
-    b: Annotated[str | None, typer.Argument(metavar="[B]", help="The run to compare it with.")] = None,
+    common: Common,
+    a: Annotated[str, typer.Argument(metavar="A", help="A run: its id, the beginning of its id, a path, or `latest`.")],
+    b: Annotated[str | None, typer.Argument(metavar="B", help="The run to compare it with.")] = None,
     question: Annotated[
-        str | None, typer.Option("--ask", metavar="TEXT", help="Ask both this; a run alone: its base and its result.")
+        str | None,
+        typer.Option("--ask", metavar="TEXT", help="Ask both models this; of one run: its base and its tuned model."),
     ] = None,
     database: Annotated[
-        str, typer.Option("--db", metavar="NAME", help="text2sql: which database --ask is about.")
+        str, typer.Option("--db", metavar="NAME", help="text2sql: the database that --ask is about.")
     ] = "",
-    data: Annotated[bool, typer.Option("--data", help="Show rows fixed and broken from A to B.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Show the rows that became right or wrong from A to B.")] = False,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="For --ask, where neither is a run.")
+        Path | None, typer.Option("--config", metavar="CONFIG", help="Config for --ask if neither model is a run.")
     ] = None,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
     """Compare two runs, row by row, by one question (--ask) or by what changed (--data).
 
@@ -139,59 +145,58 @@ def compare(
     from fulltune.cli.render import answers
 
     if question is not None:
-        with answering(as_json, verbose):
+        with common.answering():
             from fulltune.pipeline.ask import ask
 
-            asked = ask(question, a, b, place=database, config=config, out=out, overrides=overrides or ())
-        answer(asked.to_json(), answers.asked(asked), as_json)
+            asked = ask(question, a, b, place=database, config=config, out=common.out, overrides=overrides or ())
+        common.answer(asked.to_json(), answers.asked(asked))
     elif data:
-        _changed_rows(a, b, out, as_json, verbose)
+        _changed_rows(common, a, b)
     elif b is None:
         raise typer.BadParameter("name two runs, or add --ask or --data", param_hint="B")
     else:
-        _compare_runs(a, b, out, as_json, verbose)
+        _compare_runs(common, a, b)
 
 
 @app.command("lr-find")
+@with_common_options
 def lr_find(
+    common: Common,
     config: ConfigFile,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Look for a learning rate: a range test, then short trainings compared on held-out rows."""
-    with answering(as_json, verbose, quiet) as progress:
+    """Find a learning rate: a range test, then short trainings compared on held-out rows."""
+    with common.answering() as progress:
         from fulltune.cli.render import runs
 
-        found = fulltune.find_learning_rate(config, out=out, overrides=overrides or (), progress=progress)
-    answer(found.to_json(), runs.learning_rate(found), as_json)
+        found = fulltune.find_learning_rate(config, out=common.out, overrides=overrides or (), progress=progress)
+    common.answer(found.to_json(), runs.learning_rate(found))
 
 
 @app.command()
+@with_common_options
 def methods(
+    common: Common,
     config: ConfigFile,
     names: Annotated[
-        str, typer.Option("--methods", metavar="A,B,…", help="Which; full is what others are compared with.")
+        str, typer.Option("--methods", metavar="A,B,…", help="Methods; the others are compared with full.")
     ] = "full,lora,qlora,prompt-tuning",
-    rates: Annotated[int, typer.Option("--rates", metavar="N", help="Learning rates to try for each.")] = 3,
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each with its best rate.")] = 1,
+    rates: Annotated[int, typer.Option("--rates", metavar="N", help="Learning rates to try per method.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs per method at its best rate.")] = 1,
     max_steps: Annotated[
-        int | None, typer.Option("--max-steps", metavar="N", help="Optimizer steps of every training.")
+        int | None, typer.Option("--max-steps", metavar="N", help="Optimizer steps per training.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", help="Or: training tokens that each sees, about.")
+        int | None,
+        typer.Option(
+            "--tokens", metavar="N", help="Training tokens per training, approximately; an alternative to --max-steps."
+        ),
     ] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="End trials early that fall behind.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Stop unpromising trials early.")] = False,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Which method for these rows? Full, LoRA, QLoRA, prompt tuning, measured; goes on where it was."""
-    with answering(as_json, verbose, quiet) as progress:
+    """Compare full fine-tuning, LoRA, QLoRA and prompt tuning on your rows; resumes an earlier comparison."""
+    with common.answering() as progress:
         from fulltune.cli.render import runs
 
         found = fulltune.compare_methods(
@@ -202,32 +207,32 @@ def methods(
             max_steps=max_steps,
             tokens=tokens,
             prune=prune,
-            out=out,
+            out=common.out,
             overrides=overrides or (),
             progress=progress,
-            quiet=quiet,
+            quiet=common.quiet,
         )
-    answer(found.to_json(), runs.methods(found), as_json)
+    common.answer(found.to_json(), runs.methods(found))
 
 
 @app.command()
+@with_common_options
 def sweep(
+    common: Common,
     config: ConfigFile,
     over: Annotated[
         list[str] | None,
         typer.Option("--over", metavar="A.B=…", help="LOW..HIGH, LOW..HIGH:log or A,B,C for one key; repeatable."),
     ] = None,
-    trials: Annotated[int, typer.Option("--trials", metavar="N", help="Trainings, earlier calls counted.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the search.")] = 17,
-    prune: Annotated[bool, typer.Option("--prune", help="End trials early that fall behind.")] = False,
+    trials: Annotated[
+        int, typer.Option("--trials", metavar="N", help="Total number of trainings, including those of earlier calls.")
+    ] = 20,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the search.")] = 17,
+    prune: Annotated[bool, typer.Option("--prune", help="Stop unpromising trials early.")] = False,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Search over any keys of a config, judged on validation rows; goes on where it was."""
-    with answering(as_json, verbose, quiet) as progress:
+    """Search over any keys of a config, judged on validation rows; resumes an earlier search."""
+    with common.answering() as progress:
         from fulltune.cli.render import runs
 
         found = fulltune.sweep(
@@ -236,66 +241,63 @@ def sweep(
             trials=trials,
             seed=seed,
             prune=prune,
-            out=out,
+            out=common.out,
             overrides=overrides or (),
             progress=progress,
         )
-    answer(found.to_json(), runs.sweep(found), as_json)
+    common.answer(found.to_json(), runs.sweep(found))
 
 
 @app.command()
+@with_common_options
 def demo(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which one: contracts, tales or text2sql.")],
+    common: Common,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="contracts, tales or text2sql.")],
     overrides: Overrides = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Run a complete example on generated data; needs no file and no network."""
+    """Run a complete example on generated data, without files or network."""
     from fulltune.cli.demo import prepare
 
-    with answering(as_json, verbose, quiet) as progress:
-        config = prepare(name, out)
-        record = fulltune.run(config, out=out, overrides=overrides or (), progress=progress)
-    _finish_run(record, out, as_json, f"Rows and config: {config}; put your own there and `fulltune run {config}`")
+    with common.answering() as progress:
+        config = prepare(name, common.out)
+        record = fulltune.run(config, out=common.out, overrides=overrides or (), progress=progress)
+    _finish_run(common, record, f"Rows and config: {config}; put your own there and `fulltune run {config}`")
 
 
 @app.command()
+@with_common_options
 def doctor(
+    common: Common,
     resume: Annotated[
-        Path | None, typer.Option("--resume", metavar="CONFIG", help="Prove that a run of this config resumes exactly.")
+        Path | None, typer.Option("--resume", metavar="CONFIG", help="Check that a run of this config resumes exactly.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="With --resume: steps that are trained.")] = 8,
+    steps: Annotated[int, typer.Option("--steps", help="Number of training steps for --resume.")] = 8,
     overrides: Overrides = None,
-    out: Out = RUNS,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
     """Show versions, the machine, fast paths, and what is missing for which feature."""
     if resume is not None:
-        _check_resume(resume, steps, overrides, as_json, verbose)
+        _check_resume(common, resume, steps, overrides)
         return
     from fulltune.cli.doctor import diagnose
     from fulltune.cli.render import runs
 
-    with answering(as_json, verbose):
-        found = diagnose(out)
-    answer(found.to_json(), runs.diagnosis(found), as_json)
+    with common.answering():
+        found = diagnose(common.out)
+    common.answer(found.to_json(), runs.diagnosis(found))
 
 
-def _check_resume(config: Path, steps: int, overrides: list[str] | None, as_json: bool, verbose: bool) -> None:
-    with answering(as_json, verbose) as progress:
+def _check_resume(common: Common, config: Path, steps: int, overrides: list[str] | None) -> None:
+    with common.answering() as progress:
         from fulltune.cli.render import runs
         from fulltune.pipeline.resume_check import check_resume
 
         found = check_resume(config, steps=steps, overrides=overrides or (), progress=progress)
-    answer(found.to_json(), runs.resume_check(found), as_json)
+    common.answer(found.to_json(), runs.resume_check(found))
     if not found.is_exact:
         raise typer.Exit(1)
 
 
-def _compare_runs(a: str, b: str, out: Path, as_json: bool, verbose: bool) -> None:
+def _compare_runs(common: Common, a: str, b: str) -> None:
     from fulltune.cli.render import runs
     from fulltune.metrics.compare import compare
 
@@ -305,15 +307,16 @@ def _compare_runs(a: str, b: str, out: Path, as_json: bool, verbose: bool) -> No
         raise typer.BadParameter(hint, param_hint="A B")
     from fulltune.store.registry.registry import evidence
 
-    with answering(as_json, verbose):
-        # Not `fulltune.compare`, which is the same but waits for torch.
-        found = compare(evidence(a, out), evidence(b, out))
-    answer(found.to_json(), runs.comparison(found), as_json)
+    with common.answering():
+        # `fulltune.compare` is the same, but it imports torch.
+        found = compare(evidence(a, common.out), evidence(b, common.out))
+    common.answer(found.to_json(), runs.comparison(found))
 
 
 def _ends(a: str, b: str | None) -> tuple[str, str | None]:
-    """Return the run whose base is compared with its tuned model, or two runs: ``base`` and ``tuned`` are those of the
-    run named alongside, or of the newest.
+    """Return the run whose base is compared with its tuned model, or two runs.
+
+    ``base`` and ``tuned`` are those of the other run that is named, or of the newest one.
     """
     if a == "tuned" or b == "base":
         run = next((name for name in (a, b) if name not in ("base", "tuned", None)), "latest")
@@ -325,26 +328,23 @@ def _ends(a: str, b: str | None) -> tuple[str, str | None]:
     return (b or "latest", None) if a == "base" else (a, b)
 
 
-def _changed_rows(a: str, b: str | None, out: Path, as_json: bool, verbose: bool) -> None:
+def _changed_rows(common: Common, a: str, b: str | None) -> None:
     from fulltune.cli.render import answers
     from fulltune.metrics.compare import changed_rows
     from fulltune.store.registry.registry import evidence
 
     before, after = _ends(a, b)
-    with answering(as_json, verbose):
-        found = changed_rows(evidence(before, out), evidence(after, out) if after else None)
-    answer(found.to_json(), answers.changed_rows(found), as_json)
+    with common.answering():
+        found = changed_rows(evidence(before, common.out), evidence(after, common.out) if after else None)
+    common.answer(found.to_json(), answers.changed_rows(found))
 
 
-def _learning_curve(
-    config: Path, overrides: list[str] | None, out: Path, quiet: bool, as_json: bool, verbose: bool
-) -> None:
-    with answering(as_json, verbose, quiet) as progress:
+def _learning_curve(common: Common, config: Path, overrides: list[str] | None) -> None:
+    with common.answering() as progress:
         from fulltune.cli.render import runs
-        from fulltune.experiments import learning_curve as more_data
 
-        found = more_data.learning_curve(config, out=out, overrides=overrides or (), progress=progress)
-    answer(found.to_json(), runs.learning_curve(found), as_json)
+        found = fulltune.learning_curve(config, out=common.out, overrides=overrides or (), progress=progress)
+    common.answer(found.to_json(), runs.learning_curve(found))
 
 
 def _version(wanted: bool) -> None:
@@ -362,13 +362,21 @@ def _options(
     """Options of the program itself."""
 
 
-def _finish_run(record: fulltune.Record, out: Path, as_json: bool, hint: str = "") -> None:
+def _finish_run(common: Common, record: fulltune.Record, hint: str = "") -> None:
+    """Print a record, and exit with 3 unless the tuned model was accepted.
+
+    A worker of several processes exits with 0: launchers take any other code for a crash, and restart the job. Its
+    code goes to `fulltune launch`, which exits with it.
+    """
     from fulltune.cli.render import registry, runs
 
-    hints = [hint, registry.after_run(record.run_id, out)]
-    answer(record.to_json(), runs.record(record, out / record.run_id, "\n".join(filter(None, hints))), as_json)
-    if record.outcome != "accepted":
-        raise typer.Exit(3)
+    hints = [hint, registry.after_run(record.run_id, common.out)]
+    common.answer(record.to_json(), runs.record(record, common.out / record.run_id, "\n".join(filter(None, hints))))
+    code = 0 if record.outcome == "accepted" else 3
+    if distributed.launched() > 1:
+        report_exit_code(code)
+    elif code:
+        raise typer.Exit(code)
 
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,4 +1,4 @@
-"""``fulltune models``: what can be done with tuned models."""
+"""``fulltune models``: the registry of tuned models."""
 
 from __future__ import annotations
 
@@ -8,219 +8,213 @@ from typing import Annotated
 import typer
 
 import fulltune
-from fulltune.cli.options import RUNS, Json, Out, Quiet, Verbose, answer, answering
+from fulltune.cli.options import Common, RunName, with_common_options
 from fulltune.errors import ConfigError
 
-models = typer.Typer(help="Tuned models: the registry of versions, and what can be made of them.", no_args_is_help=True)
+models = typer.Typer(help="List, promote, verify, export and average tuned models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model of the registry.")]
 Ref = Annotated[
     str, typer.Argument(metavar="NAME[@VERSION]", help="A model, or one version: NAME@3, NAME@production, NAME@latest.")
 ]
-Alias = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="Which alias.")]
+Alias = Annotated[str, typer.Option("--alias", metavar="ALIAS", help="The alias.")]
 
 PRODUCTION = "production"
 
 
 @models.command("list")
-def list_models(out: Out = RUNS, as_json: Json = False, verbose: Verbose = False) -> None:
+@with_common_options
+def list_models(common: Common) -> None:
     """List the models of the registry, their newest versions and their aliases."""
-    from fulltune.cli.render import registry as render_registry
+    from fulltune.cli.render import registry as render
     from fulltune.store.registry.overview import listing
     from fulltune.store.registry.registry import Registry
 
-    with answering(as_json, verbose):
-        found = listing(Registry(out))
-    answer(found.to_json(), render_registry.listing(found), as_json)
+    with common.answering():
+        found = listing(Registry(common.out))
+    common.answer(found.to_json(), render.listing(found))
 
 
 @models.command()
-def show(name: Ref, out: Out = RUNS, as_json: Json = False, verbose: Verbose = False) -> None:
-    """Show where a model's versions come from, and every move of its aliases."""
-    from fulltune.cli.render import registry as render_registry
+@with_common_options
+def show(common: Common, name: Ref) -> None:
+    """Show the origin of a model's versions and the history of its aliases."""
+    from fulltune.cli.render import registry as render
     from fulltune.store.registry.overview import story
     from fulltune.store.registry.registry import Registry
 
-    with answering(as_json, verbose):
-        found = story(Registry(out), name)
-    answer(found.to_json(), render_registry.story(found), as_json)
+    with common.answering():
+        found = story(Registry(common.out), name)
+    common.answer(found.to_json(), render.story(found))
 
 
 @models.command()
+@with_common_options
 def promote(
+    common: Common,
     name: Ref,
     alias: Alias = PRODUCTION,
     force: Annotated[
-        str | None, typer.Option("--force", metavar="REASON", help="Pass over the gate; the reason is kept.")
+        str | None, typer.Option("--force", metavar="REASON", help="Bypass the promotion gate; REASON is recorded.")
     ] = None,
-    out: Out = RUNS,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Point an alias at a version (the newest, unless named) that is better than the current one."""
+    """Point an alias at a version (default: the newest) that is better than the current one."""
     from fulltune.cli.render.registry import move
     from fulltune.store.registry.promotion import promote
     from fulltune.store.registry.registry import LATEST, Registry
 
-    with answering(as_json, verbose):
-        registry = Registry(out)
+    with common.answering():
+        registry = Registry(common.out)
         version = registry.version(name if "@" in name else f"{name}@{LATEST}")
         found = promote(registry, version, alias, force=force)
-    answer(found.to_json(), move(found, version.name), as_json)
+    common.answer(found.to_json(), move(found, version.name))
 
 
 @models.command()
+@with_common_options
 def rollback(
+    common: Common,
     name: Name,
     alias: Alias = PRODUCTION,
     to: Annotated[
-        int | None, typer.Option("--to", metavar="N", help="A version it pointed at; default: the one before.")
+        int | None,
+        typer.Option("--to", metavar="N", help="A version that the alias pointed at; default: the previous one."),
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept in the history.")] = "",
-    out: Out = RUNS,
-    as_json: Json = False,
-    verbose: Verbose = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Recorded in the history.")] = "",
 ) -> None:
-    """Point an alias back at the version before, once every byte of that was read."""
+    """Point an alias back at the previous version, after all its files were verified."""
     from fulltune.cli.render.registry import move
     from fulltune.store.registry.promotion import rollback
     from fulltune.store.registry.registry import Registry
 
-    with answering(as_json, verbose):
-        found = rollback(Registry(out), name, alias, to=to, reason=reason)
-    answer(found.to_json(), move(found, name), as_json)
+    with common.answering():
+        found = rollback(Registry(common.out), name, alias, to=to, reason=reason)
+    common.answer(found.to_json(), move(found, name))
 
 
 @models.command()
+@with_common_options
 def verify(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME[@VERSION]]", help="All, unless named.")] = None,
-    out: Out = RUNS,
-    as_json: Json = False,
-    verbose: Verbose = False,
+    common: Common,
+    name: Annotated[str | None, typer.Argument(metavar="NAME[@VERSION]", help="Default: all.")] = None,
 ) -> None:
-    """Read every byte of versions and say what is missing or damaged."""
+    """Verify the files of versions, and report what is missing or corrupt."""
     from fulltune.cli.render.registry import verified
     from fulltune.store.registry.overview import verify
     from fulltune.store.registry.registry import Registry
 
-    with answering(as_json, verbose):
-        found = verify(Registry(out), name)
-    answer(found.to_json(), verified(found), as_json)
+    with common.answering():
+        found = verify(Registry(common.out), name)
+    common.answer(found.to_json(), verified(found))
 
 
 @models.command()
+@with_common_options
 def export(
+    common: Common,
     name: Ref,
-    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A folder with a model card.")] = None,
-    delta: Annotated[Path | None, typer.Option("--delta", metavar="FILE", help="The difference from the base.")] = None,
-    push: Annotated[str | None, typer.Option("--push", metavar="REPO", help="A repository of the hub.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make that repository a private one.")] = False,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Write a folder with a model card.")] = None,
+    delta: Annotated[
+        Path | None, typer.Option("--delta", metavar="FILE", help="Write the difference from the base.")
+    ] = None,
+    push: Annotated[str | None, typer.Option("--push", metavar="REPO", help="Push to a repository of the hub.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
 ) -> None:
     """Write a version as a plain folder, as a delta that restores it bit for bit, or to the hub."""
     from fulltune.cli.render.registry import exported
 
-    with answering(as_json, verbose, quiet):
+    with common.answering():
         from fulltune.pipeline.export import export
 
-        found = export(name, out=out, to=to, delta_file=delta, push=push, private=private)
-    answer(found.to_json(), exported(found), as_json)
+        found = export(name, out=common.out, to=to, delta_file=delta, push=push, private=private)
+    common.answer(found.to_json(), exported(found))
 
 
 @models.command("apply-delta")
+@with_common_options
 def apply_delta(
+    common: Common,
     source: Annotated[str, typer.Argument(metavar="MODEL", help="The base, or the tuned model.")],
-    delta: Annotated[Path, typer.Argument(metavar="FILE", help="What `export --delta` wrote.")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder of what comes out.")],
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
+    delta: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `export --delta`.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder of the restored model.")],
 ) -> None:
     """Restore the tuned model from its base, or the base from the tuned model, bit for bit."""
     from fulltune.cli.render.registry import restored
 
-    with answering(as_json, verbose, quiet):
+    with common.answering():
         from fulltune.pipeline.export import restore
 
-        found = restore(source, delta, to, out=out)
-    answer(found.to_json(), restored(found), as_json)
+        found = restore(source, delta, to, out=common.out)
+    common.answer(found.to_json(), restored(found))
 
 
 @models.command()
+@with_common_options
 def gc(
-    keep: Annotated[int, typer.Option("--keep", metavar="N", min=0, help="Newest versions of each that stay.")] = 3,
+    common: Common,
+    keep: Annotated[
+        int, typer.Option("--keep", metavar="N", min=0, help="Number of newest versions to keep per model.")
+    ] = 3,
     delete: Annotated[bool, typer.Option("--delete", help="Delete them; otherwise they are only listed.")] = False,
-    out: Out = RUNS,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """List, or delete, the bytes of versions that no alias, roll-back, child or unfinished run needs."""
+    """List or delete the files of versions that no alias, rollback, child or unfinished run needs."""
     from fulltune.cli.render.registry import garbage
     from fulltune.store.registry.gc import collect
     from fulltune.store.registry.registry import Registry
 
-    with answering(as_json, verbose):
-        found = collect(Registry(out), out, keep=keep, delete=delete)
-    answer(found.to_json(), garbage(found), as_json)
+    with common.answering():
+        found = collect(Registry(common.out), common.out, keep=keep, delete=delete)
+    common.answer(found.to_json(), garbage(found))
 
 
 @models.command()
+@with_common_options
 def register(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its id, the beginning of it, a path, or `latest`.")],
-    out: Out = RUNS,
-    as_json: Json = False,
-    verbose: Verbose = False,
+    common: Common,
+    run: RunName,
 ) -> None:
-    """Put a finished run's result into the registry, as every run does at its end."""
+    """Register the result of a finished run; a run registers itself when it ends."""
     from fulltune.cli.render.registry import registered
     from fulltune.store.registry.register import register_run
     from fulltune.store.runs import resolve
 
-    with answering(as_json, verbose):
-        found = register_run(out, resolve(run, out))
-    answer(found.to_json(), registered(found), as_json)
+    with common.answering():
+        found = register_run(common.out, resolve(run, common.out))
+    common.answer(found.to_json(), registered(found))
 
 
 @models.command()
+@with_common_options
 def interpolate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its id, the beginning of it, a path, or `latest`.")],
+    common: Common,
+    run: RunName,
     alphas: Annotated[
         str | None, typer.Option("--alphas", metavar="A,B,…", help="Points between 0 (base) and 1 (tuned).")
     ] = None,
     to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder of the chosen model.")] = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
 ) -> None:
-    """Go back from the tuned model towards the base: the best point inside the budget of forgetting."""
+    """Interpolate between the base and the tuned model: the best point within the forgetting budget."""
     from fulltune.cli.render import runs
 
-    with answering(as_json, verbose, quiet) as progress:
+    with common.answering() as progress:
         chosen = {} if alphas is None else {"alphas": _numbers(alphas)}
-        found = fulltune.interpolate(run, out=out, to=to, progress=progress, **chosen)
-    answer(found.to_json(), runs.interpolation(found), as_json)
+        found = fulltune.interpolate(run, out=common.out, to=to, progress=progress, **chosen)
+    common.answer(found.to_json(), runs.interpolation(found))
 
 
 @models.command()
+@with_common_options
 def soup(
+    common: Common,
     sources: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Runs, or folders with a checkpoint.")],
-    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder of the mean.")] = None,
-    out: Out = RUNS,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    verbose: Verbose = False,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Folder of the averaged model.")] = None,
 ) -> None:
     """Average the weights of several runs or checkpoints of one architecture."""
     from fulltune.cli.render import runs
 
-    with answering(as_json, verbose, quiet) as progress:
-        found = fulltune.soup(sources, out=out, to=to, progress=progress)
-    answer(found.to_json(), runs.soup(found), as_json)
+    with common.answering() as progress:
+        found = fulltune.soup(sources, out=common.out, to=to, progress=progress)
+    common.answer(found.to_json(), runs.soup(found))
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,15 +1,20 @@
-"""What every verb shares: the options that all have, where its answer goes, and which exit code an error gives."""
+"""Share what every command has: its common options, where its answer goes, and the exit code of an error."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,16 +27,23 @@ if TYPE_CHECKING:
 
     from fulltune.runtime.progress import Progress
 
+
+class LogLevel(str, Enum):
+    """Levels of the log on stderr."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JSON file.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run: its id, the beginning of its id, a path, or `latest`.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one key of the config; repeatable.")
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where runs and the registry live.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no log on stderr.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; everything else on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks of expected errors too.")]
-
-RUNS = Path("runs")
 
 #: What libraries read when they are imported, and then draw no bars and write no log.
 _SILENCE = {
@@ -41,46 +53,110 @@ _SILENCE = {
 }
 
 
-def answer(text: str, human: RenderableType, as_json: bool) -> None:
-    """The verb's result on stdout: the JSON text, or what people read; once, however many processes run."""
-    if not distributed.shows_output() or sys.stdout is None:
-        return
-    try:
-        if as_json:
-            _print_json(text)
-        else:
-            plain_console().print(EscapedRenderable(human))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_output(sys.stdout)
+@dataclass(frozen=True)
+class Common:
+    """The options that every command has; :func:`with_common_options` adds them to a command."""
+
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the runs and the registry.")] = Path(
+        "runs"
+    )
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no log on stderr.")] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
+    ] = False
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log at level info, and show tracebacks of expected errors.")
+    ] = False
+    log_level: Annotated[
+        LogLevel | None, typer.Option("--log-level", help="Level of the log on stderr (default: warning).")
+    ] = None
+
+    @contextmanager
+    def answering(self) -> Iterator[Progress]:
+        """Keep stdout free for the answer, and turn an expected error into one message and its exit code."""
+        from fulltune.runtime.progress import open_progress
+
+        self._configure_logs()
+        try:
+            with redirect_stdout(sys.stderr):
+                yield open_progress(self.quiet or not distributed.shows_output())
+        except FulltuneError as error:
+            if self.verbose or os.environ.get("FULLTUNE_DEBUG"):
+                traceback.print_exc()
+            if distributed.is_first_to_report():
+                self._refuse(error.message(), type(error).__name__, [problem.to_dict() for problem in error.problems])
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt as error:
+            self._refuse(str(error) or "interrupted", "KeyboardInterrupt", [])
+            raise typer.Exit(130) from None
+
+    def answer(self, text: str, human: RenderableType) -> None:
+        """Print the result of a command on stdout, from the main process alone.
+
+        Args:
+            text: The result as JSON.
+            human: The result for people.
+        """
+        if not distributed.shows_output() or sys.stdout is None:
+            return
+        try:
+            if self.as_json:
+                _print_json(text)
+            else:
+                plain_console().print(EscapedRenderable(human))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output(sys.stdout)
+
+    def _configure_logs(self) -> None:
+        from fulltune.runtime.logs import log_to_stderr
+
+        if self.quiet:
+            os.environ.update(_SILENCE)
+        chosen = self.log_level or (LogLevel.info if self.verbose else LogLevel.warning)
+        if not self.quiet or self.log_level:
+            log_to_stderr(chosen.value)
+
+    def _refuse(self, message: str, kind: str, problems: list[dict[str, str]]) -> None:
+        write_line(sys.stderr, f"error: {message}")
+        if self.as_json and sys.stdout is not None:
+            error = {"type": kind, "message": message, "problems": problems}
+            _print_json(json.dumps({"error": error}, ensure_ascii=False))
+
+
+def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter ``common`` of a command by the options of :class:`Common`.
+
+    Args:
+        command: A function whose parameter ``common`` is a :class:`Common`, and whose others are its own options.
+
+    Returns:
+        The same command with the signature that typer reads options from.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.name != "common"
+    ]
+    shared_hints = typing.get_type_hints(Common, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=shared_hints[field.name]
+        )
+        for field in fields(Common)
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**values: Any) -> None:
+        common = Common(**{parameter.name: values.pop(parameter.name) for parameter in shared})
+        command(common=common, **values)
+
+    parameters = [*own, *shared]
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
 
 
 def _print_json(text: str) -> None:
     print(portable_json(text.rstrip(), sys.stdout.encoding))
-
-
-@contextmanager
-def answering(as_json: bool, verbose: bool, quiet: bool = False) -> Iterator[Progress]:
-    """Keep stdout free for the answer, and turn an expected error into one message and its exit code."""
-    from fulltune.runtime.progress import open_progress
-
-    if quiet:
-        os.environ.update(_SILENCE)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield open_progress(quiet or not distributed.shows_output())
-    except FulltuneError as error:
-        if verbose or os.environ.get("FULLTUNE_DEBUG"):
-            traceback.print_exc()
-        if distributed.is_first_to_report():
-            _refuse(error.message(), type(error).__name__, [problem.to_dict() for problem in error.problems], as_json)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt as error:
-        _refuse(str(error) or "interrupted", "KeyboardInterrupt", [], as_json)
-        raise typer.Exit(130) from None
-
-
-def _refuse(message: str, kind: str, problems: list[dict[str, str]], as_json: bool) -> None:
-    write_line(sys.stderr, f"error: {message}")
-    if as_json and sys.stdout is not None:
-        _print_json(json.dumps({"error": {"type": kind, "message": message, "problems": problems}}, ensure_ascii=False))

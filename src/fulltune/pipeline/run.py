@@ -37,6 +37,7 @@ from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.runtime import distributed
 from fulltune.runtime.kernels.active import pinned_kernels
+from fulltune.runtime.logs import run_log
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
 from fulltune.store.registry.register import register_run
@@ -81,6 +82,7 @@ def run(
     watch = Stopwatch()
     with contextlib.ExitStack() as stack, Warnings() as warned:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
+        log_to = stack.enter_context(run_log())
         progress = progress if progress and distributed.is_main() else NullProgress()
         resume = resume or distributed.on_main(lambda: restarted(out))
         config = config if resume is None else on_its_day(config, resume, out)
@@ -88,6 +90,8 @@ def run(
         job = prepare_job(config, out, watch)
         run_id = distributed.broadcast(new_run_id(config.task, config.model))
         folder = stack.enter_context(resuming.locked(out, resume, run_id))
+        if distributed.is_main():
+            log_to(folder.path / "run.log")
         check(folder, job, allow_changed)
         folder.write_text("config.yaml", dump_config(job.config))
         stack.enter_context(pinned_kernels(config.speed.kernels, folder.path / "kernels.json"))

@@ -1,16 +1,18 @@
-"""Start a verb on several processes: one of the presets as an Accelerate config, handed to ``accelerate launch``.
+"""Start a command on several processes: a preset as an Accelerate config, handed to ``accelerate launch``.
 
     fulltune launch --preset fsdp2 --processes 8 run tales.yaml
 
-is no more than ``accelerate launch --config_file PRESET -m fulltune run tales.yaml``; the presets are plain files to
+is the same as ``accelerate launch --config_file PRESET -m fulltune run tales.yaml``; the presets are plain files to
 copy and change.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,26 +21,32 @@ from typing import Any, Literal
 import yaml
 
 from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
+from fulltune.runtime import distributed
 
 Preset = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 PRESETS: tuple[Preset, ...] = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
-#: Verbs that know of other processes.
+#: Commands that can share their work between processes.
 VERBS = ("run",)
+
+
+#: Environment variable that names the file in which the first worker reports its exit code.
+_EXIT_CODE_FILE = "FULLTUNE_EXIT_CODE_FILE"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What to start.
+    """The processes to start.
 
     Attributes:
         preset: One of :data:`PRESETS`.
-        processes: In all, over all machines.
-        offload: Keep the optimizer's state (ZeRO), or all that is sharded (FSDP2, ZeRO-3), in the machine's memory.
-        machines: How many machines take part; this one is number ``machine`` of them.
-        address: ``HOST:PORT`` of machine 0, where there are several.
-        restarts: How often the processes are started anew when one of them dies.
+        processes: Total number of processes on all machines.
+        offload: Keep the optimizer's state (ZeRO), or all that is sharded (FSDP2, ZeRO-3), in host memory.
+        machines: Number of machines.
+        machine: Rank of this machine, from 0.
+        address: ``HOST:PORT`` of machine 0 if there are several machines.
+        restarts: How often the processes are restarted when one of them dies.
     """
 
     preset: str
@@ -51,7 +59,7 @@ class Launch:
 
 
 def accelerate_config(job: Launch) -> dict[str, Any]:
-    """The preset with the job's numbers in it, as ``accelerate launch --config_file`` reads it.
+    """Return the preset with the numbers of the job, as ``accelerate launch --config_file`` reads it.
 
     Raises:
         ConfigError: There is no such preset, or its numbers do not fit each other.
@@ -107,19 +115,44 @@ def _check(job: Launch) -> None:
 
 
 def launch(job: Launch, words: Sequence[str]) -> int:
-    """Run ``fulltune WORDS`` on the job's processes and wait; the exit code is that of the process that ended first.
+    """Run ``fulltune WORDS`` on several processes and wait for them.
+
+    Returns:
+        The exit code of the first process that failed; without a failure the code that the command has on one process.
 
     Raises:
-        ConfigError: The job does not fit, or the words are no verb that several processes can share.
+        ConfigError: The numbers do not fit each other, or the command cannot run on several processes.
     """
     if not words or words[0] not in VERBS:
         found = f"{' '.join(words) or 'nothing'!r} to launch"
-        raise ConfigError(found, expected=f"a verb: {', '.join(VERBS)}", fix="write it like: launch … run CONFIG")
+        raise ConfigError(found, expected=f"a command: {', '.join(VERBS)}", fix="write it like: launch … run CONFIG")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{job.preset}.yaml"
         path.write_text(yaml.safe_dump(accelerate_config(job)), encoding="utf-8")
         restarts = ["--max_restarts", str(job.restarts)] if job.restarts else []
-        return _accelerate(["--config_file", str(path), *restarts, "--module", "fulltune", *words])
+        with _exit_code_file(Path(folder) / "exit-code") as reported:
+            failed = _accelerate(["--config_file", str(path), *restarts, "--module", "fulltune", *words])
+            return failed or reported()
+
+
+def report_exit_code(code: int) -> None:
+    """Report the exit code of a command to the launcher of this worker, which itself exits with 0.
+
+    Nothing is reported under another launcher such as ``torchrun``; there the outcome is in the record alone.
+    """
+    file = os.environ.get(_EXIT_CODE_FILE)
+    if file and distributed.shows_output():
+        Path(file).write_text(str(code), encoding="ascii")
+
+
+@contextmanager
+def _exit_code_file(path: Path) -> Iterator[Callable[[], int]]:
+    """Name a file to the workers; yields a function that reads the exit code that the first of them reported."""
+    os.environ[_EXIT_CODE_FILE] = str(path)
+    try:
+        yield lambda: int(path.read_text(encoding="ascii")) if path.exists() else 0
+    finally:
+        del os.environ[_EXIT_CODE_FILE]
 
 
 def _accelerate(words: list[str]) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -24,6 +27,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] = round(time.perf_counter() - started, 3)
+            _log.info("stage %s: %.1f s", stage, self.seconds[stage])
 
     @property
     def total(self) -> float:
@@ -45,6 +49,7 @@ class Warnings:
         def keep(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
             if str(message) not in self.messages and issubclass(category, UserWarning):
                 self.messages.append(str(message))
+                _log.info("warning: %s", message)
             show(message, category, *rest, **named)
 
         warnings.showwarning = keep
