@@ -1,4 +1,4 @@
-"""Makes the shared helpers (``fakes``) importable from every folder of tests, and times no property."""
+"""Make the shared helpers (``fakes``) importable from every test folder; hypothesis has no deadlines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Nothing of the user's is read or written.
+# Keep the user's cache out of the tests.
 os.environ["FULLTUNE_CACHE"] = tempfile.mkdtemp(prefix="fulltune-tests-")
 
-# A busy machine is no reason to fail.
+# A slow machine must not fail a property test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
 def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Log what is logged once in a process again in each test."""
+    """Forget in each test which once-per-process messages were logged."""
     monkeypatch.setattr("fulltune.runtime.log_once._written", set())

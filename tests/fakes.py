@@ -90,7 +90,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def byte_tokenizer(special: Sequence[str], template: str | None = None, **roles: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE without merges: every text survives encode → decode; one token a byte.
+    """Return a byte-level BPE without merges: every text survives encoding and decoding; one token per byte.
 
     Args:
         special: Special tokens in the order of their ids, before the 256 bytes.
@@ -107,7 +107,7 @@ def byte_tokenizer(special: Sequence[str], template: str | None = None, **roles:
 def word_tokenizer(
     special: Sequence[str], template: str, words: Sequence[str] = WORDS, **roles: str
 ) -> PreTrainedTokenizerFast:
-    """Whole words in lower case; what is not in ``words`` becomes the unknown token."""
+    """Return a tokenizer of lowercase words; words outside ``words`` become the unknown token."""
     names = dict.fromkeys([*special, *words])
     vocabulary = {name: index for index, name in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=roles["unk_token"]))
@@ -127,7 +127,7 @@ def _wrap(
 
 
 def gpt2_tokenizer(pad_is_eos: bool = True) -> PreTrainedTokenizerFast:
-    """Adds no special tokens by itself, as GPT-2's does."""
+    """Return a tokenizer that adds no special tokens by itself, like GPT-2's."""
     end = "<|endoftext|>"
     special = [end] if pad_is_eos else [end, "<pad>"]
     return byte_tokenizer(
@@ -136,7 +136,7 @@ def gpt2_tokenizer(pad_is_eos: bool = True) -> PreTrainedTokenizerFast:
 
 
 def llama_tokenizer() -> PreTrainedTokenizerFast:
-    """Puts a start token first and has no padding token of its own, as Llama's does; padding is end-of-text here."""
+    """Return a tokenizer that adds a start token, like Llama's; it pads with the end-of-text token."""
     return byte_tokenizer(
         ["<s>", "</s>"], "<s> $A", bos_token="<s>", eos_token="</s>", unk_token="</s>", pad_token="</s>"
     )
@@ -243,7 +243,7 @@ def make(
     seed: int = 0,
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with random weights (the same for the same seed) in eval mode, and its tokenizer.
+    """Return a model with random weights (the same for the same seed) in eval mode, and its tokenizer.
 
     Args:
         kind: ``gpt2``, ``llama``, ``bert``, ``t5`` or ``bart``.
@@ -266,38 +266,38 @@ def make(
 
 
 def gpt2(pad_is_eos: bool = True, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A decoder with learnt positions; padding is end-of-text unless asked otherwise."""
+    """Return a decoder with learned positions; padding is end-of-text by default."""
     return make("gpt2", tokenizer=gpt2_tokenizer(pad_is_eos), **options)
 
 
 def llama(**options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A decoder with rotary positions and grouped key-value heads."""
+    """Return a decoder with rotary positions and grouped key-value heads."""
     return make("llama", **options)
 
 
 def bert(**options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An encoder with a masked-LM head."""
+    """Return an encoder with a masked-LM head."""
     return make("bert", **options)
 
 
 def t5(**options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An encoder-decoder with relative positions."""
+    """Return an encoder-decoder with relative positions."""
     return make("t5", **options)
 
 
 def bart(**options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An encoder-decoder with learnt positions."""
+    """Return an encoder-decoder with learned positions."""
     return make("bart", **options)
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
-    """Quiet training arguments for the CPU that write nothing; ``options`` come on top."""
+    """Return quiet training arguments for the CPU that write no files; ``options`` override them."""
     quiet = {"disable_tqdm": True, "report_to": "none", "save_strategy": "no", "use_cpu": True, "logging_steps": 1}
     return TrainingArguments(**({"output_dir": str(folder)} | quiet | options))
 
 
 def bundle(kind: str, head: str = "lm", **options: Any) -> Bundle:
-    """The model as fulltune holds it; options as in :func:`make`."""
+    """Return the model as a bundle of fulltune; options as in :func:`make`."""
     model, tokenizer = make(kind, head, **options)
     info = ModelInfo(source=f"fake-{kind}", sha256="0" * 64, family=FAMILIES[kind], architecture=type(model).__name__)
     window = 512 if kind == "t5" else WINDOW
@@ -305,7 +305,7 @@ def bundle(kind: str, head: str = "lm", **options: Any) -> Bundle:
 
 
 def save(kind: str, folder: Path, head: str = "lm", **options: Any) -> Path:
-    """Write a model and its tokenizer as ``save_pretrained`` does; returns the folder."""
+    """Write a model and its tokenizer as ``save_pretrained`` does; return the folder."""
     model, tokenizer = make(kind, head, **options)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

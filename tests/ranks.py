@@ -29,7 +29,7 @@ HEROES = ("fox", "king", "cat", "dog", "court")
 
 
 def prepare(place: Path) -> Path:
-    """Models and rows: 24 to train on, 5 to choose by, and 7 that decide, which two processes cannot share evenly."""
+    """Write models and rows: 24 to train on, 5 to select by, and 7 to score, which do not divide by two."""
     import fakes
 
     for kind in KINDS:
@@ -90,7 +90,7 @@ def environment(**variables: str) -> dict[str, str]:
 def launch(
     place: Path, out: Path, *words: str, launcher: list[str] | None = None, fails: bool = False, **variables: str
 ) -> str:
-    """Run the jobs and wait; what was written to stderr comes back."""
+    """Run the jobs, wait, and return what was written to stderr."""
     command = [
         sys.executable,
         *(torchrun() if launcher is None else launcher),
@@ -105,14 +105,17 @@ def launch(
     return done.stderr
 
 
-def _errors(told: str) -> str:
-    """What was told from the first traceback on, and the end of it: the first process to fail is the one to look at."""
-    start = max(0, told.find("Traceback (most recent call last)"))
-    return told[start : start + 12000] + "\n[...]\n" + told[-2000:]
+def _errors(output: str) -> str:
+    """Return the output from the first traceback on, and its end.
+
+    The first process to fail is the one to look at.
+    """
+    start = max(0, output.find("Traceback (most recent call last)"))
+    return output[start : start + 12000] + "\n[...]\n" + output[-2000:]
 
 
 def accelerate(preset: str, place: Path, processes: int = 2) -> list[str]:
-    """The launcher that a preset is for."""
+    """Return the arguments of the launcher that a preset is for."""
     import yaml
 
     from fulltune.runtime.launch import Launch, accelerate_config
@@ -127,7 +130,7 @@ def torchrun(processes: int = 2, *options: str) -> list[str]:
 
 
 def _stop_the_launcher() -> None:
-    """Send it SIGTERM, and go on once it has passed that on."""
+    """Send the launcher SIGTERM, and continue once it has forwarded the signal."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     os.kill(os.getppid(), signal.SIGTERM)
     signal.sigwait({signal.SIGTERM})
@@ -136,7 +139,7 @@ def _stop_the_launcher() -> None:
 
 
 def _break(fault: str) -> None:
-    """Let the last process break after a step."""
+    """Make the last process fail after a step."""
     from fulltune.training.callbacks import EvaluateAt
 
     kind, _, step = fault.partition("@")

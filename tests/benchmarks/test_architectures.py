@@ -1,4 +1,4 @@
-"""A sample of the architecture matrix (benchmarks/architectures): each kind of cache, mask and head once."""
+"""Sample of the architecture matrix (benchmarks/architectures): each kind of cache, mask and head once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fulltune.models import inference, load
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-#: Model types and columns: what is special about each.
+#: Model types and task columns; the comments name what is special about each.
 SAMPLE = (
     ("llama", "pc"),  # grouped heads, rotary positions
     ("mistral", "lm"),  # a sliding window
     ("llama4_text", "lm"),  # chunks
-    ("gpt_neo", "lm"),  # a local layer and learnt positions
+    ("gpt_neo", "lm"),  # a local layer and learned positions
     ("mpt", "lm"),  # ALiBi
     ("bamba", "lm"),  # attention and a state space
     ("mamba", "lm"),  # a state space alone
-    ("mixtral (auxiliary loss)", "lm"),  # experts
+    ("mixtral (auxiliary loss)", "lm"),  # mixture of experts
     ("m2m_100", "lm"),  # no prepare_decoder_input_ids_from_labels
-    ("bigbird_pegasus", "lm"),  # an attention that depends on the width
-    ("trocr", "pc"),  # a loss that takes labels as they are
+    ("bigbird_pegasus", "lm"),  # attention that depends on the width
+    ("trocr", "pc"),  # a loss that does not shift its labels
     ("modernbert", "cls"),  # local attention in an encoder
     ("t5", "sql"),  # relative positions in two stacks
 )
@@ -61,7 +61,7 @@ def test_a_decoder_that_reads_ahead_is_refused(model_type: str, script: Any, tmp
     assert "expected a decoder that reads from left to right" in cell.detail
 
 
-def test_another_number_is_wrong_an_error_is_a_crash_and_a_sentence_is_a_refusal(
+def test_a_different_number_is_wrong_an_exception_is_a_crash_and_an_own_error_is_a_refusal(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = script("cells")
@@ -88,7 +88,7 @@ def test_another_number_is_wrong_an_error_is_a_crash_and_a_sentence_is_a_refusal
     assert cells.measure(checkpoint, "pc", tmp_path / "elsewhere").status == "crash"
 
 
-def test_a_type_that_hangs_dies_or_cannot_be_built_ends_no_other(
+def test_a_type_that_hangs_dies_or_cannot_be_built_does_not_stop_the_others(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix, results = script("matrix"), tmp_path / "results.jsonl"

@@ -1,4 +1,4 @@
-"""What the benchmarks work out of their measurements."""
+"""Figures that the benchmarks compute from their measurements."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def test_targets_are_judged_on_pairs(script: Any) -> None:
     assert verdicts["clauses: times as fast as a"] == (None, "not measured")
 
 
-def test_a_missed_target_is_called_so(script: Any) -> None:
+def test_a_missed_target_is_reported(script: Any) -> None:
     speed = script("speed")
     cells = {f"{arm}, dropout on": speed.summary([row(10, 100, loss)]) for arm, loss in (("fulltune", 2.1), ("b", 2.0))}
     missed = [name for name, _, _, verdict in speed.judge({"sql": cells}, peak=1e12) if verdict == "missed"]
     assert missed == ["sql: times as fast as b", "sql: peak memory over b's", "sql: final loss off b's"]
 
 
-def test_operations_of_gpt2_are_six_a_parameter_and_attention(script: Any) -> None:
+def test_gpt2_takes_six_operations_per_parameter_plus_attention(script: Any) -> None:
     matrices = [one for name, one in GPT2LMHeadModel(GPT2Config(n_layer=1)).named_parameters() if one.dim() == 2]
     one_layer = sum(one.numel() for one in matrices) - 1024 * 768 - 50257 * 768
     parameters = 12 * one_layer + 50257 * 768
     assert script("speed").gpt2_operations(1.0) == 6 * parameters + 6 * 12 * 1024 * 768
 
 
-def test_an_arm_that_cannot_run_says_why(script: Any) -> None:
+def test_an_arm_that_cannot_run_reports_the_reason(script: Any) -> None:
     arms = script("tools.arms")
     assert arms.missing("fulltune", "tales") is None
     assert arms.missing("b", "sql") is None

@@ -1,4 +1,4 @@
-"""The fault bench in its short form: kills, damage, full disks and poisoned pickles."""
+"""The fault benchmarks in their short form: kills, damage, full disks and poisoned pickles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from full_disk import full_disk
 from pickle_bomb import pickle_bomb
 
 
-def test_every_damage_to_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+def test_all_damage_to_a_checkpoint_is_detected(tmp_path: Path) -> None:
     tried, missed = damage(2, tmp_path)
     assert tried >= 5 * 10
     assert missed == []
@@ -34,7 +34,7 @@ def test_no_poisoned_pickle_runs(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 @pytest.mark.parametrize("count", [1, pytest.param(6, marks=pytest.mark.slow)])
-def test_killed_runs_end_like_those_that_were_not(count: int, tmp_path: Path) -> None:
+def test_killed_runs_end_like_uninterrupted_ones(count: int, tmp_path: Path) -> None:
     from kills import kills
 
     found = kills(count, tmp_path)

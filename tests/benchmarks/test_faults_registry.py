@@ -1,4 +1,4 @@
-"""The faults of `benchmarks/faults` that concern the registry, with few processes."""
+"""The registry faults of `benchmarks/faults`, with few processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry_writers import ALIAS, NAME, writers
 from fulltune.store.registry.registry import Registry
 
 
-def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert writers(8, tmp_path) == []
     assert len(Registry(tmp_path).versions(NAME)) == 8
 

@@ -1,4 +1,4 @@
-"""The audit's warnings reach the terminal before and after training; no file is named that was not written."""
+"""The audit's warnings are shown before and after training; no file is mentioned that was not written."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ def rows() -> list[dict[str, Any]]:
     return [{"text": " ".join(words[n : n + 8]), "label": LABELS[n % len(LABELS)]} for n in range(42)]
 
 
-def told(output: str) -> str:
-    """Return an output without the breaks of a narrow terminal."""
+def unwrapped(output: str) -> str:
+    """Return the output without the line breaks of a narrow terminal."""
     return " ".join(output.split())
 
 
 def test_plan_shows_the_warnings(base: Path, tmp_path: Path) -> None:
     found = call(tmp_path, base, "plan", rows())
     assert found.exit_code == 0, found.output
-    assert "Audit: 2 labels are spelt in several ways" in told(found.stdout)
-    assert "'nan'" in told(found.stdout)
+    assert "Audit: 2 labels are spelt in several ways" in unwrapped(found.stdout)
+    assert "'nan'" in unwrapped(found.stdout)
     assert "\x1b" not in found.output
     assert "audit.json" not in found.output
     assert "\\x1b[31m" in found.output
 
 
-def test_run_shows_them_before_training_and_after_it(base: Path, tmp_path: Path) -> None:
+def test_run_shows_the_warnings_before_and_after_training(base: Path, tmp_path: Path) -> None:
     found = call(tmp_path, base, "run", rows())
     for stream in (found.stderr, found.stdout):
-        assert "Audit: 2 labels are spelt in several ways" in told(stream)
+        assert "Audit: 2 labels are spelt in several ways" in unwrapped(stream)
     assert "\x1b" not in found.output
 
 
-def test_plan_of_bad_rows_names_no_file_and_lists_all_as_json(base: Path, tmp_path: Path) -> None:
+def test_plan_of_bad_rows_names_no_file_and_lists_all_problems_as_json(base: Path, tmp_path: Path) -> None:
     bad = [*rows(), *({"text": "", "label": "ham"} for _ in range(30))]
     found = call(tmp_path, base, "plan", bad, "--json")
     assert found.exit_code == 1

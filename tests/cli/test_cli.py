@@ -1,4 +1,4 @@
-"""The command line: what goes to stdout, what to stderr, and which exit code."""
+"""The command line: what goes to stdout, what goes to stderr, and the exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fulltune.cli.main import app
 from fulltune.store.runs import RunFolder
 
 VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "methods", "sweep", "launch")
-#: Verbs with verbs of their own.
+#: Commands that have subcommands.
 GROUPS = {
     "models": (
         *("list", "show", "promote", "rollback", "verify", "export", "apply-delta", "gc", "register", "interpolate"),
@@ -40,7 +40,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 
 def in_a_process(*arguments: str, torch: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the console script where importing torch does what ``torch`` says."""
+    """Run the console script with a ``torch`` module of this source text."""
     (folder / "torch.py").write_text(torch)
     path = os.pathsep.join([str(folder), *sys.path])
     command = [sys.executable, "-m", "fulltune", *arguments]
@@ -70,7 +70,7 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     "arguments", [("rum",), ("run",), ("run", "c.yaml", "--no-such"), ("compare", "one"), ("doctor", "extra")]
 )
-def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     result = call(*arguments)
     assert result.exit_code == 2
     assert "Usage" in result.stderr
@@ -86,7 +86,7 @@ def test_a_missing_config_is_one_clear_message(verb: str, tmp_path: Path) -> Non
     assert not (tmp_path / "runs").exists()
 
 
-def test_json_errors_stand_on_stdout_too(tmp_path: Path) -> None:
+def test_json_errors_also_go_to_stdout(tmp_path: Path) -> None:
     config = write_config(tmp_path, modle="x", train={"epocs": 1})
     result = call("run", config, "--out", tmp_path / "runs", "--json", "--quiet")
     assert result.exit_code == 1
@@ -133,7 +133,7 @@ def test_an_unknown_demo_lists_those_that_exist(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_comparing_runs_that_are_not_there(tmp_path: Path) -> None:
+def test_comparing_missing_runs(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "20260101-a"):
         pass
     result = call("compare", "20260101-b", "latest", "--out", tmp_path, "--json")
@@ -161,7 +161,7 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(tmp_path: Path) -> None
     assert done.stdout == ""
 
 
-def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     done = in_a_process("doctor", "--json", torch="raise KeyboardInterrupt", folder=tmp_path)
     assert done.returncode == 130
     assert done.stderr == "error: interrupted\n"
@@ -183,7 +183,7 @@ def test_what_libraries_print_does_not_reach_stdout(tmp_path: Path) -> None:
         (("base", "tuned"), "fulltune compare latest --data"),
     ],
 )
-def test_ends_of_a_run_in_an_order_that_has_no_comparison_are_refused_with_the_command_that_has(
+def test_comparing_base_and_tuned_in_an_unsupported_order_names_the_supported_command(
     arguments: tuple[str, ...], advice: str, tmp_path: Path
 ) -> None:
     result = call("compare", *arguments, "--out", tmp_path)

@@ -1,4 +1,4 @@
-"""Whole runs from the command line, with a two-layer model and sixty rows."""
+"""Complete runs from the command line, with a two-layer model and sixty rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def call(*arguments: str | Path) -> Any:
 
 
 def write_rows(path: Path, count: int, seed: int) -> None:
-    """Short reviews that a word decides; no row occurs twice."""
+    """Write short reviews that one word decides; no row occurs twice."""
     draw, filler = random.Random(seed), ("the movie", "this film", "a tale", "the party", "that term", "it all", "law")
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
@@ -37,7 +37,7 @@ def write_rows(path: Path, count: int, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, rows and a config."""
+    """Write a model, rows and a config."""
     folder = tmp_path_factory.mktemp("job")
     fakes.save("bert", folder / "base")
     write_rows(folder / "train.jsonl", 40, seed=1)
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: what libraries write when they are loaded counts too."""
+    """Run the command in a new process, so that the output of libraries at import is captured too."""
     command = [sys.executable, "-m", "fulltune", "run", str(folder / "config.yaml"), "--out", str(folder / "runs")]
     return subprocess.run([*command, "--json", "--quiet"], check=False, capture_output=True, text=True)
 
@@ -77,7 +77,7 @@ def test_the_folder_holds_every_stage(run: Any, folder: Path) -> None:
     assert stages | {"record.json", "report.html", "model"} <= names
 
 
-def test_for_people(folder: Path) -> None:
+def test_the_output_for_people(folder: Path) -> None:
     shown = call("run", folder / "config.yaml", "--set", "train.max_steps=3", "--out", folder / "other")
     record = read_record(resolve("latest", folder / "other") / "record.json")
     flat = " ".join(shown.stdout.split())
@@ -99,7 +99,7 @@ def test_plan_trains_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["latest", "the id", "a prefix of it"])
-def test_evaluating_a_run_gives_its_score_again(run: Any, folder: Path, name: str) -> None:
+def test_evaluating_a_run_reproduces_its_score(run: Any, folder: Path, name: str) -> None:
     said = json.loads(run.stdout)
     names = {"latest": "latest", "the id": said["run_id"], "a prefix of it": said["run_id"][:15]}
     again = call("evaluate", names[name], "--out", folder / "runs", "--json", "--quiet")
@@ -125,7 +125,7 @@ def test_comparing_a_run_with_itself_finds_nothing(run: Any, folder: Path) -> No
     assert {item["verdict"] for item in said["differences"]} == {"no detectable change"}
 
 
-def test_refused_data_leaves_a_run_that_says_so(folder: Path) -> None:
+def test_refused_data_leaves_a_run_with_the_reason(folder: Path) -> None:
     good = json.dumps({"text": "a good film", "label": "positive"})
     (folder / "broken.jsonl").write_text(f'{good}\n{{"text": 1, "label": "positive"}}\nnot json\n')
     broken = f"data.train={folder / 'broken.jsonl'}"
@@ -137,7 +137,7 @@ def test_refused_data_leaves_a_run_that_says_so(folder: Path) -> None:
     assert "broken.jsonl" in status(path).message
 
 
-def test_data_that_cannot_be_read_at_all_leaves_no_run(folder: Path) -> None:
+def test_unreadable_data_leaves_no_run(folder: Path) -> None:
     result = call(
         "run", folder / "config.yaml", "--set", "data.text=body", "--out", folder / "none", "--json", "--quiet"
     )

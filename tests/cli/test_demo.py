@@ -1,4 +1,4 @@
-"""The demos: rows, a config that anybody can run again, and the whole job on the starters without a network."""
+"""The demos: rows, a config that anybody can run again, and the complete job on the starters without a network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_each_family_has_a_demo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_demo_is_a_config_over_rows_beside_it(name: str, tmp_path: Path) -> None:
+def test_every_demo_is_a_config_and_its_rows(name: str, tmp_path: Path) -> None:
     path = prepare(name, tmp_path / "runs")
     data = load_config(path).data
     assert len(rows(data.train)) >= 150
@@ -47,18 +47,18 @@ def test_a_demo_runs_with_no_network(name: str, tmp_path: Path, monkeypatch: pyt
     small = ["train.max_steps=2", "data.limit=60", "data.eval_limit=6", "evaluation.max_new_tokens=6"]
     overrides = [word for override in small for word in ("--set", override)]
     result = CliRunner().invoke(app, ["demo", name, "--out", str(tmp_path), *overrides])
-    assert result.exit_code in (0, 3), result.output  # 3: two steps may well be worse than a baseline
+    assert result.exit_code in (0, 3), result.output  # 3: after two steps the model may be worse than a baseline
     assert "Report: " in result.stdout
     assert f"demo/{name}/config.yaml" in result.stdout.replace("\n", "")
 
 
-def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_the_known_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"one of contracts, tales, text2sql.*Did you mean 'contracts'"):
         prepare("contrakts", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(StoreError, match="choose another"):
         prepare("contracts", tmp_path / "runs")

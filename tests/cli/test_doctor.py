@@ -1,4 +1,4 @@
-"""The doctor tells what is really there."""
+"""The doctor reports what is really installed and available."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_versions_and_machine(tmp_path: Path) -> None:
     assert Diagnosis.model_validate_json(found.to_json()) == found
 
 
-def test_a_runs_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_a_runs_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert diagnose(tmp_path / "not" / "yet").disk_free_bytes > 0
     assert not (tmp_path / "not").exists()
 
@@ -37,7 +37,7 @@ def test_fast_paths_agree_with_torch() -> None:
     assert len(found.fast_paths) == 7
 
 
-def test_features_name_the_command_that_brings_them() -> None:
+def test_features_name_the_command_that_installs_them() -> None:
     found = diagnose()
     assert [item.package for item in found.features] == [row[0] for row in OPTIONAL]
     assert len(found.features) >= 3

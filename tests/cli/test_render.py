@@ -1,4 +1,4 @@
-"""Results at a terminal: the answer first, every number with its interval, and something to try next."""
+"""Results in a terminal: the answer first, every number with its interval, and a suggestion of what to try next."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_what_to_try_depends_on_how_it_went(changes: dict[str, str], words: str)
     assert words in runs.next_step(record(verdict, **changes))
 
 
-def test_a_rejected_run_gives_its_reasons_as_they_are() -> None:
+def test_a_rejected_run_lists_its_reasons_verbatim() -> None:
     shown = text(runs.record(record(outcome="rejected", reasons=("below [tfidf]",)), Path("r")))
     assert "below [tfidf]" in shown
 
@@ -202,7 +202,7 @@ def test_durations_are_for_people(seconds: float, words: str) -> None:
     assert runs.duration(seconds) == words
 
 
-def test_what_guards_said_is_shown_once() -> None:
+def test_guard_messages_are_shown_once() -> None:
     events = [
         {"guard": "overfitting", "step": 40, "verdict": "stop", "message": "Stopped at step 40."},
         {"guard": "overfitting", "step": 0, "verdict": "continue", "message": "Nothing beat step 0."},
@@ -214,7 +214,7 @@ def test_what_guards_said_is_shown_once() -> None:
     assert "lower train.learning_rate, raise train.evaluations" in shown
 
 
-def test_the_first_warnings_of_the_audit_are_shown_in_a_line_each() -> None:
+def test_the_first_warnings_of_the_audit_take_one_line_each() -> None:
     found = AuditSummary(errors=1, warnings=7, findings=("leaks", *(f"w{n}\nx" for n in range(7)), "i"), leaked_rows=0)
     shown = text(runs.record(record(data=DataInfo(train=SPLIT, eval=SPLIT, audit=found)), Path("runs/a")))
     assert [line for line in shown.splitlines() if line.startswith("Audit")] == [

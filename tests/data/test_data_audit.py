@@ -1,4 +1,4 @@
-"""Each thing that can be wrong is found, counted and named; each thing that is fine is left alone."""
+"""Each problem is detected, counted and named; correct data is left alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ Pairs = Sequence[tuple[str, str | tuple[str, ...]]]
 
 
 def table(name: str, rows: Pairs, role: str, problems: Sequence[Problem] = ()) -> Table:
-    """``role`` is what the target is called; the input is then ``text`` (or there is none)."""
+    """Return a table; ``role`` is the role of the target, and the input is then ``text`` (or absent)."""
     made = []
     for number, (text, target) in enumerate(rows, start=1):
         values = {"text": text, role: target} if role else {"text": target}
@@ -159,7 +159,7 @@ def test_leaks_in_disguise() -> None:
 
 
 def test_rows_that_differ_in_numbers_only_are_a_warning() -> None:
-    """Records of one form: the numbers are all that such a row says."""
+    """Records of one form: only the numbers differ."""
     form = (
         "The patient was seen in the clinic today for a routine visit. The blood pressure was {} over 94 and the pulse "
         "was {}. The temperature was 38.1 degrees. No other complaints were reported and the patient was sent home."
@@ -190,7 +190,7 @@ def test_leaks_stop_the_run_unless_they_are_allowed() -> None:
     assert len(allowed.leaked_ids) == 4
 
 
-def test_all_leaked_ids_are_kept_though_the_finding_lists_twenty() -> None:
+def test_all_leaked_ids_are_kept_although_the_finding_lists_twenty() -> None:
     result = look(TRAIN, TRAIN[:50])
     assert len(result.leaked_ids) == found(result, "leaks").count == 50
     assert len(found(result, "leaks").ids) == len(found(result, "leaks").details["pairs"]) == 20
@@ -219,7 +219,7 @@ def test_one_input_with_several_targets(role: str, level: str) -> None:
     assert conflict.details["inputs"] == [[["train:101", "a"], ["train:102", "b"]]]
 
 
-def test_overlaps_with_the_curve_are_only_told() -> None:
+def test_overlaps_with_the_curve_are_only_reported() -> None:
     valid = [*rows(2000, 20), TRAIN[0], EVAL[0], EVAL[1]]
     result = look(TRAIN, EVAL, valid=valid)
     assert found(result, "valid_train_overlap").ids == ("valid:21",)
@@ -303,7 +303,7 @@ def test_the_audit_is_written_and_read_back() -> None:
 
 @cache
 def tokenizer(alphabet: str = "abcdefghijklmnopqrstuvwxyz .", **special: str) -> Any:
-    """One token a character; what is not in the alphabet is unknown."""
+    """Return a tokenizer with one token per character; characters outside the alphabet are unknown."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -333,7 +333,7 @@ def test_lengths_count_what_was_cut() -> None:
 @pytest.mark.parametrize(
     ("labels", "lost"), [([-100, -100], True), ([-100, 5], False), ([0.0, 0.0], False), (0, False)]
 )
-def test_what_is_left_to_learn(labels: Any, lost: bool) -> None:
+def test_labels_left_after_truncation(labels: Any, lost: bool) -> None:
     result = look(TRAIN, EVAL, encode=lambda example: [Features(labels=labels)])
     assert ("nothing_to_learn" in kinds(result)) is lost
 
@@ -372,7 +372,7 @@ def test_unknown_tokens_are_counted_and_their_characters_named() -> None:
     assert "(among their characters: { })" in finding.message
 
 
-def test_an_unknown_token_that_is_the_end_of_text_cannot_be_told() -> None:
+def test_an_unknown_token_that_is_the_end_of_text_cannot_be_detected() -> None:
     same = tokenizer(unk_token="</s>")
     assert "unknown_input_tokens" not in kinds(look([*TRAIN, ("{}", "a")], EVAL, tokenizer=same))
 
@@ -387,7 +387,7 @@ def test_targets_that_do_not_survive(broken: int, level: str) -> None:
     assert found(result, "unknown_target_tokens").count == broken
 
 
-def test_names_of_classes_need_not_be_spelt() -> None:
+def test_names_of_classes_need_not_be_tokenizable() -> None:
     train = [(text, {"a": "{A}", "b": "</s>"}[label]) for text, label in TRAIN]
     assert kinds(look(train, train[:0] + [(t, "{A}") for t, _ in EVAL], tokenizer=tokenizer())) == {
         "class_balance",
@@ -428,7 +428,7 @@ def test_special_tokens_inside_targets(count: int, level: str) -> None:
     assert "targets_not_recoverable" not in kinds(result)
 
 
-def test_targets_of_which_the_tokenizer_reads_nothing() -> None:
+def test_targets_without_any_token() -> None:
     from tokenizers import normalizers
 
     cleaning = deepcopy(tokenizer())
@@ -441,7 +441,7 @@ def test_targets_of_which_the_tokenizer_reads_nothing() -> None:
         result.raise_if_broken()
 
 
-def test_texts_longer_than_the_window_are_tokenized_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+def test_texts_longer_than_the_window_are_tokenized_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     look([*TRAIN, ("abc " * 500, "a")], EVAL, tokenizer=tokenizer())
     assert "longer than the specified maximum" not in caplog.text
 

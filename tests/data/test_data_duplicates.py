@@ -40,7 +40,7 @@ def jaccard(one: str, other: str) -> float:
 
 
 def is_near(one: str, other: str) -> bool:
-    """The definition, counted in another way: words here are separated by spaces alone."""
+    """Apply the definition, computed in another way: words here are separated by spaces only."""
     a, b = Counter(one.split()), Counter(other.split())
     few = min(a.total(), b.total()) < FEWEST_WORDS
     same_words = sum(min(a[word], b[word]) for word in a) / max(a.total(), b.total())
@@ -48,7 +48,7 @@ def is_near(one: str, other: str) -> bool:
 
 
 def corpus(seed: int, size: int = 60) -> list[str]:
-    """Texts of 5 to 60 words, a third of them copies of earlier ones with a few words changed."""
+    """Return texts of 5 to 60 words, a third of them copies of earlier ones with a few words changed."""
     draw, texts = random.Random(seed), list[str]()
     for _ in range(size):
         words = [draw.choice(WORDS) for _ in range(draw.randint(5, 60))]
@@ -81,7 +81,7 @@ def corpus(seed: int, size: int = 60) -> list[str]:
         ("𝐭𝐡𝐞 cat", "the cat", True),
     ],
 )
-def test_normalising(one: str, other: str, same: bool) -> None:
+def test_normalizing(one: str, other: str, same: bool) -> None:
     assert (normalise(one) == normalise(other)) is same
 
 
@@ -175,7 +175,7 @@ def test_one_character_changed_in_a_text_without_spaces() -> None:
     assert [position for position, _ in index.near(text.replace("加", "猫"))] == [0]
 
 
-def test_only_wanted_positions_are_given() -> None:
+def test_only_wanted_positions_are_returned() -> None:
     index = NearIndex()
     for ending in ("one", "two"):
         index.add("a sentence that is long enough to be told from others by " + ending)
@@ -200,7 +200,7 @@ def test_clusters_are_the_connected_parts_of_nearness(seed: int) -> None:
 
 
 def test_many_rows_from_one_template_stay_cheap() -> None:
-    """All near each other: one cluster, without comparing all with all."""
+    """All rows are near each other: one cluster, without comparing every pair."""
     template = " ".join(WORDS * 8)
     texts = [f"{template} {number}" for number in range(400)]
     assert set(clusters(texts)) == {0}

@@ -1,4 +1,4 @@
-"""Every format gives the same rows; every bad row is told with its place; nothing is guessed."""
+"""Every format gives the same rows; every bad row is reported with its location; nothing is guessed."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     assert [row.where for row in load(path, TEXT)] == ["rows.jsonl:2", "rows.jsonl:5"]
 
 
-def test_csv_lines_are_those_of_the_file(tmp_path: Path) -> None:
+def test_csv_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", 'text,label\n"two\nlines",a\n\nplain,b\n')
     assert [(row.where, row.fields["text"]) for row in load(path)] == [
         ("rows.csv:2", "two\nlines"),
@@ -152,14 +152,14 @@ def test_csv_lines_are_those_of_the_file(tmp_path: Path) -> None:
     ]
 
 
-def test_csv_cells_longer_than_the_modules_limit(tmp_path: Path) -> None:
+def test_csv_cells_longer_than_the_limit_of_the_csv_module(tmp_path: Path) -> None:
     limit = csv.field_size_limit()
     long = "word " * 50_000
     assert load(write(tmp_path / "rows.csv", f"text\n{long}\n"), TEXT)[0].fields["text"] == long
     assert csv.field_size_limit() == limit
 
 
-def test_a_folder_of_texts_is_one_document_a_file_in_order(tmp_path: Path) -> None:
+def test_a_folder_of_texts_is_one_document_per_file_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "notes.md"):
         write(tmp_path / name, f"text of {name}")
     table = load(tmp_path, TEXT)
@@ -242,7 +242,7 @@ def test_nothing_but_a_hub_id_opens_a_socket(tmp_path: Path, monkeypatch: pytest
             load(source)
 
 
-# What is not there
+# Sources that do not exist
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_sources_that_cannot_be_read(source: str, message: str, tmp_path: Path) 
         load(tmp_path / source)
 
 
-def test_missing_columns_are_told_at_once_with_the_key_to_set(tmp_path: Path) -> None:
+def test_all_missing_columns_are_reported_with_the_key_to_set(tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [{"body": "x", "lable": "a"}] * 3)
     with pytest.raises(DataError) as caught:
         load(path, id="key")
@@ -291,7 +291,7 @@ def test_missing_columns_are_told_at_once_with_the_key_to_set(tmp_path: Path) ->
     assert fields(load(path, text="body", label="lable"))[0] == {"text": "x", "label": "a"}
 
 
-# What is not UTF-8
+# Files that are not UTF-8
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ BAD_ROWS: list[tuple[str, str]] = [
 ]
 
 
-def test_every_bad_row_is_told_with_its_place_and_none_stops_the_others(tmp_path: Path) -> None:
+def test_every_bad_row_is_reported_with_its_location_and_none_stops_the_others(tmp_path: Path) -> None:
     assert len(BAD_ROWS) >= 20
     lines = [json.dumps(GOOD), *(line for line, _ in BAD_ROWS), json.dumps(GOOD)]
     table = load(write(tmp_path / "rows.jsonl", "\n".join(lines)))
@@ -387,7 +387,7 @@ def test_every_bad_row_is_told_with_its_place_and_none_stops_the_others(tmp_path
         assert problem.fix
 
 
-def test_both_bad_fields_of_a_row_are_told(tmp_path: Path) -> None:
+def test_both_bad_fields_of_a_row_are_reported(tmp_path: Path) -> None:
     table = load(json_lines(tmp_path / "rows.jsonl", [GOOD, {"text": 1, "label": 2.5}]))
     assert [(problem.where, problem.field) for problem in table.problems] == [
         ("rows.jsonl:2", "text"),
@@ -395,7 +395,7 @@ def test_both_bad_fields_of_a_row_are_told(tmp_path: Path) -> None:
     ]
 
 
-def test_where_no_row_is_good_all_problems_are_raised(tmp_path: Path) -> None:
+def test_without_a_good_row_all_problems_are_raised(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="25 problems") as caught:
         load(json_lines(tmp_path / "rows.jsonl", [{"text": 5, "label": "a"}] * 25))
     assert "… and 5 more" in str(caught.value)
@@ -410,7 +410,7 @@ def test_bad_csv_rows(tmp_path: Path) -> None:
     assert "not valid CSV" in table.problems[2].found
 
 
-def test_labels_written_as_numbers_become_text_but_not_beside_text(tmp_path: Path) -> None:
+def test_labels_written_as_numbers_become_text_but_not_alongside_text(tmp_path: Path) -> None:
     numbers = load(json_lines(tmp_path / "numbers.jsonl", [{"text": "x", "label": n} for n in (0, 1, 1)]))
     assert [row.fields["label"] for row in numbers] == ["0", "1", "1"]
     mixed = load(json_lines(tmp_path / "mixed.jsonl", [{"text": "x", "label": n} for n in (0, 1, "1")]))
@@ -445,7 +445,7 @@ def test_lists_of_labels(value: Any, expected: list[str], tmp_path: Path) -> Non
         (["a", ""], "empty text in the list"),
     ],
 )
-def test_lists_of_labels_that_are_none(value: Any, found: str, tmp_path: Path) -> None:
+def test_invalid_lists_of_labels(value: Any, found: str, tmp_path: Path) -> None:
     path = json_lines(tmp_path / "rows.jsonl", [{"text": "x", "labels": value}])
     with pytest.raises(DataError) as caught:
         load(path, (Column("text", str), Column("labels", list)))

@@ -1,4 +1,4 @@
-"""Files as spreadsheets, pandas and the hub write them; several files; and files that are damaged or have no end."""
+"""Files as spreadsheets, pandas and the hub write them; several files; damaged files and endless streams."""
 
 from __future__ import annotations
 
@@ -138,9 +138,7 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("y.jsonl.zip", "PK", "Unpack it"),
     ],
 )
-def test_files_that_are_something_else_are_called_what_they_are(
-    tmp_path: Path, name: str, text: str, words: str
-) -> None:
+def test_files_of_another_kind_are_named_by_their_kind(tmp_path: Path, name: str, text: str, words: str) -> None:
     with pytest.raises(DataError, match=f"(?s){words}"):
         load(write(tmp_path / name, text))
 
@@ -157,7 +155,7 @@ def test_files_that_are_something_else_are_called_what_they_are(
         ("data\\a.jsonl", "Did you mean 'data/a.jsonl'"),
     ],
 )
-def test_a_name_that_is_no_path_here_is_explained(
+def test_a_path_that_is_invalid_here_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -179,7 +177,7 @@ def test_a_label_in_the_column_of_the_text_is_refused(tmp_path: Path) -> None:
         load_table(str(path), COLUMNS, DataConfig(train="x", label="text"))
 
 
-def test_packed_twice_and_archives_are_named(tmp_path: Path) -> None:
+def test_doubly_compressed_files_and_archives_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(gzip.compress(b"{}")))
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"a.jsonl".ljust(257, b"\0") + b"ustar"))
     for name, words in {"a.jsonl.gz": "packed with gzip", "b.jsonl.gz": "a tar archive"}.items():
@@ -206,7 +204,7 @@ def test_a_damaged_description_of_a_datasets_folder_is_named(tmp_path: Path) -> 
         load(tmp_path)
 
 
-def test_columns_of_one_name_in_a_parquet_file_are_refused_where_they_are_read(tmp_path: Path) -> None:
+def test_duplicate_columns_of_a_parquet_file_are_refused_where_they_are_read(tmp_path: Path) -> None:
     columns = [pa.array(["x"]), pa.array(["y"]), pa.array(["z"]), pa.array(["z"])]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_arrays(columns, ["text", "label", "more", "more"]), path)
@@ -252,7 +250,7 @@ def shards(folder: Path) -> list[Path]:
     return paths
 
 
-def test_shards_are_one_source_as_a_folder_a_pattern_and_a_list(tmp_path: Path) -> None:
+def test_shards_are_one_source_given_as_a_folder_a_pattern_or_a_list(tmp_path: Path) -> None:
     paths = shards(tmp_path / "data")
     pq.write_table(pa.Table.from_pylist(ROWS[:1]), tmp_path / "data" / "test-00000-of-00001.parquet")
     for source in (tmp_path / "data", str(tmp_path / "data" / "train*.parquet"), tuple(map(str, paths))):
@@ -262,7 +260,7 @@ def test_shards_are_one_source_as_a_folder_a_pattern_and_a_list(tmp_path: Path) 
     assert fields(load(tmp_path / "data", split="test")) == ROWS[:1]
 
 
-def test_files_of_one_name_in_several_folders_have_rows_of_their_own(tmp_path: Path) -> None:
+def test_files_of_one_name_in_several_folders_have_separate_rows(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / "rows.jsonl", json.dumps(ROWS[0]) + "\n")
@@ -272,7 +270,7 @@ def test_files_of_one_name_in_several_folders_have_rows_of_their_own(tmp_path: P
     ]
 
 
-def test_all_missing_files_of_a_list_are_named_and_an_empty_pattern_too(tmp_path: Path) -> None:
+def test_all_missing_files_of_a_list_and_an_empty_pattern_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load((str(tmp_path / "x.jsonl"), str(tmp_path / "y.jsonl")))
     assert len(caught.value.problems) == 2
@@ -282,7 +280,7 @@ def test_all_missing_files_of_a_list_are_named_and_an_empty_pattern_too(tmp_path
         load(())
 
 
-def test_what_has_no_end_is_refused_at_once(tmp_path: Path) -> None:
+def test_endless_streams_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
     (tmp_path / "null.parquet").symlink_to("/dev/null")
@@ -307,15 +305,13 @@ def test_an_empty_path_is_not_the_working_directory(source: Any) -> None:
         load(source)
 
 
-def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+def test_a_broken_link_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").symlink_to(tmp_path / "x.jsonl")
     with pytest.raises(DataError, match="a link to what is not there"):
         load(tmp_path / "x.jsonl")
 
 
-def test_a_file_that_unpacks_to_a_multiple_of_its_size_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fulltune.data.file_text._SMALL", 1 << 16)
     (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(b" " * (1 << 22)))
     with pytest.raises(DataError, match="unpacks to more than 100 times its size"):
@@ -329,7 +325,7 @@ def test_a_file_of_nul_bytes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "x/" * 3000 + "y.jsonl", "a\0b.jsonl", "~nobody0/x.jsonl"])
-def test_a_name_that_no_file_can_have_is_not_there(name: str) -> None:
+def test_an_impossible_file_name_does_not_exist(name: str) -> None:
     with pytest.raises(DataError, match="no such file") as caught:
         load(name)
     assert len(str(caught.value)) < 800
@@ -370,7 +366,7 @@ def test_text_that_is_not_utf8_in_a_parquet_file_is_named_by_row_and_column(tmp_
         ("Le garçon a mangé une pâtisserie près du café", "cp1252", "WINDOWS-1252"),
     ],
 )
-def test_the_proposed_conversion_gives_the_text_also_among_much_ascii(
+def test_the_proposed_conversion_is_correct_for_mostly_ascii_text(
     tmp_path: Path, text: str, encoding: str, named: str
 ) -> None:
     row = {"id": 1, "source": "https://example.com/a/long/address/in/ascii", "label": "positive", "text": text}

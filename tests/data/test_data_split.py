@@ -1,4 +1,4 @@
-"""Held-out parts: of the right size, by group, by label, and the same for any order of the rows."""
+"""Held-out parts: the right size, by group, by label, and the same for any order of the rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids(part: Table) -> list[str]:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.3, 0.5, 0.9])
-def test_the_share_is_met_and_nothing_is_lost(share: float) -> None:
+def test_the_fraction_is_met_and_nothing_is_lost(share: float) -> None:
     whole = texts(200)
     rest, held = split_table(whole, share, seed=3)
     assert len(held) == pytest.approx(200 * share, abs=1)
@@ -75,14 +75,14 @@ def test_groups_may_hold_copies() -> None:
     assert (len(rest), len(held)) == (8, 2)
 
 
-def test_each_label_gives_its_share() -> None:
+def test_each_label_gives_its_fraction() -> None:
     labels = ["common"] * 300 + ["seldom"] * 60 + ["rare"] * 20
     rows = [{"text": distinct(number), "label": label} for number, label in enumerate(labels)]
     _, held = split_table(table(rows), 0.1, stratify="label")
     assert Counter(row.fields["label"] for row in held) == {"common": 30, "seldom": 6, "rare": 2}
 
 
-def test_many_small_labels_together_give_their_share() -> None:
+def test_many_small_labels_together_give_their_fraction() -> None:
     rows = [{"text": distinct(number), "label": f"label {number % 77}"} for number in range(77 * 5)]
     _, held = split_table(table(rows), 0.1, stratify="label")
     counts = Counter(row.fields["label"] for row in held)
@@ -129,7 +129,7 @@ def test_labels_of_single_rows_do_not_shrink_what_is_held_out() -> None:
     assert labels_of(rest) == set(labels)
 
 
-def test_several_labels_are_spread_by_the_rarest() -> None:
+def test_rows_of_several_labels_are_split_by_the_rarest() -> None:
     rows = [{"text": distinct(n), "labels": ["a", "rare"] if n % 10 == 0 else ["a", f"b{n % 2}"]} for n in range(300)]
     _, held = split_table(table(rows), 0.2, stratify="labels")
     counts = Counter(label for row in held for label in row.fields["labels"])
@@ -159,7 +159,7 @@ def test_groups_give_train_every_label_that_two_groups_have(
     assert held_groups == 1 or labels_of(rest) == groups.keys()
 
 
-def test_problems_stay_with_the_rest() -> None:
+def test_problems_stay_with_the_remaining_rows() -> None:
     whole = Table("made.jsonl", texts(10).rows, (Problem("broken"),))
     rest, held = split_table(whole, 0.2)
     assert (rest.problems, held.problems) == (whole.problems, ())
@@ -191,7 +191,7 @@ def test_neither_part_is_ever_empty(share: float, count: int) -> None:
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=30), st.floats(0.05, 0.5), st.integers(0, 99))
-def test_the_share_is_missed_by_less_than_the_largest_group(sizes: list[int], share: float, seed: int) -> None:
+def test_the_fraction_is_missed_by_less_than_the_largest_group(sizes: list[int], share: float, seed: int) -> None:
     rows = [{"text": f"{g} {n}", "group": str(g)} for g, size in enumerate(sizes) for n in range(size)]
     rest, held = split_table(table(rows), share, groups="group", seed=seed)
     assert {row.fields["group"] for row in rest}.isdisjoint(row.fields["group"] for row in held)
@@ -208,5 +208,5 @@ def test_the_share_is_missed_by_less_than_the_largest_group(sizes: list[int], sh
         ({"prompt": "", "completion": "c"}, "c"),
     ],
 )
-def test_what_the_model_reads(fields: dict[str, str], text: str) -> None:
+def test_the_input_text_is_what_the_model_reads(fields: dict[str, str], text: str) -> None:
     assert input_text(fields) == text

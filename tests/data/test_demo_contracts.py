@@ -1,4 +1,4 @@
-"""Generated clauses: repeatable, clean, and hard enough for a word count to leave something to learn."""
+"""Generated clauses: repeatable, clean, and too hard to be solved by counting words."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_label_noise_changes_labels_and_nothing_else() -> None:
     assert sum(a["label"] != b["label"] for a, b in zip(ROWS, noisy, strict=True)) == 300
 
 
-def test_counting_words_gets_some_of_the_way(tmp_path: Path) -> None:
+def test_counting_words_solves_only_a_part(tmp_path: Path) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
@@ -107,7 +107,7 @@ def test_a_grammar_expands_choices_references_and_values() -> None:
     assert Writer(grammar, Random(1), {"who": "she"}).write("start") == "She saw an owl"
 
 
-def test_a_writer_has_habits() -> None:
+def test_each_writer_has_a_style() -> None:
     grammar = Grammar.parse("word:\n" + "".join(f"  w{index}\n" for index in range(20)))
     writer = Writer(grammar, Random(1), share=0.2)
     assert len({writer.expand("{word}") for _ in range(200)}) == 4

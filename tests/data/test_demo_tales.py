@@ -1,4 +1,4 @@
-"""Folk tales: repeatable, varied, of the right length; the generated ones in agreement with the sex of the hero."""
+"""Folk tales: repeatable, varied, of the right length; generated ones agree with the gender of the hero."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_tales_are_of_the_right_length_and_all_different(language: Language) -> 
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_written_tales_are_whole_and_unlike_each_other(language: Language) -> None:
+def test_written_tales_are_complete_and_unlike_each_other(language: Language) -> None:
     tales = written_tales(language)
     assert len(tales) == len({tale["title"] for tale in tales}) == len({tale["id"] for tale in tales}) >= 18
     runs: Counter[tuple[str, ...]] = Counter()
@@ -57,7 +57,7 @@ def test_written_russian_tales_are_in_cyrillic() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("n", [0, 1, 7, 30, 60])
-def test_the_written_tales_are_all_there_but_never_the_most(language: Language, n: int) -> None:
+def test_all_written_tales_are_included_but_never_the_majority(language: Language, n: int) -> None:
     tales, written = make_tales(n, language=language), written_tales(language)
     assert len(tales) == len({tale["id"] for tale in tales}) == len({tale["text"] for tale in tales}) == n
     among = [tale for tale in tales if tale["plot"] == "written"]
@@ -66,7 +66,7 @@ def test_the_written_tales_are_all_there_but_never_the_most(language: Language, 
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_written_tales_stand_in_both_parts_of_the_data_set(language: Language) -> None:
+def test_written_tales_occur_in_both_splits(language: Language) -> None:
     plots = [tale["plot"] for tale in TALES[language]]
     assert "written" in plots[:160]
     assert "written" in plots[160:]
@@ -107,8 +107,8 @@ def test_every_name_has_its_forms_and_every_reference_a_rule(language: Language)
     assert {name.format(sex=sex) for name in functions for sex in "mf"} <= set(grammar.rules)
 
 
-def test_verbs_agree_with_the_sex_of_the_hero() -> None:
-    """Checked in the finished text, for verbs that stand beside a hero's name."""
+def test_verbs_agree_with_the_gender_of_the_hero() -> None:
+    """Check the finished text, for verbs that follow or precede a hero's name."""
     grammar = Grammar.load("tales_ru")
     sexes = {line.split(", ")[0]: line.rpartition(", ")[2] for line in grammar.rules["hero"]}
     beside = re.compile(r"\b([А-ЯЁ][а-яё]+(?:лся|лась|л|ла)) (" + "|".join(sexes) + r")\b")
@@ -118,7 +118,7 @@ def test_verbs_agree_with_the_sex_of_the_hero() -> None:
         assert verb.endswith(("ла", "лась")) == (sexes[name] == "f"), (verb, name)
 
 
-def test_pronouns_agree_with_the_sex_of_the_hero() -> None:
+def test_pronouns_agree_with_the_gender_of_the_hero() -> None:
     sexes = {line.split(", ")[0]: line.rpartition(", ")[2] for line in Grammar.load("tales_en").rules["hero"]}
     for tale in GENERATED["en"]:
         hero = next(name for name in sexes if re.search(rf"\b{name}\b", tale["text"]))

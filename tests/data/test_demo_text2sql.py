@@ -1,4 +1,4 @@
-"""Generated databases and questions: repeatable, all queries run, templates kept apart."""
+"""Generated databases and questions: repeatable, all queries run, templates are not shared between splits."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_every_query_runs_and_returns_something(splits: Splits, folder: Path) ->
         database.close()
 
 
-def test_a_limit_never_cuts_among_equals(splits: Splits, folder: Path) -> None:
-    """Reading the rows in the other direction gives the same answer."""
+def test_a_limit_never_cuts_between_equal_rows(splits: Splits, folder: Path) -> None:
+    """Reading the rows in the opposite direction gives the same answer."""
     limited = [row for row in splits["train"] + splits["eval"] if "LIMIT" in row["sql"]]
     assert len(limited) > 50
     for row in limited:
@@ -120,7 +120,7 @@ def test_foreign_keys_hold_and_names_have_quotes_to_escape(splits: Splits, folde
     assert any("''" in row["sql"] for row in splits["train"])
 
 
-def test_another_seed_gives_another_world_and_files_are_replaced(tmp_path: Path) -> None:
+def test_another_seed_gives_other_databases_and_files_are_replaced(tmp_path: Path) -> None:
     first = make_text2sql(tmp_path, seed=1, n=50)
     before = dump(tmp_path / "library.sqlite")
     second = make_text2sql(tmp_path, seed=2, n=50)

@@ -1,4 +1,4 @@
-"""Labels mean what the user wrote: lists in every notation, 0/1 vectors, names of classes, or a refusal with advice."""
+"""Labels mean what the user wrote: lists in every notation, 0/1 vectors, class names, or an error with advice."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_other_notations_of_a_list() -> None:
 @pytest.mark.parametrize(
     "text", ["[a, b]", "a, b", "[", "", "['a' 'b', 'c']", "['a', 'b'", "[0 1 ... 0]", '{"a": 1}', r"['\x41']", "(a)"]
 )
-def test_what_is_ambiguous_is_no_list(text: str) -> None:
+def test_ambiguous_text_is_not_a_list(text: str) -> None:
     assert parse_list(text) is None
 
 
@@ -118,7 +118,7 @@ def test_joined_labels_are_refused_with_the_key_to_set(cell: str, message: str, 
         (None, "nothing; expected a list of labels. Write [] if the row has no label"),
     ],
 )
-def test_lists_that_cannot_be_labels_are_problems_of_their_row(value: Any, found: str, tmp_path: Path) -> None:
+def test_lists_that_cannot_be_labels_are_problems_of_the_row(value: Any, found: str, tmp_path: Path) -> None:
     table = load(json_rows(tmp_path, [["a", "b"], value, ["c"]]))
     assert labels(table) == [["a", "b"], ["c"]]
     assert [problem.where for problem in table.problems] == ["rows.jsonl:2"]
@@ -208,12 +208,12 @@ def test_vectors_of_counts_are_refused_without_the_advice_for_indicators(tmp_pat
 @pytest.mark.parametrize(
     "rows", [[[0], [1], [0, 1]], [[3, 7], [7], [1, 3]], [["2020", "2021"], ["2020"]], [[0], [1]], [["a", "a"], ["b"]]]
 )
-def test_lists_of_ids_are_no_vectors(rows: list[Any], tmp_path: Path) -> None:
+def test_lists_of_ids_are_not_vectors(rows: list[Any], tmp_path: Path) -> None:
     expected = [list(dict.fromkeys(map(str, row))) for row in rows]
     assert labels(load(json_rows(tmp_path, rows))) == expected
 
 
-def test_names_may_be_written_beside_vectors(tmp_path: Path) -> None:
+def test_names_may_be_given_in_another_column(tmp_path: Path) -> None:
     table = load(json_rows(tmp_path, [[1, 0, 0], ["y", "z"], ["w"]]), label_names=NAMES)
     assert labels(table) == [["x"], ["y", "z"]]
     assert "expected 3 values of 0 or 1, or names of data.label_names" in str(table.problems[0])
@@ -229,7 +229,7 @@ def test_numbers_of_classes_become_their_names(value: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("value", [2, -1, 0.5, "maybe", "Yes"])
-def test_what_is_no_class_is_refused(value: Any, tmp_path: Path) -> None:
+def test_an_unknown_class_is_refused(value: Any, tmp_path: Path) -> None:
     table = load(json_rows(tmp_path, [value, 0], "label"), LABEL, label_names=["no", "yes"])
     assert "expected one of data.label_names (no, yes), or its number (0 to 1)" in str(table.problems[0])
 
@@ -281,7 +281,7 @@ def test_class_names_of_rows_in_memory(kind: str, tmp_path: Path, monkeypatch: p
     assert labels(load(source)) == [["x", "y"], ["y"]]
 
 
-def test_a_column_that_is_not_there_is_not_offered_another_that_is_read(tmp_path: Path) -> None:
+def test_a_missing_column_does_not_suggest_a_column_that_is_already_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "x", "toxic": 0, "threat": 1}\n', encoding="utf-8")
     with pytest.raises(DataError) as caught:
@@ -321,7 +321,7 @@ def test_damaged_metadata_is_logged_and_the_file_read_without_it(
     assert "rows.parquet: the `datasets` metadata cannot be read" in caplog.text
 
 
-# Which column, and the order of the classes
+# The column that is read, and the order of the classes
 
 
 def task(**data: Any) -> Classification:
@@ -340,7 +340,7 @@ def task(**data: Any) -> Classification:
         ({"labels": "tags"}, ["text", "label"], "label"),
     ],
 )
-def test_which_column_is_read(data: dict[str, str], available: list[str], role: str) -> None:
+def test_the_column_that_is_read(data: dict[str, str], available: list[str], role: str) -> None:
     assert task(**data).columns(available)[1].role == role
 
 

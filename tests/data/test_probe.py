@@ -1,4 +1,4 @@
-"""The built-in probe: enough text of the right shape, labelled evenly, unlike the example data, always the same."""
+"""The built-in probe: enough text, evenly labeled, unlike the example data, always the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALPHABETS = {"en": "[a-zA-Z]", "ru": "[а-яёА-ЯЁ]"}
 
 
 def sequences(text: str, n: int) -> set[tuple[str, ...]]:
-    """All runs of n words, without case and punctuation."""
+    """Return all runs of n words, ignoring case and punctuation."""
     words = re.findall(r"\w+", text.lower())
     return {tuple(words[start : start + n]) for start in range(len(words) - n + 1)}
 
@@ -82,7 +82,7 @@ def test_it_is_small_enough_to_score_in_seconds() -> None:
     assert 35_000 < characters < 50_000
 
 
-def test_rows_are_the_callers_own() -> None:
+def test_each_caller_gets_its_own_rows() -> None:
     rows = builtin_probe("en")
     rows[0]["text"] = "changed"
     assert builtin_probe("en") == PROBE["en"]
@@ -96,6 +96,6 @@ def test_every_process_reads_the_same_rows_whatever_its_locale() -> None:
     assert json.loads(done.stdout) == builtin_probe()
 
 
-def test_an_unknown_language_has_no_text() -> None:
+def test_an_unknown_language_has_no_rows() -> None:
     with pytest.raises(FileNotFoundError, match=r"probe_fr\.txt"):
         builtin_probe("fr")  # type: ignore[arg-type]

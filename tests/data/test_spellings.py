@@ -1,4 +1,4 @@
-"""Labels that were meant to be one, missing values, joined labels: found, counted, named, and never changed."""
+"""Labels spelled in several ways, missing values, joined labels: detected, counted, named, and never changed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_spellings_are_found_over_all_splits() -> None:
         result.raise_if_broken()
 
 
-def test_several_labels_a_row_are_compared_too() -> None:
+def test_several_labels_per_row_are_compared_too() -> None:
     [finding] = of_kind(look([("spam", "x"), ("Spam",), ()] * 20), "similar_labels")
     assert finding.count == 20
 
@@ -115,7 +115,7 @@ def test_more_than_five_groups_are_counted() -> None:
     assert of_kind(look(train), "similar_labels")[0].message.endswith(" and 2 more")
 
 
-def test_labels_with_padding_alone() -> None:
+def test_labels_that_differ_in_white_space_only() -> None:
     [finding] = of_kind(look([" spam", "ham\u200b", "❤️", "بی‌طرف"] * 20), "padded_labels")
     assert finding.message.startswith(
         "2 labels have whitespace or invisible characters at an end: ' spam', 'ham\\u200b'"
@@ -126,7 +126,7 @@ def test_labels_with_padding_alone() -> None:
 @pytest.mark.parametrize(
     ("label", "level"), [("nan", "warning"), ("NULL", "warning"), ("<NA>", "warning"), ("None", "info")]
 )
-def test_labels_that_stand_for_nothing(label: str, level: str) -> None:
+def test_labels_that_stand_for_missing_values(label: str, level: str) -> None:
     [finding] = of_kind(look(["spam", "ham"] * 30 + [label] * 2), "missing_labels")
     assert finding.level == level
     assert finding.message == f"2 rows have the label {label!r}, which often stands for a missing value"
@@ -148,7 +148,7 @@ def test_joined_labels(joint: str) -> None:
     assert finding.count == 20
 
 
-def test_joined_labels_none_of_which_stands_alone() -> None:
+def test_joined_labels_that_never_occur_alone() -> None:
     [finding] = of_kind(look(["a|b", "b|c", "c|a"] * 20), "joined_labels")
     assert "3 labels look like several joined by '|'" in finding.message
     assert not of_kind(look(["Paris, France", "Lyon, France", "a"] * 20), "joined_labels")
@@ -165,7 +165,7 @@ def test_vectors_written_as_one_label(labels: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("labels", [("0", "1"), ("10", "11"), ("01", "spam"), ("0", "1", "10")])
-def test_numbers_are_no_vectors(labels: tuple[str, ...]) -> None:
+def test_numbers_are_not_vectors(labels: tuple[str, ...]) -> None:
     assert not of_kind(look(list(labels) * 20, labels), "vector_labels")
 
 

@@ -1,4 +1,4 @@
-"""Baselines without training: floors against scikit-learn, honest shots, and a cache that knows what it depends on."""
+"""Baselines without training: floors against scikit-learn, honest shots, and a correctly keyed cache."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def classification(train: list[Example] = TRAIN, few_shot: int = 2) -> Classific
     return task
 
 
-def test_majority_names_the_commonest_label_with_its_share() -> None:
+def test_majority_gives_the_most_frequent_label_with_its_fraction() -> None:
     predictions = list(baseline("majority", classification(), fakes.bundle("bert"), TRAIN, ())(EVAL))
     assert [prediction.output for prediction in predictions] == ["law"] * 3
     assert predictions[0].values["confidence"] == pytest.approx(12 / 20)
@@ -80,10 +80,10 @@ def test_tfidf_with_several_labels_and_labels_that_train_lacks() -> None:
     ],
 )
 @pytest.mark.parametrize("several", [False, True])
-def test_texts_without_a_word_are_told_apart_by_their_characters(
+def test_texts_without_common_words_are_classified_by_their_characters(
     good: str, bad: str, several: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sentences of a script without spaces are one word each: rows are made so that no two sentences are equal."""
+    """Sentences of a script without spaces are one word each: no two sentences of these rows are equal."""
     ends = [chr(0x4E00 + n) if len(good) > 3 else "" for n in range(24)]
     rows = [(text + end, label) for end in ends for text, label in ((good, "good"), (bad, "bad"))]
     train = [Example(f"t:{n}", text, (label,) if several else label) for n, (text, label) in enumerate(rows[:40])]
@@ -113,7 +113,7 @@ def test_shots_come_from_train_are_seeded_and_never_scored() -> None:
     assert shots != choose_shots(task, other, "decoder", TRAIN, leaked)
 
 
-def test_an_encoder_gets_shots_a_label_and_a_prompt_cycles_through_the_labels() -> None:
+def test_an_encoder_gets_shots_per_label_and_a_prompt_cycles_through_the_labels() -> None:
     task = classification(few_shot=3)
     per_label = choose_shots(task, task.config, "encoder", TRAIN, EVAL)
     assert sorted(str(shot.target) for shot in per_label) == ["film"] * 3 + ["law"] * 3
@@ -144,7 +144,7 @@ def test_the_cache_answers_the_second_time_and_only_for_the_same_key(tmp_path: P
     assert calls == [3, 3]
 
 
-def test_a_damaged_cache_entry_is_made_again(tmp_path: Path) -> None:
+def test_a_damaged_cache_entry_is_recomputed(tmp_path: Path) -> None:
     task = classification()
     predict = cached(
         baseline("majority", task, fakes.bundle("bert"), TRAIN, ()), "majority", {}, tmp_path, lambda: None

@@ -1,4 +1,4 @@
-"""Scores stream: a row leaves a short vector behind, never its prediction."""
+"""Scores are streamed: a short vector is kept per row, never its prediction."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def _peak(rows: int) -> int:
     return peak
 
 
-def test_ten_times_the_rows_take_hardly_more_memory() -> None:
+def test_ten_times_the_rows_need_hardly_more_memory() -> None:
     few, many = _peak(300), _peak(3000)
     assert (many - few) / 2700 < ROW_BYTES / 50

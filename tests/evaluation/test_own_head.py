@@ -1,4 +1,4 @@
-"""Zero-shot of a checkpoint that classifies: its own head is asked, its classes matched to the labels by name."""
+"""Zero-shot with the classification head of the checkpoint: its classes are matched to the labels by name."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def facts(record: Record) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_a_tuned_model_scores_zero_shot_what_it_scored_when_it_was_tuned(kind: str, tmp_path: Path) -> None:
-    """The second run names the labels otherwise, and in another order."""
+def test_a_tuned_model_has_its_tuned_score_as_zero_shot_score(kind: str, tmp_path: Path) -> None:
+    """The second run gives the labels other names, in another order."""
     first = run(fakes.save(kind, tmp_path / kind), tmp_path, learning_rate=1e-3)
     model = tmp_path / first.run_id / "model"
     config = json.loads((model / "config.json").read_text())
@@ -57,21 +57,21 @@ def test_a_tuned_model_scores_zero_shot_what_it_scored_when_it_was_tuned(kind: s
     assert "own classification head" in (tmp_path / again.run_id / "report.html").read_text()
 
 
-def test_a_head_that_lacks_a_label_is_not_asked(tmp_path: Path) -> None:
+def test_a_head_that_lacks_a_label_is_not_used(tmp_path: Path) -> None:
     base = fakes.save("bert", tmp_path / "base", "classification", labels=("yes", "maybe"))
     assert facts(run(base, tmp_path)) == [
         "zero_shot asks by the names of the labels: the checkpoint's classification head lacks 'no'"
     ]
 
 
-def test_a_head_for_one_label_per_row_is_not_asked_for_several(tmp_path: Path) -> None:
+def test_a_single_label_head_is_not_used_for_several_labels(tmp_path: Path) -> None:
     base = fakes.save("bert", tmp_path / "base", "classification", labels=("yes", "no"))
     several = [{"text": row["text"], "labels": [row["label"]]} for row in ROWS]
     [fact] = facts(run(base, tmp_path, rows=several))
     assert fact.endswith("head was made for one label per row")
 
 
-def test_evaluate_asks_the_same_head(tmp_path: Path) -> None:
+def test_evaluate_uses_the_same_head(tmp_path: Path) -> None:
     first = run(fakes.save("bert", tmp_path / "base"), tmp_path, learning_rate=1e-3)
     folder = tmp_path / first.run_id
     copy = (folder / "model").rename(tmp_path / "elsewhere")

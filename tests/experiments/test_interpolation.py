@@ -1,4 +1,4 @@
-"""Between base and tuned, and the mean of several: ends that are exact, a choice inside the budget, files that load."""
+"""Interpolation between base and tuned model, and the mean of several: exact ends, a choice within the budget."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
-def test_a_sweep_ends_in_the_base_and_in_the_tuned_model_and_writes_what_it_chose(tmp_path: Path) -> None:
+def test_a_sweep_runs_from_base_to_tuned_model_and_writes_the_chosen_one(tmp_path: Path) -> None:
     record = fulltune.run(job(tmp_path, "gpt2", "causal-lm"), out=tmp_path / "runs")
     found = fulltune.interpolate(record.run_id, alphas=[0.5], out=tmp_path / "runs")
     assert [point.alpha for point in found.points] == [0.0, 0.5, 1.0]
@@ -124,14 +124,14 @@ def point(alpha: float, value: float, loss: float, inside: bool = True) -> Point
     return Point(alpha=alpha, score=score, retention={}, loss=loss, within_budget=inside)
 
 
-def test_the_choice_is_the_best_score_inside_the_budget() -> None:
+def test_the_choice_is_the_best_score_within_the_budget() -> None:
     points = [point(0, 0.2, 0.0), point(0.5, 0.7, 0.03), point(0.8, 0.7, 0.04), point(1, 0.9, 0.2, inside=False)]
     assert choose(points, "higher").alpha == 0.5
     assert choose(points, "lower").alpha == 0.0
     assert choose([points[0], point(1, math.nan, 0.0)], "higher").alpha == 0.0
 
 
-def test_the_front_holds_what_nothing_dominates() -> None:
+def test_the_front_holds_the_nondominated_points() -> None:
     points = [
         point(0, 0.2, 0.0),
         point(0.5, 0.7, 0.03),
@@ -142,7 +142,7 @@ def test_the_front_holds_what_nothing_dominates() -> None:
     assert [one.on_front for one in with_front(points, "higher")] == [True, True, False, True, False]
 
 
-def test_an_alpha_outside_is_refused(tmp_path: Path) -> None:
+def test_an_alpha_out_of_range_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1\\.5"):
         fulltune.interpolate("latest", alphas=[0.5, 1.5], out=tmp_path)
 
@@ -162,7 +162,7 @@ def test_a_soup_is_the_mean_of_its_parts(tmp_path: Path) -> None:
         fulltune.soup([str(folder) for folder in folders], to=tmp_path / "soup")
 
 
-def test_models_that_differ_make_no_soup(tmp_path: Path) -> None:
+def test_models_that_differ_cannot_be_averaged(tmp_path: Path) -> None:
     bert, gpt2 = fakes.save("bert", tmp_path / "bert"), fakes.save("gpt2", tmp_path / "gpt2")
     small = fakes.save("bert", tmp_path / "small", tie_word_embeddings=False)
     with pytest.raises(IncompatibleError, match="architectures"):

@@ -1,4 +1,4 @@
-"""The learning curve on tiny models: nested parts, one budget of steps, an answer or none."""
+"""The learning curve on tiny models: nested subsets, the same number of steps, an extrapolation or none."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def job(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_parts_are_nested_and_the_same_for_the_same_seed() -> None:
+def test_subsets_are_nested_and_the_same_for_the_same_seed() -> None:
     examples = [Example(str(row), "", "") for row in range(100)]
     parts = nested(examples, seed=1)
     assert [len(part) for part in parts] == [12, 25, 50, 100]
@@ -61,7 +61,7 @@ def test_parts_are_nested_and_the_same_for_the_same_seed() -> None:
     assert [len(part) for part in nested(examples[:5], seed=1)] == [5]
 
 
-def test_every_part_has_the_same_steps_and_only_its_own_rows(
+def test_every_subset_has_the_same_steps_and_only_its_own_rows(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -83,7 +83,7 @@ def test_every_part_has_the_same_steps_and_only_its_own_rows(
     assert LearningCurve.model_validate_json(found.to_json()).to_json() == found.to_json()
 
 
-def test_validation_rows_stop_each_part_from_overfitting(job: dict[str, Any], tmp_path: Path) -> None:
+def test_validation_rows_keep_each_subset_from_overfitting(job: dict[str, Any], tmp_path: Path) -> None:
     job["data"]["valid"] = 0.25
     found = learning_curve(job | {"train": job["train"] | {"evaluations": 2}}, out=tmp_path / "runs")
     assert 60 <= found.points[-1].rows < 90
@@ -106,7 +106,7 @@ def curve(low: float, high: float) -> LearningCurve:
     )
 
 
-def test_the_curve_is_shown_to_people() -> None:
+def test_the_curve_is_printed_for_people() -> None:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(runs.learning_curve(curve(-0.1, 0.2)))
     console.file.close()

@@ -1,4 +1,4 @@
-"""The search for a learning rate: what a sweep says, the weights that come back, and the answer on the command line."""
+"""The learning rate search: reading a sweep, restoring the weights, and the output of the command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fulltune.experiments.lr_find import LearningRate, weights_sha256
 from fulltune.experiments.range_test import EDGE, SMOOTHING, rates, read, smoothed
 from fulltune.report.rates import plot
 
-# ---- What a sweep says ----
+# ---- Reading a sweep ----
 
 
 def points(
@@ -37,7 +37,7 @@ def points(
 
 
 def valley(rate: float) -> float:
-    """2.0 at low rates, falls around 1e-4, lowest near 1e-3, and blows up from there."""
+    """Return losses: 2.0 at low rates, falling around 1e-4, lowest near 1e-3, diverging above."""
     return 2.0 - 1.2 / (1 + (1e-4 / rate) ** 2) + 300 * rate**1.5
 
 
@@ -73,9 +73,7 @@ def test_a_valley_gives_candidates_on_its_slope(noise: float) -> None:
         (points(valley)[: 2 * EDGE], False, "training broke after 6 steps"),
     ],
 )
-def test_where_there_is_no_clear_answer_it_says_so(
-    sweep: list[tuple[float, float]], is_whole: bool, reason: str
-) -> None:
+def test_without_a_clear_answer_none_is_given(sweep: list[tuple[float, float]], is_whole: bool, reason: str) -> None:
     found = read(sweep, is_whole=is_whole)
     assert found.candidates == ()
     assert found.reason.startswith("no clear answer: ")
@@ -87,13 +85,13 @@ def test_noise_alone_hardly_ever_gives_an_answer() -> None:
     assert sum(bool(one.candidates) for one in found) <= 10
 
 
-# ---- A whole search ----
+# ---- A complete search ----
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 
 
 def job(place: Path, kind: str = "bert", rows: int = 60, **train: Any) -> dict[str, Any]:
-    """Clauses whose words tell the label, or tales."""
+    """Write rows, clauses whose words reveal the label or tales, and return the config."""
     drawn = random.Random(1)
     lines = []
     for index in range(rows):
@@ -156,7 +154,7 @@ def test_the_model_and_the_random_numbers_are_as_before(tmp_path: Path) -> None:
     assert found.weights == weights_sha256(model)
 
 
-def test_validation_rows_are_taken_where_there_are_some(tmp_path: Path) -> None:
+def test_validation_rows_are_used_where_there_are_some(tmp_path: Path) -> None:
     config = job(tmp_path, rows=40)
     config["data"]["valid"] = config["data"]["eval"]
     found = fulltune.find_learning_rate(config, out=tmp_path / "runs", steps=14, confirm_steps=2)
@@ -164,15 +162,15 @@ def test_validation_rows_are_taken_where_there_are_some(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["qlora", "prompt-tuning"])
-def test_a_method_that_freezes_the_model_is_searched_too(method: str, tmp_path: Path) -> None:
-    """What the sweep spoilt comes back, or the search would say so; the model is prepared once."""
+def test_a_method_that_freezes_the_model_is_supported(method: str, tmp_path: Path) -> None:
+    """Check that the weights changed by the sweep are restored and that the model is prepared once."""
     config = job(tmp_path, "gpt2", rows=20) | {"method": method}
     found = fulltune.find_learning_rate(config, out=tmp_path / "runs", steps=14, confirm_steps=2)
     assert len(found.sweep) > 5
     assert found.asked == LEARNING_RATES[method]
 
 
-def test_a_hash_sees_one_bit() -> None:
+def test_a_hash_detects_one_bit() -> None:
     model, _ = fakes.gpt2()
     before = weights_sha256(model)
     assert weights_sha256(fakes.gpt2()[0]) == before
@@ -226,7 +224,7 @@ def test_what_stops_a_run_stops_the_search(change: dict[str, Any], tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_wrong_key_is_told(tmp_path: Path) -> None:
+def test_a_wrong_key_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown key"):
         fulltune.find_learning_rate(job(tmp_path, rows=20, learning_rat=1.0), out=tmp_path / "runs")
 
@@ -236,7 +234,7 @@ def test_too_few_rows_to_compare_on_are_refused(tmp_path: Path) -> None:
         fulltune.find_learning_rate(job(tmp_path, "gpt2", rows=4), out=tmp_path / "runs")
 
 
-def test_a_plot_shows_broken_trainings_and_escapes_words() -> None:
+def test_a_plot_shows_diverged_trainings_and_escapes_text() -> None:
     drawn = plot([(1e-6, 2.0, 2.0), (1e-5, math.nan, 2.0)], [(1e-6, math.nan)], 1e-6, "a < b & c")
     root = ElementTree.fromstring(drawn)
     assert "training broke" in drawn

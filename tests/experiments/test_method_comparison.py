@@ -1,4 +1,4 @@
-"""Methods compared on tiny models: fairness, parts that are done once, rows with reasons, the recommendation."""
+"""Comparing methods on tiny models: fairness, work that is shared, rows with reasons, the recommendation."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 class Counting:
-    """Does parts in this process, and counts them; some methods may be made to fail."""
+    """Run the parts in this process and count them; chosen methods can be made to fail."""
 
     def __init__(self, crash: str = "", stop_after: int = 99) -> None:
         self.done: list[str] = []
@@ -70,7 +70,7 @@ class Counting:
 # ---- The rates ----
 
 
-def test_every_method_has_as_many_rates_around_its_own(job: dict[str, Any]) -> None:
+def test_every_method_has_the_same_number_of_rates_around_its_default(job: dict[str, Any]) -> None:
     config = load_config(job, ["train.learning_rate=3e-5"])
     assert grid(config, "full", 1) == (3e-5,)
     assert grid(config, "full", 3) == pytest.approx((9.49e-6, 3e-5, 9.49e-5))
@@ -116,7 +116,7 @@ def compared(job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> t
     return found, runner, out
 
 
-def test_parts_are_done_in_order_and_a_crash_is_a_row(compared: tuple[MethodComparison, Counting, Path]) -> None:
+def test_parts_run_in_order_and_a_crash_is_a_row(compared: tuple[MethodComparison, Counting, Path]) -> None:
     found, runner, _ = compared
     assert runner.done == [
         "prepare",
@@ -128,7 +128,7 @@ def test_parts_are_done_in_order_and_a_crash_is_a_row(compared: tuple[MethodComp
     assert "often a lack of memory" in lora.reason
 
 
-def test_all_see_the_same_rows_steps_and_tokens(compared: tuple[MethodComparison, Counting, Path]) -> None:
+def test_all_methods_see_the_same_rows_steps_and_tokens(compared: tuple[MethodComparison, Counting, Path]) -> None:
     found, _, out = compared
     records = [read_record(out / run.run_id / "record.json") for method in found.methods for run in method.runs]
     assert len(records) == 4
@@ -169,7 +169,7 @@ def test_costs_and_scores_are_those_of_the_runs(compared: tuple[MethodComparison
     assert {one.system for one in found.baselines} == {"majority", "tfidf", "zero_shot", "few_shot"}
 
 
-def test_baselines_were_answered_once(compared: tuple[MethodComparison, Counting, Path]) -> None:
+def test_baselines_are_computed_once(compared: tuple[MethodComparison, Counting, Path]) -> None:
     _, _, out = compared
     assert len(list((out / "cache").glob("*.jsonl"))) >= 4
     changed = {path.stat().st_mtime_ns for path in (out / "cache").glob("*.jsonl")}
@@ -178,7 +178,9 @@ def test_baselines_were_answered_once(compared: tuple[MethodComparison, Counting
     assert len(before) >= 4
 
 
-def test_what_is_done_is_not_done_again(compared: tuple[MethodComparison, Counting, Path], job: dict[str, Any]) -> None:
+def test_finished_parts_are_not_repeated(
+    compared: tuple[MethodComparison, Counting, Path], job: dict[str, Any]
+) -> None:
     found, _, out = compared
     again = Counting(crash="lora")
     same = compare_methods(job, methods=["full", "bitfit", "lora"], rates=2, seeds=2, out=out, runner=again)
@@ -187,7 +189,7 @@ def test_what_is_done_is_not_done_again(compared: tuple[MethodComparison, Counti
     assert same.headline == found.headline
 
 
-def test_a_run_that_was_removed_is_done_again(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_removed_run_is_repeated(job: dict[str, Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"methods": ["bitfit"], "rates": 1, "max_steps": 1, "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         compare_methods(job, runner=Counting(stop_after=1), **options)
@@ -203,7 +205,7 @@ def test_a_run_that_was_removed_is_done_again(job: dict[str, Any], tmp_path: Pat
     assert second.done == ["bitfit-run-17"]
 
 
-def test_a_run_that_was_cut_off_goes_on_in_its_own_folder(job: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_in_its_own_folder(job: dict[str, Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"methods": ["bitfit"], "rates": 1, "max_steps": 2, "out": tmp_path}
     found = compare_methods(job, runner=Counting(), **options)
     run = tmp_path / found.methods[0].runs[0].run_id
@@ -254,7 +256,7 @@ def test_nothing_applies(job: dict[str, Any], tmp_path: Path) -> None:
         compare_methods(job, methods=["full"], rates=1, out=tmp_path, runner=Counting(crash="full"))
 
 
-def test_keys_of_an_adapter_go_to_the_methods_that_read_them(job: dict[str, Any]) -> None:
+def test_adapter_keys_go_to_the_methods_that_read_them(job: dict[str, Any]) -> None:
     config = load_config(job | {"adapter": {"rank": 4, "prompt_tokens": 3}})
     assert worker.of_method(config, "full").adapter == load_config(job).adapter
     assert (worker.of_method(config, "lora").adapter.rank, worker.of_method(config, "lora").adapter.prompt_tokens) == (
@@ -330,7 +332,7 @@ def method(
     )
 
 
-def test_full_is_recommended_with_its_price() -> None:
+def test_full_is_recommended_with_its_cost() -> None:
     methods = [
         method("full", 0.9, 3400),
         method("lora", 0.879, 1000, (-0.021, -0.033, -0.009, "worse")),
@@ -350,7 +352,7 @@ def test_lora_wins_honestly_where_lower_is_better() -> None:
     assert choice.headline.startswith("lora is better than full by 0.100 (0.050 to 0.150) at 0.5× the memory")
 
 
-def test_where_nothing_can_be_told_the_cheaper_is_taken_and_the_risk_is_named() -> None:
+def test_without_a_detectable_difference_the_cheaper_method_is_recommended_with_the_risk() -> None:
     methods = [method("full", 0.9, 2000), method("lora", 0.89, 1000, (-0.01, -0.03, 0.01, "no detectable change"))]
     choice = recommend(methods, [], "full", F1)
     assert choice.method == "lora"
@@ -358,12 +360,14 @@ def test_where_nothing_can_be_told_the_cheaper_is_taken_and_the_risk_is_named() 
     assert "up to 3.0 points that full may be better by" in choice.headline
 
 
-def test_a_cheaper_method_that_is_no_cheaper_is_not_taken() -> None:
+def test_a_usually_cheaper_method_that_costs_more_is_not_recommended() -> None:
     methods = [method("full", 0.9, 1000), method("lora", 0.91, 990, (0.01, -0.01, 0.03, "no detectable change"))]
     assert recommend(methods, [], "full", F1).method == "full"
 
 
-def test_what_learnt_nothing_is_not_taken_for_being_cheap(compared: tuple[MethodComparison, Counting, Path]) -> None:
+def test_a_method_that_learned_nothing_is_not_recommended_for_being_cheap(
+    compared: tuple[MethodComparison, Counting, Path],
+) -> None:
     run = compared[0].methods[0].runs[0].model_copy(update={"base_kept": True})
     lora = method("lora", 0.89, 1000, (-0.01, -0.03, 0.01, "no detectable change"))
     choice = recommend([method("full", 0.9, 2000), lora.model_copy(update={"runs": (run,)})], [], "full", F1)

@@ -1,4 +1,4 @@
-"""Searches on tiny models: spaces and their problems, the journal, going on, the best config, and what it is worth."""
+"""Searches on tiny models: search spaces, the journal, resuming, the best config, and its expected gain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blu
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Clauses whose words tell the label, beside a tiny BERT."""
+    """Write clauses whose words reveal the label and a tiny BERT, and return the config."""
     place, drawn = tmp_path_factory.mktemp("job"), random.Random(1)
     for name, rows in (("train", 72), ("eval", 16)):
         lines = []
@@ -95,13 +95,13 @@ def test_a_key_and_its_values_are_read(job: dict[str, Any], over: str, part: Any
         ("method=full,fuller", "did you mean 'full'"),
     ],
 )
-def test_what_does_not_fit_is_told(job: dict[str, Any], over: str, message: str) -> None:
+def test_invalid_spaces_are_reported(job: dict[str, Any], over: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         space_of(job, over)
     assert message.lower() in str(caught.value).lower()
 
 
-def test_all_problems_are_told_at_once_before_the_first_trial(job: dict[str, Any], tmp_path: Path) -> None:
+def test_all_problems_are_reported_before_the_first_trial(job: dict[str, Any], tmp_path: Path) -> None:
     over = ["train.epocs=1,2", "train.seed=1,2", "train.batch_size=8,0", "train.epochs=1,2", "train.epochs=3,4"]
     with pytest.raises(ConfigError, match="4 problems") as caught:
         sweep(job, over=over, out=tmp_path / "runs")
@@ -116,11 +116,11 @@ def test_an_empty_space_and_no_trials_are_refused(job: dict[str, Any], tmp_path:
         sweep(job, over=["train.epochs=1,2"], trials=0, out=tmp_path)
 
 
-# ---- A search with an objective that takes no time ----
+# ---- A search with an instant objective ----
 
 
 class Formula(Bench):
-    """Trials whose value is a function of the learning rate; ``dies`` after so many of them."""
+    """Run trials whose value is a function of the learning rate; interrupted after ``dies`` trials."""
 
     def __init__(self, dies: int = 999) -> None:
         super().__init__("runs", NullProgress())
@@ -144,7 +144,7 @@ def searched(job: dict[str, Any], folder: Path, bench: Bench, trials: int, **opt
     return search(load_config(job), space, folder, bench, trials=trials, **options)
 
 
-def test_a_killed_search_comes_to_the_same_end(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_search_resumes_to_the_same_result(job: dict[str, Any], tmp_path: Path) -> None:
     whole = searched(job, tmp_path / "a", Formula(), 9)
     cut = Formula(dies=6)
     with pytest.raises(KeyboardInterrupt):
@@ -157,7 +157,7 @@ def test_a_killed_search_comes_to_the_same_end(job: dict[str, Any], tmp_path: Pa
     assert len(searched(job, tmp_path / "b", Formula(), 11)) == 11
 
 
-def test_a_search_nears_the_top(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_search_approaches_the_optimum(job: dict[str, Any], tmp_path: Path) -> None:
     found = best(searched(job, tmp_path, Formula(), 25), "higher")
     assert found is not None
     assert 1e-4 < float(str(found.settings["train.learning_rate"])) < 1e-2
@@ -169,14 +169,14 @@ def test_other_seeds_search_elsewhere(job: dict[str, Any], tmp_path: Path) -> No
     assert [trial.settings for trial in one] != [trial.settings for trial in two]
 
 
-def test_what_falls_behind_is_pruned_when_asked(job: dict[str, Any], tmp_path: Path) -> None:
+def test_trials_that_fall_behind_are_pruned_on_request(job: dict[str, Any], tmp_path: Path) -> None:
     states = [trial.state for trial in searched(job, tmp_path / "a", Formula(), 20, prune=True)]
     assert states[:4] == ["whole"] * 4
     assert "pruned" in states
     assert {trial.state for trial in searched(job, tmp_path / "b", Formula(), 20)} == {"whole"}
 
 
-def test_a_finite_space_is_gone_through_once(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_finite_space_is_searched_once(job: dict[str, Any], tmp_path: Path) -> None:
     from fulltune.experiments.search import search
 
     bench, rates = Formula(), (1e-4, 1e-3, 1e-2)
@@ -192,7 +192,7 @@ def test_two_searches_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_damaged_journal_is_told(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_damaged_journal_is_reported(job: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "journal.log").write_text("no json\nat all\n", encoding="utf-8")
     with pytest.raises(StoreError, match="journal of the search cannot be read"):
         searched(job, tmp_path, Formula(), 1)
@@ -210,7 +210,7 @@ def test_a_folder_belongs_to_its_config_data_and_arguments(job: dict[str, Any], 
     assert job_folder(tmp_path, "sweep", load_config(job), {"seed": 1}).name in names
 
 
-# ---- What choosing is worth ----
+# ---- The expected gain of the chosen config ----
 
 ACCURACY = known(("no", "yes"))["accuracy"]
 
@@ -234,11 +234,11 @@ def test_the_best_of_equal_trials_gains_nothing_on_rows_that_did_not_choose() ->
         seen.append(max(shares) - shares[0])
         judged.append(gain_of_choosing(tables, 0, ACCURACY, resamples=100).value)
     assert np.mean(seen) > 0.07
-    # In a sample the chosen trial keeps some of its luck; what is left is well below half of what is seen.
+    # In a sample the chosen trial keeps some of its luck; what remains is well below half of what is seen.
     assert np.mean(judged) < np.mean(seen) / 2
 
 
-def test_a_true_gain_is_told() -> None:
+def test_a_true_gain_is_reported() -> None:
     draw = np.random.default_rng(1)
     tables = [table(draw.random(200) < share) for share in (0.5, 0.9, 0.6)]
     gain = gain_of_choosing(tables, 0, ACCURACY)
@@ -246,7 +246,7 @@ def test_a_true_gain_is_told() -> None:
     assert gain.low < gain.value < gain.high < 0.6
 
 
-def test_one_row_tells_nothing() -> None:
+def test_one_row_decides_nothing() -> None:
     assert math.isnan(gain_of_choosing([table(np.ones(1))], 0, ACCURACY).value)
 
 
@@ -323,7 +323,7 @@ def test_a_loss_is_the_objective_where_no_metric_chooses(job: dict[str, Any], tm
     assert (best_one.data.valid, best_one.data.seed) == (0.1, 17)
 
 
-def test_a_trial_that_breaks_is_told(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_failed_trial_is_reported(job: dict[str, Any], tmp_path: Path) -> None:
     over = ["train.learning_rate=1e-3,1e9"]
     found = sweep(job | {"guards": {"divergence": None}}, over=over, trials=2, out=tmp_path)
     assert [trial.state for trial in found.trials] == ["whole", "broke"]
@@ -343,5 +343,5 @@ def test_the_command_searches_and_prints(job: dict[str, Any], tmp_path: Path) ->
     assert "Did you mean 'epochs'" in wrong.stderr
 
 
-def test_it_is_exported() -> None:
+def test_sweep_is_exported() -> None:
     assert fulltune.sweep is sweep

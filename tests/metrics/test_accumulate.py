@@ -33,7 +33,7 @@ def filled(metrics: Sequence[Metric], predictions: Sequence[Prediction]) -> Accu
 
 
 def hits(pattern: Sequence[bool], ids: Sequence[str] | None = None) -> Accumulator:
-    """A system that is right on these rows."""
+    """Return a system that is right on the rows where ``pattern`` is true."""
     names = ids or [str(index) for index in range(len(pattern))]
     rows = [prediction(name, "yes", "yes" if hit else "no") for name, hit in zip(names, pattern, strict=True)]
     return filled([exact_match], rows)
@@ -74,7 +74,7 @@ def test_metrics_that_share_statistics_share_one_pass() -> None:
     assert list(scores) == ["one", "two"]
 
 
-def test_without_rows_there_is_no_value_and_with_one_row_no_interval() -> None:
+def test_no_rows_give_no_value_and_one_row_gives_no_interval() -> None:
     none, one = hits([]).scores()["exact_match"], hits([True]).scores()["exact_match"]
     assert math.isnan(none.value)
     assert none.n == 0
@@ -98,7 +98,7 @@ def test_the_interval_holds_the_value_and_repeats_by_seed(pattern: list[bool], s
 
 
 def test_a_resample_is_a_draw_of_rows_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the plain loop over drawn rows; chunks of any size give the same."""
+    """Compare with a plain loop over drawn rows; chunks of any size give the same result."""
     pattern = np.random.default_rng(0).random(50) < 0.6
     draws = np.random.default_rng(17)
     means = np.sort([pattern[draws.integers(50, size=50)].mean() for _ in range(1000)])
@@ -109,7 +109,7 @@ def test_a_resample_is_a_draw_of_rows_with_replacement(monkeypatch: pytest.Monke
 
 
 def test_the_bootstrap_of_many_rows_stays_within_its_budget() -> None:
-    """All weights at once would take 160 MB."""
+    """All weights together would take 160 MB."""
     metric = mean_of("x")
     found = filled([metric], [prediction(str(row), x=1.0) for row in range(20_000)])
     tracemalloc.start()
@@ -120,7 +120,7 @@ def test_the_bootstrap_of_many_rows_stays_within_its_budget() -> None:
     assert peak < 48 * 2**20
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_has_about_its_nominal_coverage() -> None:
     random, covered, trials = np.random.default_rng(1), 0, 300
     for trial in range(trials):
         values = random.exponential(size=60)
@@ -137,7 +137,7 @@ def random_classifier(random: np.random.Generator, truth: Sequence[str]) -> Accu
     return filled(metrics, [prediction(str(i), t, str(o)) for i, (t, o) in enumerate(zip(truth, outputs, strict=True))])
 
 
-def test_no_effect_is_seldom_taken_for_one() -> None:
+def test_a_null_effect_is_seldom_called_a_difference() -> None:
     random = np.random.default_rng(2)
     truth = [str(label) for label in random.choice(["a", "b", "c"], size=80)]
     verdicts = [
@@ -169,7 +169,7 @@ def test_delta_is_the_first_minus_the_second_and_p_is_as_defined() -> None:
     assert found.low <= found.delta <= found.high
 
 
-def test_pairing_finds_what_two_intervals_apart_would_miss() -> None:
+def test_pairing_detects_what_two_separate_intervals_would_miss() -> None:
     base = [index % 2 == 0 for index in range(100)]
     better = [hit or index % 12 == 1 for index, hit in enumerate(base)]
     one, two = hits(better).scores()["exact_match"], hits(base).scores()["exact_match"]
@@ -182,7 +182,7 @@ def test_pairing_finds_what_two_intervals_apart_would_miss() -> None:
     ("rows", "verdict"), [(1, "no detectable change"), (5, "no detectable change"), (6, "improved")]
 )
 def test_five_rows_that_differ_are_too_few(rows: int, verdict: str) -> None:
-    """Below six no two-sided sign test reaches 5 per cent, whatever a bootstrap of so few rows claims."""
+    """Below six rows no two-sided sign test reaches 5%, whatever the bootstrap suggests."""
     found = paired(hits([True] * rows), hits([False] * rows), "exact_match")
     assert found.verdict == verdict
     assert found.p >= 2.0 ** (1 - rows)
@@ -198,7 +198,7 @@ def test_lower_is_better_where_the_metric_says_so() -> None:
     assert paired(likelihood(1.0), likelihood(0.5), bits_per_byte).verdict == "worse"
 
 
-def test_rows_are_matched_by_id_and_not_by_place() -> None:
+def test_rows_are_matched_by_id_and_not_by_position() -> None:
     a = hits([True, True, False], ["x", "y", "z"])
     b = hits([False, True, True], ["z", "x", "y"])
     assert paired(a, b, "exact_match").p == 1

@@ -31,7 +31,7 @@ Answer = str | tuple[str, ...]
 
 
 def rows(pairs: Sequence[tuple[Answer, Answer]], values: Sequence[dict[str, object]] = ()) -> list[Prediction]:
-    """(reference, output) pairs as predictions."""
+    """Return predictions for (reference, output) pairs."""
     return [
         Prediction(
             system="tuned",
@@ -66,7 +66,7 @@ def test_single_labels_equal_scikit_learn(pairs: list[tuple[str, str]]) -> None:
 
 def mcc(true: Sequence[str], predicted: Sequence[str]) -> float:
     if set(true) == set(predicted) and len(set(true)) == 1:
-        return 0.0  # scikit-learn warns over a single label, and gives 0
+        return 0.0  # scikit-learn warns for a single label, and gives 0
     return float(matthews_corrcoef(true, predicted))
 
 
@@ -105,7 +105,7 @@ def test_a_label_that_only_train_has_does_not_pull_the_mean_down() -> None:
 
 
 @given(SINGLE)
-def test_an_unlisted_answer_is_wrong_and_counts_as_a_class(pairs: list[tuple[str, str]]) -> None:
+def test_an_unlisted_answer_is_wrong_and_is_a_class_of_its_own(pairs: list[tuple[str, str]]) -> None:
     pairs = [*pairs, ("ant", "no such label")]
     true, predicted = zip(*pairs, strict=True)
     found = scores(rows(pairs))
@@ -115,7 +115,7 @@ def test_an_unlisted_answer_is_wrong_and_counts_as_a_class(pairs: list[tuple[str
 
 
 def expected_calibration_error(decisions: Sequence[tuple[float, bool]]) -> float:
-    """As Guo et al. 2017 write it: the weighted mean over the bins of |accuracy - confidence|."""
+    """Compute the error as in Guo et al. 2017: the weighted mean over the bins of |accuracy - confidence|."""
     total, n = 0.0, len(decisions)
     for low, high in zip(np.linspace(0, 1, 16)[:-1], np.linspace(0, 1, 16)[1:], strict=True):
         inside = [(c, right) for c, right in decisions if low < c <= high or (c == 0 and low == 0)]

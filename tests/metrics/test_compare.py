@@ -1,4 +1,4 @@
-"""Two run folders against each other, and the sentence about one run."""
+"""Comparing two run folders, and the verdict on one run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Predictions = Sequence[Prediction]
 
 
 def record(run_id: str = "run-a", measured: Sequence[Metric] = (), **changes: Any) -> Record:
-    """A record with just enough in it; ``changes`` replace whole fields."""
+    """Return a minimal record; ``changes`` replace complete fields."""
     split = SplitInfo(source="rows.jsonl", rows=40, sha256="e" * 64)
     fields: dict[str, Any] = {
         "run_id": run_id,
@@ -78,7 +78,7 @@ def folder(path: Path, found: Record, predictions: Predictions) -> Path:
 
 
 def classified(right: Callable[[int], bool], system: str = "tuned", rows: int = 40) -> list[Prediction]:
-    """Row ``i`` has label ``i mod 3`` and is answered rightly where ``right(i)``."""
+    """Return a run whose row ``i`` has label ``i mod 3`` and is answered correctly where ``right(i)``."""
     return [
         Prediction(
             system=system,
@@ -173,7 +173,7 @@ def test_rows_of_a_metric_that_is_not_0_or_1_are_ranked(tmp_path: Path) -> None:
     assert compare(b, a).most_worsened == found.most_improved
 
 
-def test_what_cannot_be_judged_or_computed_is_left_out(tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_compared_are_left_out(tmp_path: Path) -> None:
     shared = [get("rougeLsum"), get("length_ratio")]
     own = Metric("own", "higher", 1, "a package", lambda item: None, lambda sums: sums)
     rows = [Prediction(system="tuned", id=str(i), input="", reference="a b", output="a b") for i in range(8)]
@@ -261,7 +261,7 @@ def test_missing_files_and_systems_are_named(tmp_path: Path) -> None:
 def verdict(
     metric: Metric, tuned: float, baselines: dict[str, tuple[float, Verdict, tuple[float, float, float]]]
 ) -> tuple[str, tuple[str, ...], str]:
-    """``baselines``: name → (value, verdict, (delta, low, high) of tuned minus baseline)."""
+    """Return the verdict; ``baselines``: name → (value, verdict, (delta, low, high) of tuned minus baseline)."""
     values = {"tuned": tuned} | {name: found[0] for name, found in baselines.items()}
     scores = {
         name: {metric.name: Score(value=value, low=value - 0.01, high=value + 0.01, n=828)}
@@ -288,7 +288,7 @@ def test_tuning_that_helped() -> None:
     )
 
 
-def test_lower_is_better_is_told_as_a_gain() -> None:
+def test_a_lower_value_is_reported_as_a_gain_where_lower_is_better() -> None:
     _, _, headline = verdict(
         BITS,
         1.099,
@@ -328,7 +328,7 @@ def test_a_base_that_was_better_rejects_where_lower_is_better() -> None:
     assert headline.startswith("The zero-shot baseline beats the tuned model: bits per byte 1.200 against 1.400")
 
 
-def test_no_detectable_change_is_said_and_accepted() -> None:
+def test_no_detectable_change_is_reported_and_accepted() -> None:
     outcome, reasons, headline = verdict(
         MACRO_F1,
         0.879,

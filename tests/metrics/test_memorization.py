@@ -17,7 +17,7 @@ def said(output: Any, reference: Any = "", system: str = "tuned", row: str = "1"
     return Prediction(system=system, id=row, input="", reference=reference, output=output)
 
 
-def test_what_is_recited_is_counted_beside_references_and_base() -> None:
+def test_recited_text_is_counted_for_answers_references_and_base() -> None:
     predictions = [
         said("once upon a time, there lived an OLD man", "In a certain kingdom, in a certain state, there was a tsar"),
         said("the king of the hill said nothing at all", system="zero_shot"),
@@ -50,7 +50,7 @@ def test_other_scripts_have_words_too() -> None:
     assert found["tuned"]["share"] == 1.0
 
 
-def test_answers_that_are_too_short_or_no_text_say_nothing() -> None:
+def test_answers_that_are_too_short_or_not_text_do_not_count() -> None:
     assert memorisation([said("yes"), said(("a", "b"))], [TALE]) is None
     assert memorisation([], [TALE]) is None
 
@@ -60,7 +60,7 @@ def test_answers_that_are_too_short_or_no_text_say_nothing() -> None:
     train=st.lists(st.lists(st.sampled_from("abc"), max_size=12), max_size=4),
     run=st.integers(1, 4),
 )
-def test_the_share_is_that_of_a_search_for_substrings(
+def test_the_fraction_equals_that_of_a_substring_search(
     outputs: list[list[str]], train: list[list[str]], run: int
 ) -> None:
     texts = [f" {' '.join(row)} " for row in train]
@@ -74,7 +74,7 @@ def test_the_share_is_that_of_a_search_for_substrings(
         assert found["tuned"]["runs"] == len(grams)
 
 
-def test_a_run_that_recites_says_so_in_record_and_report(tmp_path: Path) -> None:
+def test_recitation_is_in_the_record_and_the_report(tmp_path: Path) -> None:
     import json
 
     import fakes

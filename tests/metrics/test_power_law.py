@@ -19,7 +19,7 @@ def still(errors: list[float], spread: float = 0.0, seed: int = 0) -> np.ndarray
 
 
 @given(scale=st.floats(0.1, 9), exponent=st.floats(0.05, 1.0))
-def test_an_exact_law_is_found_and_carried_on(scale: float, exponent: float) -> None:
+def test_an_exact_law_is_fitted_and_extrapolated(scale: float, exponent: float) -> None:
     errors = [scale * n**-exponent for n in ROWS]
     law = doubling(ROWS, errors, still(errors), 0.95)
     assert law is not None
@@ -28,7 +28,7 @@ def test_an_exact_law_is_found_and_carried_on(scale: float, exponent: float) -> 
     assert (law.gain, law.low, law.high) == pytest.approx((gain, gain, gain), rel=1e-4)
 
 
-def test_the_fit_is_scipys_in_logarithms() -> None:
+def test_the_fit_is_scipys_in_log_space() -> None:
     errors = [0.5, 0.42, 0.28, 0.25]
     law = doubling(ROWS, errors, still(errors), 0.95)
     assert law is not None
@@ -40,7 +40,7 @@ def test_the_fit_is_scipys_in_logarithms() -> None:
     assert law.high == pytest.approx(at_last * (1 - 2 ** -(found[1] + reach)), rel=1e-4)
 
 
-def test_evaluation_rows_that_tell_little_widen_the_interval() -> None:
+def test_noisy_evaluation_rows_widen_the_interval() -> None:
     errors = [0.8 * n**-0.3 for n in ROWS]
     sure, unsure = (doubling(ROWS, errors, still(errors, spread), 0.95) for spread in (0.001, 0.3))
     assert sure is not None
@@ -61,7 +61,7 @@ def test_a_plateau_is_no_gain() -> None:
     [((50, 100), [0.5, 0.4]), (ROWS, [0.5, 0.4, 0.1, 0.0]), (ROWS, [0.5, math.nan, 0.2, 0.1])],
     ids=["two sizes", "no error left", "not a number"],
 )
-def test_no_law_is_made_up(rows: tuple[int, ...], errors: list[float]) -> None:
+def test_no_law_is_fitted_without_evidence(rows: tuple[int, ...], errors: list[float]) -> None:
     assert doubling(rows, errors, still(errors), 0.95) is None
 
 
@@ -72,7 +72,7 @@ def test_resamples_without_any_error_leave_everything_open() -> None:
     assert (law.low, law.high) == (-math.inf, math.inf)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_has_about_its_nominal_coverage() -> None:
     random, hits, tries = np.random.default_rng(0), 0, 300
     truth = 0.9 * 200**-0.4 * (1 - 2**-0.4)
     for _ in range(tries):

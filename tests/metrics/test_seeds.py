@@ -26,7 +26,7 @@ def system(hits: np.ndarray, order: list[int] | None = None) -> Accumulator:
 
 
 def drawn(random: np.random.Generator, seeds: int, rows: int, level: float, between: float) -> list[Accumulator]:
-    """Systems whose rows are right with a chance of their own, and whose seeds lie apart."""
+    """Return systems whose rows are right with their own probability, and whose seeds vary."""
     ease = random.normal(size=rows)
     levels = level + random.normal(0, between, seeds)
     return [system(ease + random.normal(size=rows) < one) for one in levels]
@@ -41,7 +41,7 @@ def test_one_seed_is_the_plain_score_and_the_plain_pair() -> None:
     assert math.isnan(seeds.spread([a], ACCURACY))
 
 
-def test_the_score_is_the_mean_over_seeds_and_the_spread_is_told() -> None:
+def test_the_score_is_the_mean_over_seeds_and_the_spread_is_reported() -> None:
     found = [system(np.arange(50) < right) for right in (30, 40, 35)]
     score = seeds.score(found, ACCURACY)
     assert (score.value, score.n) == (pytest.approx(0.7), 50)
@@ -73,7 +73,7 @@ def test_other_rows_are_refused() -> None:
         seeds.difference([system(np.ones(4))] * 2, [system(np.ones(5))] * 2, ACCURACY)
 
 
-def test_seeds_that_lie_apart_widen_the_interval() -> None:
+def test_seeds_that_differ_widen_the_interval() -> None:
     random = np.random.default_rng(3)
     calm, wild = ([system(random.random(300) < 0.8 + shift) for shift in (-s, 0, s)] for s in (0.0, 0.1))
     widths = [score.high - score.low for score in (seeds.score(found, ACCURACY) for found in (calm, wild))]
@@ -81,8 +81,8 @@ def test_seeds_that_lie_apart_widen_the_interval() -> None:
 
 
 @pytest.mark.parametrize("metric", [ACCURACY, F1], ids=lambda metric: metric.name)
-def test_chance_between_seeds_and_rows_is_seldom_taken_for_a_difference(metric: Metric) -> None:
-    """Two systems alike: some 5% of intervals leave 0 out, far fewer than of those that see one seed only."""
+def test_chance_between_seeds_and_rows_is_seldom_called_a_difference(metric: Metric) -> None:
+    """About 5% of the intervals of two equal systems exclude 0, far fewer than with one seed only."""
     random, wrong, blind = np.random.default_rng(4), 0, 0
     for _ in range(120):
         a, b = (drawn(random, 3, 150, 1.0, 0.25) for _ in range(2))

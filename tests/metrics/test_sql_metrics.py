@@ -1,4 +1,4 @@
-"""Shares of what the execution left in ``values``, and the look-up by name."""
+"""Fractions of the execution results in ``values``, and the lookup by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(("metric", "key"), KEYS.items(), ids=lambda found: getattr(found, "name", found))
-def test_share_of_rows(metric: Metric, key: str) -> None:
+def test_fraction_of_rows(metric: Metric, key: str) -> None:
     accumulator = Accumulator([metric])
     assert math.isnan(accumulator.scores()[metric.name].value)
     for index, values in enumerate(({key: True}, {key: False}, {key: True}, {})):
@@ -43,6 +43,6 @@ def test_metrics_by_name() -> None:
     assert metrics.keys() >= INFORMATIONAL
 
 
-def test_an_unknown_name_is_answered_with_the_closest() -> None:
+def test_an_unknown_name_suggests_the_closest() -> None:
     with pytest.raises(ConfigError, match=r"unknown metric 'blue'.*Did you mean 'bleu'"):
         get("blue")

@@ -39,7 +39,7 @@ ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def rows(pairs: Sequence[tuple[str, str]]) -> list[Prediction]:
-    """(reference, output) pairs as predictions."""
+    """Return predictions for (reference, output) pairs."""
     return [
         Prediction(system="tuned", id=str(index), input="", reference=reference, output=output)
         for index, (reference, output) in enumerate(pairs)
@@ -83,7 +83,7 @@ def test_words_of_ascii_text_are_those_of_rouge_score(drawn: str) -> None:
     assert words(drawn) == DefaultTokenizer().tokenize(drawn)
 
 
-def test_rouge_counts_russian_words_where_the_default_drops_them() -> None:
+def test_rouge_counts_russian_words_that_the_default_drops() -> None:
     default = RougeScorer(["rouge1"]).score(*RUSSIAN[0])["rouge1"].fmeasure
     assert default == 0
     reference, output = (set(words(side)) for side in RUSSIAN[1])
@@ -159,7 +159,7 @@ def test_corpus_scores_equal_sacrebleu_on_anything(pairs: list[tuple[str, str]])
         assert value(metric, rows(pairs)) == pytest.approx(expected)
 
 
-def test_signatures_stand_in_the_source() -> None:
+def test_signatures_are_in_the_source() -> None:
     assert text.bleu_signature() in text.bleu.source
     assert text.chrf_signature() in text.chrf.source
     assert "rouge-score 0." in text.rougeL.source
@@ -183,7 +183,7 @@ def test_length_ratio_is_words_over_words() -> None:
     assert math.isnan(value(text.length_ratio, rows([("", "word")])))
 
 
-def test_capped_is_the_share_of_rows_that_say_so() -> None:
+def test_capped_is_the_fraction_of_capped_rows() -> None:
     values: list[dict[str, bool]] = [{"capped": True}, {"capped": False}, {"capped": False}, {}]
     predictions = [row.model_copy(update={"values": v}) for row, v in zip(rows(RUSSIAN * 2), values, strict=True)]
     assert value(text.capped, predictions) == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""A chat template that is wrong, hostile or endless is refused with a sentence; others give exactly their ids."""
+"""Chat templates that are wrong, hostile or endless are refused with a message; others give exactly their ids."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GOOD = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if ad
         ),
     ],
 )
-def test_a_template_that_cannot_be_used(template: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_template_is_refused(template: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "SECONDS", 0.5)
     bundle = fakes.bundle("gpt2")
     bundle.tokenizer.chat_template = template

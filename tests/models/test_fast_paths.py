@@ -1,4 +1,4 @@
-"""Padding and batches are used where they leave a model's answers alone: found out on the model itself."""
+"""Padding and batching are used only where they do not change a model's answers, as checked on the model itself."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def xlnet() -> PreTrainedModel:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
 @pytest.mark.parametrize("head", ["lm", "classification"])
-def test_usual_models_take_padding(kind: str, head: str) -> None:
+def test_common_models_accept_padding(kind: str, head: str) -> None:
     model, _ = fakes.make(kind, head)
     assert fast_paths.padding_is_neutral(model, 20)
     assert fast_paths.batching_is_neutral(model, 20)
 
 
 @pytest.mark.parametrize("make", [convbert, fnet, xlnet])
-def test_padding_that_is_read_is_noticed_and_logged_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_padding_that_changes_answers_is_detected_and_logged_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = make()
     for length in (20, 25, 32):
         assert not fast_paths.padding_is_neutral(model, length)
@@ -89,7 +89,7 @@ def test_copies_of_a_model_and_other_lengths_log_nothing_new(caplog: pytest.LogC
     ]
 
 
-def test_a_model_that_takes_one_length_only_is_refused() -> None:
+def test_a_model_that_accepts_one_length_only_is_refused() -> None:
     bundle = Bundle(nystromformer(), fakes.bert_tokenizer(), "encoder", "classification", 64, fakes.bundle("bert").info)
     with pytest.raises(ModelError, match=r"cannot compute a text of 11 tokens .*RuntimeError: shape") as caught:
         list(inference.class_logits(bundle, [[5, 6, 7]], 4))
@@ -111,7 +111,7 @@ def test_a_bigbird_answers_the_same_before_and_after_a_short_text(tmp_path: Path
         assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_a_discriminator_has_no_head_that_fills_masks(tmp_path: Path) -> None:
+def test_a_discriminator_has_no_masked_lm_head(tmp_path: Path) -> None:
     config = ElectraConfig(num_attention_heads=2, embedding_size=32, **SMALL)
     drawn(ElectraForPreTraining, config).save_pretrained(tmp_path)
     fakes.bert_tokenizer().save_pretrained(tmp_path)
@@ -127,7 +127,7 @@ def test_a_batch_is_cut_where_lengths_change() -> None:
     assert list(fast_paths.batches(model, rows, lambda row: (len(row),))) == [rows]
 
 
-def test_a_check_is_made_once_and_leaves_no_trace() -> None:
+def test_a_check_runs_once_and_leaves_no_trace() -> None:
     model, _ = fakes.gpt2(resid_pdrop=0.5)
     model.train()
     calls: list[int] = []

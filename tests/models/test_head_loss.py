@@ -1,4 +1,4 @@
-"""The loss taken at the head: the same numbers as with logits, and no tensor of their size."""
+"""The loss computed at the head: the same numbers as with logits, and no tensor of the size of the logits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTH = 24
 
 
 class Largest(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation makes."""
+    """Record the size of the largest tensor that any operation creates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class Largest(TorchDispatchMode):
 
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several stretches a batch, and worthwhile however small."""
+    """Use several stretches per batch, however small the batch is."""
     monkeypatch.setattr(head_loss, "STRETCH_BYTES", 4 * 5 * 270)
     monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
 
 
 def _batch(kind: str, rows: int = 3, unlabelled: float = 0.4, **options: Any) -> tuple[Any, dict[str, Tensor], Tensor]:
-    """A model, its inputs, and labels aligned with its logits."""
+    """Return a model, its inputs, and labels aligned with its logits."""
     model, _ = fakes.make(kind, **options)
     random = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 80, (rows, LENGTH), generator=random)
@@ -82,7 +82,7 @@ def test_loss_and_gradients_are_those_of_the_logits(kind: str, smoothing: float,
 
 
 @pytest.mark.usefixtures("short_stretches")
-def test_a_head_with_a_bias_and_one_that_is_frozen() -> None:
+def test_heads_with_a_bias_and_frozen_heads() -> None:
     model, inputs, labels = _batch("llama")
     head = model.get_output_embeddings()
     head.bias = torch.nn.Parameter(torch.randn(head.out_features))
@@ -99,7 +99,7 @@ def test_a_head_with_a_bias_and_one_that_is_frozen() -> None:
 
 
 @pytest.mark.usefixtures("short_stretches")
-def test_in_mixed_precision_the_loss_is_that_of_the_logits_too() -> None:
+def test_the_loss_in_mixed_precision_is_that_of_the_logits() -> None:
     model, inputs, labels = _batch("gpt2")
     with torch.autocast("cpu", torch.bfloat16):
         sums, _ = token_cross_entropy(model(**inputs).logits, labels)
@@ -110,7 +110,7 @@ def test_in_mixed_precision_the_loss_is_that_of_the_logits_too() -> None:
     assert all(gradient.isfinite().all() for gradient in _gradients(model, found.total).values())
 
 
-def test_the_head_gets_its_forward_back_even_when_the_model_breaks() -> None:
+def test_the_forward_of_the_head_is_restored_even_after_an_error() -> None:
     model, inputs, labels = _batch("gpt2")
     head = model.get_output_embeddings()
     calls: list[int] = []
@@ -126,7 +126,7 @@ def test_the_head_gets_its_forward_back_even_when_the_model_breaks() -> None:
 
 
 def test_models_that_change_their_logits_keep_them() -> None:
-    """BART adds a bias to what its head gives, Gemma 2 caps it."""
+    """BART adds a bias to the output of its head, and Gemma 2 caps it."""
     bart, inputs, labels = _batch("bart")
     assert not takes_loss_at_head(bart, bart.get_output_embeddings(), inputs, labels)
     config = Gemma2Config(
@@ -173,7 +173,7 @@ def test_training_and_evaluation_give_the_same_numbers_either_way(
     assert trainer._fulltune.loss_at_head.fits is (kind != "bart")
 
 
-def test_logits_are_there_for_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_available_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
     trainer = _trainer("gpt2", tmp_path)
     trainer.evaluate()

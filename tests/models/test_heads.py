@@ -1,4 +1,4 @@
-"""A stored classification head follows its labels by name."""
+"""The rows of a stored classification head are matched to the labels by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def logits(bundle: Bundle, text: str = "the court is good") -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("labels", [("positive", "negative", "neutral"), ("Positive", "NEGATIVE", "neutral ")])
-def test_rows_are_put_in_the_order_of_the_labels(kind: str, labels: tuple[str, ...], tmp_path: Path) -> None:
+def test_rows_follow_the_order_of_the_labels(kind: str, labels: tuple[str, ...], tmp_path: Path) -> None:
     folder = str(fakes.save(kind, tmp_path, "classification", labels=STORED))
     before, after = load(folder, "classification"), load(folder, "classification", labels=labels)
     assert torch.allclose(logits(after), logits(before)[[2, 0, 1]], atol=1e-6)
@@ -33,7 +33,7 @@ def test_rows_are_put_in_the_order_of_the_labels(kind: str, labels: tuple[str, .
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_known_labels_are_kept_and_others_made_new(kind: str, tmp_path: Path) -> None:
+def test_rows_of_known_labels_are_kept_and_others_are_initialized(kind: str, tmp_path: Path) -> None:
     folder = str(fakes.save(kind, tmp_path, "classification", labels=STORED))
     labels = ("mixed", "negative", "odd", "positive")
     before, after = load(folder, "classification"), load(folder, "classification", labels=labels)
@@ -49,7 +49,7 @@ def test_rows_of_known_labels_are_kept_and_others_made_new(kind: str, tmp_path: 
 
 @pytest.mark.parametrize("labels", [("cat", "dog", "fox"), ("cat", "dog")])
 def test_other_labels_get_a_new_head(labels: tuple[str, ...], tmp_path: Path) -> None:
-    """As many labels of other names: the stored rows would mean something else."""
+    """With the same number of labels but other names the stored rows would mean something else."""
     folder = str(fakes.save("bert", tmp_path, "classification", labels=STORED))
     stored = load(folder, "classification").model.classifier.weight
     one, two, other = (load(folder, "classification", labels=labels, seed=seed) for seed in (1, 1, 2))
@@ -65,7 +65,7 @@ def test_the_same_labels_are_left_alone(tmp_path: Path) -> None:
     assert load(folder, "classification", labels=STORED).info.reconciled == ()
 
 
-def test_a_run_reports_what_became_of_the_head(tmp_path: Path) -> None:
+def test_a_run_reports_how_the_head_was_made(tmp_path: Path) -> None:
     folder = fakes.save("bert", tmp_path / "base", "classification", labels=("yes", "no"))
     rows = [{"text": f"the {word} number {row}", "label": word} for row in range(9) for word in ("yes", "no")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

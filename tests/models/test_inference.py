@@ -1,4 +1,4 @@
-"""Batched likelihoods, generations, logits and vectors against unbatched loops; always greedy."""
+"""Batched likelihoods, greedy generation, logits and vectors against unbatched loops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXTS = [Text([0, 5, 9], [11, 12]), Text([0], [40, 41, 42, 43, 44, 45]), Text([0
 
 
 def alone(bundle, text: Text) -> float:
-    """Σ −ln p of one text by an unbatched forward pass, without padding or mask."""
+    """Return Σ −ln p of one text by an unbatched forward pass, without padding or mask."""
     model, target = bundle.model, torch.tensor(text.target)
     with torch.no_grad():
         if bundle.family == "encoder-decoder":
@@ -70,7 +70,7 @@ def test_a_checkpoint_that_samples_answers_greedily_and_keeps_its_settings(kind:
     assert own.do_sample
 
 
-def test_generation_stops_at_the_end_token_and_says_when_it_was_cut() -> None:
+def test_generation_stops_at_the_end_token_and_reports_truncation() -> None:
     bundle = fakes.bundle("gpt2")
     free = next(inference.generate(bundle, [[0, 5, 9]], 1, 6))
     assert free.capped
@@ -96,7 +96,7 @@ def test_class_logits_do_not_depend_on_the_batch(kind: str) -> None:
         assert logits == pytest.approx(expected, abs=1e-5)
 
 
-def test_sentence_vectors_are_means_over_tokens_not_padding() -> None:
+def test_sentence_vectors_are_means_over_tokens_without_padding() -> None:
     bundle = fakes.bundle("bert")
     inputs = [[2, 7, 8, 9, 3], [2, 10, 3]]
     for vector, ids in zip(inference.sentence_vectors(bundle, inputs, 2), inputs, strict=True):
@@ -105,7 +105,7 @@ def test_sentence_vectors_are_means_over_tokens_not_padding() -> None:
         assert torch.allclose(vector, mean / mean.norm(), atol=1e-5)
 
 
-def test_mask_log_probabilities_have_a_row_for_each_mask() -> None:
+def test_mask_log_probabilities_have_one_row_per_mask() -> None:
     bundle = fakes.bundle("bert")
     mask = bundle.tokenizer.mask_token_id
     one, two = inference.mask_log_probabilities(bundle, [[2, 9, mask, 3], [2, mask, mask, 3]], 2)

@@ -1,4 +1,4 @@
-"""Source and target language of tokenizers that mark them: as configured, in training, generation and saved folder."""
+"""Source and target language of multilingual tokenizers: as configured, in training, generation and saved folder."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def test_both_languages_are_in_training_generation_and_the_saved_folder(kind: st
         output = model.generate(**tokenizer(prediction.input, return_tensors="pt"))[0]
         assert code[target] in output[:2].tolist()
         assert tokenizer.decode(output, skip_special_tokens=True).strip() == prediction.output
-    # What begins the answer in training begins it in generation.
+    # The token that starts the answer in training starts it in generation too.
     [features] = task.encode(rows[0], bundle)
-    if kind == "mbart":  # its labels end with the code, which its decoder begins with
+    if kind == "mbart":  # its labels end with the language code, and its decoder starts with it
         assert features.labels[-1] == output[0] == code[target]
     else:
         assert features.labels[0] == output[1] == code[target]
@@ -111,12 +111,12 @@ def test_an_unknown_language_lists_those_like_it(kind: str, field: str, tmp_path
     assert len(str(caught.value)) < 400
 
 
-def test_both_unknown_languages_are_said_at_once(tmp_path: Path) -> None:
+def test_both_unknown_languages_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 problems"):
         loaded(save("nllb", tmp_path), source_language="English", target_language="xx_XX")
 
 
-def test_a_language_for_a_tokenizer_that_marks_none(tmp_path: Path) -> None:
+def test_a_language_for_a_tokenizer_without_languages_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"marks no languages.*Remove it"):
         loaded(fakes.save("t5", tmp_path), target_language="fr")
 
@@ -139,7 +139,7 @@ def test_the_forced_start_token_names_the_target_where_nothing_else_does(
     assert "data.target_language names another" in caplog.text
 
 
-def test_without_any_target_the_source_is_used_and_said(tmp_path: Path) -> None:
+def test_without_a_target_language_the_source_language_is_used_and_logged(tmp_path: Path) -> None:
     _, bundle = loaded(save("nllb", tmp_path))
     assert any("marked as eng_Latn, the source language" in fact for fact in bundle.info.reconciled)
     assert bundle.model.generation_config.forced_bos_token_id == prompts.answer_ids(bundle, "a")[0]

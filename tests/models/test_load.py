@@ -1,4 +1,4 @@
-"""Every kind of source loads in float32, its files untouched; everything else is refused with a way out."""
+"""Every kind of source loads in float32 and its files are unchanged; anything else is refused with a fix."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_half_precision_checkpoints_become_float32(dtype: torch.dtype, tmp_path:
     assert {parameter.dtype for parameter in bundle.model.parameters()} == {torch.float32}
 
 
-def test_sharded_weights_load_whole(tmp_path: Path) -> None:
+def test_sharded_weights_load_completely(tmp_path: Path) -> None:
     made, tokenizer = fakes.make("llama")
     made.save_pretrained(tmp_path, max_shard_size="20KB")
     tokenizer.save_pretrained(tmp_path)
@@ -43,7 +43,7 @@ def test_sharded_weights_load_whole(tmp_path: Path) -> None:
         assert torch.equal(bundle.model.state_dict()[name], tensor), name
 
 
-def test_loading_reads_and_never_writes(tmp_path: Path) -> None:
+def test_loading_never_writes(tmp_path: Path) -> None:
     folder = fakes.save("bert", tmp_path / "base")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for path in [*folder.iterdir(), folder]:
@@ -112,7 +112,7 @@ def test_weights_inside_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("a b c", ["could not be fetched"]),
     ],
 )
-def test_what_cannot_be_found_is_said(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_source_is_reported(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError) as caught:
         load.load(name)

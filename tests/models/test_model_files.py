@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be used is refused with a sentence that says why, before its weights are read."""
+"""An unusable checkpoint is refused with a message that gives the reason, before its weights are read."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_index_names_only_safetensors_of_its_folder(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}'])
-def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
+def test_an_invalid_index_is_refused(text: str, tmp_path: Path) -> None:
     folder = fakes.save("gpt2", tmp_path)
     (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(ModelError, match="cannot be read"):
@@ -73,14 +73,14 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         load(str(folder))
 
 
-def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_refused(tmp_path: Path) -> None:
     folder = fakes.save("gpt2", tmp_path)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
     with pytest.raises(ModelError, match=r"pointer of git-lfs.*Run `git lfs pull`"):
         load(str(folder))
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = fakes.save("llama", tmp_path)
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -109,7 +109,7 @@ def test_a_missing_package_is_named(message: str, words: list[str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["Pegasus", "Marian", "LED", "LongT5", "SwitchTransformers", "Mamba2"])
-def test_a_head_that_transformers_has_not(kind: str) -> None:
+def test_a_head_that_transformers_lacks(kind: str) -> None:
     config = getattr(transformers, f"{kind}Config")()
     with pytest.raises(ModelError) as caught:
         check_config("m", config, "classification")
@@ -118,7 +118,7 @@ def test_a_head_that_transformers_has_not(kind: str) -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_a_head_that_is_missing_is_said_before_the_baselines(tmp_path: Path) -> None:
+def test_a_missing_head_is_reported_before_the_baselines(tmp_path: Path) -> None:
     tokenizer = fakes.bart_tokenizer()
     config = transformers.PegasusConfig(
         vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
@@ -139,13 +139,13 @@ def test_a_head_that_is_missing_is_said_before_the_baselines(tmp_path: Path) -> 
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_encoder_without_a_head_for_words(tmp_path: Path) -> None:
+def test_an_encoder_without_a_masked_lm_head(tmp_path: Path) -> None:
     assert family_of(transformers.CanineConfig()) == "encoder"
     assert family_of(transformers.LlamaConfig()) == "decoder"
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "x" * 300, "a/" * 4000, "a\0b", "a\x1b[31m", "", "  "])
-def test_a_name_that_cannot_be_one(name: str, tmp_path: Path) -> None:
+def test_an_invalid_model_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         check_name(name)
     with pytest.raises(FulltuneError):

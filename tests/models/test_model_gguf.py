@@ -18,7 +18,7 @@ HIDDEN, HEADS, INNER, LAYERS = 32, 2, 64, 2
 
 
 def write(path: Path) -> dict[str, np.ndarray]:
-    """A Llama of two layers, its matrices in Q8_0, with a byte-level vocabulary; gives the matrices before rounding."""
+    """Write a two-layer Llama in Q8_0 with a byte-level vocabulary; return the matrices before rounding."""
     random = np.random.default_rng(0)
     vocabulary = fakes.llama_tokenizer().get_vocab()
     tokens = [*sorted(vocabulary, key=lambda token: vocabulary[token]), "he"]
@@ -63,7 +63,7 @@ def test_a_gguf_file_is_float32_trains_and_saves(tmp_path: Path, capsys: pytest.
     assert bundle.family == "decoder"
     assert {parameter.dtype for parameter in bundle.model.parameters()} == {torch.float32}
     value = bundle.model.model.layers[0].self_attn.v_proj.weight.detach().numpy()
-    assert np.abs(value - tensors["blk.0.attn_v"]).max() < 0.005  # what rounding to 8 bits leaves
+    assert np.abs(value - tensors["blk.0.attn_v"]).max() < 0.005  # the error of rounding to 8 bits
     bundle.model.float().train()
     ids = torch.tensor([[0, 5, 6, 7]])
     bundle.model(input_ids=ids, labels=ids).loss.backward()

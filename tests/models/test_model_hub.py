@@ -1,4 +1,4 @@
-"""A hub id is fetched from a hub served on loopback: only safe files, by the library's own code."""
+"""A hub id is downloaded from a hub served on loopback: only safe files, by the hub library's own code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOAD = "from fulltune.models import load; import sys; b = load.load(sys.argv[1])
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The parts of the hub's API that a download asks for."""
+    """Serve the parts of the hub's API that a download uses."""
 
     folder: Path
     asked: list[str]
@@ -76,7 +76,7 @@ def load(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
 
 
-def test_a_hub_id_loads_and_brings_no_pickle_and_no_code(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_hub_id_loads_without_any_pickle_or_code(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     endpoint, asked = hub
     done = load("me/tiny", endpoint, tmp_path / "home")
     assert done.returncode == 0, done.stderr
@@ -86,7 +86,7 @@ def test_a_hub_id_loads_and_brings_no_pickle_and_no_code(hub: tuple[str, list[st
     assert not {"pytorch_model.bin", "modeling_evil.py"} & set(asked)
 
 
-def test_a_hub_id_that_does_not_exist_is_said(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_hub_id_that_does_not_exist_is_reported(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     done = load("me/other", hub[0], tmp_path / "home")
     assert done.returncode != 0
     assert "could not be fetched from the hub" in done.stderr

@@ -1,4 +1,4 @@
-"""Models that cannot do all that a head promises: right answers, or a sentence that says what is missing."""
+"""Models that lack a part of what a head needs: correct answers, or a message that names the missing part."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reformer(make: type[PreTrainedModel] = ReformerForMaskedLM) -> PreTrainedMod
     return drawn(make, config)
 
 
-# ---- Bodies that take other names and give other states ----
+# ---- Bodies with other argument names and other hidden states ----
 
 
 @pytest.mark.parametrize("length", [5, 8])
@@ -80,7 +80,7 @@ def test_a_vector_of_a_body_with_latents_is_the_mean_of_all_of_them(length: int,
 # ---- Checkpoints that lack a body ----
 
 
-def test_a_decoder_cut_from_an_encoder_decoder_is_no_body_of_a_classifier(tmp_path: Path) -> None:
+def test_a_decoder_cut_from_an_encoder_decoder_cannot_be_a_classifier(tmp_path: Path) -> None:
     config = BartConfig(
         vocab_size=100, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, is_decoder=True, is_encoder_decoder=False,
@@ -107,7 +107,7 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused_and_a_new_head_is_not(kind: 
         load(str(folder), head, labels=labels)
 
 
-def test_a_part_of_a_model_names_the_whole(tmp_path: Path) -> None:
+def test_a_partial_model_names_the_complete_one(tmp_path: Path) -> None:
     config = Emu3TextConfig(
         vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -123,7 +123,7 @@ def test_a_part_of_a_model_names_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
-def test_usual_models_are_trained_on_any_length(kind: str) -> None:
+def test_common_models_are_trained_on_any_length(kind: str) -> None:
     model, _ = fakes.make(kind, "classification")
     state = torch.get_rng_state()
     fast_paths.require_trainable(model)
@@ -131,7 +131,7 @@ def test_usual_models_are_trained_on_any_length(kind: str) -> None:
     assert not model.training
 
 
-def test_a_model_that_is_trained_on_some_lengths_only_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+def test_a_model_with_restricted_lengths_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(
         "".join(json.dumps({"text": f"the court {n}", "label": "yes" if n % 2 else "no"}) + "\n" for n in range(8))
     )
@@ -146,7 +146,7 @@ def test_a_model_that_is_trained_on_some_lengths_only_is_refused_when_it_is_load
         )
 
 
-def test_the_trainer_says_which_lengths_a_reformer_takes(tmp_path: Path) -> None:
+def test_the_trainer_reports_the_lengths_that_a_reformer_accepts(tmp_path: Path) -> None:
     model = reformer(ReformerForSequenceClassification)
     trainer = Trainer(model=model, args=fakes.arguments(tmp_path))
     ids = torch.full((1, 64), 7)

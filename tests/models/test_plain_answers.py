@@ -1,6 +1,6 @@
 """Generated answers and likelihoods of every kind of decoder and encoder-decoder equal a loop over single rows.
 
-Windows and chunks are of 16 tokens; prompts share a beginning that is longer.
+Windows and chunks have 16 tokens; prompts share a longer prefix.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ CONFIGS = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
 
 
 def small(name: str) -> Bundle:
-    """A bundle with drawn weights, always the same."""
+    """Return a bundle with the same random weights each time."""
     fields = DECODERS.get(name) or ENCODER_DECODERS[name]
     is_decoder = name in DECODERS
     config = getattr(transformers, CONFIGS.get(name, f"{name}Config"))(**fields)
@@ -82,7 +82,7 @@ def small(name: str) -> Bundle:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         model: PreTrainedModel = getattr(transformers, CLASSES.get(name, name + ending))(config).eval()
-        for weight in model.parameters():  # wide enough for what is far away to matter
+        for weight in model.parameters():  # wide enough for distant tokens to matter
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=0.3)
     tokenizer = fakes.bart_tokenizer()
@@ -91,7 +91,7 @@ def small(name: str) -> Bundle:
 
 
 def prompts() -> list[list[int]]:
-    """Prompts with a beginning in common that is longer than a window, and some without it."""
+    """Return prompts that share a prefix longer than a window, and some without it."""
     draw = random.Random(6)
     ids = lambda length: [draw.randrange(5, 90) for _ in range(length)]  # noqa: E731
     shared = ids(37)
@@ -100,7 +100,7 @@ def prompts() -> list[list[int]]:
 
 @torch.no_grad()
 def next_logits(bundle: Bundle, prompt: list[int], new: list[int]) -> torch.Tensor:
-    """Logits after each of the new tokens, the first ones after the prompt: one pass over one row."""
+    """Return the logits for each of the new tokens, from one pass over one row."""
     model: Any = bundle.model
     if bundle.family == "decoder":
         return model(input_ids=torch.tensor([prompt + new]), **options(model)).logits[0, len(prompt) - 1 :]
@@ -147,7 +147,7 @@ def test_answers_are_the_same_with_fast_kernels(name: str) -> None:
 
 
 def spy(bundle: Bundle) -> list[int]:
-    """Numbers of rows of the passes that a model makes from now on."""
+    """Record the number of rows of each later forward pass of the model."""
     rows: list[int] = []
 
     def note(module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
@@ -159,9 +159,7 @@ def spy(bundle: Bundle) -> list[int]:
 
 
 @pytest.mark.parametrize("make", [lambda: small("Mistral"), lambda: fakes.bundle("gpt2")])
-def test_windows_do_not_keep_rows_from_being_answered_together(
-    make: Callable[[], Bundle], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_are_batched_despite_windows(make: Callable[[], Bundle], caplog: pytest.LogCaptureFixture) -> None:
     bundle = make()
     list(inference.generate(bundle, prompts(), 4, 6))
     rows = spy(bundle)
@@ -170,7 +168,7 @@ def test_windows_do_not_keep_rows_from_being_answered_together(
     assert caplog.records == []
 
 
-def test_a_way_that_changes_answers_is_logged_once_and_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fast_path_that_changes_answers_is_logged_once_and_disabled(caplog: pytest.LogCaptureFixture) -> None:
     bundle = small("Rwkv")
     list(inference.generate(bundle, prompts(), 4, 6))
     said = [record.getMessage() for record in caplog.records]

@@ -1,4 +1,4 @@
-"""What texts share is read once, and no score or answer changes by it."""
+"""A prefix shared by several texts is read once, without a change of any score or answer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _ids(length: int, start: int) -> list[int]:
 
 
 def _rows() -> list[Text]:
-    """Rows that begin alike and go on for unequal lengths."""
+    """Return rows with a common prefix and endings of unequal lengths."""
     return [Text(SHOTS + _ids(2 + number % 5, number), _ids(3 + number % 4, 40 + number)) for number in range(9)]
 
 
 def _labels(context: int = 24) -> list[Text]:
-    """The labels of some rows, one of them of a single token."""
+    """Return the labels of some rows, one of them a single token."""
     targets = [_ids(length, length) for length in (1, 3, 2, 4, 5)]
     return [Text(_ids(context + row, row), target) for row in range(4) for target in targets]
 
@@ -47,7 +47,7 @@ def _alone(bundle: Bundle, text: Text) -> float:
 
 @contextmanager
 def _read(bundle: Bundle) -> Iterator[list[int]]:
-    """Counts the positions that the model's embeddings see."""
+    """Count the positions that the model's embeddings see."""
     positions: list[int] = []
     embedding: Any = bundle.model.get_input_embeddings()
     handle = embedding.register_forward_hook(lambda module, args, output: positions.append(args[0].numel()))
@@ -69,7 +69,7 @@ def test_likelihoods_are_those_of_each_text_alone(kind: str, batch_size: int, as
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
-def test_at_the_head_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_likelihoods_at_the_head_are_those_of_each_text_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
     bundle = fakes.bundle(kind)
     for text, one in zip(_rows(), inference.likelihoods(bundle, _rows(), 4), strict=True):
@@ -105,7 +105,7 @@ def test_an_encoder_reads_a_context_once_for_all_labels() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_answers_are_the_same_with_and_without_a_shared_beginning(
+def test_answers_are_the_same_with_and_without_a_shared_prefix(
     kind: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, prompts = fakes.bundle(kind), [text.context for text in _rows()]
@@ -119,7 +119,7 @@ def test_answers_are_the_same_with_and_without_a_shared_beginning(
     assert sum(few) < sum(many) or batch_size == 1
 
 
-def test_a_model_without_keys_and_values_of_the_usual_kind_is_asked_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_a_standard_cache_is_run_without_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = fakes.bundle("gpt2")
     monkeypatch.setattr(prefix_cache, "DynamicLayer", dict)
     for text, one in zip(_labels() + _rows(), inference.likelihoods(bundle, _labels() + _rows(), 4), strict=True):
@@ -127,7 +127,7 @@ def test_a_model_without_keys_and_values_of_the_usual_kind_is_asked_plainly(monk
     assert len(list(inference.generate(bundle, [text.context for text in _rows()], 4, 3))) == 9
 
 
-def test_a_model_with_distances_for_positions_shares_too() -> None:
+def test_a_model_with_relative_positions_shares_too() -> None:
     config = BloomConfig(vocab_size=100, hidden_size=32, n_layer=2, n_head=2)
     torch.manual_seed(1)
     bundle = fakes.bundle("gpt2")
@@ -159,5 +159,5 @@ def test_generation_ends_when_every_row_has_ended() -> None:
     ("rows", "shared"),
     [([[1, 2, 3], [1, 2, 4]], 2), ([[1, 2], [1, 2]], 1), ([[1], [1]], 0), ([[5, 1], [6, 1]], 0), ([[1, 2, 3]], 2)],
 )
-def test_each_row_keeps_a_rest(rows: list[list[int]], shared: int) -> None:
+def test_each_row_keeps_a_remainder(rows: list[list[int]], shared: int) -> None:
     assert prefix_cache.shared_length(rows) == shared

@@ -1,4 +1,4 @@
-"""What a checkpoint's files contradict or leave open is settled when it is loaded, and reported."""
+"""Contradictions and gaps in the files of a checkpoint are resolved when it is loaded, and reported."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_embeddings_grow_for_tokens_of_the_tokenizer(kind: str, tmp_path: Path) 
 
 
 def with_far_token(folder: Path, token: int) -> Path:
-    """Give the tokenizer one more token, with an id that leaves a gap."""
+    """Add one more token to the tokenizer, with an id that leaves a gap."""
     stored = json.loads((folder / "tokenizer.json").read_text())
     stored["model"]["vocab"]["<far>"] = token
     stored["added_tokens"].append({**stored["added_tokens"][0], "id": token, "content": "<far>"})
@@ -101,7 +101,7 @@ def test_no_special_token_at_all(kind: str, tmp_path: Path) -> None:
 
 
 def test_an_ordinary_token_never_ends_an_answer(tmp_path: Path) -> None:
-    """Configs of transformers have ids by default, whatever the tokenizer is."""
+    """Configs of transformers have default ids, whatever the tokenizer is."""
     model, tokenizer = fakes.make("llama", tokenizer=bare_tokenizer())
     model.config.eos_token_id = model.generation_config.eos_token_id = 2
     model.save_pretrained(tmp_path)
@@ -111,7 +111,7 @@ def test_an_ordinary_token_never_ends_an_answer(tmp_path: Path) -> None:
     assert any("ordinary token" in change for change in bundle.info.reconciled)
 
 
-def test_the_end_token_that_only_the_generation_settings_name(tmp_path: Path) -> None:
+def test_an_end_token_named_only_by_the_generation_settings(tmp_path: Path) -> None:
     folder = edit(fakes.save("llama", tmp_path), "tokenizer_config.json", eos_token=None, pad_token=None)
     bundle = load(str(folder))
     assert bundle.tokenizer.eos_token == "</s>"
@@ -165,7 +165,7 @@ def inference_stops(bundle: Bundle) -> list[int]:
     return stops if isinstance(stops, list) else [stops]
 
 
-def test_settings_for_a_pipeline_s_task_are_not_kept(tmp_path: Path) -> None:
+def test_settings_for_a_pipelines_task_are_not_kept(tmp_path: Path) -> None:
     settings = {"text-generation": {"do_sample": True, "max_length": 50}}
     folder = edit(fakes.save("gpt2", tmp_path), "config.json", task_specific_params=settings)
     assert getattr(load(str(folder)).model.config, "task_specific_params", None) is None
@@ -185,14 +185,14 @@ def test_an_encoder_decoder_without_a_start_token(kind: str, tmp_path: Path) -> 
     assert answer.tokens <= 3
 
 
-def test_training_and_generation_begin_an_answer_alike(tmp_path: Path) -> None:
+def test_training_and_generation_start_an_answer_alike(tmp_path: Path) -> None:
     folder = edit(fakes.save("t5", tmp_path), "generation_config.json", decoder_start_token_id=2)
     bundle = load(str(folder))
     assert bundle.model.config.decoder_start_token_id == bundle.model.generation_config.decoder_start_token_id == 2
     assert any("decoder_start_token_id is 0 in config.json and 2" in change for change in bundle.info.reconciled)
 
 
-def test_a_checkpoint_that_agrees_with_itself_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_consistent_checkpoint_is_unchanged(tmp_path: Path) -> None:
     for kind in fakes.FAMILIES:
         assert load(str(fakes.save(kind, tmp_path / kind))).info.reconciled == (), kind
 
@@ -205,7 +205,7 @@ def test_each_change_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert bundle.info.reconciled[0] in caplog.text
 
 
-# ---- What a tokenizer puts around a text ----
+# ---- Tokens that a tokenizer adds around a text ----
 
 
 def closed_tokenizer() -> PreTrainedTokenizerFast:
@@ -214,7 +214,7 @@ def closed_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def test_a_decoder_s_text_is_not_closed_before_it_continues(tmp_path: Path) -> None:
+def test_no_end_token_is_added_to_a_text_that_a_decoder_continues(tmp_path: Path) -> None:
     bundle = load(str(fakes.save("llama", tmp_path / "base", tokenizer=closed_tokenizer())))
     assert reconcile.frame(closed_tokenizer()) == ([0], [1])
     assert reconcile.frame(bundle.tokenizer) == ([0], [])
@@ -244,7 +244,7 @@ def test_positions_that_begin_after_the_padding_id(name: str, tmp_path: Path) ->
     assert bundle.window == 38
     with torch.no_grad():
         bundle.model(input_ids=torch.full((1, 38), 7), attention_mask=torch.ones(1, 38, dtype=torch.long))
-    if name not in ("Longformer",):  # it pads to its window, and so fails otherwise
+    if name not in ("Longformer",):  # it pads to its window, and would fail otherwise
         with pytest.raises((IndexError, RuntimeError), match="out of"):
             bundle.model(input_ids=torch.full((1, 39), 7), attention_mask=torch.ones(1, 39, dtype=torch.long))
 
@@ -265,7 +265,7 @@ def test_positions_of_decoders_with_an_offset(name: str, tmp_path: Path) -> None
     bundle.model(input_ids=torch.full((1, 40), 7), attention_mask=torch.ones(1, 40, dtype=torch.long))
 
 
-def test_a_template_that_is_a_sequence_of_processors_loses_only_its_end(tmp_path: Path) -> None:
+def test_a_sequence_of_processors_loses_only_its_end_token(tmp_path: Path) -> None:
     tokenizer = closed_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), backend.post_processor])
@@ -276,7 +276,7 @@ def test_a_template_that_is_a_sequence_of_processors_loses_only_its_end(tmp_path
 # ---- The record ----
 
 
-def test_the_record_and_the_report_name_what_was_settled(tmp_path: Path) -> None:
+def test_the_record_and_the_report_list_the_changes(tmp_path: Path) -> None:
     folder = edit(fakes.save_with_tokens("bert", tmp_path / "base", ["<name>"]), "config.json", pad_token_id=9_999)
     rows = [{"text": f"<name> has a {word} film {row}", "label": word} for row in range(12) for word in ("good", "bad")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -294,7 +294,7 @@ def test_the_record_and_the_report_name_what_was_settled(tmp_path: Path) -> None
     assert grown in page.read_text()
 
 
-def test_a_tokenizer_json_that_cuts_pads_or_draws_no_longer_does(tmp_path: Path) -> None:
+def test_truncation_padding_and_dropout_of_a_tokenizer_json_are_disabled(tmp_path: Path) -> None:
     fakes.save("gpt2", tmp_path)
     path = tmp_path / "tokenizer.json"
     stated = json.loads(path.read_text())

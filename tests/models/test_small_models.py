@@ -1,4 +1,4 @@
-"""Models with few positions, and heads of another size than their config says."""
+"""Models with few positions, and heads of another size than their config declares."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_probes_fit_into_few_positions(kind: str, head: str, positions: int) -> 
 
 
 def stored(folder: Path, classes: int) -> str:
-    """A head of so many classes whose config names none."""
+    """Save a head of this many classes whose config names none."""
     fakes.save("bert", folder, "classification", labels=[f"c{n}" for n in range(classes)])
     config = json.loads((folder / "config.json").read_text())
     del config["id2label"], config["label2id"]
@@ -38,7 +38,7 @@ def stored(folder: Path, classes: int) -> str:
     return str(folder)
 
 
-def test_a_head_of_another_size_than_its_config_is_made_new(tmp_path: Path) -> None:
+def test_a_head_of_another_size_than_its_config_is_initialized(tmp_path: Path) -> None:
     found = load(stored(tmp_path, 3), "classification", labels=("no", "yes"))
     assert found.stored_head is None
     assert len(found.model.classifier.weight) == 2
@@ -47,7 +47,7 @@ def test_a_head_of_another_size_than_its_config_is_made_new(tmp_path: Path) -> N
     )
 
 
-def test_such_a_head_cannot_be_asked_as_it_is(tmp_path: Path) -> None:
+def test_such_a_head_cannot_be_used_unchanged(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has 3 classes, config.json names 2; expected as many.*id2label"):
         load(stored(tmp_path, 3), "classification")
 
@@ -71,8 +71,8 @@ def run(folder: Path, cap: int, **data: Any) -> fulltune.Record:
     )
 
 
-def test_plain_use_of_the_saved_model_ends_at_the_last_position(tmp_path: Path) -> None:
-    """More new tokens than positions: the report ends there, and so does ``generate``."""
+def test_plain_use_of_the_saved_model_stops_at_the_last_position(tmp_path: Path) -> None:
+    """With more new tokens than positions both the report and ``generate`` stop at the last position."""
     record = run(fakes.save("gpt2", tmp_path / "base"), 200)
     assert any("max_length 129 in place of max_new_tokens" in fact for fact in record.model.reconciled)
     model = tmp_path / record.run_id / "model"
@@ -88,7 +88,7 @@ def test_plain_use_of_the_saved_model_ends_at_the_last_position(tmp_path: Path) 
 
 
 def test_documents_of_one_token_are_refused_where_none_can_be_scored(tmp_path: Path) -> None:
-    """GPT-2's tokenizer puts nothing before a text, Llama's does."""
+    """GPT-2's tokenizer adds no start token; Llama's does."""
     letters = [{"text": letter} for letter in "abcdefghijkl"]
     job: dict[str, Any] = {
         "task": "causal-lm",

@@ -1,4 +1,4 @@
-"""Two processes over gloo make the run that one makes: the same losses and scores, every row once, one run folder."""
+"""Two processes over gloo make the same run as one: the same losses and scores, every row once, one run folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fulltune.records.run import Record, read_record
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Record, Record]]:
-    """By kind, the record of one process and that of two."""
+    """Return, by kind, the record of one process and that of two."""
     place = ranks.prepare(tmp_path_factory.mktemp("ranks"))
     ranks.launch(place, place / "two")
     alone = {kind: fulltune.run(ranks.config(place, kind), out=place / "one" / kind) for kind in ranks.KINDS}
@@ -27,7 +27,7 @@ def _only_record(out: Path) -> Record:
 
 
 @pytest.mark.parametrize("kind", list(ranks.KINDS))
-def test_two_processes_make_the_run_that_one_makes(kind: str, records: dict[str, tuple[Record, Record]]) -> None:
+def test_two_processes_make_the_same_run_as_one(kind: str, records: dict[str, tuple[Record, Record]]) -> None:
     one, two = records[kind]
     assert (one.training.processes, two.training.processes, two.training.engine) == (1, 2, "ddp")
     assert (one.training.batch_size, two.training.batch_size) == (4, 2)

@@ -1,4 +1,4 @@
-"""Labels from the file to the saved model: the user's spelling, and splits that lack some of them."""
+"""Labels from the file to the saved model: the user's spelling, and splits that lack some labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole job on tiny models: every family and task, honest about no change, leaks and broken training."""
+"""The complete job on tiny models: every family and task, no change, leaks, and failed training."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_every_family_and_task_runs_end_to_end(kind: str, task: str, data: str, 
     assert len(lines) == len(systems) * record.data.eval.rows
 
 
-def test_a_run_learns_and_says_so(place: Path) -> None:
+def test_a_run_that_learns_is_accepted(place: Path) -> None:
     record = fulltune.run(config(place, "bert", "classification", "clauses", epochs=12), out=place / "runs")
     assert record.scores["tuned"]["accuracy"].value == 1.0
     assert record.comparison["tuned vs majority"].verdict == "improved"
@@ -137,7 +137,7 @@ def test_the_same_config_twice_gives_the_same_weights_and_scores(place: Path) ->
     assert hashes[0] == hashes[1]
 
 
-def test_a_second_run_pays_nothing_for_its_baselines(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reuses_the_baselines(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fulltune.tasks.causal_lm import CausalLM
 
     job = config(place, "gpt2", "causal-lm", "tales")
@@ -234,7 +234,7 @@ def test_evaluate_a_base_is_zero_shot(place: Path) -> None:
     assert (found.system, found.scores) == ("zero_shot", record.scores["zero_shot"])
 
 
-def test_compare_two_runs_and_refuse_what_does_not_compare(place: Path) -> None:
+def test_comparable_runs_are_compared_and_others_refused(place: Path) -> None:
     short = fulltune.run(
         config(place, "bert", "classification", "clauses", max_steps=1, learning_rate=1e-9), out=place / "runs"
     )
@@ -257,7 +257,7 @@ def test_plan_trains_nothing_and_makes_no_run(place: Path) -> None:
     assert not (place / "runs").exists()
 
 
-def test_a_share_is_held_out_of_train_for_eval_and_valid(place: Path) -> None:
+def test_a_fraction_is_held_out_of_train_for_eval_and_valid(place: Path) -> None:
     job = config(place, "bert", "classification", "clauses")
     job["data"] = {"train": str(place / "clauses.train.jsonl"), "eval": 0.2, "valid": 0.2}
     record = fulltune.run(job, out=place / "runs")

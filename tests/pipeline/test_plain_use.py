@@ -56,7 +56,7 @@ class Saved:
         )
 
     def predictions(self, examples: list[Example]) -> list[Prediction]:
-        """The report's answers; the folder is written before."""
+        """Write the folder and return the report's answers."""
         task, _ = job.parts(self.config)
         task = task.fit(examples, examples)
         bundle = loading.load_model(self.config, task, "runs", head=task.head)

@@ -1,4 +1,4 @@
-"""Configs, checkpoints and options that cannot work are refused before a baseline runs; no change is no learning."""
+"""Impossible configs, checkpoints and options are refused before any baseline runs; unchanged weights are reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def config(base: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_a_run_whose_weights_stay_what_they_were_says_so_first(base: str, tmp_path: Path) -> None:
+def test_a_run_with_unchanged_weights_reports_that_first(base: str, tmp_path: Path) -> None:
     train = {"max_steps": 1, "learning_rate": 1e-11, "warmup": 0, "evaluations": 0}
     record = fulltune.run(config(base, train=train), out=tmp_path)
     assert record.headline.startswith("Nothing was learned.")
@@ -89,7 +89,7 @@ def test_the_largest_change_is_relative_to_the_weights_of_its_tensor() -> None:
         (1.0, float("nan"), False),
     ],
 )
-def test_rounding_is_no_movement(moved: float, change: float | None, says: bool) -> None:
+def test_rounding_is_not_a_change(moved: float, change: float | None, says: bool) -> None:
     given = Parameters(total=1, trainable=1, frozen=0, dtype="float32", moved=moved, largest_change=change)
     assert bool(unchanged(given)) is says
 
@@ -97,15 +97,15 @@ def test_rounding_is_no_movement(moved: float, change: float | None, says: bool)
 @pytest.mark.parametrize(
     "name", ["x" * 300, "a/" + "x" * 300, "/" + "y/" * 3000, "a\0b", "~nobody0/x", "./" + "x" * 300]
 )
-def test_a_model_with_a_name_that_no_folder_can_have_is_not_there(name: str, base: str, tmp_path: Path) -> None:
+def test_an_impossible_folder_name_is_a_missing_model(name: str, base: str, tmp_path: Path) -> None:
     with pytest.raises(fulltune.FulltuneError):
         run.plan(config(name), out=tmp_path)
 
 
-def test_weights_that_are_not_finite_before_training_are_the_checkpoints_fault() -> None:
+def test_nonfinite_weights_before_training_are_blamed_on_the_checkpoint() -> None:
     assert "The checkpoint is damaged" in str(NonFiniteError(0, "weights", float("nan"), ()))
 
 
-def test_text_that_is_no_unicode_is_named(base: str) -> None:
+def test_text_that_is_not_unicode_is_named(base: str) -> None:
     with pytest.raises(ConfigError, match="no Unicode text"):
         load_config(config(base) | {"data": {"train": "rows\udcff.jsonl"}})

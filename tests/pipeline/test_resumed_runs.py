@@ -1,4 +1,4 @@
-"""A run that was stopped goes on: the same to the last bit, refused when it is no longer the same, told how."""
+"""An interrupted run resumes bit for bit, is refused if anything changed, and the message names the changes."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(place: Path) -> Callable[[str], dict[str, str]]:
-    """What a run of a task that nobody stops leaves behind."""
+def uninterrupted(place: Path) -> Callable[[str], dict[str, str]]:
+    """Return a function that gives the hashes of an uninterrupted run of a task."""
     known: dict[str, dict[str, str]] = {}
 
     def get(task: str) -> dict[str, str]:
         if task not in known:
-            fulltune.run(job(place, task), out=place / "whole" / task)
-            (folder,) = runs(place / "whole" / task)
+            fulltune.run(job(place, task), out=place / "uninterrupted" / task)
+            (folder,) = runs(place / "uninterrupted" / task)
             known[task] = outcome(folder)
         return known[task]
 
@@ -56,7 +56,7 @@ def whole(place: Path) -> Callable[[str], dict[str, str]]:
 
 
 def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int, do: Callable[[], object]) -> None:
-    """Something happens when this optimizer step begins, once."""
+    """Call ``do`` once, when this optimizer step begins."""
     done = []
 
     class Now(TrainerCallback):
@@ -74,7 +74,7 @@ def die() -> None:
 
 
 def killed(config: dict[str, Any], out: Path) -> str:
-    """The id of a run that died."""
+    """Start a run that dies and return its id."""
     with pytest.raises(SystemExit):
         fulltune.run(config, out=out)
     (folder,) = runs(out)
@@ -82,8 +82,8 @@ def killed(config: dict[str, Any], out: Path) -> str:
 
 
 @pytest.mark.parametrize("task", JOBS)
-def test_a_run_killed_in_training_ends_as_if_it_had_not_been(
-    task: str, place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_killed_in_training_ends_like_an_uninterrupted_one(
+    task: str, place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_before_step(patch, 8, die)
@@ -91,34 +91,34 @@ def test_a_run_killed_in_training_ends_as_if_it_had_not_been(
     assert {path.name for path in tmp_path.glob("*/checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
     record = fulltune.run(out=tmp_path, resume=run)
     assert record.run_id == run
-    assert outcome(tmp_path / run) == whole(task)
+    assert outcome(tmp_path / run) == uninterrupted(task)
     left = {path.name for path in (tmp_path / run).iterdir()}
     assert not [name for name in left if name.startswith(("checkpoint", "best", ".rollback"))]
 
 
 def test_a_run_killed_in_evaluation_is_not_trained_again(
-    place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("fulltune.pipeline.run.score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
     monkeypatch.setattr("fulltune.pipeline.run.train", lambda *args: pytest.fail("it is trained"))
     fulltune.run(out=tmp_path, resume=run)
-    assert outcome(tmp_path / run) == whole("classification")
+    assert outcome(tmp_path / run) == uninterrupted("classification")
 
 
 def test_a_run_killed_after_its_last_step_keeps_its_best_weights(
-    place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("fulltune.pipeline.run.finish", lambda *args: die())
         run = killed(job(place, "classification"), tmp_path)
     fulltune.run(out=tmp_path, resume=run)
-    assert outcome(tmp_path / run) == whole("classification")
+    assert outcome(tmp_path / run) == uninterrupted("classification")
 
 
 def test_a_damaged_checkpoint_is_named_in_the_record(
-    place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         stop_before_step(patch, 8, die)
@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_named_in_the_record(
     with pytest.warns(UserWarning, match="checkpoint-6 is left out"):
         record = fulltune.run(out=tmp_path, resume=run)
     assert any("checkpoint-6 is left out" in line for line in record.warnings)
-    found, expected = outcome(tmp_path / run), whole("classification")
+    found, expected = outcome(tmp_path / run), uninterrupted("classification")
     assert {name for name in found if found[name] != expected[name]} == {"record.json"}
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_named_in_the_record(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
-    number: signal.Signals, place: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    number: signal.Signals, place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     with monkeypatch.context() as patch:
         stop_before_step(patch, 4, lambda: os.kill(os.getpid(), number))
@@ -148,7 +148,7 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
     assert status(folder).state == "stopped"
     assert (folder / "checkpoint-5" / "manifest.json").is_file()
     fulltune.run(out=tmp_path, resume=folder.name)
-    assert outcome(folder) == whole("classification")
+    assert outcome(folder) == uninterrupted("classification")
 
 
 def test_the_second_signal_stops_at_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_without_checkpoints_a_signal_stops_at_once(
     assert list(tmp_path.glob("*/checkpoint-*")) == []
 
 
-def test_the_command_line_says_how_to_go_on_and_exits_with_130(
+def test_the_command_line_prints_how_to_resume_and_exits_with_130(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "job.json"
@@ -186,7 +186,7 @@ def test_the_command_line_says_how_to_go_on_and_exits_with_130(
     assert f"fulltune run --resume {folder.name}" in found.stderr
 
 
-def test_the_command_line_wants_a_config_or_a_run() -> None:
+def test_the_command_line_needs_a_config_or_a_run() -> None:
     found = CliRunner().invoke(app, ["run"])
     assert found.exit_code == 2
     assert "name a config, or a run with --resume" in found.stderr
@@ -197,7 +197,7 @@ def test_the_command_line_wants_a_config_or_a_run() -> None:
 
 @pytest.fixture(scope="module")
 def stopped(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of runs with one that was killed before its first checkpoint."""
+    """Return the folder of runs with one that was killed before its first checkpoint."""
     out = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         stop_before_step(patch, 1, die)
@@ -229,7 +229,7 @@ def test_a_change_can_be_allowed(stopped: Path, place: Path) -> None:
         fulltune.run(out=stopped, resume=folder.name)
 
 
-def test_texts_that_a_tokenizer_saw_do_not_change_what_a_run_is(place: Path, tmp_path: Path) -> None:
+def test_texts_seen_by_a_tokenizer_do_not_change_the_identity_of_a_run(place: Path, tmp_path: Path) -> None:
     config = fulltune.load_config(job(place, "causal-lm"))
     job_at_start = replace(prepare_job(config, tmp_path), base=fakes.bundle("bert"))
     base = job_at_start.base
@@ -242,7 +242,7 @@ def test_texts_that_a_tokenizer_saw_do_not_change_what_a_run_is(place: Path, tmp
             resume.check(folder, job_at_start, False)
 
 
-def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
+def test_a_run_is_locked_by_one_process(tmp_path: Path) -> None:
     first = RunFolder.create(tmp_path, "mine")
     with pytest.raises(StoreError, match="another process has locked this run"):
         RunFolder.open(tmp_path / "mine")
@@ -251,7 +251,7 @@ def test_a_run_is_held_by_one_process(tmp_path: Path) -> None:
         assert status(folder.path).state == "running"
 
 
-def test_a_run_without_a_config_is_told(tmp_path: Path) -> None:
+def test_a_run_without_a_config_is_reported(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, "early").close("failed")
     with pytest.raises(StoreError, match="this run has no config yet"):
         resume.config_of("early", tmp_path)
@@ -260,7 +260,7 @@ def test_a_run_without_a_config_is_told(tmp_path: Path) -> None:
 # ---- doctor --resume ----
 
 
-#: Everything that has a state of its own, draws at random or orders rows.
+#: Everything that has state, draws random numbers or orders rows.
 WAYS = {
     "plain": ("causal-lm", []),
     "classes": ("classification", []),
@@ -282,7 +282,7 @@ WAYS = {
     "probe": ("classification", ["method=linear-probe"]),
 }
 
-#: Checked in every run of the tests; the others are slow.
+#: Checked in the fast tests; the others are slow.
 USUAL = ("plain", "classes", "pairs", "a budget of tokens, packed", "penalties", "bfloat16", "lora")
 
 
@@ -294,14 +294,14 @@ def test_a_config_is_proven_to_resume_exactly(way: str, place: Path) -> None:
     assert found.parts == dict.fromkeys(("weights", "optimizer", "random numbers", "metrics"), True)
 
 
-def test_what_does_not_come_back_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_that_is_not_restored_is_reported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fulltune.training.checkpoints.manager.set_random_state", lambda state: None)
     found = check_resume(job(place, "causal-lm"), steps=4)
     assert not found.is_exact
     assert not found.parts["random numbers"]
 
 
-def test_doctor_answers_for_people(place: Path, tmp_path: Path) -> None:
+def test_doctor_prints_a_report_for_people(place: Path, tmp_path: Path) -> None:
     config = tmp_path / "job.json"
     config.write_text(json.dumps(job(place, "causal-lm")), encoding="utf-8")
     found = CliRunner().invoke(app, ["doctor", "--resume", str(config), "--steps", "2"])

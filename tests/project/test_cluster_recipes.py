@@ -1,4 +1,4 @@
-"""Templates for clusters: each is what its own tool parses, and starts a command of ours that exists."""
+"""Templates for clusters: each is parsed by its own tool and starts an existing command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fulltune.runtime.launch import VERBS
 
 CLUSTER = Path(__file__).parents[2] / "recipes" / "cluster"
 
-#: What each may say, from the schemas of Kubeflow Trainer (v1alpha1) and SkyPilot (0.9).
+#: Fields allowed by the schemas of Kubeflow Trainer (v1alpha1) and SkyPilot (0.9).
 TRAIN_JOB = {"runtimeRef", "trainer", "podTemplateOverrides", "initializer", "labels", "annotations", "suspend"}
 TRAINER = {"image", "command", "args", "env", "numNodes", "numProcPerNode", "resourcesPerNode"}
 SKY = {"name", "num_nodes", "resources", "workdir", "file_mounts", "setup", "run", "envs", "secrets", "config"}
@@ -30,7 +30,7 @@ def _bash_accepts(script: str) -> bool:
 
 
 def _torchrun(script: str) -> Any:
-    """The arguments that torchrun makes of its line in a script, shell variables replaced."""
+    """Return the arguments that torchrun parses from its line in a script, shell variables replaced."""
     joined = script.replace("\\\n", " ")
     line = next(line for line in joined.splitlines() if "torchrun" in line and not line.lstrip().startswith("#"))
     words = shlex.split(line[line.index("torchrun") :])[1:]
@@ -41,7 +41,7 @@ def _pairs(words: list[str]) -> list[tuple[str, str]]:
     return list(zip(["", *words], words, strict=False))
 
 
-def test_every_template_is_looked_at() -> None:
+def test_every_template_is_tested() -> None:
     assert sorted(path.name for path in CLUSTER.iterdir()) == [
         "kubeflow-trainjob.yaml",
         "skypilot.yaml",
@@ -50,7 +50,7 @@ def test_every_template_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "skypilot.yaml"])
-def test_torchrun_understands_the_line(name: str) -> None:
+def test_torchrun_parses_the_line(name: str) -> None:
     script = _load(name)["run"] if name.endswith(".yaml") else (CLUSTER / name).read_text(encoding="utf-8")
     assert _bash_accepts(script)
     found = _torchrun(script)
@@ -59,7 +59,7 @@ def test_torchrun_understands_the_line(name: str) -> None:
     assert found.training_script_args[0] in VERBS
 
 
-def test_the_slurm_script_asks_for_what_it_uses() -> None:
+def test_the_slurm_script_requests_what_it_uses() -> None:
     options = dict(
         line.removeprefix("#SBATCH --").partition("=")[::2]
         for line in (CLUSTER / "slurm.sbatch").read_text(encoding="utf-8").splitlines()
@@ -71,7 +71,7 @@ def test_the_slurm_script_asks_for_what_it_uses() -> None:
     assert not _bash_accepts("if then")
 
 
-def test_the_train_job_is_one() -> None:
+def test_the_train_job_is_valid() -> None:
     job = _load("kubeflow-trainjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     assert set(job["spec"]) <= TRAIN_JOB
@@ -85,7 +85,7 @@ def test_the_train_job_is_one() -> None:
     )
 
 
-def test_the_sky_task_is_one() -> None:
+def test_the_sky_task_is_valid() -> None:
     task = _load("skypilot.yaml")
     assert set(task) <= SKY
     assert task["num_nodes"] == 2

@@ -42,8 +42,8 @@ def test_the_documents_have_blocks_and_none_of_an_unknown_kind() -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a tiny model in place of each that the documents name."""
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a working directory with a tiny model in place of each one that the documents name."""
     monkeypatch.chdir(tmp_path)
     for kind in STAND_INS.values():
         fakes.save(kind, tmp_path / "models" / kind)
@@ -61,19 +61,19 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
-def test_the_readme_runs_from_top_to_bottom(desk: Path) -> None:
+def test_the_readme_runs_from_top_to_bottom(workspace: Path) -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     done = 0
     for kind, file, body in sorted(blocks("README.md"), key=lambda block: block[0] != "yaml"):
         if kind == "yaml":
-            (desk / file).write_text(body, encoding="utf-8")
+            (workspace / file).write_text(body, encoding="utf-8")
         elif kind == "python":
             exec(compile(body, "README.md", "exec"), {})
         elif kind == "bash":
             for line in body.splitlines():
                 done += _command(shlex.split(line, comments=True), targets)
     assert done >= 9
-    assert len(list((desk / "runs").glob("*/report.html"))) >= 4
+    assert len(list((workspace / "runs").glob("*/report.html"))) >= 4
 
 
 def test_the_russian_readme_has_the_blocks_of_the_english_one() -> None:
@@ -96,7 +96,7 @@ def _command(words: list[str], targets: set[str]) -> int:
     else:
         assert words[0] == "fulltune", words
         result = CliRunner().invoke(app, words[1:])
-        # 3 is an honest answer of a model of two layers: worse than a baseline.
+        # 3 is a possible outcome for a model of two layers: worse than a baseline.
         assert result.exit_code in (0, 3), result.output
     return 1
 

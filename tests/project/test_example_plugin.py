@@ -1,4 +1,4 @@
-"""The package in ``examples/`` is installed by pip, and its task is then run like a built-in one."""
+"""The package in ``examples/`` is installed by pip, and its task then runs like a built-in one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[2] / "examples" / "fulltune-translation"
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = tmp_path / "source", tmp_path / "site"
-    shutil.copytree(PACKAGE, source)  # building writes beside the sources
+    shutil.copytree(PACKAGE, source)  # the build writes into the source folder
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True)
     monkeypatch.syspath_prepend(str(target))

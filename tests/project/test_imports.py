@@ -1,4 +1,4 @@
-"""Light modules stay light, and the public names are there; `make check` holds the layers (import-linter)."""
+"""Light modules import nothing heavy, and the public names exist; `make check` enforces the layers (import-linter)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "fulltune"
 
 #: Modules that a command such as `fulltune compare` or `fulltune --help` loads.
 LIGHT = ("config", "cli", "data", "errors", "metrics", "records", "report", "store")
-#: Single modules of packages that are not light as a whole.
+#: Light modules of packages that are not light otherwise.
 LIGHT_MODULES = (
     "experiments.methods.recommend",
     "pipeline.planning.engine_memory",
@@ -54,7 +54,7 @@ def test_imports_are_absolute() -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has loaded after running the code."""
+    """Return the top-level modules that a fresh interpreter has loaded after running the code."""
     code += "\nimport sys\nprint(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_light_modules_load_nothing_heavy(name: str) -> None:
     assert loaded & set(HEAVY) == set()
 
 
-def test_importing_the_package_loads_next_to_nothing() -> None:
+def test_importing_the_package_loads_almost_nothing() -> None:
     assert loaded_by("import fulltune; fulltune.__version__") & {*HEAVY, "pydantic", "typer", "rich", "numpy"} == set()
 
 
@@ -83,7 +83,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded & {*HEAVY, "pydantic", "numpy"} == set()
 
 
-def test_every_export_is_there_and_named_in_dir() -> None:
+def test_every_export_exists_and_is_named_in_dir() -> None:
     assert len(fulltune.__all__) > 15
     for name in fulltune.__all__:
         assert getattr(fulltune, name) is not None

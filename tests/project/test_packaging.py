@@ -1,4 +1,4 @@
-"""What is installed: every module and data file, and the version, the pins and the metadata that belong to it."""
+"""The installed package: every module and data file, the version, the pins and the metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 import fulltune
 
-#: Packages that a declared one is unthinkable without, and packages of extras.
+#: Packages that always come with a declared one, and packages of extras.
 CAME_ALONG = {"pydantic_core", "tokenizers", "huggingface_hub", "pyarrow", "scipy"}
 OPTIONAL = {"gguf", "optuna", "sentencepiece"}
 
@@ -53,7 +53,7 @@ def test_core_dependencies_have_lower_bounds_only(project: dict[str, object]) ->
     assert all(re.fullmatch(r"[\w.-]+>=[\d.]+", line) for line in core), core
 
 
-def test_the_core_is_what_the_code_imports(project: dict[str, object]) -> None:
+def test_the_core_dependencies_are_what_the_code_imports(project: dict[str, object]) -> None:
     """Every third-party module in the code belongs to a declared package, and every core package is imported."""
     names = {
         "charset-normalizer": "charset_normalizer",
@@ -70,7 +70,7 @@ def test_the_core_is_what_the_code_imports(project: dict[str, object]) -> None:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The top-level names of all that a file imports."""
+    """Yield the top-level names of all modules that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)

@@ -1,4 +1,4 @@
-"""A parsed report: its elements, its texts, and whether every tag closes."""
+"""A parsed report: its elements, its texts, and its unclosed tags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SILENT = {"script", "style", "title", "desc"}
 
 
 class PageReader(HTMLParser):
-    """``elements`` are names with attributes, ``texts`` what a reader sees; tags are ``unclosed`` or ``stray``."""
+    """Collect the elements with their attributes, the visible texts, and tags that are unclosed or stray."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)

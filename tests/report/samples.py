@@ -1,4 +1,4 @@
-"""Records, steps and predictions for report tests, one full set a task.
+"""Records, steps and predictions for report tests, one complete set per task.
 
 ``python tests/report/samples.py DIR`` writes their pages.
 """
@@ -42,7 +42,7 @@ class Sample:
     audit: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> Path:
-        """As a run folder."""
+        """Write the sample as a run folder."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "record.json").write_text(self.record.to_json(), encoding="utf-8")
         for name, rows in (("steps", self.steps), ("predictions", self.predictions)):
@@ -60,7 +60,7 @@ def versus(metric: str, gain: float, verdict: str = "improved", half: float = 0.
 
 
 def record(**changes: Any) -> Record:
-    """A small accepted classification run; any field may be replaced."""
+    """Return a small accepted classification run; any field may be replaced."""
     fields: dict[str, Any] = {
         "run_id": "20250301-101530-clauses",
         "fulltune": "0.1.0",
@@ -149,7 +149,7 @@ def data(leaked: int = 0) -> DataInfo:
 
 
 def steps(count: int = 400) -> list[Step]:
-    """A falling loss with noise, an evaluation every quarter, a cosine rate after warm-up."""
+    """Return a falling loss with noise, an evaluation every quarter, and a cosine rate after warm-up."""
     draw = random.Random(3)
     lines = []
     for step in range(10, count + 1, 10):
@@ -165,7 +165,7 @@ def steps(count: int = 400) -> list[Step]:
 
 @dataclass
 class _Chances:
-    """How often each system is right."""
+    """Probabilities that each system is right."""
 
     zero_shot: float = 0.4
     few_shot: float = 0.72
@@ -352,7 +352,7 @@ def text2sql(**changes: Any) -> Sample:
 
 
 def rejected() -> Sample:
-    """TF-IDF beats it, rows leaked, training met a NaN, a guard spoke."""
+    """Return a run that TF-IDF beats, with leaked rows, a NaN in training and a guard's message."""
     base = classification()
     scores = base.record.scores | {
         "tuned": {"macro_f1": score(0.841), "accuracy": score(math.nan), "ece": score(0.031)}

@@ -1,4 +1,4 @@
-"""The model card: metadata that the hub reads, every score, and nothing of the machine it was made on."""
+"""The model card: metadata that the hub reads, every score, and nothing about the machine it was made on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_system_and_every_row_of_the_record_is_there() -> None:
     assert metadata(text)["base_model"] == "owner/base"
 
 
-def test_a_score_that_is_no_number_is_no_result() -> None:
+def test_a_score_of_nan_is_not_a_result() -> None:
     record = samples.record()
     scores = {**record.scores, "tuned": {**record.scores["tuned"], "ece": samples.score(math.nan)}}
     results = metadata(card(version(record), samples.record(scores=scores)))["model-index"][0]["results"][0]["metrics"]
@@ -48,7 +48,7 @@ def test_a_score_that_is_no_number_is_no_result() -> None:
 
 
 @pytest.mark.parametrize("source", ["/home/me/secret/base", "C:\\secret\\base", "./secret/base", "~/secret/base/model"])
-def test_folders_of_a_machine_are_not_told(source: str) -> None:
+def test_folders_of_the_machine_are_not_included(source: str) -> None:
     record = samples.record()
     text = card(version(record, source), record)
     assert "secret" not in text
@@ -64,7 +64,7 @@ def test_bare_names(source: str, told: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["starter:gpt2", "package:weights/model", "causal-lm-gpt2@3"])
-def test_what_is_no_hub_id_is_not_called_one(source: str) -> None:
+def test_only_hub_ids_are_given_as_hub_ids(source: str) -> None:
     record = samples.record()
     assert "base_model" not in metadata(card(version(record, source), record))
 
@@ -76,7 +76,7 @@ def test_text_of_a_record_cannot_break_the_page() -> None:
     assert "This run was rejected: worse than few-shot" in text
 
 
-def test_what_was_averaged_has_no_scores_and_an_adapter_says_so() -> None:
+def test_averaged_models_have_no_scores_and_adapters_are_named_as_such() -> None:
     record = samples.record()
     text = card(version(record, outcome="unjudged"), None)
     assert "## Scores" not in text

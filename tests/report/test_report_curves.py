@@ -1,4 +1,4 @@
-"""The curves of a run that overfitted: the gap is shaded and told, the best step and the stop are marked."""
+"""The curves of a run that overfitted: the gap is shaded and described, the best step and the stop are marked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def marked(picture: str) -> list[str]:
     return re.findall(r'class="tick halo"[^>]*>([^<]+)<', picture)
 
 
-def test_the_gap_is_shaded_and_told() -> None:
+def test_the_gap_is_shaded_and_described() -> None:
     [chart] = curves(STEPS, [], {})
     assert chart.svg.count('class="gap"') == 1
     assert "Gap (evaluation minus training) 0.25 at step 10 → 2 at step 20." in chart.note
@@ -54,7 +54,7 @@ def test_a_single_point_makes_no_gap() -> None:
     assert 'class="gap"' not in chart.svg
 
 
-def test_best_step_stop_and_roll_back_are_marked_in_both_charts() -> None:
+def test_best_step_stop_and_rollback_are_marked_in_both_charts() -> None:
     charts = curves(STEPS, [STOP, KEPT, BACK, OTHER], VALIDATION)
     assert [chart.title for chart in charts] == ["Loss", "Validation Macro-F1"]
     for chart in charts:
@@ -63,11 +63,11 @@ def test_best_step_stop_and_roll_back_are_marked_in_both_charts() -> None:
     assert "not finite (×) at 1 logged step" in charts[1].note
 
 
-def test_marks_at_one_place_have_their_words_apart() -> None:
+def test_marks_at_one_position_have_separate_labels() -> None:
     [chart] = curves(STEPS, [KEPT, KEPT.model_copy(update={"verdict": "stop"})], {})
     heights = re.findall(r'class="tick halo"[^>]* y="(\d+)"', chart.svg)
     assert len(set(heights)) == 2
 
 
-def test_a_loss_that_chose_has_no_second_chart() -> None:
+def test_a_loss_used_for_selection_has_no_second_chart() -> None:
     assert len(curves(STEPS, [], {"validation": {"metric": "loss", "points": [[0, 1.0]]}})) == 1

@@ -85,7 +85,7 @@ def test_likelihoods_are_judged_in_bits_per_byte_lower_is_better() -> None:
     assert [answer.text.body for answer in found.groups[0].cases[0].answers] == ["1.500", "1.200"]
 
 
-def test_before_is_the_first_baseline_there_is() -> None:
+def test_before_is_the_first_available_baseline() -> None:
     predictions = rows("few_shot", ["x"], ["a"]) + rows("majority", ["a"], ["a"]) + rows("tuned", ["a"], ["a"])
     found = gallery("classification", predictions, 24).examples
 
@@ -101,7 +101,7 @@ def test_there_are_no_examples_without_both_sides(systems: list[str]) -> None:
     assert gallery("classification", predictions, 24).examples is None
 
 
-def test_predictions_are_passed_through_and_never_held() -> None:
+def test_predictions_are_streamed_and_never_held() -> None:
     class Counting:
         passes = 0
 
@@ -120,7 +120,7 @@ def test_predictions_are_passed_through_and_never_held() -> None:
 
 
 @pytest.mark.parametrize(("total", "shown"), [(24, 24), (5, 5), (0, 0), (10_000, 400)])
-def test_as_many_examples_are_shown_as_asked_and_all_are_counted(total: int, shown: int) -> None:
+def test_the_requested_number_of_examples_is_shown_and_all_are_counted(total: int, shown: int) -> None:
     sample = samples.classification()
     found = PageReader(render(sample.record, [], sample.predictions, None, examples=total))
 
@@ -142,7 +142,7 @@ def test_long_texts_are_folded_and_very_long_ones_cut() -> None:
 
 
 @pytest.mark.parametrize(("output", "shown"), [("", "(empty)"), (" \n", "(white space)")])
-def test_an_answer_of_nothing_is_said_to_be_so(output: str, shown: str) -> None:
+def test_an_empty_answer_is_shown_as_empty(output: str, shown: str) -> None:
     predictions = rows("zero_shot", [output], ["a"]) + rows("tuned", ["a"], ["a"])
 
     assert shown in PageReader(render(samples.record(), [], predictions, None)).text
@@ -161,7 +161,7 @@ def test_token_f1_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 40), min_size=3, max_size=3), st.integers(0, 60))
-def test_choosing_takes_as_many_as_there_are_and_none_twice(sizes: list[int], total: int) -> None:
+def test_sampling_takes_all_available_rows_and_none_twice(sizes: list[int], total: int) -> None:
     ids = {str(i): [f"{i}-{n}" for n in range(size)] for i, size in enumerate(sizes)}
     chosen = choose(ids, total)
     flat = [row for picked in chosen.values() for row in picked]

@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_file_is_the_page_of_its_folder(run: Path) -> None:
+def test_the_file_is_the_page_of_the_run_folder(run: Path) -> None:
     sample = samples.rejected()
     path = write_report(run)
 
@@ -30,7 +30,7 @@ def test_the_file_is_the_page_of_its_folder(run: Path) -> None:
     assert path.read_text(encoding="utf-8") == render(sample.record, sample.steps, sample.predictions, sample.audit)
 
 
-def test_an_old_report_is_replaced_and_nothing_is_left_beside_it(run: Path) -> None:
+def test_an_old_report_is_replaced_without_leftovers(run: Path) -> None:
     before = {path.name for path in run.iterdir()}
     (run / "report.html").write_text("old", encoding="utf-8")
     write_report(run)
@@ -92,7 +92,7 @@ def test_a_bare_list_of_findings_is_an_audit(run: Path) -> None:
     assert "three odd rows" in write_report(run).read_text(encoding="utf-8")
 
 
-def test_a_line_cut_off_by_a_crash_is_passed_over(run: Path) -> None:
+def test_a_line_cut_off_by_a_crash_is_skipped(run: Path) -> None:
     whole = len(list(Lines(run / "predictions.jsonl", Prediction)))
     with (run / "predictions.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"system": "tuned", "id": "te')
@@ -101,7 +101,7 @@ def test_a_line_cut_off_by_a_crash_is_passed_over(run: Path) -> None:
     write_report(run)
 
 
-def test_long_texts_take_no_memory(tmp_path: Path) -> None:
+def test_long_texts_need_no_memory(tmp_path: Path) -> None:
     sample = samples.classification()
     folder = samples.Sample(sample.record, [], []).write(tmp_path / "run")
     with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:

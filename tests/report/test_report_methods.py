@@ -1,4 +1,4 @@
-"""The page of a comparison of methods: self-contained, whole without numbers, escaped, with its Pareto plots."""
+"""The page of a method comparison: self-contained, complete without numbers, escaped, with its Pareto plots."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def comparison(**changes: Any) -> MethodComparison:
     return MethodComparison(**(fields | changes))
 
 
-def test_the_page_is_whole_and_self_contained() -> None:
+def test_the_page_is_complete_and_self_contained() -> None:
     page = render(comparison())
     found = PageReader(page)
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
@@ -133,7 +133,7 @@ def test_the_answer_comes_first_and_the_table_holds_what_was_measured() -> None:
     assert "at the edge: a better rate may lie outside" in text
 
 
-def test_one_seed_and_no_search_are_told_as_such() -> None:
+def test_one_seed_and_no_search_are_reported_as_such() -> None:
     methods = (measured("full", 0.9, 10, 1.0, rates=(), spread=math.nan, runs=(seed_run(17, 0.9),)),)
     page = render(comparison(methods=methods, baselines=(), seeds=(17,), notes=()))
     found = PageReader(page)
@@ -159,14 +159,14 @@ def test_nothing_measured_draws_nothing() -> None:
     assert "failed: killed" in PageReader(render(found)).text
 
 
-def test_the_front_holds_what_no_other_beats_in_both() -> None:
+def test_the_front_holds_the_nondominated_methods() -> None:
     points = [(3.0, 0.9), (1.0, 0.8), (2.0, 0.7)]
     assert front(points, "higher") == [True, True, False]
     assert front(points, "lower") == [False, True, True]
     assert front([(1.0, 0.5), (1.0, 0.5)], "higher") == [True, True]
 
 
-def test_words_from_outside_are_escaped() -> None:
+def test_text_from_outside_is_escaped() -> None:
     methods = (measured("full", 0.9, 10, 1.0), MethodResult(method=EVIL, status="failed", reason=EVIL))
     page = render(comparison(headline=EVIL, notes=(EVIL,), model=EVIL, methods=methods))
     names = {name for name, _ in PageReader(page).elements}
@@ -174,7 +174,7 @@ def test_words_from_outside_are_escaped() -> None:
     assert "script" not in names
 
 
-def test_every_row_is_there_in_order() -> None:
+def test_every_row_is_shown_in_order() -> None:
     names = [row.name for row in rows(comparison())]
     assert names == ["full", "lora", "prompt-tuning", "qlora", "Few-shot"]
     assert [row.chosen for row in rows(comparison())] == [True, False, False, False, False]

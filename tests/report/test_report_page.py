@@ -42,7 +42,7 @@ def test_tags_close_and_ids_are_unique(each: tuple[samples.Sample, str]) -> None
     assert len(ids) == len(set(ids)) > 5
 
 
-def test_the_page_is_self_contained_small_and_silent_about_the_network(each: tuple[samples.Sample, str]) -> None:
+def test_the_page_is_self_contained_small_and_uses_no_network(each: tuple[samples.Sample, str]) -> None:
     found = PageReader(each[1])
     fetching = {"src", "srcset", "data", "action", "poster", "background"}
 
@@ -97,13 +97,13 @@ def test_a_baseline_that_wins_is_named_before_anything_else() -> None:
     assert "a baseline without training scores higher" in found.text
 
 
-def test_the_warning_is_not_said_twice() -> None:
+def test_the_warning_is_not_repeated() -> None:
     headline = "The TF-IDF baseline beats the tuned model: macro-F1 0.871 against 0.841."
 
     assert read(samples.rejected(), headline=headline).texts[0] == headline
 
 
-def test_a_win_within_chance_is_told_as_one() -> None:
+def test_a_win_within_chance_is_reported_as_such() -> None:
     sample = samples.rejected()
     comparison = sample.record.comparison | {
         "tuned vs tfidf": samples.versus("macro_f1", -0.03, "no detectable change", half=0.05)
@@ -123,7 +123,7 @@ def test_lower_is_better_decides_who_wins() -> None:
     assert read(sample, scores=worse).texts[0].startswith("Zero-shot (0.987) beats the tuned model (1.200)")
 
 
-def test_all_systems_stand_in_order_with_values_intervals_and_n() -> None:
+def test_all_systems_are_listed_in_order_with_values_intervals_and_n() -> None:
     text = read(samples.classification()).text
     places = [text.index(name) for name in ("Majority class", "TF-IDF", "Zero-shot", "Few-shot", "Tuned")]
 
@@ -164,7 +164,7 @@ def test_a_ratio_that_is_best_near_one_gets_no_star() -> None:
     assert "near 1 is better" in source
 
 
-def test_comparisons_say_delta_interval_p_and_verdict() -> None:
+def test_comparisons_show_delta_interval_p_and_verdict() -> None:
     text = read(samples.rejected()).text
 
     assert "TF-IDF −0.030 [−0.050, −0.010] p < 0.001 ▼ worse" in text
@@ -181,7 +181,7 @@ def test_scores_without_leaks_get_a_table_of_their_own() -> None:
     assert "No evaluation row was found in train" in clean.text
 
 
-def test_nan_is_never_nought() -> None:
+def test_nan_is_never_zero() -> None:
     sample = samples.classification()
     tuned = {"macro_f1": samples.score(math.nan), "accuracy": samples.score(0.9)}
     comparison = {"tuned vs zero_shot": samples.versus("macro_f1", math.nan, "no detectable change")}
@@ -215,7 +215,7 @@ def test_curves_of_loss_rate_and_norm() -> None:
     assert "Evaluation loss 0.715 at step 100" in text
     assert "Learning rate" in text
     assert "Gradient norm" in text
-    assert read(sample).of_class("dot") == 4 + 1  # four evaluations and the one in the key
+    assert read(sample).of_class("dot") == 4 + 1  # four evaluations and the one in the legend
 
 
 def test_confusion_shows_counts_and_shades_by_row() -> None:
@@ -226,7 +226,7 @@ def test_confusion_shows_counts_and_shades_by_row() -> None:
     assert re.search(r'--share:0\.25" class="">1<', source)
 
 
-def test_confusion_as_a_bare_matrix_with_labels_beside_it() -> None:
+def test_confusion_as_a_bare_matrix_with_separate_labels() -> None:
     details = {"labels": ["cat", "dog"], "multi_label": False, "confusion": [[3, 1], [2, 4]]}
     found = read(samples.classification(), details=details)
 
@@ -268,7 +268,7 @@ def test_other_tasks_get_bars_for_every_metric(name: str) -> None:
     assert source.count("by system</title>") == len(sample.record.metrics) >= 2
 
 
-def test_continuations_stand_before_and_after_the_same_opening() -> None:
+def test_continuations_before_and_after_share_the_opening() -> None:
     found = read(samples.causal_lm())
 
     assert "continuations" in found.ids()
@@ -311,7 +311,7 @@ def test_audits_of_other_shapes_are_read(audit: dict[str, object]) -> None:
     assert "r1" in text
 
 
-def test_without_an_audit_file_the_record_speaks() -> None:
+def test_without_an_audit_file_the_record_is_used() -> None:
     sample = samples.classification()
 
     assert "1 row is empty" in PageReader(render(sample.record, [], [], None)).text
@@ -326,7 +326,7 @@ def test_many_findings_are_counted_not_all_shown() -> None:
     assert "… and 5 more in audit.json" in text
 
 
-def test_what_was_trained_what_it_cost_and_how_to_do_it_again() -> None:
+def test_the_trained_parameters_the_cost_and_how_to_reproduce_it() -> None:
     text = read(samples.classification()).text
 
     for words in (
@@ -352,7 +352,7 @@ def test_what_was_trained_what_it_cost_and_how_to_do_it_again() -> None:
         assert words in text, words
 
 
-def test_guards_reasons_and_warnings_are_told() -> None:
+def test_guards_reasons_and_warnings_are_shown() -> None:
     text = read(samples.rejected()).text
 
     assert "210 divergence stop the loss was NaN at step 210" in text
@@ -383,7 +383,7 @@ def test_empty_sections_are_left_out() -> None:
 
 
 def poisoned() -> samples.Sample:
-    """The sample with markup in every text that a user or a model supplies."""
+    """Return a sample with markup in every text that a user or a model supplies."""
     record = samples.rejected().record
     told = json.loads(record.to_json())
 

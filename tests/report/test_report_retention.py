@@ -1,4 +1,4 @@
-"""The page's section on what was retained."""
+"""The retention section of the page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def page(one: Record) -> str:
     return render(one, [], [], None)
 
 
-def test_each_ability_stands_with_both_scores_its_loss_and_the_budget() -> None:
+def test_each_ability_is_listed_with_both_scores_its_loss_and_the_budget() -> None:
     text = page(record(english=found(0.314, "forgotten"), russian=found(-0.02, "kept")))
     section = text.partition('<section id="retention">')[2].partition("</section>")[0]
     for wanted in (
@@ -55,24 +55,24 @@ def test_each_ability_stands_with_both_scores_its_loss_and_the_budget() -> None:
     assert "<svg" in section
 
 
-def test_a_run_that_asked_nothing_has_no_section() -> None:
+def test_a_run_without_retention_has_no_section() -> None:
     assert 'id="retention"' not in page(record())
 
 
-def test_what_has_no_budget_is_not_said_to_keep_to_one() -> None:
+def test_abilities_without_a_budget_are_not_said_to_be_within_it() -> None:
     [row] = retention.rows(record(representation=found(0.3, "within budget", math.inf, "linear_cka")))
     assert (row.verdict, row.budget) == ("changed, no budget", "")
     assert row.metric.startswith("Linear CKA")
 
 
-def test_a_loss_that_is_no_number_is_shown_and_is_the_worst() -> None:
+def test_a_loss_of_nan_is_shown_and_is_the_worst() -> None:
     lost = record(english=found(0.2, "forgotten"), russian=found(math.nan, "forgotten"))
     name, _ = retention.worst(lost.retention) or ("", None)
     assert name == "russian"
     assert "NaN" in page(lost)
 
 
-def test_the_terminal_names_what_lost_most() -> None:
+def test_the_terminal_names_the_largest_loss() -> None:
     [line] = terminal.retained(record(english=found(0.314, "forgotten"), russian=found(0.01, "within budget")))
     assert "2 abilities asked" in line.plain
     assert "english: +31.4% (+30.4% to +32.4%), Bits per byte 1 → 1.314, forgotten" in line.plain

@@ -30,7 +30,7 @@ def test_infinity_has_its_sign() -> None:
     ("values", "digits"),
     [([0.9, 0.05], 3), ([1520.0, 12.34], 2), ([141.0], 1), ([2500.0], 0), ([math.nan, 0.0], 3), ([], 3), ([4.5], 3)],
 )
-def test_a_column_has_one_number_of_decimals(values: list[float], digits: int) -> None:
+def test_a_column_has_a_uniform_number_of_decimals(values: list[float], digits: int) -> None:
     assert display.decimals(values) == digits
 
 
@@ -38,7 +38,7 @@ def test_a_column_has_one_number_of_decimals(values: list[float], digits: int) -
     ("value", "told"),
     [(0.0214, "+0.021"), (-0.0214, "−0.021"), (0.0, "0.000"), (0.00012, "+1.2e−4"), (math.nan, "NaN")],
 )
-def test_differences_are_signed_and_small_ones_are_not_nought(value: float, told: str) -> None:
+def test_differences_are_signed_and_small_ones_are_not_zero(value: float, told: str) -> None:
     assert display.delta(value) == told
 
 
@@ -74,7 +74,7 @@ def test_sizes(size: float, told: str) -> None:
     ("part", "told"),
     [(1.0, "100%"), (0.99999, "99.9%"), (0.0, "0%"), (0.00001, "0.1%"), (0.452, "45.2%"), (math.nan, "NaN")],
 )
-def test_only_a_whole_reads_as_a_whole(part: float, told: str) -> None:
+def test_only_exactly_all_is_shown_as_100_percent(part: float, told: str) -> None:
     assert display.share(part) == told
 
 
@@ -120,7 +120,7 @@ def test_thinning_keeps_extremes_order_and_gaps(values: list[float]) -> None:
     st.lists(st.one_of(finite, st.sampled_from([0.0, math.nan, math.inf])), min_size=1, max_size=12),
     st.sampled_from([0, 1]),
 )
-def test_charts_are_sound_xml_without_nan_in_places(values: list[float], width: int) -> None:
+def test_charts_are_valid_xml_without_nan_in_coordinates(values: list[float], width: int) -> None:
     rows = [
         svg.Bar(f"<{i}>", value, value - width, value + width, "words", strong=i == 0) for i, value in enumerate(values)
     ]
@@ -153,12 +153,12 @@ def test_a_steep_curve_of_positive_values_gets_a_logarithmic_axis() -> None:
     assert "10,000" in drawn
 
 
-def test_bars_of_noughts_have_no_length() -> None:
+def test_bars_of_zero_have_no_length() -> None:
     drawn = svg.bars("BLEU", [svg.Bar("Tuned", 0.0, 0.0, 0.0, "0.000", strong=True)])
 
     assert 'width="0.20%"' in drawn
     assert svg.bars("BLEU", [svg.Bar("Tuned", math.nan, math.nan, math.nan, "NaN")]) == ""
 
 
-def test_one_lone_step_is_a_dot() -> None:
+def test_a_single_step_is_a_dot() -> None:
     assert svg.lines("loss", "", [svg.Line("loss", [(5, 0.3)])]).count("<circle") == 1

@@ -1,4 +1,4 @@
-"""Config files that are ambiguous, endless or no config: one message, with the line, in bounded time."""
+"""Config files that are ambiguous, endless or not configs: one message, with the line, in bounded time."""
 
 from __future__ import annotations
 
@@ -64,12 +64,14 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("data: {train: x, eval: 0.6, valid: 0.5}", ["twice"]),
     ],
 )
-def test_what_is_ambiguous_or_no_number_is_refused_with_its_place(tmp_path: Path, lines: str, words: list[str]) -> None:
+def test_ambiguous_values_and_invalid_numbers_are_refused_with_their_location(
+    tmp_path: Path, lines: str, words: list[str]
+) -> None:
     message = refused(tmp_path, BASE + lines + "\n")
     assert [word for word in words if word not in message] == []
 
 
-def test_a_key_with_nothing_after_it_means_its_default_and_null_what_it_says(tmp_path: Path) -> None:
+def test_a_key_without_a_value_means_its_default_and_null_means_null(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
         BASE + "speed:\nmethod: lora\ntrain:\n  epochs:\n  # comment\ncheckpoints:\n"
@@ -96,7 +98,7 @@ def test_a_key_with_nothing_after_it_means_its_default_and_null_what_it_says(tmp
         ("a.jsonl", b"{}\n{}", "this is a file of rows"),
     ],
 )
-def test_a_file_that_is_no_config_is_called_what_it_is(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+def test_a_file_of_another_kind_is_named_by_its_kind(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ConfigError, match=words):
         load_config(tmp_path / name)
@@ -109,7 +111,7 @@ def test_splits_that_hold_out_everything_are_refused() -> None:
         load_config({**MAPPING, "data": {"train": "x", "eval": 50}})
 
 
-def test_values_of_another_type_are_reported_in_plain_words(tmp_path: Path) -> None:
+def test_values_of_another_type_are_reported_in_plain_language(tmp_path: Path) -> None:
     message = refused(tmp_path, BASE + "speed: fast\ntrain: {gradient_checkpointing: 3, scheduler: x, epochs: 0}\n")
     assert "field 'speed': 'fast'; expected keys with values." in message
     assert "3; expected true or false." in message
@@ -123,7 +125,7 @@ def test_all_ambiguous_keys_are_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", ["&a{n} [{parts}]", "&a{n} {{<<: [{parts}]}}"])
-def test_aliases_that_expand_to_billions_end_at_once(tmp_path: Path, shape: str) -> None:
+def test_aliases_that_expand_to_billions_are_refused_at_once(tmp_path: Path, shape: str) -> None:
     lines = ["a0: &a0 {x: 1}"]
     lines += [f"a{n}: " + shape.format(n=n, parts=",".join([f"*a{n - 1}"] * 9)) for n in range(1, 12)]
     assert "too many values" in refused(tmp_path, "\n".join(lines) + "\n" + BASE)
@@ -134,7 +136,7 @@ def test_a_long_chain_of_aliases_is_too_deep(tmp_path: Path) -> None:
     assert "nested too deeply" in refused(tmp_path, "\n".join(lines) + "\n" + BASE)
 
 
-def test_aliases_and_merges_of_moderate_size_are_taken(tmp_path: Path) -> None:
+def test_aliases_and_merges_of_moderate_size_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("train: &t {seed: 3}\nbaselines: {<<: *t, few_shot: 2}\n" + BASE, encoding="utf-8")
     config = load_config(path)
@@ -142,7 +144,7 @@ def test_aliases_and_merges_of_moderate_size_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "rate"), [("2e-5", 2e-5), ("5E-5", 5e-5), (".00002", 2e-5), ("'2e-5'", 2e-5)])
-def test_numbers_in_plain_notation_are_taken(tmp_path: Path, text: str, rate: float) -> None:
+def test_numbers_in_plain_notation_are_accepted(tmp_path: Path, text: str, rate: float) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(BASE + f"train: {{learning_rate: {text}}}\n", encoding="utf-8")
     assert load_config(path).train.learning_rate == rate
@@ -159,7 +161,7 @@ def test_json_with_tabs_is_read_and_a_key_written_twice_is_not(tmp_path: Path) -
     assert "cannot be read" in refused(tmp_path, "[" * 100_000, "c.json")
 
 
-def test_a_file_without_end_or_of_great_size_is_not_read(tmp_path: Path) -> None:
+def test_an_endless_or_huge_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     (tmp_path / "long.yaml").write_text("#" * 300_000, encoding="utf-8")
@@ -170,7 +172,7 @@ def test_a_file_without_end_or_of_great_size_is_not_read(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".yaml", "x/" * 3000, "a\0b.yaml"])
-def test_a_name_that_no_file_can_have_is_one_short_message(name: str) -> None:
+def test_an_impossible_file_name_is_one_short_message(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(name)
     assert len(str(caught.value)) < 600

@@ -19,7 +19,7 @@ from fulltune.runtime.launch import PRESETS, Launch, accelerate_config
 
 
 def _accepted(config: dict[str, Any], folder: Path) -> argparse.Namespace:
-    """The arguments that accelerate makes of a config file; it refuses keys that it does not know."""
+    """Return the arguments that accelerate reads from a config file; it refuses unknown keys."""
     path = folder / "accelerate.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     load_config_from_file(str(path))
@@ -30,7 +30,7 @@ def _accepted(config: dict[str, Any], folder: Path) -> argparse.Namespace:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("offload", [False, True])
-def test_accelerate_understands_every_preset(preset: str, offload: bool, tmp_path: Path) -> None:
+def test_accelerate_accepts_every_preset(preset: str, offload: bool, tmp_path: Path) -> None:
     if preset == "ddp" and offload:
         with pytest.raises(ConfigError, match="keeps everything on every device"):
             accelerate_config(Launch(preset, 2, offload))
@@ -50,7 +50,7 @@ def test_accelerate_understands_every_preset(preset: str, offload: bool, tmp_pat
         assert found.offload_param_device == ("cpu" if offload and preset == "zero3" else "none")
 
 
-def test_machines_meet_at_an_address(tmp_path: Path) -> None:
+def test_machines_need_a_rendezvous_address(tmp_path: Path) -> None:
     job = Launch("ddp", 16, machines=2, machine=1, address="node0:29500")
     found = _accepted(accelerate_config(job), tmp_path)
     assert (found.num_machines, found.machine_rank, found.main_process_ip, found.main_process_port) == (
@@ -71,18 +71,18 @@ def test_machines_meet_at_an_address(tmp_path: Path) -> None:
         (Launch("ddp", 4, machines=2, machine=2, address="a:1"), "machine 2 of 2"),
     ],
 )
-def test_what_does_not_fit_is_told(job: Launch, message: str) -> None:
+def test_inconsistent_options_are_reported(job: Launch, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         accelerate_config(job)
 
 
-def test_deepspeed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_deepspeed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"zero2 needs DeepSpeed.*fulltune\[deepspeed\]"):
         accelerate_config(Launch("zero2", 2))
 
 
-def test_the_words_after_the_verb_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_after_the_command_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
     def start(words: list[str]) -> int:
@@ -111,13 +111,13 @@ def test_launch_exits_with_the_code_that_the_first_worker_reports(monkeypatch: p
 
 
 @pytest.mark.parametrize("words", [[], ["doctor"]])
-def test_only_verbs_that_can_be_shared_are_launched(words: list[str]) -> None:
+def test_only_commands_that_run_distributed_are_launched(words: list[str]) -> None:
     result = CliRunner().invoke(app, ["launch", *words])
     assert result.exit_code == 1
     assert "expected a command: run" in result.output
 
 
-def test_the_table_of_a_config(tmp_path: Path) -> None:
+def test_the_parallel_section_of_a_config(tmp_path: Path) -> None:
     folder = fakes.save("gpt2", tmp_path / "base")
     config = tmp_path / "job.yaml"
     config.write_text(f"model: {folder}\ntask: causal-lm\ndata: {{train: none.jsonl}}\n", encoding="utf-8")

@@ -11,10 +11,10 @@ from fulltune.runtime import machine
 
 MB = 1_000_000
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a peak that can be begun anew")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a peak counter that can be reset")
 
 
-def test_a_peak_since_a_mark_forgets_what_was_before() -> None:
+def test_a_peak_since_a_mark_ignores_what_was_before() -> None:
     code = (
         "from fulltune.runtime import machine\n"
         "block = bytearray(300_000_000); del block\n"

@@ -1,4 +1,4 @@
-"""Names become classes: built-ins, installed packages, and clear words where neither has it."""
+"""Names become classes: built-ins, installed packages, and a clear message where neither has it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fulltune.runtime import plugins
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package, as pip leaves it, with four entry points."""
+    """Create an installed package, as pip leaves it, with four entry points."""
     info = tmp_path / "shop-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
@@ -43,7 +43,7 @@ def test_an_installed_package_adds_a_task_and_a_method(package: Path) -> None:
     assert "ranking" in plugins.names("task")
 
 
-def test_a_package_cannot_take_over_a_built_in(package: Path) -> None:
+def test_a_package_cannot_replace_a_built_in(package: Path) -> None:
     assert plugins.load("task", "classification").__module__ == "fulltune.tasks.classification"
 
 

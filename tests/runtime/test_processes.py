@@ -1,4 +1,4 @@
-"""What several processes share, with threads in the place of processes, and what a launcher's variables mean."""
+"""Exchanges between processes, with threads in place of processes, and the variables set by a launcher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fulltune.runtime.kernels.products import Choices
 
 
 class Threads:
-    """Runs the same function as several processes would, with `distributed`'s exchanges between threads."""
+    """Run the same function in several threads, with the collectives of `distributed` between them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         self.count, self.barrier, self.here = count, threading.Barrier(count), threading.local()
@@ -72,7 +72,7 @@ def test_every_row_is_answered_once_and_in_order_on_any_split(rows: int, process
     assert sorted(asked) == list(range(rows))
 
 
-def test_what_the_first_process_makes_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_value_of_the_first_process_reaches_all(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, made = Threads(monkeypatch, 3), []
 
     def make() -> str:
@@ -92,7 +92,7 @@ def test_an_error_of_the_first_process_is_raised_on_all(monkeypatch: pytest.Monk
     assert {str(one) for one in found} == {"no rows."}
 
 
-def test_alone_everything_is_as_if_there_were_no_others() -> None:
+def test_a_single_process_needs_no_exchange() -> None:
     with distributed.joined():
         assert (distributed.size(), distributed.rank(), distributed.is_main(), distributed.engine()) == (1, 0, True, "")
         assert (
@@ -124,12 +124,12 @@ def test_the_engine_is_read_from_the_launchers_variables(
     assert not distributed.shows_output()
 
 
-def test_a_world_of_one_is_no_world(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_of_one_is_not_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert distributed.launched() == 1, "only a launcher gives ranks"
 
 
-def test_a_lost_process_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_process_is_reported_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "_join", lambda timeout: None)
@@ -142,10 +142,10 @@ def test_a_lost_process_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("size mismatch")
 
 
-def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
+def test_all_processes_use_the_kernels_of_the_first_which_alone_writes_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The folder of a new run is made by the first process: when the others come here it need not be there yet."""
+    """The first process creates the folder of a new run: it may not exist yet when the others get here."""
     threads, seen = Threads(monkeypatch, 2), []
     chosen = [Choices(frozenset({("forward", (2**number, 64, 64))}), "measured") for number in (6, 8)]
     write = active.atomic_text
@@ -161,7 +161,7 @@ def test_all_compute_with_the_products_of_the_first_which_alone_writes_them(
     assert seen == [0]
 
 
-ANEW = """
+RESTARTED = """
 import os
 from fulltune.runtime import distributed
 
@@ -169,18 +169,18 @@ with distributed.joined(60):
     distributed.barrier()
     os.write(1, f"{distributed.restarts()} {distributed.is_first_to_report()}\\n".encode())
     distributed.barrier()
-    os._exit(distributed.restarts() < 3)  # as a process that dies: nothing is taken back
+    os._exit(distributed.restarts() < 3)  # like a process that dies: no cleanup
 """
 
 
-def test_processes_started_anew_do_not_meet_those_that_died(tmp_path: Path) -> None:
-    """The launcher keeps one store over all starts, and with it the addresses and the flags of every start."""
-    script = tmp_path / "anew.py"
-    script.write_text(ANEW, encoding="utf-8")
+def test_restarted_processes_do_not_connect_to_those_that_died(tmp_path: Path) -> None:
+    """The launcher keeps one store over all restarts, and with it the addresses and flags of every start."""
+    script = tmp_path / "restarted.py"
+    script.write_text(RESTARTED, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, *ranks.torchrun(2, "--max-restarts", "3", "--monitor-interval", "0.1"), str(script)],
         env=ranks.environment(), check=False, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    starts = [f"{start} {tells}" for start in range(4) for tells in (False, True)]
-    assert sorted(done.stdout.splitlines()) == starts, "an error is told in every start, by one process"
+    starts = [f"{start} {is_first}" for start in range(4) for is_first in (False, True)]
+    assert sorted(done.stdout.splitlines()) == starts, "each start has one process that reports errors"

@@ -1,4 +1,4 @@
-"""Progress stays on its stream, is bounded without a terminal, and silent when asked."""
+"""Progress stays on its stream, is bounded without a terminal, and silent on request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_log_lines_are_few_at_any_total(total: int, monkeypatch: pytest.MonkeyPa
     assert len(lines) == min(total - 1, LOG_LINES) + 2
 
 
-def test_a_stage_that_is_quick_says_only_that_it_began_and_ended() -> None:
+def test_a_quick_stage_logs_only_its_start_and_end() -> None:
     stream = io.StringIO()
     with open_progress(stream=stream).stage("tfidf", total=450) as bar:
         for _ in range(450):
@@ -51,14 +51,14 @@ def test_an_unknown_total_is_bounded_by_time(monkeypatch: pytest.MonkeyPatch) ->
     assert lines[-1].startswith("load: 20000 rows")
 
 
-def test_a_stage_that_fails_is_not_called_done() -> None:
+def test_a_failed_stage_is_not_reported_as_done() -> None:
     stream = io.StringIO()
     with pytest.raises(ValueError, match="boom"), LogProgress(stream).stage("train", total=2):
         raise ValueError("boom")
     assert "done" not in stream.getvalue()
 
 
-def test_bars_on_a_terminal_nest_and_show_notes_as_they_are() -> None:
+def test_bars_on_a_terminal_nest_and_show_notes_verbatim() -> None:
     stream = Terminal()
     progress = open_progress(stream=stream)
     assert isinstance(progress, BarProgress)
@@ -76,7 +76,7 @@ def test_bars_on_a_terminal_nest_and_show_notes_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("progress", [NullProgress(), Progress.quiet(), open_progress(quiet=True)])
-def test_quiet_says_nothing(progress: Progress, capfd: pytest.CaptureFixture[str]) -> None:
+def test_quiet_writes_nothing(progress: Progress, capfd: pytest.CaptureFixture[str]) -> None:
     with progress.stage("train", total=3) as bar:
         bar.advance(note="x")
     progress.note("y")

@@ -1,4 +1,4 @@
-"""Rows in memory as data: they become a file named by their content, and everything else is a sentence."""
+"""Rows in memory as data: they become a file named by its content; anything else is refused with a message."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_holes_in_a_data_frame_are_missing_values_and_other_objects_are_left_out
         ([], "empty"),
     ],
 )
-def test_what_is_neither_a_path_nor_rows_is_refused(rows: Any, words: str) -> None:
+def test_anything_but_a_path_or_rows_is_refused(rows: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         config(rows)
     assert caught.value.problems[0].field == "data.train"
@@ -127,12 +127,12 @@ class Tone(enum.Enum):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_values_with_one_obvious_text_are_written_as_it(value: Any, written: Any) -> None:
+def test_values_with_one_obvious_text_form_are_written_in_it(value: Any, written: Any) -> None:
     path = config([{"text": "x", "label": value}]).data.train
     assert json.loads(Path(str(path)).read_text(encoding="utf-8"))["label"] == written
 
 
-def test_columns_that_are_read_and_cannot_be_written_are_named_all_at_once() -> None:
+def test_all_needed_columns_that_cannot_be_written_are_named() -> None:
     frame = pd.DataFrame({"body": [b"x", b"y"], "label": ["a", object()], "other": [object()] * 2})
     with pytest.raises(ConfigError) as caught:
         config(frame, valid=frame, text="body")
@@ -158,7 +158,7 @@ def nested() -> list[Any]:
     [(nested(), "list, nested too deeply"), (10**5000, "int, of too many digits"), (1j, "complex")],
     ids=["nested", "long", "complex"],
 )
-def test_values_without_end_or_measure_are_named(value: Any, kind: str) -> None:
+def test_values_that_json_cannot_hold_are_named(value: Any, kind: str) -> None:
     with pytest.raises(ConfigError, match=f"a value of type {kind} in row 1"):
         config([{"text": "x", "label": value}])
 
@@ -179,12 +179,12 @@ def test_tensors_are_numbers_and_a_named_index_is_a_column() -> None:
     ],
     ids=["pandas", "arrow", "list"],
 )
-def test_columns_of_one_name_are_refused(rows: Any) -> None:
+def test_duplicate_columns_are_refused(rows: Any) -> None:
     with pytest.raises(ConfigError, match="two columns are called"):
         config(rows)
 
 
-def test_a_model_object_is_refused_with_the_way_to_name_it() -> None:
+def test_a_model_object_is_refused_with_a_hint_to_its_name() -> None:
     with pytest.raises(ConfigError, match=r"object of class Linear.*save_pretrained\(folder\)"):
         load_config({"model": nn.Linear(1, 1), "task": "classification", "data": {"train": ROWS}})
 

@@ -1,4 +1,4 @@
-"""Nothing that data, models or file names hold steers a terminal, and no stream's encoding breaks an answer."""
+"""Data, models and file names cannot control a terminal, and no encoding of a stream breaks the output."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ EVIL = "\x1b]0;PWN\x07\x1b[31mred\x1b[2J \x9b31m \u202eabc\u2066 [bold]b[/bold] 
 HARMFUL = ("\x1b", "\x07", "\x9b", "\u202e", "\u2066", "\ud800", "\r")
 
 
-def test_what_steers_a_terminal_is_written_as_an_escape() -> None:
+def test_control_characters_are_written_as_escapes() -> None:
     assert escape_controls("a\x1b[31mb\u202ec\td\ne\r\nf") == "a\\x1b[31mb\\u202ec\td\ne\nf"
     assert escape_controls("Привет, שלום, 👩‍👩‍👧 é") == "Привет, שלום, 👩‍👩‍👧 é"
 
 
-def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_shows_texts_verbatim_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("system", EVIL)
     table.add_row(EVIL, Text(EVIL))
     options.Common().answer("{}", table)
@@ -39,7 +39,7 @@ def test_an_answer_holds_texts_as_they_are_but_nothing_that_steers(capsys: pytes
     assert ":smile:" in shown
 
 
-def test_json_answers_stay_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_answers_keep_their_value(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"text": EVIL.replace("\ud800", ""), "other": "é 👍 \x7f"}
     options.Common(as_json=True).answer(json.dumps(value, ensure_ascii=False), "")
     shown = capsys.readouterr().out
@@ -59,7 +59,7 @@ def test_an_error_is_shown_and_its_json_is_valid_whatever_it_quotes(capsys: pyte
     assert json.loads(shown.out)["error"]["problems"][0]["found"] == EVIL
 
 
-def test_progress_shows_names_and_notes_as_they_are() -> None:
+def test_progress_shows_names_and_notes_verbatim() -> None:
     stream = io.StringIO()
     progress = open_progress(stream=stream)
     with progress.stage(EVIL, total=1) as bar:
@@ -68,7 +68,7 @@ def test_progress_shows_names_and_notes_as_they_are() -> None:
     assert [one for one in HARMFUL if one in stream.getvalue()] == []
 
 
-def test_a_reader_that_is_gone_ends_nothing() -> None:
+def test_a_closed_reader_stops_nothing() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
@@ -89,7 +89,7 @@ Common(as_json=sys.argv[1] == "json").answer('{"a": "Привет → é"}', Tex
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "cp866", "utf-8"])
 @pytest.mark.parametrize("kind", ["json", "text"])
-def test_any_encoding_of_stdout_will_do(encoding: str, kind: str) -> None:
+def test_any_encoding_of_stdout_works(encoding: str, kind: str) -> None:
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", ANSWER, kind], env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_any_encoding_of_stdout_will_do(encoding: str, kind: str) -> None:
         assert json.loads(done.stdout.decode(encoding)) == {"a": "Привет → é"}
 
 
-def test_a_closed_stdout_and_a_closed_pipe_end_in_order(tmp_path: Path) -> None:
+def test_a_closed_stdout_and_a_closed_pipe_exit_cleanly(tmp_path: Path) -> None:
     program = [sys.executable, "-c", ANSWER.replace("Common(", "for _ in range(2000): Common("), "text"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout is not None

@@ -1,4 +1,4 @@
-"""What the slow tests share: where the real data lies, and how a run is shown."""
+"""Helpers of the slow tests: the folder of the real data, and the printing of a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 real_data = [
     pytest.mark.slow,
     pytest.mark.skipif(not DATA.is_dir(), reason="the real data (../shared/data) is not here"),
-    # Libraries warn of their own futures in other releases; what fulltune itself warns of is in the record.
+    # Libraries warn about their own future releases; fulltune's own warnings are in the record.
     pytest.mark.filterwarnings("default"),
 ]
 
 
 def show(record: Record) -> None:
-    """Print what was measured: the closing lines of CI are the evidence."""
+    """Print the measurements, which are then in the last lines of the CI log."""
     print(f"\n{record.headline}")
     for system, scores in record.scores.items():
         print(f"  {system}: " + ", ".join(f"{m} {s.value:.4f} [{s.low:.4f}, {s.high:.4f}]" for m, s in scores.items()))

@@ -1,4 +1,4 @@
-"""Engines, faults and rendezvous with two processes over gloo, and one real run; minutes."""
+"""Engines, faults and rendezvous with two processes over gloo, and one real run; takes minutes."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def alone(place: Path) -> dict[str, Record]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_sharded_engine_makes_the_run_that_one_process_makes(
-    preset: str, place: Path, alone: dict[str, Record]
-) -> None:
+def test_a_sharded_engine_makes_the_same_run_as_one_process(preset: str, place: Path, alone: dict[str, Record]) -> None:
     if preset.startswith("zero"):
         pytest.importorskip("deepspeed")
     ranks.launch(place, place / preset, launcher=ranks.accelerate(preset, place))
@@ -74,7 +72,7 @@ def test_a_sharded_engine_makes_the_run_that_one_process_makes(
 
 
 @pytest.mark.parametrize("preset", ["ddp", "zero2", "fsdp2"])
-def test_sigterm_to_the_launcher_leaves_a_checkpoint_that_goes_on_exactly(preset: str, place: Path) -> None:
+def test_sigterm_to_the_launcher_leaves_a_checkpoint_that_resumes_exactly(preset: str, place: Path) -> None:
     if preset.startswith("zero"):
         pytest.importorskip("deepspeed")
     launcher, whole, cut = ranks.accelerate(preset, place), place / f"{preset}-whole", place / f"{preset}-cut"
@@ -96,7 +94,7 @@ def test_a_sharded_checkpoint_is_refused_by_one_process(preset: str, place: Path
     assert f"the checkpoint is one of {preset} on 2 processes" in told
 
 
-def test_a_killed_process_is_started_anew_and_the_run_goes_on_to_the_same_weights(place: Path) -> None:
+def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_weights(place: Path) -> None:
     whole, cut = place / "kill-whole", place / "kill-cut"
     ranks.launch(place, whole, "gpt2", OFTEN)
     ranks.launch(place, cut, "gpt2", OFTEN, launcher=ranks.torchrun(2, "--max-restarts", "1"), FAULT="kill@5")
@@ -104,13 +102,13 @@ def test_a_killed_process_is_started_anew_and_the_run_goes_on_to_the_same_weight
     assert len(_runs(cut / "gpt2")) == 1
 
 
-def test_a_process_that_hangs_is_given_up_with_a_clear_message(place: Path) -> None:
+def test_a_hanging_process_ends_the_run_with_a_clear_message(place: Path) -> None:
     told = ranks.launch(place, place / "hang", "gpt2", "trainer.ddp_timeout=20", fails=True, FAULT="hang@5")
     assert re.search(r"process \d lost another one .*expected an answer of all 2 processes within 20 s", told)
     assert "trainer.ddp_timeout" in told
 
 
-def test_an_error_is_told_once_and_ends_all(place: Path) -> None:
+def test_an_error_is_reported_once_and_ends_all_processes(place: Path) -> None:
     config = place / "broken.yaml"
     config.write_text(f"model: {place / 'gpt2'}\ntask: causal-lm\ndata: {{train: none.jsonl}}\n", encoding="utf-8")
     done = subprocess.run(
@@ -158,7 +156,7 @@ def test_a_rejected_model_is_no_crash_of_a_worker(place: Path) -> None:
     assert _record(place / "launch").outcome == "rejected"
 
 
-def test_two_addresses_meet(place: Path) -> None:
+def test_two_agents_connect_over_two_addresses(place: Path) -> None:
     """Two agents on two loopback addresses, as on two machines."""
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))

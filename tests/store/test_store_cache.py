@@ -1,4 +1,4 @@
-"""The cache gives back exactly what was put in, or nothing."""
+"""The cache returns exactly what was stored, or nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_any_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list
     assert list(found) == rows
 
 
-def test_predictions_go_in_as_they_are(tmp_path: Path) -> None:
+def test_predictions_are_stored_as_they_are(tmp_path: Path) -> None:
     said = Prediction(system="tfidf", id="1", input="x", reference="a", output=("b",), values={"nll": float("nan")})
     path = cache_path(tmp_path, "key")
     write_cache(path, [said])
@@ -64,11 +64,11 @@ def test_predictions_go_in_as_they_are(tmp_path: Path) -> None:
     assert next(found)["values"] == {"nll": "NaN"}
 
 
-def test_no_entry_is_no_error(tmp_path: Path) -> None:
+def test_a_missing_entry_is_not_an_error(tmp_path: Path) -> None:
     assert read_cache(cache_path(tmp_path, "key")) is None
 
 
-def test_every_single_byte_flip_is_noticed(tmp_path: Path) -> None:
+def test_every_single_byte_flip_is_detected(tmp_path: Path) -> None:
     path = entry(tmp_path)
     whole = path.read_bytes()
     assert len(whole) > 100
@@ -77,7 +77,7 @@ def test_every_single_byte_flip_is_noticed(tmp_path: Path) -> None:
         assert read_cache(path) is None, position
 
 
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
     path = entry(tmp_path)
     whole = path.read_bytes()
     for length in range(len(whole) - 1):
@@ -96,7 +96,7 @@ def test_rows_that_fail_leave_no_entry(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_file_in_the_way(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         write_cache(cache_path(tmp_path, "key"), ROWS)

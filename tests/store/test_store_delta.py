@@ -1,4 +1,4 @@
-"""Deltas: both directions come out bit for bit, or nothing does."""
+"""Deltas: both directions are restored bit for bit, or nothing is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = {2: "F16", 4: "F32", 8: "I64", 1: "U8"}
 
 
 def save(folder: Path, weights: dict[str, np.ndarray], dtypes: dict[str, str] | None = None, **files: bytes) -> Path:
-    """A checkpoint folder by the format's own description, without the library."""
+    """Write a checkpoint folder by the specification of the format, without the library."""
     folder.mkdir(parents=True, exist_ok=True)
     told: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     body = b""
@@ -40,13 +40,13 @@ def save(folder: Path, weights: dict[str, np.ndarray], dtypes: dict[str, str] | 
 
 
 def moved(base: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Weights after a little training."""
+    """Return weights after a little training."""
     draw = np.random.default_rng(seed)
     return (base + 1e-4 * draw.standard_normal(base.shape)).astype(np.float32)
 
 
 def there_and_back(base: Path, tuned: Path, place: Path) -> deltas.DeltaInfo:
-    """Both directions, compared byte for byte."""
+    """Apply both directions and compare byte for byte."""
     info = write_delta(base, tuned, place / "d")
     for source, side, wanted in ((base, "tuned", tuned), (tuned, "base", base)):
         found = apply_delta(source, place / "d", place / side)
@@ -143,7 +143,7 @@ def test_another_checkpoint_is_refused(made: tuple[Path, Path, Path], tmp_path: 
     assert not (tmp_path / "again").exists()
 
 
-def test_every_flipped_byte_of_the_content_is_noticed(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_every_flipped_byte_of_the_content_is_detected(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     base, tuned, delta = made
     whole, noticed = delta.read_bytes(), 0
     places = range(0, len(whole), max(1, len(whole) // 60))
@@ -154,7 +154,7 @@ def test_every_flipped_byte_of_the_content_is_noticed(made: tuple[Path, Path, Pa
         except StoreError:
             noticed += 1
             assert not (tmp_path / f"again{place}").exists()
-        else:  # a byte that ZIP keeps twice or does not use: what came out is right all the same
+        else:  # a byte that ZIP stores twice or ignores: the restored checkpoint is correct anyway
             assert checkpoint_sha256(tmp_path / f"again{place}") == checkpoint_sha256(tuned)
     assert len(places) > 50
     assert noticed > 40
@@ -172,9 +172,7 @@ def test_a_truncated_delta_is_refused(made: tuple[Path, Path, Path], cut: int, t
 @pytest.mark.parametrize(
     "change", [{"schema_version": 9}, {"base": [{"name": "../evil", "sha256": "0", "same": False}]}]
 )
-def test_a_delta_of_somebody_else_cannot_do_harm(
-    made: tuple[Path, Path, Path], change: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_malicious_delta_is_harmless(made: tuple[Path, Path, Path], change: dict[str, Any], tmp_path: Path) -> None:
     _, tuned, delta = made
     with zipfile.ZipFile(delta) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -188,7 +186,9 @@ def test_a_delta_of_somebody_else_cannot_do_harm(
     assert not list(tmp_path.rglob("evil"))
 
 
-def test_places_that_are_taken_and_folders_without_weights(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_existing_targets_and_folders_without_weights_are_refused(
+    made: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     base, tuned, delta = made
     with pytest.raises(StoreError, match="taken"):
         write_delta(base, tuned, delta)
@@ -199,7 +199,7 @@ def test_places_that_are_taken_and_folders_without_weights(made: tuple[Path, Pat
         write_delta(tmp_path / "none", tuned, tmp_path / "other")
 
 
-def test_our_reading_of_the_format_is_the_library_s(tmp_path: Path) -> None:
+def test_our_reading_of_the_format_is_that_of_the_library(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     draw = np.random.default_rng(4)
@@ -217,7 +217,7 @@ def test_our_reading_of_the_format_is_the_library_s(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05" + b"\0" * 7 + b"[1,2]", b"\x04" + b"\0" * 7 + b"nope"])
-def test_what_is_no_safetensors_file_is_said(content: bytes, tmp_path: Path) -> None:
+def test_an_invalid_safetensors_file_is_reported(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(StoreError, match="the safetensors file is incomplete"):

@@ -1,4 +1,4 @@
-"""Folders with a manifest: whole or not there, and every kind of damage is named."""
+"""Folders with a manifest: complete or absent, and every kind of damage is named."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_damage_to_a_file_is_named(folder: Path, name: str, harm: Callable[[Path
     assert [problem.where for problem in error.value.problems] == [str(folder / name)]
 
 
-def test_every_flipped_bit_of_the_manifest_is_noticed(folder: Path) -> None:
+def test_every_flipped_bit_of_the_manifest_is_detected(folder: Path) -> None:
     whole = (folder / MANIFEST).read_bytes()
     noticed = 0
     for place in range(0, len(whole), 7):
@@ -93,13 +93,13 @@ def test_a_newer_manifest_is_refused(folder: Path) -> None:
         read_manifest(folder)
 
 
-def test_a_stranger_among_the_files_is_named(folder: Path) -> None:
+def test_an_unlisted_file_is_named(folder: Path) -> None:
     (folder / "optimizer.pt").write_bytes(b"pickle")
     with pytest.raises(StoreError, match=r"optimizer\.pt: the file is not listed in the manifest"):
         verify(folder)
 
 
-def test_nothing_is_left_where_filling_fails(tmp_path: Path) -> None:
+def test_nothing_is_left_when_filling_fails(tmp_path: Path) -> None:
     def half(folder: Path) -> None:
         fill(folder)
         raise ZeroDivisionError
@@ -109,7 +109,7 @@ def test_nothing_is_left_where_filling_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(folder: Path) -> None:
+def test_a_full_disk_is_reported_and_keeps_the_old_folder(folder: Path) -> None:
     def full(folder: Path) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["whole"]
 
 
-def test_an_error_without_a_number_keeps_its_words(tmp_path: Path) -> None:
+def test_an_error_without_an_errno_keeps_its_message(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="the header is odd"), store_errors(tmp_path):
         raise SafetensorError("the header is odd")
 
@@ -132,13 +132,13 @@ def test_a_folder_is_replaced_only_when_asked(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["whole"]
 
 
-def test_what_a_killed_writer_left_is_removed(folder: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(folder: Path) -> None:
     shutil.copytree(folder, folder.parent / ".next.0a1b2c3d.part")
     remove_unfinished(folder.parent)
     assert [path.name for path in folder.parent.iterdir()] == ["whole"]
 
 
-def test_room_is_asked_for_before_writing(tmp_path: Path) -> None:
+def test_free_space_is_checked_before_writing(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     require_space(tmp_path / "not" / "there", free // 2)
     with pytest.raises(StoreError, match=r"are free on this disk; expected .* GB for a checkpoint.*Free some space"):

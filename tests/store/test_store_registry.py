@@ -1,4 +1,4 @@
-"""The registry: versions that never change, aliases that move whole, and bytes that are what they were."""
+"""The registry: versions that never change, aliases that move atomically, and files that are verified."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROWS = 200
 
 
 def add(registry: Registry, name: str = "causal-lm-tiny", *, content: bytes = b"1", **lineage: Any) -> Version:
-    """A version with two files, one of them large enough to be linked."""
+    """Add a version with two files, one of them large enough to be linked."""
     place = registry.root.parent / f"made-{content.hex()[:12]}"
     place.mkdir(parents=True, exist_ok=True)
     (place / "config.json").write_bytes(b"{}")
@@ -68,16 +68,16 @@ def test_a_version_is_a_folder_with_the_same_bytes(registry: Registry) -> None:
     assert {path.name for path in (folder / "model").iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_equal_files_are_kept_once_and_weights_are_linked(registry: Registry) -> None:
+def test_equal_files_are_stored_once_and_weights_are_linked(registry: Registry) -> None:
     add(registry, content=b"1"), add(registry, content=b"2")
     objects = [path for path in registry.objects.root.rglob("*") if path.is_file()]
     assert len(objects) == 3  # one config, two weights
     weights = [path.stat() for path in objects if path.stat().st_size > 100]
-    assert [found.st_nlink for found in weights] == [3, 3]  # the object, the version's folder, where it came from
+    assert [found.st_nlink for found in weights] == [3, 3]  # the object, the version's folder, its source
     assert all(found.st_mode & 0o222 == 0 for found in weights)
 
 
-def test_what_was_written_over_where_it_came_from_is_noticed_or_apart(registry: Registry, tmp_path: Path) -> None:
+def test_overwriting_the_source_is_detected_or_harmless(registry: Registry, tmp_path: Path) -> None:
     version = add(registry)
     made = tmp_path / "runs" / "made-31"
     (made / "config.json").write_bytes(b"[]")
@@ -109,14 +109,14 @@ def test_references(registry: Registry, ref: str) -> None:
         ("causal-lm-tiny", "promote causal-lm-tiny@1"),
     ],
 )
-def test_a_wrong_reference_says_what_there_is(registry: Registry, ref: str, message: str) -> None:
+def test_a_wrong_reference_lists_the_existing_ones(registry: Registry, ref: str, message: str) -> None:
     add(registry)
     with pytest.raises(StoreError, match=message):
         registry.version(ref)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "openai/gpt2", "starter:gpt2", "./causal-lm-tiny", "here", "20260101-run"])
-def test_no_other_name_is_taken_for_a_registry_s(
+def test_other_names_are_not_registry_references(
     registry: Registry, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(registry)
@@ -126,7 +126,7 @@ def test_no_other_name_is_taken_for_a_registry_s(
     assert reference(name, tmp_path / "runs") is None
 
 
-def test_a_registry_that_is_not_there_is_empty_and_is_not_made(registry: Registry) -> None:
+def test_a_missing_registry_is_empty_and_is_not_created(registry: Registry) -> None:
     assert listing(registry).models == ()
     assert verify(registry).versions == ()
     assert collect(registry, registry.root.parent).dropped == ()
@@ -152,7 +152,7 @@ def test_versions_and_history_cannot_be_changed(registry: Registry) -> None:
             db.execute(change)
 
 
-def test_a_move_that_somebody_else_was_quicker_with_is_refused(registry: Registry) -> None:
+def test_a_move_that_lost_a_race_is_refused(registry: Registry) -> None:
     one, two = add(registry, content=b"1"), add(registry, content=b"2")
     registry.move(one, "production", expected=None, action="promote", reason="")
     with pytest.raises(StoreError, match="was moved in the meantime: it is 1 now"):
@@ -176,7 +176,7 @@ def test_a_damaged_registry_is_one_message(registry: Registry) -> None:
         registry.names()
 
 
-# Roll-back.
+# Rollback.
 
 
 def promoted(registry: Registry, count: int) -> list[Version]:
@@ -186,7 +186,7 @@ def promoted(registry: Registry, count: int) -> list[Version]:
     return versions
 
 
-def test_a_roll_back_is_one_step_and_is_told(registry: Registry) -> None:
+def test_a_rollback_is_one_step_and_is_recorded(registry: Registry) -> None:
     promoted(registry, 2)
     move = rollback(registry, "causal-lm-tiny", reason="it was worse", who="you")
     assert (move.before, move.after, move.action, move.who, move.reason) == (2, 1, "rollback", "you", "it was worse")
@@ -194,7 +194,7 @@ def test_a_roll_back_is_one_step_and_is_told(registry: Registry) -> None:
     assert [m.action for m in story(registry, "causal-lm-tiny").history] == ["promote", "promote", "rollback"]
 
 
-def test_a_second_roll_back_needs_a_name(registry: Registry) -> None:
+def test_a_second_rollback_needs_a_name(registry: Registry) -> None:
     promoted(registry, 3)
     rollback(registry, "causal-lm-tiny")
     with pytest.raises(StoreError, match=r"rolled back already, from version 3 to 2.*--to"):
@@ -211,7 +211,7 @@ def test_a_second_roll_back_needs_a_name(registry: Registry) -> None:
         (2, 9, "was never version 9"),
     ],
 )
-def test_nothing_to_go_back_to(registry: Registry, count: int, to: int | None, message: str) -> None:
+def test_a_rollback_needs_an_earlier_version(registry: Registry, count: int, to: int | None, message: str) -> None:
     add(registry, content=b"other")
     promoted(registry, count)
     with pytest.raises(StoreError, match=message):
@@ -219,7 +219,7 @@ def test_nothing_to_go_back_to(registry: Registry, count: int, to: int | None, m
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_going_back_to_what_is_not_whole_is_refused_and_moves_nothing(registry: Registry, damage: str) -> None:
+def test_a_rollback_to_a_damaged_version_is_refused_and_moves_nothing(registry: Registry, damage: str) -> None:
     one, _ = promoted(registry, 2)
     path = registry.objects.path(one.files["model/model.safetensors"].sha256)
     os.chmod(path, 0o644)
@@ -238,7 +238,7 @@ def test_going_back_to_what_is_not_whole_is_refused_and_moves_nothing(registry: 
 
 @settings(max_examples=15)
 @given(steps=st.lists(st.tuples(st.sampled_from("pr"), st.integers(1, 3)), max_size=8))
-def test_aliases_always_are_where_the_history_says(steps: list[tuple[str, int]], tmp_path_factory: Any) -> None:
+def test_aliases_always_match_the_history(steps: list[tuple[str, int]], tmp_path_factory: Any) -> None:
     registry = Registry(tmp_path_factory.mktemp("runs"))
     versions = [add(registry, content=bytes([number])) for number in (1, 2, 3)]
     for action, number in steps:
@@ -254,14 +254,14 @@ def test_aliases_always_are_where_the_history_says(steps: list[tuple[str, int]],
     assert all(later.before == earlier.after for earlier, later in pairwise(moves))
 
 
-# The gate.
+# The promotion gate.
 
 
 ACCURACY = {"accuracy": MetricInfo(direction="higher", version=get("accuracy").version, source="share right")}
 
 
 def finished(out: Path, name: str, right: int, **changes: Any) -> Path:
-    """A run folder whose model has ``right`` of its rows right."""
+    """Return a run folder whose model answers ``right`` of its rows correctly."""
     told = {
         "run_id": name,
         "metric": "accuracy",
@@ -312,7 +312,7 @@ def test_a_run_is_a_version_with_its_lineage(out: Path) -> None:
     assert register_run(out, out / "one") == version
 
 
-def test_a_run_that_began_from_a_version_is_the_next_of_the_same_model(out: Path) -> None:
+def test_a_run_from_a_version_is_the_next_version_of_the_same_model(out: Path) -> None:
     one = register_run(out, finished(out, "one", 100))
     base = samples.record().model.model_copy(update={"source": one.ref, "sha256": one.sha256})
     two = register_run(out, finished(out, "two", 120, model=base))
@@ -322,7 +322,7 @@ def test_a_run_that_began_from_a_version_is_the_next_of_the_same_model(out: Path
     assert other.name.startswith("causal-lm-")
 
 
-def test_what_was_made_of_runs_has_them_as_parents(out: Path, tmp_path: Path) -> None:
+def test_models_made_of_runs_have_them_as_parents(out: Path, tmp_path: Path) -> None:
     run = finished(out, "one", 100)
     assert register_derived(out, run / "model", of=[run], kind="soup", source="the mean") is None
     one = register_run(out, run)
@@ -356,7 +356,7 @@ def test_names_come_from_task_and_base(base: str, name: str) -> None:
     assert model_name("causal-lm", base) == name
 
 
-def test_the_gate_lets_through_what_is_better(out: Path) -> None:
+def test_the_gate_accepts_what_is_better(out: Path) -> None:
     registry = Registry(out)
     one, two = (register_run(out, finished(out, name, right)) for name, right in (("one", 100), ("two", 150)))
     assert promote(registry, one).reason == f"accepted; {one.name} had no such alias before"
@@ -369,7 +369,7 @@ def test_the_gate_lets_through_what_is_better(out: Path) -> None:
     assert registry.aliases(one.name) == {"production": 2}
 
 
-def test_the_gate_needs_more_than_luck(out: Path) -> None:
+def test_the_gate_needs_a_significant_gain(out: Path) -> None:
     registry = Registry(out)
     one, two = (register_run(out, finished(out, name, right)) for name, right in (("one", 100), ("two", 101)))
     promote(registry, one)
@@ -389,7 +389,7 @@ def test_the_gate_needs_more_than_luck(out: Path) -> None:
         ),
     ],
 )
-def test_the_gate_tells_every_reason(out: Path, changes: dict[str, Any], messages: list[str]) -> None:
+def test_the_gate_reports_every_reason(out: Path, changes: dict[str, Any], messages: list[str]) -> None:
     version = register_run(out, finished(out, "one", 100, **changes))
     with pytest.raises(PromotionRefused) as refused:
         promote(Registry(out), version)
@@ -402,7 +402,7 @@ def test_within_the_budget_is_good_enough(out: Path) -> None:
     assert promote(Registry(out), version).after == 1
 
 
-def test_runs_on_other_rows_cannot_be_judged(out: Path) -> None:
+def test_runs_on_other_rows_cannot_be_compared(out: Path) -> None:
     registry, data = Registry(out), samples.record().data
     other = data.model_copy(update={"eval": data.eval.model_copy(update={"sha256": "9" * 64})})
     promote(registry, register_run(out, finished(out, "one", 100)))
@@ -417,7 +417,7 @@ def test_force_without_a_reason_is_refused(registry: Registry, reason: str) -> N
         promote(registry, add(registry), force=reason)
 
 
-# Garbage.
+# Garbage collection.
 
 
 def test_gc_lists_first_and_deletes_on_request(registry: Registry, out: Path) -> None:
@@ -438,7 +438,7 @@ def test_gc_lists_first_and_deletes_on_request(registry: Registry, out: Path) ->
     assert [registry.checkout(versions[number]).is_dir() for number in (0, 1, 5)] == [True] * 3
 
 
-def test_gc_frees_what_it_says(registry: Registry, out: Path) -> None:
+def test_gc_frees_what_it_announces(registry: Registry, out: Path) -> None:
     versions = [add(registry, content=bytes([number])) for number in range(1, 3)]
     assert collect(registry, out, keep=1).freed_bytes == 0  # the run's folder still has it
     (out / "made-01" / "model.safetensors").unlink()
@@ -455,7 +455,7 @@ def test_gc_keeps_parents_of_what_it_keeps(registry: Registry, out: Path) -> Non
 
 
 @pytest.mark.parametrize(("model", "kept"), [("causal-lm-tiny@1", {1}), ("causal-lm-tiny", {1, 2}), ("gpt2", set())])
-def test_gc_keeps_what_an_unfinished_run_began_from(registry: Registry, out: Path, model: str, kept: set[int]) -> None:
+def test_gc_keeps_the_base_of_an_unfinished_run(registry: Registry, out: Path, model: str, kept: set[int]) -> None:
     add(registry, content=b"1"), add(registry, content=b"2")
     folder = RunFolder.create(out, "run")
     folder.write_text("config.yaml", f"model: {model}\n")
@@ -465,14 +465,14 @@ def test_gc_keeps_what_an_unfinished_run_began_from(registry: Registry, out: Pat
     assert collect(registry, out, keep=0).kept == {}
 
 
-def test_what_was_collected_can_be_registered_again(registry: Registry, out: Path) -> None:
+def test_a_collected_version_can_be_registered_again(registry: Registry, out: Path) -> None:
     version = add(registry)
     collect(registry, out, keep=0, delete=True)
     assert add(registry) == version
     registry.check(version)
 
 
-def test_an_alias_never_moves_to_what_gc_deleted_meanwhile(registry: Registry, out: Path) -> None:
+def test_an_alias_never_moves_to_a_version_that_gc_deleted_meanwhile(registry: Registry, out: Path) -> None:
     version = add(registry)
     collect(registry, out, keep=0, delete=True)
     with pytest.raises(StoreError, match="deleted by gc"):
@@ -480,7 +480,7 @@ def test_an_alias_never_moves_to_what_gc_deleted_meanwhile(registry: Registry, o
     assert registry.aliases(version.name) == {}
 
 
-def test_files_of_a_registration_that_was_killed_go(registry: Registry, out: Path, tmp_path: Path) -> None:
+def test_files_of_a_killed_registration_are_deleted(registry: Registry, out: Path, tmp_path: Path) -> None:
     add(registry)
     (tmp_path / "orphan").write_bytes(b"nobody's")
     entry = registry.objects.put(tmp_path / "orphan")
@@ -488,7 +488,7 @@ def test_files_of_a_registration_that_was_killed_go(registry: Registry, out: Pat
     assert not registry.objects.path(entry.sha256).exists()
 
 
-# Many at once.
+# Concurrent writers.
 
 WRITER = """
 import sys
@@ -520,7 +520,7 @@ def test_writers_in_many_processes_lose_nothing(out: Path) -> None:
     assert len(verify(registry).versions) == 6
 
 
-def test_making_the_file_twice_keeps_the_first(tmp_path: Path) -> None:
+def test_creating_the_database_twice_keeps_the_first(tmp_path: Path) -> None:
     database.create(tmp_path / "r.sqlite")
     before = (tmp_path / "r.sqlite").stat().st_ino
     database.create(tmp_path / "r.sqlite")
@@ -535,7 +535,7 @@ def call(*arguments: str | Path) -> Any:
     return CliRunner().invoke(app, ["models", *map(str, arguments)])
 
 
-def test_the_verbs_from_list_to_gc(out: Path) -> None:
+def test_the_commands_from_list_to_gc(out: Path) -> None:
     assert "is empty" in call("list", "--out", out).stdout
     finished(out, "one", 100), finished(out, "two", 150), finished(out, "three", 150)
     name = "classification-starter-encoder"

@@ -1,4 +1,4 @@
-"""Run folders: exclusive, atomic, and honest about how a run ended."""
+"""Run folders: exclusive, atomic, and with a reliable status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(out: Path, *names: str) -> None:
             folder.write_text("record.json", "{}")
 
 
-def test_run_id_tells_time_task_and_model_and_never_repeats() -> None:
+def test_a_run_id_has_time_task_and_model_and_never_repeats() -> None:
     ids = {new_run_id("causal-lm", "openai-community/GPT2 Medium/") for _ in range(50)}
     assert len(ids) > 45
     for run_id in ids:
@@ -35,7 +35,7 @@ def test_run_id_tells_time_task_and_model_and_never_repeats() -> None:
 
 
 @pytest.mark.parametrize("model", ["package:x/model", "C:\\weights\\я", "/", "..", "модель", "a" * 300])
-def test_run_id_is_a_safe_file_name(model: str) -> None:
+def test_a_run_id_is_a_safe_file_name(model: str) -> None:
     assert re.fullmatch(r"[a-z0-9.-]{1,120}", new_run_id("text2sql", model))
 
 
@@ -70,7 +70,7 @@ def test_one_of_many_processes_gets_the_name(tmp_path: Path) -> None:
         (ZeroDivisionError("oops"), "failed"),
     ],
 )
-def test_status_tells_how_the_block_ended(tmp_path: Path, error: BaseException | None, state: str) -> None:
+def test_status_reports_how_the_block_ended(tmp_path: Path, error: BaseException | None, state: str) -> None:
     folder = RunFolder.create(tmp_path, "one")
     if error is None:
         with folder:
@@ -84,7 +84,7 @@ def test_status_tells_how_the_block_ended(tmp_path: Path, error: BaseException |
     assert found.ended >= found.started > ""
 
 
-def test_a_killed_run_is_shown_as_such(tmp_path: Path) -> None:
+def test_a_killed_run_is_reported_as_such(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from fulltune.store.runs import RunFolder;"
         "RunFolder.create(sys.argv[1], 'doomed'); os.kill(os.getpid(), signal.SIGKILL)"
@@ -97,7 +97,7 @@ def test_a_killed_run_is_shown_as_such(tmp_path: Path) -> None:
     assert "is gone" in found.message
 
 
-def test_writing_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path) -> None:
+def test_writing_replaces_complete_files_without_leftovers(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "one") as folder:
         folder.write_text("a.txt", "first, and longer")
         folder.write_text("a.txt", "é")
@@ -141,14 +141,14 @@ def test_a_failed_write_keeps_the_old_file(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_appending_to_a_full_disk_says_so(tmp_path: Path) -> None:
+def test_appending_to_a_full_disk_is_reported(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "one") as folder:
         (folder.path / "steps.jsonl").symlink_to("/dev/full")
         with pytest.raises(StoreError, match="Free some space"), folder.append("steps.jsonl") as write:
             write({"step": 1})
 
 
-def test_a_file_in_the_way_of_the_runs_folder(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_runs_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(StoreError, match="choose another"):
         RunFolder.create(tmp_path / "runs", "one")
@@ -172,7 +172,7 @@ def test_errors_of_the_block_are_not_taken_for_disk_errors(tmp_path: Path) -> No
         raise ConnectionError("the hub is away")
 
 
-def test_a_value_that_json_cannot_hold(tmp_path: Path) -> None:
+def test_a_value_that_json_cannot_represent(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "one") as folder, pytest.raises(StoreError, match="cannot be written as JSON"):
         folder.write_json("a.json", {"text": "\ud800"})
 
@@ -222,7 +222,7 @@ def test_resolve_where_nothing_ran_yet(tmp_path: Path, name: str) -> None:
         resolve(name, tmp_path / "nowhere")
 
 
-def test_listing_is_in_order_and_skips_what_is_no_run(tmp_path: Path) -> None:
+def test_listing_is_in_order_and_skips_other_folders(tmp_path: Path) -> None:
     make(tmp_path, "b", "a")
     (tmp_path / "cache").mkdir()
     (tmp_path / "broken").mkdir()
@@ -232,7 +232,7 @@ def test_listing_is_in_order_and_skips_what_is_no_run(tmp_path: Path) -> None:
     assert list_runs(tmp_path / "nowhere") == []
 
 
-def test_status_of_what_is_no_run(tmp_path: Path) -> None:
+def test_status_of_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a run folder"):
         status(tmp_path)
     (tmp_path / "status.json").write_bytes(b"\xff\xfe")
@@ -250,7 +250,7 @@ with atomic(Path(sys.argv[1])) as write:
 """
 
 
-def test_the_next_write_of_a_file_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+def test_the_next_write_of_a_file_removes_only_its_own_leftovers(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a.json")], check=False)
     left = list(tmp_path.glob(".a.json.*.part"))
     assert len(left) == 1
@@ -275,7 +275,7 @@ def test_a_resumed_run_removes_every_unfinished_file_of_its_folder(tmp_path: Pat
             assert list(resumed.path.rglob(".*.part")) == []
 
 
-def test_a_place_whose_name_is_no_text_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_not_unicode_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not Unicode text"):
         RunFolder.create(tmp_path / "out\udcff", "r")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""causal-lm: every token once, no document sees another, end-of-text is learnt, bits per byte are a loop's."""
+"""causal-lm: every token once, no attention across documents, end-of-text is learned, bits per byte as in a loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def examples(texts: list[str]) -> list[Example]:
 @settings(max_examples=40, deadline=None)
 @given(st.text(min_size=1, max_size=120), st.integers(8, 40), st.sampled_from(["gpt2", "llama"]))
 def test_windows_hold_every_token_exactly_once_and_the_end(text: str, window: int, kind: str) -> None:
-    """What the tokenizer gives first is context: a start token of Llama's, a token of the text of GPT-2's."""
+    """The first token is context: a start token with Llama's tokenizer, the first token of the text with GPT-2's."""
     bundle = _BUNDLES[kind]
     features = make(max_length=window).encode(Example("t:0", "", text), bundle)
     learnt = [label for item in features for label in item.labels if label != -100]
@@ -47,7 +47,7 @@ def test_windows_hold_every_token_exactly_once_and_the_end(text: str, window: in
     assert all(item.labels[0] == -100 for item in features)
 
 
-def test_a_later_window_begins_with_the_token_before_it_and_nothing_else() -> None:
+def test_a_later_window_starts_with_the_last_token_of_the_one_before() -> None:
     bundle = _BUNDLES["gpt2"]
     first, second = make(max_length=16).encode(Example("t:0", "", "abcdefghijklmnopqrst"), bundle)[:2]
     assert second.input_ids[0] == first.input_ids[-1]
@@ -66,7 +66,7 @@ def test_bits_per_byte_and_perplexity_equal_an_unbatched_loop(kind: str) -> None
         nll += float(torch.nn.functional.cross_entropy(logits.double(), torch.tensor(ids[1:]), reduction="sum"))
         tokens += len(ids) - 1
     scores = evaluation.scores(task.config.evaluation)
-    # GPT-2's tokenizer adds nothing: nothing predicts the first token of a text, and its character is not counted.
+    # GPT-2's tokenizer adds no start token: the first token of a text is not predicted, and its character not counted.
     given = 1 if kind == "gpt2" else 0
     size = sum(len(text[given:].encode()) for text in TALES)
     assert scores["bits_per_byte"].value == pytest.approx(nll / math.log(2) / size, rel=1e-5)
@@ -74,7 +74,7 @@ def test_bits_per_byte_and_perplexity_equal_an_unbatched_loop(kind: str) -> None
     assert scores["bits_per_byte"].n == len(TALES)
 
 
-def test_shots_stand_before_the_text_and_are_not_scored() -> None:
+def test_shots_precede_the_text_and_are_not_scored() -> None:
     bundle, task = fakes.bundle("gpt2"), make(max_length=64)
     [plain] = task.predictor(bundle, "zero_shot")(examples(TALES[:1]))
     [shown] = task.predictor(bundle, "few_shot", examples(TALES[1:]))(examples(TALES[:1]))
@@ -92,7 +92,7 @@ def test_bytes_of_the_first_character_are_not_scored_where_its_token_is_not() ->
     assert (one.values["tokens"], one.values["bytes"]) == (0, 0)
 
 
-def test_continuations_start_from_the_same_opening_and_carry_the_true_one() -> None:
+def test_continuations_start_from_the_same_opening_and_include_the_true_one() -> None:
     bundle, task = fakes.bundle("gpt2"), make()
     [zero] = task.predictor(bundle, "zero_shot")(examples(["abcdefghijklmnop"]))
     [few] = task.predictor(bundle, "few_shot", examples(TALES))(examples(["abcdefghijklmnop"]))
@@ -100,7 +100,7 @@ def test_continuations_start_from_the_same_opening_and_carry_the_true_one() -> N
     assert zero.values["continuation_reference"] == "ijklm"
 
 
-def test_prompt_rows_learn_and_score_the_completion_only() -> None:
+def test_only_the_completion_of_a_prompt_is_trained_and_scored() -> None:
     bundle, task = fakes.bundle("gpt2"), make()
     example = Example("t:0", "abc", "xyz")
     [item] = task.encode(example, bundle)
@@ -125,7 +125,7 @@ def test_a_chat_template_is_used_where_there_is_one_and_can_be_turned_off() -> N
     assert bundle.tokenizer.decode(bare.input_ids, skip_special_tokens=True) == "abcxyz"
 
 
-def test_a_prompt_that_is_too_long_loses_its_middle_and_counts_it() -> None:
+def test_the_middle_of_a_long_prompt_is_cut_and_counted() -> None:
     bundle, task = fakes.bundle("gpt2"), make(max_length=30)
     [item] = task.encode(Example("t:0", "b" + "a" * 50 + "e", "xyz"), bundle)
     assert item.truncated == item.cut["input"] == 52 - 20
@@ -133,7 +133,7 @@ def test_a_prompt_that_is_too_long_loses_its_middle_and_counts_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_completion_longer_than_the_window_is_scored_whole(kind: str) -> None:
+def test_a_completion_longer_than_the_window_is_scored_completely(kind: str) -> None:
     bundle, task = fakes.bundle(kind), make(max_length=fakes.WINDOW)
     row = Example("t:0", "abc", "xyz" * 100)
     [item] = task.encode(row, bundle)

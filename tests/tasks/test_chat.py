@@ -1,4 +1,4 @@
-"""Chat templates are told one day, render the same every time, and fail with a sentence."""
+"""Chat templates get a fixed date, render the same every time, and fail with a clear message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.prompts import Wording
 
 TURNS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-#: As in Llama 3.1: the date is read where none is given.
+#: As in Llama 3.1: the current date is read where none is given.
 DATED = "{% set today = strftime_now('%d %b %Y') %}Today: {{ today }}\n" + TURNS
 ASKED: chat.Messages = [{"role": "user", "content": "hi"}]
 
@@ -42,7 +42,7 @@ def text(template: str, day: date) -> str:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> type:
-    """The clock of transformers and ours, on a day that a test sets."""
+    """Replace the clocks of transformers and of fulltune by one whose day a test sets."""
 
     class Clock(date):
         day = date(2026, 3, 1)
@@ -71,7 +71,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> type:
     ],
 )
 @pytest.mark.parametrize("day", [date(2026, 2, 3), date(1999, 12, 31)])
-def test_a_template_is_told_the_day_in_the_words_of_strftime(directives: str, day: date) -> None:
+def test_a_template_gets_the_date_in_the_format_of_strftime(directives: str, day: date) -> None:
     template = "{{ strftime_now(" + json.dumps(directives) + ") }}|{{ strftime_now is defined }}"
     assert text(template, day) == f"{day.strftime(directives)}|True"
 
@@ -79,13 +79,13 @@ def test_a_template_is_told_the_day_in_the_words_of_strftime(directives: str, da
 @pytest.mark.parametrize(
     "start", ["", "\n", "\n\n", "  ", "  {% if true %}x{% endif %}", "\n  {% if true %}x{% endif %}"]
 )
-def test_everything_else_is_rendered_as_it_was(start: str) -> None:
+def test_everything_else_is_rendered_as_before(start: str) -> None:
     rest = "{% if false %}{{ strftime_now('%d') }}{% endif %}" + TURNS
     expected = chat_template_utils.render_jinja_template([ASKED], chat_template=start + rest)[0][0]
     assert text(start + rest, date(2026, 1, 1)) == expected
 
 
-def test_inside_a_macro_and_a_loop_the_day_is_the_same() -> None:
+def test_the_date_is_the_same_inside_macros_and_loops() -> None:
     template = (
         "{% macro head(n) %}{{ n }} {{ strftime_now('%Y') }} {% endmacro %}"
         "{% for m in messages %}{{ head(m['content']) }}{{ strftime_now('%m') }}{% endfor %}"
@@ -103,7 +103,7 @@ def test_inside_a_macro_and_a_loop_the_day_is_the_same() -> None:
         "{% if messages|length > 1 %}{{ ['a', 'b']|random }}{% endif %}" + TURNS,
     ],
 )
-def test_a_template_that_draws_lots_is_refused(template: str) -> None:
+def test_a_template_that_uses_random_numbers_is_refused(template: str) -> None:
     state = random.getstate()
     with pytest.raises(
         ModelError, match=r"the chat template of 'fake-llama' renders .* other words each time"
@@ -130,19 +130,19 @@ def test_a_template_that_draws_lots_is_refused(template: str) -> None:
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     ],
 )
-def test_a_template_that_fails_is_a_sentence(template: str, reason: str) -> None:
+def test_a_failing_template_is_a_clear_error(template: str, reason: str) -> None:
     with pytest.raises(ModelError, match=r"the chat template of 'fake-llama' fails") as caught:
         chat.check_template(bundle(template), "auto", date(2026, 1, 1))
     assert reason in str(caught.value)
     assert "data.chat: off" in str(caught.value)
 
 
-def test_chat_without_a_template_is_a_sentence() -> None:
+def test_chat_without_a_template_is_a_clear_error() -> None:
     with pytest.raises(ModelError, match="the chat template of 'fake-llama' fails"):
         chat.check_template(fakes.bundle("llama"), "on", date(2026, 1, 1))
 
 
-def test_the_fingerprint_knows_day_template_and_languages() -> None:
+def test_the_fingerprint_includes_date_template_and_languages() -> None:
     def of(changed: Bundle, day: int = 1, setting: str = "auto") -> str:
         return prompts.fingerprint(changed, setting, date(2026, 1, day))
 
@@ -177,9 +177,7 @@ def job(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_a_run_is_asked_on_one_day_and_later_evaluations_on_the_same(
-    job: dict[str, Any], tmp_path: Path, clock: Any
-) -> None:
+def test_a_run_and_its_later_evaluations_use_the_same_date(job: dict[str, Any], tmp_path: Path, clock: Any) -> None:
     out = tmp_path / "runs"
     first = fulltune.run(job, out=out)
     assert first.chat_date == date(2026, 3, 1)
@@ -197,10 +195,10 @@ def test_a_run_is_asked_on_one_day_and_later_evaluations_on_the_same(
     assert second.chat_date == date(2026, 4, 20)
     assert second.scores["zero_shot"] == base.scores
     assert second.scores["zero_shot"] != first.scores["zero_shot"]
-    assert len(list((out / "cache").iterdir())) == entries + 2  # zero-shot and few-shot of another day
+    assert len(list((out / "cache").iterdir())) == entries + 2  # zero-shot and few-shot of another date
 
 
-def test_a_config_may_name_the_day_and_others_are_left_alone(job: dict[str, Any], tmp_path: Path, clock: Any) -> None:
+def test_a_config_may_set_the_date_and_others_are_unchanged(job: dict[str, Any], tmp_path: Path, clock: Any) -> None:
     named = job | {"data": job["data"] | {"chat_date": "2025-12-24"}}
     config = load_config(named)
     task, _ = parts(config)
@@ -213,7 +211,7 @@ def test_a_config_may_name_the_day_and_others_are_left_alone(job: dict[str, Any]
     assert json.dumps(key)  # plain values
 
 
-def test_an_answer_for_the_same_wording_on_another_day_differs() -> None:
+def test_an_answer_for_the_same_wording_on_another_date_differs() -> None:
     made = bundle(DATED)
     a, b = (prompts.prompt_ids(made, Wording(chat=True, day=day), "hi") for day in (date(2026, 1, 1), date(2026, 1, 2)))
     assert a != b
@@ -253,11 +251,11 @@ def test_a_template_that_reads_parts_gets_them(template: str) -> None:
         ("{{ documents|length }}" + TURNS, "needs documents, which rows do not have"),
     ],
 )
-def test_a_template_that_does_not_deliver_the_text_is_refused(template: str, reason: str) -> None:
+def test_a_template_that_drops_the_text_is_refused(template: str, reason: str) -> None:
     with pytest.raises(ModelError, match=rf"the chat template of 'fake-llama' fails \(it {reason}"):
         chat.check_template(bundle(template), "auto", date(2026, 1, 1))
 
 
-def test_a_template_that_leaves_out_earlier_turns_is_warned_of() -> None:
+def test_a_template_that_drops_earlier_turns_causes_a_warning() -> None:
     with pytest.warns(UserWarning, match="few-shot prompts lack their shots"):
         chat.check_template(bundle("{{ messages[-1]['content'] }}"), "auto", date(2026, 1, 1))

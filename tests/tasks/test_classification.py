@@ -1,4 +1,4 @@
-"""classification: labels, heads, and what zero-shot and few-shot mean for each family."""
+"""classification: labels, heads, and zero-shot and few-shot predictions for each family."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_head_answers_with_softmax_of_its_logits(kind: str) -> None:
         assert prediction.values["confidence"] == pytest.approx(float(expected.max()), abs=1e-5)
 
 
-def test_several_labels_are_those_above_one_half() -> None:
+def test_labels_above_one_half_are_predicted() -> None:
     task, bundle = make(MULTI), fakes.bundle("bert", "classification", labels=LABELS, multi_label=True)
     assert task.multi_label
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_cloze_is_the_mean_log_probability_of_the_label_words() -> None:
     assert prediction.values["confidence"] == pytest.approx(expected.max(), abs=1e-4)
 
 
-def test_a_cloze_of_a_long_text_keeps_its_masks() -> None:
+def test_the_cloze_of_a_long_text_keeps_its_masks() -> None:
     bundle, task = fakes.bundle("bert"), make([Example("r", "good " * 300, "law"), Example("s", "the film", "film")])
     predictions = list(task.predictor(bundle, "zero_shot")([Example("r", "good " * 300, "law")]))
     assert predictions[0].output in task.labels
@@ -141,7 +141,7 @@ def test_few_shot_encoders_take_the_nearest_class_mean() -> None:
     assert [prediction.output for prediction in predictions] == ["film", "law"]
 
 
-def test_fewer_shots_where_the_window_is_small_and_each_row_records_how_many() -> None:
+def test_a_small_window_gets_fewer_shots_and_each_row_records_how_many() -> None:
     task, bundle = make(ROWS), fakes.bundle("gpt2")
     long = [Example(row.id, row.input * 3, row.target) for row in ROWS]
     found = list(task.predictor(bundle, "few_shot", long)(ROWS))
@@ -161,7 +161,7 @@ def test_balanced_class_weights_equal_scikit_learn() -> None:
     assert make(ROWS).class_weights(ROWS) is None
 
 
-def test_several_labels_start_from_how_often_they_hold() -> None:
+def test_the_head_of_several_labels_starts_from_their_frequencies() -> None:
     task, bundle = make(MULTI), fakes.bundle("bert", "classification", labels=LABELS, multi_label=True)
     task.begin(bundle, MULTI)
     assert bundle.model.classifier.bias.sigmoid().tolist() == pytest.approx([1 / 3, 2 / 3], abs=1e-6)

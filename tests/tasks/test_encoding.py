@@ -1,4 +1,4 @@
-"""Sequences are the same in one thread, in several, and from the cache, which forgets when anything changes."""
+"""Encoded rows are the same in one thread, in several, and from the cache, whose key covers every input."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _examples(count: int = 60) -> list[Example]:
 
 
 @pytest.fixture
-def much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads and the cache are used however little there is."""
+def forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use threads and the cache even for little text."""
     monkeypatch.setattr(encoding, "PER_THREAD", 1)
     monkeypatch.setattr(encoding, "VERY_MUCH", 0)
     monkeypatch.setattr(encoding.os, "cpu_count", lambda: 4)
 
 
-@pytest.mark.usefixtures("much")
+@pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_threads_and_cache_change_nothing(kind: str, tmp_path: Path) -> None:
     bundle, examples, task = fakes.bundle(kind), _examples(), _task()
@@ -45,15 +45,15 @@ def test_threads_and_cache_change_nothing(kind: str, tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.jsonl"))) == 1
 
     class Unasked(CausalLM):
-        """Never encodes."""
+        """A task that must not encode."""
 
     Unasked.__module__, Unasked.__qualname__ = CausalLM.__module__, CausalLM.__qualname__
     Unasked.encode = lambda *_: pytest.fail("read from the cache")  # type: ignore[method-assign,assignment]
     assert encoding.encode(Unasked(task.config), examples, bundle, tmp_path) == alone
 
 
-@pytest.mark.usefixtures("much")
-def test_classes_come_back_as_they_were(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("forced")
+def test_encoded_classes_are_restored_unchanged(tmp_path: Path) -> None:
     task = Classification(load_config({"model": "m", "task": "classification", "data": {"train": "t"}}))
     examples = [Example(f"row:{n}", "the court shall", ("yes",) if n % 2 else ()) for n in range(8)]
     task = task.fit(examples, examples)
@@ -63,8 +63,8 @@ def test_classes_come_back_as_they_were(tmp_path: Path) -> None:
     assert made[1][0].labels == [1.0]
 
 
-@pytest.mark.usefixtures("much")
-def test_whatever_changes_is_encoded_anew(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("forced")
+def test_whatever_changes_is_encoded_again(tmp_path: Path) -> None:
     bundle, examples, task = fakes.bundle("gpt2"), _examples(), _task()
 
     def entries(task: Task = task, examples: list[Example] = examples, **changed: object) -> int:
@@ -78,7 +78,7 @@ def test_whatever_changes_is_encoded_anew(tmp_path: Path) -> None:
     assert entries(window=64) == 5
 
     class Reading(CausalLM):
-        """Reads something beside the example."""
+        """A task that reads something besides the example."""
 
         def reads(self, example: Example) -> str:
             return "schema"
@@ -86,8 +86,8 @@ def test_whatever_changes_is_encoded_anew(tmp_path: Path) -> None:
     assert entries(task=Reading(task.config)) == 6
 
 
-@pytest.mark.usefixtures("much")
-def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("forced")
+def test_a_damaged_entry_is_ignored(tmp_path: Path) -> None:
     bundle, examples, task = fakes.bundle("gpt2"), _examples(), _task()
     made = encoding.encode(task, examples, bundle, tmp_path)
     (entry,) = tmp_path.rglob("*.jsonl")
@@ -97,7 +97,7 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path) -> None:
     assert encoding.encode(task, examples, bundle, tmp_path) == made
 
 
-@pytest.mark.usefixtures("much")
+@pytest.mark.usefixtures("forced")
 def test_a_tokenizer_that_switches_languages_is_not_shared_between_threads() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

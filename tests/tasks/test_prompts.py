@@ -1,4 +1,4 @@
-"""Prompts that are too long: cut alike in training and when asked, with the instruction kept, and counted."""
+"""Prompts that are too long: cut the same way in training and inference, with the instruction kept, and counted."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def seq2seq(max_new_tokens: int = 8, **data: object) -> Seq2Seq:
     return Seq2Seq(Config(model="m", task="seq2seq", data={"train": "t", **data}, evaluation=evaluation))
 
 
-def learnt_prompt(task: Task, example: Example, bundle: Bundle) -> list[int]:
-    """The ids before the first one that has a loss, or a source."""
+def learned_prompt(task: Task, example: Example, bundle: Bundle) -> list[int]:
+    """Return the ids before the first one that has a loss, or a source."""
     [item] = task.encode(example, bundle)
     if bundle.family != "decoder":
         return item.input_ids
@@ -44,12 +44,12 @@ def learnt_prompt(task: Task, example: Example, bundle: Bundle) -> list[int]:
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5", "bart"])
 @pytest.mark.parametrize("max_new_tokens", [1, 64, 1000])
 @pytest.mark.parametrize("answer", [3, 400])
-def test_what_is_asked_is_what_was_learnt(kind: str, max_new_tokens: int, answer: int) -> None:
+def test_the_prompt_in_inference_is_that_of_training(kind: str, max_new_tokens: int, answer: int) -> None:
     bundle, task = fakes.bundle(kind), seq2seq(max_new_tokens, instruction="Say it back.", max_length=90)
     for length in (1, 40, 60, 90, 127, 128, 129, 1000):
         row = Example("r", "a" * length, "b" * answer)
         asked = task._ask(row, bundle)
-        assert asked.ids == learnt_prompt(task, row, bundle)
+        assert asked.ids == learned_prompt(task, row, bundle)
         text = bundle.tokenizer.decode(asked.ids, skip_special_tokens=True)
         assert text.startswith("Say it back.\n\n")
         assert bundle.family != "decoder" or text.endswith("\nOutput:")
@@ -57,8 +57,8 @@ def test_what_is_asked_is_what_was_learnt(kind: str, max_new_tokens: int, answer
         assert len(asked.ids) + sum(asked.cut.values()) == len(whole)
 
 
-def test_a_prompt_is_as_long_as_its_room() -> None:
-    """Interpolation finds the longest text that fits, also where the tokens are spread unevenly."""
+def test_a_prompt_fills_the_available_positions() -> None:
+    """Interpolation finds the longest text that fits, even where the tokens are unevenly distributed."""
     bundle = fakes.bundle("gpt2")
     for text in ("a" * 500, "ж" * 300, "a" * 300 + "ж" * 300, "ж" * 300 + "a" * 300):
         for room in (2, 17, 64, 100):
@@ -83,7 +83,7 @@ def test_the_schema_is_cut_before_the_question(kind: str) -> None:
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_a_chat_template_stays_whole(chat: bool) -> None:
+def test_a_chat_template_is_never_cut(chat: bool) -> None:
     bundle = fakes.bundle("llama")
     bundle.tokenizer.chat_template = CHAT
     fitted = prompts.fit(bundle, Wording("Be brief.", chat=chat), "x" * 500, 80)
@@ -92,7 +92,7 @@ def test_a_chat_template_stays_whole(chat: bool) -> None:
     assert text.endswith("xxx<assistant>" if chat else "xxx")
 
 
-def test_an_instruction_that_leaves_no_room_is_refused() -> None:
+def test_an_instruction_that_leaves_no_positions_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"words around a row's text take \d+ tokens.*at most 86") as caught:
         seq2seq(instruction="i" * 400).encode(Example("r", "a", "b"), fakes.bundle("gpt2"))
     assert caught.value.problems[0].field == "data.max_length"
@@ -120,7 +120,7 @@ def test_shots_are_left_out_one_by_one_and_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bart"])
-def test_answers_end_at_the_last_position_and_rows_beside_them_do_not(kind: str) -> None:
+def test_answers_stop_at_the_last_position_and_other_rows_continue(kind: str) -> None:
     bundle = fakes.bundle(kind)
     bundle.model.generation_config.eos_token_id = bundle.model.config.eos_token_id = None
     bundle.tokenizer.eos_token = None  # nothing ends an answer
@@ -167,7 +167,7 @@ def test_a_long_text_to_continue_keeps_its_end(tmp_path: Path) -> None:
     assert found.values["cut_tokens"] == 5000 - (128 - 128 // 3)
 
 
-def test_a_soft_prompt_takes_positions_of_the_window() -> None:
+def test_a_soft_prompt_uses_positions_of_the_window() -> None:
     from dataclasses import replace
 
     from fulltune.models.adapters import soft_prompt
@@ -187,7 +187,7 @@ def test_one_shot_is_cut_like_the_rows() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_prompts_with_completions_hold_the_shots_that_leave_room_for_the_completion(kind: str) -> None:
+def test_prompts_with_completions_hold_only_shots_that_leave_positions_for_the_completion(kind: str) -> None:
     bundle = fakes.bundle(kind)
     task = CausalLM(Config(model="m", task="causal-lm", data={"train": "t"}, evaluation={"continuations": 2}))
     rows = [Example("r:0", "a" * 10, "b" * 10), Example("r:1", "a" * 10, "b" * 90)]

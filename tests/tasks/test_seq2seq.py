@@ -43,7 +43,7 @@ def test_truncation_of_both_sides_is_counted_and_the_source_keeps_its_end_token(
     assert item.truncated == (21 - 8) + (4 - 2)
 
 
-def test_a_decoder_learns_the_answer_after_the_same_prompt_that_asks_it() -> None:
+def test_a_decoder_is_trained_with_the_prompt_of_inference() -> None:
     bundle, task = fakes.bundle("gpt2"), make(instruction="Say it back.")
     [item] = task.encode(ROWS[0], bundle)
     text = bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True)
@@ -55,7 +55,7 @@ def test_a_decoder_learns_the_answer_after_the_same_prompt_that_asks_it() -> Non
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
-def test_predictions_come_in_order_with_what_the_metrics_read(kind: str) -> None:
+def test_predictions_keep_the_order_and_have_the_values_of_the_metrics(kind: str) -> None:
     bundle, task = fakes.bundle(kind), make()
     for system, shots in (("zero_shot", ()), ("few_shot", ROWS[:1])):
         predictions = list(task.predictor(bundle, system, shots)(ROWS))
@@ -64,7 +64,7 @@ def test_predictions_come_in_order_with_what_the_metrics_read(kind: str) -> None
         assert all(len(metric.statistics(predictions[0])) > 0 for metric in task.metrics)  # type: ignore[arg-type]
 
 
-def test_shots_are_told_apart_from_the_question() -> None:
+def test_shots_are_separated_from_the_question() -> None:
     bundle, task = fakes.bundle("t5"), make()
     prompt = task._ask(ROWS[0], bundle, ROWS[1:2])
     text = bundle.tokenizer.decode(prompt.ids, skip_special_tokens=True)
@@ -118,7 +118,7 @@ def test_an_answer_is_right_when_it_returns_what_the_gold_returns(
         assert connection.execute("SELECT count(*) FROM animal").fetchone() == (3,)
 
 
-def test_two_empty_results_are_counted_apart(databases: Path) -> None:
+def test_two_empty_results_are_counted_separately(databases: Path) -> None:
     gold = "SELECT name FROM animal WHERE legs = 9"
     answer = Generated("SELECT name FROM animal WHERE legs = 8", 9, False)
     values = sql_task(databases).prediction("tuned", question(gold, databases), answer).values
@@ -126,7 +126,7 @@ def test_two_empty_results_are_counted_apart(databases: Path) -> None:
     assert values["empty"]
 
 
-def test_the_schema_stands_once_above_the_question_and_comes_from_the_file(databases: Path) -> None:
+def test_the_schema_of_the_file_is_given_once_before_the_question(databases: Path) -> None:
     task, bundle = sql_task(databases), fakes.bundle("t5")
     example = question("SELECT 1", databases)
     ids = task._ask(example, bundle, [example]).ids
@@ -144,6 +144,6 @@ def test_given_schemas_replace_those_of_the_databases(databases: Path) -> None:
         sql_task(databases, schemas=str(given)).schema("zoo")
 
 
-def test_databases_must_be_named_and_hold_the_database(databases: Path) -> None:
+def test_a_missing_database_column_or_file_is_reported(databases: Path) -> None:
     with pytest.raises(ConfigError, match=r"Set data\.databases"):
         Text2SQL(Config(model="m", task="text2sql", data={"train": "t"}))

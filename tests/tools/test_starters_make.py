@@ -1,4 +1,4 @@
-"""The recipe of the starters: on a small folder of text, on small windows, with the real architectures."""
+"""The recipe of the starters, on a small text folder with small windows and the real architectures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fulltune.models import load
 from starters import corpus, make
 from starters.families import FAMILIES, WORDS
 
-#: Untrained, every token is as likely as any other.
+#: Loss of an untrained model, for which all tokens are equally likely.
 UNTRAINED = np.log(6144)
 
 
@@ -46,7 +46,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_starter_is_a_checkpoint_that_learnt(name: str, books: Path, tmp_path: Path) -> None:
+def test_a_starter_is_a_checkpoint_that_learned(name: str, books: Path, tmp_path: Path) -> None:
     folder = make.make_starter(name, books, tmp_path / "out", epochs=0.4, bf16=False)
     told = json.loads((folder / "training.json").read_text())
     assert told["untrained_loss"] == pytest.approx(UNTRAINED, abs=1.0)
@@ -63,7 +63,7 @@ def test_a_starter_is_a_checkpoint_that_learnt(name: str, books: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
+def test_a_killed_run_ends_like_an_uninterrupted_one(
     name: str, books: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"epochs": 0.1, "save_steps": 3, "bf16": False}
@@ -84,7 +84,7 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_text_comes_back_as_it_was(name: str, books: Path, tmp_path: Path) -> None:
+def test_every_text_survives_tokenization(name: str, books: Path, tmp_path: Path) -> None:
     tokenizer = FAMILIES[name].tokenizer(make.shared_tokenizer(corpus.find(books), tmp_path))
     tokenizer.save_pretrained(tmp_path / name)
     loaded = AutoTokenizer.from_pretrained(tmp_path / name)
@@ -104,7 +104,7 @@ def test_windows_cover_the_text_in_order() -> None:
     assert [row["input_ids"][1] for row in windows.spread(5)] == [0, 20, 40, 60, 80]
 
 
-def test_tokens_per_byte_is_what_it_says(books: Path, tmp_path: Path) -> None:
+def test_tokens_per_byte_is_correct(books: Path, tmp_path: Path) -> None:
     tokenizer = make.shared_tokenizer(corpus.find(books), tmp_path)
     text = (books / "ru.valid.txt").read_text(encoding="utf-8")
     ids = np.array(tokenizer.encode(text).ids, dtype=np.uint16)

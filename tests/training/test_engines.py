@@ -38,7 +38,7 @@ def test_one_process_changes_nothing() -> None:
     engines.check(_config(regularize={"ewc": 1.0}))
 
 
-def test_micro_batches_are_dealt_out_before_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_are_distributed_before_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     _launched(monkeypatch)
     found = engines.arguments(_config(train={"batch_size": 6, "accumulation": 2}).train)
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (3, 1)
@@ -73,11 +73,11 @@ def test_what_a_sharded_engine_cannot_do_is_refused_at_once(monkeypatch: pytest.
         ("bart", "lm", ["BartDecoderLayer", "BartEncoderLayer"]),
     ],
 )
-def test_blocks_are_sharded_one_by_one_and_embeddings_apart(kind: str, head: str, names: list[str]) -> None:
+def test_blocks_are_sharded_one_by_one_and_embeddings_separately(kind: str, head: str, names: list[str]) -> None:
     assert engines.blocks(fakes.make(kind, head)[0]) == names
 
 
-def test_the_model_is_copied_for_an_engine_that_takes_it_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_copied_for_an_engine_that_shards_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = fakes.gpt2()
     assert engines.to_train(model) is model
     _launched(monkeypatch, ACCELERATE_USE_FSDP="true")

@@ -1,4 +1,4 @@
-"""Losses of models that pad, shift or compute them in a way of their own, against loops of nothing but torch."""
+"""Models that pad, shift or compute their loss in a special way, against plain torch loops."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def mixtral(head: str = "CausalLM", **options: Any) -> Any:
 
 
 def built(name: str, head: str, **options: Any) -> Any:
-    """A model of the library with wide random weights, the same each time, without dropout."""
+    """Return a model of transformers with wide random weights, the same each time, without dropout."""
     classes = {} if head != "SequenceClassification" else {"num_labels": 3}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -60,7 +60,7 @@ def built(name: str, head: str, **options: Any) -> Any:
 
 
 def rows(head: str) -> list[dict[str, Any]]:
-    """Rows of unequal lengths that end with the end token, with labels for a head."""
+    """Return rows of unequal lengths that end with the end token, with labels for a head."""
     random = torch.Generator().manual_seed(0)
     found = []
     for number, length in enumerate(LENGTHS):
@@ -72,7 +72,7 @@ def rows(head: str) -> list[dict[str, Any]]:
 
 
 def alone(model: Any, data: list[dict[str, Any]], shifted: bool = False) -> Tensor:
-    """Σ of the losses over the number of labels, row by row without padding."""
+    """Return the sum of the losses over the number of labels, row by row without padding."""
     losses, count = [], 0
     for row in data:
         labels = torch.tensor([row["labels"]])
@@ -80,7 +80,7 @@ def alone(model: Any, data: list[dict[str, Any]], shifted: bool = False) -> Tens
         if model.config.is_encoder_decoder and labels.dim() > 1:
             start = torch.full((1, 1), model.config.decoder_start_token_id)
             inputs["decoder_input_ids"] = torch.cat([start, labels[:, :-1]], dim=1)
-            inputs["use_cache"] = False  # FSMT hides what follows only without a cache
+            inputs["use_cache"] = False  # FSMT hides later tokens only without a cache
         logits = model(**inputs).logits
         if shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -90,7 +90,7 @@ def alone(model: Any, data: list[dict[str, Any]], shifted: bool = False) -> Tens
 
 
 def step(model: Any, data: list[dict[str, Any]], folder: Path, batch: int = 6, **options: Any) -> tuple[float, Any]:
-    """The loss of one optimizer step over all rows, and the gradients that it used."""
+    """Return the loss of one optimizer step over all rows, and the gradients that it used."""
     gradients = {}
 
     class Keep(TrainerCallback):
@@ -185,7 +185,7 @@ def test_the_loss_of_routers_is_trained_once_and_not_evaluated(
     labels = ids.masked_fill(mask == 0, -100)
 
     def losses(batch: int) -> Tensor:
-        """The library's losses, each as often as its batch has labels."""
+        """Return the losses of transformers, each as often as its batch has labels."""
         parts = [slice(start, start + batch) for start in range(0, 6, batch)]
         found = [reference(input_ids=ids[part], attention_mask=mask[part], labels=labels[part]).loss for part in parts]
         counts = [(labels[part, 1:] != -100).sum() for part in parts]
@@ -283,14 +283,14 @@ def test_accumulated_regression_equals_one_large_batch(tmp_path: Path) -> None:
     torch.testing.assert_close(parts[1]["score.weight"], whole[1]["score.weight"], rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_class_promises_is_checked() -> None:
+def test_the_claims_of_a_class_are_checked() -> None:
     def facts(model: Any, kind: Any) -> tuple[Any, bool]:
         found = check_loss(model, kind)
         return found.kind, found.is_cross_entropy
 
     assert facts(built("Llama", "CausalLM", **_DECODER), "causal") == ("causal", True)
     assert facts(mixtral(), "causal") == ("causal", False)
-    # Decoders cut from encoder-decoders take labels that are shifted already.
+    # Decoders cut from encoder-decoders take labels that are already shifted.
     assert facts(built("Bart", "CausalLM", **_STACKS), "causal") == ("token", True)
     assert facts(fakes.bert()[0], "token") == ("token", True)
     assert facts(fakes.t5()[0], "seq2seq") == ("seq2seq", True)
@@ -299,7 +299,7 @@ def test_what_a_class_promises_is_checked() -> None:
     assert facts(built("Bert", "TokenClassification", **_DECODER), "token") == ("token", True)
 
 
-def test_labels_are_moved_where_the_loss_takes_them_as_they_are() -> None:
+def test_labels_are_shifted_where_the_loss_does_not_shift() -> None:
     rows = [Features([5, 6, 7, 8], [-100, 6, 7, 8], "a"), Features([9, 3], [9, 3], "b")]
     bundle = replace(fakes.bundle("gpt2"), model=built("Bart", "CausalLM", **_STACKS))
     moved = aligned_labels(bundle, rows)
@@ -327,7 +327,7 @@ def test_a_check_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-def test_a_model_that_cannot_be_asked_keeps_its_own_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_cannot_be_checked_keeps_its_own_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def make() -> Any:
         model = built("Llama", "SequenceClassification", **_DECODER)
         forward = model.forward

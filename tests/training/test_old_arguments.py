@@ -1,4 +1,4 @@
-"""Scripts written for earlier versions of transformers run after a change of their imports."""
+"""Scripts written for earlier versions of transformers run after changing their imports."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from fulltune import AutoTokenizer, Seq2SeqTrainingArguments, Trainer, TrainingA
 from fulltune.errors import ArgumentError
 
 PAGE = Path(__file__).parents[2] / "docs" / "drop-in.md"
-# Scripts are for any machine; on one without an accelerator torch warns that memory is not pinned.
+# Scripts are for any machine; without an accelerator torch warns that memory is not pinned.
 NO_ACCELERATOR = "ignore:'pin_memory' argument is set as true"
 TEXTS = ["a short one", "a text that is somewhat longer", "tiny", "the last"]
 
-#: An old argument, and what it makes of those of today.
+#: An old argument, and what it becomes among those of today.
 TRANSLATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"adafactor": True}, {"optim": "adafactor"}),
     ({"debug": False}, {"debug": []}),
@@ -76,7 +76,7 @@ TRANSLATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("old", "new"), TRANSLATIONS, ids=lambda value: " ".join(value))
-def test_an_old_argument_means_what_it_meant(old: dict[str, Any], new: dict[str, Any]) -> None:
+def test_an_old_argument_keeps_its_meaning(old: dict[str, Any], new: dict[str, Any]) -> None:
     arguments = TrainingArguments("results", **({"use_cpu": True} | old))
     assert {name: getattr(arguments, name) for name in new} == new
     assert arguments.to_dict().keys() == transformers.TrainingArguments("results", use_cpu=True).to_dict().keys()
@@ -105,12 +105,12 @@ def test_a_backend_of_processes_needs_them(kind: Any, name: str) -> None:
         kind("results", use_cpu=True, **{name: "gloo"})
 
 
-def test_a_warm_up_of_all_steps_is_one() -> None:
+def test_a_warmup_ratio_of_one_is_all_steps() -> None:
     assert TrainingArguments("results", warmup_ratio=1.0).get_warmup_steps(300) == 300
     assert TrainingArguments("results", warmup_ratio=0.06).get_warmup_steps(50) == 3
 
 
-def test_the_scope_of_ray_is_where_its_search_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scope_of_ray_is_set_where_its_search_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_SCOPE", "last")
     TrainingArguments("results", ray_scope="all")
     assert os.environ["RAY_SCOPE"] == "all"
@@ -190,7 +190,7 @@ def test_a_subclass_takes_them() -> None:
 
 @dataclasses.dataclass
 class OwnDefaults(TrainingArguments):
-    """As scripts for QLoRA have them."""
+    """Defaults as in scripts for QLoRA."""
 
     group_by_length: bool = True
     warmup_ratio: float = 0.03
@@ -207,7 +207,7 @@ def test_defaults_of_a_subclass_give_way() -> None:
 
 
 @pytest.mark.parametrize("kind", [TrainingArguments, Seq2SeqTrainingArguments, OwnArguments])
-def test_copies_have_the_arguments_of_today(kind: Any) -> None:
+def test_copies_have_the_current_arguments(kind: Any) -> None:
     arguments = kind("o", evaluation_strategy="epoch", no_cuda=True)
     changed = dataclasses.replace(arguments, eval_strategy="steps", eval_steps=3)
     assert (changed.eval_strategy, changed.use_cpu) == ("steps", True)
@@ -225,7 +225,7 @@ def test_the_page_lists_every_argument() -> None:
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """As tutorials write it."""
+    """A data set as tutorials write it."""
 
     def __init__(self, encodings: Any, labels: Any = None) -> None:
         self.encodings, self.labels = encodings, labels
@@ -241,7 +241,7 @@ class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 @pytest.fixture
 def unpadded(tmp_path: Path) -> Path:
-    """The folder of a GPT-2 without a padding token, as the original is."""
+    """Return the folder of a GPT-2 without a padding token, like the original."""
     model, tokenizer = fakes.make("gpt2")
     tokenizer.pad_token = model.config.pad_token_id = None
     model.save_pretrained(tmp_path / "base")
@@ -279,7 +279,7 @@ def test_the_classic_script(unpadded: Path, monkeypatch: pytest.MonkeyPatch, lab
     assert trainer.state.global_step == 4
 
 
-def test_a_tokenizer_without_padding_takes_its_end_of_text(unpadded: Path) -> None:
+def test_a_tokenizer_without_padding_uses_its_end_of_text(unpadded: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(unpadded)
     assert tokenizer.pad_token == tokenizer.eos_token
     assert type(tokenizer) is type(transformers.AutoTokenizer.from_pretrained(unpadded))
@@ -349,7 +349,7 @@ def test_a_checkpoint_can_be_named_as_before(tmp_path: Path) -> None:
 
 
 class Before(Trainer):
-    """Methods with the arguments that they had."""
+    """Override methods with the arguments that they had in the past."""
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False) -> Any:  # type: ignore[override]
         outputs = model(**inputs)
@@ -372,7 +372,7 @@ class Before(Trainer):
         super().save_model(output_dir)
 
 
-def test_methods_of_before_are_called_as_before(tmp_path: Path) -> None:
+def test_overrides_with_old_signatures_are_called_as_before(tmp_path: Path) -> None:
     """The loss of two micro-batches is the mean of theirs."""
     saved = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     trainer = _trainer(Before, tmp_path, gradient_accumulation_steps=2, max_steps=1, **saved)
@@ -384,7 +384,7 @@ def test_methods_of_before_are_called_as_before(tmp_path: Path) -> None:
 
 
 class Mixin:
-    """A loss without outputs, as in version 3."""
+    """Compute a loss without outputs, as in version 3."""
 
     def compute_loss(self, model: Any, inputs: Any) -> Any:
         labels = inputs.pop("labels")
@@ -420,7 +420,7 @@ def test_tensorboard_logs_where_the_script_asks(
 
 
 def test_a_search_of_hyperparameters_may_use_old_names(tmp_path: Path) -> None:
-    """It looks whether the argument is there, and sets it."""
+    """It checks whether the argument exists, and sets it."""
     arguments = TrainingArguments(tmp_path, use_cpu=True)
     for name, value in {"warmup_ratio": 0.2, "per_gpu_train_batch_size": 3, "adafactor": True}.items():
         assert hasattr(arguments, name)

@@ -17,7 +17,7 @@ from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.methods.full import Full
 from fulltune.training.optimizers import has_8bit_state, optimizer_name, state_bytes
 
-#: So wide that most weights lie in tensors of more than the 4096 numbers that are kept in 8 bits.
+#: So wide that most weights are in tensors of more than the 4096 numbers that are kept in 8 bits.
 WIDE = {"n_inner": 2048}
 
 
@@ -44,7 +44,7 @@ def test_8_bit_adamw_learns_on_the_cpu_with_a_quarter_of_the_state(tmp_path: Pat
     assert small.training.optimizer_bytes < 0.4 * whole.training.optimizer_bytes
 
 
-def test_the_proof_tells_8_bit_moments_apart(tmp_path: Path) -> None:
+def test_the_proof_distinguishes_8_bit_moments(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     parameters = _fit(_config("adamw-8bit"), tmp_path).parameters
     bundle = fakes.bundle("gpt2", **WIDE)
@@ -66,7 +66,7 @@ def test_names_of_the_library_pass_through(tmp_path: Path) -> None:
     assert _fit(_config("adafactor"), tmp_path).training.optimizer == "adafactor"
 
 
-def test_an_unknown_name_is_told_with_all_other_mistakes(tmp_path: Path) -> None:
+def test_an_unknown_name_is_reported_with_all_other_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         training_arguments(_config("adamw-8bits", adam_beta_2=0.9, optim="sgd"), tmp_path, 10)
     message = str(raised.value)
@@ -87,7 +87,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert optimizer_name("adamw_torch_8bit") == "adamw_torch_8bit"
 
 
-def test_which_names_keep_8_bit_moments() -> None:
+def test_names_of_optimizers_with_8_bit_moments() -> None:
     names = ["adamw", "adamw-8bit", "lion_8bit", "paged_adamw_32bit"]
     assert [has_8bit_state(name) for name in names] == [False, True, True, False]
 

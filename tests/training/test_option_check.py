@@ -1,4 +1,4 @@
-"""Options that transformers refuses are found before anything is loaded, all of them at once."""
+"""Options that transformers refuses are reported before anything is loaded, all of them together."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_an_option_that_cannot_work_is_named(options: dict[str, Any], words: str
     assert [problem.field for problem in caught.value.problems] == [f"trainer.{name}" for name in options]
 
 
-def test_what_is_wrong_by_type_and_what_is_refused_in_training_are_reported_together() -> None:
+def test_wrong_types_and_values_refused_in_training_are_reported_together() -> None:
     options = {"adam_beta1": 2, "dataloader_num_workers": -1, "lr_scheduler_kwargs": {"nope": 1}, "adam_beta3": 1}
     with pytest.raises(ConfigError) as caught:
         check_options(config(options))

@@ -13,7 +13,7 @@ from fulltune.training.arguments import training_arguments
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.methods.full import Full
 
-# Trackers warn of their own futures when they are imported.
+# Trackers emit deprecation warnings when they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -57,11 +57,11 @@ def test_mlflow_gets_the_losses_in_local_files(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("asked", ["none", [], "all"])
-def test_nothing_is_wrong_with_none_or_all(asked: Any) -> None:
+def test_none_and_all_are_accepted(asked: Any) -> None:
     assert trackers.problems(_config(asked).trainer) == []
 
 
-def test_what_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_tracker_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("transformers.integrations.integration_utils.get_available_reporting_integrations", list)
     with pytest.raises(ConfigError) as raised:
         training_arguments(_config(["tensorbord", "wandb", "trackio"]), tmp_path, 10)

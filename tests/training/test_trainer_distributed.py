@@ -1,4 +1,4 @@
-"""Two processes over gloo compute what one does, an evaluation before training included."""
+"""Two processes over gloo compute the same as one, including an evaluation before training."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _run(folder: Path, launcher: list[str]) -> Any:
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_compute_the_same_as_one(tmp_path: Path) -> None:
     one = _run(tmp_path / "one", [])
     two = _run(tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])
     assert len(one["norms"]) == 28

@@ -1,4 +1,4 @@
-"""A script that used ``transformers.Trainer`` works as it is, the classic tutorial included."""
+"""A script that used ``transformers.Trainer`` works unchanged, including the classic tutorial."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _sequential(folder: Path, **options: Any) -> Any:
     return fakes.arguments(folder, **(standard | options))
 
 
-# The script is for any machine; on one without an accelerator torch says that memory is not pinned.
+# The script is for any machine; without an accelerator torch warns that memory is not pinned.
 NO_ACCELERATOR = "ignore:'pin_memory' argument is set as true"
 
 
@@ -52,7 +52,7 @@ def test_the_classic_tutorial_runs_with_one_import_changed(tmp_path: Path, monke
 
 @pytest.mark.filterwarnings(NO_ACCELERATOR)
 def test_the_tutorial_with_the_plain_trainer_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the one import is what makes it work."""
+    """Check that the one import makes the difference."""
     source = EXAMPLE.read_text(encoding="utf-8")
     imports = [line for line in source.splitlines() if line.startswith(("import fulltune", "from fulltune"))]
     assert imports == ["from fulltune import Trainer"]
@@ -93,7 +93,7 @@ def test_text_without_labels_is_its_own_label(kind: str, pad_is_eos: bool, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["BatchEncoding", "list", "datasets"])
-def test_what_was_handed_over_is_not_written_to(kind: str, tmp_path: Path) -> None:
+def test_arguments_of_the_user_are_not_modified(kind: str, tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     data = _as(kind, tokenizer)
     rows = list(data) if kind != "BatchEncoding" else dict(data)
@@ -129,7 +129,7 @@ def test_a_users_collator_is_used(tmp_path: Path) -> None:
     assert int((batch["labels"] != -100).sum()) == sum(len(text) for text in TEXTS)
 
 
-def test_the_language_modelling_collator_no_longer_hides_the_end_of_text(tmp_path: Path) -> None:
+def test_the_language_modeling_collator_no_longer_hides_the_end_of_text(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2(pad_is_eos=True)
     rows = [dict(tokenizer(text + tokenizer.eos_token)) for text in TEXTS]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
@@ -138,7 +138,7 @@ def test_the_language_modelling_collator_no_longer_hides_the_end_of_text(tmp_pat
     assert learnt == len(TEXTS)
 
 
-def test_masked_language_modelling_keeps_its_own_labels(tmp_path: Path) -> None:
+def test_masked_language_modeling_keeps_its_own_labels(tmp_path: Path) -> None:
     model, tokenizer = fakes.bert()
     rows = [dict(tokenizer("the king of the tale is good")) for _ in range(4)]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5)
@@ -157,7 +157,7 @@ def test_left_padding_is_kept_so_that_positions_do_not_depend_on_the_batch(tmp_p
     assert {batch["input_ids"].shape[1] for batch in _batches(trainer)} == {len(TEXTS[1])}
 
 
-def test_length_grouping_reads_the_lengths_that_are_there(tmp_path: Path) -> None:
+def test_length_grouping_reads_a_given_length_column(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     rows = datasets.Dataset.from_list([dict(tokenizer("x" * (1 + i % 7))) | {"length": 1 + i % 7} for i in range(64)])
     args = _sequential(tmp_path, train_sampling_strategy="group_by_length")
@@ -167,7 +167,7 @@ def test_length_grouping_reads_the_lengths_that_are_there(tmp_path: Path) -> Non
     assert sum(max(pair) - min(pair) for pair in widths) < 16
 
 
-def test_callbacks_and_optimizers_work_as_ever(tmp_path: Path) -> None:
+def test_callbacks_and_optimizers_work_as_before(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     seen = []
 
@@ -195,7 +195,7 @@ class _PromptMasked(DataCollatorForLanguageModeling):
         return batch
 
 
-def test_a_subclass_of_the_language_modelling_collator_keeps_its_labels(tmp_path: Path) -> None:
+def test_a_subclass_of_the_language_modeling_collator_keeps_its_labels(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     rows = [dict(tokenizer(text)) for text in TEXTS]
     collator = _PromptMasked(tokenizer, mlm=False)
@@ -211,7 +211,7 @@ def test_padding_to_a_multiple_is_not_undone(tmp_path: Path) -> None:
     assert {batch["input_ids"].shape[1] % 16 for batch in _batches(trainer)} == {0}
 
 
-def test_the_tokenizer_tells_on_which_side_rows_are_padded(tmp_path: Path) -> None:
+def test_the_tokenizer_decides_on_which_side_rows_are_padded(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     tokenizer.padding_side = "left"
     rows = [dict(tokenizer(text)) for text in TEXTS]
@@ -309,7 +309,7 @@ def test_a_class_of_the_same_name_computes_its_own_loss(tmp_path: Path, caplog: 
 
 
 class _Notes(transformers.TrainerCallback):
-    """Writes into every checkpoint, as scripts that save adapters or metrics do."""
+    """Write into every checkpoint, as scripts that save adapters or metrics do."""
 
     def __init__(self) -> None:
         self.found: list[bool] = []
@@ -325,7 +325,7 @@ def _saving(folder: Path, base: Any = Trainer, *, callbacks: Any = (), **options
     return base(model=fakes.gpt2()[0], args=args, train_dataset=_rows(), callbacks=list(callbacks))
 
 
-def test_callbacks_find_the_checkpoint_and_what_they_write_stays_and_can_be_resumed(tmp_path: Path) -> None:
+def test_files_that_callbacks_add_to_a_checkpoint_are_kept_and_resumable(tmp_path: Path) -> None:
     notes = _Notes()
     _saving(tmp_path, callbacks=[notes], max_steps=2).train()
     assert notes.found == [True, True]
@@ -346,7 +346,7 @@ def test_an_overridden_save_model_writes_the_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint-1" / "manifest.json").exists()
 
 
-def test_resuming_where_nothing_is_raises_the_error_type_of_the_library(tmp_path: Path) -> None:
+def test_resuming_without_a_checkpoint_raises_the_error_type_of_the_library(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No valid checkpoint found in output directory") as caught:
         _saving(tmp_path).train(resume_from_checkpoint=True)
     assert isinstance(caught.value, CheckpointError)

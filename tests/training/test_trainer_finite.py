@@ -1,4 +1,4 @@
-"""A loss or gradient norm that is not finite: nothing is stepped, the rows are named, the weights are whole."""
+"""A loss or gradient norm that is not finite: no step is taken, the rows are named, the weights are intact."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _rows(tokenizer: Any, named: bool = False) -> list[dict[str, Any]]:
 
 
 def _break_loss(model: nn.Module, at: int, value: float = float("nan")) -> None:
-    """The logits of the forward pass number ``at`` (from 1) become ``value``."""
+    """Multiply the logits of forward pass ``at`` (counted from 1) by ``value``."""
     calls = iter(range(1, 1000))
 
     def spoil(module: nn.Module, args: Any, output: Any) -> Any:
@@ -98,7 +98,9 @@ def test_the_rows_of_the_offending_batch_are_named(value: float, tmp_path: Path)
     ("kind", "keep_columns", "workers"),
     [*((kind, keep, 0) for kind in ("list", "datasets", "columns") for keep in (False, True)), ("list", False, 1)],
 )
-def test_row_numbers_travel_with_any_kind_of_rows(kind: str, keep_columns: bool, workers: int, tmp_path: Path) -> None:
+def test_row_numbers_are_carried_with_any_kind_of_rows(
+    kind: str, keep_columns: bool, workers: int, tmp_path: Path
+) -> None:
     model, tokenizer = fakes.gpt2()
     _break_loss(model, at=4)
     rows = _rows(tokenizer)
@@ -131,7 +133,7 @@ def test_a_stream_has_no_row_numbers(tmp_path: Path) -> None:
     assert raised.value.row_ids == ()
 
 
-def test_a_batch_taken_outside_of_training_can_go_to_the_model_as_it_is(tmp_path: Path) -> None:
+def test_a_batch_taken_outside_of_training_can_go_directly_to_the_model(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     trainer = Trainer(model=model, args=_args(tmp_path), train_dataset=_rows(tokenizer))
     batch = next(iter(trainer.get_train_dataloader()))
@@ -139,7 +141,7 @@ def test_a_batch_taken_outside_of_training_can_go_to_the_model_as_it_is(tmp_path
     assert torch.isfinite(model(**batch).loss)
 
 
-def test_training_goes_on_after_the_fault_is_mended(tmp_path: Path) -> None:
+def test_training_continues_after_the_fault_is_fixed(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     _break_loss(model, at=2)
     trainer = Trainer(model=model, args=_args(tmp_path), train_dataset=_rows(tokenizer))

@@ -1,4 +1,4 @@
-"""What the trainer computes, against an unbatched loop and against the plain Trainer."""
+"""The computations of the trainer against an unbatched loop and against the plain Trainer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _no_dropout(model: nn.Module) -> nn.Module:
 
 
 def _rows(kind: str, texts: Sequence[str] = TEXTS) -> tuple[Any, list[dict[str, Any]]]:
-    """A model and rows of unequal lengths for its own head."""
+    """Return a model and rows of unequal lengths for its own head."""
     model, tokenizer = fakes.make(kind)
     rows = []
     for text in texts:
@@ -65,7 +65,7 @@ def _class_rows(multi_label: bool = False, kind: str = "bert") -> tuple[Any, lis
 
 
 def _nll(model: Any, row: dict[str, Any]) -> tuple[float, int]:
-    """One row alone, with nothing but torch."""
+    """Return the loss of one row, with plain torch, and its number of labels."""
     ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
     with torch.no_grad():
         if model.config.is_encoder_decoder:
@@ -80,7 +80,7 @@ def _nll(model: Any, row: dict[str, Any]) -> tuple[float, int]:
 
 
 def _gradients(trainer: transformers.Trainer) -> dict[str, Tensor]:
-    """The gradients of the first optimizer step."""
+    """Return the gradients of the first optimizer step."""
     found: dict[str, Tensor] = {}
 
     class Keep(TrainerCallback):
@@ -176,7 +176,7 @@ def test_logged_loss_of_accumulation_is_that_of_the_large_batch(tmp_path: Path) 
 
 
 def _equal_lengths(kind: str) -> tuple[Any, list[dict[str, Any]]]:
-    """Rows for which the plain Trainer counts right: one length, and nothing labelled that cannot be predicted."""
+    """Return rows for which the plain Trainer counts correctly: one length, and no label that cannot be predicted."""
     if kind in ("class", "multi-label"):
         model, tokenizer = fakes.make("bert", "classification", multi_label=kind == "multi-label")
     else:
@@ -320,7 +320,7 @@ def test_class_weights_need_classes_and_one_each(tmp_path: Path) -> None:
         Trainer(model=_class_rows()[0], args=args, class_weights=[1.0, 2.0])
 
 
-def test_a_metric_that_no_evaluation_gives_fails_before_the_first_step(tmp_path: Path) -> None:
+def test_a_metric_that_no_evaluation_returns_fails_before_the_first_step(tmp_path: Path) -> None:
     model, rows = _rows("gpt2")
     args = fakes.arguments(
         tmp_path,

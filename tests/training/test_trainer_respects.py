@@ -1,4 +1,4 @@
-"""What a user sees, sets or overrides stays the user's."""
+"""Anything that a user sees, sets or overrides stays under the user's control."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def built(base: Any, folder: Path, **options: Any) -> Any:
 
 
 class Sees(transformers.TrainerCallback):
-    """Iterates the loader, as callbacks that log samples do."""
+    """Iterate over the loader, as callbacks that log samples do."""
 
     def __init__(self) -> None:
         self.columns: set[str] = set()
@@ -68,7 +68,7 @@ def test_loaders_have_the_columns_of_the_library(as_table: bool, tmp_path: Path)
     assert set(loader.dataset[0]) == {"input_ids", "labels"}
 
 
-def test_rows_are_named_although_loaders_do_not_number_them(tmp_path: Path) -> None:
+def test_rows_are_named_although_loaders_have_no_row_numbers(tmp_path: Path) -> None:
     class Breaks(transformers.TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if state.global_step == 1:
@@ -170,7 +170,7 @@ def test_rows_that_a_model_refuses_are_a_value_error(tmp_path: Path) -> None:
 
 
 def calling(names: tuple[str, ...], base: Any) -> Any:
-    """Derive a class with some methods overridden, whose calls it counts by their names."""
+    """Derive a class that counts the calls of some overridden methods by name."""
 
     def counted(name: str) -> Any:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +214,7 @@ def test_overridden_methods_are_called_as_often_as_by_the_library(names: tuple[s
     assert set(counts[0]) == set(names)
 
 
-def test_inputs_that_a_user_prepares_are_neither_cut_nor_computed_in_parts(
+def test_inputs_that_a_user_prepares_are_neither_trimmed_nor_split(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     widths, sizes = [], []
@@ -244,7 +244,7 @@ def test_inputs_that_a_user_prepares_are_neither_cut_nor_computed_in_parts(
     assert "left to transformers: cutting columns of padding (wide decides on the padding)" in text
 
 
-def test_memory_that_runs_out_under_a_users_loss_is_the_users_to_handle(tmp_path: Path) -> None:
+def test_out_of_memory_in_a_users_loss_is_left_to_the_user(tmp_path: Path) -> None:
     seen = []
 
     class Own(Trainer):
@@ -257,7 +257,7 @@ def test_memory_that_runs_out_under_a_users_loss_is_the_users_to_handle(tmp_path
     assert seen == [2], "a mean over the batch is not the sum of the means of its parts"
 
 
-# ---- Models, collators and imports of the user's ----
+# ---- Models, collators and imports of the user ----
 
 
 def peft_model() -> Any:
@@ -285,7 +285,7 @@ def test_checkpoints_of_adapters_hold_the_adapter_and_the_best_is_loaded(tmp_pat
 
 
 class Growing(nn.Module):
-    """A memory bank whose buffer has another shape after each step, and a loss of its own."""
+    """A memory bank whose buffer changes its shape after each step, and which computes its own loss."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ def _config(trainer: dict[str, Any] | None = None, **train: Any) -> Config:
     return Config(model="m", task="causal-lm", data={"train": "x"}, train=train, trainer=trainer or {})
 
 
-def test_every_first_class_option_arrives(tmp_path: Path) -> None:
+def test_every_first_class_option_is_passed_on(tmp_path: Path) -> None:
     config = _config(
         epochs=2,
         batch_size=3,
@@ -48,7 +48,7 @@ def test_any_other_field_passes_through(tmp_path: Path) -> None:
     assert (args.adam_beta2, args.save_strategy, args.data_seed) == (0.95, "epoch", 3)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     keys = {"adam_beta_2": 0.9, "warmup_ratio": 0.1, "no_cuda": True, "logging_dir": "x", "learning_rate": 1.0}
     with pytest.raises(ConfigError) as raised:
         training_arguments(_config(keys), tmp_path, 10)
@@ -61,7 +61,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     assert "set train.learning_rate and remove trainer.learning_rate" in message.lower()
 
 
-def test_a_field_that_says_the_same_as_the_option_is_fine(tmp_path: Path) -> None:
+def test_a_field_that_agrees_with_the_option_is_accepted(tmp_path: Path) -> None:
     assert training_arguments(_config({"learning_rate": 3e-5}), tmp_path, 10).learning_rate == 3e-5
 
 
@@ -131,11 +131,13 @@ def test_no_advice_on_usual_values() -> None:
         ({}, {"bf16": True}, "less than 32 bits"),
     ],
 )
-def test_one_line_for_each_unusual_value(options: dict[str, Any], trainer: dict[str, Any], words: str) -> None:
+def test_each_unusual_value_gets_one_line_of_advice(
+    options: dict[str, Any], trainer: dict[str, Any], words: str
+) -> None:
     lines = advice(_config(trainer, **options), steps=1000, parameters=124_000_000)
     assert len(lines) == 1
     assert words in lines[0]
 
 
-def test_small_models_are_told_their_own_range() -> None:
+def test_small_models_have_their_own_range() -> None:
     assert "5e-5 to 5e-4" in advice(_config(learning_rate=1e-6), steps=1000, parameters=1000)[0]

@@ -64,7 +64,7 @@ def test_every_family_and_head_learns(kind: str, head: Any, tmp_path: Path) -> N
     assert bundle.model.config.use_cache is True or kind == "bert"
 
 
-def test_freed_pages_go_back_before_training_now_and_then_and_after_evaluations(
+def test_freed_pages_are_returned_before_training_periodically_and_after_evaluations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times: list[None] = []
@@ -77,7 +77,7 @@ def test_freed_pages_go_back_before_training_now_and_then_and_after_evaluations(
     assert len(times) == 1 + 3 + 2
 
 
-def test_evaluations_while_training_pair_rows_of_like_length(tmp_path: Path) -> None:
+def test_evaluations_during_training_batch_rows_of_similar_length(tmp_path: Path) -> None:
     bundle = fakes.bundle("bert", "classification")
     valid = _features(bundle, ("no", "the court shall", "no", "the court shall"))
     short, long = (len(valid[index].input_ids) for index in (0, 1))
@@ -135,7 +135,7 @@ def test_recomputing_activations_changes_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(value, weights[1][name])
 
 
-def test_end_of_text_is_learnt_although_it_is_the_padding(tmp_path: Path) -> None:
+def test_end_of_text_is_learned_although_it_is_the_padding(tmp_path: Path) -> None:
     bundle = fakes.bundle("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     assert bundle.tokenizer.pad_token_id == bundle.tokenizer.eos_token_id
     texts = ("abc", "de", "fghijk")
@@ -149,7 +149,7 @@ def test_end_of_text_is_learnt_although_it_is_the_padding(tmp_path: Path) -> Non
         assert said[-1] == bundle.tokenizer.eos_token_id
 
 
-def test_the_account_is_what_happened(tmp_path: Path) -> None:
+def test_the_training_record_is_correct(tmp_path: Path) -> None:
     bundle = fakes.bundle("gpt2")
     features = _features(bundle)
     training = _fit(bundle, tmp_path, _config(scheduler="linear", warmup=0.5)).training
@@ -181,12 +181,12 @@ def test_without_validation_rows_there_is_no_curve(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("total", "points", "steps"), [(10, 4, (3, 5, 8, 10)), (2, 4, (1, 2)), (5, 0, ()), (1, 1, (1,))]
 )
-def test_evaluations_are_evenly_spread(total: int, points: int, steps: tuple[int, ...]) -> None:
+def test_evaluations_are_evenly_spaced(total: int, points: int, steps: tuple[int, ...]) -> None:
     assert evaluation_steps(total, points) == steps
 
 
 def _break_passes(bundle: Bundle, *passes: int) -> None:
-    """The logits of these training passes (from 1) become NaN."""
+    """Set the logits of these training passes (counted from 1) to NaN."""
     count = 0
 
     def spoil(module: Any, args: Any, output: Any) -> Any:
@@ -200,7 +200,7 @@ def _break_passes(bundle: Bundle, *passes: int) -> None:
     bundle.model.register_forward_hook(spoil)
 
 
-def test_a_run_that_breaks_is_told_with_weights_whole(tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_with_intact_weights(tmp_path: Path) -> None:
     bundle = fakes.bundle("gpt2")
     _break_passes(bundle, 3)
     config = _config().model_copy(update={"guards": GuardsConfig(divergence=None)})
@@ -212,8 +212,8 @@ def test_a_run_that_breaks_is_told_with_weights_whole(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in bundle.model.state_dict().values())
 
 
-def test_a_run_that_goes_back_says_so_and_ends_well(tmp_path: Path) -> None:
-    """The first steps are taken twice; the account has them once, the log of every step twice, told apart."""
+def test_a_run_that_rolls_back_reports_it_and_succeeds(tmp_path: Path) -> None:
+    """The first steps are taken twice; the record counts them once, the log of every step twice and distinguishable."""
     bundle, seen = fakes.bundle("gpt2"), list[Step]()
     _break_passes(bundle, 4)
     result = _fit(
@@ -234,7 +234,7 @@ def test_a_run_that_goes_back_says_so_and_ends_well(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("checkpoint*"))
 
 
-def test_a_run_that_goes_back_too_often_stops_with_whole_weights(tmp_path: Path) -> None:
+def test_a_run_that_rolls_back_too_often_stops_with_intact_weights(tmp_path: Path) -> None:
     bundle = fakes.bundle("gpt2")
     before = {name: value.clone() for name, value in bundle.model.state_dict().items()}
     _break_passes(bundle, 4, 6, 7)
@@ -264,7 +264,7 @@ def test_class_weights_reach_the_loss(tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
-def test_nothing_is_written_by_itself(tmp_path: Path) -> None:
+def test_nothing_is_written_by_default(tmp_path: Path) -> None:
     _fit(fakes.bundle("gpt2"), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.*"))
 

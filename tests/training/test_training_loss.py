@@ -39,7 +39,7 @@ def test_each_row_has_its_own_sum(kept: float) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.9])
-def test_skipping_unlabelled_positions_leaves_the_gradient_as_it_is(kept: float) -> None:
+def test_skipping_unlabeled_positions_does_not_change_the_gradient(kept: float) -> None:
     logits, labels = _tokens(kept)
     ours, torchs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     token_cross_entropy(ours, labels, 0.1)[0].sum().backward()

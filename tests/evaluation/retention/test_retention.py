@@ -1,4 +1,4 @@
-"""What is retained: the same numbers as an independent loop, for each family, before and after."""
+"""Retention: the same numbers as an independent loop, for each family, before and after."""
 
 from __future__ import annotations
 
@@ -141,8 +141,11 @@ HEADS = ["gpt2", "llama", "bert", "t5", "bart"]
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_student_with_a_new_head_is_asked_with_the_bases_head_on_its_body(kind: str, probe: str) -> None:
-    """A classifier whose body is the base's own retains all; one with another body does not; the base stays whole."""
+def test_a_model_with_a_new_head_is_scored_with_the_bases_head_on_its_body(kind: str, probe: str) -> None:
+    """Score a tuned classifier with the base's head.
+
+    One with the base's own body retains everything; one with another body does not, and the base is unchanged.
+    """
     base = fakes.bundle(kind)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     memory = Memory.of(config(probe), base)
@@ -163,7 +166,7 @@ def test_a_student_with_a_new_head_is_asked_with_the_bases_head_on_its_body(kind
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_the_body_under_the_bases_head_learns(probe: str) -> None:
+def test_the_body_under_the_bases_head_is_trained(probe: str) -> None:
     base, student = fakes.bundle("bert"), fakes.bundle("bert", "classification")
     base.model.requires_grad_(False)
     ids = torch.tensor([student.tokenizer(TEXTS[0]).input_ids])
@@ -195,8 +198,8 @@ def test_linear_cka_is_one_for_a_rotation_and_near_zero_for_unrelated_features()
     assert math.isnan(linear_cka(x[:3], x[:3]))
 
 
-def test_linear_cka_is_what_sums_over_quadruples_give() -> None:
-    """The unbiased HSIC is a mean over ordered quadruples of different rows (Song et al. 2012, equation 4)."""
+def test_linear_cka_equals_a_sum_over_quadruples() -> None:
+    """The unbiased HSIC is a mean over ordered quadruples of distinct rows (Song et al. 2012, equation 4)."""
     random = np.random.default_rng(1)
     x, y = random.normal(size=(6, 3)), random.normal(size=(6, 2))
 
@@ -223,7 +226,7 @@ def test_the_jackknife_interval_of_a_mean_is_the_textbook_one() -> None:
     assert (found.low, found.value, found.n) == (pytest.approx(found.value - reach), values.mean(), 50)
 
 
-def test_topics_are_read_from_features_that_hold_them_and_from_no_others() -> None:
+def test_topics_are_predicted_only_from_features_that_contain_them() -> None:
     random = np.random.default_rng(3)
     wanted = ["a", "b"] * 20
     clear = random.normal(size=(40, 4)) + 9 * np.array([[topic == "a"] * 4 for topic in wanted])
@@ -245,10 +248,10 @@ def accumulated(nlls: list[float]) -> Accumulator:
     return found
 
 
-def test_the_relative_loss_is_paired_and_knows_the_direction() -> None:
+def test_the_relative_loss_is_paired_and_follows_the_direction() -> None:
     base = [10.0, 20.0, 30.0, 40.0]
     change, low, high = relative_loss(accumulated([1.1 * nll for nll in base]), accumulated(base), "bits_per_byte")
-    # Every row is worse by a tenth: no resample says otherwise.
+    # Every row is worse by a tenth, so every resample agrees.
     assert (change, low, high) == (pytest.approx(0.1), pytest.approx(0.1), pytest.approx(0.1))
     assert relative_loss(accumulated([9.0]), accumulated([10.0]), "bits_per_byte")[0] == pytest.approx(-0.1)
     assert all(map(math.isnan, relative_loss(accumulated([]), accumulated([]), "bits_per_byte")))
@@ -266,13 +269,11 @@ def test_the_relative_loss_is_paired_and_knows_the_direction() -> None:
         (math.nan, math.nan, "forgotten"),
     ],
 )
-def test_a_verdict_wants_a_loss_that_is_no_chance_and_larger_than_the_budget(
-    change: float, low: float, verdict: str
-) -> None:
+def test_a_verdict_needs_a_significant_loss_above_the_budget(change: float, low: float, verdict: str) -> None:
     assert verdict_of(change, low, 0.05) == verdict
 
 
-def test_a_model_of_nan_has_forgotten(probe: str) -> None:
+def test_a_model_with_nan_scores_has_forgotten(probe: str) -> None:
     memory = Memory.of(config(probe), fakes.bundle("gpt2"))
     found = memory.compare(shaken(fakes.bundle("gpt2"), math.nan))["general text"]
     assert found.verdict == "forgotten"
@@ -294,10 +295,10 @@ def test_the_builtin_probe_keeps_its_languages_apart_and_a_file_may_name_them(tm
         load_probe(write(tmp_path / "bad.jsonl", [{"words": "one"}]), 200)
 
 
-def test_the_bases_answers_are_cached_by_what_was_asked_of_whom(probe: str, tmp_path: Path) -> None:
+def test_the_bases_answers_are_cached_by_questions_and_model(probe: str, tmp_path: Path) -> None:
     base = fakes.bundle("gpt2")
     first = Memory.of(config(probe), base, tmp_path / "runs")
-    shaken(base)  # the hash says that it is the same model: the cache must answer, not the weights
+    shaken(base)  # the hash is that of the same model: the cache must answer, not the weights
     again = Memory.of(config(probe), base, tmp_path / "runs")
     assert len(list((tmp_path / "runs" / "cache").glob("*.jsonl"))) == 1
     student = fakes.bundle("gpt2")
@@ -351,7 +352,7 @@ def test_minimal_pairs_are_likelihood_comparisons(kind: str, probe: str, tmp_pat
     assert (found.metric, found.base.value, found.verdict) == ("pair_accuracy", np.mean(right), "kept")
 
 
-def test_sets_that_are_none_are_refused_together(probe: str, tmp_path: Path) -> None:
+def test_all_invalid_sets_are_refused_together(probe: str, tmp_path: Path) -> None:
     sets: dict[str, Any] = {"one": {"task": "clasification", "data": {"train": "x"}}, "two": {"task": "causal-lm"}}
     with pytest.raises(ConfigError) as caught:
         check_sets(config(probe, sets=sets))

@@ -1,4 +1,4 @@
-"""Retention in whole runs: in the record, in the outcome, and as a reason to stop."""
+"""Retention in complete runs: in the record, in the outcome, and as a reason to stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TALES = [f"Жил-был царь номер {index}, и было у него {i
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder that knows one English sentence, so that there is something to forget."""
+    """Save a decoder that knows one English sentence, so that there is something to forget."""
     import torch
 
     torch.manual_seed(0)
@@ -60,9 +60,7 @@ def job(base: Path, place: Path, **options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("action", "outcome"), [("warn", "accepted"), ("reject", "rejected"), ("stop", "stopped")], ids=str
 )
-def test_what_is_forgotten_is_in_the_record_and_has_its_consequence(
-    action: str, outcome: str, base: Path, tmp_path: Path
-) -> None:
+def test_forgetting_is_recorded_and_has_its_consequence(action: str, outcome: str, base: Path, tmp_path: Path) -> None:
     record = fulltune.run(job(base, tmp_path, action=action), out=tmp_path / "runs")
     found = record.retention["general text"]
     assert found.verdict == "forgotten"
@@ -92,7 +90,7 @@ def test_the_guard_can_be_turned_off_and_a_model_that_did_not_move_keeps_all(bas
     assert fulltune.run(config, out=tmp_path / "runs").retention == {}
 
 
-def test_a_set_that_is_none_is_refused_before_anything_is_loaded(base: Path, tmp_path: Path) -> None:
+def test_an_invalid_set_is_refused_before_anything_is_loaded(base: Path, tmp_path: Path) -> None:
     config = job(base, tmp_path, sets={"law": {"task": "clasification", "data": {"train": "x"}}})
     with pytest.raises(ConfigError, match=r"sets\.law\.task"):
         fulltune.run(config, out=tmp_path / "runs")
@@ -121,13 +119,13 @@ def test_each_mitigation_keeps_more_than_none(wanted: dict[str, Any], base: Path
 
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
-def test_the_base_makes_up_the_text_that_is_replayed(base: Path, tmp_path: Path) -> None:
+def test_the_base_generates_the_text_that_is_replayed(base: Path, tmp_path: Path) -> None:
     config = job(base, tmp_path) | {"regularize": {"replay": 0.5}}
     record = fulltune.run(config, out=tmp_path / "runs")
     assert record.training.rows == 18
 
 
-def test_what_cannot_be_regularised_is_refused_before_training(base: Path, tmp_path: Path) -> None:
+def test_impossible_regularization_is_refused_before_training(base: Path, tmp_path: Path) -> None:
     config = job(base, tmp_path) | {"regularize": {"replay": 0.5, "replay_from": str(tmp_path / "probe.jsonl")}}
     with pytest.raises(ConfigError, match="the probe of guards"):
         fulltune.run(config, out=tmp_path / "runs")

@@ -14,7 +14,7 @@ SMALL = Shape("small", 1_000_000, 100_000, 50_000, 64, 8, 256, 1000)
 _GIB = 2**30
 
 
-def test_the_formulas_are_those_of_the_page() -> None:
+def test_the_formulas_are_those_of_the_documentation() -> None:
     p, rest = SMALL.parameters, activation_bytes(SMALL, 10)
 
     def device(engine: Engine, devices: int) -> float:
@@ -25,7 +25,7 @@ def test_the_formulas_are_those_of_the_page() -> None:
     bucket = 4 * engine_memory.BUCKET
     assert device("zero1", 4) == 8 * p + 16 * p / 4 + bucket
     assert device("zero2", 4) == 4 * p + 20 * p / 4 + bucket
-    # A small model is gathered whole, and its gradients are one bucket.
+    # A small model is gathered as a unit, and its gradients fit in one bucket.
     assert device("zero3", 4) == 20 * p / 4 + 4 * p + 4 * p + 4 * (50_000 + 100_000) + bucket
     assert device("fsdp2", 4) == 16 * p / 4 + 4 * (50_000 + 3 * 100_000)
     assert rest == 4 * 10 * (8 * 64 + 8 * 64 + 3 * 256 + 3 * 1000)
@@ -41,17 +41,17 @@ def test_more_devices_and_offload_never_need_more(devices: int, parameters: int)
         assert moved.device <= one.device
         assert moved.device + moved.host == pytest.approx(one.device)
     assert need(shape, "zero2", 64).device <= need(shape, "zero1", 64).device
-    if parameters > 2 * engine_memory.LIVE:  # what ZeRO-3 gathers at once is worth as much as a small model
+    if parameters > 2 * engine_memory.LIVE:  # what ZeRO-3 gathers at a time is as large as a small model
         assert need(shape, "zero3", 64).device <= need(shape, "zero2", 64).device
 
 
-def test_no_devices_are_refused() -> None:
+def test_zero_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="0 devices"):
         need(SMALL, "ddp", 0)
 
 
 def test_published_models_have_their_published_sizes() -> None:
-    """Millions, from the papers and model cards."""
+    """Compare with the papers and model cards, in millions."""
     known = {"GPT-2 XL": 1558, "Llama-3.2-1B": 1236, "Llama-3.2-3B": 3213, "Llama-3.1-8B": 8030, "T5-3B": 2852}
     shapes = published()
     assert {shape.name: round(shape.parameters / 1e6) for shape in shapes} == known
@@ -65,7 +65,7 @@ def test_published_models_have_their_published_sizes() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
-def test_a_shape_counts_what_the_real_model_has(kind: str) -> None:
+def test_a_shape_has_the_parameters_of_the_real_model(kind: str) -> None:
     model, _ = fakes.make(kind)
     shape = shape_of(kind, model.config)
     assert shape.parameters == model.num_parameters()
@@ -91,9 +91,11 @@ def test_the_table_is_consistent() -> None:
     assert by_name["GPT-2 XL", 40]["ddp"] == 1, "16 bytes a parameter are 25 GB"
 
 
-def test_what_fits_is_what_others_found_to_fit() -> None:
-    """Mangrulkar and Gugger, "Accelerate Large Model Training using PyTorch Fully Sharded Data Parallel" (2022), tables
-    1 and 2: FP32 with AdamW on two cards of 23.65 GiB each.
+def test_the_models_that_fit_are_those_of_published_experiments() -> None:
+    """Compare with two cards of 23.65 GiB each, in FP32 with AdamW.
+
+    Mangrulkar and Gugger, "Accelerate Large Model Training using PyTorch Fully Sharded Data Parallel" (2022), tables
+    1 and 2.
     """
     card = 23.65 * _GIB
     large = shape_of("GPT-2 Large", GPT2Config(n_embd=1280, n_layer=36, n_head=20))
@@ -106,16 +108,18 @@ def test_what_fits_is_what_others_found_to_fit() -> None:
 
 
 def test_shards_are_those_of_the_zero_paper() -> None:
-    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters take 120 GB, and 1.9 GB on each of 64."""
+    """Rajbhandari et al. 2020, figure 1: 7.5 billion parameters take 120 GB, and 1.9 GB on each of 64 devices."""
     shape = Shape("7.5B", 7_500_000_000, 0, 0, 0, 0, 0, 0)
     assert need(shape, "ddp", 1).device == pytest.approx(120e9)
     assert need(shape, "fsdp2", 64).device == pytest.approx(1.9e9, rel=0.02)
 
 
 @pytest.mark.parametrize(("devices", "published_gib"), [(1, 46.91), (2, 23.58)])
-def test_zero3_is_deepspeeds_estimate_in_float32(devices: int, published_gib: float) -> None:
-    """DeepSpeed's estimate for T0_3B (documentation of transformers, "DeepSpeed", memory requirements) is for half
-    precision, 18 bytes a parameter where float32 takes 20, and without what is gathered and reduced at once.
+def test_zero3_matches_the_estimate_of_deepspeed_in_float32(devices: int, published_gib: float) -> None:
+    """Compare with DeepSpeed's estimate for T0_3B (documentation of transformers, "DeepSpeed", memory requirements).
+
+    That estimate is for half precision, 18 bytes per parameter where float32 takes 20, and excludes the
+    buffers that are gathered and reduced.
     """
     shape = Shape("T0_3B", 2_783_000_000, 0, 65_000_000, 0, 0, 0, 0)
     in_float32 = published_gib * _GIB * 20 / 18

@@ -1,4 +1,4 @@
-"""Memory of a step: every storage is counted, and a few rows tell of many."""
+"""Memory of a step: every storage is counted, and a few rows predict many."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fulltune.runtime import plugins
 from fulltune.tasks.base import Features
 
 
-def test_storages_are_counted_once_and_until_they_go() -> None:
+def test_storages_are_counted_once_until_they_are_freed() -> None:
     with LiveBytes() as live:
         one = torch.zeros(1000)
         view = one.view(10, 100)[:5]
@@ -40,7 +40,7 @@ def test_the_backward_pass_is_seen() -> None:
     with LiveBytes() as live:
         (torch.ones(20, 50) @ weight).relu().sum().backward()
         assert sum(live.events) == weight.nbytes, "the gradient alone is left"
-    # Input, product, its activation; in the backward pass the slopes of both beside what was kept.
+    # Input, product and activation; in the backward pass the gradients of both on top of the saved tensors.
     assert max(accumulate(live.events)) >= weight.nbytes + 20 * 50 * 4
 
 
@@ -54,7 +54,7 @@ def footprint_of(timelines: dict[int, list[int]], rows: int, **changed: Any) -> 
     a_row=st.lists(st.integers(-50, 100), min_size=12, max_size=12),
     rows=st.integers(1, 64),
 )
-def test_amounts_that_are_linear_in_the_rows_are_told_exactly(fixed: list[int], a_row: list[int], rows: int) -> None:
+def test_sizes_that_are_linear_in_the_rows_are_predicted_exactly(fixed: list[int], a_row: list[int], rows: int) -> None:
     def timeline(count: int) -> list[int]:
         return [base + count * slope for base, slope in zip(fixed, a_row, strict=False)]
 
@@ -66,7 +66,7 @@ def test_timelines_that_differ_are_compared_by_their_highest_points() -> None:
     assert footprint_of({2: [30, -10], 3: [20, 20, -5]}, rows=5).step_bytes(accumulated=False) == 60
 
 
-def test_gradients_of_an_earlier_micro_batch_come_on_top_unless_they_were_measured() -> None:
+def test_gradients_of_an_earlier_micro_batch_are_added_unless_measured() -> None:
     assert footprint_of({2: [30]}, rows=2).step_bytes(accumulated=True) == 130
     assert footprint_of({2: [30]}, rows=2, is_accumulated=True).step_bytes(accumulated=True) == 30
 
@@ -92,7 +92,7 @@ def probe(kind: str, folder: Path, lengths: list[int]) -> Probe:
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])
 @pytest.mark.parametrize("train", [{}, {"accumulation": 2}, {"gradient_checkpointing": True}])
-def test_few_rows_tell_what_many_take(
+def test_a_few_rows_predict_the_memory_of_many(
     kind: str, train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on, config = probe(kind, tmp_path, [4, 30, 12]), job(batch_size=7, **train)
@@ -111,12 +111,12 @@ def test_state_is_counted_on_the_tensors(tmp_path: Path) -> None:
     found = footprint(on, job(batch_size=2))
     numbers = sum(one.numel() for one in on.student.model.parameters())
     assert found.weights == found.gradients == 4 * numbers
-    # Two moments, and a counter of steps for each tensor.
+    # Two moments, and a step counter per tensor.
     assert 8 * numbers <= found.optimizer <= 8 * numbers + 8 * len(list(on.student.model.parameters()))
     assert found.step_bytes(accumulated=False) >= found.gradients
 
 
-def test_recomputing_takes_less(tmp_path: Path) -> None:
+def test_recomputing_needs_less_memory(tmp_path: Path) -> None:
     on = probe("gpt2", tmp_path, [60])
     usual, recomputed = (
         footprint(on, job(batch_size=3, gradient_checkpointing=value)).step_bytes(accumulated=False)

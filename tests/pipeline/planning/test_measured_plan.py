@@ -1,4 +1,4 @@
-"""The measured plan: memory by part and time by stage, the base untouched, and no run that cannot fit."""
+"""The measured plan: memory by part and time by stage, an unchanged base, and no run that cannot fit."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def job(raw: dict[str, Any], place: Path) -> Job:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_a_plan_tells_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path) -> None:
+def test_a_plan_reports_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path) -> None:
     plan = run.plan(config(tmp_path, kind), out=tmp_path / "runs")
     assert [name for name in plan.memory if name in PARTS] == PARTS
     assert ("base beside it" in plan.memory) == (kind == "bert")
@@ -59,7 +59,7 @@ def test_a_plan_tells_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_base_and_the_random_numbers_are_as_they_were(tmp_path: Path) -> None:
+def test_the_base_and_the_random_state_are_unchanged(tmp_path: Path) -> None:
     known = job(config(tmp_path, "gpt2"), tmp_path)
     before, draws = weights_sha256(known.base.model), torch.get_rng_state()
     measured_plan.full_plan(known, prepared=0.0)
@@ -67,7 +67,7 @@ def test_the_base_and_the_random_numbers_are_as_they_were(tmp_path: Path) -> Non
     assert torch.equal(torch.get_rng_state(), draws)
 
 
-def test_a_run_that_plainly_fits_measures_nothing(tmp_path: Path) -> None:
+def test_a_run_that_clearly_fits_measures_nothing(tmp_path: Path) -> None:
     plan = measured_plan.checked_plan(job(config(tmp_path, "bert"), tmp_path))
     assert plan.memory == {}
 
@@ -131,11 +131,11 @@ def test_a_batch_has_rows_of_like_length() -> None:
 
 
 @given(once=st.floats(0, 5), a_row=st.floats(0.01, 2), count=st.integers(8, 500))
-def test_what_is_spent_once_is_told_from_what_each_row_takes(once: float, a_row: float, count: int) -> None:
+def test_fixed_costs_are_separated_from_costs_per_row(once: float, a_row: float, count: int) -> None:
     found = measured_plan.extrapolated((2, once + 2 * a_row), (8, once + 8 * a_row), count)
     assert found == pytest.approx(once + a_row * count)
 
 
-def test_more_rows_that_took_no_longer_stand_for_all() -> None:
+def test_without_growth_over_rows_the_larger_sample_is_extrapolated() -> None:
     assert measured_plan.extrapolated((2, 5.0), (8, 4.0), 80) == pytest.approx(40.0)
     assert measured_plan.extrapolated((2, 1.0), (2, 1.5), 2) == pytest.approx(1.5)

@@ -1,4 +1,4 @@
-"""Memory by part, and what would make a job fit, each with its own figure."""
+"""Memory by part, and the changes that would make a job fit, each with its own figure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fulltune.pipeline.planning.footprint import Footprint
 
 GIB = 2**30
 
-#: Enough for checkpoints.
+#: Enough steps for checkpoints.
 STEPS = 1000
 
 
@@ -22,7 +22,7 @@ def job(**sections: Any) -> Config:
 
 
 def footprint(rows: int = 8, **changed: Any) -> Footprint:
-    """A model of 1 GiB, of whose step a row takes 1 GiB."""
+    """Return the footprint of a model of 1 GiB whose steps take 1 GiB per row."""
     taken = {count: (count * GIB, GIB, -count * GIB) for count in (2, 3)}
     usual: dict[str, Any] = {"width": 512, "weights": GIB, "gradients": GIB, "optimizer": 2 * GIB, "timelines": taken}
     return Footprint(rows=rows, is_accumulated=False, seconds={}, **(usual | changed))
@@ -73,7 +73,7 @@ def test_proposals_come_in_order_with_their_figures() -> None:
         "sharding over 2 processes (fulltune launch)",
     ]
     small, recomputing, light, every, sharded = found.values()
-    # Gradients of the micro-batches before lie beside the step.
+    # Gradients of earlier micro-batches are held during the step.
     assert small == pytest.approx(1 + 2 + (1 + 3))
     assert recomputing == pytest.approx(1 + 2 + 2)
     assert light == pytest.approx(1 + 0.508 + 9, abs=1e-3)
@@ -82,18 +82,18 @@ def test_proposals_come_in_order_with_their_figures() -> None:
     assert sharded * (1 + slack) == pytest.approx((1 + 1 + 2) / 2 + 4 + slack * (1 + 1 + 2 + 4))
 
 
-def test_what_is_done_already_is_not_proposed() -> None:
+def test_options_already_in_use_are_not_proposed() -> None:
     config = job(train={"batch_size": 1})
     found = memory.proposals(config, footprint(rows=1, optimizer=GIB // 4), None, GIB, program=0, base=0, steps=STEPS)
     assert [one.change for one in found] == ["sharding over 2 processes (fulltune launch)"]
 
 
-def test_a_budget_of_tokens_is_what_is_lowered_where_there_is_one() -> None:
+def test_with_a_token_budget_the_budget_is_lowered() -> None:
     config = job(speed={"batch_tokens": 4096})
     assert next(iter(ways(9 * GIB, config))) == "speed.batch_tokens: 1024 with train.accumulation: 4"
 
 
-def test_a_refusal_tells_what_takes_memory_and_every_way_out() -> None:
+def test_a_refusal_lists_the_memory_by_part_and_every_fix() -> None:
     taken = memory.parts(job(), footprint(), program=GIB, base=0, steps=STEPS)
     limit = 8 * GIB
     found = memory.proposals(job(), footprint(), None, limit, program=GIB, base=0, steps=STEPS)
@@ -106,7 +106,7 @@ def test_a_refusal_tells_what_takes_memory_and_every_way_out() -> None:
     assert "train.optimizer: adamw-8bit (12." in short
 
 
-def test_a_refusal_without_a_way_out_says_so() -> None:
+def test_a_refusal_without_a_fix_reports_that() -> None:
     text = str(memory.refusal({"weights": 9 * GIB}, GIB, []))
     assert "Choose a smaller model, or more memory" in text
 
@@ -121,5 +121,5 @@ def test_a_rough_bound_is_known_for_all_families(config: Any) -> None:
     assert longer > 2 * few
 
 
-def test_sizes_that_are_not_told_give_no_bound() -> None:
+def test_unknown_sizes_give_no_bound() -> None:
     assert memory.rough_step_bytes(object(), 1, 1) is None

@@ -1,4 +1,4 @@
-"""A plan counts as the trainer will, and lists every problem at once."""
+"""A plan counts steps like the trainer, and lists every problem at once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_max_steps_overrides_epochs() -> None:
 
 
 @given(total=st.integers(1, 2000), points=st.integers(0, 50))
-def test_evaluations_are_spread_and_end_with_the_training(total: int, points: int) -> None:
+def test_evaluations_are_evenly_spaced_and_end_with_the_training(total: int, points: int) -> None:
     steps = evaluation_steps(total, points)
     assert len(steps) == min(points, total) if points <= total or total == 1 else len(steps) <= points
     assert list(steps) == sorted(set(steps))
@@ -101,7 +101,7 @@ def test_all_problems_at_once() -> None:
         ({"parameters": GIB}, "Choose a smaller model"),
     ],
 )
-def test_each_problem_says_what_to_do(counts: dict[str, int], message: str) -> None:
+def test_each_problem_names_its_fix(counts: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(config(), **counts)
     assert len(caught.value.problems) == 1
@@ -127,7 +127,7 @@ def test_advice_about_the_data(counts: dict[str, int], words: str) -> None:
     assert any(words in line for line in plan(config(), **counts).advice)
 
 
-def test_the_usual_shots_adapt_to_few_rows_and_only_another_number_is_refused() -> None:
+def test_the_default_number_of_shots_adapts_to_few_rows_and_only_a_configured_one_is_refused() -> None:
     made = plan(config(), train_rows=3)
     assert "Few-shot prompts have 3 examples: train has no more rows." in made.advice
     with pytest.raises(ConfigError, match=r"baselines\.few_shot"):

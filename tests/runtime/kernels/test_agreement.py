@@ -1,4 +1,4 @@
-"""Fast ways are taken where they give the loss and the gradients of the plain one, and left where they do not."""
+"""Fast kernels are used only where they give the loss and the gradients of the plain ones."""
 
 from __future__ import annotations
 
@@ -88,5 +88,5 @@ def test_gradients_are_compared_entry_by_entry() -> None:
     assert gradients_agree(layer, plain, plain)
 
 
-def test_what_cannot_be_asked_is_left_to_its_layers() -> None:
+def test_a_model_that_cannot_be_checked_keeps_its_layers() -> None:
     assert kernels_agree(nn.Linear(2, 2), ALL)

@@ -1,4 +1,4 @@
-"""Keeping freed memory is a setting of glibc, and nothing at all elsewhere."""
+"""Keeping freed memory is a setting of glibc; elsewhere nothing changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_large_block_is_mapped_once_instead_of_every_time() -> None:
     found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout.split()
     before, kept, after = int(found[0]), found[1] == "True", int(found[2])
     assert kept
-    assert before > 10  # huge pages make them few
+    assert before > 10  # with huge pages there are few faults
     assert after < before / 4
 
 

@@ -1,4 +1,4 @@
-"""Attention with dropout in stretches: what a plain softmax with the same mask gives, and the same gradients."""
+"""Attention with dropout in stretches: output and gradients of a plain softmax with the same mask."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def heads(sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain(inputs: list[Tensor], mask: Tensor | None, p: float, is_causal: bool, scale: float, seed: int) -> Tensor:
-    """One matrix at a time in float64, with the masks of the stretches put in their places."""
+    """Compute one matrix at a time in float64, with the masks of the stretches in their positions."""
     query, key, value = inputs[:3]
     kept = torch.zeros(*query.shape[:3], key.shape[2], dtype=torch.bool)
     for number, tile in enumerate(module._tiles(query, key, is_causal)):
@@ -90,13 +90,13 @@ def test_a_query_that_sees_nothing_is_finite() -> None:
     assert torch.isfinite(query.grad).all()
 
 
-def test_without_dropout_it_is_torchs_own() -> None:
+def test_without_dropout_torchs_own_attention_is_used() -> None:
     query, key, value = heads(SIZES[1])
     wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     assert torch.equal(attention(query, key, value, is_causal=True), wanted)
 
 
-def test_a_large_matrix_is_never_kept() -> None:
+def test_the_full_attention_matrix_is_never_kept() -> None:
     query, key, value = heads((1, 2, 256, 256, 8, 8))
     kept: list[int] = []
 
@@ -142,7 +142,7 @@ def test_models_of_every_family_go_through_it(kind: str, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5", "llama"])
-def test_a_dropout_too_small_to_drop_anything_gives_the_models_own_loss(kind: str) -> None:
+def test_a_negligible_dropout_gives_the_models_own_loss(kind: str) -> None:
     name = {"gpt2": "attn_pdrop", "bert": "attention_probs_dropout_prob", "t5": "dropout_rate"}
     others = {"gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0}, "bert": {"hidden_dropout_prob": 0.0}}
     tiny = {name.get(kind, "attention_dropout"): 1e-9}
@@ -157,7 +157,7 @@ def test_a_dropout_too_small_to_drop_anything_gives_the_models_own_loss(kind: st
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_the_librarys_function_is_given_back() -> None:
+def test_the_function_of_the_library_is_restored() -> None:
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with fast_attention():
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention_forward

@@ -1,4 +1,4 @@
-"""The choice between two libraries: kept where it can be, the same for every later process, never a failure."""
+"""The choice between two libraries: cached where possible, the same in every later process, never a failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *choices: Choices) -> list[Choices]:
-    """Measurements give these, in turn; what is left of them is returned."""
+    """Replace measurements by these, in turn; return the list of those not used yet."""
     left = list(choices)
     monkeypatch.setattr(calibration, "measure", lambda: left.pop(0))
     return left
@@ -41,7 +41,7 @@ def test_it_is_measured_once_and_then_read(tmp_path: Path, monkeypatch: pytest.M
     assert read_choices(file) == SOME
 
 
-def test_of_two_processes_the_first_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_two_processes_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile() -> Choices:
         path = tmp_path / f"products-{calibration._machine_key()}.json"
         path.write_text(dump_choices(OTHER))
@@ -53,14 +53,14 @@ def test_of_two_processes_the_first_one_counts(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 0}', '{"version": 1}', '{"version": 1, "onednn": [[1]]}'])
-def test_a_broken_file_is_measured_anew(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_file_is_measured_again(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, SOME)
     (tmp_path / f"products-{calibration._machine_key()}.json").write_text(text)
     assert machine_choices(tmp_path) == SOME
     assert machine_choices(tmp_path) == SOME
 
 
-def test_where_nothing_can_be_kept_the_rule_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_writable_cache_the_rule_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = answers(monkeypatch, SOME)
     (tmp_path / "file").write_text("")
     found = machine_choices(tmp_path / "file" / "cache")
@@ -68,13 +68,13 @@ def test_where_nothing_can_be_kept_the_rule_decides(tmp_path: Path, monkeypatch:
     assert left == [SOME]
 
 
-def test_without_onednn_the_blas_takes_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_the_blas_computes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "has_exact_onednn", lambda: False)
     assert machine_choices(tmp_path) == NONE
     assert list(tmp_path.iterdir()) == []
 
 
-def test_reduced_products_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_reduced_precision_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     assert not calibration.has_exact_onednn()
@@ -105,7 +105,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "all_classes", lambda: shape_classes()[:3])
 
 
-def test_a_measurement_takes_the_faster_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_selects_the_faster_library(monkeypatch: pytest.MonkeyPatch) -> None:
     few(monkeypatch)
     slow = calibration._blas
     monkeypatch.setattr(calibration, "_seconds", lambda by, pair: 2.0 if by is slow else 1.0)
@@ -116,7 +116,7 @@ def test_a_measurement_takes_the_faster_library(monkeypatch: pytest.MonkeyPatch)
     assert measure(60).onednn == frozenset()
 
 
-def test_a_wrong_product_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_with_wrong_results_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     few(monkeypatch)
     assert is_exact((torch.randn(8, 4), torch.randn(3, 4)))
     slow = calibration._blas
@@ -125,7 +125,7 @@ def test_a_wrong_product_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure(60).onednn == frozenset()
 
 
-def test_a_machine_too_busy_to_measure_takes_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_too_busy_to_measure_uses_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     few(monkeypatch)
     assert measure(0) == choose_by_rule(calibration.machine.cpu_name(), torch.backends.cpu.get_cpu_capability())
 
@@ -137,7 +137,7 @@ def test_measuring_leaves_torchs_generator_alone(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_run_goes_on_with_the_products_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_with_the_kernels_that_it_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(active, "machine_choices", lambda: SOME)
     with pinned_kernels("auto", tmp_path / "kernels.json") as first:
         assert first == current() == SOME

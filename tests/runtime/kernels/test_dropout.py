@@ -1,4 +1,4 @@
-"""Cheap dropout: the right share, independent from place to place and call to call, and the same again on demand."""
+"""Fast dropout: the right fraction, independent between positions and calls, and repeatable on demand."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from torch.utils.checkpoint import checkpoint
 
 from fulltune.runtime.kernels.dropout import SMALLEST, draw_seed, dropout, fast_dropouts, keep_mask, rounded_probability
 
-SIZE = 2**20 + 4099  # more than a block, and no multiple of four
+SIZE = 2**20 + 4099  # more than a block, and not a multiple of four
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.25, 0.5, 0.9, 1 - 1e-6])
-def test_the_share_that_is_dropped(p: float) -> None:
+def test_the_fraction_that_is_dropped(p: float) -> None:
     dropped = SIZE - int(keep_mask(SIZE, p, seed=3).sum())
     sigma = math.sqrt(SIZE * rounded_probability(p) * (1 - rounded_probability(p)))
     assert abs(dropped - SIZE * rounded_probability(p)) < 4.5 * sigma
     assert abs(rounded_probability(p) - p) < 2**-16
 
 
-def test_nothing_and_everything() -> None:
+def test_probabilities_of_zero_and_one() -> None:
     assert (rounded_probability(0.0), rounded_probability(1.0)) == (0.0, 1.0)
     assert rounded_probability(0.5) == 0.5
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 8, 64, 768, 4096, 2**20])
-def test_neighbours_are_independent(lag: int) -> None:
+def test_neighbors_are_independent(lag: int) -> None:
     kept = keep_mask(4 * 2**20, 0.25, seed=5).double() - 0.75
     pairs = len(kept) - lag
     correlation = float((kept[:-lag] * kept[lag:]).sum()) / (0.25 * 0.75 * math.sqrt(pairs))
     assert abs(correlation) < 4.5
 
 
-def test_masks_of_neighbouring_seeds_are_independent() -> None:
+def test_masks_of_neighboring_seeds_are_independent() -> None:
     masks = torch.stack([keep_mask(50_000, 0.5, seed) for seed in range(40)]).double() * 2 - 1
     correlations = (masks @ masks.T / math.sqrt(50_000))[torch.triu(torch.ones(40, 40), 1).bool()]
     assert len(correlations) == 780
@@ -84,7 +84,7 @@ def test_what_is_kept_is_scaled_and_carries_the_gradient() -> None:
     torch.testing.assert_close(gradient, kept / (1 - rounded_probability(0.1)))
 
 
-def test_torchs_own_where_there_is_nothing_to_gain() -> None:
+def test_torchs_own_dropout_is_used_where_nothing_is_gained() -> None:
     x = torch.randn(SMALLEST - 1)
     torch.manual_seed(1)
     found = dropout(x, 0.3)
@@ -97,7 +97,7 @@ def test_torchs_own_where_there_is_nothing_to_gain() -> None:
     assert dropout(large.double(), 0.5).dtype == torch.float64
 
 
-def test_layers_are_changed_for_as_long_as_it_lasts() -> None:
+def test_layers_are_changed_only_inside_the_context() -> None:
     model, x = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5, inplace=True), nn.AlphaDropout(0.5)), torch.ones(20_000)
     with fast_dropouts(model) as layers:
         assert layers == 2
@@ -111,7 +111,7 @@ def test_layers_are_changed_for_as_long_as_it_lasts() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_checkpointed_layer_sees_its_mask_again(reentrant: bool) -> None:
+def test_a_checkpointed_layer_gets_the_same_mask_again(reentrant: bool) -> None:
     layer, x = nn.Dropout(0.5), torch.ones(20_000, requires_grad=True)
     with fast_dropouts(layer):
         result = checkpoint(layer, x, use_reentrant=reentrant)

@@ -1,4 +1,4 @@
-"""Training with fast kernels: the same weights up to rounding, the same bits each time, in float32 unless asked."""
+"""Training with fast kernels: the same weights up to rounding, repeatable bit for bit, float32 by default."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_kernels_change_nothing_but_the_rounding(kind: str, tmp_path: Path) -> N
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert len(plain) > 20
     for name, value in plain.items():
-        # AdamW's first steps go by the sign of a gradient: where it is 0 up to rounding, so is the sign.
+        # AdamW's first steps follow the sign of a gradient: where it is 0 up to rounding, so is the sign.
         difference = (fast[name] - value).norm() / value.norm().clamp_min(1e-3)
         assert float(difference) <= 1e-3, name
 

@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN: the same numbers as float64 gives, on layers that are left as they were found."""
+"""Linear layers through oneDNN: the same numbers as in float64, and layers that are restored afterwards."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_strided_inputs_and_gradients() -> None:
     )
 
 
-class Quantised(nn.Linear):
-    """Stands for a layer that this package knows nothing of."""
+class Quantized(nn.Linear):
+    """A layer type that this package does not know."""
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes of what goes to oneDNN from here on."""
+    """Record the shapes of the products that go to oneDNN from here on."""
     from fulltune.runtime.kernels import linear as module
 
     seen: list[tuple[int, ...]] = []
@@ -117,9 +117,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return seen
 
 
-def test_layers_are_changed_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_changed_only_inside_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
-    model = nn.Sequential(nn.Linear(8, 8), Conv1D(8, 8), Quantised(8, 8))
+    model = nn.Sequential(nn.Linear(8, 8), Conv1D(8, 8), Quantized(8, 8))
     before, x = dict(model.state_dict()), torch.randn(4, 8)
     reference = model(x)
     with fast_linears(model, ALL) as layers:
@@ -127,7 +127,7 @@ def test_layers_are_changed_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(model(x), reference)
         assert len(seen) == 2
         assert model.state_dict().keys() == before.keys()
-        assert [type(layer) for layer in model] == [nn.Linear, Conv1D, Quantised]
+        assert [type(layer) for layer in model] == [nn.Linear, Conv1D, Quantized]
         with fast_linears(model, ALL) as more:
             assert more == 0
         model(x)
@@ -137,7 +137,7 @@ def test_layers_are_changed_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPa
     assert len(seen) == 4
 
 
-def test_layers_are_given_back_after_an_error() -> None:
+def test_layers_are_restored_after_an_error() -> None:
     model = nn.Linear(4, 4)
     with pytest.raises(RuntimeError), fast_linears(model, ALL):
         model(torch.randn(3, 5))
@@ -165,7 +165,7 @@ def test_hooks_run() -> None:
     assert called == ["forward", "backward"]
 
 
-def test_what_is_not_plain_float32_goes_the_usual_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_but_plain_float32_uses_the_original_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
     layer = nn.Linear(8, 8)
     with fast_linears(layer, ALL):

@@ -1,4 +1,4 @@
-"""Fast paths by device, config and what is installed; threads by what the machine can serve."""
+"""Fast paths by device, config and installed packages; threads by what the machine can run."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def job(**options: Any) -> Config:
          "products in bfloat16"]),
     ],
 )  # fmt: skip
-def test_what_a_job_takes(
+def test_the_fast_paths_of_a_job(
     device: str, options: dict[str, Any], choices: Choices | None, installed: list[str], expected: list[str]
 ) -> None:
     assert list(fast_paths(device, job(**options), choices, installed.__contains__)) == expected
 
 
-def test_products_are_told_with_where_the_choice_is_from() -> None:
+def test_products_are_reported_with_the_source_of_the_choice() -> None:
     first = fast_paths("cpu", job(), SOME)[0]
     assert first.endswith("float32 products by oneDNN (measured)")
     assert is_installed("torch")

@@ -1,4 +1,4 @@
-"""Databases as people bring them: with journals, with parts that cannot be read, damaged, or none at all."""
+"""Databases as users bring them: with journals, with unreadable parts, damaged, or empty."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def with_wal(tmp_path: Path) -> Path:
-    """A database of one row, and six more in a write-ahead log that nobody has written back."""
+    """Create a database of one row, and six more in a write-ahead log that has not been checkpointed."""
     path = make(tmp_path / "live.sqlite", "PRAGMA journal_mode = wal; CREATE TABLE t (a INT); INSERT INTO t VALUES (0)")
     kept = tmp_path / "kept"
     kept.mkdir()
@@ -47,7 +47,7 @@ def with_wal(tmp_path: Path) -> Path:
     return kept / "shop.sqlite"
 
 
-def test_rows_in_a_write_ahead_log_are_read_and_nothing_is_written_beside_it(with_wal: Path) -> None:
+def test_rows_in_a_write_ahead_log_are_read_and_nothing_is_written(with_wal: Path) -> None:
     before = contents(with_wal.parent)
     assert execute(with_wal, "SELECT count(*) FROM t").rows == ((7,),)
     assert read_schema(with_wal) == "t(a int) | late(b int)"
@@ -103,7 +103,7 @@ def test_a_log_too_large_to_copy_or_that_changes_all_the_time_is_refused(
 
 
 def rewrite(path: Path, name: str, sql: bytes) -> Path:
-    """Put another text into the schema table, as another program or another build of SQLite would have."""
+    """Replace a text in the schema table, as another program or another build of SQLite would have written it."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA writable_schema = 1")
         connection.execute("UPDATE sqlite_master SET sql = CAST(? AS TEXT) WHERE name = ?", (sql, name))
@@ -141,7 +141,7 @@ def test_a_virtual_table_of_an_unknown_module_leaves_the_rest_usable(tmp_path: P
     assert "spatialite" in str(execute(path, "SELECT * FROM map").error)
 
 
-def test_views_that_multiply_leave_the_tables_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exponential_views_leave_the_tables_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fulltune.tasks.text2sql.schema.SECONDS", 0.2)
     views = "".join(f"CREATE VIEW w{i + 1} AS SELECT * FROM w{i} UNION ALL SELECT * FROM w{i};" for i in range(40))
     path = make(tmp_path / "a.sqlite", SOUND + "CREATE VIEW w0 AS SELECT * FROM t;" + views)
@@ -149,7 +149,7 @@ def test_views_that_multiply_leave_the_tables_usable(tmp_path: Path, monkeypatch
     assert (found.line, found.faults) == ("t(a int)", ("all views: stopped: it ran longer than 0.2 s",))
     assert execute(path, "SELECT a FROM t").rows == ((1,),)
     started = time.perf_counter()
-    # A fast machine reaches SQLite's limit of references before the clock.
+    # A fast machine reaches SQLite's limit of references before the time limit.
     assert "stopped" in (error := str(execute(path, "SELECT count(*) FROM w40", seconds=0.2).error)) or "max" in error
     assert time.perf_counter() - started < 5
 
@@ -170,13 +170,13 @@ def test_a_table_whose_name_is_not_utf8_is_left_out(tmp_path: Path) -> None:
     assert (found.line, found.faults) == ("t(a int)", (r"table u\xe9x: its name is not valid UTF-8",))
 
 
-def test_a_database_without_a_part_that_can_be_read_says_why(tmp_path: Path) -> None:
+def test_a_database_without_a_readable_part_reports_the_reason(tmp_path: Path) -> None:
     path = make(tmp_path / "a.sqlite", "CREATE VIEW v AS SELECT * FROM gone")
     with pytest.raises(DataError, match=r"no table that can be read \(view v: no such table: main\.gone\)"):
         read_schema(path)
 
 
-def test_names_with_anything_in_them_work(tmp_path: Path) -> None:
+def test_names_with_any_characters_work(tmp_path: Path) -> None:
     names = ['"', "'", "]", "`", ";", "--", "a b", "ü", "日本", "select", "\n", "\x1b[31m", "%s", "{}", "a" * 500]
     quoted = ['"' + name.replace('"', '""') + '"' for name in names]
     tables = "; ".join(f"CREATE TABLE {name} ({', '.join(quoted)})" for name in quoted)
@@ -201,10 +201,10 @@ def test_a_damaged_page_fails_what_reads_it_and_nothing_else(tmp_path: Path) -> 
     assert read_schema(path) == "t(a int) | u(a)"
 
 
-# ---- What is no database ----
+# ---- Files that are not databases ----
 
 
-def test_files_that_are_none_are_one_clear_error(tmp_path: Path) -> None:
+def test_files_that_are_not_databases_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "encrypted.sqlite").write_bytes(os.urandom(8192))
     (tmp_path / "empty.sqlite").write_bytes(b"")
     (tmp_path / "short.sqlite").write_bytes(b"SQLite format 3\0" + b"\0" * 40)
@@ -272,7 +272,7 @@ def test_numbers_come_back_as_they_are(tmp_path: Path) -> None:
     assert [type(cell) for cell in rows[0]] == [type(cell) for cell in expected[0]]
 
 
-def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     path = make(tmp_path / "a.sqlite")
     assert execute(path, "SELECT * FROM t").rows == ((1,),)
     path.unlink()

@@ -1,4 +1,4 @@
-"""Untrusted queries on a real database: what runs, what is refused, what ends in time."""
+"""Untrusted queries on a real database: accepted queries, refused ones, and limits on their time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unchanged(database: Path) -> Iterator[None]:
-    """Nothing may change the file or make another beside it."""
+    """Check that nothing changed the file or created another one next to it."""
     before = hashlib.sha256(database.read_bytes()).digest()
     yield
     assert hashlib.sha256(database.read_bytes()).digest() == before
@@ -149,10 +149,10 @@ BOMBS = {
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_ends_soon_after_its_limit(database: Path, name: str) -> None:
+def test_an_expensive_query_ends_soon_after_its_limit(database: Path, name: str) -> None:
     result = execute(database, BOMBS[name], seconds=0.05)
     assert result.error == "stopped: it ran longer than 0.05 s"
-    assert result.seconds < 5  # any of them would take hours; the slack is for a busy machine
+    assert result.seconds < 5  # any of them would take hours; the margin is for a busy machine
 
 
 TOO_LONG = "stopped: a text, blob or row is longer than 16 MiB"
@@ -168,7 +168,7 @@ def test_a_function_cannot_fill_memory(database: Path, call: str) -> None:
 @pytest.mark.parametrize(
     "call", ["printf('%.900000000c', 'x')", "printf('%.*f', 1000000000, 1)", "printf('%*d', 1e9, 1)"]
 )
-def test_a_format_that_pads_without_end_ends_at_the_limits(database: Path, call: str) -> None:
+def test_a_format_with_endless_padding_stops_at_the_limits(database: Path, call: str) -> None:
     started = time.perf_counter()
     execute(database, f"SELECT length({call})", seconds=0.1)
     assert time.perf_counter() - started < 5
@@ -182,7 +182,7 @@ def test_a_value_cannot_grow_without_bound(database: Path) -> None:
     assert execute(database, long, seconds=20).error == TOO_LONG
 
 
-def test_rows_beyond_the_limit_are_cut_and_told(database: Path) -> None:
+def test_rows_beyond_the_limit_are_cut_and_reported(database: Path) -> None:
     result = execute(database, "SELECT id FROM t ORDER BY id", max_rows=10)
     assert result.truncated
     assert result.rows == tuple((i,) for i in range(10))
@@ -217,7 +217,7 @@ def test_bytes_that_are_not_utf8_do_not_crash(tmp_path: Path) -> None:
     assert rows == (("\\xe9lan",), ("\\xe8lan",))
 
 
-def test_a_missing_database_is_an_error_and_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_database_is_an_error_and_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such database.*Check data\.databases"):
         execute(tmp_path / "none.sqlite", "SELECT 1")
     with pytest.raises(DataError, match="no such database"):
@@ -231,7 +231,7 @@ def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
         execute(tmp_path / "text.sqlite", "SELECT 1")
 
 
-def test_a_result_says_when_it_is_empty() -> None:
+def test_a_result_reports_that_it_is_empty() -> None:
     assert Result().empty
     assert not Result(error="x").empty
     assert not Result(rows=((None,),)).empty

@@ -1,4 +1,4 @@
-"""Statements that SQLite cannot interrupt, results without end, and the life of the process that runs them."""
+"""Statements that SQLite cannot interrupt, endless results, and the life of the process that runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fulltune.tasks.text2sql.schema import from_create
 
 LONG = 200_000
 LIMIT = 0.1
-#: Half a second of grace, and room for a busy machine.
+#: Half a second of grace, and a margin for a busy machine.
 SOON = 5.0
 
 needs_limits = pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 cannot limit values before Python 3.11")
@@ -42,7 +42,7 @@ def brackets(count: int) -> str:
     return "SELECT " + "(" * count + "1" + ")" * count
 
 
-#: SQLite looks at the clock between instructions: each of these spends its time inside one of them.
+#: SQLite checks the time between instructions: each of these spends its time inside one of them.
 DEAF = {
     "instr": "SELECT " + " + ".join(["instr(a, substr(a, 1, 100000) || 'c')"] * 50) + " FROM t LIMIT 2",
     "instr in a join": "SELECT count(*) FROM t x, t y WHERE instr(x.a, substr(y.a, 2, 90000) || 'c')",
@@ -76,7 +76,7 @@ def test_what_sqlite_does_not_interrupt_is_killed(database: Path, name: str) -> 
     ],
     ids=lambda sql: sql[:12],
 )
-def test_texts_without_end_fail_soon_with_a_short_reason(database: Path, sql: str) -> None:
+def test_endless_texts_fail_soon_with_a_short_reason(database: Path, sql: str) -> None:
     started = time.perf_counter()
     result = execute(database, sql)
     assert time.perf_counter() - started < SOON
@@ -99,7 +99,7 @@ def test_memory_is_limited(database: Path, sql: str) -> None:
 
 
 @needs_limits
-def test_a_value_that_is_too_long_says_which_limit(database: Path) -> None:
+def test_a_value_that_is_too_long_names_the_limit(database: Path) -> None:
     longest = execute(database, f"SELECT length(hex(zeroblob({MAX_VALUE // 2 - 1000})))")
     assert longest.rows == ((MAX_VALUE - 2000,),)
     result = execute(database, f"SELECT hex(zeroblob({MAX_VALUE // 2 + 1000}))")
@@ -107,7 +107,7 @@ def test_a_value_that_is_too_long_says_which_limit(database: Path) -> None:
     assert execute(database, "SELECT nothing FROM t").limit == ""
 
 
-def test_large_results_are_compared_by_digests_and_take_little_memory(database: Path) -> None:
+def test_large_results_are_compared_by_digests_and_need_little_memory(database: Path) -> None:
     query = "SELECT x.id + 0.5, x.a FROM t x, t y WHERE y.id < 15"
     first, second = execute(database, query, seconds=30), execute(database, f"{query} ORDER BY y.id", seconds=30)
     assert len(first.rows) == 300
@@ -170,7 +170,7 @@ def test_schemas_are_built_within_limits(name: str, tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
-def test_triggers_that_multiply_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exponential_triggers_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fulltune.tasks.text2sql.schema.SECONDS", LIMIT)
     triggers = [
         f"CREATE TABLE t{i} (x); CREATE TRIGGER r{i} AFTER INSERT ON t{i} BEGIN "
@@ -304,7 +304,7 @@ def _ends(pid: int) -> bool:
     return False
 
 
-def test_a_program_ends_without_a_word_and_its_worker_with_it(database: Path) -> None:
+def test_a_program_ends_silently_and_its_worker_with_it(database: Path) -> None:
     script, worker = _start(database, "exit")
     output = script.communicate(timeout=60)
     assert output == ("", "")
@@ -315,7 +315,7 @@ def test_a_program_ends_without_a_word_and_its_worker_with_it(database: Path) ->
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("mode", ["wait", "busy"])
 def test_the_worker_of_a_program_that_was_killed_ends(database: Path, mode: str) -> None:
-    """Idle it sees the end of its stdin; in the middle of a function the system ends it soon after its limit."""
+    """When idle the worker sees the end of its stdin; inside a function the system ends it soon after its limit."""
     script, worker = _start(database, mode)
     script.kill()
     script.communicate()

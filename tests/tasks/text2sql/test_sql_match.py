@@ -1,4 +1,4 @@
-"""When two results are the same."""
+"""Comparison of two results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_order_of_rows_does_not_matter_unless_asked(rows: list[tuple[object,
 
 
 @given(ROWS.filter(bool))
-def test_a_row_more_or_less_is_another_result(rows: list[tuple[object, ...]]) -> None:
+def test_one_row_more_or_less_is_another_result(rows: list[tuple[object, ...]]) -> None:
     assert not same(rows, [*rows, rows[0]])
     assert not same([*rows, rows[0]], rows)
 
@@ -67,7 +67,7 @@ NEAR = [1.0, 1.0 + 6e-7, 1.0 + 1.2e-6, 1.0 + 1.8e-6, 2]
 def test_near_rows_are_paired_as_well_as_any_pairing_can(
     a: list[tuple[float, float]], b: list[tuple[float, float]]
 ) -> None:
-    """Against the definition: some order of the rows makes every pair close."""
+    """Compare with the definition: some order of the rows makes every pair close."""
     fits = len(a) == len(b) and any(
         all(close(x, y) for left, right in zip(a, order, strict=True) for x, y in zip(left, right, strict=True))
         for order in permutations(b)
@@ -170,7 +170,7 @@ def tables(rows: int = 4, width: int = 4) -> st.SearchStrategy[list[tuple[object
 
 
 def by_definition(gold: list[tuple[object, ...]], predicted: list[tuple[object, ...]], ordered: bool) -> bool:
-    """Try every order of the columns; rows are removed one by one, without hashing or sorting."""
+    """Try every order of the columns; remove rows one by one, without hashing or sorting."""
     if not gold and not predicted:
         return True
     if len(gold) != len(predicted) or len(gold[0]) != len(predicted[0]):
@@ -213,7 +213,7 @@ def test_spider_matching_of_a_table_that_was_rearranged_and_perhaps_changed(
     assert as_spider(rows, other, ordered) is by_definition(rows, other, ordered)
 
 
-def test_spider_matching_in_short() -> None:
+def test_examples_of_spider_matching() -> None:
     assert as_spider([(1, "a"), (2, "b")], [("b", 2), ("a", 1)])
     assert not as_spider([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=True)
     assert as_spider([(1, "a"), (2, "b")], [("a", 1), ("b", 2)], ordered=True)
@@ -237,8 +237,8 @@ def test_the_rule_is_chosen_by_name_and_order_counts_by_its_own_rule() -> None:
     assert not same_result(inside, up, down, "spider")
 
 
-def test_matching_ends_whatever_the_results() -> None:
-    """Permuted columns of one set of values, and thousands of rows that are all near to each other."""
+def test_matching_terminates_for_any_results() -> None:
+    """Permuted columns of one set of values, and thousands of rows that are all near each other."""
     size = 9
     latin = [tuple((i * j) % size for j in range(size)) for i in range(size)]
     other = [tuple((i * j + (i == 4)) % size for j in range(size)) for i in range(size)]
@@ -254,7 +254,7 @@ def test_matching_ends_whatever_the_results() -> None:
     assert time.perf_counter() - started < 30
 
 
-def test_a_comparison_that_is_given_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_comparison_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     random = Random(0)
     gold, other = ([tuple(random.sample(range(40), 40)) for _ in range(30)] for _ in range(2))
     left, right = (Result(tuple(zip(*columns, strict=True))) for columns in (gold, other))

@@ -1,4 +1,4 @@
-"""The query in an answer, and one form for queries written in different ways."""
+"""Extracting the query from an answer, and a normal form for queries written in different ways."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("query", PLAIN)
-def test_a_plain_answer_stays(query: str) -> None:
+def test_a_plain_answer_is_kept(query: str) -> None:
     assert strip_fences(query) == query
     assert strip_fences(f"  {query}\n") == query
 
@@ -89,16 +89,16 @@ def test_a_plain_answer_stays(query: str) -> None:
         "SELECT a FROM t\n\nNote that there's no filter.\n\nSELECT b FROM t",
     ],
 )
-def test_what_stands_around_a_query_goes(answer: str) -> None:
+def test_text_around_a_query_is_removed(answer: str) -> None:
     assert strip_fences(answer) == "SELECT a FROM t"
 
 
 @pytest.mark.parametrize("answer", ["<think>SELECT a FROM t", "<think>\n```sql\nSELECT a FROM t\n```"])
-def test_no_query_is_taken_from_thoughts(answer: str) -> None:
+def test_no_query_is_taken_from_the_reasoning(answer: str) -> None:
     assert strip_fences(answer) == ""
 
 
-def test_lines_of_a_quotation_and_of_a_shell_become_one_query() -> None:
+def test_quoted_lines_and_shell_lines_become_one_query() -> None:
     assert strip_fences("> SELECT a\n> FROM t") == "SELECT a\nFROM t"
     assert strip_fences("sqlite> SELECT a\n   ...> FROM t;") == "SELECT a\nFROM t"
     assert strip_fences('{"sql": "SELECT \\"a\\"\\nFROM t"}') == 'SELECT "a"\nFROM t'
@@ -162,7 +162,7 @@ def test_a_query_that_was_cut_in_a_string_keeps_all_of_it() -> None:
 
 
 @given(st.text(alphabet="';`\"[]()-/*\n SELECT:ax", max_size=60))
-def test_any_answer_gives_a_part_of_itself(text: str) -> None:
+def test_the_query_of_any_answer_is_a_part_of_it(text: str) -> None:
     assert strip_fences(text) in text
     normalise_sql(text)
 
@@ -211,7 +211,7 @@ def test_long_answers_take_linear_time() -> None:
         ("\ufeffSELECT a FROM t", "SELECT a FROM t\u200b"),
     ],
 )
-def test_writing_does_not_matter(a: str, b: str) -> None:
+def test_notation_does_not_matter(a: str, b: str) -> None:
     assert normalise_sql(a) == normalise_sql(b)
 
 
@@ -226,7 +226,7 @@ def test_writing_does_not_matter(a: str, b: str) -> None:
         ("SELECT 1", "SELECT 1; SELECT 2"),
     ],
 )
-def test_what_matters_stays(a: str, b: str) -> None:
+def test_meaningful_differences_are_kept(a: str, b: str) -> None:
     assert normalise_sql(a) != normalise_sql(b)
 
 
@@ -238,7 +238,7 @@ SQL_WORDS = st.sampled_from(PIECES.split())
 
 
 @given(st.one_of(st.text(max_size=60), st.lists(SQL_WORDS, max_size=25).map(lambda words: "SELECT " + " ".join(words))))
-def test_anything_can_be_normalised_and_stripped_in_silence(text: str) -> None:
+def test_anything_can_be_normalized_and_stripped_silently(text: str) -> None:
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
@@ -252,7 +252,7 @@ def test_anything_can_be_normalised_and_stripped_in_silence(text: str) -> None:
     assert not logging.getLogger("sqlglot").disabled
 
 
-def test_a_query_too_deep_to_parse_is_still_normalised() -> None:
+def test_a_query_too_deep_to_parse_is_still_normalized() -> None:
     deep = "SELECT " + "(" * 3000 + "1" + ")" * 3000
     assert normalise_sql(deep) == normalise_sql(deep.lower())
 
@@ -284,5 +284,5 @@ def test_a_query_after_prose_without_any_mark(answer: str, query: str) -> None:
         "I do not know.",
     ],
 )
-def test_where_no_one_place_begins_a_query_all_is_kept(answer: str) -> None:
+def test_without_a_unique_start_everything_is_kept(answer: str) -> None:
     assert strip_fences(answer) == answer

@@ -1,4 +1,4 @@
-"""Reference queries are run before training; rows whose reference fails are not scored, and the record says so."""
+"""Reference queries are run before training; rows whose reference fails are not scored, as the record reports."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def about(audit: Audit, kind: str = "reference_queries_fail") -> dict[str, Any]:
     return {finding.split: finding for finding in audit.findings if finding.kind == kind}
 
 
-def test_reference_queries_that_run_are_no_news(folder: Path) -> None:
+def test_reference_queries_that_run_are_not_reported(folder: Path) -> None:
     assert about(audited(folder, [good(i) for i in range(8)], [good(i) for i in range(4)])) == {}
 
 
@@ -106,7 +106,7 @@ def test_a_run_in_which_no_row_can_be_scored_is_refused(folder: Path) -> None:
         audited(folder, [good(0)] * 4, [ENDLESS, ENDLESS + " LIMIT 1"])
 
 
-def test_rows_of_valid_do_not_make_up_for_those_of_eval(folder: Path) -> None:
+def test_scorable_rows_of_valid_do_not_replace_those_of_eval(folder: Path) -> None:
     valid = write(folder / "valid.jsonl", [good(0)])
     with pytest.warns(UserWarning, match="none of the 2 reference queries"):
         audit = audited(folder, [good(0)] * 4, ["SELECT year(name) FROM item"] * 2, valid=valid)
@@ -115,7 +115,7 @@ def test_rows_of_valid_do_not_make_up_for_those_of_eval(folder: Path) -> None:
         audit.raise_if_broken()
 
 
-def test_a_large_split_is_sampled_and_left_when_many_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_split_is_sampled_and_abandoned_when_many_queries_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from fulltune.tasks.text2sql.execution import Result
 
     asked = []
@@ -134,7 +134,7 @@ def test_a_large_split_is_sampled_and_left_when_many_never_end(monkeypatch: pyte
     assert references.check("train", [], run, all_rows=False).run == 0
 
 
-def test_the_score_leaves_out_rows_whose_reference_fails(folder: Path) -> None:
+def test_the_score_excludes_rows_whose_reference_fails(folder: Path) -> None:
     task = Text2SQL(load_config(options(folder, [good(0)], [good(0)])))
     path = str(folder / "dbs" / "shop.sqlite")
     scores = Accumulator(task.metrics)
@@ -182,7 +182,7 @@ def test_parts_of_a_database_that_cannot_be_read_are_a_finding(folder: Path) -> 
     assert "view v: no such table: main.gone" in finding.message
 
 
-def test_all_databases_that_cannot_be_read_are_told_at_once(folder: Path) -> None:
+def test_all_unreadable_databases_are_reported_at_once(folder: Path) -> None:
     for name in ("one", "two"):
         (folder / "dbs" / f"{name}.sqlite").write_bytes(b"no database at all" * 100)
     config = load_config(options(folder, [good(0)], [good(0)]))
@@ -195,7 +195,7 @@ def test_all_databases_that_cannot_be_read_are_told_at_once(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("db_id", ["nowhere", "x" * 3000, "\x1b[31mx"])
-def test_a_row_without_a_database_names_the_row_and_what_there_is(folder: Path, db_id: str) -> None:
+def test_a_row_without_a_database_names_the_row_and_the_existing_databases(folder: Path, db_id: str) -> None:
     config = options(folder, [good(0)], [good(0)])
     config["data"]["eval"] = write(folder / "eval.jsonl", ["SELECT 1"], db_id)
     loaded = load_config(config)
@@ -230,14 +230,14 @@ def test_databases_without_a_given_schema_are_named(folder: Path) -> None:
         audited(folder, [good(0)] * 4, [good(1)], schemas=str(folder / "schemas.json"))
 
 
-def test_a_folder_of_databases_that_is_none_is_one_problem(folder: Path) -> None:
+def test_a_missing_folder_of_databases_is_one_problem(folder: Path) -> None:
     config = load_config(options(folder, [good(0)] * 4, [good(1)], databases=str(folder / "absent")))
     with pytest.raises(ConfigError, match=r"absent is no folder") as caught:
         dataset.prepare(config, Text2SQL(config))
     assert [problem.field for problem in caught.value.problems] == ["data.databases"]
 
 
-def test_an_answer_shows_each_row_in_a_line_and_whether_there_are_more() -> None:
+def test_an_answer_shows_one_row_per_line_and_whether_there_are_more() -> None:
     lines = _beside({"rows": [["a\nb", "é", None]], "count": 10_000, "more": True})
     assert lines == ["a\\nb, é, None", "… more than 10,000 rows"]
     assert _beside({"rows": [[1]], "count": 20, "more": False})[-1] == "… 20 rows"
@@ -250,7 +250,7 @@ def test_a_file_of_schemas_has_a_largest_size(folder: Path, monkeypatch: pytest.
         audited(folder, [good(0)] * 4, [good(1)], schemas=str(folder / "schemas.json"))
 
 
-def test_a_task_goes_to_other_processes_without_its_results(folder: Path) -> None:
+def test_a_task_is_pickled_without_its_results(folder: Path) -> None:
     config = load_config(options(folder, [good(0)], [good(0)]))
     task = Text2SQL(config)
     task, data = dataset.prepare(config, task)
@@ -261,7 +261,7 @@ def test_a_task_goes_to_other_processes_without_its_results(folder: Path) -> Non
     assert made.values["match"]
 
 
-def test_baselines_are_kept_only_while_the_databases_stay_as_they_are(folder: Path) -> None:
+def test_cached_baselines_are_valid_only_for_unchanged_databases(folder: Path) -> None:
     config = load_config(options(folder, [good(0)], [good(0)]))
     task, base = Text2SQL(config), fakes.bundle("t5")
     task, data = dataset.prepare(config, task)

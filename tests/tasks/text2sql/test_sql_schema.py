@@ -1,4 +1,4 @@
-"""One line for a schema, and the file of a database."""
+"""The one-line form of a schema, and the lookup of a database file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_file_and_its_statements_give_the_same_line(tmp_path: Path) -> None:
     assert read_schema(make(tmp_path / "a b?.sqlite")) == LINE
 
 
-def test_a_key_to_a_table_that_is_not_there_is_kept() -> None:
+def test_a_foreign_key_to_a_missing_table_is_kept() -> None:
     assert from_create("CREATE TABLE a (b INT REFERENCES gone)") == "a(b int; b = gone)"
 
 
@@ -59,7 +59,7 @@ def test_internal_tables_are_left_out() -> None:
         ("CREATE TABLE a (b)\0", "null character"),
     ],
 )
-def test_statements_that_are_no_schema(
+def test_statements_that_are_not_a_schema(
     statements: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def test_a_database_is_found_by_its_id(tmp_path: Path, name: str) -> None:
     assert find_database(tmp_path, "shop") == path
 
 
-def test_a_missing_database_lists_what_is_there(tmp_path: Path) -> None:
+def test_a_missing_database_lists_the_existing_ones(tmp_path: Path) -> None:
     for index in range(12):
         make(tmp_path / f"d{index:02}.sqlite")
     make(tmp_path / "a" / "a.db")
@@ -87,7 +87,7 @@ def test_a_missing_database_lists_what_is_there(tmp_path: Path) -> None:
         find_database(tmp_path, "clinic")
 
 
-def test_a_folder_that_is_empty_or_is_none_says_so(tmp_path: Path) -> None:
+def test_an_empty_or_missing_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.sqlite or \.db file"):
         find_database(tmp_path, "x")
     with pytest.raises(DataError, match=r"Data\.databases must name a folder"):

@@ -1,4 +1,4 @@
-"""Micro-batches of one size in tokens: a pure function of lengths, seed and epoch."""
+"""Micro-batches with a token budget: a pure function of lengths, seed and epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_row_once_within_the_budget_and_a_known_count(
     assert batches == budget_batches(lengths, budget, seed, epoch)
 
 
-def test_rows_of_like_length_are_dealt_anew_every_epoch_and_the_longest_come_first() -> None:
+def test_rows_of_similar_length_are_shuffled_every_epoch_and_the_longest_come_first() -> None:
     lengths = [(length, 0) for length in range(8, 72)] * 3
     first, second = (budget_batches(lengths, 512, 17, epoch) for epoch in (0, 1))
     assert {tuple(sorted(batch)) for batch in first} != {tuple(sorted(batch)) for batch in second}
@@ -55,7 +55,7 @@ def test_padding_is_small_and_batches_are_full() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_share_the_batches(processes: int) -> None:
+def test_batches_are_divided_among_processes(processes: int) -> None:
     lengths = [(1 + number % 50, 0) for number in range(101)]
     shares = [BudgetSampler(lengths, 256, 5, rank, processes) for rank in range(processes)]
     taken = [list(share) for share in shares]
@@ -101,7 +101,7 @@ def test_without_a_budget_nothing_is_counted() -> None:
     assert micro_batches(None, _features("gpt2"), is_encoder_decoder=False) is None
 
 
-def test_what_a_method_puts_before_inputs_counts() -> None:
+def test_tokens_that_a_method_prepends_count() -> None:
     config, features = _config("speed.batch_tokens=160"), _features("gpt2")
     plain = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=False)
     reserved = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=False, reserved=20)
@@ -110,8 +110,8 @@ def test_what_a_method_puts_before_inputs_counts() -> None:
     assert reserved > plain
 
 
-def test_a_resumed_epoch_goes_on_where_it_was(tmp_path: Path) -> None:
-    """The loader of an epoch, skipped by a count, gives the batches that are left."""
+def test_a_resumed_epoch_continues_with_the_remaining_batches(tmp_path: Path) -> None:
+    """Skip batches of an epoch's loader by their count: the remaining ones are unchanged."""
     model, _ = fakes.gpt2()
     rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in _features("gpt2")]
     trainer = Trainer(model=model, args=fakes.arguments(tmp_path), train_dataset=rows, batch_tokens=160)
@@ -127,13 +127,13 @@ def test_a_resumed_epoch_goes_on_where_it_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides", [(), ("speed.batch_tokens=160",), ("trainer.train_sampling_strategy=random",)], ids=str
 )
-def test_the_plan_tells_the_padding(overrides: tuple[str, ...]) -> None:
+def test_the_plan_reports_the_padding(overrides: tuple[str, ...]) -> None:
     shares: Any = padding_shares(_config(*overrides), _features("gpt2", 200))
     assert 0.2 < shares["random"] < 0.7
     assert shares["used"] == shares["random"] if "random" in str(overrides) else shares["used"] < shares["random"] / 2
 
 
-def test_a_bare_off_in_yaml_is_the_word(tmp_path: Path) -> None:
+def test_an_unquoted_off_in_yaml_is_a_string(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(
         "model: fake\ntask: causal-lm\ndata: {train: none.jsonl, chat: on}\n"

@@ -21,7 +21,7 @@ from fulltune.training.batches.collate import (
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6))
-def test_padding_is_told_by_length_and_never_by_id(lengths: list[int]) -> None:
+def test_padding_is_determined_by_length_and_never_by_id(lengths: list[int]) -> None:
     rows = [{"input_ids": [7] * length, "labels": [7] * length} for length in lengths]
     batch = Collator(pad_token_id=7)(rows)
     assert batch["input_ids"].shape == (len(lengths), max(lengths))
@@ -63,7 +63,7 @@ def test_columns_are_seen_as_rows_and_other_data_is_left_alone() -> None:
     assert as_rows(untouched) is untouched
 
 
-def test_numbers_travel_and_are_taken_out() -> None:
+def test_row_numbers_are_carried_and_removed() -> None:
     data = NumberedDataset([{"input_ids": [1]}, {"input_ids": [2]}])
     assert data.__getitems__([1, 0]) == [Numbered(1, {"input_ids": [2]}), Numbered(0, {"input_ids": [1]})]
     collate = RowCollator(Collator(0), kind="causal", trim=True, numbered=True)
@@ -78,18 +78,18 @@ def _trimmed(kind: Any, row: dict[str, Any]) -> dict[str, Any]:
     return RowCollator(Collator(0), kind=kind, trim=True)([row])  # type: ignore[no-any-return]
 
 
-def test_columns_of_padding_are_cut_with_their_labels() -> None:
+def test_columns_of_padding_are_trimmed_with_their_labels() -> None:
     row = {"input_ids": [1, 2, 0, 0], "attention_mask": [1, 1, 0, 0], "labels": [1, 2, -100, -100]}
     assert _trimmed("causal", row)["labels"].tolist() == [[1, 2]]
     assert _trimmed("seq2seq", row | {"labels": [9, -100]})["labels"].tolist() == [[9]]
 
 
-def test_what_carries_a_label_is_never_cut() -> None:
+def test_columns_with_a_label_are_never_trimmed() -> None:
     row = {"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0], "labels": [1, 2, 0]}
     assert _trimmed("causal", row)["labels"].tolist() == [[1, 2, 0]]
 
 
-def test_a_vector_of_classes_as_wide_as_the_text_is_no_text() -> None:
+def test_a_class_vector_as_wide_as_the_text_is_not_trimmed() -> None:
     row = {"input_ids": [1, 2, 0], "attention_mask": [1, 1, 0], "labels": [1.0, 0.0, 0.0]}
     batch = _trimmed("multi-label", row)
     assert batch["input_ids"].shape == (1, 2)

@@ -1,4 +1,4 @@
-"""Out of memory: the step is done again in smaller parts, and comes to the same."""
+"""Out of memory: the step is repeated in smaller parts, with the same result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FAILURES = [on_the_cpu, on_an_accelerator, in_python]
 
 
 @pytest.mark.parametrize("fail", FAILURES)
-def test_true_errors_are_recognised(fail: Fail) -> None:
+def test_out_of_memory_errors_are_recognized(fail: Fail) -> None:
     with pytest.raises((RuntimeError, MemoryError)) as raised:
         fail()
     assert is_out_of_memory(raised.value)
@@ -63,7 +63,7 @@ class Losses(TrainerCallback):
 
 
 def too_many_rows(model: Any, most: int, fail: Fail, backward: bool = False) -> list[int]:
-    """Training batches of more than ``most`` rows run out of memory, in the forward pass or in the backward pass."""
+    """Make training batches of more than ``most`` rows run out of memory, in the forward or the backward pass."""
     seen: list[int] = []
 
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def too_many_rows(model: Any, most: int, fail: Fail, backward: bool = False) -> 
 
     def after(module: Any, args: Any, output: Tensor) -> None:
         if backward and module.training and output.shape[0] > most:
-            # The gradient of the first layer comes last: those of all others are there by then.
+            # The gradient of the first layer is computed last: those of all others exist by then.
             output.register_hook(lambda gradient: fail())
 
     model.register_forward_pre_hook(before, with_kwargs=True)
@@ -153,7 +153,7 @@ def test_dropout_draws_the_same_as_with_smaller_micro_batches(tmp_path: Path) ->
     assert losses == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_event_says_what_to_set(tmp_path: Path) -> None:
+def test_the_event_names_the_setting_to_change(tmp_path: Path) -> None:
     recovered, _, _ = trained(tmp_path, most=2, per_device_train_batch_size=8)
     first, second = recovered._fulltune.micro_batches.events
     assert (first.guard, first.step, first.verdict) == ("memory", 1, "continue")
@@ -161,7 +161,7 @@ def test_the_event_says_what_to_set(tmp_path: Path) -> None:
     assert "train.batch_size: 2, and train.accumulation to 4 times as much" in second.message
 
 
-def test_one_row_that_does_not_fit_stops_with_whole_weights(tmp_path: Path) -> None:
+def test_one_row_that_does_not_fit_stops_with_intact_weights(tmp_path: Path) -> None:
     model, tokenizer = fakes.gpt2()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     too_many_rows(model, 0, on_the_cpu)
@@ -176,7 +176,7 @@ def test_one_row_that_does_not_fit_stops_with_whole_weights(tmp_path: Path) -> N
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_loss_that_does_not_add_up_is_not_cut() -> None:
+def test_a_loss_that_is_not_additive_is_not_split() -> None:
     model = torch.nn.Linear(2, 1)
     batch = {"input_ids": torch.zeros(4, 3)}
     micro_batches = MicroBatches()
@@ -185,7 +185,7 @@ def test_a_loss_that_does_not_add_up_is_not_cut() -> None:
         micro_batches.run(lambda one: torch.empty(2**57), model, batch, step=1, adds_up=False)
 
 
-def test_another_error_passes_through() -> None:
+def test_other_errors_are_not_caught() -> None:
     micro_batches = MicroBatches()
     with pytest.raises(RuntimeError, match="size of tensor"):
         micro_batches.run(
@@ -198,7 +198,7 @@ def test_another_error_passes_through() -> None:
 
 
 @given(rows=st.integers(1, 20), part=st.integers(1, 20))
-def test_parts_are_the_whole(rows: int, part: int) -> None:
+def test_parts_add_up_to_the_batch(rows: int, part: int) -> None:
     batch = {
         "input_ids": torch.arange(rows * 3).view(rows, 3),
         "labels": torch.arange(rows),
@@ -235,7 +235,7 @@ print(trainer.state.global_step, len(trainer._fulltune.micro_batches.events))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a process are those of Linux")
-def test_a_process_with_a_real_limit_goes_on(tmp_path: Path) -> None:
+def test_a_process_with_a_real_memory_limit_continues(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, str(Path(fakes.__file__).parent), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Packed documents are told apart: the same logits, losses and weights as one document a row."""
+"""Packed documents are kept apart: the same logits, losses and weights as with one document per row."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_packed_logits_are_those_of_each_document_alone(kind: str, attention: st
             start += len(ids)
 
 
-def test_a_model_that_does_not_keep_them_apart_is_found_out() -> None:
-    """Bloom has no positions but distances, and would see the documents as one."""
+def test_a_model_that_mixes_packed_documents_is_detected() -> None:
+    """Bloom uses distances instead of positions, and would see the documents as one."""
     bloom = BloomForCausalLM(BloomConfig(vocab_size=90, hidden_size=32, n_layer=1, n_head=2)).train()
     assert not packing.keeps_documents_apart(bloom)
     assert bloom.training
@@ -76,9 +76,9 @@ def test_a_model_that_does_not_keep_them_apart_is_found_out() -> None:
     assert not packing.packs(fakes.make("t5")[0], _config())
 
 
-def test_gradients_of_padding_beside_packed_documents_are_checked() -> None:
+def test_gradients_of_padding_next_to_packed_documents_are_checked() -> None:
     class Root(torch.autograd.Function):
-        """A root whose gradient at the first token of a text that ends there is not a number."""
+        """A root whose gradient is NaN at the first token of a text that ends there."""
 
         @staticmethod
         def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def test_gradients_of_padding_beside_packed_documents_are_checked() -> None:
     assert not packing.keeps_documents_apart(model)
 
 
-def test_padding_beside_packed_documents_is_an_ordinary_token() -> None:
+def test_padding_next_to_packed_documents_is_an_ordinary_token() -> None:
     packed = packing.pack(
         [{"input_ids": [7, 8, 9, 4], "labels": [7, 8, 9, 4]}] + 2 * [{"input_ids": [5], "labels": [5]}]
     )
@@ -104,7 +104,7 @@ def test_padding_beside_packed_documents_is_an_ordinary_token() -> None:
     assert packed["input_ids"].tolist() == [[7, 8, 9, 4], [5, 5, 7, 7]]
 
 
-def test_packing_is_off_where_it_is_not_wanted_or_would_change_numbers() -> None:
+def test_packing_is_off_on_request_or_where_it_would_change_numbers() -> None:
     model, _ = fakes.gpt2()
     assert packing.packs(model, _config())
     assert not packing.packs(model, _config("speed.packing=off"))
@@ -123,7 +123,7 @@ def test_every_document_is_packed_once_and_none_is_cut(lengths: list[int]) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(2, 30), min_size=2, max_size=10))
-def test_as_many_labels_and_tokens_as_unpacked(lengths: list[int]) -> None:
+def test_packing_keeps_the_number_of_labels_and_tokens(lengths: list[int]) -> None:
     documents = _documents(tuple(lengths))
     plain, packed = Collator(0)(documents), Collator(0, packed=True)(documents)
     assert (packed["labels"][:, 1:] != -100).sum() == (plain["labels"][:, 1:] != -100).sum()
@@ -140,7 +140,7 @@ def test_padding_is_counted() -> None:
     assert count.share == pytest.approx(1 - 10 / 16)
 
 
-def test_rows_without_room_to_save_stay_as_they_are() -> None:
+def test_rows_without_padding_to_save_are_unchanged() -> None:
     batch = Collator(0, packed=True)(_documents((9, 8, 7)))
     assert "attention_mask" in batch
     assert "position_ids" not in batch
@@ -178,7 +178,7 @@ def test_training_gives_the_same_weights_and_curve_packed_and_unpacked(kind: str
     assert len(ours) >= 2
 
 
-def test_tokens_are_counted_alike(tmp_path: Path) -> None:
+def test_tokens_are_counted_the_same_packed_and_unpacked(tmp_path: Path) -> None:
     _, packed = _trained(tmp_path / "packed")
     _, plain = _trained(tmp_path / "plain", "speed.packing=off")
     alone = sum(1 for length in LENGTHS * 2 if length == 1) * 2
@@ -187,11 +187,11 @@ def test_tokens_are_counted_alike(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_packed_document_is_not_taken_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers asks for an attention mask where a row without one ends in the token that pads, too."""
+    """transformers also asks for an attention mask where a row without one ends in the padding token."""
     logger = logging.getLogger("transformers.modeling_utils")
     monkeypatch.setattr(logger, "filters", [])
     monkeypatch.setattr(logger, "warning_once", logger.warning)
-    said = _Said()
+    said = _Messages()
     monkeypatch.setattr(logger, "handlers", [said])
     model = _model("gpt2", "sdpa")
     model.config.pad_token_id = 7
@@ -202,7 +202,7 @@ def test_the_end_of_a_packed_document_is_not_taken_for_padding(monkeypatch: pyte
     assert len(said.messages) == 1
 
 
-class _Said(logging.Handler):
+class _Messages(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.messages: list[str] = []

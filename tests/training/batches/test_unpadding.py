@@ -1,4 +1,4 @@
-"""Micro-batches in parts of like length: less is computed, and the step is the same."""
+"""Micro-batches split into parts of similar length: less is computed, and the step is the same."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cost(lengths: list[Lengths], found: list[list[int]]) -> int:
 
 @settings(max_examples=200, deadline=None)
 @given(LENGTHS)
-def test_of_all_ways_to_cut_sorted_rows_the_cheapest_is_taken(lengths: list[Lengths]) -> None:
+def test_the_cheapest_split_of_sorted_rows_is_used(lengths: list[Lengths]) -> None:
     found = parts(lengths)
     assert sorted(row for part in found for row in part) == list(range(len(lengths)))
     order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
@@ -71,7 +71,7 @@ def test_parts_hold_every_token_and_hardly_any_padding() -> None:
     assert batch["input_ids"].shape == (4, 500), "the batch itself is left alone"
 
 
-def test_labels_that_are_a_text_of_their_own_are_cut_too() -> None:
+def test_labels_that_are_a_separate_text_are_trimmed_too() -> None:
     labels = torch.full((4, 90), -100)
     for row, width in enumerate((3, 4, 90, 5)):
         labels[row, :width] = 7
@@ -80,7 +80,7 @@ def test_labels_that_are_a_text_of_their_own_are_cut_too() -> None:
     assert (second["input_ids"].shape, second["labels"].shape) == ((2, 44), (2, 5))
 
 
-def test_what_cannot_be_told_or_gains_nothing_stays_as_it_is() -> None:
+def test_batches_that_cannot_be_split_or_gain_nothing_are_unchanged() -> None:
     even, on_the_left, packed = batch_of([200, 198, 200]), batch_of([500, 60, 60]), batch_of([500, 60, 60])
     on_the_left = {name: value.flip(1) for name, value in on_the_left.items()}
     del packed["attention_mask"]
@@ -131,7 +131,7 @@ def trained(folder: Path, kind: str, unpad: bool, most: int = 99, **options: Any
     ],
     ids=str,
 )
-def test_parts_make_the_step_of_the_whole(
+def test_parts_make_the_same_step_as_the_complete_batch(
     kind: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unpadding, "OVERHEAD", 16)
@@ -146,7 +146,7 @@ def test_parts_make_the_step_of_the_whole(
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-4, atol=1e-4)
 
 
-def test_a_part_that_does_not_fit_is_cut_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_does_not_fit_is_split_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpadding, "OVERHEAD", 16)
     whole, _ = trained(tmp_path, "bert", False)
     cut, _ = trained(tmp_path, "bert", True, most=3)
@@ -155,7 +155,7 @@ def test_a_part_that_does_not_fit_is_cut_again(tmp_path: Path, monkeypatch: pyte
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-4, atol=1e-4)
 
 
-# ---- What a job says of it ----
+# ---- What is reported ----
 
 
 def job(*overrides: str) -> Config:
@@ -168,7 +168,7 @@ def features(long: int = 60) -> list[Features]:
     return [Features([5] * (long if number % 6 == 1 else 4), number % 2, f"row:{number}") for number in range(48)]
 
 
-def test_a_run_tells_the_padding_that_was_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_the_padding_that_was_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpadding, "OVERHEAD", 16)
     found = {}
     for switch in ("auto", "off"):
@@ -190,7 +190,7 @@ def test_memory_is_planned_for_the_largest_part() -> None:
     assert widest(job(), short, "decoder") == (6, 600), "a decoder may pack them"
 
 
-def test_it_is_for_the_cpu_and_can_be_off() -> None:
+def test_unpadding_is_for_the_cpu_and_can_be_turned_off() -> None:
     assert unpads(job(), "cpu")
     assert not unpads(job(), "cuda")
     assert not unpads(job("speed.unpad=off"), "cpu")

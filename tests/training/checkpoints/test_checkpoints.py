@@ -1,4 +1,4 @@
-"""Checkpoints: exact to resume from, loadable, never a pickle, and every damage is noticed."""
+"""Checkpoints: exact to resume from, loadable, never a pickle, and all damage is detected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXTS = [f"the fox number {number}" + " the king" * (number % 5) for number in r
 
 
 class Log(TrainerCallback):
-    """The losses that were logged, by step."""
+    """Collect the logged losses by step."""
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
@@ -39,7 +39,7 @@ class Log(TrainerCallback):
 
 
 class Kill(TrainerCallback):
-    """Ends training the hard way before a step."""
+    """End training abruptly before a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -50,7 +50,7 @@ class Kill(TrainerCallback):
 
 
 def trainer(folder: Path, *callbacks: TrainerCallback, kind: str = "gpt2", **options: Any) -> Trainer:
-    """A tiny model with dropout, 7 steps an epoch of which every third is saved."""
+    """Return a trainer of a tiny model with dropout; an epoch has 7 steps, and every third is saved."""
     model, tokenizer = fakes.make(kind)
     rows = [{"input_ids": ids, "labels": ids} for ids in (tokenizer(text).input_ids for text in TEXTS)]
     standard: dict[str, Any] = {
@@ -73,7 +73,7 @@ def weights(one: Trainer) -> dict[str, Tensor]:
 
 
 def assert_same(left: Any, right: Any) -> None:
-    """Nested states are equal, bit for bit."""
+    """Check that nested states are equal, bit for bit."""
     first, second = encode(left), encode(right)
     assert first.value == second.value
     assert len(first.tensors) > 5
@@ -82,7 +82,7 @@ def assert_same(left: Any, right: Any) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a short training, and ``checkpoint-4``, the one after it, beside it."""
+    """Return a checkpoint of a short training; ``checkpoint-4``, the next one, is in the same folder."""
     folder = tmp_path_factory.mktemp("written")
     trainer(folder, max_steps=4).train()
     return folder / "checkpoint-3"
@@ -100,7 +100,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_exactly(name: str, tmp_path: Path) -> None:
     options, whole, log = CASES[name], Log(), Log()
     expected = trainer(tmp_path / "whole", whole, **options)
     expected.train()
@@ -116,7 +116,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "llama"])
-def test_every_family_goes_on_exactly(kind: str, tmp_path: Path) -> None:
+def test_every_family_resumes_exactly(kind: str, tmp_path: Path) -> None:
     expected = trainer(tmp_path / "whole", kind=kind, max_steps=6)
     expected.train()
     with pytest.raises(SystemExit):
@@ -140,15 +140,15 @@ def test_rows_that_were_seen_are_neither_read_nor_collated_again(tmp_path: Path)
             read_rows.append(index)
             return rows[index]
 
-    resumed.args.train_sampling_strategy = "random"  # the order by length reads the length of every row
+    resumed.args.train_sampling_strategy = "random"  # ordering by length reads the length of every row
     resumed.train_dataset = Counted()
     resumed.train(resume_from_checkpoint=True)
-    assert 0 < len(read_rows) <= 6  # one batch, and the one that the loader looks ahead
+    assert 0 < len(read_rows) <= 6  # one batch, and the one that the loader prefetches
 
 
 @pytest.mark.parametrize("died", [11, 14])
-def test_a_resumed_training_rolls_back_to_where_the_other_one_would(died: int, tmp_path: Path) -> None:
-    """A NaN at step 13, before or after which the process dies; the targets of a roll-back are resumed too."""
+def test_a_resumed_training_rolls_back_like_an_uninterrupted_one(died: int, tmp_path: Path) -> None:
+    """A NaN at step 13, before or after which the process dies; the rollback targets are resumed too."""
 
     def guarded(folder: Path, *callbacks: TrainerCallback) -> tuple[Trainer, DivergenceGuard]:
         guard = DivergenceGuard()
@@ -175,7 +175,7 @@ def test_a_resumed_training_rolls_back_to_where_the_other_one_would(died: int, t
     assert not (tmp_path / "parts" / ".rollback").exists()
 
 
-# ---- What is written ----
+# ---- Contents ----
 
 
 def test_a_checkpoint_is_a_model_folder_without_a_pickle(written: Path) -> None:
@@ -211,7 +211,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert one.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
 
 
-def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
+def test_the_tokenizer_is_included(tmp_path: Path) -> None:
     one = trainer(tmp_path, max_steps=3)
     one.processing_class = fakes.gpt2_tokenizer()
     one.train()
@@ -219,7 +219,7 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     verify(tmp_path / "checkpoint-3")
 
 
-# ---- Which one ----
+# ---- Selection ----
 
 
 def flip(path: Path) -> None:
@@ -250,18 +250,18 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
         shutil.rmtree(later)
 
 
-def test_the_name_of_a_folder_says_nothing(written: Path, tmp_path: Path) -> None:
+def test_the_name_of_a_folder_is_not_trusted(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / "checkpoint-900")
     trainer(tmp_path, max_steps=3).train()
     assert format.newest(tmp_path) == tmp_path / "checkpoint-3"
 
 
-def test_nothing_whole_is_told(tmp_path: Path) -> None:
+def test_having_no_intact_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No valid checkpoint found in output directory"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
-def test_what_a_killed_writer_left_is_removed(written: Path, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written, tmp_path / ".checkpoint-6.01234567.part")
     trainer(tmp_path, max_steps=3).train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
@@ -286,7 +286,7 @@ def test_a_newer_format_is_refused(written: Path, tmp_path: Path, monkeypatch: p
         format.check(written)
 
 
-# ---- Of transformers ----
+# ---- Checkpoints of transformers ----
 
 
 def plain(folder: Path, **options: Any) -> transformers.Trainer:
@@ -296,7 +296,7 @@ def plain(folder: Path, **options: Any) -> transformers.Trainer:
     )
 
 
-def test_a_checkpoint_of_transformers_is_taken_with_a_warning(tmp_path: Path) -> None:
+def test_a_checkpoint_of_transformers_is_accepted_with_a_warning(tmp_path: Path) -> None:
     options = {"save_steps": 7, "train_sampling_strategy": "sequential", "label_smoothing_factor": 0.0}
     plain(tmp_path / "theirs", max_steps=7, **options).train()
     resumed = trainer(tmp_path / "theirs", **options)
@@ -314,7 +314,7 @@ def test_a_checkpoint_of_transformers_that_lacks_state_is_refused(tmp_path: Path
 
 
 class Bomb:
-    """Leaves a file behind when it is unpickled."""
+    """Create a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -335,10 +335,10 @@ def test_a_poisoned_pickle_never_runs(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
-# ---- When it cannot be written ----
+# ---- Write errors ----
 
 
-def test_too_little_room_is_told_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_reported_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 5))
     one = trainer(tmp_path)
     with pytest.raises(StoreError, match="are free on this disk"):
@@ -346,7 +346,7 @@ def test_too_little_room_is_told_before_the_first_step(tmp_path: Path, monkeypat
     assert one.state.global_step == 0
 
 
-def test_an_error_of_the_thread_comes_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_thread_is_raised_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Any, folder: Path) -> None:
         if self.facts["step"] == 6:
             raise OSError(28, "No space left on device")
@@ -362,7 +362,9 @@ def test_an_error_of_the_thread_comes_at_the_next_step(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
-def test_without_room_for_a_copy_it_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_for_a_copy_the_checkpoint_is_written_synchronously(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Full:
         available = 0
 
@@ -375,7 +377,7 @@ def test_without_room_for_a_copy_it_is_written_at_once(tmp_path: Path, monkeypat
 # ---- State as files ----
 
 
-def test_a_state_of_any_shape_comes_back(tmp_path: Path) -> None:
+def test_a_state_of_any_structure_is_restored(tmp_path: Path) -> None:
     shared = torch.arange(3)
     state = {
         "a": [1, 2.5, None, True, "text", (1, (2, "x"))],
@@ -393,24 +395,24 @@ def test_a_state_of_any_shape_comes_back(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(found["array"]), state["array"])
 
 
-def test_a_number_that_is_none_stays_one_in_strict_json(tmp_path: Path) -> None:
+def test_nan_and_infinity_survive_strict_json(tmp_path: Path) -> None:
     encode([float("nan")]).write(tmp_path, "nan")
     assert "NaN" not in (tmp_path / "nan.json").read_text(encoding="utf-8")
     (value,) = read(tmp_path, "nan")
     assert np.isnan(value)
 
 
-def test_what_is_no_plain_data_is_named() -> None:
+def test_data_that_is_not_plain_is_named() -> None:
     with pytest.raises(StoreError, match=r"field 'groups\.0\.fn'.*builtins\.function|holds a builtins\.function"):
         encode({"groups": [{"fn": _deeper}]})
 
 
-def test_a_missing_state_is_told(tmp_path: Path) -> None:
+def test_a_missing_state_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no state 'optimizer' here"):
         read(tmp_path, "optimizer")
 
 
-def test_random_numbers_come_back_from_files(tmp_path: Path) -> None:
+def test_the_random_state_is_restored_from_files(tmp_path: Path) -> None:
     import random
 
     random.gauss(0, 1)

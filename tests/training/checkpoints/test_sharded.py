@@ -40,7 +40,7 @@ def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:
         ({}, "fsdp2", 2, "one of a model in one piece on 2 processes; expected one of fsdp2 on 2"),
     ],
 )
-def test_who_can_go_on_from_a_checkpoint(
+def test_the_engine_and_world_size_must_match_to_resume(
     facts: dict[str, Any], engine: str, processes: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "engine", lambda: engine)

@@ -1,4 +1,4 @@
-"""The spike test and the guard, with plain numbers."""
+"""The spike detector and the divergence guard, with plain numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def steady(count: int = 30) -> list[float]:
 
 
 @given(st.lists(st.one_of(LOSSES, BAD), max_size=80))
-def test_nothing_that_is_not_finite_and_no_spike_enters_the_window(losses: list[float]) -> None:
+def test_nonfinite_losses_and_spikes_do_not_enter_the_window(losses: list[float]) -> None:
     detector = SpikeDetector(window=20)
     for loss in losses:
         limit, before = detector.limit(), list(detector.losses)
@@ -69,7 +69,7 @@ def test_the_limit_is_that_of_numpy(losses: list[float]) -> None:
 
 
 @given(st.lists(st.one_of(LOSSES, BAD), max_size=40), st.integers(1, 6))
-def test_patience_in_a_row_is_a_divergence_whatever_came_before(losses: list[float], patience: int) -> None:
+def test_consecutive_spikes_are_a_divergence_whatever_came_before(losses: list[float], patience: int) -> None:
     detector = fed([2.0, *losses], patience=patience)
     detector.see(detector.middle())
     sights = [detector.see(1e9) for _ in range(patience)]
@@ -77,7 +77,7 @@ def test_patience_in_a_row_is_a_divergence_whatever_came_before(losses: list[flo
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=20))
-def test_spikes_that_recover_never_are(runs: list[tuple[int, bool]]) -> None:
+def test_spikes_that_recover_are_not_a_divergence(runs: list[tuple[int, bool]]) -> None:
     detector = fed(steady(), patience=5)
     for length, is_nan in runs:
         assert all(detector.see(math.nan if is_nan else 1e6) == "spike" for _ in range(length))
@@ -86,7 +86,7 @@ def test_spikes_that_recover_never_are(runs: list[tuple[int, bool]]) -> None:
 
 
 @given(st.lists(st.one_of(LOSSES, BAD), max_size=60), st.lists(st.one_of(LOSSES, BAD), min_size=1, max_size=30))
-def test_a_restored_detector_goes_on_alike(before: list[float], after: list[float]) -> None:
+def test_a_restored_detector_continues_identically(before: list[float], after: list[float]) -> None:
     detector, again = fed(before, window=15, patience=3), SpikeDetector(window=15, patience=3)
     again.restore(json.loads(json.dumps(detector.state())))
     assert [again.see(loss) for loss in after] == [detector.see(loss) for loss in after]
@@ -94,22 +94,22 @@ def test_a_restored_detector_goes_on_alike(before: list[float], after: list[floa
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 8.0))
 def test_a_curve_that_falls_with_noise_gives_no_alarm(seed: int, level: float) -> None:
-    """Losses that decay to a tenth with log-normal noise of a quarter, as small batches have it."""
+    """Losses that decay to a tenth with log-normal noise of a quarter, as with small batches."""
     noise = np.random.default_rng(seed).normal(0, 0.25, 300)
     decay = 0.1 + 0.9 * np.exp(-np.arange(300) / 60)
     detector = SpikeDetector()
     assert "diverged" not in {detector.see(float(loss)) for loss in level * decay * np.exp(noise)}
 
 
-def test_until_there_is_a_history_only_the_ceiling_counts() -> None:
+def test_without_a_history_only_the_ceiling_counts() -> None:
     detector = fed([2.0])
     assert detector.limit() == CEILING * 2.0
     assert fed([2.0] * (HISTORY - 1)).limit() == CEILING * 2.0
     assert fed([2.0] * HISTORY).limit() == pytest.approx(2.0 + 10 * FLOOR * 2.0)
 
 
-def test_a_slow_climb_meets_the_ceiling() -> None:
-    """Each loss is hardly above the window, which would follow for ever."""
+def test_a_slow_climb_reaches_the_ceiling() -> None:
+    """Each loss is only a little above the window, which would follow indefinitely."""
     detector = fed([2.0] * 50)
     sights = [detector.see(2.0 * 1.02**step) for step in range(200)]
     assert "diverged" in sights
@@ -121,7 +121,7 @@ def test_losses_near_0_may_rise_by_many_times_themselves() -> None:
     assert {detector.see(0.2) for _ in range(20)} == {"good"}
 
 
-def test_the_first_losses_of_a_blow_up_do_not_become_the_rule() -> None:
+def test_the_first_losses_of_a_divergence_do_not_become_the_norm() -> None:
     detector = SpikeDetector()
     assert [detector.see(loss) for loss in (2.9, 200.0, 900.0, 700.0, 800.0, 750.0)][-1] == "diverged"
     assert list(detector.losses) == [2.9]
@@ -138,7 +138,7 @@ def test_the_start_is_the_evaluation_of_the_base_or_the_first_loss_where_that_is
         assert detector.start == start
 
 
-def test_losses_that_are_bad_from_the_first_step_on_are_a_divergence() -> None:
+def test_losses_that_are_high_from_the_first_step_on_are_a_divergence() -> None:
     """None is four times the start; half of the window is one and a half times it."""
     bad = [1.0, *[1.8, 1.6, 2.1, 1.7, 1.9] * 3]
     detector = SpikeDetector()
@@ -151,7 +151,7 @@ def test_losses_that_are_bad_from_the_first_step_on_are_a_divergence() -> None:
 
 
 @given(st.lists(st.floats(0.0, 1.5), max_size=60))
-def test_losses_up_to_half_above_the_base_are_none(losses: list[float]) -> None:
+def test_losses_up_to_half_above_the_base_are_not_a_divergence(losses: list[float]) -> None:
     detector = SpikeDetector()
     detector.anchor(1.0)
     assert "diverged" not in {detector.see(loss) for loss in [*losses[:9], *[1.0] * 3]}
@@ -166,7 +166,7 @@ def test_losses_below_0_have_a_limit_above_them() -> None:
 
 
 class Driver:
-    """Drives a guard as a plain trainer would, with losses alone."""
+    """Drive a guard as a plain trainer would, with losses only."""
 
     def __init__(self, guard: DivergenceGuard, folder: Path, rows: Any = None) -> None:
         self.guard, self.model = guard, torch.nn.Linear(2, 1)
@@ -184,7 +184,7 @@ class Driver:
         self.guard.on_train_begin(self.args, self.state, self.control, **self.around)
 
     def step(self, *losses: float) -> bool:
-        """One step of so many micro-batches; whether training is to stop."""
+        """Run one step with one micro-batch per loss; return whether training is to stop."""
         for value in self.model.parameters():
             value.grad = torch.ones_like(value)
         for loss in losses:
@@ -209,7 +209,7 @@ def test_the_loss_of_a_step_is_the_sum_of_its_micro_batches(driver: Driver) -> N
     assert list(driver.guard.detector.losses) == [2.0]
 
 
-def test_the_step_that_is_found_out_is_not_taken(driver: Driver) -> None:
+def test_the_step_that_is_detected_is_not_taken(driver: Driver) -> None:
     for _ in range(3):
         assert not driver.step(2.0)
     assert not driver.step(50.0)
@@ -248,7 +248,7 @@ def test_a_loss_scaler_may_skip_what_is_not_finite(driver: Driver) -> None:
     assert driver.guard.events == []
 
 
-def test_training_that_made_it_worse_is_told(driver: Driver) -> None:
+def test_training_that_made_the_model_worse_is_reported(driver: Driver) -> None:
     driver.guard.detector.anchor(1.0)
     assert not driver.step(1.0)
     assert driver.guard.is_calm
@@ -260,7 +260,7 @@ def test_training_that_made_it_worse_is_told(driver: Driver) -> None:
     )
 
 
-def test_a_trainer_that_goes_back_gets_the_error(tmp_path: Path) -> None:
+def test_a_trainer_that_rolls_back_gets_the_error(tmp_path: Path) -> None:
     driver = Driver(DivergenceGuard(patience=2), tmp_path, rows=lambda: [f"row:{driver.state.global_step + 1}"])
     driver.begin()
     driver.step(2.0)
@@ -282,7 +282,7 @@ def test_the_rate_is_cut_when_training_returns(driver: Driver) -> None:
     assert driver.scheduler.get_last_lr() == [pytest.approx(0.15)]
 
 
-def test_the_state_is_plain_and_whole(driver: Driver) -> None:
+def test_the_state_is_plain_and_complete(driver: Driver) -> None:
     guard = driver.guard
     driver.step(2.0)
     guard.go_back(NonFiniteError(7, "loss", math.nan, ["a"]), step=0, reached=7)
@@ -297,14 +297,14 @@ def test_the_state_is_plain_and_whole(driver: Driver) -> None:
     assert driver.optimizer.param_groups[0]["lr"] == before
 
 
-def test_a_checkpoint_without_the_guard_can_be_gone_on_from(driver: Driver) -> None:
+def test_a_checkpoint_without_the_guard_can_be_resumed(driver: Driver) -> None:
     driver.state.global_step, driver.state.stateful_callbacks = 5, {}  # type: ignore[assignment]
     driver.begin()
     assert "DivergenceGuard" in driver.state.stateful_callbacks  # type: ignore[operator]
     assert driver.guard.roll_backs == 0
 
 
-def test_the_evaluation_of_the_base_is_a_loss_of_the_start(driver: Driver) -> None:
+def test_the_evaluation_of_the_base_counts_as_a_starting_loss(driver: Driver) -> None:
     around = driver.around
     driver.guard.on_evaluate(driver.args, driver.state, driver.control, metrics={"eval_loss": 4.0}, **around)
     driver.step(1.0)

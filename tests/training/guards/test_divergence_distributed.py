@@ -1,4 +1,4 @@
-"""Two processes over gloo go back together, when only one of them saw the fault."""
+"""Two processes over gloo roll back together when only one of them sees the fault."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ found = {"broken": train("broken", 13), "whole": train("whole", 0)}
 
 
 @pytest.mark.slow
-def test_processes_go_back_together(tmp_path: Path) -> None:
+def test_processes_roll_back_together(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])

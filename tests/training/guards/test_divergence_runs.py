@@ -1,4 +1,4 @@
-"""Training that diverges goes back to its last good checkpoint, or stops with whole weights."""
+"""Training that diverges returns to its last good checkpoint, or stops with intact weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fulltune.errors import NonFiniteError, StoreError
 from fulltune.training.checkpoints.format import Snapshot
 from fulltune.training.guards.divergence import DivergenceGuard, scale_learning_rate
 
-#: Of many lengths, so that the order by length matters; 7 steps an epoch, so that checkpoints fall into its middle.
+#: Of many lengths, so that ordering by length matters; 7 steps per epoch, so that checkpoints fall inside an epoch.
 TEXTS = [f"the fox number {number}" + " the king" * (number % 5) for number in range(28)]
 STEPS = 28
 
@@ -28,7 +28,7 @@ def rows(tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def break_pass(model: nn.Module, *passes: int, value: float = float("nan")) -> None:
-    """The logits of these training passes (from 1, over the whole life of the model) become ``value`` times theirs."""
+    """Multiply the logits of these training passes (counted from 1) by ``value``."""
     count = 0
 
     def spoil(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -43,7 +43,7 @@ def break_pass(model: nn.Module, *passes: int, value: float = float("nan")) -> N
 
 
 class CutAfter(TrainerCallback):
-    """The learning rate cut by hand at a step."""
+    """Cut the learning rate by hand at a step."""
 
     def __init__(self, step: int, factor: float) -> None:
         self.step, self.factor = step, factor
@@ -54,7 +54,7 @@ class CutAfter(TrainerCallback):
 
 
 class Seen(TrainerCallback):
-    """Learning rates by step, as they were logged last, and the number of optimizer steps that were taken."""
+    """Record the last logged learning rate of each step, and the number of optimizer steps taken."""
 
     def __init__(self) -> None:
         self.rates: dict[int, float] = {}
@@ -76,7 +76,7 @@ def trained(
     evaluate: bool = False,
     **options: Any,
 ) -> transformers.Trainer:
-    """A trainer of a tiny GPT-2 with dropout that has trained 4 epochs of 7 steps."""
+    """Return a trainer of a tiny GPT-2 with dropout after 4 epochs of 7 steps."""
     model, tokenizer = fakes.gpt2()
     spoil(model)
     standard: dict[str, Any] = {
@@ -107,18 +107,18 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert [name for name, value in left.items() if not torch.equal(value, right[name])] == []
 
 
-def assert_whole(trainer: transformers.Trainer) -> None:
+def assert_finite(trainer: transformers.Trainer) -> None:
     assert len(weights(trainer)) > 10
     assert all(bool(value.isfinite().all()) for value in weights(trainer).values())
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, dict[str, Tensor]]:
-    """Weights of a training that nothing disturbed, with and without an evaluation before it."""
+    """Return the weights of a training without faults, with and without an evaluation before it."""
     return {one: weights(trained(tmp_path_factory.mktemp("plain"), evaluate=one)) for one in (False, True)}
 
 
-# ---- Going back ----
+# ---- Rolling back ----
 
 
 @pytest.mark.parametrize("broken", [1, 11, 18])
@@ -126,7 +126,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, dict[str
 def test_a_nan_costs_the_steps_since_the_checkpoint_and_nothing_else(
     broken: int, evaluate: bool, tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]
 ) -> None:
-    """With a cut of 1 the weights are those of a training that nothing disturbed: all of the state came back."""
+    """With a factor of 1 the weights are those of a training without faults: the complete state was restored."""
     guard, seen = DivergenceGuard(cut=1.0), Seen()
     trainer = trained(tmp_path, guard, seen, spoil=lambda model: break_pass(model, broken), evaluate=evaluate)
     assert_same(weights(trainer), undisturbed[evaluate])
@@ -137,7 +137,7 @@ def test_a_nan_costs_the_steps_since_the_checkpoint_and_nothing_else(
 
 
 @pytest.mark.parametrize("strategy", ["random", "sequential"])
-def test_every_order_of_the_rows_comes_back(strategy: str, tmp_path: Path) -> None:
+def test_every_order_of_the_rows_is_restored(strategy: str, tmp_path: Path) -> None:
     options = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 2, "num_train_epochs": 5}
     guard = DivergenceGuard(cut=1.0)
     trainer = trained(tmp_path, guard, spoil=lambda model: break_pass(model, 32), **options)
@@ -147,7 +147,7 @@ def test_every_order_of_the_rows_comes_back(strategy: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant_with_warmup"])
 def test_the_rate_is_cut_for_the_rest_of_the_schedule(scheduler: str, tmp_path: Path) -> None:
-    """The same weights as of a training whose rate was cut by hand at the step of the checkpoint."""
+    """Compare with the weights of a training whose rate was cut by hand at the step of the checkpoint."""
     options = {"lr_scheduler_type": scheduler, "warmup_steps": 3}
     guard, seen = DivergenceGuard(cut=0.3), Seen()
     trainer = trained(tmp_path, guard, seen, spoil=lambda model: break_pass(model, 17), **options)
@@ -164,7 +164,7 @@ def test_cuts_add_up_from_the_same_checkpoint(tmp_path: Path) -> None:
     assert_same(weights(trainer), weights(trained(tmp_path, CutAfter(10, 0.25))))
 
 
-def test_a_roll_back_is_told_with_numbers_and_rows(tmp_path: Path) -> None:
+def test_a_rollback_is_reported_with_numbers_and_rows(tmp_path: Path) -> None:
     guard = DivergenceGuard()
     trained(tmp_path, guard, spoil=lambda model: break_pass(model, 13), train_sampling_strategy="sequential")
     (event,) = guard.events
@@ -180,7 +180,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_at_most_two_checkpoints_lie_on_the_disk(tmp_path: Path) -> None:
+def test_at_most_two_checkpoints_are_on_disk(tmp_path: Path) -> None:
     class Count(TrainerCallback):
         most = 0
 
@@ -217,10 +217,10 @@ def test_after_the_last_try_the_weights_are_those_of_the_checkpoint(tmp_path: Pa
 
 @pytest.mark.parametrize("rate", [1.0, 1e3, 1e38])
 @pytest.mark.parametrize("clip", [1.0, 0.0])
-def test_a_rate_far_too_high_ends_with_whole_weights(rate: float, clip: float, tmp_path: Path) -> None:
+def test_a_rate_far_too_high_ends_with_finite_weights(rate: float, clip: float, tmp_path: Path) -> None:
     guard = DivergenceGuard()
     trainer = trained(tmp_path, guard, learning_rate=rate, max_grad_norm=clip, evaluate=True)
-    assert_whole(trainer)
+    assert_finite(trainer)
     assert guard.events
     assert len(guard.events) <= 3
     if rate > 1:
@@ -228,7 +228,7 @@ def test_a_rate_far_too_high_ends_with_whole_weights(rate: float, clip: float, t
         assert_same(weights(trainer), fakes.gpt2()[0].state_dict())
 
 
-def test_weights_that_are_not_finite_at_the_end_are_found(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_at_the_end_are_detected(tmp_path: Path) -> None:
     class Spoil(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == state.max_steps:
@@ -237,14 +237,12 @@ def test_weights_that_are_not_finite_at_the_end_are_found(tmp_path: Path) -> Non
     guard = DivergenceGuard(retries=0)
     trainer = trained(tmp_path, guard, Spoil())
     assert "weights became nan at step 28" in str(trainer.stopped)  # type: ignore[attr-defined]
-    assert_whole(trainer)
+    assert_finite(trainer)
     assert trainer.state.global_step == 20
 
 
-def test_a_checkpoint_that_is_itself_bad_is_not_gone_back_to_twice(
-    tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]
-) -> None:
-    """Two faults in a row right after a checkpoint: the one before it is taken."""
+def test_a_bad_checkpoint_is_not_used_twice(tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]) -> None:
+    """After two faults right after a checkpoint the one before it is used."""
     guard = DivergenceGuard(cut=1.0)
     trainer = trained(tmp_path, guard, spoil=lambda model: break_pass(model, 21, 22))
     assert [event.message.split(";")[1].split(",")[0] for event in guard.events] == [
@@ -254,7 +252,7 @@ def test_a_checkpoint_that_is_itself_bad_is_not_gone_back_to_twice(
     assert_same(weights(trainer), undisturbed[False])
 
 
-# ---- Leaving alone ----
+# ---- No intervention ----
 
 
 def test_a_healthy_training_is_not_touched(tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]) -> None:
@@ -273,7 +271,7 @@ def test_a_spike_that_recovers_is_left_alone(tmp_path: Path) -> None:
     assert trainer.state.global_step == STEPS
 
 
-def test_spikes_in_a_row_go_back(tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]) -> None:
+def test_consecutive_spikes_roll_back(tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]) -> None:
     guard = DivergenceGuard(cut=1.0)
     trainer = trained(tmp_path, guard, spoil=lambda model: break_pass(model, *range(15, 20), value=1e3))
     (event,) = guard.events
@@ -301,7 +299,7 @@ def test_a_resumed_training_keeps_the_cut_and_the_count(tmp_path: Path) -> None:
     assert_same(weights(trainer), weights(expected))
 
 
-def test_a_resumed_training_can_go_back_to_where_it_began(tmp_path: Path) -> None:
+def test_a_resumed_training_can_roll_back_to_its_first_checkpoint(tmp_path: Path) -> None:
     options = {"save_strategy": "steps", "save_steps": 13, "train_sampling_strategy": "random"}
     expected = trained(tmp_path, **options)
     model, tokenizer = fakes.gpt2()
@@ -328,7 +326,7 @@ def test_the_same_trainer_can_train_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"max_grad_norm": 0.0}])
 def test_a_plain_trainer_stops_with_the_weights_before_the_nan(options: dict[str, Any], tmp_path: Path) -> None:
-    at = 13 if "gradient_accumulation_steps" in options else 7  # 7 micro-batches an epoch, the last one alone
+    at = 13 if "gradient_accumulation_steps" in options else 7  # 7 micro-batches per epoch, the last one incomplete
     guard = DivergenceGuard()
 
     def spoil(model: nn.Module) -> None:
@@ -357,7 +355,7 @@ def test_a_plain_trainer_stops_at_a_gradient_that_is_not_finite(tmp_path: Path) 
     guard = DivergenceGuard()
     trainer = plain(tmp_path, guard, spoil=spoil)
     assert "The gradient norm became" in guard.events[0].message
-    assert_whole(trainer)
+    assert_finite(trainer)
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing_factor": 0.1}])
@@ -377,7 +375,7 @@ def test_a_plain_trainer_is_left_alone_when_it_is_healthy(tmp_path: Path) -> Non
 
 
 def plain(folder: Path, *callbacks: TrainerCallback, **options: Any) -> transformers.Trainer:
-    """A trainer of transformers' own, whose rows bring labels and are of one length."""
+    """Return a trainer of transformers whose rows have labels and one length."""
 
     def with_labels(tokenizer: Any) -> list[dict[str, Any]]:
         ids = [tokenizer(text).input_ids[:12] for text in TEXTS]
@@ -396,7 +394,7 @@ def plain(folder: Path, *callbacks: TrainerCallback, **options: Any) -> transfor
 
 
 def break_pass_of_loss(model: nn.Module, at: int) -> None:
-    """As :func:`break_pass`, for a model that computes its loss itself."""
+    """Break passes like :func:`break_pass`, for a model that computes its own loss."""
     calls = iter(range(1, 1000))
 
     def spoil(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -410,7 +408,7 @@ def break_pass_of_loss(model: nn.Module, at: int) -> None:
 # ---- Errors ----
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Any, folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
@@ -420,7 +418,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_the_guard_nothing_is_new(tmp_path: Path) -> None:
+def test_without_the_guard_nothing_changes(tmp_path: Path) -> None:
     trainer = trained(tmp_path, spoil=lambda model: break_pass(model, 13))
     assert isinstance(trainer.stopped, NonFiniteError)  # type: ignore[attr-defined]
     assert trainer.state.global_step == 12

@@ -1,4 +1,4 @@
-"""The guard against forgetting, alone in a plain Trainer: it stops past the budget, and remembers the base."""
+"""The forgetting guard in a plain Trainer: it stops when the budget is exceeded, and remembers the base."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fulltune.training.guards.forgetting import ForgettingGuard
 
 
 def walk(values: list[float], budget: float = 0.05) -> tuple[ForgettingGuard, int]:
-    """Steps of a training whose probe gives these values, the first before step 1; and the step it ended at."""
+    """Train while the probe gives these values, the first before step 1; return the guard and the last step."""
     given: Iterator[float] = iter(values)
     guard = ForgettingGuard(lambda: {"english": next(given)}, budget)
     state, control, args = TrainerState(max_steps=len(values) - 1), TrainerControl(), fakes.arguments(Path("unused"))
@@ -31,7 +31,7 @@ def walk(values: list[float], budget: float = 0.05) -> tuple[ForgettingGuard, in
     return guard, len(values) - 1
 
 
-def test_it_stops_where_the_budget_is_passed_and_says_so_in_one_sentence() -> None:
+def test_the_guard_stops_above_the_budget_with_one_message() -> None:
     guard, step = walk([2.0, 2.05, 2.08, 2.2, 9.0])
     assert step == 3
     assert [losses["english"] for _, losses in guard.history] == pytest.approx([0.025, 0.04, 0.1])
@@ -40,17 +40,17 @@ def test_it_stops_where_the_budget_is_passed_and_says_so_in_one_sentence() -> No
     assert event.message == "English is 10.0% worse than the base (budget 0.05); training stopped at step 3 of 4."
 
 
-def test_a_model_that_keeps_what_it_could_is_left_alone() -> None:
+def test_a_model_that_retains_its_abilities_is_left_alone() -> None:
     guard, step = walk([2.0, 1.9, 2.0, 2.09])
     assert (step, guard.events) == (3, [])
 
 
-def test_a_number_that_is_none_is_lost() -> None:
+def test_a_score_of_nan_is_a_loss() -> None:
     assert walk([2.0, math.nan, 2.0])[1] == 1
     assert walk([0.0, 1.0, 2.0])[1] == 1
 
 
-def test_the_last_step_stops_nothing_but_is_told() -> None:
+def test_a_loss_at_the_last_step_is_reported_without_a_stop() -> None:
     guard, _ = walk([2.0, 2.0, 3.0])
     assert [(event.step, event.verdict) for event in guard.events] == [(2, "continue")]
 
@@ -94,7 +94,7 @@ def probe_of(model: Any) -> Any:
     return score
 
 
-def test_in_a_plain_trainer_training_that_forgets_is_stopped(tmp_path: Path) -> None:
+def test_a_plain_trainer_that_forgets_is_stopped(tmp_path: Path) -> None:
     model, _ = fakes.gpt2()
     guard = ForgettingGuard(probe_of(model))
     training = trainer(tmp_path, model, guard)

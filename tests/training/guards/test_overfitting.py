@@ -1,4 +1,4 @@
-"""The guard against overfitting, with plain numbers and in real trainers."""
+"""The overfitting guard, with plain numbers and in real trainers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fulltune.training.guards.overfitting import BestState, OverfittingGuard
 
 
 class Driver:
-    """Drives a guard with numbers alone: one weight whose value is the step."""
+    """Drive a guard with plain numbers: one weight whose value is the step."""
 
     def __init__(self, guard: OverfittingGuard, folder: Path, max_steps: int = 100) -> None:
         self.guard, self.model = guard, torch.nn.Linear(1, 1, bias=False)
@@ -38,7 +38,7 @@ class Driver:
         self.guard.on_train_begin(self.args, self.state, self.control)
 
     def see(self, step: int, value: float, name: str = "eval_loss") -> bool:
-        """One evaluation; whether training is to stop."""
+        """Evaluate once; return whether training is to stop."""
         torch.nn.init.constant_(self.model.weight, step)
         self.state.global_step = step
         self.guard.on_evaluate(self.args, self.state, self.control, metrics={name: value}, model=self.model)
@@ -49,7 +49,7 @@ class Driver:
 
 
 def drive(guard: OverfittingGuard, folder: Path, values: Sequence[float], name: str = "eval_loss") -> Driver:
-    """Evaluations at steps 0, 10, 20, …, until the guard stops or they end."""
+    """Evaluate at steps 0, 10, 20, …, until the guard stops or the values end."""
     driver = Driver(guard, folder, max_steps=10 * len(values))
     driver.begin()
     for index, value in enumerate(values):
@@ -59,7 +59,7 @@ def drive(guard: OverfittingGuard, folder: Path, values: Sequence[float], name: 
     return driver
 
 
-def test_the_best_weights_come_back_and_the_stop_is_told(tmp_path: Path) -> None:
+def test_the_best_weights_are_restored_and_the_stop_is_reported(tmp_path: Path) -> None:
     guard = OverfittingGuard("loss", patience=2)
     driver = drive(guard, tmp_path, [3.0, 2.0, 1.5, 1.6, 1.7, 0.1])
     assert driver.weight == 20
@@ -97,7 +97,7 @@ def test_the_last_step_may_be_the_best(tmp_path: Path) -> None:
     ]
 
 
-def test_a_change_smaller_than_min_delta_is_none(tmp_path: Path) -> None:
+def test_a_change_smaller_than_min_delta_does_not_count(tmp_path: Path) -> None:
     guard = OverfittingGuard("loss", patience=0, min_delta=0.1)
     assert drive(guard, tmp_path, [3.0, 2.95, 2.89, 2.85]).weight == 20
 
@@ -127,7 +127,7 @@ def test_the_direction_of_a_metric(
     patience=st.integers(0, 4),
     higher=st.booleans(),
 )
-def test_what_is_kept_is_the_first_best_seen_before_the_stop(
+def test_the_first_best_value_before_the_stop_is_kept(
     values: list[float], patience: int, higher: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     guard = OverfittingGuard("score", patience=patience, higher_is_better=higher)
@@ -142,7 +142,7 @@ def test_what_is_kept_is_the_first_best_seen_before_the_stop(
     assert guard.best_step == (None if best is None else 10 * best)
 
 
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_with_its_history(tmp_path: Path) -> None:
     first = Driver(OverfittingGuard("loss", patience=2), tmp_path)
     first.begin()
     for step, value in ((0, 3.0), (10, 1.0), (20, 1.5)):
@@ -150,14 +150,14 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     saved = first.guard.state()
     second = Driver(OverfittingGuard("loss", patience=2), tmp_path)
     second.begin(step=20, saved=saved)
-    assert not second.see(20, 1.5)  # the evaluation on start repeats what was seen
+    assert not second.see(20, 1.5)  # the evaluation at the start repeats an earlier one
     assert second.see(30, 1.2)
     second.end()
     assert second.weight == 10
     assert [event.step for event in second.guard.events] == [30, 10]
 
 
-def test_after_a_roll_back_the_best_state_stays_a_candidate(tmp_path: Path) -> None:
+def test_after_a_rollback_the_best_state_stays_a_candidate(tmp_path: Path) -> None:
     driver = Driver(OverfittingGuard("loss"), tmp_path)
     driver.begin()
     driver.see(0, 3.0)
@@ -169,7 +169,7 @@ def test_after_a_roll_back_the_best_state_stays_a_candidate(tmp_path: Path) -> N
     assert driver.weight == 10
 
 
-def test_without_its_file_a_resumed_run_starts_anew(tmp_path: Path) -> None:
+def test_without_its_file_a_resumed_run_starts_over(tmp_path: Path) -> None:
     driver = Driver(OverfittingGuard("loss"), tmp_path)
     driver.begin(step=20, saved={"attributes": {"history": [[0, 0.5], [10, 0.1]]}})
     driver.see(20, 1.5)
@@ -178,12 +178,12 @@ def test_without_its_file_a_resumed_run_starts_anew(tmp_path: Path) -> None:
     assert driver.weight == 20
 
 
-def test_a_new_run_forgets_the_file_of_another(tmp_path: Path) -> None:
+def test_a_new_run_ignores_the_file_of_another(tmp_path: Path) -> None:
     BestState(tmp_path / "best.safetensors").keep(torch.nn.Linear(1, 1, bias=False), 999, 0.0)
     assert drive(OverfittingGuard(), tmp_path, [3.0, 2.0, 4.0]).weight == 10
 
 
-def test_training_that_an_exception_ended_is_finished_by_hand(tmp_path: Path) -> None:
+def test_training_that_an_exception_ended_can_be_finished_by_hand(tmp_path: Path) -> None:
     driver = Driver(OverfittingGuard(), tmp_path)
     driver.begin()
     driver.see(0, 3.0)
@@ -213,7 +213,7 @@ def test_weights_are_kept_bit_for_bit_and_tied_ones_stay_tied(kind: str, tmp_pat
     assert pointers == {name: value.data_ptr() for name, value in model.state_dict().items()}
 
 
-def test_weights_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_written_are_reported(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(StoreError, match="the best weights cannot be written"):
         BestState(tmp_path / "taken" / "best.safetensors").keep(torch.nn.Linear(1, 1), 0, 0.0)
@@ -223,7 +223,7 @@ def test_weights_that_cannot_be_written_are_told(tmp_path: Path) -> None:
 
 
 def rows(seed: int, count: int) -> list[dict[str, Any]]:
-    """Texts with labels by chance: whatever is learnt from one set does not hold for another."""
+    """Return texts with random labels: what is learned from one set does not hold for another."""
     random = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, 60, (count, 8), generator=random).tolist()
     labels = torch.randint(0, 2, (count,), generator=random).tolist()
@@ -265,7 +265,7 @@ def test_a_run_that_overfits_is_stopped_and_its_best_step_restored(trainer_class
     assert [event.verdict for event in guard.events] == ["stop", "continue"]
 
 
-def test_a_metric_of_the_users_own_chooses(trainer_class: Any, tmp_path: Path) -> None:
+def test_a_custom_metric_can_select(trainer_class: Any, tmp_path: Path) -> None:
     guard = OverfittingGuard("accuracy", patience=0)
     trainer = make_trainer(trainer_class, tmp_path, guard)
     trainer.train()
@@ -282,7 +282,7 @@ def test_a_wrong_metric_name_fails_before_the_first_step(trainer_class: Any, tmp
     assert trainer.state.global_step == 0
 
 
-def test_a_resumed_run_equals_one_in_a_single_go(trainer_class: Any, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(trainer_class: Any, tmp_path: Path) -> None:
     options = {"save_strategy": "steps", "save_steps": 8}
     whole = OverfittingGuard("loss", patience=0)
     done = make_trainer(trainer_class, tmp_path / "whole", whole, **options)

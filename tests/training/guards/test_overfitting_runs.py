@@ -1,4 +1,4 @@
-"""The guard against overfitting in whole runs: chosen on validation rows alone, and told in the record."""
+"""The overfitting guard in complete runs: selection on validation rows only, as reported in the record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def texts(seed: int, count: int) -> list[str]:
 
 
 def chance(seed: int, count: int) -> list[dict[str, Any]]:
-    """Labels by chance: nothing that is learnt holds for other rows."""
+    """Write rows with random labels: nothing that is learned holds for other rows."""
     return [{"text": text, "label": ("no", "yes")[len(text) % 2]} for text in texts(seed, count)]
 
 
@@ -89,7 +89,7 @@ def test_the_best_step_is_the_one_that_is_saved(task: str, metric: str, tmp_path
         assert again.scores["perplexity"].value == pytest.approx(torch.tensor(seen[best]).exp().item(), rel=0.05)
 
 
-def test_a_base_that_nothing_beats_is_kept_and_the_record_says_so(tmp_path: Path) -> None:
+def test_a_base_that_nothing_beats_is_kept_and_recorded(tmp_path: Path) -> None:
     config = job(tmp_path, "causal-lm", train={"learning_rate": 3.0, "max_grad_norm": 0.0, "evaluations": 4})
     config["guards"]["divergence"] = None
     record = run(tmp_path, config)
@@ -112,7 +112,7 @@ def test_the_untrained_head_is_a_candidate(tmp_path: Path) -> None:
     assert record.outcome == "rejected"
 
 
-def test_without_validation_rows_nothing_is_chosen_and_the_run_says_so(tmp_path: Path) -> None:
+def test_without_validation_rows_nothing_is_selected_and_the_run_reports_it(tmp_path: Path) -> None:
     config = job(tmp_path, data={"valid": None}, train={"epochs": 1})
     record = run(tmp_path, config)
     assert watched(record) == []
@@ -122,13 +122,13 @@ def test_without_validation_rows_nothing_is_chosen_and_the_run_says_so(tmp_path:
 
 
 @pytest.mark.parametrize("change", [{"guards": {"overfitting": None}}, {"train": {"epochs": 1, "evaluations": 0}}])
-def test_the_guard_can_be_off(change: dict[str, Any], tmp_path: Path) -> None:
+def test_the_guard_can_be_turned_off(change: dict[str, Any], tmp_path: Path) -> None:
     record = run(tmp_path, job(tmp_path, **{"train": {"epochs": 1}} | change))
     assert watched(record) == []
     assert sum("train.evaluations is 0" in line for line in record.training.advice) == ("train" in change)
 
 
-def test_watching_does_not_change_the_training(tmp_path: Path) -> None:
+def test_monitoring_does_not_change_the_training(tmp_path: Path) -> None:
     losses = []
     for guard in ({"patience": 0}, None):
         record = run(tmp_path, job(tmp_path, train={"epochs": 2}, guards={"overfitting": guard}))

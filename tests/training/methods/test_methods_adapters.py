@@ -1,4 +1,4 @@
-"""Each method that trains few tensors: what it trains, that nothing else moves, and that its numbers are right."""
+"""Each method that trains few tensors: what it trains, that nothing else changes, and that its numbers are correct."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def trained(bundle: Bundle, method: Any, folder: Path) -> TrainingResult:
 
 @torch.no_grad()
 def answer(bundle: Bundle, texts: Sequence[str] = TEXTS[:1], prompt: bool = True) -> torch.Tensor:
-    """Logits of one text, without those of a soft prompt."""
+    """Return the logits of one text, without those of a soft prompt."""
     before = bundle.prompt_ids if prompt else []
     ids = torch.tensor([before + list(bundle.tokenizer(texts[0]).input_ids)])
     own = {"decoder_input_ids": torch.tensor([[0, 5, 6]])} if bundle.family == "encoder-decoder" else {}
@@ -100,7 +100,7 @@ FITTING = [
 
 
 @pytest.mark.parametrize(("name", "kind", "head"), FITTING)
-def test_only_what_the_method_promises_moves(name: str, kind: str, head: str, tmp_path: Path) -> None:
+def test_only_the_trainable_parameters_change(name: str, kind: str, head: str, tmp_path: Path) -> None:
     bundle, method = fakes.bundle(kind, head), made(name)
     before = bundle.model.num_parameters()
     found = trained(bundle, method, tmp_path).parameters
@@ -132,7 +132,7 @@ def test_every_method_is_in_that_table() -> None:
     assert set(plugins.names("method")) == {"full", *METHODS} == set(LEARNING_RATES)
 
 
-def test_a_frozen_tensor_that_moved_is_named() -> None:
+def test_a_frozen_tensor_that_changed_is_named() -> None:
     bundle, method = fakes.bundle("gpt2"), made("bitfit")
     method.prepare(bundle)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_a_frozen_tensor_that_moved_is_named() -> None:
 
 
 @pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm"), ("t5", "lm"), ("bert", "classification")])
-def test_lora_begins_as_the_base(kind: str, head: str) -> None:
+def test_lora_starts_as_the_base(kind: str, head: str) -> None:
     bundle = fakes.bundle(kind, head)
     base = answer(bundle)
     made("lora").prepare(bundle)
@@ -154,7 +154,7 @@ def test_lora_begins_as_the_base(kind: str, head: str) -> None:
 
 @pytest.mark.parametrize("name", ["lora", "qlora"])
 @pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm"), ("t5", "lm"), ("bart", "classification")])
-def test_a_merged_model_is_plain_and_says_the_same(name: str, kind: str, head: str, tmp_path: Path) -> None:
+def test_a_merged_model_is_plain_and_gives_the_same_answers(name: str, kind: str, head: str, tmp_path: Path) -> None:
     bundle, method = fakes.bundle(kind, head), made(name)
     base, layers = answer(bundle), [type(layer) for layer in bundle.model.modules()]
     trained(bundle, method, tmp_path)
@@ -167,8 +167,8 @@ def test_a_merged_model_is_plain_and_says_the_same(name: str, kind: str, head: s
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-def test_lora_learns_as_with_peft_and_a_plain_trainer(tmp_path: Path) -> None:
-    """The same factors to begin with, the same batches: the same losses from a loop that is none of ours."""
+def test_lora_trains_like_peft_with_a_plain_trainer(tmp_path: Path) -> None:
+    """Start from the same factors with the same batches: the losses equal those of an independent loop."""
     options = {"max_steps": 6, "scheduler": "constant", "warmup": 0, "learning_rate": 1e-2, "batch_size": 4}
     ours = fakes.bundle("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     method = made("lora", trainer={"logging_steps": 1}, **options)
@@ -181,7 +181,7 @@ def test_lora_learns_as_with_peft_and_a_plain_trainer(tmp_path: Path) -> None:
     )
     text = "the fox met a king"
     ids = list(ours.tokenizer(text).input_ids)
-    # transformers counts the first token, which nothing predicts, in the denominator; without a label nobody does.
+    # transformers counts the first token, which is not predicted, in the denominator unless it has no label.
     features = [Features(ids, [-100, *ids[1:]], "0")] * 4
     begun: dict[str, torch.Tensor] = {}
 
@@ -239,7 +239,7 @@ def test_rank_alpha_and_seed_are_those_of_the_config() -> None:
 
 @pytest.mark.parametrize("name", ["lora", "qlora"])
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
-def test_new_tokens_get_embeddings_that_learn(name: str, kind: str, tmp_path: Path) -> None:
+def test_new_tokens_get_trainable_embeddings(name: str, kind: str, tmp_path: Path) -> None:
     bundle = load(str(fakes.save_with_tokens(kind, tmp_path / "base", ["<one>"])))
     rows = bundle.model.get_input_embeddings().weight.shape[0] - 1
     old = bundle.model.get_input_embeddings().weight[:rows].detach().clone()
@@ -262,7 +262,7 @@ def test_new_tokens_that_nothing_would_train_are_refused(name: str, tmp_path: Pa
         made(name).prepare(bundle)
 
 
-def test_a_pooler_that_the_checkpoint_lacks_learns_with_the_head(tmp_path: Path) -> None:
+def test_a_pooler_that_the_checkpoint_lacks_is_trained_with_the_head(tmp_path: Path) -> None:
     from fulltune.models import load as models
 
     fakes.save("bert", tmp_path / "base")
@@ -298,7 +298,7 @@ def test_qlora_holds_the_body_in_4_bits(kind: str, layers: int) -> None:
         assert torch.equal(nf4.dequantized(layer), bitsandbytes.functional.dequantize_4bit(octets, state))
 
 
-def test_qlora_still_learns_after_an_evaluation(tmp_path: Path) -> None:
+def test_qlora_still_trains_after_an_evaluation(tmp_path: Path) -> None:
     bundle, method = fakes.bundle("llama"), made("qlora")
     method.prepare(bundle)
     before = fingerprints(bundle.model)
@@ -312,7 +312,7 @@ def test_qlora_still_learns_after_an_evaluation(tmp_path: Path) -> None:
     assert fingerprints(bundle.model) == before
 
 
-def test_qlora_says_what_4_bits_save(tmp_path: Path) -> None:
+def test_qlora_reports_what_4_bits_save(tmp_path: Path) -> None:
     found = trained(fakes.bundle("llama"), made("qlora"), tmp_path).parameters
     line = next(line for line in found.evidence if "4 bits" in line)
     weights, octets = (
@@ -325,7 +325,7 @@ def test_qlora_says_what_4_bits_save(tmp_path: Path) -> None:
 # ---- Prompt tuning ----
 
 
-def test_a_prompt_begins_as_its_text() -> None:
+def test_a_prompt_starts_as_its_text() -> None:
     bundle = fakes.bundle("gpt2")
     ids = bundle.tokenizer("law of the state", add_special_tokens=False).input_ids
     made("prompt-tuning", adapter={"prompt_text": "law of the state", "prompt_tokens": len(ids)}).prepare(bundle)
@@ -345,7 +345,7 @@ def test_a_text_is_repeated_or_cut_to_the_length_of_the_prompt() -> None:
     assert torch.equal(soft_prompt.vectors_of(bundle.model, ids, 1), table[ids[:1]])
 
 
-def test_a_prompt_without_a_text_begins_as_drawn_tokens() -> None:
+def test_a_prompt_without_a_text_starts_as_random_tokens() -> None:
     prompts = []
     for _ in range(2):
         bundle = fakes.bundle("t5")
@@ -363,8 +363,8 @@ def test_a_prompt_of_no_tokens_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "head"), [("gpt2", "classification"), ("llama", "classification")])
-def test_padding_is_not_taken_for_the_last_token(kind: str, head: str) -> None:
-    """Which is what reading embeddings alone comes to, for a decoder that classifies."""
+def test_padding_is_not_mistaken_for_the_last_token(kind: str, head: str) -> None:
+    """A decoder that classifies would do that if it got embeddings without ids."""
     bundle = fakes.bundle(kind, head)
     made("prompt-tuning").prepare(bundle)
     ids = bundle.prompt_ids + list(bundle.tokenizer("the fox").input_ids)
@@ -390,7 +390,7 @@ def test_a_tied_output_layer_cannot_be_probed(kind: str) -> None:
         made("linear-probe").prepare(fakes.bundle(kind))
 
 
-# ---- What they share ----
+# ---- All methods ----
 
 
 @pytest.mark.parametrize(
@@ -408,12 +408,12 @@ def test_a_key_that_the_method_does_not_read_is_refused(method: str, key: str, v
     ("method", "key"),
     [("lora", "l2_sp"), ("qlora", "distill"), ("prompt-tuning", "ewc"), ("linear-probe", "layer_decay")],
 )
-def test_a_regularizer_that_has_nothing_to_hold_is_refused(method: str, key: str) -> None:
+def test_a_regularizer_without_any_effect_is_refused(method: str, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"field 'regularize.{key}': 0.5 for the method {method}"):
         made(method, regularize={key: 0.5})
 
 
-def test_l2_sp_pulls_on_what_bitfit_trains_alone(tmp_path: Path) -> None:
+def test_l2_sp_acts_only_on_what_bitfit_trains(tmp_path: Path) -> None:
     from fulltune.training.regularization.penalties import shared_parameters
 
     base, student = fakes.bundle("gpt2"), fakes.bundle("gpt2")
@@ -430,7 +430,7 @@ def test_reduced_precision_is_refused_by_all(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "package"), [("lora", "peft"), ("qlora", "bitsandbytes")])
-def test_a_missing_package_is_told_with_its_extra(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_extra(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == package else find(asked))
     with pytest.raises(MissingDependencyError, match=rf"needs {package}.*fulltune\[adapters\]"):
@@ -450,7 +450,7 @@ def test_gradient_checkpointing_changes_no_number(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["lora", "qlora", "prompt-tuning", "bitfit"])
-def test_the_best_state_holds_what_learns_and_comes_back(name: str, tmp_path: Path) -> None:
+def test_the_best_state_holds_the_trainable_parameters_and_is_restored(name: str, tmp_path: Path) -> None:
     bundle, method = fakes.bundle("gpt2"), made(name)
     method.prepare(bundle)
     state, before = BestState(tmp_path / "best.safetensors"), fingerprints(bundle.model)
@@ -467,7 +467,7 @@ def test_the_best_state_holds_what_learns_and_comes_back(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", sorted(LEARNING_RATES))
-def test_the_usual_rate_of_a_method_is_its_default_and_needs_no_advice(method: str) -> None:
+def test_the_default_rate_of_a_method_needs_no_advice(method: str) -> None:
     chosen = Config(model="m", task="causal-lm", method=method, data={"train": "x"})
     assert chosen.train.learning_rate == LEARNING_RATES[method]
     assert [line for line in advice(chosen, 1000, 10**9) if "learning_rate" in line] == []

@@ -29,7 +29,7 @@ def _fit(bundle: Any, folder: Path, **options: Any) -> TrainingResult:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
-def test_the_proof_counts_the_tensors_themselves(kind: str, tmp_path: Path) -> None:
+def test_the_proof_counts_the_tensors(kind: str, tmp_path: Path) -> None:
     bundle = fakes.bundle(kind)
     parameters = _fit(bundle, tmp_path).parameters
     total = sum(value.numel() for value in bundle.model.parameters())
@@ -68,7 +68,7 @@ def test_a_model_in_half_precision_is_made_float32_too(tmp_path: Path) -> None:
     assert _fit(bundle, tmp_path).parameters.dtype == "float32"
 
 
-def test_frozen_parameters_are_thawed(tmp_path: Path) -> None:
+def test_frozen_parameters_are_unfrozen(tmp_path: Path) -> None:
     bundle = fakes.bundle("gpt2")
     bundle.model.requires_grad_(False)
     assert _fit(bundle, tmp_path).parameters.frozen == 0
@@ -138,7 +138,7 @@ def test_what_breaks_the_promise_is_named() -> None:
         method.proof(bundle)
 
 
-def test_untied_weights_are_noticed() -> None:
+def test_untied_weights_are_detected() -> None:
     bundle = fakes.bundle("gpt2")
     method = Full(_config())
     method.prepare(bundle)
@@ -147,7 +147,7 @@ def test_untied_weights_are_noticed() -> None:
         method.proof(bundle)
 
 
-def test_an_untrained_model_has_not_moved() -> None:
+def test_an_untrained_model_is_unchanged() -> None:
     bundle = fakes.bundle("gpt2")
     method = Full(_config())
     method.prepare(bundle)

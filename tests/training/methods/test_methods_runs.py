@@ -1,4 +1,4 @@
-"""Whole runs with each method: what is scored is what is stored, and what is stored can be had again."""
+"""Complete runs with each method: the stored model is the scored one, and stored models can be loaded again."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def head_of(task: str) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
 @pytest.mark.parametrize(("method", "kind", "task"), RUNS)
-def test_what_is_scored_is_what_is_stored(method: str, kind: str, task: str, tmp_path: Path) -> None:
+def test_the_scored_model_is_the_stored_one(method: str, kind: str, task: str, tmp_path: Path) -> None:
     record = run(tmp_path, method, kind, task)
     folder = tmp_path / "runs" / record.run_id
     assert record.method == method
@@ -107,7 +107,7 @@ def test_that_table_has_every_method_and_family() -> None:
     assert {"llama", "bert", "t5"} <= {kind for _, kind, _ in RUNS}
 
 
-def test_a_merge_is_checked_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_is_checked_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lora = load("method", "lora")
     whole = lora.merge
 
@@ -127,7 +127,7 @@ def test_a_merge_is_checked_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert record.scores["tuned"]["bits_per_byte"].value == pytest.approx(record.adapter.after)
 
 
-def test_a_good_merge_is_not_worth_a_word(tmp_path: Path) -> None:
+def test_a_good_merge_is_not_reported(tmp_path: Path) -> None:
     record = run(tmp_path, "lora", "llama", "causal-lm", guards={"forgetting": None, "overfitting": None})
     assert record.adapter is not None
     assert record.adapter.rows == 6
@@ -139,7 +139,7 @@ def prediction(output: Any, reference: Any = "a", number: int = 0) -> Prediction
     return Prediction(system="tuned", id=str(number), input="", reference=reference, output=output)
 
 
-def test_an_answer_that_never_changes_is_told() -> None:
+def test_an_answer_that_never_changes_is_reported() -> None:
     same = [prediction("law", label) for label in ("law", "film", "law")]
     assert constant_answer(same) == ("The tuned model gives the same answer to all 3 rows: 'law'.",)
     assert constant_answer([*same, prediction("film", "film")]) == ()
@@ -152,7 +152,7 @@ def test_an_answer_that_never_changes_is_told() -> None:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, Path]:
-    """An adapter beside its base, and that base."""
+    """Return an adapter with its base, and that base."""
     record = run(tmp_path, "lora", "bert", "classification", guards={"forgetting": None, "overfitting": None})
     return tmp_path / "runs" / record.run_id / "adapter", tmp_path / "base"
 
@@ -169,7 +169,7 @@ def test_an_adapter_needs_the_base_that_it_was_trained_on(stored: tuple[Path, Pa
         models.load(str(adapter), "classification")
 
 
-def test_an_adapter_under_another_head_brings_its_body_alone(stored: tuple[Path, Path]) -> None:
+def test_an_adapter_for_another_head_provides_only_its_body(stored: tuple[Path, Path]) -> None:
     adapter, base = stored
     whole, words = models.load(str(adapter), "classification"), models.load(str(adapter))
     assert list(whole.model.config.id2label.values()) == ["film", "law"]
@@ -214,7 +214,7 @@ def test_pickled_adapters_are_not_read(stored: tuple[Path, Path]) -> None:
         ({"base_model_name_or_path": None}, "the adapter does not tell its base"),
     ],
 )
-def test_other_adapters_are_told(change: dict[str, Any], message: str, stored: tuple[Path, Path]) -> None:
+def test_unsupported_adapters_are_reported(change: dict[str, Any], message: str, stored: tuple[Path, Path]) -> None:
     adapter, _ = stored
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | change))
@@ -226,7 +226,7 @@ def test_other_adapters_are_told(change: dict[str, Any], message: str, stored: t
 
 @pytest.mark.parametrize(("kind", "task"), [("gpt2", "CAUSAL_LM"), ("t5", "SEQ_2_SEQ_LM")])
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-def test_peft_says_the_same_with_a_prompt_made_here(kind: str, task: str, tmp_path: Path) -> None:
+def test_peft_gives_the_same_answers_with_a_prompt_made_here(kind: str, task: str, tmp_path: Path) -> None:
     base = fakes.bundle(kind)
     other, _ = fakes.make(kind)
     method = load("method", "prompt-tuning")(
@@ -252,7 +252,7 @@ def test_a_base_with_a_prompt_is_not_trained_further(tmp_path: Path) -> None:
         run(tmp_path, "bitfit", "gpt2", "causal-lm", model=first.run_id)
 
 
-def test_unread_keys_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_unread_keys_are_reported_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"adapter\.rank.*2 for the method bitfit; expected keys that it reads \(none\)"
     ):
@@ -269,11 +269,11 @@ def test_a_record_without_an_adapter_is_read_as_before(tmp_path: Path) -> None:
     assert not (path.parent / "adapter").exists()
 
 
-# ---- Going back ----
+# ---- Rolling back ----
 
 
 class Spoil(TrainerCallback):
-    """Puts NaN into what learns after one step, once."""
+    """Set NaN in the trainable parameters after one step, once."""
 
     def __init__(self) -> None:
         self.done = False
@@ -287,7 +287,7 @@ class Spoil(TrainerCallback):
 @pytest.mark.parametrize(
     ("name", "kind"), [("lora", "t5"), ("qlora", "gpt2"), ("prompt-tuning", "gpt2"), ("bitfit", "gpt2")]
 )
-def test_training_goes_back_to_what_it_trained(name: str, kind: str, tmp_path: Path) -> None:
+def test_a_rollback_restores_the_trained_parameters(name: str, kind: str, tmp_path: Path) -> None:
     config = fulltune.Config(
         model="m",
         task="causal-lm",

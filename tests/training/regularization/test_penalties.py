@@ -1,4 +1,4 @@
-"""Each regulariser against an independent computation on tiny models."""
+"""Each regularizer against an independent computation on tiny models."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_base_that_is_trained_in_place_is_copied_first() -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
-def test_a_new_head_has_no_anchor_and_the_base_is_no_copy(kind: str) -> None:
+def test_a_new_head_has_no_anchor_and_the_base_is_not_copied(kind: str) -> None:
     base, student = fakes.bundle(kind), fakes.bundle(kind, "classification", seed=1)
     anchors = shared_parameters(base, student)
     body = {id(p) for p in student.model.base_model.parameters()}
@@ -171,7 +171,7 @@ def test_distillation_is_the_gradient_of_the_kl_on_general_text(kind: str) -> No
     assert_same(gradients(student.model), gradients(other), 10, rtol=1e-3, atol=1e-6)
 
 
-def test_a_student_with_a_new_head_is_distilled_through_the_bases_head() -> None:
+def test_a_model_with_a_new_head_is_distilled_through_the_bases_head() -> None:
     base, student = fakes.bundle("bert"), shaken(fakes.bundle("bert", "classification"))
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     [distillation] = regularizers(config(distill=1.0), base, student, general_text.encode(base, TEXTS))
@@ -196,7 +196,7 @@ def test_the_text_of_a_step_depends_on_its_number_alone_and_all_of_it_is_read() 
 
 
 def trained(model: nn.Module, folder: Path, batch: int, accumulation: int, **options: Any) -> nn.Module:
-    # Of one length: micro-batches of as many tokens each, whatever their order.
+    # Of one length: micro-batches have the same number of tokens, whatever their order.
     rows = [Features([3 + i, 4 + i, 5 + i, 6], [3 + i, 4 + i, 5 + i, 6], str(i)) for i in range(8)]
     settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 3}
     args = fakes.arguments(folder, learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", **settings)
@@ -204,8 +204,8 @@ def trained(model: nn.Module, folder: Path, batch: int, accumulation: int, **opt
     return model
 
 
-def test_a_penalty_counts_once_a_step_however_the_batch_is_accumulated(tmp_path: Path) -> None:
-    """Three steps by hand, with the penalty in the loss, against the trainer with one and with four micro-batches."""
+def test_a_penalty_counts_once_per_step_for_any_accumulation(tmp_path: Path) -> None:
+    """Compare three steps by hand, with the penalty in the loss, with the trainer at one and four micro-batches."""
     options = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ends = []
     for batch, accumulation in ((8, 1), (2, 4)):
@@ -252,10 +252,10 @@ def test_distance_from_the_top_by_family(kind: str) -> None:
     assert {value for name, value in head.items() if name.startswith(("score", "classifier", "classification_"))} == {0}
 
 
-def test_layers_learn_at_falling_rates(tmp_path: Path) -> None:
+def test_lower_layers_get_lower_rates(tmp_path: Path) -> None:
     model = fakes.bundle("gpt2").model
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    # One step: SGD moves a parameter by its rate times its gradient, so the moves compare as the rates do.
+    # One step: SGD moves a parameter by its rate times its gradient, so the changes have the ratio of the rates.
     slow = copy.deepcopy(model)
     args = fakes.arguments(tmp_path, learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", max_steps=1)
     args.per_device_train_batch_size = 8
@@ -294,7 +294,7 @@ def test_the_first_group_keeps_the_full_rate_and_no_parameter_is_lost() -> None:
 # ---- General text ----
 
 
-def test_a_base_makes_up_the_same_text_again_and_keeps_it(tmp_path: Path) -> None:
+def test_a_base_generates_the_same_text_again_and_caches_it(tmp_path: Path) -> None:
     base = fakes.bundle("gpt2")
     short = replace(base, window=12)
     state = torch.random.get_rng_state()
@@ -306,7 +306,7 @@ def test_a_base_makes_up_the_same_text_again_and_keeps_it(tmp_path: Path) -> Non
     assert general_text.general_text(config(replay=0.5), short) != first
 
 
-def test_general_text_is_learnt_as_the_base_was_pretrained() -> None:
+def test_general_text_is_trained_with_the_pretraining_objective() -> None:
     decoder, encoder, both = (fakes.bundle(kind) for kind in ("gpt2", "bert", "t5"))
     [item] = general_text.encode(decoder, TEXTS[:1])
     end = decoder.tokenizer.eos_token_id
@@ -322,7 +322,7 @@ def test_general_text_is_learnt_as_the_base_was_pretrained() -> None:
     assert general_text.encode(both, ["", "a"]) == []
 
 
-def test_the_share_of_general_text_is_what_was_asked_for() -> None:
+def test_the_fraction_of_general_text_is_the_configured_one() -> None:
     base = fakes.bundle("gpt2")
     task = general_text.encode(base, TEXTS * 3)
     general = general_text.encode(base, TEXTS[:2])
@@ -343,12 +343,14 @@ def heads() -> Sequence[tuple[str, str, dict[str, Any], str]]:
 
 
 @pytest.mark.parametrize(("kind", "head", "wanted", "message"), heads(), ids=lambda value: str(value)[:20])
-def test_what_cannot_be_is_refused_with_the_reason(kind: str, head: Any, wanted: dict[str, Any], message: str) -> None:
+def test_impossible_combinations_are_refused_with_the_reason(
+    kind: str, head: Any, wanted: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         general_text.check(config(**wanted), head, fakes.bundle(kind))
 
 
-def test_an_encoder_without_a_head_for_words_can_be_anchored_only() -> None:
+def test_an_encoder_without_a_masked_lm_head_can_only_be_anchored() -> None:
     whole = fakes.bundle("bert")
     base = replace(whole, model=whole.model.base_model)
     with pytest.raises(ConfigError) as caught:
@@ -369,7 +371,7 @@ def test_the_same_file_under_another_name_is_still_the_probe(tmp_path: Path) -> 
         general_text.check(job, "lm", fakes.bundle("gpt2"))
 
 
-def test_the_cost_is_told() -> None:
+def test_the_cost_is_reported() -> None:
     lines = costs.advice_on_regularizers(config(l2_sp=0.1, ewc=0.1, distill=1.0), 2**28)
     assert lines[0] == "The regularizers keep 3 copies of the weights alongside the model: 3.0 GiB."
     assert len(lines) == 3

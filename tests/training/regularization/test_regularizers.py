@@ -1,4 +1,4 @@
-"""Dropout of a whole model, R-Drop against the authors' formula, NEFTune, and their lines in a config."""
+"""Dropout of a complete model, R-Drop against the authors' formula, NEFTune, and their config keys."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def inputs(kind: str, head: str = "lm") -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
-    """Probabilities of all dropout that is computed, of layers and of attention weights."""
+    """Record the probabilities of all dropout that is computed, of layers and of attention weights."""
     seen: dict[str, list[float]] = {"layers": [], "attention": []}
     dropout, attention = F.dropout, F.scaled_dot_product_attention
 
@@ -61,7 +61,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
 @pytest.mark.parametrize("head", ["lm", "classification"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_every_dropout_that_is_computed_has_the_asked_probability(
+def test_every_computed_dropout_has_the_configured_probability(
     kind: str, head: str, attention: str, computed: dict[str, list[float]]
 ) -> None:
     model, _ = fakes.make(kind, head)
@@ -106,7 +106,7 @@ def test_a_config_whose_dropout_must_be_an_integer(
     model.save_pretrained(tmp_path)
 
 
-def test_a_model_without_dropout_is_told() -> None:
+def test_a_model_without_dropout_is_reported() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     model = MambaForCausalLM(MambaConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, state_size=2))
@@ -130,7 +130,7 @@ def test_divergences_are_those_of_torch(seed: int, scale: float) -> None:
 
 
 def authors_loss(model: nn.Module, batch: dict[str, Any], alpha: float, weights: torch.Tensor | None) -> torch.Tensor:
-    """As their README computes it: ½ (CE₁ + CE₂) + α ½ (KL(p‖q) + KL(q‖p)), a mean over rows."""
+    """Compute the loss as in their README: ½ (CE₁ + CE₂) + α ½ (KL(p‖q) + KL(q‖p)), a mean over rows."""
     rest = {name: value for name, value in batch.items() if name != "labels"}
     first, second = model(**rest).logits, model(**rest).logits
     ce = [F.cross_entropy(logits, batch["labels"], weight=weights) for logits in (first, second)]
@@ -213,7 +213,7 @@ def _curves(result: TrainingResult) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("option", [{"dropout": 0.5}, {"r_drop": 5.0}])
-def test_regularizers_are_lines_of_a_config(option: dict[str, float], tmp_path: Path) -> None:
+def test_regularizers_are_config_keys(option: dict[str, float], tmp_path: Path) -> None:
     (plain, start), (changed, same_start) = (
         _curves(_run("bert", tmp_path, _config(**options))) for options in ({}, option)
     )
@@ -222,7 +222,7 @@ def test_regularizers_are_lines_of_a_config(option: dict[str, float], tmp_path: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neftune_is_a_line_of_the_trainers_section(kind: str, tmp_path: Path) -> None:
+def test_neftune_is_a_key_of_the_trainers_section(kind: str, tmp_path: Path) -> None:
     (plain, start), (noisy, same_start) = (
         _curves(_run(kind, tmp_path, _config("seq2seq", trainer, dropout=0.0)))
         for trainer in ({}, {"neftune_noise_alpha": 30.0})
