@@ -141,7 +141,7 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(
 ) -> None:
     with monkeypatch.context() as patch:
         stop_before_step(patch, 4, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(KeyboardInterrupt, match=r"To go on: fulltune run --resume .* --out"):
+        with pytest.raises(KeyboardInterrupt, match=r"To resume: fulltune run --resume .* --out"):
             fulltune.run(job(place, "classification"), out=tmp_path)
     assert "this step is finished and a checkpoint is written" in capfd.readouterr().err
     (folder,) = runs(tmp_path)

@@ -1,4 +1,4 @@
-"""One input, answered before and after: ``fulltune compare base tuned --ask "text"``."""
+"""Ask a base model and its tuned model the same: ``fulltune compare base tuned --ask "text"``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fulltune.store.runs import resolve
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Task
 
-#: Words for the two ends of a run: that which is named beside, else the newest.
+#: Names for the base and the tuned model of the other run that is named, else of the newest.
 BASE, TUNED = "base", "tuned"
 
 
 class Asked(Model):
-    """What was asked and what each model said, by its name, in the order of asking."""
+    """The input and the answer of each model, in the order in which they were asked."""
 
     task: str
     input: str
@@ -30,7 +30,7 @@ class Asked(Model):
 
 @dataclass(frozen=True)
 class _Run:
-    """A run or a version: how a config names it, its folder, and where such names are looked up."""
+    """A run or a version: its name in a config, its folder, and the folder in which such names are looked up."""
 
     name: str
     folder: Path
@@ -47,20 +47,20 @@ def ask(
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
 ) -> Asked:
-    """Ask two models the same, one after the other; greedy, so that the same question has the same answer.
+    """Ask two models the same, one after the other; decoding is greedy, so the same question has the same answer.
 
     Args:
         text: The input: a text to classify or to continue, a source, a question.
-        a: A run, a version of the registry, any model, or ``base`` or ``tuned`` for those of the run named beside it,
-            else of the newest.
+        a: A run, a version of the registry, any model, or ``base`` or ``tuned`` of the other run that is named, else of
+            the newest run.
         b: Likewise; with a run alone, its base and its tuned model are asked.
         place: text2sql: the database.
-        config: Task and options, where neither is a run.
-        out: Where runs and the registry live.
+        config: Task and options if neither model is a run.
+        out: Folder of the runs and the registry.
         overrides: ``a.b=value`` texts, applied last.
 
     Raises:
-        FulltuneError: A model, the config or the database cannot be had.
+        FulltuneError: A model, the config or the database cannot be loaded.
     """
     run = _named_run(a, b, Path(out)) if config is None else None
     settings = load_config(run.folder / "config.yaml" if run else str(config), overrides)
@@ -73,7 +73,7 @@ def ask(
 
 
 def _named_run(a: str, b: str | None, out: Path) -> _Run:
-    """What tells the task: the first of the two that is a run or a version, else the newest run."""
+    """Return the run that the task is read from: the first name that is a run or a version, else the newest run."""
     named = [name for name in (a, b) if name not in (None, BASE, TUNED)]
     for name in map(str, named or ["latest"]):
         version = reference(name, out)
@@ -87,11 +87,11 @@ def _named_run(a: str, b: str | None, out: Path) -> _Run:
         else:
             return _Run(folder.name, folder, folder.parent)
     found = f"{' and '.join(map(repr, named))}: no run among them"
-    raise ConfigError(found, expected="a run, which tells the task", fix="name one, or give a config with --config")
+    raise ConfigError(found, expected="a run, whose task is used", fix="name one, or give a config with --config")
 
 
 def _sides(a: str, b: str | None, settings: Config, run: _Run | None) -> list[tuple[str, str]]:
-    """Names to show and models to load."""
+    """Return the names to show and the models to load."""
     wanted = (BASE, TUNED) if b is None else (a, b)
     if run is None:
         if {BASE, TUNED} & set(wanted):

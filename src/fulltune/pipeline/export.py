@@ -1,4 +1,4 @@
-"""Out of the registry: a plain folder with a model card, a delta against the base, a repository on the hub."""
+"""Export versions of the registry: a folder with a model card, a delta against the base, a hub repository."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fulltune.store.registry.registry import Registry, Version
 
 
 class Exported(Model):
-    """What was written where; what was not asked for is empty."""
+    """Where a version was written; a form that was not requested is empty."""
 
     version: str
     folder: str = ""
@@ -37,19 +37,19 @@ def export(
     push: str | None = None,
     private: bool = False,
 ) -> Exported:
-    """Write a version out of the registry, in one or more of three forms.
+    """Write a version of the registry in one or more of three forms.
 
     Args:
         ref: ``NAME`` (its production), ``NAME@ALIAS`` or ``NAME@N``.
-        out: Where the registry lives.
+        out: Folder of the registry.
         to: A folder for ``from_pretrained``, with a model card.
         delta_file: The bitwise difference from the base.
-        push: A repository of the hub, ``owner/name``; it is made if it is not there.
-        private: Make it a private one.
+        push: A repository of the hub, ``owner/name``; it is created if it does not exist.
+        private: Create a private repository.
 
     Raises:
-        StoreError: There is no such version, it is damaged, or a place is taken.
-        ModelError: The base is not what it was, or the hub refuses.
+        StoreError: There is no such version, it is corrupt, or a target already exists.
+        ModelError: The base has changed, or the hub refuses.
     """
     if not (to or delta_file or push):
         fix = "add --to DIR, --delta FILE or --push REPO"
@@ -70,31 +70,31 @@ def export(
 
 
 def restore(source: str, file: str | Path, to: str | Path, *, out: str | Path = "runs") -> Restored:
-    """The other side of a delta: the tuned checkpoint from its base, or the base from the tuned one.
+    """Restore the tuned checkpoint from its base and a delta, or the base from the tuned checkpoint.
 
     Args:
         source: Any model that a config takes.
-        file: What :func:`export` wrote as a delta.
-        to: Folder of what comes out.
-        out: Where runs and the registry live.
+        file: A delta that :func:`export` wrote.
+        to: Folder of the restored checkpoint.
+        out: Folder of the runs and the registry.
 
     Raises:
-        StoreError: The delta is damaged, the source is neither side of it, or the place is taken.
-        ModelError: The source cannot be had.
+        StoreError: The delta is corrupt, it does not belong to the source, or the target already exists.
+        ModelError: The source cannot be loaded.
     """
     return delta.apply_delta(_source(source, Path(out)).folder, Path(file), Path(to))
 
 
 def write_folder(version: Version, checkout: Path, to: Path) -> None:
-    """The version's model and its card as a plain folder.
+    """Write the model of a version and its card as a plain folder.
 
     Raises:
-        StoreError: The place is taken, or cannot be written.
+        StoreError: The folder already exists, or cannot be written.
     """
     if to.exists():
-        raise StoreError("this place is taken", where=str(to), fix="name another folder with --to")
+        raise StoreError("the folder already exists", where=str(to), fix="name another folder with --to")
     with store_errors(to):
-        # What a run saved is whole already: an adapter that can be merged was merged before it was scored.
+        # A saved model is complete: an adapter that can be merged was merged before it was scored.
         shutil.copytree(checkout / "model", to, copy_function=shutil.copyfile)
     atomic_text(to / "README.md", _card(version, checkout))
 
@@ -105,14 +105,14 @@ def _card(version: Version, checkout: Path) -> str:
 
 
 def _base(version: Version, out: Path) -> Path:
-    """The folder of the base that a version was tuned from, if it still is what it was."""
+    """Return the folder of the base that a version was tuned from, after checking that it has not changed."""
     base = version.lineage.base
     source = _source(base.source, out)
     if (found := source.sha256()) != base.sha256:
         raise ModelError(
             f"the base {base.source!r} has changed: its SHA-256 is {found[:12]}…",
-            expected=f"{base.sha256[:12]}…, as it was when {version.ref} was tuned",
-            fix="put the files back as they were",
+            expected=f"{base.sha256[:12]}…, as when {version.ref} was tuned",
+            fix="restore the original files",
             field="model",
         )
     return source.folder
@@ -130,7 +130,7 @@ def _source(name: str, out: Path) -> sources.Source:
 
 @contextmanager
 def _public(version: Version, checkout: Path) -> Iterator[Path]:
-    """The version's model files without the folders of this machine, which an adapter names its base by."""
+    """Yield the model files of a version without paths of this machine; an adapter names its base by one."""
     folder = checkout / "model"
     if not _is_adapter(version):
         yield folder

@@ -1,4 +1,4 @@
-"""A job: a config together with its task, method, data and base model. Everything that trains starts from one."""
+"""A job: a config with its task, method, data and base model. Everything that trains starts from one."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _task_and_method(config: Config) -> tuple[Task, Method]:
 
 
 def _check_r_drop(config: Config) -> None:
-    """R-Drop compares two predictions of a class under two dropout masks, so it needs classes and dropout."""
+    """Check that the task has classes and dropout is on: R-Drop compares two predictions under two dropout masks."""
     if not config.regularize.r_drop:
         return
     field, found = "regularize.r_drop", f"R-Drop for the task {config.task}"
@@ -160,7 +160,7 @@ def _check_r_drop(config: Config) -> None:
 
 
 def _check_class_weights(config: Config) -> None:
-    """Check that the task has classes where they are to be weighted."""
+    """Check that the task has classes if they are weighted."""
     if config.train.class_weights == "none" or plugins.load("task", config.task).head == "classification":
         return
     raise ConfigError(
@@ -172,7 +172,11 @@ def _check_class_weights(config: Config) -> None:
 
 
 def all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
-    """What each of them makes, or the config's problems with all of them in one error."""
+    """Call all functions and return their results.
+
+    Raises:
+        ConfigError: The problems of all functions that raised one.
+    """
     made, problems = list[Any](), list[Problem]()
     for make in makers:
         try:
@@ -185,10 +189,10 @@ def all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
 
 
 def pinned(config: Config, out: str | Path) -> Config:
-    """The config with an alias of the registry made a version: a run never changes its base midway.
+    """Return the config with an alias of the registry replaced by its version: a run never changes its base.
 
     Raises:
-        StoreError: ``model: NAME@…`` names what the registry has not.
+        StoreError: ``model: NAME@…`` names a version that does not exist.
     """
     check_name(config.model)
     version = reference(config.model, out)
@@ -196,14 +200,14 @@ def pinned(config: Config, out: str | Path) -> Config:
 
 
 def dated(config: Config, task: Task, bundle: Bundle) -> Config:
-    """Return the config with the day that chat templates are told, where this model's asks for one."""
+    """Return the config with the current day if the chat template of the model asks for it."""
     if config.data.chat_date is not None or not reads_clock(bundle):
         return config
     return _on_day(config, task.day)
 
 
 def dated_as(config: Config, name: str, out: str | Path) -> Config:
-    """Return the config with the day on which a run or a version was asked, unless it names one itself."""
+    """Return the config with the day that a run or a version used, unless the config has one."""
     if config.data.chat_date is not None:
         return config
     try:
@@ -220,7 +224,7 @@ def _on_day(config: Config, day: date | None) -> Config:
 
 
 def choosing_metric(config: Config, task: Task) -> Metric | None:
-    """The task's metric that the best step is chosen by; None for the evaluation loss.
+    """Return the metric of the task that the best step is chosen by; None for the evaluation loss.
 
     Raises:
         ConfigError: ``guards.overfitting.metric`` is neither a metric of the task nor ``loss``.

@@ -30,7 +30,7 @@ _SHORTEST_WINDOW = 8
 def load_model(
     config: Config, task: Task, out: str | Path, *, head: Head = "lm", labels: Sequence[str] | None = None
 ) -> Bundle:
-    """Load the config's model, with the given head for the labels of the task.
+    """Load the model of a config, with the given head for the labels of the task.
 
     Args:
         config: Names the model, its languages and the method.
@@ -41,7 +41,7 @@ def load_model(
 
     Raises:
         ModelError: The model cannot be loaded, its family does not fit the task, or its chat template fails.
-        ConfigError: What the method puts before every input leaves no room for a text.
+        ConfigError: The tokens that the method puts before every input leave no room for a text.
     """
     bundle = distributed.main_first(
         lambda: models.load(
@@ -76,7 +76,7 @@ def load_model(
 
 
 def _without_reserved(bundle: Bundle, config: Config) -> Bundle:
-    """Return the bundle with a window that leaves room for what the method puts before every input.
+    """Return the bundle with a window that leaves room for the tokens that the method puts before every input.
 
     The base gets the same window as the tuned model, so that both read the same texts.
     """
@@ -164,7 +164,7 @@ def config_of(run: str, out: str | Path) -> Path:
 
 
 def _with_own_head(base: Bundle, config: Config, task: Task, out: str | Path) -> Bundle:
-    """Return a base without a head for the task's labels that can be loaded under the head that it was stored with."""
+    """Return a base that can also be loaded with the classification head that it was stored with."""
     stored = base.stored_head
     if stored is None or not task.labels:
         return base
@@ -183,7 +183,7 @@ def _with_own_head(base: Bundle, config: Config, task: Task, out: str | Path) ->
 
 
 def _noting(bundle: Bundle, fact: str) -> Bundle:
-    """Return a bundle whose record has one more sentence, unless that is empty."""
+    """Return a bundle with one more fact in its record, unless the fact is empty."""
     if not fact:
         return bundle
     info = bundle.info.model_copy(update={"reconciled": (*bundle.info.reconciled, fact)})

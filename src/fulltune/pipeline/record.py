@@ -1,4 +1,4 @@
-"""From what the stages returned to the record: the only place that knows both."""
+"""Build the record of a run from the results of its stages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "n
 
 @dataclass(frozen=True)
 class _Of:
-    """One system's predictions, read from the file as often as they are gone through."""
+    """The predictions of one system, read from the file at every iteration."""
 
     lines: Lines[Prediction]
     system: str
@@ -114,7 +114,7 @@ def build(
 
 
 def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, Retention]) -> Decision:
-    """The verdict on the scores, unless the config rejects a model that has forgotten too much."""
+    """Return the verdict on the scores, or a rejection if the config rejects a model that forgot too much."""
     settings = config.guards.forgetting
     lost = tuple(sentence(name, found) for name, found in retention.items() if found.verdict == "forgotten")
     if not lost or settings is None or settings.action != "reject":
@@ -123,11 +123,11 @@ def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, R
 
 
 def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
-    """The verdict on the scores, and before it what training itself came to."""
+    """Return the verdict on the scores, preceded by the outcome of the training itself."""
     kept = base_kept(trained.guards)
     headline, reasons = verdict.headline, verdict.reasons
     if kept is not None:
-        headline, reasons = f"The base was kept, for no step of training beat it. {headline}", (kept.message, *reasons)
+        headline, reasons = f"The base was kept because no training step beat it. {headline}", (kept.message, *reasons)
     elif trained.stopped is None and (reason := unchanged(trained.parameters)):
         headline, reasons = f"Nothing was learned. {headline}", (reason, *reasons)
     if trained.stopped is not None:
@@ -135,16 +135,18 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
         return Decision("stopped", (str(trained.stopped), *(reasons if kept else ())), headline)
     ended = next((e for e in trained.guards if (e.guard, e.verdict) == ("forgetting", "stop")), None)
     if ended is not None:
-        return Decision("stopped", (ended.message, *reasons), f"Training was stopped, for it forgot. {headline}")
+        return Decision(
+            "stopped", (ended.message, *reasons), f"Training was stopped because the model forgot too much. {headline}"
+        )
     return Decision("rejected" if kept else verdict.outcome, reasons, headline)
 
 
-#: Changes relative to the weights below which training has done nothing: float32 itself is exact to 6e-8.
+#: Relative changes of weights below this are no training: float32 is exact to 6e-8.
 _NOTHING = 1e-6
 
 
 def unchanged(parameters: Parameters) -> str:
-    """Return a sentence if training left the weights what they were, but for rounding; else an empty one."""
+    """Return a sentence if training changed no weight by more than rounding; else an empty text."""
     change = parameters.largest_change
     if parameters.moved > 0 if change is None else not change <= _NOTHING:
         return ""
@@ -161,7 +163,7 @@ def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines
 
 
 def constant_answer(predictions: Iterable[Prediction]) -> tuple[str, ...]:
-    """A sentence where every answer is the same although the rows ask for different ones."""
+    """Return a warning if all answers are the same although the references differ."""
     wanted, given, rows = set[Any](), set[Any](), 0
     for prediction in predictions:
         if prediction.output != "":  # no answer was asked for
@@ -187,7 +189,7 @@ def evaluation_record(
     asked: Mapping[str, PromptUse],
     warned: Warnings,
 ) -> EvaluationRecord:
-    """What one model scored on one split, how its rows were asked, and what was warned of."""
+    """Return the record of one model on one split: its scores, how its rows were asked, and the warnings."""
     return EvaluationRecord(
         model=bundle.info,
         system=evaluation.system,
@@ -205,7 +207,7 @@ def evaluation_record(
 
 
 def versions() -> dict[str, str]:
-    """What was installed; packages that are not are left out."""
+    """Return the versions of the installed packages that results depend on."""
     found = {"python": platform.python_version(), "fulltune": __version__}
     for package in _PACKAGES:
         try:

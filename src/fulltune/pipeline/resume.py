@@ -1,7 +1,7 @@
-"""A run that was stopped or killed goes on: what it must have in common with itself, and what is read back.
+"""Resume a run that was stopped or killed: check that it is still the same run, and read back its results.
 
-Data, audit and baselines are made anew or come from the cache; training goes on from the newest whole checkpoint; a
-model that was finished is read.
+Data, audit and baselines are made again or come from the cache; training resumes from the newest intact checkpoint; a
+finished model is read from its folder.
 """
 
 from __future__ import annotations
@@ -34,35 +34,35 @@ from fulltune.training.checkpoints.format import PRIVATE
 from fulltune.training.fit import TrainingResult
 from fulltune.training.interrupt import terminable
 
-#: What a run must have in common with itself, and what training came to.
+#: Files with what a run depends on, and with the result of its training.
 _FACTS, _TRAINED = "resume.json", "training.json"
 
-#: Which launch of several processes a run belongs to.
+#: File with the launch of several processes that a run belongs to.
 _LAUNCH = "launch.txt"
 
-#: Packages whose major version decides results, and config sections that do not.
+#: Packages whose major version changes results, and config sections that change nothing.
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy")
 _FREE = ("checkpoints",)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was interrupted; the message says how to go on with it."""
+    """A run was interrupted; the message has the command that resumes it."""
 
 
 def config_of(run: str | Path, out: str | Path) -> Path:
-    """The config that a run to resume left in its folder.
+    """Return the path of the config of a run to resume.
 
     Raises:
-        StoreError: There is no such run, or it stopped before it wrote one.
+        StoreError: There is no such run, or it stopped before it wrote its config.
     """
     path = resolve(str(run), out) / "config.yaml"
     if not path.exists():
-        raise StoreError("this run has no config yet", where=str(path.parent), fix="start it anew")
+        raise StoreError("this run has no config yet", where=str(path.parent), fix="start it again")
     return path
 
 
 def on_its_day(config: Config, resume: str | Path, out: str | Path) -> Config:
-    """Return the config with the day that the run to resume was asked on, unless it names one itself."""
+    """Return the config with the day that the run to resume used, unless the config has one."""
     path = resolve(str(resume), out) / "config.yaml"
     if config.data.chat_date is not None or not path.exists():
         return config
@@ -71,7 +71,7 @@ def on_its_day(config: Config, resume: str | Path, out: str | Path) -> Config:
 
 
 def restarted(out: str | Path) -> str | None:
-    """The run that these processes were at before the launcher started them anew; None the first time."""
+    """Return the id of the run that these processes were running before a restart; None in the first start."""
     if not distributed.restarts():
         return None
     mine = [
@@ -84,10 +84,10 @@ def restarted(out: str | Path) -> str | None:
 
 @contextmanager
 def locked(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[RunFolder]:
-    """The folder of a new run of that id, or that of one to resume; an interruption inside tells how to go on.
+    """Yield the folder of a new run, or of the run to resume; an interruption inside names the command that resumes it.
 
     Raises:
-        StoreError: The run is finished, or another process holds it.
+        StoreError: The run is finished, or another process has locked it.
     """
     folder = RunFolder.create(out, new_id) if resume is None else RunFolder.open(resolve(str(resume), out))
     if distributed.launch_id():
@@ -99,14 +99,14 @@ def locked(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[
             yield folder
         except KeyboardInterrupt:
             place = "" if Path(out) == Path("runs") else f" --out {out}"
-            raise Interrupted(f"interrupted. To go on: fulltune run --resume {folder.run_id}{place}") from None
+            raise Interrupted(f"interrupted. To resume: fulltune run --resume {folder.run_id}{place}") from None
 
 
 def check(folder: RunFolder, job: Job, allow_changed: bool) -> None:
-    """Whether a resumed run is still the same; a new one writes down what it is.
+    """Check that a resumed run is still the same; for a new run, write down what it depends on.
 
     Raises:
-        ConfigError: It is not; names every field with both values.
+        ConfigError: It has changed; names every field with both values.
     """
     distributed.on_main(lambda: _compare(folder, _facts(job), allow_changed))
 
@@ -127,18 +127,18 @@ def _compare(folder: RunFolder, now: dict[str, Any], allow_changed: bool) -> Non
         raise ConfigError([*problems[:-1], last])
 
 
-# ---- A training that is over ----
+# ---- A finished training ----
 
 
 def keep(trained: TrainingResult, folder: RunFolder) -> None:
-    """Write what training came to, once its model is written: from here on it is not trained again."""
+    """Write the result of the training; from here on the run is not trained again."""
     plain = {item.name: getattr(trained, item.name) for item in dataclasses.fields(trained)}
     stopped = trained.stopped and [problem.to_dict() for problem in trained.stopped.problems]
     folder.write_json(_TRAINED, plain | {"stopped": stopped})
 
 
 def read_back(job: Job, folder: RunFolder) -> tuple[Bundle, TrainingResult] | None:
-    """The tuned model and the account of its training, where the run had come that far."""
+    """Return the tuned model and the result of its training if the run had come that far; else None."""
     path = folder.path / _TRAINED
     if not path.exists():
         return None
@@ -148,7 +148,7 @@ def read_back(job: Job, folder: RunFolder) -> tuple[Bundle, TrainingResult] | No
 
 
 def clean(folder: Path) -> None:
-    """The record stands: remove what only a run that goes on needs."""
+    """Remove the files that only a resumed run needs."""
     if not distributed.is_main():
         return
     format.remove_all(folder)
@@ -167,11 +167,11 @@ def _result(raw: dict[str, Any]) -> TrainingResult:
     return TrainingResult(**values, stopped=error)
 
 
-# ---- What a run is ----
+# ---- What a run depends on ----
 
 
 def _facts(job: Job) -> dict[str, Any]:
-    """Return everything that a resumed run must have in common with the run that began."""
+    """Return everything that must be the same when the run is resumed."""
     config, data, base = job.config, job.data, job.base
     splits = {"train": data.train, "eval": data.eval, "valid": data.valid}
     versions = {name: version.split(".")[0] for name, version in record.versions().items() if name in _PACKAGES}

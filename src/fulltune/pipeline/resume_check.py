@@ -1,7 +1,7 @@
-"""Does this very config resume exactly? ``fulltune doctor --resume CONFIG`` trains a few steps twice and compares.
+"""Check that a config resumes exactly: ``fulltune doctor --resume CONFIG`` trains a few steps twice.
 
-Once without a stop; once stopped after a part of the steps, with everything loaded anew from what lies on the disk. The
-checkpoints of both after the last step are compared file by file.
+Once without a stop; once stopped partway, with everything loaded again from disk. The checkpoints of both after the
+last step are compared file by file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fulltune.store.manifest import read_manifest
 from fulltune.store.runs import RunFolder
 from fulltune.training.checkpoints import format
 
-#: Which files of a checkpoint tell of which part.
+#: Files of a checkpoint by part.
 _PARTS = {
     "weights": ("model.safetensors", "trained.safetensors"),
     "optimizer": ("optimizer.json", "optimizer.safetensors", "scheduler.json"),
@@ -34,7 +34,7 @@ _PARTS = {
 
 
 class ResumeCheck(Model):
-    """What came of a check; ``parts`` tells for each part whether it is equal, bit for bit."""
+    """Result of a check; ``parts`` has for each part whether it is equal, bit for bit."""
 
     steps: int
     stopped_at: int
@@ -48,15 +48,15 @@ class ResumeCheck(Model):
 def check_resume(
     config: Config | str | Path, *, steps: int = 8, overrides: Sequence[str] = (), progress: Progress | None = None
 ) -> ResumeCheck:
-    """Train ``steps`` steps, and as many with a stop after a part of them; nothing is left behind.
+    """Train ``steps`` steps without a stop, and again with one; no file is left behind.
 
     Raises:
-        FulltuneError: All that would stop a run of this config before its first step.
+        FulltuneError: Anything that would stop a run of this config before its first step.
     """
     config, progress = load_config(config, overrides), progress or NullProgress()
     if steps < 2:
         raise ConfigError(f"{steps} steps", expected="2 at least", fix="raise it", where="--steps")
-    # The last step is not saved by itself, so there is one more.
+    # The last step of a training is not saved as a checkpoint, so there is one more.
     never = CheckpointConfig(every=steps + 2)
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"max_steps": steps + 1}), "checkpoints": never}
@@ -76,11 +76,11 @@ def _compared(whole: Path, parts: Path, steps: int) -> dict[str, bool]:
 
 
 class _Reached(KeyboardInterrupt):
-    """Training has come as far as it should."""
+    """Training has reached the step at which it is stopped."""
 
 
 class _StopAt(TrainerCallback):
-    """A checkpoint at a step, and the end of training after it."""
+    """Write a checkpoint at a step, and stop the training after it."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -97,11 +97,11 @@ class _StopAt(TrainerCallback):
 
 
 def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
-    """Train in a folder, from its checkpoint where it has one, to that step; everything is loaded anew."""
+    """Train in a folder up to a step, from its checkpoint if it has one; everything is loaded again."""
     job = prepare_job(config, place.parent)
     job.check_audit()
     memory = Memory.of(job.config, job.base, place.parent, progress)
-    student = job.fresh_model()
+    model = job.fresh_model()
     folder = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
     with suppress(_Reached), folder:
-        train(job, student, memory, folder, progress, callbacks=[_StopAt(until)])
+        train(job, model, memory, folder, progress, callbacks=[_StopAt(until)])

@@ -1,10 +1,10 @@
-"""The story of a run, top to bottom. Open this first.
+"""A run from top to bottom. Open this first.
 
     config → data → base model → audit → plan → baselines → train (guards watching) → evaluate tuned → retention
            → verdict → record → report → registry
 
-Every stage takes what the stages before it returned and reaches back to nothing; each writes its file as it ends, so
-that a crash leaves a readable run.
+Each stage takes the results of the stages before it and writes its file when it ends, so that a crash leaves a readable
+run.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ def run(
     allow_changed: bool = False,
     **options: Any,
 ) -> Record:
-    """Tune a model and prove whether that helped.
+    """Tune a model and measure whether that helped.
 
     Args:
         config: A :class:`Config`, a mapping, or the path of a YAML or JSON file; or nothing, with the same names as
             ``options``.
-        out: Where run folders lie.
+        out: The runs folder.
         overrides: ``a.b=value`` texts, applied last.
         progress: Where stages report; nothing by default.
-        resume: A run that was stopped or killed, to go on with; it brings its own config.
-        allow_changed: Resume although data, config or packages are not those that the run began with.
+        resume: A run to resume that was stopped or killed; it has its own config.
+        allow_changed: Resume even if data, config or packages have changed since the run began.
 
     Returns:
-        The record, as it stands in ``record.json`` of the run folder.
+        The record, as in ``record.json`` of the run folder.
 
     Raises:
         FulltuneError: One clear message; see :mod:`fulltune.errors`.
@@ -182,11 +182,17 @@ def evaluate(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> EvaluationRecord:
-    """Score a model on a config's evaluation rows: a run's tuned model (with its own config), or any checkpoint,
-    zero-shot.
+    """Score a model on the evaluation rows of a config.
+
+    Args:
+        name: A run or a version (scored by its own config), or any checkpoint, which is asked zero-shot.
+        config: Task and data; the default is the config of the run.
+        out: The runs folder.
+        overrides: ``a.b=value`` texts, applied last.
+        progress: Where stages report; nothing by default.
 
     Raises:
-        FulltuneError: The run, the model or the data cannot be had or do not fit each other.
+        FulltuneError: The run, the model or the data cannot be loaded, or they do not fit each other.
     """
     progress = progress or NullProgress()
     if config is None:
@@ -205,7 +211,9 @@ def evaluate(
 
 
 def compare(a: str, b: str, *, out: str | Path = "runs") -> RunComparison:
-    """Compare two runs' tuned models on the rows that both scored; refuses runs whose scores do not mean the same
-    thing.
+    """Compare the tuned models of two runs on the rows that both scored.
+
+    Raises:
+        IncompatibleError: The scores of the two runs do not mean the same.
     """
     return compare_folders(evidence(a, out), evidence(b, out))

@@ -1,4 +1,4 @@
-"""The stages that :mod:`fulltune.pipeline.run` tells the story with, one function each."""
+"""Train the model of a job, with its guards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def train(
     job: Job,
-    student: Bundle,
+    model: Bundle,
     memory: Memory,
     folder: RunFolder,
     progress: Progress,
@@ -43,9 +43,9 @@ def train(
     Every logged step is written to ``steps.jsonl`` and moves the progress bar.
 
     Args:
-        job: What is trained on, and how.
-        student: The model, with the head of the task.
-        memory: What the base answered before, which guards compare with.
+        job: The data, the config and the method.
+        model: The model, with the head of the task.
+        memory: The answers of the base, which guards compare with.
         folder: The run folder.
         progress: Where the steps are shown.
         callbacks: Further callbacks of the trainer.
@@ -64,9 +64,9 @@ def train(
             log(step)
             move(step, steps)
 
-        job.task.begin(student, job.data.train.examples)
+        job.task.begin(model, job.data.train.examples)
         trained = fit(
-            student,
+            model,
             job.method,
             features,
             job.curve,
@@ -74,13 +74,13 @@ def train(
             output_dir=folder.path,
             class_weights=job.task.class_weights(job.data.train.examples),
             on_step=on_step,
-            callbacks=[*guards(job, student, memory), *callbacks],
+            callbacks=[*guards(job, model, memory), *callbacks],
             regularize=lambda prepared: regularizers(config, memory.base, prepared, general),
             checkpoints=config.checkpoints,
             resume=resume,
         )
     known = memory.base.info.reconciled
-    return replace(trained, reconciled=tuple(fact for fact in student.info.reconciled if fact not in known))
+    return replace(trained, reconciled=tuple(fact for fact in model.info.reconciled if fact not in known))
 
 
 def mover(bar: Bar) -> Callable[[Step, int], None]:
@@ -96,7 +96,7 @@ def mover(bar: Bar) -> Callable[[Step, int], None]:
 
 
 def _cut_steps(file: Path, resume: Path | None) -> None:
-    """What was logged after the checkpoint comes again."""
+    """Remove the steps that were logged after the checkpoint: they are logged again."""
     if not file.exists():
         return
     written = 0
@@ -108,26 +108,26 @@ def _cut_steps(file: Path, resume: Path | None) -> None:
 
 
 def general_features(config: Config, base: Bundle, out: Path) -> list[Features]:
-    """General text as training sequences, where a regularizer needs any."""
+    """Return general text as training sequences if a regularizer needs any."""
     if not costs.needs_general_text(config.regularize):
         return []
     return general_text.encode(base, general_text.general_text(config, base, out))
 
 
-def guards(job: Job, student: Bundle, memory: Memory) -> list[TrainerCallback]:
+def guards(job: Job, model: Bundle, memory: Memory) -> list[TrainerCallback]:
     """Return the guards that watch this training."""
-    watching = (overfitting_guard(job, student), forgetting_guard(job.config.guards.forgetting, student, memory))
+    watching = (overfitting_guard(job, model), forgetting_guard(job.config.guards.forgetting, model, memory))
     return [guard for guard in watching if guard is not None]
 
 
-def forgetting_guard(settings: ForgettingConfig | None, student: Bundle, memory: Memory) -> ForgettingGuard | None:
+def forgetting_guard(settings: ForgettingConfig | None, model: Bundle, memory: Memory) -> ForgettingGuard | None:
     """Return the guard that stops a training that forgets; None if retention is only scored at the end."""
     if settings is None or settings.action != "stop":
         return None
-    return ForgettingGuard(lambda: memory.compare(student), settings.budget)
+    return ForgettingGuard(lambda: memory.compare(model), settings.budget)
 
 
-def overfitting_guard(job: Job, student: Bundle) -> OverfittingGuard | None:
+def overfitting_guard(job: Job, model: Bundle) -> OverfittingGuard | None:
     """Return the guard that keeps the best step on the validation rows; None without such rows."""
     settings = job.config.guards.overfitting
     if settings is None or job.data.valid is None or not job.config.train.evaluations:
@@ -137,7 +137,7 @@ def overfitting_guard(job: Job, student: Bundle) -> OverfittingGuard | None:
         return OverfittingGuard("loss", settings.patience, settings.min_delta)
 
     def scorer() -> dict[str, float]:
-        predict = distributed.sharded(job.task.predictor(student, "tuned"))
+        predict = distributed.sharded(job.task.predictor(model, "tuned"))
         evaluation = score(predict, job.data.shown, (metric,), system="tuned")
         return {metric.name: evaluation.value(metric.name)}
 
