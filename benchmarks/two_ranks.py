@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from fulltune.pipeline.planning.engine_memory import need
+from fulltune.runtime.config_file import to_yaml
 from fulltune.runtime.launch import Launch, accelerate_config
 
 HIDDEN, TOKENS, STEPS = 512, 128, 4
@@ -132,7 +132,7 @@ def measured(preset: str, layers: int, processes: int, threads: int) -> list[dic
         words = [str(Path(__file__).resolve()), folder, str(layers)]
         if processes > 1:
             config = Path(folder) / "accelerate.yaml"
-            config.write_text(yaml.safe_dump(accelerate_config(Launch(preset, processes))), encoding="utf-8")
+            config.write_text(to_yaml(accelerate_config(Launch(preset, processes))), encoding="utf-8")
             words = ["-m", "accelerate.commands.launch", "--config_file", str(config), *words]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         subprocess.run([sys.executable, *words], env=environment, check=True, stdout=subprocess.DEVNULL)

@@ -116,12 +116,11 @@ def _errors(output: str) -> str:
 
 def accelerate(preset: str, place: Path, processes: int = 2) -> list[str]:
     """Return the arguments of the launcher that a preset is for."""
-    import yaml
-
+    from fulltune.runtime.config_file import to_yaml
     from fulltune.runtime.launch import Launch, accelerate_config
 
     path = place / f"{preset}.yaml"
-    path.write_text(yaml.safe_dump(accelerate_config(Launch(preset, processes))), encoding="utf-8")
+    path.write_text(to_yaml(accelerate_config(Launch(preset, processes))), encoding="utf-8")
     return ["-m", "accelerate.commands.launch", "--config_file", str(path)]
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.runtime import paths
-from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value
+from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value, to_yaml
 from fulltune.runtime.rows_file import as_source, check_model_reference
 from fulltune.runtime.validation import config_spelling, expected_input
 
@@ -46,7 +45,7 @@ COLUMN_KEYS = (
 #: Largest number in a config: the largest seed that NumPy accepts.
 MAX_NUMBER = 2**32 - 1
 
-#: Numbers in the notations of YAML 1.2. YAML 1.1 reads ``1e-5`` as text.
+#: Numbers in the notations of YAML 1.2, which are taken from quoted text too.
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
@@ -68,9 +67,7 @@ class Section(BaseModel):
         if not kinds & {int, float}:
             return value
         if isinstance(value, bool):
-            raise ValueError(
-                f"found {config_spelling(value)} (YAML reads yes, no, on and off as truth values), expected a number"
-            )
+            raise ValueError(f"found {config_spelling(value)}, expected a number")
         if isinstance(value, str) and str not in kinds and not _NUMBER.fullmatch(value):
             raise ValueError(f"found {shortened(value)}, expected a number")
         if isinstance(value, (int, float)) and abs(value) > MAX_NUMBER and abs(value) != math.inf:
@@ -380,7 +377,7 @@ def load_config(
         _apply(raw, override)
     try:
         check_texts(raw, where)
-        config = Config.model_validate(_numbers(raw, Config))
+        config = Config.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(_joined([_problem(item, where) for item in error.errors()])) from None
     folder = base or (Path(where).parent if where else None)
@@ -389,7 +386,7 @@ def load_config(
 
 def dump_config(config: Config) -> str:
     """Return the config as YAML with every key, so that a run can be repeated from its folder."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return to_yaml(config.model_dump(mode="json"))
 
 
 def with_validation_rows(config: Config) -> Config:
@@ -471,21 +468,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     return str(value) if isinstance(value, Path) else value
-
-
-def _numbers(value: Any, schema: Any) -> Any:
-    """Convert text such as ``1e-5``, which YAML 1.1 does not read as a number, if the schema expects a
-    number.
-    """
-    if isinstance(value, dict) and isinstance(schema, type) and issubclass(schema, BaseModel):
-        fields = schema.model_fields
-        return {k: _numbers(v, fields[k].annotation if k in fields else None) for k, v in value.items()}
-    if isinstance(value, dict):
-        return {k: _numbers(v, dict) for k, v in value.items()}
-    if isinstance(value, bool) and (word := "on" if value else "off") in get_args(schema):
-        return word  # YAML 1.1 reads a bare on or off as a truth value
-    is_number = isinstance(value, str) and schema is not str and "e" in value.lower() and _NUMBER.fullmatch(value)
-    return float(value) if is_number else value
 
 
 def _joined(problems: Sequence[Problem]) -> list[Problem]:

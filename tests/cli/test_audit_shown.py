@@ -8,10 +8,10 @@ from typing import Any
 
 import fakes
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from fulltune.cli.main import app
+from fulltune.runtime.config_file import to_yaml
 
 LABELS = ("spam", "Spam", "spam ", "ham", "nan", "\x1b[31mred", "\x1b[31mRed")
 
@@ -32,7 +32,7 @@ def call(folder: Path, base: Path, verb: str, rows: list[dict[str, Any]], *optio
         "evaluation": {"resamples": 100},
         "baselines": {"few_shot": 1},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(to_yaml(config))
     return CliRunner().invoke(app, [verb, str(folder / "config.yaml"), "--out", str(folder / "runs"), *options])
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 from typer.testing import CliRunner
 
 import fulltune
 from fulltune.cli.main import app
+from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
 
 VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "methods", "sweep", "launch")
@@ -35,7 +35,7 @@ def call(*arguments: str | Path) -> Any:
 def write_config(folder: Path, **changes: Any) -> Path:
     raw = {"model": "gpt2", "task": "causal-lm", "data": {"train": "tales.jsonl"}} | changes
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path.write_text(to_yaml(raw))
     return path
 
 

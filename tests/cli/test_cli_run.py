@@ -11,11 +11,11 @@ from typing import Any
 
 import fakes
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 from fulltune.cli.main import app
 from fulltune.records.run import read_record
+from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import resolve, status
 
 WORDS = {"positive": ("good", "great", "yes"), "negative": ("bad", "poor", "no")}
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": {"epochs": 1, "learning_rate": 1e-3},
         "evaluation": {"resamples": 100},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(to_yaml(config))
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 from torch.distributed.run import parse_args
 
 from fulltune.runtime.launch import VERBS
@@ -22,7 +22,7 @@ SKY = {"name", "num_nodes", "resources", "workdir", "file_mounts", "setup", "run
 
 
 def _load(name: str) -> Any:
-    return yaml.safe_load((CLUSTER / name).read_text(encoding="utf-8"))
+    return YAML(typ="safe", pure=True).load(CLUSTER / name)
 
 
 def _bash_accepts(script: str) -> bool:

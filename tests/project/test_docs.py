@@ -10,13 +10,13 @@ from typing import Any
 
 import fakes
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import fulltune
 from fulltune.cli.main import app
 from fulltune.config import Config, DataConfig, load_config
 from fulltune.data.demo.__main__ import main as write_demo
+from fulltune.runtime.config_file import read_value
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<kind>\w+)\n(?P<body>.*?)```", re.DOTALL)
@@ -134,4 +134,4 @@ def test_the_yaml_blocks_of_the_other_documents_are_valid() -> None:
     found = [body for document in DOCUMENTS for kind, _, body in blocks(document) if kind == "yaml"]
     assert len(found) >= 4
     for body in found:
-        load_config(yaml.safe_load(body))
+        load_config(read_value(body, "docs"))

@@ -15,7 +15,7 @@ import pytest
 import fulltune
 
 #: Packages that always come with a declared one, and packages of extras.
-CAME_ALONG = {"pydantic_core", "tokenizers", "huggingface_hub", "pyarrow", "scipy"}
+CAME_ALONG = {"pydantic_core", "typing_extensions", "tokenizers", "huggingface_hub", "pyarrow", "scipy"}
 OPTIONAL = {"gguf", "optuna", "sentencepiece"}
 
 ROOT = Path(__file__).parents[2]
@@ -57,8 +57,8 @@ def test_the_core_dependencies_are_what_the_code_imports(project: dict[str, obje
     """Every third-party module in the code belongs to a declared package, and every core package is imported."""
     names = {
         "charset-normalizer": "charset_normalizer",
-        "pyyaml": "yaml",
         "rouge-score": "rouge_score",
+        "ruamel.yaml": "ruamel",
         "scikit-learn": "sklearn",
     }
     core: list[str] = project["dependencies"]  # type: ignore[assignment]

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import pytest
-import yaml
 from report import samples
 
 from fulltune.records.run import ModelInfo, Record
 from fulltune.report.card import bare, card
+from fulltune.runtime.config_file import read_value
 from fulltune.store.registry.registry import Lineage, Version
 
 
@@ -24,7 +24,7 @@ def version(record: Record, source: str = "owner/base", **changes: Any) -> Versi
 
 def metadata(text: str) -> dict[str, Any]:
     _, head, _ = text.split("---\n", 2)
-    found: dict[str, Any] = yaml.safe_load(head)
+    found: dict[str, Any] = read_value(head, "card")
     return found
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from fulltune.config import load_config
 from fulltune.errors import ConfigError
+from fulltune.runtime.config_file import read_value, to_yaml
 
 BASE = "model: m\ntask: classification\ndata: {train: rows.jsonl}\n"
 MAPPING = {"model": "m", "task": "classification", "data": {"train": "rows.jsonl"}}
@@ -26,8 +28,9 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("train: {epochs: yes}", ["train.epochs", "truth values", "expected a number"]),
-        ("train: {batch_size: on}", ["train.batch_size", "truth values"]),
+        ("train: {epochs: yes}", ["train.epochs", "'yes'", "expected a number"]),
+        ("train: {batch_size: on}", ["train.batch_size", "'on'"]),
+        ("train: {batch_size: true}", ["train.batch_size", "found true", "expected a number"]),
         ("train: {learning_rate: 1_0e-5}", ["train.learning_rate", "'1_0e-5'"]),
         ("train: {learning_rate: fast}", ["train.learning_rate", "'fast'", "expected a number"]),
         ("train: {learning_rate: .inf}", ["train.learning_rate", "finite"]),
@@ -39,12 +42,14 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("train: {batch_size: 1000000000000000000000000000000}", ["train.batch_size", "at most"]),
         (f"train: {{seed: {'9' * 5000}}}", ["c.yaml:4", "cannot be read"]),
         ("train: {batch_size: 010}", ["c.yaml:4", "octal"]),
+        ("train: {batch_size: 089}", ["c.yaml:4", "octal"]),
         ("train: {batch_size: 1:30}", ["c.yaml:4", "base 60"]),
         ("train: {seed: 2024-13-45}", ["c.yaml:4", "month"]),
         ("data: {train: x}", ["c.yaml:4", "'data' is written twice (first in line 3)"]),
         ("train:\n  seed: 1\n  seed: 2", ["c.yaml:6", "'seed' is written twice (first in line 5)"]),
         ("train: {epochs: 1, epochs: 2}", ["c.yaml:4", "'epochs' is written twice"]),
-        ("yes: 1", ["c.yaml:4", "'yes'", "truth value", "quotes"]),
+        ("true: 1", ["c.yaml:4", "'true'", "truth value", "quotes"]),
+        ("yes: 1", ["unknown key", "'yes'"]),
         ("7: 1", ["c.yaml:4", "'7'", "a number"]),
         ("? [a]\n: 1", ["c.yaml:4", "a list or mapping"]),
         ("trainer: &a {x: *a}", ["c.yaml:4", "refers to what it is a part of"]),
@@ -52,6 +57,9 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("trainer: {x: " + "[" * 5000 + "]" * 5000 + "}", ["c.yaml:4", "nested too deeply"]),
         ("trainer: " + "{a: " * 5000 + "1" + "}" * 5000, ["c.yaml:4", "nested too deeply"]),
         ("\tseed: 1", ["c.yaml:4", "'\\t'"]),
+        ("x: !!bool maybe", ["c.yaml:4", "cannot be read ('maybe')"]),
+        ('x: "\\U0011FFFF"', ["begins no escape"]),
+        ("%YAML 1.1", ["c.yaml:4", "a directive", "YAML 1.2"]),
         ("---\nmodel: m", ["c.yaml:4", "another document"]),
         ("x: \x01", ["c.yaml:4", "U+0001"]),
         ("data2: !!python/object:os.system x", ["c.yaml:4", "cannot be read"]),
@@ -120,7 +128,7 @@ def test_values_of_another_type_are_reported_in_plain_language(tmp_path: Path) -
 
 
 def test_all_ambiguous_keys_are_reported_at_once(tmp_path: Path) -> None:
-    message = refused(tmp_path, BASE + "train: {seed: 1, seed: 2}\ndata: {}\non: 1\n")
+    message = refused(tmp_path, BASE + "train: {seed: 1, seed: 2}\ndata: {}\ntrue: 1\n")
     assert message.startswith("3 problems")
 
 
@@ -148,6 +156,21 @@ def test_numbers_in_plain_notation_are_accepted(tmp_path: Path, text: str, rate:
     path = tmp_path / "c.yaml"
     path.write_text(BASE + f"train: {{learning_rate: {text}}}\n", encoding="utf-8")
     assert load_config(path).train.learning_rate == rate
+
+
+AMBIGUOUS = [
+    *("yes", "off", "1:30", "0777", "089", "1e-5", "1_000", "-_", "2024-01-31", "null", "~", "<<", "=", "#x", "%YAML"),
+    *("", " x", "x\n", "\x85x", "a\u2028b", "\x07", "😀", "a: b", "x" * 90 + "\té\\" + " y" * 50),
+]
+
+
+def test_what_is_written_is_read_as_the_same_by_this_and_by_older_readers() -> None:
+    values = {"numbers": [1e-5, 3.0, 1e300, 7], "rest": [True, None, {}, []], **{text: text for text in AMBIGUOUS}}
+    written = to_yaml(values)
+    assert read_value(written, "here") == values
+    assert YAML(typ="safe", pure=True).load("%YAML 1.1\n---\n" + written) == values
+    assert "'off': 'off'\n" in written
+    assert "- 1.0e-05\n" in written
 
 
 def test_json_with_tabs_is_read_and_a_key_written_twice_is_not(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import fakes
 import pytest
-import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from typer.testing import CliRunner
@@ -15,13 +14,14 @@ from typer.testing import CliRunner
 from fulltune.cli.main import app
 from fulltune.errors import ConfigError, MissingDependencyError
 from fulltune.runtime import launch as launching
+from fulltune.runtime.config_file import to_yaml
 from fulltune.runtime.launch import PRESETS, Launch, accelerate_config
 
 
 def _accepted(config: dict[str, Any], folder: Path) -> argparse.Namespace:
     """Return the arguments that accelerate reads from a config file; it refuses unknown keys."""
     path = folder / "accelerate.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    path.write_text(to_yaml(config), encoding="utf-8")
     load_config_from_file(str(path))
     words = ["--config_file", str(path), "--module", "fulltune", "run", "x.yaml"]
     found: argparse.Namespace = _validate_launch_command(launch_command_parser().parse_args(words))[0]

@@ -12,7 +12,6 @@ from typing import Any
 import fakes
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
@@ -22,6 +21,7 @@ from fulltune.cli.main import app
 from fulltune.config import load_config
 from fulltune.errors import StoreError
 from fulltune.models import inference, load, sources
+from fulltune.runtime.config_file import read_value, to_yaml
 from fulltune.runtime.files import file_sha256
 from fulltune.store.objects import checkpoint_sha256
 from fulltune.store.registry.promotion import promote, rollback
@@ -64,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation": {"resamples": 100},
         "guards": {"forgetting": None, "overfitting": None},
     }
-    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    (place / "config.yaml").write_text(to_yaml(config))
     before = {path.name: file_sha256(path) for path in base.iterdir()}
     for rate in ("1e-3", "3e-3"):
         fulltune.run(place / "config.yaml", out=place / "runs", overrides=[f"train.learning_rate={rate}"])
@@ -133,7 +133,7 @@ def test_a_plain_folder_with_a_card(place: Path, tmp_path: Path) -> None:
     assert checkpoint_sha256(tmp_path / "plain") == checkpoint_sha256(run / "model")
     assert os.access(tmp_path / "plain" / "model.safetensors", os.W_OK)
     card = (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")
-    metadata = yaml.safe_load(card.split("---")[1])
+    metadata = read_value(card.split("---")[1], "card")
     assert metadata["pipeline_tag"] == "text-classification"
     record = fulltune.read_record(run / "record.json")
     results = {one["type"]: one["value"] for one in metadata["model-index"][0]["results"][0]["metrics"]}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fulltune.errors import ConfigError, did_you_mean
+from fulltune.runtime.config_file import to_yaml
 from fulltune.runtime.files import atomic_text, store_errors
 
 #: Each is the whole job on a starter, in minutes on two cores. Rows are those of the data set of the same
@@ -84,4 +83,4 @@ def prepare(name: str, out: str | Path = "runs") -> Path:
             write_contracts(folder, n=_CLAUSES)
         else:
             DATASETS[name](folder)
-    return atomic_text(folder / "config.yaml", yaml.safe_dump(DEMOS[name], sort_keys=False))
+    return atomic_text(folder / "config.yaml", to_yaml(DEMOS[name]))

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from fulltune.config import Config, dump_config, load_config, with_validation_rows
 from fulltune.errors import ConfigError, FulltuneError, Problem
@@ -28,6 +27,7 @@ from fulltune.metrics.selection import gain_of_choosing
 from fulltune.pipeline import job
 from fulltune.records.methods import Tried, Value
 from fulltune.records.run import Model
+from fulltune.runtime.config_file import read_value
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.jobs import job_folder
@@ -193,16 +193,7 @@ def _range(config: Config, field: str, found: re.Match[str]) -> Range:
 
 
 def _read(text: str) -> Value:
-    """A value as YAML has it; ``1e-5`` too is a number."""
-    try:
-        value = yaml.safe_load(text.strip())
-    except yaml.YAMLError:
-        return text.strip()
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    value = read_value(text.strip(), "--over")
     return value if isinstance(value, (bool, int, float, type(None))) else text.strip()
 
 

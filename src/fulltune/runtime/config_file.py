@@ -1,4 +1,4 @@
-"""Read config files and values: YAML, or JSON in a file called ``.json``.
+"""Read and write config files and values: YAML 1.2, or JSON in a file called ``.json``.
 
 Reading is bounded in time and memory, and nothing is guessed: a key that is written twice, a key that is no text, and a
 number in a notation that hardly anybody means (``0777`` is octal, ``1:30`` counts in sixties) are problems, with their
@@ -7,13 +7,21 @@ lines.
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import FileMark, MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import VersionedResolver
 
 from fulltune.errors import ConfigError, Problem, shortened
 from fulltune.runtime.json_syntax import json_fault, unreadable
@@ -44,6 +52,8 @@ _SYNTAX = (
     ("document start", "a line that is no `key: value`", "write every key as `key: value`"),
     ("block end", "a line whose indentation fits no section", "align it with the keys next to it"),
     ("unexpected end of stream", "a quote that is never closed", "close it"),
+    ("directive", "a directive (a line that begins with %)", "remove it: configs are YAML 1.2"),
+    ("maximum depth", "values are nested too deeply", "write fewer levels"),
     ("escape", "a backslash in double quotes that begins no escape", "use single quotes, or / in paths"),
     ("undefined alias", "an undefined alias (a value that begins with *)", "put the text in quotes"),
     ("or ']'", "a bracket that is not closed, or a comma that is missing", "close it: [a, b], {a: 1}"),
@@ -52,10 +62,19 @@ _SYNTAX = (
     ("cannot start any token", "a sign that begins no value", "put the text in quotes"),
 )
 
+#: Plain values that YAML 1.1 and 1.2 read differently, or that hardly anybody means.
 _FALSE_FRIENDS = (
-    (re.compile(r"[-+]?0[0-7_]+"), "an octal number: a decimal one has no leading 0"),
-    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "a number in base 60: put it in quotes"),
+    (re.compile(r"[-+]?0[0-9_]+"), "YAML 1.1 reads as an octal number: a decimal one has no leading 0"),
+    (
+        re.compile(r"[-+]?([1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*)"),
+        "YAML 1.1 reads as a number in base 60: put it in quotes",
+    ),
 )
+
+_OTHER_LINE_ENDS = re.compile(r"[\x85\u2028\u2029]")
+_DIRECTIVE = re.compile(r"^%(?!YAML 1\.2\s*$)", re.MULTILINE)
+
+_TAG = "tag:yaml.org,2002:"
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -86,10 +105,43 @@ def read_value(text: str, where: str) -> Any:
     """
     try:
         value = _load(text, where)
-    except yaml.YAMLError:
+    except YAMLError:
         return text
     check_size(value, where)
     return value
+
+
+def to_yaml(value: Any) -> str:
+    """Return YAML that :func:`read_value` and :func:`read_mapping` read as the same value; keys keep their order."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.width = sys.maxsize  # the writer loses a blank where it folds a line at a tab
+    yaml.representer.sort_base_mapping_type_on_output = False
+    text = io.StringIO()
+    yaml.dump(value, text)
+    return text.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    """Writes what YAML 1.1 reads as the same value too: other programs, such as accelerate, read it as that."""
+
+    _older = VersionedResolver(version=(1, 1))
+
+    def represent_str(self, data: str) -> ScalarNode:
+        is_ambiguous = str(self._older.resolve(ScalarNode, data, (True, False))) != f"{_TAG}str"
+        style = '"' if _OTHER_LINE_ENDS.search(data) else "'" if is_ambiguous else None
+        return self.represent_scalar(f"{_TAG}str", data, style=style)
+
+    def represent_float(self, data: float) -> ScalarNode:
+        node = super().represent_float(data)
+        if "." not in node.value:
+            node.value = node.value.replace("e", ".0e")
+        return node
+
+
+_Representer.add_representer(float, _Representer.represent_float)
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def check_texts(value: Any, where: str = "") -> None:
@@ -198,34 +250,15 @@ def _from_json(text: str, where: str) -> Any:
 _TWICE = "keep one of the two"
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that stops at :data:`MAX_DEPTH`, before Python's stack does."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self._depth > 2 * MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem="values are nested too deeply",
-                problem_mark=self.peek_event().start_mark,  # type: ignore[no-untyped-call]
-            )
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
 def _from_yaml(text: str, where: str) -> Any:
     try:
         return _load(text, where)
-    except yaml.reader.ReaderError as error:
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = error.character if isinstance(error.character, int) else ord(error.character)
         found = f"not valid YAML: the character U+{code:04X}"
         raise ConfigError(found, where=f"{where}:{line}", fix="remove it, or write an escape in quotes") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line_text = f":{mark.line + 1}" if mark else ""
         detail = str(getattr(error, "problem", None) or "another document")
@@ -239,47 +272,59 @@ def _load(text: str, where: str) -> Any:
 
     Raises:
         ConfigError: Ambiguous keys and values, all at once, or aliases that expand to too much.
-        yaml.YAMLError: Not one YAML document.
+        YAMLError: Not one YAML document.
     """
-    loader = _Loader(text)
+    yaml = YAML(typ="safe", pure=True)
+    # A level of values takes several calls of the parser: it must stop before Python's stack does.
+    yaml.max_depth = 2 * MAX_DEPTH
+    yaml.composer.warn_double_anchors = False
+    root = _composed(yaml, text)
+    if root is None:
+        return None
+    _Inspection(yaml.constructor, where).check(root)
+    _drop_empty(root)
+    return yaml.constructor.construct_document(root)
+
+
+def _composed(yaml: YAML, text: str) -> Node | None:
+    # YAML 1.1 would read other values, and the parser raises KeyError at versions that it does not know.
+    if directive := _DIRECTIVE.search(text):
+        line = text.count("\n", 0, directive.start())
+        raise MarkedYAMLError(problem="directive", problem_mark=FileMark("", directive.start(), line, 0))
     try:
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        _Inspection(loader, where).check(root)
-        _drop_empty(root)
-        return loader.construct_document(root)
-    finally:
-        loader.dispose()
+        root: Node | None = yaml.compose(text)
+    except ValueError as error:
+        raise MarkedYAMLError(problem=f"escape: {error}") from None  # of a number above U+10FFFF
+    return root
 
 
 #: Levels of a config whose keys are fixed: ``guards.forgetting.budget``.
 _FIXED_LEVELS = 3
 
 
-def _drop_empty(node: yaml.Node, level: int = 1) -> None:
+def _drop_empty(node: Node, level: int = 1) -> None:
     """Remove keys with nothing after them, which mean their defaults: ``null`` has a meaning of its own."""
-    if not isinstance(node, yaml.MappingNode) or level > _FIXED_LEVELS:
+    if not isinstance(node, MappingNode) or level > _FIXED_LEVELS:
         return
     node.value = [(key, value) for key, value in node.value if not _is_empty(value)]
     for _, value in node.value:
         _drop_empty(value, level + 1)
 
 
-def _is_empty(node: yaml.Node) -> bool:
-    return node.tag == "tag:yaml.org,2002:null" and node.value == ""
+def _is_empty(node: Node) -> bool:
+    return node.tag == f"{_TAG}null" and node.value == ""
 
 
 class _Inspection:
     """Walks the nodes of one document in its order, each once."""
 
-    def __init__(self, loader: _Loader, where: str) -> None:
-        self._loader, self._where = loader, where
+    def __init__(self, constructor: SafeConstructor, where: str) -> None:
+        self._constructor, self._where = constructor, where
         self._problems = list[Problem]()
         self._sizes = dict[int, int]()
         self._open = set[int]()
 
-    def check(self, root: yaml.Node) -> None:
+    def check(self, root: Node) -> None:
         size = self._size(root)
         if size > MAX_VALUES:
             found = "too many values, with aliases written out"
@@ -287,7 +332,7 @@ class _Inspection:
         if self._problems:
             raise ConfigError(self._problems)
 
-    def _size(self, node: yaml.Node) -> int:
+    def _size(self, node: Node) -> int:
         """Number of values below a node. Those that an alias names come earlier in the document, so are known."""
         key = id(node)
         if key in self._open:
@@ -299,20 +344,20 @@ class _Inspection:
             self._open.discard(key)
         return self._sizes[key]
 
-    def _sum(self, node: yaml.Node) -> int:
-        if isinstance(node, yaml.MappingNode):
+    def _sum(self, node: Node) -> int:
+        if isinstance(node, MappingNode):
             self._check_keys(node)
             return sum(self._size(value) for _, value in node.value)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, SequenceNode):
             return sum(map(self._size, node.value))
         self._check_scalar(node)
         return 0
 
-    def _check_keys(self, node: yaml.MappingNode) -> None:
+    def _check_keys(self, node: MappingNode) -> None:
         first = dict[str, int]()
         for key, _ in node.value:
             if not _is_name(key):
-                shown = shortened(key.value) if isinstance(key, yaml.ScalarNode) else "written as a value"
+                shown = shortened(key.value) if isinstance(key, ScalarNode) else "written as a value"
                 self._add(key, f"the key {shown}, which YAML reads as {_kind(key)}", "text", "put it in quotes")
             elif key.value in first:
                 found = f"the key {shortened(key.value)} is written twice (first in line {first[key.value]})"
@@ -320,25 +365,27 @@ class _Inspection:
             else:
                 first[key.value] = key.start_mark.line + 1
 
-    def _check_scalar(self, node: yaml.Node) -> None:
-        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
-            friend = next((what for pattern, what in _FALSE_FRIENDS if pattern.fullmatch(node.value)), "")
-            if friend:
-                self._add(node, f"{shortened(node.value)}, which YAML reads as {friend}")
-                return
+    def _check_scalar(self, node: Node) -> None:
+        if node.tag == f"{_TAG}float" and "_" in node.value:
+            node.tag = f"{_TAG}str"  # digits are grouped in whole numbers only
+        is_plain = isinstance(node, ScalarNode) and not node.style
+        friend = next((what for pattern, what in _FALSE_FRIENDS if is_plain and pattern.fullmatch(node.value)), "")
+        if friend:
+            self._add(node, f"{shortened(node.value)}, which {friend}")
+            return
         try:
-            self._loader.construct_object(node)
-        except (ValueError, OverflowError, yaml.YAMLError) as error:
+            self._constructor.construct_object(node)
+        except (ValueError, KeyError, OverflowError, YAMLError) as error:
             self._add(node, f"a value that cannot be read ({getattr(error, 'problem', None) or error})")
 
-    def _add(self, node: yaml.Node, found: str, expected: str = "", fix: str = "") -> None:
+    def _add(self, node: Node, found: str, expected: str = "", fix: str = "") -> None:
         self._problems.append(Problem(found, expected, fix, f"{self._where}:{node.start_mark.line + 1}"))
 
 
-def _is_name(key: yaml.Node) -> bool:
-    return key.tag in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+def _is_name(key: Node) -> bool:
+    return key.tag in (f"{_TAG}str", f"{_TAG}merge")
 
 
-def _kind(key: yaml.Node) -> str:
+def _kind(key: Node) -> str:
     kinds = {"bool": "a truth value", "int": "a number", "float": "a number", "null": "null", "timestamp": "a date"}
-    return kinds.get(key.tag.rpartition(":")[2], "a list or mapping")
+    return kinds.get(str(key.tag).rpartition(":")[2], "a list or mapping")

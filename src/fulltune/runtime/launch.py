@@ -18,10 +18,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
 from fulltune.runtime import distributed
+from fulltune.runtime.config_file import read_value, to_yaml
 
 Preset = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
@@ -65,9 +64,8 @@ def accelerate_config(job: Launch) -> dict[str, Any]:
         ConfigError: There is no such preset, or its numbers do not fit each other.
     """
     _check(job)
-    config: dict[str, Any] = yaml.safe_load(
-        (files("fulltune.runtime") / "presets" / f"{job.preset}.yaml").read_text("utf-8")
-    )
+    preset = files("fulltune.runtime") / "presets" / f"{job.preset}.yaml"
+    config: dict[str, Any] = read_value(preset.read_text("utf-8"), preset.name)
     config |= {"num_processes": job.processes, "num_machines": job.machines, "machine_rank": job.machine}
     if job.machines > 1:
         host, _, port = job.address.rpartition(":")
@@ -128,7 +126,7 @@ def launch(job: Launch, words: Sequence[str]) -> int:
         raise ConfigError(found, expected=f"a command: {', '.join(VERBS)}", fix="write it like: launch … run CONFIG")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{job.preset}.yaml"
-        path.write_text(yaml.safe_dump(accelerate_config(job)), encoding="utf-8")
+        path.write_text(to_yaml(accelerate_config(job)), encoding="utf-8")
         restarts = ["--max_restarts", str(job.restarts)] if job.restarts else []
         with _exit_code_file(Path(folder) / "exit-code") as reported:
             failed = _accelerate(["--config_file", str(path), *restarts, "--module", "fulltune", *words])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
-from fulltune.errors import StoreError
+from fulltune.errors import ConfigError, StoreError
 from fulltune.records.run import Model
+from fulltune.runtime.config_file import read_mapping
 from fulltune.store.registry.registry import Registry, Version, now
 from fulltune.store.runs import list_runs
 
@@ -106,16 +105,15 @@ def _unfinished(out: Path) -> list[tuple[str, str]]:
     """Return the runs without a record that may be resumed, each with the model that it starts from."""
     runs = []
     for run in list_runs(out):
-        if run.status.state == "refused" or (run.path / "record.json").exists():
+        path = run.path / "config.yaml"
+        if run.status.state == "refused" or (run.path / "record.json").exists() or not path.exists():
             continue
         try:
-            config = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            config = read_mapping(path)
+        except ConfigError as error:
             fix = "delete that run, or restore its config: it may need a version"
             raise StoreError(f"the config of an unfinished run cannot be read ({error})", fix=fix) from error
-        runs.append((run.run_id, str(config.get("model", "")) if isinstance(config, dict) else ""))
+        runs.append((run.run_id, str(config.get("model", ""))))
     return runs
 
 
