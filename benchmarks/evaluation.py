@@ -1,9 +1,9 @@
-"""Seconds of the systems without training, with and without what is shared, in turn, and whether their answers agree.
+"""Seconds of the untrained baselines, with and without shared prefixes, alternating, and whether their answers agree.
 
     python benchmarks/evaluation.py CONFIG [--rows 32] [--pairs 3]
 
 ``CONFIG`` is a job as for ``fulltune run``. Prints one JSON object: for zero-shot and few-shot the median seconds each
-way, the median ratio of the pairs, and the largest relative difference of any number that the predictions carry.
+way, the median ratio of the pairs, and the largest relative difference of any number in the predictions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fulltune.tasks import dataset
 
 @contextmanager
 def nothing_shared() -> Iterator[None]:
-    """Every text is read whole and by itself, and logits are made everywhere."""
+    """Read every text completely and separately, and compute all logits."""
     with (
         mock.patch.object(PrefixCache, "length", return_value=0),
         mock.patch.object(likelihoods, "_groups", lambda texts, most: ([text] for text in texts)),
@@ -38,7 +38,7 @@ def nothing_shared() -> Iterator[None]:
 
 
 def numbers(predictions: list[Any]) -> list[float]:
-    """All numbers of predictions, those in mappings too."""
+    """Return all numbers of predictions, including those in mappings."""
     values = [value for prediction in predictions for value in prediction.values.values()]
     flat = [part for value in values for part in (value.values() if isinstance(value, dict) else [value])]
     return [float(value) for value in flat if isinstance(value, int | float)]

@@ -1,12 +1,12 @@
-"""What each mitigation wins back of what tuning on Russian tales makes a model forget of English, and what it costs.
+"""What each mitigation recovers of the English that a model forgets when tuned on Russian tales, and its cost.
 
     python benchmarks/forgetting.py TRAIN EVAL [MODEL] [STEPS] [ARM …]
 
 TRAIN and EVAL are files with a ``text`` column (``python -m fulltune.data.demo tales DIR`` writes some). Every arm is
-the same job with one line more; ``interpolation`` trains nothing, it mixes the plain arm's weights with the base's.
-Prints one JSON object and, on stderr, a table: bits per byte of the tales and of English, the share of the plain arm's
-gain that is kept, the share of its loss that is won back, and seconds of training. "Shown" is: half of the loss won
-back with 80% of the gain kept.
+the same job with one more config key; ``interpolation`` trains nothing, it mixes the plain arm's weights with the
+base's. Prints one JSON object and, on stderr, a table: bits per byte of the tales and of English, the fraction of the
+plain arm's gain that is kept, the fraction of its loss that is recovered, and seconds of training. "Shown" means: half
+of the loss recovered with 80% of the gain kept.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(train: str, evaluation: str, model: str, steps: int, regularize: dict[st
 
 
 def rate(model: str) -> float:
-    """Small models learn at higher rates."""
+    """Return the learning rate; small models need higher ones."""
     return 5e-4 if model.startswith("starter:") else 5e-5
 
 

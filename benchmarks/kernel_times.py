@@ -1,10 +1,10 @@
-"""What each kernel saves, against what torch does by itself: pairs measured in turn, medians.
+"""Speed of each kernel against plain torch: pairs measured alternately, medians.
 
     python benchmarks/kernel_times.py [PAIRS] [SECTION …]
 
 Sections are products, dropout, attention, pieces and steps. Prints one JSON object with the seconds of both and their
 median ratio: for layers of GPT-2, MiniLM and T5-small, for dropout, for attention with dropout (and the bytes that it
-keeps), for GELU and LayerNorm beside a product, and for whole training steps of the three architectures.
+keeps), for GELU and LayerNorm next to a product, and for complete training steps of the three architectures.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Work = Callable[[], Any]
 
 
 def pairs(plain: Work, fast: Work, count: int) -> dict[str, float]:
-    """Median seconds of both, measured in turn after one warm-up each, and the median of the ratios."""
+    """Return the median seconds of both, measured alternately after one warm-up each, and the median of the ratios."""
     plain(), fast()
     times = [(_seconds(plain), _seconds(fast)) for _ in range(count)]
     return {
@@ -69,7 +69,7 @@ def by_onednn(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def products(count: int) -> dict[str, Any]:
-    """Forward and backward of single layers; ``gflops`` is that of the fast one."""
+    """Measure forward and backward of single layers; ``gflops`` is that of the fast one."""
     found = {}
     for name, (rows, inputs, outputs) in LAYERS.items():
         x, weight = torch.randn(rows, inputs, requires_grad=True), torch.randn(outputs, inputs, requires_grad=True)
@@ -84,7 +84,7 @@ def products(count: int) -> dict[str, Any]:
 
 
 def masks(count: int) -> dict[str, Any]:
-    """Dropout of 0.1, forward and backward."""
+    """Measure dropout of 0.1, forward and backward."""
     found = {}
     for size in (2**13, 2**17, 1200 * 384, 4 * 1024 * 768):
         x = torch.randn(size, requires_grad=True)
@@ -97,7 +97,7 @@ def masks(count: int) -> dict[str, Any]:
 
 
 def attentions(count: int) -> dict[str, Any]:
-    """Attention with a dropout of 0.1, forward and backward, and the bytes that each keeps in between."""
+    """Measure attention with a dropout of 0.1, forward and backward, and the bytes that each keeps in between."""
     found = {}
     shapes = {"gpt2 4×1024": (4, 12, 1024, 64, True), "gpt2 4×512": (4, 12, 512, 64, True)}
     shapes |= {"minilm 16×75": (16, 12, 75, 32, False), "minilm 16×256": (16, 12, 256, 32, False)}
@@ -132,7 +132,7 @@ def _kept(work: Callable[[], Tensor]) -> int:
 
 
 def pieces(count: int) -> dict[str, Any]:
-    """What a fused activation or norm could save at most: the seconds that torch's own take beside a product."""
+    """Measure the most that a fused activation or norm could save: the seconds of torch's own next to a product."""
     x, weight = torch.randn(2048, 768, requires_grad=True), torch.randn(3072, 768)
     wide, scale, shift = torch.randn(2048, 3072, requires_grad=True), torch.ones(768), torch.zeros(768)
 
@@ -141,13 +141,13 @@ def pieces(count: int) -> dict[str, Any]:
 
     product = both(lambda: linear(x, weight, None, ONEDNN))
     return {
-        "gelu (tanh) beside its product": pairs(both(lambda: F.gelu(wide, approximate="tanh")), product, count),
-        "layer norm beside a product": pairs(both(lambda: F.layer_norm(x, (768,), scale, shift)), product, count),
+        "gelu (tanh) next to its product": pairs(both(lambda: F.gelu(wide, approximate="tanh")), product, count),
+        "layer norm next to a product": pairs(both(lambda: F.layer_norm(x, (768,), scale, shift)), product, count),
     }
 
 
 def models() -> dict[str, tuple[Any, dict[str, Tensor]]]:
-    """Three architectures with random weights and their default dropout, and a batch each."""
+    """Return three architectures with random weights and their default dropout, and a batch each."""
     from transformers import (
         BertConfig,
         BertForSequenceClassification,
@@ -170,7 +170,7 @@ def models() -> dict[str, tuple[Any, dict[str, Tensor]]]:
 
 
 def steps(count: int) -> dict[str, Any]:
-    """A training step without the optimizer; a third of the pairs, for they are long."""
+    """Measure a training step without the optimizer; a third of the pairs, since steps are long."""
     found = {}
     for name, (model, batch) in models().items():
         model.train()

@@ -3,10 +3,10 @@
     python benchmarks/methods.py DATA [contracts] [tales] [sql] [--full] [--steps N] [--rates N] [--seeds N] [--out DIR]
 
 DATA holds ``contracts/single.{train,valid,test}.jsonl`` (``text``, ``label``), ``tales/ru_afanasyev.{train,valid,test}
-.jsonl`` (``text``) and ``geoquery/{train,dev,test}.jsonl`` (``question``, ``sql``, ``db_id``) beside its SQLite file.
-Jobs whose weights or data are not there are left out with a line that says so. Short by default (some 20 minutes on two
-cores for all three); ``--full`` trains as long as a user would. Killed and started again with the same ``--out`` it
-goes on. Prints one Markdown section a job; progress goes to stderr.
+.jsonl`` (``text``) and ``geoquery/{train,dev,test}.jsonl`` (``question``, ``sql``, ``db_id``) with its SQLite file.
+Jobs without weights or data are skipped with a message. Short by default (some 20 minutes on two cores for all three);
+``--full`` trains as long as a user would. Restarted with the same ``--out`` after a kill, it resumes. Prints one
+Markdown section per job; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fulltune.runtime.progress import open_progress
 
 @dataclass(frozen=True)
 class Job:
-    """One comparison: ``steps`` for the short setting and the full one, ``cut`` what the short one leaves out."""
+    """One comparison: ``steps`` for the short setting and the full one, ``cut`` for what the short one leaves out."""
 
     config: dict[str, Any]
     methods: tuple[str, ...]
@@ -39,7 +39,7 @@ class Job:
 
 
 def jobs(data: Path) -> dict[str, Job]:
-    """The three of them on this data."""
+    """Return the three jobs on this data."""
     common = ("full", "lora", "qlora", "prompt-tuning", "bitfit")
     contracts, tales, sql = (_files(data, name) for name in ("contracts/single", "tales/ru_afanasyev", "geoquery/"))
     sql["valid"] = str(data / "geoquery" / "dev.jsonl")
@@ -90,7 +90,7 @@ def _files(data: Path, prefix: str) -> dict[str, str]:
 
 
 def missing(job: Job) -> str:
-    """What the job lacks; empty where all is there."""
+    """Return what the job lacks; empty if nothing."""
     model = str(job.config["model"])
     if model.startswith("starter:") and model.removeprefix("starter:") not in starters.NAMES:
         return f"there is no {model}"
@@ -101,7 +101,7 @@ def missing(job: Job) -> str:
 
 
 def section(name: str, found: MethodComparison, command: str) -> str:
-    """A Markdown section: the command, the answer, the table, the notes."""
+    """Return a Markdown section: the command, the answer, the table, the notes."""
     label = display.metric_label(found.metric)
     costs = "trained | peak memory | optimizer | time | tokens/s | on disk | retention lost"
     head = f"| method | {label} | minus {found.reference} | {costs} |"

@@ -1,11 +1,11 @@
-"""What the guard against overfitting does on 200 rows: one job to its end, and with the guard by loss and by metric.
+"""Effect of the overfitting guard on 200 rows: one job without it, and with the guard by loss and by metric.
 
     python benchmarks/overfitting.py FOLDER [MODEL] [ROWS]
 
 FOLDER holds ``single.train.jsonl``, ``single.valid.jsonl`` and ``single.test.jsonl`` with ``text`` and ``label``, such
-as clauses of contracts. Prints for each arm its steps, its validation curve, what the guard said, and the score on the
-test rows; says whether the first arm overfits (its evaluation loss ends a tenth above its lowest) and which arms were
-stopped.
+as clauses of contracts. Prints for each arm its steps, its validation curve, the guard's message, and the score on the
+test rows; reports whether the first arm overfits (its evaluation loss ends a tenth above its lowest) and which arms
+were stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import fulltune
 from fulltune.records.run import Record, Step
 
-#: Far more passes than 200 rows bear.
+#: Far more epochs than 200 rows can support.
 TRAIN = {"epochs": 40, "batch_size": 16, "learning_rate": 4e-4, "warmup": 0.06, "evaluations": 20}
 
 ARMS: dict[str, dict[str, Any] | None] = {

@@ -1,10 +1,10 @@
-"""What is computed beside tokens: padding by how batches are made, and memory and time of the loss, in pairs.
+"""Padding by batching method, and memory and time of the loss, in pairs.
 
     python benchmarks/padding.py [--data tales.jsonl] [--tokenizer starter:gpt2] [--pairs 5]
 
-Prints one JSON object. ``padding``: the share of padding in an epoch's inputs, for random batches, batches by length, a
-budget of tokens, and each of them packed. ``loss``: peak memory and seconds of one head of GPT-2's size, forward and
-backward, with logits and at the head, in turn.
+Prints one JSON object. ``padding``: the fraction of padding in an epoch's inputs, for random batches, batches by
+length, a token budget, and each of them packed. ``loss``: peak memory and seconds of one head of GPT-2's size, forward
+and backward, with logits and at the head, alternating.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH, BUDGET, WINDOW = 8, 4096, 1024
 
 
 def lengths_of(data: Path | None, tokenizer_name: str) -> list[int]:
-    """Tokens of each document, at most a window; a long-tailed draw where no file is named."""
+    """Return the tokens of each document, at most a window; random with a long tail if no file is given."""
     if data is None:
         import numpy as np
 
@@ -40,7 +40,7 @@ def lengths_of(data: Path | None, tokenizer_name: str) -> list[int]:
 
 
 def padding(lengths: list[int]) -> dict[str, dict[str, float]]:
-    """Shares of padding, with one document a row and packed."""
+    """Return fractions of padding, with one document per row and packed."""
     import torch
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -65,7 +65,7 @@ def padding(lengths: list[int]) -> dict[str, dict[str, float]]:
 
 
 def loss(at_head: bool) -> dict[str, float]:
-    """One process: three passes of a head with its loss; the first one is not timed."""
+    """Measure in one process: three passes of a head with its loss; the first one is not timed."""
     import torch
 
     from fulltune.models.head_loss import loss_at
@@ -95,7 +95,7 @@ def loss(at_head: bool) -> dict[str, float]:
 
 
 def paired(pairs: int) -> dict[str, Any]:
-    """Both ways in turn, a process each."""
+    """Measure both ways alternately, one process each."""
     runs: dict[str, list[dict[str, float]]] = {"logits": [], "head": []}
     for _ in range(pairs):
         for name, rows in runs.items():

@@ -1,8 +1,8 @@
-"""What `fulltune plan` says against what `fulltune run` then takes: peak memory and wall time, over jobs of many kinds.
+"""Prediction of `fulltune plan` against what `fulltune run` uses: peak memory and wall time, for many kinds of jobs.
 
     python benchmarks/plan_error.py [--jobs NAME …] [--rows N]
 
-Plan and run are processes of their own, on generated data and models with random weights. Bounds: 15% on memory, 20% on
+Plan and run are separate processes, on generated data and models with random weights. Bounds: 15% on memory, 20% on
 time, each as the largest error over the jobs. Writes results/plan_error.json.
 """
 
@@ -58,7 +58,7 @@ TASKS = {"contracts": "classification", "tales": "causal-lm", "text2sql": "text2
 
 
 def job(name: str, place: Path, rows: int) -> tuple[Found, list[str]]:
-    """Config and overrides of a job; its model and data are made where they are missing."""
+    """Return config and overrides of a job; create its model and data if they are missing."""
     kind, data, keys = JOBS[name]
     _write(place, kind, data)
     folder = place / data
@@ -91,7 +91,7 @@ def _write(place: Path, kind: str, data: str) -> None:
 
 
 def measure(request: Found) -> Found:
-    """One process: a plan or a run."""
+    """Measure in one process: a plan or a run."""
     import fulltune
     from fulltune.pipeline import run
 
@@ -106,7 +106,7 @@ def measure(request: Found) -> Found:
 
 def compare(name: str, place: Path, rows: int) -> Found:
     config, overrides = job(name, place, rows)
-    # A folder for each, for answers of the base are kept beside the runs.
+    # One folder each, since the cached answers of the base are stored next to the runs.
     request = {"config": config, "overrides": overrides, "out": str(place / "runs" / name)}
     planned = processes.ask(__file__, {**request, "verb": "plan"})
     taken = processes.ask(__file__, {**request, "verb": "run"})

@@ -1,9 +1,9 @@
-"""How cost grows: time and memory of a step against length, batch and size of the model, time against rows; start-up;
-and the share of a demo run that is not training.
+"""Scaling of cost: time and memory of a step by length, batch and model size, time by rows; start-up; demos.
 
     python benchmarks/scaling.py [--quick] [--skip-demos]
 
-Every point is a process of its own. Writes results/scaling.json and results/scaling.png.
+Every point is a separate process; for the demos the fraction of time that is not training is reported. Writes
+results/scaling.json and results/scaling.png.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DEMOS = ("contracts", "tales")
 
 
 def measure(request: Found) -> Found:
-    """One process: seconds of a step (or of a whole pass over ``rows``) and the peak."""
+    """Measure in one process: seconds of a step (or of a complete pass over ``rows``) and the peak."""
     import torch
     from tools import models
 
@@ -78,7 +78,7 @@ def lines(quick: bool) -> dict[str, list[Found]]:
 
 
 def start_up(repeats: int = 5) -> dict[str, float]:
-    """Median seconds of commands that do next to nothing."""
+    """Return median seconds of commands that do almost nothing."""
     commands = {
         "fulltune --help": [sys.executable, "-m", "fulltune", "--help"],
         "fulltune plan --help": [sys.executable, "-m", "fulltune", "plan", "--help"],
@@ -89,7 +89,7 @@ def start_up(repeats: int = 5) -> dict[str, float]:
 
 
 def demos() -> dict[str, Found]:
-    """Seconds of each stage of a demo, and the share that is not training."""
+    """Return seconds of each stage of a demo, and the fraction that is not training."""
     found: dict[str, Found] = {}
     for name in DEMOS:
         with tempfile.TemporaryDirectory() as out:

@@ -1,11 +1,11 @@
-"""Speed, memory and loss of fulltune beside its peers, on the three use cases.
+"""Speed, memory and loss of fulltune and its peers, on the three use cases.
 
     python benchmarks/speed.py [--workload tales clauses sql] [--arms fulltune a b c d e] [--dropout on off]
                                [--steps N] [--repeats N] [--data DIR]
 
-Each measurement is a process of its own: it builds the model from the seed, warms up, builds it again, and trains one
-pass over the same sequences. Arms take turns, so that what else the machine does falls on all of them. Writes
-results/speed.json and a plot of the loss curves a workload.
+Each measurement is a separate process: it builds the model from the seed, warms up, builds it again, and trains one
+pass over the same sequences. Arms alternate, so that other load on the machine affects all of them. Writes
+results/speed.json and a plot of the loss curves per workload.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEPS = {"tales": 3, "clauses": 40, "sql": 20}
 WARM = {"tales": 1, "clauses": 3, "sql": 3}
 SEED = 17
 
-#: Workload, peer, and how many times as fast as it fulltune is meant to be.
+#: Workload, peer, and the target of fulltune's speed relative to it.
 SPEED_TARGETS = (
     ("tales", "b", 2.8), ("tales", "c", 1.7), ("sql", "b", 2.2), ("sql", "c", 1.7),
     ("clauses", "b", 2.2), ("clauses", "c", 1.6), ("clauses", "a", 12.0),
@@ -36,7 +36,7 @@ Found = dict[str, Any]
 
 
 def measure(request: Found) -> Found:
-    """One process: one arm on one workload."""
+    """Measure in one process: one arm on one workload."""
     from tools import arms, workloads
 
     from fulltune.runtime import machine
@@ -63,7 +63,7 @@ def measure(request: Found) -> Found:
 
 
 def matrix_peak(size: int = 4096) -> float:
-    """FLOP a second of a product of two square FP32 matrices, by the faster of torch's two libraries."""
+    """Return the FLOP per second of a product of two square FP32 matrices, by the faster of torch's two libraries."""
     import torch
 
     a, b = torch.randn(size, size), torch.randn(size, size)
@@ -74,8 +74,9 @@ def matrix_peak(size: int = 4096) -> float:
 
 
 def gpt2_operations(tokens: float, window: int = 1024) -> float:
-    """Operations of training GPT-2 124M on so many tokens: 3 · (2 N + 2 · layers · window · width), N without
-    embeddings of positions (Kaplan et al. 2020, table 1; the head counts, for its product is made).
+    """Return the operations of training GPT-2 124M on this many tokens: 3 · (2 N + 2 · layers · window · width).
+
+    N excludes the embeddings of positions (Kaplan et al. 2020, table 1; the head counts: its product is computed).
     """
     layers, width, vocabulary = 12, 768, 50257
     parameters = 12 * layers * width**2 + vocabulary * width
@@ -89,7 +90,7 @@ def _seconds(work: Any) -> float:
 
 
 def run(options: argparse.Namespace) -> Found:
-    """All measurements, arms in turn."""
+    """Run all measurements, arms alternating."""
     from tools import arms
 
     found: Found = {}
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> Found:
 
 
 def summary(rows: list[Found]) -> Found:
-    """Medians over the repeats, and the single rates for pairing."""
+    """Return medians over the repeats, and the single rates for pairing."""
     whole = [row for row in rows if "error" not in row]
     if not whole:
         return {"error": rows[0]["error"]}
@@ -126,7 +127,7 @@ def summary(rows: list[Found]) -> Found:
 
 
 def judge(found: Found, peak: float) -> list[list[Any]]:
-    """Each target beside its figure: name, wanted, got, verdict."""
+    """Return each target with its measurement: name, target, value, verdict."""
     rows: list[list[Any]] = []
     for workload, peer, wanted in SPEED_TARGETS:
         ours, theirs = (_cell(found, workload, arm) for arm in ("fulltune", peer))
@@ -162,7 +163,7 @@ def judge(found: Found, peak: float) -> list[list[Any]]:
     share = gpt2_operations(ours["tokens_per_second"]) / peak if ours else None
     rows.append(
         [
-            "tales: share of the matrix peak",
+            "tales: fraction of the matrix peak",
             f"≥ {MATRIX_TARGET:g}",
             share,
             _verdict(share, share and share >= MATRIX_TARGET),

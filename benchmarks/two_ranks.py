@@ -1,11 +1,11 @@
-"""Two processes on the CPU: the memory that each engine takes, against the formula, and what a second process is worth.
+"""Two processes on the CPU: the memory of each engine, against the formula, and the gain from a second process.
 
     python benchmarks/two_ranks.py            about twenty minutes on two quiet cores
 
-Memory is the growth over the loaded base. What a process has in use (glibc's count of allocated bytes, at its peak in
-the steps after the first) is what the formula speaks of; resident memory, at its peak until the last step, has on top
-what the engine took while it was set up and what the allocator keeps. Two models are measured, and what counts is the
-difference, bytes a parameter: what an engine's program takes whatever the model is not in it.
+Memory is the growth over the loaded base. The formula describes the memory in use (glibc's count of allocated bytes, at
+its peak in the steps after the first); resident memory, at its peak until the last step, also contains what the engine
+used during setup and what the allocator keeps. Two models are measured and their difference counts, in bytes per
+parameter: it excludes what an engine's program needs regardless of the model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = 8, 24
 
 
 def model(layers: int) -> tuple[Any, Any]:
-    """A decoder of some 30 or 80 million parameters, with random weights, and the smallest of tokenizers."""
+    """Return a decoder of some 30 or 80 million parameters, with random weights, and a minimal tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -61,13 +61,13 @@ _mallinfo2.restype = _MallInfo
 
 
 def in_use() -> int:
-    """Bytes that are allocated and not freed, in all arenas and in mappings of their own."""
+    """Return the bytes that are allocated and not freed, in all arenas and in separate mappings."""
     info = _mallinfo2()
     return int(info.uordblks + info.hblkhd)
 
 
 class Peak(threading.Thread):
-    """The most that this process holds while it runs."""
+    """The peak memory of this process inside the context."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -82,7 +82,7 @@ class Peak(threading.Thread):
 
 
 def work(out: Path, layers: int) -> None:
-    """One process: train a few steps, and write what it took."""
+    """Measure in one process: train a few steps, and write the memory used."""
     import torch
 
     from fulltune.config import Config
@@ -115,7 +115,7 @@ def work(out: Path, layers: int) -> None:
             peak.used = 0  # the moments are there since the first step
 
         peak.start()
-        # What is gathered after the last step, to save the model, is not what a step needs.
+        # What is gathered after the last step, to save the model, is not needed by a step.
         result = fit(bundle, Full(config), rows, None, config, output_dir=out, on_step=on_step)
         peak.ends.set()
         found = {
@@ -127,7 +127,7 @@ def work(out: Path, layers: int) -> None:
 
 
 def measured(preset: str, layers: int, processes: int, threads: int) -> list[dict[str, float]]:
-    """Run one setting; what each of its processes took."""
+    """Run one setting; return the memory that each of its processes used."""
     with tempfile.TemporaryDirectory() as folder:
         words = [str(Path(__file__).resolve()), folder, str(layers)]
         if processes > 1:
@@ -155,9 +155,9 @@ def main() -> None:
             times[preset, layers] = max(one["train_seconds"] for one in found)
             for kind in ("used", "resident"):
                 kinds[kind].append(max(one[kind] for one in found))
-            # The base's weights were there before; an engine that shards makes a copy of them.
-            beside = 4 * shape.parameters if preset == "ddp" else 0
-            kinds["formula"].append(need(shape, preset, 2, tokens=4 * TOKENS).device - beside)
+            # The base's weights existed before; an engine that shards makes a copy of them.
+            copied = 4 * shape.parameters if preset == "ddp" else 0
+            kinds["formula"].append(need(shape, preset, 2, tokens=4 * TOKENS).device - copied)
         sizes = [" ".join(f"{value / 1e6:6.0f}" for value in values) for values in kinds.values()]
         slopes = [f"{(values[1] - values[0]) / more:8.1f}" for values in kinds.values()]
         print(f"{preset:8}", *sizes, *slopes, flush=True)

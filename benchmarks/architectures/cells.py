@@ -35,12 +35,12 @@ from fulltune.tasks.text2sql import normalise
 
 Status = Literal["ok", "wrong", "crash", "refused", "not built", "-"]
 
-#: Largest difference to plain transformers: absolute below 1, relative above.
+#: Largest difference from plain transformers: absolute below 1, relative above.
 TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 1e-3
 
 COLUMNS = ("lm", *jobs.TASKS)
-#: What a family is not asked: an encoder writes nothing, and `causal-lm` is for decoders.
+#: Tasks that do not apply to a family: an encoder generates nothing, and `causal-lm` is for decoders.
 _ASKED: dict[Family, tuple[str, ...]] = {
     "decoder": ("lm", "pc", "s2s", "sql", "cls", "multi"),
     "encoder": ("cls", "multi"),
@@ -52,11 +52,11 @@ _WITH_DROPOUT = ("pc", "s2s", "cls")
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one cell.
+    """Result of one cell.
 
     Attributes:
         status: ``ok``; ``wrong`` (another number or answer than plain transformers), ``crash`` (an error that is not
-            fulltune's own), ``refused`` (fulltune's own error, with its sentence), or ``-`` for what is not asked.
+            fulltune's own), ``refused`` (fulltune's own error, with its message), or ``-`` for what does not apply.
         detail: The differences, or the error.
     """
 
@@ -70,14 +70,14 @@ class Cell:
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
-    """The family by the head that the checkpoint was saved with."""
+    """Return the family by the head that the checkpoint was saved with."""
     if checkpoint.head == "seq2seq":
         return "encoder-decoder"
     return "decoder" if checkpoint.head == "causal" else "encoder"
 
 
 def measure(checkpoint: Checkpoint, column: str, folder: Path) -> Cell:
-    """Try one column of the matrix on a checkpoint; files go to ``folder``."""
+    """Measure one column of the matrix on a checkpoint; files are written to ``folder``."""
     if column not in _ASKED[family_of(checkpoint)]:
         return Cell(checkpoint.name, column, "-")
     try:
@@ -91,12 +91,12 @@ def measure(checkpoint: Checkpoint, column: str, folder: Path) -> Cell:
 
 
 def _sentence(error: FulltuneError, checkpoint: Checkpoint) -> str:
-    """The error in one line, with the checkpoint's name in place of its folder."""
+    """Return the error in one line, with the checkpoint's name in place of its folder."""
     return " ".join(str(error).split()).replace(str(checkpoint.folder), checkpoint.name)
 
 
 def _every_product(folder: Path) -> Path:
-    """A file by which every product goes to oneDNN where it can: small ones too, and on every processor."""
+    """Write a file that sends every possible product to oneDNN: small ones too, and on every processor."""
     every = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in shape_classes()), "measured")
     path = folder / "kernels.json"
     path.write_text(dump_choices(every if has_exact_onednn() else NONE), encoding="utf-8")
@@ -104,7 +104,7 @@ def _every_product(folder: Path) -> Path:
 
 
 def _differences(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[str]:
-    """Each difference in words, with the fast paths off and on."""
+    """Return each difference as text, with the fast paths off and on."""
     if column == "lm":
         yield from _untrained(checkpoint)
         return
@@ -118,7 +118,7 @@ def _differences(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[
 
 
 def _with_dropout(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[str]:
-    """Train with dropout and every fast path: masks differ, so that only a loss that is no number is a difference."""
+    """Train with dropout and every fast path: masks differ, so only a loss that is not finite is a difference."""
     record = fulltune.run(jobs.config(checkpoint.folder, column, folder, fast=True, dropout=0.1), out=folder / "runs")
     losses = [step.loss for step in _steps(folder / "runs" / record.run_id) if step.loss is not None]
     if not all(map(math.isfinite, losses)):
@@ -153,10 +153,10 @@ def _untrained(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _texts(bundle: Bundle) -> list[Text]:
-    """Contexts that share a long beginning, of several lengths, and targets; some share the whole context."""
+    """Return contexts with a long common prefix and several lengths, with targets; some share the complete context."""
     rows = [jobs.TASKS["pc"][1](row) for row in range(6)]
     contexts = [list(bundle.tokenizer(row["prompt"]).input_ids) for row in rows]
-    # An encoder-decoder's targets are whole texts, with their end: mBART's language code is behind it.
+    # An encoder-decoder's targets are complete texts, with their end: mBART's language code comes after it.
     whole = bundle.family == "encoder-decoder"
     targets = [list(bundle.tokenizer(row["completion"], add_special_tokens=whole).input_ids) for row in rows]
     pairs = [*zip(contexts, targets, strict=True), (contexts[-1], targets[0]), (contexts[-1], targets[1])]
@@ -177,7 +177,7 @@ def _reference_nll(reference: Reference, text: Text) -> float:
 
 @dataclass(frozen=True)
 class _Job:
-    """A finished run and what is needed to do its sums again."""
+    """A finished run and what is needed to recompute its sums."""
 
     config: Config
     family: Family
@@ -197,7 +197,7 @@ class _Job:
         return cls(config, family_of(checkpoint), task, data, start, folder / "runs" / record.run_id)
 
     def differences(self) -> Iterator[str]:
-        """What the run logged and predicted, against the same sums over single rows."""
+        """Compare what the run logged and predicted with the same sums over single rows."""
         steps = _steps(self.folder)
         first = next(step for step in steps if step.loss is not None)
         # In training mode: BigBird attends to random blocks there, and to none in evaluation.
@@ -211,7 +211,7 @@ class _Job:
         yield from self._wrong_predictions(tuned)
 
     def _loss_and_norm(self, reference: Reference) -> tuple[float, float]:
-        """Loss over all training rows and norm of its gradient."""
+        """Return the loss over all training rows and the norm of its gradient."""
         features = self._features(self.data.train.examples)
         count = sum(_labelled(one, reference.family) for one in features)
         parameters = [one for one in reference.model.parameters() if one.requires_grad]
@@ -233,7 +233,7 @@ class _Job:
         return [one for example in examples for one in self.task.encode(example, self.start)]
 
     def _row_loss(self, reference: Reference, features: Features, *, trains: bool = False) -> torch.Tensor:
-        """Sum of the losses of one row."""
+        """Return the sum of the losses of one row."""
         labels = features.labels
         if self.task.head != "classification":
             loss = reference.training_loss if trains else reference.token_losses
@@ -281,7 +281,7 @@ class _Job:
 
 
 def _labelled(features: Features, family: Family) -> int:
-    """What a row adds to the denominator: its labelled tokens, its classes where there are several, or one."""
+    """Return what a row adds to the denominator: its labeled tokens, its classes if there are several, or one."""
     labels = features.labels
     if isinstance(labels, int):
         return 1
@@ -292,7 +292,7 @@ def _labelled(features: Features, family: Family) -> int:
 
 
 def _unequal(values: Sequence[float], expected: Sequence[float]) -> Iterator[str]:
-    """The largest difference, if it is beyond the tolerance."""
+    """Return the largest difference, if it exceeds the tolerance."""
     worst = max(zip(values, expected, strict=True), key=lambda pair: _distance(*pair))
     if not _distance(*worst) <= TOLERANCE:
         yield f"{worst[0]:.6g} for {worst[1]:.6g}"
@@ -313,7 +313,7 @@ def _text(bundle: Bundle, answer: Answer) -> str:
 
 
 def _same(bundle: Bundle, text: str, answer: Answer, read: Callable[[str], str] = str.strip) -> bool:
-    """Return whether a text is what ``read`` makes of the answer; a tie of two tokens excuses what comes after it."""
+    """Return whether a text is what ``read`` makes of the answer; after a tie of two tokens any text is accepted."""
     if text.strip() == read(_text(bundle, answer)):
         return True
     tie = min(answer.ties, default=None)
@@ -322,7 +322,7 @@ def _same(bundle: Bundle, text: str, answer: Answer, read: Callable[[str], str] 
 
 
 def _place(error: Exception) -> str:
-    """The error and where in fulltune and in the library it happened."""
+    """Return the error and its location in fulltune and in the library."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/fulltune/" in frame.filename]
     places = [

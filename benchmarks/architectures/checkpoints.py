@@ -1,7 +1,7 @@
 """Two-layer checkpoints with random weights for every model type of transformers that reads and writes text.
 
 Sizes are reduced by field name, layers are kept so that every kind of layer occurs, and windows are 16 tokens: prompts
-of the tests are longer than that. Weights are drawn wide enough for tokens at a distance to change what is predicted.
+of the tests are longer than that. The weights are large enough for distant tokens to change the predictions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SIZES: dict[int, str] = {
     "decoder_attention_heads num_key_value_heads num_kv_heads num_experts_per_tok num_experts_per_token moe_k "
     "num_blocks swa_num_attention_heads swa_num_key_value_heads linear_num_heads",
     4: "num_experts n_routed_experts num_local_experts moe_num_experts block_size num_selected_experts",
-    # With few heads, scores of an indexer are often exactly 0, and which of them are the highest is chance.
+    # With few heads, scores of an indexer are often exactly 0, and which of them are the highest is arbitrary.
     8: "qk_rope_head_dim qk_nope_head_dim index_topk index_n_heads indexer_n_heads local_radius",
     16: "head_dim d_kv v_head_dim qk_head_dim kv_channels attention_head_dim linear_key_head_dim index_head_dim "
     "linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim swa_head_dim global_head_dim d_head "
@@ -83,7 +83,7 @@ _VALUES: dict[str, Any] = {name: size for size, names in _SIZES.items() for name
 }
 _NO_DROPOUT = ("dropout", "pdrop", "layerdrop", "drop_rate", "router_jitter_noise")
 
-#: What the rule does not get right, by model type (of the whole or of a part). None leaves a field to the config.
+#: Exceptions from the rule, by model type (of the model or of a part). None leaves a field to the config.
 _OVERRIDES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"linear_num_heads": 2, "linear_head_dim": 16},
     "bamba": {"mamba_n_heads": 4, "attn_layer_indices": [1]},
@@ -177,7 +177,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 #: Types whose other parts cannot be made small, and that write no text from text alone.
 _LEFT_OUT = {"vibevoice_asr": "writes down speech; its speech tokenizers alone have 680 million parameters"}
 
-#: Checkpoints that share a model type with others and are another kind all the same: type, head, and fields.
+#: Checkpoints that share a model type with others but are of a different kind: type, head, and fields.
 VARIANTS: dict[str, tuple[str, Head, dict[str, Any]]] = {
     "bart (decoder alone)": ("bart", "causal", {"is_decoder": True, "is_encoder_decoder": False}),
     "bert (as a decoder)": ("bert", "causal", {"is_decoder": True}),
@@ -198,19 +198,19 @@ class Checkpoint:
 
 
 def model_types() -> dict[str, tuple[Head, ...]]:
-    """Every model type that has one of the heads of :data:`AUTO`, and which of them."""
+    """Return every model type that has one of the heads of :data:`AUTO`, with those heads."""
     names = {head: getattr(modeling_auto, f"MODEL_FOR_{ending}_MAPPING_NAMES") for head, (_, ending) in AUTO.items()}
     every = sorted(set().union(*names.values()))
     return {name: tuple(head for head in AUTO if name in names[head]) for name in every}
 
 
 def names() -> list[str]:
-    """All rows of the matrix: model types and variants."""
+    """Return all rows of the matrix: model types and variants."""
     return sorted([*model_types(), *VARIANTS])
 
 
 def own_head(model_type: str, config: PreTrainedConfig) -> Head:
-    """The head that a base is saved with: the one that it was pretrained with."""
+    """Return the head that a base is saved with: the one that it was pretrained with."""
     heads = model_types()[model_type]
     if config.is_encoder_decoder and "seq2seq" in heads:
         return "seq2seq"
@@ -218,7 +218,7 @@ def own_head(model_type: str, config: PreTrainedConfig) -> Head:
 
 
 def make_config(model_type: str) -> PreTrainedConfig:
-    """The config of the model type in the size of the tests.
+    """Return the config of the model type in the size of the tests.
 
     Raises:
         Exception: Whatever the library raises where the type cannot be built on its own.
@@ -235,14 +235,14 @@ def make_config(model_type: str) -> PreTrainedConfig:
 
 
 def make_model(config: PreTrainedConfig, head: Head, seed: int = 0) -> PreTrainedModel:
-    """A model with random weights, the same for the same seed, in eval mode."""
+    """Return a model with random weights, the same for the same seed, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AUTO[head][0].from_config(config, dtype=torch.float32).eval()
 
 
 def make_tokenizer(*, is_decoder: bool) -> PreTrainedTokenizerFast:
-    """One token per character, so that texts and ids stand for each other; characters that it lacks are unknown."""
+    """Return a tokenizer with one token per character, so that ids map to characters; others are unknown."""
     names = {name: index for index, name in enumerate((*SPECIAL, *CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -284,7 +284,7 @@ def save(name: str, folder: Path) -> Checkpoint:
 
 @torch.no_grad()
 def _check_forward(model: PreTrainedModel, head: Head) -> None:
-    """Read one short text as plain transformers does."""
+    """Read one short text like plain transformers."""
     ids = torch.arange(PAD + 5, PAD + 5 + 2 * WINDOW)[None]
     ids[0, -1] = EOS
     if head == "seq2seq":
@@ -294,7 +294,7 @@ def _check_forward(model: PreTrainedModel, head: Head) -> None:
 
 
 def _reduced(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same config with small sizes, no dropout, and a layer of each kind."""
+    """Return the same config with small sizes, no dropout, and a layer of each kind."""
     layers = _layer_count(config)
     kept = _kept_layers(config, layers) if layers else (0, 1)
     values = {name: _reduced_value(name, value, layers, kept) for name, value in vars(config).items()}
@@ -333,7 +333,7 @@ def _layer_count(config: PreTrainedConfig) -> int:
 
 
 def _kept_layers(config: PreTrainedConfig, layers: int) -> tuple[int, ...]:
-    """Places of layers so that each kind (by the lists that name one value per layer) occurs, two at least."""
+    """Return positions of layers, two at least, so that each kind occurs (by the lists with one value per layer)."""
     lists = [
         value
         for value in vars(config).values()

@@ -1,6 +1,6 @@
-"""Rows and configs of the tasks that every model type is tried on.
+"""Rows and configs of the tasks that every model type is tested on.
 
-Texts are longer than the windows of the models, begin alike, and differ in length within a batch.
+Texts are longer than the windows of the models, share a prefix, and differ in length within a batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-#: Longer than every window: what follows it must not see all of it.
+#: Longer than every window: later tokens must not see all of it.
 SHARED = "read the old tale of the fox and the seven kings with care, then say what it means"
 #: Tokens of an answer.
 CAP = 8
@@ -58,7 +58,7 @@ def _several(row: int) -> Row:
     return {"text": _text(row), "labels": [name for bit, name in enumerate(("law", "tale", "film")) if row >> bit & 1]}
 
 
-#: The task of a config and how a row is made, by the name of a column of the matrix.
+#: The task of a config and the function that makes a row, by the name of a column of the matrix.
 TASKS: dict[str, tuple[str, Callable[[int], Row]]] = {
     "pc": ("causal-lm", _prompt),
     "s2s": ("seq2seq", _pair),
@@ -69,20 +69,20 @@ TASKS: dict[str, tuple[str, Callable[[int], Row]]] = {
 
 
 def config(base: Path, column: str, folder: Path, *, fast: bool, dropout: float | None = None) -> dict[str, Any]:
-    """A config of two steps, each over all rows of training, whose files are written to ``folder``.
+    """Return a config of two steps, each over all training rows, whose files are written to ``folder``.
 
     Args:
         base: Folder of the checkpoint.
         column: One of :data:`TASKS`.
-        folder: Where the rows are written.
-        fast: With every fast path and one micro-batch per step; otherwise plain, and two micro-batches per step.
-        dropout: Of every layer in training; the checkpoints have none.
+        folder: Folder for the rows.
+        fast: Use every fast path and one micro-batch per step; otherwise none, and two micro-batches per step.
+        dropout: Dropout of every layer in training; the checkpoints have none.
     """
     task, row = TASKS[column]
     folder.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {"train": _write(folder / "train.jsonl", row, range(TRAIN))}
     data |= {"eval": _write(folder / "eval.jsonl", row, range(100, 100 + EVAL))}
-    data["allow_leaks"] = True  # the rows differ in few words
+    data["allow_leaks"] = True  # the rows differ in a few words
     if column in ("s2s", "sql"):
         data["instruction"] = SHARED
     if column == "sql":

@@ -3,10 +3,10 @@
     python benchmarks/architectures/matrix.py [--only TYPE ...] [--tasks COLUMN ...] [--again STATUS ...]
                                               [--seconds N] [--results FILE] [--write]
 
-Each model type gets a two-layer checkpoint with random weights and is tried in a process of its own, with a time limit
-for each cell, so that one that hangs or dies ends no other. Results are appended to a file of JSON lines as they come;
-a cell that has one is not measured again unless `--again` names its status. `--write` makes docs/architectures.md of
-all results.
+Each model type gets a two-layer checkpoint with random weights and is tested in a separate process, with a time limit
+for each cell, so that a hang or a crash does not stop the others. Results are appended to a JSON lines file as they
+arrive; a cell that has one is not measured again unless `--again` names its status. `--write` creates
+docs/architectures.md from all results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "architectures.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the cells that are missing, and write the page where it is asked for."""
+    """Measure the missing cells, and write the page on request."""
     options = _parser().parse_args(arguments)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     chosen = options.only or checkpoints.names()
@@ -44,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read(results: Path) -> list[Cell]:
-    """All results, in the order in which they were measured."""
+    """Return all results in the order in which they were measured."""
     lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     return [Cell(**json.loads(line)) for line in lines]
 
 
 def measure(model_type: str, columns: Iterable[str], results: Path, seconds: int) -> None:
-    """Try the columns that have no result in a child process; after a hang or a death the rest go to another one."""
+    """Measure the columns without a result in a child process; after a hang or crash the rest run in another one."""
     while left := [column for column in columns if column not in _known(results, model_type)]:
         died = _in_child(lambda: _try(model_type, left, results, seconds))
         open_cells = [column for column in left if column not in _known(results, model_type)]
@@ -61,7 +61,7 @@ def measure(model_type: str, columns: Iterable[str], results: Path, seconds: int
 
 
 def _try(model_type: str, columns: Iterable[str], results: Path, seconds: int) -> None:
-    """Measure columns one after another; what cannot be built is one result for all of them."""
+    """Measure columns one after another; a model that cannot be built is one result for all of them."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -80,7 +80,7 @@ def _try(model_type: str, columns: Iterable[str], results: Path, seconds: int) -
 
 
 def _in_child(work: Callable[[], None]) -> str:
-    """Do the work in a forked process; returns how it died, or nothing."""
+    """Do the work in a forked process; return how it died, or nothing."""
     child = os.fork()
     if not child:
         work()

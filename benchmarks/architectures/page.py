@@ -1,4 +1,4 @@
-"""docs/architectures.md: the matrix as a table, what was refused and why, and with which versions."""
+"""docs/architectures.md: the matrix as a table, what was refused and why, and the versions used."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _SIGNS = {"ok": "✓", "wrong": "✗", "crash": "!", "refused": "**R**", "-": "�
 
 
 def write(cells: Iterable[Cell], path: Path = PAGE) -> None:
-    """Write the page of these results."""
+    """Write the page for these results."""
     path.write_text(text(list(cells)), encoding="utf-8")
 
 
 def text(cells: list[Cell]) -> str:
-    """The page of these results, as Markdown."""
+    """Return the page for these results, as Markdown."""
     facts = about()
     machine = f"Measured with transformers {facts['transformers']} and torch {facts['torch']} on {facts['machine']}."
     rows = _by_type(cell for cell in cells if cell.status != "not built")
@@ -78,7 +78,7 @@ def _table(rows: dict[str, dict[str, Cell]]) -> Iterator[str]:
 
 
 def _grouped(cells: list[Cell], status: str) -> dict[str, list[str]]:
-    """Cells by what is said of them."""
+    """Group cells by their message."""
     groups: dict[str, dict[str, list[str]]] = {}
     for cell in cells:
         if cell.status == status:
@@ -90,7 +90,7 @@ def _grouped(cells: list[Cell], status: str) -> dict[str, list[str]]:
 
 
 def _shared(detail: str) -> str:
-    """The sentence without what differs from type to type, fit for Markdown."""
+    """Return the part of the message that all types share, fit for Markdown."""
     return re.sub(r"head for \S+;", "head for this type;", detail).replace("|", "\\|")
 
 

@@ -1,4 +1,4 @@
-"""What a model answers by plain transformers: one row at a time, without padding, cache, kernels or shared prefixes."""
+"""Answers of plain transformers: one row at a time, without padding, cache, kernels or shared prefixes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Family = Literal["decoder", "encoder", "encoder-decoder"]
 
 _AUTO = {"decoder": AutoModelForCausalLM, "encoder": AutoModelForMaskedLM, "encoder-decoder": AutoModelForSeq2SeqLM}
 
-#: Two tokens whose logits differ by less than this may change places with the order of a sum.
+#: Two tokens whose logits differ by less than this may swap with the order of a sum.
 TIE = 1e-4
 
 
@@ -34,7 +34,7 @@ class Answer:
 
 
 class Reference:
-    """A model that is asked one row at a time.
+    """A model that is called with one row at a time.
 
     Args:
         model: In eval mode.
@@ -43,22 +43,22 @@ class Reference:
 
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.family = model, family
-        # FSMT's decoder sees what comes after a token unless it is told to keep no cache.
+        # FSMT's decoder sees later tokens unless the cache is turned off.
         knows_cache = "use_cache" in inspect.signature(model.forward).parameters
         self._without_cache = {"use_cache": False} if knows_cache else {}
         self._attention = getattr(model.config, "attention_type", None)
 
     @classmethod
     def load(cls, folder: Path, family: Family, *, classifies: bool = False) -> Reference:
-        """Load a folder as anybody would."""
+        """Load a folder with plain transformers."""
         auto = AutoModelForSequenceClassification if classifies else _AUTO[family]
         return cls(auto.from_pretrained(folder, dtype=torch.float32).eval(), family)
 
     def token_losses(self, ids: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
-        """Negative log-likelihood in nats of each labelled token, ``(n,)``.
+        """Return the negative log-likelihood in nats of each labeled token, ``(n,)``.
 
         Args:
-            ids: What a decoder reads, or what an encoder reads.
+            ids: Input of a decoder or of an encoder.
             labels: The tokens to be predicted: as long as ``ids`` for a decoder, with -100 where there is no label.
         """
         targets = torch.tensor(list(labels))
@@ -71,10 +71,10 @@ class Reference:
         return losses[targets != -100]
 
     def training_loss(self, ids: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
-        """Return what training minimizes on a row: the sum of the losses of its labelled tokens.
+        """Return what training minimizes on a row: the sum of the losses of its labeled tokens.
 
-        ProphetNet predicts several tokens at each position, and routers may have a loss of their own: there it is the
-        model's own loss, times the number of labelled tokens.
+        ProphetNet predicts several tokens at each position, and routers may have their own loss: there it is the
+        model's own loss, times the number of labeled tokens.
         """
         losses = self.token_losses(ids, labels)
         config = self.model.config
@@ -84,7 +84,7 @@ class Reference:
         return own.double() * len(losses)
 
     def class_logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """Logits of a classification head, ``(classes,)``."""
+        """Return the logits of a classification head, ``(classes,)``."""
         return self._forward(input_ids=torch.tensor([list(ids)])).logits[0].double()
 
     @torch.no_grad()
@@ -109,7 +109,8 @@ class Reference:
     def _forward(self, **inputs: torch.Tensor) -> Any:
         for module in self.model.modules():
             if self._attention == "block_sparse" and hasattr(module, "set_attention_type"):
-                module.set_attention_type(self._attention)  # BigBird forgets it at the first short text
+                # BigBird turns sparse attention off for good at the first short text.
+                module.set_attention_type(self._attention)
         return self.model(**inputs, **self._without_cache)
 
     def _start(self) -> int:

@@ -1,9 +1,9 @@
-"""SIGKILL while an alias moves: is it ever anywhere but at the old or the new version?
+"""SIGKILL while an alias moves: does it always point to the old or the new version?
 
     python benchmarks/faults/alias_kill.py 100
 
-A process moves the alias to and fro between two versions as fast as it can, and is killed after a random time. Then the
-alias must be one of the two, the one that its history ends with, and the next move must work.
+A process moves the alias back and forth between two versions as fast as it can, and is killed after a random time. Then
+the alias must be one of the two, the last one of its history, and the next move must work.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from registry_writers import ALIAS, NAME, PROCESSES, move, write
 
 from fulltune.store.registry.registry import Registry
 
-#: Seconds within which the process is killed, after its first move; several moves take place in it.
+#: Seconds within which the process is killed, after its first move; several moves happen in that time.
 LONGEST = 0.05
 
 
 def alias_kills(count: int, out: Path, seed: int = 0) -> list[str]:
-    """Kill ``count`` processes while they move an alias; what went wrong, in words."""
+    """Kill ``count`` processes while they move an alias; return the errors as text."""
     numbers, registry, wrong = random.Random(seed), Registry(out), []
     versions = [write(out, number) for number in (1, 2)]
     for kill in range(count):

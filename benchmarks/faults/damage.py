@@ -1,4 +1,4 @@
-"""Every file of a checkpoint is cut, deleted, and flipped in one bit, in turn: is it noticed, every time?
+"""Every file of a checkpoint is cut, deleted, and flipped in one bit, in turn: is it detected every time?
 
 python benchmarks/faults/damage.py 100    # bits that are flipped in each file
 """
@@ -23,7 +23,7 @@ from fulltune.training.checkpoints import format
 
 
 def checkpoint(folder: Path) -> Path:
-    """A checkpoint of a short training of a tiny model."""
+    """Return a checkpoint of a short training of a tiny model."""
     model, tokenizer = fakes.gpt2()
     rows = [{"input_ids": tokenizer(f"the fox number {i}").input_ids} for i in range(8)]
     args = fakes.arguments(folder, max_steps=2, save_strategy="steps", save_steps=1)
@@ -32,7 +32,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def harms(flips: int, seed: int = 0) -> Iterator[tuple[str, Callable[[Path], object]]]:
-    """What is done to a file, by name."""
+    """Return the kinds of damage to a file, by name."""
     numbers = random.Random(seed)
 
     def flip(path: Path) -> None:
@@ -49,7 +49,7 @@ def harms(flips: int, seed: int = 0) -> Iterator[tuple[str, Callable[[Path], obj
 
 
 def damage(flips: int, folder: Path) -> tuple[int, list[str]]:
-    """How many times a checkpoint was damaged, and which damage was not noticed (the one before it must be taken)."""
+    """Damage a checkpoint; return how often, and the damage that was not detected (the previous one must be used)."""
     latest, tried, missed = checkpoint(folder), 0, list[str]()
     for name in sorted(path.name for path in latest.iterdir()):
         whole = (latest / name).read_bytes()

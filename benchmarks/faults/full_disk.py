@@ -1,6 +1,6 @@
-"""A disk that fills up while a checkpoint is written: is the last one intact, and does the message say what to do?
+"""A disk that fills up while a checkpoint is written: is the last one intact, and does the message name the fix?
 
-    python benchmarks/faults/full_disk.py 10    # tries, each with a little more room
+    python benchmarks/faults/full_disk.py 10    # tries, each with a little more space
 
 As root on Linux a small tmpfs is mounted; elsewhere the size of the files that the process may write is limited.
 """
@@ -31,14 +31,14 @@ from fulltune.errors import StoreError
 from fulltune.store import manifest
 from fulltune.training.checkpoints import format
 
-#: Forks of a process that has imported all and computed nothing: torch cannot compute in a fork of one that has.
+#: Forks of a process that has imported torch but not used it: after use, torch cannot compute in a fork.
 _clean = multiprocessing.get_context("forkserver")
 _clean.set_forkserver_preload(["jobs", "fulltune.training.trainer"])
 
 
 @dataclass
 class Result:
-    """What came of it, one line a fault: nothing whole is left, a message that does not help, no message at all."""
+    """Results by kind, one line per fault: no intact checkpoint, an unhelpful message, or no message."""
 
     tried: int = 0
     faults: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ def full_disk(tries: int, place: Path) -> Result:
     """Let the disk fill up ``tries`` times while the third checkpoint is written."""
     size, result = _size(place), Result()
     for number in range(tries):
-        # The third one must not fit beside the first two, which fill up pages.
+        # The third one must not fit next to the first two, which fill up pages.
         room = int(size * (2.2 + 0.7 * (number + 1) / (tries + 1)))
         with _small_disk(place / f"{number}", room) as (folder, limit):
             parent, child = _clean.Pipe()
@@ -67,7 +67,7 @@ def full_disk(tries: int, place: Path) -> Result:
 
 
 def _train(folder: Path, limit: int, answer: Any) -> None:
-    """Write a checkpoint a step, without looking whether there is room: the disk must tell."""
+    """Write a checkpoint per step, without checking the free space, so that the write itself fails."""
     manifest.shutil.disk_usage = lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)  # type: ignore[attr-defined]
     try:
         _trainer(folder, 2).train()
@@ -92,7 +92,7 @@ def _trainer(folder: Path, steps: int) -> Trainer:
 
 
 def _size(place: Path) -> int:
-    """Bytes of one checkpoint."""
+    """Return the bytes of one checkpoint."""
     _trainer(place / "size", 1).train()
     found = sum(path.stat().st_size for path in (place / "size" / "checkpoint-1").iterdir())
     shutil.rmtree(place / "size")
@@ -101,7 +101,7 @@ def _size(place: Path) -> int:
 
 @contextlib.contextmanager
 def _small_disk(folder: Path, room: int) -> Iterator[tuple[Path, bool]]:
-    """A folder with so much room, and whether a limit on the size of files has to stand in for it."""
+    """Return a folder with this much space, and whether a limit on the size of files has to replace it."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(folder)]
     is_root = sys.platform == "linux" and os.geteuid() == 0

@@ -1,4 +1,4 @@
-"""What the faults are tried on: complete runs of tiny models, with dropout, guards and a checkpoint every few steps."""
+"""Jobs for the fault tests: complete runs of tiny models, with dropout, guards and a checkpoint every few steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOBS = {
 
 
 def job(folder: Path, task: str, rows: int = 40) -> dict[str, Any]:
-    """A config whose model and rows lie in ``folder``: about ``rows / 4`` steps, two epochs, three evaluations."""
+    """Return a config with its files in ``folder``: about ``rows / 4`` steps, two epochs, three evaluations."""
     kind, row = JOBS[task]
     if not (folder / kind).exists():
         fakes.save(kind, folder / kind)
@@ -38,7 +38,7 @@ def job(folder: Path, task: str, rows: int = 40) -> dict[str, Any]:
         text = "".join(json.dumps(row(i)) + "\n" for i in numbers)
         (folder / f"{task}.{name}.jsonl").write_text(text, encoding="utf-8")
     data: dict[str, Any] = {name: str(folder / f"{task}.{name}.jsonl") for name in ("train", "valid", "eval")}
-    data["allow_leaks"] = True  # the rows differ in a word or two
+    data["allow_leaks"] = True  # the rows differ in one or two words
     if task == "text2sql":
         data["databases"] = str(_people(folder / "databases"))
     return {
@@ -54,7 +54,7 @@ def job(folder: Path, task: str, rows: int = 40) -> dict[str, Any]:
 
 
 def _people(folder: Path) -> Path:
-    """A folder with one small database."""
+    """Write a folder with one small database."""
     folder.mkdir(exist_ok=True)
     with closing(sqlite3.connect(folder / "people.sqlite")) as database, database:
         database.execute("CREATE TABLE IF NOT EXISTS person (id INTEGER PRIMARY KEY, name TEXT)")
@@ -63,8 +63,9 @@ def _people(folder: Path) -> Path:
 
 
 def outcome(run: Path) -> dict[str, str]:
-    """Hashes of all that must not depend on whether the run was stopped: weights, steps, predictions, and the record
-    without its times and its peak of memory.
+    """Return hashes of everything that must not depend on whether the run was interrupted.
+
+    These are weights, steps, predictions, and the record without its times and its peak memory.
     """
     files = [*sorted((run / "model").iterdir()), run / "steps.jsonl", run / "predictions.jsonl"]
     found = {str(path.relative_to(run)): file_sha256(path) for path in files}

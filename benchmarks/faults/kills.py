@@ -3,9 +3,8 @@
     python benchmarks/faults/kills.py 100
 
 A moment is a file that is opened, renamed or removed under the folder of runs, an optimizer step, or a pass of the
-model: training, evaluation and the writing of checkpoints, counted in a run that nobody kills. Each killed run is
-resumed, half of them after a second kill, and what it leaves is compared by hash with that of the run that was never
-stopped.
+model: training, evaluation and the writing of checkpoints, counted in an uninterrupted run. Each killed run is resumed,
+half of them after a second kill, and its files are compared by hash with those of the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ from fulltune.store.runs import status
 
 _FILE_EVENTS = frozenset({"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"})
 
-#: Forks of a process that has imported all and computed nothing: torch cannot compute in a fork of one that has.
+#: Forks of a process that has imported torch but not used it: after use, torch cannot compute in a fork.
 _clean = multiprocessing.get_context("forkserver")
 _clean.set_forkserver_preload(["jobs", "fulltune.pipeline.run"])
 
 
 @dataclass
 class Result:
-    """What came of the kills.
+    """Results of the kills.
 
     Attributes:
-        kills: How many there were.
+        kills: Number of kills.
         lost: Moments after which a run could not be resumed.
         different: Moments after which it ended with other hashes, and the files concerned.
     """
@@ -58,7 +57,7 @@ class Result:
 
 
 def kills(count: int, folder: Path, seed: int = 0) -> Result:
-    """Kill ``count`` runs, the tasks taking turns."""
+    """Kill ``count`` runs, alternating between the tasks."""
     numbers, result = random.Random(seed), Result()
     expected, moments = {}, {}
     configs = {task: job(folder, task) for task in list(JOBS)[:count]}
@@ -89,7 +88,7 @@ def _one(
 
 
 def _start_or_resume(config: dict[str, Any], out: Path) -> None:
-    """Go on with the run that is there; one that was killed before it had a folder begins again."""
+    """Resume the existing run; one that was killed before it had a folder starts again."""
     open_runs = sorted(path.parent for path in out.glob("*/config.yaml"))
     if not open_runs:
         fulltune.run(config, out=out)
@@ -98,8 +97,9 @@ def _start_or_resume(config: dict[str, Any], out: Path) -> None:
 
 
 def _run(config: dict[str, Any], out: Path, at: int) -> tuple[int, bool]:
-    """Run, or go on, in a process of its own that kills itself at a moment (0: never); the moments that it saw, and
-    whether it came to that one.
+    """Run or resume in a new process that kills itself at a moment (0: never).
+
+    Return the moments that it saw, and whether it reached that one.
     """
     seen = _clean.Value("i", 0)
     process = _clean.Process(target=_child, args=(config, out, at, seen))
@@ -125,7 +125,7 @@ def _child(config: dict[str, Any], out: Path, at: int, seen: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def passing(module: torch.nn.Module, inputs: Any) -> None:
-        if hasattr(module, "save_pretrained") and hasattr(module, "loss_function"):  # a model, none of its layers
+        if hasattr(module, "save_pretrained") and hasattr(module, "loss_function"):  # a model, not one of its layers
             happen()
 
     def audit(event: str, arguments: Any) -> None:
@@ -139,7 +139,7 @@ def _child(config: dict[str, Any], out: Path, at: int, seen: Any) -> None:
 
 
 def _log(out: Path) -> Path:
-    """What the processes said; beside the runs, for a line of it is no moment."""
+    """Return the log of the processes, outside the folder of runs: a log line must not count as a moment."""
     return out.parent / f"log-{out.name}.txt"
 
 

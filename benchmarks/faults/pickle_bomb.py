@@ -1,4 +1,4 @@
-"""A poisoned pickle in place of every file of a checkpoint, ours and transformers': does it ever run?
+"""A poisoned pickle in place of every file of a checkpoint, of fulltune or transformers: does it ever run?
 
 python benchmarks/faults/pickle_bomb.py
 """
@@ -25,13 +25,13 @@ from fulltune import Trainer
 from fulltune.errors import FulltuneError
 from fulltune.store import manifest
 
-#: How a file that is not what it should be may be refused.
+#: Errors with which a replaced file may be refused.
 _REFUSALS = (FulltuneError, pickle.UnpicklingError, SafetensorError, OSError, ValueError, RuntimeError, LookupError)
 _REFUSALS += (TypeError, AttributeError, EOFError)
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Create a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -41,7 +41,7 @@ class Bomb:
 
 
 def pickle_bomb(place: Path, names: int = 100) -> tuple[int, list[str]]:
-    """How many files were replaced (at most ``names`` of each kind), and those whose bomb went off."""
+    """Replace files (at most ``names`` of each kind); return how many, and those whose pickle was run."""
     mark, tried, exploded = place / "exploded", 0, list[str]()
     for kind in (Trainer, transformers.Trainer):
         folder = place / kind.__module__
@@ -67,7 +67,7 @@ def _zipped(mark: Path, place: Path) -> bytes:
 
 
 def _forge(folder: Path) -> None:
-    """A manifest that fits what lies there now: whoever can write the files can write that too."""
+    """Write a manifest that fits the current files: whoever can write the files can write that too."""
     if (folder / manifest.MANIFEST).exists():
         unfinished = folder.rename(manifest.unfinished_folder(folder))
         (unfinished / manifest.MANIFEST).unlink()
@@ -75,7 +75,7 @@ def _forge(folder: Path) -> None:
 
 
 def _resume(folder: Path, latest: Path) -> None:
-    """Whatever error it gives: what counts is that nothing runs."""
+    """Resume and ignore any error: only running code matters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(*_REFUSALS):

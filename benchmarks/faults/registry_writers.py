@@ -1,4 +1,4 @@
-"""Many processes write one registry at once: is a version lost, a number used twice, or a move of the alias torn?
+"""Many processes write to one registry concurrently: is a version lost, a number reused, or an alias inconsistent?
 
     python benchmarks/faults/registry_writers.py 50
 
@@ -20,13 +20,13 @@ from fulltune.store.registry.registry import Lineage, Registry, Version
 
 NAME, ALIAS = "causal-lm-tiny", "newest"
 
-#: Processes of their own with the imports done: no thread of the caller's is forked, and they start in milliseconds.
+#: Processes with the imports done: no thread of the caller is forked, and they start in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["fulltune.store.registry.overview", "fulltune.store.registry.registry"])
 
 
 def write(out: Path, number: int) -> Version:
-    """Add a version with a file of its own and one that all have."""
+    """Add a version with one file of its own and one that all share."""
     place = out / f"made-{number}"
     place.mkdir(parents=True, exist_ok=True)
     (place / "model.safetensors").write_text(f"weights {number}")
@@ -39,7 +39,7 @@ def write(out: Path, number: int) -> Version:
 
 
 def move(out: Path, version: Version) -> None:
-    """Point the alias at a version, as often as others are quicker."""
+    """Point the alias at a version; retry while others are faster."""
     registry = Registry(out)
     while True:
         try:
@@ -53,7 +53,7 @@ def move(out: Path, version: Version) -> None:
 
 
 def writers(count: int, out: Path) -> list[str]:
-    """Let ``count`` processes write at once; what went wrong, in words."""
+    """Let ``count`` processes write concurrently; return the errors as text."""
     processes = [PROCESSES.Process(target=_write_and_move, args=(out, number)) for number in range(count)]
     for process in processes:
         process.start()

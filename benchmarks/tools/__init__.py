@@ -1,1 +1,1 @@
-"""What the benchmarks share. Run the scripts beside this folder, not what is in it."""
+"""Shared code of the benchmarks; the scripts are in the parent folder."""

@@ -30,7 +30,7 @@ ARMS = {
 
 
 def missing(arm: str, workload: str) -> str | None:
-    """Why an arm cannot be run here; None where it can."""
+    """Return why an arm cannot be run here, or None."""
     if arm == "c" and tcmalloc() is None:
         return "tcmalloc is not installed (apt-get install libtcmalloc-minimal4)"
     if arm == "d" and workload != "tales":
@@ -63,7 +63,7 @@ def _ours(workload: Workload, seed: int, folder: Path) -> Curve:
     config = workload.config.model_copy(
         update={
             "train": workload.config.train.model_copy(update=short),
-            "guards": guards,  # peers have none; `fulltune run` writes checkpoints beside training
+            "guards": guards,  # peers have none; `fulltune run` writes checkpoints concurrently with training
             "trainer": {"logging_steps": 1},
         }
     )
@@ -80,7 +80,7 @@ def _ours(workload: Workload, seed: int, folder: Path) -> Curve:
 
 
 def _tutorial(workload: Workload, seed: int, folder: Path) -> Curve:
-    """Random batches; a classifier's rows are padded to the window when they are tokenised."""
+    """Use random batches; a classifier's rows are padded to the window when they are tokenized."""
     collate = _collator(workload)
     if workload.name == "clauses":
         collate = DataCollatorWithPadding(workload.bundle.tokenizer, padding="max_length", max_length=512)
@@ -96,7 +96,7 @@ def _sft(workload: Workload, seed: int, folder: Path) -> Curve:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    # FP32 as all others. Gradient checkpointing stays on, its default: without it 4 x 1024 tokens of GPT-2 take 24 GB.
+    # FP32 like all others. Gradient checkpointing stays on, its default: GPT-2 needs 24 GB without it (4 x 1024 tokens).
     packing = {"packing": True, "max_length": 1024, "optim": "adamw_torch_fused", "bf16": False}
     rows = Dataset.from_dict({"input_ids": [one.input_ids for one in workload.train]})
     log = _Losses()
@@ -142,7 +142,7 @@ def _peer(workload: Workload, args: TrainingArguments, collate: Any) -> Curve:
 
 
 def _collator(workload: Workload) -> Any:
-    """Padding to the longest of a batch; windows need none."""
+    """Pad to the longest row of a batch; windows need no padding."""
     if workload.name == "tales":
         return as_they_are
     tokenizer = workload.bundle.tokenizer

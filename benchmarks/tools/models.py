@@ -26,7 +26,7 @@ KINDS = tuple(f"{family}-{size}" for family in ("bert", "gpt2", "t5") for size i
 
 
 def make(kind: str, seed: int = 17) -> PreTrainedModel:
-    """One of :data:`KINDS`; its vocabulary is that of the published model."""
+    """Return one of :data:`KINDS`; its vocabulary is that of the published model."""
     family, _, size = kind.partition("-")
     width, layers, heads = SIZES[size]
     torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def make(kind: str, seed: int = 17) -> PreTrainedModel:
 
 
 def write(kind: str, folder: Path) -> None:
-    """Save a model with the starter's tokenizer, to which a mask token is given for BERT's sake."""
+    """Save a model with the starter's tokenizer, to which a mask token is added for BERT."""
     tokenizer = load("starter:gpt2").tokenizer
     if kind.startswith("bert"):
         tokenizer.add_special_tokens({"mask_token": "[MASK]", "cls_token": "[CLS]", "sep_token": "[SEP]"})

@@ -1,4 +1,4 @@
-"""Measurements in processes of their own, and results as files."""
+"""Measurements in separate processes, and results as files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fulltune.runtime import machine
 
 RESULTS = Path(__file__).parents[1] / "results"
 
-#: Where Debian and Ubuntu put what `apt-get install libtcmalloc-minimal4` brings.
+#: Where `apt-get install libtcmalloc-minimal4` installs the library on Debian and Ubuntu.
 _TCMALLOC = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 
 
@@ -25,7 +25,7 @@ def ask(script: str, request: Mapping[str, Any], *, preload: str | None = None) 
     """Run ``script --one REQUEST`` and read the JSON object in the last line of its output.
 
     Returns:
-        What it said, or ``{"error": …}`` with the last line of its error output.
+        That object, or ``{"error": …}`` with the last line of its error output.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if preload:
@@ -42,13 +42,13 @@ def ask(script: str, request: Mapping[str, Any], *, preload: str | None = None) 
 
 
 def tcmalloc() -> str | None:
-    """The library to preload, if it is installed."""
+    """Return the library to preload, if it is installed."""
     folders = [Path("/usr/lib"), *Path("/usr/lib").glob("*-linux-gnu")]
     return next((str(folder / name) for name in _TCMALLOC for folder in folders if (folder / name).exists()), None)
 
 
 def about() -> dict[str, Any]:
-    """Machine and versions, for a result."""
+    """Return machine and versions, for a result."""
     import torch
 
     return {

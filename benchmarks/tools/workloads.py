@@ -1,4 +1,4 @@
-"""The three use cases as training sequences: real data where it is at hand, else the example data of fulltune."""
+"""The three use cases as training sequences: real data where available, else the example data of fulltune."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fulltune.training.regularization.dropout import set_dropout
 
 NAMES = ("tales", "clauses", "sql")
 
-#: Rows a micro-batch, and rows that the loss is measured on at the end.
+#: Rows per micro-batch, and rows that the loss is measured on after training.
 BATCH = {"tales": 4, "clauses": 16, "sql": 16}
 SCORED = {"tales": 4, "clauses": 256, "sql": 128}
 RATE = {"tales": 3e-4, "clauses": 4e-4, "sql": 1e-3}
@@ -41,7 +41,7 @@ class Workload:
         name: One of :data:`NAMES`.
         config: The job, as fulltune takes it.
         bundle: Always the same weights for the same seed.
-        train: Sequences of ``steps`` batches, in an order of the seed.
+        train: Sequences of ``steps`` batches, in an order that depends on the seed.
         scored: Sequences of the evaluation rows.
     """
 
@@ -53,7 +53,7 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Useful tokens: inputs and, for an encoder-decoder, targets; no padding."""
+        """Return the number of useful tokens: inputs and, for an encoder-decoder, targets; no padding."""
         targets = self.bundle.family == "encoder-decoder"
         return sum(len(one.input_ids) + (len(one.labels) if targets else 0) for one in self.train)  # type: ignore[arg-type]
 
@@ -63,9 +63,9 @@ def make(name: str, data: Path, *, steps: int, seed: int, dropout: bool) -> Work
 
     Args:
         name: One of :data:`NAMES`.
-        data: A folder with ``tales``, ``contracts`` and ``geoquery``; what is missing is generated in a folder beside.
+        data: A folder with ``tales``, ``contracts`` and ``geoquery``; what is missing is generated in a sibling folder.
         steps: Batches of training.
-        seed: Of weights and of the rows' order.
+        seed: Seed of the weights and of the rows' order.
         dropout: Leave the model's own dropout on.
     """
     config = load_config({"model": "benchmark", "speed": {}, "checkpoints": None, **_job(name, data)})
@@ -88,7 +88,7 @@ def make(name: str, data: Path, *, steps: int, seed: int, dropout: bool) -> Work
 
 
 def loss(workload: Workload) -> float:
-    """Mean negative log-likelihood of the scored rows, one row at a time, without dropout."""
+    """Return the mean negative log-likelihood of the scored rows, one row at a time, without dropout."""
     model, total, count = workload.bundle.model.eval(), 0.0, 0
     with torch.inference_mode():
         for one in workload.scored:
@@ -132,7 +132,7 @@ def _files(folder: Path, train: str, scored: str, generated: str) -> dict[str, s
 
 
 def _bundle(name: str, labels: Sequence[str]) -> Bundle:
-    """MiniLM's weights; the architectures of GPT-2 (124M) and T5-small with random ones and a tokenizer of ours."""
+    """Return MiniLM's weights, or GPT-2 (124M) or T5-small with random weights and a tokenizer of fulltune."""
     if name == "clauses":
         return load(_MINILM, "classification", labels=labels)
     tokenizer = load("starter:gpt2").tokenizer

@@ -1,4 +1,4 @@
-"""What a starter says of itself: ``training.json`` for programs and a model card for people."""
+"""The description of a starter: ``training.json`` for programs and a model card for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIMITS = {
 
 
 class Account(BaseModel):
-    """How a starter came about. Losses are nats per ``unit``."""
+    """Training record of a starter. Losses are nats per ``unit``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,18 +45,18 @@ class Account(BaseModel):
     curve: tuple[tuple[int, float], ...]
 
     def bits_per_byte(self, loss: float) -> float:
-        """Of held-out text, for a model that predicts every token."""
+        """Return bits per byte of held-out text, for a model that predicts every token."""
         return loss / math.log(2) * self.tokens_per_byte
 
 
 def write_account(folder: Path, account: Account) -> None:
-    """Write ``training.json`` and ``README.md`` beside the weights."""
+    """Write ``training.json`` and ``README.md`` next to the weights."""
     atomic_text(folder / "training.json", account.model_dump_json(indent=1) + "\n")
     atomic_text(folder / "README.md", card(account))
 
 
 def card(account: Account) -> str:
-    """The model card in Markdown."""
+    """Return the model card in Markdown."""
     a = account
     rows = [f"| loss per {a.unit} (nats) | {a.untrained_loss:.3f} | {a.trained_loss:.3f} |"]
     if a.name == "gpt2":

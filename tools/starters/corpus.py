@@ -1,4 +1,4 @@
-"""A folder of plain text as windows of tokens: what a starter is pretrained on."""
+"""A folder of plain text as windows of tokens: the pretraining data of a starter."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Corpus:
     held_out: tuple[Path, ...]
 
     def sha256(self) -> str:
-        """One hash over all names and bytes."""
+        """Return one hash over all names and bytes."""
         return files_sha256((*self.train, *self.held_out))
 
 
 def find(folder: Path) -> Corpus:
-    """All ``.txt`` files below a folder, in the order of their paths.
+    """Return all ``.txt`` files below a folder, in the order of their paths.
 
     Raises:
         DataError: There are none, or none of them is held out.
@@ -53,7 +53,7 @@ def find(folder: Path) -> Corpus:
 
 
 def texts(files: Sequence[Path]) -> Iterator[str]:
-    """The files in pieces that end at a line's end."""
+    """Yield the files in parts that end at the end of a line."""
     for path in files:
         with path.open(encoding="utf-8") as file:
             while lines := file.readlines(_CHUNK):
@@ -61,7 +61,7 @@ def texts(files: Sequence[Path]) -> Iterator[str]:
 
 
 def tokens(files: Sequence[Path], tokenizer: Tokenizer, cache: Path, end: int) -> NDArray[np.uint16]:
-    """All tokens of the files as one array ``(T,)``, with the id ``end`` after each file; kept in ``cache``."""
+    """Return all tokens of the files as an array ``(T,)``, with the id ``end`` after each file; cached in ``cache``."""
     if not cache.exists():
         parts: list[NDArray[np.uint16]] = []
         for path in files:
@@ -79,7 +79,7 @@ def tokens(files: Sequence[Path], tokenizer: Tokenizer, cache: Path, end: int) -
 class Windows(Dataset[dict[str, Any]]):
     """An array of tokens cut into windows of ``length``, framed by the ids ``before`` and ``after``.
 
-    The rest that does not fill a window is left out.
+    The remainder that does not fill a window is left out.
     """
 
     def __init__(self, array: NDArray[np.uint16], length: int, before: Sequence[int] = (), after: Sequence[int] = ()):
@@ -96,7 +96,7 @@ class Windows(Dataset[dict[str, Any]]):
         return {"index": index, "input_ids": [*self.before, *content, *self.after]}
 
     def spread(self, count: int) -> Windows:
-        """Evenly spread windows, ``count`` at most, as a set of their own."""
+        """Return evenly spaced windows, ``count`` at most, as a separate set."""
         step = max(1, len(self) // count)
         chosen = [self.array[i * self.content : (i + 1) * self.content] for i in range(0, len(self), step)][:count]
         return Windows(
@@ -104,7 +104,7 @@ class Windows(Dataset[dict[str, Any]]):
         )
 
     def tokens_per_byte(self, tokenizer: Tokenizer) -> float:
-        """Tokens over the bytes that they stand for; in byte-level BPE each character of a token is one byte."""
+        """Return tokens over bytes; in byte-level BPE each character of a token is one byte."""
         words = tokenizer.get_vocab_size()
         sizes = np.array([len(tokenizer.id_to_token(index) or "") for index in range(words)])
         ordinary = self.array[self.array < words]

@@ -1,4 +1,4 @@
-"""The three starters: their shape, their tokenizer and what each learns in pretraining."""
+"""The three starters: their shape, their tokenizer and their pretraining objective."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Batch = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
 Collate = Callable[[Rows], Batch]
 
-#: Tokens that all starters share, and rows of their embeddings: the rest is room for special tokens.
+#: Tokens that all starters share, and rows of their embeddings: the rest is reserved for special tokens.
 WORDS, VOCABULARY = 6080, 6144
 
 #: Longest input in tokens.
@@ -37,15 +37,15 @@ WINDOW = 512
 #: Sentinels of T5; enough for the spans of a window of 512 tokens.
 SENTINELS = tuple(f"<extra_id_{index}>" for index in range(48))
 
-#: Share of tokens that BERT must restore.
+#: Fraction of tokens that BERT must restore.
 MASKED = 0.2
 
-#: Lengths of the pieces that T5 writes out whole: copying is learnt on short ones first.
+#: Lengths of the pieces that T5 writes out completely: copying is learned on short ones first.
 PIECES = (16, 32, 64, 128)
 
 
 class Seeded:
-    """A collator whose draws depend on nothing but the epoch and the rows, so that a resumed run repeats them."""
+    """A collator whose random numbers depend only on the epoch and the rows, so that a resumed run repeats them."""
 
     def __init__(self, collate: Collate) -> None:
         self.collate, self.epoch = collate, 0
@@ -58,7 +58,7 @@ class Seeded:
 
 @dataclass(frozen=True)
 class Family:
-    """What makes one starter.
+    """The settings of one starter.
 
     Attributes:
         specials: Special tokens by the name that the tokenizer gives them; the first ends a text, and has the same id
@@ -66,12 +66,12 @@ class Family:
         templates: How one text and a pair are framed, in the notation of ``tokenizers``; None adds nothing.
         build: An untrained model, for a tokenizer.
         collator: Windows of tokens to batches with labels, for a tokenizer.
-        objective: What is learnt, in words.
+        objective: The pretraining objective in words.
         unit: What one loss counts.
         window: Tokens of a training sequence.
         learning_rate: Highest rate of the cosine.
-        batch: Windows in a step.
-        scored: What held-out windows are asked, where that is not what is learnt.
+        batch: Windows per step.
+        scored: Collator of held-out windows, where it is not that of training.
         embedding_rate: Factor on the learning rate of the embeddings.
     """
 
@@ -90,11 +90,11 @@ class Family:
 
     @property
     def longest(self) -> int:
-        """Longest input in tokens: relative positions (T5) reach further than what was trained."""
+        """Return the longest input in tokens: relative positions (T5) reach further than the training windows."""
         return WINDOW if self.name == "t5" else self.window
 
     def tokenizer(self, shared: Tokenizer) -> PreTrainedTokenizerFast:
-        """The shared tokenizer with this family's special tokens behind the words."""
+        """Return the shared tokenizer with this family's special tokens after the words."""
         own = Tokenizer.from_str(shared.to_str())
         more = list(SENTINELS) if self.name == "t5" else []
         own.add_special_tokens([AddedToken(text, special=True) for text in (*self.specials.values(), *more)])
@@ -116,9 +116,9 @@ class Family:
 
 
 def train_tokenizer(text: Iterator[str]) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): every text comes back as it was.
+    """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019): every text survives encoding and decoding.
 
-    Digits stand alone, so that numbers are copied digit by digit.
+    Digits are separate tokens, so that numbers are copied digit by digit.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -184,7 +184,7 @@ def _masked(tokenizer: PreTrainedTokenizerFast) -> Collate:
     return collate
 
 
-# ---- T5: corrupted spans, and whole texts out of them ----
+# ---- T5: corrupted spans, and complete texts out of them ----
 
 
 def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -205,13 +205,13 @@ def _t5(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
 
 
 def _marks(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
-    """Ids of the sentinels, and of the end of a text."""
+    """Return the ids of the sentinels, and of the end of a text."""
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[text] for text in SENTINELS], int(tokenizer.eos_token_id)
 
 
 def _spans(tokenizer: PreTrainedTokenizerFast) -> Collate:
-    """The objective of T5's paper: the target is what the sentinels stand for."""
+    """Return batches of the objective of T5's paper: the target is the text that the sentinels replace."""
     sentinels, end = _marks(tokenizer)
 
     def collate(rows: Rows) -> Batch:
@@ -222,9 +222,11 @@ def _spans(tokenizer: PreTrainedTokenizerFast) -> Collate:
 
 
 def _spans_and_wholes(tokenizer: PreTrainedTokenizerFast) -> Collate:
-    """Half of the batches are spans; in the others a half of each window is cut in pieces, and the target is the whole
-    piece, as BART learnt (Lewis et al. 2020, "text infilling"): spans alone can be guessed from the words before them,
-    and a T5 of this size never learnt to read its source from them; a whole text cannot.
+    """Return batches of spans and, half of the time, of complete pieces of text.
+
+    In the latter a half of each window is cut in pieces, and the target is the complete piece, as in BART (Lewis et al.
+    2020, "text infilling"). Spans alone can be guessed from the words before them, and a T5 of this size never learned
+    to read its source from them; a complete text cannot be guessed.
     """
     sentinels, end = _marks(tokenizer)
     spans = _spans(tokenizer)
@@ -289,7 +291,7 @@ FAMILIES = {
         learning_rate=1.5e-3,
         batch=8,
         scored=_spans,
-        # They start ten to sixty times larger than other weights, and AdamW moves all alike. T5 itself was trained with
+        # They start ten to sixty times larger than other weights, and AdamW moves all equally. T5 was trained with
         # Adafactor, whose steps are relative to the size of a weight.
         embedding_rate=40.0,
     ),

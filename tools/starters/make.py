@@ -1,11 +1,11 @@
-"""How the starters were made, and how to make others from any folder of plain text.
+"""Make the starters from a folder of plain text.
 
     PYTHONPATH=tools python -m starters.make CORPUS OUT            # a GPT-2, a BERT and a T5; hours on two cores
     PYTHONPATH=tools python -m starters.make CORPUS OUT --only t5 --epochs 1
 
-Files with ``valid`` in their name are held out. A run that was killed goes on from its last checkpoint when the same
-command is given again. ``OUT/<name>/`` is then a checkpoint as ``save_pretrained`` writes it, in half precision, with
-a model card and ``training.json``: what it was made from, its curve, and its held-out scores beside those of the same
+Files with ``valid`` in their name are held out. A run that was killed resumes from its last checkpoint when the same
+command is run again. ``OUT/<name>/`` is then a checkpoint as ``save_pretrained`` writes it, in half precision, with a
+model card and ``training.json``: the corpus, the loss curve, and the held-out scores compared with those of the same
 architecture untrained.
 """
 
@@ -49,7 +49,7 @@ SEED = 17
 #: Windows of the held-out text that are scored.
 HELD_OUT_WINDOWS = 400
 
-#: How often the tokenizer reads the generated SQL (70 kB), so that keywords are not spelt letter by letter.
+#: How often the tokenizer reads the generated SQL (70 kB), so that keywords are not spelled letter by letter.
 SQL_WEIGHT = 40
 
 console = Console(stderr=True)
@@ -65,7 +65,7 @@ def make(
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; the weights stay float32.")] = True,
 ) -> None:
-    """Pretrain the starters; given again after a kill, go on from the last checkpoint."""
+    """Pretrain the starters; after a kill, resume from the last checkpoint."""
     try:
         for name in only:
             make_starter(name, corpus_folder, out, epochs=epochs, save_steps=save_steps, bf16=bf16)
@@ -106,7 +106,7 @@ def make_starter(
     with quiet():
         model.half().save_pretrained(target)
         tokenizer.save_pretrained(target)
-    model.float()  # what is scored is what ships: rounded to half precision
+    model.float()  # the shipped weights are scored: rounded to half precision
     trained = held_out_loss(trainer, family, tokenizer)
     console.print(f"{name}: held-out loss {trained:.3f}")
     state = trainer.state
@@ -136,7 +136,7 @@ def make_starter(
 
 
 def make_untrained(name: str, out: Path) -> Path:
-    """The architecture and the tokenizer of a starter with fresh weights: what a starter must beat."""
+    """Save the architecture and the tokenizer of a starter with fresh weights, which a starter must beat."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder(name))
     set_seed(SEED)
     with quiet():
@@ -146,7 +146,7 @@ def make_untrained(name: str, out: Path) -> Path:
 
 
 def shared_tokenizer(found: corpus.Corpus, out: Path) -> Tokenizer:
-    """The tokenizer that all starters share, trained once and kept in ``out``."""
+    """Return the tokenizer that all starters share, trained once and cached in ``out``."""
     path = out / "tokenizer.json"
     if not path.exists():
         console.print("training the tokenizer")
@@ -164,7 +164,7 @@ def _statements() -> Iterator[str]:
 def windows(
     family: Family, tokenizer: PreTrainedTokenizerFast, shared: Tokenizer, files: Sequence[Path], cache: Path
 ) -> corpus.Windows:
-    """The files as windows, framed as the family frames a text."""
+    """Return the files as windows, framed as the family frames a text."""
     framed = [tokenizer.cls_token_id, tokenizer.sep_token_id] if family.name == "bert" else []
     return corpus.Windows(corpus.tokens(files, shared, cache, end=WORDS), family.window, framed[:1], framed[1:])
 
@@ -179,7 +179,7 @@ def pretrainer(
     save_steps: int,
     bf16: bool,
 ) -> Trainer:
-    """A trainer for one starter, with windows to learn from and windows held out."""
+    """Return a trainer for one starter, with windows to train on and windows held out."""
     args = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=epochs,
@@ -216,7 +216,7 @@ def pretrainer(
 
 
 def _optimizer(model: PreTrainedModel, family: Family, args: TrainingArguments) -> torch.optim.Optimizer | None:
-    """AdamW with a rate of its own for the embeddings; None, for the trainer's own, where they have no other."""
+    """Return AdamW with a separate rate for the embeddings, or None (the trainer's own) without one."""
     if family.embedding_rate == 1:
         return None
     embeddings: torch.nn.Parameter = model.get_input_embeddings().weight  # type: ignore[assignment]
@@ -228,7 +228,7 @@ def _optimizer(model: PreTrainedModel, family: Family, args: TrainingArguments) 
 
 
 def held_out_loss(trainer: Trainer, family: Family, tokenizer: PreTrainedTokenizerFast) -> float:
-    """Nats per unit that the family's loss counts, over the held-out windows; always the same masks and spans."""
+    """Return nats per unit of the family's loss, over the held-out windows; always the same masks and spans."""
     learnt = trainer.data_collator
     trainer.data_collator = Seeded((family.scored or family.collator)(tokenizer))
     try:
@@ -238,7 +238,7 @@ def held_out_loss(trainer: Trainer, family: Family, tokenizer: PreTrainedTokeniz
 
 
 class Progress(TrainerCallback):
-    """Tells the collator the epoch, and prints the loss; the curve is in the trainer's state, as checkpoints are."""
+    """Set the collator's epoch and print the loss; the curve is in the trainer's state, like the checkpoints."""
 
     def __init__(self, collator: Seeded) -> None:
         self.collator = collator
