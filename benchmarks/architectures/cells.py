@@ -213,7 +213,7 @@ class _Job:
     def _loss_and_norm(self, reference: Reference) -> tuple[float, float]:
         """Return the loss over all training rows and the norm of its gradient."""
         features = self._features(self.data.train.examples)
-        count = sum(_labelled(one, reference.family) for one in features)
+        count = sum(_labeled(one, reference.family) for one in features)
         parameters = [one for one in reference.model.parameters() if one.requires_grad]
         total = 0.0
         for one in features:
@@ -226,7 +226,7 @@ class _Job:
     @torch.no_grad()
     def _eval_loss(self, reference: Reference) -> float:
         features = self._features(self.data.eval.examples)
-        count = sum(_labelled(one, reference.family) for one in features)
+        count = sum(_labeled(one, reference.family) for one in features)
         return sum(float(self._row_loss(reference, one)) for one in features) / count
 
     def _features(self, examples: Sequence[Example]) -> list[Features]:
@@ -280,7 +280,7 @@ class _Job:
             yield f"{written!r} for {_text(self.start, answer)!r}"
 
 
-def _labelled(features: Features, family: Family) -> int:
+def _labeled(features: Features, family: Family) -> int:
     """Return what a row adds to the denominator: its labeled tokens, its classes if there are several, or one."""
     labels = features.labels
     if isinstance(labels, int):

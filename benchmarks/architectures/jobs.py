@@ -50,7 +50,7 @@ def _text(row: int) -> str:
     return f"{_words(row, 2 + 3 * (row % 4))} {row}"
 
 
-def _labelled(row: int) -> Row:
+def _labeled(row: int) -> Row:
     return {"text": _text(row), "label": ("law", "tale", "film")[row % 3]}
 
 
@@ -63,7 +63,7 @@ TASKS: dict[str, tuple[str, Callable[[int], Row]]] = {
     "pc": ("causal-lm", _prompt),
     "s2s": ("seq2seq", _pair),
     "sql": ("text2sql", _question),
-    "cls": ("classification", _labelled),
+    "cls": ("classification", _labeled),
     "multi": ("classification", _several),
 }
 

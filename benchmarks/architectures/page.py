@@ -15,8 +15,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 _INTRODUCTION = """\
 # Architectures
 
-Every `model_type` of transformers that has a head for causal or sequence-to-sequence language modelling, for masked
-language modelling or for sequence classification, as a checkpoint of two layers with random weights (local windows of
+Every `model_type` of transformers that has a head for causal or sequence-to-sequence language modeling, for masked
+language modeling or for sequence classification, as a checkpoint of two layers with random weights (local windows of
 16 tokens, prompts longer than that). Each cell compares fulltune with plain transformers that is given one row at a
 time, without padding, cache or kernels: likelihoods, greedy answers, the loss and the gradient norm of the first
 step (in one micro-batch with every fast path, and in two without any), the evaluation loss, and what the saved folder

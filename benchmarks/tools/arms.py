@@ -96,7 +96,7 @@ def _sft(workload: Workload, seed: int, folder: Path) -> Curve:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    # FP32 like all others. Gradient checkpointing stays on, its default: GPT-2 needs 24 GB without it (4 x 1024 tokens).
+    # FP32 like all others. Gradient checkpointing stays on (its default): GPT-2 needs 24 GB without it (4 x 1024).
     packing = {"packing": True, "max_length": 1024, "optim": "adamw_torch_fused", "bf16": False}
     rows = Dataset.from_dict({"input_ids": [one.input_ids for one in workload.train]})
     log = _Losses()

@@ -138,7 +138,7 @@ NAMED = [["x"], ["y", "z"], [], ["x", "z"]]
 NAMES = ["x", "y", "z"]
 
 
-def spelt(kind: str) -> list[Any]:
+def spelled(kind: str) -> list[Any]:
     convert: dict[str, Any] = {
         "ints": int,
         "floats": float,
@@ -151,11 +151,11 @@ def spelt(kind: str) -> list[Any]:
 
 @pytest.mark.parametrize("kind", ["ints", "floats", "bools", "texts", "float texts"])
 def test_vectors_are_refused_and_read_with_names(kind: str, tmp_path: Path) -> None:
-    path = json_rows(tmp_path, spelt(kind))
+    path = json_rows(tmp_path, spelled(kind))
     with pytest.raises(DataError) as caught:
         load(path)
     message = str(caught.value)
-    assert f"0/1 vectors of 3 values in 4 of 4 rows (rows.jsonl:1: {json.dumps(spelt(kind)[0])})" in message
+    assert f"0/1 vectors of 3 values in 4 of 4 rows (rows.jsonl:1: {json.dumps(spelled(kind)[0])})" in message
     assert "`data.label_names: [first, second, …]`" in message
     assert labels(load(path, label_names=NAMES)) == NAMED
 

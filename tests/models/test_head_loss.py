@@ -43,12 +43,12 @@ def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
 
 
-def _batch(kind: str, rows: int = 3, unlabelled: float = 0.4, **options: Any) -> tuple[Any, dict[str, Tensor], Tensor]:
+def _batch(kind: str, rows: int = 3, unlabeled: float = 0.4, **options: Any) -> tuple[Any, dict[str, Tensor], Tensor]:
     """Return a model, its inputs, and labels aligned with its logits."""
     model, _ = fakes.make(kind, **options)
     random = torch.Generator().manual_seed(3)
     ids = torch.randint(5, 80, (rows, LENGTH), generator=random)
-    labels = ids.masked_fill(torch.rand(ids.shape, generator=random) < unlabelled, -100)
+    labels = ids.masked_fill(torch.rand(ids.shape, generator=random) < unlabeled, -100)
     inputs = {"input_ids": ids}
     if kind in ("t5", "bart"):
         inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
@@ -64,9 +64,9 @@ def _gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
 @pytest.mark.usefixtures("short_stretches")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("unlabelled", [0.0, 0.4, 0.95, 1.0])
-def test_loss_and_gradients_are_those_of_the_logits(kind: str, smoothing: float, unlabelled: float) -> None:
-    model, inputs, labels = _batch(kind, unlabelled=unlabelled)
+@pytest.mark.parametrize("unlabeled", [0.0, 0.4, 0.95, 1.0])
+def test_loss_and_gradients_are_those_of_the_logits(kind: str, smoothing: float, unlabeled: float) -> None:
+    model, inputs, labels = _batch(kind, unlabeled=unlabeled)
     sums, counts = token_cross_entropy(model(**inputs).logits, labels, smoothing)
     total = max(1, int(counts.sum()))
     expected = _gradients(model, sums.sum() / total)
@@ -186,7 +186,7 @@ def test_logits_are_available_on_request(tmp_path: Path, monkeypatch: pytest.Mon
 def test_no_tensor_is_as_large_as_the_logits(is_training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 8
     monkeypatch.setattr(head_loss, "STRETCH_BYTES", 4 * 16 * 270)
-    model, inputs, labels = _batch("gpt2", rows=rows, unlabelled=0.0)
+    model, inputs, labels = _batch("gpt2", rows=rows, unlabeled=0.0)
     vocabulary = model.config.vocab_size
     logits = rows * LENGTH * vocabulary
     with torch.set_grad_enabled(is_training):

@@ -40,9 +40,9 @@ def test_windows_hold_every_token_exactly_once_and_the_end(text: str, window: in
     """The first token is context: a start token with Llama's tokenizer, the first token of the text with GPT-2's."""
     bundle = _BUNDLES[kind]
     features = make(max_length=window).encode(Example("t:0", "", text), bundle)
-    learnt = [label for item in features for label in item.labels if label != -100]
+    learned = [label for item in features for label in item.labels if label != -100]
     assert features[0].input_ids[0] == bundle.tokenizer(text).input_ids[0]
-    assert learnt == [*bundle.tokenizer(text).input_ids[1:], bundle.tokenizer.eos_token_id]
+    assert learned == [*bundle.tokenizer(text).input_ids[1:], bundle.tokenizer.eos_token_id]
     assert all(len(item.input_ids) == len(item.labels) <= window for item in features)
     assert all(item.labels[0] == -100 for item in features)
 

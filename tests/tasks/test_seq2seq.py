@@ -48,8 +48,8 @@ def test_a_decoder_is_trained_with_the_prompt_of_inference() -> None:
     [item] = task.encode(ROWS[0], bundle)
     text = bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True)
     assert text == "Say it back.\n\nInput: abc\nOutput: xyz"
-    learnt = [label for label in item.labels if label != -100]
-    assert learnt == [*bundle.tokenizer(" xyz").input_ids, bundle.tokenizer.eos_token_id]
+    learned = [label for label in item.labels if label != -100]
+    assert learned == [*bundle.tokenizer(" xyz").input_ids, bundle.tokenizer.eos_token_id]
     asked = task._ask(ROWS[0], bundle).ids
     assert item.input_ids[: len(asked)] == asked
 

@@ -134,8 +134,8 @@ def test_the_language_modeling_collator_no_longer_hides_the_end_of_text(tmp_path
     rows = [dict(tokenizer(text + tokenizer.eos_token)) for text in TEXTS]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(model=model, args=_sequential(tmp_path), train_dataset=rows, data_collator=collator)
-    learnt = sum(int((batch["labels"] == tokenizer.eos_token_id).sum()) for batch in _batches(trainer))
-    assert learnt == len(TEXTS)
+    learned = sum(int((batch["labels"] == tokenizer.eos_token_id).sum()) for batch in _batches(trainer))
+    assert learned == len(TEXTS)
 
 
 def test_masked_language_modeling_keeps_its_own_labels(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def rows() -> list[dict[str, Any]]:
     return [{"input_ids": (ids := tokenizer(text).input_ids), "labels": ids} for text in TEXTS]
 
 
-def labelled() -> list[dict[str, Any]]:
+def labeled() -> list[dict[str, Any]]:
     _, tokenizer = fakes.bert()
     return [dict(tokenizer(text)) | {"labels": number % 2} for number, text in enumerate(TEXTS)]
 
@@ -116,15 +116,13 @@ def test_settings_of_our_loss_are_refused_alongside_another(options: dict[str, A
             return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     with pytest.raises(ValueError, match="compute_loss is overridden") as caught:
-        Own(
-            model=fakes.make("bert", "classification")[0], args=arguments(tmp_path), train_dataset=labelled(), **options
-        )
+        Own(model=fakes.make("bert", "classification")[0], args=arguments(tmp_path), train_dataset=labeled(), **options)
     assert isinstance(caught.value, ConfigError)
     with pytest.raises(ValueError, match="compute_loss_func is given"):
         Trainer(
             fakes.make("bert", "classification")[0],
             arguments(tmp_path),
-            train_dataset=labelled(),
+            train_dataset=labeled(),
             compute_loss_func=lambda outputs, labels, **kwargs: outputs.logits.sum(),
             **options,
         )
@@ -132,7 +130,7 @@ def test_settings_of_our_loss_are_refused_alongside_another(options: dict[str, A
 
 def test_a_loss_replaced_after_construction_is_refused_too(tmp_path: Path) -> None:
     model = fakes.make("bert", "classification")[0]
-    trainer = Trainer(model, arguments(tmp_path), train_dataset=labelled(), class_weights=[1.0, 2.0])
+    trainer = Trainer(model, arguments(tmp_path), train_dataset=labeled(), class_weights=[1.0, 2.0])
     model.loss_function = lambda *args, **kwargs: torch.zeros(())
     with pytest.raises(ValueError, match="class_weights is set, and the loss function of"):
         trainer.train()

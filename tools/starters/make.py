@@ -229,12 +229,12 @@ def _optimizer(model: PreTrainedModel, family: Family, args: TrainingArguments) 
 
 def held_out_loss(trainer: Trainer, family: Family, tokenizer: PreTrainedTokenizerFast) -> float:
     """Return nats per unit of the family's loss, over the held-out windows; always the same masks and spans."""
-    learnt = trainer.data_collator
+    learned = trainer.data_collator
     trainer.data_collator = Seeded((family.scored or family.collator)(tokenizer))
     try:
         return float(trainer.evaluate()["eval_loss"])
     finally:
-        trainer.data_collator = learnt
+        trainer.data_collator = learned
 
 
 class Progress(TrainerCallback):

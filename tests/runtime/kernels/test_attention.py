@@ -56,19 +56,19 @@ def test_result_and_gradients_are_those_of_float64(sizes: tuple[int, ...], kind:
         mask = (torch.arange(s) < torch.arange(1, b + 1)[:, None] * max(1, s // b)).view(b, 1, 1, s)
     elif kind == "bias":
         mask = torch.randn(1, h, t, s, requires_grad=True)
-    learnt = [query, key, value, *([mask] if mask is not None and mask.requires_grad else [])]
+    learned = [query, key, value, *([mask] if mask is not None and mask.requires_grad else [])]
     torch.manual_seed(3)
     result = attention(query, key, value, mask, 0.2, is_causal=kind == "causal")
     direction = torch.randn_like(result)
-    found = torch.autograd.grad(result, learnt, direction)
+    found = torch.autograd.grad(result, learned, direction)
     torch.manual_seed(3)
     seed = module.draw_seed()
-    exact = [one.detach().double().requires_grad_() for one in learnt]
+    exact = [one.detach().double().requires_grad_() for one in learned]
     hidden = exact[3] if len(exact) > 3 else mask
     reference = plain(exact, hidden, 0.2, kind == "causal", d**-0.5, seed)
     wanted = torch.autograd.grad(reference, exact, direction.double())
     torch.testing.assert_close(result.double(), reference, rtol=1e-5, atol=1e-5)
-    assert len(found) == len(learnt) >= 3
+    assert len(found) == len(learned) >= 3
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-5)
 

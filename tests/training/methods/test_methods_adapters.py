@@ -104,13 +104,13 @@ def test_only_the_trainable_parameters_change(name: str, kind: str, head: str, t
     bundle, method = fakes.bundle(kind, head), made(name)
     before = bundle.model.num_parameters()
     found = trained(bundle, method, tmp_path).parameters
-    learnt = [key for key, value in bundle.model.named_parameters() if value.requires_grad]
+    learned = [key for key, value in bundle.model.named_parameters() if value.requires_grad]
     assert 0 < found.trainable < found.total / 2
     assert found.frozen == found.total - found.trainable
     assert found.moved > 0.9
-    assert all(_is_part(name, key, head_modules(bundle)) for key in learnt)
+    assert all(_is_part(name, key, head_modules(bundle)) for key in learned)
     if head == "classification":
-        assert any(key.startswith(part) for part in head_modules(bundle) for key in learnt)
+        assert any(key.startswith(part) for part in head_modules(bundle) for key in learned)
     if name in ("linear-probe", "bitfit"):
         assert found.total == before
     assert "frozen tensors have the bytes that they had before" in "\n".join(found.evidence)
