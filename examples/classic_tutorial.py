@@ -1,4 +1,4 @@
-"""The classic fine-tuning script, as tutorials have it. One import differs: ``Trainer`` comes from fulltune.
+"""Fine-tune a decoder with the script of a typical tutorial; only ``Trainer`` is imported from fulltune.
 
 python examples/classic_tutorial.py gpt2
 """

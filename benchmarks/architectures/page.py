@@ -15,26 +15,26 @@ PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 _INTRODUCTION = """\
 # Architectures
 
-Every `model_type` of transformers that has a head for causal or sequence-to-sequence language modeling, for masked
-language modeling or for sequence classification, as a checkpoint of two layers with random weights (local windows of
-16 tokens, prompts longer than that). Each cell compares fulltune with plain transformers that is given one row at a
-time, without padding, cache or kernels: likelihoods, greedy answers, the loss and the gradient norm of the first
-step (in one micro-batch with every fast path, and in two without any), the evaluation loss, and what the saved folder
-predicts. They agree to 1e-4 (gradient norms to 1e-3).
+Every `model_type` of transformers with a head for causal or sequence-to-sequence language modeling, masked language
+modeling or sequence classification, as a checkpoint of two layers with random weights (local windows of 16 tokens,
+prompts longer than that). Each cell compares fulltune with plain transformers that computes one row at a time, without
+padding, cache or kernels. Compared are likelihoods, greedy answers, the loss and the gradient norm of the first step
+(in one micro-batch with every fast path, and in two without any), the evaluation loss, and the predictions of the saved
+folder. They must agree to 1e-4 (gradient norms to 1e-3).
 
 `make architectures` measures the matrix and writes this page. {about}
 
-| column | what is asked |
+| column | measured |
 |---|---|
-| lm | likelihoods and greedy continuations of prompts that share a long beginning, untrained |
+| lm | likelihoods and greedy continuations of prompts with a long common prefix, without training |
 | pc | `causal-lm` on prompts and completions |
 | s2s | `seq2seq` |
 | sql | `text2sql` |
 | cls | `classification`, one label per row |
 | multi | `classification`, several labels per row |
 
-✓ agrees · ✗ another number or answer · ! an error of the library · **R** refused by fulltune, with the reason
-[below](#refused) · – not asked: an encoder writes no text, and `causal-lm` is for decoders
+✓ agrees · ✗ differs · ! an error of the library · **R** refused by fulltune, with the reason [below](#refused)
+· – not applicable: an encoder does not generate text, and `causal-lm` is for decoders
 · an empty cell has not been measured
 """
 
@@ -54,10 +54,10 @@ def text(cells: list[Cell]) -> str:
     parts = [
         _INTRODUCTION.format(about=machine),
         "\n".join(_table(rows)),
-        *_list("Refused", "The sentence that fulltune ends with.", _grouped(cells, "refused")),
+        *_list("Refused", "The error message of fulltune.", _grouped(cells, "refused")),
         *_list("Wrong", "Known differences.", _grouped(cells, "wrong")),
-        *_list("Crashes", "Errors that are not fulltune's own.", _grouped(cells, "crash")),
-        *_list("Not built", "Types without a text-only checkpoint of their own here.", _grouped(cells, "not built")),
+        *_list("Crashes", "Errors that fulltune does not raise itself.", _grouped(cells, "crash")),
+        *_list("Not built", "Model types for which no text-only checkpoint is built here.", _grouped(cells, "not built")),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from operator import attrgetter
@@ -125,9 +126,25 @@ def test_every_public_name_is_documented() -> None:
     assert [name for name in fulltune.__all__ if f"`{name}`" not in text and f"`{name}(" not in text] == []
 
 
-def test_the_python_blocks_of_the_api_page_run() -> None:
-    for body in [body for kind, _, body in blocks("docs/python.md") if kind == "python"]:
-        exec(compile(body, "docs/python.md", "exec"), {})
+def test_the_documented_signatures_are_those_of_the_functions() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^- `(\w+)\(([^…\n]*)\)`", text, re.MULTILINE))
+    assert len(documented) > 10
+    for name, parameters in documented.items():
+        actual = list(inspect.signature(getattr(fulltune, name)).parameters)
+        assert re.findall(r"(?:^|, )\**(\w+)", parameters) == actual, name
+
+
+def test_the_python_blocks_of_the_other_documents_run(tmp_path: Path) -> None:
+    model, tokenizer = fakes.make("gpt2")
+    ids = [tokenizer("a fox").input_ids] * 2
+    known = {"fulltune": fulltune, "model": model, "args": fakes.arguments(tmp_path, max_steps=1)}
+    known["rows"] = {"input_ids": ids, "labels": ids}
+    documents = [document for document in DOCUMENTS if document.startswith("docs/")]
+    bodies = [body for document in documents for kind, _, body in blocks(document) if kind == "python"]
+    assert len(bodies) >= 5
+    for body in bodies:
+        exec(compile(body, "docs", "exec"), dict(known))
 
 
 def test_the_yaml_blocks_of_the_other_documents_are_valid() -> None:

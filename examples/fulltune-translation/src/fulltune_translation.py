@@ -1,4 +1,4 @@
-"""The task ``translation``: text to text, decided by chrF, with a metric of its own."""
+"""Define the task ``translation``: text to text, decided by chrF, with an additional metric."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ untranslated = Metric(
     name="untranslated",
     direction="lower",
     version=1,
-    source="the output is the input, letter by letter",
+    source="the output equals the input, character by character",
     statistics=_is_untranslated,
     value=lambda sums: sums[..., 0] / sums[..., 1],
-    label="share left untranslated",
+    label="fraction left untranslated",
 )
 
 
 class Translation(Seq2Seq):
-    """Columns ``source`` and ``target``."""
+    """Translate the column ``source``; the reference is the column ``target``."""
 
     name = "translation"
     version = 1
