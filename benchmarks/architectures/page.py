@@ -57,7 +57,7 @@ def text(cells: list[Cell]) -> str:
         *_list("Refused", "The error message of fulltune.", _grouped(cells, "refused")),
         *_list("Wrong", "Known differences.", _grouped(cells, "wrong")),
         *_list("Crashes", "Errors that fulltune does not raise itself.", _grouped(cells, "crash")),
-        *_list("Not built", "Model types for which no text-only checkpoint is built here.", _grouped(cells, "not built")),
+        *_list("Not built", "Model types without a text-only checkpoint here.", _grouped(cells, "not built")),
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
