@@ -17,6 +17,7 @@ test: $(VENV)/dev
 check: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -q tests/project/test_imports.py $(wildcard tests/project/test_docs.py)

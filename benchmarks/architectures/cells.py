@@ -31,7 +31,7 @@ from fulltune.runtime.kernels.calibration import dump_choices, has_exact_onednn
 from fulltune.runtime.kernels.products import NONE, PRODUCTS, Choices, shape_classes
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Features, Task
-from fulltune.tasks.text2sql import normalise
+from fulltune.tasks.text2sql import normalize
 
 Status = Literal["ok", "wrong", "crash", "refused", "not built", "-"]
 
@@ -275,7 +275,7 @@ class _Job:
                 return
         answer = tuned.greedy(prompt, jobs.CAP, _ends(tuned))
         written = str(made.values.get("continuation", made.output))
-        read = normalise.strip_fences if self.config.task == "text2sql" else str.strip
+        read = normalize.strip_fences if self.config.task == "text2sql" else str.strip
         if not _same(self.start, written, answer, read):
             yield f"{written!r} for {_text(self.start, answer)!r}"
 

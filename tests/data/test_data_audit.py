@@ -153,7 +153,7 @@ def test_leaks_in_disguise() -> None:
         [f"eval:{n}", "train:101", kind] for n, (_, kind) in enumerate(disguised, 61)
     ]
     assert (
-        "4 of 64 rows of eval stand in train with the same target (3 normalised, 1 near)"
+        "4 of 64 rows of eval stand in train with the same target (3 normalised, 1 near)"  # codespell:ignore normalised
         in found(result, "leaks").message
     )
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.data.duplicates import FEWEST_WORDS, THRESHOLD, NearIndex, clusters, fold, normalise, similarity
+from fulltune.data.duplicates import FEWEST_WORDS, THRESHOLD, NearIndex, clusters, fold, normalize, similarity
 
 WORDS = [
     "river",
@@ -82,7 +82,7 @@ def corpus(seed: int, size: int = 60) -> list[str]:
     ],
 )
 def test_normalizing(one: str, other: str, same: bool) -> None:
-    assert (normalise(one) == normalise(other)) is same
+    assert (normalize(one) == normalize(other)) is same
 
 
 def test_folding_keeps_punctuation() -> None:
@@ -92,7 +92,7 @@ def test_folding_keeps_punctuation() -> None:
 
 @given(st.text(), st.text())
 def test_similarity_is_the_jaccard_index_of_character_5_grams(one: str, other: str) -> None:
-    one, other = normalise(one), normalise(other)
+    one, other = normalize(one), normalize(other)
     assert similarity(one, other) == pytest.approx(jaccard(one, other), abs=1e-6) or not (one and other)
 
 
@@ -187,7 +187,7 @@ def test_only_wanted_positions_are_returned() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_clusters_are_the_connected_parts_of_nearness(seed: int) -> None:
     texts = [*corpus(seed), *(text.upper() + "!" for text in corpus(seed)[:5])]
-    names = [normalise(text) for text in texts]
+    names = [normalize(text) for text in texts]
     truth = list(range(len(texts)))
     for number in range(len(texts)):
         for other in range(number):

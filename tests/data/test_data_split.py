@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulltune.data.duplicates import THRESHOLD, normalise, similarity
+from fulltune.data.duplicates import THRESHOLD, normalize, similarity
 from fulltune.data.load import Row, Table
 from fulltune.data.split import input_text, split_table
 from fulltune.errors import DataError, Problem
@@ -57,7 +57,7 @@ def test_near_copies_never_straddle() -> None:
     rows = [{"text": distinct(number // 3) + f" {number}"} for number in range(90)]
     rest, held = split_table(table(rows), 0.2)
     assert len(held) == 18
-    nearest = [similarity(normalise(a.fields["text"]), normalise(b.fields["text"])) for a in rest for b in held]
+    nearest = [similarity(normalize(a.fields["text"]), normalize(b.fields["text"])) for a in rest for b in held]
     assert max(nearest) < THRESHOLD
 
 

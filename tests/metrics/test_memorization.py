@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.metrics.memorisation import memorisation
+from fulltune.metrics.memorization import memorization
 from fulltune.records.run import Prediction
 from fulltune.report.task import plain_details
 
@@ -24,7 +24,7 @@ def test_recited_text_is_counted_for_answers_references_and_base() -> None:
         said(TALE, system="few_shot"),
         said("short"),
     ]
-    found = memorisation(predictions, [TALE, "another text"])
+    found = memorization(predictions, [TALE, "another text"])
     assert found == {
         "words": 8,
         "tuned": {"share": 1.0, "copied": 2, "runs": 2},
@@ -38,21 +38,21 @@ def test_recited_text_is_counted_for_answers_references_and_base() -> None:
 
 def test_a_run_never_crosses_two_rows_of_train() -> None:
     first, second = "one two three four five", "six seven eight nine ten"
-    found = memorisation([said(f"{first} {second}")], [first, second])
+    found = memorization([said(f"{first} {second}")], [first, second])
     assert found is not None
     assert found["tuned"]["copied"] == 0
 
 
 def test_other_scripts_have_words_too() -> None:
     text = "Жили-были старик со старухой у самого синего моря"
-    found = memorisation([said(text)], [text.upper()])
+    found = memorization([said(text)], [text.upper()])
     assert found is not None
     assert found["tuned"]["share"] == 1.0
 
 
 def test_answers_that_are_too_short_or_not_text_do_not_count() -> None:
-    assert memorisation([said("yes"), said(("a", "b"))], [TALE]) is None
-    assert memorisation([], [TALE]) is None
+    assert memorization([said("yes"), said(("a", "b"))], [TALE]) is None
+    assert memorization([], [TALE]) is None
 
 
 @given(
@@ -65,7 +65,7 @@ def test_the_fraction_equals_that_of_a_substring_search(
 ) -> None:
     texts = [f" {' '.join(row)} " for row in train]
     grams = [f" {' '.join(row[i : i + run])} " for row in outputs for i in range(len(row) - run + 1)]
-    found = memorisation([said(" ".join(row)) for row in outputs], [" ".join(row) for row in train], run)
+    found = memorization([said(" ".join(row)) for row in outputs], [" ".join(row) for row in train], run)
     if not grams:
         assert found is None
     else:

@@ -1,6 +1,6 @@
-"""Texts that say the same: exactly, after normalising, or nearly.
+"""Texts that say the same: exactly, after normalizing, or nearly.
 
-Near means a Jaccard similarity of at least :data:`THRESHOLD` between the sets of character 5-grams of the normalised
+Near means a Jaccard similarity of at least :data:`THRESHOLD` between the sets of character 5-grams of the normalized
 texts (Broder 1997, "On the resemblance and containment of documents"); or, from :data:`FEWEST_WORDS` words on, that at
 most one word in twenty differs, which the first measure does not see where the word is long, or where the text repeats
 itself and has few different 5-grams. MinHash with locality-sensitive hashing (datasketch) over 5-grams, each as often
@@ -82,7 +82,7 @@ def fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """:func:`fold`, with punctuation as whitespace; a text of punctuation only is just folded."""
     folded = fold(text)
     return " ".join(folded.translate(_SPACED).split()) or folded
@@ -119,7 +119,7 @@ def _numbered(text: str) -> NDArray[np.uint32]:
 
 
 def similarity(one: str, other: str) -> float:
-    """Return the Jaccard similarity of the character 5-grams of two normalised texts, 0 to 1."""
+    """Return the Jaccard similarity of the character 5-grams of two normalized texts, 0 to 1."""
     a, b = _distinct(one), _distinct(other)
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
@@ -138,7 +138,7 @@ def word_similarity(one: str, other: str) -> float:
 
 
 def is_near(one: str, other: str) -> bool:
-    """Check that two normalised texts are nearly the same, in their 5-grams or in their words."""
+    """Check that two normalized texts are nearly the same, in their 5-grams or in their words."""
     if similarity(one, other) >= THRESHOLD:
         return True
     fewest = min(_word_counts(one).total(), _word_counts(other).total())
@@ -146,7 +146,7 @@ def is_near(one: str, other: str) -> bool:
 
 
 class NearIndex:
-    """Normalised texts, found again by what is nearly the same."""
+    """Normalized texts, found again by what is nearly the same."""
 
     def __init__(self) -> None:
         from datasketch import MinHashLSH
@@ -183,13 +183,13 @@ class NearIndex:
 
 
 def clusters(texts: Sequence[str]) -> list[int]:
-    """A cluster number for each text; normalised copies and near ones, directly or through others, share it.
+    """A cluster number for each text; normalized copies and near ones, directly or through others, share it.
 
     The number is the position of the cluster's first text.
     """
     parents: list[int] = []
     index, first, of_text = NearIndex(), list[int](), dict[str, int]()
-    for number, text in enumerate(map(normalise, texts)):
+    for number, text in enumerate(map(normalize, texts)):
         parents.append(of_text.setdefault(text, number))
         if parents[number] != number:
             continue

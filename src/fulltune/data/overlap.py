@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Literal
 
-from fulltune.data.duplicates import THRESHOLD, NearIndex, fold, normalise
+from fulltune.data.duplicates import THRESHOLD, NearIndex, fold, normalize
 from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, percent, rows, some
 
 Kind = Literal["exact", "normalised", "near"]
@@ -36,7 +36,7 @@ class Entry:
 
     @cached_property
     def normal(self) -> str:
-        return normalise(self.text)
+        return normalize(self.text)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fulltune.data.duplicates import clusters, normalise
+from fulltune.data.duplicates import clusters, normalize
 from fulltune.data.load import Table
 from fulltune.errors import DataError
 
@@ -77,7 +77,7 @@ class _Group:
         """Make a group. Its least row stands for its content, so the order of the rows does not matter."""
         values = [table[number].fields.get(stratify, ()) for number in rows] if stratify else []
         labels = frozenset(label for value in values for label in ([value] if isinstance(value, str) else value))
-        content = min(normalise(input_text(table[number].fields)) for number in rows)
+        content = min(normalize(input_text(table[number].fields)) for number in rows)
         return cls(tuple(rows), labels, hashlib.sha256(f"{seed}:{content}".encode()).hexdigest())
 
 

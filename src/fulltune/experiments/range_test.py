@@ -128,7 +128,7 @@ def sweep(
     Args:
         bundle: Ready to be trained; its weights are spoilt.
         features: Training sequences, drawn at random.
-        config: The job; its loss, batch, optimizer and regularisation hold.
+        config: The job; its loss, batch, optimizer and regularization hold.
         wanted: Rates, ascending.
         output_dir: Nothing is written there.
         class_weights: As in :func:`~fulltune.training.fit.fit`.

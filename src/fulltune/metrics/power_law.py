@@ -78,10 +78,10 @@ def _bootstrapped(x: Array, resampled: Array, confidence: float) -> tuple[float,
     kept = resampled[:, (resampled > 0).all(axis=0) & np.isfinite(resampled).all(axis=0)]
     if not kept.shape[1]:
         return -math.inf, math.inf
-    centred = x - x.mean()
+    centered = x - x.mean()
     y = np.log(kept)
-    slopes = centred @ y / (centred @ centred)
-    gains = np.exp(y.mean(axis=0) + slopes * centred[-1]) * (1 - 2.0**slopes)
+    slopes = centered @ y / (centered @ centered)
+    gains = np.exp(y.mean(axis=0) + slopes * centered[-1]) * (1 - 2.0**slopes)
     tail = (1 - confidence) / 2
     low, high = np.quantile(gains, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)

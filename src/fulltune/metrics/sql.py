@@ -35,7 +35,7 @@ sql_exact_match = share_of(
     "exact",
     name="sql_exact_match",
     direction="higher",
-    source="equal to the reference query after both were normalised",
+    source="equal to the reference query after both were normalized",
     label="exact match",
 )
 

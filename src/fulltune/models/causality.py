@@ -1,6 +1,6 @@
 """Check that a decoder predicts each token from those before it alone.
 
-Some types with a head for causal language modelling read in both directions unless they are told otherwise in ways of
+Some types with a head for causal language modeling read in both directions unless they are told otherwise in ways of
 their own (XLNet's permutations, CPM-Ant's segments). A likelihood or a continuation of theirs says nothing.
 """
 

@@ -48,7 +48,7 @@ class HeadLoss:
     Attributes:
         total: Σ of the losses, a scalar with the graph behind it; NaN until the head was called.
         losses: Loss of each position ``(B, T)``, in nats, without a graph; 0 where there is no label.
-        counts: Labelled positions of each row ``(B,)``.
+        counts: Labeled positions of each row ``(B,)``.
     """
 
     total: Tensor

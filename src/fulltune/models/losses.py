@@ -25,12 +25,12 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
 
     Args:
         logits: ``(B, T, V)``.
-        labels: ``(B, T)``, aligned with the logits; positions labelled -100 do not count.
+        labels: ``(B, T)``, aligned with the logits; positions labeled -100 do not count.
         smoothing: ε of Szegedy et al. 2016 ("Rethinking the Inception Architecture", section 7): the target is
             1 − ε on the label plus ε / V on every token.
 
     Returns:
-        Sums ``(B,)`` and numbers of labelled tokens ``(B,)``.
+        Sums ``(B,)`` and numbers of labeled tokens ``(B,)``.
     """
     kept = labels != IGNORED
     flat, targets = logits.flatten(0, 1), labels.flatten()
@@ -55,7 +55,7 @@ def class_cross_entropy(
 
     Args:
         logits: ``(B, C)``.
-        labels: ``(B,)`` class indices; rows labelled -100 do not count.
+        labels: ``(B,)`` class indices; rows labeled -100 do not count.
         weights: ``(C,)``; a row counts as much as its class weighs, as in :class:`torch.nn.CrossEntropyLoss`.
         smoothing: ε, spread over the classes in proportion to their weights, as there.
 

@@ -30,6 +30,6 @@ def _choose(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
     inputs = next(one for one in given if one is not None)
     own: Any = module
-    # The blocks that a token sees: global ones, its neighbours and random ones. The library needs a longer text.
+    # The blocks that a token sees: global ones, its neighbors and random ones. The library needs a longer text.
     blocks = 5 + 2 * own.config.num_random_blocks
     own.set_attention_type(_FULL if inputs.shape[1] <= blocks * own.config.block_size else _SPARSE)

@@ -16,7 +16,7 @@ from fulltune.evaluation.prompt_use import prompt_uses, sentences
 from fulltune.evaluation.retention import sentence
 from fulltune.metrics.accumulate import paired
 from fulltune.metrics.compare import Decision, decide
-from fulltune.metrics.memorisation import memorisation
+from fulltune.metrics.memorization import memorization
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job
 from fulltune.records.run import (
@@ -158,7 +158,7 @@ def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines
     details = dict(task.details(_Of(predictions, "tuned")))
     if trained.validation:
         details["validation"] = trained.validation
-    copied = memorisation(predictions, _answers(data)) if task.head == "lm" else None
+    copied = memorization(predictions, _answers(data)) if task.head == "lm" else None
     return details | ({"memorisation": copied} if copied else {})
 
 

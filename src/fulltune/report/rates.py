@@ -48,7 +48,7 @@ def plot(
         svg.tag("style", Markup(_STYLE)),
         svg.tag("rect", width="100%", height="100%", fill="#fff"),
         svg.tag("text", "Training loss over learning rate", class_="title", x=16, y=24),
-        svg.tag("text", "grey: loss of a step; blue: smoothed; dashed: rates tried", class_="tick", x=16, y=42),
+        svg.tag("text", "gray: loss of a step; blue: smoothed; dashed: rates tried", class_="tick", x=16, y=42),
         svg.tag("svg", inner, x=_LEFT, y=_HEAD, width=_WIDTH - _LEFT - 16, height=height - _HEAD, overflow="visible"),
     )
     head = {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {_WIDTH} {height}"}

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: text is real text at its own size, widths are fluid, colours are the page's CSS variables.
+"""Charts as inline SVG: text is real text at its own size, widths are fluid, colors are the page's CSS variables.
 
 Horizontal places are percentages of the width and vertical ones are pixels, so a chart fills a phone or a wide screen
-without scaling its lettering. Whatever colour tells is told by shape or words as well.
+without scaling its lettering. Whatever color tells is told by shape or words as well.
 """
 
 from __future__ import annotations

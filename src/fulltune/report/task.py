@@ -121,10 +121,10 @@ def plain_details(details: Mapping[str, Any]) -> list[tuple[str, str]]:
         (metric_label(key), value if isinstance(value, str) else compact(value))
         for key, value in details.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)
-    ] + _memorisation(details.get("memorisation"))
+    ] + _memorization(details.get("memorisation"))
 
 
-def _memorisation(found: Any) -> list[tuple[str, str]]:
+def _memorization(found: Any) -> list[tuple[str, str]]:
     """One line: how much the tuned model recites, beside the references and the base."""
     if not isinstance(found, Mapping) or not isinstance(found.get("tuned"), Mapping):
         return []

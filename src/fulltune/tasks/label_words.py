@@ -68,7 +68,7 @@ class Asked:
         return ((self._best_only(softmax(row)), values) for row, values in scores)
 
     def few_shot(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
-        """Probabilities from the label names and some labelled rows."""
+        """Probabilities from the label names and some labeled rows."""
         if self.bundle.family != "encoder":
             scores = self._by_likelihood(examples, shots)
             return ((self._best_only(softmax(row)), values) for row, values in scores)

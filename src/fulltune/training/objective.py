@@ -49,13 +49,13 @@ class Objective:
         if self.kind == "regression":
             return losses.squared_error(logits, labels)
         if self.kind == "causal":
-            # A soft prompt puts positions before the text; those predict nothing that is labelled.
+            # A soft prompt puts positions before the text; those predict nothing that is labeled.
             logits = logits[:, -labels.shape[1] :]
         return losses.token_cross_entropy(logits, self.aligned(labels), self.smoothing)
 
     @property
     def is_of_tokens(self) -> bool:
-        """Whether positions are labelled, not rows."""
+        """Whether positions are labeled, not rows."""
         return self.kind in ("causal", "seq2seq", "token")
 
     def aligned(self, labels: Tensor) -> Tensor:

@@ -124,10 +124,10 @@ def test_seconds_are_never_negative() -> None:
 
 def test_a_batch_has_rows_of_like_length() -> None:
     rows = [Example(str(length), "x" * length, "") for length in (9, 1, 5, 3, 7, 2, 8, 4, 6, 10)]
-    assert [len(row.input) for row in measured_plan.neighbours(rows, 3, 0.0)] == [1, 2, 3]
-    assert [len(row.input) for row in measured_plan.neighbours(rows, 4, 0.5)] == [4, 5, 6, 7]
-    assert [len(row.input) for row in measured_plan.neighbours(rows, 3, 1.0)] == [8, 9, 10]
-    assert len(measured_plan.neighbours(rows, 99, 0.5)) == 10
+    assert [len(row.input) for row in measured_plan.neighbors(rows, 3, 0.0)] == [1, 2, 3]
+    assert [len(row.input) for row in measured_plan.neighbors(rows, 4, 0.5)] == [4, 5, 6, 7]
+    assert [len(row.input) for row in measured_plan.neighbors(rows, 3, 1.0)] == [8, 9, 10]
+    assert len(measured_plan.neighbors(rows, 99, 0.5)) == 10
 
 
 @given(once=st.floats(0, 5), a_row=st.floats(0.01, 2), count=st.integers(8, 500))

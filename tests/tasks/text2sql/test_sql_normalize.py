@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.tasks.text2sql.normalise import normalise_sql, strip_fences
+from fulltune.tasks.text2sql.normalize import normalize_sql, strip_fences
 
 PLAIN = [
     "SELECT 1",
@@ -164,7 +164,7 @@ def test_a_query_that_was_cut_in_a_string_keeps_all_of_it() -> None:
 @given(st.text(alphabet="';`\"[]()-/*\n SELECT:ax", max_size=60))
 def test_the_query_of_any_answer_is_a_part_of_it(text: str) -> None:
     assert strip_fences(text) in text
-    normalise_sql(text)
+    normalize_sql(text)
 
 
 def test_long_answers_take_linear_time() -> None:
@@ -194,7 +194,7 @@ def test_long_answers_take_linear_time() -> None:
     for piece in pieces:
         strip_fences("SELECT " + piece * 20_000)
         strip_fences("It is " + piece * 20_000)
-        normalise_sql("SELECT " + piece * 20_000)
+        normalize_sql("SELECT " + piece * 20_000)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_long_answers_take_linear_time() -> None:
     ],
 )
 def test_notation_does_not_matter(a: str, b: str) -> None:
-    assert normalise_sql(a) == normalise_sql(b)
+    assert normalize_sql(a) == normalize_sql(b)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_notation_does_not_matter(a: str, b: str) -> None:
     ],
 )
 def test_meaningful_differences_are_kept(a: str, b: str) -> None:
-    assert normalise_sql(a) != normalise_sql(b)
+    assert normalize_sql(a) != normalize_sql(b)
 
 
 PIECES = """
@@ -244,7 +244,7 @@ def test_anything_can_be_normalized_and_stripped_silently(text: str) -> None:
     handler.emit = records.append  # type: ignore[method-assign]
     logging.getLogger("sqlglot").addHandler(handler)
     try:
-        assert isinstance(normalise_sql(text), str)
+        assert isinstance(normalize_sql(text), str)
         assert isinstance(strip_fences(text), str)
     finally:
         logging.getLogger("sqlglot").removeHandler(handler)
@@ -254,7 +254,7 @@ def test_anything_can_be_normalized_and_stripped_silently(text: str) -> None:
 
 def test_a_query_too_deep_to_parse_is_still_normalized() -> None:
     deep = "SELECT " + "(" * 3000 + "1" + ")" * 3000
-    assert normalise_sql(deep) == normalise_sql(deep.lower())
+    assert normalize_sql(deep) == normalize_sql(deep.lower())
 
 
 @pytest.mark.parametrize(

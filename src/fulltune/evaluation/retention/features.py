@@ -32,7 +32,7 @@ topic_accuracy = Metric(
 
 
 def linear_cka(x: Array, y: Array) -> float:
-    """Linear centred kernel alignment of features ``(n, p)`` and ``(n, q)`` of the same rows: 1 for the same
+    """Linear centered kernel alignment of features ``(n, p)`` and ``(n, q)`` of the same rows: 1 for the same
     representation up to rotation and scale, about 0 for unrelated ones.
 
     Kornblith et al. 2019, with the unbiased estimator of HSIC (Song et al. 2012, equation 5) as in Nguyen et al. 2021:

@@ -37,7 +37,7 @@ from fulltune.store.jobs import job_folder, locked
 
 METHODS = ("full", "lora", "qlora", "prompt-tuning")
 
-#: Neighbouring rates of a search differ by this factor: half a decade.
+#: Neighboring rates of a search differ by this factor: half a decade.
 SPACING = math.sqrt(10)
 
 #: Methods whose usual rates move together: what is ten times higher than usual for one is so for the others.

@@ -41,7 +41,7 @@ STEP_SECONDS = 60.0
 #: Rows of a batch that each system answers, a small one and larger ones; and rows of what must not be forgotten.
 ROWS = (2, 8)
 
-#: Larger batches, of neighbours in length, from short rows to long ones.
+#: Larger batches, of neighbors in length, from short rows to long ones.
 BATCHES = 3
 
 #: Seconds of a forward pass for one of forward and backward (2 of 6 operations a weight and token: Kaplan et al. 2020,
@@ -213,8 +213,8 @@ class _Rehearsal:
         if name in ("majority", "tfidf"):
             return _timed(lambda: list(predict(examples)))
         # What is done once, such as reading shots, is told from what each row costs by two sizes of batch.
-        few = neighbours(examples, ROWS[0], 0.5)
-        batches = [neighbours(examples, ROWS[1], (part + 0.5) / BATCHES) for part in range(BATCHES)]
+        few = neighbors(examples, ROWS[0], 0.5)
+        batches = [neighbors(examples, ROWS[1], (part + 0.5) / BATCHES) for part in range(BATCHES)]
         short = _timed(lambda: list(predict(few)))
         long = statistics.fmean(_timed(lambda rows=rows: list(predict(rows))) for rows in batches)  # type: ignore[misc]
         return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
@@ -261,7 +261,7 @@ def extrapolated(few: tuple[int, float], more: tuple[int, float], count: int) ->
     return max(0.0, long + a_row * (count - large))
 
 
-def neighbours(examples: Sequence[Example], count: int, place: float) -> list[Example]:
+def neighbors(examples: Sequence[Example], count: int, place: float) -> list[Example]:
     """At most ``count`` rows of like length around a place between 0 (the shortest) and 1."""
     ordered = sorted(examples, key=lambda example: len(example.input) + len(example.answer))
     start = max(0, min(round(place * len(ordered) - count / 2), len(ordered) - count))

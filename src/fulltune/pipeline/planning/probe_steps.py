@@ -217,7 +217,7 @@ def timing(probe: Probe, config: Config, batch: int, steps: int = TIMED, curve: 
 
 
 def _stretch(ordered: Sequence[Features], place: float, count: int) -> list[Features]:
-    """``count`` neighbours around a place between 0 and 1; fewer where there are no more."""
+    """``count`` neighbors around a place between 0 and 1; fewer where there are no more."""
     start = round(place * len(ordered) - count / 2)
     start = max(0, min(start, len(ordered) - count))
     return list(ordered[start : start + count])

@@ -23,7 +23,7 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Facts
 from fulltune.tasks.generation import TextToText
 from fulltune.tasks.prompts import Shot, Wording
-from fulltune.tasks.text2sql import execution, normalise, references, schema
+from fulltune.tasks.text2sql import execution, normalize, references, schema
 from fulltune.tasks.text2sql.schema import Schema
 from fulltune.tasks.text2sql.snapshot import source
 
@@ -157,7 +157,7 @@ class Text2SQL(TextToText):
 
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
         """A query and whether it returns what the reference returns; None where the reference itself fails."""
-        query, gold = normalise.strip_fences(generated.text), example.answer
+        query, gold = normalize.strip_fences(generated.text), example.answer
         expected = self._reference(example)
         given = self._results.execute(example.meta["database"], query)
         is_scored = expected.error is None
@@ -166,7 +166,7 @@ class Text2SQL(TextToText):
         values = {
             "match": bool(verdict) if is_scored else None,
             "executes": given.error is None,
-            "exact": normalise.normalise_sql(query) == normalise.normalise_sql(gold),
+            "exact": normalize.normalize_sql(query) == normalize.normalize_sql(gold),
             "empty": (expected.empty and given.empty) if is_scored else None,
             "error": given.error or "",
             "stopped_by": given.limit or given_up,

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from fulltune.tasks.text2sql.comparison import rows_match
-from fulltune.tasks.text2sql.normalise import parsed, rendered
+from fulltune.tasks.text2sql.normalize import parsed, rendered
 
 Rows = Sequence[tuple[Any, ...]]
 

@@ -100,7 +100,7 @@ class _Guard:
     def begin(self) -> None:
         self.reason = ""
 
-    def authorise(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         self.reason = self.reason or self._objection(action, first or "", (second or "").lower())
         return sqlite3.SQLITE_DENY if self.reason else sqlite3.SQLITE_OK
 
@@ -125,7 +125,7 @@ class _Open:
         try:
             _connect_virtual_tables(self.connection)
             self.connection.text_factory = _text
-            self.connection.set_authorizer(self.guard.authorise)
+            self.connection.set_authorizer(self.guard.authorize)
         except BaseException:
             self.connection.close()
             raise
@@ -307,7 +307,7 @@ def _create(request: Answer) -> Answer:
     """The schema of an empty database in memory on which statements were run."""
     reason = ""
 
-    def authorise(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
         nonlocal reason
         if not reading:
             reason = reason or _objection_to_schema(action, first or "", second or "")
@@ -318,7 +318,7 @@ def _create(request: Answer) -> Answer:
         _limit(connection, MAX_SCHEMA)
         connection.execute("PRAGMA trusted_schema = 1")
         connection.execute("PRAGMA temp_store = 2")
-        connection.set_authorizer(authorise)
+        connection.set_authorizer(authorize)
         connection.set_progress_handler(_until(request), _STEPS)
         try:
             connection.executescript(request["sql"])

@@ -29,7 +29,7 @@ _FROM_BASE = "base"
 
 
 def check(config: Config, head: Head, base: Bundle) -> None:
-    """Whether this base and this task can be regularised as the config asks.
+    """Whether this base and this task can be regularized as the config asks.
 
     Raises:
         ConfigError: They cannot; all problems at once.

@@ -219,7 +219,7 @@ def _ends_term(token: Token) -> bool:
     return token.text in (")", "*") if token.kind == "sign" else token.text.upper() not in _CLAUSES
 
 
-def normalise_sql(sql: str) -> str:
+def normalize_sql(sql: str) -> str:
     """Return canonical SQLite text for exact match: keywords, spacing, ``!=``, aliases with AS, the case of bare names.
 
     String literals and double-quoted names that are not lower-case words stay as they are (SQLite reads a double-quoted

@@ -25,7 +25,7 @@ RUN = 8
 _SYSTEMS = ("tuned", "zero_shot")
 
 
-def memorisation(predictions: Iterable[Prediction], train: Iterable[str], run: int = RUN) -> dict[str, Any] | None:
+def memorization(predictions: Iterable[Prediction], train: Iterable[str], run: int = RUN) -> dict[str, Any] | None:
     """Shares of runs of words that stand verbatim in train.
 
     Case, punctuation and spacing do not count (:func:`~fulltune.metrics.words.words`), and a run never crosses two
