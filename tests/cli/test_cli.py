@@ -82,7 +82,7 @@ def test_a_missing_config_is_one_clear_message(verb: str, tmp_path: Path) -> Non
     result = call(verb, tmp_path / "nothing.yaml", "--out", tmp_path / "runs")
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert result.stderr == f"error: {tmp_path / 'nothing.yaml'}: there is no such config file. Check the path.\n"
+    assert result.stderr == f"error: {tmp_path / 'nothing.yaml'}: the config file does not exist. Check the path.\n"
     assert not (tmp_path / "runs").exists()
 
 

@@ -107,5 +107,5 @@ def test_nonfinite_weights_before_training_are_blamed_on_the_checkpoint() -> Non
 
 
 def test_text_that_is_not_unicode_is_named(base: str) -> None:
-    with pytest.raises(ConfigError, match="no Unicode text"):
+    with pytest.raises(ConfigError, match="not Unicode"):
         load_config(config(base) | {"data": {"train": "rows\udcff.jsonl"}})

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 from torch.distributed.run import parse_args
 
-from fulltune.runtime.launch import VERBS
+from fulltune.runtime.launch import COMMANDS
 
 CLUSTER = Path(__file__).parents[2] / "recipes" / "cluster"
 
@@ -56,7 +56,7 @@ def test_torchrun_parses_the_line(name: str) -> None:
     found = _torchrun(script)
     assert (found.nnodes, found.nproc_per_node, found.rdzv_backend, found.max_restarts) == ("2", "8", "c10d", 3)
     assert (found.module, found.training_script) == (True, "fulltune")
-    assert found.training_script_args[0] in VERBS
+    assert found.training_script_args[0] in COMMANDS
 
 
 def test_the_slurm_script_requests_what_it_uses() -> None:

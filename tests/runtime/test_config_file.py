@@ -45,15 +45,15 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("train: {batch_size: 089}", ["c.yaml:4", "octal"]),
         ("train: {batch_size: 1:30}", ["c.yaml:4", "base 60"]),
         ("train: {seed: 2024-13-45}", ["c.yaml:4", "month"]),
-        ("data: {train: x}", ["c.yaml:4", "'data' is written twice (first in line 3)"]),
-        ("train:\n  seed: 1\n  seed: 2", ["c.yaml:6", "'seed' is written twice (first in line 5)"]),
-        ("train: {epochs: 1, epochs: 2}", ["c.yaml:4", "'epochs' is written twice"]),
+        ("data: {train: x}", ["c.yaml:4", "duplicate key 'data' (first in line 3)"]),
+        ("train:\n  seed: 1\n  seed: 2", ["c.yaml:6", "duplicate key 'seed' (first in line 5)"]),
+        ("train: {epochs: 1, epochs: 2}", ["c.yaml:4", "duplicate key 'epochs'"]),
         ("true: 1", ["c.yaml:4", "'true'", "truth value", "quotes"]),
         ("yes: 1", ["unknown key", "'yes'"]),
         ("7: 1", ["c.yaml:4", "'7'", "a number"]),
         ("? [a]\n: 1", ["c.yaml:4", "a list or mapping"]),
-        ("trainer: &a {x: *a}", ["c.yaml:4", "refers to what it is a part of"]),
-        ("trainer: &a\n  <<: *a", ["c.yaml:4", "refers to what it is a part of"]),
+        ("trainer: &a {x: *a}", ["c.yaml:4", "refers to a value that contains it"]),
+        ("trainer: &a\n  <<: *a", ["c.yaml:4", "refers to a value that contains it"]),
         ("trainer: {x: " + "[" * 5000 + "]" * 5000 + "}", ["c.yaml:4", "nested too deeply"]),
         ("trainer: " + "{a: " * 5000 + "1" + "}" * 5000, ["c.yaml:4", "nested too deeply"]),
         ("\tseed: 1", ["c.yaml:4", "'\\t'"]),
@@ -66,10 +66,10 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("x: *nobody", ["c.yaml:4", "undefined alias"]),
         ("speed:\n  kernels: off\n   unpad: off", ["c.yaml:6", "correct the indentation".capitalize()]),
         ("method:full\nx: 1", ["no `key: value`", "a space after the colon"]),
-        ('x: "C:\\Users"', ["c.yaml:4", "begins no escape", "single quotes"]),
+        ('x: "C:\\Users"', ["c.yaml:4", "an invalid escape sequence", "single quotes"]),
         ("x: [a", ["a bracket that is not closed"]),
         ('x: "a', ["a quote that is never closed"]),
-        ("data: {train: x, eval: 0.6, valid: 0.5}", ["twice"]),
+        ("data: {train: x, eval: 0.6, valid: 0.5}", ["duplicate key"]),
     ],
 )
 def test_ambiguous_values_and_invalid_numbers_are_refused_with_their_location(
@@ -103,7 +103,7 @@ def test_a_key_without_a_value_means_its_default_and_null_means_null(tmp_path: P
         ("a.yaml", b"hello", "found plain text"),
         ("a.yaml", b"- a", "found a list"),
         ("a.yaml", b"3", "found a number"),
-        ("a.jsonl", b"{}\n{}", "this is a file of rows"),
+        ("a.jsonl", b"{}\n{}", "this is a data file"),
     ],
 )
 def test_a_file_of_another_kind_is_named_by_its_kind(tmp_path: Path, name: str, data: bytes, words: str) -> None:
@@ -179,7 +179,7 @@ def test_json_with_tabs_is_read_and_a_key_written_twice_is_not(tmp_path: Path) -
     assert load_config(path).model == "m"
     message = refused(tmp_path, '{"model": "m", "model": "n", "data": {"train": "x", "train": "y"}}', "d.json")
     assert message.startswith("2 problems")
-    assert "'model' is written twice" in message
+    assert "duplicate key 'model'" in message
     assert "c.json:1: not valid JSON" in refused(tmp_path, '{"model":', "c.json")
     assert "cannot be read" in refused(tmp_path, "[" * 100_000, "c.json")
 
@@ -211,7 +211,7 @@ def test_a_mapping_that_contains_itself_is_refused() -> None:
 def test_overrides_are_as_strict_as_files() -> None:
     cases = {
         "train.epochs=": "without a value after the =",
-        "train={seed: 1, seed: 2}": "twice",
+        "train={seed: 1, seed: 2}": "duplicate key",
         "train.epochs=yes": "a number",
         "x=&a [*a]": "alias",
     }

@@ -134,7 +134,7 @@ def test_a_lost_process_is_reported_with_a_fix(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(distributed, "_join", lambda timeout: None)
     with (
-        pytest.raises(ProcessError, match=r"process 1 lost another one .*within 5 s.*trainer\.ddp_timeout"),
+        pytest.raises(ProcessError, match=r"process 1 lost another process .*within 5 s.*trainer\.ddp_timeout"),
         distributed.joined(5),
     ):
         raise RuntimeError("[gloo] Timed out waiting 5000ms for recv operation to complete")

@@ -78,7 +78,7 @@ def test_holes_in_a_data_frame_are_missing_values_and_other_objects_are_left_out
         '{"text": "a", "label": 1.0, "when": "2024-01-01"}',
         '{"text": null, "label": null, "when": "2024-01-01"}',
     ]
-    assert "columns left out" in caplog.text
+    assert "columns omitted" in caplog.text
     assert "raw" in caplog.text
 
 
@@ -155,7 +155,7 @@ def nested() -> list[Any]:
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [(nested(), "list, nested too deeply"), (10**5000, "int, of too many digits"), (1j, "complex")],
+    [(nested(), "list, nested too deeply"), (10**5000, "int with too many digits"), (1j, "complex")],
     ids=["nested", "long", "complex"],
 )
 def test_values_that_json_cannot_hold_are_named(value: Any, kind: str) -> None:
@@ -180,7 +180,7 @@ def test_tensors_are_numbers_and_a_named_index_is_a_column() -> None:
     ids=["pandas", "arrow", "list"],
 )
 def test_duplicate_columns_are_refused(rows: Any) -> None:
-    with pytest.raises(ConfigError, match="two columns are called"):
+    with pytest.raises(ConfigError, match="two columns are named"):
         config(rows)
 
 

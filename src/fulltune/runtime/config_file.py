@@ -1,8 +1,7 @@
-"""Read and write config files and values: YAML 1.2, or JSON in a file called ``.json``.
+"""Read and write config files and values: YAML 1.2, or JSON if the file name ends in ``.json``.
 
-Reading is bounded in time and memory, and nothing is guessed: a key that is written twice, a key that is no text, and a
-number in a notation that hardly anybody means (``0777`` is octal, ``1:30`` counts in sixties) are problems, with their
-lines.
+Time and memory are bounded, and ambiguous input is rejected with its line: duplicate keys, keys that are not text, and
+numbers in a notation that is rarely intended (``0777`` is octal, ``1:30`` is in base 60).
 """
 
 from __future__ import annotations
@@ -27,15 +26,17 @@ from fulltune.errors import ConfigError, Problem, shortened
 from fulltune.runtime.json_syntax import json_fault, unreadable
 from fulltune.runtime.paths import check_regular_file
 
-#: Bytes of a config file. The parser reads about 100 kB a second.
+#: Maximum bytes of a config file. The parser reads about 100 kB per second.
 MAX_BYTES = 256 * 1024
 
-#: Values of a config, with aliases written out, and how deep they may be nested.
+#: Maximum number of values of a config, with aliases expanded.
 MAX_VALUES = 20_000
+
+#: Maximum nesting of values.
 MAX_DEPTH = 40
 
-#: Suffixes of files that hold rows.
-_ROWS = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"})
+#: Suffixes of data files.
+_DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"})
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (type(None), "an empty file"),
@@ -44,7 +45,7 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "a truth value"),
 )
 
-#: What the parser says, by a part of it, and what to do about it.
+#: Part of the parser's message, problem and fix.
 _SYNTAX = (
     (r"character '\t'", "a tab ('\\t') at the beginning of a value", "indent with spaces"),
     ("mapping values are not allowed", "a `:` in the middle of a value", "correct the indentation, or quote the text"),
@@ -54,16 +55,16 @@ _SYNTAX = (
     ("unexpected end of stream", "a quote that is never closed", "close it"),
     ("directive", "a directive (a line that begins with %)", "remove it: configs are YAML 1.2"),
     ("maximum depth", "values are nested too deeply", "write fewer levels"),
-    ("escape", "a backslash in double quotes that begins no escape", "use single quotes, or / in paths"),
+    ("escape", "an invalid escape sequence in double quotes", "use single quotes, or / in paths"),
     ("undefined alias", "an undefined alias (a value that begins with *)", "put the text in quotes"),
     ("or ']'", "a bracket that is not closed, or a comma that is missing", "close it: [a, b], {a: 1}"),
     ("or '}'", "a bracket that is not closed, or a comma that is missing", "close it: [a, b], {a: 1}"),
     ("flow", "a bracket that is not closed, or a comma that is missing", "close it: [a, b], {a: 1}"),
-    ("cannot start any token", "a sign that begins no value", "put the text in quotes"),
+    ("cannot start any token", "a character that cannot begin a value", "put the text in quotes"),
 )
 
-#: Plain values that YAML 1.1 and 1.2 read differently, or that hardly anybody means.
-_FALSE_FRIENDS = (
+#: Plain values that YAML 1.1 and 1.2 read differently, or whose meaning is rarely intended, and an explanation.
+_AMBIGUOUS_NUMBERS = (
     (re.compile(r"[-+]?0[0-9_]+"), "YAML 1.1 reads as an octal number: a decimal one has no leading 0"),
     (
         re.compile(r"[-+]?([1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*)"),
@@ -78,27 +79,27 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping that a config file holds.
+    """Return the mapping in a config file.
 
     Raises:
-        ConfigError: The file cannot be read, is too large, is not YAML or JSON, holds something other than a mapping,
-            or has ambiguous keys and values. All of the latter at once.
+        ConfigError: The file cannot be read, is too large, is not valid YAML or JSON, is not a mapping, or has
+            ambiguous keys and values (all of them are reported).
     """
     text = _text(path)
-    if path.suffix.lower() in _ROWS:
-        fix = "name a config, whose data.train names this file"
-        raise ConfigError("this is a file of rows", expected="a YAML or JSON config", where=str(path), fix=fix)
+    if path.suffix.lower() in _DATA_SUFFIXES:
+        fix = "pass a config whose data.train is this file"
+        raise ConfigError("this is a data file", expected="a YAML or JSON config", where=str(path), fix=fix)
     raw = _from_json(text, str(path)) if path.suffix.lower() == ".json" else _from_yaml(text, str(path))
     if not isinstance(raw, dict):
-        kind = next((words for kind, words in _KINDS if isinstance(raw, kind)), "a number")
-        fix = "write `model: …`, `task: …` and `data: …` on lines of their own"
+        kind = next((name for kind, name in _KINDS if isinstance(raw, kind)), "a number")
+        fix = "write `model: …`, `task: …` and `data: …` on separate lines"
         raise ConfigError(f"found {kind}", expected="a mapping with model, task and data", where=str(path), fix=fix)
     check_size(raw, str(path))
     return raw
 
 
 def read_value(text: str, where: str) -> Any:
-    """Return one value written in YAML; text that is no YAML stands for itself.
+    """Parse one YAML value; text that is not valid YAML is returned unchanged.
 
     Raises:
         ConfigError: The value is ambiguous or too large.
@@ -124,7 +125,7 @@ def to_yaml(value: Any) -> str:
 
 
 class _Representer(SafeRepresenter):
-    """Writes what YAML 1.1 reads as the same value too: other programs, such as accelerate, read it as that."""
+    """Represent values so that YAML 1.1 reads them equally: other programs, such as accelerate, use that version."""
 
     _older = VersionedResolver(version=(1, 1))
 
@@ -145,47 +146,49 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 
 def check_texts(value: Any, where: str = "") -> None:
-    """Check that every text is Unicode; of moderate size as :func:`check_size` says.
+    """Check that every text in a value is valid Unicode. The size must have been checked by :func:`check_size`.
 
     Raises:
-        ConfigError: One has half of a surrogate pair, as names of files that are not UTF-8 do. Names all of them.
+        ConfigError: Texts contain lone surrogates, as file names that are not UTF-8 do. All are reported.
     """
     broken = [text for text in _texts(value) if not text.isascii() and _SURROGATE.search(text)]
     if broken:
-        fix = "rename the file, or correct the escape (\\ud83d\\ude00 is one sign)"
-        raise ConfigError([Problem(f"{shortened(text)} is no Unicode text", fix=fix, where=where) for text in broken])
+        fix = "rename the file, or correct the escape (\\ud83d\\ude00 is one character)"
+        raise ConfigError([Problem(f"{shortened(text)} is not Unicode", fix=fix, where=where) for text in broken])
 
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Yield all keys and values that are text."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        yield from (text for pair in value.items() for part in pair for text in _texts(part))
-    else:
-        yield from (text for part in _parts(value) for text in _texts(part))
+        return
+    if isinstance(value, Mapping):
+        for key in value:
+            yield from _texts(key)
+    for part in _parts(value):
+        yield from _texts(part)
 
 
 def check_size(value: Any, where: str = "") -> None:
-    """Check that a value is of moderate size and depth; aliases and references count each time.
+    """Check the number and the nesting of values; aliases and references count every time they occur.
 
     Raises:
-        ConfigError: It is too deep (or refers to itself), or has too many parts.
+        ConfigError: The value is nested too deeply, refers to itself, or has too many parts.
     """
-    level, total = [value], 0
+    level = [value]
+    total = 0
     for _ in range(MAX_DEPTH + 1):
         if not level:
             return
         total += len(level)
         if total > MAX_VALUES:
-            raise ConfigError(
-                "too many values, with aliases written out", expected=f"at most {MAX_VALUES:,}", where=where
-            )
+            raise ConfigError("too many values, with aliases expanded", expected=f"at most {MAX_VALUES:,}", where=where)
         level = [part for item in level for part in _parts(item)]
     raise ConfigError(
-        "values that are nested too deeply, or refer to themselves",
+        "values are nested too deeply, or refer to themselves",
         expected=f"at most {MAX_DEPTH} levels",
         where=where,
         fix="write the value out",
@@ -193,31 +196,37 @@ def check_size(value: Any, where: str = "") -> None:
 
 
 def _parts(value: Any) -> Sequence[Any]:
+    """Return the values of a mapping or list; empty for anything else."""
     if isinstance(value, Mapping):
         return list(value.values())
     return value if isinstance(value, (list, tuple)) else ()
 
 
 def _text(path: Path) -> str:
+    """Return the text of a config file.
+
+    Raises:
+        ConfigError: The file does not exist, cannot be read, is too large, or is not UTF-8.
+    """
     try:
         check_regular_file(path, ConfigError, "a YAML or JSON file")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            found = f"a file of {size:,} bytes"
-            raise ConfigError(found, expected=f"a config of at most {MAX_BYTES:,}", where=str(path))
+            message = f"a file of {size:,} bytes"
+            raise ConfigError(message, expected=f"a config of at most {MAX_BYTES:,}", where=str(path))
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError("there is no such config file", where=str(path), fix="check the path") from None
+        raise ConfigError("the config file does not exist", where=str(path), fix="check the path") from None
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(path), fix="check the path") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{error.object[error.start]:02X} is not UTF-8"
+        message = f"byte 0x{error.object[error.start]:02X} is not UTF-8"
         if error.object.startswith((b"\xff\xfe", b"\xfe\xff")):
-            found = "this is UTF-16, not UTF-8"
-        raise ConfigError(found, where=f"{path}:{line}", fix="save it as UTF-8") from None
+            message = "this is UTF-16, not UTF-8"
+        raise ConfigError(message, where=f"{path}:{line}", fix="save it as UTF-8") from None
     except ValueError:
-        raise ConfigError("no file can have this name", where=shortened(str(path)), fix="check the path") from None
+        raise ConfigError("the path is not valid", where=shortened(str(path)), fix="check the path") from None
 
 
 # ---- JSON ----
@@ -226,20 +235,21 @@ def _text(path: Path) -> str:
 def _from_json(text: str, where: str) -> Any:
     problems = list[Problem]()
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
-        twice = dict.fromkeys(key for key in keys if keys.count(key) > 1)
-        problems.extend(Problem(f"the key {shortened(key)} is written twice", fix=_TWICE, where=where) for key in twice)
+        for key in dict.fromkeys(keys):
+            if keys.count(key) > 1:
+                problems.append(Problem(f"duplicate key {shortened(key)}", fix=_DUPLICATE_FIX, where=where))
         return dict(pairs)
 
     try:
-        value = json.loads(text, object_pairs_hook=unique) if text.strip() else None
+        value = json.loads(text, object_pairs_hook=check_unique) if text.strip() else None
     except json.JSONDecodeError as error:
-        found, fix, line = json_fault(text, error)
-        raise ConfigError(f"not valid JSON: {found}", where=f"{where}:{line}", fix=fix) from None
+        problem, fix, line = json_fault(text, error)
+        raise ConfigError(f"not valid JSON: {problem}", where=f"{where}:{line}", fix=fix) from None
     except (ValueError, RecursionError) as error:
-        found = f"JSON that cannot be read ({unreadable(error)})"
-        raise ConfigError(found, where=where, fix="correct it there") from None
+        message = f"the JSON cannot be read ({unreadable(error)})"
+        raise ConfigError(message, where=where, fix="correct it there") from None
     if problems:
         raise ConfigError(problems)
     return value
@@ -247,7 +257,7 @@ def _from_json(text: str, where: str) -> Any:
 
 # ---- YAML ----
 
-_TWICE = "keep one of the two"
+_DUPLICATE_FIX = "keep one of the two"
 
 
 def _from_yaml(text: str, where: str) -> Any:
@@ -256,19 +266,26 @@ def _from_yaml(text: str, where: str) -> Any:
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = error.character if isinstance(error.character, int) else ord(error.character)
-        found = f"not valid YAML: the character U+{code:04X}"
-        raise ConfigError(found, where=f"{where}:{line}", fix="remove it, or write an escape in quotes") from None
+        message = f"not valid YAML: the character U+{code:04X}"
+        raise ConfigError(message, where=f"{where}:{line}", fix="remove it, or write an escape in quotes") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line_text = f":{mark.line + 1}" if mark else ""
         detail = str(getattr(error, "problem", None) or "another document")
-        known = next(((what, fix) for part, what, fix in _SYNTAX if part in detail), None)
-        found, fix = known or (detail, "correct the syntax there")
-        raise ConfigError(f"not valid YAML: {found}", where=f"{where}{line_text}", fix=fix) from None
+        problem, fix = _yaml_problem(detail)
+        raise ConfigError(f"not valid YAML: {problem}", where=f"{where}{line_text}", fix=fix) from None
+
+
+def _yaml_problem(detail: str) -> tuple[str, str]:
+    """Return the problem and the fix for a message of the parser."""
+    for part, problem, fix in _SYNTAX:
+        if part in detail:
+            return problem, fix
+    return detail, "correct the syntax there"
 
 
 def _load(text: str, where: str) -> Any:
-    """Parse one document, and refuse ambiguous nodes before anything is made of them.
+    """Parse one document, after checking its nodes for ambiguous keys and values.
 
     Raises:
         ConfigError: Ambiguous keys and values, all at once, or aliases that expand to too much.
@@ -287,14 +304,15 @@ def _load(text: str, where: str) -> Any:
 
 
 def _composed(yaml: YAML, text: str) -> Node | None:
-    # YAML 1.1 would read other values, and the parser raises KeyError at versions that it does not know.
+    """Return the root node of a document; None if it is empty."""
+    # YAML 1.1 reads some values differently, and the parser raises KeyError for unknown versions.
     if directive := _DIRECTIVE.search(text):
         line = text.count("\n", 0, directive.start())
         raise MarkedYAMLError(problem="directive", problem_mark=FileMark("", directive.start(), line, 0))
     try:
         root: Node | None = yaml.compose(text)
     except ValueError as error:
-        raise MarkedYAMLError(problem=f"escape: {error}") from None  # of a number above U+10FFFF
+        raise MarkedYAMLError(problem=f"escape: {error}") from None  # an escape above U+10FFFF
     return root
 
 
@@ -303,7 +321,7 @@ _FIXED_LEVELS = 3
 
 
 def _drop_empty(node: Node, level: int = 1) -> None:
-    """Remove keys with nothing after them, which mean their defaults: ``null`` has a meaning of its own."""
+    """Remove keys without a value, which keep their defaults; an explicit ``null`` is a value."""
     if not isinstance(node, MappingNode) or level > _FIXED_LEVELS:
         return
     node.value = [(key, value) for key, value in node.value if not _is_empty(value)]
@@ -316,27 +334,34 @@ def _is_empty(node: Node) -> bool:
 
 
 class _Inspection:
-    """Walks the nodes of one document in its order, each once."""
+    """Check of the nodes of one document, each visited once, in document order."""
 
     def __init__(self, constructor: SafeConstructor, where: str) -> None:
-        self._constructor, self._where = constructor, where
+        self._constructor = constructor
+        self._where = where
         self._problems = list[Problem]()
         self._sizes = dict[int, int]()
         self._open = set[int]()
 
     def check(self, root: Node) -> None:
+        """Check the document.
+
+        Raises:
+            ConfigError: Keys or values are ambiguous, or there are too many values.
+        """
         size = self._size(root)
         if size > MAX_VALUES:
-            found = "too many values, with aliases written out"
-            self._problems.append(Problem(found, f"at most {MAX_VALUES:,}", where=self._where))
+            message = "too many values, with aliases expanded"
+            self._problems.append(Problem(message, f"at most {MAX_VALUES:,}", where=self._where))
         if self._problems:
             raise ConfigError(self._problems)
 
     def _size(self, node: Node) -> int:
-        """Number of values below a node. Those that an alias names come earlier in the document, so are known."""
+        """Return the number of values below a node, including those of aliases."""
+        # The target of an alias comes earlier in the document, so its size is already known.
         key = id(node)
         if key in self._open:
-            self._add(node, "an alias that refers to what it is a part of", fix="write the value out")
+            self._add(node, "an alias refers to a value that contains it", fix="write the value out")
             return 0
         if key not in self._sizes:
             self._open.add(key)
@@ -360,8 +385,8 @@ class _Inspection:
                 shown = shortened(key.value) if isinstance(key, ScalarNode) else "written as a value"
                 self._add(key, f"the key {shown}, which YAML reads as {_kind(key)}", "text", "put it in quotes")
             elif key.value in first:
-                found = f"the key {shortened(key.value)} is written twice (first in line {first[key.value]})"
-                self._add(key, found, fix=_TWICE)
+                message = f"duplicate key {shortened(key.value)} (first in line {first[key.value]})"
+                self._add(key, message, fix=_DUPLICATE_FIX)
             else:
                 first[key.value] = key.start_mark.line + 1
 
@@ -369,23 +394,25 @@ class _Inspection:
         if node.tag == f"{_TAG}float" and "_" in node.value:
             node.tag = f"{_TAG}str"  # digits are grouped in whole numbers only
         is_plain = isinstance(node, ScalarNode) and not node.style
-        friend = next((what for pattern, what in _FALSE_FRIENDS if is_plain and pattern.fullmatch(node.value)), "")
-        if friend:
-            self._add(node, f"{shortened(node.value)}, which {friend}")
-            return
+        for pattern, meaning in _AMBIGUOUS_NUMBERS:
+            if is_plain and pattern.fullmatch(node.value):
+                self._add(node, f"{shortened(node.value)}, which {meaning}")
+                return
         try:
             self._constructor.construct_object(node)
         except (ValueError, KeyError, OverflowError, YAMLError) as error:
             self._add(node, f"a value that cannot be read ({getattr(error, 'problem', None) or error})")
 
-    def _add(self, node: Node, found: str, expected: str = "", fix: str = "") -> None:
-        self._problems.append(Problem(found, expected, fix, f"{self._where}:{node.start_mark.line + 1}"))
+    def _add(self, node: Node, message: str, expected: str = "", fix: str = "") -> None:
+        self._problems.append(Problem(message, expected, fix, f"{self._where}:{node.start_mark.line + 1}"))
 
 
 def _is_name(key: Node) -> bool:
+    """Return whether a key is text, or ``<<``."""
     return key.tag in (f"{_TAG}str", f"{_TAG}merge")
 
 
 def _kind(key: Node) -> str:
+    """Return a description of the type of a key."""
     kinds = {"bool": "a truth value", "int": "a number", "float": "a number", "null": "null", "timestamp": "a date"}
     return kinds.get(str(key.tag).rpartition(":")[2], "a list or mapping")

@@ -1,11 +1,11 @@
-"""The processes of one run, as torchrun or ``accelerate launch`` started them: who writes, what all must know.
+"""Coordinate the processes of one run, started by torchrun or ``accelerate launch``.
 
     with distributed.joined(timeout=1800):
-        name = distributed.on_main(new_name)      # made by the first process, known to all
-        for answer in distributed.map_sharded(ask, rows): ...
+        name = distributed.on_main(new_name)      # computed by the main process, returned on all
+        for output in distributed.map_sharded(predict, rows): ...
 
-A process that is alone joins nothing and pays nothing; everything here then does what it says with one process. Python
-values travel over a gloo group of their own, so gradients may use any other backend.
+A single process joins no group, and every function works for one process. Python objects are exchanged over a separate
+gloo group, so that gradients may use any other backend.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-#: Rows that one process answers between two exchanges.
+#: Items per process between two exchanges of :func:`map_sharded`.
 BLOCK = 1024
 
 #: Seconds that one process waits for another.
 TIMEOUT = 1800.0
 
-#: What torch says when another process is gone or silent.
+#: Matches torch's messages about processes that died or do not respond.
 _LOST = re.compile(r"timed? ?out|connection (reset|closed|refused)|peer closed|broken pipe|aborted|gloo|nccl", re.I)
 
 _group: Any = None
 
 
 def launched() -> int:
-    """How many processes the launcher started; 1 without one."""
+    """Return the number of processes that the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def size() -> int:
-    """Processes that work on this run together."""
+    """Return the number of joined processes (the world size); 1 outside :func:`joined`."""
     return 1 if _group is None else launched()
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """Return the rank of this process; 0 outside :func:`joined`."""
     return 0 if _group is None else int(os.environ["RANK"])
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return whether this is the main process, which writes files and prints."""
     return rank() == 0
 
 
 def engine() -> Engine:
-    """What shares the work, as ``accelerate launch`` wrote it into the environment."""
+    """Return the engine of distributed training, from the environment variables of ``accelerate launch``."""
     if launched() == 1:
         return ""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
@@ -69,30 +69,30 @@ def engine() -> Engine:
 
 
 def restarts() -> int:
-    """How often the launcher has started these processes anew, after one of them died."""
+    """Return how many times the launcher has restarted the processes after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def launch_id() -> str:
-    """What tells this launch from others, the same after its processes were started anew; nothing without torchrun."""
+    """Return an id of this launch that does not change when its processes restart; empty without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}" if name == "none" else name
 
 
 @contextmanager
 def joined(timeout: float = TIMEOUT) -> Iterator[None]:
-    """Join the other processes of this run for the block.
+    """Join the other processes of this run within the block.
 
     Args:
         timeout: Seconds to wait for another process before giving up.
 
     Raises:
-        ProcessError: Another process died, or did not answer in time.
+        ProcessError: Another process died, or did not respond in time.
     """
     if launched() == 1 or _group is not None:
         yield
         return
-    with _losses_told(timeout):
+    with _lost_peers_reported(timeout):
         _join(timeout)
         try:
             yield
@@ -113,7 +113,7 @@ def _join(timeout: float) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         store, number, count = next(dist.rendezvous("env://", timeout=limit))  # type: ignore[attr-defined]
-        # Processes started anew meet in the store of those that died (torch 2.13 keeps it), whose addresses are in it.
+        # After a restart, torch 2.13 reuses the store, which still holds the addresses of processes that died.
         own = dist.PrefixStore(f"start {restarts()}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=own, rank=number, world_size=count, timeout=limit)
     _group = dist.new_group(backend="gloo", timeout=limit)
@@ -125,7 +125,7 @@ def _leave() -> None:
 
 
 def _use_cpus() -> None:
-    """Let Accelerate shard over the CPU's processes: torch does that with gloo, Accelerate asks for an accelerator."""
+    """Let Accelerate use FSDP on CPUs: torch supports it with gloo, but Accelerate requires an accelerator."""
     if engine() != "fsdp2":
         return
     import torch
@@ -140,24 +140,25 @@ def _use_cpus() -> None:
 
 
 @contextmanager
-def _losses_told(timeout: float) -> Iterator[None]:
+def _lost_peers_reported(timeout: float) -> Iterator[None]:
+    """Turn torch's errors about lost processes into a :class:`ProcessError`."""
     try:
         yield
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
         raise ProcessError(
-            f"process {os.environ['RANK']} lost another one ({str(error).splitlines()[0]})",
-            expected=f"an answer of all {launched()} processes within {timeout:g} s",
-            fix="look for the first error above; where a process is only slow, raise trainer.ddp_timeout",
+            f"process {os.environ['RANK']} lost another process ({str(error).splitlines()[0]})",
+            expected=f"a response from all {launched()} processes within {timeout:g} s",
+            fix="look for the first error above; if a process is only slow, increase trainer.ddp_timeout",
         ) from error
 
 
-# ---- What all must know ----
+# ---- Collective calls ----
 
 
 def barrier() -> None:
-    """Wait until all are here."""
+    """Wait until all processes have reached this call."""
     if size() > 1:
         import torch.distributed as dist
 
@@ -165,18 +166,18 @@ def barrier() -> None:
 
 
 def broadcast(value: Value) -> Value:
-    """The first process's value."""
+    """Return the main process's value on all processes."""
     if size() == 1:
         return value
     import torch.distributed as dist
 
-    box: list[Any] = [value if is_main() else None]
-    dist.broadcast_object_list(box, src=0, group=_group)
-    return box[0]  # type: ignore[no-any-return]
+    values: list[Any] = [value if is_main() else None]
+    dist.broadcast_object_list(values, src=0, group=_group)
+    return values[0]  # type: ignore[no-any-return]
 
 
 def broadcast_tensor(tensor: Any) -> None:
-    """Overwrite a tensor with the first process's."""
+    """Overwrite a tensor in place with the main process's."""
     if size() > 1:
         import torch.distributed as dist
 
@@ -184,7 +185,7 @@ def broadcast_tensor(tensor: Any) -> None:
 
 
 def all_gather(value: Value) -> list[Value]:
-    """Everyone's value, in the order of their numbers."""
+    """Return the values of all processes, ordered by rank."""
     if size() == 1:
         return [value]
     import torch.distributed as dist
@@ -195,67 +196,68 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def on_main(make: Callable[[], Value]) -> Value:
-    """What the first process makes, on all; its error too.
+    """Call a function on the main process only, and return its result on all processes.
 
     Raises:
-        FulltuneError: As ``make`` does, on every process.
+        FulltuneError: Raised by ``make``; it is raised on every process.
     """
     if size() == 1:
         return make()
-    made: Any = None
+    value: Any = None
     error: FulltuneError | None = None
     if is_main():
         try:
-            made = make()
+            value = make()
         except FulltuneError as raised:
             error = raised
-    made, error = broadcast((made, error))
+    value, error = broadcast((value, error))
     if error is not None:
         raise error
-    return made  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]
 
 
 def main_first(make: Callable[[], Value]) -> Value:
-    """What every process makes for itself, the first of each machine before the others, which find what it fetched."""
+    """Call a function on every process, first on one process per machine, so that the others find its downloads."""
     if size() == 1:
         return make()
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        found = make() if is_first else None
+        value = make() if is_first else None
     finally:
         barrier()
-    return make() if found is None else found
+    return make() if value is None else value
 
 
-def map_sharded(answer: Callable[[Sequence[Item]], Iterator[Result]], items: Sequence[Item]) -> Iterator[Result]:
-    """Answers to all items in their order, each process answering its share; every process gets them all.
+def map_sharded(function: Callable[[Sequence[Item]], Iterator[Result]], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield the results of all items in order on every process; each process computes a shard of them.
 
     Args:
-        answer: One result an item.
-        items: The same on every process; their number need not divide by that of the processes.
+        function: Yields one result per item.
+        items: The same on every process; the number need not be a multiple of the number of processes.
     """
     if size() == 1:
-        yield from answer(items)
+        yield from function(items)
         return
     for start in range(0, len(items), BLOCK * size()):
         block = items[start : start + BLOCK * size()]
-        mine = block[rank() :: size()]
-        parts = all_gather(list(answer(mine)) if mine else [])
-        yield from (parts[place % size()][place // size()] for place in range(len(block)))
+        shard = block[rank() :: size()]
+        results = all_gather(list(function(shard)) if shard else [])
+        for index in range(len(block)):
+            yield results[index % size()][index // size()]
 
 
-def sharded(answer: Callable[[Sequence[Item]], Iterator[Result]]) -> Callable[[Sequence[Item]], Iterator[Result]]:
-    """The same as :func:`map_sharded`, as a function of the items."""
-    return lambda items: map_sharded(answer, items)
+def sharded(function: Callable[[Sequence[Item]], Iterator[Result]]) -> Callable[[Sequence[Item]], Iterator[Result]]:
+    """Return a function of the items that calls :func:`map_sharded`."""
+    return lambda items: map_sharded(function, items)
 
 
 def shows_output() -> bool:
-    """Whether this process is the one that shows progress and answers, before and after the others are joined too."""
+    """Return whether this process shows progress and results; also valid outside :func:`joined`."""
     return launched() == 1 or os.environ["RANK"] == "0"
 
 
 def is_first_to_report() -> bool:
-    """Whether this process is the one that tells the user of an error: the first that asks."""
+    """Return whether this process reports an error to the user: True for the first process that calls this."""
     if launched() == 1:
         return True
     import torch.distributed as dist
@@ -264,6 +266,6 @@ def is_first_to_report() -> bool:
         return shows_output()
     try:
         store = dist.distributed_c10d._get_default_store()
-        return bool(store.add("fulltune/errors told", 1) == 1)
-    except RuntimeError:  # the store is gone with the process that kept it
+        return bool(store.add("fulltune/errors reported", 1) == 1)
+    except RuntimeError:  # the process that held the store is gone
         return shows_output()

@@ -27,7 +27,7 @@ Preset = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 PRESETS: tuple[Preset, ...] = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 #: Commands that can share their work between processes.
-VERBS = ("run",)
+COMMANDS = ("run",)
 
 
 #: Environment variable that names the file in which the first worker reports its exit code.
@@ -61,7 +61,7 @@ def accelerate_config(job: Launch) -> dict[str, Any]:
     """Return the preset with the numbers of the job, as ``accelerate launch --config_file`` reads it.
 
     Raises:
-        ConfigError: There is no such preset, or its numbers do not fit each other.
+        ConfigError: The preset does not exist, or settings contradict each other.
     """
     _check(job)
     preset = files("fulltune.runtime") / "presets" / f"{job.preset}.yaml"
@@ -78,6 +78,7 @@ def accelerate_config(job: Launch) -> dict[str, Any]:
 
 
 def _offload(config: dict[str, Any]) -> None:
+    """Enable CPU offloading in place."""
     if "fsdp_config" in config:
         config["fsdp_config"]["fsdp_offload_params"] = True
         return
@@ -88,19 +89,23 @@ def _offload(config: dict[str, Any]) -> None:
 
 
 def _check(job: Launch) -> None:
+    """Check that the settings of a job fit each other."""
     if job.preset not in PRESETS:
         known = ", ".join(PRESETS)
         fix = did_you_mean(job.preset, PRESETS) or "choose one of these"
         raise ConfigError(f"there is no preset {job.preset!r}", expected=f"one of {known}", fix=fix, where="--preset")
     if job.offload and job.preset == "ddp":
-        raise ConfigError("ddp keeps everything on every device", fix="choose fsdp2, zero2 or zero3", where="--offload")
+        raise ConfigError("ddp cannot offload", fix="choose fsdp2, zero2 or zero3", where="--offload")
     if job.processes < 2 or job.processes % job.machines:
-        found = f"{job.processes} processes on {job.machines} machines"
-        raise ConfigError(found, expected="at least 2 processes, as many on each machine", where="--processes")
+        raise ConfigError(
+            f"{job.processes} processes on {job.machines} machines",
+            expected="at least 2 processes, the same number on each machine",
+            where="--processes",
+        )
     host, _, port = job.address.rpartition(":")
     if job.machines > 1 and not (host and port.isdigit()):
         raise ConfigError(
-            f"{job.machines} machines and the address {job.address!r}",
+            f"{job.machines} machines with the address {job.address!r}",
             expected="HOST:PORT of machine 0",
             where="--address",
         )
@@ -112,8 +117,8 @@ def _check(job: Launch) -> None:
         )
 
 
-def launch(job: Launch, words: Sequence[str]) -> int:
-    """Run ``fulltune WORDS`` on several processes and wait for them.
+def launch(job: Launch, arguments: Sequence[str]) -> int:
+    """Run ``fulltune ARGUMENTS`` on several processes and wait for them.
 
     Returns:
         The exit code of the first process that failed; without a failure the code that the command has on one process.
@@ -121,15 +126,15 @@ def launch(job: Launch, words: Sequence[str]) -> int:
     Raises:
         ConfigError: The numbers do not fit each other, or the command cannot run on several processes.
     """
-    if not words or words[0] not in VERBS:
-        found = f"{' '.join(words) or 'nothing'!r} to launch"
-        raise ConfigError(found, expected=f"a command: {', '.join(VERBS)}", fix="write it like: launch … run CONFIG")
+    if not arguments or arguments[0] not in COMMANDS:
+        found = f"{' '.join(arguments) or 'nothing'!r} to launch"
+        raise ConfigError(found, expected=f"a command: {', '.join(COMMANDS)}", fix="write it like: launch … run CONFIG")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{job.preset}.yaml"
         path.write_text(to_yaml(accelerate_config(job)), encoding="utf-8")
         restarts = ["--max_restarts", str(job.restarts)] if job.restarts else []
         with _exit_code_file(Path(folder) / "exit-code") as reported:
-            failed = _accelerate(["--config_file", str(path), *restarts, "--module", "fulltune", *words])
+            failed = _accelerate(["--config_file", str(path), *restarts, "--module", "fulltune", *arguments])
             return failed or reported()
 
 
@@ -153,16 +158,17 @@ def _exit_code_file(path: Path) -> Iterator[Callable[[], int]]:
         del os.environ[_EXIT_CODE_FILE]
 
 
-def _accelerate(words: list[str]) -> int:
+def _accelerate(arguments: list[str]) -> int:
+    """Run ``accelerate launch`` in this process, and return the exit code."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
-        launch_command(launch_command_parser().parse_args(words))
+        launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as error:
         code = int(error.get_first_failure()[1].exitcode)
-        return code if code >= 0 else 128 - code  # ended by a signal, as a shell counts it
+        return code if code >= 0 else 128 - code  # killed by a signal: 128 + its number, as in a shell
     except SignalException:
         return 130
     return 0
