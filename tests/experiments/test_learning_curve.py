@@ -101,7 +101,7 @@ def curve(low: float, high: float) -> LearningCurve:
         confidence=0.95,
         points=tuple({"rows": count, "score": score} for count in (25, 50, 100, 200)),  # type: ignore[arg-type]
         doubled={"rows": 400, "value": 0.05, "low": low, "high": high, "exponent": 0.3},  # type: ignore[arg-type]
-        verdict="cannot be told",
+        verdict="undecided",
         headline="The headline.",
     )
 

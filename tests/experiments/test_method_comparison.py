@@ -21,7 +21,7 @@ from fulltune.errors import ConfigError, DataError, FulltuneError
 from fulltune.experiments.methods import worker
 from fulltune.experiments.methods.comparison import compare_methods, grid
 from fulltune.experiments.methods.recommend import recommend
-from fulltune.experiments.methods.worker import Answer, ArmDied, Order
+from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied
 from fulltune.metrics import known
 from fulltune.records.methods import MethodComparison, MethodResult, SystemResult
 from fulltune.records.run import Comparison, Score, read_record
@@ -58,13 +58,13 @@ class Counting:
         self.done: list[str] = []
         self.crash, self.stop_after = crash, stop_after
 
-    def __call__(self, order: Order, path: Path) -> Answer:
+    def __call__(self, spec: JobSpec, path: Path) -> Answer:
         if len(self.done) == self.stop_after:
             raise KeyboardInterrupt
-        if order.methods == (self.crash,) and order.kind != "prepare":
-            raise ArmDied("its process was killed by signal 9 (often a lack of memory)")
+        if spec.methods == (self.crash,) and spec.kind != "prepare":
+            raise WorkerDied("its process was killed by signal 9 (often a lack of memory)")
         self.done.append(path.stem)
-        return worker.in_this_process(order, path)
+        return worker.execute_and_write(spec, path)
 
 
 # ---- The rates ----
@@ -268,17 +268,17 @@ def test_adapter_keys_go_to_the_methods_that_read_them(job: dict[str, Any]) -> N
 
 def test_a_part_runs_in_a_process_of_its_own(job: dict[str, Any], tmp_path: Path) -> None:
     config = load_config(job).model_dump(mode="json")
-    order = Order(kind="run", config=config, methods=("nothing",), rates=(1e-3,), out="runs", folder="f", quiet=True)
-    path = tmp_path / "order.json"
-    path.write_text(order.to_json(), encoding="utf-8")
-    answer = worker.in_a_process(order, path)
+    spec = JobSpec(kind="run", config=config, methods=("nothing",), rates=(1e-3,), out="runs", folder="f", quiet=True)
+    path = tmp_path / "spec.json"
+    path.write_text(spec.to_json(), encoding="utf-8")
+    answer = worker.execute_in_worker(spec, path)
     assert answer.refused is not None
     error = answer.refused.error()
     assert isinstance(error, ConfigError)
     assert "there is no method 'nothing'" in str(error)
     path.write_text("{}", encoding="utf-8")
-    with pytest.raises(ArmDied, match="ended with exit code 1"):
-        worker.in_a_process(order, path)
+    with pytest.raises(WorkerDied, match="ended with exit code 1"):
+        worker.execute_in_worker(spec, path)
 
 
 def test_the_command_and_the_terminal(

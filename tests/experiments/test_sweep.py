@@ -317,7 +317,7 @@ def test_a_loss_is_the_objective_where_no_metric_chooses(job: dict[str, Any], tm
     assert (found.objective, found.direction, found.default) == ("eval_loss", "lower", 0)
     assert found.gain is not None
     assert math.isnan(found.gain.value)
-    assert found.best == 1 or "cannot be told" not in found.caution
+    assert found.best == 1 or "cannot be estimated" not in found.caution
     assert "run" in found.caution
     best_one = load_config(Path(found.config))
     assert (best_one.data.valid, best_one.data.seed) == (0.1, 17)

@@ -1,10 +1,9 @@
-"""Weights between models: from the base to the tuned one (WiSE-FT), and the mean of several tuned ones (model soup).
+"""Interpolate weights from a base model to its tuned model (WiSE-FT).
 
-    found = fulltune.interpolate("20260131-…")     # sweeps α, picks the best point inside the budget, writes it
-    found = fulltune.soup(["20260131-…", "20260201-…"])
+    found = fulltune.interpolate("20260131-…")     # sweeps α, picks the best point within the budget, writes it
 
 Nothing is trained. Between the base (α = 0) and the tuned model (α = 1) there is often a point that keeps most of the
-gain and gives back most of what was forgotten (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+gain and recovers most of what was forgotten (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ ALPHAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Point(Model):
-    """One mixture: its task score and what it retains.
+    """One mixture: its task score and its retention.
 
-    ``loss`` is the largest relative loss among what has a budget (0 where nothing has); ``on_front`` tells that no
-    other point is better in one and no worse in the other.
+    ``loss`` is the largest relative loss of the retention sets with a budget (0 without any); ``on_front`` means that
+    no other point is better in one of both and not worse in the other.
     """
 
     alpha: float
@@ -58,19 +57,16 @@ class Point(Model):
 
 
 class Interpolation(Model):
-    """A sweep and what was chosen.
+    """A sweep over α and the chosen point.
 
     Attributes:
-        run_id, metric, direction: What was swept, and the task's deciding metric.
-        chosen_on: ``valid``, or ``eval`` where the run has no validation rows: the score of the choice is then
-            optimistic.
-        rows: How many rows chose.
-        kept_as_tuned: Parameters that the base does not have (a new head), which are the tuned model's at every α.
-        points: By α.
-        alpha: The chosen one.
-        final: ``base``, ``interpolated`` and ``tuned`` by the deciding metric on the rows of ``eval``.
-        model: Folder of the chosen model, for ``from_pretrained``.
-        headline: The result in a sentence.
+        run_id, metric, direction: The run, and the deciding metric of its task.
+        chosen_on: ``valid``, or ``eval`` if the run has no validation rows: the score of the choice is then optimistic.
+        rows: Number of rows that the choice is based on.
+        kept_as_tuned: Parameters that the base does not have (a new head), which are those of the tuned model at every
+        α. points: Points by α. alpha: The chosen α. final: Deciding metric of ``base``, ``interpolated`` and ``tuned``
+        on the rows of ``eval``. model: Folder of the chosen model, for ``from_pretrained``. headline: The result in a
+        sentence.
     """
 
     run_id: str
@@ -88,9 +84,9 @@ class Interpolation(Model):
 
 @dataclass(frozen=True)
 class Mixture:
-    """A tuned model whose weights can be set anywhere between the base's and its own.
+    """A tuned model whose weights can be set anywhere between those of the base and its own.
 
-    What the base does not have (a new head, embeddings of new tokens) stays as tuned.
+    Parameters that the base does not have (a new head, embeddings of new tokens) stay as tuned.
     """
 
     base: Bundle
@@ -105,14 +101,14 @@ class Mixture:
 
     @torch.no_grad()
     def at(self, alpha: float) -> Bundle:
-        """``(1 − α) · base + α · tuned``, in place; exactly the one or the other at the ends."""
+        """Set the weights to ``(1 − α) · base + α · tuned``, in place; exact at both ends."""
         for shared, end in zip(self.shared, self.ends, strict=True):
             shared.parameter[: shared.rows].copy_(torch.lerp(shared.base.to(end.device), end, alpha))
         return self.tuned
 
     @property
     def kept_as_tuned(self) -> tuple[str, ...]:
-        """Names of the parameters that no α touches."""
+        """Names of the parameters that are the same at every α."""
         mixed = {id(one.parameter) for one in self.shared}
         return tuple(name for name, value in self.tuned.model.named_parameters() if id(value) not in mixed)
 
@@ -125,20 +121,20 @@ def interpolate(
     to: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Interpolation:
-    """Sweep from the base to a run's tuned model, and write the best mixture inside the budget of forgetting.
+    """Sweep from the base to the tuned model of a run, and write the best mixture within the forgetting budget.
 
-    Writes the model to ``to``, and ``interpolation.json`` and ``interpolation.svg`` into the run's folder.
+    Writes the model to ``to``, and ``interpolation.json`` and ``interpolation.svg`` into the folder of the run.
 
     Args:
-        run: A run: its id, the beginning of it, a path, or ``latest``.
-        alphas: Points between 0 (the base) and 1 (the tuned model); both ends are always among them.
-        out: Where runs lie.
-        to: Folder of the chosen model; ``interpolated`` in the run's folder by default.
+        run: A run: its id, the beginning of its id, a path, or ``latest``.
+        alphas: Points between 0 (the base) and 1 (the tuned model); both ends are always included.
+        out: The runs folder.
+        to: Folder of the chosen model; the default is ``interpolated`` in the folder of the run.
         progress: Where stages report.
 
     Raises:
         ConfigError: An α outside 0 and 1.
-        FulltuneError: The run, its base or its data cannot be had.
+        FulltuneError: The run, its base or its data cannot be loaded.
     """
     wanted, progress = _checked(alphas), progress or NullProgress()
     folder = resolve(run, out)
@@ -180,14 +176,14 @@ def interpolate(
 
 
 def choose(points: Sequence[Point], direction: str) -> Point:
-    """The best score among the points inside the budget (the base always is), the least lost where scores are equal."""
+    """Return the best score within the budget (the base always is), the smallest loss if scores are equal."""
     sign = 1 if direction == "higher" else -1
     inside = [point for point in points if point.within_budget and not math.isnan(point.score.value)]
     return max(inside or points[:1], key=lambda point: (sign * point.score.value, -point.loss))
 
 
 def with_front(points: Sequence[Point], direction: str) -> list[Point]:
-    """The points, with those told that no other one dominates (the Pareto front of score and loss)."""
+    """Return the points with those marked that no other point dominates (the Pareto front of score and loss)."""
     sign = 1 if direction == "higher" else -1
     places = [(sign * point.score.value, -point.loss) for point in points]
 
@@ -212,7 +208,7 @@ def _checked(alphas: Sequence[float]) -> list[float]:
 
 
 def _with_budget(config: Config) -> Config:
-    """A run without the guard is swept with its defaults: without a budget there is nothing to choose by."""
+    """Return the config with the default forgetting guard if it has none: the choice needs a budget."""
     if config.guards.forgetting is not None:
         return config
     guards = config.guards.model_copy(update={"forgetting": ForgettingConfig()})
@@ -247,7 +243,7 @@ def _score(config: Config, task: Task, bundle: Bundle, examples: Sequence[Exampl
 def _final(
     config: Config, task: Task, mixture: Mixture, data: Data, points: Sequence[Point], best: Point
 ) -> dict[str, Score]:
-    """The ends and the choice on the rows that decide."""
+    """Return the scores of both ends and of the choice on the evaluation rows."""
     asked = {"base": points[0], "interpolated": best, "tuned": points[-1]}
     if data.valid is None:
         return {name: point.score for name, point in asked.items()}

@@ -1,4 +1,4 @@
-"""Would more data help? A job is trained on growing parts of its rows, and the scores carried on by one doubling."""
+"""Estimate the gain from more data: train on growing parts of the rows, and extrapolate the scores."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.tasks.base import Example
 from fulltune.training.fit import fit
 
-#: Parts of the training rows; each holds the one before it.
+#: Fractions of the training rows; each part contains the one before it.
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 
-#: A part has at least this many rows.
+#: Fewest rows of a part.
 FEWEST = 8
 
 
 class Point(Model):
-    """A part of the training rows and what the model tuned on it scored."""
+    """A part of the training rows and the score of the model tuned on it."""
 
     rows: int
     score: Score
 
 
 class Change(Model):
-    """How much better (in the metric's direction, above 0) twice the rows would be, with its interval."""
+    """Gain from twice the rows, in the direction of the metric (above 0 is better), with its interval."""
 
     rows: int
     value: float
@@ -48,19 +48,19 @@ class Change(Model):
 
 
 class LearningCurve(Model):
-    """Scores over training rows.
+    """Scores by number of training rows.
 
     Attributes:
-        task: Its name.
-        model: The base.
-        metric: The metric that decides.
-        direction: Which way it is better.
-        steps: Optimizer steps that each part was trained for, the same for all.
-        confidence: Of every interval.
+        task: Name of the task.
+        model: The base model.
+        metric: The deciding metric.
+        direction: ``higher`` or ``lower`` is better.
+        steps: Optimizer steps per part, the same for all.
+        confidence: Level of the intervals.
         points: From the smallest part to all rows.
-        doubled: What twice the rows would bring; None where no power law can be fitted.
-        verdict: Whether the interval of that lies above 0.
-        headline: The answer in a sentence or two.
+        doubled: Gain from twice the rows; None if no power law can be fitted.
+        verdict: ``more data helps`` if the interval of the gain is above 0.
+        headline: The result in a sentence or two.
     """
 
     task: str
@@ -71,7 +71,7 @@ class LearningCurve(Model):
     confidence: float
     points: tuple[Point, ...]
     doubled: Change | None
-    verdict: Literal["more data helps", "cannot be told"]
+    verdict: Literal["more data helps", "undecided"]
     headline: str
 
 
@@ -82,14 +82,18 @@ def learning_curve(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> LearningCurve:
-    """Train on an eighth, a quarter, a half and all of the rows, and say what twice the rows would bring.
+    """Train on an eighth, a quarter, a half and all of the rows, and estimate the gain from twice the rows.
 
-    Every part is trained for as many optimizer steps as the whole job, so that what differs is the data and not the
-    time; with ``data.valid`` each keeps its best step. All are scored on the evaluation rows, as a run is. Nothing is
-    kept of the models. It costs about as much as one run for each part.
+    Every part is trained for as many optimizer steps as the complete job, so that only the data differs; with
+    ``data.valid`` each keeps its best step. All are scored on the evaluation rows, as in a run. No model is kept. It
+    costs about as much as one run per part.
+
+    Args:
+        config, overrides, progress: As in :func:`fulltune.run`.
+        out: The runs folder.
 
     Raises:
-        FulltuneError: All that would stop the run before its first step, or training that was stopped.
+        FulltuneError: Anything that would stop the run before its first step, or a training that was stopped.
     """
     job = prepare_job(load_config(config, overrides), out)
     job.check_audit()
@@ -104,7 +108,7 @@ def learning_curve(
 
 
 def nested(examples: Sequence[Example], seed: int) -> list[Sequence[Example]]:
-    """Parts of the examples by :data:`SHARES`, each within the next, drawn once and evenly."""
+    """Draw nested parts of the examples with the fractions of :data:`SHARES`."""
     order = np.random.default_rng(seed).permutation(len(examples))
     sizes = {min(len(examples), max(FEWEST, round(share * len(examples)))) for share in SHARES}
     return [[examples[index] for index in sorted(order[:size])] for size in sorted(sizes)]
@@ -113,14 +117,14 @@ def nested(examples: Sequence[Example], seed: int) -> list[Sequence[Example]]:
 def _trained_on(job: Job, part: Sequence[Example], progress: Progress) -> Evaluation:
     """Train on a part of the rows and score the model on all evaluation rows."""
     config, kept = job.config, {example.id for example in part}
-    student = job.another_model()
-    job.task.begin(student, part)
-    guard = overfitting_guard(job, student)
+    model = job.another_model()
+    job.task.begin(model, part)
+    guard = overfitting_guard(job, model)
     name = f"{len(part):,} rows"
     steps = progress.stage(f"train, {name}", total=config.train.max_steps, unit="step")
     with tempfile.TemporaryDirectory(prefix="fulltune-") as folder, steps as bar:
         result = fit(
-            student,
+            model,
             job.method,
             [features for features in job.features if features.row_id in kept],
             job.curve if job.data.valid else [],
@@ -132,7 +136,7 @@ def _trained_on(job: Job, part: Sequence[Example], progress: Progress) -> Evalua
         )
     if result.stopped is not None:
         raise result.stopped
-    return score_system(job.task, student, f"tuned, {name}", job.data, progress)
+    return score_system(job.task, model, f"tuned, {name}", job.data, progress)
 
 
 def _curve(job: Job, steps: int, rows: Sequence[int], scored: Sequence[Evaluation]) -> LearningCurve:
@@ -141,7 +145,7 @@ def _curve(job: Job, steps: int, rows: Sequence[int], scored: Sequence[Evaluatio
     settings = config.evaluation
     values = [evaluation.value(metric.name) for evaluation in scored]
     draws = resampled_values([item.accumulator for item in scored], metric, resamples=settings.resamples)
-    # A score whose best is 1 becomes the share that is missing; what is better low is an error already.
+    # A power law needs errors: a score with a best value of 1 becomes the fraction that is missing.
     turned = metric.direction == "higher"
     errors = [1 - value for value in values] if turned else values
     law = doubling(rows, errors, 1 - draws if turned else draws, settings.confidence)
@@ -158,7 +162,7 @@ def _curve(job: Job, steps: int, rows: Sequence[int], scored: Sequence[Evaluatio
         confidence=settings.confidence,
         points=tuple(points),
         doubled=None if law is None else _change(law, 2 * rows[-1]),
-        verdict="more data helps" if helps else "cannot be told",
+        verdict="more data helps" if helps else "undecided",
         headline=_headline(metric, rows[-1], values[-1], law, settings.confidence),
     )
 
@@ -172,15 +176,15 @@ def _headline(metric: Metric, rows: int, value: float, law: Doubling | None, con
     if law is None:
         needed = f"a power law needs {SIZES} sizes, each with some error left"
         why = needed if math.isfinite(value) else f"{name} is not a number"
-        return f"What twice the rows would bring cannot be told: {why}."
+        return f"The gain from twice the rows cannot be estimated: {why}."
     better = "higher" if metric.direction == "higher" else "lower"
     interval = f"{law.low:.3g} to {law.high:.3g} at {confidence:.0%}"
     if law.low <= 0:
         return (
-            f"What twice the rows ({2 * rows:,}) would bring in {name} cannot be told: {law.gain:.3g} {better} by the "
-            f"fitted power law, in an interval from {interval}. More evaluation rows narrow it."
+            f"The gain in {name} from twice the rows ({2 * rows:,}) cannot be estimated: {law.gain:.3g} {better} by "
+            f"the fitted power law, with an interval from {interval}. More evaluation rows narrow it."
         )
     return (
         f"Twice the rows ({2 * rows:,}) would make {name} about {law.gain:.3g} {better} than {value:.3g} ({interval}), "
-        f"if the power law of these {rows:,} rows goes on."
+        f"if the power law of these {rows:,} rows continues."
     )

@@ -1,9 +1,9 @@
-"""Which learning rate? A range test, then short trainings at the rates that it points to, compared on held-out rows.
+"""Find a learning rate: a range test, then short trainings at the rates that it suggests, compared on held-out rows.
 
     found = fulltune.find_learning_rate("config.yaml")
     print(found.rate, found.reason)
 
-Advice, no more: rows of the evaluation set have no part in it, and nothing is written into the config.
+The result is advice: evaluation rows are not used, and the config is not changed.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from fulltune.tasks.base import Features
 from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.fit import fit
 
-#: Rates of the sweep, and steps of a short training.
+#: Lowest and highest rate of the range test, its number of rates, and steps of a short training.
 LOW, HIGH, STEPS, CONFIRM_STEPS = 1e-7, 1.0, 100, 60
 
-#: One training sequence of so many is held out where there is no data.valid, and at most so many.
+#: Without data.valid every tenth training sequence is held out, up to a maximum.
 HELD_OUT, MOST_HELD_OUT = 10, 256
 
 
 class SweptRate(Model):
-    """A point of the sweep: the loss after a step at this rate, and its exponential mean."""
+    """A point of the range test: the loss after a step at this rate, and its exponential mean."""
 
     rate: float
     loss: float
@@ -51,28 +51,28 @@ class SweptRate(Model):
 
 
 class Candidate(Model):
-    """A short training at one rate: the loss on held-out rows after it; NaN where training broke."""
+    """A short training at one rate: the loss on held-out rows after it; NaN if the training failed."""
 
     rate: float
     loss: float
 
 
 class LearningRate(Model):
-    """The answer of :func:`find_learning_rate`.
+    """The result of :func:`find_learning_rate`.
 
     Attributes:
-        task, model: As the config names them.
-        rate: The rate to take; None where there is no clear answer.
-        reason: The answer in a sentence.
-        asked: The rate that the config has now.
+        task, model: As in the config.
+        rate: The recommended rate; None without a clear result.
+        reason: The result in a sentence.
+        asked: The rate of the config.
         start: Loss on held-out rows before training.
-        candidates: Short trainings, rates ascending.
+        candidates: Short trainings, by ascending rate.
         sweep: The range test.
-        held_out: Sequences that the candidates were compared on.
+        held_out: Number of sequences that candidates are compared on.
         steps: Optimizer steps of a short training.
         weights: SHA-256 of the weights, the same before and after.
         seconds: Wall time.
-        plot: An SVG file.
+        plot: Path of an SVG file.
     """
 
     task: str
@@ -91,23 +91,23 @@ class LearningRate(Model):
 
     @property
     def line(self) -> str:
-        """What to write into the config; empty without an answer."""
+        """The line for the config; empty without a result."""
         return "" if self.rate is None else f"train: {{learning_rate: {self.rate:.1e}}}"
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """A job with the sequences that its short trainings use.
+    """A job with the sequences of its short trainings.
 
     Attributes:
         job: The job.
-        student: The model that is trained, and restored after each training.
+        model: The model that is trained, and restored after each training.
         train: Sequences to train on.
         held_out: Sequences that rates are compared on.
     """
 
     job: Job
-    student: Bundle
+    model: Bundle
     train: Sequence[Features]
     held_out: Sequence[Features]
 
@@ -125,26 +125,26 @@ def find_learning_rate(
     confirm_steps: int = CONFIRM_STEPS,
     progress: Progress | None = None,
 ) -> LearningRate:
-    """Look for a learning rate that suits a job.
+    """Find a learning rate for a job.
 
-    The loss, the batch, the optimizer and the schedule are the job's own; penalties that need the base beside the model
-    (L2-SP, EWC, distillation) and replay are left out. Candidates are compared on ``data.valid``, else on every tenth
-    training sequence, which then takes no part in training.
+    Loss, batch, optimizer and schedule are those of the job; penalties that need the base (L2-SP, EWC, distillation)
+    and replay are left out. Candidates are compared on ``data.valid``, else on every tenth training sequence, which is
+    then not trained on.
 
     Args:
         config, overrides, progress: As in :func:`fulltune.run`.
-        out: Where the plot goes.
-        steps: Rates of the sweep, one optimizer step each.
+        out: Folder of the plot.
+        steps: Rates of the range test, one optimizer step each.
         confirm_steps: Optimizer steps of a short training.
 
     Raises:
-        FulltuneError: All that would stop the run before its first step.
+        FulltuneError: Anything that would stop the run before its first step.
     """
     started, config, progress = time.perf_counter(), load_config(config, overrides), progress or NullProgress()
     with randomness_kept(), tempfile.TemporaryDirectory() as place:
         bench = _prepared(config, out)
-        bench.job.method.prepare(bench.student)
-        kept = _Weights(bench.student)
+        bench.job.method.prepare(bench.model)
+        kept = _Weights(bench.model)
         points, is_whole = _sweep(bench, steps, Path(place), progress)
         kept.restore()
         reading = range_test.read(points, is_whole=is_whole)
@@ -180,14 +180,14 @@ def _prepared(config: Config, out: str | Path) -> _Bench:
     job = prepare_job(config, out)
     job.check_audit()
     make_plan(job)
-    student = job.fresh_model()
-    job.task.begin(student, job.data.train.examples)
+    model = job.fresh_model()
+    job.task.begin(model, job.data.train.examples)
     train, held_out = (job.features, job.curve) if job.data.valid else _held_out(job.features)
-    return _Bench(job, student, train, held_out)
+    return _Bench(job, model, train, held_out)
 
 
 def _held_out(features: Sequence[Features]) -> tuple[list[Features], list[Features]]:
-    """Training sequences, and those of every tenth row (several may come of one), evenly spread."""
+    """Return training sequences, and those of every tenth row (a row may have several), evenly spaced."""
     rows = list(dict.fromkeys(item.row_id for item in features))
     every = max(HELD_OUT, math.ceil(len(rows) / MOST_HELD_OUT))
     chosen = set(rows[every // 2 :: every])
@@ -206,8 +206,8 @@ def _held_out(features: Sequence[Features]) -> tuple[list[Features], list[Featur
 def _sweep(bench: _Bench, steps: int, place: Path, progress: Progress) -> tuple[list[tuple[float, float]], bool]:
     with progress.stage("range test", total=steps, unit="step") as bar:
         return range_test.sweep(
-            bench.student,
-            bench.job.method.features(bench.student, bench.train),
+            bench.model,
+            bench.job.method.features(bench.model, bench.train),
             bench.job.config,
             range_test.rates(LOW, HIGH, steps),
             output_dir=place,
@@ -217,7 +217,7 @@ def _sweep(bench: _Bench, steps: int, place: Path, progress: Progress) -> tuple[
 
 
 def _confirm(bench: _Bench, rate: float, steps: int, place: Path, progress: Progress) -> tuple[Candidate, float]:
-    """A short training with the job's schedule; the loss on held-out rows after it and before it."""
+    """Train briefly with the schedule of the job; return the losses on held-out rows after and before."""
     short = {"learning_rate": rate, "max_steps": steps, "evaluations": 1}
     config = bench.job.config.model_copy(
         update={
@@ -228,7 +228,7 @@ def _confirm(bench: _Bench, rate: float, steps: int, place: Path, progress: Prog
     )
     with progress.stage(f"rate {rate:.1e}", total=steps, unit="step") as bar:
         trained = fit(
-            bench.student,
+            bench.model,
             bench.job.method,
             bench.train,
             bench.held_out,
@@ -243,7 +243,7 @@ def _confirm(bench: _Bench, rate: float, steps: int, place: Path, progress: Prog
 
 
 def _answer(reading: range_test.Reading, tried: Sequence[Candidate], start: float) -> tuple[float | None, str]:
-    """The rate whose short training came lowest, if that is below the start."""
+    """Return the rate with the lowest loss after its short training, if that is below the loss before training."""
     finite = [candidate for candidate in tried if math.isfinite(candidate.loss)]
     if not tried:
         return None, _sentence(reading.reason)
@@ -273,7 +273,7 @@ def _draw(found: LearningRate) -> None:
 
 
 class _Weights:
-    """A copy of a model's weights, and the proof that they came back."""
+    """A copy of a model's weights, with a hash that proves their restoration."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.model = bundle.model
@@ -281,19 +281,19 @@ class _Weights:
         self.sha256 = weights_sha256(self.model)
 
     def restore(self) -> None:
-        """Put them back.
+        """Restore the weights.
 
         Raises:
-            ModelError: The model's weights are others than before.
+            ModelError: The weights are not the same as before.
         """
-        self.model.load_state_dict(self.state, strict=False)  # what is frozen is not in it
+        self.model.load_state_dict(self.state, strict=False)  # it has no frozen parameters
         found = weights_sha256(self.model)
         if found != self.sha256:
             raise ModelError(f"the weights did not come back ({found})", expected=self.sha256, field="model")
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """One hash over the names and bytes of a model's tensors."""
+    """Return one hash over the names and bytes of all tensors of a model."""
     whole = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         octets: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

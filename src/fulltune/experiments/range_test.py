@@ -1,6 +1,6 @@
-"""The range test (Smith 2017, "Cyclical Learning Rates", section 3.3): the loss while the rate grows step by step.
+"""The range test (Smith 2017, "Cyclical Learning Rates", section 3.3): the loss while the rate grows at every step.
 
-:func:`sweep` trains, :func:`read` is pure numbers.
+:func:`sweep` trains; :func:`read` is pure arithmetic.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from fulltune.training.trainer import Trainer
 #: section 3).
 SMOOTHING = 0.85
 
-#: What smoothing leaves of the noise of independent losses: √((1 − β) / (1 + β)).
+#: Fraction of the noise of independent losses that smoothing leaves: √((1 − β) / (1 + β)).
 _LEFT = math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
 
-#: A fall below this share of the loss is none.
+#: Smallest fall that counts, as a fraction of the loss.
 FLAT = 0.01
 
-#: Points at the end of the sweep that count as its edge, and over which its slope is taken.
+#: Number of points at the end of the sweep over which its slope is taken.
 EDGE = 3
 
-#: Deviations of the smoothed loss that noise alone brings about: its lowest of a hundred points lies some three below.
+#: Deviations of the smoothed loss that noise alone causes: the minimum of a hundred points is about three below.
 _BY_CHANCE = 5
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a sweep says.
+    """The result of a range test.
 
     Attributes:
-        candidates: Rates to try, ascending; empty where there is no clear answer.
-        reason: Why, in a sentence.
+        candidates: Rates to try, ascending; empty without a clear result.
+        reason: The reason in a sentence.
     """
 
     candidates: tuple[float, ...]
@@ -59,12 +59,12 @@ class Reading:
 
 
 def rates(low: float, high: float, steps: int) -> list[float]:
-    """Rates from ``low`` to ``high``, each the same multiple of the one before."""
+    """Return rates from ``low`` to ``high`` in geometric progression."""
     return [low * (high / low) ** (index / (steps - 1)) for index in range(steps)]
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """The exponential mean at each loss."""
+    """Return the exponential mean at each loss."""
     average, found = 0.0, []
     for count, loss in enumerate(losses, start=1):
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
@@ -73,11 +73,11 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def read(points: Sequence[tuple[float, float]], *, is_whole: bool) -> Reading:
-    """Candidates between the steepest fall of the loss and a tenth of the rate where it was lowest.
+    """Return candidates between the steepest fall of the loss and a tenth of the rate of its minimum.
 
     Args:
-        points: Rate and loss, rates ascending, losses finite.
-        is_whole: The sweep came to its highest rate, without blowing up.
+        points: Rate and loss, by ascending rate; losses are finite.
+        is_whole: Whether the sweep reached its highest rate without diverging.
     """
     if len(points) < 4 * EDGE:
         return Reading((), f"no clear answer: training broke after {len(points)} steps of the sweep")
@@ -106,7 +106,7 @@ def read(points: Sequence[tuple[float, float]], *, is_whole: bool) -> Reading:
 
 
 def _spread(one: float, other: float) -> tuple[float, ...]:
-    """Three rates: both and the one between, or one around their middle where they are close; two digits each."""
+    """Return three rates with two digits: both and their mean, or three around the mean if both are close."""
     low, high = sorted((one, other))
     middle = math.sqrt(low * high)
     chosen = (low, middle, high) if high / low > 4 else (middle / 3, middle, middle * 3)
@@ -123,20 +123,20 @@ def sweep(
     class_weights: Sequence[float] | None = None,
     on_step: Callable[[float, float], object] = lambda rate, loss: None,
 ) -> tuple[list[tuple[float, float]], bool]:
-    """Train the model in place, one step at each rate.
+    """Train the model in place, one step per rate.
 
     Args:
-        bundle: Ready to be trained; its weights are spoilt.
+        bundle: The model, ready for training; its weights are changed.
         features: Training sequences, drawn at random.
-        config: The job; its loss, batch, optimizer and regularization hold.
+        config: The config, whose loss, batch, optimizer and regularization are used.
         wanted: Rates, ascending.
-        output_dir: Nothing is written there.
+        output_dir: Not written to.
         class_weights: As in :func:`~fulltune.training.fit.fit`.
         on_step: Called with each rate and the loss that it led to.
 
     Returns:
         Rates and losses, and whether all rates were tried: the sweep ends when the smoothed loss is
-        :data:`~fulltune.training.guards.divergence.CEILING` times its lowest, or not finite.
+        :data:`~fulltune.training.guards.divergence.CEILING` times its minimum, or not finite.
     """
     args = _arguments(config, output_dir, len(features), len(wanted))
     seen = _Seen(wanted, on_step)
@@ -179,7 +179,7 @@ def _arguments(config: Config, output_dir: Path, rows: int, steps: int) -> Train
 
 
 class _Seen(TrainerCallback):
-    """Pairs each rate with the loss of the step after it, which is the first that it had a part in."""
+    """Pair each rate with the loss of the next step, which is the first that it influenced."""
 
     def __init__(self, wanted: Sequence[float], on_step: Callable[[float, float], object]) -> None:
         self.wanted, self.on_step = wanted, on_step

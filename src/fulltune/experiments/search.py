@@ -1,10 +1,10 @@
-"""A search over settings: Optuna asks, trials answer, and a journal on disk remembers, so that a search goes on.
+"""Search over settings with Optuna; a journal on disk lets a killed search resume.
 
     space = {"train.learning_rate": Range(1e-5, 1e-3, log=True), "train.epochs": Choice((2, 4, 8))}
     tried = search(config, space, folder, Bench(out, progress), trials=12)
 
-Killed and started again with the same arguments it comes to the same end: every proposal depends on the seed and on
-the trials that ended before it, and on nothing else.
+A search that was killed and started again with the same arguments gives the same result: every proposal depends only on
+the seed and on the trials that ended before it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-#: Trials before proposals learn from them, and before a trial may be pruned.
+#: Trials before proposals depend on them, and before a trial may be pruned.
 STARTUP = 4
 
-#: What Optuna calls the study in its journal.
+#: Name of the study in Optuna's journal.
 _STUDY = "search"
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both among them; whole ones where both are ``int``."""
+    """Numbers from ``low`` to ``high``, both included; whole numbers if both are ``int``."""
 
     low: float
     high: float
@@ -57,7 +57,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some values."""
+    """One of several values."""
 
     values: tuple[Value, ...]
 
@@ -84,18 +84,18 @@ def search(
     prune: bool = False,
     first: Sequence[Mapping[str, Value]] = (),
 ) -> list[Tried]:
-    """Train ``trials`` trials, those of earlier calls with the same folder counted.
+    """Train ``trials`` trials, including those of earlier calls with the same folder.
 
-    A space of choices alone is gone through in an order drawn by the seed, each point once. Others are sampled by the
-    tree-structured Parzen estimator (Bergstra et al. 2011), as Optuna has it.
+    A space of choices alone is visited in an order drawn by the seed, each point once. Other spaces are sampled by the
+    tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna.
 
     Args:
-        config: What trials have in common.
-        space: What they differ in.
-        folder: Holds the journal (``journal.log``) and, where a metric judges, statistics of each whole trial's rows.
-        bench: Trains them.
-        trials: How many, at most.
-        seed: Of the proposals.
+        config: The config that trials share.
+        space: The keys that trials differ in.
+        folder: Folder of the journal (``journal.log``) and, if a metric judges, of the statistics per validation row.
+        bench: Trains the trials.
+        trials: Most trials.
+        seed: Seed of the proposals.
         prune: End a trial that falls behind the median of those before it (Optuna's ``MedianPruner``).
         first: Points of the space to begin with.
 
@@ -114,7 +114,7 @@ def search(
 
 
 def best(tried: Sequence[Tried], direction: str) -> Tried | None:
-    """The best whole trial; None where there is none."""
+    """Return the best complete trial; None if there is none."""
     whole = [trial for trial in tried if trial.state == "whole"]
     if not whole:
         return None
@@ -123,10 +123,10 @@ def best(tried: Sequence[Tried], direction: str) -> Tried | None:
 
 
 def with_settings(config: Config, settings: Mapping[str, Value]) -> Config:
-    """The config with some keys changed, and checked again.
+    """Return the config with some keys changed, validated again.
 
     Raises:
-        ConfigError: A key is unknown, or a value does not fit.
+        ConfigError: A key is unknown, or a value is not valid.
     """
     return load_config(config, [f"{key}={to_json(value)}" for key, value in settings.items()])
 
@@ -152,7 +152,7 @@ def _study(folder: Path, config: Config, prune: bool) -> optuna.Study:
 
 
 def _close_what_was_killed(study: optuna.Study) -> None:
-    """A trial that was running when its process ended is taken again from its start, under another number."""
+    """Mark the trial that was running when its process died as failed; it is repeated under another number."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -160,7 +160,7 @@ def _close_what_was_killed(study: optuna.Study) -> None:
 
 
 def _ended(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that count: those that were killed do not."""
+    """Return the trials that count: all but the killed ones."""
     return [trial for trial in study.get_trials(deepcopy=False) if "state" in trial.user_attrs]
 
 
@@ -169,7 +169,7 @@ def _is_finite(space: Space) -> bool:
 
 
 def _points(space: Space, first: Sequence[Mapping[str, Value]], seed: int) -> list[dict[str, Value]]:
-    """Points that are taken before any is sampled."""
+    """Return the points that are tried before any is sampled."""
     points = [dict(point) for point in first]
     if _is_finite(space):
         values = [part.values for part in space.values() if isinstance(part, Choice)]
@@ -180,7 +180,7 @@ def _points(space: Space, first: Sequence[Mapping[str, Value]], seed: int) -> li
 
 
 def _propose(study: optuna.Study, points: Sequence[Mapping[str, Value]], done: int, seed: int) -> None:
-    """Ready the study for the next trial, from the seed and the trials that ended alone."""
+    """Prepare the study for the next trial, from the seed and the ended trials alone."""
     import optuna
     from optuna.trial import TrialState
 
@@ -230,7 +230,7 @@ def _keep_answers(folder: Path, number: int, trial: Trial) -> None:
 
 
 def answers_path(folder: Path, number: int) -> Path:
-    """Where the statistics of a trial's validation rows lie, if a metric judged it."""
+    """Return the path of the statistics per validation row of a trial that a metric judged."""
     return folder / f"answers-{number}.json"
 
 
@@ -241,7 +241,7 @@ def _told(number: int, trial: FrozenTrial) -> Tried:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[None]:
-    """Optuna, without a log line for every trial."""
+    """Import Optuna without its log line per trial."""
     try:
         import optuna
     except ImportError as error:

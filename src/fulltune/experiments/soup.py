@@ -1,4 +1,4 @@
-"""Model soup: the uniform mean of the weights of several runs or checkpoints (Wortsman et al. 2022, "Model soups")."""
+"""Model soup: the mean of the weights of several models (Wortsman et al. 2022, "Model soups")."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Soup(Model):
     """A mean of models.
 
     Attributes:
-        sources: What was averaged.
-        model: The folder it was written to, for ``from_pretrained``.
-        metric: The task's deciding metric; empty where the first source is no run, and nothing is scored then.
-        scores: By source (as its own record says, where it was scored on the same rows), and ``soup``.
-        retention: Of the soup.
+        sources: The averaged models.
+        model: Folder of the mean, for ``from_pretrained``.
+        metric: The deciding metric of the task; empty if the first source is not a run, and nothing is scored.
+        scores: Scores of ``soup`` and of the sources that were scored on the same rows (from their records).
+        retention: Retention of the soup.
     """
 
     sources: tuple[str, ...]
@@ -56,17 +56,17 @@ def soup(
     to: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Soup:
-    """Average the weights of tuned models of one architecture, and score the mean as the first of them was.
+    """Average the weights of tuned models of one architecture, and score the mean like the first of them.
 
     Args:
-        sources: Runs (id, beginning of it, path) or folders with a checkpoint; two at least.
-        out: Where runs lie.
-        to: Folder of the mean; ``soup-…`` beside the runs by default. It must not be there yet.
+        sources: At least two runs (id, beginning of an id, path) or folders with a checkpoint.
+        out: The runs folder.
+        to: Folder of the mean, which must not exist; the default is ``soup-…`` in the runs folder.
         progress: Where stages report.
 
     Raises:
-        IncompatibleError: Fewer than two, or they differ in architecture, labels, or the names or shapes of tensors.
-        StoreError: A source is not there, has no safetensors weights, or the place is taken.
+        IncompatibleError: Fewer than two sources, or they differ in architecture, labels, or tensor names or shapes.
+        StoreError: A source does not exist or has no safetensors weights, or the folder already exists.
     """
     if len(sources) < 2:
         raise IncompatibleError(f"{len(sources)} models", expected="two or more to average", fix="name more runs")
@@ -83,16 +83,16 @@ def soup(
 
 
 def average(folders: Sequence[Path], goal: Path) -> None:
-    """Write the uniform mean of the weights in ``folders`` (safetensors, one file or several) as one checkpoint.
+    """Write the mean of the weights in ``folders`` (safetensors, one file or several) as one checkpoint.
 
-    Sums are taken in 64 bits; all else (config, tokenizer) is the first folder's.
+    Sums are computed in 64 bits; config and tokenizer are those of the first folder.
 
     Raises:
         IncompatibleError: The names or shapes of the tensors differ.
-        StoreError: A folder has no safetensors file, or ``goal`` is there already.
+        StoreError: A folder has no safetensors file, or ``goal`` already exists.
     """
     if goal.exists():
-        raise StoreError("this place is taken", where=str(goal), fix="name another folder with --to")
+        raise StoreError("the folder already exists", where=str(goal), fix="name another folder with --to")
     with ExitStack() as opened:
         models = [_tensors(folder, opened) for folder in folders]
         _check_tensors(folders, models)
@@ -106,7 +106,7 @@ def average(folders: Sequence[Path], goal: Path) -> None:
 
 
 def _tensors(folder: Path, opened: ExitStack) -> dict[str, Any]:
-    """Which open file holds each tensor."""
+    """Return the open file that holds each tensor."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -162,7 +162,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progress: Progress) -> Soup:
-    """The mean on the evaluation rows of the first run, beside what each source scored there."""
+    """Return the mean with its score on the evaluation rows of the first run, and the scores of the sources."""
     config: Config = load_config(first / "config.yaml")
     task, data = dataset.prepare(config, parts(config)[0])
     memory = Memory.of(config, load_model(config, task, out), out, progress)

@@ -1,9 +1,9 @@
-"""``fulltune sweep``: a search over any keys of a config, and what it is worth.
+"""``fulltune sweep``: search over any keys of a config, and estimate the gain.
 
     found = fulltune.sweep("config.yaml", over=["train.learning_rate=1e-5..1e-3:log", "train.epochs=2,4,8"], trials=12)
     print(found.headline)
 
-Trials are judged on validation rows, never on the evaluation set, and their models are thrown away. What is left is a
+Trials are judged on validation rows, never on the evaluation set, and their models are thrown away. The result is a
 config to run.
 """
 
@@ -32,7 +32,7 @@ from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.jobs import job_folder
 
-#: Keys that say how a trial is judged, or what is done beside it: a search over them would compare nothing.
+#: Keys that decide how a trial is judged, or what happens alongside it: a search over them compares nothing.
 _FIXED = (
     *("task", "data.valid", "data.eval", "data.eval_limit", "data.seed", "evaluation", "baselines", "checkpoints"),
     *("guards.overfitting", "guards.forgetting", "train.evaluations", "train.seed"),
@@ -44,10 +44,10 @@ _WAYS = "field=LOW..HIGH, field=LOW..HIGH:log, or field=A,B,C"
 
 
 class Selection(Model):
-    """What the search gained over the config as it was, in the objective's own unit; above 0 is better.
+    """Gain of the search over the original config, in the unit of the objective; above 0 is better.
 
-    ``seen`` is the gain on the rows that chose, ``value`` with its interval that on rows that did not; NaN where it
-    cannot be told (the loss is the objective, or the default was not among the whole trials).
+    ``seen`` is the gain on the rows that chose; ``value`` with its interval is the gain on rows that did not, NaN if it
+    cannot be computed (the loss is the objective, or the default is not among the complete trials).
     """
 
     seen: float
@@ -57,22 +57,22 @@ class Selection(Model):
 
 
 class Sweep(Model):
-    """The answer of :func:`sweep`.
+    """The result of :func:`sweep`.
 
     Attributes:
-        task, model: As the config names them.
-        objective, direction: What trials were judged by.
-        rows: Validation rows that judged.
+        task, model: As in the config.
+        objective, direction: The criterion of the trials.
+        rows: Number of validation rows.
         space: Each key and its values, as they were written.
-        trials: In the order they ended.
-        default: Number of the trial with the config as it was; None where that lies outside the space.
-        best: Number of the best trial; None where all broke.
-        gain: Over the default.
-        confidence: Of the interval.
-        headline: The answer.
-        caution: How far to trust it.
+        trials: Trials in the order in which they ended.
+        default: Number of the trial with the original config; None if that is outside the space.
+        best: Number of the best trial; None if all failed.
+        gain: Gain over the default.
+        confidence: Level of the interval.
+        headline: The result.
+        caution: How far the result can be trusted.
         config: Path of the best config, ready to run; empty without one.
-        folder: Where the journal lies.
+        folder: Folder of the journal.
     """
 
     task: str
@@ -103,20 +103,21 @@ def sweep(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Sweep:
-    """Search over keys of a config; the same call goes on where a killed one was, and with more trials from there.
+    """Search over keys of a config; the same call resumes a killed search, or extends one to more trials.
 
     Args:
         config, overrides, progress: As in :func:`fulltune.run`.
-        over: ``field=LOW..HIGH``, ``field=LOW..HIGH:log`` or ``field=A,B,C``, one a key. ``data.valid`` judges, or a
-            tenth of train that is held out.
-        trials: How many; a space of choices alone may have fewer points. The config as it is comes first.
-        seed: Of the search.
-        prune: End trials early that fall behind the median of those before.
-        out: The folder ``sweep-…`` lies there.
+        over: ``field=LOW..HIGH``, ``field=LOW..HIGH:log`` or ``field=A,B,C``, one per key. ``data.valid`` judges, or a
+        tenth
+            of train that is held out.
+        trials: Total number of trials, fewer if a space of choices has fewer points. The original config comes first.
+        seed: Seed of the search.
+        prune: End trials early that fall behind the median of those before them.
+        out: The runs folder, where the folder ``sweep-…`` is created.
 
     Raises:
-        ConfigError: A key or a value does not fit; all of them at once, before the first trial.
-        FulltuneError: All that would stop the run before its first step.
+        ConfigError: A key or a value is not valid; all problems at once, before the first trial.
+        FulltuneError: Anything that would stop the run before its first step.
     """
     config, progress = with_validation_rows(load_config(config, overrides)), progress or NullProgress()
     space = parse_space(config, over)
@@ -134,10 +135,10 @@ def sweep(
 
 
 def parse_space(config: Config, over: Sequence[str]) -> Space:
-    """The keys and values to search over.
+    """Return the keys and values to search over.
 
     Raises:
-        ConfigError: All that does not fit, at once.
+        ConfigError: All problems at once.
     """
     space: dict[str, Range | Choice] = {}
     problems = [] if over else [Problem("nothing to search over", _WAYS, where="--over")]
@@ -167,7 +168,7 @@ def _check_field(field: str, text: str, known: Mapping[str, Any]) -> None:
 
 
 def _values(config: Config, field: str, text: str) -> Range | Choice:
-    """The values of a key, each of them one that the config takes."""
+    """Return the values of a key; each is one that the config takes."""
     found = _RANGE.match(text)
     if found:
         return _range(config, field, found)
@@ -186,22 +187,23 @@ def _range(config: Config, field: str, found: re.Match[str]) -> Range:
         raise ConfigError(f"{text!r}", expected="a low end above 0 for :log", where="--over", field=field)
     whole = all(isinstance(number, int) for number in numbers)
     _require_valid(config, field, numbers)
-    # Whole ends of a key that takes fractions, like train.epochs=2..8, mean all numbers between them.
+    # Whole bounds of a key that takes fractions, like train.epochs=2..8, mean all numbers in between.
     is_whole = whole and isinstance(_get(with_settings(config, {field: numbers[0]}), field), int)
     low, high = numbers if is_whole else [float(number) for number in numbers]
     return Range(low, high, log=is_log)
 
 
 def _read(text: str) -> Value:
+    """Return a value as YAML reads it; ``1e-5`` is a number too."""
     value = read_value(text.strip(), "--over")
     return value if isinstance(value, (bool, int, float, type(None))) else text.strip()
 
 
 def _require_valid(config: Config, field: str, values: Sequence[Value]) -> None:
-    """Every value makes a config that could be run.
+    """Check that every value makes a config that can be run.
 
     Raises:
-        ConfigError: Some do not; each is named.
+        ConfigError: Names each value that does not.
     """
     problems = list[Problem]()
     for value in values:
@@ -220,7 +222,7 @@ def _get(config: Config, field: str) -> Any:
 
 
 def _default(config: Config, space: Space) -> dict[str, Value] | None:
-    """The config's own values, where all of them lie in the space."""
+    """Return the values of the original config if all of them are in the space."""
     values = {field: _get(config, field) for field in space}
     return values if all(space[field].holds(value) for field, value in values.items()) else None
 
@@ -280,7 +282,7 @@ def _gain(
 
 
 def _table(path: Path) -> Any:
-    """Statistics of a trial's rows, zeros where the metric does not apply."""
+    """Return the statistics per row of a trial, zeros for rows to which the metric does not apply."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     rows = np.array(kept["rows"], dtype=float)
     return np.where(np.array(kept["applies"], dtype=bool)[:, None], rows, 0.0)
@@ -302,7 +304,7 @@ def _headline(goal: Objective, chosen: Tried | None, default: Tried | None) -> s
 def _caution(
     goal: Objective, tried: Sequence[Tried], chosen: Tried | None, gain: Selection | None, rows: int, confidence: float
 ) -> str:
-    """What selection on these rows may have made up."""
+    """Return how much of the gain selection on these rows may have caused."""
     if chosen is None:
         return ""
     base = f"The best of {len(tried)} trials was chosen on {rows} validation rows, so its value there flatters it."
@@ -311,7 +313,8 @@ def _caution(
     if math.isnan(gain.value):
         why = "with a loss as the objective" if goal.metric is None else "for the default did not come to its end"
         return (
-            f"{base} How much of the gain is luck cannot be told {why}: run both configs and `fulltune compare` them."
+            f"{base} How much of the gain is luck cannot be estimated {why}: run both configs, and compare them with "
+            "`fulltune compare`."
         )
     points = 100 if goal.metric is not None and goal.metric.percent else 1
     unit = " points" if points == 100 else ""

@@ -1,6 +1,6 @@
-"""A trial: one training that is judged on validation rows and thrown away. Searches for settings are made of trials.
+"""Train trials: trainings that are judged on validation rows and thrown away. Searches for settings consist of trials.
 
-No baseline, no retention, no checkpoint, and never a row of the evaluation set.
+A trial has no baselines, no retention and no checkpoints, and never uses a row of the evaluation set.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from fulltune.training.guards.overfitting import OverfittingGuard
 from fulltune.training.regularization import costs, general_text
 from fulltune.training.regularization.penalties import regularizers
 
-#: Told of each evaluation after the first step: its number from 1, and the value. True ends the training.
+#: Called after each evaluation but the first with its number, from 1, and the value; returning True ends the training.
 Report = Callable[[int, float], bool]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What trials are judged by: the metric that chooses the best step of a run, or the evaluation loss (no metric)."""
+    """Criterion of trials: the metric that chooses the best step of a run, or the evaluation loss (no metric)."""
 
     metric: Metric | None
 
@@ -52,16 +52,16 @@ class Objective:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of a training.
+    """Result of a training.
 
     Attributes:
-        value: The best value on the validation rows after the first step; NaN where training broke before one.
-        step: Where that was.
+        value: The best value on the validation rows after the first step; NaN if the training failed before one.
+        step: Step of the best value.
         seconds: Wall time of training.
-        tokens: Input tokens seen.
-        broke: Why training was stopped; empty where it was not.
-        ended_early: Whether the report asked for that.
-        answers: The objective's statistics of each validation row; None where the objective is the loss.
+        tokens: Input tokens that were trained on.
+        broke: Why training was stopped; empty if it was not.
+        ended_early: Whether the report function ended it.
+        answers: Statistics of the objective per validation row; None if the objective is the loss.
     """
 
     value: float
@@ -74,10 +74,10 @@ class Trial:
 
 
 def objective(config: Config) -> Objective:
-    """What trials of the config are judged by; its metric knows no labels yet, for no row has been read.
+    """Return the criterion of trials of a config; its metric has no labels yet because no row has been read.
 
     Raises:
-        ConfigError: ``guards.overfitting.metric`` is no metric of the task.
+        ConfigError: ``guards.overfitting.metric`` is not a metric of the task.
     """
     return Objective(choosing_metric(config, plugins.load("task", config.task)(config)))
 
@@ -116,13 +116,13 @@ class Bench:
         """
         job = self._job(_thin(with_validation_rows(config)))
         make_plan(job)
-        student = job.another_model()
-        job.task.begin(student, job.data.train.examples)
-        guard = overfitting_guard(job, student)
+        model = job.another_model()
+        job.task.begin(model, job.data.train.examples)
+        guard = overfitting_guard(job, model)
         if guard is None:
             raise TypeError("a trial has validation rows and evaluations")
         watch = _Watch(guard, report)
-        result = self._fit(job, student, [guard, watch], name)
+        result = self._fit(job, model, [guard, watch], name)
         value, step = _best(guard)
         return Trial(
             value=value,
@@ -131,17 +131,17 @@ class Bench:
             tokens=result.training.tokens,
             broke=str(result.stopped) if result.stopped else "",
             ended_early=watch.ended_early,
-            answers=_answers(job, student),
+            answers=_answers(job, model),
         )
 
-    def _fit(self, job: Job, student: Bundle, callbacks: Sequence[TrainerCallback], name: str) -> TrainingResult:
+    def _fit(self, job: Job, model: Bundle, callbacks: Sequence[TrainerCallback], name: str) -> TrainingResult:
         general = general_features(job.config, job.base, self.out)
         features = general_text.mixed(job.features, general, costs.replayed(job.config.regularize, len(job.features)))
         total = total_steps(job.config.train, len(features), job.micro_batches(features))
         stage = self.progress.stage(name, total=total, unit="step")
         with tempfile.TemporaryDirectory(prefix="fulltune-") as folder, stage as bar:
             return fit(
-                student,
+                model,
                 job.method,
                 features,
                 job.curve,
@@ -165,17 +165,17 @@ class Bench:
         return self._kept[1].with_config(config)
 
 
-def _answers(job: Job, student: Bundle) -> Accumulator | None:
+def _answers(job: Job, model: Bundle) -> Accumulator | None:
     """Return the statistics of each validation row; None if the objective is the loss."""
     metric = choosing_metric(job.config, job.task)
     if metric is None:
         return None
-    predict = job.task.predictor(student, "tuned")
+    predict = job.task.predictor(model, "tuned")
     return evaluate(predict, job.data.shown, (metric,), system="tuned").accumulator
 
 
 class _Watch(TrainerCallback):
-    """Reports the guard's values as they come."""
+    """Report the values of the guard as they are computed."""
 
     def __init__(self, guard: OverfittingGuard, report: Report) -> None:
         self.guard, self.report, self.ended_early = guard, report, False
@@ -190,7 +190,7 @@ class _Watch(TrainerCallback):
 
 
 def _thin(config: Config) -> Config:
-    """Nothing is written, nothing is asked of the base, and there is a curve to choose by."""
+    """Return the config without checkpoints, retention and trackers, and with an evaluation curve to choose by."""
     guards = {"forgetting": None, "overfitting": config.guards.overfitting or OverfittingConfig(patience=0)}
     train = {"evaluations": max(1, config.train.evaluations)}
     return config.model_copy(
@@ -204,7 +204,7 @@ def _thin(config: Config) -> Config:
 
 
 def _best(guard: OverfittingGuard) -> tuple[float, int]:
-    """The best value after the first step: the base competes with the winner, not with each trial."""
+    """Return the best value after the first step: the base competes with the winner, not with each trial."""
     after = [(value, step) for step, value in guard.history if step > 0 and math.isfinite(value)]
     if not after:
         return math.nan, 0

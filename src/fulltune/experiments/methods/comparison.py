@@ -1,18 +1,18 @@
-"""``fulltune methods``: full, LoRA, QLoRA, prompt tuning and the baselines on the same rows. Which one for my data?
+"""``fulltune methods``: full fine-tuning, LoRA, QLoRA, prompt tuning and the baselines on the same rows.
 
     found = fulltune.compare_methods("config.yaml", rates=3, seeds=3)
     print(found.headline)
 
-Every method has the same number of rates to try, around its own usual one; they are judged on validation rows. The
-best one is then trained once a seed, for the same steps as all others, and scored once on the evaluation rows. Each
-part is done in a process of its own, and one that is done is not done again: a killed comparison goes on where it was.
+Every method gets the same number of rates to try, around its own usual rate; they are judged on validation rows. The
+best rate is then trained once per seed, for the same number of steps as all others, and scored once on the evaluation
+rows. Each part runs in a worker process and is not repeated once it is done: a killed comparison resumes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
@@ -21,7 +21,7 @@ from typing import Any
 from fulltune.config import LEARNING_RATES, Config, load_config, with_validation_rows
 from fulltune.errors import ConfigError, Problem, did_you_mean
 from fulltune.experiments.methods.recommend import recommend
-from fulltune.experiments.methods.worker import Answer, ArmDied, Order, answer_path, in_a_process
+from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied, answer_path, execute_in_worker
 from fulltune.metrics import known, seeds
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
@@ -37,14 +37,14 @@ from fulltune.store.jobs import job_folder, locked
 
 METHODS = ("full", "lora", "qlora", "prompt-tuning")
 
-#: Neighboring rates of a search differ by this factor: half a decade.
+#: Ratio of adjacent rates of a search: half a decade.
 SPACING = math.sqrt(10)
 
-#: Methods whose usual rates move together: what is ten times higher than usual for one is so for the others.
+#: Methods whose best rates move together: if a rate far from the usual suits one, it suits the others.
 _ON_WEIGHTS = ("full", "lora", "qlora")
 
-#: Does what an order says, and leaves the answer beside the path.
-Runner = Callable[[Order, Path], Answer]
+#: Executes a job spec, and writes the answer next to its path.
+Runner = Callable[[JobSpec, Path], Answer]
 
 
 def compare_methods(
@@ -60,39 +60,41 @@ def compare_methods(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     quiet: bool = False,
-    runner: Runner = in_a_process,
+    runner: Runner = execute_in_worker,
 ) -> MethodComparison:
-    """Compare methods on a config's rows; the same call goes on where a killed one was.
+    """Compare methods on the rows of a config; the same call resumes a killed comparison.
 
     Args:
-        config, overrides, progress: As in :func:`fulltune.run`; its ``train.learning_rate`` is the middle of the rates
-            of its own method.
-        methods: Names; the first of them that is ``full``, else the first, is what others are compared with.
-        rates: Learning rates to try for each method.
-        seeds: Runs of each with the chosen rate: ``train.seed`` and those after it.
-        max_steps: Optimizer steps of every training; default: as the config says.
-        tokens: Instead, about so many training tokens.
+        config, overrides, progress: As in :func:`fulltune.run`; ``train.learning_rate`` is the middle of the rates of
+        the
+            config's own method.
+        methods: Names; the others are compared with ``full``, or with the first one if it is not among them.
+        rates: Learning rates to try per method.
+        seeds: Runs per method at the chosen rate: ``train.seed`` and the seeds after it.
+        max_steps: Optimizer steps per training; the default is that of the config.
+        tokens: Training tokens per training, approximately, instead of steps.
         prune: End trials early that fall behind.
-        out: Runs go there, and the folder ``methods-…`` with ``methods.json`` and ``methods.html``.
-        quiet: The processes say nothing.
-        runner: Does a part of the work.
+        out: The runs folder, where the folder ``methods-…`` with ``methods.json`` and ``methods.html`` is created.
+        quiet: Whether the workers show no progress.
+        runner: Runs a part of the work.
 
     Raises:
-        FulltuneError: All that would stop a run before its first step. A method that does not apply is a row with its
-            reason, and no error.
+        FulltuneError: Anything that would stop a run before its first step. A method that does not apply is no error:
+        its
+            row has the reason.
     """
     _check(methods, rates, seeds, max_steps, tokens)
     config, progress = _fair(load_config(config, overrides), max_steps), progress or NullProgress()
     arguments = {"methods": list(methods), "rates": rates, "seeds": seeds, "tokens": tokens, "prune": prune}
     folder = job_folder(out, "methods", config, arguments)
     with locked(folder):
-        desk = _Desk(config, folder, Path(out), quiet, prune, runner, progress)
-        prepared = desk.prepare(methods)
+        scheduler = _Scheduler(config, folder, Path(out), quiet, prune, runner, progress)
+        prepared = scheduler.prepare(methods)
         if tokens:
             steps = max(1, round(tokens / prepared.tokens_per_step))
-            desk, prepared = desk.for_steps(steps), prepared.model_copy(update={"steps": steps})
+            scheduler, prepared = scheduler.for_steps(steps), prepared.model_copy(update={"steps": steps})
         numbers = [config.train.seed + index for index in range(seeds)]
-        results = [desk.method(name, grid(config, name, rates), numbers, prepared) for name in methods]
+        results = [scheduler.method(name, grid(config, name, rates), numbers, prepared) for name in methods]
         found = _told(config, prepared, results, numbers, folder, Path(out))
         atomic_text(folder / "methods.json", found.to_json())
         atomic_text(folder / "methods.html", render(found))
@@ -100,10 +102,10 @@ def compare_methods(
 
 
 def grid(config: Config, method: str, rates: int) -> tuple[float, ...]:
-    """Rates to try: ``rates`` of them, half a decade apart, around the one that is usual for the method.
+    """Return the rates to try: ``rates`` of them, half a decade apart, around the usual rate of the method.
 
-    The config's own rate is the middle for its own method. Between full, LoRA and QLoRA it carries over: where it is
-    three times the usual one for the first, so it is for the others (a small model learns at higher rates by each).
+    The config's own rate is the middle for its own method. Between full, LoRA and QLoRA its ratio to the usual rate
+    carries over (a small model learns at higher rates by each of them).
     """
     middle = LEARNING_RATES.get(method, config.train.learning_rate)
     if method == config.method:
@@ -134,9 +136,7 @@ def _check(methods: Sequence[str], rates: int, seeds: int, max_steps: int | None
 
 
 def _fair(config: Config, max_steps: int | None) -> Config:
-    """Rows to choose by, a curve to choose the best step on, and the same number of steps for all: patience ends none
-    early.
-    """
+    """Return the config with validation rows, a curve to choose the best step by, and no early stop."""
     config = with_validation_rows(config)
     train = {"evaluations": max(1, config.train.evaluations)} | ({"max_steps": max_steps} if max_steps else {})
     guard = config.guards.overfitting
@@ -150,8 +150,8 @@ def _fair(config: Config, max_steps: int | None) -> Config:
 
 
 @dataclass(frozen=True)
-class _Desk:
-    """Gives orders, and knows which are done."""
+class _Scheduler:
+    """Run job specs in workers, and skip those that are done."""
 
     config: Config
     folder: Path
@@ -161,33 +161,37 @@ class _Desk:
     runner: Runner
     progress: Progress
 
-    def for_steps(self, steps: int) -> _Desk:
+    def for_steps(self, steps: int) -> _Scheduler:
         train = self.config.train.model_copy(update={"max_steps": steps})
         config = self.config.model_copy(update={"train": train})
-        return _Desk(config, self.folder, self.out, self.quiet, self.prune, self.runner, self.progress)
+        return replace(self, config=config)
 
     def prepare(self, methods: Sequence[str]) -> Answer:
-        """Raises what makes the whole job impossible."""
-        answer = self._ask("prepare", self._order(kind="prepare", methods=tuple(methods)))
+        """Check the job for all methods.
+
+        Raises:
+            FulltuneError: Anything that makes the comparison impossible.
+        """
+        answer = self._ask("prepare", self._spec(kind="prepare", methods=tuple(methods)))
         if answer.refused:
             raise answer.refused.error()
         return answer
 
     def method(self, name: str, rates: Sequence[float], seeds: Sequence[int], prepared: Answer) -> MethodResult:
-        """Search and run one method."""
+        """Search the rate of one method and run it."""
         try:
             tried = self._search(name, rates)
             chosen = _best(tried, prepared.higher_is_better) if len(rates) > 1 else rates[0]
             if chosen is None:
                 reason = next((trial.reason for trial in tried if trial.reason), "training broke at every rate")
-                # Refused before any step, at every rate: it is the method that does not fit, not the rates.
+                # Refused before any step at every rate: the method does not apply, whatever the rate.
                 if all(trial.seconds == 0 for trial in tried):
                     return MethodResult(method=name, status="does not apply", reason=reason)
                 return MethodResult(method=name, status="failed", reason=reason, rates=tried)
             runs = tuple(self._run(name, chosen, seed) for seed in seeds)
         except _NotApplicable as error:
             return MethodResult(method=name, status="does not apply", reason=str(error))
-        except ArmDied as error:
+        except WorkerDied as error:
             return MethodResult(method=name, status="failed", reason=str(error))
         broken = next((run for run in runs if not math.isfinite(run.score.value)), None)
         if broken is not None:
@@ -199,14 +203,14 @@ class _Desk:
     def _search(self, name: str, rates: Sequence[float]) -> tuple[Tried, ...]:
         if len(rates) == 1:
             return ()
-        order = self._order(kind="search", methods=(name,), rates=tuple(rates), prune=self.prune)
-        answer = self._ask(f"{name}: {len(rates)} rates", order)
+        spec = self._spec(kind="search", methods=(name,), rates=tuple(rates), prune=self.prune)
+        answer = self._ask(f"{name}: {len(rates)} rates", spec)
         _applies(answer)
         return tuple(sorted(answer.tried, key=lambda trial: _rate(trial)))
 
     def _run(self, name: str, rate: float, seed: int) -> SeedRun:
-        order = self._order(kind="run", methods=(name,), rates=(rate,), seed=seed)
-        answer = self._ask(f"{name}: seed {seed}", order)
+        spec = self._spec(kind="run", methods=(name,), rates=(rate,), seed=seed)
+        answer = self._ask(f"{name}: seed {seed}", spec)
         _applies(answer)
         return _seed_run(read_record(self.out / answer.run_id / "record.json"), seed, answer.device_bytes)
 
@@ -214,35 +218,35 @@ class _Desk:
         found = read_record(self.out / run.run_id / "record.json").parameters
         return found.trainable, found.total
 
-    def _order(self, **fields: Any) -> Order:
+    def _spec(self, **fields: Any) -> JobSpec:
         config = self.config.model_dump(mode="json")
-        return Order(config=config, out=str(self.out), folder=str(self.folder), quiet=self.quiet, **fields)
+        return JobSpec(config=config, out=str(self.out), folder=str(self.folder), quiet=self.quiet, **fields)
 
-    def _ask(self, title: str, order: Order) -> Answer:
-        name = "-".join([*order.methods, order.kind, *([str(order.seed)] if order.kind == "run" else [])])
-        path = self.folder / "arms" / f"{name if order.kind != 'prepare' else 'prepare'}.json"
+    def _ask(self, title: str, spec: JobSpec) -> Answer:
+        name = "-".join([*spec.methods, spec.kind, *([str(spec.seed)] if spec.kind == "run" else [])])
+        path = self.folder / "jobs" / f"{name if spec.kind != 'prepare' else 'prepare'}.json"
         path.parent.mkdir(exist_ok=True)
-        done = self._done(order, path)
+        done = self._done(spec, path)
         if done is not None:
             return done
         answer_path(path).unlink(missing_ok=True)
-        atomic_text(path, order.to_json())
+        atomic_text(path, spec.to_json())
         self.progress.note(title)
-        return self.runner(order, path)
+        return self.runner(spec, path)
 
-    def _done(self, order: Order, path: Path) -> Answer | None:
-        """The answer to the same order, where it is there and what it names still is."""
+    def _done(self, spec: JobSpec, path: Path) -> Answer | None:
+        """Return the answer to the same job spec if it exists and the run that it names still exists."""
         kept = answer_path(path)
         if not (path.exists() and kept.exists()):
             return None
-        same = Order.model_validate_json(path.read_text(encoding="utf-8")).model_copy(update={"quiet": order.quiet})
+        same = JobSpec.model_validate_json(path.read_text(encoding="utf-8")).model_copy(update={"quiet": spec.quiet})
         answer = Answer.model_validate_json(kept.read_text(encoding="utf-8"))
-        is_there = order.kind != "run" or (self.out / answer.run_id / "record.json").exists()
-        return answer if same == order and not answer.refused and is_there else None
+        is_there = spec.kind != "run" or (self.out / answer.run_id / "record.json").exists()
+        return answer if same == spec and not answer.refused and is_there else None
 
 
 class _NotApplicable(Exception):
-    """A method that refused this job, with its reason."""
+    """A method refused this job, with its reason."""
 
 
 def _applies(answer: Answer) -> None:
@@ -289,7 +293,7 @@ def _measured(
     runs: tuple[SeedRun, ...],
     parameters: tuple[int, int],
 ) -> MethodResult:
-    """A method's costs; what it scored over its seeds is told once all are there."""
+    """Return the costs of a method; its score over seeds is added once all methods are done."""
     return MethodResult(
         method=name,
         status="measured",
@@ -354,7 +358,7 @@ def _told(
 def _baselines(
     record: Record, out: Path, reference: Sequence[Accumulator], metric: Metric, settings: Mapping[str, Any]
 ) -> tuple[SystemResult, ...]:
-    """What trains nothing, from a run of the reference."""
+    """Return the systems without training, from a run of the reference."""
     return tuple(
         SystemResult(
             system=system,
@@ -367,10 +371,10 @@ def _baselines(
 
 
 def _metric(record: Record) -> Metric:
-    """The metric that decides, made anew for the labels of the run.
+    """Return the deciding metric for the labels of the run.
 
     Raises:
-        ConfigError: A package's own metric, which cannot be computed again from predictions.
+        ConfigError: The metric is of another package, and cannot be computed again from predictions.
     """
     metrics = known(record.details.get("labels", ()), bool(record.details.get("multi_label", False)))
     if record.metric not in metrics:
@@ -390,7 +394,7 @@ def _scored(
     metric: Metric,
     settings: Mapping[str, Any],
 ) -> MethodResult:
-    """The method with its score over seeds and its difference to the reference."""
+    """Return the method with its score over seeds and its difference from the reference."""
     if result.method not in rows:
         return result
     own, is_reference = rows[result.method], result.method == reference

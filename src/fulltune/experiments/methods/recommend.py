@@ -1,4 +1,4 @@
-"""Which method to take: pure words and rules over what was measured."""
+"""Recommend a method by fixed rules over the measurements."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fulltune.metrics.base import Metric
 from fulltune.records.methods import MethodResult, SystemResult
 from fulltune.records.run import Comparison
 
-#: A cost that differs by less than this share is no reason to prefer a method.
+#: Relative difference of a cost below which it is no reason to prefer a method.
 _ALIKE = 0.05
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method (None where nothing can be recommended), the answer in words, and what to know before trusting it."""
+    """A method (None if nothing can be recommended), the recommendation in words, and its caveats."""
 
     method: str | None
     headline: str
@@ -26,10 +26,10 @@ class Choice:
 def recommend(
     methods: Sequence[MethodResult], baselines: Sequence[SystemResult], reference: str, metric: Metric
 ) -> Choice:
-    """Take the best method that differs from the reference for sure, else the cheapest that does not.
+    """Recommend the best method that certainly differs from the reference, else the cheapest that does not.
 
-    "Does not differ for sure" is not "equal": the sentence gives the interval, so that the reader sees how much better
-    the dearer one may still be.
+    "Does not certainly differ" is not "equal": the sentence has the interval, so that the reader sees how much better
+    the more expensive method may still be.
     """
     measured = [result for result in methods if result.status == "measured"]
     notes = (*_edges(measured), *_kept(measured), *_warnings(measured), *_several(measured))
@@ -76,12 +76,12 @@ def _chosen(own: MethodResult, others: Sequence[MethodResult], metric: Metric) -
 
 
 def _learnt(result: MethodResult) -> bool:
-    """Whether training beat the base in some run: what learnt nothing is cheap for no merit of its own."""
+    """Return whether training beat the base in some run: learning nothing is cheap for the wrong reason."""
     return not result.runs or not all(run.base_kept for run in result.runs)
 
 
 def _risk(cheap: MethodResult, own: MethodResult, metric: Metric) -> str:
-    """How much better the dearer method may be, by the interval."""
+    """Return how much better the more expensive method may be, by the interval."""
     _, _, most = _oriented(cheap.against, metric, -1)
     if not math.isfinite(most) or most <= 0:
         return f"Take {cheap.method}."
@@ -92,7 +92,7 @@ def _risk(cheap: MethodResult, own: MethodResult, metric: Metric) -> str:
 
 
 def _costs(result: MethodResult, than: MethodResult) -> str:
-    """`` at 3.4× the memory and 1.2× the time``."""
+    """Format costs: `` at 3.4× the memory and 1.2× the time``."""
     parts = [
         f"{ratio:.2g}× the {name}"
         for name, ratio in (
@@ -109,7 +109,7 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _against_baselines(chosen: MethodResult, baselines: Sequence[SystemResult], metric: Metric) -> str:
-    """A system without training that scores higher than what is recommended must be named."""
+    """Return a sentence if a system without training scores higher than the recommended method."""
     if chosen.score is None:
         return ""
     sign = 1 if metric.direction == "higher" else -1
@@ -139,7 +139,7 @@ def _kept(measured: Sequence[MethodResult]) -> list[str]:
 
 
 def _warnings(measured: Sequence[MethodResult]) -> list[str]:
-    """What the runs themselves warned of, once each."""
+    """Return the warnings of the runs, each once."""
     lines = {f"{result.method}: {text}": None for result in measured for run in result.runs for text in run.warnings}
     return list(lines)
 
@@ -164,7 +164,7 @@ def _score(result: MethodResult, metric: Metric) -> str:
 
 
 def _gain(comparison: Comparison | None, metric: Metric, sign: int) -> str:
-    """``2.1 points (0.9–3.3)``: how much better, or with ``sign`` -1 worse, in the metric's direction."""
+    """Format ``2.1 points (0.9–3.3)``: how much better, or with ``sign`` -1 worse, in the direction of the metric."""
     delta, low, high = _oriented(comparison, metric, sign)
     return f"{_amount(delta, metric)} ({_bare(low, metric)} to {_bare(high, metric)})"
 
@@ -176,7 +176,7 @@ def _signed(comparison: Comparison | None, metric: Metric) -> str:
 
 
 def _oriented(comparison: Comparison | None, metric: Metric, sign: int) -> tuple[float, float, float]:
-    """Difference and interval, above 0 where the method (or with ``sign`` -1 the reference) is better."""
+    """Return difference and interval, above 0 if the method (or with ``sign`` -1 the reference) is better."""
     if comparison is None:
         return math.nan, math.nan, math.nan
     if sign * (1 if metric.direction == "higher" else -1) > 0:

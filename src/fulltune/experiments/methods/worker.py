@@ -1,9 +1,9 @@
-"""Run one part of a comparison of methods in a process of its own.
+"""Execute one part of a comparison of methods in a process of its own.
 
-    python -m fulltune.experiments.methods.worker ORDER.json
+    python -m fulltune.experiments.methods.worker JOB.json
 
-A process of its own makes its peak of memory mean something, and keeps what one method leaves behind (patched layers, a
-killed process) from the next. The answer lies beside the order as ``*.answer.json``.
+In a separate process the peak of the memory belongs to one method alone, and leftovers of one method (patched layers, a
+killed process) do not affect the next. The answer is written next to the job spec as ``*.answer.json``.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from fulltune.runtime.progress import Progress, open_progress
 from fulltune.store.runs import list_runs
 
 
-class ArmDied(FulltuneError):
-    """A process ended without an answer."""
+class WorkerDied(FulltuneError):
+    """A worker process ended without an answer."""
 
 
-class Order(Model):
-    """What to do.
+class JobSpec(Model):
+    """The job of a worker.
 
     Attributes:
         kind: ``prepare`` (check the job, count its steps, answer the baselines), ``search`` (try rates) or ``run``.
-        config: The job, with its validation rows and the seed of its split.
-        methods: Those compared, for ``prepare``; else the one concerned.
-        rates: To try, or the one to run with.
-        seed: Of the run.
-        prune: End trials early.
-        out: Where runs live.
-        folder: Of the comparison.
-        quiet: No progress.
+        config: The config, with its validation rows and the seed of its split.
+        methods: All methods for ``prepare``; else one method.
+        rates: Rates to try, or the rate of the run.
+        seed: Seed of the run.
+        prune: Whether trials are ended early.
+        out: The runs folder.
+        folder: Folder of the comparison.
+        quiet: Whether no progress is shown.
     """
 
     kind: Literal["prepare", "search", "run"]
@@ -57,7 +57,7 @@ class Order(Model):
 
 
 class Refusal(Model):
-    """An error that a user can mend, or that tells why a method does not apply."""
+    """An error that a user can fix, or the reason why a method does not apply."""
 
     kind: str
     problems: tuple[dict[str, str], ...]
@@ -69,7 +69,7 @@ class Refusal(Model):
 
 
 class Answer(Model):
-    """What came of it: of ``prepare`` the plan's counts, of ``search`` the trials, of ``run`` the run's id."""
+    """Result of a worker: the counts of the plan (``prepare``), the trials (``search``) or the run id (``run``)."""
 
     refused: Refusal | None = None
     steps: int = 0
@@ -82,44 +82,44 @@ class Answer(Model):
     device_bytes: int = 0
 
 
-def answer_path(order: Path) -> Path:
-    """Where the answer to an order lies."""
-    return order.with_suffix(".answer.json")
+def answer_path(spec: Path) -> Path:
+    """Return the path of the answer to a job spec."""
+    return spec.with_suffix(".answer.json")
 
 
-def obey(order: Order, progress: Progress) -> Answer:
-    """Do it in this process. An error of fulltune's own is an answer too."""
+def execute(spec: JobSpec, progress: Progress) -> Answer:
+    """Execute a job spec in this process; an error of fulltune is an answer too."""
     try:
-        return {"prepare": _prepare, "search": _search, "run": _run}[order.kind](order, progress)
+        return {"prepare": _prepare, "search": _search, "run": _run}[spec.kind](spec, progress)
     except FulltuneError as error:
         problems = tuple(problem.to_dict() for problem in error.problems)
         return Answer(refused=Refusal(kind=type(error).__name__, problems=problems))
 
 
-def in_a_process(order: Order, path: Path) -> Answer:
-    """Do it in a new process, which reads the order from ``path``.
+def execute_in_worker(spec: JobSpec, path: Path) -> Answer:
+    """Execute a job spec in a new process, which reads it from ``path``.
 
     Raises:
-        ArmDied: The process ended without an answer; tells how.
+        WorkerDied: The process ended without an answer; the message has its exit code or signal.
     """
     answer = answer_path(path)
     done = subprocess.run(
         [sys.executable, "-m", "fulltune.experiments.methods.worker", str(path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if order.quiet else None,
+        stderr=subprocess.DEVNULL if spec.quiet else None,
         check=False,
     )
     if done.returncode == 0 and answer.exists():
         return Answer.model_validate_json(answer.read_text(encoding="utf-8"))
     if done.returncode < 0:
         why = " (often a lack of memory)" if done.returncode == -9 else ""
-        raise ArmDied(f"its process was killed by signal {-done.returncode}{why}")
-    raise ArmDied(f"its process ended with exit code {done.returncode}", fix="look at what it wrote before")
+        raise WorkerDied(f"its process was killed by signal {-done.returncode}{why}")
+    raise WorkerDied(f"its process ended with exit code {done.returncode}", fix="look at what it wrote before")
 
 
 def of_method(config: Config, method: str) -> Config:
-    """The config for another method: keys of ``adapter`` that it does not read are left out."""
+    """Return the config for another method, without keys of ``adapter`` that the method does not read."""
     from fulltune.runtime import plugins
 
     reads = plugins.load("method", method).reads
@@ -127,8 +127,8 @@ def of_method(config: Config, method: str) -> Config:
     return config.model_copy(update={"method": method, "adapter": AdapterConfig(**kept)})
 
 
-def _prepare(order: Order, progress: Progress) -> Answer:
-    """Check the whole job once, and put the baselines' answers into the cache, so that no run pays for them."""
+def _prepare(spec: JobSpec, progress: Progress) -> Answer:
+    """Check the job once, and write the answers of the baselines to the cache, so that no run pays for them."""
     from fulltune.evaluation.baselines import choose_shots
     from fulltune.evaluation.evaluate import score_baselines
     from fulltune.experiments.trials import objective
@@ -137,16 +137,16 @@ def _prepare(order: Order, progress: Progress) -> Answer:
     from fulltune.pipeline.planning.measured_plan import make_plan
     from fulltune.runtime import plugins
 
-    config = load_config(order.config)
+    config = load_config(spec.config)
     config = of_method(config, config.method)
-    job = prepare_job(config, order.out)
+    job = prepare_job(config, spec.out)
     job.check_audit()
     plan = make_plan(job)
     shots = choose_shots(job.task, config, job.base.family, job.data.train.examples, job.data.eval.examples)
-    # A method that takes room of the window leaves less to the baselines it is compared with.
-    windows = {plugins.load("method", name).reserved(of_method(config, name).adapter): name for name in order.methods}
+    # A method that uses positions of the window leaves fewer to the baselines that it is compared with.
+    windows = {plugins.load("method", name).reserved(of_method(config, name).adapter): name for name in spec.methods}
     for name in windows.values():
-        base = load_model(of_method(job.config, name), job.task, order.out)
+        base = load_model(of_method(job.config, name), job.task, spec.out)
         score_baselines(
             job.config,
             job.task,
@@ -167,60 +167,60 @@ def _prepare(order: Order, progress: Progress) -> Answer:
     )
 
 
-def _search(order: Order, progress: Progress) -> Answer:
+def _search(spec: JobSpec, progress: Progress) -> Answer:
     from fulltune.experiments.search import Choice, search
     from fulltune.experiments.trials import Bench
     from fulltune.pipeline.job import parts
 
-    (method,) = order.methods
-    config = of_method(load_config(order.config), method)
+    (method,) = spec.methods
+    config = of_method(load_config(spec.config), method)
     parts(config)
-    space = {"train.learning_rate": Choice(order.rates)}
+    space = {"train.learning_rate": Choice(spec.rates)}
     tried = search(
         config,
         space,
-        Path(order.folder) / f"search-{method}",
-        Bench(order.out, progress),
-        trials=len(order.rates),
-        prune=order.prune,
-        first=[{"train.learning_rate": rate} for rate in order.rates],
+        Path(spec.folder) / f"search-{method}",
+        Bench(spec.out, progress),
+        trials=len(spec.rates),
+        prune=spec.prune,
+        first=[{"train.learning_rate": rate} for rate in spec.rates],
     )
     return Answer(tried=tuple(tried))
 
 
-def _run(order: Order, progress: Progress) -> Answer:
+def _run(spec: JobSpec, progress: Progress) -> Answer:
     import torch
 
     from fulltune.pipeline.run import run
 
-    (method,), (rate,) = order.methods, order.rates
-    config = of_method(load_config(order.config), method)
-    train = config.train.model_copy(update={"learning_rate": rate, "seed": order.seed})
+    (method,), (rate,) = spec.methods, spec.rates
+    config = of_method(load_config(spec.config), method)
+    train = config.train.model_copy(update={"learning_rate": rate, "seed": spec.seed})
     config = config.model_copy(update={"train": train})
-    record = run(config, out=order.out, progress=progress, resume=_unfinished(config, order.out))
+    record = run(config, out=spec.out, progress=progress, resume=_unfinished(config, spec.out))
     device = torch.accelerator.max_memory_allocated() if torch.accelerator.is_available() else 0
     return Answer(run_id=record.run_id, device_bytes=device)
 
 
 def _unfinished(config: Config, out: str) -> str | None:
-    """The newest run of this very config that was interrupted or killed, and can go on."""
+    """Return the newest run of the same config that was interrupted or killed and can be resumed."""
     text = dump_config(config)
     for run in reversed(list_runs(out)):
         kept = run.path / "config.yaml"
         is_cut = run.status.state in ("stopped", "killed") and not (run.path / "record.json").exists()
-        # Nothing to go on with lies in a run that ended before its training was described.
+        # A run that ended before its dependencies were written cannot be resumed.
         if is_cut and (run.path / "resume.json").exists() and kept.read_text(encoding="utf-8") == text:
             return run.run_id
     return None
 
 
-def in_this_process(order: Order, path: Path) -> Answer:
-    """Do it here; the answer is written as well."""
+def execute_and_write(spec: JobSpec, path: Path) -> Answer:
+    """Execute a job spec in this process, and write the answer."""
     with redirect_stdout(sys.stderr):
-        answer = obey(order, open_progress(order.quiet))
+        answer = execute(spec, open_progress(spec.quiet))
     atomic_text(answer_path(path), answer.to_json())
     return answer
 
 
 if __name__ == "__main__":
-    in_this_process(Order.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[1]))
+    execute_and_write(JobSpec.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[1]))

@@ -1,16 +1,16 @@
-"""How much memory a device needs to train a model in FP32 with AdamW, by engine and number of devices.
+"""Memory per device for training a model in FP32 with AdamW, by engine and number of devices.
 
-Pure arithmetic on counts; where the numbers come from is told in ``docs/distributed.md``. With P parameters and N
-devices, in bytes a device:
+Pure arithmetic on counts; ``docs/distributed.md`` has the sources of the numbers. With P parameters and N devices, in
+bytes per device:
 
     one       16 P                    weights, gradients and two moments, 4 bytes each
     ddp       20 P                    and a copy of the gradients in the buckets that are averaged
-    zero1      8 P + 16 P/N + bucket  moments sharded, beside a copy of the shard's weights and gradients
+    zero1      8 P + 16 P/N + bucket  moments sharded, with a copy of the shard's weights and gradients
     zero2      4 P + 20 P/N + bucket  gradients sharded too, and once more while they are applied
-    zero3     20 P/N + live + bucket  weights sharded too; `live` is what is gathered, or scattered, at once
+    zero3     20 P/N + live + bucket  weights sharded too; `live` is gathered or scattered at one time
     fsdp2     16 P/N + live
 
-Activations come on top (:func:`activation_bytes`). Shards: Rajbhandari et al. 2020, "ZeRO", section 5, with FP32 in the
+Activations come on top (:func:`activation_bytes`). Shards: Rajbhandari et al. 2020, "ZeRO", section 5, with FP32 in
 place of FP16 and its FP32 copies.
 """
 
@@ -26,13 +26,13 @@ Engine = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
 ENGINES: tuple[Engine, ...] = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
-#: Numbers that DeepSpeed reduces at once (``reduce_bucket_size``); it allocates so many whatever the model's size.
+#: Numbers that DeepSpeed reduces at once (``reduce_bucket_size``); it allocates that many for any model.
 BUCKET = 500_000_000
 
-#: Numbers that ZeRO-3 keeps gathered at most (``stage3_max_live_parameters``).
+#: Largest number of parameters that ZeRO-3 keeps gathered (``stage3_max_live_parameters``).
 LIVE = 1_000_000_000
 
-#: What is left free on a device: the context of CUDA, its libraries, and fragmentation.
+#: Memory that is left free on a device: the context of CUDA, its libraries, and fragmentation.
 RESERVED = 1.5 * 2**30
 
 _FLOAT = 4
@@ -40,15 +40,15 @@ _FLOAT = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """A model in numbers.
+    """The size of a model in numbers.
 
     Attributes:
-        name: For people.
-        parameters: All of them, tied ones once.
-        block: Those of its largest block (one that engines gather at once).
-        embeddings: Those of its input embeddings.
+        name: Name for people.
+        parameters: All parameters, tied ones counted once.
+        block: Parameters of the largest block (a block is what engines gather at one time).
+        embeddings: Parameters of the input embeddings.
         hidden: Width of the residual stream.
-        layers: Blocks, of both stacks where there are two.
+        layers: Number of blocks, in both stacks if there are two.
         feed_forward: Width of the feed-forward layer.
         vocabulary: Columns of the logits.
     """
@@ -65,20 +65,20 @@ class Shape:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one process needs: on its device, and of its machine's memory for what is offloaded."""
+    """Bytes that one process needs: on its device, and in host memory for what is offloaded."""
 
     device: float
     host: float = 0.0
 
 
 class Fit(Model):
-    """One line of the table: what a model needs with each engine, and the smallest number of devices where it fits.
+    """One line of the table: the smallest number of devices on which a model fits, by engine.
 
     Attributes:
-        model: Its name.
-        parameters: How many.
-        device_bytes: Memory of a device.
-        fits: By engine, the smallest number of devices on which it fits; None where it fits on none of those asked.
+        model: Name of the model.
+        parameters: Number of parameters.
+        device_bytes: Memory of one device.
+        fits: By engine, the smallest number of devices on which the model fits; None if none of those tried is enough.
     """
 
     model: str
@@ -88,21 +88,21 @@ class Fit(Model):
 
 
 class Table(Model):
-    """What fits where: rows by model and size of a device, with the presets' ``--offload`` or without."""
+    """What fits on how many devices: rows by model and device size, with or without the presets' ``--offload``."""
 
     offload: bool
     rows: tuple[Fit, ...]
 
 
 def need(shape: Shape, engine: Engine, devices: int, *, tokens: int = 1024, offload: bool = False) -> Need:
-    """What one process needs to train.
+    """Return the bytes that one process needs to train.
 
     Args:
         shape: The model.
-        engine: How it is spread; with one device all of them but ``ddp`` still work as they do.
-        devices: How many share it.
-        tokens: Of a micro-batch on one device; activations are recomputed (gradient checkpointing).
-        offload: What the preset's ``--offload`` moves to the machine's memory.
+        engine: How the model is sharded; with one device all engines but ``ddp`` still work as usual.
+        devices: Number of devices.
+        tokens: Tokens of a micro-batch on one device; activations are recomputed (gradient checkpointing).
+        offload: Whether the preset's ``--offload`` is used.
 
     Raises:
         ValueError: Fewer than one device.
@@ -128,16 +128,14 @@ def need(shape: Shape, engine: Engine, devices: int, *, tokens: int = 1024, offl
 
 
 def gathered(shape: Shape, units: int) -> float:
-    """Bytes of the embeddings and of ``units`` blocks that lie whole on a device: one at work, one that is fetched
-    ahead, and the gradients of one.
-    """
+    """Return the bytes of the embeddings and of ``units`` blocks that are complete on a device at one time."""
     return _FLOAT * (shape.embeddings + units * shape.block)
 
 
 def activation_bytes(shape: Shape, tokens: int) -> float:
-    """Bytes of activations with every block recomputed: its inputs, one block at work, and the logits three times.
+    """Return the bytes of activations with every block recomputed: block inputs, one active block, and three logits.
 
-    A block at work holds about ``8 h + 3 f`` numbers a token (h: hidden, f: feed-forward width): the linear and
+    An active block holds about ``8 h + 3 f`` numbers per token (h: hidden, f: feed-forward width): the linear and
     attention parts of Korthikanti et al. 2022, equation 1, without dropout masks and, with fused attention, without its
     scores.
     """
@@ -152,13 +150,13 @@ def what_fits(
     *,
     offload: bool = False,
 ) -> list[Fit]:
-    """The table: for every model and size of a device (GiB), the fewest devices on which each engine trains it.
+    """Return the fewest devices on which each engine trains each model, for each device size.
 
     Args:
         shapes: The models.
         devices: Numbers of devices to try, ascending.
         sizes: Memory of one device, in GiB.
-        offload: With the presets' ``--offload``.
+        offload: Whether the presets' ``--offload`` is used.
     """
 
     def fewest(shape: Shape, engine: Engine, size: int) -> int | None:

@@ -1,4 +1,4 @@
-"""What an optimizer step takes, as a function of the rows in a micro-batch. Pure numbers; ``measuring`` makes them."""
+"""Memory of an optimizer step as a function of the rows in a micro-batch; :mod:`probe_steps` measures the numbers."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from itertools import accumulate
 
 @dataclass(frozen=True)
 class Footprint:
-    """A step's memory, measured with a few rows as long as the longest.
+    """Memory of a step, measured with a few rows as long as the longest.
 
-    At one width, whatever a step takes is a constant (gradients) plus a part for each row (activations, logits). Two
-    measurements that took and gave back in the same order therefore tell every single amount for any number of rows,
-    and with it the highest point, wherever that comes to lie.
+    At a fixed width, each allocation of a step is a constant (gradients) plus a part per row (activations, logits). Two
+    measurements with allocations in the same order therefore give each allocation for any number of rows, and the peak.
 
     Attributes:
-        rows: Rows of a whole micro-batch of the job.
-        width: Tokens of the longest row, its target's too where that is another text.
-        timelines: Rows of a micro-batch → bytes taken, and negative those given back, from the step's beginning to its
-            optimizer.
+        rows: Rows of a complete micro-batch of the job.
+        width: Tokens of the longest row, with its target if that is a separate text.
+        timelines: Rows of a micro-batch → bytes allocated (positive) and freed (negative), from the beginning of the
+        step
+            to the optimizer step.
         weights: Bytes of all parameters.
         gradients: Bytes of the gradients.
-        optimizer: Bytes of the optimizer's state.
-        is_accumulated: Timelines are those of two micro-batches in a row.
+        optimizer: Bytes of the optimizer state.
+        is_accumulated: Whether timelines cover two micro-batches.
         seconds: Rows of a micro-batch → seconds of that step.
-        embeddings: Bytes of the embeddings that learn.
+        embeddings: Bytes of the trainable embeddings.
     """
 
     rows: int
@@ -39,10 +39,10 @@ class Footprint:
     embeddings: int = 0
 
     def step_bytes(self, accumulated: bool) -> int:
-        """The most that a step holds beside weights and optimizer state: gradients, activations, logits.
+        """Return the peak of a step beyond weights and optimizer state: gradients, activations, logits.
 
         Args:
-            accumulated: Gradients of an earlier micro-batch are there already.
+            accumulated: Whether gradients of an earlier micro-batch are already allocated.
         """
         beside = self.gradients if accumulated and not self.is_accumulated else 0
         return beside + round(self._highest())

@@ -1,8 +1,8 @@
-"""Which bytes are taken and given back while something runs on torch, in order.
+"""Record the bytes that torch allocates and frees, in order.
 
 Every tensor that an operator returns is seen where operators are dispatched, in the backward pass too, and its storage
-is watched until it goes. What is counted is what programs ask for: no allocator's rounding, and no memory that a kernel
-takes for itself and returns before it ends. On the CPU the highest point agrees with that of torch's profiler.
+is tracked until it is freed. Requested sizes are counted: no rounding of an allocator, and no memory that a kernel
+allocates and frees internally. On the CPU the peak agrees with that of torch's profiler.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context; :attr:`events` are the sizes of new storages and, negative, of those that went."""
+    """Record allocations in a context; :attr:`events` has sizes of new storages and, negative, of freed ones."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -44,5 +44,5 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _owner(tensor: Tensor) -> Any:
-    """What holds a tensor's memory: its storage, or itself where its layout has none (oneDNN's blocked weights)."""
+    """Return the storage of a tensor, or the tensor itself if its layout has none (oneDNN's blocked weights)."""
     return tensor.untyped_storage() if tensor.layout == torch.strided else tensor

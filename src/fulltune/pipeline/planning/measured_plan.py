@@ -1,6 +1,6 @@
-"""The plan that has been measured: a few real steps and a few real answers, told for the whole job.
+"""Measure a plan: a few real steps and answers, extrapolated to the complete job.
 
-All of it happens on a model that is loaded for this and thrown away; the base is only read.
+Everything runs on a model that is loaded for this and thrown away; the base is only read.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.device import fast_paths, training_device
 from fulltune.training.regularization import costs, general_text
 
-#: Seconds that real steps may take at most.
+#: Most seconds that real steps may take.
 STEP_SECONDS = 60.0
 
-#: Rows of a batch that each system answers, a small one and larger ones; and rows of what must not be forgotten.
+#: Rows of a small and a larger batch that each system answers; and rows per retention set.
 ROWS = (2, 8)
 
-#: Larger batches, of neighbors in length, from short rows to long ones.
+#: Number of larger batches, of rows of similar length, from short to long.
 BATCHES = 3
 
 #: Seconds of a forward pass for one of forward and backward (2 of 6 operations a weight and token: Kaplan et al. 2020,
@@ -50,8 +50,10 @@ _FORWARD = 1 / 3
 
 
 def checked_plan(job: Job) -> Plan:
-    """The plan of a run that is about to begin. Memory is measured unless the job plainly fits: a rough upper bound is
-    below half of the machine's. Processes that share a job are planned for by their engine.
+    """Return the plan of a run that is about to begin.
+
+    Memory is measured unless the job clearly fits: a rough upper bound is below half of the machine's memory. For
+    several processes the engine's formula is used.
 
     Raises:
         ConfigError: The job cannot work, or does not fit in memory.
@@ -64,7 +66,7 @@ def checked_plan(job: Job) -> Plan:
 
 
 def full_plan(job: Job, prepared: float) -> Plan:
-    """The plan with memory and time, both measured.
+    """Return the plan with measured memory and time.
 
     Args:
         job: The job.
@@ -81,7 +83,7 @@ def full_plan(job: Job, prepared: float) -> Plan:
 
 
 def _counted(job: Job) -> Plan:
-    """Return the plan before anything is measured, with what the audit says of rows that do not fit."""
+    """Return the plan before anything is measured, with the findings of the audit about rows that do not fit."""
     findings = job.audit.findings
     unscored = sum(
         found.count for found in findings if found.kind in (UNSCORED_KIND, LONE_TOKEN_KIND) and found.split == "eval"
@@ -102,7 +104,7 @@ def _plainly_fits(job: Job, plan: Plan) -> bool:
 
 
 class _Rehearsal:
-    """A model of its own, and a folder that goes with it."""
+    """A copy of the model that real steps are measured on, with a temporary folder."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -122,7 +124,7 @@ class _Rehearsal:
         method = plugins.load("method", config.method)(config)
         student = method.prepare(student)
         prepared = time.perf_counter() - loaded
-        # What the method notes of the weights before training it compares after it.
+        # A method records the weights before training and compares them afterwards.
         self.around_training = 2 * prepared + (loaded - started if self._keeps_base else 0.0)
         self.probe = Probe(student, method, self.job.features, task.class_weights(examples), folder)
         return self
@@ -133,7 +135,7 @@ class _Rehearsal:
         self._randomness.__exit__(*error)
 
     def memory(self, plan: Plan) -> dict[str, int]:
-        """Bytes by part.
+        """Return bytes by part.
 
         Raises:
             ConfigError: More than the machine has.
@@ -141,7 +143,7 @@ class _Rehearsal:
         config, limit = self.job.config, plan.machine_bytes
         self.found = footprint(self.probe, config)
         machine.give_back_freed_pages()
-        # Kernels and libraries keep tables of their own once they have computed something.
+        # Kernels and libraries allocate tables when they first compute something.
         program = max(self.program_bytes, machine.rss_bytes() - self.base_bytes - self.found.weights)
         base = self.base_bytes if self._keeps_base else 0
         held = {"program": program, "base": base, "steps": plan.total_steps}
@@ -154,7 +156,7 @@ class _Rehearsal:
         raise refusal(taken, limit, list(ways))
 
     def seconds(self, plan: Plan) -> dict[str, float]:
-        """Seconds of each stage of a run."""
+        """Return the seconds of each stage of a run."""
         job = self.job
         shots = choose_shots(job.task, job.config, job.base.family, job.data.train.examples, job.data.eval.examples)
         systems = {
@@ -175,7 +177,7 @@ class _Rehearsal:
         return known
 
     def _curve(self, plan: Plan, a_token: float, evaluated: float) -> float:
-        """Seconds of all evaluations while training: the loss, and the answers that the best step is chosen by."""
+        """Return the seconds of all evaluations during training: the loss, and answers that choose the best step."""
         job = self.job
         if not job.curve or not plan.evaluations:
             return 0.0
@@ -198,7 +200,7 @@ class _Rehearsal:
         return footprint(self.probe, config.model_copy(update={"train": train}))
 
     def _timing(self, batch: int, curve: Sequence[Features]) -> Timing:
-        """Real steps, as many as there is time for; none where one alone would take too long."""
+        """Time as many real steps as there is time for; none if a single one takes too long."""
         config = self.job.config
         rows, seconds = max(self.found.seconds.items())
         measured = rows * (2 if self.found.is_accumulated else 1)
@@ -208,11 +210,11 @@ class _Rehearsal:
         return timing(self.probe, config, batch, steps, curve)
 
     def _answering(self, name: str, predict: Predictor) -> float:
-        """Seconds for all rows of eval, from a few that stand for all lengths."""
+        """Return the seconds for all evaluation rows, extrapolated from a few rows of all lengths."""
         examples = self.job.data.eval.examples
         if name in ("majority", "tfidf"):
             return _timed(lambda: list(predict(examples)))
-        # What is done once, such as reading shots, is told from what each row costs by two sizes of batch.
+        # Two batch sizes separate the cost per row from what is done once, such as reading shots.
         few = neighbors(examples, ROWS[0], 0.5)
         batches = [neighbors(examples, ROWS[1], (part + 0.5) / BATCHES) for part in range(BATCHES)]
         short = _timed(lambda: list(predict(few)))
@@ -220,7 +222,7 @@ class _Rehearsal:
         return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
 
     def _remembering(self) -> float:
-        """Seconds of asking what must not be forgotten, before training and after."""
+        """Return the seconds for the retention sets, before and after training."""
         settings = self.job.config.guards.forgetting
         if settings is None:
             return 0.0
@@ -229,7 +231,7 @@ class _Rehearsal:
         return 2 * extrapolated((few, short), (more, long), asked)
 
     def _remember(self, limit: int) -> tuple[int, float]:
-        """Rows and seconds of asking the base, with at most so many rows of each ability."""
+        """Return rows and seconds of asking the base, with at most ``limit`` rows per retention set."""
         guards = self.job.config.guards
         assert guards.forgetting is not None
         few = guards.forgetting.model_copy(update={"limit": min(limit, guards.forgetting.limit)})
@@ -240,7 +242,7 @@ class _Rehearsal:
 
 
 def line(pace: Pace) -> tuple[float, float]:
-    """Seconds a step and seconds a token that explain the steps best, neither below 0 (least squares)."""
+    """Return the seconds per step and per token that explain the steps best, neither below 0 (least squares)."""
     middle, mean = (sum(column) / len(pace) for column in zip(*pace, strict=True))
     width = sum((tokens - middle) ** 2 for tokens, _ in pace)
     slope = sum((tokens - middle) * (seconds - mean) for tokens, seconds in pace) / width if width else 0.0
@@ -249,10 +251,10 @@ def line(pace: Pace) -> tuple[float, float]:
 
 
 def extrapolated(few: tuple[int, float], more: tuple[int, float], count: int) -> float:
-    """Seconds for ``count`` rows, from ``(rows, seconds)`` of two sizes of batch.
+    """Return the seconds for ``count`` rows, from ``(rows, seconds)`` of two batch sizes.
 
-    The difference tells a row's own seconds, and what is left is spent once; where it tells nothing, the larger batch
-    stands for all.
+    The difference gives the seconds per row, and the rest is spent once. If the difference is not plausible, the larger
+    batch is scaled.
     """
     (small, short), (large, long) = few, more
     a_row = (long - short) / max(1, large - small)
@@ -262,7 +264,7 @@ def extrapolated(few: tuple[int, float], more: tuple[int, float], count: int) ->
 
 
 def neighbors(examples: Sequence[Example], count: int, place: float) -> list[Example]:
-    """At most ``count`` rows of like length around a place between 0 (the shortest) and 1."""
+    """Return at most ``count`` rows of similar length around a place between 0 (the shortest) and 1."""
     ordered = sorted(examples, key=lambda example: len(example.input) + len(example.answer))
     start = max(0, min(round(place * len(ordered) - count / 2), len(ordered) - count))
     return ordered[start : start + count]
@@ -313,7 +315,7 @@ def make_plan(job: Job, unscored: int = 0) -> planning.Plan:
 
 
 def _check_drop_last(config: Config, rows: int) -> None:
-    """Check that an epoch has a batch where batches that are not full are dropped."""
+    """Check that an epoch has a batch if incomplete batches are dropped."""
     batch = config.train.batch_size
     if config.trainer.get("dataloader_drop_last") and rows < batch:
         raise ConfigError(
@@ -325,7 +327,7 @@ def _check_drop_last(config: Config, rows: int) -> None:
 
 
 def _check_base(base: Bundle) -> None:
-    """A soft prompt would learn along, and is no part of what is saved."""
+    """Check that the base has no soft prompt: it would be trained too, but it is not saved."""
     if base.prompt_ids:
         raise ModelError(
             f"{base.info.source!r} is a base with a soft prompt",

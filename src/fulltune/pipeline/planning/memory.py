@@ -1,6 +1,6 @@
-"""A job's memory by part, from what a few steps took; what does not fit, and what would make it fit.
+"""Memory of a job by part, from a few measured steps; and proposals if it does not fit.
 
-Weights, gradients and AdamW's moments are 4 + 4 + 8 bytes a parameter in FP32 (Kingma & Ba 2015, Algorithm 1;
+Weights, gradients and AdamW's moments are 4 + 4 + 8 bytes per parameter in FP32 (Kingma & Ba 2015, Algorithm 1;
 Rajbhandari et al. 2020, "ZeRO", section 3.1); here they are counted on the tensors. Activations are measured: see
 :mod:`fulltune.pipeline.planning.footprint`.
 """
@@ -18,27 +18,27 @@ from fulltune.pipeline.planning.plan import gib
 from fulltune.training.checkpoints.format import spacing
 from fulltune.training.regularization.costs import extra_copies
 
-#: What an allocator holds beyond what was asked of it, as a share of what training takes: holes between tensors of
-#: unlike sizes, measured by ``benchmarks/plan_error.py``.
+#: Overhead of the allocator as a fraction of the memory of training: holes between tensors of different sizes,
+#: measured by ``benchmarks/plan_error.py``.
 SLACK = 0.05
 
-#: A copy of the state that is written beside training; where there is no room for it, training waits instead.
+#: A copy of the state that is written in the background; without memory for it, training waits instead.
 COPY = "checkpoint being written"
 
-#: Bytes a parameter of 8-bit AdamW: two moments of a byte, and a float32 scale for each of their blocks of 256
+#: Bytes per parameter of 8-bit AdamW: two moments of a byte, and a float32 scale for each of their blocks of 256
 #: (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization", section 2).
 _BYTES_OF_8BIT = 2 + 2 * 4 / 256
 
-#: Below this share of the machine a rough upper bound is enough, and nothing need be measured.
+#: Below this fraction of the machine's memory a rough upper bound is enough, and nothing is measured.
 SMALL = 0.5
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A change that saves memory, and what the job would then take.
+    """A change that saves memory, and the memory that the job then takes.
 
     Attributes:
-        change: What to set.
+        change: The setting to change.
         bytes: The peak.
     """
 
@@ -47,14 +47,14 @@ class Proposal:
 
 
 def parts(config: Config, found: Footprint, *, program: int, base: int, steps: int) -> dict[str, int]:
-    """Bytes at the peak of training, by part; those that are 0 are left out.
+    """Return bytes at the peak of training, by part; parts of 0 bytes are left out.
 
     Args:
-        config: The job.
-        found: Of one of its steps.
-        program: What the process held before any model: the interpreter, libraries, rows.
-        base: Weights of the base where it stays beside the student.
-        steps: Optimizer steps of the whole training; one that ends before its first checkpoint writes none.
+        config: The config.
+        found: Footprint of one step.
+        program: Bytes of the process before any model: the interpreter, libraries, rows.
+        base: Bytes of the base if it is kept alongside the trained model.
+        steps: Optimizer steps of the training; one that ends before its first checkpoint writes none.
     """
     writes = config.checkpoints is not None and spacing(steps, config.checkpoints.every) < steps
     step = found.step_bytes(accumulated=config.train.accumulation > 1)
@@ -72,20 +72,20 @@ def parts(config: Config, found: Footprint, *, program: int, base: int, steps: i
 
 
 def essential(taken: Mapping[str, int]) -> int:
-    """Bytes that training cannot do without."""
+    """Return the bytes that training cannot do without."""
     return sum(size for name, size in taken.items() if name != COPY)
 
 
 def proposals(
     config: Config, found: Footprint, recomputing: Footprint | None, limit: int, **fixed: int
 ) -> Iterator[Proposal]:
-    """What would save memory, the least costly first.
+    """Yield changes that save memory, the least costly first.
 
     Args:
-        config: The job.
-        found: Of one of its steps.
-        recomputing: The same with gradient checkpointing; None where the model has none or does it already.
-        limit: Bytes of the machine.
+        config: The config.
+        found: Footprint of one step.
+        recomputing: The same with gradient checkpointing; None if the model does not support it or already uses it.
+        limit: Memory of the machine in bytes.
         fixed: As in :func:`parts`.
     """
     smaller = _smaller(config, found, limit, fixed)
@@ -103,7 +103,7 @@ def proposals(
 
 
 def refusal(taken: Mapping[str, int], limit: int, ways: Sequence[Proposal]) -> ConfigError:
-    """The error for a job that does not fit: what takes the memory, and each way out with its own figure."""
+    """Return the error for a job that does not fit: memory by part, and each proposal with its own figure."""
     total = essential(taken)
     largest = sorted(taken.items(), key=lambda item: -item[1])[:3]
     told = ", ".join(f"{name} {gib(size)}" for name, size in largest)
@@ -121,9 +121,9 @@ def refusal(taken: Mapping[str, int], limit: int, ways: Sequence[Proposal]) -> C
 
 
 def rough_step_bytes(model: Any, rows: int, width: int) -> int | None:
-    """An upper bound on a step's activations and logits from a model's config; None where it does not tell its sizes.
+    """Return an upper bound on activations and logits of a step; None if the config lacks the sizes.
 
-    ``s·b·h·(34 + 5·a·s/h)`` bytes a layer in 16 bits (Korthikanti et al. 2022, "Reducing Activation Recomputation in
+    ``s·b·h·(34 + 5·a·s/h)`` bytes per layer in 16 bits (Korthikanti et al. 2022, "Reducing Activation Recomputation in
     Large Transformer Models", equation 2), twice that in 32, and twice again for functions that are not fused; four
     times the logits.
     """
@@ -149,7 +149,7 @@ def _total(config: Config, found: Footprint, fixed: Mapping[str, int]) -> int:
 
 
 def _sharded(config: Config, found: Footprint, processes: int, fixed: Mapping[str, int]) -> int:
-    """A process's part where weights, gradients and state are sharded (ZeRO-3, FSDP) and rows are shared out."""
+    """Return the part of one process if weights, gradients and state are sharded (ZeRO-3, FSDP)."""
     part = replace(found, rows=max(1, found.rows // processes))
     taken = parts(config, part, **fixed)
     shared = ("weights", "gradients", "optimizer state", COPY)
@@ -157,7 +157,7 @@ def _sharded(config: Config, found: Footprint, processes: int, fixed: Mapping[st
 
 
 def _smaller(config: Config, found: Footprint, limit: int, fixed: Mapping[str, int]) -> Footprint | None:
-    """Micro-batches halved until they fit, or are of one row; None where they are already."""
+    """Return a config whose micro-batches are halved until they fit; None if they already have one row."""
     smaller, accumulating = found, _accumulating(config)
     while smaller.rows > 1:
         smaller = replace(smaller, rows=-(-smaller.rows // 2))
@@ -168,7 +168,7 @@ def _smaller(config: Config, found: Footprint, limit: int, fixed: Mapping[str, i
 
 def _change(config: Config, found: Footprint, smaller: Footprint) -> str:
     accumulation = config.train.accumulation * -(-found.rows // smaller.rows)
-    # The rows of the footprint are fewer than the batch's where batches are computed in parts.
+    # The footprint has fewer rows than the batch if batches are computed in parts.
     key, size = "train.batch_size", max(1, config.train.batch_size * smaller.rows // found.rows)
     if config.speed.batch_tokens is not None:
         key, size = "speed.batch_tokens", config.speed.batch_tokens * smaller.rows // found.rows

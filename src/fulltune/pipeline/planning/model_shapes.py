@@ -1,4 +1,4 @@
-"""Models in numbers, from their configs alone: built on the meta device, where a tensor has a shape and no memory."""
+"""Sizes of models from their configs alone, built on the meta device, where tensors have a shape and no memory."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ _CLASSES: dict[str, Any] = {
 
 
 def published() -> list[Shape]:
-    """The models of :data:`PUBLISHED`."""
+    """Return the shapes of the models in :data:`PUBLISHED`."""
     return [shape_of(name, config) for name, config in PUBLISHED.items()]
 
 
 def shape_of_config(path: Path) -> Shape:
-    """The model that a config of ours names, from its ``config.json`` alone.
+    """Return the shape of the model that a config names, from its ``config.json`` alone.
 
     Raises:
         ConfigError, ModelError: The config or the model cannot be read.
@@ -73,7 +73,7 @@ def shape_of_config(path: Path) -> Shape:
 
 
 def shape_of(name: str, config: PretrainedConfig) -> Shape:
-    """A model's numbers; no weights are read or made."""
+    """Return the shape of a model; no weights are read or created."""
     with torch.device("meta"):
         model = _CLASSES[family_of(config)].from_config(config)
     embedding = model.get_input_embeddings()
@@ -93,7 +93,7 @@ def shape_of(name: str, config: PretrainedConfig) -> Shape:
 
 
 def _is_stack(parts: list[Any], others: list[list[Any]]) -> bool:
-    """Whether these are a model's blocks, and no parts of one."""
+    """Return whether modules are the blocks of a model, and not parts of one block."""
     inner = {id(part) for other in others if other is not parts for block in other for part in block.modules()}
     return not any(id(part) in inner for part in parts)
 

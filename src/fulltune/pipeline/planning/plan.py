@@ -1,6 +1,6 @@
-"""What a config will do, before it does it: steps, tokens, memory, and every problem at once.
+"""Plan a run: steps, tokens, memory, and every problem at once.
 
-:func:`build_plan` is a pure function of counts, so it is right before anything is loaded for training.
+:func:`build_plan` is a pure function of counts, so it can be used before anything is loaded for training.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from fulltune.training.arguments import steps_per_epoch as steps_per_epoch
 from fulltune.training.arguments import total_steps as total_steps
 from fulltune.training.regularization.costs import advice_on_regularizers, extra_copies
 
-#: Bytes a parameter costs at least in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
+#: Least bytes per parameter in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
 #: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
 #: copies). Activations come on top.
 BYTES_PER_PARAMETER = 16
 
 
 class Plan(Model):
-    """A job in numbers.
+    """A run in numbers.
 
     Attributes:
-        task, method, model: As the config names them.
-        rows: Rows a split (``train``, ``eval``, and ``valid`` where there is one).
-        sequences: Training sequences an epoch (a long document gives several).
-        tokens: Tokens in them, without padding.
+        task, method, model: As in the config.
+        rows: Rows per split (``train``, ``eval``, and ``valid`` if there is one).
+        sequences: Training sequences per epoch (a long document gives several).
+        tokens: Tokens of these sequences, without padding.
         steps_per_epoch, total_steps, warmup_steps: Optimizer steps, as the trainer counts them.
-        effective_batch: Sequences an optimizer step; their mean where ``speed.batch_tokens`` makes the batches.
-        padding: Share of padding in the inputs of training: ``random`` batches, and those that will be made (``used``);
+        effective_batch: Sequences per optimizer step; their mean if ``speed.batch_tokens`` makes the batches.
+        padding: Fraction of padding in the inputs of training: of ``random`` batches, and of those that are ``used``;
             packing comes on top.
-        parameters: Weights of the model, all of them trained by the ``full`` method.
-        memory_bytes: Lower bound on the memory that training needs; activations come on top.
-        machine_bytes: Memory that this process may fill, or None where that is not known.
-        memory: Bytes at the peak of training, by part; empty where nothing was measured.
-        seconds: Wall time of a run, by stage; empty where nothing was measured.
-        baselines: The systems that will be scored without training.
+        parameters: Parameters of the model, all of them trained by the ``full`` method.
+        memory_bytes: Lower bound on the memory of training; activations come on top.
+        machine_bytes: Memory that this process may use; None if unknown.
+        memory: Bytes at the peak of training, by part; empty if nothing was measured.
+        seconds: Wall time of a run, by stage; empty if nothing was measured.
+        baselines: Systems that are scored without training.
         evaluations: Optimizer steps after which the evaluation curve gets a point.
-        fast_paths: The kernels that training will be computed by.
-        too_long: One sentence each about rows, prompts and answers that do not fit into the model's positions.
-        warnings: One sentence for each other warning of the audit.
-        advice: One sentence each; none of them stops a run.
+        fast_paths: Kernels that training uses.
+        too_long: Sentences about rows, prompts and answers that do not fit into the model's positions.
+        warnings: Sentences for the other warnings of the audit.
+        advice: Sentences of advice; none of them stops a run.
     """
 
     task: str
@@ -74,12 +74,12 @@ class Plan(Model):
 
     @property
     def peak_bytes(self) -> int | None:
-        """The predicted peak; None where nothing was measured."""
+        """Predicted peak of the memory; None if nothing was measured."""
         return sum(self.memory.values()) or None
 
     @property
     def total_seconds(self) -> float | None:
-        """The predicted wall time; None where nothing was measured."""
+        """Predicted wall time; None if nothing was measured."""
         return sum(self.seconds.values()) or None
 
 
@@ -98,17 +98,17 @@ def build_plan(
     padding: Mapping[str, float] | None = None,
     unscored: int = 0,
 ) -> Plan:
-    """Work out a plan from counts.
+    """Return a plan from counts.
 
     Args:
-        config: The job.
-        train_rows, eval_rows, valid_rows: Rows a split; ``valid_rows`` is 0 where there is no such split.
-        sequences: Training sequences an epoch.
-        tokens: Tokens in them, without padding.
-        parameters: Weights of the model.
-        machine_memory: Bytes this process may fill, or None where that is not known.
-        baselines: What will be scored without training.
-        batches: Micro-batches an epoch, where ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
+        config: The config.
+        train_rows, eval_rows, valid_rows: Rows per split; ``valid_rows`` is 0 without such a split.
+        sequences: Training sequences per epoch.
+        tokens: Tokens of these sequences, without padding.
+        parameters: Parameters of the model.
+        machine_memory: Bytes that this process may use; None if unknown.
+        baselines: Systems that are scored without training.
+        batches: Micro-batches per epoch if ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
         padding: See :class:`Plan`.
         unscored: Rows of ``eval_rows`` that cannot be scored.
 
@@ -159,7 +159,10 @@ def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int,
     if rows["train"] and sequences == 0:
         problems.append(
             Problem(
-                "no row leaves anything to learn from", "at least 1 sequence", "raise data.max_length", field="data"
+                "no training sequence can be made of any row",
+                "at least 1 sequence",
+                "raise data.max_length",
+                field="data",
             )
         )
     shots = config.baselines.few_shot
@@ -184,7 +187,7 @@ def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int,
 def _fit(
     config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None, unscored: int
 ) -> tuple[str, ...]:
-    """What the data and the machine suggest."""
+    """Return advice on the amount of data and on the memory of the machine."""
     lines = []
     batch = config.train.batch_size * config.train.accumulation
     if sequences < batch:
@@ -209,5 +212,5 @@ def _fit(
 
 
 def gib(count: float) -> str:
-    """Bytes for people, e.g. ``1.9 GiB``."""
+    """Format bytes for people, e.g. ``1.9 GiB``."""
     return f"{count / 2**30:.1f} GiB"
