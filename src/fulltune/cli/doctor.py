@@ -1,4 +1,4 @@
-"""What is installed, what the machine gives, which fast paths are on, and what is missing for which feature.
+"""Diagnose an installation: versions, machine, fast paths, and what is missing for which feature.
 
 :func:`diagnose` imports torch; importing this module does not.
 """
@@ -17,7 +17,7 @@ from fulltune.records.run import Model
 from fulltune.runtime import machine
 from fulltune.runtime.version import __version__
 
-#: Packages whose versions decide results or speed.
+#: Packages whose versions affect results or speed.
 PACKAGES = (
     "torch",
     "transformers",
@@ -36,7 +36,7 @@ PACKAGES = (
     "sentencepiece",
 )
 
-#: What needs a package that the core does not: module, feature, command.
+#: Features with packages beyond the core: module, feature, command.
 OPTIONAL = (
     ("gguf", "models from GGUF files", "pip install 'fulltune[gguf]'"),
     ("sentencepiece", "tokenizers kept as SentencePiece files only", "pip install 'fulltune[sentencepiece]'"),
@@ -47,7 +47,7 @@ OPTIONAL = (
 
 
 class Feature(Model):
-    """A feature that needs more than the core; ``command`` brings it where it is not ``available``."""
+    """A feature that needs more than the core; ``command`` installs it if it is not ``available``."""
 
     name: str
     package: str
@@ -56,7 +56,7 @@ class Feature(Model):
 
 
 class Diagnosis(Model):
-    """All that :func:`diagnose` found. Sizes in bytes; ``fast_paths`` maps a name to whether it is active."""
+    """The result of :func:`diagnose`. Sizes are in bytes; ``fast_paths`` maps a name to whether it is active."""
 
     python: str
     platform: str
@@ -75,7 +75,7 @@ class Diagnosis(Model):
 
 
 def diagnose(out: str | Path = "runs") -> Diagnosis:
-    """Look at this installation and this machine; ``out`` is where runs would be written."""
+    """Diagnose this installation and this machine; ``out`` is the folder that runs would be written to."""
     import psutil
     import torch
 
@@ -98,7 +98,7 @@ def diagnose(out: str | Path = "runs") -> Diagnosis:
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -111,14 +111,14 @@ def _feature(module: str, name: str, command: str) -> Feature:
 
 
 def _device(torch: Any) -> str:
-    """The device that training will use, in the order in which transformers picks one."""
+    """Return the device that training will use, in the order in which transformers picks one."""
     if torch.cuda.is_available():
         return f"cuda: {torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _fast_paths(torch: Any) -> dict[str, bool]:
-    """Whether each path that makes FP32 training fast is there. TF32 is no such path: it is not FP32."""
+    """Return which fast paths of FP32 training are available. TF32 is not among them: it is not FP32."""
     return {
         "MKL matrix products": torch.backends.mkl.is_available(),
         "oneDNN": torch.backends.mkldnn.is_available(),
@@ -131,7 +131,7 @@ def _fast_paths(torch: Any) -> dict[str, bool]:
 
 
 def _products() -> str:
-    """Which products of float32 matrices go to oneDNN; measures it if this machine was not measured yet."""
+    """Return which products of float32 matrices use oneDNN; measures them if this machine was not measured yet."""
     from fulltune.runtime.kernels.calibration import has_exact_onednn, machine_choices
 
     if not has_exact_onednn():
@@ -142,7 +142,7 @@ def _products() -> str:
 
 
 def _fused_adamw(torch: Any) -> bool:
-    """Whether one fused step runs on this device."""
+    """Return whether fused AdamW runs on this device."""
     weight = torch.nn.Parameter(torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu"))
     weight.grad = torch.zeros_like(weight)
     try:
@@ -153,7 +153,7 @@ def _fused_adamw(torch: Any) -> bool:
 
 
 def _flash_sdpa(torch: Any) -> bool:
-    """Whether scaled_dot_product_attention may take its flash path in FP32 (CUDA's flash kernels take halves only)."""
+    """Return whether scaled_dot_product_attention may use flash attention in FP32 (CUDA's kernels take halves only)."""
     query = torch.zeros(1, 1, 8, 8)
     try:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
@@ -164,11 +164,11 @@ def _flash_sdpa(torch: Any) -> bool:
 
 
 def _blas(torch: Any) -> str:
-    """What torch says it multiplies FP32 matrices with on the CPU."""
+    """Return the library that torch reports for FP32 matrix products on the CPU."""
     found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return found[1] if found else "unknown"
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder that is there, so that a place not made yet can be asked for its free space."""
+    """Return the nearest existing folder, so that the free space of a new folder can be read."""
     return path if path.exists() else _existing(path.resolve().parent)

@@ -159,7 +159,7 @@ def _check_field(field: str, text: str, known: Mapping[str, Any]) -> None:
         raise ConfigError(f"{text!r}", expected=_WAYS, where="--over")
     fixed = next((name for name in _FIXED if field == name or field.startswith(f"{name}.")), None)
     if fixed:
-        fix = "search over another key; several seeds tell luck from skill, they are nothing to choose"
+        fix = "search over another key; several seeds separate luck from skill; a seed is not a setting to choose"
         if fixed != "train.seed":
             fix = "search over another key: this one says how a trial is judged, or nothing about its training"
         raise ConfigError("not a key to search over", fix=fix, where="--over", field=field)
@@ -324,7 +324,7 @@ def _caution(
     told = f"{base} On rows that did not choose, the gain over the default is {measured}, not {points * gain.seen:.3g}"
     if gain.low > 0:
         return f"{told}{unit}."
-    return f"{told}{unit}: it could be chance. More validation rows would tell."
+    return f"{told}{unit}: it could be chance. More validation rows narrow the interval."
 
 
 def _figure(value: Value) -> str:

@@ -105,7 +105,7 @@ def _limited(bundle: Bundle, config: Config, task: Task) -> Bundle:
         reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=most)
         fact = f"an answer has {most} positions: max_new_tokens of the saved model is {most}, not {cap}"
         return _noting(bundle, fact if most < cap else "")
-    # After the longest prompt that is trained on, so many positions are left; the last token needs none.
+    # These positions are left after the longest prompt of training; the last token needs none.
     if cap <= window - prompt_room(window, config.data.max_target_length) + 1:
         reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
         return bundle

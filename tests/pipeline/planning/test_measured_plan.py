@@ -50,7 +50,7 @@ def job(raw: dict[str, Any], place: Path) -> Job:
 def test_a_plan_reports_memory_by_part_and_time_by_stage(kind: str, tmp_path: Path) -> None:
     plan = run.plan(config(tmp_path, kind), out=tmp_path / "runs")
     assert [name for name in plan.memory if name in PARTS] == PARTS
-    assert ("base beside it" in plan.memory) == (kind == "bert")
+    assert ("base model" in plan.memory) == (kind == "bert")
     assert plan.memory["weights"] == plan.memory["gradients"]
     assert plan.peak_bytes == sum(plan.memory.values())
     assert next(iter(plan.seconds)) == "load and audit"

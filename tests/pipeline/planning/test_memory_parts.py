@@ -34,7 +34,7 @@ def test_parts_add_up_to_the_peak() -> None:
     assert {name: size / GIB for name, size in found.items() if name in training} == training
     assert found["program and data"] == GIB
     assert found["allocator"] == round(memory.SLACK * 12 * GIB)
-    assert "base beside it" not in found
+    assert "base model" not in found
 
 
 def test_regularizers_and_checkpoints_hold_copies() -> None:

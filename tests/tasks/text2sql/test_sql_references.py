@@ -14,7 +14,7 @@ import fakes
 import pytest
 
 import fulltune
-from fulltune.cli.render.answers import _beside
+from fulltune.cli.render.answers import _details
 from fulltune.config import Config, load_config
 from fulltune.data.findings import Audit
 from fulltune.errors import ConfigError, DataError
@@ -238,9 +238,9 @@ def test_a_missing_folder_of_databases_is_one_problem(folder: Path) -> None:
 
 
 def test_an_answer_shows_one_row_per_line_and_whether_there_are_more() -> None:
-    lines = _beside({"rows": [["a\nb", "é", None]], "count": 10_000, "more": True})
+    lines = _details({"rows": [["a\nb", "é", None]], "count": 10_000, "more": True})
     assert lines == ["a\\nb, é, None", "… more than 10,000 rows"]
-    assert _beside({"rows": [[1]], "count": 20, "more": False})[-1] == "… 20 rows"
+    assert _details({"rows": [[1]], "count": 20, "more": False})[-1] == "… 20 rows"
 
 
 def test_a_file_of_schemas_has_a_largest_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Before and after, for people at a terminal: one question and two answers, or rows that changed."""
+"""Show answers before and after training: one question and two answers, or rows that changed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _LONG = 600
 
 
 def asked(found: Asked) -> RenderableType:
-    """One question and both answers, with what the task knows of each."""
+    """Show one question and both answers, with the details that the task has of each."""
     parts: list[RenderableType] = [Text(found.input, style="dim")]
     for name, answer in found.answers.items():
         parts += [Text(f"\n{name}", style="bold"), Text(_said(answer.output) or "(nothing)", overflow="fold")]
-        parts += [Text(line, style="dim") for line in _beside(answer.values)]
+        parts += [Text(line, style="dim") for line in _details(answer.values)]
     return Group(*parts)
 
 
 def changed_rows(found: ChangedRows) -> RenderableType:
-    """Rows that were fixed and broken, with both answers."""
+    """Show rows that became right or wrong, with both answers."""
     kinds = ("gained most", "lost most") if found.counted is None else ("fixed", "broken")
     counted = found.counted or (len(found.fixed), len(found.broken))
     parts: list[RenderableType] = [Text(f"From {found.before} to {found.after}, by {metric_label(found.metric)}")]
@@ -45,8 +45,8 @@ def changed_rows(found: ChangedRows) -> RenderableType:
     return Group(*parts)
 
 
-def _beside(values: Mapping[str, Any]) -> list[str]:
-    """What is known of an answer beside itself: a shortened prompt, confidences, rows of a query, a cut at the cap."""
+def _details(values: Mapping[str, Any]) -> list[str]:
+    """Return the details of an answer: a shortened prompt, confidences, rows of a query, a cut at the limit."""
     lines = []
     if values.get("cut_tokens"):
         lines.append(f"(asked without {values['cut_tokens']:,} tokens of the {values['cut']}, which did not fit)")
@@ -65,7 +65,7 @@ def _beside(values: Mapping[str, Any]) -> list[str]:
 
 
 def _cell(value: object) -> str:
-    """A value of a row in one line, control characters escaped."""
+    """Return the value of a row in one line, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 

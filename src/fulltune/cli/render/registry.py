@@ -1,4 +1,4 @@
-"""What the verbs of ``fulltune models`` say to people at a terminal."""
+"""Show the results of ``fulltune models``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def listing(found: Listing) -> RenderableType:
-    """Every model, its newest version and where its aliases point."""
+    """Show every model, its newest version and the targets of its aliases."""
     if not found.models:
         return Text("The registry is empty: `fulltune run` fills it; --out says where it is.")
     table = wrapping_table("model", "versions", "newest", "made", "aliases")
@@ -30,7 +30,7 @@ def listing(found: Listing) -> RenderableType:
 
 
 def story(found: Story) -> RenderableType:
-    """A model's versions with where each comes from, and the history of its aliases."""
+    """Show the versions of a model with their origins, and the history of its aliases."""
     table = wrapping_table("version", "outcome", "made", "from", "bytes", "aliases")
     for version in found.versions:
         aliases = ", ".join(alias for alias, number in found.aliases.items() if number == version.number)
@@ -41,17 +41,17 @@ def story(found: Story) -> RenderableType:
 
 
 def move(found: Move, name: str) -> RenderableType:
-    """What a promotion or a roll-back did."""
+    """Show the effect of a promotion or a rollback."""
     return Text(f"{name}: {_told(found)}", overflow="fold")
 
 
 def registered(version: Version) -> RenderableType:
-    """A version that is in the registry now."""
+    """Show a version that was registered."""
     return Text(f"{version.ref} ({version.outcome}), from {_origin(version)}", overflow="fold")
 
 
 def after_run(run_id: str, out: Path) -> str:
-    """Which version a run became, and how to use it; nothing if it became none."""
+    """Return the version that a run was registered as, and how to use it; empty if it was not registered."""
     version = Registry(out).of_run(run_id)
     return (
         f"Version: {version.ref}; `fulltune models promote {version.ref}` to use it as {version.name}"
@@ -61,12 +61,12 @@ def after_run(run_id: str, out: Path) -> str:
 
 
 def verified(found: Verified) -> RenderableType:
-    """That nothing is missing or damaged."""
+    """Show that no file is missing or corrupt."""
     return Text(f"{len(found.versions)} versions, {found.files} files, {found.bytes:,} bytes read: all as written")
 
 
 def garbage(found: Garbage) -> RenderableType:
-    """What goes and what stays, and why."""
+    """Show what is deleted, what is kept, and why."""
     table = wrapping_table("version", "", "why")
     for ref in found.dropped:
         table.add_row(ref, "goes", "nothing needs it")
@@ -80,8 +80,8 @@ def garbage(found: Garbage) -> RenderableType:
 
 
 def exported(found: Exported) -> RenderableType:
-    """Where a version was written to, and what a delta saves."""
-    lines = [f"{found.version} lies in {found.folder}"] if found.folder else []
+    """Show where a version was written, and the size of a delta."""
+    lines = [f"{found.version} is in {found.folder}"] if found.folder else []
     if found.delta:
         told = found.delta
         lines.append(
@@ -93,8 +93,8 @@ def exported(found: Exported) -> RenderableType:
 
 
 def restored(found: Restored) -> RenderableType:
-    """What came out of a delta."""
-    return Text(f"The {found.side} model, SHA-256 {found.sha256}, lies in {found.folder}", overflow="fold")
+    """Show what a delta restored."""
+    return Text(f"The {found.side} model, SHA-256 {found.sha256}, is in {found.folder}", overflow="fold")
 
 
 def _origin(version: Version) -> str:

@@ -1,4 +1,4 @@
-"""Results for people at a terminal. Everything here takes a record-like object and gives what :mod:`rich` prints."""
+"""Show results in a terminal. Each function takes a record and returns what :mod:`rich` prints."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 
 def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
-    """A run: its headline, its systems by the deciding metric, the audit's warnings, the report's path, what to try
-    next, and a hint.
-    """
+    """Show a run: headline, systems by the deciding metric, warnings of the audit, the report's path, a next step."""
     reasons = [Text(f"  {reason}") for reason in record.reasons]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     ending = [report, Text(f"Next: {next_step(record)}"), *([Text(hint, overflow="fold")] if hint else [])]
@@ -43,7 +41,7 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
 
 
 def retained(record: Record) -> list[Text]:
-    """One line about what was retained: everything, or what lost most."""
+    """Return one line about retention: everything was retained, or the set that lost most."""
     worst = retention.worst(record.retention)
     if worst is None:
         return []
@@ -58,20 +56,20 @@ def retained(record: Record) -> list[Text]:
 
 
 def audited(record: Record) -> list[Text]:
-    """One line each about the first warnings of the audit."""
+    """Return one line per warning of the audit, for the first warnings."""
     audit = record.data.audit
     warnings = [" ".join(line.split()) for line in audit.findings[audit.errors :][: audit.warnings]]
     return [Text(line) for line in first_warnings(warnings, "in audit.json")]
 
 
 def watched(record: Record) -> list[Text]:
-    """What guards said, one line each; what the reasons say already is left out."""
+    """Return one line per event of a guard, without those that the reasons repeat."""
     said = [event for event in record.guards if event.message not in record.reasons]
     return [Text(f"Guard ({event.guard}): {event.message}") for event in said]
 
 
 def systems(record: Record) -> Table:
-    """Every system by the deciding metric, in the report's order, with the tuned model's paired difference from it."""
+    """Show every system by the deciding metric, with the paired difference of the tuned model from it."""
     found = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
     digits = display.decimals(score.value for score in found.values())
     table = wrapping_table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
@@ -86,7 +84,7 @@ def systems(record: Record) -> Table:
 
 
 def next_step(record: Record) -> str:
-    """One thing worth trying after this run."""
+    """Return one suggestion after this run."""
     if record.outcome == "stopped":
         return "lower train.learning_rate (for example --set train.learning_rate=1e-5) and run again"
     if base_kept(record.guards) is not None:
@@ -100,7 +98,7 @@ def next_step(record: Record) -> str:
 
 
 def evaluation(found: EvaluationRecord) -> RenderableType:
-    """An evaluation: every metric of one system, the deciding one first."""
+    """Show an evaluation: every metric of one system, the deciding one first."""
     system = display.system_label(found.system)
     title = f"{found.model.source}, {system}, on {found.data.rows:,} rows of {found.data.source}"
     table = wrapping_table("metric", "value", "interval", "rows")
@@ -111,7 +109,7 @@ def evaluation(found: EvaluationRecord) -> RenderableType:
 
 
 def comparison(found: RunComparison) -> RenderableType:
-    """Two runs: the answer, each metric of both with the paired difference, and the rows that changed."""
+    """Show a comparison of two runs: the result, each metric with its paired difference, and the rows that changed."""
     table = wrapping_table("metric", "A", "B", "A − B", "interval", "verdict")
     for item in found.differences:
         values = [found.scores[side][item.metric].value for side in ("a", "b")]
@@ -133,7 +131,7 @@ def comparison(found: RunComparison) -> RenderableType:
 
 
 def interpolation(found: Interpolation) -> RenderableType:
-    """A sweep: what was chosen, every point with its score and what it lost, and where things lie."""
+    """Show an interpolation: the choice, every point with its score and its losses, and the files."""
     label = display.metric_label(found.metric)
     digits = display.decimals(point.score.value for point in found.points)
     table = wrapping_table("α", label, "interval", "largest loss", "inside the budget", "")
@@ -151,8 +149,8 @@ def interpolation(found: Interpolation) -> RenderableType:
 
 
 def soup(found: Soup) -> RenderableType:
-    """A mean of models: its score beside those of its parts."""
-    title = Text(f"The mean of {len(found.sources)} models lies in {found.model}", style="bold")
+    """Show the mean of several models: its score and those of its sources."""
+    title = Text(f"The mean of {len(found.sources)} models is in {found.model}", style="bold")
     if not found.scores:
         return title
     digits = display.decimals(score.value for score in found.scores.values())
@@ -164,7 +162,7 @@ def soup(found: Soup) -> RenderableType:
 
 
 def methods(found: MethodComparison) -> RenderableType:
-    """A comparison of methods: the answer, one line each, what to know before trusting it, and the page."""
+    """Show a comparison of methods: the result, one line per method, caveats, and the page."""
     score = display.metric_label(found.metric)
     table = wrapping_table(
         "method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost"
@@ -182,7 +180,7 @@ def methods(found: MethodComparison) -> RenderableType:
 
 
 def sweep(found: Sweep) -> RenderableType:
-    """A search: its trials, the best first, what the choice is worth, and the config to run."""
+    """Show a search: its trials, the best first, the gain of the choice, and the config to run."""
     table = wrapping_table(
         *(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", ""
     )
@@ -199,7 +197,7 @@ def sweep(found: Sweep) -> RenderableType:
 
 
 def plan(plan: Plan) -> RenderableType:
-    """A plan: one fact a line, memory by part and time by stage where they were measured, then the advice."""
+    """Show a plan: one fact per line, memory by part and time by stage if they were measured, and the advice."""
     facts = {
         "task": f"{plan.task}, method {plan.method}",
         "model": f"{plan.model}, {plan.parameters:,} parameters",
@@ -255,7 +253,7 @@ def _shares(title: str, parts: dict[str, str]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, e.g. ``4.2 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    """Format seconds for people, e.g. ``4.2 s``, ``3 min 20 s`` or ``2 h 05 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -265,18 +263,20 @@ def duration(seconds: float) -> str:
 
 
 def what_fits(found: FitTable) -> RenderableType:
-    """The fewest devices on which each engine trains a model."""
+    """Show the fewest devices on which each engine trains a model."""
     engines = list(found.rows[0].fits)
     table = wrapping_table("model", "parameters", "device", *engines)
     for row in found.rows:
         fewest = [str(row.fits[engine] or "–") for engine in engines]
         table.add_row(row.model, display.count(row.parameters), f"{row.device_bytes >> 30} GiB", *fewest)
-    how = "Fewest devices, of 1 to 64, for full FP32 training with AdamW, 1,024 tokens a device, activations recomputed"
+    how = (
+        "Fewest devices, of 1 to 64, for full FP32 training with AdamW, 1,024 tokens per device, activations recomputed"
+    )
     return Group(table, Text(f"{how}{', with --offload' if found.offload else ''}.", style="dim"))
 
 
 def learning_curve(found: LearningCurve) -> RenderableType:
-    """Scores over training rows, and what twice as many would bring."""
+    """Show scores by number of training rows, and the gain from twice as many."""
     label = display.metric_label(found.metric)
     table = wrapping_table("training rows", label, "interval")
     for point in found.points:
@@ -289,7 +289,7 @@ def learning_curve(found: LearningCurve) -> RenderableType:
 
 
 def learning_rate(found: LearningRate) -> RenderableType:
-    """A search for a learning rate: the answer, the short trainings, the plot, and the line for the config."""
+    """Show the search for a learning rate: the result, the short trainings, the plot, and the line for the config."""
     table = wrapping_table("learning rate", "held-out loss", "")
     digits = display.decimals(candidate.loss for candidate in found.candidates)
     for candidate in found.candidates:
@@ -303,7 +303,7 @@ def learning_rate(found: LearningRate) -> RenderableType:
 
 
 def diagnosis(found: Diagnosis) -> RenderableType:
-    """A diagnosis: versions, machine, fast paths, and the command for each missing feature."""
+    """Show a diagnosis: versions, machine, fast paths, and the command for each missing feature."""
     facts = {
         "python": found.python,
         **{name: version or "not installed" for name, version in found.versions.items()},
@@ -321,7 +321,7 @@ def diagnosis(found: Diagnosis) -> RenderableType:
 
 
 def resume_check(found: ResumeCheck) -> RenderableType:
-    """Whether a resumed training is the same, part by part."""
+    """Show whether a resumed training is the same, part by part."""
     same = f"{found.steps} steps, and {found.stopped_at} + resume + {found.steps - found.stopped_at}"
     title = f"{same}: {'equal, bit for bit' if found.is_exact else 'not equal'}"
     parts = {name: "equal" if equal else "different" for name, equal in found.parts.items()}
@@ -329,7 +329,7 @@ def resume_check(found: ResumeCheck) -> RenderableType:
 
 
 def _some(ids: Sequence[str], shown: int = 5) -> str:
-    """``12: a, b, c, d, e …``."""
+    """Format a list: ``12: a, b, c, d, e …``."""
     return f"{len(ids):,}: {', '.join(ids[:shown])}" + (" …" if len(ids) > shown else "")
 
 

@@ -68,11 +68,13 @@ def _chosen(own: MethodResult, others: Sequence[MethodResult], metric: Metric) -
         cheapest = own
     if cheapest is own:
         rival = alike[0]
-        told = f"No difference between {own.method} and {rival.method} can be told ({_signed(rival.against, metric)})"
+        difference = _signed(rival.against, metric)
+        found = f"No difference between {own.method} and {rival.method} was detected ({difference})"
         why = "saves no memory here" if _learnt(rival) else "never beat its base"
-        return own, f"{told}, and {rival.method} {why}: take {own.method}."
-    told = f"No difference between {cheapest.method} and {own.method} can be told ({_signed(cheapest.against, metric)})"
-    return cheapest, f"{told}{_costs(cheapest, own)}. {_risk(cheapest, own, metric)}"
+        return own, f"{found}, and {rival.method} {why}: take {own.method}."
+    difference = _signed(cheapest.against, metric)
+    found = f"No difference between {cheapest.method} and {own.method} was detected ({difference})"
+    return cheapest, f"{found}{_costs(cheapest, own)}. {_risk(cheapest, own, metric)}"
 
 
 def _learnt(result: MethodResult) -> bool:
@@ -87,7 +89,7 @@ def _risk(cheap: MethodResult, own: MethodResult, metric: Metric) -> str:
         return f"Take {cheap.method}."
     return (
         f"Take {cheap.method}, unless up to {_amount(most, metric)} that {own.method} may be better by are worth its "
-        "cost; more evaluation rows and seeds would tell."
+        "cost; more evaluation rows and seeds narrow the interval."
     )
 
 
@@ -150,7 +152,9 @@ def _several(measured: Sequence[MethodResult]) -> list[str]:
     if compared > 1:
         lines.append(f"{compared} methods are compared with one; p-values and intervals are not corrected for that.")
     if any(len(result.runs) == 1 for result in measured):
-        lines.append("One seed: intervals tell of the rows alone, and another seed may turn a small difference round.")
+        lines.append(
+            "One seed: intervals cover the choice of rows alone, and another seed may reverse a small difference."
+        )
     return lines
 
 

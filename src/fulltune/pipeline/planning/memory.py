@@ -67,7 +67,7 @@ def parts(config: Config, found: Footprint, *, program: int, base: int, steps: i
         COPY: (found.gradients + found.optimizer) if writes else 0,
     }
     slack = round(SLACK * sum(training.values()))
-    whole = {"program and data": program, "base beside it": base, **training, "allocator": slack}
+    whole = {"program and data": program, "base model": base, **training, "allocator": slack}
     return {name: size for name, size in whole.items() if size}
 
 

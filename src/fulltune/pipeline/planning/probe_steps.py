@@ -1,7 +1,7 @@
-"""Real steps of a training, watched: what they hold in memory and how long they take.
+"""Measure real training steps: the memory that they hold and the time that they take.
 
-The steps are those of :func:`~fulltune.training.fit.fit`, so losses, kernels, recomputation and the optimizer are the
-run's own. They spoil the weights of the model they are given; it should be one that was loaded for this.
+The steps are those of :func:`~fulltune.training.fit.fit`, so losses, kernels, recomputation and the optimizer are those
+of a run. They change the weights of the model, which should be loaded for this alone.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from fulltune.training.device import training_device, unpads
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.methods.base import Method
 
-#: Rows of the micro-batches that a larger one is told from. Not 1: libraries take short cuts there.
+#: Micro-batch sizes that are measured; larger ones are extrapolated. Not 1: libraries take shortcuts there.
 FEW, MORE = 2, 3
 
-#: Epochs that are drawn to see what is computed together.
+#: Epochs that are drawn to find which rows are computed together.
 EPOCHS = 3
 
-#: Batches that are timed, from short rows to long ones, after one that warms up.
+#: Number of batches that are timed, from short rows to long ones, after a warm-up batch.
 TIMED = 4
 
 Pace = list[tuple[int, float]]
 
 
 class _Prepared(Method):
-    """A method whose work on the model is done, and whose proof nobody asks for."""
+    """A method whose model is already prepared, and whose proof is not needed."""
 
     name = "prepared"
 
@@ -58,7 +58,7 @@ class _Prepared(Method):
 
 
 class _Watch(TrainerCallback):
-    """Measures the first step from its beginning to the optimizer."""
+    """Measure the first step from its beginning to the optimizer step."""
 
     def __init__(self) -> None:
         self.live, self.seconds = LiveBytes(), 0.0
@@ -79,7 +79,7 @@ class _Watch(TrainerCallback):
 
 
 class _Clock(TrainerCallback):
-    """Tokens and seconds of each step, from the end of the step before; and seconds of the last evaluation."""
+    """Record tokens and seconds of each step, and the seconds of the last evaluation."""
 
     def __init__(self) -> None:
         self.pace: Pace = []
@@ -104,14 +104,14 @@ class _Clock(TrainerCallback):
 
 @dataclass(frozen=True)
 class Probe:
-    """What steps are measured on.
+    """The model and the data that steps are measured on.
 
     Attributes:
-        student: Prepared by its method; its weights are spoilt.
-        method: The method that did so.
+        student: The model, prepared by its method; its weights are changed.
+        method: The method.
         features: The training sequences.
         class_weights: As in :func:`~fulltune.training.fit.fit`.
-        folder: Nothing stays there.
+        folder: A temporary folder.
     """
 
     student: Bundle
@@ -122,11 +122,11 @@ class Probe:
 
 
 def footprint(probe: Probe, config: Config) -> Footprint:
-    """Measure the memory of a step: up to :data:`MORE` rows as they are, more of them told from fewer."""
+    """Measure the memory of a step: up to :data:`MORE` rows directly; more rows are extrapolated."""
     family = probe.student.family
     longest = max(probe.features, key=lambda item: tokens(item, family))
     rows, width = widest(config, probe.features, family)
-    # Parts of a micro-batch add to gradients that are there, as micro-batches do.
+    # Parts of a micro-batch add to existing gradients, as micro-batches do.
     accumulation = 2 if rows < micro_batch(config, width) else min(2, config.train.accumulation)
     timelines, seconds, optimizer = {}, {}, 0
     for count in (rows,) if rows <= MORE else (FEW, MORE):
@@ -152,9 +152,9 @@ def footprint(probe: Probe, config: Config) -> Footprint:
 
 
 def widest(config: Config, features: Sequence[Features], family: Family) -> tuple[int, int]:
-    """Rows that are computed together at most, and the tokens of the longest row.
+    """Return the largest number of rows that are computed together, and the tokens of the longest row.
 
-    Where micro-batches are computed in parts: as many of the longest rows as have the tokens of the largest part in
+    If micro-batches are computed in parts: the number of longest rows that have the tokens of the largest part in
     :data:`EPOCHS` epochs like those of training. A decoder may pack them instead.
     """
     longest = max(tokens(item, family) for item in features)
@@ -169,25 +169,25 @@ def widest(config: Config, features: Sequence[Features], family: Family) -> tupl
 
 
 def micro_batch(config: Config, longest: int) -> int:
-    """Rows of the micro-batch that a row of so many tokens is in."""
+    """Return the rows of the micro-batch of a row with this number of tokens."""
     budget = config.speed.batch_tokens
     return config.train.batch_size if budget is None else max(1, budget // longest)
 
 
 def tokens(item: Features, family: Family) -> int:
-    """Tokens of a sequence: its input's and, in an encoder-decoder, its target's."""
+    """Return the tokens of a sequence: of its input and, in an encoder-decoder, of its target."""
     target = len(item.labels) if family == "encoder-decoder" and isinstance(item.labels, list) else 0
     return len(item.input_ids) + target
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Real steps, timed.
+    """Timed steps.
 
     Attributes:
-        steps: Tokens (without padding) and seconds of each.
-        evaluation: Tokens and seconds of an evaluation of the loss; None where none was asked for.
-        setup: Seconds before the first step, whatever the steps are.
+        steps: Tokens (without padding) and seconds of each step.
+        evaluation: Tokens and seconds of an evaluation of the loss; None if there was none.
+        setup: Seconds before the first step.
     """
 
     steps: Pace
@@ -196,14 +196,14 @@ class Timing:
 
 
 def timing(probe: Probe, config: Config, batch: int, steps: int = TIMED, curve: Sequence[Features] = ()) -> Timing:
-    """Time optimizer steps and an evaluation, on rows that stand for all lengths.
+    """Time optimizer steps and an evaluation, on rows of all lengths.
 
     Args:
         probe: The model and the sequences.
-        config: The job.
-        batch: Rows of an optimizer step.
-        steps: How many of them.
-        curve: Sequences that the evaluation curve is drawn on; two batches of them are evaluated.
+        config: The config.
+        batch: Rows per optimizer step.
+        steps: Number of steps.
+        curve: Sequences of the evaluation curve; two batches of them are evaluated.
     """
     ordered, shown = (sorted(rows, key=lambda item: len(item.input_ids)) for rows in (probe.features, curve))
     chosen = [item for part in range(steps) for item in _stretch(ordered, (part + 0.5) / steps, batch)]
@@ -217,7 +217,7 @@ def timing(probe: Probe, config: Config, batch: int, steps: int = TIMED, curve: 
 
 
 def _stretch(ordered: Sequence[Features], place: float, count: int) -> list[Features]:
-    """``count`` neighbors around a place between 0 and 1; fewer where there are no more."""
+    """Return ``count`` adjacent sequences around a place between 0 and 1, or fewer if there are no more."""
     start = round(place * len(ordered) - count / 2)
     start = max(0, min(start, len(ordered) - count))
     return list(ordered[start : start + count])
@@ -232,7 +232,7 @@ def _steps(
     speed: Mapping[str, Any] = MappingProxyType({}),
     valid: Sequence[Features] | None = None,
 ) -> TrainingResult:
-    """A short training without guards, checkpoints and trackers."""
+    """Train briefly without guards, checkpoints and trackers."""
     plain = config.model_copy(
         update={
             "train": config.train.model_copy(update=train),
