@@ -76,6 +76,10 @@ def test_the_train_job_is_valid() -> None:
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
     assert set(job["spec"]) <= TRAIN_JOB
     trainer = job["spec"]["trainer"]
+    (override,) = job["spec"]["podTemplateOverrides"]
+    mounts = [mount["mountPath"] for part in override["spec"]["containers"] for mount in part["volumeMounts"]]
+    assert mounts == ["/mnt/fulltune"]
+    assert all(not word.startswith("/") or word.startswith("/mnt/fulltune/") for word in trainer["args"])
     assert set(trainer) <= TRAINER
     found = parse_args(trainer["args"])
     assert (trainer["command"], found.training_script, found.training_script_args[0]) == (
@@ -89,4 +93,5 @@ def test_the_sky_task_is_valid() -> None:
     task = _load("skypilot.yaml")
     assert set(task) <= SKY
     assert task["num_nodes"] == 2
+    assert list(task["file_mounts"]) == ["/mnt/fulltune"]
     assert _bash_accepts(task["setup"])

@@ -81,6 +81,8 @@ def imported(path: Path) -> Iterator[str]:
 def test_nothing_names_a_registry_host_or_a_machine() -> None:
     files = ["pyproject.toml", "constraints.txt", "Makefile", ".ci/run", "CONTRIBUTING.md"]
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in files)
+    recipes = [path.read_text(encoding="utf-8") for path in (ROOT / "recipes").rglob("*") if path.is_file()]
+    assert [line for recipe in recipes for line in re.findall(r".*(?<![\w/])/work\b.*", recipe)] == []
     assert not re.search(r"https?://|--index-url|--extra-index|--find-links|/home/|/root/|/work/", text)
 
 
