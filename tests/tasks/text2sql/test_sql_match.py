@@ -225,6 +225,15 @@ def test_examples_of_spider_matching() -> None:
     assert not match_as_spider(cut, Result(((1,),)), ordered=False)
 
 
+@pytest.mark.parametrize("end", ["ORDER /* the */ BY a", "ORDER BY a /* open", "ORDER BY a --", "ORDER\tBY [a]"])
+def test_order_is_found_between_comments_that_sqlite_accepts(end: str) -> None:
+    sql = f"SELECT a FROM t {end}"
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t (a)")
+        connection.execute(sql)
+    assert is_ordered(sql)
+
+
 def test_the_rule_is_chosen_by_name_and_order_counts_by_its_own_rule() -> None:
     gold, other = Result(((1, 2), (3, 4))), Result(((2, 1), (4, 3)))
     assert same_result("SELECT a, b FROM t", gold, other, "spider")

@@ -1,6 +1,11 @@
 """SQL as a flat list of tokens: enough to find a keyword, a semicolon or a bracket outside quotes and comments.
 
 Every text is read once from left to right, so the time is linear in its length, whatever it holds.
+
+The tokenizer of sqlglot, which parses queries elsewhere, cannot replace it: it raises an error for an open quote or
+comment (``SELECT 1 /* open``, which SQLite accepts, or an answer such as ``SELECT 1``, a fence, ``That's all``), drops
+comments without their places, reads ``[a]]`` and ``ORDER /**/ BY`` otherwise than SQLite, and takes the rest of a
+statement such as ``EXPLAIN SELECT 1`` as one string.
 """
 
 from __future__ import annotations
