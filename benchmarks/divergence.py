@@ -136,7 +136,7 @@ def too_high(job: Job) -> Any:
                         "outcome": record.outcome,
                         "macro_f1": round(record.scores["tuned"]["macro_f1"].value, 4),
                         "steps": record.training.steps,
-                        "said": [f"{event.verdict}: {event.message}" for event in record.guards],
+                        "messages": [f"{event.verdict}: {event.message}" for event in record.guards],
                         "tensors": len(saved),
                         "not_finite": sum(not bool(torch.isfinite(value).all()) for value in saved.values()),
                     }
@@ -156,7 +156,7 @@ def nan(job: Job) -> Any:
                 "steps": total,
                 "taken_twice": taken.taken - total,
                 "same_weights": sha256 == expected,
-                "said": [event.message for event in guard.events],
+                "messages": [event.message for event in guard.events],
             }
         )
     return found

@@ -1,4 +1,4 @@
-"""What each mitigation recovers of the English that a model forgets when tuned on Russian tales, and its cost.
+"""Recovery by each mitigation of the English that a model forgets when tuned on Russian tales, and its cost.
 
     python benchmarks/forgetting.py TRAIN EVAL [MODEL] [STEPS] [ARM …]
 
@@ -37,7 +37,7 @@ def main(train: str, evaluation: str, model: str, steps: int, arms: list[str]) -
         records = {arm: run(train, evaluation, model, steps, ARMS[arm], out) for arm in dict.fromkeys(["none", *arms])}
         mixed = fulltune.interpolate(records["none"].run_id, alphas=ALPHAS, out=out)
     plain = records["none"]
-    rows = [told(arm, record, plain) for arm, record in records.items()] + along(mixed, plain)
+    rows = [summary(arm, record, plain) for arm, record in records.items()] + along(mixed, plain)
     print(table(rows), file=sys.stderr)
     print(json.dumps({"model": model, "steps": steps, "arms": rows, "interpolation": mixed.headline}, indent=2))
 
@@ -60,7 +60,7 @@ def rate(model: str) -> float:
     return 5e-4 if model.startswith("starter:") else 5e-5
 
 
-def told(arm: str, record: Record, plain: Record) -> dict[str, Any]:
+def summary(arm: str, record: Record, plain: Record) -> dict[str, Any]:
     kept = record.retention[PROBE]
     values = row(arm, record.scores["tuned"][METRIC].value, kept.tuned.value, plain)
     interval = [round(end, 4) for end in (kept.low, kept.high)]

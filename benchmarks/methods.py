@@ -105,9 +105,9 @@ def section(name: str, found: MethodComparison, command: str) -> str:
     label = display.metric_label(found.metric)
     costs = "trained | peak memory | optimizer | time | tokens/s | on disk | retention lost"
     head = f"| method | {label} | minus {found.reference} | {costs} |"
-    told = {result.method: result for result in found.methods}
+    results = {result.method: result for result in found.methods}
     lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
-    lines += [_line(row, told.get(row.name)) for row in rows(found)]
+    lines += [_line(row, results.get(row.name)) for row in rows(found)]
     counted = ", ".join(f"{count:,} {split}" for split, count in found.rows.items())
     setting = f"{found.steps} steps of every training; {len(found.seeds)} seeds"
     facts = f"{found.model}; rows: {counted}; {setting}; {found.machine}."

@@ -43,7 +43,7 @@ def main(folder: Path, model: str, rows: int) -> None:
                 guards={"overfitting": guard, "forgetting": None},
                 out=out,
             )
-            found[arm] = told(record, Path(out) / record.run_id)
+            found[arm] = summary(record, Path(out) / record.run_id)
     overfits = found["to the end"]["final_eval_loss"] > 1.1 * found["to the end"]["lowest_eval_loss"]
     stopped = [arm for arm, one in found.items() if any(event["verdict"] == "stop" for event in one["guards"])]
     print(json.dumps({"rows": rows, "overfits": overfits, "stopped": stopped, "arms": found}, indent=2))
@@ -52,7 +52,7 @@ def main(folder: Path, model: str, rows: int) -> None:
 _SPLITS = {"train": "train", "valid": "valid", "eval": "test"}
 
 
-def told(record: Record, folder: Path) -> dict[str, Any]:
+def summary(record: Record, folder: Path) -> dict[str, Any]:
     steps = [Step.model_validate_json(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     curve = [(step.step, round(step.eval_loss, 4)) for step in steps if step.eval_loss is not None]
     score = record.scores["tuned"]["macro_f1"]

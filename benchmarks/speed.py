@@ -108,8 +108,8 @@ def run(options: argparse.Namespace) -> Found:
                 preload = processes.tcmalloc() if arm == "c" else None
                 answer = processes.ask(__file__, request, preload=preload)
                 rows[arm, dropout].append(answer)
-                told = answer.get("error") or f"{answer['tokens_per_second']:.0f} tokens/s"
-                print(f"{workload} {arm} dropout {dropout} {turn + 1}/{options.repeats}: {told}", file=sys.stderr)
+                shown = answer.get("error") or f"{answer['tokens_per_second']:.0f} tokens/s"
+                print(f"{workload} {arm} dropout {dropout} {turn + 1}/{options.repeats}: {shown}", file=sys.stderr)
         found[workload] = {f"{arm}, dropout {dropout}": summary(rows[arm, dropout]) for arm, dropout in cells}
     return found
 

@@ -45,18 +45,18 @@ def alias_kills(count: int, out: Path, seed: int = 0) -> list[str]:
 
 
 def _killed(out: Path, versions: list[Any], seconds: float) -> None:
-    heard, told = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=_to_and_fro, args=(out, versions, told))
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_to_and_fro, args=(out, versions, sender))
     process.start()
-    heard.recv()
+    receiver.recv()
     time.sleep(seconds)
     os.kill(process.pid or 0, signal.SIGKILL)
     process.join()
 
 
-def _to_and_fro(out: Path, versions: list[Any], told: Any) -> None:
+def _to_and_fro(out: Path, versions: list[Any], sender: Any) -> None:
     move(out, versions[0])
-    told.send("moved")
+    sender.send("moved")
     while True:
         for version in reversed(versions):
             move(out, version)

@@ -56,10 +56,10 @@ def damage(flips: int, folder: Path) -> tuple[int, list[str]]:
         for kind, harm in harms(flips):
             harm(latest / name)
             tried += 1
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 chosen = format.newest(folder)
-            if chosen != folder / "checkpoint-1" or not any(latest.name in str(one.message) for one in told):
+            if chosen != folder / "checkpoint-1" or not any(latest.name in str(one.message) for one in caught):
                 missed.append(f"{name} {kind}")
             (latest / name).write_bytes(whole)
     assert format.newest(folder) == latest, "it is whole again"

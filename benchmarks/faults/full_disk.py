@@ -54,13 +54,13 @@ def full_disk(tries: int, place: Path) -> Result:
             parent, child = _clean.Pipe()
             process = _clean.Process(target=_train, args=(folder, int(size * 0.6) if limit else 0, child))
             process.start()
-            told = parent.recv()
+            message = parent.recv()
             process.join()
             result.tried += 1
             if not format.newest(folder):
                 result.faults.append(f"{room} bytes: no whole checkpoint is left")
-            if "free some space" not in told.lower():
-                result.faults.append(f"{room} bytes: {told or 'no message'}")
+            if "free some space" not in message.lower():
+                result.faults.append(f"{room} bytes: {message or 'no message'}")
             left = [path.name for path in folder.iterdir() if path.name.endswith(".part")]
             result.faults += [f"{room} bytes: {name} is left behind" for name in left]
     return result

@@ -71,5 +71,5 @@ def outcome(run: Path) -> dict[str, str]:
     found = {str(path.relative_to(run)): file_sha256(path) for path in files}
     measured: Any = {"run_id": True, "created": True, "resources": True, "training": {"peak_bytes"}}
     record = read_record(run / "record.json").model_dump(mode="json", exclude=measured)
-    told = json.dumps(record, sort_keys=True)
-    return found | {"record.json": hashlib.sha256(told.encode()).hexdigest()}
+    text = json.dumps(record, sort_keys=True)
+    return found | {"record.json": hashlib.sha256(text.encode()).hexdigest()}

@@ -52,8 +52,8 @@ class Result:
     different: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        told = [f"{self.kills} kills: {len(self.lost)} unresumable, {len(self.different)} with other hashes"]
-        return "\n  ".join([*told, *self.lost, *self.different])
+        lines = [f"{self.kills} kills: {len(self.lost)} unresumable, {len(self.different)} with other hashes"]
+        return "\n  ".join([*lines, *self.lost, *self.different])
 
 
 def kills(count: int, folder: Path, seed: int = 0) -> Result:

@@ -32,8 +32,8 @@ def write(out: Path, number: int) -> Version:
     (place / "model.safetensors").write_text(f"weights {number}")
     (place / "config.json").write_text("{}")
     base = ModelInfo(source="tiny", sha256="b" * 64, family="decoder", architecture="Tiny")
-    told = {"source": f"run-{number}", "task": "causal-lm", "method": "full", "base": base, "fulltune": "0"}
-    lineage = Lineage.model_validate(told | {"train_sha256": "t", "eval_sha256": "e", "config_sha256": "c"})
+    facts = {"source": f"run-{number}", "task": "causal-lm", "method": "full", "base": base, "fulltune": "0"}
+    lineage = Lineage.model_validate(facts | {"train_sha256": "t", "eval_sha256": "e", "config_sha256": "c"})
     files = {f"model/{path.name}": path for path in place.iterdir()}
     return Registry(out).add(NAME, files, sha256=f"{number:064x}", outcome="accepted", lineage=lineage)
 

@@ -53,7 +53,7 @@ def test_help_names_every_verb() -> None:
     assert shown.exit_code == 0
     assert all(verb in shown.stdout for verb in (*VERBS, *GROUPS))
     commands = typer.main.get_command(app)
-    assert set(getattr(commands, "commands")) == {*VERBS, *GROUPS}  # noqa: B009 - typer does not tell the type
+    assert set(getattr(commands, "commands")) == {*VERBS, *GROUPS}  # noqa: B009 - typer does not declare the type
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *(f"{group} {verb}" for group, verbs in GROUPS.items() for verb in verbs)])

@@ -61,11 +61,11 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_json_is_the_record_and_nothing_else(run: Any, folder: Path) -> None:
-    said = json.loads(run.stdout)
-    path = resolve(said["run_id"], folder / "runs")
-    assert said == json.loads((path / "record.json").read_text())
-    assert set(said["scores"]) >= {"majority", "tfidf", "zero_shot", "few_shot", "tuned"}
-    assert run.returncode == (0 if said["outcome"] == "accepted" else 3)
+    shown = json.loads(run.stdout)
+    path = resolve(shown["run_id"], folder / "runs")
+    assert shown == json.loads((path / "record.json").read_text())
+    assert set(shown["scores"]) >= {"majority", "tfidf", "zero_shot", "few_shot", "tuned"}
+    assert run.returncode == (0 if shown["outcome"] == "accepted" else 3)
     assert status(path).state == "finished"
     assert run.stderr == ""
 
@@ -92,26 +92,26 @@ def test_the_output_for_people(folder: Path) -> None:
 def test_plan_trains_nothing(folder: Path) -> None:
     planned = call("plan", folder / "config.yaml", "--json", "--out", folder / "planned")
     assert planned.exit_code == 0
-    said = json.loads(planned.stdout)
-    assert (said["rows"], said["total_steps"]) == ({"train": 40, "eval": 20}, 5)
+    shown = json.loads(planned.stdout)
+    assert (shown["rows"], shown["total_steps"]) == ({"train": 40, "eval": 20}, 5)
     assert not (folder / "planned").exists()
     assert "steps" in call("plan", folder / "config.yaml").stdout
 
 
 @pytest.mark.parametrize("name", ["latest", "the id", "a prefix of it"])
 def test_evaluating_a_run_reproduces_its_score(run: Any, folder: Path, name: str) -> None:
-    said = json.loads(run.stdout)
-    names = {"latest": "latest", "the id": said["run_id"], "a prefix of it": said["run_id"][:15]}
+    shown = json.loads(run.stdout)
+    names = {"latest": "latest", "the id": shown["run_id"], "a prefix of it": shown["run_id"][:15]}
     again = call("evaluate", names[name], "--out", folder / "runs", "--json", "--quiet")
     assert again.exit_code == 0
-    assert json.loads(again.stdout)["scores"] == said["scores"]["tuned"]
+    assert json.loads(again.stdout)["scores"] == shown["scores"]["tuned"]
 
 
 def test_evaluating_the_base_gives_the_zero_shot_baseline(run: Any, folder: Path) -> None:
-    said = json.loads(run.stdout)
+    shown = json.loads(run.stdout)
     base = call("evaluate", folder / "base", "--config", folder / "config.yaml", "--out", folder / "runs", "--json")
     assert base.exit_code == 0
-    assert json.loads(base.stdout)["scores"] == said["scores"]["zero_shot"]
+    assert json.loads(base.stdout)["scores"] == shown["scores"]["zero_shot"]
     assert "Zero-shot" in call("evaluate", folder / "base", "--config", folder / "config.yaml").stdout
 
 
@@ -119,10 +119,10 @@ def test_comparing_a_run_with_itself_finds_nothing(run: Any, folder: Path) -> No
     run_id = json.loads(run.stdout)["run_id"]
     compared = call("compare", run_id, run_id[:15], "--out", folder / "runs", "--json")
     assert compared.exit_code == 0
-    said = json.loads(compared.stdout)
-    assert len(said["differences"]) > 0
-    assert {item["delta"] for item in said["differences"]} == {0.0}
-    assert {item["verdict"] for item in said["differences"]} == {"no detectable change"}
+    shown = json.loads(compared.stdout)
+    assert len(shown["differences"]) > 0
+    assert {item["delta"] for item in shown["differences"]} == {0.0}
+    assert {item["verdict"] for item in shown["differences"]} == {"no detectable change"}
 
 
 def test_refused_data_leaves_a_run_with_the_reason(folder: Path) -> None:

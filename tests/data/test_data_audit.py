@@ -447,7 +447,7 @@ def test_texts_longer_than_the_window_are_tokenized_without_a_warning(caplog: py
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CONTRACTS.is_dir(), reason="needs the contracts data set beside the project")
+@pytest.mark.skipif(not CONTRACTS.is_dir(), reason="needs the contracts data set in ../shared")
 def test_real_contracts() -> None:
     columns = (Column("text", str), Column("label", str))
     settings = config()

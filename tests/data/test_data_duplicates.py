@@ -178,8 +178,8 @@ def test_one_character_changed_in_a_text_without_spaces() -> None:
 def test_only_wanted_positions_are_returned() -> None:
     index = NearIndex()
     for ending in ("one", "two"):
-        index.add("a sentence that is long enough to be told from others by " + ending)
-    text = "a sentence that is long enough to be told from others by one"
+        index.add("a sentence that is long enough to be distinguished from others by " + ending)
+    text = "a sentence that is long enough to be distinguished from others by one"
     assert [position for position, _ in index.near(text)] == [0, 1]
     assert [position for position, _ in index.near(text, lambda position: position == 1)] == [1]
 

@@ -111,8 +111,8 @@ def test_verbs_agree_with_the_gender_of_the_hero() -> None:
     """Check the finished text, for verbs that follow or precede a hero's name."""
     grammar = Grammar.load("tales_ru")
     sexes = {line.split(", ")[0]: line.rpartition(", ")[2] for line in grammar.rules["hero"]}
-    beside = re.compile(r"\b([А-ЯЁ][а-яё]+(?:лся|лась|л|ла)) (" + "|".join(sexes) + r")\b")
-    pairs = [pair for tale in GENERATED["ru"] for pair in beside.findall(tale["text"])]
+    pattern = re.compile(r"\b([А-ЯЁ][а-яё]+(?:лся|лась|л|ла)) (" + "|".join(sexes) + r")\b")
+    pairs = [pair for tale in GENERATED["ru"] for pair in pattern.findall(tale["text"])]
     assert len(pairs) > 150
     for verb, name in pairs:
         assert verb.endswith(("ла", "лась")) == (sexes[name] == "f"), (verb, name)

@@ -121,10 +121,10 @@ def test_the_command_answers_in_json(job: dict[str, Any], tmp_path: Path) -> Non
     options = ["--learning-curve", "--json", "--quiet", "--out", str(tmp_path / "runs"), "--set", "train.max_steps=2"]
     result = CliRunner().invoke(app, ["plan", str(tmp_path / "job.json"), *options])
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
-    assert said["steps"] == 2
-    assert len(said["points"]) == 4
-    assert said["headline"]
+    shown = json.loads(result.stdout)
+    assert shown["steps"] == 2
+    assert len(shown["points"]) == 4
+    assert shown["headline"]
 
 
 def test_what_stops_a_run_stops_the_curve(job: dict[str, Any], tmp_path: Path) -> None:

@@ -137,8 +137,8 @@ def test_the_plot_is_a_file_of_its_own(searched: tuple[LearningRate, Path]) -> N
     assert list((place / "runs").iterdir()) == [Path(found.plot)]
     root = ElementTree.parse(found.plot).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    told = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert [text for text in told if text and text.startswith("rate ")] != []
+    titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert [text for text in titles if text and text.startswith("rate ")] != []
 
 
 def test_the_model_and_the_random_numbers_are_as_before(tmp_path: Path) -> None:
@@ -194,8 +194,8 @@ def test_the_command_prints_a_table_and_a_line(tmp_path: Path, monkeypatch: pyte
     assert "advised" in shown.output
     assert "train: {learning_rate: 1.0e-04}" in shown.output
     monkeypatch.delitem(vars(fulltune), "find_learning_rate", raising=False)
-    told = CliRunner().invoke(app, ["lr-find", str(path), "--out", str(tmp_path), "--json", "--quiet"])
-    assert json.loads(told.stdout)["rate"] == 1e-4
+    titles = CliRunner().invoke(app, ["lr-find", str(path), "--out", str(tmp_path), "--json", "--quiet"])
+    assert json.loads(titles.stdout)["rate"] == 1e-4
     vars(fulltune).pop("find_learning_rate", None)
 
 

@@ -340,8 +340,10 @@ def test_full_is_recommended_with_its_cost() -> None:
     ]
     choice = recommend(methods, [], "full", F1)
     assert choice.method == "full"
-    told = "full is better than lora, the next best, by 2.1 points (0.9 to 3.3) at 3.4× the memory and 3.4× the time."
-    assert choice.headline == told
+    expected = (
+        "full is better than lora, the next best, by 2.1 points (0.9 to 3.3) at 3.4× the memory and 3.4× the time."
+    )
+    assert choice.headline == expected
     assert any("2 methods are compared" in note for note in choice.notes)
 
 

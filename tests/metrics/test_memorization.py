@@ -13,16 +13,18 @@ from fulltune.report.task import plain_details
 TALE = "Once upon a time there lived an old man and an old woman by the very blue sea."
 
 
-def said(output: Any, reference: Any = "", system: str = "tuned", row: str = "1") -> Prediction:
+def prediction(output: Any, reference: Any = "", system: str = "tuned", row: str = "1") -> Prediction:
     return Prediction(system=system, id=row, input="", reference=reference, output=output)
 
 
 def test_recited_text_is_counted_for_answers_references_and_base() -> None:
     predictions = [
-        said("once upon a time, there lived an OLD man", "In a certain kingdom, in a certain state, there was a tsar"),
-        said("the king of the hill said nothing at all", system="zero_shot"),
-        said(TALE, system="few_shot"),
-        said("short"),
+        prediction(
+            "once upon a time, there lived an OLD man", "In a certain kingdom, in a certain state, there was a tsar"
+        ),
+        prediction("the king of the hill said nothing at all", system="zero_shot"),
+        prediction(TALE, system="few_shot"),
+        prediction("short"),
     ]
     found = memorization(predictions, [TALE, "another text"])
     assert found == {
@@ -38,20 +40,20 @@ def test_recited_text_is_counted_for_answers_references_and_base() -> None:
 
 def test_a_run_never_crosses_two_rows_of_train() -> None:
     first, second = "one two three four five", "six seven eight nine ten"
-    found = memorization([said(f"{first} {second}")], [first, second])
+    found = memorization([prediction(f"{first} {second}")], [first, second])
     assert found is not None
     assert found["tuned"]["copied"] == 0
 
 
 def test_other_scripts_have_words_too() -> None:
     text = "Жили-были старик со старухой у самого синего моря"
-    found = memorization([said(text)], [text.upper()])
+    found = memorization([prediction(text)], [text.upper()])
     assert found is not None
     assert found["tuned"]["share"] == 1.0
 
 
 def test_answers_that_are_too_short_or_not_text_do_not_count() -> None:
-    assert memorization([said("yes"), said(("a", "b"))], [TALE]) is None
+    assert memorization([prediction("yes"), prediction(("a", "b"))], [TALE]) is None
     assert memorization([], [TALE]) is None
 
 
@@ -65,7 +67,7 @@ def test_the_fraction_equals_that_of_a_substring_search(
 ) -> None:
     texts = [f" {' '.join(row)} " for row in train]
     grams = [f" {' '.join(row[i : i + run])} " for row in outputs for i in range(len(row) - run + 1)]
-    found = memorization([said(" ".join(row)) for row in outputs], [" ".join(row) for row in train], run)
+    found = memorization([prediction(" ".join(row)) for row in outputs], [" ".join(row) for row in train], run)
     if not grams:
         assert found is None
     else:

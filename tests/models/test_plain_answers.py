@@ -171,8 +171,8 @@ def test_rows_are_batched_despite_windows(make: Callable[[], Bundle], caplog: py
 def test_a_fast_path_that_changes_answers_is_logged_once_and_disabled(caplog: pytest.LogCaptureFixture) -> None:
     bundle = small("Rwkv")
     list(inference.generate(bundle, prompts(), 4, 6))
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == len(set(said))
-    assert any("without padding in generation: it would change the answers" in line for line in said)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(set(messages))
+    assert any("without padding in generation: it would change the answers" in line for line in messages)
     list(inference.generate(bundle, prompts(), 4, 6))
-    assert len(caplog.records) == len(said)
+    assert len(caplog.records) == len(messages)

@@ -72,7 +72,7 @@ def record(**changes: Any) -> Record:
         "metric": "macro_f1",
         "metrics": {
             "macro_f1": MetricInfo(direction="higher", version=1, source="scikit-learn f1_score(average='macro')"),
-            "accuracy": MetricInfo(direction="higher", version=1, source="share of rows that are right"),
+            "accuracy": MetricInfo(direction="higher", version=1, source="fraction of rows that are right"),
             "ece": MetricInfo(direction="lower", version=1, source="Guo et al. 2017, 10 bins"),
         },
         "model": ModelInfo(
@@ -179,8 +179,8 @@ def classification(**changes: Any) -> Sample:
     for name in chances.names:
         for row in range(400):
             right = row * 7 % len(CLASSES) if row % 11 else 0
-            said = right if draw.random() < getattr(chances, name) else draw.randrange(len(CLASSES))
-            matrix[right][said] += name == "tuned"
+            answer = right if draw.random() < getattr(chances, name) else draw.randrange(len(CLASSES))
+            matrix[right][answer] += name == "tuned"
             clause = f"Section {row}. {CLASSES[right]} of this Agreement shall be construed as named. "
             predictions.append(
                 Prediction(
@@ -188,7 +188,7 @@ def classification(**changes: Any) -> Sample:
                     id=f"test.jsonl:{row + 1}",
                     input=clause * (1 + row % 5),
                     reference=CLASSES[right],
-                    output=CLASSES[said],
+                    output=CLASSES[answer],
                     values={"confidence": draw.random()},
                 )
             )
@@ -268,8 +268,8 @@ def causal_lm(**changes: Any) -> Sample:
     for system, row in values.items():
         for index in range(40):
             size = 900 + 10 * index
-            told: dict[str, Any] = {"tokens": 300, "bytes": size}
-            told["nll"] = (row["bits_per_byte"] + draw.uniform(-0.3, 0.3)) * size * math.log(2)
+            row_values: dict[str, Any] = {"tokens": 300, "bytes": size}
+            row_values["nll"] = (row["bits_per_byte"] + draw.uniform(-0.3, 0.3)) * size * math.log(2)
             opening = "Жили-были старик со старухой, и было у них" if index < 4 else ""
             tale = {
                 "zero_shot": "много, много, много, много.",
@@ -278,7 +278,7 @@ def causal_lm(**changes: Any) -> Sample:
             }
             if opening:
                 reference = "три сына. Старший умный был детина, средний и так и сяк. " * 12
-                told |= {
+                row_values |= {
                     "opening": opening,
                     "continuation": tale[system] * (1 + index * 3),
                     "continuation_reference": reference,
@@ -288,9 +288,9 @@ def causal_lm(**changes: Any) -> Sample:
                     system=system,
                     id=f"tales.jsonl:{index + 1}",
                     input=opening,
-                    reference=str(told.get("continuation_reference", "")),
-                    output=str(told.get("continuation", "")),
-                    values=told,
+                    reference=str(row_values.get("continuation_reference", "")),
+                    output=str(row_values.get("continuation", "")),
+                    values=row_values,
                 )
             )
     headline = "Improved: bits per byte fell from 1.365 (few-shot) to 0.987."
@@ -341,10 +341,12 @@ def text2sql(**changes: Any) -> Sample:
             runs = match or draw.random() < 0.4
             gold = f"SELECT city_name FROM city WHERE population > {index}000"
             output = gold.lower() if match else "SELECT name FROM cities" if not runs else "SELECT city_name FROM city"
-            told = {"match": match, "executes": runs, "error": "" if runs else "no such table: cities"}
+            row_values = {"match": match, "executes": runs, "error": "" if runs else "no such table: cities"}
             question = f"which cities have more than {index} thousand people?"
             predictions.append(
-                Prediction(system=system, id=f"geo:{index}", input=question, reference=gold, output=output, values=told)
+                Prediction(
+                    system=system, id=f"geo:{index}", input=question, reference=gold, output=output, values=row_values
+                )
             )
     headline = "Improved: execution accuracy rose from 0.104 (few-shot) to 0.612."
     changed = {"headline": headline} | changes

@@ -16,8 +16,8 @@ from fulltune.store.registry.registry import Lineage, Version
 
 def version(record: Record, source: str = "owner/base", **changes: Any) -> Version:
     base = ModelInfo(source=source, sha256="b" * 64, family=record.model.family, architecture=record.model.architecture)
-    told = {"source": "run", "task": record.task, "method": "full", "base": base, "fulltune": "0"}
-    lineage = Lineage.model_validate(told | {"train_sha256": "t", "eval_sha256": "e", "config_sha256": "c"})
+    origin = {"source": "run", "task": record.task, "method": "full", "base": base, "fulltune": "0"}
+    lineage = Lineage.model_validate(origin | {"train_sha256": "t", "eval_sha256": "e", "config_sha256": "c"})
     facts = {"name": "classification-base", "number": 3, "sha256": "a" * 64, "created": "", "outcome": "accepted"}
     return Version.model_validate(facts | {"lineage": lineage} | changes)
 
@@ -57,10 +57,10 @@ def test_folders_of_the_machine_are_not_included(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"), [("owner/base", "owner/base"), ("gpt2", "gpt2"), ("/", "/"), ("/a/model", "a")]
+    ("source", "expected"), [("owner/base", "owner/base"), ("gpt2", "gpt2"), ("/", "/"), ("/a/model", "a")]
 )
-def test_bare_names(source: str, told: str) -> None:
-    assert bare(source) == told
+def test_bare_names(source: str, expected: str) -> None:
+    assert bare(source) == expected
 
 
 @pytest.mark.parametrize("source", ["starter:gpt2", "package:weights/model", "causal-lm-gpt2@3"])

@@ -18,8 +18,8 @@ words = st.text(alphabet="ab c", max_size=20)
 
 def rows(system: str, outputs: list[str], references: list[str]) -> list[Prediction]:
     return [
-        Prediction(system=system, id=f"r{i}", input=f"input {i}", reference=right, output=said)
-        for i, (said, right) in enumerate(zip(outputs, references, strict=True))
+        Prediction(system=system, id=f"r{i}", input=f"input {i}", reference=right, output=output)
+        for i, (output, right) in enumerate(zip(outputs, references, strict=True))
     ]
 
 
@@ -42,20 +42,20 @@ def test_labels_are_sorted_into_fixed_broken_and_unchanged() -> None:
 
 
 def test_several_labels_are_right_as_a_set() -> None:
-    told = {"id": "r", "input": "i", "reference": ("a", "b")}
+    fields = {"id": "r", "input": "i", "reference": ("a", "b")}
     predictions = [
-        Prediction(system="zero_shot", output=("a",), **told),
-        Prediction(system="tuned", output=("b", "a"), **told),
+        Prediction(system="zero_shot", output=("a",), **fields),
+        Prediction(system="tuned", output=("b", "a"), **fields),
     ]
 
     assert counts("classification", predictions)["fixed"] == 1
 
 
 def test_queries_are_judged_by_their_result_when_it_is_known() -> None:
-    told = {"id": "r", "input": "q", "reference": "SELECT 1"}
+    fields = {"id": "r", "input": "q", "reference": "SELECT 1"}
     predictions = [
-        Prediction(system="zero_shot", output="SELECT 1", values={"match": False, "exact": True}, **told),
-        Prediction(system="tuned", output="select  1", values={"match": True, "exact": False}, **told),
+        Prediction(system="zero_shot", output="SELECT 1", values={"match": False, "exact": True}, **fields),
+        Prediction(system="tuned", output="select  1", values={"match": True, "exact": False}, **fields),
     ]
 
     assert counts("text2sql", predictions)["fixed"] == 1

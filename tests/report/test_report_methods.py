@@ -115,7 +115,7 @@ def test_the_page_is_complete_and_self_contained() -> None:
 def test_the_answer_comes_first_and_the_table_holds_what_was_measured() -> None:
     text = PageReader(render(comparison())).text
     assert text.startswith("full is better than lora by 2.0 points")
-    for told in (
+    for line in (
         "recommended",
         "± 0.008 between seeds",
         "3.4 GB",
@@ -124,7 +124,7 @@ def test_the_answer_comes_first_and_the_table_holds_what_was_measured() -> None:
         "p < 0.001",
         "+12.0%",
     ):
-        assert told in text
+        assert line in text
     assert "does not apply: bitsandbytes is not installed" in text
     assert "general text (ru)" in text
     assert "Few-shot trains nothing" in text

@@ -385,7 +385,7 @@ def test_empty_sections_are_left_out() -> None:
 def poisoned() -> samples.Sample:
     """Return a sample with markup in every text that a user or a model supplies."""
     record = samples.rejected().record
-    told = json.loads(record.to_json())
+    fields = json.loads(record.to_json())
 
     def spoil(value: object) -> object:
         if isinstance(value, dict):
@@ -395,12 +395,12 @@ def poisoned() -> samples.Sample:
         return EVIL if isinstance(value, str) and value != "NaN" else value
 
     kept = ("metric", "metrics", "scores", "scores_without_leaks", "comparison", "outcome", "guards", "task")
-    told = {key: item if key in kept else spoil(item) for key, item in told.items()}
-    told["details"] = {"confusion": {"labels": [EVIL, "b"], "matrix": [[1, 2], [3, 4]]}, EVIL: EVIL}
-    told["details"]["per_class"] = [{"label": EVIL, "precision": 1, "recall": 1, "f1": 1, "support": 1}]
-    told["resources"]["stage_seconds"] = {EVIL: 1.0}
-    told["guards"] = [{"guard": EVIL, "step": 1, "verdict": "stop", "message": EVIL}]
-    told["versions"] = {EVIL: EVIL}
+    fields = {key: item if key in kept else spoil(item) for key, item in fields.items()}
+    fields["details"] = {"confusion": {"labels": [EVIL, "b"], "matrix": [[1, 2], [3, 4]]}, EVIL: EVIL}
+    fields["details"]["per_class"] = [{"label": EVIL, "precision": 1, "recall": 1, "f1": 1, "support": 1}]
+    fields["resources"]["stage_seconds"] = {EVIL: 1.0}
+    fields["guards"] = [{"guard": EVIL, "step": 1, "verdict": "stop", "message": EVIL}]
+    fields["versions"] = {EVIL: EVIL}
     rows = [
         Prediction(
             system=name, id=EVIL, input=EVIL * 9, reference=EVIL, output=EVIL, values={"executes": 0, "error": EVIL}
@@ -408,7 +408,7 @@ def poisoned() -> samples.Sample:
         for name in ("zero_shot", "tuned", EVIL)
     ]
     finding = {"kind": EVIL, "level": EVIL, "message": EVIL, "fix": EVIL, "ids": [EVIL]}
-    return samples.Sample(Record.model_validate(told), samples.steps(), rows, {"findings": [finding]})
+    return samples.Sample(Record.model_validate(fields), samples.steps(), rows, {"findings": [finding]})
 
 
 def test_nothing_from_outside_becomes_markup() -> None:

@@ -14,11 +14,11 @@ finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
 @pytest.mark.parametrize(
-    ("value", "digits", "told"),
+    ("value", "digits", "expected"),
     [(0.9034, 3, "0.903"), (1520.04, 1, "1,520.0"), (-0.5, 3, "−0.500"), (-0.0001, 3, "0.000"), (math.nan, 3, "NaN")],
 )
-def test_numbers(value: float, digits: int, told: str) -> None:
-    assert display.number(value, digits) == told
+def test_numbers(value: float, digits: int, expected: str) -> None:
+    assert display.number(value, digits) == expected
 
 
 def test_infinity_has_its_sign() -> None:
@@ -35,15 +35,15 @@ def test_a_column_has_a_uniform_number_of_decimals(values: list[float], digits: 
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [(0.0214, "+0.021"), (-0.0214, "−0.021"), (0.0, "0.000"), (0.00012, "+1.2e−4"), (math.nan, "NaN")],
 )
-def test_differences_are_signed_and_small_ones_are_not_zero(value: float, told: str) -> None:
-    assert display.delta(value) == told
+def test_differences_are_signed_and_small_ones_are_not_zero(value: float, expected: str) -> None:
+    assert display.delta(value) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         (3e-5, "3e-5"),
         (1.25e-5, "1.25e-5"),
@@ -54,28 +54,31 @@ def test_differences_are_signed_and_small_ones_are_not_zero(value: float, told: 
         (math.nan, "NaN"),
     ],
 )
-def test_compact_numbers(value: float, told: str) -> None:
-    assert display.compact(value) == told
+def test_compact_numbers(value: float, expected: str) -> None:
+    assert display.compact(value) == expected
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0.41, "0.41 s"), (2.13, "2.1 s"), (75, "1 min 15 s"), (3700, "1 h 1 min"), (math.nan, "NaN")]
+    ("seconds", "expected"),
+    [(0.41, "0.41 s"), (2.13, "2.1 s"), (75, "1 min 15 s"), (3700, "1 h 1 min"), (math.nan, "NaN")],
 )
-def test_durations(seconds: float, told: str) -> None:
-    assert display.duration(seconds) == told
-
-
-@pytest.mark.parametrize(("size", "told"), [(999, "999 bytes"), (5.7e9, "5.7 GB"), (1.5e13, "15 TB"), (0, "0 bytes")])
-def test_sizes(size: float, told: str) -> None:
-    assert display.size(size) == told
+def test_durations(seconds: float, expected: str) -> None:
+    assert display.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("size", "expected"), [(999, "999 bytes"), (5.7e9, "5.7 GB"), (1.5e13, "15 TB"), (0, "0 bytes")]
+)
+def test_sizes(size: float, expected: str) -> None:
+    assert display.size(size) == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
     [(1.0, "100%"), (0.99999, "99.9%"), (0.0, "0%"), (0.00001, "0.1%"), (0.452, "45.2%"), (math.nan, "NaN")],
 )
-def test_only_exactly_all_is_shown_as_100_percent(part: float, told: str) -> None:
-    assert display.share(part) == told
+def test_only_exactly_all_is_shown_as_100_percent(part: float, expected: str) -> None:
+    assert display.share(part) == expected
 
 
 def test_p_values() -> None:

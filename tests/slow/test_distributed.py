@@ -90,8 +90,8 @@ def test_a_sharded_checkpoint_is_refused_by_one_process(preset: str, place: Path
     out = place / f"{preset}-other"
     ranks.launch(place, out, "gpt2", OFTEN, launcher=ranks.accelerate(preset, place), fails=True, FAULT="term@3")
     (run,) = _runs(out / "gpt2")
-    told = ranks.launch(place, out, "gpt2", OFTEN, launcher=[], fails=True, RESUME=run.name)
-    assert f"the checkpoint is one of {preset} on 2 processes" in told
+    stderr = ranks.launch(place, out, "gpt2", OFTEN, launcher=[], fails=True, RESUME=run.name)
+    assert f"the checkpoint is one of {preset} on 2 processes" in stderr
 
 
 def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_weights(place: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_weights(pl
 
 
 def test_a_hanging_process_ends_the_run_with_a_clear_message(place: Path) -> None:
-    told = ranks.launch(place, place / "hang", "gpt2", "trainer.ddp_timeout=20", fails=True, FAULT="hang@5")
-    assert re.search(r"process \d lost another process .*expected an answer of all 2 processes within 20 s", told)
-    assert "trainer.ddp_timeout" in told
+    stderr = ranks.launch(place, place / "hang", "gpt2", "trainer.ddp_timeout=20", fails=True, FAULT="hang@5")
+    assert re.search(r"process \d lost another process .*expected an answer of all 2 processes within 20 s", stderr)
+    assert "trainer.ddp_timeout" in stderr
 
 
 def test_an_error_is_reported_once_and_ends_all_processes(place: Path) -> None:
@@ -171,8 +171,8 @@ def test_two_agents_connect_over_two_addresses(place: Path) -> None:
         )
         for address in ("127.0.0.1", "127.0.0.2")
     ]  # fmt: skip
-    told = [agent.communicate(timeout=600)[1] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], told
+    stderr = [agent.communicate(timeout=600)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], stderr
     assert _record(place / "addresses" / "gpt2").training.processes == 2
 
 

@@ -45,10 +45,10 @@ class Hub(BaseHTTPRequestHandler):
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
             modes = ["lfs" if file["path"].endswith(".safetensors") else "regular" for file in files]
-            told = [
+            uploads = [
                 {"path": f["path"], "uploadMode": m, "shouldIgnore": False} for f, m in zip(files, modes, strict=True)
             ]
-            return self._send({"files": told})
+            return self._send({"files": uploads})
         if self.path.endswith("/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
             return self._send({"transfer": "basic", "objects": [self._upload(address, one) for one in objects]})

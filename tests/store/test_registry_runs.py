@@ -206,16 +206,16 @@ def test_rows_that_tuning_fixed_and_broke(place: Path) -> None:
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     lines = [json.loads(line) for line in (place / "runs" / run / "predictions.jsonl").read_text().splitlines()]
-    said = {name: {x["id"]: x for x in lines if x["system"] == name} for name in ("zero_shot", "tuned")}
-    right = {name: {row for row, x in rows.items() if x["output"] == x["reference"]} for name, rows in said.items()}
+    answers = {name: {x["id"]: x for x in lines if x["system"] == name} for name in ("zero_shot", "tuned")}
+    right = {name: {row for row, x in rows.items() if x["output"] == x["reference"]} for name, rows in answers.items()}
     assert {row["id"] for row in found["fixed"]} == right["tuned"] - right["zero_shot"]
     assert {row["id"] for row in found["broken"]} == right["zero_shot"] - right["tuned"]
     assert found["counted"] == [len(found["fixed"]), len(found["broken"])]
     assert any(found["counted"])
     for row in found["fixed"]:
         assert (row["before"], row["after"]) == (
-            said["zero_shot"][row["id"]]["output"],
-            said["tuned"][row["id"]]["output"],
+            answers["zero_shot"][row["id"]]["output"],
+            answers["tuned"][row["id"]]["output"],
         )
     swapped = json.loads(call("compare", f"{NAME}@2", f"{NAME}@1", "--data", "--out", place / "runs", "--json").stdout)
     straight = json.loads(call("compare", f"{NAME}@1", f"{NAME}@2", "--data", "--out", place / "runs", "--json").stdout)
@@ -226,11 +226,11 @@ def test_rows_that_tuning_fixed_and_broke(place: Path) -> None:
 def test_a_decoder_continues_the_text_verbatim() -> None:
     task = CausalLM(load_config({"model": "m", "task": "causal-lm", "data": {"train": "gone.jsonl"}}))
     bundle = fakes.bundle("gpt2")
-    said = task.ask(bundle, "tuned", "the king")
+    answers = task.ask(bundle, "tuned", "the king")
     cap = task.config.evaluation.max_new_tokens
     prompt = bundle.tokenizer("the king").input_ids
     [wanted] = inference.generate(bundle, [prompt], 1, cap)
-    assert (said.output, said.input) == (wanted.text, "the king")
+    assert (answers.output, answers.input) == (wanted.text, "the king")
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,12 @@ def test_a_query_comes_with_its_rows(databases: int, place: str, message: str, t
         with pytest.raises(fulltune.FulltuneError, match=message):
             task.ask(fakes.bundle("t5"), "tuned", "how many?", place)
         return
-    said = task.ask(fakes.bundle("t5"), "tuned", "how many?", place)
-    assert (said.output, said.values["rows"], said.values["count"]) == (QUERY.text, [[n] for n in range(10)], 30)
+    answers = task.ask(fakes.bundle("t5"), "tuned", "how many?", place)
+    assert (answers.output, answers.values["rows"], answers.values["count"]) == (
+        QUERY.text,
+        [[n] for n in range(10)],
+        30,
+    )
 
 
 QUERY = inference.Generated(text="SELECT x FROM t", tokens=4, capped=False)

@@ -56,9 +56,11 @@ def test_any_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list
 
 
 def test_predictions_are_stored_as_they_are(tmp_path: Path) -> None:
-    said = Prediction(system="tfidf", id="1", input="x", reference="a", output=("b",), values={"nll": float("nan")})
+    prediction = Prediction(
+        system="tfidf", id="1", input="x", reference="a", output=("b",), values={"nll": float("nan")}
+    )
     path = cache_path(tmp_path, "key")
-    write_cache(path, [said])
+    write_cache(path, [prediction])
     found = read_cache(path)
     assert found is not None
     assert next(found)["values"] == {"nll": "NaN"}

@@ -25,13 +25,17 @@ NAMES = {2: "F16", 4: "F32", 8: "I64", 1: "U8"}
 def save(folder: Path, weights: dict[str, np.ndarray], dtypes: dict[str, str] | None = None, **files: bytes) -> Path:
     """Write a checkpoint folder by the specification of the format, without the library."""
     folder.mkdir(parents=True, exist_ok=True)
-    told: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     body = b""
     for name, value in weights.items():
         dtype = (dtypes or {}).get(name, NAMES[value.itemsize])
-        told[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [len(body), len(body) + value.nbytes]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(value.shape),
+            "data_offsets": [len(body), len(body) + value.nbytes],
+        }
         body += value.tobytes()
-    head = json.dumps(told).encode()
+    head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + body)
     for name, content in ({"config.json": b"{}"} | files).items():
@@ -190,9 +194,9 @@ def test_existing_targets_and_folders_without_weights_are_refused(
     made: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     base, tuned, delta = made
-    with pytest.raises(StoreError, match="taken"):
+    with pytest.raises(StoreError, match="exists already"):
         write_delta(base, tuned, delta)
-    with pytest.raises(StoreError, match=r"taken.*--to"):
+    with pytest.raises(StoreError, match=r"exists already.*--to"):
         apply_delta(base, delta, tuned)
     (tmp_path / "none").mkdir()
     with pytest.raises(StoreError, match="no safetensors weights"):

@@ -262,7 +262,7 @@ ACCURACY = {"accuracy": MetricInfo(direction="higher", version=get("accuracy").v
 
 def finished(out: Path, name: str, right: int, **changes: Any) -> Path:
     """Return a run folder whose model answers ``right`` of its rows correctly."""
-    told = {
+    facts = {
         "run_id": name,
         "metric": "accuracy",
         "metrics": ACCURACY,
@@ -271,14 +271,14 @@ def finished(out: Path, name: str, right: int, **changes: Any) -> Path:
     }
     with RunFolder.create(out, name) as folder:
         folder.write_text("config.yaml", "model: tiny\n")
-        folder.write_text("record.json", samples.record(**(told | changes)).to_json())
+        folder.write_text("record.json", samples.record(**(facts | changes)).to_json())
         (folder.path / "model").mkdir()
         (folder.path / "model" / "model.safetensors").write_bytes(name.encode())
         (folder.path / "model" / "config.json").write_text("{}")
         with folder.append("predictions.jsonl") as write:
             for row in range(ROWS):
-                said = "yes" if row < right else "no"
-                write(Prediction(system="tuned", id=str(row), input="x", reference="yes", output=said))
+                answer = "yes" if row < right else "no"
+                write(Prediction(system="tuned", id=str(row), input="x", reference="yes", output=answer))
     return out / name
 
 

@@ -140,7 +140,7 @@ def test_a_failed_write_keeps_the_old_file(
         assert not list(folder.path.glob("*.part")) + list(folder.path.glob(".*.part"))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_appending_to_a_full_disk_is_reported(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path, "one") as folder:
         (folder.path / "steps.jsonl").symlink_to("/dev/full")

@@ -48,17 +48,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_starter_is_a_checkpoint_that_learned(name: str, books: Path, tmp_path: Path) -> None:
     folder = make.make_starter(name, books, tmp_path / "out", epochs=0.4, bf16=False)
-    told = json.loads((folder / "training.json").read_text())
-    assert told["untrained_loss"] == pytest.approx(UNTRAINED, abs=1.0)
-    assert told["trained_loss"] < told["untrained_loss"] - 0.2
-    assert [step for step, _ in told["curve"]] == list(range(20, told["steps"] + 1, 20))
+    record = json.loads((folder / "training.json").read_text())
+    assert record["untrained_loss"] == pytest.approx(UNTRAINED, abs=1.0)
+    assert record["trained_loss"] < record["untrained_loss"] - 0.2
+    assert [step for step, _ in record["curve"]] == list(range(20, record["steps"] + 1, 20))
     bundle = load.load(str(folder))
     assert bundle.family == {"gpt2": "decoder", "bert": "encoder", "t5": "encoder-decoder"}[name]
     assert bundle.has_lm_head
     assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float16}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10.6e6
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert f"{told['trained_loss']:.3f}" in card
+    assert f"{record['trained_loss']:.3f}" in card
     assert str(tmp_path) not in card + (folder / "training.json").read_text()
 
 

@@ -59,8 +59,8 @@ def test_what_a_sharded_engine_cannot_do_is_refused_at_once(monkeypatch: pytest.
         engines.check(config)
     message = str(raised.value)
     assert len(raised.value.problems) == 4
-    for told in ("lora with zero3", "adamw-8bit with zero3", "ewc with zero3", "distill with zero3", "preset ddp"):
-        assert told in message
+    for problem in ("lora with zero3", "adamw-8bit with zero3", "ewc with zero3", "distill with zero3", "preset ddp"):
+        assert problem in message
 
 
 @pytest.mark.parametrize(

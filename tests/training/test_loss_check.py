@@ -210,9 +210,9 @@ def test_the_loss_of_routers_is_trained_once_and_not_evaluated(
 
 def test_smoothing_leaves_the_loss_of_routers_as_it_is(tmp_path: Path) -> None:
     data, plain, smooth = rows("CausalLM"), mixtral(), {"label_smoothing_factor": 0.2}
-    beside = step(mixtral(), data, tmp_path)[0] - alone(plain, data, shifted=True).item()
+    router_loss = step(mixtral(), data, tmp_path)[0] - alone(plain, data, shifted=True).item()
     unrouted = mixtral(output_router_logits=False)
-    expected = step(unrouted, data, tmp_path, args=smooth)[0] + beside
+    expected = step(unrouted, data, tmp_path, args=smooth)[0] + router_loss
     assert step(mixtral(), data, tmp_path, args=smooth)[0] == pytest.approx(expected, abs=1e-4)
 
 

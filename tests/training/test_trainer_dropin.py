@@ -74,11 +74,11 @@ def _as(kind: str, tokenizer: Any) -> Any:
         "list": unequal,
         "without mask": [{"input_ids": row["input_ids"]} for row in unequal],
         "datasets": datasets.Dataset.from_list(unequal),
-        "texts beside": datasets.Dataset.from_list([row | {"text": "x", "length": 3} for row in unequal]),
+        "extra columns": datasets.Dataset.from_list([row | {"text": "x", "length": 3} for row in unequal]),
     }[kind]
 
 
-ALL = ["BatchEncoding", "dict", "tensors", "list", "without mask", "datasets", "texts beside"]
+ALL = ["BatchEncoding", "dict", "tensors", "list", "without mask", "datasets", "extra columns"]
 
 
 @pytest.mark.parametrize("pad_is_eos", [True, False])

@@ -98,8 +98,8 @@ def test_evaluations_during_training_batch_rows_of_similar_length(tmp_path: Path
         ).item()
         for row in valid
     ]
-    told = [step.eval_loss for step in result.steps if step.eval_loss is not None]
-    assert told[-1] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+    logged = [step.eval_loss for step in result.steps if step.eval_loss is not None]
+    assert logged[-1] == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulation": 2, "gradient_checkpointing": True}])
@@ -142,11 +142,11 @@ def test_end_of_text_is_learned_although_it_is_the_padding(tmp_path: Path) -> No
     _fit(bundle, tmp_path, _config(epochs=60, learning_rate=1e-2), features=_features(bundle, texts))
     for text in texts:
         start = torch.tensor([[bundle.tokenizer.eos_token_id, *bundle.tokenizer(text[0]).input_ids]])
-        said = bundle.model.generate(
+        generated = bundle.model.generate(
             start, attention_mask=torch.ones_like(start), max_new_tokens=12, do_sample=False, pad_token_id=0
         )[0]
-        assert bundle.tokenizer.decode(said, skip_special_tokens=True) == text
-        assert said[-1] == bundle.tokenizer.eos_token_id
+        assert bundle.tokenizer.decode(generated, skip_special_tokens=True) == text
+        assert generated[-1] == bundle.tokenizer.eos_token_id
 
 
 def test_the_training_record_is_correct(tmp_path: Path) -> None:

@@ -96,14 +96,14 @@ def test_a_few_rows_predict_the_memory_of_many(
     kind: str, train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on, config = probe(kind, tmp_path, [4, 30, 12]), job(batch_size=7, **train)
-    told = footprint(on, config)
+    estimated = footprint(on, config)
     monkeypatch.setattr(probe_steps, "MORE", 7)
     whole = footprint(on, config)
-    assert (list(told.timelines), list(whole.timelines)) == ([2, 3], [7])
+    assert (list(estimated.timelines), list(whole.timelines)) == ([2, 3], [7])
     accumulated = bool(train.get("accumulation"))
-    predicted, measured = (one.step_bytes(accumulated=accumulated) for one in (told, whole))
+    predicted, measured = (one.step_bytes(accumulated=accumulated) for one in (estimated, whole))
     assert predicted == pytest.approx(measured, rel=0.02)
-    assert told.width == (60 if kind == "t5" else 30)
+    assert estimated.width == (60 if kind == "t5" else 30)
 
 
 def test_state_is_counted_on_the_tensors(tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_a_program_ends_silently_and_its_worker_with_it(database: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 @pytest.mark.parametrize("mode", ["wait", "busy"])
 def test_the_worker_of_a_program_that_was_killed_ends(database: Path, mode: str) -> None:
-    """When idle the worker sees the end of its stdin; inside a function the system ends it soon after its limit."""
+    """An idle worker sees the end of its stdin; inside a function the system ends it soon after its limit."""
     script, worker = _start(database, mode)
     script.kill()
     script.communicate()

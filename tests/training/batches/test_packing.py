@@ -166,14 +166,14 @@ def _trained(folder: Path, *overrides: str, kind: str = "gpt2") -> tuple[dict[st
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_training_gives_the_same_weights_and_curve_packed_and_unpacked(kind: str, tmp_path: Path) -> None:
-    packed, told = _trained(tmp_path / "packed", kind=kind)
+    packed, result = _trained(tmp_path / "packed", kind=kind)
     plain, expected = _trained(tmp_path / "plain", "speed.packing=off", kind=kind)
     assert all(torch.allclose(packed[name], plain[name], atol=2e-5) for name in plain)
-    assert told.training.packed
+    assert result.training.packed
     assert not expected.training.packed
-    assert told.training.steps == expected.training.steps
-    assert told.training.padding < expected.training.padding / 2
-    ours, theirs = ([step.eval_loss for step in one.steps if step.eval_loss] for one in (told, expected))
+    assert result.training.steps == expected.training.steps
+    assert result.training.padding < expected.training.padding / 2
+    ours, theirs = ([step.eval_loss for step in one.steps if step.eval_loss] for one in (result, expected))
     assert ours == pytest.approx(theirs, rel=1e-4)
     assert len(ours) >= 2
 
@@ -191,15 +191,15 @@ def test_the_end_of_a_packed_document_is_not_taken_for_padding(monkeypatch: pyte
     logger = logging.getLogger("transformers.modeling_utils")
     monkeypatch.setattr(logger, "filters", [])
     monkeypatch.setattr(logger, "warning_once", logger.warning)
-    said = _Messages()
-    monkeypatch.setattr(logger, "handlers", [said])
+    handler = _Messages()
+    monkeypatch.setattr(logger, "handlers", [handler])
     model = _model("gpt2", "sdpa")
     model.config.pad_token_id = 7
     model(input_ids=torch.tensor([[5, 6, 7]]))
-    assert len(said.messages) == 1
+    assert len(handler.messages) == 1
     assert packing.packs(model, _config())
     model(input_ids=torch.tensor([[5, 6, 7]]))
-    assert len(said.messages) == 1
+    assert len(handler.messages) == 1
 
 
 class _Messages(logging.Handler):

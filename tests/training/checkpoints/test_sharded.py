@@ -23,7 +23,7 @@ def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("facts", "engine", "processes", "told"),
+    ("facts", "engine", "processes", "message"),
     [
         ({"engine": "zero2", "processes": 2}, "zero2", 2, ""),
         ({"engine": "zero2", "processes": 2}, "zero2", 4, "one of zero2 on 2 processes; expected one of zero2 on 4"),
@@ -41,12 +41,12 @@ def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:
     ],
 )
 def test_the_engine_and_world_size_must_match_to_resume(
-    facts: dict[str, Any], engine: str, processes: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts: dict[str, Any], engine: str, processes: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "engine", lambda: engine)
     path = _checkpoint(tmp_path, 2, **facts)
-    if not told:
+    if not message:
         sharded.check(path, processes)
         return
-    with pytest.raises(StoreError, match=f"the checkpoint is {told}"):
+    with pytest.raises(StoreError, match=f"the checkpoint is {message}"):
         sharded.check(path, processes)

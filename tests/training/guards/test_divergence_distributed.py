@@ -49,7 +49,7 @@ def train(name, broken):
     rows = [{"input_ids": tokenizer(text).input_ids, "row_id": text} for text in texts]
     Trainer(model=model, args=args, train_dataset=rows, callbacks=[guard]).train()
     left = [str(path) for path in (folder / name).iterdir()] if (folder / name).exists() else []
-    return {"weights": weights_sha256(model), "said": [event.message for event in guard.events], "left": left}
+    return {"weights": weights_sha256(model), "messages": [event.message for event in guard.events], "left": left}
 
 found = {"broken": train("broken", 13), "whole": train("whole", 0)}
 (folder / f"found-{rank}.json").write_text(json.dumps(found))
@@ -68,9 +68,9 @@ def test_processes_roll_back_together(tmp_path: Path) -> None:
     assert first[0]["weights"] == second[0]["weights"] == first[1]["weights"]
     assert first[0]["left"] == []
     for one in (first[0], second[0]):
-        assert len(one["said"]) == 1
-        assert one["said"][0].startswith("The loss became nan at step 13 (rows ")
-        assert "went back to step 10" in one["said"][0]
+        assert len(one["messages"]) == 1
+        assert one["messages"][0].startswith("The loss became nan at step 13 (rows ")
+        assert "went back to step 10" in one["messages"][0]
 
 
 def _found(folder: Path, rank: int) -> Any:

@@ -87,12 +87,12 @@ def test_the_scored_model_is_the_stored_one(method: str, kind: str, task: str, t
     tuned = record.scores["tuned"][record.metric].value
     assert again.scores[record.metric].value == pytest.approx(tuned, rel=1e-6)
     stored = models.load(str(folder / "model"), head_of(task))
-    beside = models.load(str(folder / "adapter"), head_of(task))
+    loaded = models.load(str(folder / "adapter"), head_of(task))
     ids = torch.tensor([stored.prompt_ids + list(stored.tokenizer("the fox").input_ids)])
     own = {"decoder_input_ids": torch.tensor([[0, 5]])} if task == "seq2seq" else {}
     with torch.no_grad():
         torch.testing.assert_close(
-            beside.model(input_ids=ids, **own).logits, stored.model(input_ids=ids, **own).logits, rtol=1e-5, atol=1e-6
+            loaded.model(input_ids=ids, **own).logits, stored.model(input_ids=ids, **own).logits, rtol=1e-5, atol=1e-6
         )
     assert record.adapter is not None
     assert record.adapter.bytes == sum(path.stat().st_size for path in (folder / "adapter").iterdir())
@@ -121,9 +121,9 @@ def test_a_merge_is_checked_and_reported(tmp_path: Path, monkeypatch: pytest.Mon
     record = run(tmp_path, "lora", "llama", "causal-lm")
     assert record.adapter is not None
     assert record.adapter.after > record.adapter.before
-    told = [line for line in record.warnings if line.startswith("Merging changed bits_per_byte from")]
-    assert len(told) == 1
-    assert "on 6 rows; the merged model is the one that is reported" in told[0]
+    merge_warnings = [line for line in record.warnings if line.startswith("Merging changed bits_per_byte from")]
+    assert len(merge_warnings) == 1
+    assert "on 6 rows; the merged model is the one that is reported" in merge_warnings[0]
     assert record.scores["tuned"]["bits_per_byte"].value == pytest.approx(record.adapter.after)
 
 
