@@ -81,7 +81,9 @@ class Taken(TrainerCallback):
     """Count optimizer steps, including those taken twice, and set the loss to NaN once at a step."""
 
     def __init__(self, broken: int = 0) -> None:
-        self.broken, self.taken, self.hook = broken, 0, None
+        self.broken = broken
+        self.taken = 0
+        self.hook = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.hook is None:

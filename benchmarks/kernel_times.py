@@ -134,7 +134,9 @@ def _kept(work: Callable[[], Tensor]) -> int:
 def pieces(count: int) -> dict[str, Any]:
     """Measure the most that a fused activation or norm could save: the seconds of torch's own next to a product."""
     x, weight = torch.randn(2048, 768, requires_grad=True), torch.randn(3072, 768)
-    wide, scale, shift = torch.randn(2048, 3072, requires_grad=True), torch.ones(768), torch.zeros(768)
+    wide = torch.randn(2048, 3072, requires_grad=True)
+    scale = torch.ones(768)
+    shift = torch.zeros(768)
 
     def both(work: Callable[[], Tensor]) -> Work:
         return lambda: work().sum().backward()

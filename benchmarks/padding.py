@@ -19,8 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-WIDTH, VOCABULARY, ROWS, LENGTH = 768, 50257, 4, 1024
-BATCH, BUDGET, WINDOW = 8, 4096, 1024
+WIDTH = 768
+VOCABULARY = 50257
+ROWS = 4
+LENGTH = 1024
+BATCH = 8
+BUDGET = 4096
+WINDOW = 1024
 
 
 def lengths_of(data: Path | None, tokenizer_name: str) -> list[int]:

@@ -95,7 +95,9 @@ def measure(request: Found) -> Found:
     import fulltune
     from fulltune.pipeline import run
 
-    config, overrides, out = request["config"], request["overrides"], request["out"]
+    config = request["config"]
+    overrides = request["overrides"]
+    out = request["out"]
     if request["verb"] == "plan":
         plan = run.plan(config, out=out, overrides=overrides)
         return {"bytes": plan.peak_bytes, "seconds": plan.total_seconds, "memory": plan.memory, "stages": plan.seconds}

@@ -30,7 +30,9 @@ SPEED_TARGETS = (
     ("tales", "b", 2.8), ("tales", "c", 1.7), ("sql", "b", 2.2), ("sql", "c", 1.7),
     ("clauses", "b", 2.2), ("clauses", "c", 1.6), ("clauses", "a", 12.0),
 )  # fmt: skip
-MEMORY_TARGET, LOSS_TARGET, MATRIX_TARGET = 0.60, 0.005, 0.75
+MEMORY_TARGET = 0.60
+LOSS_TARGET = 0.005
+MATRIX_TARGET = 0.75
 
 Found = dict[str, Any]
 
@@ -78,7 +80,9 @@ def gpt2_operations(tokens: float, window: int = 1024) -> float:
 
     N excludes the embeddings of positions (Kaplan et al. 2020, table 1; the head counts: its product is computed).
     """
-    layers, width, vocabulary = 12, 768, 50257
+    layers = 12
+    width = 768
+    vocabulary = 50257
     parameters = 12 * layers * width**2 + vocabulary * width
     return tokens * 3 * (2 * parameters + 2 * layers * window * width)
 

@@ -26,7 +26,9 @@ from fulltune.pipeline.planning.engine_memory import need
 from fulltune.runtime.config_file import to_yaml
 from fulltune.runtime.launch import Launch, accelerate_config
 
-HIDDEN, TOKENS, STEPS = 512, 128, 4
+HIDDEN = 512
+TOKENS = 128
+STEPS = 4
 
 #: Layers of the smaller and the larger model.
 SIZES = 8, 24
@@ -108,7 +110,9 @@ def work(out: Path, layers: int) -> None:
             guards={"divergence": None, "overfitting": None, "forgetting": None},
             speed={"packing": "off"},
         )
-        before, peak, taken = (psutil.Process().memory_info().rss, in_use()), Peak(), list[tuple[int, int]]()
+        before = (psutil.Process().memory_info().rss, in_use())
+        peak = Peak()
+        taken = list[tuple[int, int]]()
 
         def on_step(*_: Any) -> None:
             taken.append((peak.resident, peak.used))

@@ -90,7 +90,9 @@ class Reference:
     @torch.no_grad()
     def greedy(self, ids: Sequence[int], steps: int, ends: Iterable[int]) -> Answer:
         """Continue a prompt (or answer a source) token by token."""
-        stops, written, ties = set(ends), list[int](), set[int]()
+        stops = set(ends)
+        written = list[int]()
+        ties = set[int]()
         for step in range(steps):
             values, tokens = self._next_logits(ids, written).topk(2)
             if float(values[0] - values[1]) < TIE:

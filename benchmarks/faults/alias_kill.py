@@ -30,7 +30,9 @@ LONGEST = 0.05
 
 def alias_kills(count: int, out: Path, seed: int = 0) -> list[str]:
     """Kill ``count`` processes while they move an alias; return the errors as text."""
-    numbers, registry, wrong = random.Random(seed), Registry(out), []
+    numbers = random.Random(seed)
+    registry = Registry(out)
+    wrong = []
     versions = [write(out, number) for number in (1, 2)]
     for kill in range(count):
         before = len(registry.history(NAME, ALIAS))

@@ -50,7 +50,9 @@ def harms(flips: int, seed: int = 0) -> Iterator[tuple[str, Callable[[Path], obj
 
 def damage(flips: int, folder: Path) -> tuple[int, list[str]]:
     """Damage a checkpoint; return how often, and the damage that was not detected (the previous one must be used)."""
-    latest, tried, missed = checkpoint(folder), 0, list[str]()
+    latest = checkpoint(folder)
+    tried = 0
+    missed = list[str]()
     for name in sorted(path.name for path in latest.iterdir()):
         whole = (latest / name).read_bytes()
         for kind, harm in harms(flips):

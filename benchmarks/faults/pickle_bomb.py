@@ -42,7 +42,9 @@ class Bomb:
 
 def pickle_bomb(place: Path, names: int = 100) -> tuple[int, list[str]]:
     """Replace files (at most ``names`` of each kind); return how many, and those whose pickle was run."""
-    mark, tried, exploded = place / "exploded", 0, list[str]()
+    mark = place / "exploded"
+    tried = 0
+    exploded = list[str]()
     for kind in (Trainer, transformers.Trainer):
         folder = place / kind.__module__
         _train(folder, kind)

@@ -89,7 +89,9 @@ def make(name: str, data: Path, *, steps: int, seed: int, dropout: bool) -> Work
 
 def loss(workload: Workload) -> float:
     """Return the mean negative log-likelihood of the scored rows, one row at a time, without dropout."""
-    model, total, count = workload.bundle.model.eval(), 0.0, 0
+    model = workload.bundle.model.eval()
+    total = 0.0
+    count = 0
     with torch.inference_mode():
         for one in workload.scored:
             nll, tokens = _nll(model, one, workload.bundle.family)

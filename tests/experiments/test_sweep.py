@@ -227,7 +227,9 @@ def table(hits: np.ndarray) -> Any:
 
 
 def test_the_best_of_equal_trials_gains_nothing_on_rows_that_did_not_choose() -> None:
-    draw, seen, judged = np.random.default_rng(0), [], []
+    draw = np.random.default_rng(0)
+    seen = []
+    judged = []
     for _ in range(40):
         tables = [table(draw.random(40) < 0.7) for _ in range(10)]
         shares = [float(ACCURACY.value(rows.sum(axis=0))) for rows in tables]

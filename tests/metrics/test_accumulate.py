@@ -121,7 +121,9 @@ def test_the_bootstrap_of_many_rows_stays_within_its_budget() -> None:
 
 
 def test_the_interval_has_about_its_nominal_coverage() -> None:
-    random, covered, trials = np.random.default_rng(1), 0, 300
+    random = np.random.default_rng(1)
+    covered = 0
+    trials = 300
     for trial in range(trials):
         values = random.exponential(size=60)
         found = filled([mean_of("x")], [prediction(str(row), x=float(value)) for row, value in enumerate(values)])

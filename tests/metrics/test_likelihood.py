@@ -37,7 +37,9 @@ def test_both_are_ratios_of_sums(rows: list[tuple[float, int, int]]) -> None:
     found = score(*(row(index, *values) for index, values in enumerate(rows)))
     nats = tokens = size = 0.0
     for nll, some_tokens, some_bytes in rows:
-        nats, tokens, size = nats + nll, tokens + some_tokens, size + some_bytes
+        nats += nll
+        tokens += some_tokens
+        size += some_bytes
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
     expected = math.inf if nats / tokens > 709.78 else math.exp(nats / tokens)
     assert found["perplexity"] == pytest.approx(expected)

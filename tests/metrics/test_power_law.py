@@ -73,7 +73,9 @@ def test_resamples_without_any_error_leave_everything_open() -> None:
 
 
 def test_the_interval_has_about_its_nominal_coverage() -> None:
-    random, hits, tries = np.random.default_rng(0), 0, 300
+    random = np.random.default_rng(0)
+    hits = 0
+    tries = 300
     truth = 0.9 * 200**-0.4 * (1 - 2**-0.4)
     for _ in range(tries):
         errors = [0.9 * n**-0.4 * math.exp(random.normal(0, 0.05)) for n in ROWS]

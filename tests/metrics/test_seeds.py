@@ -83,7 +83,9 @@ def test_seeds_that_differ_widen_the_interval() -> None:
 @pytest.mark.parametrize("metric", [ACCURACY, F1], ids=lambda metric: metric.name)
 def test_chance_between_seeds_and_rows_is_seldom_called_a_difference(metric: Metric) -> None:
     """About 5% of the intervals of two equal systems exclude 0, far fewer than with one seed only."""
-    random, wrong, blind = np.random.default_rng(4), 0, 0
+    random = np.random.default_rng(4)
+    wrong = 0
+    blind = 0
     for _ in range(120):
         a, b = (drawn(random, 3, 150, 1.0, 0.25) for _ in range(2))
         wrong += seeds.difference(a, b, metric, resamples=200).verdict != "no detectable change"

@@ -63,7 +63,10 @@ def test_a_checkpoint_that_samples_answers_greedily_and_keeps_its_settings(kind:
     prompts = [text.context + text.target for text in TEXTS]
     greedy = list(inference.generate(bundle, prompts, 2, 8))
     own = bundle.model.generation_config
-    own.do_sample, own.temperature, own.repetition_penalty, own.no_repeat_ngram_size = True, 5.0, 3.0, 1
+    own.do_sample = True
+    own.temperature = 5.0
+    own.repetition_penalty = 3.0
+    own.no_repeat_ngram_size = 1
     for _ in range(3):
         assert list(inference.generate(bundle, prompts, 2, 8)) == greedy
     assert bundle.model.generation_config is own

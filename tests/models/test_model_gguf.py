@@ -14,7 +14,10 @@ from fulltune.models.save import save_model
 
 gguf = pytest.importorskip("gguf", reason="GGUF files need the gguf package")
 
-HIDDEN, HEADS, INNER, LAYERS = 32, 2, 64, 2
+HIDDEN = 32
+HEADS = 2
+INNER = 64
+LAYERS = 2
 
 
 def write(path: Path) -> dict[str, np.ndarray]:

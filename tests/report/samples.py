@@ -174,7 +174,9 @@ class _Chances:
 
 
 def classification(**changes: Any) -> Sample:
-    draw, chances, predictions = random.Random(5), _Chances(), []
+    draw = random.Random(5)
+    chances = _Chances()
+    predictions = []
     matrix = [[0] * len(CLASSES) for _ in CLASSES]
     for name in chances.names:
         for row in range(400):

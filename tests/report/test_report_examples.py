@@ -129,7 +129,9 @@ def test_the_requested_number_of_examples_is_shown_and_all_are_counted(total: in
 
 
 def test_long_texts_are_folded_and_very_long_ones_cut() -> None:
-    short, long, huge = text("word " * 10), text("word " * 100), text("word " * 1000)
+    short = text("word " * 10)
+    long = text("word " * 100)
+    huge = text("word " * 1000)
 
     assert not short.head
     assert long.head

@@ -24,7 +24,9 @@ class Threads:
     """Run the same function in several threads, with the collectives of `distributed` between them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-        self.count, self.barrier, self.here = count, threading.Barrier(count), threading.local()
+        self.count = count
+        self.barrier = threading.Barrier(count)
+        self.here = threading.local()
         self.box: list[Any] = [None] * count
         monkeypatch.setattr(distributed, "size", lambda: count)
         monkeypatch.setattr(distributed, "rank", lambda: self.here.rank)

@@ -75,7 +75,9 @@ def test_a_sharded_engine_makes_the_same_run_as_one_process(preset: str, place: 
 def test_sigterm_to_the_launcher_leaves_a_checkpoint_that_resumes_exactly(preset: str, place: Path) -> None:
     if preset.startswith("zero"):
         pytest.importorskip("deepspeed")
-    launcher, whole, cut = ranks.accelerate(preset, place), place / f"{preset}-whole", place / f"{preset}-cut"
+    launcher = ranks.accelerate(preset, place)
+    whole = place / f"{preset}-whole"
+    cut = place / f"{preset}-cut"
     ranks.launch(place, whole, "gpt2", OFTEN, launcher=launcher)
     ranks.launch(place, cut, "gpt2", OFTEN, launcher=launcher, fails=True, FAULT="term@3")
     (run,) = _runs(cut / "gpt2")

@@ -90,7 +90,9 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
-    Hub.place, Hub.asked, Hub.refuses = tmp_path / "hub", [], False
+    Hub.place = tmp_path / "hub"
+    Hub.asked = []
+    Hub.refuses = False
     Hub.place.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = Thread(target=server.serve_forever, daemon=True)

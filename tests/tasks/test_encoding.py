@@ -38,7 +38,9 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_threads_and_cache_change_nothing(kind: str, tmp_path: Path) -> None:
-    bundle, examples, task = fakes.bundle(kind), _examples(), _task()
+    bundle = fakes.bundle(kind)
+    examples = _examples()
+    task = _task()
     alone = [task.encode(example, bundle) for example in examples]
     assert encoding.encode(task, examples, bundle) == alone
     assert encoding.encode(task, examples, bundle, tmp_path) == alone
@@ -65,7 +67,9 @@ def test_encoded_classes_are_restored_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("forced")
 def test_whatever_changes_is_encoded_again(tmp_path: Path) -> None:
-    bundle, examples, task = fakes.bundle("gpt2"), _examples(), _task()
+    bundle = fakes.bundle("gpt2")
+    examples = _examples()
+    task = _task()
 
     def entries(task: Task = task, examples: list[Example] = examples, **changed: object) -> int:
         encoding.encode(task, examples, replace(bundle, **changed), tmp_path)  # type: ignore[arg-type]
@@ -88,7 +92,9 @@ def test_whatever_changes_is_encoded_again(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("forced")
 def test_a_damaged_entry_is_ignored(tmp_path: Path) -> None:
-    bundle, examples, task = fakes.bundle("gpt2"), _examples(), _task()
+    bundle = fakes.bundle("gpt2")
+    examples = _examples()
+    task = _task()
     made = encoding.encode(task, examples, bundle, tmp_path)
     (entry,) = tmp_path.rglob("*.jsonl")
     lines = entry.read_text().splitlines()

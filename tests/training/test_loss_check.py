@@ -23,7 +23,9 @@ from fulltune.training.batches import packing
 from fulltune.training.loss_check import LossFacts, check_loss
 from fulltune.training.next_tokens import aligned_labels
 
-PAD, END, VOCABULARY = 1, 2, 60
+PAD = 1
+END = 2
+VOCABULARY = 60
 LENGTHS = (9, 14, 5, 11, 20, 7)
 
 _IDS = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": 0}
@@ -209,7 +211,9 @@ def test_the_loss_of_routers_is_trained_once_and_not_evaluated(
 
 
 def test_smoothing_leaves_the_loss_of_routers_as_it_is(tmp_path: Path) -> None:
-    data, plain, smooth = rows("CausalLM"), mixtral(), {"label_smoothing_factor": 0.2}
+    data = rows("CausalLM")
+    plain = mixtral()
+    smooth = {"label_smoothing_factor": 0.2}
     router_loss = step(mixtral(), data, tmp_path)[0] - alone(plain, data, shifted=True).item()
     unrouted = mixtral(output_router_logits=False)
     expected = step(unrouted, data, tmp_path, args=smooth)[0] + router_loss

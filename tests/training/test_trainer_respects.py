@@ -86,7 +86,10 @@ def test_attributes_of_a_subclass_do_not_collide(tmp_path: Path) -> None:
     class Own(Trainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.padding, self.checkpoints, self.micro_batches, self.trained_only = "max_length", [], 3, "head"
+            self.padding = "max_length"
+            self.checkpoints = []
+            self.micro_batches = 3
+            self.trained_only = "head"
             self._logged = self._facts = self._evaluated = self._trial = self._unpad = None
 
     trainer = built(Own, tmp_path, include_num_input_tokens_seen="all", save_strategy="steps", save_steps=1)

@@ -83,7 +83,9 @@ class Windows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, array: NDArray[np.uint16], length: int, before: Sequence[int] = (), after: Sequence[int] = ()):
-        self.array, self.before, self.after = array, list(before), list(after)
+        self.array = array
+        self.before = list(before)
+        self.after = list(after)
         self.content = length - len(self.before) - len(self.after)
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -204,16 +205,8 @@ def test_linear_cka_equals_a_sum_over_quadruples() -> None:
     x, y = random.normal(size=(6, 3)), random.normal(size=(6, 2))
 
     def hsic(k: Any, l: Any) -> float:  # noqa: E741
-        n = range(len(k))
-        whole = [
-            k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])
-            for i in n
-            for j in n
-            for q in n
-            for r in n
-            if len({i, j, q, r}) == 4
-        ]
-        return float(np.mean(whole))
+        quadruples = itertools.permutations(range(len(k)), 4)
+        return float(np.mean([k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in quadruples]))
 
     k, l = x @ x.T, y @ y.T  # noqa: E741
     assert linear_cka(x, y) == pytest.approx(hsic(k, l) / math.sqrt(hsic(k, k) * hsic(l, l)))

@@ -26,7 +26,9 @@ print(before, kept, after)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux only")
 def test_a_large_block_is_mapped_once_instead_of_every_time() -> None:
     found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout.split()
-    before, kept, after = int(found[0]), found[1] == "True", int(found[2])
+    before = int(found[0])
+    kept = found[1] == "True"
+    after = int(found[2])
     assert kept
     assert before > 10  # with huge pages there are few faults
     assert after < before / 4

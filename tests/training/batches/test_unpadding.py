@@ -81,7 +81,9 @@ def test_labels_that_are_a_separate_text_are_trimmed_too() -> None:
 
 
 def test_batches_that_cannot_be_split_or_gain_nothing_are_unchanged() -> None:
-    even, on_the_left, packed = batch_of([200, 198, 200]), batch_of([500, 60, 60]), batch_of([500, 60, 60])
+    even = batch_of([200, 198, 200])
+    on_the_left = batch_of([500, 60, 60])
+    packed = batch_of([500, 60, 60])
     on_the_left = {name: value.flip(1) for name, value in on_the_left.items()}
     del packed["attention_mask"]
     for batch in (even, on_the_left, packed, "no batch"):

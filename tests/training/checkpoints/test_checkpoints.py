@@ -101,7 +101,9 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_killed_training_resumes_exactly(name: str, tmp_path: Path) -> None:
-    options, whole, log = CASES[name], Log(), Log()
+    options = CASES[name]
+    whole = Log()
+    log = Log()
     expected = trainer(tmp_path / "whole", whole, **options)
     expected.train()
     with pytest.raises(SystemExit):

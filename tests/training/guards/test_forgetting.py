@@ -22,7 +22,9 @@ def walk(values: list[float], budget: float = 0.05) -> tuple[ForgettingGuard, in
     """Train while the probe gives these values, the first before step 1; return the guard and the last step."""
     given: Iterator[float] = iter(values)
     guard = ForgettingGuard(lambda: {"english": next(given)}, budget)
-    state, control, args = TrainerState(max_steps=len(values) - 1), TrainerControl(), fakes.arguments(Path("unused"))
+    state = TrainerState(max_steps=len(values) - 1)
+    control = TrainerControl()
+    args = fakes.arguments(Path("unused"))
     guard.on_train_begin(args, state, control)
     for step in range(1, len(values)):
         state.global_step = step
@@ -64,7 +66,9 @@ def test_a_record_is_judged_by_its_own_verdict() -> None:
     records = [found, found, found.model_copy(update={"verdict": "forgotten", "low": 0.1})]
     given = iter(records)
     guard = ForgettingGuard(lambda: {"english": next(given)})
-    state, control, args = TrainerState(max_steps=9), TrainerControl(), fakes.arguments(Path("unused"))
+    state = TrainerState(max_steps=9)
+    control = TrainerControl()
+    args = fakes.arguments(Path("unused"))
     guard.on_train_begin(args, state, control)
     for step, stops in ((1, False), (2, True)):
         state.global_step = step

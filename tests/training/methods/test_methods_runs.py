@@ -296,7 +296,9 @@ def test_a_rollback_restores_the_trained_parameters(name: str, kind: str, tmp_pa
         train={"max_steps": 5, "batch_size": 2, "learning_rate": 1e-2, "evaluations": 0},
         speed={"kernels": "off"},
     )
-    bundle, method, spoil = fakes.bundle(kind), load("method", name)(config), Spoil()
+    bundle = fakes.bundle(kind)
+    method = load("method", name)(config)
+    spoil = Spoil()
     ids = list(bundle.tokenizer("the fox met a king").input_ids)
     result = fit(bundle, method, [Features(ids, ids, "0")] * 8, None, config, output_dir=tmp_path, callbacks=[spoil])
     assert spoil.done
