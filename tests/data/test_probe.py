@@ -11,8 +11,8 @@ from collections import Counter
 
 import pytest
 
-from fulltune.data.demo.contracts import make_contracts
-from fulltune.data.demo.tales import make_tales
+from demo.contracts import make_contracts
+from demo.tales import make_tales
 from fulltune.data.probe import LANGUAGES, TOPICS, Language, builtin_probe
 
 PROBE = {language: builtin_probe(language) for language in LANGUAGES}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from fulltune.data.demo.tales import make_tales
+from demo.tales import make_tales
 from fulltune.errors import DataError
 from fulltune.models import load
 from starters import corpus, make

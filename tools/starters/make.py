@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from fulltune.data.demo.text2sql import make_text2sql
+from demo.text2sql import make_text2sql
 from fulltune.errors import FulltuneError
 from fulltune.models.bundle import quiet
 from fulltune.models.starters import folder

@@ -61,7 +61,7 @@ DEMOS: dict[str, dict[str, Any]] = {
 
 NAMES = tuple(DEMOS)
 
-#: Clauses that are generated: of a third of them the small BERT learns half as much.
+#: Number of clauses: from a third of them the small BERT learns half as much.
 _CLAUSES = 4500
 
 

@@ -1,1 +1,1 @@
-"""Example data, generated: clauses, tales, and databases with questions. The same seed gives the same rows."""
+"""Example data: clauses of contracts, tales, and databases with questions. ``tools/demo`` generates them."""

@@ -9,12 +9,11 @@ from fulltune.data.demo.files import DATASETS
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m fulltune.data.demo", description="Write generated example data.")
+    parser = argparse.ArgumentParser(prog="python -m fulltune.data.demo", description="Write example data.")
     parser.add_argument("name", choices=sorted(DATASETS))
     parser.add_argument("folder", type=Path, help="made when it is not there")
-    parser.add_argument("--seed", type=int, default=17)
     options = parser.parse_args(arguments)
-    for path, rows in DATASETS[options.name](options.folder, seed=options.seed).items():
+    for path, rows in DATASETS[options.name](options.folder).items():
         print(f"{path}: {rows} rows")
 
 

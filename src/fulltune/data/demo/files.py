@@ -1,50 +1,55 @@
-"""The example data sets as files: ``train.jsonl`` and ``eval.jsonl`` in a folder."""
+"""Write the example data sets as files: ``train.jsonl`` and ``eval.jsonl`` in a folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import lzma
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
 
-from fulltune.data.demo.contracts import make_contracts
-from fulltune.data.demo.tales import Language, make_tales
-from fulltune.data.demo.text2sql import make_text2sql
-
-Rows = list[dict[str, Any]]
+#: Rows as lines of JSON.
+Lines = Sequence[bytes]
 
 
-class WriteDataset(Protocol):
-    """Writes a data set into a folder, which it makes; gives the number of rows of each file."""
+def write_contracts(folder: Path, n: int = 1500) -> dict[Path, int]:
+    """Write ``n`` of 4500 clauses with the columns ``text``, ``label`` and ``contract``.
 
-    def __call__(self, folder: Path, *, seed: int = 17) -> dict[Path, int]: ...
-
-
-def write_contracts(folder: Path, *, seed: int = 17, n: int = 1500) -> dict[Path, int]:
-    """Columns ``text``, ``label``, ``contract``; two thirds of the contracts for training, no contract in both."""
-    train, evaluation = _split(make_contracts(n, seed=seed), "contract", 2 / 3)
-    return _write(folder, {"train": train, "eval": evaluation})
-
-
-def write_text2sql(folder: Path, *, seed: int = 17) -> dict[Path, int]:
-    """Columns ``question``, ``sql``, ``db_id``, ``template``; the SQLite files stand in ``databases``."""
-    return _write(folder, make_text2sql(folder / "databases", seed=seed))
+    Two thirds of the contracts are for training; no contract is in both files.
+    """
+    lines = _lines("contracts")[:n]
+    contracts = [json.loads(line)["contract"] for line in lines]
+    order = list(dict.fromkeys(contracts))
+    training = set(order[: round(2 / 3 * len(order))])
+    train = [line for line, contract in zip(lines, contracts, strict=True) if contract in training]
+    evaluation = [line for line, contract in zip(lines, contracts, strict=True) if contract not in training]
+    return _write(folder, train, evaluation)
 
 
-def write_tales(folder: Path, *, seed: int = 17, language: Language = "ru") -> dict[Path, int]:
-    """Columns ``id``, ``title``, ``text``, ``plot``, ``language``; the last fifth of the tales for evaluation."""
-    tales = make_tales(seed=seed, language=language)
-    cut = len(tales) * 4 // 5
-    return _write(folder, {"train": tales[:cut], "eval": tales[cut:]})
+def write_text2sql(folder: Path) -> dict[Path, int]:
+    """Write rows with ``question``, ``sql``, ``db_id`` and ``template``, and SQLite files in ``databases``."""
+    databases = folder / "databases"
+    databases.mkdir(parents=True, exist_ok=True)
+    for name in ("clinic", "library", "shop"):
+        (databases / f"{name}.sqlite").write_bytes(_content(f"{name}.sqlite"))
+    return _write(folder, _lines("text2sql-train"), _lines("text2sql-eval"))
 
 
-def write_english_tales(folder: Path, *, seed: int = 17) -> dict[Path, int]:
-    """As :func:`write_tales`, in English."""
-    return write_tales(folder, seed=seed, language="en")
+def write_tales(folder: Path) -> dict[Path, int]:
+    """Write Russian tales with the columns ``id``, ``title``, ``text``, ``plot`` and ``language``.
+
+    The last fifth of the tales is for evaluation.
+    """
+    return _write_tales(folder, "tales")
 
 
-#: Name → what writes it.
-DATASETS: Mapping[str, WriteDataset] = {
+def write_english_tales(folder: Path) -> dict[Path, int]:
+    """Write English tales as :func:`write_tales` does."""
+    return _write_tales(folder, "tales-en")
+
+
+#: Writer of each data set: it makes the folder, and returns the number of rows of each file.
+DATASETS: Mapping[str, Callable[[Path], dict[Path, int]]] = {
     "contracts": write_contracts,
     "tales": write_tales,
     "tales-en": write_english_tales,
@@ -52,20 +57,26 @@ DATASETS: Mapping[str, WriteDataset] = {
 }
 
 
-def _split(rows: Iterable[dict[str, Any]], group: str, share: float) -> tuple[Rows, Rows]:
-    """The first ``share`` of the groups, and the rest; generated groups come in no particular order."""
-    rows = list(rows)
-    groups = list(dict.fromkeys(row[group] for row in rows))
-    first = set(groups[: round(share * len(groups))])
-    return [row for row in rows if row[group] in first], [row for row in rows if row[group] not in first]
+def _write_tales(folder: Path, name: str) -> dict[Path, int]:
+    lines = _lines(name)
+    cut = len(lines) * 4 // 5
+    return _write(folder, lines[:cut], lines[cut:])
 
 
-def _write(folder: Path, splits: Mapping[str, Rows]) -> dict[Path, int]:
+def _content(name: str) -> bytes:
+    return lzma.decompress(files("fulltune.data.demo").joinpath(f"{name}.xz").read_bytes())
+
+
+def _lines(name: str) -> Lines:
+    # Only \n ends a row: a text may hold other characters that end lines.
+    return [line + b"\n" for line in _content(f"{name}.jsonl").removesuffix(b"\n").split(b"\n")]
+
+
+def _write(folder: Path, train: Lines, evaluation: Lines) -> dict[Path, int]:
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
-    for name, rows in splits.items():
+    for name, lines in (("train", train), ("eval", evaluation)):
         path = folder / f"{name}.jsonl"
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        path.write_text("".join(lines), encoding="utf-8", newline="\n")
-        written[path] = len(rows)
+        path.write_bytes(b"".join(lines))
+        written[path] = len(lines)
     return written

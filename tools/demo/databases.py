@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from fulltune.data.demo.database_rows import Rows, clinic_rows, library_rows, shop_rows
+from demo.database_rows import Rows, clinic_rows, library_rows, shop_rows
 
 
 @dataclass(frozen=True)

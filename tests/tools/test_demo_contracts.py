@@ -13,17 +13,18 @@ from random import Random
 
 import pytest
 
+from demo import make
+from demo.contracts import LABELS, make_contracts
+from demo.grammar import Grammar, Writer, polish
+from demo.make import CLAUSES
 from fulltune.data.demo.__main__ import main
-from fulltune.data.demo.contracts import LABELS, make_contracts
-from fulltune.data.demo.grammar import Grammar, Writer, polish
+from fulltune.data.demo.files import write_contracts
 
 ROWS = make_contracts(1500)
 
 
 def test_the_same_seed_gives_the_same_rows_in_every_process() -> None:
-    script = (
-        "import json; from fulltune.data.demo.contracts import make_contracts; print(json.dumps(make_contracts(60)))"
-    )
+    script = "import json; from demo.contracts import make_contracts; print(json.dumps(make_contracts(60)))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     outputs = [
         subprocess.run(
@@ -65,6 +66,18 @@ def test_label_noise_changes_labels_and_nothing_else() -> None:
     assert sum(a["label"] != b["label"] for a, b in zip(ROWS, noisy, strict=True)) == 300
 
 
+def test_the_package_ships_the_generated_rows(tmp_path: Path) -> None:
+    written = write_contracts(tmp_path, n=CLAUSES)
+    assert sum(written.values()) == CLAUSES
+    shipped = [line for path in written for line in path.read_bytes().splitlines(keepends=True)]
+    assert set(make.lines(ROWS).splitlines(keepends=True)) <= set(shipped)
+    write_contracts(tmp_path)
+    train, evaluation = ((tmp_path / f"{name}.jsonl").read_bytes() for name in ("train", "eval"))
+    in_training = {json.loads(line)["contract"] for line in train.splitlines()}
+    assert train == make.lines(row for row in ROWS if row["contract"] in in_training)
+    assert evaluation == make.lines(row for row in ROWS if row["contract"] not in in_training)
+
+
 def test_counting_words_solves_only_a_part(tmp_path: Path) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -86,7 +99,7 @@ def test_counting_words_solves_only_a_part(tmp_path: Path) -> None:
 
 
 def test_the_command_lists_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["contracts", str(tmp_path / "new"), "--seed", "3"])
+    main(["contracts", str(tmp_path / "new")])
     assert re.fullmatch(r".*train\.jsonl: \d+ rows\n.*eval\.jsonl: \d+ rows\n", capsys.readouterr().out)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from demo import make
+from demo.databases import DATABASES
+from demo.text2sql import make_text2sql
 from fulltune.data.demo.__main__ import main
-from fulltune.data.demo.databases import DATABASES
-from fulltune.data.demo.text2sql import make_text2sql
 from fulltune.tasks.text2sql.execution import Database, is_ordered, match
 from fulltune.tasks.text2sql.schema import find_database, read_schema
 
@@ -95,7 +96,7 @@ def test_sql_has_joins_groups_nesting_and_order(splits: Splits) -> None:
 def test_the_same_seed_gives_the_same_in_every_process(splits: Splits, folder: Path, tmp_path: Path) -> None:
     script = """
 import json, sys
-from fulltune.data.demo.text2sql import make_text2sql
+from demo.text2sql import make_text2sql
 print(json.dumps(make_text2sql(sys.argv[1])))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "7"}
@@ -128,8 +129,13 @@ def test_another_seed_gives_other_databases_and_files_are_replaced(tmp_path: Pat
     assert dump(tmp_path / "library.sqlite") != before
 
 
-def test_the_command_writes_rows_and_databases(tmp_path: Path) -> None:
+def test_the_command_writes_the_generated_rows_and_databases(splits: Splits, folder: Path, tmp_path: Path) -> None:
     main(["text2sql", str(tmp_path / "out")])
+    for name, generated in splits.items():
+        assert (tmp_path / "out" / f"{name}.jsonl").read_bytes() == make.lines(generated)
+    for database in DATABASES:
+        name = f"{database.name}.sqlite"
+        assert dump(tmp_path / "out" / "databases" / name) == dump(folder / name)
     rows: list[dict[str, Any]] = [
         json.loads(line) for line in (tmp_path / "out" / "eval.jsonl").read_text(encoding="utf-8").splitlines()
     ]

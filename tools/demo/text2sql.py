@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
-from fulltune.data.demo.databases import DATABASES, Database, Link, Number, Table, Text, Via
-from fulltune.data.demo.question_forms import FORMS, Form
+from demo.databases import DATABASES, Database, Link, Number, Table, Text, Via
+from demo.question_forms import FORMS, Form
 
 #: Share of the templates of each form that go to eval.
 EVAL_SHARE = 0.25

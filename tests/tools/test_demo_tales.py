@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from demo import make
+from demo.grammar import Grammar
+from demo.tales import CASES, CAST, PLOTS, Language, make_tales, written_tales
 from fulltune.data.demo.__main__ import main
-from fulltune.data.demo.grammar import Grammar
-from fulltune.data.demo.tales import CASES, CAST, PLOTS, Language, make_tales, written_tales
 
 LANGUAGES: tuple[Language, ...] = ("ru", "en")
 TALES = {language: make_tales(200, language=language) for language in LANGUAGES}
@@ -132,7 +133,7 @@ def test_pronouns_agree_with_the_gender_of_the_hero() -> None:
 def test_the_same_seed_gives_the_same_tales_in_every_process(language: Language) -> None:
     script = """
 import json, sys
-from fulltune.data.demo.tales import make_tales
+from demo.tales import make_tales
 print(json.dumps(make_tales(20, language=sys.argv[1])))
 """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "7"}
@@ -144,7 +145,7 @@ print(json.dumps(make_tales(20, language=sys.argv[1])))
 
 
 @pytest.mark.parametrize(("name", "language"), [("tales", "ru"), ("tales-en", "en")])
-def test_the_command_writes_tales(tmp_path: Path, name: str, language: str) -> None:
+def test_the_command_writes_tales(tmp_path: Path, name: str, language: Language) -> None:
     main([name, str(tmp_path)])
     rows = {
         split: [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -152,3 +153,5 @@ def test_the_command_writes_tales(tmp_path: Path, name: str, language: str) -> N
     }
     assert (len(rows["train"]), len(rows["eval"])) == (160, 40)
     assert {row["language"] for row in rows["train"]} == {language}
+    written = b"".join((tmp_path / f"{split}.jsonl").read_bytes() for split in ("train", "eval"))
+    assert written == make.lines(TALES[language])

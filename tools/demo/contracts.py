@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from fulltune.data.demo.grammar import Grammar, Writer, polish
+from demo.grammar import Grammar, Writer, polish
 
 LABELS = (
     "Assignment",

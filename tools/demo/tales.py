@@ -13,7 +13,7 @@ from importlib.resources import files
 from random import Random
 from typing import Literal
 
-from fulltune.data.demo.grammar import Grammar, Writer, polish
+from demo.grammar import Grammar, Writer, polish
 
 Language = Literal["ru", "en"]
 
@@ -63,7 +63,7 @@ def written_tales(language: Language = "ru") -> list[dict[str, str]]:
     Returns:
         Rows as from :func:`make_tales`, of 150 to 260 words; ``plot`` is ``"written"``.
     """
-    source = files("fulltune.data.demo").joinpath(f"tales_{language}.txt").read_text(encoding="utf-8")
+    source = files("demo").joinpath(f"tales_{language}.txt").read_text(encoding="utf-8")
     tales = (tale.partition("\n") for tale in f"\n{source}".split("\n# ")[1:])
     rows = (_row(title.strip(), text.strip(), "written", language) for title, _, text in tales)
     return _numbered(rows, f"{language}-written")

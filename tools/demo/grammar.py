@@ -32,7 +32,7 @@ class Grammar:
     @cache
     def load(name: str) -> Grammar:
         """The grammar in ``<name>.grammar`` beside this file."""
-        return Grammar.parse(files("fulltune.data.demo").joinpath(f"{name}.grammar").read_text(encoding="utf-8"))
+        return Grammar.parse(files("demo").joinpath(f"{name}.grammar").read_text(encoding="utf-8"))
 
     @staticmethod
     def parse(text: str) -> Grammar:
