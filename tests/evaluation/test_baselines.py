@@ -92,7 +92,7 @@ def test_texts_without_common_words_are_classified_by_their_characters(
     with caplog.at_level("INFO", "fulltune"):
         predictions = list(baseline("tfidf", task, fakes.bundle("bert"), train, ())(asked))
     assert [prediction.output for prediction in predictions] == [example.target for example in asked]
-    assert "the tfidf baseline counts characters instead of words: 0 of 8 rows have a word of train" in caplog.text
+    assert "the tfidf baseline uses characters: 0 of 8 rows contain a word of train" in caplog.text
 
 
 def test_one_label_in_train_is_still_answered() -> None:

@@ -58,7 +58,7 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("trainer: " + "{a: " * 5000 + "1" + "}" * 5000, ["c.yaml:4", "nested too deeply"]),
         ("\tseed: 1", ["c.yaml:4", "'\\t'"]),
         ("x: !!bool maybe", ["c.yaml:4", "cannot be read ('maybe')"]),
-        ('x: "\\U0011FFFF"', ["begins no escape"]),
+        ('x: "\\U0011FFFF"', ["an invalid escape sequence"]),
         ("%YAML 1.1", ["c.yaml:4", "a directive", "YAML 1.2"]),
         ("---\nmodel: m", ["c.yaml:4", "another document"]),
         ("x: \x01", ["c.yaml:4", "U+0001"]),

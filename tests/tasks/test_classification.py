@@ -149,7 +149,7 @@ def test_a_small_window_gets_fewer_shots_and_each_row_records_how_many() -> None
     uses = prompt_uses(found)
     assert sum(uses["few_shot"].shots.values()) == 3
     [sentence] = sentences(uses, shots=3)
-    assert sentence.startswith("few_shot: 3 of 3 rows had no room for all 3 shots")
+    assert sentence.startswith("few_shot: 3 of 3 prompts had no room for all 3 shots")
 
 
 def test_balanced_class_weights_equal_scikit_learn() -> None:

@@ -115,8 +115,8 @@ def test_shots_are_left_out_one_by_one_and_counted(kind: str) -> None:
     assert (use.rows, sum(use.shots.values()), use.cut_rows) == (3, 3, 1)
     assert use.cut_tokens == found[2].values["cut_tokens"] > 0
     cut, fewer = sentences({"few_shot": use}, 5)
-    assert cut.startswith("few_shot: 1 of 3 rows were asked with a shortened prompt")
-    assert fewer.startswith("few_shot: 3 of 3 rows had no room for all 5 shots")
+    assert cut.startswith("few_shot: 1 of 3 prompts were truncated")
+    assert fewer.startswith("few_shot: 3 of 3 prompts had no room for all 5 shots")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bart"])

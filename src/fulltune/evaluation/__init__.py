@@ -1,1 +1,1 @@
-"""Score systems: baselines, tuned models, and what a tuned model retains of its base."""
+"""Evaluate baselines and tuned models, and measure what a tuned model retains of its base."""

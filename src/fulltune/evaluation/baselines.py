@@ -1,8 +1,8 @@
-"""Scores without training, on the same rows, prompts and decoding as the tuned model's.
+"""Compute baselines without training, on the same rows, prompts and decoding as the tuned model.
 
-``majority`` (the commonest answer in train) and ``tfidf`` (word counts and logistic regression) are floors for
-classification; ``zero_shot`` and ``few_shot`` ask the untouched base. They are cached under what they depend on, so a
-second run on the same data pays nothing.
+``majority`` (the most frequent target in train) and ``tfidf`` (logistic regression on TF-IDF features) are lower bounds
+for classification; ``zero_shot`` and ``few_shot`` prompt the base model. Predictions are cached by a hash of everything
+that they depend on, so that a second run on the same data does not compute them again.
 """
 
 from __future__ import annotations
@@ -29,21 +29,31 @@ from fulltune.tasks.base import Example, Predictor, Task
 
 _LOG = logging.getLogger(__name__)
 
-#: Packages that answers depend on.
+#: Packages whose versions predictions depend on.
 _PACKAGES = ("fulltune", "torch", "transformers", "tokenizers", "scikit-learn")
 
 
 class LabelledTask(Protocol):
-    """A task with a closed set of labels: what the word-count floors need."""
+    """A task with a closed set of labels, as the baselines ``majority`` and ``tfidf`` need it."""
 
     labels: tuple[str, ...]
     multi_label: bool
 
-    def prediction(self, system: str, example: Example, probabilities: Array) -> Prediction: ...
+    def prediction(self, system: str, example: Example, probabilities: Array) -> Prediction:
+        """Return the prediction for the probabilities ``(labels,)`` of an example."""
+        ...
 
 
 def baseline(name: str, task: Task, base: Bundle, train: Sequence[Example], shots: Sequence[Example]) -> Predictor:
-    """A baseline as something that answers."""
+    """Return the predictor of a baseline.
+
+    Args:
+        name: Name of the baseline.
+        task: Task that it predicts for.
+        base: Base model.
+        train: Training examples.
+        shots: Examples for few-shot prompts.
+    """
     if name == "majority":
         return majority(_labelled(task), train)
     if name == "tfidf":
@@ -54,7 +64,7 @@ def baseline(name: str, task: Task, base: Bundle, train: Sequence[Example], shot
 
 
 def _own_head(task: Task, load: Callable[[], Bundle]) -> Predictor:
-    """The base under its own classification head; it is loaded when it is asked, and not where answers are cached."""
+    """Return a predictor of the base with its own classification head, loaded only if predictions are not cached."""
 
     def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
         yield from task.predictor(load(), "zero_shot")(examples)
@@ -65,33 +75,44 @@ def _own_head(task: Task, load: Callable[[], Bundle]) -> Predictor:
 def choose_shots(
     task: Task, config: Config, family: str, train: Sequence[Example], scored: Sequence[Example]
 ) -> list[Example]:
-    """Few-shot examples: from train only, seeded, never a row that is scored.
+    """Choose few-shot examples from train by seed, never one that also occurs in the scored examples.
 
-    ``few_shot`` of them; for an encoder that classifies, that many for each label. Where there are labels, a prompt's
-    shots cycle through them, so that no label is shown twice before each was shown once.
+    Returns ``baselines.few_shot`` examples; that many per label for an encoder. If the task has labels, consecutive
+    examples cycle through them, so that no label occurs twice in a prompt before every label occurred once.
+
+    Args:
+        task: Task whose labels are cycled through.
+        config: Its section ``baselines`` is read.
+        family: Family of the base model.
+        train: Examples to choose from.
+        scored: Evaluation examples, which are excluded.
     """
-    asked = {(example.input, example.target) for example in scored}
-    pool = [example for example in train if (example.input, example.target) not in asked]
+    excluded = {(example.input, example.target) for example in scored}
+    pool = [example for example in train if (example.input, example.target) not in excluded]
     random.Random(config.baselines.seed).shuffle(pool)
     if not task.labels:
         return pool[: config.baselines.few_shot]
-    by_label = {label: [example for example in pool if label in example.labels] for label in task.labels}
-    rounds = [
-        examples[turn]
-        for turn in range(config.baselines.few_shot)
-        for examples in by_label.values()
-        if turn < len(examples)
-    ]
-    unique = list({example.id: example for example in rounds}.values())
-    return unique if family == "encoder" else unique[: config.baselines.few_shot]
+    shots = _cycle_labels(pool, task.labels, config.baselines.few_shot)
+    return shots if family == "encoder" else shots[: config.baselines.few_shot]
+
+
+def _cycle_labels(pool: Sequence[Example], labels: Sequence[str], per_label: int) -> list[Example]:
+    """Return up to ``per_label`` distinct examples of each label: the first of every label, then the second, …"""
+    by_label = {label: [example for example in pool if label in example.labels] for label in labels}
+    chosen = dict[str, Example]()
+    for position in range(per_label):
+        for examples in by_label.values():
+            if position < len(examples):
+                chosen[examples[position].id] = examples[position]
+    return list(chosen.values())
 
 
 def majority(task: LabelledTask, train: Sequence[Example]) -> Predictor:
-    """Always the commonest label; with several labels a row, the commonest set of them."""
-    common, count = Counter(example.target for example in train).most_common(1)[0]
-    chosen = (common,) if isinstance(common, str) else common
-    share = count / len(train)
-    probabilities = np.array([share if label in chosen else 0.0 for label in task.labels])
+    """Return a predictor of the most frequent label, or set of labels if rows have several."""
+    target, count = Counter(example.target for example in train).most_common(1)[0]
+    chosen = (target,) if isinstance(target, str) else target
+    frequency = count / len(train)
+    probabilities = np.array([frequency if label in chosen else 0.0 for label in task.labels])
     if task.multi_label:
         probabilities = np.array([1.0 if label in chosen else 0.0 for label in task.labels])
 
@@ -102,9 +123,7 @@ def majority(task: LabelledTask, train: Sequence[Example]) -> Predictor:
 
 
 def tfidf(task: LabelledTask, train: Sequence[Example]) -> Predictor:
-    """TF-IDF of words and word pairs with logistic regression (scikit-learn): the floor a tuned classifier must
-    pass.
-    """
+    """Return a predictor of logistic regression on TF-IDF features of words and word pairs (scikit-learn)."""
 
     def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
         rows = _tfidf_probabilities(task, train, examples)
@@ -114,69 +133,81 @@ def tfidf(task: LabelledTask, train: Sequence[Example]) -> Predictor:
 
 
 def _tfidf_probabilities(task: LabelledTask, train: Sequence[Example], examples: Sequence[Example]) -> Array:
-    """Probabilities (rows, labels); labels that train has not seen, or has in every row, keep that share."""
+    """Return probabilities ``(rows, labels)``.
+
+    A label that occurs in no training row, or in all of them, cannot be fitted and gets its frequency in train.
+    """
     from sklearn.linear_model import LogisticRegression
 
-    known, asked = _tfidf_features([example.input for example in train], [example.input for example in examples])
+    train_features, features = _tfidf_features(
+        [example.input for example in train], [example.input for example in examples]
+    )
     member = np.array([[label in example.labels for label in task.labels] for example in train])
-    answer = np.tile(member.mean(axis=0), (len(examples), 1))
+    probabilities = np.tile(member.mean(axis=0), (len(examples), 1))
 
     def classifier() -> Any:
-        # C chosen on the validation split of CUAD clauses; scikit-learn's default of 1 is a strawman here.
+        # C was chosen on the validation split of CUAD clauses; with scikit-learn's default of 1 the baseline is weak.
         return LogisticRegression(C=30.0, max_iter=1000)
 
     if task.multi_label:
         for index in np.flatnonzero(member.any(axis=0) & ~member.all(axis=0)):
-            answer[:, index] = classifier().fit(known, member[:, index]).predict_proba(asked)[:, 1]
+            fitted = classifier().fit(train_features, member[:, index])
+            probabilities[:, index] = fitted.predict_proba(features)[:, 1]
     elif len(seen := np.flatnonzero(member.any(axis=0))) > 1:
-        answer[:, seen] = classifier().fit(known, member.argmax(axis=1)).predict_proba(asked)
-    return answer
+        fitted = classifier().fit(train_features, member.argmax(axis=1))
+        probabilities[:, seen] = fitted.predict_proba(features)
+    return probabilities
 
 
-def _tfidf_features(train: Sequence[str], asked: Sequence[str]) -> tuple[Any, Any]:
-    """Return sparse TF-IDF matrices of both, ``(rows, features)``: of words and word pairs, or of one to three
-    characters where fewer than half of the rows have a word that train knows (emoji, single letters, and scripts
-    without spaces, whose sentences are one word each).
+def _tfidf_features(train: Sequence[str], texts: Sequence[str]) -> tuple[Any, Any]:
+    """Return sparse TF-IDF matrices of both, ``(rows, features)``.
+
+    Features are words and word pairs. They are one to three characters if fewer than half of the texts contain a word
+    of train: emoji, single letters, and scripts without spaces, whose sentences are single words.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    covered = 0
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     if any(map(words.build_analyzer(), train)):
-        known, found = words.fit_transform(train), words.transform(asked)
-        reached = int((found.getnnz(axis=1) > 0).sum())
-        if 2 * reached >= len(asked):
-            return known, found
-    else:
-        reached = 0
-    _LOG.info(
-        "the tfidf baseline counts characters instead of words: %d of %d rows have a word of train", reached, len(asked)
-    )
+        train_features = words.fit_transform(train)
+        features = words.transform(texts)
+        covered = int((features.getnnz(axis=1) > 0).sum())
+        if 2 * covered >= len(texts):
+            return train_features, features
+    _LOG.info("the tfidf baseline uses characters: %d of %d rows contain a word of train", covered, len(texts))
     characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
-    return characters.fit_transform(train), characters.transform(asked)
+    return characters.fit_transform(train), characters.transform(texts)
 
 
 def cached(
     predict: Predictor, name: str, key: Mapping[str, Any], out: Path, advance: Callable[[], object]
 ) -> Predictor:
-    """The same predictor, its answers kept under a hash of what they depend on; ``advance`` is called as each is
-    made.
+    """Return a predictor that caches the predictions of another one.
+
+    Args:
+        predict: Predictor to cache.
+        name: Name of the baseline.
+        key: Everything that the predictions depend on, see :func:`cache_parts`.
+        out: Folder of runs, which contains the cache.
+        advance: Called after each computed prediction.
     """
     path = cache_path(out, cache_key({"baseline": name, **key}))
 
-    def made(examples: Sequence[Example]) -> Iterator[Prediction]:
+    def computed(examples: Sequence[Example]) -> Iterator[Prediction]:
         for prediction in predict(examples):
             yield prediction
             advance()
 
-    def answer(examples: Sequence[Example]) -> Iterator[Prediction]:
-        rows = cached_rows(path, lambda: made(examples))
+    def predict_cached(examples: Sequence[Example]) -> Iterator[Prediction]:
+        rows = cached_rows(path, lambda: computed(examples))
         return (Prediction.model_validate(row) for row in rows)
 
-    return answer
+    return predict_cached
 
 
 def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: Table) -> dict[str, Any]:
-    """What a baseline's answers depend on: base, data, wording, and the options that change them."""
+    """Return everything that a baseline's predictions depend on: base, data, prompts, and options that change them."""
     options = {"instruction", "chat", "max_length", "max_target_length", "schemas", "databases"}
     options |= {"source_language", "target_language"}
     return {

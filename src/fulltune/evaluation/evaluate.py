@@ -1,4 +1,4 @@
-"""The one function that scores anything: baselines, checks during training and the tuned model all go through it."""
+"""Score predictions of any system: baselines, checkpoints during training and tuned models."""
 
 from __future__ import annotations
 
@@ -22,18 +22,24 @@ from fulltune.tasks.dataset import Data
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one system scored: per-row statistics (for paired comparison) and the seconds it took."""
+    """Result of one system.
+
+    Attributes:
+        system: Name of the system.
+        accumulator: Statistics per row, for paired comparison.
+        seconds: Time of prediction and scoring.
+    """
 
     system: str
     accumulator: Accumulator
     seconds: float
 
     def scores(self, settings: EvaluationConfig, exclude: Container[str] = ()) -> dict[str, Score]:
-        """Every metric with its bootstrap interval, without the rows in ``exclude``."""
+        """Return every metric with its bootstrap interval, without the rows in ``exclude``."""
         return self.accumulator.scores(resamples=settings.resamples, confidence=settings.confidence, exclude=exclude)
 
     def value(self, name: str) -> float:
-        """One metric alone, without an interval; NaN without rows that it applies to."""
+        """Return the value of one metric, without an interval; NaN if it applies to no row."""
         rows, applies = self.accumulator.statistics(name)
         return float(self.accumulator.metrics[name].value(rows[applies].sum(axis=0))) if applies.any() else math.nan
 
@@ -47,17 +53,18 @@ def evaluate(
     sink: Callable[[Prediction], object] = lambda prediction: None,
     advance: Callable[[], object] = lambda: None,
 ) -> Evaluation:
-    """Score a system on examples, one prediction at a time: nothing but a short vector a row is kept.
+    """Score a system on examples, one prediction at a time; only a short vector per row is stored.
 
     Args:
-        predict: The system.
-        examples: Rows to answer; predictions come back in this order.
-        metrics: What to compute.
-        system: Its name in records.
-        sink: Gets every prediction as it comes (a file, say).
-        advance: Called once a row (a progress bar).
+        predict: Yields one prediction per example, in order.
+        examples: Evaluation examples.
+        metrics: Metrics to compute.
+        system: Name of the system in records.
+        sink: Called with every prediction, e.g. to write it to a file.
+        advance: Called once per row, e.g. by a progress bar.
     """
-    started, accumulator = time.perf_counter(), Accumulator(metrics)
+    started = time.perf_counter()
+    accumulator = Accumulator(metrics)
     for prediction in predict(examples):
         accumulator.add(prediction)
         sink(prediction)
@@ -78,7 +85,7 @@ def score_baselines(
     sink: Sink,
     progress: Progress,
 ) -> dict[str, Evaluation]:
-    """Every baseline of the task, from the cache where the same was asked before."""
+    """Evaluate every baseline of the task, from the cache if it was computed before; results by name."""
     key = cache_parts(task, config, base, data.train.table, data.eval.table)
     systems = {}
     for name in task.baselines:
@@ -94,7 +101,7 @@ def score_baselines(
 def score_system(
     task: Task, bundle: Bundle, system: str, data: Data, progress: Progress, sink: Sink = lambda prediction: None
 ) -> Evaluation:
-    """A model on the evaluation rows, without shots."""
+    """Evaluate a model on the evaluation rows, zero-shot."""
     with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
         predict = distributed.sharded(task.predictor(bundle, system))
         return evaluate(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)

@@ -1,6 +1,6 @@
-"""How rows were asked: shortened prompts, shots that had no room, answers that the model's positions limit.
+"""Count truncated prompts, omitted few-shot examples, and answers limited by the model's positions.
 
-It is counted from the predictions, which record it row by row, so that answers from the cache are counted as well.
+Counts are taken from predictions, which record these facts per row, so that cached predictions are included.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fulltune.records.run import Prediction, PromptUse
 
 
 class PromptCounter:
-    """Counts predictions as they come."""
+    """Callable that counts the predictions that it is called with."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
@@ -20,7 +20,8 @@ class PromptCounter:
         self._parts: dict[str, Counter[str]] = {}
 
     def __call__(self, prediction: Prediction) -> None:
-        system, values = prediction.system, prediction.values
+        system = prediction.system
+        values = prediction.values
         counts = self._counts.setdefault(system, Counter())
         counts["rows"] += 1
         if tokens := int(values.get("cut_tokens", 0)):
@@ -31,19 +32,17 @@ class PromptCounter:
         counts["limited_rows"] += "limit" in values
 
     def uses(self) -> dict[str, PromptUse]:
-        """Return what was counted, by system."""
-        return {
-            system: PromptUse(
-                **counts,
-                cut_parts=dict(self._parts.get(system, {})),
-                shots=dict(sorted(self._shots.get(system, {}).items())),
-            )
-            for system, counts in self._counts.items()
-        }
+        """Return the counts by system."""
+        uses = {}
+        for system, counts in self._counts.items():
+            cut_parts = dict(self._parts.get(system, {}))
+            shots = dict(sorted(self._shots.get(system, {}).items()))
+            uses[system] = PromptUse(**counts, cut_parts=cut_parts, shots=shots)
+        return uses
 
 
 def prompt_uses(predictions: Iterable[Prediction]) -> dict[str, PromptUse]:
-    """Return how each system was asked."""
+    """Return the counts of all predictions by system."""
     counter = PromptCounter()
     for prediction in predictions:
         counter(prediction)
@@ -51,28 +50,28 @@ def prompt_uses(predictions: Iterable[Prediction]) -> dict[str, PromptUse]:
 
 
 def sentences(uses: Mapping[str, PromptUse], shots: int = 0) -> Iterator[str]:
-    """Return a sentence for everything that did not fit.
+    """Yield a sentence for everything that did not fit into the model's window.
 
     Args:
-        uses: How each system was asked.
-        shots: How many each few-shot prompt should hold.
+        uses: Counts by system.
+        shots: Number of examples that each few-shot prompt should contain.
     """
     for system, use in uses.items():
         if use.cut_rows:
             parts = " and the ".join(use.cut_parts)
             yield (
-                f"{system}: {use.cut_rows} of {use.rows} rows were asked with a shortened prompt "
-                f"({use.cut_tokens:,} tokens of the {parts} left out)."
+                f"{system}: {use.cut_rows} of {use.rows} prompts were truncated "
+                f"({use.cut_tokens:,} tokens of the {parts} removed)."
             )
         fewer = {count: rows for count, rows in use.shots.items() if count < shots}
         if fewer:
             listed = ", ".join(f"{count}: {rows}" for count, rows in fewer.items())
             yield (
-                f"{system}: {sum(fewer.values())} of {use.rows} rows had no room for all {shots} shots in the model's "
-                f"window (rows by the shots that fitted: {listed})."
+                f"{system}: {sum(fewer.values())} of {use.rows} prompts had no room for all {shots} shots in the "
+                f"model's window (prompts by number of shots: {listed})."
             )
         if use.limited_rows:
             yield (
                 f"{system}: {use.limited_rows} of {use.rows} answers had fewer positions left than "
-                "evaluation.max_new_tokens, and end at the model's last one."
+                "evaluation.max_new_tokens, and end at the model's last position."
             )

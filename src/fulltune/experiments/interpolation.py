@@ -20,7 +20,7 @@ from torch import Tensor
 from fulltune.config import Config, ForgettingConfig, load_config
 from fulltune.errors import ConfigError
 from fulltune.evaluation.evaluate import evaluate as score
-from fulltune.evaluation.retention import Memory
+from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import parts
@@ -142,13 +142,13 @@ def interpolate(
     task, data = dataset.prepare(config, parts(config)[0])
     base = load_model(config, task, out)
     task, tuned, _ = find_model(config, task, folder.name, folder.parent)
-    memory = Memory.of(config, base, Path(out), progress)
+    base_outputs = BaseOutputs.collect(config, base, Path(out), progress)
     mixture = Mixture(base, tuned)
     chooses = data.valid or data.eval
     points = []
     with progress.stage("interpolate", total=len(wanted), unit="point") as bar:
         for alpha in wanted:
-            points.append(_point(config, task, mixture, memory, chooses.examples, alpha))
+            points.append(_point(config, task, mixture, base_outputs, chooses.examples, alpha))
             bar.advance(note=f"α = {alpha:g}")
     points = with_front(points, task.metrics[0].direction)
     best = choose(points, task.metrics[0].direction)
@@ -220,10 +220,10 @@ def _budget(config: Config) -> float:
 
 
 def _point(
-    config: Config, task: Task, mixture: Mixture, memory: Memory, examples: Sequence[Example], alpha: float
+    config: Config, task: Task, mixture: Mixture, base_outputs: BaseOutputs, examples: Sequence[Example], alpha: float
 ) -> Point:
     bundle = mixture.at(alpha)
-    retention = memory.compare(bundle)
+    retention = base_outputs.compare(bundle)
     lost = worst(retention)
     return Point(
         alpha=alpha,

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from fulltune.config import Config, load_config
 from fulltune.errors import IncompatibleError, Problem, StoreError
 from fulltune.evaluation import evaluate
-from fulltune.evaluation.retention import Memory
+from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Model, Retention, Score, read_record
@@ -165,7 +165,7 @@ def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progre
     """Return the mean with its score on the evaluation rows of the first run, and the scores of the sources."""
     config: Config = load_config(first / "config.yaml")
     task, data = dataset.prepare(config, parts(config)[0])
-    memory = Memory.of(config, load_model(config, task, out), out, progress)
+    base_outputs = BaseOutputs.collect(config, load_model(config, task, out), out, progress)
     bundle = load_model(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
     task = task.adopt(bundle)
     evaluation = evaluate.score_system(task, bundle, "soup", data, progress)
@@ -184,6 +184,6 @@ def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progre
         update={
             "metric": deciding,
             "scores": scores | {"soup": evaluation.scores(config.evaluation)[deciding]},
-            "retention": memory.compare(bundle),
+            "retention": base_outputs.compare(bundle),
         }
     )

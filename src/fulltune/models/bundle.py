@@ -81,7 +81,7 @@ def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def own_head(base: Bundle, student: Bundle) -> Iterator[Bundle]:
+def with_base_head(base: Bundle, student: Bundle) -> Iterator[Bundle]:
     """The student's body under the base's own head for words, while the block lasts; no weight is copied.
 
     A student that still has that head is given as it is; a base without one gives the student's bare body. ``base`` is

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fulltune.config import CheckpointConfig, Config, load_config
 from fulltune.errors import ConfigError
-from fulltune.evaluation.retention import Memory
+from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import prepare_job
 from fulltune.pipeline.train import train
 from fulltune.records.run import Model
@@ -100,8 +100,8 @@ def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
     """Train in a folder up to a step, from its checkpoint if it has one; everything is loaded again."""
     job = prepare_job(config, place.parent)
     job.check_audit()
-    memory = Memory.of(job.config, job.base, place.parent, progress)
+    base_outputs = BaseOutputs.collect(job.config, job.base, place.parent, progress)
     model = job.fresh_model()
     folder = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
     with suppress(_Reached), folder:
-        train(job, model, memory, folder, progress, callbacks=[_StopAt(until)])
+        train(job, model, base_outputs, folder, progress, callbacks=[_StopAt(until)])

@@ -19,7 +19,7 @@ from fulltune.data.findings import first_warnings
 from fulltune.evaluation.baselines import choose_shots
 from fulltune.evaluation.evaluate import score_baselines, score_system
 from fulltune.evaluation.prompt_use import PromptCounter
-from fulltune.evaluation.retention import Memory
+from fulltune.evaluation.retention import BaseOutputs
 from fulltune.metrics.compare import RunComparison
 from fulltune.metrics.compare import compare as compare_folders
 from fulltune.models.bundle import Bundle
@@ -111,15 +111,15 @@ def run(
                 scores = {name: one.scores(config.evaluation) for name, one in systems.items()}
                 folder.write_json("baselines.json", scores)
             with watch("remember"):
-                memory = Memory.of(job.config, job.base, job.out, progress)
+                base_outputs = BaseOutputs.collect(job.config, job.base, job.out, progress)
 
-            tuned, trained = read_back(job, folder) or _trained(job, memory, folder, progress, watch)
+            tuned, trained = read_back(job, folder) or _trained(job, base_outputs, folder, progress, watch)
 
             stack.enter_context(fast_kernels(tuned.model))
             with watch("evaluate"):
                 systems["tuned"] = score_system(job.task, tuned, "tuned", job.data, progress, sink)
             with watch("retention"):
-                retention = memory.compare(tuned, progress)
+                retention = base_outputs.compare(tuned, progress)
 
         record = distributed.on_main(
             lambda: build(
@@ -142,12 +142,12 @@ def run(
 
 
 def _trained(
-    job: Job, memory: Memory, folder: RunFolder, progress: Progress, watch: Stopwatch
+    job: Job, base_outputs: BaseOutputs, folder: RunFolder, progress: Progress, watch: Stopwatch
 ) -> tuple[Bundle, TrainingResult]:
     """Train a model, save it, and return it with the account of its training."""
     with watch("train"):
         model = job.fresh_model()
-        trained = train(job, model, memory, folder, progress)
+        trained = train(job, model, base_outputs, folder, progress)
     with watch("save"):
         trained = finish(job, model, trained, folder)
         keep(trained, folder)

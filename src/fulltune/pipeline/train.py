@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fulltune.config import Config, ForgettingConfig
 from fulltune.evaluation.evaluate import evaluate as score
-from fulltune.evaluation.retention import Memory
+from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job, choosing_metric
 from fulltune.pipeline.planning import plan as planning
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def train(
     job: Job,
     model: Bundle,
-    memory: Memory,
+    base_outputs: BaseOutputs,
     folder: RunFolder,
     progress: Progress,
     callbacks: Sequence[TrainerCallback] = (),
@@ -45,7 +45,7 @@ def train(
     Args:
         job: The data, the config and the method.
         model: The model, with the head of the task.
-        memory: The answers of the base, which guards compare with.
+        base_outputs: Outputs of the base, which guards compare with.
         folder: The run folder.
         progress: Where the steps are shown.
         callbacks: Further callbacks of the trainer.
@@ -54,7 +54,7 @@ def train(
     resume = distributed.on_main(lambda: format.newest(folder.path))
     if distributed.is_main():
         _cut_steps(folder.path / "steps.jsonl", resume)
-    general = general_features(config, memory.base, job.out)
+    general = general_features(config, base_outputs.base, job.out)
     features = general_text.mixed(job.features, general, costs.replayed(config.regularize, len(job.features)))
     total = planning.total_steps(config.train, len(features), job.micro_batches(features))
     with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
@@ -74,12 +74,12 @@ def train(
             output_dir=folder.path,
             class_weights=job.task.class_weights(job.data.train.examples),
             on_step=on_step,
-            callbacks=[*guards(job, model, memory), *callbacks],
-            regularize=lambda prepared: regularizers(config, memory.base, prepared, general),
+            callbacks=[*guards(job, model, base_outputs), *callbacks],
+            regularize=lambda prepared: regularizers(config, base_outputs.base, prepared, general),
             checkpoints=config.checkpoints,
             resume=resume,
         )
-    known = memory.base.info.reconciled
+    known = base_outputs.base.info.reconciled
     return replace(trained, reconciled=tuple(fact for fact in model.info.reconciled if fact not in known))
 
 
@@ -114,17 +114,19 @@ def general_features(config: Config, base: Bundle, out: Path) -> list[Features]:
     return general_text.encode(base, general_text.general_text(config, base, out))
 
 
-def guards(job: Job, model: Bundle, memory: Memory) -> list[TrainerCallback]:
+def guards(job: Job, model: Bundle, base_outputs: BaseOutputs) -> list[TrainerCallback]:
     """Return the guards that watch this training."""
-    watching = (overfitting_guard(job, model), forgetting_guard(job.config.guards.forgetting, model, memory))
+    watching = (overfitting_guard(job, model), forgetting_guard(job.config.guards.forgetting, model, base_outputs))
     return [guard for guard in watching if guard is not None]
 
 
-def forgetting_guard(settings: ForgettingConfig | None, model: Bundle, memory: Memory) -> ForgettingGuard | None:
+def forgetting_guard(
+    settings: ForgettingConfig | None, model: Bundle, base_outputs: BaseOutputs
+) -> ForgettingGuard | None:
     """Return the guard that stops a training that forgets; None if retention is only scored at the end."""
     if settings is None or settings.action != "stop":
         return None
-    return ForgettingGuard(lambda: memory.compare(model), settings.budget)
+    return ForgettingGuard(lambda: base_outputs.compare(model), settings.budget)
 
 
 def overfitting_guard(job: Job, model: Bundle) -> OverfittingGuard | None:

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, DataError
-from fulltune.evaluation.retention import Memory, check_sets, sentence
+from fulltune.evaluation.retention import BaseOutputs, check_sets, sentence
+from fulltune.evaluation.retention.base_outputs import verdict_of
 from fulltune.evaluation.retention.features import jackknife, linear_cka, topics
-from fulltune.evaluation.retention.memory import verdict_of
 from fulltune.evaluation.retention.probe import load_probe
 from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.likelihood import bits_per_byte
-from fulltune.models.bundle import Bundle, own_head
+from fulltune.models.bundle import Bundle, with_base_head
 from fulltune.records.run import Prediction
 from fulltune.training.regularization.denoising import corrupted, masked, sentinel_ids
 
@@ -57,7 +57,7 @@ def shaken(bundle: Bundle, size: float = 0.05) -> Bundle:
 @torch.no_grad()
 def test_a_decoder_is_scored_in_bits_per_byte_of_an_unbatched_loop(probe: str) -> None:
     base = fakes.bundle("gpt2")
-    found = Memory.of(config(probe), base).compare(shaken(fakes.bundle("gpt2")))["general text"]
+    found = BaseOutputs.collect(config(probe), base).compare(shaken(fakes.bundle("gpt2")))["general text"]
 
     def by_hand(bundle: Bundle) -> float:
         nll = 0.0
@@ -78,7 +78,7 @@ def test_a_decoder_is_scored_in_bits_per_byte_of_an_unbatched_loop(probe: str) -
 @torch.no_grad()
 def test_an_encoder_is_scored_on_the_same_masks_as_a_loop(probe: str) -> None:
     base = fakes.bundle("bert")
-    found = Memory.of(config(probe), base).compare(base)["general text"]
+    found = BaseOutputs.collect(config(probe), base).compare(base)["general text"]
     nll, count = 0.0, 0
     for row, text in enumerate(TEXTS):
         ids, hidden = masked(base, text, row)
@@ -96,7 +96,7 @@ def test_an_encoder_is_scored_on_the_same_masks_as_a_loop(probe: str) -> None:
 @torch.no_grad()
 def test_an_encoder_decoder_restores_what_was_corrupted(kind: str, probe: str) -> None:
     base = fakes.bundle(kind)
-    found = Memory.of(config(probe), base).compare(base)["general text"]
+    found = BaseOutputs.collect(config(probe), base).compare(base)["general text"]
     nll, count = 0.0, 0
     for row, text in enumerate(TEXTS):
         asked = corrupted(base, text, row)
@@ -135,7 +135,7 @@ def test_sentinels_of_the_tokenizer_are_used_in_their_order(probe: str) -> None:
         while start < len(holes) and holes[start] not in sentinel_ids(base):
             restored, start = restored + tokenizer.decode([holes[start]]), start + 1
     assert restored == text
-    assert Memory.of(config(probe), base).compare(base)["general text"].metric == "span_loss"
+    assert BaseOutputs.collect(config(probe), base).compare(base)["general text"].metric == "span_loss"
 
 
 HEADS = ["gpt2", "llama", "bert", "t5", "bart"]
@@ -149,7 +149,7 @@ def test_a_model_with_a_new_head_is_scored_with_the_bases_head_on_its_body(kind:
     """
     base = fakes.bundle(kind)
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    memory = Memory.of(config(probe), base)
+    base_outputs = BaseOutputs.collect(config(probe), base)
     same = fakes.bundle(kind, "classification")
     named = dict(base.model.named_parameters())
     prefix = "transformer." if kind == "t5" else ""
@@ -158,10 +158,10 @@ def test_a_model_with_a_new_head_is_scored_with_the_bases_head_on_its_body(kind:
             if name.removeprefix(prefix) in named:
                 value.copy_(named[name.removeprefix(prefix)])
     same.model.train()
-    kept = memory.compare(same)["general text"]
+    kept = base_outputs.compare(same)["general text"]
     assert (kept.change, kept.tuned) == (0.0, kept.base)
     assert same.model.training
-    assert memory.compare(shaken(same, 0.3))["general text"].change != 0.0
+    assert base_outputs.compare(shaken(same, 0.3))["general text"].change != 0.0
     after = base.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -171,7 +171,7 @@ def test_the_body_under_the_bases_head_is_trained(probe: str) -> None:
     base, student = fakes.bundle("bert"), fakes.bundle("bert", "classification")
     base.model.requires_grad_(False)
     ids = torch.tensor([student.tokenizer(TEXTS[0]).input_ids])
-    with own_head(base, student) as view:
+    with with_base_head(base, student) as view:
         view.model(input_ids=ids).logits.sum().backward()
     assert student.model.base_model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
@@ -179,13 +179,13 @@ def test_the_body_under_the_bases_head_is_trained(probe: str) -> None:
 def test_an_encoder_without_a_head_keeps_its_representation_and_its_topics() -> None:
     whole = fakes.bundle("bert")
     base = replace(whole, model=whole.model.base_model)
-    memory = Memory.of(config("builtin:en"), base)
-    same = memory.compare(base)
+    base_outputs = BaseOutputs.collect(config("builtin:en"), base)
+    same = base_outputs.compare(base)
     assert same.keys() == {"representation", "topics"}
     assert same["representation"].tuned.value == pytest.approx(1.0)
     assert (same["representation"].tuned.n, same["topics"].base.n) == (40, 40)
     assert same["topics"].change == 0.0
-    other = memory.compare(shaken(fakes.bundle("bert", "classification"), 0.3))
+    other = base_outputs.compare(shaken(fakes.bundle("bert", "classification"), 0.3))
     assert other["representation"].tuned.value < 0.9
     assert math.isinf(other["representation"].budget)
 
@@ -267,14 +267,14 @@ def test_a_verdict_needs_a_significant_loss_above_the_budget(change: float, low:
 
 
 def test_a_model_with_nan_scores_has_forgotten(probe: str) -> None:
-    memory = Memory.of(config(probe), fakes.bundle("gpt2"))
-    found = memory.compare(shaken(fakes.bundle("gpt2"), math.nan))["general text"]
+    base_outputs = BaseOutputs.collect(config(probe), fakes.bundle("gpt2"))
+    found = base_outputs.compare(shaken(fakes.bundle("gpt2"), math.nan))["general text"]
     assert found.verdict == "forgotten"
     assert "nan" in sentence("general text", found)
 
 
 def test_the_builtin_probe_keeps_its_languages_apart_and_a_file_may_name_them(tmp_path: Path) -> None:
-    assert Memory.of(config(limit=6), fakes.bundle("gpt2")).compare(fakes.bundle("gpt2")).keys() == {
+    assert BaseOutputs.collect(config(limit=6), fakes.bundle("gpt2")).compare(fakes.bundle("gpt2")).keys() == {
         "general text (en)",
         "general text (ru)",
     }
@@ -290,13 +290,15 @@ def test_the_builtin_probe_keeps_its_languages_apart_and_a_file_may_name_them(tm
 
 def test_the_bases_answers_are_cached_by_questions_and_model(probe: str, tmp_path: Path) -> None:
     base = fakes.bundle("gpt2")
-    first = Memory.of(config(probe), base, tmp_path / "runs")
+    first = BaseOutputs.collect(config(probe), base, tmp_path / "runs")
     shaken(base)  # the hash is that of the same model: the cache must answer, not the weights
-    again = Memory.of(config(probe), base, tmp_path / "runs")
+    again = BaseOutputs.collect(config(probe), base, tmp_path / "runs")
     assert len(list((tmp_path / "runs" / "cache").glob("*.jsonl"))) == 1
     student = fakes.bundle("gpt2")
     assert again.compare(student) == first.compare(student)
-    Memory.of(config(probe), replace(base, info=base.info.model_copy(update={"sha256": "1" * 64})), tmp_path / "runs")
+    BaseOutputs.collect(
+        config(probe), replace(base, info=base.info.model_copy(update={"sha256": "1" * 64})), tmp_path / "runs"
+    )
     assert len(list((tmp_path / "runs" / "cache").glob("*.jsonl"))) == 2
 
 
@@ -307,8 +309,8 @@ def test_a_set_of_any_task_is_scored_by_its_deciding_metric(probe: str, tmp_path
     rows = [{"text": f"the {word}", "label": label} for word, label in [("law", "state"), ("film", "movie")] * 3]
     file = write(tmp_path / "set.jsonl", rows)
     sets = {"clauses": {"task": "classification", "data": {"eval": file}}}
-    memory = Memory.of(config(probe, sets=sets, limit=4), fakes.bundle("bert"))
-    found = memory.compare(fakes.bundle("bert", "classification", labels=("x", "y", "z")))
+    base_outputs = BaseOutputs.collect(config(probe, sets=sets, limit=4), fakes.bundle("bert"))
+    found = base_outputs.compare(fakes.bundle("bert", "classification", labels=("x", "y", "z")))
     assert found["clauses"].metric == "macro_f1"
     assert found["clauses"].base.n == 4
 
@@ -322,8 +324,8 @@ def test_minimal_pairs_are_likelihood_comparisons(kind: str, probe: str, tmp_pat
     ]
     sets = {"blimp": {"task": "minimal-pairs", "data": {"train": write(tmp_path / "pairs.jsonl", rows)}}}
     base = fakes.bundle(kind)
-    memory = Memory.of(config(probe, sets=sets), base)
-    found = memory.compare(base)["blimp"]
+    base_outputs = BaseOutputs.collect(config(probe, sets=sets), base)
+    found = base_outputs.compare(base)["blimp"]
 
     def nll(text: str) -> float:
         ids = list(base.tokenizer(text).input_ids)
@@ -337,7 +339,7 @@ def test_minimal_pairs_are_likelihood_comparisons(kind: str, probe: str, tmp_pat
             total -= float(F.log_softmax(base.model(input_ids=hidden).logits[0, place].double(), dim=-1)[ids[place]])
         return total
 
-    answers = next(answers for ability, answers in memory.answers if ability.name == "blimp")
+    answers = next(answers for ability, answers in base_outputs.outputs if ability.name == "blimp")
     for answer, row in zip(answers, rows, strict=True):
         assert answer.values["good_nll"] == pytest.approx(nll(row["sentence_good"]), rel=1e-4)
         assert answer.values["bad_nll"] == pytest.approx(nll(row["sentence_bad"]), rel=1e-4)
@@ -362,7 +364,7 @@ def test_all_invalid_sets_are_refused_together(probe: str, tmp_path: Path) -> No
         "pairs": {"task": "minimal-pairs", "data": {"train": write(tmp_path / "p.jsonl", [{"good": "a", "bad": "b"}])}}
     }
     with pytest.raises(ConfigError, match="minimal pairs for an encoder-decoder"):
-        Memory.of(config(probe, sets=pairs), fakes.bundle("t5"))
+        BaseOutputs.collect(config(probe, sets=pairs), fakes.bundle("t5"))
     tales = {"tales": {"task": "causal-lm", "data": {"train": probe}}}
     with pytest.raises(ConfigError, match="decoder for causal-lm"):
-        Memory.of(config(probe, sets=tales), fakes.bundle("bert"))
+        BaseOutputs.collect(config(probe, sets=tales), fakes.bundle("bert"))

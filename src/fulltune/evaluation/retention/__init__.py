@@ -1,18 +1,18 @@
-"""Retention: what the base could do, scored before training and after it, on the same rows.
+"""Measure retention: abilities of the base model before and after training, on the same rows.
 
-    memory = Memory.of(config, base, out)      # scores the base now; training may overwrite it
-    …                                          # training
-    memory.compare(student)                    # {"general text (en)": Retention(…), …}
+    base_outputs = BaseOutputs.collect(config, base, out)   # runs the base now, before training overwrites it
+    …                                                       # training
+    base_outputs.compare(tuned)                             # {"general text (en)": Retention(…), …}
 
-What is asked depends on the family: bits per byte of general text (decoders), the loss of restoring corrupted spans
-(encoder-decoders), the loss of masked tokens (encoders with a masked-LM head), or the representation itself and what a
-linear classifier still reads from it (other encoders). A model that was given a new head is asked with the base's own
-head put back on its body.
+The measure depends on the model family: bits per byte of general text (decoders), the loss on corrupted spans
+(encoder-decoders), the loss on masked tokens (encoders with a masked-LM head), or the similarity of representations and
+the accuracy of a linear probe on them (other encoders). A tuned model with a new head is measured with the base's own
+head on its body.
 """
 
 from __future__ import annotations
 
 from fulltune.evaluation.retention.abilities import check_sets
-from fulltune.evaluation.retention.memory import Memory, sentence
+from fulltune.evaluation.retention.base_outputs import BaseOutputs, sentence
 
-__all__ = ["Memory", "check_sets", "sentence"]
+__all__ = ["BaseOutputs", "check_sets", "sentence"]

@@ -1,4 +1,4 @@
-"""Encoders without a head for words: is the representation still the base's, and can one still read topics from it?"""
+"""Compare representations of encoders without a language-modeling head: linear CKA, and a linear probe of topics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fulltune.records.run import Prediction, Score
 _FOLDS = 5
 
 
-def _right(prediction: Prediction) -> Array:
+def _is_correct(prediction: Prediction) -> Array:
     return np.array([float(prediction.output == prediction.reference), 1.0])
 
 
@@ -25,69 +25,88 @@ topic_accuracy = Metric(
     direction="higher",
     version=1,
     source="accuracy of a logistic regression on frozen mean-pooled features, cross-validated (Alain & Bengio 2017)",
-    statistics=_right,
+    statistics=_is_correct,
     value=mean,
     label="topics right from frozen features",
 )
 
 
 def linear_cka(x: Array, y: Array) -> float:
-    """Linear centered kernel alignment of features ``(n, p)`` and ``(n, q)`` of the same rows: 1 for the same
-    representation up to rotation and scale, about 0 for unrelated ones.
+    """Return the linear centered kernel alignment (CKA) of two feature matrices of the same rows.
 
-    Kornblith et al. 2019, with the unbiased estimator of HSIC (Song et al. 2012, equation 5) as in Nguyen et al. 2021:
-    the plain one is far from 0 for unrelated features where rows are fewer than dimensions. NaN below 4 rows.
+    It is 1 for representations that are equal up to rotation and scale, and about 0 for unrelated ones (Kornblith et
+    al. 2019). HSIC is estimated without bias (Song et al. 2012, equation 5), as in Nguyen et al. 2021: the biased
+    estimate is far from 0 for unrelated features if there are fewer rows than dimensions.
+
+    Args:
+        x: ``(n, p)``.
+        y: ``(n, q)``.
+
+    Returns:
+        The similarity; NaN below 4 rows.
     """
     if len(x) < 4:
         return math.nan
-    k, l = x @ x.T, y @ y.T  # noqa: E741 - the letters of the paper
-    similarity = _hsic(k, l) / math.sqrt(_hsic(k, k) * _hsic(l, l)) if min(_hsic(k, k), _hsic(l, l)) > 0 else math.nan
-    return float(similarity)
+    k = x @ x.T
+    l = y @ y.T  # noqa: E741 - K and L are the letters of the paper
+    self_k = _hsic(k, k)
+    self_l = _hsic(l, l)
+    if not min(self_k, self_l) > 0:
+        return math.nan
+    return float(_hsic(k, l) / math.sqrt(self_k * self_l))
 
 
 def _hsic(k: Array, l: Array) -> float:  # noqa: E741
+    """Return the unbiased estimate of HSIC of two kernel matrices ``(n, n)`` (Song et al. 2012, equation 5)."""
     n = len(k)
-    k, l = k - np.diag(np.diag(k)), l - np.diag(np.diag(l))  # noqa: E741
-    whole = k.sum() * l.sum() / ((n - 1) * (n - 2))
+    k = k - np.diag(np.diag(k))
+    l = l - np.diag(np.diag(l))  # noqa: E741
+    sums = k.sum() * l.sum() / ((n - 1) * (n - 2))
     rows = 2 * (k.sum(axis=0) @ l.sum(axis=0)) / (n - 2)
-    return float(((k * l).sum() + whole - rows) / (n * (n - 3)))
+    return float(((k * l).sum() + sums - rows) / (n * (n - 3)))
 
 
 def jackknife(n: int, value: Callable[[NDArray[np.intp]], float], confidence: float) -> Score:
-    """A value on all rows with its jackknife interval (Efron & Tibshirani 1993, chapter 11).
+    """Return a statistic of all rows with its jackknife interval (Efron & Tibshirani 1993, chapter 11).
 
     Args:
-        n: Rows.
-        value: The statistic on the rows that an index array ``(m,)`` names.
-        confidence: Of the interval.
+        n: Number of rows.
+        value: The statistic of the rows in an index array ``(m,)``.
+        confidence: Level of the interval.
     """
     rows = np.arange(n)
-    found = value(rows)
-    without = np.array([value(np.delete(rows, index)) for index in rows])
-    error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum())) if n else math.nan
-    reach = float(norm.ppf(0.5 + confidence / 2)) * error
-    return Score(value=found, low=found - reach, high=min(1.0, found + reach), n=n)
+    estimate = value(rows)
+    leave_one_out = np.array([value(np.delete(rows, index)) for index in rows])
+    variance = (n - 1) / n * float(((leave_one_out - leave_one_out.mean()) ** 2).sum()) if n else math.nan
+    half_width = float(norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance)
+    return Score(value=estimate, low=estimate - half_width, high=min(1.0, estimate + half_width), n=n)
 
 
 def similarity(base: Array, tuned: Array, confidence: float) -> Score:
-    """:func:`linear_cka` of the base's and the tuned model's features with its interval."""
+    """Return :func:`linear_cka` of the base's and the tuned model's features with its interval."""
     return jackknife(len(base), lambda rows: linear_cka(base[rows], tuned[rows]), confidence)
 
 
-def topics(ids: Sequence[str], features: Array, wanted: Sequence[str]) -> list[Prediction]:
-    """What a linear classifier on frozen features says of each row's topic, never having seen the row.
+def topics(ids: Sequence[str], features: Array, targets: Sequence[str]) -> list[Prediction]:
+    """Predict the topic of each row by a linear probe on frozen features, cross-validated.
 
-    Folds are stratified and the same for the same topics, so that two representations are asked alike. From features
-    that are not finite nothing is read: every answer is empty.
+    Folds are stratified and depend only on the topics, so that two representations are compared on the same folds. If
+    features are not finite, every prediction is empty.
+
+    Args:
+        ids: Ids of the rows.
+        features: ``(n, hidden)``.
+        targets: Topic of each row.
     """
-    said = _cross_validated(features, wanted) if np.isfinite(features).all() else [""] * len(ids)
+    outputs = _cross_validated(features, targets) if np.isfinite(features).all() else [""] * len(ids)
     return [
-        Prediction(system="", id=row, input="", reference=topic, output=str(answer))
-        for row, topic, answer in zip(ids, wanted, said, strict=True)
+        Prediction(system="", id=row, input="", reference=topic, output=str(output))
+        for row, topic, output in zip(ids, targets, outputs, strict=True)
     ]
 
 
-def _cross_validated(features: Array, wanted: Sequence[str]) -> list[str]:
+def _cross_validated(features: Array, targets: Sequence[str]) -> list[str]:
+    """Return the topic of each row as predicted by the probe of the fold that does not contain it."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -95,11 +114,11 @@ def _cross_validated(features: Array, wanted: Sequence[str]) -> list[str]:
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=17)
-    said: list[str] = cross_val_predict(classifier, features, list(wanted), cv=folds).tolist()
-    return said
+    outputs: list[str] = cross_val_predict(classifier, features, list(targets), cv=folds).tolist()
+    return outputs
 
 
-def can_classify(wanted: Sequence[str]) -> bool:
-    """Whether there are at least two topics, each with a row for every fold."""
-    counts = [list(wanted).count(topic) for topic in set(wanted)]
+def can_classify(targets: Sequence[str]) -> bool:
+    """Return whether there are at least two topics, each with a row for every fold."""
+    counts = [list(targets).count(topic) for topic in set(targets)]
     return len(counts) > 1 and min(counts) >= _FOLDS

@@ -1,12 +1,12 @@
-"""Abilities that are likelihoods: general text, corrupted spans, masked tokens, minimal pairs.
+"""Measure abilities by likelihoods: general text, corrupted spans, masked tokens, minimal pairs.
 
-Each is a function of a model that still has the head it was pretrained with; what is hidden from it is drawn from the
-number of the row alone, so that the base and the tuned model are asked the same.
+The model must have its pretraining head. Corruptions and masks are drawn from the index of the row, so that they are
+the same for the base and the tuned model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -42,15 +42,15 @@ masked_loss = _loss("masked_loss", "masked loss", "sum of nll / masked tokens (D
 
 
 def _prefers_good(prediction: Prediction) -> Array | None:
-    found = numbers(prediction, "good_nll", "bad_nll")
-    return None if found is None else np.array([float(found[0] < found[1]), 1.0])
+    losses = numbers(prediction, "good_nll", "bad_nll")
+    return None if losses is None else np.array([float(losses[0] < losses[1]), 1.0])
 
 
 pair_accuracy = Metric(
     name="pair_accuracy",
     direction="higher",
     version=1,
-    source="share of pairs whose good text is the likelier one (Warstadt et al. 2020, BLiMP)",
+    source="fraction of pairs whose good text is more likely (Warstadt et al. 2020, BLiMP)",
     statistics=_prefers_good,
     value=mean,
     label="pairs right",
@@ -61,59 +61,66 @@ pair_accuracy = Metric(
 
 
 def denoising_metric(bundle: Bundle) -> Metric:
+    """Return the metric of an encoder-decoder's pretraining objective: corrupted spans, or infilling."""
     return span_loss if sentinel_ids(bundle) else infilling_loss
 
 
 def denoising(bundle: Bundle, passages: Sequence[Passage], batch_size: int) -> Iterator[Prediction]:
-    """The loss of restoring what was corrupted, by an encoder-decoder."""
+    """Yield the losses of restoring corrupted passages with an encoder-decoder."""
     rows = [(passage, corrupted(bundle, passage.text, row)) for row, passage in enumerate(passages)]
-    rows = [(passage, asked) for passage, asked in rows if asked.target]
-    found_all = inference.likelihoods(bundle, (asked for _, asked in rows), batch_size)
-    for (passage, _), found in zip(rows, found_all, strict=True):
-        yield _answer(passage.id, passage.text, nll=found.nll, tokens=found.tokens)
+    rows = [(passage, text) for passage, text in rows if text.target]
+    likelihoods = inference.likelihoods(bundle, (text for _, text in rows), batch_size)
+    for (passage, _), likelihood in zip(rows, likelihoods, strict=True):
+        yield _prediction(passage.id, passage.text, nll=likelihood.nll, tokens=likelihood.tokens)
 
 
 def masking(bundle: Bundle, passages: Sequence[Passage], batch_size: int) -> Iterator[Prediction]:
-    """The loss of masked tokens, by an encoder with a masked-LM head."""
+    """Yield the losses on masked tokens of an encoder with a masked-LM head."""
     rows = [(passage, *masked(bundle, passage.text, row)) for row, passage in enumerate(passages)]
     rows = [row for row in rows if row[2]]
-    found = inference.mask_log_probabilities(bundle, (ids for _, ids, _ in rows), batch_size)
-    for (passage, _, hidden), logs in zip(rows, found, strict=True):
-        nll = -float(logs.double()[range(len(hidden)), list(hidden.values())].sum())
-        yield _answer(passage.id, passage.text, nll=nll, tokens=len(hidden))
+    outputs = inference.mask_log_probabilities(bundle, (ids for _, ids, _ in rows), batch_size)
+    for (passage, _, targets), log_probabilities in zip(rows, outputs, strict=True):
+        nll = -float(log_probabilities.double()[range(len(targets)), list(targets.values())].sum())
+        yield _prediction(passage.id, passage.text, nll=nll, tokens=len(targets))
 
 
 # ---- Minimal pairs ----
 
 
 def pairs(bundle: Bundle, rows: Sequence[tuple[str, str, str]], batch_size: int) -> Iterator[Prediction]:
-    """Negative log-likelihoods of both texts of each ``(id, good, bad)``; an encoder's are pseudo-log-likelihoods
-    (Salazar et al. 2020).
+    """Yield the negative log-likelihoods of both texts of each ``(id, good, bad)``.
+
+    Those of an encoder are pseudo-log-likelihoods (Salazar et al. 2020).
     """
     score = _pseudo_nll if bundle.family == "encoder" else _decoder_nll
-    found = score(bundle, [text for _, good, bad in rows for text in (good, bad)], batch_size)
+    losses = score(bundle, [text for _, good, bad in rows for text in (good, bad)], batch_size)
     for row_id, good, _ in rows:
-        yield _answer(row_id, good, good_nll=next(found), bad_nll=next(found))
+        yield _prediction(row_id, good, good_nll=next(losses), bad_nll=next(losses))
 
 
 def _decoder_nll(bundle: Bundle, texts: Sequence[str], batch_size: int) -> Iterator[float]:
-    asked = [prompts.opening_ids(bundle) + prompts.text_ids(bundle, text) for text in texts]
-    parts = (inference.Text(ids[:1], ids[1:]) for ids in asked)
-    return (found.nll for found in inference.likelihoods(bundle, parts, batch_size))
+    """Yield the negative log-likelihood of each text in nats."""
+    encoded = [prompts.opening_ids(bundle) + prompts.text_ids(bundle, text) for text in texts]
+    parts = (inference.Text(ids[:1], ids[1:]) for ids in encoded)
+    return (likelihood.nll for likelihood in inference.likelihoods(bundle, parts, batch_size))
 
 
 def _pseudo_nll(bundle: Bundle, texts: Sequence[str], batch_size: int) -> Iterator[float]:
+    """Yield the negative pseudo-log-likelihood of each text in nats: every token is masked in turn."""
     encoded = [list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids) for text in texts]
     special = set(bundle.tokenizer.all_special_ids)
-    places = [[index for index, token in enumerate(ids) if token not in special] for ids in encoded]
+    positions = [[index for index, token in enumerate(ids) if token not in special] for ids in encoded]
     mask = int(bundle.tokenizer.mask_token_id)
-    asked: Iterable[list[int]] = (
-        [*ids[:index], mask, *ids[index + 1 :]] for ids, where in zip(encoded, places, strict=True) for index in where
-    )
-    logs = inference.mask_log_probabilities(bundle, asked, batch_size)
-    for ids, where in zip(encoded, places, strict=True):
-        yield -sum(float(next(logs)[0, ids[index]]) for index in where)
+
+    def masked_inputs() -> Iterator[list[int]]:
+        for ids, indices in zip(encoded, positions, strict=True):
+            for index in indices:
+                yield [*ids[:index], mask, *ids[index + 1 :]]
+
+    outputs = inference.mask_log_probabilities(bundle, masked_inputs(), batch_size)
+    for ids, indices in zip(encoded, positions, strict=True):
+        yield -sum(float(next(outputs)[0, ids[index]]) for index in indices)
 
 
-def _answer(row_id: str, text: str, **values: float) -> Prediction:
+def _prediction(row_id: str, text: str, **values: float) -> Prediction:
     return Prediction(system="", id=row_id, input=text, reference="", output="", values=values)

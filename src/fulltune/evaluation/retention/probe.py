@@ -1,4 +1,4 @@
-"""General text to measure retention on: fulltune's own passages, or a file."""
+"""Load general text for measuring retention: built-in passages, or a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BUILTIN = "builtin"
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of general text; ``topic`` and ``language`` are empty where they are not known."""
+    """A passage of general text; ``topic`` and ``language`` are empty if unknown."""
 
     id: str
     text: str
@@ -25,16 +25,16 @@ class Passage:
 
 
 def load_probe(name: str, limit: int) -> tuple[Passage, ...]:
-    """The passages of ``guards.forgetting.probe``.
+    """Return the passages of ``guards.forgetting.probe``.
 
     Args:
-        name: ``builtin`` (English and Russian), ``builtin:en``, ``builtin:ru``, or a file with a column ``text`` and,
-            where there are any, ``id``, ``topic`` and ``language``.
-        limit: At most so many, evenly spread.
+        name: ``builtin`` (English and Russian), ``builtin:en``, ``builtin:ru``, or a file with the column ``text`` and,
+            optionally, ``id``, ``topic`` and ``language``.
+        limit: Maximum number of passages, evenly spaced.
 
     Raises:
         ConfigError: There is no built-in text in that language.
-        DataError: The file is missing or has no ``text``.
+        DataError: The file is missing or has no column ``text``.
     """
     kind, _, language = name.partition(":")
     passages = _builtin(language) if kind == _BUILTIN else _file(name)
@@ -42,14 +42,14 @@ def load_probe(name: str, limit: int) -> tuple[Passage, ...]:
 
 
 def thinned(rows: Sequence[Passage], limit: int) -> tuple[Passage, ...]:
-    """At most ``limit`` of them, evenly spread over the whole."""
+    """Return at most ``limit`` rows, evenly spaced."""
     if len(rows) <= limit:
         return tuple(rows)
     return tuple(rows[index * len(rows) // limit] for index in range(limit))
 
 
 def by_language(passages: Sequence[Passage]) -> Iterator[tuple[str, tuple[Passage, ...]]]:
-    """Languages apart: what is gained in one must not hide what is lost in another."""
+    """Yield the passages of each language, so that a gain in one language does not hide a loss in another."""
     ordered = sorted(passages, key=lambda passage: passage.language)
     for language, group in groupby(ordered, key=lambda passage: passage.language):
         yield language, tuple(group)
@@ -73,10 +73,10 @@ def _builtin(language: str) -> list[Passage]:
 
 def _file(source: str) -> list[Passage]:
     available = available_columns(source)
-    # Roles of the loader that carry a text each, named after the columns that a probe may have.
+    # Roles of the loader that carry one text each, and the columns of a probe that they are read from.
     roles = {"id": "id", "label": "topic", "group": "language"}
-    named = {role: column for role, column in roles.items() if column in available}
-    columns = [Column("text", str), *([Column("label", str)] if "label" in named else [])]
-    table = load_table(source, columns, DataConfig(train=source, **named))
+    columns_by_role = {role: column for role, column in roles.items() if column in available}
+    columns = [Column("text", str), *([Column("label", str)] if "label" in columns_by_role else [])]
+    table = load_table(source, columns, DataConfig(train=source, **columns_by_role))
     fields = [(row.id, row.fields) for row in table]
     return [Passage(key, row["text"], row.get("label", ""), row.get("group", "")) for key, row in fields]

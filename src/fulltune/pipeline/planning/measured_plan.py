@@ -17,7 +17,7 @@ from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
 from fulltune.evaluation.baselines import baseline, choose_shots
-from fulltune.evaluation.retention import Memory
+from fulltune.evaluation.retention import BaseOutputs
 from fulltune.evaluation.retention.abilities import abilities
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
@@ -237,8 +237,8 @@ class _Rehearsal:
         few = guards.forgetting.model_copy(update={"limit": min(limit, guards.forgetting.limit)})
         config = self.job.config.model_copy(update={"guards": guards.model_copy(update={"forgetting": few})})
         started = time.perf_counter()
-        memory = Memory.of(config, self.job.base)
-        return sum(ability.rows for ability, _ in memory.answers), time.perf_counter() - started
+        base_outputs = BaseOutputs.collect(config, self.job.base)
+        return sum(ability.rows for ability, _ in base_outputs.outputs), time.perf_counter() - started
 
 
 def line(pace: Pace) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fulltune.config import Config
-from fulltune.models.bundle import Bundle, own_head
+from fulltune.models.bundle import Bundle, with_base_head
 from fulltune.models.losses import IGNORED, shift
 from fulltune.tasks.base import Features
 from fulltune.training.batches.collate import Collator
@@ -165,7 +165,7 @@ class Distillation:
         batch = _batch(collate, self.chosen(step), self.student.model.device)
         with torch.no_grad():
             wanted = self._logits(self.teacher, batch)
-        with own_head(self.base, self.student) as bundle:
+        with with_base_head(self.base, self.student) as bundle:
             found = self._logits(bundle, batch)
         (self.weight * kl_divergence(wanted, found)).backward()  # type: ignore[no-untyped-call]
 

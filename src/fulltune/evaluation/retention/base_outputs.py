@@ -1,0 +1,206 @@
+"""Collect the outputs of the base model before training, and compare them with those of the tuned model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fulltune.config import Config
+from fulltune.evaluation.retention import features
+from fulltune.evaluation.retention.abilities import Ability, RepresentationAbility, ScoredAbility, abilities, vectors
+from fulltune.metrics.accumulate import Accumulator, relative_loss
+from fulltune.metrics.base import Metric
+from fulltune.models import reconcile
+from fulltune.models.bundle import Bundle, with_base_head
+from fulltune.records.run import Prediction, Retention, Score
+from fulltune.runtime import distributed
+from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.store.cache import cache_key, cache_path, cached_rows
+from fulltune.tasks import prompts
+
+#: Part of the cache key: increased whenever outputs of the same model change.
+VERSION = 2
+
+#: Similarity of representations has no budget: features may rotate without a loss of information.
+_NO_BUDGET = math.inf
+
+Verdict = Literal["kept", "within budget", "forgotten"]
+
+
+@dataclass(frozen=True)
+class BaseOutputs:
+    """Outputs of the base model before training.
+
+    Attributes:
+        config: Config of the run.
+        base: The base model. Its head is put on the body of a tuned model that has another head.
+        outputs: Outputs of the base for each ability.
+    """
+
+    config: Config
+    base: Bundle
+    outputs: tuple[tuple[Ability, tuple[Any, ...]], ...]
+
+    @classmethod
+    def collect(
+        cls, config: Config, base: Bundle, out: Path | None = None, progress: Progress | None = None
+    ) -> BaseOutputs:
+        """Run the base now, since training may overwrite its weights.
+
+        Args:
+            config: ``guards.forgetting`` selects the abilities.
+            base: Untrained base with its own head.
+            out: Folder of runs, whose cache stores the outputs; None: no cache.
+            progress: Reports one stage per ability.
+
+        Raises:
+            ConfigError: The probe or a set is not available, or the base does not support it.
+            DataError: Rows of the probe or of a set cannot be read.
+        """
+        outputs = []
+        for ability in abilities(config, base):
+            with (progress or NullProgress()).stage(f"base: {ability.name}", total=ability.rows) as bar:
+                outputs.append((ability, tuple(_cached(ability, base, out, bar.advance))))
+        return cls(config, base, tuple(outputs))
+
+    def compare(self, model: Bundle, progress: Progress | None = None) -> dict[str, Retention]:
+        """Run the tuned model on the same rows, and return the retention of each ability.
+
+        Args:
+            model: Tuned model, in any mode; it is run in eval mode, and its mode is restored.
+            progress: Reports one stage per ability.
+        """
+        retention: dict[str, Retention] = {}
+        with _in_eval_mode(model), with_base_head(self.base, model) as bundle:
+            for ability, before in self.outputs:
+                with (progress or NullProgress()).stage(f"tuned: {ability.name}", total=ability.rows) as bar:
+                    after = tuple(_counted(ability.outputs(bundle), bar.advance))
+                retention |= self._compared(ability, before, after)
+        return distributed.broadcast(retention)  # guards must decide the same on all processes
+
+    def _compared(self, ability: Ability, before: Sequence[Any], after: Sequence[Any]) -> dict[str, Retention]:
+        """Return the retention of an ability by name; a representation has up to two entries."""
+        if isinstance(ability, ScoredAbility):
+            return {ability.name: self._retention(ability.metric, before, after)}
+        assert isinstance(ability, RepresentationAbility)
+        base = vectors(before)
+        tuned = vectors(after)
+        retention = {"representation": self._similarity(base, tuned)}
+        if base_topics := ability.topics(base):
+            retention["topics"] = self._retention(features.topic_accuracy, base_topics, ability.topics(tuned))
+        return retention
+
+    def _retention(self, metric: Metric, before: Iterable[Any], after: Iterable[Any]) -> Retention:
+        """Return the change of a metric with its interval and verdict."""
+        base = _accumulated(metric, before)
+        tuned = _accumulated(metric, after)
+        settings = {"resamples": self.config.evaluation.resamples, "confidence": self.config.evaluation.confidence}
+        change, low, high = relative_loss(tuned, base, metric, **settings)  # type: ignore[arg-type]
+        base_score = base.scores(**settings)[metric.name]  # type: ignore[arg-type]
+        tuned_score = tuned.scores(**settings)[metric.name]  # type: ignore[arg-type]
+        if base_score.value == 0 and math.isfinite(tuned_score.value):
+            change = low = high = 0.0  # the base had nothing to lose
+        return Retention(
+            metric=metric.name,
+            direction=metric.direction,
+            base=base_score,
+            tuned=tuned_score,
+            change=change,
+            low=low,
+            high=high,
+            budget=self._budget,
+            verdict=verdict_of(change, low, self._budget),
+        )
+
+    def _similarity(self, base: Any, tuned: Any) -> Retention:
+        """Return the similarity of two representations ``(n, hidden)``."""
+        score = features.similarity(base, tuned, self.config.evaluation.confidence)
+        change = 1 - score.value
+        low = 1 - score.high
+        return Retention(
+            metric="linear_cka",
+            direction="higher",
+            base=Score(value=1.0, low=1.0, high=1.0, n=score.n),
+            tuned=score,
+            change=change,
+            low=low,
+            high=1 - score.low,
+            budget=_NO_BUDGET,
+            verdict=verdict_of(change, low, _NO_BUDGET),
+        )
+
+    @property
+    def _budget(self) -> float:
+        settings = self.config.guards.forgetting
+        return settings.budget if settings else _NO_BUDGET
+
+
+def verdict_of(change: float, low: float, budget: float) -> Verdict:
+    """Return the verdict on a relative loss.
+
+    ``kept``: the interval of the loss includes 0. ``forgotten``: it does not, and the loss exceeds the budget.
+
+    Args:
+        change: Relative loss; NaN (the tuned model's score is not a number) counts as forgotten.
+        low: Lower end of its interval; NaN (a single row) is ignored.
+        budget: Highest accepted loss.
+    """
+    if math.isnan(change):
+        return "forgotten"
+    if change <= 0 or low <= 0:
+        return "kept"
+    return "forgotten" if change > budget else "within budget"
+
+
+def sentence(name: str, retention: Retention) -> str:
+    """Return a line such as ``general text (en): bits_per_byte 1.021 → 1.342, 31.4% worse (+28.0% to +35.1%)``."""
+    direction = "worse" if retention.change > 0 else "better"
+    budget = "" if math.isinf(retention.budget) else f", budget {retention.budget:.3g}"
+    return (
+        f"{name}: {retention.metric} {retention.base.value:.4g} → {retention.tuned.value:.4g}, "
+        f"{abs(retention.change):.1%} {direction} "
+        f"({retention.low:+.1%} to {retention.high:+.1%}{budget}): {retention.verdict}"
+    )
+
+
+@contextmanager
+def _in_eval_mode(bundle: Bundle) -> Iterator[None]:
+    """Put a model into eval mode within the block."""
+    was_training = bundle.model.training
+    bundle.model.eval()
+    try:
+        yield
+    finally:
+        bundle.model.train(was_training)
+
+
+def _accumulated(metric: Metric, rows: Iterable[Any]) -> Accumulator:
+    accumulator = Accumulator((metric,))
+    for row in rows:
+        accumulator.add(Prediction.model_validate(row))
+    return accumulator
+
+
+def _cached(ability: Ability, base: Bundle, out: Path | None, advance: Callable[[], object]) -> Iterable[Any]:
+    """Return the base's outputs from the cache, or compute and cache them."""
+    if out is None:
+        return _counted(ability.outputs(base), advance)
+    key = {"retention": VERSION, "name": ability.name, "base": base.info.sha256, "window": base.window}
+    key |= {
+        "prompts": prompts.VERSION,
+        "asked": ability.digest,
+        "reconciled": [reconcile.VERSION, *base.info.reconciled],
+    }
+    path = cache_path(out, cache_key(key))
+    return cached_rows(path, lambda: _counted(ability.outputs(base), advance))
+
+
+def _counted(rows: Iterable[Any], advance: Callable[[], object]) -> Iterable[Any]:
+    """Yield the rows and advance a bar for each."""
+    for row in rows:
+        advance()
+        yield row
