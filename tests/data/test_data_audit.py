@@ -153,7 +153,7 @@ def test_leaks_in_disguise() -> None:
         [f"eval:{n}", "train:101", kind] for n, (_, kind) in enumerate(disguised, 61)
     ]
     assert (
-        "4 of 64 rows of eval stand in train with the same target (3 normalised, 1 near)"  # codespell:ignore normalised
+        "4 of 64 rows of eval also occur in train with the same target (3 normalised, 1 near)"
         in found(result, "leaks").message
     )
 
@@ -180,7 +180,7 @@ def test_leaks_stop_the_run_unless_they_are_allowed() -> None:
     with pytest.raises(DataError) as caught:
         result.raise_if_broken(where="runs/one/audit.json")
     message = str(caught.value)
-    assert "4 of 64 rows of eval stand in train with the same target (4 exact)" in message
+    assert "4 of 64 rows of eval also occur in train with the same target (4 exact)" in message
     assert "(eval:61, eval:62, eval:63 …)" in message
     assert "data.allow_leaks: true" in message
     assert "runs/one/audit.json" in message
@@ -281,9 +281,9 @@ def test_bad_rows_and_other_errors_are_raised_together() -> None:
     assert len(caught.value.problems) == 2 + 30
     message = str(caught.value)
     assert "30 rows of train cannot be used" in message
-    assert "of eval stand in train" in message
+    assert "of eval also occur in train" in message
     assert "train.jsonl:1, field 'text': empty text; expected text. Fill it in." in message
-    assert "all of it is in runs/one/audit.json" in message
+    assert "the complete list is in runs/one/audit.json" in message
 
 
 def test_the_audit_is_written_and_read_back() -> None:
@@ -325,7 +325,7 @@ def test_lengths_count_what_was_cut() -> None:
     result = look(TRAIN, EVAL, encode=encode)
     train = next(finding for finding in result.findings if finding.kind == "lengths")
     assert (train.details["min"], train.details["max"], train.details["tokens"]) == (1, 100, 5050)
-    assert train.message == "train: 1 to 100 tokens a row, median 50, 95% at most 95"
+    assert train.message == "train: 1 to 100 tokens per row, median 50, 95% at most 95"
     cut = found(result, "truncated")
     assert (cut.level, cut.count, cut.ids[0]) == ("warning", 50, "train:51")
 
@@ -413,7 +413,7 @@ def test_targets_of_special_tokens_only(target: str) -> None:
     assert "targets_not_recoverable" not in kinds(result)
     assert "end_of_text_in_target" not in kinds(result)
     name = next(name for name in ("</s>", "<pad>", "<unk>") if name in target)
-    expected = f"2 rows of train have a target of special tokens only \\(.*'{name}'.*\\), which decoding drops"
+    expected = f"2 rows of train have a target of only special tokens \\(.*'{name}'.*\\), which decoding drops"
     with pytest.raises(DataError, match=expected):
         result.raise_if_broken()
 
@@ -437,7 +437,7 @@ def test_targets_without_any_token() -> None:
     result = look(train, EVAL, role="target", tokenizer=cleaning)
     finding = found(result, "unread_targets")
     assert (finding.level, finding.ids) == ("error", ("train:5", "train:8"))
-    with pytest.raises(DataError, match="2 rows of train have a target of which the tokenizer reads nothing"):
+    with pytest.raises(DataError, match="2 rows of train have a target that the tokenizer turns into no token"):
         result.raise_if_broken()
 
 

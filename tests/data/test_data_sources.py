@@ -122,16 +122,16 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("u.csv", "\n<!DOCTYPE html><html></html>", "a web page"),
         ("v.csv", "PK\x03\x04xl/workbook", "Excel workbook"),
         ("w.jsonl", "PAR1", "a Parquet file"),
-        ("aa.csv", "text,label\ntext,label\n", "the names of the columns again"),
+        ("aa.csv", "text,label\ntext,label\n", "the header is repeated"),
         ("ab.jsonl", '{"text": "x", "label": "a"}, {"text": "y", "label": "b"}', "a comma after the value"),
         ("ac.jsonl", '{"text": "x", "label": "a"}{"text": "y", "label": "b"}', "a second value"),
         ("ad.jsonl", json.dumps(json.dumps(ROWS[0])), "a JSON object that is written as a string"),
-        ("ae.parquet", "", "an empty file"),
+        ("ae.parquet", "", "the file is empty"),
         ("af.csv", "'text',Label\nx,y\n", r"""data\.text: "'text'"`.*data\.label: Label`"""),
         ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column; data holds objects"),
         ("ai.csv", "My data,\ntext,label\nx,y\n", r"at ai\.csv:2, so .*Remove the lines before"),
         ("aj.csv", "text:label\nx:y\n", "the first line is a single cell"),
-        ("ak.parquet", "junk junk", "it does not begin as one"),
+        ("ak.parquet", "junk junk", "it has no Parquet header"),
         ("al.parquet", "PAR1 junk junk junk", "its end is missing"),
         ("ah.jsonl", '{"messages": [{"role": "user", "content": "x"}]}\n' * 2, "messages holds objects"),
         ("x.xlsx", "PK", "Save the sheet as CSV"),
@@ -146,10 +146,10 @@ def test_files_of_another_kind_are_named_by_their_kind(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("https://example.com/a.jsonl", "an address: fetch the file"),
+        ("https://example.com/a.jsonl", "a URL: download the file"),
         ("file:///a.jsonl", "without file://"),
-        ("$HOME/a.jsonl", "variables of the environment"),
-        ("data\train.jsonl", "a backslash in double quotes begins an escape".capitalize()),
+        ("$HOME/a.jsonl", "environment variables"),
+        ("data\train.jsonl", "a backslash in double quotes starts an escape sequence".capitalize()),
         ("20%", "a number without quotes"),
         ("0.2", "a number without quotes"),
         ("data\\a.jsonl", "Did you mean 'data/a.jsonl'"),
@@ -307,7 +307,7 @@ def test_an_empty_path_is_not_the_working_directory(source: Any) -> None:
 
 def test_a_broken_link_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").symlink_to(tmp_path / "x.jsonl")
-    with pytest.raises(DataError, match="a link to what is not there"):
+    with pytest.raises(DataError, match="a broken link"):
         load(tmp_path / "x.jsonl")
 
 
@@ -320,7 +320,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_of_nul_bytes_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b"\0" * 1000)
-    with pytest.raises(DataError, match="nothing but NUL bytes"):
+    with pytest.raises(DataError, match="only NUL bytes"):
         load(tmp_path / "x.jsonl")
 
 

@@ -172,7 +172,7 @@ def test_problems_stay_with_the_remaining_rows() -> None:
     [
         ([{"text": "alone"}], None, "1 row to split; expected at least two groups"),
         ([], None, "0 rows to split"),
-        ([{"text": "twice the same text"}] * 2, None, "all 2 rows are near copies of each other"),
+        ([{"text": "twice the same text"}] * 2, None, "all 2 rows are near duplicates of each other"),
         ([{"text": distinct(n), "group": "a"} for n in range(4)], "group", "4 rows with a single value in the group"),
     ],
 )

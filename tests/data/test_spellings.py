@@ -203,7 +203,7 @@ def test_numbers_in_one_split_and_names_in_the_other() -> None:
 
 def test_numbers_that_stand_for_an_unknown_label() -> None:
     [finding] = of_kind(look(["0", "1"] * 30, ["-1"] * 5), "labels_only_in_eval")
-    assert finding.fix.startswith("remove these rows if a negative number stands for an unknown label")
+    assert finding.fix.startswith("remove these rows if a negative number means an unknown label")
 
 
 def test_splits_that_write_their_labels_as_numbers_and_as_text() -> None:

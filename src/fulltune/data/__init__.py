@@ -1,1 +1,1 @@
-"""From files to rows: reading, splitting, and the audit that runs before anything is trained."""
+"""Read files to rows, split them, and audit them before training."""

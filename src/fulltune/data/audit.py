@@ -1,4 +1,4 @@
-"""What is wrong with the data, told before anything is trained."""
+"""Audit the data before training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fulltune.data.tokens import E, FeaturesLike
 
 __all__ = ["Audit", "BadRow", "Finding", "audit"]
 
-#: Fewer rows than this to train on, or to score, are worth a word.
+#: Splits with fewer rows than this are reported.
 _FEW = 50
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class _LabeledRow:
     """A row of ``valid`` with its labels."""
 
     id: str
@@ -30,7 +30,7 @@ class _Labelled:
     target: str | tuple[str, ...]
 
     @classmethod
-    def of(cls, row: Row) -> _Labelled:
+    def of(cls, row: Row) -> _LabeledRow:
         label = row.fields["label"] if "label" in row.fields else tuple(row.fields["labels"])
         return cls(row.id, input_text(row.fields), label)
 
@@ -46,14 +46,17 @@ def audit(
     encode: Callable[[E], Sequence[FeaturesLike]] | None = None,
     tokenizer: Any = None,
 ) -> Audit:
-    """Look at the data from every side that has been seen to break a run.
+    """Check the data for all problems that are known to break runs.
 
     Args:
-        train, evaluation, valid: The tables as loaded, with the problems of their bad rows.
-        train_examples, eval_examples: Their rows as the task sees them.
-        config: Thresholds, the batch size, and whether leaks are allowed.
-        encode: An example → its training sequences; without it, lengths and truncation are not looked at.
-        tokenizer: A `transformers` tokenizer; without it, unknown tokens and round trips are not looked at.
+        train: Table as loaded, with the problems of its bad rows.
+        evaluation: The same for ``eval``.
+        train_examples: Rows of ``train`` as the task sees them.
+        eval_examples: Rows of ``eval`` as the task sees them.
+        config: Thresholds, batch size, and whether leaks are allowed.
+        valid: The same as ``train`` for ``valid``, or None.
+        encode: Function from an example to its training sequences; None skips lengths and truncation.
+        tokenizer: A `transformers` tokenizer; None skips unknown tokens and round trips.
     """
     fields = train[0].fields if train else {}
     classes = "label" in fields or "labels" in fields
@@ -67,7 +70,7 @@ def audit(
     findings = [*_bad_rows(train, valid, evaluation), *_sizes(train_examples, eval_examples, config)]
     findings += overlapping.findings
     if classes:
-        findings += label_findings(train_examples, eval_examples, [_Labelled.of(row) for row in valid or ()])
+        findings += label_findings(train_examples, eval_examples, [_LabeledRow.of(row) for row in valid or ()])
         tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
         findings += kind_findings({split: table.label_kind for split, table in tables.items()})
     for split, examples in (("train", train_examples), ("eval", eval_examples)):
@@ -87,7 +90,7 @@ def _bad_rows(train: Table, valid: Table | None, evaluation: Table) -> Iterator[
                 kind="bad_rows",
                 level="error",
                 message=f"{rows(len(places))} of {split} cannot be used",
-                fix="mend or remove them",
+                fix="fix or remove them",
                 split=split,
                 count=len(places),
                 ids=some(places),
@@ -115,11 +118,13 @@ def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], conf
 
 
 def _vocabulary(split: str, examples: Sequence[ExampleLike], tokenizer: Any, generated: bool) -> Iterator[Finding]:
-    """``generated``: the target is text that the model writes, not the name of a class."""
-    asked = [example for example in examples if example.input]
-    yield from tokens.unknown_finding(split, "input", [e.id for e in asked], [e.input for e in asked], tokenizer)
+    """Yield findings about tokens; ``generated``: the target is text that the model writes, not a class."""
+    prompted = [example for example in examples if example.input]
+    inputs = [example.input for example in prompted]
+    yield from tokens.unknown_finding(split, "input", [example.id for example in prompted], inputs, tokenizer)
     if generated:
-        ids, targets = [example.id for example in examples], [str(example.target) for example in examples]
+        ids = [example.id for example in examples]
+        targets = [str(example.target) for example in examples]
         yield from tokens.unknown_finding(split, "target", ids, targets, tokenizer)
         yield from tokens.round_trip_finding(split, ids, targets, tokenizer)
         yield from tokens.special_token_findings(split, ids, targets, tokenizer)

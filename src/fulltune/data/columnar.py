@@ -1,6 +1,6 @@
-"""Parquet files, folders written by ``datasets``' ``save_to_disk``, and data sets of the hub.
+"""Open Parquet files, folders written by ``datasets``' ``save_to_disk``, and data sets of the hub.
 
-Only :func:`open_hub` can open a socket, and it is called for a hub id alone.
+Only :func:`open_hub` opens sockets, and it is only called for a hub id.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.runtime.class_labels import class_names, features_of, ids_to_names
 from fulltune.runtime.validation import read_failure
 
-#: What ``datasets`` raises where its own files lack what it looks for.
+#: Exceptions of ``datasets`` for incomplete files.
 _DAMAGED = (LookupError, TypeError, AttributeError)
 
-#: Where a row stands, and its values by column.
+#: Position of a row (file and line), and its values by column.
 RawRow = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A source ready to be read once.
+    """A source that can be read once.
 
     Attributes:
-        columns: All column names, or None where only the rows tell (JSON).
-        rows: The rows, and a problem in place of each that does not parse.
-        doubt: Why a column may be missing, where it is: a file without a header, or of another kind.
+        columns: All column names, or None if only the rows know them (JSON).
+        rows: The rows; a row that cannot be parsed is replaced by its problem.
+        doubt: Possible reason for missing columns: a file without a header, or of another kind.
     """
 
     columns: tuple[str, ...] | None
@@ -37,10 +37,10 @@ class Opened:
 
 
 def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
-    """A Parquet file, read in batches; rows are numbered from 1.
+    """Open a Parquet file, read in batches; rows are numbered from 1.
 
     Raises:
-        DataError: Not a Parquet file, or a damaged one.
+        DataError: The file is not a Parquet file, or is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -51,9 +51,9 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
         reason = "its end is missing" if "footer" in str(error) else read_failure(error)
         raise DataError(f"not a readable Parquet file ({reason})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
-    twice = [name for name in _chosen(names, wanted) if names.count(name) > 1]
-    if twice:
-        raise DataError(f"two columns are called {twice[0]!r}", where=str(path), fix="rename one of them")
+    repeated = [name for name in _chosen(names, wanted) if names.count(name) > 1]
+    if repeated:
+        raise DataError(f"two columns are called {repeated[0]!r}", where=str(path), fix="rename one of them")
     rows = _readable(_rows(file.iter_batches(columns=_chosen(names, wanted)), path), path)
     classes = _classes(features_of(file.schema_arrow.metadata or {}, path.name), wanted)
     return Opened(names, _named(rows, classes, path.name))
@@ -63,7 +63,7 @@ def _rows(batches: Iterable[Any], path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of Arrow batches.
 
     Raises:
-        DataError: Texts of a batch are not UTF-8; names their rows and columns.
+        DataError: A batch has text that is not UTF-8; lists its rows and columns.
     """
     before = 0
     for batch in batches:
@@ -81,12 +81,12 @@ def _undecodable(batch: Any, before: int, name: str) -> Iterator[Problem]:
             try:
                 value.as_py()
             except UnicodeDecodeError as error:
-                found = f"text that is not UTF-8 (byte 0x{error.object[error.start]:02X} at {error.start})"
-                yield Problem(found, "UTF-8", "write the column again, as text", f"{name}:{number}", column)
+                problem = f"text that is not UTF-8 (byte 0x{error.object[error.start]:02X} at {error.start})"
+                yield Problem(problem, "UTF-8", "write the column again, as text", f"{name}:{number}", column)
 
 
 def _readable(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Mapping[str, Any]]:
-    """Yield rows, whose parts are read from the disk as they are asked for.
+    """Yield rows that are read from disk lazily.
 
     Raises:
         DataError: A part of the file is damaged.
@@ -99,20 +99,20 @@ def _readable(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Mapping
             yield row
     except (pa.ArrowException, OSError) as error:
         place = f"after row {number}" if number else "in its first rows"
-        found = f"the file is damaged {place} ({str(error).strip().partition(chr(10))[0].rstrip('.')})"
-        raise DataError(found, where=str(path), fix="write it again, or fetch it again") from None
+        problem = f"the file is damaged {place} ({str(error).strip().partition(chr(10))[0].rstrip('.')})"
+        raise DataError(problem, where=str(path), fix="write or download it again") from None
 
 
 def is_datasets_folder(path: Path) -> bool:
-    """Whether ``save_to_disk`` wrote it: one data set, or a dictionary of splits."""
+    """Return True if ``save_to_disk`` wrote the folder: one data set, or a dictionary of splits."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
 def open_datasets_folder(path: Path, named_split: str, split: str, wanted: Collection[str] | None) -> Opened:
-    """A folder written by ``save_to_disk``.
+    """Open a folder written by ``save_to_disk``.
 
     Raises:
-        DataError: It is damaged, or has no such split.
+        DataError: The folder is damaged, or has no such split.
     """
     import pyarrow as pa
     from datasets import DatasetDict, load_from_disk
@@ -130,12 +130,12 @@ def open_datasets_folder(path: Path, named_split: str, split: str, wanted: Colle
             raise _no_split(chosen, list(data), str(path))
         return _opened(data[chosen], f"{path.name}#{chosen}", wanted)
     if named_split:
-        raise DataError("one data set without splits", where=str(path), fix=f"write it without #{named_split}")
+        raise DataError("the data set has no splits", where=str(path), fix=f"write it without #{named_split}")
     return _opened(data, path.name, wanted)
 
 
 def open_hub(name: str, split: str, wanted: Collection[str] | None) -> Opened:
-    """A data set of the hub, by ``datasets.load_dataset``; code that comes with it is never run.
+    """Open a data set of the hub by ``datasets.load_dataset``; code in the data set is never executed.
 
     Raises:
         DataError: There is no such data set or split, or the hub cannot be reached.
@@ -150,7 +150,7 @@ def open_hub(name: str, split: str, wanted: Collection[str] | None) -> Opened:
         return _opened(load_dataset(name, split=split), f"{name}#{split}", wanted)
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         raise DataError(
-            f"the hub's data set cannot be loaded ({error})",
+            f"the data set cannot be loaded from the hub ({error})",
             where=name,
             fix="check the name and the connection; for a local file, check the path",
         ) from error
@@ -162,7 +162,7 @@ def _no_split(split: str, splits: list[str], where: str) -> DataError:
 
 
 def _opened(data: Any, name: str, wanted: Collection[str] | None) -> Opened:
-    """Open a ``datasets.Dataset``."""
+    """Convert a ``datasets.Dataset``."""
     names = tuple(data.column_names)
     kept = data.select_columns(_chosen(names, wanted))
     return Opened(names, _named(_readable(kept, Path(name)), _classes(kept.features, wanted), name))
@@ -175,7 +175,7 @@ def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dic
 def _named(
     rows: Iterable[Mapping[str, Any]], classes: Mapping[str, tuple[str, ...]], name: str
 ) -> Iterator[RawRow | Problem]:
-    """Yield numbered rows with the names of their classes in place of the numbers."""
+    """Yield numbered rows in which class numbers are replaced by class names."""
     for where, row in _numbered(rows, name):
         unknown = next(((c, n) for c, names in classes.items() for n in _unknown(row.get(c), len(names))), None)
         if unknown is None:
@@ -191,7 +191,7 @@ def _named(
 
 
 def _unknown(value: Any, classes: int) -> list[int]:
-    """Return the numbers, of a value or in a list, that no class has."""
+    """Return the numbers in a value or list that are not valid class numbers."""
     numbers = value if isinstance(value, list) else [value]
     return [number for number in numbers if isinstance(number, int) and not 0 <= number < classes]
 

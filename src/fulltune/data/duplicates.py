@@ -1,10 +1,10 @@
-"""Texts that say the same: exactly, after normalizing, or nearly.
+"""Detect duplicate texts: exact, equal after normalization, or near.
 
 Near means a Jaccard similarity of at least :data:`THRESHOLD` between the sets of character 5-grams of the normalized
-texts (Broder 1997, "On the resemblance and containment of documents"); or, from :data:`FEWEST_WORDS` words on, that at
-most one word in twenty differs, which the first measure does not see where the word is long, or where the text repeats
-itself and has few different 5-grams. MinHash with locality-sensitive hashing (datasketch) over 5-grams, each as often
-as it occurs, only proposes pairs; each is then verified on the full texts, so that nothing is called near that is not.
+texts (Broder 1997, "On the resemblance and containment of documents"). Texts of at least :data:`FEWEST_WORDS` words are
+also near if at most one word in twenty differs: the first measure misses this if the word is long, or if the text
+repeats itself and has few distinct 5-grams. MinHash with locality-sensitive hashing (datasketch) over 5-grams, with
+multiplicity, proposes pairs. Each pair is then verified on the complete texts, so there are no false positives.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from fulltune.metrics.words import words
 
 THRESHOLD = 0.85
 WORD_THRESHOLD = 0.95
-#: Below this many words, one other word makes another question: "the capital of Texas", "the capital of Ohio".
+#: In texts of fewer words, one changed word changes the meaning: "the capital of Texas", "the capital of Ohio".
 FEWEST_WORDS = 20
 SHINGLE = 5
 
-#: 24 bands of 5: a pair at the threshold is proposed with probability 1 - (1 - 0.85^5)^24 > 0.9999, one at 0.72 (one
+#: 24 bands of 5: a pair at the threshold is proposed with probability 1 - (1 - 0.85^5)^24 > 0.9999, a pair at 0.72 (one
 #: long word changed in twenty) with 0.99.
-_BANDS, _ROWS = 24, 5
+_BANDS = 24
+_ROWS = 5
 _HASHES = _BANDS * _ROWS
-#: Proposed pairs whose MinHash estimate is below this are dropped unseen; the standard error of 120 hashes is 0.04.
+#: Proposed pairs with a lower MinHash estimate are not verified; the standard error of 120 hashes is 0.04.
 _LOWEST_ESTIMATE = 0.6
-#: Shingles of a text that MinHash reads: those with the smallest hashes, which is a fair sample and the same one in a
-#: copy.
+#: Number of shingles per text that MinHash reads: those with the smallest hashes, an unbiased sample that is the same
+#: for copies.
 _SKETCHED = 1024
-#: Proposals for one text that are verified, likeliest first. It bounds the work on rows that all share one long
+#: Number of proposals per text that are verified, most likely first. Bounds the work for rows that share a long
 #: template.
 _VERIFIED = 50
 
 
-#: Letters of Cyrillic, Greek and Armenian, in lower case, that look like a Latin one in one of the two cases (a choice
-#: from Unicode TR39, "confusables"). Both sides of a comparison are mapped, so texts of one script hardly come closer.
+#: Lowercase Cyrillic, Greek and Armenian letters that look like a Latin letter in one of the two cases (a selection
+#: from Unicode TR39, "confusables"). Both texts are mapped, so texts in one script hardly become more similar.
 _LOOKALIKES = str.maketrans(
     "авекмнорстухіјѕһԁԛԝӏүҽ" + "αβεζηικμνορτυχ" + "օսհո" + "ıɑɡ",
     "abekmhopctyxijshdqwlye" + "abezhikmnoptyx" + "ouhn" + "iag",
@@ -51,8 +52,9 @@ _LOOKALIKES = str.maketrans(
 
 
 class _Folded(dict[int, str | int | None]):
-    """For ``str.translate``: invisible characters go, look-alike letters become Latin, everything else stays. Filled as
-    characters are met.
+    """Table for ``str.translate``: removes invisible characters, maps look-alike letters to Latin, keeps the rest.
+
+    Filled on demand.
     """
 
     def __missing__(self, code: int) -> str | int | None:
@@ -62,7 +64,7 @@ class _Folded(dict[int, str | int | None]):
 
 
 class _Spaced(dict[int, str | int]):
-    """For ``str.translate``: punctuation becomes a space, everything else stays. Filled as characters are met."""
+    """Table for ``str.translate``: maps punctuation to spaces, keeps the rest. Filled on demand."""
 
     def __missing__(self, code: int) -> str | int:
         self[code] = value = " " if unicodedata.category(chr(code)).startswith("P") else code
@@ -74,29 +76,31 @@ _SPACED = _Spaced()
 
 
 def fold(text: str) -> str:
-    """Return what two spellings of one text share: NFKC, case-folded, without invisible characters, look-alike letters
-    as Latin ones, whitespace collapsed. Signs stay: ``a < b`` is not ``a > b``.
+    """Return what all spellings of a text have in common.
+
+    The text is NFKC-normalized and case-folded, without invisible characters, with look-alike letters mapped to Latin
+    and whitespace collapsed. Symbols stay: ``a < b`` differs from ``a > b``.
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_FOLDED)
     return " ".join(text.casefold().split())
 
 
-def normalize(text: str) -> str:
-    """:func:`fold`, with punctuation as whitespace; a text of punctuation only is just folded."""
+def normalise(text: str) -> str:
+    """Return :func:`fold` with punctuation replaced by spaces; text of punctuation only is just folded."""
     folded = fold(text)
     return " ".join(folded.translate(_SPACED).split()) or folded
 
 
 def _hashes(text: str) -> NDArray[np.uint32]:
-    """Return the sorted 32-bit hashes of the text's character 5-grams, shape ``(n,)``. A shorter text is one 5-gram."""
+    """Return the sorted 32-bit hashes of the character 5-grams, shape ``(n,)``; a shorter text is one 5-gram."""
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     codes = np.pad(codes, (0, max(0, SHINGLE - len(codes))))
     count = len(codes) - SHINGLE + 1
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(SHINGLE):
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[offset : offset + count]
-    # The polynomial's low bits depend on few input bits: mix (the finaliser of MurmurHash3) before cutting to 32.
+    # The low bits of the polynomial depend on few input bits: mix (the finalizer of MurmurHash3) before truncation.
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(multiplier)
     return np.sort((hashes >> np.uint64(32)).astype(np.uint32))
@@ -108,7 +112,7 @@ def _distinct(text: str) -> NDArray[np.uint32]:
 
 
 def _numbered(text: str) -> NDArray[np.uint32]:
-    """Return the distinct hashes of the text's 5-grams, with others for the second, third, … time that one occurs."""
+    """Return the distinct hashes of the 5-grams; the second, third, … occurrence of a 5-gram has a hash of its own."""
     ordered = _hashes(text)
     first = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint32(1)))
     if len(first) == len(ordered):
@@ -131,14 +135,14 @@ def _word_counts(text: str) -> Counter[str]:
 
 
 def word_similarity(one: str, other: str) -> float:
-    """Return the fraction of the words of the longer text that the other text has too, in any order, 0 to 1."""
+    """Return the fraction of the words of the longer text that also occur in the other, in any order, 0 to 1."""
     a, b = _word_counts(one), _word_counts(other)
     longer = max(a.total(), b.total())
     return (a & b).total() / longer if longer else 0.0
 
 
 def is_near(one: str, other: str) -> bool:
-    """Check that two normalized texts are nearly the same, in their 5-grams or in their words."""
+    """Return True if two normalized texts are nearly equal, by their 5-grams or by their words."""
     if similarity(one, other) >= THRESHOLD:
         return True
     fewest = min(_word_counts(one).total(), _word_counts(other).total())
@@ -146,7 +150,7 @@ def is_near(one: str, other: str) -> bool:
 
 
 class NearIndex:
-    """Normalized texts, found again by what is nearly the same."""
+    """An index of normalized texts that is queried for near duplicates."""
 
     def __init__(self) -> None:
         from datasketch import MinHashLSH
@@ -156,7 +160,7 @@ class NearIndex:
         self._signatures = np.zeros((16, _HASHES), dtype=np.uint32)
 
     def add(self, text: str) -> int:
-        """Index a text; returns its position."""
+        """Index a text and return its position."""
         position = len(self.texts)
         if position == len(self._signatures):
             self._signatures = np.concatenate([self._signatures, np.zeros_like(self._signatures)])
@@ -167,37 +171,39 @@ class NearIndex:
         return position
 
     def near(self, text: str, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[tuple[int, float]]:
-        """Near texts as ``(position, similarity)``, likeliest first; only those ``wanted`` when their turn comes."""
+        """Yield near texts as ``(position, similarity)``, most likely first, if ``wanted`` accepts the position."""
         for position in islice(filter(wanted, self._proposals(text)), _VERIFIED):
             if is_near(text, self.texts[position]):
                 yield position, similarity(text, self.texts[position])
 
     def _proposals(self, text: str) -> list[int]:
-        """Positions of what is likely near by the MinHash estimate, in falling order of it."""
+        """Return the positions of likely near texts, by decreasing MinHash estimate."""
         sketch = _sketch(text)
-        found = np.sort(np.array(self._index.query(sketch), dtype=np.int64))
-        estimates = (self._signatures[found] == np.asarray(sketch.hashvalues, dtype=np.uint32)).mean(axis=1)
+        candidates = np.sort(np.array(self._index.query(sketch), dtype=np.int64))
+        estimates = (self._signatures[candidates] == np.asarray(sketch.hashvalues, dtype=np.uint32)).mean(axis=1)
         order = np.argsort(-estimates, kind="stable")
-        positions: list[int] = found[order[estimates[order] >= _LOWEST_ESTIMATE]].tolist()
+        positions: list[int] = candidates[order[estimates[order] >= _LOWEST_ESTIMATE]].tolist()
         return positions
 
 
 def clusters(texts: Sequence[str]) -> list[int]:
-    """A cluster number for each text; normalized copies and near ones, directly or through others, share it.
+    """Return a cluster number for each text; duplicates and near duplicates share it, also transitively.
 
-    The number is the position of the cluster's first text.
+    The number is the position of the first text of the cluster.
     """
     parents: list[int] = []
-    index, first, of_text = NearIndex(), list[int](), dict[str, int]()
-    for number, text in enumerate(map(normalize, texts)):
+    index = NearIndex()
+    first = list[int]()
+    of_text = dict[str, int]()
+    for number, text in enumerate(map(normalise, texts)):
         parents.append(of_text.setdefault(text, number))
         if parents[number] != number:
             continue
 
-        def elsewhere(position: int, own: int = number) -> bool:
+        def is_other_cluster(position: int, own: int = number) -> bool:
             return _root(parents, first[position]) != _root(parents, own)
 
-        for position, _ in index.near(text, elsewhere):
+        for position, _ in index.near(text, is_other_cluster):
             one, other = sorted((_root(parents, first[position]), _root(parents, number)))
             parents[other] = one
         index.add(text)
@@ -213,7 +219,7 @@ def _root(parents: list[int], number: int) -> int:
 
 @lru_cache(maxsize=16)
 def _sketch(text: str) -> Any:
-    """A datasketch MinHash; kept for the moment between looking a text up and adding it."""
+    """Return a datasketch MinHash, cached between the lookup and the insertion of a text."""
     sketch = _empty_sketch().copy()
     sketch.update_batch(_numbered(text)[:_SKETCHED].tolist())
     return sketch
@@ -221,7 +227,7 @@ def _sketch(text: str) -> Any:
 
 @cache
 def _empty_sketch() -> Any:
-    """Made once: drawing the permutations takes longer than hashing a short text."""
+    """Return an empty MinHash, cached: drawing the permutations takes longer than hashing a short text."""
     from datasketch import MinHash
 
     return MinHash(num_perm=_HASHES, hashfunc=int)

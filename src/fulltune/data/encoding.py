@@ -1,4 +1,4 @@
-"""Bytes to text, or a clear refusal."""
+"""Decode bytes to text, or raise a clear error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import charset_normalizer
 
 from fulltune.errors import DataError, shortened
 
-#: UTF-32 first: its little-endian mark begins with that of UTF-16.
+#: UTF-32 first: its little-endian byte-order mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -20,16 +20,17 @@ _MARKS = (
 
 
 def decode(data: bytes, where: str) -> str:
-    """The text of a file: UTF-8, or UTF-16 and UTF-32 with a byte-order mark.
+    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
-    Anything else is refused, not guessed: every byte is a letter in Latin-1 and nearly every one in Windows-1251, so a
-    wrong guess raises no error, and the model learns garbled text without a word.
+    Other encodings are rejected instead of guessed. Every byte is a letter in Latin-1, and almost every byte in
+    Windows-1251: a wrong guess would raise no error, and the model would learn garbled text.
 
     Raises:
-        DataError: Not decodable; names the byte, the line, the likely encoding, and the command that converts the file.
+        DataError: The bytes cannot be decoded; names the byte, the line, the likely encoding, and a command that
+            converts the file.
     """
     if data and not data.strip(b"\0"):
-        raise DataError("nothing but NUL bytes", expected="text", where=where, fix="fetch or write it again")
+        raise DataError("only NUL bytes", expected="text", where=where, fix="download or write it again")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and _looks_like_utf16(data):
         raise DataError(
@@ -52,15 +53,15 @@ def _looks_like_utf16(data: bytes) -> bool:
 def _refusal(data: bytes, error: UnicodeDecodeError, where: str) -> DataError:
     offset = error.start
     line = data.count(b"\n", 0, offset) + 1
-    found = f"byte 0x{data[offset]:02X} at offset {offset} is not {error.encoding.upper()}"
+    problem = f"byte 0x{data[offset]:02X} at offset {offset} is not {error.encoding.upper()}"
     if error.encoding.startswith("utf-8") and not _is_damaged_utf8(data):
         name = _guess(data)
         sample = _line_around(data, offset).decode(name, errors="replace").strip()
-        found += f"; the file looks like {name} (that line would read {shortened(sample)})"
+        problem += f"; the file looks like {name} (that line would read {shortened(sample)})"
         fix = _convert(name, where)
     else:
         fix = "the rest of the file is well formed: correct or remove that line"
-    return DataError(found, expected="UTF-8", where=f"{where}:{line}", fix=fix)
+    return DataError(problem, expected="UTF-8", where=f"{where}:{line}", fix=fix)
 
 
 def _convert(encoding: str, where: str) -> str:
@@ -68,7 +69,7 @@ def _convert(encoding: str, where: str) -> str:
 
 
 def _is_damaged_utf8(data: bytes) -> bool:
-    """Whether most of what is not ASCII decodes: then a few bytes are broken, and the encoding is not another."""
+    """Return True if most non-ASCII bytes decode: then a few bytes are damaged and the encoding is UTF-8."""
     text = data.decode("utf-8", errors="replace")
     broken = text.count("\ufffd")
     return sum(not character.isascii() for character in text) - broken > 3 * broken
@@ -81,38 +82,40 @@ def _line_around(data: bytes, offset: int) -> bytes:
 
 
 def _guess(data: bytes) -> str:
-    """Return the likely encoding. In Latin scripts letters beyond ASCII stand alone among ASCII letters; others write
-    whole words in them, and those are told apart by what their words look like.
+    """Return the likely encoding.
+
+    In Latin scripts, non-ASCII letters are isolated between ASCII letters. Other scripts have whole words of them,
+    whose letter frequencies identify the encoding.
     """
     head = data[:_LOOKED_AT]
     runs = re.findall(rb"[\x80-\xff]+", head)
     if sum(map(len, runs)) < 2 * len(runs):
         return "WINDOWS-1250" if _SIGNS_IN_WORDS.search(head) else "WINDOWS-1252"
-    share, cyrillic = max((_common_letters(head, name), name) for name in _CYRILLIC)
-    if share > _RUSSIAN:
+    fraction, cyrillic = max((_common_letters(head, name), name) for name in _CYRILLIC)
+    if fraction > _RUSSIAN:
         return cyrillic
     match = charset_normalizer.from_bytes(head, cp_isolation=list(_OTHER_SCRIPTS)).best()
     return cyrillic if match is None else _OTHER_SCRIPTS[match.encoding]
 
 
 def _common_letters(data: bytes, encoding: str) -> float:
-    """Return the fraction of the letters beyond ASCII that are among the most frequent ones of Russian."""
+    """Return the fraction of the non-ASCII letters that are among the most frequent ones of Russian."""
     letters = [sign for sign in data.decode(encoding, errors="replace") if not sign.isascii() and not sign.isspace()]
     return sum(sign in "оеаинтсрвл" for sign in letters) / max(1, len(letters))
 
 
 _CYRILLIC = ("WINDOWS-1251", "KOI8-R", "CP866", "ISO-8859-5")
 
-#: Those ten letters are 65% of Russian prose; another encoding makes at most 40% of it look like them.
+#: Those ten letters are 65% of Russian prose; in a wrong encoding at most 40% of the letters look like them.
 _RUSSIAN = 0.5
 
-#: Bytes of a file that its encoding is guessed from.
+#: Number of bytes from which the encoding is guessed.
 _LOOKED_AT = 1 << 20
 
-#: Signs of Windows-1252 such as ¹ ³ ¿ beside a letter are letters of Windows-1250.
+#: Symbols of Windows-1252 such as ¹ ³ ¿ next to a letter are letters of Windows-1250.
 _SIGNS_IN_WORDS = re.compile(rb"[A-Za-z][\xa5\xaa\xaf\xb3\xb9\xba\xbe\xbf][a-z]")
 
-#: Encodings by the names that Python and iconv have for them.
+#: Names of encodings in Python and in iconv.
 _OTHER_SCRIPTS = {
     "cp1251": "WINDOWS-1251",
     "koi8_r": "KOI8-R",

@@ -1,4 +1,4 @@
-"""The text of a data file: unpacked, bounded by the machine's memory, and no other kind of file under its name."""
+"""Read the text of a data file: decompressed, limited by the machine's memory, and checked for other kinds of files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from fulltune.data.encoding import decode
 from fulltune.errors import DataError
 from fulltune.runtime import machine
 
-#: Bytes of memory, where the system does not say.
+#: Assumed memory in bytes if the system does not report it.
 _USUAL_MEMORY = 16 << 30
 
-#: Text is packed to a tenth; a file that unpacks to more than this many times its size, and to more than a small
-#: file, is none.
-_DENSEST, _SMALL = 100, 1 << 28
+#: Text compresses to about a tenth. A file that expands to more than this factor, and to more than a small file, is not
+#: accepted.
+_DENSEST = 100
+_SMALL = 1 << 28
 
 _GZIP = b"\x1f\x8b"
 _UNPACK = "unpack it, and name the file in it"
 
-#: First bytes of files that are no text, what they are, and what to do.
+#: First bytes of files that are not text, their kind, and the fix.
 _KINDS = (
     (b"version https://git-lfs", "a pointer of git-lfs, not the file", "run `git lfs pull` in its folder"),
     (_GZIP, "packed with gzip", _UNPACK),
@@ -47,15 +48,15 @@ _PAGES = (b"<!doctype html", b"<html")
 
 
 def text_of(path: Path) -> str:
-    """Return the text of a file, unpacked where it is a gzip file, whatever its name.
+    """Return the text of a file, decompressed if it is a gzip file, regardless of its name.
 
     Raises:
-        DataError: It cannot be read, is no text, or is larger than a quarter of the machine's memory.
+        DataError: The file cannot be read, is not text, or is larger than a quarter of the machine's memory.
     """
     try:
         data = _bytes(path)
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise DataError("the gzip file is damaged or cut off", where=str(path), fix="fetch it again") from None
+        raise DataError("the gzip file is damaged or cut off", where=str(path), fix="download it again") from None
     except OSError as error:
         raise unreadable(path, error) from None
     refuse_other_kinds(data[:512], path, ".txt", ".jsonl", ".csv")
@@ -63,20 +64,20 @@ def text_of(path: Path) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """Return the error for a file that the system does not let us read."""
+    """Return the error for a file that the operating system cannot read."""
     reason = error.strerror or str(error)
     return DataError(f"cannot be read ({reason})", where=str(path), fix="check its permissions")
 
 
 def refuse_other_kinds(head: bytes, path: Path, *expected: str) -> None:
-    """Check by its first bytes that a file is not of another kind than its name says.
+    """Check by its first bytes that a file is of the kind that its name implies.
 
     Raises:
-        DataError: It is.
+        DataError: The file is of another kind.
     """
     kind = next(((what, fix) for mark, what, fix in _KINDS if head.startswith(mark)), None)
     if kind is None and head[:100].lstrip().lower().startswith(_PAGES):
-        kind = ("a web page", "fetch the file itself (a link to the raw file), not the page about it")
+        kind = ("a web page", "download the file itself (a link to the raw file), not the page about it")
     if kind is None and head[257:262] == b"ustar":
         kind = ("a tar archive", _UNPACK)
     if kind is not None:
@@ -84,28 +85,29 @@ def refuse_other_kinds(head: bytes, path: Path, *expected: str) -> None:
 
 
 def _bytes(path: Path) -> bytes:
-    """Return a file's bytes, unpacked; at most a quarter of the machine's memory, since texts take several times that.
+    """Return the decompressed bytes of a file, at most a quarter of the memory: texts need several times that.
 
     Raises:
-        DataError: It is larger.
+        DataError: The file is larger.
     """
-    most, size = (machine.memory_bytes() or _USUAL_MEMORY) // 4, path.stat().st_size
+    most = (machine.memory_bytes() or _USUAL_MEMORY) // 4
+    size = path.stat().st_size
     if size <= most:
         with path.open("rb") as plain:
             is_packed = plain.read(len(_GZIP)) == _GZIP
         if path.name.lower().endswith(".gz") and not is_packed:
-            fix = "fetch it again, or take .gz off its name if it is not packed"
-            raise DataError("the gzip file is damaged: it does not begin as one", where=str(path), fix=fix)
+            fix = "download it again, or remove .gz from its name if it is not compressed"
+            raise DataError("the gzip file is damaged: it has no gzip header", where=str(path), fix=fix)
         packed = min(most, max(_SMALL, _DENSEST * size)) if is_packed else most
         with gzip.open(path, "rb") if is_packed else path.open("rb") as file:
             data = file.read(packed + 1)
         if len(data) <= packed:
             return data
         if packed < most:
-            fix = "unpack it, and look at what it holds"
+            fix = "decompress it, and check its contents"
             raise DataError(f"unpacks to more than {_DENSEST} times its size", where=str(path), fix=fix)
     raise DataError(
         f"more than {most / 2**30:.1f} GiB of text, a quarter of this machine's memory",
         where=str(path),
-        fix="cut it into several files, or write it as Parquet, which is read in parts",
+        fix="split it into several files, or write it as Parquet, which is read in parts",
     )

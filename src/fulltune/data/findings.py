@@ -1,4 +1,4 @@
-"""What the audit says, as it is written to ``audit.json``."""
+"""Define the findings of the audit, as written to ``audit.json``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fulltune.records.run import AuditSummary, Model
 
 Level = Literal["error", "warning", "info"]
 
-#: Ids that a finding lists; ``count`` tells how many there are.
+#: Number of ids that a finding lists; ``count`` is the total.
 LISTED = 20
 
 
-#: The kind of findings on rows whose reference gives nothing to compare with.
+#: Kind of findings about rows whose reference result cannot be compared.
 UNSCORED_KIND = "reference_queries_fail"
 
-#: The kind of findings on rows of which nothing is predicted.
+#: Kind of findings about rows of a single token, for which nothing is predicted.
 LONE_TOKEN_KIND = "single_tokens"
 
 
@@ -36,17 +36,17 @@ class ExampleLike(Protocol):
 
 
 class Finding(Model):
-    """One thing that the audit found.
+    """One finding of the audit.
 
     Attributes:
-        kind: What it is, in snake_case, the same in every audit.
-        level: ``error`` stops the run, ``warning`` should be looked at, ``info`` is good to know.
+        kind: Identifier in snake_case, stable across versions.
+        level: ``error`` stops the run, ``warning`` should be checked, ``info`` is for information.
         message: One sentence with the counts.
-        fix: What to do, as an instruction.
-        split: ``train``, ``valid`` or ``eval``; of a pair of splits the one whose ids are listed.
-        count: How many rows.
-        ids: The first of them.
-        details: Numbers and pairs behind the sentence.
+        fix: How to fix it, as an instruction.
+        split: ``train``, ``valid`` or ``eval``; for a pair of splits, the one whose ids are listed.
+        count: Number of rows.
+        ids: Ids of the first rows.
+        details: Numbers and pairs behind the message.
     """
 
     kind: str
@@ -60,7 +60,7 @@ class Finding(Model):
 
 
 class BadRow(Model):
-    """A row that could not be used (see :class:`fulltune.errors.Problem`)."""
+    """A row that cannot be used (see :class:`fulltune.errors.Problem`)."""
 
     found: str
     expected: str = ""
@@ -70,10 +70,10 @@ class BadRow(Model):
 
 
 class Audit(Model):
-    """All that was found, before anything is trained.
+    """All findings before training.
 
-    ``leaked_ids`` are the evaluation rows whose input and target stand in train; ``bad_rows`` are all rows that could
-    not be read.
+    ``leaked_ids`` are the evaluation rows whose input and target also occur in train; ``bad_rows`` are all rows that
+    cannot be read.
     """
 
     findings: tuple[Finding, ...]
@@ -81,7 +81,7 @@ class Audit(Model):
     bad_rows: tuple[BadRow, ...] = ()
 
     def summary(self) -> AuditSummary:
-        """Counts and sentences for the record, gravest first."""
+        """Return counts and messages for the record, most severe first."""
         order = ("error", "warning", "info")
         ranked = sorted(self.findings, key=lambda finding: order.index(finding.level))
         levels = [finding.level for finding in self.findings]
@@ -93,19 +93,19 @@ class Audit(Model):
         )
 
     def warnings(self, without: Container[str] = ()) -> tuple[str, ...]:
-        """Return the sentence of each warning, in one line; those of some kinds are left out."""
-        found = (one for one in self.findings if one.level == "warning" and one.kind not in without)
-        return tuple(" ".join(one.message.split()) for one in found)
+        """Return the message of each warning on one line, except for the kinds in ``without``."""
+        warnings = (one for one in self.findings if one.level == "warning" and one.kind not in without)
+        return tuple(" ".join(one.message.split()) for one in warnings)
 
     def raise_if_broken(self, allow_leaks: bool = False, where: str = "") -> None:
-        """Stop here if anything is wrong that training would not mend.
+        """Raise if there are problems that make training pointless.
 
         Args:
-            allow_leaks: Go on although evaluation rows stand in train.
-            where: The path of the written audit, for the message; empty where none was written.
+            allow_leaks: Continue although evaluation rows also occur in train.
+            where: Path of the written audit, for the message; empty if none was written.
 
         Raises:
-            DataError: All errors at once, and then each bad row.
+            DataError: All errors at once, followed by each bad row.
         """
         broken = [f for f in self.findings if f.level == "error" and not (allow_leaks and f.kind == "leaks")]
         problems = [_problem(finding, where) for finding in broken]
@@ -115,9 +115,9 @@ class Audit(Model):
 
 def _problem(finding: Finding, where: str) -> Problem:
     shown = ", ".join(finding.ids[:3]) + (" …" if finding.count > 3 else "")
-    found = finding.message.rstrip(".") + (f" ({shown})" if finding.ids else "")
-    fixes = [finding.fix, f"all of it is in {where}" if where else ""]
-    return Problem(found, fix="; ".join(filter(None, fixes)), where=finding.split)
+    message = finding.message.rstrip(".") + (f" ({shown})" if finding.ids else "")
+    fixes = [finding.fix, f"the complete list is in {where}" if where else ""]
+    return Problem(message, fix="; ".join(filter(None, fixes)), where=finding.split)
 
 
 def bad_rows(problems: Sequence[Problem]) -> tuple[BadRow, ...]:
@@ -125,7 +125,7 @@ def bad_rows(problems: Sequence[Problem]) -> tuple[BadRow, ...]:
 
 
 def first_warnings(sentences: Sequence[str], rest: str, shown: int = 5) -> list[str]:
-    """Return the first lines of an audit's warnings for a terminal, and one that says where the rest is."""
+    """Return the first warnings of an audit for a terminal, and a line that says where the others are."""
     more = len(sentences) - shown
     return [f"Audit: {line}" for line in sentences[:shown]] + ([f"Audit: … and {more} more {rest}"] if more > 0 else [])
 
@@ -135,30 +135,30 @@ def some(ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def rows(count: int, verb: str = "", of: str = "") -> str:
-    """``"1 row of train is"``, ``"3 rows are"``; the verb is ``be``, ``have`` or none."""
+    """Return e.g. ``"1 row of train is"`` or ``"3 rows are"``; the verb is ``be``, ``have`` or none."""
     noun = ("row" if count == 1 else "rows") + (f" of {of}" if of else "")
     form = {"be": ("is", "are"), "have": ("has", "have"), "": ("", "")}[verb][count != 1]
     return f"{count} {noun} {form}".rstrip()
 
 
-def percent(part: float, whole: float) -> str:
-    """``part / whole`` for people: two digits; 100% only of all, and 0% only of nothing."""
-    share = part / whole if whole else 0.0
-    if share >= 0.1:
-        return f"{share if part >= whole else min(share, 0.99):.0%}"
-    return f"{100 * share:.2g}%"
+def percent(part: float, total: float) -> str:
+    """Return ``part / total`` as a percentage of two digits; 100% only for all, and 0% only for none."""
+    fraction = part / total if total else 0.0
+    if fraction >= 0.1:
+        return f"{fraction if part >= total else min(fraction, 0.99):.0%}"
+    return f"{100 * fraction:.2g}%"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first five names and the number of the others."""
+    """Return the first five names and the count of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:
-    """Return the first five labels in quotes, long ones cut, and the number of the others."""
+    """Return the first five labels in quotes, long ones shortened, and the count of the others."""
     return listed([cut(spell(label)) for label in labels])
 
 
 def cut(text: str, size: int = 60) -> str:
-    """Return the text, or its beginning and an ellipsis if it is longer than ``size`` characters."""
+    """Return the text, shortened to ``size`` characters with an ellipsis if it is longer."""
     return text if len(text) <= size else f"{text[: size - 1]}…"

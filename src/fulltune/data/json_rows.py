@@ -1,4 +1,4 @@
-"""Rows of JSON documents and JSON Lines, in the shapes that people and programs write."""
+"""Parse JSON documents and JSON Lines in the common layouts of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 #: Keys of a JSON object that hold its rows.
 _WRAPPERS = ("data", "rows", "records", "examples", "instances", "items")
 
-#: What splits are called, in files and folders as the hub has them.
+#: Names of splits in files and folders, as used on the hub.
 SPLIT_NAMES = {
     "train": ("train",),
     "validation": ("validation", "valid", "val", "dev"),
@@ -33,17 +33,18 @@ _JSON_TYPES = {list: "list", str: "string", int: "number", float: "number", bool
 
 
 def json_rows(text: str, name: str, split: str, named_split: str = "") -> Iterator[RawRow | Problem]:
-    """Yield the rows of one JSON document, of JSON objects one after another, or of JSON Lines; the suffix does not
-    decide, since all of these are called both ``.json`` and ``.jsonl``.
+    """Yield the rows of one JSON document, of consecutive JSON objects, or of JSON Lines.
+
+    The suffix does not decide: all of these are called both ``.json`` and ``.jsonl``.
 
     Args:
-        text: The whole file.
-        name: Its name, for the places of rows.
-        split: The split to take from a document of several.
-        named_split: The split that the user asked for in so many words.
+        text: The complete text.
+        name: Name of the file, for the positions of rows.
+        split: The split to read from a document with several.
+        named_split: The split that the user named explicitly.
 
     Raises:
-        DataError: The text is one document, and not valid; or it has no such split.
+        DataError: The text is one invalid document, or has no such split.
     """
     text = text.lstrip("\ufeff")
     try:
@@ -63,12 +64,12 @@ def json_rows(text: str, name: str, split: str, named_split: str = "") -> Iterat
 def _broken(text: str, error: Exception, name: str, expected: str) -> Problem:
     if not isinstance(error, json.JSONDecodeError):
         return Problem(f"JSON that cannot be read ({unreadable(error)})", expected, "correct it there", name)
-    found, fix, line = json_fault(text, error)
-    return Problem(f"not valid JSON ({found})", expected, fix, f"{name}:{line}")
+    problem, fix, line = json_fault(text, error)
+    return Problem(f"not valid JSON ({problem})", expected, fix, f"{name}:{line}")
 
 
 def _is_one_document(text: str, name: str) -> bool:
-    """Return whether a text that is no JSON was meant as one document, not as an object per line."""
+    """Return True if invalid JSON was meant as one document, not as one object per line."""
     stripped = text.lstrip()
     if Path(name.removesuffix(".gz")).suffix == ".json" and stripped.startswith(("[", "/*", "//")):
         return True
@@ -82,9 +83,9 @@ def _no_splits(name: str, named_split: str) -> DataError:
 
 
 def _json_lines(text: str, name: str) -> Iterator[RawRow | Problem]:
-    # Not str.splitlines: it also cuts at U+2028 and U+0085, which may stand inside a JSON string.
-    for number, whole in enumerate(_LINE_END.split(text), start=1):
-        line = whole.lstrip("\ufeff")  # where files were joined, each with its mark
+    # str.splitlines would also split at U+2028 and U+0085, which may occur inside a JSON string.
+    for number, raw in enumerate(_LINE_END.split(text), start=1):
+        line = raw.lstrip("\ufeff")  # concatenated files each begin with a byte-order mark
         if line.strip():
             yield _json_object(line, f"{name}:{number}")
 
@@ -93,21 +94,21 @@ def _json_object(line: str, where: str) -> RawRow | Problem:
     try:
         value = json.loads(line, object_pairs_hook=_pairs)
     except json.JSONDecodeError as error:
-        found, fix, _ = json_fault(line, error)
-        found = "a NUL byte" if "\0" in line else f"not valid JSON ({found})"
-        return Problem(found, "one JSON object per line", f"{fix}, or remove the line", where)
+        problem, fix, _ = json_fault(line, error)
+        problem = "a NUL byte" if "\0" in line else f"not valid JSON ({problem})"
+        return Problem(problem, "one JSON object per line", f"{fix}, or remove the line", where)
     except (ValueError, RecursionError) as error:
-        found = f"JSON that cannot be read ({unreadable(error)})"
-        return Problem(found, "one JSON object per line", "correct or remove the line", where)
+        problem = f"JSON that cannot be read ({unreadable(error)})"
+        return Problem(problem, "one JSON object per line", "correct or remove the line", where)
     return _object(value, where)
 
 
 class _Repeating(dict[str, Any]):
-    """The keys that a JSON object has more than once, and their values."""
+    """The repeated keys of a JSON object, and their values."""
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object; a :class:`_Repeating` one where ``json.loads`` would keep the last of several values."""
+    """Return an object, or a :class:`_Repeating` if keys are repeated (``json.loads`` would keep the last value)."""
     value = dict(pairs)
     if len(value) == len(pairs):
         return value
@@ -118,19 +119,21 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _object(value: Any, where: str) -> RawRow | Problem:
     if isinstance(value, _Repeating):
         key, values = next(iter(value.items()))
-        found = f"the key {key!r} {len(values)} times"
-        return Problem(found, "each key once", "keep the value that is meant", where, key)
+        problem = f"the key {key!r} {len(values)} times"
+        return Problem(problem, "each key once", "keep the value that is meant", where, key)
     if isinstance(value, dict):
         return where, value
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        found = "a JSON object that is written as a string"
-        return Problem(found, "a JSON object", "write it without the quotes: it was encoded twice", where)
+        problem = "a JSON object that is written as a string"
+        return Problem(problem, "a JSON object", "write it without the quotes: it was encoded twice", where)
     return Problem(f"a JSON {_JSON_TYPES.get(type(value), 'value')}", "a JSON object", "correct or remove it", where)
 
 
 def _document(value: Any, name: str, split: str, named_split: str) -> Iterator[RawRow | Problem]:
-    """Yield the rows of a JSON document: an array, whose items are numbered from 0 (as in ``jq '.[3]'``), an object
-    around one, an object of splits or of columns, or a single row.
+    """Yield the rows of a JSON document.
+
+    The document is an array,
+    of splits or of columns, or a single row.
     """
     key: str | None
     if _has_splits(value):
@@ -148,9 +151,9 @@ def _document(value: Any, name: str, split: str, named_split: str) -> Iterator[R
     elif isinstance(value, list):
         yield from (_object(item, f"{name}[{index}]") for index, item in enumerate(value))
     elif isinstance(value, dict) and not isinstance(value, _Repeating) and _is_frame(value):
-        found = "a data frame as pandas writes it by columns"
+        problem = "a data frame as pandas writes it by columns"
         fix = 'write it by rows: df.to_json(path, orient="records", lines=True)'
-        yield Problem(found, "an array of objects", fix, name)
+        yield Problem(problem, "an array of objects", fix, name)
     elif _is_columns(value):
         yield from _of_columns(value, name)
     else:
@@ -158,7 +161,7 @@ def _document(value: Any, name: str, split: str, named_split: str) -> Iterator[R
 
 
 def _has_splits(value: Any) -> bool:
-    """Return whether an object has one key for each split, with lists of rows or objects around them."""
+    """Return True if an object has one key per split, whose values are lists of rows or objects around them."""
     if not isinstance(value, dict) or isinstance(value, _Repeating):
         return False
     known = {name for names in SPLIT_NAMES.values() for name in names}
@@ -172,22 +175,22 @@ def _holds_rows(part: Any) -> bool:
 
 
 def _split_key(value: Mapping[str, Any], name: str, split: str, named_split: str) -> str:
-    """Return the key of the split that is asked for.
+    """Return the key of the requested split.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such split.
     """
     wanted = (named_split.lower(),) if named_split else SPLIT_NAMES.get(split, (split,))
-    found = [key for key in value if key.lower() in wanted]
-    if found:
-        return found[0]
-    asked = named_split or split
-    fix = did_you_mean(asked, value) or f"choose one: {name}#{next(iter(value))}"
-    raise DataError(f"no split {asked!r}", expected=f"one of {', '.join(value)}", where=name, fix=fix)
+    matches = [key for key in value if key.lower() in wanted]
+    if matches:
+        return matches[0]
+    requested = named_split or split
+    fix = did_you_mean(requested, value) or f"choose one: {name}#{next(iter(value))}"
+    raise DataError(f"no split {requested!r}", expected=f"one of {', '.join(value)}", where=name, fix=fix)
 
 
 def _wrapping_key(value: Any) -> str | None:
-    """Return the key under which an object such as ``{"version": 1, "data": […]}`` has its rows, if there is one."""
+    """Return the key of the rows in an object such as ``{"version": 1, "data": […]}``, or None."""
     if not isinstance(value, dict) or isinstance(value, _Repeating):
         return None
     lists = [str(key) for key, part in value.items() if isinstance(part, list)]
@@ -198,7 +201,7 @@ def _wrapping_key(value: Any) -> str | None:
 
 
 def _is_frame(value: Mapping[str, Any]) -> bool:
-    """Return whether pandas wrote a frame with ``orient`` "columns", "index" or "split"."""
+    """Return True if pandas wrote the object with ``orient`` "columns", "index" or "split"."""
     if {"columns", "data"} <= value.keys():
         return True
     parts = list(value.values())
@@ -208,7 +211,7 @@ def _is_frame(value: Mapping[str, Any]) -> bool:
 
 
 def _is_columns(value: Any) -> bool:
-    """Return whether an object holds columns, as ``Dataset.to_dict()`` gives them: a list of values under each key."""
+    """Return True if an object holds columns, as ``Dataset.to_dict()`` does: a list of values under each key."""
     return isinstance(value, dict) and bool(value) and all(_is_values(part) for part in value.values())
 
 
@@ -217,11 +220,11 @@ def _is_values(part: Any) -> bool:
 
 
 def _of_columns(value: Mapping[str, list[Any]], name: str) -> Iterator[RawRow | Problem]:
-    """Yield the rows of columns, numbered from 0 as the values are."""
+    """Yield the rows of columns, numbered from 0."""
     lengths = {key: len(part) for key, part in value.items()}
     if len(set(lengths.values())) > 1:
-        found = "columns of different lengths: " + ", ".join(f"{key} {size}" for key, size in lengths.items())
-        yield Problem(found, "a value in every column for every row", "write one object per row", name)
+        problem = "columns of different lengths: " + ", ".join(f"{key} {size}" for key, size in lengths.items())
+        yield Problem(problem, "a value in every column for every row", "write one object per row", name)
         return
     if not any(lengths.values()):
         yield Problem("no rows", "at least one", "check the file: its columns are empty", name)
@@ -231,10 +234,10 @@ def _of_columns(value: Mapping[str, list[Any]], name: str) -> Iterator[RawRow | 
 
 
 def _objects(text: str, name: str) -> list[RawRow | Problem]:
-    """Return objects that follow each other over several lines each, as pretty-printers write them; none if the text is
-    anything else.
-    """
-    decoder, rows, at, line = json.JSONDecoder(object_pairs_hook=_pairs), list[RawRow | Problem](), 0, 1
+    """Return consecutive objects that span several lines each (pretty-printed), or an empty list for any other text."""
+    decoder = json.JSONDecoder(object_pairs_hook=_pairs)
+    rows = list[RawRow | Problem]()
+    at, line = 0, 1
     if not re.match(r"\s*\{\s*\n", text):
         return []
     while match := _NOT_SPACE.search(text, at):

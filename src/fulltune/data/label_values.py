@@ -1,4 +1,4 @@
-"""Values of a label column: names, numbers, lists in several notations, and 0/1 vectors."""
+"""Parse values of a label column: names, numbers, lists in several notations, and 0/1 vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from fulltune.data.values import clean_text, describe
 from fulltune.errors import Problem
 
-#: An element of a list in Python's or numpy's notation: quoted text, or a number, a truth value or nothing.
+#: An element of a list in Python's or numpy's notation: quoted text, a number, a Boolean or none.
 _QUOTED = r"'(?:[^'\\]|\\['\"\\])*'|\"(?:[^\"\\]|\\['\"\\])*\""
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _BARE = rf"{_NUMBER}|True|False|None|nan|null|true|false"
@@ -32,14 +32,14 @@ _CONSTANTS: Mapping[str, Any] = {
 }
 #: Spellings of the two values of an indicator vector.
 _INDICATORS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
-#: Between the values of a vector that has no brackets.
+#: Separators in a vector without brackets.
 _BETWEEN = re.compile(r"[\s,;|]+")
 
 
 def parse_list(text: str) -> list[Any] | None:
-    """Return the list that a cell spells in JSON, Python or numpy notation; None for any other text.
+    """Return the list that a cell contains in JSON, Python or numpy notation, or None for any other text.
 
-    Only unambiguous spellings are read: ``[a, b]`` without quotes is None.
+    Only unambiguous notations are accepted: ``[a, b]`` without quotes gives None.
     """
     text = text.strip()
     if wrapped := _WRAPPED.fullmatch(text):
@@ -68,7 +68,7 @@ def _element(token: str) -> Any:
 
 
 def indicator(value: Any) -> bool | None:
-    """Return the truth value of 0, 1, 0.0, 1.0, True, False or their spellings; None for anything else."""
+    """Return the truth value of 0, 1, 0.0, 1.0, True, False or their spellings, or None for anything else."""
     return _INDICATORS.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
 
 
@@ -78,7 +78,7 @@ def _number(value: Any) -> bool:
 
 
 def kind_of_label(value: Any) -> str:
-    """Return ``"text"``, ``"a number"`` or ``"numbers and text"`` (a list of both); ``""`` for nothing."""
+    """Return ``"text"``, ``"a number"`` or ``"numbers and text"`` (a list of both); ``""`` for no value."""
     if isinstance(value, list):
         kinds = {kind for item in value if (kind := kind_of_label(item))}
         return "numbers and text" if len(kinds) > 1 else next(iter(kinds), "")
@@ -89,14 +89,14 @@ def kind_of_label(value: Any) -> str:
 
 @dataclass(frozen=True)
 class LabelReader:
-    """Read the values of one label column.
+    """Parser for the values of one label column.
 
     Attributes:
-        column: Its name in the data.
-        several: Whether a row has a list of labels.
+        column: Name of the column.
+        several: True if a row has a list of labels.
         names: Names of the classes in the order of their numbers, or None.
-        separator: What separates the labels of one cell, or None.
-        may_be_empty: Whether a row may have no label.
+        separator: Separator of the labels in one cell, or None.
+        may_be_empty: True if a row may have no label.
     """
 
     column: str
@@ -106,10 +106,10 @@ class LabelReader:
     may_be_empty: bool = False
 
     def parsed(self, value: Any) -> Any:
-        """Return the value with a list in text notation as a list."""
+        """Return the value; a list in text notation is returned as a list."""
         if not isinstance(value, str):
             return list(value) if isinstance(value, tuple | set) else value
-        # "(1)" may well be the name of a class; "['a', 'b']" is none.
+        # "(1)" can be the name of a class; "['a', 'b']" cannot.
         listed = parse_list(value) if self.several or value.lstrip().startswith("[") else None
         if listed is not None or not self.several:
             return value if listed is None else listed
@@ -118,15 +118,13 @@ class LabelReader:
         return self._bare_vector(value)
 
     def _bare_vector(self, value: str) -> Any:
-        """Return ``0 1 0`` or ``0,1,0`` as a list where there is a name for each value, else the text itself."""
+        """Return ``0 1 0`` or ``0,1,0`` as a list if each value has a class name, otherwise the text itself."""
         parts = _BETWEEN.split(value.strip())
         is_vector = self.names is not None and len(parts) == len(self.names) > 1
         return parts if is_vector and all(indicator(part) is not None for part in parts) else value
 
     def read(self, value: Any) -> str | list[str] | Problem:
-        """Return the label, or the list of labels, of a parsed value; a :class:`Problem` without its place if it has
-        none.
-        """
+        """Return the label or list of labels of a parsed value, or a :class:`Problem` without a position."""
         if self.several:
             return self._list(value)
         if isinstance(value, list):
@@ -142,8 +140,8 @@ class LabelReader:
         if not value and not self.may_be_empty:
             return Problem("an empty list", "at least one label", "fill it in, or remove the row")
         if kind_of_label(value) == "numbers and text":
-            found = f"numbers and text in one list ({_short(value)})"
-            return Problem(found, "labels written in one way", "write all labels as text, or all as numbers")
+            problem = f"numbers and text in one list ({_short(value)})"
+            return Problem(problem, "labels written in one way", "write all labels as text, or all as numbers")
         if self.names is not None:
             return self._indicated(value, self.names)
         labels = [label_name(item) for item in value]
@@ -176,7 +174,7 @@ class LabelReader:
         return Problem(f"{describe(value)} ({_short(value)})", expected, "correct the row, or data.label_names")
 
     def _named(self, value: Any) -> str | Problem:
-        """Return the name of a number in ``data.label_names``, or a name that is one of them."""
+        """Return the class name of a number, or a name that is one of ``data.label_names``."""
         names = self.names or ()
         if isinstance(value, str) and value.strip() in names:
             return value.strip()
@@ -187,13 +185,13 @@ class LabelReader:
         return Problem(describe(value), expected, "correct the row, or data.label_names")
 
     def vectors(self, lists: Sequence[tuple[str, list[Any]]]) -> Problem | None:
-        """Return a problem if the lists of a whole column are 0/1 vectors (or others of numbers) without names.
+        """Return a problem if the lists of a column are 0/1 vectors (or other vectors of numbers) without names.
 
-        Vectors are lists of numbers in most rows that repeat a value, which a list of labels has no reason to do, or
-        lists of zeros and ones that all have one length.
+        A column has vectors if most rows are lists of numbers that repeat a value, which lists of labels do not, or if
+        all lists consist of zeros and ones and have the same length.
 
         Args:
-            lists: Where each row is, and its parsed value.
+            lists: The position of each row, and its parsed value.
         """
         rows = [(where, row) for where, row in lists if row]
         long = [(where, row) for where, row in rows if len(row) > 1 and all(map(_number, row))]
@@ -211,12 +209,12 @@ class LabelReader:
         if binary:
             fix = f"name the classes in their order in `data.label_names: [first, second, …]`, or {fix}"
             fix += "" if len(lengths) == 1 else "; all vectors must have the same length"
-        found = f"{what} of {size} values in {len(long)} of {len(lists)} rows ({where}: {_short(example)})"
-        return Problem(found, 'lists of label names, like ["a", "c"]', fix, field=self.column)
+        problem = f"{what} of {size} values in {len(long)} of {len(lists)} rows ({where}: {_short(example)})"
+        return Problem(problem, 'lists of label names, like ["a", "c"]', fix, field=self.column)
 
 
 def label_name(value: Any) -> str | Problem:
-    """Return a label as it is written; whole numbers become text."""
+    """Return a label as written; integers become text."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
@@ -226,7 +224,7 @@ def label_name(value: Any) -> str | Problem:
 
 
 def _whole(value: Any) -> int | None:
-    """Return 2 for 2, 2.0, ``"2"`` and ``"2.0"``; 0 and 1 for truth values; None for anything else."""
+    """Return 2 for 2, 2.0, ``"2"`` and ``"2.0"``, 0 and 1 for Booleans, and None for anything else."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Classes: how many rows each has, and those that cannot be learnt or scored."""
+"""Audit the classes: their numbers of rows, and those that cannot be learned or scored."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from fulltune.data.findings import ExampleLike, Finding, Level, cut, percent, quoted, rows, some
-from fulltune.data.spellings import places, similar_to, spelling_findings, spelt
+from fulltune.data.spellings import places, similar_to, spelled, spelling_findings
 
-#: Share of evaluation rows with a label that train lacks, from which on the run stops.
+#: Fraction of evaluation rows with a label that train lacks, above which the run stops.
 _TOLERATED = 0.01
 
 
 def label_findings(
     train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], valid: Sequence[ExampleLike] = ()
 ) -> list[Finding]:
-    """Class balance, labels that train lacks or has once, labels that are never scored, a single label, and spellings
-    that suggest a mistake.
+    """Return findings about labels.
+
+    They cover class balance, labels that train lacks or has once, labels that are never scored, a single label, and
+    spellings that suggest a mistake.
     """
-    in_train, in_eval = _count(train), _count(evaluation)
+    in_train = _count(train)
+    in_eval = _count(evaluation)
     several = any(isinstance(example.target, tuple) for example in train)
     findings = [_balance(in_train, in_eval), *_only_in_eval(in_train, evaluation), *_only_in_valid(in_train, valid)]
     findings += spelling_findings(places(train, evaluation, valid), several)
     if several and not in_train:
-        found = f"none of {rows(len(train), of='train')} has a label: nothing to learn"
-        findings.append(Finding(kind="no_labels", level="error", message=found, split="train", fix="add labels"))
+        message = f"none of {rows(len(train), of='train')} has a label: nothing to learn"
+        findings.append(Finding(kind="no_labels", level="error", message=message, split="train", fix="add labels"))
     if len(in_train) < 2 and not several:
         label = cut(repr(next(iter(in_train), "")))
-        found = f"all {rows(len(train), of='train')} have the label {label}: nothing to tell apart"
-        findings.append(Finding(kind="one_label", level="error", message=found, split="train", fix="add other labels"))
-    if lonely := sorted(label for label, count in in_train.items() if count == 1):
-        verb, fix = (
-            "has one row in train" if len(lonely) == 1 else "have one row in train",
-            "add rows: one teaches little",
+        message = f"all {rows(len(train), of='train')} have the label {label}: there is nothing to distinguish"
+        findings.append(
+            Finding(kind="one_label", level="error", message=message, split="train", fix="add other labels")
         )
-        findings.append(_names("rare_labels", "warning", lonely, verb, fix))
+    if lonely := sorted(label for label, count in in_train.items() if count == 1):
+        verb = "has one row in train" if len(lonely) == 1 else "have one row in train"
+        findings.append(_names("rare_labels", "warning", lonely, verb, "add rows: one is hardly enough to learn from"))
     if unscored := sorted(in_train.keys() - in_eval.keys()):
         verb = "never occurs in eval" if len(unscored) == 1 else "never occur in eval"
         findings.append(_names("unscored_labels", "info", unscored, f"of train {verb}"))
@@ -65,8 +67,7 @@ def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> 
     if not lost:
         return
     names = sorted({label for example in lost for label in _labels(example) if label not in in_train})
-    share = len(lost) / len(evaluation)
-    few = share < _TOLERATED
+    few = len(lost) / len(evaluation) < _TOLERATED
     yield Finding(
         kind="labels_only_in_eval",
         level="warning" if few else "error",
@@ -81,18 +82,18 @@ def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> 
 
 
 def _advice(names: Sequence[str], in_train: Counter[str]) -> str:
-    """Return what to do about labels that train lacks: spell them as train does, name the numbers, or add rows."""
+    """Return the fix for labels that train lacks: spell them as in train, name the numbers, or add rows."""
     similar = next(((name, other) for name in names if (other := similar_to(name, in_train))), None)
     if similar:
-        name, other = spelt(similar)
-        return f"write {other}, as train does, where {name} means the same; else add rows with these labels to train"
+        name, other = spelled(similar)
+        return f"write {other}, as in train, where {name} means the same; otherwise add rows with these labels to train"
     if all(re.fullmatch(r"-[0-9.]+", label.strip()) for label in names):
-        return "remove these rows if a negative number stands for an unknown label; else add rows with it to train"
+        return "remove these rows if a negative number means an unknown label; otherwise add rows with it to train"
     numbers = [all(label.strip().isdecimal() for label in labels) for labels in (in_train, names)]
     if numbers[0] != numbers[1]:
         kinds = ("numbers", "text") if numbers[0] else ("text", "numbers")
         return f"labels of train are {kinds[0]}, these are {kinds[1]}: name the classes in data.label_names"
-    return "add rows with these labels to train, or take them out of eval"
+    return "add rows with these labels to train, or remove them from eval"
 
 
 def _only_in_valid(in_train: Counter[str], valid: Sequence[ExampleLike]) -> Iterator[Finding]:
@@ -113,10 +114,10 @@ def _only_in_valid(in_train: Counter[str], valid: Sequence[ExampleLike]) -> Iter
 
 
 def kind_findings(kinds: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield a finding if splits write their labels as numbers and as text: 1 and "1" are read as one label.
+    """Yield a finding if some splits write their labels as numbers and others as text: 1 and "1" are the same label.
 
     Args:
-        kinds: How each split writes them; ``""`` where that is not known.
+        kinds: The notation of each split; ``""`` if it is unknown.
     """
     known = {split: kind for split, kind in kinds.items() if kind}
     if len(set(known.values())) > 1:

@@ -1,4 +1,4 @@
-"""Raw rows to checked ones: columns mapped to roles, values of the right type, every bad row told with its place."""
+"""Convert raw rows to checked rows: columns mapped to roles, values of the right type, all bad rows reported."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fulltune.data.values import clean
 from fulltune.errors import DataError, Problem, closest
 from fulltune.records.run import SplitInfo
 
-#: JSON rows whose keys are looked at to tell the columns.
+#: Number of JSON rows whose keys are read to list the columns.
 _LOOK_AHEAD = 1000
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that the task reads: its role, the type of its values, whether it must be there and may be empty."""
+    """A column that the task reads: its role, the type of its values, whether it is required and may be empty."""
 
     role: str
     type: type
@@ -36,11 +36,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One good row.
+    """One valid row.
 
     Attributes:
-        id: The value of the id column, else ``where``.
-        where: The file and line (``tales.jsonl:12``), or the file and index or row number where a format has no lines.
+        id: The value of the id column, by default ``where``.
+        where: File and line (``tales.jsonl:12``), or file and index in formats without lines.
         fields: Values by role (``text``, ``label``, ``labels``, ``source``, ``target``, …), not by column name.
     """
 
@@ -51,8 +51,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table(Sequence[Row]):
-    """The good rows of one split, in the order of the source, the problems of the bad ones, and how labels are written
-    (``"text"`` or ``"a number"``; ``""`` without labels).
+    """One split.
+
+    Attributes:
+        source: Name of the source.
+        rows: Valid rows in the order of the source.
+        problems: Problems of the bad rows.
+        label_kind: How labels are written: ``"text"``, ``"a number"``, or ``""`` without labels.
     """
 
     source: str
@@ -72,7 +77,7 @@ class Table(Sequence[Row]):
 
     @cached_property
     def sha256(self) -> str:
-        """Of the canonical JSON of the rows' fields: the same data gives the same hash, wherever it lies."""
+        """Hash of the canonical JSON of the rows' fields: equal data gives equal hashes, wherever it is stored."""
         digest = hashlib.sha256()
         for row in self.rows:
             line = json.dumps(dict(row.fields), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -85,10 +90,10 @@ class Table(Sequence[Row]):
 
 
 def available_columns(source: Source, split: str = "train") -> tuple[str, ...]:
-    """The column names that the data has, before any mapping, in their order.
+    """Return the column names of the data in their order, before any mapping.
 
     Raises:
-        DataError: The source is not there or cannot be read at all.
+        DataError: The source does not exist or cannot be read.
     """
     opened = open_source(source, split)
     if opened.columns is not None:
@@ -107,16 +112,16 @@ def load_table(
 
     Args:
         source: A file, folder or hub id, or several of them, as in the config.
-        columns: What the task reads.
+        columns: Columns that the task reads.
         data: Maps each role to the name of its column.
-        limit: Take the first so many good rows.
-        split: Of a `datasets` folder or hub id, where the source names none.
+        limit: Maximum number of valid rows.
+        split: Split of a `datasets` folder or hub id if the source names none.
 
     Returns:
-        The good rows; the bad ones are in ``problems``, to be raised together by the audit.
+        The valid rows. The bad ones are in ``problems``; the audit raises them together.
 
     Raises:
-        DataError: The source or a column is missing, or no row is good (then with every row's problem).
+        DataError: The source or a column is missing, or no row is valid (with the problems of all rows).
     """
     readers = [_Reader.of(column, data) for column in [*columns, *_extra(data)]]
     _refuse_shared(readers)
@@ -133,18 +138,17 @@ def load_table(
 
 
 def _refuse_shared(readers: Sequence[_Reader]) -> None:
-    """Check that the label is not read from the column of the text, which has the answer in the question.
+    """Check that labels and text are not read from the same column, which would put the answer into the question.
 
     Raises:
-        DataError: It is.
+        DataError: They are read from the same column.
     """
     texts = {reader.name for reader in readers if reader.column.role == "text"}
     for reader in readers:
         if reader.labels is not None and reader.name in texts:
-            found = f"text and {reader.column.role} are one column, {reader.name!r}"
-            raise DataError(
-                found, expected="a column for each", fix="name the other", field=f"data.{reader.column.role}"
-            )
+            field = f"data.{reader.column.role}"
+            problem = f"text and {reader.column.role} are one column, {reader.name!r}"
+            raise DataError(problem, expected="a separate column for each", fix="name another column", field=field)
 
 
 def _extra(data: DataConfig) -> list[Column]:
@@ -154,7 +158,7 @@ def _extra(data: DataConfig) -> list[Column]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A column to read, its name in the data, and how its labels are read if it has labels."""
+    """A column to read, its name in the data, and the parser of its labels if it has labels."""
 
     column: Column
     name: str
@@ -170,7 +174,7 @@ class _Reader:
         return cls(column, name, LabelReader(name, several, names, data.label_separator, column.may_be_empty))
 
     def read(self, value: Any, where: str) -> Any:
-        """Return the value as the role needs it, or a :class:`Problem` with its place."""
+        """Return the value as the role needs it, or a :class:`Problem` with its position."""
         if self.labels is not None:
             read: Any = self.labels.read(value)
         else:
@@ -179,14 +183,14 @@ class _Reader:
 
 
 def _kind(value: Any) -> type | None:
-    """Return ``dict`` for an object or a list of objects, whatever else for other values; None for nothing."""
+    """Return ``dict`` for an object or a list of objects, None for no value, and the type of any other value."""
     if isinstance(value, list) and value:
         return _kind(value[0])
     return None if value is None else type(value)
 
 
 class _Loading:
-    """The rows of one source as they are read: good ones, problems, and the column names seen."""
+    """State of reading one source: valid rows, problems, and column names."""
 
     def __init__(self, readers: Sequence[_Reader], opened: Opened) -> None:
         self.rows: list[Row] = []
@@ -210,7 +214,7 @@ class _Loading:
                 return
 
     def _parsed(self, where: str, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the row with its list of labels parsed, and keep that list to judge the column by."""
+        """Return the row with its list of labels parsed, and store that list for checks of the column."""
         if self._labels is None or self._labels.labels is None:
             return raw
         value = self._labels.labels.parsed(raw.get(self._labels.name))
@@ -235,18 +239,19 @@ class _Loading:
         self.problems += problems
 
     def refuse_vectors(self, source: str) -> None:
-        """Check that the lists of labels are no 0/1 vectors, whose positions would be lost without a word.
+        """Check that the lists of labels are not 0/1 vectors, whose positions would be lost silently.
 
         Raises:
-            DataError: They are.
+            DataError: They are 0/1 vectors.
         """
         problem = self._labels and self._labels.labels and self._labels.labels.vectors(self._lists)
         if problem:
             raise DataError(replace(problem, where=source))
 
     def refuse_mixed_types(self) -> str:
-        """Move the rows whose labels are not of the usual type (text or numbers) to the problems, and return that
-        type: 1 and "1" would become one label without a word. With ``data.label_names`` both are well defined.
+        """Move rows whose labels are not of the usual type (text or numbers) to the problems, and return that type.
+
+        Otherwise 1 and "1" would silently become one label. With ``data.label_names`` both are well defined.
         """
         kinds = Counter(kind for kind in self._kinds if kind)
         usual = kinds.most_common(1)[0][0] if kinds else ""
@@ -257,8 +262,10 @@ class _Loading:
             if kind in ("", usual):
                 kept.append(row)
                 continue
-            found, expected = f"a label written as {kind}", f"{usual}, as in most rows"
-            self.problems.append(Problem(found, expected, "write all labels in one way", row.where, self._labels.name))
+            problem, expected = f"a label written as {kind}", f"{usual}, as in most rows"
+            self.problems.append(
+                Problem(problem, expected, "write all labels in one way", row.where, self._labels.name)
+            )
         self.rows = kept
         return usual
 
@@ -270,7 +277,7 @@ class _Loading:
 def _check_columns(
     readers: Sequence[_Reader], names: Mapping[str, type | None], source: str, doubt: Problem | None
 ) -> None:
-    """Check that some row has each column; one that no row has is one problem, not one per row.
+    """Check that each column occurs in some row; a column that no row has is one problem, not one per row.
 
     Raises:
         DataError: Columns are missing.
@@ -286,14 +293,14 @@ def _check_columns(
         free = [name for name, kind in names.items() if name not in used and kind is not dict]
         problems = [_missing(reader.column.role, reader.name, list(names), free, source) for reader in missing]
         objects = [name for name, kind in names.items() if kind is dict]
-        hint = f"; {', '.join(objects)} holds objects: write their texts as columns of their own" if objects else ""
+        hint = f"; {', '.join(objects)} holds objects: write their texts to separate columns" if objects else ""
         if [reader.column.role for reader in readers if reader.column.required] == ["text"] and len(free) > 1:
             hint += "; for prompts with answers set data.prompt and data.completion"
         raise DataError([replace(problem, fix=problem.fix + hint) for problem in problems])
 
 
 def _missing(role: str, name: str, names: Sequence[str], free: Sequence[str], source: str) -> Problem:
-    """Return the problem of a missing column; ``free`` are the names that no other role reads."""
+    """Return the problem of a missing column; ``free`` lists the columns that no role reads."""
     close = closest(name, free)
     example = close or next(iter(free), "")
     written = example if re.fullmatch(r"[A-Za-z_]\w*", example) else json.dumps(example, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Duplicates within train, rows that stand in two splits, and inputs with two targets."""
+"""Audit duplicates within train, rows that occur in two splits, and inputs with two targets."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, percent,
 Kind = Literal["exact", "normalised", "near"]
 
 _WORDS: Mapping[Kind, str] = {
-    "exact": "the same, letter for letter,",
-    "normalised": "the same, but for case, whitespace, punctuation, invisible or look-alike characters,",
-    "near": f"nearly the same (Jaccard ≥ {THRESHOLD} of character 5-grams, or at most one word in 20 differs)",
+    "exact": "identical to",
+    "normalised": "equal, except for case, whitespace, punctuation, and invisible or look-alike characters, to",
+    "near": f"nearly equal (Jaccard ≥ {THRESHOLD} of character 5-grams, or at most one word in 20 differs) to",
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row as it is compared: its text, and its target folded. Where nothing is asked, the target is the text."""
+    """A row for comparison: its text, and its folded target. For tasks without input, the text is the target."""
 
     id: str
     text: str
@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Match:
-    """A row, and an earlier one with the same input in one of the three ways."""
+    """A row, and an earlier row with the same input in one of three senses."""
 
     kind: Kind
     entry: Entry
@@ -54,7 +54,7 @@ class Match:
 
     @property
     def differs_in_numbers(self) -> bool:
-        """Return True if the two texts are equal but for their numbers: often another record, not a copy."""
+        """True if the texts differ only in their numbers: often another record, not a copy."""
         return self.kind == "near" and _without_numbers(self.entry) == _without_numbers(self.other)
 
     def to_list(self) -> list[str | float]:
@@ -67,7 +67,7 @@ def _without_numbers(entry: Entry) -> list[str]:
 
 @dataclass
 class Seen:
-    """Rows to be found again: for every text the first row with each target."""
+    """An index of rows: for every text, the first row with each target."""
 
     _exact: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _normal: dict[str, dict[str, Entry]] = field(default_factory=dict)
@@ -82,32 +82,32 @@ class Seen:
         self._normal.setdefault(entry.normal, {}).setdefault(entry.target, entry)
 
     def match(self, entry: Entry) -> Match | None:
-        """The closest row with the same input and target; else the closest with the same input."""
+        """Return the closest row with the same input and target, otherwise the closest with the same input, or None."""
         same = self._matches(entry, lambda targets: targets.get(entry.target))
         other = self._matches(entry, lambda targets: next(iter(targets.values()), None))
         return next(chain(same, other) if entry.target in self._targets else other, None)
 
     def conflicts(self) -> list[list[Entry]]:
-        """For each input that has several targets, a row of each."""
+        """Return, for each input with several targets, a row of each target."""
         return [list(targets.values()) for targets in self._normal.values() if len(targets) > 1]
 
     def _matches(self, entry: Entry, choose: Callable[[Mapping[str, Entry]], Entry | None]) -> Iterator[Match]:
-        if found := choose(self._exact.get(entry.text, {})):
-            yield Match("exact", entry, found)
-        if found := choose(self._normal.get(entry.normal, {})):
-            yield Match("normalised", entry, found)
+        if match := choose(self._exact.get(entry.text, {})):
+            yield Match("exact", entry, match)
+        if match := choose(self._normal.get(entry.normal, {})):
+            yield Match("normalised", entry, match)
 
         def chosen(position: int) -> Entry | None:
             return choose(self._normal[self._near.texts[position]])
 
         for position, similarity in self._near.near(entry.normal, lambda position: chosen(position) is not None):
-            if found := chosen(position):
-                yield Match("near", entry, found, similarity)
+            if match := chosen(position):
+                yield Match("near", entry, match, similarity)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Hold findings, and in ``leaked`` the ids of evaluation rows whose input and target also occur in train."""
+    """The findings, and the ids of evaluation rows whose input and target also occur in train (``leaked``)."""
 
     findings: tuple[Finding, ...]
     leaked: tuple[str, ...]
@@ -116,14 +116,17 @@ class Overlap:
 def overlap(
     train: Sequence[Entry], valid: Sequence[Entry], evaluation: Sequence[Entry], *, allow_leaks: bool, one_answer: bool
 ) -> Overlap:
-    """Compare every row with those before it in train, and the splits with each other.
+    """Compare every row of train with the earlier ones, and the splits with each other.
 
     Args:
-        train, valid, evaluation: The rows; ``valid`` may be empty.
+        train: Rows of train.
+        valid: Rows of valid; may be empty.
+        evaluation: Rows of eval.
         allow_leaks: Report leaks as a warning instead of an error.
-        one_answer: Whether an input should have one target (a label, a query) and two contradict each other.
+        one_answer: True if an input should have one target (a label, a query), so that two contradict each other.
     """
-    in_train, within = Seen(), list[Match]()
+    in_train = Seen()
+    within = list[Match]()
     for entry in train:
         within += filter(None, [in_train.match(entry)])
         in_train.add(entry)
@@ -152,14 +155,14 @@ def _matches(entries: Sequence[Entry], seen: Seen) -> list[Match]:
 def _within(matches: Sequence[Match], total: int) -> Iterator[Finding]:
     for kind, words in _WORDS.items():
         chosen = [match for match in matches if match.kind == kind]
-        share = percent(len(chosen), total)
+        fraction = percent(len(chosen), total)
         yield from _finding(
             f"{kind}_duplicates",
             "warning" if kind != "near" and 100 * len(chosen) >= total else "info",
-            f"{rows(len(chosen), 'be', 'train')} {words} as an earlier one ({share})",
+            f"{rows(len(chosen), 'be', 'train')} {words} an earlier row ({fraction})",
             "train",
             chosen,
-            fix="remove the repetitions, unless their weight is meant",
+            fix="remove the duplicates, unless their weight is intended",
         )
 
 
@@ -167,16 +170,15 @@ def _leaks(matches: Sequence[Match], total: int, level: Level) -> Iterator[Findi
     kinds = Counter(match.kind for match in matches)
     split = ", ".join(f"{kinds[kind]} {kind}" for kind in _WORDS if kinds[kind])
     message = (
-        f"{len(matches)} of {rows(total)} of eval stand in train with the same target ({split}): scores would flatter"
+        f"{len(matches)} of {rows(total)} of eval also occur in train with the same target ({split}): "
+        "scores would be inflated"
     )
-    fix = (
-        "remove those rows from train or eval, or set data.allow_leaks: true (scores are then also given without them)"
-    )
+    fix = "remove those rows from train or eval, or set data.allow_leaks: true (scores without them are then added)"
     yield from _finding("leaks", level, message, "eval", matches, fix=fix)
 
 
 def _number_variants(matches: Sequence[Match]) -> Iterator[Finding]:
-    """Report rows that are records of one form, or copies with another date: only the user can tell which."""
+    """Yield a finding about rows that differ only in numbers: records of one form, or copies with another date."""
     yield from _finding(
         "number_variants",
         "warning",
@@ -188,16 +190,19 @@ def _number_variants(matches: Sequence[Match]) -> Iterator[Finding]:
 
 
 def _other_targets(matches: Sequence[Match], one_answer: bool) -> Iterator[Finding]:
-    """Rows of eval whose input stands in train with another target: a contradiction if it is the same, not if near."""
+    """Yield findings about rows of eval whose input also occurs in train with another target.
+
+    Two targets of the same input are a contradiction; those of near inputs are not.
+    """
     same = [match for match in matches if match.kind != "near"]
     near = [match for match in matches if match.kind == "near"]
     yield from _finding(
         "eval_conflicts",
         "warning" if one_answer else "info",
-        f"{rows(len(same))} of eval and a row of train have one input, but different targets",
+        f"{rows(len(same))} of eval and a row of train have the same input, but different targets",
         "eval",
         same,
-        fix="look at them: one of the two is likely wrong" if one_answer else "",
+        fix="check them: one of the two targets is likely wrong" if one_answer else "",
     )
     yield from _finding(
         "near_inputs",
@@ -209,7 +214,7 @@ def _other_targets(matches: Sequence[Match], one_answer: bool) -> Iterator[Findi
 
 
 def _curve(split: str, other: str, matches: Sequence[Match]) -> Iterator[Finding]:
-    message = f"{rows(len(matches), 'have')} an input of {other}, exactly or nearly"
+    message = f"{rows(len(matches), 'have')} an input that also occurs in {other}, exactly or nearly"
     yield from _finding(f"{split}_{other}_overlap", "info", f"{split}: {message}", split, matches)
 
 
@@ -241,7 +246,7 @@ def _conflicts(conflicts: Sequence[Sequence[Entry]], one_answer: bool) -> Iterat
         kind="conflicting_targets",
         level="warning" if one_answer else "info",
         message=f"{count} {'input of train has' if count == 1 else 'inputs of train have'} more than one target",
-        fix="look at them: one of the targets is likely wrong" if one_answer else "",
+        fix="check them: one of the targets is likely wrong" if one_answer else "",
         split="train",
         count=count,
         ids=some([entry.id for entries in conflicts for entry in entries]),

@@ -1,7 +1,7 @@
-"""Files to raw rows: JSON Lines, JSON arrays, CSV, TSV, plain text, and the way to the columnar formats.
+"""Open files as raw rows: JSON Lines, JSON arrays, CSV, TSV and plain text; columnar formats are delegated.
 
-A row that cannot be parsed comes out as a :class:`~fulltune.errors.Problem` in its place, so that all of them can be
-told at once.
+A row that cannot be parsed is replaced by a :class:`~fulltune.errors.Problem`, so that all problems are reported at
+once.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from fulltune.runtime import paths
 
 _LOG = logging.getLogger(__name__)
 
-#: Characters of a name that others are compared with.
+#: Longest name, in characters, that is compared with others.
 _LONGEST_NAME = 500
 
-#: What can be read, as messages say it.
+#: Supported formats, for messages.
 FORMATS = ".jsonl, .json, .csv, .tsv, .parquet or .txt"
 
 _SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt"})
 _JSON = frozenset({".jsonl", ".ndjson", ".json"})
-_SHEET, _UNPACK = "save the sheet as CSV UTF-8", "unpack it, and name the file in it"
+_SHEET = "save the sheet as CSV UTF-8"
+_UNPACK = "unpack it, and name the file in it"
 
-#: What to do about files that hold rows in other formats, by suffix.
+#: Fixes for files in other formats, by suffix.
 _ADVICE = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _SHEET),
     **dict.fromkeys((".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".rar"), _UNPACK),
@@ -47,16 +48,17 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def open_source(source: str | Sequence[str], split: str, wanted: Collection[str] | None = None) -> Opened:
-    """Open what a config names: a file, a folder, or a hub id; ``name#split`` chooses a split of the last two. Several
-    of them, or the files that a pattern such as ``train-*.parquet`` matches, are read one after another.
+    """Open a source of a config: a file, a folder, or a hub id; ``name#split`` selects a split of the last two.
+
+    Several sources, or the files that a pattern such as ``train-*.parquet`` matches, are read one after another.
 
     Args:
-        source: As the user wrote it.
-        split: The split to take where ``source`` names none.
-        wanted: Columns to read, where the format lets others be skipped; None for all.
+        source: As written by the user.
+        split: The split to read if ``source`` names none.
+        wanted: Columns to read if the format allows skipping others; None for all.
 
     Raises:
-        DataError: It is not there, is of no known format, or cannot be read at all.
+        DataError: The source does not exist, has an unknown format, or cannot be read.
     """
     names = [source] if isinstance(source, str) else list(source)
     expanded = _once([name for part in names for name in _matches(part)])
@@ -66,7 +68,7 @@ def open_source(source: str | Sequence[str], split: str, wanted: Collection[str]
 
 
 def source_name(source: str | Sequence[str]) -> str:
-    """Return a source as messages and records name it."""
+    """Return the name of a source for messages and records."""
     if isinstance(source, str):
         return source
     return ", ".join(source[:3]) + (f" and {len(source) - 3} more" if len(source) > 3 else "")
@@ -86,31 +88,31 @@ def _open_one(source: str, split: str, wanted: Collection[str] | None) -> Opened
 
 
 def _matches(name: str) -> list[str]:
-    """Return the files that a pattern stands for, or the name itself if it is none."""
+    """Return the files that match a pattern, or the name itself if it is not a pattern."""
     if not any(sign in name for sign in "*?["):
         return [name]
-    found = paths.matches(name)
-    if not found:
+    matches = paths.matches(name)
+    if not matches:
         raise DataError("no file matches this pattern", expected=FORMATS, where=name, fix="check the pattern")
-    return found
+    return matches
 
 
 def _once(names: Sequence[str]) -> list[str]:
-    """Return the names without those of files that come earlier, as patterns that overlap have them."""
+    """Return the names without repeated files, such as those of overlapping patterns."""
     first = dict[str, str]()
     for name in names:
         path = paths.user_path(name)
         kept = first.setdefault(os.path.realpath(path) if paths.exists(path) else name, name)
         if kept is not name:
-            _LOG.warning("%s is read once, although it is named again as %s", kept, name)
+            _LOG.warning("%s is read once, although it is also named as %s", kept, name)
     return list(first.values())
 
 
 def _chained(names: Sequence[str], split: str, wanted: Collection[str] | None) -> Opened:
-    """Open several sources as one. All are looked up at once, and each is read when its turn comes.
+    """Open several sources as one. All are located first; each is opened when its turn comes.
 
     Raises:
-        DataError: Some are not there.
+        DataError: Some of them do not exist.
     """
     problems = list[Problem]()
     for name in names:
@@ -135,7 +137,7 @@ def _chained(names: Sequence[str], split: str, wanted: Collection[str] | None) -
 
 
 def _placed(item: RawRow | Problem, folder: str) -> RawRow | Problem:
-    """Return a row or problem that names the folder of its file, where several files have one name."""
+    """Return a row or problem whose position includes the folder, for files with the same name."""
     if not folder:
         return item
     if isinstance(item, Problem):
@@ -144,18 +146,18 @@ def _placed(item: RawRow | Problem, folder: str) -> RawRow | Problem:
 
 
 def suffix(path: Path) -> str:
-    """The lower-case suffix, ``.gz`` looked through."""
+    """Return the lowercase suffix, ignoring ``.gz``."""
     name = path.name.lower()
     return Path(name.removesuffix(".gz")).suffix
 
 
 def _locate(source: str) -> tuple[Path | None, str]:
-    """Return the local path, or None for a hub id; and the split that the source names itself."""
+    """Return the local path, or None for a hub id, and the split that the source names."""
     if not source.strip():
         raise DataError("an empty path", expected=FORMATS, field="data", fix="name a file")
-    whole = paths.user_path(source)
-    if paths.exists(whole):
-        return whole, ""
+    path = paths.user_path(source)
+    if paths.exists(path):
+        return path, ""
     name, _, split = source.partition("#")
     path = paths.user_path(name)
     if name and paths.exists(path):
@@ -171,7 +173,7 @@ def _not_there(name: str) -> DataError:
     close = difflib.get_close_matches(path.name[:_LONGEST_NAME], siblings, n=1)
     fix = f"did you mean {str(path.with_name(close[0]))!r}?" if close else _advice(name)
     return DataError(
-        "a link to what is not there" if os.path.islink(path) else "there is no such file or folder",
+        "a broken link" if os.path.islink(path) else "there is no such file or folder",
         expected=f"{FORMATS}, a folder of .txt files, a `datasets` folder, or a hub id (owner/name)",
         where=name,
         fix=fix,
@@ -179,17 +181,17 @@ def _not_there(name: str) -> DataError:
 
 
 def _advice(name: str) -> str:
-    """Return what to do about a name that is no path here, but something else."""
+    """Return the fix for a name that is not a path but something else."""
     if any(sign < " " for sign in name):
-        return "a backslash in double quotes begins an escape: use single quotes, or / in paths"
+        return "a backslash in double quotes starts an escape sequence: use single quotes, or / in paths"
     if name.startswith("file:"):
         return "write the path without file://"
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-        return "this is an address: fetch the file, and write its path"
+        return "this is a URL: download the file, and write its path"
     if re.fullmatch(r"[0-9.,]+ *%?", name):
         return "a fraction of train is a number without quotes, such as 0.1"
     if re.search(r"\$\w|\$\{|%\w+%", name):
-        return "write the path itself: variables of the environment are not replaced"
+        return "write the path itself: environment variables are not expanded"
     if "\\" in name and paths.exists(paths.user_path(name.replace("\\", "/"))):
         return f"did you mean {name.replace(chr(92), '/')!r}?"
     return "check the path"
@@ -208,11 +210,10 @@ def _open_folder(path: Path, named_split: str, split: str, wanted: Collection[st
 
 
 def _shards(folder: Path, split: str) -> list[str]:
-    """Return the data files of a folder, all of one format: those that are called after the split, or all where no file
-    is called after any.
+    """Return the data files of a folder, all of one format: those named after the split, or all if none is named so.
 
     Raises:
-        DataError: There are none, or they are of several formats, or they belong to other splits.
+        DataError: There are no such files, they have several formats, or they belong to other splits.
     """
     files = [name for name in paths.files_in(folder) if suffix(Path(name)) in _SUFFIXES]
     wanted = [name for name in files if _is_of(name, split)]
@@ -223,12 +224,12 @@ def _shards(folder: Path, split: str) -> list[str]:
     inner = [name for name in paths.names_in(folder) if paths.is_folder(folder / name)]
     fix = f"name a folder in it: {', '.join(inner[:5])}" if inner else "name the folder that holds the data"
     fix = f"name the files: {', '.join(files[:5])}" if files else fix
-    found = f"no .txt files, no `datasets` folder and no files of one format for the split {split!r}"
-    raise DataError(found, where=str(folder), fix=fix)
+    problem = f"no .txt files, no `datasets` folder and no files of one format for the split {split!r}"
+    raise DataError(problem, where=str(folder), fix=fix)
 
 
 def _is_of(name: str, split: str) -> bool:
-    """Return whether a file is called after a split: ``train.jsonl``, ``train-00000-of-00002.parquet``."""
+    """Return True if a file is named after a split: ``train.jsonl``, ``train-00000-of-00002.parquet``."""
     word = re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
     return word in SPLIT_NAMES.get(split, (split,))
 
@@ -248,7 +249,7 @@ def _open_file(path: Path, split: str, named_split: str, wanted: Collection[str]
         return open_csv(text_of(path), name, kind, wanted)
     if kind == ".txt":
         return Opened(("text",), iter([(name, {"text": text_of(path)})]), _documents(name))
-    fix = _ADVICE.get(kind, "give it the suffix of what it is, or write the rows in one of these formats")
+    fix = _ADVICE.get(kind, "give it the suffix of its format, or write the rows in one of these formats")
     raise DataError(
         f"a file of unknown kind ({path.suffix or 'no suffix'})", expected=FORMATS, where=str(path), fix=fix
     )
@@ -261,15 +262,17 @@ def _open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
     except OSError as error:
         raise unreadable(path, error) from None
     if not head:
-        raise DataError("an empty file, of 0 bytes", expected="at least one row", where=str(path), fix="write it again")
+        raise DataError(
+            "the file is empty (0 bytes)", expected="at least one row", where=str(path), fix="write it again"
+        )
     if not head.startswith(b"PAR1"):
         refuse_other_kinds(head, path, ".parquet")
-        found = "not a readable Parquet file (it does not begin as one)"
-        raise DataError(found, where=str(path), fix="write it again, or give it the suffix of what it is")
+        problem = "not a readable Parquet file (it has no Parquet header)"
+        raise DataError(problem, where=str(path), fix="write it again, or give it the suffix of its format")
     return columnar.open_parquet(path, wanted)
 
 
 def _documents(name: str) -> Problem:
-    """Return the problem of text files where a task reads more columns than one."""
-    found = "plain text: each file is one document, in the column `text`"
-    return Problem(found, "rows with columns", "write them as .jsonl or .csv", name)
+    """Return the problem of text files for a task that reads more than one column."""
+    problem = "plain text: each file is one document, in the column `text`"
+    return Problem(problem, "rows with columns", "write them as .jsonl or .csv", name)

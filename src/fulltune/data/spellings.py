@@ -1,4 +1,4 @@
-"""Labels whose spelling suggests a mistake in the data: two spellings of one label, missing values, joined labels."""
+"""Audit the spelling of labels: variants of one label, missing values, joined labels."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from fulltune.data.duplicates import fold
 from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, cut, listed, quoted, rows, some
 from fulltune.data.values import is_invisible
 
-#: Ids of the rows that have each label, over all splits.
+#: Ids of the rows with each label, over all splits.
 Places = Mapping[str, Sequence[str]]
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?")
-#: What programs write for a missing value: those that hardly name a class, and those that may well.
+#: Notations for missing values: those that are hardly ever classes (warning), and those that may be (info).
 _MISSING: Mapping[str, Level] = {
     **dict.fromkeys(("nan", "null", "n/a", "#n/a", "<na>", "nat", "nil", "undefined"), "warning"),
     **dict.fromkeys(("none", "na", "missing"), "info"),
 }
-#: What may join the labels of one cell, and a 0/1 vector that was written as one label.
+#: Separators that may join the labels of one cell, and a 0/1 vector written as one label.
 _JOINTS = ("|", ";", ",", "\t", "\n", "/", "+", "&")
 _VECTOR = re.compile(r"[\[(]?\s*[01](\.0?)?([\s,;|]*[01](\.0?)?)+\s*[\])]?")
 
 
 def places(*splits: Sequence[ExampleLike]) -> Places:
-    """Return the ids of the rows that have each label."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Return the ids of the rows with each label."""
+    ids: dict[str, list[str]] = defaultdict(list)
     for examples in splits:
         for example in examples:
             for label in (example.target,) if isinstance(example.target, str) else example.target:
-                found[label].append(example.id)
-    return found
+                ids[label].append(example.id)
+    return ids
 
 
 def key(label: str) -> str:
-    """Return what two spellings of one label share: see :func:`~fulltune.data.duplicates.fold`; also without quotes
-    around it, with ``_`` and ``-`` as spaces, and numbers by their value.
+    """Return what all spellings of a label have in common.
+
+    This is :func:`~fulltune.data.duplicates.fold`, without quotes around the label, with ``_`` and ``-`` as spaces, and
+    with numbers by value.
     """
     text = fold(label)
     if _NUMBER.fullmatch(text):
@@ -49,127 +51,127 @@ def key(label: str) -> str:
     return re.sub(r"(?<=\w)[-_\s]+(?=\w)", " ", text)
 
 
-def spelling_findings(found: Places, several: bool) -> Iterator[Finding]:
-    """Yield what is suspicious about the spelling of labels; nothing is merged or changed.
+def spelling_findings(rows_of: Places, several: bool) -> Iterator[Finding]:
+    """Yield findings about suspicious spellings of labels; no labels are merged or changed.
 
     Args:
-        found: The rows of each label.
-        several: Whether a row may have several labels.
+        rows_of: Ids of the rows with each label.
+        several: True if a row may have several labels.
     """
-    yield from _similar(found)
-    yield from _padded(found)
-    yield from _missing(found)
-    yield from _mixed(found)
+    yield from _similar(rows_of)
+    yield from _padded(rows_of)
+    yield from _missing(rows_of)
+    yield from _mixed(rows_of)
     if not several:
-        yield from _joined(found)
-        yield from _vectors(found)
+        yield from _joined(rows_of)
+        yield from _vectors(rows_of)
 
 
 def similar_to(label: str, others: Iterable[str]) -> str | None:
-    """Return the label among others that differs from this one in its spelling only."""
+    """Return the label among others that differs from this one only in its spelling, or None."""
     return next((other for other in others if other != label and key(other) == key(label)), None)
 
 
-def spelt(labels: Sequence[str]) -> list[str]:
-    """Return the labels in quotes, with codes for characters outside of ASCII where two would look alike."""
+def spelled(labels: Sequence[str]) -> list[str]:
+    """Return the labels in quotes, with escape codes for non-ASCII characters if two labels would look alike."""
     plain = {" ".join(label.casefold().split()) for label in labels}
     look_alike = len(plain) > len(set(map(fold, labels)))
     return [cut(ascii(label) if look_alike else repr(label)) for label in labels]
 
 
-def _similar(found: Places) -> Iterator[Finding]:
+def _similar(rows_of: Places) -> Iterator[Finding]:
     groups: dict[str, list[str]] = defaultdict(list)
-    for label in sorted(found, key=lambda label: (-len(found[label]), label)):
+    for label in sorted(rows_of, key=lambda label: (-len(rows_of[label]), label)):
         groups[key(label)].append(label)
     alike = [group for group in groups.values() if len(group) > 1]
     if not alike:
         return
     shown = [
         " and ".join(
-            f"{name} ({rows(len(found[label]))}: {_first(found[label])})"
-            for name, label in zip(spelt(group), group, strict=True)
+            f"{name} ({rows(len(rows_of[label]))}: {_first(rows_of[label])})"
+            for name, label in zip(spelled(group), group, strict=True)
         )
         for group in alike[:LISTED]
     ]
-    usual, *others = spelt(alike[0])
+    usual, *others = spelled(alike[0])
     yield _finding(
         "similar_labels",
-        f"{_labels(len(alike), 'is', 'are')} spelt in several ways, each learnt as a label of its own: {listed(shown)}",
-        [name for group in alike for label in group[1:] for name in found[label]],
+        f"{_labels(len(alike), 'is', 'are')} spelled in several ways, each a separate label: {listed(shown)}",
+        [name for group in alike for label in group[1:] for name in rows_of[label]],
         fix=f"merge them in the data if they mean the same: write {usual} for {' and '.join(others)}",
-        details={"spellings": [{label: len(found[label]) for label in group} for group in alike[:LISTED]]},
+        details={"spellings": [{label: len(rows_of[label]) for label in group} for group in alike[:LISTED]]},
     )
 
 
-def _padded(found: Places) -> Iterator[Finding]:
-    padded = [label for label in sorted(found) if _is_padding(label[0]) or _is_padding(label[-1])]
+def _padded(rows_of: Places) -> Iterator[Finding]:
+    padded = [label for label in sorted(rows_of) if _is_padding(label[0]) or _is_padding(label[-1])]
     if padded:
         yield _finding(
             "padded_labels",
             f"{_labels(len(padded), 'has', 'have')} whitespace or invisible characters at an end: "
             f"{quoted(padded, ascii)}",
-            [name for label in padded for name in found[label]],
-            fix="remove them in the data: labels are learnt, saved and compared as they are written",
+            [name for label in padded for name in rows_of[label]],
+            fix="remove them in the data: labels are learned, saved and compared as they are written",
         )
 
 
 def _is_padding(character: str) -> bool:
-    """Check for an invisible character that is no part of an emoji, as variation selectors are."""
+    """Return True for an invisible character that is not part of an emoji, as variation selectors are."""
     return is_invisible(character) and unicodedata.category(character) != "Mn"
 
 
-def _missing(found: Places) -> Iterator[Finding]:
-    for label in sorted(found):
+def _missing(rows_of: Places) -> Iterator[Finding]:
+    for label in sorted(rows_of):
         if level := _MISSING.get(label.strip().casefold()):
             yield _finding(
                 "missing_labels",
-                f"{rows(len(found[label]), 'have')} the label {label!r}, which often stands for a missing value",
-                found[label],
+                f"{rows(len(rows_of[label]), 'have')} the label {label!r}, which often stands for a missing value",
+                rows_of[label],
                 fix="fill it in or remove the rows, unless this is a class",
                 level=level,
             )
 
 
-def _mixed(found: Places) -> Iterator[Finding]:
-    numbers = [label for label in sorted(found) if _NUMBER.fullmatch(label.strip())]
-    texts = [label for label in sorted(found) if label not in numbers]
+def _mixed(rows_of: Places) -> Iterator[Finding]:
+    numbers = [label for label in sorted(rows_of) if _NUMBER.fullmatch(label.strip())]
+    texts = [label for label in sorted(rows_of) if label not in numbers]
     if not numbers or not texts:
         return
-    fewer = min(numbers, texts, key=lambda labels: sum(len(found[label]) for label in labels))
+    fewer = min(numbers, texts, key=lambda labels: sum(len(rows_of[label]) for label in labels))
     yield _finding(
         "mixed_labels",
         f"{_labels(len(numbers), 'is a number', 'are numbers')} ({quoted(numbers)}), and "
         f"{_labels(len(texts), 'is text', 'are text')} ({quoted(texts)})",
-        [name for label in fewer for name in found[label]],
+        [name for label in fewer for name in rows_of[label]],
         fix="write all labels in one way; data.label_names gives numbers their names",
     )
 
 
-def _joined(found: Places) -> Iterator[Finding]:
-    """Yield labels all of whose parts are also labels, or parts of other labels."""
+def _joined(rows_of: Places) -> Iterator[Finding]:
+    """Yield a finding about labels whose parts are also labels, or parts of other labels."""
     for joint in _JOINTS:
-        parts = {label: {part.strip() for part in label.split(joint)} for label in sorted(found)}
+        parts = {label: {part.strip() for part in label.split(joint)} for label in sorted(rows_of)}
         counts = Counter(part for own in parts.values() for part in own)
         joined = [label for label, own in parts.items() if len(own) > 1 and all(counts[part] > 1 for part in own)]
         if joined:
             yield _finding(
                 "joined_labels",
-                f"{_labels(len(joined), 'looks', 'look')} like several joined by {joint!r}, each learnt as a label of "
+                f"{_labels(len(joined), 'looks', 'look')} like several joined by {joint!r}, each learned as a label of "
                 f"its own: {quoted(joined)}",
-                [name for label in joined for name in found[label]],
+                [name for label in joined for name in rows_of[label]],
                 fix=f"to read several labels per row, name their column in data.labels and set "
                 f"data.label_separator: {joint!r}",
             )
 
 
-def _vectors(found: Places) -> Iterator[Finding]:
-    digits = {re.sub(r"\.0?|[^01]", "", label) for label in found if _VECTOR.fullmatch(label.strip())}
-    vectors = len(found) > 1 and len(digits) == len(found) and len(set(map(len, digits))) == 1
-    if vectors and any(not label.strip().isdigit() or label.strip().startswith("0") for label in found):
+def _vectors(rows_of: Places) -> Iterator[Finding]:
+    digits = {re.sub(r"\.0?|[^01]", "", label) for label in rows_of if _VECTOR.fullmatch(label.strip())}
+    vectors = len(rows_of) > 1 and len(digits) == len(rows_of) and len(set(map(len, digits))) == 1
+    if vectors and any(not label.strip().isdigit() or label.strip().startswith("0") for label in rows_of):
         yield _finding(
             "vector_labels",
-            f"all labels look like 0/1 vectors, each learnt as a label of its own: {quoted(found)}",
-            [name for ids in found.values() for name in ids],
+            f"all labels look like 0/1 vectors, each learned as a label of its own: {quoted(rows_of)}",
+            [name for ids in rows_of.values() for name in ids],
             fix="to read several labels per row, name their column in data.labels and the classes in data.label_names",
         )
 
@@ -182,8 +184,8 @@ def _finding(
     level: Level = "warning",
     details: Mapping[str, object] | None = None,
 ) -> Finding:
-    found = {"count": len(ids), "ids": some(ids), "details": dict(details or {})}
-    return Finding(kind=kind, level=level, message=message, fix=fix, **found)
+    rest = {"count": len(ids), "ids": some(ids), "details": dict(details or {})}
+    return Finding(kind=kind, level=level, message=message, fix=fix, **rest)
 
 
 def _labels(count: int, one: str, many: str) -> str:

@@ -1,4 +1,4 @@
-"""What the tokenizer makes of the rows: lengths, truncation, unknown tokens, and targets that do not come back."""
+"""Audit the tokenized rows: lengths, truncation, unknown tokens, and targets that decoding does not restore."""
 
 from __future__ import annotations
 
@@ -27,27 +27,36 @@ class FeaturesLike(Protocol):
 
 E = TypeVar("E", bound=ExampleLike)
 
-#: Share of truncated rows, and of unknown tokens, from which on a warning is due.
+#: Fraction of truncated rows, or of unknown tokens, from which a warning is issued.
 _NOTABLE = 0.01
-#: Share of targets that lose characters from which on there is no point in training.
+#: Fraction of targets that lose characters from which training is pointless.
 _HOPELESS = 0.5
-#: Findings about what does not fit into the model's positions.
+#: Kinds of findings about rows that exceed the model's positions.
 LENGTH_KINDS = ("truncated", "nothing_to_learn", "short_answers", "window")
-#: Texts given to the tokenizer at once.
+#: Number of texts per call of the tokenizer.
 _BATCH = 256
 
 
 def length_findings(
     split: str, examples: Sequence[E], encode: Callable[[E], Sequence[FeaturesLike]], config: Config
 ) -> Iterator[Finding]:
-    """Lengths in tokens before truncation, rows that are cut, and rows that keep nothing to learn from."""
-    lengths, cut, lost, parts = list[int](), list[str](), list[str](), Counter[str]()
+    """Yield findings about lengths before truncation, truncated rows, and rows without any label left.
+
+    Args:
+        split: Name of the split.
+        examples: Its rows.
+        encode: Function from an example to its training sequences.
+        config: Limits.
+    """
+    lengths = list[int]()
+    cut, lost = list[str](), list[str]()
+    parts = Counter[str]()
     for example in examples:
         features = encode(example)
         missing = sum((Counter(feature.cut) for feature in features), Counter[str]())
         lengths.append(sum(len(feature.input_ids) for feature in features) + missing.total())
         parts += missing
-        if not any(map(_teaches, features)):
+        if not any(map(_has_label, features)):
             lost.append(example.id)
         elif missing:
             cut.append(example.id)
@@ -58,8 +67,8 @@ def length_findings(
         yield _lost(split, lost, len(examples), config)
 
 
-def _teaches(features: FeaturesLike) -> bool:
-    """Whether any label is left that a loss is taken of."""
+def _has_label(features: FeaturesLike) -> bool:
+    """Return True if a label with a loss is left."""
     labels = features.labels
     return isinstance(labels, int) or any(label != -100 for label in labels)
 
@@ -69,7 +78,7 @@ def _lengths(split: str, lengths: Sequence[int]) -> Finding:
     return Finding(
         kind="lengths",
         level="info",
-        message=f"{split}: {low} to {high} tokens a row, median {median}, 95% at most {p95}",
+        message=f"{split}: {low} to {high} tokens per row, median {median}, 95% at most {p95}",
         split=split,
         count=len(lengths),
         details={"min": low, "median": median, "p95": p95, "max": high, "tokens": int(sum(lengths))},
@@ -77,16 +86,16 @@ def _lengths(split: str, lengths: Sequence[int]) -> Finding:
 
 
 def _cut(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, config: Config) -> Finding:
-    share = percent(len(ids), total) + (
-        f", data.max_length: {config.data.max_length}" if config.data.max_length else ""
-    )
+    fraction = percent(len(ids), total)
+    if config.data.max_length:
+        fraction += f", data.max_length: {config.data.max_length}"
     lost = ", ".join(f"{count:,} tokens of the {part}" for part, count in parts.items())
-    asked = "; their prompts are asked without them" if split == "eval" and set(parts) - {"answer"} else ""
+    prompts = "; their prompts lack these tokens too" if split == "eval" and set(parts) - {"answer"} else ""
     return Finding(
         kind="truncated",
         level="warning" if len(ids) > _NOTABLE * total else "info",
-        message=f"{rows(len(ids), 'be', split)} longer than the window and cut ({share}) by {lost}{asked}",
-        fix="raise data.max_length (or data.max_target_length) if the model takes more, or shorten the rows",
+        message=f"{rows(len(ids), 'be', split)} longer than the window and truncated ({fraction}) by {lost}{prompts}",
+        fix="raise data.max_length (or data.max_target_length) if the model allows it, or shorten the rows",
         split=split,
         count=len(ids),
         ids=some(ids),
@@ -110,12 +119,12 @@ def _lost(split: str, ids: Sequence[str], total: int, config: Config) -> Finding
 
 
 def short_answer_finding(split: str, ids: Sequence[str], left: Sequence[int], cap: int) -> Iterator[Finding]:
-    """Rows whose prompt leaves fewer positions than an answer may have tokens.
+    """Yield a finding about rows whose prompt leaves fewer positions than an answer may need.
 
     Args:
-        split: Where the rows are from.
-        ids: Theirs.
-        left: Tokens that the model's positions leave after each prompt.
+        split: Name of the split.
+        ids: Ids of its rows.
+        left: Positions left after each prompt, in tokens.
         cap: ``evaluation.max_new_tokens``.
     """
     short = [(name, count) for name, count in zip(ids, left, strict=True) if count < cap]
@@ -124,7 +133,7 @@ def short_answer_finding(split: str, ids: Sequence[str], left: Sequence[int], ca
             kind="short_answers",
             level="warning" if len(short) > _NOTABLE * len(ids) else "info",
             message=f"{rows(len(short), 'have', split)} fewer than evaluation.max_new_tokens: {cap} positions left for "
-            f"the answer ({min(count for _, count in short)} at least): it ends at the model's last position",
+            f"the answer (at least {min(count for _, count in short)}): it ends at the model's last position",
             fix="lower evaluation.max_new_tokens, shorten the rows, or choose a model with more positions",
             split=split,
             count=len(short),
@@ -133,33 +142,33 @@ def short_answer_finding(split: str, ids: Sequence[str], left: Sequence[int], ca
 
 
 def lone_token_finding(split: str, ids: Sequence[str], count: int) -> Iterator[Finding]:
-    """Rows of a single token that nothing comes before: a model predicts nothing of them.
+    """Yield a finding about rows of a single token without a preceding token: the model predicts nothing for them.
 
     Args:
-        split: Where the rows are from.
-        ids: Theirs.
-        count: Rows of the split.
+        split: Name of the split.
+        ids: Ids of these rows.
+        count: Number of rows of the split.
     """
     if ids:
         yield Finding(
             kind=LONE_TOKEN_KIND,
             level="error" if len(ids) == count else "warning",
-            message=f"{rows(len(ids), 'be', split)} a single token, before which the tokenizer puts none: there is "
-            "nothing to predict, and nothing to score",
-            fix="join short documents, or choose a model whose tokenizer puts a token before a text",
+            message=f"{rows(len(ids), 'be', split)} a single token, and the tokenizer adds none before it: there is "
+            "nothing to predict or score",
+            fix="join short documents, or choose a model whose tokenizer adds a token at the start",
             split=split,
             count=len(ids),
             ids=some(ids),
         )
 
 
-def window_finding(field: str, asked: int, window: int) -> Iterator[Finding]:
-    """A limit of the config that is larger than the model's."""
-    if asked > window:
+def window_finding(field: str, requested: int, window: int) -> Iterator[Finding]:
+    """Yield a finding about a limit in the config that exceeds the model's."""
+    if requested > window:
         yield Finding(
             kind="window",
             level="info",
-            message=f"{field} is {asked}, but the model has {window} positions: {window} is used",
+            message=f"{field} is {requested}, but the model has {window} positions: {window} is used",
             fix=f"lower {field}, or choose a model with more positions",
         )
 
@@ -167,10 +176,10 @@ def window_finding(field: str, asked: int, window: int) -> Iterator[Finding]:
 def unknown_finding(
     split: str, field: str, ids: Sequence[str], texts: Sequence[str], tokenizer: Any
 ) -> Iterator[Finding]:
-    """The share of tokens that the tokenizer has no id for.
+    """Yield a finding about tokens that are not in the vocabulary.
 
-    Where the unknown token is also the end of text (GPT-2), none can be told apart, and byte-level vocabularies know
-    everything.
+    If the unknown token is also the end of text (GPT-2), it cannot be detected; byte-level vocabularies have no unknown
+    tokens.
     """
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None or unknown == getattr(tokenizer, "eos_token_id", None):
@@ -198,11 +207,13 @@ def unknown_finding(
 
 
 def round_trip_finding(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
-    """Targets that encode → decode does not give back (whitespace aside): the model cannot say them. Special tokens are
-    looked at in :func:`special_token_findings`.
+    """Yield a finding about targets that encoding and decoding does not restore (whitespace aside).
+
+    The model cannot write such targets. Special tokens are checked in :func:`special_token_findings`.
     """
     special = _special_tokens(tokenizer)
-    changed, lost = list[str](), Counter[str]()
+    changed = list[str]()
+    lost = Counter[str]()
     harmed = 0
     for name, target, tokens in zip(ids, targets, tokenized(targets, tokenizer), strict=True):
         decoded = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -219,7 +230,7 @@ def round_trip_finding(split: str, ids: Sequence[str], targets: Sequence[str], t
     yield Finding(
         kind="targets_not_recoverable",
         level="error" if harmed > _HOPELESS * len(targets) else "warning",
-        message=f"{rows(len(changed), 'have', split)} a target that encode → decode does not give back "
+        message=f"{rows(len(changed), 'have', split)} a target that encode → decode does not restore "
         f"({percent(len(changed), len(targets))}; {loss})",
         fix="choose a checkpoint whose vocabulary has these characters, or replace them in the targets",
         split=split,
@@ -230,21 +241,22 @@ def round_trip_finding(split: str, ids: Sequence[str], targets: Sequence[str], t
 
 
 def special_token_findings(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
-    """Targets that spell special tokens: the end of text, which the tokenizer reads as the sign to stop, and others,
-    which decoding drops.
+    """Yield findings about targets that contain special tokens.
+
+    The tokenizer reads the end-of-text string as the place to stop; decoding drops all special tokens.
     """
     end = getattr(tokenizer, "eos_token", None)
     special = _special_tokens(tokenizer)
-    spelt = [[token for token in special if token in target] for target in targets]
-    empty = [number for number, target in enumerate(targets) if spelt[number] and is_blank(_without(target, special))]
-    ended = [number for number in range(len(ids)) if end in spelt[number] and number not in set(empty)]
-    others = [number for number in range(len(ids)) if spelt[number] and number not in {*empty, *ended}]
+    spelled = [[token for token in special if token in target] for target in targets]
+    empty = [number for number, target in enumerate(targets) if spelled[number] and is_blank(_without(target, special))]
+    ended = [number for number in range(len(ids)) if end in spelled[number] and number not in set(empty)]
+    others = [number for number in range(len(ids)) if spelled[number] and number not in {*empty, *ended}]
     if empty:
         yield _special(
             "target_of_special_tokens",
             "error",
-            f"{rows(len(empty), 'have', split)} a target of special tokens only "
-            f"({_tokens(spelt, empty)}), which decoding drops: nothing is left to learn",
+            f"{rows(len(empty), 'have', split)} a target of only special tokens "
+            f"({_tokens(spelled, empty)}), which decoding drops: nothing is left to learn",
             "write the text that is meant, or remove the rows",
             (split, [ids[number] for number in empty]),
         )
@@ -253,8 +265,8 @@ def special_token_findings(split: str, ids: Sequence[str], targets: Sequence[str
             "end_of_text_in_target",
             "error",
             f"{rows(len(ended), 'have', split)} the end-of-text string {end!r} inside the target: "
-            "it would be learnt as the place to stop",
-            "remove it from the targets; the end is added by itself",
+            "it would be learned as the place to stop",
+            "remove it from the targets; the end is added automatically",
             (split, [ids[number] for number in ended]),
         )
     if others:
@@ -262,14 +274,14 @@ def special_token_findings(split: str, ids: Sequence[str], targets: Sequence[str
             "special_tokens_in_target",
             "error" if len(others) > _HOPELESS * len(ids) else "warning",
             f"{rows(len(others), 'have', split)} special tokens of the tokenizer inside the target "
-            f"({_tokens(spelt, others)}), which decoding drops",
+            f"({_tokens(spelled, others)}), which decoding drops",
             "remove them from the targets, or choose a checkpoint that reads them as text",
             (split, [ids[number] for number in others]),
         )
 
 
 def _special_tokens(tokenizer: Any) -> list[str]:
-    """Return the texts of all tokens that decoding drops, long ones first."""
+    """Return the texts of all tokens that decoding drops, longest first."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {*getattr(tokenizer, "all_special_tokens", ()), *(str(token) for token in added if token.special)}
     return sorted(filter(None, names), key=lambda name: (-len(name), name))
@@ -281,8 +293,8 @@ def _without(text: str, tokens: Sequence[str]) -> str:
     return text
 
 
-def _tokens(spelt: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
-    return listed([repr(token) for token in dict.fromkeys(token for number in numbers for token in spelt[number])])
+def _tokens(spelled: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
+    return listed([repr(token) for token in dict.fromkeys(token for number in numbers for token in spelled[number])])
 
 
 def _special(kind: str, level: Level, message: str, fix: str, where: tuple[str, Sequence[str]]) -> Finding:
@@ -291,22 +303,22 @@ def _special(kind: str, level: Level, message: str, fix: str, where: tuple[str, 
 
 
 def unread_finding(split: str, ids: Sequence[str], targets: Sequence[str], tokenizer: Any) -> Iterator[Finding]:
-    """Targets of which the tokenizer reads nothing: it drops control characters, say."""
+    """Yield a finding about targets without any token: some tokenizers drop control characters, for example."""
     read = zip(ids, targets, tokenized(targets, tokenizer), strict=True)
     unread = [name for name, target, tokens in read if target and not tokens]
     if unread:
         yield _special(
             "unread_targets",
             "error",
-            f"{rows(len(unread), 'have', split)} a target of which the tokenizer reads nothing",
+            f"{rows(len(unread), 'have', split)} a target that the tokenizer turns into no token",
             "write the text that is meant, remove the rows, or choose another checkpoint",
             (split, unread),
         )
 
 
 def tokenized(texts: Sequence[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Token ids of each text, without special tokens around it."""
+    """Yield the token ids of each text, without special tokens."""
     for start in range(0, len(texts), _BATCH):
         batch = list(texts[start : start + _BATCH])
-        # A document longer than the window is no news here: windows are cut later.
+        # verbose=False: a document longer than the window needs no warning, windows are cut later.
         yield from tokenizer(batch, add_special_tokens=False, verbose=False).input_ids

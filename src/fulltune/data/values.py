@@ -1,4 +1,4 @@
-"""One value of one row: accepted as what its role needs, or a problem that says what was found."""
+"""Check the values of rows: return each as its role needs it, or a problem."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any
 
 from fulltune.errors import Problem
 
-#: Roles whose values are names of rows and groups, not texts: whole numbers do as well.
+#: Roles whose values are names of rows and groups, not texts: integers are accepted too.
 _NAMES = frozenset({"id", "group"})
 
-#: Characters that show nothing although Unicode does not class them as spaces or format characters: fillers, the
-#: Braille blank, the grapheme joiner, and variation selectors.
+#: Invisible characters that Unicode does not class as spaces or format characters: fillers, the Braille blank, the
+#: grapheme joiner, and variation selectors.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
 
 
 def clean(value: Any, role: str, *, may_be_empty: bool = False) -> Any:
-    """Return the value as the role needs it, or a :class:`Problem` without its place.
+    """Return the value as the role needs it, or a :class:`Problem` without a position.
 
-    Texts stay as they are, to the last space. Ids and groups lose the whitespace around them, and whole numbers become
-    text.
+    Texts are unchanged, including spaces. Ids and groups are stripped, and integers are converted to text.
     """
     if value is None:
         if may_be_empty:
@@ -29,28 +28,27 @@ def clean(value: Any, role: str, *, may_be_empty: bool = False) -> Any:
 
 
 def clean_text(value: Any, *, may_be_empty: bool = False) -> str | Problem:
-    """Return well-formed text as it is, or a :class:`Problem` without its place."""
+    """Return well-formed text unchanged, or a :class:`Problem` without a position."""
     if not isinstance(value, str):
         return Problem(describe(value), "text", "write it as text, or remove the row")
     if not may_be_empty and is_blank(value):
         return Problem(_blank(value), "text", "fill it in, or remove the row")
     if "\0" in value:
-        found = f"a NUL character at position {value.index(chr(0))}"
-        return Problem(found, "text without NUL characters", "remove it: it is no part of any text")
+        problem = f"a NUL character at position {value.index(chr(0))}"
+        return Problem(problem, "text without NUL characters", "remove it: text never contains it")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        return Problem(
-            "half of a surrogate pair", "well-formed Unicode", "mend the escape (\\ud83d\\ude00 is one sign)"
-        )
+        fix = "correct the escape (\\ud83d\\ude00 is one character)"
+        return Problem("half of a surrogate pair", "well-formed Unicode", fix)
     return value
 
 
 def is_invisible(character: str) -> bool:
-    """Check that a character shows nothing: whitespace, format characters (zero-width ones, say), fillers."""
+    """Return True for an invisible character: whitespace, format characters (such as zero-width ones), fillers."""
     return character.isspace() or unicodedata.category(character) == "Cf" or character in _BLANK
 
 
 def is_blank(text: str) -> bool:
-    """Check that a text has no visible character."""
+    """Return True if a text has no visible character."""
     return all(map(is_invisible, text))
 
 
@@ -73,7 +71,7 @@ def _name(value: Any) -> str | Problem:
 
 
 def describe(value: Any) -> str:
-    """A value as a message names it: its kind, and itself when it is short."""
+    """Return a value for messages: its type, and the value itself if it is short."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):

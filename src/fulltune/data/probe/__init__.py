@@ -1,4 +1,4 @@
-"""General English and Russian text with topics: what a model should still be able to read after it was tuned."""
+"""General English and Russian text with topics: passages that a tuned model should still be able to read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Literal
 Language = Literal["en", "ru"]
 
 LANGUAGES: tuple[Language, ...] = ("en", "ru")
-#: The topics of both languages, each with equally many passages.
+#: Topics of both languages; each has the same number of passages.
 TOPICS = ("home", "nature", "science", "work", "travel", "health", "leisure", "ideas")
 
 
 def builtin_probe(language: Language | None = None) -> list[dict[str, str]]:
-    """Passages on which a guard measures forgetting when the user names no probe.
+    """Return the passages on which a guard measures forgetting by default.
 
-    The loss of a language model on them, or the accuracy of a linear classifier of their topics on the features of an
-    encoder, is taken before training and after. The passages were written for this purpose: nothing is quoted, no fact
-    in them ages, and the languages do not translate one another. Each has 40 passages of 60 to 130 words, 5 to a topic.
-    A language is about 21 thousand characters; both are about 42 thousand, 60 kB in UTF-8.
-
+    A language model is scored by its loss on them, an encoder by the accuracy of a linear classifier of their topics on
+    its features, before and after training. The passages were written for this purpose: they have no quotations and no
+    facts that become outdated, and the languages do not translate each other. Each language has 40 passages of 60 to
+    130 words, 5 per topic, about 21 thousand characters; both together are 60 kB in UTF-8.
     Args:
         language: ``"en"`` or ``"ru"``; both, English first, if None.
 
