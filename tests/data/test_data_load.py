@@ -224,7 +224,7 @@ def test_a_hub_that_fails_is_one_clear_error(error: Exception, monkeypatch: pyte
         raise error
 
     monkeypatch.setattr("datasets.get_dataset_split_names", fail)
-    with pytest.raises(DataError, match=r"owner/reviews: the hub's data set cannot be loaded"):
+    with pytest.raises(DataError, match=r"owner/reviews: the data set cannot be loaded from the hub"):
         load("owner/reviews")
 
 

@@ -100,7 +100,7 @@ def test_spellings_are_found_over_all_splits() -> None:
     [finding] = of_kind(result, "similar_labels")
     assert finding.details["spellings"] == [{"ham": 40, "HAM": 5}, {"spam": 35, "Spam": 10}]
     assert {name.split(":")[0] for name in finding.ids} == {"eval", "valid"}
-    with pytest.raises(DataError, match=r"10 rows of eval have a label that train lacks.*Write 'spam', as train does"):
+    with pytest.raises(DataError, match=r"10 rows of eval have a label that train lacks.*Write 'spam', as in train"):
         result.raise_if_broken()
 
 
@@ -111,7 +111,7 @@ def test_several_labels_per_row_are_compared_too() -> None:
 
 def test_more_than_five_groups_are_counted() -> None:
     train = [label for n in range(7) for label in (f"label{n}", f"Label{n}")] * 3
-    assert "7 labels are spelt in several ways" in of_kind(look(train), "similar_labels")[0].message
+    assert "7 labels are spelled in several ways" in of_kind(look(train), "similar_labels")[0].message
     assert of_kind(look(train), "similar_labels")[0].message.endswith(" and 2 more")
 
 

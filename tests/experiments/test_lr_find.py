@@ -237,6 +237,6 @@ def test_too_few_rows_to_compare_on_are_refused(tmp_path: Path) -> None:
 def test_a_plot_shows_diverged_trainings_and_escapes_text() -> None:
     drawn = plot([(1e-6, 2.0, 2.0), (1e-5, math.nan, 2.0)], [(1e-6, math.nan)], 1e-6, "a < b & c")
     root = ElementTree.fromstring(drawn)
-    assert "training broke" in drawn
+    assert "training failed" in drawn
     assert any(element.text == "a < b & c" for element in root.iter("{http://www.w3.org/2000/svg}desc"))
     assert "✓" in drawn

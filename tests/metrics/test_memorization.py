@@ -34,7 +34,7 @@ def test_recited_text_is_counted_for_answers_references_and_base() -> None:
         "zero_shot": {"share": 0.0, "copied": 0, "runs": 2},
     }
     assert plain_details({"memorisation": found}) == [
-        ("Word for word from train", "100% of 2 runs of 8 words (the references 0%, zero-shot 0%)")
+        ("Verbatim from train", "100% of 2 sequences of 8 words (references 0%, zero-shot 0%)")
     ]
 
 
@@ -105,4 +105,4 @@ def test_recitation_is_in_the_record_and_the_report(tmp_path: Path) -> None:
     assert found["tuned"]["share"] == 1.0
     assert found["tuned"]["runs"] > 3
     assert found["references"] == {"share": 0.0, "copied": 0, "runs": 2}
-    assert "Word for word from train" in (tmp_path / "runs" / record.run_id / "report.html").read_text()
+    assert "Verbatim from train" in (tmp_path / "runs" / record.run_id / "report.html").read_text()

@@ -81,4 +81,4 @@ def test_averaged_models_have_no_scores_and_adapters_are_named_as_such() -> None
     text = card(version(record, outcome="unjudged"), None)
     assert "## Scores" not in text
     assert "not scored against baselines" in text
-    assert "it needs its base" in card(version(record), record, is_adapter=True)
+    assert "are an adapter for the base model" in card(version(record), record, is_adapter=True)

@@ -125,7 +125,7 @@ def test_the_requested_number_of_examples_is_shown_and_all_are_counted(total: in
     found = PageReader(render(sample.record, [], sample.predictions, None, examples=total))
 
     assert found.of_class("case") == shown
-    assert "180 fixed 16 broken 204 unchanged (192 right, 12 wrong)" in found.text
+    assert "180 fixed 16 broken 204 unchanged (192 correct, 12 incorrect)" in found.text
 
 
 def test_long_texts_are_folded_and_very_long_ones_cut() -> None:

@@ -68,7 +68,7 @@ def test_a_damaged_line_is_named(run: Path) -> None:
     with (run / "predictions.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"system": "tuned", "id": 5}\n')
 
-    with pytest.raises(StoreError, match=r"predictions\.jsonl:1201: the line does not fit its schema \(id: .*\)"):
+    with pytest.raises(StoreError, match=r"predictions\.jsonl:1201: the line does not match its schema \(id: .*\)"):
         write_report(run)
 
 

@@ -127,24 +127,24 @@ def test_the_answer_comes_first_and_the_table_holds_what_was_measured() -> None:
         assert line in text
     assert "does not apply: bitsandbytes is not installed" in text
     assert "general text (ru)" in text
-    assert "Few-shot trains nothing" in text
+    assert "Few-shot no training" in text
     assert "Owen 2007" in text
     assert "the base was kept" in text
-    assert "at the edge: a better rate may lie outside" in text
+    assert "at the edge: a better rate may be outside this range" in text
 
 
 def test_one_seed_and_no_search_are_reported_as_such() -> None:
     methods = (measured("full", 0.9, 10, 1.0, rates=(), spread=math.nan, runs=(seed_run(17, 0.9),)),)
     page = render(comparison(methods=methods, baselines=(), seeds=(17,), notes=()))
     found = PageReader(page)
-    assert "Intervals tell of the rows alone: there is one seed." in found.text
+    assert "Intervals cover the rows only, as there is one seed." in found.text
     assert "rates" not in found.ids()
     assert "between seeds" not in found.text
 
 
 def test_charts_are_named_described_and_hold_text() -> None:
     drawn = charts(comparison())
-    assert [chart.title for chart in drawn] == ["Macro-F1 over peak memory", "Macro-F1 over time of training"]
+    assert [chart.title for chart in drawn] == ["Macro-F1 over peak memory", "Macro-F1 over training time"]
     for chart in drawn:
         assert re.search(r"<title>[^<]+</title><desc>[^<]+</desc>", chart.svg)
         assert chart.svg.count('class="ring"') == 2

@@ -39,7 +39,7 @@ def test_a_column_has_a_uniform_number_of_decimals(values: list[float], digits: 
     [(0.0214, "+0.021"), (-0.0214, "−0.021"), (0.0, "0.000"), (0.00012, "+1.2e−4"), (math.nan, "NaN")],
 )
 def test_differences_are_signed_and_small_ones_are_not_zero(value: float, expected: str) -> None:
-    assert display.delta(value) == expected
+    assert display.difference(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_sizes(size: float, expected: str) -> None:
     [(1.0, "100%"), (0.99999, "99.9%"), (0.0, "0%"), (0.00001, "0.1%"), (0.452, "45.2%"), (math.nan, "NaN")],
 )
 def test_only_exactly_all_is_shown_as_100_percent(part: float, expected: str) -> None:
-    assert display.share(part) == expected
+    assert display.percentage(part) == expected
 
 
 def test_p_values() -> None:

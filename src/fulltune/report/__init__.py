@@ -1,7 +1,7 @@
-"""Record in, one self-contained HTML file out.
+"""Render a record as one self-contained HTML file.
 
-:func:`render` makes the page from objects, :func:`write_report` from a run folder. Neither imports torch, opens a
-socket, or needs anything but the run's own files.
+:func:`render` builds the page from objects, :func:`write_report` from a run folder. Neither imports torch, opens a
+socket, or needs other files than those of the run.
 """
 
 from __future__ import annotations

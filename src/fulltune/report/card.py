@@ -1,4 +1,4 @@
-"""The model card of a version, in the hub's format: data, baselines, scores with intervals, retention, limits."""
+"""Write the model card of a version in the hub's format: data, baselines, scores with intervals, retention, limits."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fulltune.records.run import Record
-from fulltune.report import display, retention
+from fulltune.records.run import Record, Retention
+from fulltune.report import display
 from fulltune.store.registry.registry import Version
 
 _HERE = Path(__file__).parent
 
-#: The hub's names for what the tasks do.
+#: Names of the hub for the tasks.
 _PIPELINES = {
     "causal-lm": "text-generation",
     "classification": "text-classification",
@@ -25,12 +25,12 @@ _PIPELINES = {
 
 
 def card(version: Version, record: Record | None, *, is_adapter: bool = False) -> str:
-    """The card in Markdown, its metadata first.
+    """Return the card in Markdown, with its metadata first.
 
     Args:
-        version: What is exported.
-        record: Of its run; None for what was averaged or interpolated, which has no scores of its own.
-        is_adapter: The files are an adapter, which needs its base.
+        version: The exported version.
+        record: Record of its run; None for averaged or interpolated models, which have no scores of their own.
+        is_adapter: The exported files are an adapter, which needs its base.
     """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -54,7 +54,7 @@ def card(version: Version, record: Record | None, *, is_adapter: bool = False) -
 
 
 def bare(source: str) -> str:
-    """A name that says what a source is without the folders of the machine that it lay on; a hub id stays whole."""
+    """Return the name of a source without the folders of a local path; a hub id is unchanged."""
     if Path(source).is_absolute() or PureWindowsPath(source).is_absolute() or source.startswith((".", "~")):
         parts = [part for part in source.replace("\\", "/").split("/") if part not in ("", "model")]
         return parts[-1] if parts else source
@@ -62,17 +62,17 @@ def bare(source: str) -> str:
 
 
 def _metadata(version: Version, record: Record | None) -> str:
-    """The YAML at the top, as the hub's own library writes it."""
+    """Return the YAML header as the hub's library writes it."""
     from huggingface_hub import EvalResult, ModelCardData
 
     lineage = version.lineage
-    told: dict[str, Any] = {"library_name": "transformers", "tags": ["fulltune", lineage.task]}
-    told["pipeline_tag"] = _PIPELINES.get(lineage.task)
+    fields: dict[str, Any] = {"library_name": "transformers", "tags": ["fulltune", lineage.task]}
+    fields["pipeline_tag"] = _PIPELINES.get(lineage.task)
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", lineage.base.source) and bare(lineage.base.source) == lineage.base.source:
-        told["base_model"] = lineage.base.source
+        fields["base_model"] = lineage.base.source
     if record is not None:
-        told |= {"model_name": version.name, "metrics": list(record.scores.get("tuned", {}))}
-        told["eval_results"] = [
+        fields |= {"model_name": version.name, "metrics": list(record.scores.get("tuned", {}))}
+        fields["eval_results"] = [
             EvalResult(
                 task_type=_PIPELINES.get(lineage.task, lineage.task),
                 dataset_type=bare(record.data.eval.source),
@@ -84,11 +84,11 @@ def _metadata(version: Version, record: Record | None) -> str:
             for name, score in record.scores.get("tuned", {}).items()
             if math.isfinite(score.value)
         ]
-    return str(ModelCardData(**{key: value for key, value in told.items() if value}).to_yaml())
+    return str(ModelCardData(**{key: value for key, value in fields.items() if value}).to_yaml())
 
 
 def _systems(record: Record) -> list[tuple[str, list[str]]]:
-    """Every system with its value and interval in each metric of the record."""
+    """Return every system with its value and interval for each metric of the record."""
     return [
         (display.system_label(name), [_interval(record.scores[name].get(metric)) for metric in record.metrics])
         for name in display.in_order(record.scores)
@@ -102,17 +102,19 @@ def _interval(score: Any) -> str:
 
 
 def _retained(record: Record) -> list[tuple[str, ...]]:
-    return [
-        (
-            name,
-            display.metric_label(found.metric),
-            display.number(found.base.value),
-            display.number(found.tuned.value),
-            f"{retention.signed(found.change)} ({retention.signed(found.low)} to {retention.signed(found.high)})",
-            found.verdict,
-        )
-        for name, found in record.retention.items()
-    ]
+    return [_retained_row(name, result) for name, result in record.retention.items()]
+
+
+def _retained_row(name: str, result: Retention) -> tuple[str, ...]:
+    change, low, high = map(display.signed_percentage, (result.change, result.low, result.high))
+    return (
+        name,
+        display.metric_label(result.metric),
+        display.number(result.base.value),
+        display.number(result.tuned.value),
+        f"{change} ({low} to {high})",
+        result.verdict,
+    )
 
 
 def _auto_class(task: str, family: str) -> str:
@@ -122,5 +124,5 @@ def _auto_class(task: str, family: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break out of a cell or a line of Markdown."""
+    """Escape text for a cell or a line of Markdown."""
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

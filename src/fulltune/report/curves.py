@@ -1,4 +1,4 @@
-"""Training curves: losses with the gap between them, the metric that chose, and the steps where a guard spoke."""
+"""Training curves: losses and the gap between them, the metric for selection, and the steps of guard events."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from fulltune.report.task import Chart
 
 
 def curves(steps: Sequence[Step], guards: Sequence[GuardEvent], details: Mapping[str, Any]) -> list[Chart]:
-    """Loss (training and evaluation in one), the validation metric, learning rate and gradient norm over steps.
+    """Return charts of loss (training and evaluation), validation metric, learning rate and gradient norm by step.
 
     Args:
-        steps: What the trainer logged.
-        guards: Their verdicts are marked in the charts of loss and metric.
-        details: ``details["validation"]`` is ``{"metric": …, "points": [[step, value], …]}`` where a metric chose.
+        steps: Logged steps.
+        guards: Guard events, which are marked in the charts of loss and metric.
+        details: ``details["validation"]`` is ``{"metric": …, "points": [[step, value], …]}`` if a metric selected the
+            best step.
     """
     marks = [mark for event in guards for mark in _marks(event)]
     charts = [_loss(steps, marks), _validation(details.get("validation"), marks)]
@@ -51,14 +52,14 @@ def _loss(steps: Sequence[Step], marks: Sequence[svg.Mark]) -> Chart | None:
     gap = _gap(training, evaluation)
     if gap:
         keys.append(("gap", "gap"))
-        notes.append(_gap_words(gap))
+        notes.append(_describe_gap(gap))
     note = " ".join(notes)
     picture = svg.lines("Training and evaluation loss", note, drawn, marks, gap)
     return Chart("Loss", note, picture, tuple(keys), wide=True)
 
 
 def _gap(training: Sequence[svg.Point], evaluation: Sequence[svg.Point]) -> list[svg.Span]:
-    """At each evaluation after the first, its loss and the mean training loss logged since the one before."""
+    """Return, for each evaluation after the first, its loss and the mean training loss since the previous one."""
     spans, last = [], -math.inf
     for step, value in evaluation:
         since = [y for x, y in training if last < x <= step and math.isfinite(y)]
@@ -68,8 +69,8 @@ def _gap(training: Sequence[svg.Point], evaluation: Sequence[svg.Point]) -> list
     return spans if len(spans) > 1 else []
 
 
-def _gap_words(gap: Sequence[svg.Span]) -> str:
-    """The gap at its first and last point; a model that learns rows by heart opens it."""
+def _describe_gap(gap: Sequence[svg.Span]) -> str:
+    """Return the gap at its first and last point; memorization widens it."""
     (first, low, high), (last, end_low, end_high) = gap[0], gap[-1]
     return (
         f"Gap (evaluation minus training) {compact(high - low)} at step {first:,.0f} → "
@@ -77,16 +78,17 @@ def _gap_words(gap: Sequence[svg.Span]) -> str:
     )
 
 
-def _validation(found: Any, marks: Sequence[svg.Mark]) -> Chart | None:
-    """The metric that chose the best step; the loss has a chart already."""
-    if not isinstance(found, Mapping) or found.get("metric") == "loss":
+def _validation(details: Any, marks: Sequence[svg.Mark]) -> Chart | None:
+    """Return the chart of the metric that selected the best step, or None for the loss, which has its own chart."""
+    if not isinstance(details, Mapping) or details.get("metric") == "loss":
         return None
-    points = [(as_float(step), as_float(value)) for step, value in found.get("points", ())]
+    points = [(as_float(step), as_float(value)) for step, value in details.get("points", ())]
     if not points:
         return None
-    title = f"Validation {metric_label(str(found.get('metric')))}"
+    title = f"Validation {metric_label(str(details.get('metric')))}"
     line = svg.Line(title, points, dotted=True)
-    return Chart(title, f"{_span(points)}; the best step was chosen by it.", svg.lines(title, "", [line], marks))
+    note = f"{_span(points)}; it selected the best step."
+    return Chart(title, note, svg.lines(title, "", [line], marks))
 
 
 def _points(steps: Sequence[Step], field: str) -> list[svg.Point]:

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them. NaN stays ``NaN``; it never turns into 0 or a blank."""
+"""Format numbers and names for the report and the terminal. NaN stays ``NaN``; it never becomes 0 or blank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-#: Systems in the order of the report: from no learning at all to the tuned model.
+#: Systems in the order of the report: from no training to the tuned model.
 SYSTEMS = {
     "majority": "Majority class",
     "tfidf": "TF-IDF",
@@ -33,45 +33,45 @@ _METRICS = {
     "repetition_4": "Repeated 4-grams",
     "executes": "Executes",
     "sql_exact_match": "Exact match",
-    "empty_results": "Right by an empty result",
+    "empty_results": "Correct with an empty result",
     "capped": "Cut off by the limit",
 }
 
-#: Best near 1: shown, never starred.
+#: Metrics whose best value is 1: shown without a mark for the best.
 _NEAR_ONE = ("length_ratio",)
 
 
 def system_label(name: str) -> str:
-    """``zero_shot`` → ``Zero-shot``; an unknown system keeps its own name."""
+    """Return e.g. ``Zero-shot`` for ``zero_shot``; an unknown system keeps its name."""
     return SYSTEMS.get(name, name)
 
 
 def metric_label(name: str) -> str:
-    """``rouge_lsum`` → ``ROUGE-Lsum``, ``bits_per_byte`` → ``Bits per byte``."""
+    """Return e.g. ``ROUGE-Lsum`` for ``rouge_lsum``, ``Bits per byte`` for ``bits_per_byte``."""
     known = _METRICS.get(name.lower()) or _METRICS.get(name.lower().replace("_", ""))
     return known or name[:1].upper() + name[1:].replace("_", " ")
 
 
 def better(metric: str, direction: str) -> str:
-    """Which way is better, in words with an arrow."""
+    """Return the direction in which a metric improves, in words with an arrow."""
     if metric in _NEAR_ONE:
         return "near 1 is better"
     return "↑ higher is better" if direction == "higher" else "↓ lower is better"
 
 
 def is_judged(metric: str) -> bool:
-    """Whether a highest or lowest value is the best one."""
+    """Return True if the highest or lowest value of a metric is the best one."""
     return metric not in _NEAR_ONE
 
 
 def in_order(systems: Iterable[str]) -> list[str]:
-    """The known systems in the report's order, then any others by name."""
-    found = set(systems)
-    return [name for name in SYSTEMS if name in found] + sorted(found - set(SYSTEMS))
+    """Return the known systems in the order of the report, then the others by name."""
+    names = set(systems)
+    return [name for name in SYSTEMS if name in names] + sorted(names - set(SYSTEMS))
 
 
 def as_float(value: Any) -> float:
-    """A float from what JSON may hold (``"NaN"`` included); NaN for anything that is not a number."""
+    """Convert a JSON value (``"NaN"`` included) to a float; NaN for anything that is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -79,7 +79,7 @@ def as_float(value: Any) -> float:
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Digits after the point, one choice for a column: three, fewer as its smallest value passes 10, 100 and 1000."""
+    """Return the number of decimals for a column: three, fewer if its smallest value exceeds 10, 100 or 1000."""
     sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
     if not sizes:
         return 3
@@ -87,7 +87,7 @@ def decimals(values: Iterable[float]) -> int:
 
 
 def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
-    """``-0.0214`` → ``−0.021``; ``NaN`` and ``∞`` by name."""
+    """Format ``-0.0214`` as ``−0.021``; ``NaN`` and ``∞`` by name."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -99,26 +99,26 @@ def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def interval(low: float, high: float, digits: int = 3, *, sign: bool = False) -> str:
-    """``[0.861, 0.894]``, or ``no interval`` when neither end is a number."""
+    """Format ``[0.861, 0.894]``; ``no interval`` if both ends are NaN."""
     if math.isnan(low) and math.isnan(high):
         return "no interval"
     return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"
 
 
-def delta(value: float, digits: int = 3) -> str:
-    """A signed difference; one that rounds to nothing but is not nothing shows two significant digits."""
+def difference(value: float, digits: int = 3) -> str:
+    """Format a signed difference; a nonzero one that rounds to zero keeps two significant digits."""
     if math.isfinite(value) and value != 0 and round(value, digits) == 0:
         return f"{value:+.1e}".replace("e-0", "e-").replace("-", "−")
     return number(value, digits, sign=True)
 
 
 def p_value(value: float) -> str:
-    """``p = 0.042`` or ``p < 0.001``."""
+    """Format ``p = 0.042`` or ``p < 0.001``."""
     return "p < 0.001" if value < 0.001 else f"p = {number(value)}"
 
 
 def compact(value: float) -> str:
-    """Three significant digits for an axis or a rate: ``3e-5``, ``0.021``, ``1,200``."""
+    """Format three significant digits for an axis or a rate: ``3e-5``, ``0.021``, ``1,200``."""
     if not math.isfinite(value) or value == 0:
         return number(value, 0)
     if abs(value) < 0.001 or abs(value) >= 1e7:
@@ -129,24 +129,25 @@ def compact(value: float) -> str:
 
 
 def count(value: float) -> str:
+    """Format a number without decimals."""
     return number(value, 0)
 
 
 def duration(seconds: float) -> str:
-    """``75`` → ``1 min 15 s``."""
+    """Format seconds: ``4.2 s``, ``1 min 15 s``, ``2 h 5 min``."""
     if not math.isfinite(seconds):
         return number(seconds)
     if seconds < 10:
         return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    rounded = round(seconds)
+    hours, minutes, rest = rounded // 3600, rounded // 60 % 60, rounded % 60
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def size(bytes_: float) -> str:
-    """``5_700_000_000`` → ``5.7 GB`` (powers of 1000)."""
+    """Format bytes: ``5.7 GB`` for ``5_700_000_000`` (powers of 1000)."""
     value, units = float(bytes_), ["bytes", "kB", "MB", "GB", "TB"]
     while value >= 1000 and len(units) > 1:
         value /= 1000
@@ -154,10 +155,15 @@ def size(bytes_: float) -> str:
     return f"{value:.3g} {units[0]}"
 
 
-def share(part: float) -> str:
-    """``0.9975`` → ``99.8%``; only a true whole reads ``100%``."""
-    if not math.isfinite(part):
-        return number(part)
-    if part in (0.0, 1.0):
-        return f"{part:.0%}"
-    return f"{min(max(part, 0.001), 0.999):.1%}" if 0 < part < 1 else f"{part:.1%}"
+def percentage(fraction: float) -> str:
+    """Format ``0.9975`` as ``99.8%``; only exactly 0 and 1 are shown as ``0%`` and ``100%``."""
+    if not math.isfinite(fraction):
+        return number(fraction)
+    if fraction in (0.0, 1.0):
+        return f"{fraction:.0%}"
+    return f"{min(max(fraction, 0.001), 0.999):.1%}" if 0 < fraction < 1 else f"{fraction:.1%}"
+
+
+def signed_percentage(fraction: float) -> str:
+    """Format a relative change: ``+31.4%`` or ``−2.0%``."""
+    return f"{fraction:+.1%}".replace("-", "−") if math.isfinite(fraction) else number(fraction)

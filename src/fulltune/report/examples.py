@@ -1,7 +1,7 @@
-"""Rows side by side: what tuning fixed, what it broke, what it left as it was.
+"""Compare rows before and after tuning: fixed, broken and unchanged ones.
 
-One pass keeps one number a row and system; a second pass keeps the few rows that are shown. Memory does not grow with
-their texts.
+A first pass keeps one number per row and system; a second pass keeps the few rows that are shown. Memory does not grow
+with the length of the texts.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from dataclasses import dataclass, field
 from fulltune.records.run import Prediction
 from fulltune.report.display import as_float, in_order, number, system_label
 
-#: Systems that are shown side by side; the first two present in this order are "before".
+#: Systems that count as "before", in order of preference.
 _BEFORE = ("zero_shot", "few_shot", "tfidf", "majority")
+#: Systems that are shown side by side.
 _SHOWN = ("zero_shot", "few_shot", "tuned")
-#: Characters of a text that the page keeps, and above which it is folded.
+#: Characters of a text that the page keeps, and length above which it is folded.
 KEPT, FOLDED = 1500, 240
-#: Continuations shown of a causal-lm run.
+#: Number of continuations that the report of a causal-lm run shows.
 CONTINUATIONS = 8
 
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 def token_f1(output: str, reference: str) -> float:
-    """F1 of the two bags of lower-cased words, as SQuAD scores answers (Rajpurkar et al. 2016); two empty texts give 1.
+    """Return the F1 of the two bags of lowercase words, as in SQuAD (Rajpurkar et al. 2016), 0 to 1.
 
-    A CJK character counts as a word.
+    Two empty texts give 1. A CJK character counts as a word.
     """
     ours, theirs = Counter(_TOKEN.findall(output.lower())), Counter(_TOKEN.findall(reference.lower()))
     total = ours.total() + theirs.total()
@@ -38,14 +39,14 @@ def token_f1(output: str, reference: str) -> float:
 
 @dataclass(frozen=True)
 class Measure:
-    """How one row is judged.
+    """Rule that decides whether a row improved.
 
     Attributes:
-        name: As the page calls it.
-        of: One prediction → a number, NaN when it cannot be judged.
-        threshold: The change above which a row counts as fixed or broken.
-        lower: Whether lower is better.
-        explained: The rule in a sentence.
+        name: Name on the page.
+        of: Function from a prediction to a number; NaN if it cannot be judged.
+        threshold: Change above which a row counts as fixed or broken.
+        lower: True if lower is better.
+        explained: The rule in one sentence.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Measure:
 
 def _right(prediction: Prediction) -> float:
     if "match" in prediction.values and prediction.values["match"] is None:
-        return math.nan  # the reference query failed: nobody knows
+        return math.nan  # the reference query failed, so the answer cannot be judged
     for key in ("match", "correct", "exact"):
         if isinstance(prediction.values.get(key), bool | int | float):
             return float(bool(prediction.values[key]))
@@ -76,26 +77,26 @@ def _bits(prediction: Prediction) -> float:
     return nll / size / math.log(2) if size > 0 else math.nan
 
 
-RIGHT = Measure("right", _right, 0.5, False, "A row is right when the output equals the reference.")
-MATCH = Measure("right", _right, 0.5, False, "A row is right when its query gives the reference's result.")
+RIGHT = Measure("right", _right, 0.5, False, "A row is correct if the output equals the reference.")
+MATCH = Measure("right", _right, 0.5, False, "A row is correct if its query returns the same result as the reference.")
 OVERLAP = Measure(
     "token F1",
     _overlap,
     0.1,
     False,
-    "A row counts as fixed or broken when its token F1 with the reference moves by over 0.1.",
+    "A row counts as fixed or broken if its token F1 with the reference changes by more than 0.1.",
 )
 BITS = Measure(
     "bits per byte",
     _bits,
     0.02,
     True,
-    "A row counts as fixed or broken when its bits per byte (lower is better) move by over 0.02.",
+    "A row counts as fixed or broken if its bits per byte (lower is better) change by more than 0.02.",
 )
 
 
 def measure_for(task: str, prediction: Prediction) -> Measure:
-    """The rule for a task: equality, result of the query, bits per byte, or overlap of words."""
+    """Return the rule for a task: equality, result of the query, bits per byte, or overlap of words."""
     if task == "text2sql" and "match" in prediction.values:
         return MATCH
     if task in ("classification", "text2sql") or isinstance(prediction.reference, tuple):
@@ -107,13 +108,13 @@ def measure_for(task: str, prediction: Prediction) -> Measure:
 
 @dataclass
 class Survey:
-    """What one pass over the predictions leaves.
+    """Result of the first pass over the predictions.
 
     Attributes:
-        measure: How rows are judged; None when there are no predictions.
-        scores: System → row id → number.
+        measure: The rule for rows; None if there are no predictions.
+        scores: Number by system and row id.
         continued: Ids of rows with a continuation by the tuned model.
-        queries: System → counts of ``rows``, ``executes`` and ``error: …`` (text2sql).
+        queries: Counts of ``rows``, ``executes`` and ``error: …`` by system (text2sql).
     """
 
     measure: Measure | None = None
@@ -123,16 +124,16 @@ class Survey:
 
 
 def survey(task: str, predictions: Iterable[Prediction]) -> Survey:
-    """The first pass."""
-    found = Survey()
+    """Run the first pass over the predictions."""
+    result = Survey()
     for prediction in predictions:
-        found.measure = found.measure or measure_for(task, prediction)
-        found.scores.setdefault(prediction.system, {})[prediction.id] = found.measure.of(prediction)
+        result.measure = result.measure or measure_for(task, prediction)
+        result.scores.setdefault(prediction.system, {})[prediction.id] = result.measure.of(prediction)
         if prediction.system == "tuned" and prediction.values.get("continuation"):
-            found.continued = [*found.continued, prediction.id][:CONTINUATIONS]
+            result.continued = [*result.continued, prediction.id][:CONTINUATIONS]
         if "executes" in prediction.values:
-            _count_query(found.queries.setdefault(prediction.system, Counter()), prediction)
-    return found
+            _count_query(result.queries.setdefault(prediction.system, Counter()), prediction)
+    return result
 
 
 def _count_query(counts: Counter[str], prediction: Prediction) -> None:
@@ -140,13 +141,13 @@ def _count_query(counts: Counter[str], prediction: Prediction) -> None:
     counts["executes"] += bool(prediction.values["executes"])
     error = str(prediction.values.get("error") or "")
     if error:
-        # Only the kind of the error: what follows the colon names one query's own columns.
+        # Count the kind of the error: the text after the colon names columns of one query.
         counts["error: " + error.partition(":")[0].strip()[:80]] += 1
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """Row ids by what happened to them; ``kept_right`` counts the unchanged rows that were right before and after."""
+    """Row ids by their change; ``kept_right`` counts the unchanged rows that were correct before and after."""
 
     before: str
     fixed: list[str]
@@ -158,28 +159,29 @@ class Grouped:
         return {"fixed": self.fixed, "broken": self.broken, "unchanged": self.unchanged}
 
 
-def group(found: Survey) -> Grouped | None:
-    """Sort all rows that both the tuned model and a baseline answered; None when there is nothing to compare."""
-    before = next((name for name in _BEFORE if name in found.scores), None)
-    tuned = found.scores.get("tuned")
-    if before is None or tuned is None or found.measure is None:
+def group(result: Survey) -> Grouped | None:
+    """Group all rows that both the tuned model and a baseline answered, or return None if there are none."""
+    before = next((name for name in _BEFORE if name in result.scores), None)
+    tuned = result.scores.get("tuned")
+    measure = result.measure
+    if before is None or tuned is None or measure is None:
         return None
     grouped = Grouped(before, [], [], [], 0)
     kept_right = 0
-    for row, old in found.scores[before].items():
-        gain = (tuned.get(row, math.nan) - old) * (-1 if found.measure.lower else 1)
+    for row, old in result.scores[before].items():
+        gain = (tuned.get(row, math.nan) - old) * (-1 if measure.lower else 1)
         if math.isnan(gain):
             continue
-        name = (
-            "fixed" if gain > found.measure.threshold else "broken" if gain < -found.measure.threshold else "unchanged"
-        )
+        name = "unchanged"
+        if abs(gain) > measure.threshold:
+            name = "fixed" if gain > 0 else "broken"
         grouped.ids()[name].append(row)
         kept_right += name == "unchanged" and old == 1
     return Grouped(before, grouped.fixed, grouped.broken, grouped.unchanged, kept_right)
 
 
 def choose(ids: Mapping[str, Sequence[str]], total: int) -> dict[str, list[str]]:
-    """Up to ``total`` ids, an equal share a group as far as it has that many, spread evenly over its rows."""
+    """Choose up to ``total`` ids, the same number per group if possible, evenly spaced over the rows of each."""
     left, chosen = total, {}
     for index, name in enumerate(sorted(ids, key=lambda name: len(ids[name]))):
         rows = ids[name]
@@ -190,7 +192,7 @@ def choose(ids: Mapping[str, Sequence[str]], total: int) -> dict[str, list[str]]
 
 
 def gather(predictions: Iterable[Prediction], wanted: set[str]) -> dict[str, dict[str, Prediction]]:
-    """The second pass: row id → system → prediction, for the wanted ids only."""
+    """Run the second pass: return predictions by row id and system, only for the wanted ids."""
     rows: dict[str, dict[str, Prediction]] = {}
     for prediction in predictions if wanted else ():
         if prediction.id in wanted:
@@ -200,7 +202,7 @@ def gather(predictions: Iterable[Prediction], wanted: set[str]) -> dict[str, dic
 
 @dataclass(frozen=True)
 class Text:
-    """A text for the page: all of it, or its first :data:`KEPT` characters; ``head`` is set when it is to be folded."""
+    """A text for the page, cut to :data:`KEPT` characters; ``head`` is its beginning if it is folded."""
 
     body: str
     head: str = ""
@@ -208,10 +210,11 @@ class Text:
 
 
 def text(value: str | tuple[str, ...]) -> Text:
-    whole = as_text(value)
-    body = whole[:KEPT]
-    head = body[:FOLDED].rsplit(" ", 1)[0].strip() if len(whole) > FOLDED else ""
-    return Text(body, head, len(whole) - len(body))
+    """Return a text for the page."""
+    complete = as_text(value)
+    body = complete[:KEPT]
+    head = body[:FOLDED].rsplit(" ", 1)[0].strip() if len(complete) > FOLDED else ""
+    return Text(body, head, len(complete) - len(body))
 
 
 def as_text(value: str | tuple[str, ...]) -> str:
@@ -220,7 +223,7 @@ def as_text(value: str | tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """One system's answer; ``right`` is None where right and wrong are not the question."""
+    """Answer of one system; ``right`` is None if the rule does not distinguish correct and incorrect answers."""
 
     label: str
     text: Text
@@ -245,9 +248,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Examples:
-    """All that the section shows: the rule, the system that stands for "before", the groups with all rows counted.
+    """Contents of the section: the rule, the system that counts as "before", and the groups with counts of all rows.
 
-    ``numbers`` says that rows have scores and no answers to read (likelihoods): a table serves better than cards.
+    ``numbers`` is True if rows have scores but no answers (likelihoods): they are shown as a table instead of cards.
     """
 
     explained: str
@@ -259,7 +262,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Examples sorted into groups and continuations of the same openings; either may be missing."""
+    """Grouped examples, and continuations of the same openings; either may be missing."""
 
     examples: Examples | None
     continuations: tuple[Case, ...]
@@ -267,24 +270,25 @@ class Gallery:
 
 
 def gallery(task: str, predictions: Iterable[Prediction], total: int) -> Gallery:
-    """Both passes. An iterator, which allows one pass only, is read into memory first."""
+    """Run both passes. A one-shot iterator is read into memory first."""
     rows = list(predictions) if isinstance(predictions, Iterator) else predictions
-    found = survey(task, rows)
-    grouped = group(found)
+    result = survey(task, rows)
+    grouped = group(result)
     chosen = choose(grouped.ids(), total) if grouped else {}
-    wanted = {row for rows_ in chosen.values() for row in rows_} | set(found.continued)
+    wanted = {row for ids in chosen.values() for row in ids} | set(result.continued)
     kept = gather(rows, wanted)
-    continuations = tuple(_continuation(kept[row]) for row in found.continued)
-    if grouped is None or found.measure is None:
-        return Gallery(None, continuations, found)
+    continuations = tuple(_continuation(kept[row]) for row in result.continued)
+    measure = result.measure
+    if grouped is None or measure is None:
+        return Gallery(None, continuations, result)
     groups = tuple(
-        Group(name, len(ids), tuple(_case(kept[row], found.measure, grouped.before) for row in chosen[name]))
+        Group(name, len(ids), tuple(_case(kept[row], measure, grouped.before) for row in chosen[name]))
         for name, ids in grouped.ids().items()
     )
-    kept_right = grouped.kept_right if found.measure in (RIGHT, MATCH) else None
+    kept_right = grouped.kept_right if measure in (RIGHT, MATCH) else None
     before = system_label(grouped.before)
-    examples = Examples(found.measure.explained, found.measure is BITS, before, groups, kept_right)
-    return Gallery(examples, continuations, found)
+    examples = Examples(measure.explained, measure is BITS, before, groups, kept_right)
+    return Gallery(examples, continuations, result)
 
 
 def _case(row: Mapping[str, Prediction], measure: Measure, before: str) -> Case:
@@ -307,7 +311,7 @@ def _answer(prediction: Prediction, measure: Measure) -> Answer:
 
 
 def _continuation(row: Mapping[str, Prediction]) -> Case:
-    """The same opening continued by every system that did so."""
+    """Return the continuations of one opening by all systems."""
     first = row["tuned"]
     answers = tuple(
         Answer(system_label(name), text(str(row[name].values["continuation"])), "", None)

@@ -1,4 +1,4 @@
-"""What was trained, on which data, at what cost: the record's plain facts as terms and values."""
+"""List the facts of a record as terms and values: trained parameters, data and cost."""
 
 from __future__ import annotations
 
@@ -7,45 +7,47 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulltune.records.run import MetricInfo, Record
-from fulltune.report.display import compact, count, duration, metric_label, share, size
+from fulltune.report.display import compact, count, duration, metric_label, percentage, size
 
 Facts = list[tuple[str, str]]
 
 LEVELS = ("error", "warning", "info")
-#: Findings shown of one level; the rest are in audit.json.
+#: Maximum number of findings per level; the rest are in audit.json.
 FINDINGS = 40
-#: Row ids shown of one finding.
+#: Maximum number of row ids per finding.
 IDS = 5
 
 _SIGNS = {"error": "✕", "warning": "!", "info": "i"}
 
 
 def weights(record: Record) -> Facts:
+    """Return facts about the weights."""
     parameters = record.parameters
     facts = [
         ("Base model", record.model.source),
         ("Architecture", f"{record.model.architecture}, {record.model.family}"),
         ("Parameters", count(parameters.total)),
-        ("Trainable", f"{count(parameters.trainable)} ({share(parameters.trainable / max(parameters.total, 1))})"),
+        ("Trainable", f"{count(parameters.trainable)} ({percentage(parameters.trainable / max(parameters.total, 1))})"),
         ("Frozen", count(parameters.frozen)),
         ("Number format", parameters.dtype),
-        ("Tensors that moved", share(parameters.moved)),
+        ("Changed tensors", percentage(parameters.moved)),
     ]
     return facts + ([("Tied weights", ", ".join(parameters.tied))] if parameters.tied else [])
 
 
 def training(record: Record) -> Facts:
+    """Return facts about training."""
     used = record.training
-    together = used.batch_size * used.accumulation
+    optimizer = used.optimizer
+    if used.optimizer_bytes:
+        optimizer += f", {size(used.optimizer_bytes)} of state"
+    rows = used.batch_size * used.accumulation
     facts = [
-        (
-            "Optimizer",
-            f"{used.optimizer}, {size(used.optimizer_bytes)} of state" if used.optimizer_bytes else used.optimizer,
-        ),
+        ("Optimizer", optimizer),
         ("Learning rate", f"{compact(used.learning_rate)}, {used.scheduler}"),
         ("Warm-up", f"{used.warmup_steps:,} steps"),
         ("Weight decay", compact(used.weight_decay)),
-        ("Batch", f"{used.batch_size} × {used.accumulation} accumulated = {together} rows a step"),
+        ("Batch", f"{used.batch_size} × {used.accumulation} accumulated = {rows} rows per step"),
         ("Length", f"{used.epochs:g} epochs, {used.steps:,} steps"),
         ("Seen", f"{used.rows:,} rows, {used.tokens:,} tokens"),
         ("Final training loss", compact(used.final_loss)),
@@ -55,12 +57,13 @@ def training(record: Record) -> Facts:
 
 
 def cost(record: Record) -> Facts:
+    """Return facts about time and memory."""
     used = record.resources
     facts = [
-        ("Whole run", duration(used.total_seconds)),
+        ("Entire run", duration(used.total_seconds)),
         ("Training", duration(used.train_seconds)),
         ("Peak memory", size(used.peak_rss_bytes)),
-        ("Tokens a second", compact(used.tokens_per_second)),
+        ("Tokens per second", compact(used.tokens_per_second)),
     ]
     return facts + ([("Machine", used.machine)] if used.machine else [])
 
@@ -74,9 +77,10 @@ class Split:
 
 
 def splits(record: Record) -> list[Split]:
+    """Return the splits of the data."""
     data = record.data
-    found = (("train", data.train), ("validation", data.valid), ("evaluation", data.eval))
-    return [Split(name, split.source, f"{split.rows:,}", split.sha256) for name, split in found if split]
+    named = (("train", data.train), ("validation", data.valid), ("evaluation", data.eval))
+    return [Split(name, split.source, f"{split.rows:,}", split.sha256) for name, split in named if split]
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Level:
-    """Findings of one level; ``more`` is how many are not shown."""
+    """Findings of one level; ``more`` is the number of those that are not shown."""
 
     name: str
     sign: str
@@ -98,7 +102,7 @@ class Level:
 
 
 def findings(record: Record, audit: Mapping[str, Any] | None) -> list[Level]:
-    """The audit's findings, gravest level first; without an audit file, the sentences that the record kept."""
+    """Return the findings of the audit, most severe level first; without an audit file, the messages of the record."""
     raw = audit.get("findings") if audit else None
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raw = record.data.audit.findings
@@ -114,7 +118,7 @@ def findings(record: Record, audit: Mapping[str, Any] | None) -> list[Level]:
 
 
 def _finding(item: Any) -> tuple[str, Finding]:
-    """One finding in any of the shapes it may come in: a sentence, or an object with these keys or near synonyms."""
+    """Convert a finding in any known format: a sentence, or an object with these keys or their synonyms."""
     if not isinstance(item, Mapping):
         return "info", Finding("", str(item), "")
     level = str(_first(item, "level", "severity") or "info").lower()
@@ -127,7 +131,7 @@ def _finding(item: Any) -> tuple[str, Finding]:
 
 
 def _ids(item: Mapping[str, Any]) -> str:
-    """The first row ids of a finding."""
+    """Return the first row ids of a finding."""
     ids = [str(row) for row in item.get("ids") or ()]
     return ", ".join(ids[:IDS]) + (" …" if len(ids) > IDS else "")
 
@@ -144,4 +148,5 @@ class Definition:
 
 
 def definitions(record: Record) -> list[Definition]:
+    """Return the definitions of the metrics."""
     return [Definition(metric_label(name), name, info) for name, info in record.metrics.items()]

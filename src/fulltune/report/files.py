@@ -1,4 +1,4 @@
-"""From a run folder to ``report.html``: small files are read whole, predictions are streamed."""
+"""Write ``report.html`` from a run folder: small files are read completely, predictions are streamed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Line = TypeVar("Line", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Lines(Generic[Line]):
-    """A JSON Lines file as an iterable that can be gone through again and again, one line in memory at a time.
+    """A JSON Lines file that can be iterated repeatedly, with one line in memory at a time.
 
-    A missing file is an empty one. A last line without its newline is what a crash leaves, and is passed over if it
-    does not parse.
+    A missing file counts as empty. A last line without a newline is the remainder of a crash, and is skipped if it
+    cannot be parsed.
     """
 
     path: Path
@@ -46,18 +46,17 @@ class Lines(Generic[Line]):
 
 
 def write_report(run_folder: Path) -> Path:
-    """Make ``report.html`` in a run folder from its other files, atomically.
+    """Write ``report.html`` atomically from the other files of a run folder.
 
     Args:
-        run_folder: Holds ``record.json``, and ``steps.jsonl``, ``predictions.jsonl`` and ``audit.json`` as far as they
-            are there.
+        run_folder: Contains ``record.json`` and, optionally, ``steps.jsonl``, ``predictions.jsonl`` and ``audit.json``.
 
     Returns:
         The path of the report.
 
     Raises:
         StoreError: The record is missing or newer than this fulltune, a file is damaged (named with its line), or the
-            disk is full (an older report then stays as it was).
+            disk is full (an older report is then unchanged).
     """
     folder = Path(run_folder)
     record = read_record(folder / "record.json")
@@ -80,7 +79,7 @@ def _audit(path: Path) -> dict[str, Any] | None:
 
 def _unreadable(path: Path, line: int, error: ValidationError) -> StoreError:
     return StoreError(
-        f"the line does not fit its schema ({first_problem(error)})",
+        f"the line does not match its schema ({first_problem(error)})",
         where=f"{path}:{line}",
         fix="run it again, or restore the file",
     )

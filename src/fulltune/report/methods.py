@@ -1,4 +1,4 @@
-"""The page of a comparison of methods: one table, two Pareto plots, the rates that were tried."""
+"""Render the comparison of methods: one table, two Pareto plots, and the learning rates that were tried."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fulltune.report.display import (
     compact,
     count,
     decimals,
-    delta,
+    difference,
     duration,
     interval,
     metric_label,
     number,
     p_value,
-    share,
+    percentage,
+    signed_percentage,
     size,
     system_label,
 )
 from fulltune.report.page import asset, environment
-from fulltune.report.retention import signed
 from fulltune.report.task import Chart
 
 _SIGNS = {"improved": "▲", "no detectable change": "≈", "worse": "▼"}
@@ -36,7 +36,7 @@ _SIGNS = {"improved": "▲", "no detectable change": "≈", "worse": "▼"}
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; ``reason`` stands in place of numbers."""
+    """A row of the table; ``reason`` replaces the numbers of a method without results."""
 
     name: str
     kind: str
@@ -63,64 +63,56 @@ class Row:
 
 @dataclass(frozen=True)
 class Rates:
-    """A method's rates: each with the value that it reached, the chosen one marked."""
+    """The learning rates of a method: each with its result, the chosen one marked."""
 
     method: str
     cells: tuple[tuple[str, str, bool], ...]
     note: str
 
 
-def render(found: MethodComparison) -> str:
-    """``methods.html``: one self-contained page, readable without script; nothing is fetched from elsewhere."""
-    return (
-        environment()
-        .get_template("methods.html.j2")
-        .render(
-            found=found,
-            css=Markup(asset("report.css")),
-            rows=rows(found),
-            charts=charts(found),
-            rates=rates(found),
-            metric=metric_label(found.metric),
-            better=better(found.metric, found.direction),
-            objective=metric_label(found.objective),
-            runs=[(result.method, run) for result in found.methods for run in result.runs],
-            facts=_facts(found),
-        )
+def render(comparison: MethodComparison) -> str:
+    """Return ``methods.html``: one self-contained page that works without scripts and loads no other files."""
+    template = environment().get_template("methods.html.j2")
+    return template.render(
+        comparison=comparison,
+        css=Markup(asset("report.css")),
+        rows=rows(comparison),
+        charts=charts(comparison),
+        rates=rates(comparison),
+        metric=metric_label(comparison.metric),
+        better=better(comparison.metric, comparison.direction),
+        objective=metric_label(comparison.objective),
+        runs=[(result.method, run) for result in comparison.methods for run in result.runs],
+        facts=_facts(comparison),
     )
 
 
-def rows(found: MethodComparison) -> list[Row]:
-    """Every method in the order asked for, then what trains nothing."""
-    values = [result.score.value for result in found.methods if result.score]
-    digits = decimals([*values, *(one.score.value for one in found.baselines)])
-    lines = [_method(result, found, digits) for result in found.methods]
+def rows(comparison: MethodComparison) -> list[Row]:
+    """Return every method in the requested order, then the systems without training."""
+    values = [result.score.value for result in comparison.methods if result.score]
+    digits = decimals([*values, *(baseline.score.value for baseline in comparison.baselines)])
+    lines = [_method(result, comparison, digits) for result in comparison.methods]
     lines += [
         Row(
-            name=system_label(one.system),
+            name=system_label(baseline.system),
             kind="baseline",
-            **_score(one.score, digits),
-            **_against(one.against, found.reference, digits),
+            **_score(baseline.score, digits),
+            **_against(baseline.against, comparison.reference, digits),
         )
-        for one in found.baselines
+        for baseline in comparison.baselines
     ]
     return lines
 
 
-def charts(found: MethodComparison) -> list[Chart]:
-    """Score over peak memory, and over time of training."""
-    return [
-        chart
-        for chart in (
-            _pareto(found, "memory", "Peak memory", lambda result: result.memory_bytes, size),
-            _pareto(found, "time", "Time of training", lambda result: result.seconds, duration),
-        )
-        if chart is not None
-    ]
+def charts(comparison: MethodComparison) -> list[Chart]:
+    """Return the charts of the score over peak memory and over training time."""
+    memory = _pareto(comparison, "memory", "Peak memory", lambda result: result.memory_bytes, size)
+    time = _pareto(comparison, "time", "Training time", lambda result: result.seconds, duration)
+    return [chart for chart in (memory, time) if chart is not None]
 
 
 def front(points: Sequence[tuple[float, float]], direction: str) -> list[bool]:
-    """For each ``(cost, value)`` whether no other is at least as good in both and better in one."""
+    """Return, for each ``(cost, value)``, True if no other is at least as good in both and better in one."""
     sign = 1 if direction == "higher" else -1
 
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -130,21 +122,21 @@ def front(points: Sequence[tuple[float, float]], direction: str) -> list[bool]:
     return [not any(beats(other, point) for other in points) for point in points]
 
 
-def rates(found: MethodComparison) -> list[Rates]:
-    """The search of each method; none where one rate was taken untried."""
-    return [_rates(result) for result in found.methods if result.rates]
+def rates(comparison: MethodComparison) -> list[Rates]:
+    """Return the learning rates of each method with a search."""
+    return [_rates(result) for result in comparison.methods if result.rates]
 
 
 def _pareto(
-    found: MethodComparison,
+    comparison: MethodComparison,
     name: str,
     title: str,
     cost: Callable[[MethodResult], float],
-    written: Callable[[float], str],
+    format_cost: Callable[[float], str],
 ) -> Chart | None:
-    measured = [result for result in found.methods if result.score]
+    measured = [result for result in comparison.methods if result.score]
     points = [(cost(result), result.score.value) for result in measured if result.score]
-    ahead = front(points, found.direction)
+    on_front = front(points, comparison.direction)
     dots = [
         svg.Dot(
             result.method,
@@ -152,20 +144,21 @@ def _pareto(
             y,
             result.score.low,
             result.score.high,
-            f"{result.method}: {found.label} {compact(y)}, {written(x)}",
-            strong=result.method == found.recommended,
-            on_front=is_ahead,
+            f"{result.method}: {comparison.label} {compact(y)}, {format_cost(x)}",
+            strong=result.method == comparison.recommended,
+            on_front=is_on_front,
         )
-        for result, (x, y), is_ahead in zip(measured, points, ahead, strict=True)
+        for result, (x, y), is_on_front in zip(measured, points, on_front, strict=True)
         if result.score
     ]
-    drawn = svg.scatter(f"{found.label} over {name}", "; ".join(dot.told for dot in dots), dots, written)
-    note = "◆ recommended, ○ others; the line joins those that no other beats in both; whiskers are intervals"
-    label = f"{metric_label(found.metric)} over {title.lower()}"
-    return Chart(label, f"{better(found.metric, found.direction)}. {note}.", drawn) if drawn else None
+    title_text = f"{comparison.label} over {name}"
+    drawn = svg.scatter(title_text, "; ".join(dot.description for dot in dots), dots, format_cost)
+    note = "◆ recommended, ○ others; the line connects the Pareto front; whiskers are intervals"
+    label = f"{metric_label(comparison.metric)} over {title.lower()}"
+    return Chart(label, f"{better(comparison.metric, comparison.direction)}. {note}.", drawn) if drawn else None
 
 
-def _method(result: MethodResult, found: MethodComparison, digits: int) -> Row:
+def _method(result: MethodResult, comparison: MethodComparison, digits: int) -> Row:
     if result.score is None:
         return Row(name=result.method, kind=result.status, reason=f"{result.status}: {result.reason}")
     worst = result.worst_retention
@@ -174,18 +167,18 @@ def _method(result: MethodResult, found: MethodComparison, digits: int) -> Row:
         kind="measured",
         **_score(result.score, digits),
         spread="" if math.isnan(result.spread) else f"± {number(result.spread, digits)} between seeds",
-        **_against(result.against, found.reference, digits),
+        **_against(result.against, comparison.reference, digits),
         trainable=count(result.trainable),
-        part=share(result.trainable / result.total) if result.total else "",
+        part=percentage(result.trainable / result.total) if result.total else "",
         memory=size(result.memory_bytes),
         optimizer=size(result.optimizer_bytes),
         time=duration(result.seconds),
         speed=count(result.tokens_per_second),
         disk=size(result.disk_bytes),
-        retention=signed(worst[1]) if worst else "",
+        retention=signed_percentage(worst[1]) if worst else "",
         ability=worst[0] if worst else "",
         rate=f"{result.rate:.3g}" if result.rate is not None else "",
-        chosen=result.method == found.recommended,
+        chosen=result.method == comparison.recommended,
     )
 
 
@@ -195,9 +188,9 @@ def _score(score: Score, digits: int) -> dict[str, Any]:
 
 def _against(comparison: Comparison | None, reference: str, digits: int) -> dict[str, Any]:
     if comparison is None:
-        return {"against": f"{reference} itself"}
+        return {"against": f"{reference} (reference)"}
     return {
-        "against": delta(comparison.delta, digits),
+        "against": difference(comparison.delta, digits),
         "against_interval": f"{interval(comparison.low, comparison.high, digits, sign=True)}, {p_value(comparison.p)}",
         "verdict": comparison.verdict,
         "sign": _SIGNS[comparison.verdict],
@@ -205,30 +198,33 @@ def _against(comparison: Comparison | None, reference: str, digits: int) -> dict
 
 
 def _rates(result: MethodResult) -> Rates:
-    cells = tuple((_rate(trial), _reached(trial), _rate(trial) == _written(result.rate)) for trial in result.rates)
-    return Rates(result.method, cells, "at the edge: a better rate may lie outside" if result.at_edge else "")
+    chosen = _format_rate(result.rate)
+    cells = tuple((_rate(trial), _value(trial), _rate(trial) == chosen) for trial in result.rates)
+    return Rates(result.method, cells, "at the edge: a better rate may be outside this range" if result.at_edge else "")
 
 
 def _rate(trial: Tried) -> str:
-    return _written(float(str(trial.settings["train.learning_rate"])))
+    return _format_rate(float(str(trial.settings["train.learning_rate"])))
 
 
-def _written(rate: float | None) -> str:
+def _format_rate(rate: float | None) -> str:
     return "" if rate is None else f"{rate:.3g}"
 
 
-def _reached(trial: Tried) -> str:
-    return compact(trial.value) if trial.state == "whole" else trial.state
+def _value(trial: Tried) -> str:
+    if trial.state == "whole":
+        return compact(trial.value)
+    return "failed" if trial.state == "broke" else trial.state
 
 
-def _facts(found: MethodComparison) -> list[tuple[str, str]]:
-    rows = ", ".join(f"{rows:,} {split}" for split, rows in found.rows.items())
+def _facts(comparison: MethodComparison) -> list[tuple[str, str]]:
+    rows = ", ".join(f"{rows:,} {split}" for split, rows in comparison.rows.items())
     return [
-        ("Task", found.task),
-        ("Base model", found.model),
+        ("Task", comparison.task),
+        ("Base model", comparison.model),
         ("Rows", rows),
-        ("Steps of every training", f"{found.steps:,}"),
-        ("Seeds", ", ".join(map(str, found.seeds))),
-        ("Machine", found.machine),
-        ("Date", found.created),
+        ("Steps per training", f"{comparison.steps:,}"),
+        ("Seeds", ", ".join(map(str, comparison.seeds))),
+        ("Machine", comparison.machine),
+        ("Date", comparison.created),
     ]

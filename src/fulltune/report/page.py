@@ -1,4 +1,4 @@
-"""The page: everything gathered, one template filled in."""
+"""Render the report: collect all parts and fill in one template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from fulltune.records.run import Prediction, Record, Step
 from fulltune.report import curves, facts, retention, scores, task
-from fulltune.report.display import metric_label, share
+from fulltune.report.display import metric_label, percentage
 from fulltune.report.examples import gallery
 
 _HERE = Path(__file__).parent
@@ -28,18 +28,19 @@ def render(
     *,
     examples: int = 24,
 ) -> str:
-    """The report as one self-contained HTML page, readable without script; nothing is fetched from elsewhere.
+    """Return the report as one self-contained HTML page that works without scripts and loads no other files.
 
     Args:
-        record: The run.
-        steps: What the trainer logged, in order; may be empty.
-        predictions: Of all systems, in any order. Gone through twice and never held: pass something that can be
-            iterated again (a list, or an object whose ``__iter__`` opens a file). A one-shot iterator is read whole.
-        audit: The contents of ``audit.json``, or None.
-        examples: How many rows are shown side by side; all rows are counted.
+        record: Record of the run.
+        steps: Logged steps, in order; may be empty.
+        predictions: Predictions of all systems, in any order. Iterated twice and not kept in memory: pass an object
+            that can be iterated repeatedly (a list, or one whose ``__iter__`` opens a file). A one-shot iterator is
+            read completely.
+        audit: Contents of ``audit.json``, or None.
+        examples: Number of rows that are shown side by side; all rows are counted.
 
     Returns:
-        HTML. Everything that came from data, labels or names is escaped. Sections with nothing to show are left out.
+        HTML. All texts from data, labels and names are escaped. Empty sections are omitted.
     """
     shown = gallery(record.task, predictions, examples)
     drawn = _task_context(record)
@@ -83,7 +84,7 @@ def _task_context(record: Record) -> dict[str, Any]:
 
 @cache
 def environment() -> Environment:
-    """Templates of this folder; everything that is put into them is escaped."""
+    """Return the environment for the templates of this folder, which escapes all inserted values."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -92,17 +93,17 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"share": share, "metric": metric_label}
+    environment.filters |= {"percentage": percentage, "metric": metric_label}
     return environment
 
 
 @cache
 def asset(name: str) -> str:
-    """A text file of this folder."""
+    """Return the contents of a text file of this folder."""
     return (_HERE / name).read_text(encoding="utf-8").strip()
 
 
 @cache
 def _script_hash() -> str:
-    """For the page's own content policy: the browser runs this one script and no other, whatever the data holds."""
+    """Return the hash for the page's content policy: browsers run only this script, whatever the data contains."""
     return "sha256-" + base64.b64encode(hashlib.sha256(asset("report.js").encode()).digest()).decode()

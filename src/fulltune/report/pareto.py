@@ -1,4 +1,4 @@
-"""Task score against what was lost, as one SVG file of its own."""
+"""Draw the task score over the loss of retention as a separate SVG file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fulltune.report import svg
-from fulltune.report.display import better, compact, metric_label, share
+from fulltune.report.display import better, compact, metric_label, percentage
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 760, 420, 70, 56
 _RIGHT, _BOTTOM = _WIDTH - 40, _HEIGHT - 56
@@ -18,7 +18,7 @@ _RIGHT, _BOTTOM = _WIDTH - 40, _HEIGHT - 56
 
 @dataclass(frozen=True)
 class Dot:
-    """A mixture: its α, the largest relative loss, the task score, whether it is on the front, and whether chosen."""
+    """A mixture: its α, its largest relative loss, its task score; on the Pareto front or not, chosen or not."""
 
     alpha: float
     loss: float
@@ -28,13 +28,14 @@ class Dot:
 
 
 def picture(title: str, metric: str, direction: str, dots: Sequence[Dot], budget: float) -> str:
-    """A whole SVG document; points that are no numbers are left out.
+    """Return a complete SVG document; points with values that are not finite are omitted.
 
     Args:
-        title: The result in a sentence, for those who do not see the chart.
-        metric, direction: Of the task score.
-        dots: By α.
-        budget: Highest loss allowed; infinite draws no line.
+        title: The result in one sentence, for screen readers.
+        metric: Name of the task metric.
+        direction: Direction in which it improves.
+        dots: Points by α.
+        budget: Highest accepted loss; if infinite, no line is drawn.
     """
     drawn = [dot for dot in dots if math.isfinite(dot.loss) and math.isfinite(dot.score)]
     limit = [budget] if math.isfinite(budget) else []
@@ -58,7 +59,7 @@ def picture(title: str, metric: str, direction: str, dots: Sequence[Dot], budget
 
 @dataclass(frozen=True)
 class _Place:
-    """From values to pixels."""
+    """Mapping from values to pixels."""
 
     x_axis: svg.Axis
     y_axis: svg.Axis
@@ -86,7 +87,7 @@ def _axes(place: _Place) -> list[Markup]:
 def _budget(place: _Place, budget: float) -> Markup:
     x = place.x(budget)
     line = svg.tag("line", class_="reference", x1=x, x2=x, y1=_TOP, y2=_BOTTOM)
-    return line + svg.tag("text", f"budget {share(budget)}", class_="tick halo", x=x + 5, y=_TOP + 12)
+    return line + svg.tag("text", f"budget {percentage(budget)}", class_="tick halo", x=x + 5, y=_TOP + 12)
 
 
 def _front(place: _Place, dots: Sequence[Dot]) -> Markup:
@@ -96,11 +97,11 @@ def _front(place: _Place, dots: Sequence[Dot]) -> Markup:
 
 
 def _dot(place: _Place, dot: Dot) -> Markup:
-    told = svg.tag("title", f"α = {dot.alpha:g}: score {compact(dot.score)}, loss {share(dot.loss)}")
+    title = svg.tag("title", f"α = {dot.alpha:g}: score {compact(dot.score)}, loss {percentage(dot.loss)}")
     x, y = place.x(dot.loss), place.y(dot.score)
     if dot.chosen:
-        shape = svg.tag("path", told, class_="diamond", d=f"M{x - 8} {y}L{x} {y - 8}L{x + 8} {y}L{x} {y + 8}Z")
+        shape = svg.tag("path", title, class_="diamond", d=f"M{x - 8} {y}L{x} {y - 8}L{x + 8} {y}L{x} {y + 8}Z")
     else:
-        shape = svg.tag("circle", told, class_="ring", cx=x, cy=y, r=5)
+        shape = svg.tag("circle", title, class_="ring", cx=x, cy=y, r=5)
     strength = " strong" if dot.chosen else ""
     return shape + svg.tag("text", f"α {dot.alpha:g}", class_=f"tick halo{strength}", x=x + 10, y=y - 8)

@@ -1,4 +1,4 @@
-"""The picture of a search for a learning rate, as an SVG file of its own."""
+"""Draw a search for a learning rate as a separate SVG file."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ text { font-family: system-ui, sans-serif; font-size: 13px; fill: #1d2530 }
 def plot(
     sweep: Sequence[tuple[float, float, float]], tried: Sequence[tuple[float, float]], chosen: float | None, reason: str
 ) -> str:
-    """The loss over the rate of a range test, its smoothed curve, and the rates that were tried.
+    """Return a chart of a range test (loss and smoothed loss by rate), with the rates that were tried.
 
     Args:
-        sweep: Rate, loss and smoothed loss; at least one.
-        tried: Rates and the held-out losses that they led to.
-        chosen: The rate that is advised, one of those tried.
-        reason: The answer in a sentence.
+        sweep: Rate, loss and smoothed loss; at least one point.
+        tried: Rates and the resulting held-out losses.
+        chosen: The recommended rate, one of those tried.
+        reason: The conclusion in one sentence.
     """
     curves = [
         svg.Line("loss", [(rate, loss) for rate, loss, _ in sweep]),
         svg.Line("smoothed", [(rate, mean) for rate, _, mean in sweep], dotted=True),
     ]
-    marks = [svg.Mark(rate, compact(rate) + " ✓" * (rate == chosen), _told(loss)) for rate, loss in tried]
+    marks = [svg.Mark(rate, compact(rate) + " ✓" * (rate == chosen), _describe(loss)) for rate, loss in tried]
     inner = svg.lines("Loss over learning rate", reason, curves, marks, log_steps=True, unit="rate")
     height = _HEAD + 250
     parts = (
@@ -55,5 +55,5 @@ def plot(
     return str(svg.tag("svg", *parts, width=_WIDTH, height=height, **head)) + "\n"
 
 
-def _told(loss: float) -> str:
-    return f"held-out loss {loss:.4g}" if math.isfinite(loss) else "training broke"
+def _describe(loss: float) -> str:
+    return f"held-out loss {loss:.4g}" if math.isfinite(loss) else "training failed"

@@ -1,4 +1,4 @@
-"""What the base could do and the tuned model still can: a table, and each loss with its interval and the budget."""
+"""Show retention: a table of abilities, and a chart of each loss with its interval and the budget."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from markupsafe import Markup
 
 from fulltune.records.run import Record, Retention
 from fulltune.report import svg
-from fulltune.report.display import better, decimals, interval, metric_label, number, share
+from fulltune.report.display import better, decimals, interval, metric_label, number, percentage, signed_percentage
 
 SIGNS = {"kept": "=", "within budget": "≈", "forgotten": "▼"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One ability; ``kind`` is the page's class of its verdict."""
+    """One ability; ``kind`` is the CSS class of its verdict."""
 
     name: str
     metric: str
@@ -34,15 +34,17 @@ class Row:
 
 
 def rows(record: Record) -> list[Row]:
-    """Abilities in the order they were asked."""
-    return [_row(name, found) for name, found in record.retention.items()]
+    """Return the abilities in the order in which they were scored."""
+    return [_row(name, result) for name, result in record.retention.items()]
 
 
 def chart(record: Record) -> Markup:
-    """The relative loss of each ability; nothing where no loss is a number."""
+    """Return a chart of the relative loss of each ability; empty if no loss is finite."""
     bars = [
-        svg.Bar(name, found.change, found.low, found.high, f"{signed(found.change)}, {judged(found)}")
-        for name, found in record.retention.items()
+        svg.Bar(
+            name, result.change, result.low, result.high, f"{signed_percentage(result.change)}, {verdict_text(result)}"
+        )
+        for name, result in record.retention.items()
     ]
     if not any(math.isfinite(bar.value) for bar in bars):
         return Markup("")
@@ -50,34 +52,31 @@ def chart(record: Record) -> Markup:
 
 
 def worst(retention: Mapping[str, Retention]) -> tuple[str, Retention] | None:
-    """The ability that lost most among those with a budget; one that gives no number comes first."""
-    judged = [(name, found) for name, found in retention.items() if math.isfinite(found.budget)]
-    return max(judged, key=lambda item: math.inf if math.isnan(item[1].change) else item[1].change, default=None)
+    """Return the ability with a budget that lost most; an ability without a finite value comes first."""
+    budgeted = [(name, result) for name, result in retention.items() if math.isfinite(result.budget)]
+    return max(budgeted, key=lambda item: math.inf if math.isnan(item[1].change) else item[1].change, default=None)
 
 
-def judged(found: Retention) -> str:
-    """The verdict; what has no budget is told apart from what keeps to one."""
-    return "changed, no budget" if math.isinf(found.budget) and found.verdict == "within budget" else found.verdict
+def verdict_text(result: Retention) -> str:
+    """Return the verdict in words; an ability without a budget is not called within budget."""
+    if math.isinf(result.budget) and result.verdict == "within budget":
+        return "changed, no budget"
+    return result.verdict
 
 
-def signed(value: float) -> str:
-    """``+31.4%`` or ``−2.0%``."""
-    return f"{value:+.1%}".replace("-", "−") if math.isfinite(value) else number(value)
-
-
-def _row(name: str, found: Retention) -> Row:
-    digits = decimals((found.base.value, found.tuned.value))
+def _row(name: str, result: Retention) -> Row:
+    digits = decimals((result.base.value, result.tuned.value))
     return Row(
         name=name,
-        metric=f"{metric_label(found.metric)}, {better(found.metric, found.direction)}",
-        base=number(found.base.value, digits),
-        tuned=number(found.tuned.value, digits),
-        tuned_interval=interval(found.tuned.low, found.tuned.high, digits),
-        n=found.tuned.n,
-        change=signed(found.change),
-        change_interval=f"[{signed(found.low)}, {signed(found.high)}]",
-        budget="" if math.isinf(found.budget) else f"budget {share(found.budget)}",
-        verdict=judged(found),
-        sign=SIGNS[found.verdict],
-        kind="worse" if found.verdict == "forgotten" else "kept",
+        metric=f"{metric_label(result.metric)}, {better(result.metric, result.direction)}",
+        base=number(result.base.value, digits),
+        tuned=number(result.tuned.value, digits),
+        tuned_interval=interval(result.tuned.low, result.tuned.high, digits),
+        n=result.tuned.n,
+        change=signed_percentage(result.change),
+        change_interval=f"[{signed_percentage(result.low)}, {signed_percentage(result.high)}]",
+        budget="" if math.isinf(result.budget) else f"budget {percentage(result.budget)}",
+        verdict=verdict_text(result),
+        sign=SIGNS[result.verdict],
+        kind="worse" if result.verdict == "forgotten" else "kept",
     )

@@ -1,4 +1,4 @@
-"""Who scored what, with what certainty, and whether any baseline beats the tuned model."""
+"""Show scores with intervals, and any baselines that beat the tuned model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fulltune.report import svg
 from fulltune.report.display import (
     better,
     decimals,
-    delta,
+    difference,
     in_order,
     interval,
     is_judged,
@@ -30,7 +30,7 @@ SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "="}
 
 @dataclass(frozen=True)
 class Column:
-    """A metric as a column: ``rows`` is its n if all systems share one, else None; ``best`` is NaN when nothing is."""
+    """A metric as a column: ``rows`` is n if all systems have the same, otherwise None; ``best`` may be NaN."""
 
     name: str
     label: str
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Versus:
-    """One comparison in words."""
+    """One formatted comparison."""
 
     against: str
     metric: str
@@ -76,7 +76,7 @@ class Versus:
 
 
 def table(record: Record, scores: Scores) -> Table | None:
-    """Systems down, metrics across, the deciding metric first; None when there are no scores."""
+    """Return a table of systems by metrics, with the deciding metric first, or None without scores."""
     systems = in_order(scores)
     present = {name for row in scores.values() for name in row}
     known = [name for name in record.metrics if name in present] + sorted(present - set(record.metrics))
@@ -93,9 +93,9 @@ def _direction(record: Record, metric: str) -> str:
 
 
 def _column(record: Record, scores: Scores, name: str) -> Column:
-    found = [row[name] for row in scores.values() if name in row]
-    counts = {score.n for score in found}
-    values = [score.value for score in found if not math.isnan(score.value)]
+    column = [row[name] for row in scores.values() if name in row]
+    counts = {score.n for score in column}
+    values = [score.value for score in column if not math.isnan(score.value)]
     direction = _direction(record, name)
     best = math.nan
     if len(set(values)) > 1 and is_judged(name):
@@ -104,7 +104,7 @@ def _column(record: Record, scores: Scores, name: str) -> Column:
         name=name,
         label=metric_label(name),
         better=better(name, direction),
-        digits=decimals(score.value for score in found),
+        digits=decimals(score.value for score in column),
         rows=counts.pop() if len(counts) == 1 else None,
         best=best,
         deciding=name == record.metric,
@@ -122,7 +122,7 @@ def _cell(score: Score, column: Column) -> Cell:
 
 
 def bar_rows(scores: Scores, metric: str) -> list[svg.Bar]:
-    """One chart row a system that has the metric."""
+    """Return one row of a chart per system that has the metric."""
     systems = [name for name in in_order(scores) if metric in scores[name]]
     digits = decimals(scores[name][metric].value for name in systems)
     return [_bar(system, scores[system][metric], digits) for system in systems]
@@ -134,14 +134,14 @@ def _bar(system: str, score: Score, digits: int) -> svg.Bar:
 
 
 def forest(record: Record) -> Markup:
-    """Point and interval of the deciding metric for every system."""
+    """Return a chart of the deciding metric with intervals for every system."""
     return svg.forest(
         f"{metric_label(record.metric)} by system, with intervals", bar_rows(record.scores, record.metric)
     )
 
 
 def comparisons(record: Record) -> list[Versus]:
-    """The tuned model against each baseline, in the report's order."""
+    """Return the comparisons of the tuned model with each baseline, in the order of the report."""
     order = in_order(name.removeprefix("tuned vs ") for name in record.comparison)
     pairs = sorted(record.comparison.items(), key=lambda item: order.index(item[0].removeprefix("tuned vs ")))
     return [_versus(record, pair, comparison) for pair, comparison in pairs]
@@ -152,7 +152,7 @@ def _versus(record: Record, pair: str, item: Comparison) -> Versus:
     return Versus(
         against=system_label(pair.removeprefix("tuned vs ")),
         metric=metric_label(item.metric),
-        delta=delta(item.delta, digits),
+        delta=difference(item.delta, digits),
         interval=interval(item.low, item.high, digits, sign=True),
         p=p_value(item.p),
         verdict=item.verdict,
@@ -161,9 +161,9 @@ def _versus(record: Record, pair: str, item: Comparison) -> Versus:
 
 
 def beaten(record: Record) -> str:
-    """The sentence that must come first when baselines score better than the tuned model; empty when none does.
+    """Return the sentence that comes first if baselines score better than the tuned model, otherwise an empty string.
 
-    It is empty as well when the headline already names every such baseline.
+    It is also empty if the headline names all these baselines.
     """
     winners = [name for name in in_order(record.scores) if name != "tuned" and _wins(record, name)]
     named = record.headline.lower().replace("-", "").replace("_", "").replace(" ", "")
@@ -177,12 +177,12 @@ def beaten(record: Record) -> str:
         f"{system_label(name)} ({number(value, digits)})" for name, value in zip(winners, rivals, strict=True)
     )
     verb = "beat" if len(winners) > 1 else "beats"
-    doubt = "" if sure else "; the difference is within what chance explains"
+    doubt = "" if sure else "; the difference may be due to chance"
     return f"{listed} {verb} the tuned model ({number(tuned, digits)}) on {metric_label(record.metric)}{doubt}."
 
 
 def _wins(record: Record, system: str) -> bool:
-    """Whether a baseline is better by its comparison, or by its plain value."""
+    """Return True if a baseline is better by its comparison, or otherwise by its plain value."""
     if _verdict(record, system) == "worse":
         return _has(record, system) and _has(record, "tuned")
     if not (_has(record, system) and _has(record, "tuned")):
@@ -201,7 +201,7 @@ def _verdict(record: Record, system: str) -> str:
 
 
 def deciding(record: Record) -> str:
-    """The deciding metric's line under the verdict: ``Macro-F1 0.877 [0.861, 0.894] on 1,024 rows``."""
+    """Return the line of the deciding metric: ``Macro-F1 0.877 [0.861, 0.894] on 1,024 rows``."""
     score = record.scores.get("tuned", {}).get(record.metric)
     if score is None:
         return metric_label(record.metric)

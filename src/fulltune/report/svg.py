@@ -1,7 +1,7 @@
-"""Charts as inline SVG: text is real text at its own size, widths are fluid, colors are the page's CSS variables.
+"""Draw charts as inline SVG: real text at its own size, fluid widths, colors from the page's CSS variables.
 
-Horizontal places are percentages of the width and vertical ones are pixels, so a chart fills a phone or a wide screen
-without scaling its lettering. Whatever color tells is told by shape or words as well.
+Horizontal positions are percentages of the width, vertical ones are pixels, so that a chart fills a phone or a wide
+screen without scaling its text. Color is never the only carrier of information: shapes and words repeat it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from markupsafe import Markup
 
 from fulltune.report.display import compact
 
-#: A line keeps at most this many points; each bucket of steps keeps its lowest and its highest.
+#: Maximum number of points per line; each bucket of steps keeps its lowest and its highest point.
 POINTS = 300
 
 Point = tuple[float, float]
 
-#: A step and two values there.
+#: A step and two values at that step.
 Span = tuple[float, float, float]
 
 
 def tag(name: str, *children: str | Markup, **attributes: Any) -> Markup:
-    """An element; text and attribute values are escaped, ``class_`` and ``stroke_width`` become SVG's names."""
+    """Return an element with escaped text and attributes; ``class_`` and ``stroke_width`` become the SVG names."""
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items()
     )
@@ -34,7 +34,7 @@ def tag(name: str, *children: str | Markup, **attributes: Any) -> Markup:
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values onto 0…1, linearly or by logarithm."""
+    """Mapping from values to 0…1, linear or logarithmic."""
 
     low: float
     high: float
@@ -47,7 +47,7 @@ class Axis:
         return (value - low) / (high - low)
 
     def ticks(self, wanted: int) -> list[float]:
-        """Round numbers within the axis, about ``wanted`` of them."""
+        """Return about ``wanted`` round numbers within the axis."""
         if self.log:
             powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
             return [10.0**power for power in powers][:: max(1, len(powers) // wanted)]
@@ -59,7 +59,7 @@ class Axis:
 
 
 def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06, log: bool = False) -> Axis | None:
-    """An axis that holds all finite values with some air; None when there is none."""
+    """Return an axis that holds all finite values with a margin, or None if there are none."""
     finite = [value for value in values if math.isfinite(value)] + ([0.0] if zero else [])
     if not finite or (zero and len(finite) == 1):
         return None
@@ -68,22 +68,23 @@ def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06,
         return Axis(low / 1.2, high * 1.2, log=True)
     largest = max(abs(low), abs(high))
     spread = high - low if high - low > 1e-6 * largest else largest or 1.0
-    room = spread * pad
-    return Axis(low if zero and low == 0 else low - room, high if zero and high == 0 > low else high + room)
+    margin = spread * pad
+    return Axis(low if zero and low == 0 else low - margin, high if zero and high == 0 > low else high + margin)
 
 
 def percent(fraction: float) -> str:
+    """Return a position as a percentage of the width."""
     return f"{100 * fraction:.2f}%"
 
 
 def figure(title: str, description: str, height: float, *parts: Markup, kind: str = "chart") -> Markup:
-    """The outer element, named and described for those who do not see it."""
+    """Return the outer element, with a title and a description for screen readers."""
     head = (tag("title", title), tag("desc", description))
     return tag("svg", *head, *parts, class_=kind, role="img", width="100%", height=f"{height:g}", aria_label=title)
 
 
 def bottom_axis(axis: Axis, top: float, bottom: float, wanted: int = 4) -> Markup:
-    """Light vertical lines with their numbers below."""
+    """Return light vertical lines with numbers below."""
     parts = []
     for tick in axis.ticks(wanted):
         place = axis.at(tick)
@@ -96,7 +97,7 @@ def bottom_axis(axis: Axis, top: float, bottom: float, wanted: int = 4) -> Marku
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of a forest plot or bar chart: a name, a value, its interval (NaN for none), the words on the right."""
+    """One row of a forest plot or bar chart: name, value, interval (NaN for none), and the text on the right."""
 
     label: str
     value: float
@@ -110,7 +111,7 @@ _ROW, _STRIP = 42, 28
 
 
 def forest(title: str, rows: Sequence[Bar]) -> Markup:
-    """Points with intervals, one row a system; a dashed line stands at the strong row's value."""
+    """Return points with intervals, one row per system; a dashed line marks the value of the strong row."""
     axis = axis_over([number for row in rows for number in (row.value, row.low, row.high)])
     if axis is None:
         return Markup("")
@@ -121,11 +122,11 @@ def forest(title: str, rows: Sequence[Bar]) -> Markup:
         strip = {"y1": index * _ROW + _STRIP - 7, "y2": index * _ROW + _STRIP + 9}
         parts += [tag("line", class_="reference", x1=place, x2=place, **strip) for place in strong]
         parts += [_row_words(row, index * _ROW), _whisker(row, axis, index * _ROW + _STRIP), _marker(row, axis, index)]
-    return figure(title, _told(rows), bottom + 20, *parts)
+    return figure(title, _description(rows), bottom + 20, *parts)
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars from zero with intervals as whiskers."""
+    """Return horizontal bars from zero with intervals as whiskers."""
     axis = axis_over([number for row in rows for number in (row.value, row.low, row.high)], zero=True)
     if axis is None:
         return Markup("")
@@ -137,10 +138,10 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
             place = {"x": percent(start), "y": index * _ROW + _STRIP - 6, "width": percent(max(end - start, 0.002))}
             parts.append(tag("rect", class_="bar strong" if row.strong else "bar", height=12, rx=2, **place))
         parts.append(_whisker(row, axis, index * _ROW + _STRIP))
-    return figure(title, _told(rows), _ROW * len(rows) + 2, *parts)
+    return figure(title, _description(rows), _ROW * len(rows) + 2, *parts)
 
 
-def _told(rows: Sequence[Bar]) -> str:
+def _description(rows: Sequence[Bar]) -> str:
     return "; ".join(f"{row.label}: {row.text}" for row in rows)
 
 
@@ -161,7 +162,7 @@ def _whisker(row: Bar, axis: Axis, y: float) -> Markup:
 
 
 def _marker(row: Bar, axis: Axis, index: int) -> Markup:
-    """A filled diamond for the tuned model, a hollow circle for the rest."""
+    """Return a filled diamond for the tuned model, a hollow circle for others."""
     if not math.isfinite(row.value):
         return Markup("")
     place = {"x": percent(axis.at(row.value)), "y": index * _ROW + _STRIP}
@@ -171,7 +172,7 @@ def _marker(row: Bar, axis: Axis, index: int) -> Markup:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; ``dotted`` draws its points as well (few, like evaluations)."""
+    """One curve; ``dotted`` also draws its points (few, such as evaluations)."""
 
     label: str
     points: Sequence[Point]
@@ -180,16 +181,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A step worth naming: an upright line with a word at its top, and a sentence for those who point at it."""
+    """A marked step: a vertical line with a label at its top, and a sentence as a tooltip."""
 
     step: float
     label: str
-    told: str
+    description: str
 
 
 _TOP, _HEIGHT = 8, 160
 
-#: Marks closer than this share of the width have their words one below the other.
+#: Marks closer than this fraction of the width have their labels stacked.
 _APART = 0.08
 
 
@@ -203,15 +204,16 @@ def lines(
     log_steps: bool = False,
     unit: str = "step",
 ) -> Markup:
-    """Curves over steps. Values that are not finite leave a gap, and a cross on the floor where they were.
+    """Return curves over steps. Values that are not finite leave a gap, with a cross on the axis.
 
     Args:
-        title, description: For those who do not see the chart.
-        curves: At least one point in all.
-        marks: Steps to name.
-        band: Shaded between two values at each step.
-        log_steps: Steps by their logarithm.
-        unit: What a step is called.
+        title: Title for screen readers.
+        description: Description for screen readers.
+        curves: Curves with at least one point in total.
+        marks: Steps to mark.
+        band: Area shaded between two values at each step.
+        log_steps: Use a logarithmic axis for steps.
+        unit: Name of a step.
     """
     values = [y for curve in curves for _, y in curve.points if math.isfinite(y)]
     steps = [x for curve in curves for x, _ in curve.points] + [mark.step for mark in marks]
@@ -232,7 +234,7 @@ def _steps_axis(first: float, last: float, log: bool) -> Axis:
 
 
 def _left_axis(axis: Axis) -> Markup:
-    """Light horizontal lines with their numbers in the margin that the page leaves at the left of curves."""
+    """Return light horizontal lines with numbers in the left margin of the page."""
     parts = []
     for tick in axis.ticks(4):
         y = _y(axis, tick)
@@ -246,7 +248,7 @@ def _y(axis: Axis, value: float) -> float:
 
 
 def _path(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
-    """The line itself, in a box of its own that stretches sideways while its stroke does not."""
+    """Return the curve in a box that is stretched horizontally without scaling its stroke."""
     commands, pen_down = [], False
     for x, y in thin(curve.points):
         if math.isfinite(y):
@@ -261,7 +263,7 @@ def _stretched(shape: Markup) -> Markup:
 
 
 def _band(spans: Sequence[Span], x_axis: Axis, y_axis: Axis) -> Markup:
-    """The area between the two values of each span, there along the one and back along the other."""
+    """Return the area between the two values of each span."""
     if not spans:
         return Markup("")
     outline = [(x, low) for x, low, _ in spans] + [(x, high) for x, _, high in reversed(spans)]
@@ -275,9 +277,9 @@ def _marks(marks: Sequence[Mark], axis: Axis, unit: str) -> Markup:
     for mark in sorted(marks, key=lambda mark: mark.step):
         place = axis.at(mark.step)
         level = level + 1 if place - last < _APART else 0
-        last, told = place, tag("title", f"{unit} {mark.step:g}: {mark.told}")
+        last, title = place, tag("title", f"{unit} {mark.step:g}: {mark.description}")
         ends = {"x1": percent(place), "x2": percent(place), "y1": _TOP, "y2": _TOP + _HEIGHT}
-        parts.append(tag("line", told, class_="mark", **ends))
+        parts.append(tag("line", title, class_="mark", **ends))
         side = {"dx": -5, "text_anchor": "end"} if place > 0.9 else {"dx": 5, "text_anchor": "start"}
         height = _TOP + 12 + 15 * level
         parts.append(tag("text", mark.label, class_="tick halo", x=percent(place), y=height, **side))
@@ -285,7 +287,7 @@ def _marks(marks: Sequence[Mark], axis: Axis, unit: str) -> Markup:
 
 
 def _dots(curve: Line, x_axis: Axis, y_axis: Axis, unit: str) -> Markup:
-    """Points of a dotted curve, lone points of any curve, and crosses where a value was not a number."""
+    """Return the points of a dotted curve, single points of any curve, and crosses for values that are not finite."""
     few = curve.dotted or sum(math.isfinite(y) for _, y in curve.points) == 1
     parts = []
     for x, y in curve.points if few else [point for point in curve.points if not math.isfinite(point[1])][:POINTS]:
@@ -294,13 +296,13 @@ def _dots(curve: Line, x_axis: Axis, y_axis: Axis, unit: str) -> Markup:
             dot = tag("title", f"{unit} {x:g}: {compact(y)}")
             parts.append(tag("circle", dot, class_="dot", cx=place, cy=_y(y_axis, y), r=3.5))
         else:
-            told = tag("title", f"{unit} {x:g}: not a number")
-            parts.append(tag("text", "×", told, class_="cross", x=place, y=_TOP + _HEIGHT - 2, text_anchor="middle"))
+            title = tag("title", f"{unit} {x:g}: not a number")
+            parts.append(tag("text", "×", title, class_="cross", x=place, y=_TOP + _HEIGHT - 2, text_anchor="middle"))
     return Markup("").join(parts)
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """At most :data:`POINTS` points, NaN ones besides; each bucket keeps its lowest and highest, so no spike is lost"""
+    """Return at most :data:`POINTS` points, plus NaN ones; each bucket keeps its extremes, so that spikes are kept."""
     if len(points) <= POINTS:
         return list(points)
     width = math.ceil(len(points) / (POINTS // 2))
@@ -320,27 +322,26 @@ def _height(point: Point) -> float:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a scatter plot: a name, its cost, its value with an interval, and whether it stands out or is on the
-    front that nothing beats in both.
-    """
+    """A point of a scatter plot: name, cost, and value with interval; emphasized or not, on the Pareto front or not."""
 
     label: str
     x: float
     y: float
     low: float
     high: float
-    told: str
+    description: str
     strong: bool = False
     on_front: bool = False
 
 
 def scatter(title: str, description: str, dots: Sequence[Dot], tick: Callable[[float], str]) -> Markup:
-    """Values over costs, with intervals; the front as a line. Dots that are no numbers are left out.
+    """Return values over costs with intervals, and the front as a line. Points that are not finite are omitted.
 
     Args:
-        title, description: For those who do not see the chart.
-        dots: At least one with numbers, else nothing is drawn.
-        tick: How a cost is written on its axis.
+        title: Title for screen readers.
+        description: Description for screen readers.
+        dots: Points; without a finite one, the result is empty.
+        tick: Formats a cost for its axis.
     """
     drawn = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
     x_axis = axis_over([dot.x for dot in drawn], zero=True, pad=0.18)
@@ -365,14 +366,14 @@ def _scattered(dot: Dot, x_axis: Axis, y_axis: Axis) -> Markup:
         ends = {"x1": x, "x2": x, "y1": _y(y_axis, dot.low), "y2": _y(y_axis, dot.high)}
         whisker = tag("line", class_=f"whisker{strength}", **ends)
     shape = tag("path", class_="diamond", d="M-7 0L0 -7L7 0L0 7Z") if dot.strong else tag("circle", class_="ring", r=5)
-    mark = tag("svg", tag("title", dot.told), shape, overflow="visible", x=x, y=y)
+    mark = tag("svg", tag("title", dot.description), shape, overflow="visible", x=x, y=y)
     side = {"dx": -10, "text_anchor": "end"} if x_axis.at(dot.x) > 0.7 else {"dx": 10, "text_anchor": "start"}
     return whisker + mark + tag("text", dot.label, class_=f"tick halo{strength}", x=x, y=round(y - 8, 1), **side)
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers whose confidence lies in one range: how sure they were on average, how often right, how many."""
+    """Answers with a confidence in one range: mean confidence, accuracy, and count."""
 
     low: float
     high: float
@@ -382,7 +383,7 @@ class Bin:
 
 
 def calibration(title: str, bins: Sequence[Bin]) -> Markup:
-    """Bars of accuracy by confidence, each with a line at the mean confidence (a reliability diagram)."""
+    """Return a reliability diagram: bars of accuracy by confidence, each with a line at the mean confidence."""
     axis = Axis(0, 1)
     y_axis = Axis(0, 1.08)
     parts = [_left_axis(y_axis), bottom_axis(axis, _TOP + _HEIGHT, _TOP + _HEIGHT)]
@@ -392,10 +393,12 @@ def calibration(title: str, bins: Sequence[Bin]) -> Markup:
         gap = 0.08 * (item.high - item.low)
         left, width = percent(item.low + gap), percent(item.high - item.low - 2 * gap)
         top = _y(y_axis, item.accuracy)
-        words = tag("title", f"confidence {item.confidence:.2f}: right {item.accuracy:.2f} of {item.count} rows")
+        words = tag("title", f"confidence {item.confidence:.2f}: {item.accuracy:.2f} correct of {item.count} rows")
         place = {"x": left, "y": top, "width": width, "height": max(round(_TOP + _HEIGHT - top, 1), 1)}
         parts.append(tag("rect", words, class_="bar", rx=2, **place))
-        said, right = _y(y_axis, item.confidence), percent(item.high - gap)
-        parts.append(tag("line", class_="said", x1=left, x2=right, y1=said, y2=said))
-    told = "; ".join(f"{b.low:g} to {b.high:g}: {b.accuracy:.2f} right, {b.count} rows" for b in bins if b.count)
-    return figure(title, told, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
+        stated, right = _y(y_axis, item.confidence), percent(item.high - gap)
+        parts.append(tag("line", class_="said", x1=left, x2=right, y1=stated, y2=stated))
+    description = "; ".join(
+        f"{b.low:g} to {b.high:g}: {b.accuracy:.2f} correct, {b.count} rows" for b in bins if b.count
+    )
+    return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")

@@ -1,8 +1,9 @@
-"""The part of the page that depends on the task: confusion, classes and calibration, metric bars, queries."""
+"""Sections that depend on the task: confusion matrix, classes, calibration, metric bars, queries."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,28 +21,28 @@ from fulltune.report.display import (
     in_order,
     metric_label,
     number,
-    share,
+    percentage,
     system_label,
 )
 from fulltune.report.examples import Survey
 from fulltune.report.scores import bar_rows
 
-#: The largest confusion matrix drawn as one, and the pairs listed instead beyond it.
+#: Largest number of classes with a confusion matrix, and number of confused pairs that are listed beyond it.
 CLASSES, PAIRS = 25, 20
 
 
 @dataclass(frozen=True)
 class Heat:
-    """A cell of the confusion matrix: its count and its share of the row, 0 to 1."""
+    """A cell of the confusion matrix: its count and its fraction of the row, 0 to 1."""
 
     count: int
-    share: float
+    fraction: float
     right: bool
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Rows are the true classes, columns the predicted ones; beyond :data:`CLASSES` only ``pairs`` is filled."""
+    """A confusion matrix: true classes by predicted ones; above :data:`CLASSES` only ``pairs`` is set."""
 
     labels: tuple[str, ...]
     rows: tuple[tuple[Heat, ...], ...]
@@ -49,17 +50,17 @@ class Confusion:
 
 
 def confusion(details: Mapping[str, Any]) -> Confusion | None:
-    """The matrix, or the most confused pairs when it is a large one.
+    """Return the matrix, or the most confused pairs of a large matrix.
 
     ``details["confusion"]`` is ``{"labels": […], "matrix": [[…]]}``, or the bare matrix with ``details["labels"]``.
     """
-    found = details.get("confusion")
-    if not isinstance(found, Mapping):
-        found = {"labels": details.get("labels"), "matrix": found}
-    if not found.get("labels") or not found.get("matrix"):
+    stored = details.get("confusion")
+    if not isinstance(stored, Mapping):
+        stored = {"labels": details.get("labels"), "matrix": stored}
+    if not stored.get("labels") or not stored.get("matrix"):
         return None
-    labels = tuple(str(label) for label in found["labels"])
-    matrix = [[int(cell) for cell in row] for row in found["matrix"]]
+    labels = tuple(str(label) for label in stored["labels"])
+    matrix = [[int(cell) for cell in row] for row in stored["matrix"]]
     if len(labels) > CLASSES:
         return Confusion(labels, (), _pairs(labels, matrix))
     return Confusion(labels, tuple(_heats(index, row) for index, row in enumerate(matrix)), ())
@@ -72,7 +73,7 @@ def _heats(index: int, row: Sequence[int]) -> tuple[Heat, ...]:
 
 def _pairs(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> tuple[tuple[str, str, int, str], ...]:
     wrong = [
-        (labels[i], labels[j], cell, share(cell / sum(row)))
+        (labels[i], labels[j], cell, percentage(cell / sum(row)))
         for i, row in enumerate(matrix)
         for j, cell in enumerate(row)
         if i != j and cell
@@ -91,7 +92,7 @@ class PerClass:
 
 
 def per_class(details: Mapping[str, Any]) -> list[PerClass]:
-    """Precision, recall and F1 of each class, the most frequent first."""
+    """Return precision, recall and F1 of each class, most frequent first."""
     rows = [row for row in details.get("per_class") or () if isinstance(row, Mapping)]
     rows.sort(key=lambda row: -as_float(row.get("support", 0)))
     return [_per_class(row) for row in rows]
@@ -105,7 +106,7 @@ def _per_class(row: Mapping[str, Any]) -> PerClass:
 
 
 def calibration(details: Mapping[str, Any]) -> Markup:
-    """Accuracy by confidence, drawn; nothing when no bin holds a row."""
+    """Return a reliability diagram; empty if no bin has rows."""
     bins = [_bin(row) for row in details.get("calibration") or () if isinstance(row, Mapping)]
     return svg.calibration("Accuracy by confidence", bins) if any(item.count for item in bins) else Markup("")
 
@@ -116,31 +117,33 @@ def _bin(row: Mapping[str, Any]) -> svg.Bin:
 
 
 def plain_details(details: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Whatever else a task left in its details that is a single number or word."""
-    return [
+    """Return the other details of a task that are single numbers or words."""
+    plain = [
         (metric_label(key), value if isinstance(value, str) else compact(value))
         for key, value in details.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)
-    ] + _memorization(details.get("memorisation"))
-
-
-def _memorization(found: Any) -> list[tuple[str, str]]:
-    """One line: how much the tuned model recites, beside the references and the base."""
-    if not isinstance(found, Mapping) or not isinstance(found.get("tuned"), Mapping):
-        return []
-    tuned = found["tuned"]
-    others = [
-        f"{name} {share(as_float(found[key].get('share')))}"
-        for key, name in (("references", "the references"), ("zero_shot", "zero-shot"))
-        if isinstance(found.get(key), Mapping)
     ]
-    words = f"{share(as_float(tuned.get('share')))} of {count(tuned.get('runs', 0))} runs of {found.get('words')} words"
-    return [("Word for word from train", words + (f" ({', '.join(others)})" if others else ""))]
+    return plain + _memorization(details.get("memorisation"))
+
+
+def _memorization(stored: Any) -> list[tuple[str, str]]:
+    """Return one line: the rate of verbatim copies from train by the tuned model, the references and the base."""
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("tuned"), Mapping):
+        return []
+    tuned = stored["tuned"]
+    others = [
+        f"{name} {percentage(as_float(stored[key].get('share')))}"
+        for key, name in (("references", "references"), ("zero_shot", "zero-shot"))
+        if isinstance(stored.get(key), Mapping)
+    ]
+    rate = percentage(as_float(tuned.get("share")))
+    text = f"{rate} of {count(tuned.get('runs', 0))} sequences of {stored.get('words')} words"
+    return [("Verbatim from train", text + (f" ({', '.join(others)})" if others else ""))]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with the words beside it; ``keys`` are pairs of a curve's class and its name."""
+    """A chart with its caption; ``keys`` are pairs of a curve's CSS class and its name."""
 
     title: str
     note: str
@@ -150,7 +153,7 @@ class Chart:
 
 
 def metric_bars(record: Record) -> list[Chart]:
-    """One small bar chart a metric, for tasks that have no confusion matrix."""
+    """Return one small bar chart per metric, for tasks without a confusion matrix."""
     charts = []
     for name in record.metrics:
         drawn = svg.bars(f"{metric_label(name)} by system", bar_rows(record.scores, name))
@@ -161,7 +164,7 @@ def metric_bars(record: Record) -> list[Chart]:
 
 @dataclass(frozen=True)
 class Queries:
-    """How the queries of one system ran, and its commonest kinds of error."""
+    """Execution of the queries of one system, and its most common kinds of errors."""
 
     system: str
     rows: str
@@ -169,21 +172,19 @@ class Queries:
     errors: tuple[tuple[str, int], ...]
 
 
-def queries(found: Survey) -> list[Queries]:
-    """Share of queries that execute, by system."""
-    return [
-        Queries(
-            system_label(name),
-            f"{found.queries[name]['rows']:,}",
-            share(found.queries[name]["executes"] / found.queries[name]["rows"]),
-            tuple((key.removeprefix("error: "), n) for key, n in found.queries[name].most_common() if ": " in key)[:4],
-        )
-        for name in in_order(found.queries)
-    ]
+def queries(survey: Survey) -> list[Queries]:
+    """Return the fraction of queries that execute, by system."""
+    return [_queries(name, survey.queries[name]) for name in in_order(survey.queries)]
+
+
+def _queries(name: str, counts: Counter[str]) -> Queries:
+    errors = tuple((key.removeprefix("error: "), n) for key, n in counts.most_common() if ": " in key)
+    executes = percentage(counts["executes"] / counts["rows"])
+    return Queries(system_label(name), f"{counts['rows']:,}", executes, errors[:4])
 
 
 def stages(seconds: Mapping[str, float]) -> Markup:
-    """Wall time by stage, in the order the stages ran."""
+    """Return a chart of the wall time by stage, in the order of the stages."""
     rows = [
         svg.Bar(name.replace("_", " "), value, math.nan, math.nan, duration(value)) for name, value in seconds.items()
     ]

@@ -47,7 +47,8 @@ def retained(record: Record) -> list[Text]:
         return []
     name, found = worst
     counted = f"{len(record.retention)} abilities" if len(record.retention) > 1 else "one ability"
-    change = f"{retention.signed(found.change)} ({retention.signed(found.low)} to {retention.signed(found.high)})"
+    loss, low, high = map(display.signed_percentage, (found.change, found.low, found.high))
+    change = f"{loss} ({low} to {high})"
     values = f"{display.metric_label(found.metric)} {found.base.value:.4g} → {found.tuned.value:.4g}"
     text = f"Retention: {counted} asked; most was lost of {name}: {change}, {values}, {found.verdict}"
     if found.change <= 0:
@@ -76,7 +77,7 @@ def systems(record: Record) -> Table:
     for name in display.in_order(found):
         score, against = found[name], record.comparison.get(f"tuned vs {name}")
         bounds = display.interval(score.low, score.high, digits)
-        gain = f"{display.delta(against.delta, digits)}, {against.verdict}" if against else ""
+        gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
         table.add_row(
             display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
         )
@@ -116,7 +117,7 @@ def comparison(found: RunComparison) -> RenderableType:
         digits = display.decimals(values)
         bounds = display.interval(item.low, item.high, digits, sign=True)
         shown = [display.number(value, digits) for value in values]
-        delta = display.delta(item.delta, digits)
+        delta = display.difference(item.delta, digits)
         table.add_row(display.metric_label(item.metric), *shown, delta, bounds, item.verdict)
     lists = {
         "right only in A": found.fixed,
@@ -140,7 +141,7 @@ def interpolation(found: Interpolation) -> RenderableType:
         sign = "chosen" if point.alpha == found.alpha else "on the front" if point.on_front else ""
         inside = "yes" if point.within_budget else "no"
         score = display.number(point.score.value, digits)
-        table.add_row(f"{point.alpha:g}", score, bounds, retention.signed(point.loss), inside, sign)
+        table.add_row(f"{point.alpha:g}", score, bounds, display.signed_percentage(point.loss), inside, sign)
     facts = {f"eval, {name}": display.number(score.value, digits) for name, score in found.final.items()}
     if found.kept_as_tuned:
         facts["as tuned at every α"] = _some(found.kept_as_tuned) + " (the base has none)"
@@ -222,7 +223,8 @@ def plan(plan: Plan) -> RenderableType:
 
 def _padding(plan: Plan) -> str:
     shares = plan.padding or {"random": 0.0, "used": 0.0}
-    return f"{shares['used']:.1%} of the inputs, {shares['random']:.1%} in random batches"
+    used, random = display.percentage(shares["used"]), display.percentage(shares["random"])
+    return f"{used} of the inputs, {random} in random batches"
 
 
 def _memory(plan: Plan) -> str:
@@ -233,9 +235,9 @@ def _memory(plan: Plan) -> str:
 
 def _costs(plan: Plan) -> dict[str, dict[str, str]]:
     memory = {name: _size(count) for name, count in plan.memory.items()}
-    seconds = {name: duration(value) for name, value in plan.seconds.items()}
+    seconds = {name: display.duration(value) for name, value in plan.seconds.items()}
     if seconds:
-        seconds["all"] = duration(plan.total_seconds or 0.0)
+        seconds["all"] = display.duration(plan.total_seconds or 0.0)
     if memory:
         memory["all"] = _size(plan.peak_bytes or 0)
     return {"memory": memory, "time": seconds}
@@ -250,16 +252,6 @@ def _shares(title: str, parts: dict[str, str]) -> Table:
     for name, value in parts.items():
         table.add_row(display.system_label(name), value)
     return table
-
-
-def duration(seconds: float) -> str:
-    """Format seconds for people, e.g. ``4.2 s``, ``3 min 20 s`` or ``2 h 05 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def what_fits(found: FitTable) -> RenderableType:
