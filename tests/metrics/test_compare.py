@@ -350,13 +350,13 @@ def test_a_tuned_model_without_a_finite_score_is_rejected(value: float) -> None:
     outcome, reasons, headline = verdict(BITS, value, {"zero_shot": (1.2, "no detectable change", (math.nan,) * 3)})
     assert outcome == "rejected"
     assert reasons == ("the tuned model's bits per byte is not a finite number (n = 828)",)
-    assert headline == f"Nothing can be said for this run: {reasons[0]}."
+    assert headline == f"No verdict is possible for this run: {reasons[0]}."
 
 
 def test_without_a_scored_baseline_nothing_is_claimed() -> None:
     outcome, _, headline = verdict(BITS, 1.0, {"zero_shot": (math.nan, "no detectable change", (math.nan,) * 3)})
     assert outcome == "accepted"
-    assert headline == "The tuned model has no baseline to be compared with: bits per byte 1.000, n = 828."
+    assert headline == "The tuned model has no baseline to compare with: bits per byte 1.000, n = 828."
 
 
 def test_large_figures_have_no_decimals() -> None:

@@ -1,4 +1,4 @@
-"""Metrics by name. Each is a function of summed per-example statistics: see :mod:`fulltune.metrics.base`."""
+"""Metrics by name. Each is a function of summed statistics per example: see :mod:`fulltune.metrics.base`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _FIXED = {
     if isinstance(metric, Metric)
 }
 
-#: Shown, never judged: more is neither better nor worse.
+#: Metrics that are shown but not compared: neither direction is better.
 INFORMATIONAL = frozenset({text.length_ratio.name, sql.empty_results.name})
 
 
 def known(labels: Sequence[str] = (), multi_label: bool = False) -> dict[str, Metric]:
-    """All metrics by name; those of a classification are made for these labels."""
+    """Return all metrics by name; those of classification depend on the labels."""
     return _FIXED | {metric.name: metric for metric in classification_metrics(labels, multi_label)}
 
 
 def get(name: str, labels: Sequence[str] = (), multi_label: bool = False) -> Metric:
-    """One metric by name.
+    """Return a metric by name.
 
     Raises:
         ConfigError: There is no metric of this name.

@@ -1,8 +1,8 @@
-"""Scores that stream, their bootstrap intervals, and the paired bootstrap of two systems.
+"""Accumulate scores in one pass, with bootstrap intervals and the paired bootstrap of two systems.
 
-The rows are the population: a resample draws as many rows as there are, with replacement, and every interval is the
-percentile interval of Efron & Tibshirani (1993, chapter 13). Two systems are compared under the same draws (Koehn
-2004), so what makes a row easy for both cancels out.
+The rows are the population: a resample draws as many rows as there are, with replacement. Intervals are percentile
+intervals (Efron & Tibshirani 1993, chapter 13). Two systems are compared under the same draws (Koehn 2004), so that
+differences in difficulty between rows cancel out.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fulltune.errors import IncompatibleError
 from fulltune.metrics.base import Array, Metric
 from fulltune.records.run import Comparison, Prediction, Score, Verdict
 
-#: Bytes that the weights of one batch of resamples may take.
+#: Maximum size in bytes of the weights of one chunk of resamples.
 _BUDGET = 32 * 2**20
 
 _Mask = NDArray[np.bool_]
 
 
 class Accumulator:
-    """Takes predictions one at a time and keeps one short vector of each, never the prediction.
+    """Accumulator of predictions that keeps one short vector per prediction, not the prediction.
 
-    Metrics that share a statistics function (accuracy and macro-F1, say) share its vectors too.
+    Metrics with the same statistics function (such as accuracy and macro-F1) share their vectors.
 
     Attributes:
-        metrics: By name, in the order given.
-        ids: Row ids in the order they came.
+        metrics: Metrics by name, in the given order.
+        ids: Row ids in the order of the predictions.
     """
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
@@ -49,20 +49,20 @@ class Accumulator:
         self.ids.append(prediction.id)
 
     def statistics(self, name: str) -> tuple[Array, _Mask]:
-        """The metric's vectors ``(n, k)``, zeros where it does not apply, and the mask ``(n,)`` of where it does."""
+        """Return the vectors ``(n, k)`` of a metric (zeros where it does not apply) and the mask of the rest."""
         return self._tables[self.metrics[name].statistics].arrays()
 
     def scores(
         self, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17, exclude: Container[str] = ()
     ) -> dict[str, Score]:
-        """Each metric with its percentile interval.
+        """Return each metric with its percentile interval.
 
-        Without rows the value is NaN; with one row there is a value and no interval (NaN), for one row has no spread.
+        Without rows the value is NaN. With one row there is a value but no interval (NaN).
 
         Args:
-            resamples: Bootstrap resamples.
-            confidence: Of the interval, e.g. 0.95.
-            seed: The same seed and rows give the same interval.
+            resamples: Number of bootstrap resamples.
+            confidence: Confidence level of the interval, e.g. 0.95.
+            seed: Seed; the same seed and rows give the same interval.
             exclude: Ids of rows that do not count.
         """
         kept = np.array([row_id not in exclude for row_id in self.ids], dtype=bool)
@@ -88,15 +88,15 @@ def paired(
     confidence: float = 0.95,
     seed: int = 17,
 ) -> Comparison:
-    """The paired bootstrap of two systems on the same rows: ``a`` minus ``b``.
+    """Compare two systems on the same rows by the paired bootstrap: ``a`` minus ``b``.
 
-    The two-sided p-value is ``min(1, 2 min(P(δ ≤ 0), P(δ ≥ 0)))`` over the resamples, one added to each count and to
-    the number of resamples. A bootstrap of very few rows claims too much, so p is never below ``2^(1 - d)``, where
-    ``d`` is the number of rows on which the systems differ: if swapping the two made no difference, each of ``2^d``
-    swaps were as likely, and no two-sided test can tell more. The verdict is ``improved`` or ``worse`` when the
+    The two-sided p-value is ``min(1, 2 min(P(δ ≤ 0), P(δ ≥ 0)))`` over the resamples, with one added to each count and
+    to the number of resamples. A bootstrap of very few rows is overconfident, so p is never below ``2^(1 - d)``, where
+    ``d`` is the number of rows on which the systems differ. Under the null hypothesis each of the ``2^d`` swaps is
+    equally likely, and no two-sided test can give a smaller p-value. The verdict is ``improved`` or ``worse`` if the
     interval excludes 0 and ``p ≤ 1 - confidence``.
 
-    Rows are matched by id; a row counts when the metric applies to both systems. Without such rows all numbers are NaN.
+    Rows are matched by id; a row counts if the metric applies to both systems. Without such rows all numbers are NaN.
 
     Raises:
         IncompatibleError: The two were not scored on the same rows.
@@ -108,7 +108,7 @@ def paired(
         return Comparison(metric=name, delta=nan, low=nan, high=nan, p=nan, verdict="no detectable change")
     measure = a.metrics[name]
     draws = [measure.value(sums) for sums in _resampled((rows_a, rows_b), resamples, seed)]
-    with np.errstate(invalid="ignore"):  # inf - inf, of two perplexities past all numbers
+    with np.errstate(invalid="ignore"):  # inf - inf, if both perplexities overflow
         deltas = draws[0] - draws[1]
         delta = float(measure.value(rows_a.sum(axis=0)) - measure.value(rows_b.sum(axis=0)))
     low, high = percentile_interval(deltas, confidence)
@@ -129,10 +129,10 @@ def relative_loss(
     confidence: float = 0.95,
     seed: int = 17,
 ) -> tuple[float, float, float]:
-    """How much worse ``tuned`` is than ``base``, as a share of the base's value, and its paired bootstrap interval.
+    """Return the relative loss of ``tuned`` against ``base``, and its paired bootstrap interval.
 
-    Above 0 is worse, whatever the metric's direction. NaN where the base's value is 0 or either is undefined. Rows are
-    matched as in :func:`paired`.
+    The loss is a fraction of the base's value; above 0 is worse, whatever the metric's direction. It is NaN if the
+    base's value is 0 or either is undefined. Rows are matched as in :func:`paired`.
 
     Raises:
         IncompatibleError: The two were not scored on the same rows.
@@ -155,10 +155,10 @@ def relative_loss(
 
 
 def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, seed: int = 17) -> Array:
-    """The metric of several systems under the same draws of their common rows, ``(systems, resamples)``.
+    """Return a metric of several systems under the same draws of their rows, shape ``(systems, resamples)``.
 
     Raises:
-        IncompatibleError: They were not scored on the same rows.
+        IncompatibleError: The systems were not scored on the same rows.
     """
     tables = []
     for system in systems:
@@ -169,7 +169,7 @@ def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resample
 
 
 def row_values(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
-    """A metric of every row taken alone, ``(n,)`` for each system in the order of ``a.ids``; NaN where there is none.
+    """Return a metric of every single row, ``(n,)`` for each system in the order of ``a.ids``; NaN if undefined.
 
     Raises:
         IncompatibleError: The two were not scored on the same rows.
@@ -186,7 +186,7 @@ def _row_values(accumulator: Accumulator, name: str) -> Array:
 
 
 class _Table:
-    """Vectors of one length, added one by one to an array that doubles when it is full."""
+    """Vectors of one length in an array that doubles its size when it is full."""
 
     def __init__(self) -> None:
         self._rows = np.zeros((16, 0))
@@ -209,10 +209,9 @@ class _Table:
 
 
 def _resampled(tables: Sequence[Array], resamples: int, seed: int) -> list[Array]:
-    """Sums of resampled rows, ``(resamples, k)`` for each table ``(n, k)``, all under the same draws.
+    """Return sums of resampled rows, ``(resamples, k)`` for each table ``(n, k)``, all under the same draws.
 
-    Weights are made for as many resamples at a time as fit :data:`_BUDGET`; the result does not depend on how many
-    those are.
+    Weights are created for as many resamples at a time as fit into :data:`_BUDGET`; the result does not depend on it.
     """
     n = len(tables[0])
     sums = [np.zeros((resamples, table.shape[1])) for table in tables]
@@ -226,7 +225,7 @@ def _resampled(tables: Sequence[Array], resamples: int, seed: int) -> list[Array
         weights = buffer[: stop - start]
         for weight in weights:
             weight[:] = np.bincount(random.integers(n, size=n), minlength=n)
-        with np.errstate(invalid="ignore"):  # 0 times infinity: a row that is infinite leaves no interval
+        with np.errstate(invalid="ignore"):  # 0 times infinity: an infinite row leaves no interval
             for part, table in zip(sums, tables, strict=True):
                 part[start:stop] = weights @ table
     return sums
@@ -243,18 +242,18 @@ def _score(metric: Metric, rows: Array, sums: Array, confidence: float) -> Score
 
 
 def percentile_interval(values: Array, confidence: float) -> tuple[float, float]:
-    """The percentile interval; resamples where the metric is undefined are left out."""
+    """Return the percentile interval; resamples with an undefined metric are skipped."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return math.nan, math.nan
     tail = (1 - confidence) / 2
-    # An observed value at each end: interpolating between infinities has no answer.
+    # Use observed values: interpolation between infinities is undefined.
     low, high = np.quantile(defined, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 
 def bootstrap_p(deltas: Array, differing: int) -> float:
-    """Two-sided p of resampled differences of systems that differ on so many rows: see :func:`paired`."""
+    """Return the two-sided p-value of resampled differences; see :func:`paired` for ``differing``, a number of rows."""
     defined = deltas[~np.isnan(deltas)]
     if not len(defined):
         return math.nan
@@ -263,23 +262,23 @@ def bootstrap_p(deltas: Array, differing: int) -> float:
 
 
 def verdict_of(delta: float, certain: bool, direction: str) -> Verdict:
-    """What a difference means for a metric of this direction, where it is certain."""
+    """Return the verdict for a difference, given the metric's direction and the certainty."""
     if not certain:
         return "no detectable change"
     return "improved" if (delta > 0) == (direction == "higher") else "worse"
 
 
 def _aligned(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
-    """The vectors of both, ``(n, k)`` each, row by row of the same id, where the metric applies to both."""
+    """Return the vectors of both, ``(n, k)`` each, matched by id, of the rows that the metric applies to in both."""
     order = _matching(a.ids, b.ids)
-    (rows_a, applies_a), (rows_b, applies_b) = a.statistics(name), b.statistics(name)
-    rows_b, applies_b = rows_b[order], applies_b[order]
-    both = applies_a & applies_b
-    return rows_a[both], rows_b[both]
+    rows_a, applies_a = a.statistics(name)
+    rows_b, applies_b = b.statistics(name)
+    both = applies_a & applies_b[order]
+    return rows_a[both], rows_b[order][both]
 
 
 def _matching(a: Sequence[str], b: Sequence[str]) -> NDArray[np.intp]:
-    """Positions in ``b`` of the rows of ``a``.
+    """Return the positions in ``b`` of the rows of ``a``.
 
     Raises:
         IncompatibleError: The ids are not the same; names some of those that differ.

@@ -1,9 +1,9 @@
-"""What a metric is: a function of **summed** per-example statistics.
+"""Define a metric: a function of **summed** statistics per example.
 
 Accuracy is (hits, rows) → hits / rows; BLEU is summed n-gram counts; macro-F1 is summed true positives, predictions
-and labels per class. That one form gives everything else for free: scores stream (one short vector a row is kept,
-never the row), a bootstrap resample is a weighted sum (``weights @ statistics``), and two systems scored on the same
-rows are compared under the same weights.
+and labels per class. This form has three advantages: scores are computed in one pass (one short vector per row is kept,
+not the row), a bootstrap resample is a weighted sum (``weights @ statistics``), and two systems scored on the same
+rows can be compared under the same weights.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Metric:
     """A named, versioned number with a direction.
 
     Attributes:
-        name: As it stands in records and reports, e.g. ``macro_f1``.
+        name: Name in records and reports, e.g. ``macro_f1``.
         direction: ``"higher"`` or ``"lower"`` is better.
-        version: Raised whenever the same predictions would give another value.
+        version: Incremented whenever the same predictions would give another value.
         source: The paper or library that defines the formula.
-        statistics: One prediction → a vector of ``k`` floats, or None when the metric does not apply to the row
-            (such a row does not count in ``n``).
-        value: Sums of shape ``(..., k)`` → values of shape ``(...)``; NaN where it is undefined. Never raises, never
-            warns.
-        percent: Whether people read it times 100 (accuracy) or as it is (perplexity).
-        label: How the report calls it.
+        statistics: Function from a prediction to a vector of ``k`` floats, or None if the metric does not apply to the
+            row (such rows do not count in ``n``).
+        value: Function from sums of shape ``(..., k)`` to values of shape ``(...)``; NaN where it is undefined. Never
+            raises or warns.
+        percent: True if the value is shown times 100 (accuracy), False if it is shown as it is (perplexity).
+        label: Name in texts.
     """
 
     name: str

@@ -1,12 +1,11 @@
 """Classification scores from counts per class, equal to scikit-learn's.
 
-**Which labels does macro-F1 average over?** Those that occur among the scored rows, as a reference or as an answer.
-That is scikit-learn's default for single labels, so published numbers compare; a label that occurs in train alone would
-otherwise pull the mean down by an F1 of 0 that nobody earned. For several labels a row the same rule holds, which
-scikit-learn calls ``zero_division=nan`` (its default there counts absent labels as 0). A resample leaves out the labels
-that it does not contain.
+Macro-F1 averages over the labels that occur among the scored rows, as a reference or as an answer. This is
+scikit-learn's default for single labels, so that published numbers are comparable; a label that occurs only in train
+would otherwise contribute an F1 of 0. The same rule holds for several labels per row, where scikit-learn calls it
+``zero_division=nan`` (by default it counts absent labels as 0). A resample omits the labels that it does not contain.
 
-An answer outside the label list counts as one more, unlisted class: it is wrong, and it is not lost.
+An answer outside the label list counts as one additional, unlisted class, so that it is an error and not ignored.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _EDGES = np.linspace(0, 1, BINS + 1)
 
 
 class ClassRow(TypedDict):
-    """One class; the three scores are shares (0 where nothing can be divided), ``support`` counts the reference."""
+    """Scores of one class as fractions (0 if undefined); ``support`` is its count among the references."""
 
     label: str
     precision: float
@@ -36,7 +35,7 @@ class ClassRow(TypedDict):
 
 
 class CalibrationBin(TypedDict):
-    """Answers with a confidence in ``(low, high]``: how many, how sure on average, and how often right."""
+    """Answers with a confidence in ``(low, high]``: count, mean confidence, and accuracy."""
 
     low: float
     high: float
@@ -46,11 +45,12 @@ class CalibrationBin(TypedDict):
 
 
 def classification_metrics(labels: Sequence[str], multi_label: bool) -> tuple[Metric, ...]:
-    """The metrics of a classification task; macro-F1 decides.
+    """Return the metrics of a classification task, the deciding one (macro-F1) first.
 
     Args:
         labels: All label names; the order does not matter.
-        multi_label: Answers and references are tuples of labels. Accuracy is then subset accuracy, and there is no MCC.
+        multi_label: True if answers and references are tuples of labels. Accuracy is then subset accuracy, and there
+            is no MCC.
     """
     counts = _Counts(labels)
     metrics = [
@@ -71,7 +71,7 @@ def classification_metrics(labels: Sequence[str], multi_label: bool) -> tuple[Me
 
 _ACCURACY = {
     False: "scikit-learn accuracy_score",
-    True: "scikit-learn accuracy_score on label sets (subset accuracy): all labels of the row are right",
+    True: "scikit-learn accuracy_score on label sets (subset accuracy): all labels of the row are correct",
 }
 _MCC = "scikit-learn matthews_corrcoef, multi-class (Gorodkin 2004)"
 _ECE = {
@@ -81,8 +81,9 @@ _ECE = {
 
 
 class _Counts:
-    """Statistics of a row: ``[hit, rows, true positives.., predicted.., true..]``, one of each a label and one for
-    unlisted.
+    """Statistics of a row: ``[hit, rows, true positives.., predicted.., true..]``.
+
+    The last three blocks have one entry per label and one for unlisted labels.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -94,13 +95,13 @@ class _Counts:
         predicted, true = _label_set(prediction.output), _label_set(prediction.reference)
         vector = np.zeros(2 + 3 * self._size)
         vector[:2] = predicted == true, 1
-        for block, found in enumerate((predicted & true, predicted, true)):
-            for label in found:
+        for block, labels in enumerate((predicted & true, predicted, true)):
+            for label in labels:
                 vector[2 + block * self._size + self._index.get(label, self._size - 1)] += 1
         return vector
 
     def per_class(self, sums: Array) -> tuple[Array, Array, Array]:
-        """True positives, predicted and true counts, each ``(..., labels + 1)``."""
+        """Return true positives, predicted and true counts, each of shape ``(..., labels + 1)``."""
         blocks = sums[..., 2:].reshape(*sums.shape[:-1], 3, self._size)
         return blocks[..., 0, :], blocks[..., 1, :], blocks[..., 2, :]
 
@@ -118,7 +119,7 @@ class _Counts:
         return ratio(2 * hits, predicted + true)
 
     def mcc(self, sums: Array) -> Array:
-        """0 where all answers or all references are one label, as scikit-learn has it; NaN without rows."""
+        """Return the MCC; 0 if all answers or all references are one label, as in scikit-learn; NaN without rows."""
         _, predicted, true = self.per_class(sums)
         hits, rows = sums[..., 0], sums[..., 1]
         covariance = hits * rows - (predicted * true).sum(axis=-1)
@@ -132,12 +133,12 @@ def _label_set(labels: str | tuple[str, ...]) -> frozenset[str]:
 
 
 def _bin(confidence: float) -> int:
-    """Bins are open below and closed above; the first one also takes 0."""
+    """Return the bin of a confidence; bins are open below and closed above, and the first also includes 0."""
     return min(max(int(np.searchsorted(_EDGES, confidence, side="left")) - 1, 0), BINS - 1)
 
 
 def _answers(prediction: Prediction) -> list[tuple[float, bool]]:
-    """The (confidence, right?) of a single label; nothing when the row has no confidence."""
+    """Return the confidence and correctness of a single label; nothing if the row has no confidence."""
     confidence = prediction.values.get("confidence")
     if confidence is None or np.isnan(float(confidence)):
         return []
@@ -145,18 +146,18 @@ def _answers(prediction: Prediction) -> list[tuple[float, bool]]:
 
 
 def _decisions(prediction: Prediction) -> list[tuple[float, bool]]:
-    """The (confidence, right?) of every yes or no: the confidence of a no is one minus the label's probability."""
+    """Return the confidence and correctness of every decision; a "no" has one minus the label's probability."""
     predicted, true = _label_set(prediction.output), _label_set(prediction.reference)
-    found = []
+    decisions = []
     for label, probability in (prediction.values.get("probabilities") or {}).items():
         confidence = float(probability) if label in predicted else 1 - float(probability)
         if not np.isnan(confidence):
-            found.append((confidence, (label in predicted) == (label in true)))
-    return found
+            decisions.append((confidence, (label in predicted) == (label in true)))
+    return decisions
 
 
 def _gaps(decisions: Sequence[tuple[float, bool]]) -> Array | None:
-    """Accuracy minus confidence, summed in each bin, then the number of decisions: ``(BINS + 1,)``."""
+    """Return accuracy minus confidence, summed per bin, followed by the number of decisions: ``(BINS + 1,)``."""
     if not decisions:
         return None
     vector = np.zeros(BINS + 1)
@@ -179,7 +180,7 @@ def _ece(sums: Array) -> Array:
 
 
 def per_class(predictions: Iterable[Prediction], labels: Sequence[str]) -> list[ClassRow]:
-    """Precision, recall, F1 and support of each label, in the order given, as scikit-learn (``zero_division=0``)."""
+    """Return precision, recall, F1 and support of each label, in the given order (``zero_division=0``)."""
     counts = _Counts(labels)
     total = np.zeros(2 + 3 * counts._size)
     for prediction in predictions:
@@ -193,10 +194,10 @@ def per_class(predictions: Iterable[Prediction], labels: Sequence[str]) -> list[
 
 
 def confusion(predictions: Iterable[Prediction], labels: Sequence[str]) -> list[list[int]]:
-    """Counts of single labels: a row for each reference, a column for each answer. Unlisted labels are left out.
+    """Return counts of single labels: one row per reference, one column per answer. Unlisted labels are omitted.
 
     Raises:
-        TypeError: The rows have several labels; a confusion matrix has no place for them.
+        TypeError: The rows have several labels, for which a confusion matrix is not defined.
     """
     index = {label: position for position, label in enumerate(labels)}
     matrix = [[0] * len(labels) for _ in labels]
@@ -209,7 +210,7 @@ def confusion(predictions: Iterable[Prediction], labels: Sequence[str]) -> list[
 
 
 def calibration(predictions: Iterable[Prediction]) -> list[CalibrationBin]:
-    """The reliability diagram behind the calibration error; bins without answers are left out."""
+    """Return the bins of the reliability diagram behind the calibration error; bins without answers are omitted."""
     sums = np.zeros((BINS, 3))
     for prediction in predictions:
         decisions = _answers(prediction) if isinstance(prediction.reference, str) else _decisions(prediction)

@@ -1,6 +1,6 @@
-"""Is it better? The verdict of a run against its baselines, and two runs against each other.
+"""Decide the verdict of a run against its baselines, and compare two runs.
 
-Nothing here loads a model: runs are compared from their record and their predictions alone.
+No model is loaded: runs are compared by their records and predictions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from fulltune.metrics.base import Metric
 from fulltune.records.run import Comparison, MetricInfo, Model, Outcome, Prediction, Record, Score, read_record
 from fulltune.runtime.validation import first_problem, read_failure
 
-#: How many of the most improved and most worsened rows are named.
+#: Maximum number of the most improved and most worsened rows that are listed.
 SHOWN_ROWS = 20
 
-#: Metrics that say little about one row, and the one that tells right from wrong there.
+#: Metrics that are not informative for a single row, and the metric that is used for rows instead.
 _ROW_METRIC = {"macro_f1": "accuracy"}
 
 _TUNED = "tuned"
 
 
 class Decision(NamedTuple):
-    """What became of a run: its outcome, the reasons when it was rejected, and one honest sentence."""
+    """Outcome of a run, the reasons for a rejection, and a headline of one sentence."""
 
     outcome: Outcome
     reasons: tuple[str, ...]
@@ -39,23 +39,23 @@ class Decision(NamedTuple):
 
 
 class RunComparison(Model):
-    """Two runs' tuned models on the same rows, ``a`` minus ``b``.
+    """Comparison of the tuned models of two runs on the same rows, ``a`` minus ``b``.
 
     Attributes:
         a: Run id of the first.
         b: Run id of the second.
-        task: The task of both.
-        metric: The metric that decides.
-        headline: The answer in one sentence.
-        metrics: What the shared metrics mean.
-        scores: ``scores["a"][metric]`` and ``scores["b"][metric]``, as they stand in the records.
-        differences: The paired difference of each shared metric that can be judged, the deciding one first.
-        row_metric: The metric that the lists of rows below go by.
-        fixed: Rows that ``a`` has right and ``b`` wrong; empty unless the metric is 0 or 1 on every row.
-        broken: Rows that ``b`` has right and ``a`` wrong; empty likewise.
+        task: Task of both.
+        metric: The deciding metric.
+        headline: The result in one sentence.
+        metrics: Definitions of the shared metrics.
+        scores: ``scores["a"][metric]`` and ``scores["b"][metric]``, as in the records.
+        differences: Paired difference of each shared metric that can be compared, the deciding one first.
+        row_metric: The metric that the lists of rows are based on.
+        fixed: Rows that are correct in ``a`` but not in ``b``; empty unless the metric is 0 or 1 on every row.
+        broken: Rows that are correct in ``b`` but not in ``a``; likewise.
         most_improved: Otherwise the rows where ``a`` gains most over ``b``, at most :data:`SHOWN_ROWS`.
         most_worsened: Likewise where it loses most.
-        left_out: Metrics of only one run, or made by a package, which cannot be computed again here.
+        left_out: Metrics of only one run, or of a plugin, which cannot be computed here.
     """
 
     a: str
@@ -83,12 +83,12 @@ def compare(
         a: Folder with ``record.json`` and ``predictions.jsonl``.
         b: The run to compare it with.
         resamples: Bootstrap resamples.
-        confidence: Of the intervals.
-        seed: Of the bootstrap.
+        confidence: Confidence level of the intervals.
+        seed: Seed of the bootstrap.
 
     Raises:
         StoreError: A file is missing, damaged or written by a newer fulltune.
-        IncompatibleError: The runs differ in task, task version, evaluation rows or a metric's version; all at once.
+        IncompatibleError: The runs differ in task, task version, evaluation rows or a metric's version; lists all.
     """
     first, second = (read_record(Path(folder) / "record.json") for folder in (a, b))
     _check(first, second)
@@ -114,7 +114,7 @@ def compare(
 
 
 class Row(Model):
-    """One row before and after: what was asked, the right answer, and the two that were given."""
+    """One row before and after: input, reference, and both answers."""
 
     id: str
     input: str
@@ -124,13 +124,13 @@ class Row(Model):
 
 
 class ChangedRows(Model):
-    """What changed from one system to another on the rows that both answered, at most so many rows of each kind.
+    """Changes between two systems on the rows that both answered, with a limited number of rows of each kind.
 
     Attributes:
-        before, after: Run ids, with the system where it is not the tuned one.
-        metric: What rows are judged by. Where it is not 0 or 1 on every row, ``fixed`` are the rows that gained most
-            and ``broken`` those that lost most.
-        counted: How many rows were fixed and broken, whatever is shown; None where rows gain and lose by degrees.
+        before, after: Run ids, with the name of the system if it is not the tuned one.
+        metric: The metric that rows are judged by. If it is not 0 or 1 on every row, ``fixed`` are the rows that gained
+            most and ``broken`` those that lost most.
+        counted: Total numbers of fixed and broken rows; None if rows change gradually.
     """
 
     before: str
@@ -142,30 +142,34 @@ class ChangedRows(Model):
 
 
 def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: int = SHOWN_ROWS) -> ChangedRows:
-    """The rows that were fixed and broken from one run's tuned model to another's, or from a run's base to its tuned.
+    """Return the rows that changed between the tuned models of two runs, or from a run's base to its tuned model.
 
     Args:
         before: Folder of a run.
-        after: Folder of the run to compare it with; None for the same run's base (zero-shot) against its tuned model.
-        shown: Rows of each kind.
+        after: Folder of the run to compare with; None compares the base (zero-shot) of the same run with its tuned
+            model.
+        shown: Maximum number of rows of each kind.
 
     Raises:
         StoreError: A file is missing or damaged.
-        IncompatibleError: The scores of the two do not mean the same.
+        IncompatibleError: The scores of the two are not comparable.
     """
-    system, old, new = (_TUNED if after else "zero_shot"), Path(before), Path(after or before)
+    system = _TUNED if after else "zero_shot"
+    old, new = Path(before), Path(after or before)
     first, second = (read_record(folder / "record.json") for folder in (old, new))
     _check(first, second)
     metrics = _shared_metrics(first, second)
-    found = _changed_rows(scored(new, metrics), scored(old, metrics, system), metrics[0])
-    exact = "fixed" in found
-    fixed, broken = (found[name] for name in (("fixed", "broken") if exact else ("most_improved", "most_worsened")))
+    changes = _changed_rows(scored(new, metrics), scored(old, metrics, system), metrics[0])
+    exact = "fixed" in changes
+    fixed = changes["fixed" if exact else "most_improved"]
+    broken = changes["broken" if exact else "most_worsened"]
     wanted = {*fixed[:shown], *broken[:shown]}
-    was, became = _answers(old, system, wanted), _answers(new, _TUNED, wanted)
+    was = _answers(old, system, wanted)
+    became = _answers(new, _TUNED, wanted)
     return ChangedRows(
         before=first.run_id + ("" if after else ", base"),
         after=second.run_id,
-        metric=found["row_metric"],
+        metric=changes["row_metric"],
         counted=(len(fixed), len(broken)) if exact else None,
         fixed=tuple(_row(was[row], became[row]) for row in fixed[:shown]),
         broken=tuple(_row(was[row], became[row]) for row in broken[:shown]),
@@ -182,21 +186,21 @@ def _row(before: Prediction, after: Prediction) -> Row:
 
 
 def decide(comparison: Mapping[str, Comparison], scores: Mapping[str, Mapping[str, Score]], metric: Metric) -> Decision:
-    """The verdict of a run in one sentence that does not flatter.
+    """Decide the verdict of a run and describe it in one sentence.
 
-    A run is ``rejected`` when any baseline beats the tuned model by the paired test, or when the tuned model has no
-    score; it is ``accepted`` otherwise, and the sentence says so when nothing could be detected.
+    A run is ``rejected`` if a baseline beats the tuned model by the paired test, or if the tuned model has no score.
+    Otherwise it is ``accepted``; the sentence says so if there is no detectable change.
 
     Args:
-        comparison: Tuned against each baseline on the deciding metric, keyed ``tuned vs NAME`` or ``NAME``.
-        scores: ``scores[system][metric]``, the tuned one and the baselines.
+        comparison: Tuned model against each baseline on the deciding metric, keyed ``tuned vs NAME`` or ``NAME``.
+        scores: ``scores[system][metric]`` of the tuned model and the baselines.
         metric: The deciding metric.
     """
     against = {key.removeprefix(f"{_TUNED} vs "): value for key, value in comparison.items()}
     case = _Case(metric, scores[_TUNED][metric.name], {name: scores[name][metric.name] for name in against}, against)
     if not math.isfinite(case.tuned.value):
         reason = f"the tuned model's {_label(metric)} is not a finite number (n = {case.tuned.n})"
-        return Decision("rejected", (reason,), f"Nothing can be said for this run: {reason}.")
+        return Decision("rejected", (reason,), f"No verdict is possible for this run: {reason}.")
     winners = [name for name in case.ranked if against[name].verdict == "worse"]
     if winners:
         reasons = tuple(f"worse than {_name(name)} by {_gain(against[name], metric, -1)}" for name in winners)
@@ -206,7 +210,7 @@ def decide(comparison: Mapping[str, Comparison], scores: Mapping[str, Mapping[st
 
 @dataclass(frozen=True)
 class _Case:
-    """Everything that the sentence about a run draws on; ``baselines`` and ``against`` are keyed by the baseline."""
+    """Data for the headline of a run; ``baselines`` and ``against`` are keyed by baseline."""
 
     metric: Metric
     tuned: Score
@@ -215,7 +219,7 @@ class _Case:
 
     @property
     def ranked(self) -> list[str]:
-        """Names of the baselines that have a score, the best first."""
+        """Names of the baselines with a score, best first."""
         scored = [name for name, score in self.baselines.items() if not math.isnan(score.value)]
         return sorted(scored, key=lambda name: self.baselines[name].value, reverse=self.metric.direction == "higher")
 
@@ -230,7 +234,7 @@ class _Case:
         label, n = _label(self.metric), self.tuned.n
         if not self.ranked:
             value = _figure(self.tuned.value)
-            return f"The tuned model has no baseline to be compared with: {label} {value}, n = {n}."
+            return f"The tuned model has no baseline to compare with: {label} {value}, n = {n}."
         best, *_ = self.ranked
         difference = self.against[best]
         change = f"{_name(best)} ({_figure(self.baselines[best].value)} → {_figure(self.tuned.value)})"
@@ -246,13 +250,13 @@ class _Case:
 
 
 def _gain(comparison: Comparison, metric: Metric, sign: int = 1) -> str:
-    """``12.3 points (10.1 to 14.4)``: how much better (or, with ``sign`` -1, worse) in the metric's direction."""
+    """Return e.g. ``12.3 points (10.1 to 14.4)``, the gain in the metric's direction (the loss, with ``sign`` -1)."""
     delta, low, high = _oriented(comparison, metric, sign)
     return f"{_amount(delta, metric)} ({_bare(low, metric)} to {_bare(high, metric)})"
 
 
 def _signed(comparison: Comparison, metric: Metric) -> str:
-    """``+0.4 points (-1.2 to +2.0)``, in the metric's own unit and sign."""
+    """Return e.g. ``+0.4 points (-1.2 to +2.0)``, in the metric's own unit and sign."""
     delta, low, high = comparison.delta, comparison.low, comparison.high
     unit = " points" if metric.percent else ""
     return f"{_bare(delta, metric, '+')}{unit} ({_bare(low, metric, '+')} to {_bare(high, metric, '+')})"
@@ -291,7 +295,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _check(a: Record, b: Record) -> None:
-    """Raises :class:`IncompatibleError` with every field that makes the scores of the two mean different things."""
+    """Check that the scores of both are comparable; raise :class:`IncompatibleError` with all differing fields."""
     fields = [
         ("task", a.task, b.task),
         ("task_version", a.task_version, b.task_version),
@@ -306,8 +310,8 @@ def _check(a: Record, b: Record) -> None:
         raise IncompatibleError(problems)
 
 
-def _differs(field: str, found: str) -> Problem:
-    return Problem(found, "the same in both runs", _FIXES.get(field, _RESCORE), field=field)
+def _differs(field: str, values: str) -> Problem:
+    return Problem(values, "the same in both runs", _FIXES.get(field, _RESCORE), field=field)
 
 
 _RESCORE = "run both with the same fulltune"
@@ -318,7 +322,7 @@ _FIXES = {
 
 
 def _shared_metrics(a: Record, b: Record) -> list[Metric]:
-    """The metrics of both runs that can be computed here, the deciding one first."""
+    """Return the metrics of both runs that can be computed here, the deciding one first."""
     labels = list(dict.fromkeys([*a.details.get("labels", ()), *b.details.get("labels", ())]))
     metrics = known(labels, bool(a.details.get("multi_label", False)))
     shared = [name for name in a.metrics if name in b.metrics and name in metrics]
@@ -333,10 +337,10 @@ def _shared_metrics(a: Record, b: Record) -> list[Metric]:
 
 
 def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Accumulator:
-    """A system's rows of a run, from its predictions.
+    """Return the rows of a system in a run, from its predictions.
 
     Raises:
-        StoreError: There are none, or they cannot be read.
+        StoreError: There are no predictions, or they cannot be read.
     """
     accumulator, path = Accumulator(metrics), folder / "predictions.jsonl"
     for prediction in _predictions(path):
@@ -353,7 +357,7 @@ def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Acc
 
 
 def _predictions(path: Path) -> Iterator[Prediction]:
-    """The file line by line; only one line is in memory at a time."""
+    """Yield the predictions of a file; only one line is in memory at a time."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -398,7 +402,7 @@ def _run_headline(
 
 
 def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:
-    """Which rows changed, by a metric that means something on one row."""
+    """Return the rows that changed, by a metric that is meaningful for a single row."""
     metric = a.metrics.get(_ROW_METRIC.get(deciding.name, ""), deciding)
     one, two = row_values(a, b, metric.name)
     gain = (one - two) if metric.direction == "higher" else (two - one)

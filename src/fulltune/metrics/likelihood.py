@@ -1,7 +1,7 @@
-"""How well a model predicts text: both are exact ratios of sums, so they do not depend on the batch size.
+"""Likelihood metrics: exact ratios of sums, which do not depend on the batch size.
 
-They read ``values["nll"]`` (the row's summed negative log-likelihood in nats), ``values["tokens"]`` (how many predicted
-tokens it was summed over) and ``values["bytes"]`` (length in UTF-8 bytes of the text that was predicted).
+They read ``values["nll"]`` (summed negative log-likelihood of the row in nats), ``values["tokens"]`` (number of
+predicted tokens in that sum) and ``values["bytes"]`` (length of the predicted text in UTF-8 bytes).
 """
 
 from __future__ import annotations

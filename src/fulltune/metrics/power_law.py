@@ -1,9 +1,9 @@
-"""What more data would bring: errors over rows as a power law, e(n) = a n^-b, and one doubling beyond the last of them.
+"""Extrapolate to more data: fit errors by number of rows with a power law, e(n) = a n^-b, up to one doubling.
 
-Errors of many learners fall so over a wide range of sizes (Hestness et al. 2017, "Deep Learning Scaling is Predictable,
-Empirically"). A floor that no data removes is left out: a handful of sizes cannot tell it from the slope, and over one
-doubling it matters little. Near such a floor the answer is too hopeful, and the last points then lie above the line,
-which widens the interval.
+Errors of many learners follow such a law over a wide range of sizes (Hestness et al. 2017, "Deep Learning Scaling is
+Predictable, Empirically"). The law has no irreducible error: a handful of sizes cannot separate it from the slope, and
+over one doubling it matters little. Near an irreducible error the prediction is too optimistic; the last points then
+lie above the line, which widens the interval.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 
 from fulltune.metrics.base import Array
 
-#: Two numbers are fitted; fewer sizes than this leave nothing to judge the fit by.
+#: Fewest sizes for a fit: with two parameters, fewer sizes leave no residual to judge it by.
 SIZES = 3
 
 
 @dataclass(frozen=True)
 class Doubling:
-    """The fitted law and what it says of twice the rows.
+    """The fitted law and its prediction for twice the rows.
 
     Attributes:
         scale: ``a``.
-        exponent: ``b``; above 0 more rows help.
-        gain: How much the error falls from the law's value at the last size to that at twice it.
-        low, high: Its interval.
+        exponent: ``b``; above 0, more rows help.
+        gain: Predicted decrease of the error from the largest size to twice that size.
+        low, high: Interval of the gain.
     """
 
     scale: float
@@ -39,20 +39,20 @@ class Doubling:
 
 
 def doubling(rows: Sequence[int], errors: Sequence[float], resampled: Array, confidence: float) -> Doubling | None:
-    """Fit the law by least squares in logarithms.
+    """Fit the law by least squares on logarithms.
 
-    There are two reasons to be wrong: other evaluation rows, and other training rows and seeds. The bootstrap knows the
-    first, the scatter of the points about the line the second (Student's t for the slope, k − 2 degrees of freedom);
-    the interval is the wider of the two on each side.
+    There are two sources of error: other evaluation rows, and other training rows and seeds. The bootstrap covers the
+    first, the residuals of the fit the second (Student's t for the slope, k − 2 degrees of freedom). On each side, the
+    wider of the two intervals is used.
 
     Args:
-        rows: ``k`` sizes, rising.
-        errors: The error at each, above 0.
+        rows: ``k`` sizes, increasing.
+        errors: Error at each size, above 0.
         resampled: ``(k, resamples)`` errors of the same models on resampled evaluation rows, under the same draws.
-        confidence: Of the interval, e.g. 0.95.
+        confidence: Confidence level of the interval, e.g. 0.95.
 
     Returns:
-        None where no law can be fitted: fewer than :data:`SIZES` sizes, or an error that is 0 or not a number.
+        The prediction, or None with fewer than :data:`SIZES` sizes, or if an error is 0 or not a number.
     """
     if len(rows) < SIZES or not all(error > 0 and math.isfinite(error) for error in errors):
         return None
@@ -74,7 +74,7 @@ def doubling(rows: Sequence[int], errors: Sequence[float], resampled: Array, con
 
 
 def _bootstrapped(x: Array, resampled: Array, confidence: float) -> tuple[float, float]:
-    """The gain's percentile interval over resampled rows; a resample without an error somewhere has no law."""
+    """Return the percentile interval of the gain over resampled rows; resamples with an error of 0 are skipped."""
     kept = resampled[:, (resampled > 0).all(axis=0) & np.isfinite(resampled).all(axis=0)]
     if not kept.shape[1]:
         return -math.inf, math.inf

@@ -1,4 +1,4 @@
-"""What most metrics are made of: a ratio of two sums, and the share of rows where something holds."""
+"""Building blocks of metrics: ratios of two sums, and fractions of rows with a property."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fulltune.records.run import Prediction
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
-    """Element by element; NaN where the denominator is 0. Shapes broadcast."""
+    """Divide element by element; NaN where the denominator is 0. Shapes broadcast."""
     numerator, denominator = np.broadcast_arrays(
         np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     )
@@ -21,23 +21,23 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def mean(sums: Array) -> Array:
-    """Sums of ``[amount, rows]`` → the mean a row."""
+    """Return the mean per row from sums of ``[amount, rows]``."""
     return ratio(sums[..., 0], sums[..., 1])
 
 
 def numbers(prediction: Prediction, *keys: str) -> Array | None:
-    """These ``values`` of a prediction as a vector; None when one is missing.
+    """Return these ``values`` of a prediction as a vector, or None if one is missing.
 
-    A NaN that went through a file comes back as the text ``"NaN"`` and is a NaN again here.
+    A NaN that was stored in a file is read back as the text ``"NaN"``; it is converted to NaN here.
     """
-    found = [prediction.values.get(key) for key in keys]
-    return None if any(value is None for value in found) else np.array([float(value) for value in found])  # type: ignore[arg-type]
+    stored = [prediction.values.get(key) for key in keys]
+    return None if any(value is None for value in stored) else np.array([float(value) for value in stored])  # type: ignore[arg-type]
 
 
-def share_of(
+def fraction_of(
     key: str, *, name: str, direction: Literal["higher", "lower"], source: str, label: str, version: int = 1
 ) -> Metric:
-    """The share of rows whose ``values[key]`` is true; rows without the key do not count."""
+    """Return a metric: the fraction of rows whose ``values[key]`` is true; rows without the key do not count."""
 
     def statistics(prediction: Prediction) -> Array | None:
         value = prediction.values.get(key)

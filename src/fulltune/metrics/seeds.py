@@ -1,10 +1,10 @@
-"""Scores of a system that was trained several times: rows and seeds both vary, and an interval tells of both.
+"""Scores of a system that was trained with several seeds, with intervals over rows and seeds.
 
-A score is the mean over the seeds. Its interval resamples rows and seeds independently of each other: the pigeonhole
-bootstrap (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1), for every seed answers the same rows.
-Of ``k`` seeds ``k - 1`` are drawn with replacement (McCarthy & Snowden 1985, "The bootstrap and finite population
-sampling"): the plain bootstrap of three values would see two thirds of their variance. With one seed the interval is
-that of the rows alone, as everywhere else here.
+A score is the mean over the seeds. Its interval resamples rows and seeds independently: the pigeonhole bootstrap (Owen
+2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1), because every seed answers the same rows. Of ``k``
+seeds, ``k - 1`` are drawn with replacement (McCarthy & Snowden 1985, "The bootstrap and finite population sampling"):
+the plain bootstrap of three values would underestimate their variance by a third. With one seed, the interval covers
+the rows only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fulltune.records.run import Comparison, Score
 
 
 def spread(systems: Sequence[Accumulator], metric: Metric) -> float:
-    """The standard deviation of the score between seeds (of the sample, k - 1); NaN with one seed."""
+    """Return the standard deviation of the score between seeds (sample, k - 1); NaN with one seed."""
     values = [_value(system, metric) for system in systems]
     return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
@@ -36,17 +36,17 @@ def spread(systems: Sequence[Accumulator], metric: Metric) -> float:
 def score(
     systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17
 ) -> Score:
-    """The mean score of one system over its seeds.
+    """Return the mean score of one system over its seeds.
 
     Args:
-        systems: One a seed, on the same rows.
-        metric: Of theirs.
-        resamples: Bootstrap resamples.
-        confidence: Of the interval.
-        seed: Of the bootstrap.
+        systems: One per seed, scored on the same rows.
+        metric: The metric.
+        resamples: Number of bootstrap resamples.
+        confidence: Confidence level of the interval.
+        seed: Seed of the bootstrap.
 
     Raises:
-        IncompatibleError: They were not scored on the same rows.
+        IncompatibleError: The systems were not scored on the same rows.
     """
     if len(systems) == 1:
         return systems[0].scores(resamples=resamples, confidence=confidence, seed=seed)[metric.name]
@@ -65,13 +65,14 @@ def difference(
     confidence: float = 0.95,
     seed: int = 17,
 ) -> Comparison:
-    """The mean of ``a`` over its seeds minus that of ``b``, paired by row.
+    """Return the mean of ``a`` over its seeds minus that of ``b``, paired by row.
 
-    With one seed each this is :func:`~fulltune.metrics.accumulate.paired`. Seeds of the two are drawn apart, for equal
-    seeds of two methods have nothing in common. The p-value and the verdict are made as there.
+    With one seed each this is :func:`~fulltune.metrics.accumulate.paired`. The seeds of the two are drawn
+    independently, because equal seeds of two methods have nothing in common. The p-value and the verdict are computed
+    as in that function.
 
     Raises:
-        IncompatibleError: They were not scored on the same rows.
+        IncompatibleError: The systems were not scored on the same rows.
     """
     if len(a) == len(b) == 1:
         return paired(a[0], b[0], metric, resamples=resamples, confidence=confidence, seed=seed)
@@ -87,7 +88,7 @@ def difference(
 
 
 def _over_seeds(draws: Array, random: np.random.Generator) -> Array:
-    """``(seeds, resamples)`` → ``(resamples,)``: the mean over ``seeds - 1`` seeds drawn anew for each resample."""
+    """Average ``(seeds, resamples)`` over ``seeds - 1`` seeds drawn per resample; the shape is ``(resamples,)``."""
     seeds, resamples = draws.shape
     if seeds == 1:
         return np.asarray(draws[0])
@@ -96,13 +97,13 @@ def _over_seeds(draws: Array, random: np.random.Generator) -> Array:
 
 
 def _differing(a: Sequence[Accumulator], b: Sequence[Accumulator], metric: Metric) -> int:
-    """Rows on which the means over the seeds differ."""
+    """Return the number of rows on which the means over the seeds differ."""
     one, two = (_mean_rows(systems, metric) for systems in (a, b))
     return int((one != two).any(axis=1).sum())
 
 
 def _mean_rows(systems: Sequence[Accumulator], metric: Metric) -> Array:
-    """Vectors of each row, the mean over the seeds, sorted by the row's id."""
+    """Return the vectors of each row, averaged over the seeds, sorted by row id."""
     rows = [system.statistics(metric.name)[0][np.argsort(system.ids, kind="stable")] for system in systems]
     return np.asarray(np.mean(rows, axis=0))
 

@@ -1,10 +1,10 @@
-"""Text to SQL. The queries were run before: these read what the execution left in ``values``."""
+"""Metrics for text-to-SQL. The queries were executed before; the metrics read the results in ``values``."""
 
 from __future__ import annotations
 
-from fulltune.metrics.ratios import share_of
+from fulltune.metrics.ratios import fraction_of
 
-execution_accuracy = share_of(
+execution_accuracy = fraction_of(
     "match",
     name="execution_accuracy",
     direction="higher",
@@ -14,7 +14,7 @@ execution_accuracy = share_of(
     version=2,
 )
 
-spider_accuracy = share_of(
+spider_accuracy = fraction_of(
     "match",
     name="spider_execution_accuracy",
     direction="higher",
@@ -23,26 +23,26 @@ spider_accuracy = share_of(
     label="execution accuracy (Spider)",
 )
 
-executes = share_of(
+executes = fraction_of(
     "executes",
     name="executes",
     direction="higher",
-    source="the query ran to its end without an error, in time",
-    label="share that executes",
+    source="the query completed without an error and within the time limit",
+    label="fraction that executes",
 )
 
-sql_exact_match = share_of(
+sql_exact_match = fraction_of(
     "exact",
     name="sql_exact_match",
     direction="higher",
-    source="equal to the reference query after both were normalized",
+    source="equal to the reference query after normalization of both",
     label="exact match",
 )
 
-empty_results = share_of(
+empty_results = fraction_of(
     "empty",
     name="empty_results",
     direction="lower",
-    source="counted as right only because both queries returned no row: weak evidence, so it is counted apart",
-    label="right by an empty result",
+    source="counted as correct only because both queries returned no rows: weak evidence, so it is counted separately",
+    label="correct with an empty result",
 )

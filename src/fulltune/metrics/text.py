@@ -1,6 +1,6 @@
-"""Scores of generated text: ROUGE, BLEU and chrF as their reference libraries compute them, repetition, length.
+"""Metrics of generated text: ROUGE, BLEU and chrF as in their reference libraries, repetition, length.
 
-ROUGE, BLEU and chrF are shares of 1 here, like all other scores (sacrebleu prints them times 100).
+ROUGE, BLEU and chrF are fractions of 1, like all other scores (sacrebleu prints them times 100).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fulltune.metrics.base import Array, Metric
-from fulltune.metrics.ratios import mean, ratio, share_of
+from fulltune.metrics.ratios import fraction_of, mean, ratio
 from fulltune.metrics.words import bleu_tokenizer, sentences, words
 from fulltune.metrics.words import script_warning as script_warning
 from fulltune.records.run import Prediction
@@ -29,7 +29,7 @@ _CHRF_BETA = 2
 
 
 class _Words:
-    """The tokenizer object that rouge-score takes in place of its own."""
+    """Tokenizer object that replaces rouge-score's own."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -43,7 +43,7 @@ def _rouge_scorer() -> RougeScorer:
 
 
 def _rouge_f(reference: str, output: str) -> Array:
-    """F of each of :data:`_ROUGE`, then 1: sums of these are means a row."""
+    """Return the F-measures of :data:`_ROUGE` followed by 1, so that sums give the mean per row."""
     scores = _rouge_scorer().score("\n".join(sentences(reference)), "\n".join(sentences(output)))
     return np.array([*(scores[name].fmeasure for name in _ROUGE), 1.0])
 
@@ -69,12 +69,12 @@ rougeLsum = _rouge_metric("rougeLsum", "ROUGE-Lsum")
 
 
 def bleu_signature(tokenizer: str = "13a") -> str:
-    """sacrebleu's signature of the BLEU computed here, for references that all take this tokenizer."""
+    """Return sacrebleu's signature of BLEU as computed here, for references that use this tokenizer."""
     return f"nrefs:1|case:mixed|eff:no|tok:{tokenizer}|smooth:exp|version:{version('sacrebleu')}"
 
 
 def chrf_signature() -> str:
-    """sacrebleu's signature of the chrF computed here."""
+    """Return sacrebleu's signature of chrF as computed here."""
     return f"nrefs:1|case:mixed|eff:yes|nc:{_CHAR_ORDER}|nw:0|space:no|version:{version('sacrebleu')}"
 
 
@@ -82,20 +82,20 @@ def chrf_signature() -> str:
 def _bleu_scorer(tokenizer: str) -> BLEU:
     from sacrebleu.metrics.bleu import BLEU
 
-    # Only the counts are read, which the effective order does not touch; without it sacrebleu warns at every row.
+    # Only the counts are read, which do not depend on the effective order; without it sacrebleu warns for every row.
     return BLEU(tokenize=tokenizer, effective_order=True)
 
 
 def _bleu_counts(reference: str, output: str) -> Array:
-    """``[output length, reference length, matches of 1..4-grams, 1..4-grams of the output]``: ``(10,)``."""
+    """Return output length, reference length, matches of 1..4-grams, and 1..4-grams of the output: ``(10,)``."""
     scorer = _bleu_scorer(bleu_tokenizer(reference))
     score = scorer.sentence_score(output, [reference])
-    _forget_lines(scorer.tokenizer)
+    _clear_cache(scorer.tokenizer)
     return np.array([score.sys_len, score.ref_len, *score.counts, *score.totals], dtype=np.float64)
 
 
-def _forget_lines(tokenizer: Any) -> None:
-    """sacrebleu keeps the last 65 536 lines that it split, twice; memory must not grow with the rows."""
+def _clear_cache(tokenizer: Any) -> None:
+    """Clear sacrebleu's caches of the last 65 536 lines, so that memory does not grow with the rows."""
     for layer in (tokenizer, getattr(tokenizer, "_post_tokenizer", None)):
         if clear := getattr(vars(type(layer)).get("__call__"), "cache_clear", None):
             clear()
@@ -123,7 +123,7 @@ def _char_ngrams(text: str) -> list[Counter[str]]:
 
 
 def _chrf(prediction: Prediction) -> Array:
-    """Of each order 1..6: n-grams of the output (0 where the reference has none), of the reference, and of both."""
+    """Return, per order 1..6, n-grams of the output (0 if the reference has none), of the reference, and of both."""
     pairs = zip(_char_ngrams(_text(prediction.output)), _char_ngrams(_text(prediction.reference)), strict=True)
     counts = [
         (output.total() if reference else 0, reference.total(), (output & reference).total())
@@ -133,7 +133,7 @@ def _chrf(prediction: Prediction) -> Array:
 
 
 def _chrf_value(sums: Array) -> Array:
-    """Mean precision and recall over the orders that both sides have, then F with recall weighted twice."""
+    """Return F with recall weighted twice, from mean precision and recall over the orders that both sides have."""
     output, reference, both = (sums[..., part::3] for part in range(3))
     used = (output > 0) & (reference > 0)
     precision = ratio(np.where(used, ratio(both, output), 0.0).sum(axis=-1), used.sum(axis=-1))
@@ -194,12 +194,12 @@ length_ratio = Metric(
     label="length ratio",
 )
 
-capped = share_of(
+capped = fraction_of(
     "capped",
     name="capped",
     direction="lower",
     source="the output was cut off by the limit of new tokens",
-    label="share cut off",
+    label="fraction cut off",
 )
 
 
@@ -208,20 +208,20 @@ def _continuation(prediction: Prediction) -> str | None:
     return None if text is None else str(text)
 
 
-def _distinct_share(text: str, order: int) -> float | None:
+def _distinct_fraction(text: str, order: int) -> float | None:
     tokens = words(text)
     ngrams = [tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
 def _distinct(prediction: Prediction) -> Array | None:
-    share = _distinct_share(_continuation(prediction) or "", 2)
-    return None if share is None else np.array([share, 1.0])
+    fraction = _distinct_fraction(_continuation(prediction) or "", 2)
+    return None if fraction is None else np.array([fraction, 1.0])
 
 
 def _repeated(prediction: Prediction) -> Array | None:
-    share = _distinct_share(_continuation(prediction) or "", 4)
-    return None if share is None else np.array([1 - share, 1.0])
+    fraction = _distinct_fraction(_continuation(prediction) or "", 4)
+    return None if fraction is None else np.array([1 - fraction, 1.0])
 
 
 distinct_2 = Metric(

@@ -1,7 +1,7 @@
-"""Words, sentences and scripts of a text, in any language, without a download.
+"""Split texts of any language into words and sentences, and detect scripts, without downloads.
 
-rouge-score's own tokenizer keeps ``a-z0-9`` and drops every other letter, so a perfect Russian answer scores 0. Ours
-keeps the letters of all scripts; on plain English text it gives the same words.
+rouge-score's own tokenizer keeps ``a-z0-9`` and drops all other letters, so that a perfect Russian answer scores 0.
+one keeps the letters of all scripts; on plain English text it gives the same words.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _UNSPACED_SCRIPTS = ("Chinese", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", 
 
 _WORD = rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}])+"
 
-#: A share of letters from which a script is worth a warning.
+#: Fraction of letters in a script from which a warning is issued.
 _NOTABLE = 0.05
 
-#: Words that end in a full stop in the middle of a sentence.
+#: Abbreviations whose period does not end a sentence.
 _ABBREVIATIONS = r"\b(?:\p{Lu}|Mr|Mrs|Ms|Dr|Prof|St|vs|No|Fig|Eq|al|cf|i\.e|e\.g)\."
 _SENTENCE_ENDS = (
     rf"(?<=[.!?…][\"'”’»)\]]*)(?<!{_ABBREVIATIONS})\s+(?=[\"'“‘«(\[—–-]*\s*[\p{{Lu}}\p{{Lo}}\p{{N}}])"
@@ -34,21 +34,21 @@ _SENTENCE_ENDS = (
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased runs of letters, marks and digits; a letter of a script without spaces is a word of its own."""
-    found: list[str] = _pattern(_WORD).findall(unicodedata.normalize("NFC", text.lower()))
-    return found
+    """Return the lowercase runs of letters, marks and digits; a letter of a script without spaces is one word."""
+    matches: list[str] = _pattern(_WORD).findall(unicodedata.normalize("NFC", text.lower()))
+    return matches
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences, by line breaks and end marks.
+    """Split a text into sentences at line breaks and end marks.
 
-    A full stop ends one only before a capital letter, a digit or a script without capitals, and not after an initial.
+    A period ends a sentence only before a capital letter, a digit or a script without capitals, not after an initial.
     """
     return [part.strip() for part in _pattern(_SENTENCE_ENDS).split(text) if part and part.strip()]
 
 
 def bleu_tokenizer(reference: str) -> str:
-    """The sacrebleu tokenizer that fits the script of most letters: ``13a``, ``zh``, or ``char``."""
+    """Return the sacrebleu tokenizer for the script of most letters: ``13a``, ``zh``, or ``char``."""
     letters = _letters(reference)
     unspaced = sum(letters[name] for name in _UNSPACED_SCRIPTS)
     if 2 * unspaced <= letters.total():
@@ -57,24 +57,25 @@ def bleu_tokenizer(reference: str) -> str:
 
 
 def script_warning(texts: Iterable[str]) -> str | None:
-    """One sentence for the report when the references are not (only) in Latin script, else None."""
+    """Return one sentence for the report if the references are not (only) in Latin script, otherwise None."""
     letters: Counter[str] = Counter()
     for text in texts:
         letters.update(_letters(text))
     total = letters.total()
-    found = [name for name, count in letters.most_common() if name != "Latin" and count >= _NOTABLE * total]
-    if not found:
+    scripts = [name for name, count in letters.most_common() if name != "Latin" and count >= _NOTABLE * total]
+    if not scripts:
         return None
-    unit = "by character" if found[0] in _UNSPACED_SCRIPTS else "on Unicode words"
-    share = sum(letters[name] for name in found) / total
+    unit = "by character" if scripts[0] in _UNSPACED_SCRIPTS else "on Unicode words"
+    fraction = sum(letters[name] for name in scripts) / total
     return (
-        f"{share:.0%} of the letters in the references are not Latin ({', '.join(found)}): ROUGE and BLEU count {unit} "
-        "here, while rouge-score's default tokenizer drops such letters, so do not compare these ROUGE scores with its."
+        f"{fraction:.0%} of the letters in the references are not Latin ({', '.join(scripts)}): ROUGE and BLEU "
+        f"count {unit} here, while rouge-score's default tokenizer drops such letters, so do not compare these ROUGE "
+        "scores with its scores."
     )
 
 
 def _letters(text: str) -> Counter[str]:
-    """How many letters of each script."""
+    """Return the number of letters of each script."""
     counts: Counter[str] = Counter()
     for character, count in Counter(text).items():
         if character.isalpha():
@@ -84,7 +85,7 @@ def _letters(text: str) -> Counter[str]:
 
 @cache
 def _script(letter: str) -> str:
-    """The first word of the letter's Unicode name is its script (``CYRILLIC SMALL LETTER A``)."""
+    """Return the script of a letter: the first word of its Unicode name (``CYRILLIC SMALL LETTER A``)."""
     name = unicodedata.name(letter, "unknown").partition(" ")[0]
     return "Chinese" if name == "CJK" else name.capitalize()
 
