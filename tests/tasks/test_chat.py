@@ -106,7 +106,7 @@ def test_the_date_is_the_same_inside_macros_and_loops() -> None:
 def test_a_template_that_uses_random_numbers_is_refused(template: str) -> None:
     state = random.getstate()
     with pytest.raises(
-        ModelError, match=r"the chat template of 'fake-llama' renders .* other words each time"
+        ModelError, match=r"the chat template of 'fake-llama' renders .* differently each time"
     ) as caught:
         chat.check_template(bundle(template), "auto", date(2026, 1, 1))
     assert caught.value.problems[0].field == "data.chat"
@@ -243,10 +243,10 @@ def test_a_template_that_reads_parts_gets_them(template: str) -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{% for m in messages %}{{ m['role'] }}: {{ m['text'] }}{% endfor %}", "leaves out what the user says"),
-        ("You are helpful.", "leaves out what the user says"),
-        ("{% for m in messages %}{{ m.content[:3] }}{% endfor %}", "leaves out what the user says"),
-        ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}", "leaves out what the user says"),
+        ("{% for m in messages %}{{ m['role'] }}: {{ m['text'] }}{% endfor %}", "drops the user's text"),
+        ("You are helpful.", "drops the user's text"),
+        ("{% for m in messages %}{{ m.content[:3] }}{% endfor %}", "drops the user's text"),
+        ("{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}", "drops the user's text"),
         ("{% for t in tools %}{{ t }}{% endfor %}" + TURNS, "needs tools, which rows do not have"),
         ("{{ documents|length }}" + TURNS, "needs documents, which rows do not have"),
     ],

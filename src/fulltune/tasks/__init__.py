@@ -1,1 +1,1 @@
-"""Tasks: what an example is, how it is asked, and how an answer is scored."""
+"""Tasks: definitions of examples, prompts and scoring."""

@@ -1,6 +1,6 @@
-"""What a task is: it owns its rows, its features and its scores.
+"""Define the interface of tasks. A task defines its rows, its features and its scores.
 
-A task never knows which method trains it, and a method never knows which task it trains.
+Tasks are independent of the methods that train them, and methods are independent of tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fulltune.models.bundle import Bundle, Head
 
-#: Examples in, predictions out, in the order of the input, one at a time.
+#: Function from examples to predictions, in the order of the input, one at a time.
 Predictor = Callable[[Sequence["Example"]], Iterator[Prediction]]
 
 
@@ -33,10 +33,10 @@ class Example:
     """One row as the task sees it.
 
     Attributes:
-        id: The row's id (``file:line`` unless a column names it).
-        input: What the model reads: the text, the source, the prompt.
-        target: What it should say: a text, a label, or a tuple of labels.
-        meta: What scoring needs beside (the database of a query, say).
+        id: Id of the row (``file:line`` unless a column names it).
+        input: Input of the model: the text, the source, the prompt.
+        target: Expected output: a text, a label, or a tuple of labels.
+        meta: Further data for scoring (such as the database of a query).
     """
 
     id: str
@@ -46,21 +46,21 @@ class Example:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The target as labels, whether there is one or several."""
+        """The target as a tuple of labels."""
         return (self.target,) if isinstance(self.target, str) else self.target
 
     @property
     def answer(self) -> str:
-        """The target as one text; several labels are joined by commas."""
+        """The target as one text; several labels are separated by commas."""
         return ", ".join(self.labels)
 
 
 @dataclass(frozen=True)
 class Features:
-    """One training sequence: token ids, labels (-100 where no loss is), and the id of the row it came from.
+    """One training sequence: token ids, labels (-100 for positions without a loss), and the id of its row.
 
     ``labels`` is a list of token ids for text, a class index, or a list of 0/1 floats for several classes.
-    ``cut`` counts the tokens that did not fit, by part of the row (``input``, ``answer``, …).
+    ``cut`` counts the truncated tokens by part of the row (``input``, ``answer``, …).
     """
 
     input_ids: list[int]
@@ -70,17 +70,17 @@ class Features:
 
     @property
     def truncated(self) -> int:
-        """Tokens that did not fit."""
+        """Number of truncated tokens."""
         return sum(self.cut.values())
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a task learned from the rows: plain data, which can be sent to other processes.
+    """Facts that a task learned from the rows: plain data that can be sent to other processes.
 
     Attributes:
         labels: Names of the classes in the order of a head's logits; empty for tasks without classes.
-        multi_label: Whether several of them may hold at once.
+        multi_label: True if several classes may apply at once.
     """
 
     labels: tuple[str, ...] = ()
@@ -88,11 +88,11 @@ class Facts:
 
 
 class Task(ABC):
-    """Base of all tasks. A task never changes: :meth:`fit` and :meth:`adopt` return another one that knows more.
+    """Base of all tasks. Tasks are immutable: :meth:`fit` and :meth:`adopt` return a new task with more facts.
 
-    ``families`` are those it can be learnt by. ``head`` says what is put on the pretrained body for training: ``lm``
-    (the checkpoint's own) or ``classification``. ``baselines`` names those that
-    :mod:`fulltune.evaluation.baselines` runs for it.
+    ``families`` lists the model families that the task supports. ``head`` is the head on the pretrained body for
+    training: ``lm`` (of the checkpoint) or ``classification``. ``baselines`` lists the baselines that
+    :mod:`fulltune.evaluation.baselines` runs for the task.
     """
 
     name: ClassVar[str]
@@ -101,12 +101,12 @@ class Task(ABC):
     head: ClassVar[Head] = "lm"
     baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
 
-    #: What :meth:`fit` or :meth:`adopt` learned.
+    #: Facts from :meth:`fit` or :meth:`adopt`.
     facts: Facts = Facts()
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        #: What chat templates are told is today: fixed once a run.
+        #: Today's date in chat templates, fixed for the run.
         self.day = config.data.chat_date or date.today()
 
     @property
@@ -116,23 +116,23 @@ class Task(ABC):
 
     @property
     def multi_label(self) -> bool:
-        """Whether several classes may hold at once."""
+        """True if several classes may apply at once."""
         return self.facts.multi_label
 
     @abstractmethod
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
-        """The columns to read, given those that the data has."""
+        """Return the columns to read, given the columns of the data."""
 
     @abstractmethod
     def example(self, row: Row) -> Example:
-        """One parsed row as an example.
+        """Convert a parsed row to an example.
 
         Raises:
-            DataError: The row's values contradict each other.
+            DataError: The values of the row contradict each other.
         """
 
     def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Facts:
-        """Return what must be known before any model is loaded (the label names, for example).
+        """Return the facts that are needed before a model is loaded (such as the label names).
 
         Args:
             train: Examples to train on.
@@ -141,77 +141,80 @@ class Task(ABC):
         return Facts()
 
     def fit(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Self:
-        """Return this task with what :meth:`learn` learns from the examples."""
+        """Return this task with the facts that :meth:`learn` returns for the examples."""
         return self.with_facts(self.learn(train, evaluation))
 
     def with_facts(self, facts: Facts) -> Self:
-        """Return this task with facts that were learned before, in another process for example."""
+        """Return this task with given facts, for example from another process."""
         task = copy(self)
         task.facts = facts
         return task
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
-        """Return what the audit should say beside what it finds for every task.
+        """Return findings for the audit in addition to those of all tasks.
 
         Args:
-            splits: The examples of ``train``, ``eval`` and, where there is one, ``valid``.
+            splits: The examples of ``train``, ``eval`` and, if there is one, ``valid``.
         """
         return []
 
     def adopt(self, bundle: Bundle) -> Self:
-        """Return this task with what a tuned model was trained with (its label names), to score it on other data.
+        """Return this task with the facts that a tuned model was trained with (its label names), to score other data.
 
         Raises:
             DataError: The data has labels that the model was not trained with.
         """
         return self
 
-    def begin(self, student: Bundle, train: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
-        """Ready a fresh head for training."""
+    def begin(self, bundle: Bundle, train: Sequence[Example]) -> None:  # noqa: B027 - a hook, not abstract
+        """Initialize a new head before training."""
 
     def class_weights(self, train: Sequence[Example]) -> list[float] | None:
-        """How much each class counts in the loss, in the order of the logits; None for equally much."""
+        """Return the weight of each class in the loss, in the order of the logits, or None for equal weights."""
         return None
 
     @property
     @abstractmethod
     def metrics(self) -> tuple[Metric, ...]:
-        """What is reported; the first decides."""
+        """Metrics of the task; the first one is the deciding metric."""
 
     @abstractmethod
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
-        """Training sequences of one example; a long document gives several."""
+        """Return the training sequences of an example; a long document gives several."""
 
     def longest_input(self, bundle: Bundle) -> int:
-        """Return the longest input in tokens that this model is asked: the saved tokenizer cuts there."""
+        """Return the longest input in tokens at inference; the saved tokenizer truncates there."""
         return bundle.window
 
     def reads(self, example: Example) -> str:
-        """What :meth:`encode` reads beside the example, the config and the tokenizer (a schema, say): sequences are
-        kept for as long as this stays the same.
+        """Return other data that :meth:`encode` depends on (such as a schema), besides example, config and tokenizer.
+
+        Cached sequences are valid while this value stays the same.
         """
         return ""
 
     def files(self) -> list[list[Any]]:
-        """Return name, size and time of every file that answers are judged by (databases, say): baselines are kept for
-        as long as these stay the same.
+        """Return name, size and time of every file that scoring depends on (such as databases).
+
+        Cached baselines are valid while these values stay the same.
         """
         return []
 
     @abstractmethod
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
-        """How this bundle answers, with ``shots`` as examples in its context."""
+        """Return the function with which this bundle predicts, with ``shots`` as examples in its context."""
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
-        """One answer to a text whose right answer nobody knows; ``place`` says what it is asked of (a database, say).
+        """Answer a text without a reference; ``place`` is where it is asked (such as a database).
 
         Raises:
-            ConfigError: There is no such place, or one must be named.
+            ConfigError: There is no such place, or the place must be named.
         """
         return next(self.predictor(bundle, system)([Example("asked", text, "")]))
 
     def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
-        """Task-specific extras for the report (a confusion matrix, say), from the tuned model's predictions; these
-        may be gone through more than once.
+        """Return task-specific data for the report (such as a confusion matrix) from the tuned model's predictions.
+
+        The predictions may be iterated several times.
         """
         return {}

@@ -1,11 +1,11 @@
-"""``causal-lm``: learn a language, a style, a collection of tales; scored in bits per byte of held-out text.
+"""Task ``causal-lm``: learn a language, a style or a collection of texts; scored in bits per byte of held-out text.
 
-A text is read as the tokenizer gives it. Where that puts nothing before a text, the first token is given: neither it
-nor its bytes are scored, whatever the system.
+Texts are encoded as the tokenizer does. If it adds no token at the start, the first token is given: neither it nor its
+bytes are scored, for any system.
 
-A document longer than the window becomes several windows: each token is predicted exactly once, no window crosses a
-document, and the end-of-text token is learnt even when it is also the padding token (padding is told by length). Rows
-with ``prompt`` and ``completion`` learn and are scored on the completion only.
+A document longer than the window is divided into windows: each token is predicted exactly once, no window spans two
+documents, and the end-of-text token is learned even if it is also the padding token (padding is masked by length). For
+rows with ``prompt`` and ``completion``, only the completion is learned and scored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fulltune.tasks.prompts import Fitted, Shot, Wording
 if TYPE_CHECKING:
     from fulltune.data.load import Row
 
-#: Tokens of a document that the model is shown before it continues.
+#: Number of tokens of a document that the model reads before it continues.
 OPENING_TOKENS = 48
 
 _DEFAULT_LENGTH = 1024
@@ -45,7 +45,7 @@ class ContinuedDocuments(Facts):
 
 
 class CausalLM(Task):
-    """Text, or prompt and completion, for a decoder."""
+    """Causal language modeling on text, or on prompt and completion, with a decoder."""
 
     name = "causal-lm"
     version = 2
@@ -70,7 +70,7 @@ class CausalLM(Task):
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         window = self._window(bundle)
         if example.input:
-            prompt = self._asked(example, bundle)
+            prompt = self._prompt(example, bundle)
             return [prompts.prompt_features(bundle, prompt, example, self._wording(bundle), window)]
         tokens = prompts.text_ids(bundle, example.answer) + prompts.end_ids(bundle)
         return [
@@ -86,10 +86,10 @@ class CausalLM(Task):
             continued = self._continuations(bundle, self._opened(examples), shots)
             iterator = iter(examples)
             while chunk := list(islice(iterator, size * 8)):
-                asked = [self._asked(example, bundle, shots) if example.input else documents for example in chunk]
-                pieces = [self._pieces(*pair, bundle) for pair in zip(chunk, asked, strict=True)]
+                fitted = [self._prompt(example, bundle, shots) if example.input else documents for example in chunk]
+                pieces = [self._pieces(*pair, bundle) for pair in zip(chunk, fitted, strict=True)]
                 scored = inference.likelihoods(bundle, (text for texts in pieces for text in texts), size)
-                for example, prompt, texts in zip(chunk, asked, pieces, strict=True):
+                for example, prompt, texts in zip(chunk, fitted, pieces, strict=True):
                     parts = list(islice(scored, len(texts)))
                     values = {
                         "nll": sum(part.nll for part in parts),
@@ -109,16 +109,16 @@ class CausalLM(Task):
         return predict
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
-        """A continuation: of a chat's turn where prompts were learnt as such, else of the bare text."""
+        """Continue a text: as the user's turn of a chat if the model was trained on prompts, otherwise as it is."""
         cap = self.config.evaluation.max_new_tokens
-        learnt = self._learns_prompts()
-        prompt = self._asked(Example("asked", text, ""), bundle) if learnt else self._end_of(text, bundle)
+        has_prompts = self._trains_on_prompts()
+        prompt = self._prompt(Example("asked", text, ""), bundle) if has_prompts else self._end_of(text, bundle)
         [answer] = inference.generate(bundle, [prompt.ids], 1, cap)
         values = {"tokens": answer.tokens, "capped": answer.capped} | prompt.values() | answer.values
         return Prediction(system=system, id="asked", input=text, reference="", output=answer.text, values=values)
 
     def _end_of(self, text: str, bundle: Bundle) -> Fitted:
-        """Return a bare text to continue: of one that is too long, the end."""
+        """Return the prompt of a bare text; only the end of a text that is too long is kept."""
         start = prompts.start_ids(bundle) if text else prompts.opening_ids(bundle)
         ids = prompts.text_ids(bundle, text)
         room = bundle.window - self._reserve(bundle) - len(start)
@@ -126,18 +126,18 @@ class CausalLM(Task):
         return Fitted(start + ids[lost:], cut={"input": lost} if lost else {})
 
     def _reserve(self, bundle: Bundle) -> int:
-        """Return the tokens that are kept free for a continuation."""
+        """Return the number of tokens that are reserved for a continuation."""
         return min(self.config.evaluation.max_new_tokens, bundle.window // prompts.ANSWER_PART)
 
-    def _learns_prompts(self) -> bool:
+    def _trains_on_prompts(self) -> bool:
         try:
             columns = self.columns(available_columns(self.config.data.train))
-        except DataError:  # the rows need not be where the model is asked
+        except DataError:  # the rows may not exist where the model is used
             return False
         return columns[0].role == "prompt"
 
     def _pieces(self, example: Example, prompt: Fitted, bundle: Bundle) -> list[inference.Text]:
-        """Return what is scored of one example; the end-of-text token is not, since no byte of the text stands for it.
+        """Return the parts of an example that are scored, without the end-of-text token, which has no bytes.
 
         A completion that does not fit behind its prompt is scored in parts, each behind the prompt.
         """
@@ -146,11 +146,11 @@ class CausalLM(Task):
             return _windows(prompt.ids, tokens, self._window(bundle), is_given=is_given)
         answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
         tokens = answer[: len(answer) - len(prompts.end_ids(bundle))]
-        without_shots = self._asked(example, bundle) if prompt.shots else prompt
+        without_shots = self._prompt(example, bundle) if prompt.shots else prompt
         return _windows(prompt.ids, tokens, self._window(bundle) + len(prompt.ids) - len(without_shots.ids))
 
     def _documents(self, bundle: Bundle, shots: Sequence[Example], room: int) -> Fitted:
-        """Return the shots as documents before a text: as many as ``room`` tokens hold, at least the end of one."""
+        """Return the shots as documents before a text: as many as fit into ``room`` tokens, at least the end of one."""
         start, documents = prompts.start_ids(bundle), []
         for shot in shots:
             documents.append(prompts.text_ids(bundle, shot.answer) + prompts.end_ids(bundle))
@@ -161,12 +161,12 @@ class CausalLM(Task):
         return Fitted(start + ids[max(0, len(ids) - max(0, room)) :], len(documents))
 
     def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> ContinuedDocuments:
-        """Return which documents are continued: the first ones of the evaluation."""
+        """Return the documents that are continued: the first ones of the evaluation."""
         first = evaluation[: self.config.evaluation.continuations]
         return ContinuedDocuments(ids=frozenset(example.id for example in first))
 
     def _opened(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """The documents to continue: the first ones, also where other processes are asked the rest of the rows."""
+        """Return the documents to continue: the first ones of all rows, also if processes share the rows."""
         if distributed.size() == 1:
             return examples[: self.config.evaluation.continuations]
         return [example for example in examples if example.id in self.facts.ids]
@@ -174,26 +174,26 @@ class CausalLM(Task):
     def _continuations(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
     ) -> dict[str, dict[str, Any]]:
-        """Greedy continuations from the openings of the first documents, keyed by row id."""
+        """Return greedy continuations of the first documents by row id."""
         cap = self.config.evaluation.max_new_tokens
-        asked = [self._opening(example, bundle, shots, cap) for example in examples]
-        answers = inference.generate(bundle, (context for context, _, _ in asked), len(asked) or 1, cap)
+        openings = [self._opening(example, bundle, shots, cap) for example in examples]
+        answers = inference.generate(bundle, (context for context, _, _ in openings), len(openings) or 1, cap)
         return {
             example.id: {"opening": opening, "continuation": answer.text, "continuation_reference": reference}
             | answer.values
-            for example, (_, opening, reference), answer in zip(examples, asked, answers, strict=True)
+            for example, (_, opening, reference), answer in zip(examples, openings, answers, strict=True)
         }
 
     def _opening(
         self, example: Example, bundle: Bundle, shots: Sequence[Example], cap: int
     ) -> tuple[list[int], str, str]:
-        """Return what is continued of an example (token ids and text), and its true continuation."""
+        """Return the opening of an example (token ids and text), and its reference continuation."""
         if example.input:
-            return self._asked(example, bundle, shots, self._reserve(bundle)).ids, example.input, example.answer
+            return self._prompt(example, bundle, shots, self._reserve(bundle)).ids, example.input, example.answer
         tokens = prompts.text_ids(bundle, example.answer)
         opening = tokens[: min(OPENING_TOKENS, max(1, len(tokens) // 2), bundle.window // prompts.ANSWER_PART)]
         rest = tokens[len(opening) :]
-        # What is shown is what is asked: a cut inside of a word or a character could be read as other tokens.
+        # Encode the displayed text: a cut inside a word or a character could give other tokens.
         shown = inference.decode(bundle, opening).rstrip("\ufffd")
         opening = prompts.text_ids(bundle, shown) or opening
         room = bundle.window - self._reserve(bundle) - len(opening)
@@ -201,9 +201,10 @@ class CausalLM(Task):
         most = min(cap, inference.most_new_tokens(bundle, len(context)))
         return context, shown, inference.decode(bundle, rest[:most])
 
-    def _asked(self, example: Example, bundle: Bundle, shots: Sequence[Example] = (), reserve: int = 0) -> Fitted:
-        """Return the prompt of a row: as in training, and with as many shots as the model's positions hold before the
-        completion, or before ``reserve`` tokens where those are more.
+    def _prompt(self, example: Example, bundle: Bundle, shots: Sequence[Example] = (), reserve: int = 0) -> Fitted:
+        """Return the prompt of a row, as in training, with as many shots as fit.
+
+        The model's positions must hold prompt and completion, or prompt and ``reserve`` tokens if those are more.
         """
         wording, window = self._wording(bundle), self._window(bundle)
         room = prompts.prompt_room(window, self.config.data.max_target_length)
@@ -223,16 +224,16 @@ class CausalLM(Task):
 
 
 def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[inference.Text]:
-    """Cut a document so that every token is a target once; later windows begin with the token before them.
+    """Divide a document so that every token is a target once; later windows begin with the preceding token.
 
     Args:
-        context: What stands before the document, in each window.
-        tokens: The document.
-        window: Longest text in tokens.
-        is_given: Nothing that the tokenizer adds predicts the first token, which is then context itself.
+        context: Tokens before the document, in each window.
+        tokens: Tokens of the document.
+        window: Longest sequence in tokens.
+        is_given: The tokenizer adds no token that predicts the first one, which is then context itself.
     """
-    is_whole = len(context) + len(tokens) <= window
-    room = max(1, window - len(context) - (0 if is_whole else 1))
+    fits = len(context) + len(tokens) <= window
+    room = max(1, window - len(context) - (0 if fits else 1))
     texts = []
     for start in range(0, len(tokens), room):
         before = context + tokens[start - 1 : start] if start else context
@@ -244,7 +245,7 @@ def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bo
 
 
 def _scored_bytes(example: Example, bundle: Bundle) -> int:
-    """Return the bytes of the text that is scored: all of it, but for a first token that nothing predicts."""
+    """Return the number of bytes that are scored: all, except those of a first token that nothing predicts."""
     text = example.answer
     if example.input or prompts.start_ids(bundle):
         return len(text.encode())
@@ -254,6 +255,7 @@ def _scored_bytes(example: Example, bundle: Bundle) -> int:
 def _first_token_bytes(bundle: Bundle, text: str) -> int:
     if not bundle.tokenizer.is_fast:
         return len(inference.decode(bundle, prompts.text_ids(bundle, text)[:1]).encode())
-    asked: Any = bundle.tokenizer
-    places = asked(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False).offset_mapping
+    tokenizer: Any = bundle.tokenizer
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    places = encoded.offset_mapping
     return len(text[: places[0][1]].encode()) if places else 0

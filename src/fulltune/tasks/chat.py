@@ -1,7 +1,7 @@
-"""Chat templates: rendered on a fixed day, the same every time, and with every failure as a sentence.
+"""Render chat templates: for a fixed date, reproducibly, and with clear errors.
 
 A template may write today's date into the prompt (Llama 3.1 and 3.2 do). Scores would then change from day to day, and
-answers from the cache would be those to other prompts: the day is fixed once a run, and is part of the config.
+cached answers would belong to other prompts. The date is therefore fixed for a run, and is part of the config.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from fulltune.models.bundle import Bundle
 
 Messages = Sequence[Mapping[str, str]]
 
-#: The function by which a template reads the clock.
+#: Name of the function with which templates read the clock.
 CLOCK = "strftime_now"
 
-#: Conversations that a template is tried with.
+#: Conversations with which templates are tested.
 SAMPLES: tuple[Messages, ...] = (
     ({"role": "user", "content": "a"},),
     ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}),
 )
 
-#: Renderings that must be equal; a choice between two by chance passes once in 2 ** (_RENDERINGS - 1) templates.
+#: Number of renderings that must be equal; a random choice between two texts passes once in 2 ** (_RENDERINGS - 1).
 _RENDERINGS = 16
 
 _EXPECTED = "one that takes turns of a user and an assistant"
 
-#: A user's words that no template has by itself.
+#: User text that does not occur in any template.
 _WORDS = "zqxjv kwyph"
 
-#: A list of parts that was printed as it is, not read.
+#: Matches a list of parts that was printed instead of read.
 _PRINTED = re.compile(r"""['"]text['"]: ?['"]""")
 
-#: What a template may ask for that rows do not have.
+#: Variables that templates may require and that rows do not have.
 _EXTRAS = ("tools", "documents")
 
-#: An object's address, which is another in each process.
+#: Matches the address of an object, which differs between processes.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
-#: What ``strftime`` knows; a flag before the letter is glibc's.
+#: Directives of ``strftime``; a flag before the letter is specific to glibc.
 _DIRECTIVES = tuple(f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ")
 
-#: What a template can raise, apart from Jinja's own errors: it may call whatever it is given with anything.
+#: Exceptions of templates besides Jinja's own: a template may call its inputs with any arguments.
 _RAISED: tuple[type[Exception], ...] = (
     *(TemplateError, limits.EndlessTemplate, ArithmeticError, AttributeError, LookupError, MemoryError),
     *(RecursionError, TypeError, ValueError),
@@ -60,7 +60,7 @@ _RAISED: tuple[type[Exception], ...] = (
 
 
 def wants_chat(bundle: Bundle, setting: str) -> bool:
-    """Whether prompts go through the tokenizer's chat template (``auto``: if it has one)."""
+    """Return True if prompts use the tokenizer's chat template (``auto``: if it has one)."""
     has_template = bool(getattr(bundle.tokenizer, "chat_template", None))
     return bundle.family == "decoder" and (setting == "on" or (setting == "auto" and has_template))
 
@@ -69,9 +69,9 @@ def chat_ids(bundle: Bundle, messages: Messages, day: date | None) -> list[int]:
     """Return the token ids of a conversation, ready for the assistant's answer.
 
     Args:
-        bundle: Whose tokenizer is used.
+        bundle: Model and tokenizer.
         messages: Turns with ``role`` and ``content``.
-        day: What the template is told is today; None for the day it is.
+        day: Today's date for the template; None for the current date.
 
     Raises:
         ModelError: The template fails.
@@ -103,62 +103,66 @@ def _apply(tokenizer: Any, template: str, messages: list[Any], day: date, **opti
 
 
 def _as_parts(messages: Messages) -> list[Any]:
-    """Return messages whose content is a list with one part, as templates of models for images take it."""
+    """Return messages whose content is a list of one part, as in templates of image models."""
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
 
 
 @lru_cache(maxsize=16)
 def _form(tokenizer: Any, template: str, day: date) -> tuple[bool, str]:
-    """Return whether a template reads a message's content as a list of parts (a plain text is then left out silently),
-    and why what the user says reaches the prompt in neither form; an empty text where it does.
+    """Determine how a template reads the content of messages.
+
+    Returns:
+        True if it reads a list of parts (plain text is then dropped silently), and the reason why the user's text does
+        not reach the prompt in either form (empty if it does).
 
     Raises:
-        EndlessTemplate: It did not end in time.
+        EndlessTemplate: The template exceeded the time limit.
     """
-    asked, failure = [{"role": "user", "content": _WORDS}], ""
+    messages = [{"role": "user", "content": _WORDS}]
+    failure = ""
     for is_list in (False, True):
         try:
-            text = _apply(tokenizer, template, _as_parts(asked) if is_list else asked, day, tokenize=False)
+            text = _apply(tokenizer, template, _as_parts(messages) if is_list else messages, day, tokenize=False)
         except limits.EndlessTemplate:
-            raise  # no second attempt: nothing would stop it
+            raise  # a second attempt would not end either
         except _RAISED as error:
-            failure = failure or _need(tokenizer, template, asked, day) or _reason(error)
+            failure = failure or _need(tokenizer, template, messages, day) or _reason(error)
             continue
-        if _says(text) and not (is_list and _PRINTED.search(text)):
+        if _contains(text) and not (is_list and _PRINTED.search(text)):
             return is_list, ""
-    return False, failure or "it leaves out what the user says, as a text and as a list of parts"
+    return False, failure or "it drops the user's text, both as text and as a list of parts"
 
 
-def _says(text: str, words: str = _WORDS) -> bool:
-    """Return whether a prompt holds a user's words, in whatever case."""
+def _contains(text: str, words: str = _WORDS) -> bool:
+    """Return True if a prompt contains a user's text, ignoring case."""
     return words.casefold() in text.casefold()
 
 
-def _need(tokenizer: Any, template: str, asked: list[Any], day: date) -> str:
-    """Return a sentence about what a template cannot be rendered without; an empty one if it is something else."""
+def _need(tokenizer: Any, template: str, messages: list[Any], day: date) -> str:
+    """Return a sentence about a missing variable without which a template cannot be rendered, or an empty string."""
     for name in _EXTRAS:
         if name not in template:
             continue
         with suppress(*_RAISED):
-            _apply(tokenizer, template, asked, day, tokenize=False, **{name: []})
+            _apply(tokenizer, template, messages, day, tokenize=False, **{name: []})
             return f"it needs {name}, which rows do not have"
     return ""
 
 
 def content_fact(bundle: Bundle, setting: str, day: date) -> str:
-    """Return a sentence where the chat template takes messages in another form than a plain text."""
+    """Return a sentence if the chat template does not read the content of messages as plain text."""
     if not wants_chat(bundle, setting) or not _form(bundle.tokenizer, _template(bundle), day)[0]:
         return ""
-    return "the chat template reads a message as a list of parts: texts are given to it as such"
+    return "the chat template reads a message as a list of parts: texts are passed in that form"
 
 
 def reads_clock(bundle: Bundle) -> bool:
-    """Return whether the chat template asks for the date."""
+    """Return True if the chat template reads the date."""
     return bundle.family == "decoder" and CLOCK in str(getattr(bundle.tokenizer, "chat_template", None))
 
 
 def check_template(bundle: Bundle, setting: str, day: date) -> None:
-    """Check that the chat template, where it is used, renders what the user says, and renders the same every time.
+    """Check that the chat template, if it is used, renders the user's text, and renders it reproducibly.
 
     Raises:
         ModelError: It does not.
@@ -178,7 +182,7 @@ def check_template(bundle: Bundle, setting: str, day: date) -> None:
                 texts.add(chat_text(bundle, messages, day))
             if len(texts) > 1 or any(map(_ADDRESS.search, texts)):
                 raise _error(
-                    bundle, "renders the same messages in other words each time", "one text for one conversation"
+                    bundle, "renders the same messages differently each time", "the same text for the same conversation"
                 )
     finally:
         random.setstate(before)
@@ -186,13 +190,13 @@ def check_template(bundle: Bundle, setting: str, day: date) -> None:
 
 
 def _check_turns(bundle: Bundle, day: date) -> None:
-    """Warn of a template that leaves out earlier turns: shots stand there."""
+    """Warn if a template drops earlier turns, which hold the shots."""
     words = [_WORDS, _WORDS[::-1], "".join(sorted(_WORDS))]
     roles = ("user", "assistant", "user")
     text = chat_text(bundle, [{"role": role, "content": one} for role, one in zip(roles, words, strict=True)], day)
-    if not all(_says(text, one.strip()) for one in words):
+    if not all(_contains(text, one.strip()) for one in words):
         warnings.warn(
-            f"the chat template of {bundle.info.source!r} leaves out earlier turns: few-shot prompts lack their shots",
+            f"the chat template of {bundle.info.source!r} drops earlier turns: few-shot prompts lack their shots",
             stacklevel=2,
         )
 
@@ -203,16 +207,16 @@ def _template(bundle: Bundle) -> str:
 
 @lru_cache(maxsize=16)
 def _on(template: str, day: date) -> str:
-    """Return a template that is told a day: a macro hides the function that reads the clock.
+    """Return a template with a fixed date: a macro replaces the function that reads the clock.
 
-    The line break after the macro is no part of what is rendered (``trim_blocks``).
+    The line break after the macro is not rendered (``trim_blocks``).
     """
     if CLOCK not in template:
         return template
     moment = datetime.combine(day, time.min)
     values = {directive: moment.strftime(directive) for directive in _DIRECTIVES}
     replaced = "".join(f"|replace({_quoted(name)}, {_quoted(value)})" for name, value in values.items())
-    # A doubled per cent sign is a sign, whatever follows it.
+    # A doubled percent sign is a literal one, whatever follows it.
     part = f"{{{{ '' if loop.first else '%' }}}}{{{{ part{replaced} }}}}"
     body = f"{{% for part in format.split('%%') %}}{part}{{% endfor %}}"
     return f"{{% macro {CLOCK}(format) %}}{body}{{% endmacro %}}\n{template}"
@@ -236,9 +240,9 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _error(bundle: Bundle, found: str, expected: str) -> ModelError:
+def _error(bundle: Bundle, problem: str, expected: str) -> ModelError:
     return ModelError(
-        f"the chat template of {bundle.info.source!r} {found}",
+        f"the chat template of {bundle.info.source!r} {problem}",
         expected=expected,
         fix="set data.chat: off, or correct the template in the tokenizer's files",
         field="data.chat",

@@ -1,7 +1,7 @@
-"""``classification``: one label a text, or several; scored by macro-F1.
+"""Task ``classification``: one or several labels per text, scored by macro-F1.
 
-The tuned model has a head with one logit a label, and the label names are saved in its config. What the untouched base
-says without such a head is in :mod:`fulltune.tasks.label_words`.
+The tuned model has a head with one logit per label; the label names are saved in its config. Predictions of the base
+model, which has no such head, are in :mod:`fulltune.tasks.label_words`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Classification(Task):
-    """Columns ``text`` and ``label`` (one) or ``labels`` (a list of any length)."""
+    """Classification, from the columns ``text`` and ``label`` (one) or ``labels`` (a list of any length)."""
 
     name = "classification"
     version = 1
@@ -60,7 +60,7 @@ class Classification(Task):
         return Column("text", str), Column("labels", list, may_be_empty=True) if several else Column("label", str)
 
     def _has_several(self, available: Sequence[str]) -> bool:
-        """Check whether the column of lists is read: the one that the config names, else the one that exists."""
+        """Return True if the column of lists is read: the one that the config names, otherwise the one that exists."""
         data = self.config.data
         if data.labels not in available or data.label not in available:
             return data.labels in available
@@ -76,8 +76,9 @@ class Classification(Task):
         return Example(row.id, row.fields["text"], row.fields["label"])
 
     def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Facts:
-        """Return the label names: those of the config, in their order; else all that occur, sorted, so that the same
-        data gives the same head. Whole numbers are sorted as numbers: class 2 comes before class 10.
+        """Return the label names of the config in their order, or all that occur, sorted.
+
+        Sorting makes the head reproducible. Integers are sorted as numbers: class 2 precedes class 10.
         """
         examples = [*train, *evaluation]
         present = {label for example in examples for label in example.labels}
@@ -92,37 +93,37 @@ class Classification(Task):
         Raises:
             DataError: The data has labels that the model does not have.
         """
-        learnt = tuple(str(name) for name in (bundle.model.config.id2label or {}).values())
-        unknown = sorted(set(self.labels) - set(learnt))
+        labels = tuple(str(name) for name in (bundle.model.config.id2label or {}).values())
+        unknown = sorted(set(self.labels) - set(labels))
         if unknown:
             raise DataError(
                 f"{len(unknown)} labels in the data are unknown to the model: {', '.join(map(repr, unknown[:5]))}",
-                expected=f"the {len(learnt)} labels that it was trained with",
-                fix="leave those rows out, or tune a model on them",
+                expected=f"the {len(labels)} labels that it was trained with",
+                fix="remove those rows, or tune a model on them",
                 field="data.eval",
             )
-        return self.with_facts(replace(self.facts, labels=learnt))
+        return self.with_facts(replace(self.facts, labels=labels))
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         return classification_metrics(self.labels, self.multi_label)
 
-    def begin(self, student: Bundle, train: Sequence[Example]) -> None:
-        """With several labels a row, let the head start from how often each label holds (Lin et al. 2017, section 4.1).
+    def begin(self, bundle: Bundle, train: Sequence[Example]) -> None:
+        """With several labels per row, initialize the head's bias with the label frequencies (Lin et al. 2017, 4.1).
 
-        A fresh head gives every label one half where most hold in a few per cent of the rows. The quickest way down
-        is then for the whole encoder to say "none" whatever it reads, and small models do not come back from there.
+        A new head predicts one half for every label, while most labels apply to a few percent of the rows. The loss
+        then falls fastest if the encoder predicts "none" for every input, a state that small models do not leave.
         """
         if not self.multi_label:
             return
-        share = np.array([np.mean([label in example.labels for example in train]) for label in self.labels])
-        bias = _output_bias(student, len(self.labels))
+        frequency = np.array([np.mean([label in example.labels for example in train]) for label in self.labels])
+        bias = _output_bias(bundle, len(self.labels))
         if bias is not None:
             with torch.no_grad():
-                bias.copy_(torch.tensor(logit(np.clip(share, 1e-3, 1 - 1e-3)), dtype=bias.dtype))
+                bias.copy_(torch.tensor(logit(np.clip(frequency, 1e-3, 1 - 1e-3)), dtype=bias.dtype))
 
     def class_weights(self, train: Sequence[Example]) -> list[float] | None:
-        """``rows / (labels × count)`` for each label, as scikit-learn's ``class_weight="balanced"``."""
+        """Return ``rows / (labels × count)`` for each label, as scikit-learn's ``class_weight="balanced"`` does."""
         if self.config.train.class_weights == "none":
             return None
         counts = Counter(label for example in train for label in example.labels)
@@ -141,23 +142,23 @@ class Classification(Task):
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
             if bundle.head == "classification":
-                asked, waiting = tee(self._input_ids(example.input, bundle) for example in examples)
-                logits = inference.class_logits(bundle, (ids for ids, _ in asked), size)
+                inputs, inputs_later = tee(self._input_ids(example.input, bundle) for example in examples)
+                logits = inference.class_logits(bundle, (ids for ids, _ in inputs), size)
                 squash = expit if self.multi_label else softmax
                 rows: Iterable[label_words.Answer] = (
                     (squash(np.asarray(row)), Fitted(ids, cut={"input": lost} if lost else {}).values())
-                    for row, (ids, lost) in zip(logits, waiting, strict=True)
+                    for row, (ids, lost) in zip(logits, inputs_later, strict=True)
                 )
             else:
                 rows = self._without_head(bundle, examples, shots)
             for example, (probabilities, values) in zip(examples, rows, strict=True):
-                found = self.prediction(system, example, probabilities)
-                yield found.model_copy(update={"values": found.values | values})
+                result = self.prediction(system, example, probabilities)
+                yield result.model_copy(update={"values": result.values | values})
 
         return predict
 
     def prediction(self, system: str, example: Example, probabilities: Array) -> Prediction:
-        """One label by the highest probability; several by all above one half."""
+        """Predict the label with the highest probability, or all labels above one half if several may apply."""
         values: dict[str, Any]
         if self.multi_label:
             output: Any = tuple(np.asarray(self.labels)[probabilities > 0.5].tolist())
@@ -183,14 +184,14 @@ class Classification(Task):
     def _without_head(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
     ) -> Iterator[label_words.Answer]:
-        ask = label_words.Asked(bundle, self.labels, self.multi_label, self.config, self.day)
-        return ask.few_shot(examples, shots) if shots else ask.zero_shot(examples)
+        scorer = label_words.LabelScorer(bundle, self.labels, self.multi_label, self.config, self.day)
+        return scorer.few_shot(examples, shots) if shots else scorer.zero_shot(examples)
 
     def longest_input(self, bundle: Bundle) -> int:
         return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
 
     def _input_ids(self, text: str, bundle: Bundle) -> tuple[list[int], int]:
-        """Token ids of an input and how many tokens did not fit; never empty. They are cut as the tokenizer cuts."""
+        """Return token ids of an input, truncated by the tokenizer and never empty, and the number of lost tokens."""
         window = self.longest_input(bundle)
         ids = list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids) or prompts.opening_ids(bundle)
         if len(ids) <= window:
@@ -200,7 +201,7 @@ class Classification(Task):
 
 
 def _sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Return labels in alphabetical order, or as numbers if all of them are whole numbers."""
+    """Return the labels in alphabetical order, or in numerical order if all of them are integers."""
     labels = list(labels)
     if all(re.fullmatch("-?[0-9]+", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
@@ -208,8 +209,9 @@ def _sorted_labels(labels: Iterable[str]) -> list[str]:
 
 
 def _one_end(ids: list[int], bundle: Bundle) -> list[int]:
-    """Return the ids with their last end token only, for a head of an encoder-decoder: it reads the state there, and
-    refuses a batch whose rows have different numbers of them.
+    """Return the ids with only their last end token, for a classification head of an encoder-decoder.
+
+    Such a head reads the state at the end token, and rejects batches whose rows have different numbers of them.
     """
     end = bundle.model.config.eos_token_id if bundle.family == "encoder-decoder" else None
     if end is None or bundle.head != "classification" or ids.count(end) < 2:
@@ -219,7 +221,7 @@ def _one_end(ids: list[int], bundle: Bundle) -> list[int]:
 
 
 def _output_bias(bundle: Bundle, labels: int) -> torch.nn.Parameter | None:
-    """The bias of the last layer with one output a label; None where the head has none (GPT-2's, Llama's)."""
+    """Return the bias of the last layer with one output per label, or None if it has none (GPT-2, Llama)."""
     layers = [layer for layer in bundle.model.modules() if isinstance(layer, torch.nn.Linear)]
     heads = [layer for layer in layers if layer.out_features == labels]
     return heads[-1].bias if heads else None

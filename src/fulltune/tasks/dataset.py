@@ -1,4 +1,4 @@
-"""From what the config names to examples: load, split, and see each row as the task sees it."""
+"""Prepare the data of a config as examples: load, split, and convert rows."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from fulltune.models.losses import IGNORED
 from fulltune.tasks.base import Column, Example, Features, Task
 from fulltune.tasks.encoding import encode
 
-#: The evaluation curve is drawn on about this many rows, evenly spread, so that it costs little beside the training.
+#: The evaluation curve uses about this many rows, evenly spaced, so that it costs little compared with training.
 CURVE_ROWS = 256
 
-#: What a `datasets` folder or the hub calls the splits.
+#: Names of the splits in a `datasets` folder or on the hub.
 _SPLITS = {"eval": "test", "valid": "validation"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows as they were read and examples as the task sees them, in the same order."""
+    """Rows as read and examples as the task sees them, in the same order."""
 
     table: Table
     examples: tuple[Example, ...]
@@ -36,8 +36,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """All splits. ``valid`` draws the evaluation curve and chooses the best step, and never decides; without one the
-    curve is drawn on ``eval``, and nothing is chosen.
+    """All splits.
+
+    ``valid`` is used for the evaluation curve and the selection of the best step, never for the verdict. Without it,
+    the curve uses ``eval``, and no step is selected.
     """
 
     train: Split
@@ -46,7 +48,7 @@ class Data:
 
     @property
     def held_out(self) -> tuple[Example, ...]:
-        """All rows that are not trained on: those of ``eval``, then those of ``valid``."""
+        """All rows that are not used for training: those of ``eval``, then those of ``valid``."""
         return self.eval.examples + (self.valid.examples if self.valid else ())
 
     @property
@@ -55,7 +57,7 @@ class Data:
 
     @property
     def shown(self) -> tuple[Example, ...]:
-        """The rows that the evaluation curve is drawn on."""
+        """The rows of the evaluation curve."""
         return self.curve.examples[:: max(1, len(self.curve.examples) // CURVE_ROWS)]
 
 
@@ -63,19 +65,19 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     """Load and split the data, and fit the task to it.
 
     Returns:
-        The task that knows what it learned from the data, and the data.
+        The task with the facts it learned from the data, and the data.
 
     Raises:
-        DataError: A file or column is missing, or rows contradict themselves.
+        DataError: A file or column is missing, or rows contradict each other.
     """
     settings = config.data
     columns = task.columns(available_columns(settings.train))
     train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
-    train, held = _given_or_held_out(config, settings.eval, columns, train, "eval", settings.eval_limit)
+    train, evaluation = _given_or_held_out(config, settings.eval, columns, train, "eval", settings.eval_limit)
     valid = None
     if settings.valid is not None:
         train, valid = _given_or_held_out(config, settings.valid, columns, train, "valid", None)
-    splits = [_examples(task, table) for table in (train, held, valid) if table is not None]
+    splits = [_examples(task, table) for table in (train, evaluation, valid) if table is not None]
     data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
     return task.fit(data.train.examples, data.held_out), data
 
@@ -83,14 +85,22 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
 def inspect(
     config: Config, task: Task, data: Data, bundle: Bundle, out: Path | None = None
 ) -> tuple[Audit, list[Features], list[Features]]:
-    """Audit the data as this model will read it; also the training and the curve's sequences, encoded once.
+    """Audit the data as the model reads it, and encode it once.
 
-    ``out`` is where sequences of much text are cached.
+    Args:
+        config: The config.
+        task: The task.
+        data: All splits.
+        bundle: Model and tokenizer.
+        out: Folder in which sequences of large data are cached.
+
+    Returns:
+        The audit, the training sequences, and the sequences of the evaluation curve.
     """
     examples = [*data.train.examples, *data.eval.examples]
-    # By identity: rows of two splits may carry the same id.
+    # Keyed by identity: rows of two splits may have the same id.
     encoded = dict(zip(map(id, examples), encode(task, examples, bundle, out), strict=True))
-    found = audit(
+    report = audit(
         train=data.train.table,
         evaluation=data.eval.table,
         valid=data.valid.table if data.valid else None,
@@ -103,15 +113,15 @@ def inspect(
     limits = _limits(config, task, bundle, [(example.id, encoded[id(example)]) for example in data.eval.examples])
     splits = {"train": data.train.examples, "eval": data.eval.examples}
     splits |= {"valid": data.valid.examples} if data.valid else {}
-    found = found.model_copy(update={"findings": (*found.findings, *limits, *task.findings(splits))})
+    report = report.model_copy(update={"findings": (*report.findings, *limits, *task.findings(splits))})
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
-    return found, [features for example in data.train.examples for features in encoded[id(example)]], curve
+    return report, [features for example in data.train.examples for features in encoded[id(example)]], curve
 
 
 def _limits(
-    config: Config, task: Task, bundle: Bundle, asked: Sequence[tuple[str, Sequence[Features]]]
+    config: Config, task: Task, bundle: Bundle, rows: Sequence[tuple[str, Sequence[Features]]]
 ) -> Iterator[Finding]:
-    """Return what the config allows and the model's positions do not, given the sequences of the evaluation rows."""
+    """Yield findings about limits in the config that exceed the model's, given ids and sequences of evaluation rows."""
     yield from tokens.window_finding("data.max_length", config.data.max_length or 0, bundle.window)
     if task.head != "lm":
         return
@@ -121,23 +131,27 @@ def _limits(
         yield from tokens.window_finding("evaluation.max_new_tokens", config.evaluation.max_new_tokens, limit)
         return
     ends = set(inference.end_ids(bundle))
-    lone = [
-        row for row, sequences in asked if (learnt := set[int]().union(*map(_learnt, sequences))) and learnt <= ends
-    ]
-    yield from tokens.lone_token_finding("eval", lone, len(asked))
-    left = [inference.most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in asked]
-    ids = [row for row, _ in asked]
+    lone = [row for row, sequences in rows if _has_only_ends(sequences, ends)]
+    yield from tokens.lone_token_finding("eval", lone, len(rows))
+    left = [inference.most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in rows]
+    ids = [row for row, _ in rows]
     yield from tokens.short_answer_finding("eval", ids, left, config.evaluation.max_new_tokens)
 
 
-def _learnt(sequence: Features) -> set[int]:
-    """Return the ids that a decoder learns to write in a sequence."""
+def _has_only_ends(sequences: Sequence[Features], ends: set[int]) -> bool:
+    """Return True if a row has targets, and all of them are end tokens."""
+    targets = set[int]().union(*map(_targets, sequences))
+    return bool(targets) and targets <= ends
+
+
+def _targets(sequence: Features) -> set[int]:
+    """Return the token ids of a sequence that a decoder is trained to predict."""
     assert isinstance(sequence.labels, list)
     return {int(label) for label in sequence.labels if label != IGNORED}
 
 
 def _prompt_length(sequences: Sequence[Features]) -> int:
-    """Return how many ids of a decoder's first sequence come before what is learnt."""
+    """Return the number of tokens of a decoder's first sequence before the first target."""
     labels = sequences[0].labels if sequences else []
     assert isinstance(labels, list)
     return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
@@ -146,8 +160,9 @@ def _prompt_length(sequences: Sequence[Features]) -> int:
 def _given_or_held_out(
     config: Config, given: Source | float, columns: Sequence[Column], train: Table, name: str, limit: int | None
 ) -> tuple[Table, Table]:
-    """A named split, or a share held out of train: by group, else by clusters of near-duplicates, stratified by
-    label.
+    """Return train and a named split, or train without a fraction and that held-out fraction.
+
+    Rows are held out by group, by default by clusters of near duplicates, stratified by label.
     """
     if not isinstance(given, float):
         return train, load_table(given, columns, config.data, limit=limit, split=_SPLITS[name])
@@ -155,8 +170,8 @@ def _given_or_held_out(
     groups = "group" if config.data.group else None
     seed = config.train.seed if config.data.seed is None else config.data.seed
     spare = name == "eval" and isinstance(config.data.valid, float)
-    rest, held = split_table(train, given, groups=groups, stratify=stratify, seed=seed, name=name, spare=spare)
-    return rest, replace(held, rows=held.rows[:limit])
+    rest, held_out = split_table(train, given, groups=groups, stratify=stratify, seed=seed, name=name, spare=spare)
+    return rest, replace(held_out, rows=held_out.rows[:limit])
 
 
 def _examples(task: Task, table: Table) -> Split:

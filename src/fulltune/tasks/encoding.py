@@ -1,11 +1,11 @@
-"""Examples as training sequences: in parallel where there is much text, and kept for the next run on the same data.
+"""Encode examples as training sequences: in parallel for large data, with a cache for the next run on the same data.
 
-Threads, not processes: a fast tokenizer is Rust that releases Python's lock, so nothing is forked while torch's threads
-run, nothing is pickled, and what comes back is in order. Each thread has a copy of the tokenizer: a call changes its
-state (truncation, padding; NLLB, mBART and M2M-100 switch between source and target language), so that a tokenizer that
-several threads use gives some rows the other language's code. The cache is that of the baselines
-(:mod:`fulltune.store.cache`); that of ``datasets`` hashes the function with everything it closes over, which for a task
-is a whole model.
+Threads are used instead of processes: fast tokenizers are written in Rust and release Python's lock, so nothing is
+forked while torch's threads run, nothing is pickled, and results stay in order. Each thread copies the tokenizer,
+because calls change its state (truncation, padding; NLLB, mBART and M2M-100 switch between source and target language):
+with a shared tokenizer some rows would get the code of the other language. The cache is that of the baselines
+(:mod:`fulltune.store.cache`); the cache of ``datasets`` would hash the function with all objects it refers to,
+including the model.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from fulltune.store.cache import cache_key, cache_path, read_cache, write_cache
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Features, Task
 
-#: Raised when the same example would be encoded in another way.
+#: Version of the encoding, part of the cache key; increment it if the same example would be encoded differently.
 VERSION = 2
 
-#: Threads at most; each copies the tokenizer.
+#: Maximum number of threads; each copies the tokenizer.
 MOST_THREADS = 8
 
-#: Characters that a thread is worth starting for, since it begins with a copy of the tokenizer.
+#: Characters per thread, so that its work outweighs copying the tokenizer.
 PER_THREAD = 500_000
 
-#: Characters from which on reading what was encoded before is faster than encoding.
+#: Number of characters from which reading the cache is faster than encoding.
 VERY_MUCH = 1_000_000
 
 
 def encode(task: Task, examples: Sequence[Example], bundle: Bundle, out: Path | None = None) -> list[list[Features]]:
-    """The training sequences of each example, in order.
+    """Return the training sequences of each example, in order.
 
     Args:
-        task: Encodes one example.
-        examples: All of them.
-        bundle: Whose tokenizer is used.
-        out: Where much text is cached, by its content, the tokenizer, and the task's options; nowhere by default.
+        task: The task, which encodes single examples.
+        examples: All examples.
+        bundle: Model and tokenizer.
+        out: Folder for the cache of large data, keyed by content, tokenizer and options of the task; None disables it.
 
     Raises:
         StoreError: The disk is full or read-only.
@@ -79,7 +79,7 @@ def _encoded(task: Task, examples: Sequence[Example], bundle: Bundle, size: int)
 
 
 def _parts(task: Task, examples: Sequence[Example], bundle: Bundle) -> dict[str, Any]:
-    """Everything that the sequences depend on."""
+    """Return everything that the sequences depend on."""
     content = hashlib.sha256()
     for example in examples:
         row = [example.id, example.input, example.target, task.reads(example)]

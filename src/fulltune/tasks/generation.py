@@ -1,4 +1,4 @@
-"""Tasks that answer an input with a text: by an encoder-decoder, or by a decoder that continues a prompt."""
+"""Base of tasks that answer an input with a text, with an encoder-decoder or with a decoder that continues a prompt."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Features, Predictor, Task
 from fulltune.tasks.prompts import Fitted, Shot, Wording
 
-#: Window of a source. That of a decoder holds the target as well.
-_SOURCE_LENGTH, _DECODER_LENGTH = 512, 768
+#: Default windows in tokens; that of a decoder includes the target.
+_SOURCE_LENGTH = 512
+_DECODER_LENGTH = 768
 
 
 class TextToText(Task):
-    """Base of the tasks whose answer is a generated text."""
+    """Base of tasks whose answer is a generated text."""
 
     families = ("encoder-decoder", "decoder")
 
-    #: What introduces the input and the answer in a decoder's prompt and between shots.
+    #: Labels before the input and the answer in a decoder's prompt and between shots.
     question: ClassVar[str] = "Input"
     answer: ClassVar[str] = "Output"
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
-        prompt = self._ask(example, bundle)
+        prompt = self._prompt(example, bundle)
         if bundle.family == "decoder":
             wording = self.wording(example, bundle)
             return [prompts.prompt_features(bundle, prompt, example, wording, self._window(bundle))]
@@ -40,17 +41,18 @@ class TextToText(Task):
         settings = self.config.evaluation
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
-            asked, waiting = tee(self._ask(example, bundle, shots) for example in examples)
-            ids = (prompt.ids for prompt in asked)
+            prompts_read, prompts_later = tee(self._prompt(example, bundle, shots) for example in examples)
+            ids = (prompt.ids for prompt in prompts_read)
             answers = inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens)
-            for example, prompt, generated in zip(examples, waiting, answers, strict=True):
-                found = self.prediction(system, example, generated)
-                yield found.model_copy(update={"values": found.values | prompt.values(len(shots)) | generated.values})
+            for example, prompt, generated in zip(examples, prompts_later, answers, strict=True):
+                result = self.prediction(system, example, generated)
+                values = result.values | prompt.values(len(shots)) | generated.values
+                yield result.model_copy(update={"values": values})
 
         return predict
 
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
-        """A generated answer as a prediction, with what the metrics read."""
+        """Return a generated answer as a prediction, with the values that the metrics read."""
         return Prediction(
             system=system,
             id=example.id,
@@ -61,21 +63,19 @@ class TextToText(Task):
         )
 
     def wording(self, example: Example, bundle: Bundle, *, shots: bool = False) -> Wording:
-        """The words around this example's input; an encoder-decoder gets its input bare unless shots must be told
-        apart.
-        """
+        """Return the wording around an input; an encoder-decoder gets the bare input unless there are shots."""
         instruction = self.config.data.instruction or ""
         chat = prompts.wants_chat(bundle, self.config.data.chat)
         if chat or (bundle.family == "encoder-decoder" and not shots):
             return Wording(instruction=instruction, chat=chat, day=self.day)
         return Wording(instruction, self.question, self.answer)
 
-    def shot(self, shot: Example, asked: Example) -> Shot:
-        """A training example as it stands in the context of another."""
+    def shot(self, shot: Example, example: Example) -> Shot:
+        """Return a training example as a shot in the prompt of another example."""
         return Shot(shot.input, shot.answer)
 
-    def _ask(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
-        """Return the prompt of a row: cut as in training, and with as many shots as the model's positions hold."""
+    def _prompt(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
+        """Return the prompt of a row: cut as in training, with as many shots as the model's positions allow."""
         wording, window = self.wording(example, bundle), self._window(bundle)
         room, shots_room = window, bundle.window
         if bundle.family == "decoder":

@@ -1,15 +1,15 @@
-"""Classification by a base that has no classification head yet: what zero-shot and few-shot mean for each family.
+"""Classify with a base model that has no classification head: zero-shot and few-shot for each model family.
 
 - A decoder or an encoder-decoder reads a prompt that lists the labels; each label is scored by the mean log-likelihood
   of its tokens.
-- An encoder with a masked-LM head fills a cloze, one mask a label token (Schick & Schütze 2021, "It's Not Just Size
-  That Matters").
-- An encoder without one compares mean-pooled vectors of the text and of the label's name (cosine similarity).
-- Few-shot for every encoder is the nearest class mean of the shots' vectors (Snell et al. 2017, "Prototypical
+- An encoder with a masked-LM head fills a cloze with one mask per label token (Schick & Schütze 2021, "It's Not Just
+  Size That Matters").
+- An encoder without such a head compares mean-pooled vectors of the text and of the label's name (cosine similarity).
+- Few-shot with any encoder is the nearest class mean of the shots' vectors (Snell et al. 2017, "Prototypical
   Networks").
 
-All give probabilities of shape (labels,). With several labels a row, only the few-shot encoder can say how many hold
-(closer to the mean of the shots with the label than to that of the shots without); the others name the best one.
+All return probabilities of shape (labels,). With several labels per row, only the few-shot encoder can decide how many
+apply (it compares the distances to the means of the shots with and without the label); the others predict the best one.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from fulltune.tasks.prompts import Shot, Wording
 
 logger = logging.getLogger("fulltune.tasks")
 
-#: Probabilities of the labels, and what a prediction records beside them.
+#: Probabilities of the labels, and further values for the prediction.
 Answer = tuple[Array, dict[str, Any]]
 
-#: Cosine similarities lie close together; this makes them probabilities that can be calibrated at all (CLIP learnt
-#: 100).
+#: Scale of cosine similarities, which are close to each other, to get probabilities that can be calibrated (CLIP
+#: learned 100).
 _SHARPNESS = 20.0
 
-#: The cloze: the text, then this, then one mask for each token of the label.
+#: Beginning of the cloze, between the text and one mask per token of the label.
 _CLOZE = "Topic:"
 
 
-class Asked:
-    """A base asked for labels it has no head for."""
+class LabelScorer:
+    """Scorer of labels with a base model that has no head for them."""
 
     def __init__(
         self, bundle: Bundle, labels: Sequence[str], multi_label: bool, config: Config, day: date | None = None
@@ -58,7 +58,7 @@ class Asked:
         self.window = min(config.data.max_length or 512, bundle.window)
 
     def zero_shot(self, examples: Sequence[Example]) -> Iterator[Answer]:
-        """Probabilities from the label names alone."""
+        """Yield probabilities from the label names only."""
         if self.bundle.family != "encoder":
             scores = self._by_likelihood(examples, ())
         elif self.bundle.has_lm_head and self.bundle.tokenizer.mask_token_id is not None:
@@ -68,7 +68,7 @@ class Asked:
         return ((self._best_only(softmax(row)), values) for row, values in scores)
 
     def few_shot(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
-        """Probabilities from the label names and some labeled rows."""
+        """Yield probabilities from the label names and labeled rows."""
         if self.bundle.family != "encoder":
             scores = self._by_likelihood(examples, shots)
             return ((self._best_only(softmax(row)), values) for row, values in scores)
@@ -81,27 +81,29 @@ class Asked:
         shots_room = self.bundle.window - (max(map(len, answers)) if self.bundle.family == "decoder" else 0)
         shown = [Shot(shot.input, shot.answer or "none") for shot in shots]
         room = min(self.window, shots_room)
-        asked, waiting = tee(
+        prompts_read, prompts_later = tee(
             prompts.fit(self.bundle, wording, example.input, room, shown, shots_room) for example in examples
         )
-        texts = (inference.Text(prompt.ids, answer) for prompt in asked for answer in answers)
+        texts = (inference.Text(prompt.ids, answer) for prompt in prompts_read for answer in answers)
         results = inference.likelihoods(self.bundle, texts, max(self.batch_size, len(answers)))
-        for prompt in waiting:
+        for prompt in prompts_later:
             row = list(islice(results, len(answers)))
             yield np.array([-result.nll / result.tokens for result in row]), prompt.values(len(shots))
 
     def _listed(self) -> str:
-        """Return the instruction: it lists the labels, or as many of them as take a third of the window."""
+        """Return the instruction with all labels, or with as many as fit into a third of the window."""
         listed = list(self.labels)
         while listed and len(prompts.text_ids(self.bundle, _instruction(listed))) > self.window // prompts.ANSWER_PART:
             listed = listed[: len(listed) // 2]
         if len(listed) < len(self.labels):
-            found = f"only {len(listed)} of {len(self.labels)} labels fit into the prompt of {self.bundle.info.source}"
-            logger.info("%s: the others are scored without being listed", found)
+            message = (
+                f"only {len(listed)} of {len(self.labels)} labels fit into the prompt of {self.bundle.info.source}"
+            )
+            logger.info("%s: the others are scored without being listed", message)
         return _instruction(listed) if listed else ""
 
     def _longest_label(self) -> int:
-        """Return the tokens of a label name that are scored at most."""
+        """Return the maximum number of tokens of a label name that are scored."""
         limit = self.window // prompts.ANSWER_PART
         return limit if self.bundle.family != "encoder-decoder" else min(limit, answer_window(self.bundle))
 
@@ -115,7 +117,7 @@ class Asked:
             yield np.array([_mean_log_probability(by_length[len(word)], word) for word in words])
 
     def _cloze(self, text: str, masks: int) -> list[int]:
-        """``text Topic: [MASK]…`` with the text cut so that the masks always stay."""
+        """Return ``text Topic: [MASK]…``; only the text is truncated, never the masks."""
         tokenizer = self.bundle.tokenizer
         ending = " ".join([_CLOZE, *[str(tokenizer.mask_token)] * masks])
         ids = list(tokenizer(f"{text} {ending}", truncation=False, verbose=False).input_ids)
@@ -147,7 +149,7 @@ class Asked:
         return inference.sentence_vectors(self.bundle, inputs, self.batch_size)
 
     def _best_only(self, probabilities: Array) -> Array:
-        """With several labels a row, everything but the best label is pushed below one half, and the best above."""
+        """With several labels per row, push all probabilities except the best below one half, and the best above."""
         if not self.multi_label:
             return probabilities
         best = probabilities == probabilities.max()
@@ -162,12 +164,12 @@ def _instruction(labels: Sequence[str]) -> str:
 
 
 def _mean_log_probability(log_probabilities: torch.Tensor, word: Sequence[int]) -> float:
-    asked = log_probabilities[-len(word) :]  # a text may spell the mask token, too
-    return float(asked[torch.arange(len(word)), torch.tensor(word)].mean())
+    masked = log_probabilities[-len(word) :]  # the text itself may contain the mask token
+    return float(masked[torch.arange(len(word)), torch.tensor(word)].mean())
 
 
 def _means(vectors: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
-    """Unit mean vector of each class, (labels, hidden); a class without shots gets zeros and so never wins."""
+    """Return the unit mean vector of each class, (labels, hidden); a class without shots gets zeros and never wins."""
     weights = member.float()
     means = weights @ vectors / weights.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.nn.functional.normalize(means, dim=-1)

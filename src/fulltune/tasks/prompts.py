@@ -1,9 +1,9 @@
-"""How a row is asked. One wording for training, baselines and the final score, so that only the weights differ.
+"""Build prompts. Training, baselines and final score use the same wording, so that only the weights differ.
 
-A prompt that is too long is cut in the same way wherever it is used: shots are left out one by one, then the row's own
-text is shortened. The instruction, the words around the text and the chat template always stay.
+A prompt that is too long is cut in the same way everywhere: shots are removed one at a time, then the row's own text is
+truncated. The instruction, the words around the text and the chat template always stay.
 
-``VERSION`` is part of the key under which baselines are cached: raise it with every change of wording.
+``VERSION`` is part of the cache key of baselines: increment it with every change of wording.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from fulltune.tasks.chat import wants_chat as wants_chat
 
 VERSION = 3
 
-#: A decoder's window holds the prompt and the answer; one part in this many, at most, is kept free for the answer.
+#: A decoder's window holds the prompt and the answer; at most one part in this many is reserved for the answer.
 ANSWER_PART = 3
 
-#: Stands where the middle of a text was cut out.
+#: Replacement for the removed middle of a text.
 GAP = " ... "
 
 #: Text whose token ids are part of the fingerprint of a tokenizer.
 _SAMPLE = "The fox said: naïve №5, 東京! "
 
-#: Attempts to find the longest text that fits; each tokenizes the prompt.
+#: Maximum number of attempts to determine the longest text that fits; each tokenizes the prompt.
 _ATTEMPTS = 12
 
 
 @dataclass(frozen=True)
 class Shot:
-    """An example in the context: what was asked and what the right answer is."""
+    """An example in the context: an input and its reference answer."""
 
     input: str
     answer: str
@@ -53,13 +53,13 @@ class Wording:
     """Words around a question.
 
     Attributes:
-        instruction: Said once, at the top; may be empty.
-        question: What introduces an input, e.g. ``Question``; empty writes the input as it is.
-        answer: What introduces an answer, e.g. ``SQL``; empty writes nothing, so that the answer continues the input.
+        instruction: Text at the top, written once; may be empty.
+        question: Label before an input, e.g. ``Question``; if empty, the input is written as it is.
+        answer: Label before an answer, e.g. ``SQL``; if empty, the answer directly continues the input.
         chat: Use the tokenizer's chat template.
-        schema: Of the database; written below the instruction, and cut before the question.
+        schema: Schema of the database, written below the instruction and truncated before the question.
         keeps_end: A question that is too long loses its middle, not its end.
-        day: What the chat template is told is today.
+        day: Today's date for the chat template.
     """
 
     instruction: str = ""
@@ -72,19 +72,19 @@ class Wording:
 
     @property
     def top(self) -> str:
-        """The text above all examples."""
+        """Text above all examples."""
         schema = f"Schema: {self.schema}" if self.schema else ""
         return "\n".join(part for part in (self.instruction, schema) if part)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A prompt that fits.
+    """A prompt that fits into the window.
 
     Attributes:
-        ids: Token ids, ready for the answer's first token.
-        shots: How many shots it holds.
-        cut: Tokens that the row's own text lost, by part (``schema``, ``input``).
+        ids: Token ids, up to the answer's first token.
+        shots: Number of shots it contains.
+        cut: Number of truncated tokens of the row's own text, by part (``schema``, ``input``).
     """
 
     ids: list[int]
@@ -92,14 +92,15 @@ class Fitted:
     cut: Mapping[str, int] = field(default_factory=dict)
 
     def values(self, shots: int = 0) -> dict[str, Any]:
-        """Return what a prediction records: the shots that were used of ``shots``, and the tokens that were cut."""
+        """Return values for a prediction: the shots that were used if ``shots`` is not 0, and the truncated tokens."""
         used = {"shots": self.shots} if shots else {}
         return used | ({"cut_tokens": sum(self.cut.values()), "cut": ", ".join(self.cut)} if self.cut else {})
 
 
 def fingerprint(bundle: Bundle, chat: str, day: date) -> str:
-    """Return a hash of what prompts and answers depend on beside the rows and the config: the tokenizer, the languages
-    it is set to, and what the chat template makes of a conversation on that day, here.
+    """Return a hash of what prompts and answers depend on, besides rows and config.
+
+    It covers the tokenizer, its languages, and the rendering of conversations by the chat template on that day.
     """
     tokenizer = bundle.tokenizer
     texts = [chat_text(bundle, messages, day) for messages in SAMPLES] if wants_chat(bundle, chat) else []
@@ -108,7 +109,7 @@ def fingerprint(bundle: Bundle, chat: str, day: date) -> str:
 
 
 def prompt_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[Shot] = ()) -> list[int]:
-    """Token ids of a prompt, ready for the answer's first token."""
+    """Return the token ids of a prompt, up to the answer's first token."""
     if wording.chat:
         return _chat_ids(bundle, wording, question, shots)
     blocks = [wording.top] if wording.top else []
@@ -118,21 +119,21 @@ def prompt_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[
 
 
 def answer_ids(bundle: Bundle, answer: str, wording: Wording | None = None) -> list[int]:
-    """Token ids of an answer with the token that ends it."""
+    """Return the token ids of an answer with its end token."""
     if bundle.family != "decoder":
         ids, ends = bundle.tokenizer(text_target=answer, truncation=False, verbose=False).input_ids, end_ids(bundle)
-        # A tokenizer may add no end, or a language after it.
+        # Some tokenizers add no end token, or a language code after it.
         return list(ids) if set(ends) & set(ids[-2:]) else [*ids, *ends]
-    # After "SQL:" the answer is a new word: most vocabularies hold it with the space before it.
+    # After "SQL:" the answer starts a new word: most vocabularies store words with the preceding space.
     spaced = f" {answer}" if wording and wording.answer and not wording.chat else answer
     return text_ids(bundle, spaced) + end_ids(bundle)
 
 
 def _block(wording: Wording, question: str, answer: str) -> str:
-    asked = f"{wording.question}: {question}" if wording.question else question
+    text = f"{wording.question}: {question}" if wording.question else question
     if not wording.answer:
-        return f"{asked}{answer}"
-    return f"{asked}\n{wording.answer}:" + (f" {answer}" if answer else "")
+        return f"{text}{answer}"
+    return f"{text}\n{wording.answer}:" + (f" {answer}" if answer else "")
 
 
 def _chat_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[Shot]) -> list[int]:
@@ -146,7 +147,7 @@ def _chat_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[S
 
 
 def prompt_room(window: int, max_target_length: int) -> int:
-    """Return how many of a decoder's ``window`` tokens a prompt may take; the rest is kept free for the answer."""
+    """Return how many of a decoder's ``window`` tokens a prompt may use; the rest is reserved for the answer."""
     return window - min(max_target_length, window // ANSWER_PART)
 
 
@@ -159,16 +160,16 @@ def fit(
     shots_room: int = 0,
     shots_wording: Wording | None = None,
 ) -> Fitted:
-    """Return a row's prompt in at most ``room`` tokens, with as many of the shots as ``shots_room`` tokens hold in all.
+    """Return a row's prompt in at most ``room`` tokens, with as many shots as fit into ``shots_room`` tokens in total.
 
     Args:
-        bundle: Whose tokenizer is used.
-        wording: The words around the row's text.
+        bundle: Model and tokenizer.
+        wording: Words around the row's text.
         question: The row's text.
-        room: Tokens of the prompt without shots.
+        room: Maximum tokens of the prompt without shots.
         shots: Examples to show before it.
-        shots_room: Tokens of the prompt with them.
-        shots_wording: The words where there are shots, if other than ``wording``.
+        shots_room: Maximum tokens of the prompt with shots.
+        shots_wording: Wording if there are shots; by default ``wording``.
 
     Raises:
         ConfigError: The words around the row's text leave no room for it.
@@ -183,7 +184,7 @@ def fit(
 
 
 def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tuple[Wording, str, Fitted]:
-    """Return wording and question as they fit, and the prompt without shots: the schema is cut, then the question."""
+    """Return the truncated wording and question, and the prompt without shots: first the schema is truncated."""
     ids, cut = prompt_ids(bundle, wording, question), {}
     if len(ids) > room and wording.schema:
 
@@ -199,7 +200,7 @@ def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tu
     if len(ids) > room:
         raise ConfigError(
             f"the instruction and the words around a row's text take {len(ids)} tokens",
-            expected=f"at most {room}, and room for the text",
+            expected=f"at most {room}, so that the text fits too",
             fix="shorten data.instruction, raise data.max_length, or choose a model with more positions",
             field="data.max_length",
         )
@@ -209,20 +210,20 @@ def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tu
 def _longest(
     most: int, room: int, text: str, shorten: Callable[[str, int], str], ids_of: Callable[[str], list[int]]
 ) -> tuple[str, list[int]]:
-    """Return the longest part of a text whose prompt fits, and the prompt's ids; the empty text where none does.
+    """Return the longest part of a text whose prompt fits and the ids of that prompt; the empty text if none fits.
 
     Args:
-        most: Tokens of the prompt with the whole text.
-        room: Tokens that it may have.
-        text: What is shortened.
-        shorten: A text and a number of characters → that much of it.
-        ids_of: A text → the ids of its prompt.
+        most: Tokens of the prompt with the complete text.
+        room: Maximum tokens of the prompt.
+        text: The text to shorten.
+        shorten: Function that shortens a text to a number of characters.
+        ids_of: Function from a text to the ids of its prompt.
     """
     low, high, fitting = 0, len(text), ids_of("")
     for _ in range(_ATTEMPTS):
         if len(fitting) >= room or high - low < 2:
             break
-        # Where a line through both ends meets the room: tokens are spread evenly over most texts.
+        # Interpolate linearly: in most texts, tokens are evenly distributed.
         step = (high - low) * (room - len(fitting)) // (most - len(fitting))
         middle = low + min(max(1, step), high - low - 1)
         ids = ids_of(shorten(text, middle))
@@ -244,15 +245,14 @@ def _ends(text: str, size: int) -> str:
 
 
 def cut(ids: list[int], room: int) -> list[int]:
-    """An encoder's input cut to ``room`` tokens, its closing token kept."""
+    """Cut an encoder's input to ``room`` tokens, keeping its last token."""
     return ids if len(ids) <= room else [*ids[: room - 1], ids[-1]]
 
 
 def prompt_features(bundle: Bundle, prompt: Fitted, example: Example, wording: Wording, window: int) -> Features:
-    """A decoder's training sequence: prompt and answer, with the loss on the answer only.
+    """Return a decoder's training sequence: prompt and answer, with the loss on the answer only.
 
-    The prompt is the one that is asked at evaluation; an answer that does not fit into the rest of the window loses
-    its end.
+    The prompt is the same as in evaluation; an answer that does not fit into the rest of the window is truncated.
     """
     answer = answer_ids(bundle, example.answer, wording)
     kept = answer[: window - len(prompt.ids)]

@@ -1,6 +1,4 @@
-"""``seq2seq``: any text to text (summaries, translations, rewriting), by an encoder-decoder or by a decoder that
-continues a prompt.
-"""
+"""Task ``seq2seq``: text to text (summaries, translations, rewriting), with an encoder-decoder or a decoder."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Seq2Seq(TextToText):
-    """Columns ``source`` and ``target``."""
+    """Text to text, from the columns ``source`` and ``target``."""
 
     name = "seq2seq"
     version = 1
@@ -30,7 +28,7 @@ class Seq2Seq(TextToText):
         return Example(row.id, row.fields["source"], row.fields["target"])
 
     def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Facts:
-        """Warn if word-based metrics split the references' script in another way than Latin; nothing is learned."""
+        """Warn if the references are not in Latin script, which word-based metrics split differently."""
         warning = text.script_warning(example.answer for example in evaluation)
         if warning:
             warnings.warn(warning, stacklevel=2)

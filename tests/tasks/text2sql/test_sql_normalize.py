@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.tasks.text2sql.normalize import normalize_sql, strip_fences
+from fulltune.tasks.text2sql.normalise import normalize_sql, strip_fences
 
 PLAIN = [
     "SELECT 1",
@@ -211,7 +211,7 @@ def test_long_answers_take_linear_time() -> None:
         ("\ufeffSELECT a FROM t", "SELECT a FROM t\u200b"),
     ],
 )
-def test_notation_does_not_matter(a: str, b: str) -> None:
+def test_writing_does_not_matter(a: str, b: str) -> None:
     assert normalize_sql(a) == normalize_sql(b)
 
 
@@ -226,7 +226,7 @@ def test_notation_does_not_matter(a: str, b: str) -> None:
         ("SELECT 1", "SELECT 1; SELECT 2"),
     ],
 )
-def test_meaningful_differences_are_kept(a: str, b: str) -> None:
+def test_what_matters_stays(a: str, b: str) -> None:
     assert normalize_sql(a) != normalize_sql(b)
 
 

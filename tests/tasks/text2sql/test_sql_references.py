@@ -232,7 +232,7 @@ def test_databases_without_a_given_schema_are_named(folder: Path) -> None:
 
 def test_a_missing_folder_of_databases_is_one_problem(folder: Path) -> None:
     config = load_config(options(folder, [good(0)] * 4, [good(1)], databases=str(folder / "absent")))
-    with pytest.raises(ConfigError, match=r"absent is no folder") as caught:
+    with pytest.raises(ConfigError, match=r"absent is not a folder") as caught:
         dataset.prepare(config, Text2SQL(config))
     assert [problem.field for problem in caught.value.problems] == ["data.databases"]
 

@@ -1,1 +1,1 @@
-"""Text to SQL: run a query safely, compare results, put queries and schemas into one form."""
+"""Text to SQL: execute queries safely, compare results, and normalize queries and schemas."""

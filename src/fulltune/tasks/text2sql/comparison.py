@@ -1,4 +1,4 @@
-"""Compare two lists of rows: as multisets with rounding, or with their columns in any order as Spider does."""
+"""Compare lists of rows: as multisets with rounding, or with columns in any order as Spider does."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 RELATIVE, ABSOLUTE = 1e-6, 1e-9
 _EXACT_FLOATS = 2.0**53
-#: Pairs of near rows that are searched for a pairing; with more, sorted rows must be near to each other.
+#: Maximum number of near pairs in the exact matching; above it, the sorted rows must be near to each other.
 MAX_PAIRS = 200_000
-#: Cells that are looked at in search of an order of the columns, a few seconds; the search is then given up.
+#: Maximum number of cells in the search for an order of columns (a few seconds); then the search is given up.
 MAX_CELLS = 10_000_000
 
 Number = int | float
@@ -22,9 +22,9 @@ Vector = tuple[Number, ...]
 def rows_match(gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, ...]], *, ordered: bool) -> bool:
     """Compare rows of None, int, float, str and bytes, in sequence or as multisets.
 
-    As multisets they match when the rows can be paired one to one with every pair equal within the tolerance. Being
-    near is not transitive, so neither rounding nor a greedy choice decides this; a maximum flow does, in the rare case
-    that needs it.
+    As multisets they match if the rows can be paired one to one with all pairs equal within the tolerance. Nearness is
+    not transitive, so that neither rounding nor a greedy choice is sufficient; the rare cases that need it are decided
+    by a maximum flow.
     """
     if len(gold) != len(predicted):
         return False
@@ -41,10 +41,10 @@ def rows_match(gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, .
 def columns_match(
     gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, ...]], *, ordered: bool
 ) -> bool | None:
-    """Return whether some order of the predicted columns gives the gold rows, in sequence or as a multiset.
+    """Return True if some order of the predicted columns gives the reference rows, in sequence or as a multiset.
 
-    Values are equal as in Python (1 equals 1.0, text never equals a number). Two lists without rows match. None when
-    :data:`MAX_CELLS` were looked at without an answer.
+    Values are equal as in Python (1 equals 1.0, text never equals a number). Two lists without rows match. None means
+    that the search reached :data:`MAX_CELLS` without a result.
     """
     if len(gold) != len(predicted) or not gold:
         return not gold and not predicted
@@ -59,16 +59,16 @@ def columns_match(
 
 
 def _values(column: Iterable[Any]) -> frozenset[tuple[Any, int]]:
-    """The values of a column with their counts, whatever their order."""
+    """Return the values of a column with their counts, regardless of order."""
     return frozenset(Counter(column).items())
 
 
 class _ColumnSearch:
-    """Finds an order of columns that makes two multisets of rows equal, one column after the other.
+    """Search for an order of columns that makes two multisets of rows equal, one column at a time.
 
     The rows of the columns chosen so far must be equal as multisets, which leaves few choices; of equal columns only
-    one is tried. Rows that agree in the columns chosen so far have the same number, so each step looks only at one
-    column, and memory is that of the two tables.
+    one is tried. Rows that agree in the chosen columns share a number, so that each step reads only one column, and
+    memory is that of the two tables.
     """
 
     def __init__(self, gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, ...]]) -> None:
@@ -90,7 +90,7 @@ class _ColumnSearch:
             self._expected.append(sorted(rows))
 
     def succeeds(self) -> bool | None:
-        """Return whether there is such an order; None when the search was given up."""
+        """Return True if there is such an order, False if not, and None if the search was given up."""
         used = [False] * len(self._gold)
         steps = [self._steps([0] * len(self._gold[0]), 0, used)]
         chosen: list[int] = []
@@ -110,8 +110,9 @@ class _ColumnSearch:
         return None if self._left < 0 else False
 
     def _steps(self, rows: list[int], place: int, used: Sequence[bool]) -> Iterator[tuple[int, list[int]]]:
-        """Yield the columns that can come at a place, and the numbers of the rows with each."""
-        tried, numbers = set[int](), self._numbers[place]
+        """Yield the columns that are possible at a place, with the numbers of the rows for each."""
+        tried = set[int]()
+        numbers = self._numbers[place]
         for column in self._likely[place]:
             if used[column] or self._kinds[column] in tried:
                 continue
@@ -125,7 +126,7 @@ class _ColumnSearch:
 
 
 def close(a: Number, b: Number) -> bool:
-    """Equal up to rounding. Two different whole numbers are never close: 1000000 and 1000001 are two counts."""
+    """Return True for numbers that are equal up to rounding; different integers are never close (1000000, 1000001)."""
     if a == b:
         return True
     return not (_whole(a) and _whole(b)) and math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
@@ -147,7 +148,7 @@ def _row_close(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 
 def _by_text(rows: Iterable[tuple[Any, ...]]) -> dict[tuple[Any, ...], list[Vector]]:
-    """Group rows by all that must be equal; what may differ by rounding stays as a vector of numbers."""
+    """Group rows by all values that must be equal; numbers, which may differ by rounding, are kept as vectors."""
     groups: dict[tuple[Any, ...], list[Vector]] = defaultdict(list)
     for row in rows:
         key = tuple(float if _is_number(cell) else (type(cell), cell) for cell in row)
@@ -161,13 +162,13 @@ def _vectors_match(gold: list[Vector], predicted: list[Vector]) -> bool:
 
 
 def _counted(vectors: list[Vector]) -> list[tuple[Vector, int]]:
-    # The type belongs to the key: 2**60 and float(2**60) are equal, but not equally near to 2**60 + 1.
+    # Include the types: 2**60 and float(2**60) are equal, but not equally near to 2**60 + 1.
     counts = Counter((vector, tuple(map(type, vector))) for vector in vectors)
     return [(vector, count) for (vector, _), count in counts.items()]
 
 
 def _flow_matches(gold: list[tuple[Vector, int]], predicted: list[tuple[Vector, int]]) -> bool:
-    """Whether all copies on the left can be sent to near rows on the right (transport with capacities)."""
+    """Return True if all copies on the left can be assigned to near rows on the right (transport with capacities)."""
     near = _near(gold, predicted)
     if near is None or any(not targets for targets in near):
         return False
@@ -184,14 +185,14 @@ def _flow_matches(gold: list[tuple[Vector, int]], predicted: list[tuple[Vector, 
 
 
 def _near(gold: list[tuple[Vector, int]], predicted: list[tuple[Vector, int]]) -> list[list[int]] | None:
-    """For each vector of gold the indices of those near to it, looked up through the most varied column.
+    """Return, for each reference vector, the indices of near vectors, looked up by the column with most values.
 
-    None when more than :data:`MAX_PAIRS` pairs would have to be looked at.
+    None means that there are more than :data:`MAX_PAIRS` candidate pairs.
     """
     column = max(range(len(gold[0][0])), key=lambda i: len({vector[i] for vector, _ in gold}))
     order = sorted(range(len(predicted)), key=lambda j: predicted[j][0][column])
     values = [predicted[j][0][column] for j in order]
-    found, pairs = [], 0
+    near, pairs = list[list[int]](), 0
     for vector, _ in gold:
         reach = max(2 * ABSOLUTE, 2 * RELATIVE * abs(vector[column]))
         reach = reach if math.isfinite(reach) else 0.0
@@ -199,5 +200,5 @@ def _near(gold: list[tuple[Vector, int]], predicted: list[tuple[Vector, int]]) -
         pairs += len(window)
         if pairs > MAX_PAIRS:
             return None
-        found.append([order[k] for k in window if _row_close(vector, predicted[order[k]][0])])
-    return found
+        near.append([order[k] for k in window if _row_close(vector, predicted[order[k]][0])])
+    return near

@@ -1,7 +1,7 @@
-"""Run a predicted query on a real database without trusting it, and compare what two queries returned.
+"""Run predicted queries on real databases without trusting them, and compare the results of two queries.
 
-A query is data from a model: one statement, limited in time, rows and memory, that may do nothing but read. It runs in
-a process of its own (:mod:`fulltune.tasks.text2sql.sandbox`), which is killed when SQLite does not stop by itself.
+A query is model output: it must be one statement that only reads, with limits on time, rows and memory. It runs in a
+separate process (:mod:`fulltune.tasks.text2sql.sandbox`), which is killed if SQLite does not stop by itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Row = tuple[int | float | str | bytes | None, ...]
 
 @dataclass(frozen=True)
 class Origin:
-    """The query that gave a result, and how it was run."""
+    """The query behind a result, and its limits."""
 
     path: Path
     sql: str
@@ -51,18 +51,18 @@ class Origin:
 
 @dataclass(frozen=True)
 class Result:
-    """What a query gave.
+    """Result of a query.
 
     Attributes:
-        rows: The rows read, in the order in which they came; empty after an error. In a result above 256 KiB a text or
-            blob of more than 120 characters is replaced by its beginning, length and SHA-256.
-        error: Why there are none, or None.
+        rows: Rows in the order returned; empty after an error. In a result above 256 KiB, texts and blobs of more than
+            120 characters are replaced by their beginning, length and SHA-256.
+        error: Reason for a failure, or None.
         seconds: Wall time.
-        truncated: More rows were there than the limit lets through.
-        limit: Which limit ended the query: ``time``, ``memory``, ``size`` (of one value), ``crash`` (its process died),
-            or empty.
-        size: Bytes of the result as it was read, 100 for each value and the length of texts and blobs.
-        origin: The query that gave it, where one did.
+        truncated: True if there were more rows than the limit.
+        limit: The limit that ended the query: ``time``, ``memory``, ``size`` (of one value), ``crash`` (its process
+            died), or empty.
+        size: Size of the result in bytes: 100 for each value, plus the length of texts and blobs.
+        origin: The query behind the result, or None.
     """
 
     rows: tuple[Row, ...] = ()
@@ -75,12 +75,12 @@ class Result:
 
     @property
     def empty(self) -> bool:
-        """It ran and returned no row: agreement on that is weak evidence."""
+        """True if the query ran and returned no rows: agreement of such results is weak evidence."""
         return self.error is None and not self.rows
 
 
 class Database:
-    """A SQLite file, open for reading by untrusted queries. A context manager.
+    """A SQLite file that is open for reading by untrusted queries. A context manager.
 
     Raises:
         DataError: The file is missing or is not a SQLite database.
@@ -91,11 +91,11 @@ class Database:
         request(self.path, "open", 10.0)
 
     def execute(self, sql: str, *, seconds: float = 2.0, max_rows: int = 10_000) -> Result:
-        """Run one query. A bad query never raises: the reason is in ``Result.error``."""
+        """Run one query. Invalid queries never raise: the reason is in ``Result.error``."""
         return execute(self.path, sql, seconds=seconds, max_rows=max_rows)
 
     def close(self) -> None:
-        """Nothing is held here; the worker closes the file when it is asked for another."""
+        """Do nothing: the worker closes the file when it opens another."""
 
     def __enter__(self) -> Database:
         return self
@@ -107,7 +107,7 @@ class Database:
 
 
 class Results:
-    """Runs queries and remembers what they returned, the latest of them, up to a total size in bytes."""
+    """Cache of query results, limited by total size in bytes; the least recently used are dropped."""
 
     def __init__(self, seconds: float, budget: int = MAX_RESULT) -> None:
         self._seconds, self._budget = seconds, budget
@@ -115,11 +115,11 @@ class Results:
         self._size = 0
 
     def __reduce__(self) -> tuple[type[Results], tuple[float, int]]:
-        """Another process starts with none of them."""
+        """Pickle without the cached results."""
         return Results, (self._seconds, self._budget)
 
     def execute(self, database: str, sql: str) -> Result:
-        """Return what :func:`execute` returns; a database that cannot be read is a failed query here."""
+        """Return the result of :func:`execute`; a database that cannot be read counts as a failed query."""
         key = (database, sql)
         if key in self._known:
             self._known.move_to_end(key)
@@ -139,19 +139,18 @@ class Results:
 
 
 def _footprint(key: tuple[str, str], result: Result) -> int:
-    """About the bytes that a result takes here, where digests stand for long texts."""
+    """Return the approximate size of a result in memory, with digests instead of long texts."""
     texts = sum(len(cell) for row in result.rows for cell in row if isinstance(cell, (str, bytes)))
     return len(key[1]) + texts + CELL * (1 + sum(map(len, result.rows)))
 
 
 def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int = 10_000) -> Result:
-    """Run one untrusted query on the SQLite file at ``path``, which is never changed and never made.
+    """Run one untrusted query on the SQLite file at ``path``, which is never changed or created.
 
-    The connection is read-only; an authorizer lets through SELECT, reading columns, functions and recursion and
-    refuses everything else; only one statement is taken (a semicolon and comments may follow). The query ends after
-    ``seconds`` of wall time, at the latest half a second later by the end of its process; a text or blob above 16 MiB
-    is an error (from Python 3.11 on), and so are more than 256 MB of memory; at most ``max_rows`` rows and 64 MB of
-    them are read.
+    The connection is read-only. An authorizer allows SELECT, reading columns, functions and recursion, and rejects
+    everything else. Only one statement is accepted (a semicolon and comments may follow). The query ends after
+    ``seconds`` of wall time, or at most half a second later with its process. Texts or blobs above 16 MiB are errors
+    (from Python 3.11 on), and so is memory above 256 MB. At most ``max_rows`` rows and 64 MB are read.
 
     Raises:
         DataError: The file is missing or is not a SQLite database.
@@ -167,9 +166,9 @@ def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int =
     if "error" in answer:
         return Result(error=printable(answer["error"]), seconds=taken, limit=answer.get("limit", ""))
     rows = answer["rows"]
-    found = tuple(tuple(map(_cell, row)) for row in rows) if answer["blobs"] else tuple(map(tuple, rows))
+    values = tuple(tuple(map(_cell, row)) for row in rows) if answer["blobs"] else tuple(map(tuple, rows))
     origin = Origin(Path(path), sql, seconds, max_rows)
-    return Result(found, None, taken, answer["truncated"], size=answer["size"], origin=origin)
+    return Result(values, None, taken, answer["truncated"], size=answer["size"], origin=origin)
 
 
 def request(path: Path, do: str, seconds: float, **options: Any) -> dict[str, Any]:
@@ -191,16 +190,14 @@ def request(path: Path, do: str, seconds: float, **options: Any) -> dict[str, An
 
 
 def match(gold: Result, predicted: Result, *, ordered: bool) -> bool:
-    """Return whether two results are the same.
+    """Return True if two results are equal.
 
-    Rows are compared as multisets, or in sequence when ``ordered`` (:func:`is_ordered` of the gold query); rows that
-    the gold query leaves in any order, because their sort keys are equal, may then be in any order: it is run once more
-    to see the keys, where the sequences differ and the multisets do not. Columns
-    count in their order, as in BIRD's comparison of tuples (Li et al. 2023), which however ignores repeated rows.
-    Numbers agree within a relative 1e-6 or an absolute 1e-9, whole numbers exactly (a float
-    from 2**53 on is not), 3 equals 3.0; text is
-    case-sensitive; NULL equals NULL; text never equals a number. A query that failed matches nothing. A truncated
-    result matches only a truncated one, by the rows read.
+    Rows are compared as multisets, or in sequence if ``ordered`` (:func:`is_ordered` of the reference query). Rows with
+    equal sort keys may then be in any order; if only the sequences differ, the reference query is run again to get the
+    keys. Columns are compared in their order, as in BIRD's comparison of tuples (Li et al. 2023), which however ignores
+    repeated rows. Numbers are equal within a relative 1e-6 or an absolute 1e-9; integers must be exactly equal (floats
+    from 2**53 on do not count as integers); 3 equals 3.0. Text is case-sensitive, NULL equals NULL, and text never
+    equals a number. A failed query matches nothing. A truncated result matches only a truncated one, by the rows read.
     """
     if not _comparable(gold, predicted):
         return False
@@ -222,12 +219,12 @@ def _match_but_for_ties(gold: Result, predicted: Result) -> bool:
 
 
 def match_as_spider(gold: Result, predicted: Result, *, ordered: bool) -> bool:
-    """Return whether two results are the same as the test suites for Spider compare them (Zhong et al. 2020).
+    """Return True if two results are equal by the rules of the Spider test suites (Zhong et al. 2020).
 
-    Some order of the predicted columns must give the gold rows, as a multiset or, when ``ordered``
-    (:func:`mentions_order` of the gold query), in sequence. Values are equal as in Python: 3 equals 3.0, and numbers
-    that differ by rounding differ. Two empty results match, whatever their columns. Failed and truncated results are
-    treated as in :func:`match`. A search that is given up (:data:`comparison.MAX_CELLS`) is no match.
+    Some order of the predicted columns must give the reference rows, as a multiset or, if ``ordered``
+    (:func:`mentions_order` of the reference query), in sequence. Values are equal as in Python: 3 equals 3.0, and
+    numbers that differ by rounding differ. Two empty results match, whatever their columns. Failed and truncated
+    results are treated as in :func:`match`. A search that is given up (:data:`comparison.MAX_CELLS`) is not a match.
     """
     return bool(_spider_verdict(gold, predicted, ordered=ordered))
 
@@ -237,12 +234,12 @@ def _spider_verdict(gold: Result, predicted: Result, *, ordered: bool) -> bool |
 
 
 def same_result(gold_sql: str, gold: Result, predicted: Result, rule: str) -> bool:
-    """Return whether two results are the same by the rule of ``evaluation.sql_match``."""
+    """Return True if two results are equal by the rule of ``evaluation.sql_match``."""
     return bool(verdict(gold_sql, gold, predicted, rule))
 
 
 def verdict(gold_sql: str, gold: Result, predicted: Result, rule: str) -> bool | None:
-    """Return what :func:`same_result` returns, or None where the comparison was given up because it takes too long."""
+    """Return the result of :func:`same_result`, or None if the comparison was given up because it takes too long."""
     if rule == "spider":
         return _spider_verdict(gold, predicted, ordered=mentions_order(gold_sql))
     return match(gold, predicted, ordered=is_ordered(gold_sql))
@@ -257,12 +254,12 @@ def _cell(cell: Any) -> Any:
 
 
 def _refusal(sql: str) -> str:
-    """Return why a text is not run at all, or nothing.
+    """Return the reason for which a text is rejected without running it, or an empty string.
 
-    VACUUM INTO and EXPLAIN do not ask the authorizer what it would refuse, so the first word decides beforehand.
+    VACUUM INTO and EXPLAIN do not call the authorizer, so that the first word must be checked.
     """
     if len(sql) > MAX_SQL:
-        return f"refused: a query of {len(sql):,} characters, where {MAX_SQL:,} are allowed"
+        return f"refused: a query of {len(sql):,} characters; at most {MAX_SQL:,} are allowed"
     word = first_word(sql)
     if word in QUERY_WORDS:
         return ""
@@ -270,9 +267,9 @@ def _refusal(sql: str) -> str:
 
 
 def _without_semicolons(sql: str) -> str:
-    """Cut at the first of the semicolons that end the text; what stands before may still be two statements."""
-    found = tokens(sql)
-    end = len(found)
-    while end and found[end - 1].text == ";":
+    """Remove the semicolons at the end of the text; the rest may still be two statements."""
+    parts = tokens(sql)
+    end = len(parts)
+    while end and parts[end - 1].text == ";":
         end -= 1
-    return sql if end == len(found) else sql[: found[end].start]
+    return sql if end == len(parts) else sql[: parts[end].start]

@@ -1,4 +1,4 @@
-"""One form for queries that differ only in how they are written, and the query out of a model's answer."""
+"""Normalize queries that differ only in notation, and extract the query from a model's answer."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fulltune.tasks.text2sql.lexer import (
 )
 
 _FENCE = re.compile(r"(?:```+|(?<![^\n])~~~+)(?:[ \t]*\w*[ \t]*\r?\n|(?:sql|sqlite)\s)?", re.IGNORECASE)
-# Before a query: a label, a heading, a bold line, the number or mark of a list.
+# Text before a query: a label, a heading, a bold line, a list number or bullet.
 _LEAD = re.compile(r"\s*(?:\#{1,6}[^\n]*\n|\*\*[^\n*]{1,80}\*\*\s|\d{1,3}[.)]\s|[-*+•]\s|[^\n:;]{1,80}:[*_\s]*)")
 _LEADS = 4
 _QUOTED_LINE = re.compile(r"^[ \t]*(?:sqlite|\.\.\.)?>[ \t]?", re.MULTILINE)
 _NEXT_LABEL = re.compile(r"(?<=\S)(\s+)[A-Z][\w ]{0,30}:")
-# Tokens that end a text of a model, and closing tags: none of them is SQL.
+# Tokens that end a model's text, and closing tags; none of them is SQL.
 _END = re.compile(r"</(?:s|sql|query|answer|sql_query)>|<\|\w{1,40}\|>|<(?:eos|pad|end_of_turn)>\s*\Z", re.IGNORECASE)
 _BEGIN = re.compile(r"(?:\s*(?:<\|\w{1,40}\|>(?:assistant\b)?|<s>|<bos>))+", re.IGNORECASE)
 _TAG = re.compile(r"<(?:sql|query|answer|sql_query)>", re.IGNORECASE)
 _THINK = re.compile(r"<(think(?:ing)?|thoughts?|reasoning)>", re.IGNORECASE)
 _THOUGHT = re.compile(r"</(?:think(?:ing)?|thoughts?|reasoning)>", re.IGNORECASE)
-# Without an opening tag only where the answer follows: it may stand in a string.
+# Without an opening tag, only if the answer follows: the tag may be part of a string.
 _LONE_THOUGHT = re.compile(rf"{_THOUGHT.pattern}(?=[ \t]*(?:\n|\Z|```)|\s*(?:SELECT|WITH|VALUES)\b)", re.IGNORECASE)
 _CODE_SPAN = re.compile(r"``([^`\n]+(?:`[^`\n]+)*)``|`([^`\n]+)`")
 _BARE_QUERY = re.compile(r"\bSELECT\s|\bWITH\s+\w+(?:\s*\([^()]*\))?\s+AS\s*\(")
@@ -42,7 +42,7 @@ _NEXT_SENTENCE = re.compile(r"\.\s+[A-Z][a-z]*[,']?\s+[a-z]")
 _SET_WORD = re.compile(r"\b(?:UNION|INTERSECT|EXCEPT)\b", re.IGNORECASE)
 _JSON_KEYS = ("sql", "query", "sql_query", "answer")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "`": "`"}
-# A sentence after an empty line: a word with a capital letter, and another in small letters or an apostrophe (masked).
+# A sentence after an empty line: a capitalized word, then a lowercase word or an apostrophe (masked).
 _SENTENCE = re.compile(r"(?<=\S)(\s+)([A-Z][a-z]*)(?:(?<=[a-z])\0|,?[ \t]+[a-z])")
 _CLAUSES = frozenset(
     re.findall(
@@ -55,25 +55,26 @@ UNION USING VALUES WHEN WHERE WINDOW WITH
     )
 )
 _PLAIN = re.compile(r"[a-z_]\w*\Z")
-#: Characters of a query that are parsed; longer ones are compared token by token.
+#: Maximum number of characters of a query that is parsed; longer ones are compared token by token.
 _PARSED = 20_000
-#: Fences of an answer that are looked into.
+#: Maximum number of fences of an answer that are examined.
 _FENCES = 20
 
 
 def strip_fences(text: str) -> str:
-    """Return the query in a model's answer, by rules that leave a plain query as it is.
+    """Extract the query from a model's answer, by rules that leave a plain query unchanged.
 
-    Nothing inside a string literal, a quoted name or a comment of the query is taken for any of these.
+    The rules do not apply inside string literals, quoted names and comments of the query.
 
-    1. Thoughts (``<think>…</think>``) go, also those that were not ended; so do tokens such as ``<|im_end|>``.
-    2. Of a Markdown fence (closed or not) the inside, the first that begins like a query.
-    3. Otherwise, where the text does not begin like a query, what is in quotes or backquotes around all of it, in
-       ``<sql>…</sql>``, in a JSON object under ``sql`` or ``query``, or in backquotes amid prose; else what follows a
-       sentence's beginning (``The query is SELECT …``), where only one place can begin a query.
-    4. A leading label such as ``SQL:``, a heading, the mark of a list, ``>`` and ``sqlite>`` go, when a query follows.
-    5. A line that begins with a label such as ``Question:`` ends the query, and so does a sentence after an empty line.
-    6. After the first semicolon all goes, unless another statement follows: two stay, and are refused when run.
+    1. Remove reasoning (``<think>…</think>``, also if unclosed) and tokens such as ``<|im_end|>``.
+    2. If there are Markdown fences (closed or not), take the inside of the first one that begins like a query.
+    3. Otherwise, if the text does not begin like a query, take the inside of quotes or backquotes around the entire
+       text, of ``<sql>…</sql>``, of a JSON object under ``sql`` or ``query``, or of backquotes within prose; or the
+       text after the beginning of a sentence (``The query is SELECT …``), if only one position can begin a query.
+    4. Remove a leading label such as ``SQL:``, a heading, a list marker, ``>`` and ``sqlite>`` if a query follows.
+    5. End the query at a line that begins with a label such as ``Question:``, or at a sentence after an empty line.
+    6. Remove everything after the first semicolon, unless another statement follows: two statements are kept, and
+       rejected when they are run.
     """
     answer = _without_thoughts(_without_tokens(trimmed(text)))
     query = trimmed(_without_fence(_without_lead(answer)))
@@ -87,7 +88,7 @@ def _is_query(text: str) -> bool:
 
 
 def _without_thoughts(text: str) -> str:
-    """Cut thoughts that precede the answer; the opening tag may stand in the prompt, and the closing one be missing."""
+    """Remove reasoning before the answer; the opening tag may be in the prompt, and the closing one may be missing."""
     opened = _THINK.match(text)
     if opened:
         closed = _THOUGHT.search(text)
@@ -97,13 +98,13 @@ def _without_thoughts(text: str) -> str:
 
 
 def _without_tokens(text: str) -> str:
-    """Cut tokens that begin a model's turn."""
+    """Remove tokens that begin a model's turn."""
     begin = _BEGIN.match(text)
     return trimmed(text[begin.end() :]) if begin else text
 
 
 def _without_lead(text: str) -> str:
-    """Cut labels and marks before a query."""
+    """Remove labels and markers before a query."""
     rest = text
     for _ in range(_LEADS):
         if _is_query(rest):
@@ -117,13 +118,13 @@ def _without_lead(text: str) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    """Return what is inside a pair of quotes around all of it, when it is a query; no query begins with a quote."""
+    """Return the inside of quotes around the entire text if it is a query; no query begins with a quote."""
     is_quoted = len(text) > 1 and _QUOTES.get(text[0]) == text[-1]
     return text[1:-1] if is_quoted and (text[0] == "`" or _is_query(text[1:-1])) else text
 
 
 def _in_tag(text: str) -> str:
-    """Return what follows the first tag with a query; its closing tag is cut with what follows."""
+    """Return the text after the first tag with a query; the closing tag is removed later."""
     return next(
         (text[tag.end() :] for tag in islice(_TAG.finditer(text), _FENCES) if _is_query(text[tag.end() :])), text
     )
@@ -133,24 +134,24 @@ def _in_json(text: str) -> str:
     """Return the query in a JSON object or string."""
     start = min((place for place in map(text.find, '{"') if place >= 0), default=0)
     try:
-        found, _ = json.JSONDecoder().raw_decode(text, start)
+        value, _ = json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError):
         return text
-    values: list[Any] = [found]
-    if isinstance(found, dict):
-        lowered = {key.lower(): value for key, value in found.items()}
+    values: list[Any] = [value]
+    if isinstance(value, dict):
+        lowered = {key.lower(): item for key, item in value.items()}
         values = [lowered.get(key) for key in _JSON_KEYS]
-    return next((value for value in values if isinstance(value, str) and _is_query(value)), text)
+    return next((item for item in values if isinstance(item, str) and _is_query(item)), text)
 
 
 def _in_code_span(text: str) -> str:
-    """Return the first query in backquotes amid prose."""
+    """Return the first query in backquotes within prose."""
     insides = (span[1] or span[2] for span in _CODE_SPAN.finditer(text))
     return next(filter(_is_query, insides), text)
 
 
 def _after_prose(text: str) -> str:
-    """Return what follows a few words of prose, from the one place where a query begins, in capitals."""
+    """Return the text after a short prose beginning, from the only position where a query begins (in capitals)."""
     begins = list(islice(_BARE_QUERY.finditer(text), 2))
     if not begins or first_word(text) in STATEMENT_WORDS or _NO_PROSE.search(text[: begins[0].start()]):
         return text
@@ -162,15 +163,15 @@ def _after_prose(text: str) -> str:
 
 
 def _is_joined(between: str) -> bool:
-    """Return whether a second ``SELECT`` belongs to the query of the first."""
+    """Return True if a second ``SELECT`` belongs to the query of the first."""
     return "(" in between or bool(_SET_WORD.search(between))
 
 
 def _without_fence(text: str) -> str:
-    """Return what is inside a fence; of a query that a fence follows, the query.
+    """Return the inside of a fence; of a query that is followed by a fence, the query.
 
-    A text that begins like a query is read as SQL, so that a fence in one of its strings is none. Prose has apostrophes
-    that are no quotes: there every fence counts.
+    A text that begins like a query is read as SQL, so that a fence in one of its strings does not count. In prose,
+    apostrophes are not quotes, so that every fence counts.
     """
     fences = list(islice(_FENCE.finditer(text), _FENCES))
     if _is_query(text):
@@ -191,12 +192,12 @@ def _end_of_fence(text: str, start: int) -> int:
 
 
 def _inside(text: str, start: int) -> str:
-    """Return what begins at ``start`` up to the next fence outside quotes and comments."""
+    """Return the text from ``start`` to the next fence outside quotes and comments."""
     return text[start : fence(text, start)]
 
 
 def _without_sequel(query: str) -> str:
-    """Cut at the first label, special token or sentence that is no part of the query."""
+    """Cut the text at the first label, special token or sentence that is not part of the query."""
     plain = masked(query)
     labels = (match for match in _NEXT_LABEL.finditer(plain) if "\n" in match[1])
     ends = [match.start() for match in (next(labels, None), _END.search(plain)) if match]
@@ -205,9 +206,9 @@ def _without_sequel(query: str) -> str:
 
 
 def _sentences(query: str, plain: str) -> Iterator[int]:
-    """Yield where sentences begin that cannot go on with the query: after a complete term, outside brackets."""
-    found = [match for match in _SENTENCE.finditer(plain) if match[1].count("\n") > 1]
-    starts = {match.start(2): match.start() for match in found if match[2].upper() not in _CLAUSES}
+    """Yield positions of sentences that cannot continue the query: after a complete term, outside brackets."""
+    sentences = [match for match in _SENTENCE.finditer(plain) if match[1].count("\n") > 1]
+    starts = {match.start(2): match.start() for match in sentences if match[2].upper() not in _CLAUSES}
     before: Token | None = None
     for token in tokens(query) if starts else ():
         if token.start in starts and token.depth == 0 and before is not None and _ends_term(before):
@@ -220,11 +221,11 @@ def _ends_term(token: Token) -> bool:
 
 
 def normalize_sql(sql: str) -> str:
-    """Return canonical SQLite text for exact match: keywords, spacing, ``!=``, aliases with AS, the case of bare names.
+    """Return canonical SQLite text for exact match: keywords, spacing, ``!=``, aliases with AS, case of bare names.
 
-    String literals and double-quoted names that are not lower-case words stay as they are (SQLite reads a double-quoted
-    name that is no column as a string, so its case may matter). What sqlglot cannot parse, or is longer than 20,000
-    characters, is compared token by token, with the case ignored outside quotes. Never raises.
+    String literals are unchanged, and so are double-quoted names that are not lowercase words (SQLite reads a
+    double-quoted name that is not a column as a string, so that its case may matter). Queries that sqlglot cannot
+    parse, or that exceed 20,000 characters, are compared token by token, ignoring case outside quotes. Never raises.
     """
     bare = trimmed(sql)
     canonical = _canonical(bare)
@@ -232,10 +233,10 @@ def normalize_sql(sql: str) -> str:
 
 
 def _first_statement(query: str) -> str:
-    found = tokens(query)
-    for index, token in enumerate(found):
+    parts = tokens(query)
+    for index, token in enumerate(parts):
         if token.text == ";":
-            follows = found[index + 1] if index + 1 < len(found) else None
+            follows = parts[index + 1] if index + 1 < len(parts) else None
             if follows is None or follows.text.upper() not in STATEMENT_WORDS:
                 return query[: token.start]
             return query
@@ -243,7 +244,7 @@ def _first_statement(query: str) -> str:
 
 
 def parsed(sql: str) -> Any:
-    """Return the sqlglot tree of a query; None for several statements, long ones, and what does not parse."""
+    """Return the sqlglot tree of a query; None for several statements, long queries, and parse errors."""
     import sqlglot
     from sqlglot.errors import ErrorLevel, SqlglotError
 
@@ -258,7 +259,7 @@ def parsed(sql: str) -> Any:
 
 
 def rendered(tree: Any) -> str | None:
-    """Return a tree as SQLite text; None when it is too deep."""
+    """Return a tree as SQLite text; None if it is nested too deeply."""
     from sqlglot.errors import ErrorLevel, SqlglotError
 
     try:
@@ -280,7 +281,7 @@ def _canonical(sql: str) -> str | None:
 
 
 def _fold(name: object) -> None:
-    """SQLite takes bare names in any case."""
+    """Lowercase a bare name: SQLite ignores its case."""
     text, quoted = name.args["this"], name.args.get("quoted")  # type: ignore[attr-defined]
     if not quoted:
         name.set("this", text.lower())  # type: ignore[attr-defined]
@@ -289,10 +290,10 @@ def _fold(name: object) -> None:
 
 
 def _fallback(sql: str) -> str:
-    found = tokens(sql)
-    while found and found[-1].text == ";":
-        found.pop()
-    return " ".join(_folded(token) for token in found)
+    parts = tokens(sql)
+    while parts and parts[-1].text == ";":
+        parts.pop()
+    return " ".join(_folded(token) for token in parts)
 
 
 def _folded(token: Token) -> str:
@@ -301,7 +302,7 @@ def _folded(token: Token) -> str:
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """sqlglot logs what it cannot parse; a bad prediction is not news."""
+    """Disable a logger: sqlglot logs parse errors, which are expected for predictions."""
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True
     try:

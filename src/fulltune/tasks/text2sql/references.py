@@ -1,4 +1,4 @@
-"""Run the reference queries before training: a row whose own query fails cannot be scored, and is learnt as it is."""
+"""Run reference queries before training: rows whose reference query fails cannot be scored."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fulltune.errors import DataError
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql.execution import Result
 
-#: Reference queries of a split that are run where the split is not scored, evenly spread over its rows.
+#: Maximum number of reference queries that are run for a split that is not scored, evenly spaced over its rows.
 MOST = 1000
-#: Queries stopped at the time limit after which no more of such a split are run.
+#: Number of queries stopped at the time limit after which the check of such a split ends.
 STOPPED = 10
-#: Kinds of errors that a sentence names.
+#: Maximum number of kinds of errors in a message.
 _SHOWN = 3
 
 Run = Callable[[Example], Result]
@@ -23,7 +23,7 @@ Run = Callable[[Example], Result]
 
 @dataclass(frozen=True)
 class Check:
-    """How many reference queries of a split were run, out of how many rows, and those that failed by row id."""
+    """Result of a check: numbers of rows and of executed reference queries, and failed results by row id."""
 
     split: str
     rows: int
@@ -43,12 +43,12 @@ class Check:
         large = any(result.limit == "size" for result in self.failed.values())
         advice = ["correct these queries or the databases"]
         advice += ["raise evaluation.sql_seconds"] if slow else []
-        advice += ["leave the long values out of them (this limit is fixed)"] if large else []
+        advice += ["remove the long values (this limit is fixed)"] if large else []
         return ", or ".join(advice)
 
 
 def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool) -> Check:
-    """Run the reference queries of a split: all, or a sample that ends early when many reach the time limit."""
+    """Run the reference queries of a split: all, or a sample that ends early if many reach the time limit."""
     chosen = examples if all_rows else examples[:: -(-len(examples) // MOST) or 1]
     failed: dict[str, Result] = {}
     count = stopped = 0
@@ -63,27 +63,29 @@ def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool) 
     return Check(split, len(examples), count, failed)
 
 
-def finding(found: Check, *, scored: bool) -> Finding | None:
-    """Return what the audit says about a split, or None where all reference queries run."""
-    if not found.failed:
+def finding(result: Check, *, scored: bool) -> Finding | None:
+    """Return the finding about a split, or None if all reference queries run."""
+    if not result.failed:
         return None
-    count, none_left = len(found.failed), scored and len(found.failed) == found.rows
-    of = f"the {found.run:,} reference queries of {found.split}"
-    of += "" if found.run == found.rows else f" that were run (of {found.rows:,})"
+    count = len(result.failed)
+    none_left = scored and count == result.rows
+    queries = f"the {result.run:,} reference queries of {result.split}"
+    if result.run != result.rows:
+        queries += f" that were run (of {result.rows:,})"
     if none_left:
-        message = f"none of {of} can be run: {found.kinds}; so no row can be scored"
+        message = f"none of {queries} can be run: {result.kinds}; so no row can be scored"
     else:
         effect = "these rows are not scored" if scored else "these rows are used as they are"
-        message = f"{count:,} of {of} cannot be run: {found.kinds}; {effect}"
+        message = f"{count:,} of {queries} cannot be run: {result.kinds}; {effect}"
     return Finding(
         kind=UNSCORED_KIND,
         level="error" if none_left else "warning",
         message=message,
-        fix=found.fix,
-        split=found.split,
+        fix=result.fix,
+        split=result.split,
         count=count,
-        ids=some(list(found.failed)),
-        details={"run": found.run, "errors": {row: result.error for row, result in _first(found.failed)}},
+        ids=some(list(result.failed)),
+        details={"run": result.run, "errors": {row: failed.error for row, failed in _first(result.failed)}},
     )
 
 
@@ -99,12 +101,12 @@ def refuse_unscorable(examples: Sequence[Example], run: Run) -> None:
     """
     if not examples or any(run(example).error is None for example in examples):
         return
-    found = check("the rows to score", examples, run, all_rows=True)
-    rows = ", ".join(list(found.failed)[:_SHOWN]) + (" …" if found.rows > _SHOWN else "")
+    result = check("the rows to score", examples, run, all_rows=True)
+    rows = ", ".join(list(result.failed)[:_SHOWN]) + (" …" if result.rows > _SHOWN else "")
     raise DataError(
-        f"none of the {found.rows:,} reference queries of {found.split} can be run: {found.kinds}",
-        expected="queries that run on the row's database; without a result of theirs nothing can be scored",
-        fix=found.fix,
+        f"none of the {result.rows:,} reference queries of {result.split} can be run: {result.kinds}",
+        expected="queries that run on the row's database; without a reference result no row can be scored",
+        fix=result.fix,
         where=rows,
         field="sql",
     )

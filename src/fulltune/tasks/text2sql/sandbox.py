@@ -1,4 +1,4 @@
-"""A process for SQL that nobody trusts: started once, reused, and killed when a statement does not end in time."""
+"""Run untrusted SQL in a separate process, which is reused, and killed if a statement exceeds its time limit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import Any
 from fulltune.errors import ProcessError
 from fulltune.tasks.text2sql import worker
 
-#: Seconds that the process may take to start, on a busy machine.
+#: Time limit in seconds for the start of the process.
 _START = 60.0
 
 _TIME_SIGNALS = {-getattr(signal, name) for name in ("SIGALRM", "SIGXCPU") if hasattr(signal, name)}
 
 
 class Sandbox:
-    """One worker process (:mod:`fulltune.tasks.text2sql.worker`) and the clock that it runs against.
+    """One worker process (:mod:`fulltune.tasks.text2sql.worker`) with a time limit for every request.
 
-    The process is started by the first request. It ends with :meth:`close`, at exit, or when this process is gone,
-    because its stdin ends then.
+    The first request starts the process. It ends with :meth:`close`, at exit, or with this process, because its stdin
+    is closed then.
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class Sandbox:
         atexit.register(self.close)
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Return the worker's answer, or an ``error`` and its ``limit`` when it had to be killed or died.
+        """Return the worker's answer, or an ``error`` and its ``limit`` if the worker was killed or died.
 
         Args:
-            request: As the worker takes it, without ``seconds``.
-            seconds: Wall time that it may take. SQLite stops by itself where it can; :data:`worker.GRACE` later the
-                process is killed, and the next request starts another.
+            request: Request for the worker, without ``seconds``.
+            seconds: Limit on wall time. If SQLite does not stop by itself, the process is killed :data:`worker.GRACE`
+                seconds later, and the next request starts another.
 
         Raises:
             ProcessError: The process cannot be started.
@@ -60,7 +60,7 @@ class Sandbox:
         return {"error": f"stopped: its process died ({_cause(process.returncode)})", "limit": "crash"}
 
     def close(self) -> None:
-        """End the process; a later request starts another. Does nothing in a fork."""
+        """End the process; a later request starts another. Has no effect in a fork."""
         if os.getpid() == self._pid:
             with self._lock:
                 self._end()
@@ -69,7 +69,7 @@ class Sandbox:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._end()
-        # Without the site module and the user's environment for Python: it starts in some 30 ms.
+        # Without the site module and the user's Python environment, the process starts in about 30 ms.
         command = [sys.executable, "-I", "-S", str(Path(worker.__file__))]
         environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         try:
@@ -89,7 +89,7 @@ class Sandbox:
         return process
 
     def _exchange(self, process: subprocess.Popen[bytes], line: bytes, seconds: float) -> tuple[bytes, bool]:
-        """Send a line and wait for one. Empty when the process ended first; also whether the clock ended it."""
+        """Send a line and return the reply (empty if the process ended first), and True if the timer killed it."""
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -103,7 +103,7 @@ class Sandbox:
         clock.daemon = True
         clock.start()
         try:
-            with suppress(OSError):  # a broken pipe: it is gone
+            with suppress(OSError):  # broken pipe: the process has ended
                 stdin.write(line)
                 stdin.flush()
                 reply = stdout.readline()
@@ -122,13 +122,13 @@ class Sandbox:
         process.kill()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                with suppress(OSError):  # what was not written to a process that is gone
+                with suppress(OSError):  # unwritten data for a process that has ended
                     pipe.close()
         process.wait()
 
 
 def sandbox() -> Sandbox:
-    """The sandbox of this process; a fork has its own."""
+    """Return the sandbox of this process; a fork has its own."""
     return _of_process(os.getpid())
 
 
@@ -147,6 +147,6 @@ def _cause(code: int | None) -> str:
 def _unstarted(why: str) -> ProcessError:
     return ProcessError(
         f"the process that runs SQL did not start ({why})",
-        expected=f"that {sys.executable} can run a script with sqlite3",
+        expected=f"{sys.executable} can run a script with sqlite3",
         fix="check that Python's sqlite3 module can be imported there",
     )

@@ -1,4 +1,4 @@
-"""A database's schema as one line for the prompt, and the file of a database by its id."""
+"""Serialize the schema of a database as one line for the prompt, and locate database files by id."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fulltune.tasks.text2sql.worker import MAX_SCHEMA
 
 _ENDINGS = (".sqlite", ".db")
 _SHOWN = 10
-#: Seconds that reading a schema, or building it from statements, may take.
+#: Time limit in seconds for reading a schema, or building it from statements.
 SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Schema:
-    """One line for a schema, and a sentence for each table, view and column that could not be read."""
+    """A schema as one line, and a sentence for each table, view and column that cannot be read."""
 
     line: str
     faults: tuple[str, ...] = ()
@@ -29,42 +29,42 @@ class Schema:
 def read_schema(path: str | Path) -> str:
     """Return the schema of a SQLite file in one line: ``city(name text, state_id int; state_id = state.id) | …``.
 
-    Tables are in the order in which they were made, columns in theirs, types in lower case; after the semicolon the
-    foreign keys, written as the condition of a join. Names that SQL would misread are quoted. ``<``, ``{`` and ``~`` do
-    not occur unless a name has them: T5's vocabulary lacks them. Tables and views that cannot be read (a view on a
-    table that is gone, a virtual table of an unknown module) are left out.
+    Tables and columns are in the order of their creation, types in lowercase. Foreign keys follow a semicolon, written
+    as join conditions. Names that SQL would misread are quoted. ``<``, ``{`` and ``~``, which T5's vocabulary lacks, do
+    not occur unless a name contains them. Tables and views that cannot be read (a view on a missing table, a virtual
+    table of an unknown module) are omitted.
 
     Raises:
-        DataError: The file is missing, is not a SQLite database, or holds no table that can be read.
+        DataError: The file is missing, is not a SQLite database, or has no readable table.
     """
     return schema_of_file(path).line
 
 
 def schema_of_file(path: str | Path) -> Schema:
-    """Return the schema of a SQLite file as :func:`read_schema` does, and what it leaves out.
+    """Return the schema of a SQLite file like :func:`read_schema`, with the parts that were omitted.
 
     Raises:
-        DataError: As there.
+        DataError: As for :func:`read_schema`.
     """
     answer = request(Path(path), "schema", SECONDS, views=True)
     if "error" not in answer:
         return _schema(answer, str(path))
-    # Views on views can multiply without end; tables cannot.
+    # Nested views can multiply without bound; tables cannot.
     tables = _schema(request(Path(path), "schema", SECONDS, views=False), str(path))
     return Schema(tables.line, (*tables.faults, f"all views: {answer['error']}"))
 
 
 def from_create(sql: str) -> str:
-    """Return the same line from CREATE statements, which are run on an empty database in memory.
+    """Return the schema of CREATE statements, which are executed on an empty database in memory.
 
-    They run under the limits of a query, for at most :data:`SECONDS`; statements that are not about tables and their
-    rows are refused, all PRAGMAs but ``foreign_keys`` among them.
+    They run under the limits of a query, for at most :data:`SECONDS`. Statements that are not about tables and their
+    rows are rejected, including all PRAGMAs except ``foreign_keys``.
 
     Raises:
-        DataError: SQLite does not take the statements, they exceed a limit, or they make no table.
+        DataError: SQLite rejects the statements, they exceed a limit, or they create no table.
     """
     if len(sql) > MAX_SCHEMA:
-        raise _no_schema(f"it has {len(sql):,} characters, where {MAX_SCHEMA:,} are allowed")
+        raise _no_schema(f"it has {len(sql):,} characters; at most {MAX_SCHEMA:,} are allowed")
     answer = sandbox().ask({"do": "create", "sql": sql}, SECONDS)
     if "error" in answer:
         raise _no_schema(answer["error"])
@@ -75,7 +75,7 @@ def _no_schema(why: str) -> DataError:
     return DataError(
         f"the schema cannot be read ({printable(why)})",
         expected="CREATE statements of SQLite",
-        fix="correct them in data.schemas or leave that out: schemas are then read from the databases",
+        fix="correct them in data.schemas, or remove it: schemas are then read from the databases",
     )
 
 
@@ -100,7 +100,7 @@ def find_database(folder: str | Path, db_id: str) -> Path:
     """Return the SQLite file of a database: ``<db_id>.sqlite``, ``<db_id>/<db_id>.sqlite``, or the same with ``.db``.
 
     Raises:
-        DataError: There is none, or ``db_id`` is a path or no name; the message lists what is there.
+        DataError: There is no such file, or ``db_id`` is not a valid name; the message lists the databases.
     """
     folder = Path(folder)
     if not db_id.isprintable() or not db_id or db_id in (".", "..") or "/" in db_id or "\\" in db_id:
@@ -113,7 +113,7 @@ def find_database(folder: str | Path, db_id: str) -> Path:
     raise DataError(
         f"there is no database '{shown}'",
         expected=f"{shown}.sqlite or {shown}/{shown}.sqlite" if shown == db_id else "the name of a database",
-        fix=_what_is_there(folder),
+        fix=_available(folder),
         where=printable(str(folder)),
         field="db_id",
     )
@@ -122,16 +122,16 @@ def find_database(folder: str | Path, db_id: str) -> Path:
 def _is_there(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long for the system
+    except OSError:  # the name is too long for the system
         return False
 
 
-def _what_is_there(folder: Path) -> str:
+def _available(folder: Path) -> str:
     if not folder.is_dir():
-        return "data.databases must name a folder; this is none"
+        return "data.databases must name a folder, which this is not"
     files = (path for ending in _ENDINGS for path in (*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")))
     names = sorted({printable(path.stem) for path in files})
     if not names:
-        return "the folder holds no .sqlite or .db file; check data.databases"
+        return "the folder has no .sqlite or .db file; check data.databases"
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"the folder has {', '.join(names[:_SHOWN])}{rest}"

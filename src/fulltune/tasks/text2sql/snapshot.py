@@ -1,4 +1,4 @@
-"""Open a database file without touching it: as it is, or as a copy where a journal is next to it."""
+"""Open database files without changing them: directly, or as a copy if there is a journal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fulltune.errors import DataError
 
-#: Files of SQLite beside a database that hold changes which the database itself does not have yet.
+#: Suffixes of SQLite files next to a database that hold changes which are not in the database yet.
 _JOURNALS = ("-wal", "-journal")
 #: Databases with a journal are copied up to this size, in bytes.
 MAX_COPY = 4 << 30
@@ -23,32 +23,32 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 @dataclass(frozen=True)
 class Source:
-    """What SQLite opens, and what changes when the file does."""
+    """The URI that SQLite opens, and a stamp that changes with the file."""
 
     uri: str
     stamp: Stamp
 
 
 def source(path: Path) -> Source:
-    """Return how to open a database so that neither it nor anything beside it is changed.
+    """Return how to open a database without changing any file.
 
-    A plain file is opened as immutable. SQLite then reads no journal, so a database that has one (``-wal`` of a
-    database in write-ahead mode, ``-journal`` after a crash) is copied with it to a temporary folder of this process.
+    A plain file is opened as immutable. SQLite then reads no journal, so a database with a journal (``-wal`` in
+    write-ahead mode, ``-journal`` after a crash) is copied with it to a temporary folder of this process.
 
     Raises:
-        DataError: There is no such file, it cannot be read, or it is being written to.
+        DataError: The file does not exist, cannot be read, or is being written.
     """
     if not _is_file(path):
         raise DataError(
             "there is no such database",
             expected="a SQLite file",
-            fix="check data.databases and the row's db_id; databases are opened read-only and never made",
+            fix="check data.databases and the row's db_id; databases are opened read-only and never created",
             where=printable(str(path)),
         )
-    whole = path.resolve()
+    resolved = path.resolve()
     try:
-        stamp = _stamp(whole)
-        opened = _copy(whole, stamp) if len(stamp) > 1 else whole
+        stamp = _stamp(resolved)
+        opened = _copy(resolved, stamp) if len(stamp) > 1 else resolved
     except OSError as error:
         raise DataError(
             f"this cannot be read ({error.strerror})", expected="a SQLite file", where=printable(str(path))
@@ -58,7 +58,7 @@ def source(path: Path) -> Source:
 
 
 def printable(text: str, most: int = 200) -> str:
-    """Return the text without control characters, cut in the middle when it is long."""
+    """Return the text without control characters; a long text loses its middle."""
     shown = text if text.isprintable() else ascii(text)[1:-1]
     return shown if len(shown) <= most else f"{shown[: most // 2]}…{shown[-most // 2 :]}"
 
@@ -66,24 +66,24 @@ def printable(text: str, most: int = 200) -> str:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that the system does not take
+    except (OSError, ValueError):  # not a valid file name on this system
         return False
 
 
 def _stamp(path: Path) -> Stamp:
-    """Name, size and time of the database and of the journals beside it that hold anything."""
+    """Return name, size and time of the database and of its nonempty journals."""
     journals = [path.with_name(path.name + ending) for ending in _JOURNALS]
     files = [path, *(journal for journal in journals if journal.is_file() and journal.stat().st_size)]
-    facts = [(file.name, file.stat()) for file in files]
-    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in facts)
+    stats = [(file.name, file.stat()) for file in files]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 @lru_cache(maxsize=256)
 def _copy(path: Path, stamp: Stamp) -> Path:
-    """A copy of the database and its journals, made between two looks that see the same."""
+    """Return a copy of the database and its journals, which did not change while they were copied."""
     if sum(size for _, size, _ in stamp) > MAX_COPY:
         raise DataError(
-            "this database has a journal beside it and is too large to be copied",
+            "this database has a journal and is too large to be copied",
             expected=f"at most {MAX_COPY >> 30} GB, or no {stamp[1][0]}",
             fix="write the journal into it with: sqlite3 FILE 'PRAGMA wal_checkpoint(TRUNCATE)'",
             where=printable(str(path)),
@@ -98,7 +98,7 @@ def _copy(path: Path, stamp: Stamp) -> Path:
         stamp = _stamp(path)
     raise DataError(
         "this database is being written to",
-        expected="one that stays as it is while it is read",
+        expected="a database that does not change while it is read",
         fix="end the program that writes to it, or copy it with: sqlite3 FILE '.backup COPY'",
         where=printable(str(path)),
     )
@@ -106,7 +106,7 @@ def _copy(path: Path, stamp: Stamp) -> Path:
 
 @cache
 def _folder(pid: int) -> Path:
-    """A temporary folder of this process, removed at its exit."""
+    """Return a temporary folder of this process, removed at exit."""
     folder = Path(tempfile.mkdtemp(prefix="fulltune-"))
 
     def remove() -> None:

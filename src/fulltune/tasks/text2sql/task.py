@@ -1,4 +1,4 @@
-"""``text2sql``: a question and a schema in, a query out; scored by what the query returns on the real database."""
+"""Task ``text2sql``: question and schema to a query, scored by the query's result on the real database."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from fulltune.data.load import Row
 
 
-#: Rows of a result that an answer shows, and faults of a database that a finding names.
-SHOWN_ROWS, SHOWN_FAULTS = 10, 3
+#: Maximum number of result rows in an answer.
+SHOWN_ROWS = 10
+#: Maximum number of faults of a database in a message.
+SHOWN_FAULTS = 3
 #: Largest file of schemas, in bytes.
 MAX_SCHEMAS = 256 << 20
 
@@ -46,7 +48,7 @@ class Databases(Facts):
 
 
 class Text2SQL(TextToText):
-    """Columns ``question``, ``sql`` and ``db_id``; ``data.databases`` names the folder of SQLite files."""
+    """Text to SQL, from ``question``, ``sql`` and ``db_id``; ``data.databases`` is the folder of SQLite files."""
 
     name = "text2sql"
     version = 2
@@ -64,20 +66,20 @@ class Text2SQL(TextToText):
                 field="data.databases",
             )
         self._results = execution.Results(config.evaluation.sql_seconds)
-        self._located = dict[str, Path]()  # a cache: many rows name the same database
+        self._located = dict[str, Path]()  # a cache: many rows use the same database
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
-        """Return the columns to read, once it is sure that there is a folder of databases.
+        """Return the columns to read, after checking that the folder of databases exists.
 
         Raises:
-            ConfigError: There is none: one problem, not one for each row.
+            ConfigError: The folder does not exist: one problem instead of one per row.
         """
         folder = Path(str(self.config.data.databases))
         if not folder.is_dir():
             raise ConfigError(
-                f"{execution.printable(str(folder))} is no folder",
+                f"{execution.printable(str(folder))} is not a folder",
                 expected="a folder of SQLite files",
-                fix="correct the path; a relative one starts at the folder in which fulltune runs",
+                fix="correct the path; a relative one starts at the working directory",
                 field="data.databases",
             )
         return Column("question", str), Column("sql", str), Column("db_id", str)
@@ -91,10 +93,10 @@ class Text2SQL(TextToText):
         return Example(row.id, row.fields["question"], row.fields["sql"], {"db_id": db_id, "database": str(database)})
 
     def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Databases:
-        """Return the schema of every database, once it is certain that there is a row that can be scored.
+        """Return the schemas of all databases, after checking that at least one row can be scored.
 
         Raises:
-            DataError: A schema or database cannot be read (all of them at once), or no reference query of the rows to
+            DataError: Schemas or databases cannot be read (lists all of them), or no reference query of the rows to
                 score can be run.
         """
         paths = {example.meta["db_id"]: example.meta["database"] for example in (*train, *evaluation)}
@@ -103,20 +105,20 @@ class Text2SQL(TextToText):
         return Databases(paths=paths, schemas=schemas)
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
-        """Report reference queries that fail, and parts of databases that cannot be read; warn of rows not scored."""
+        """Report failing reference queries and unreadable parts of databases; warn about rows that are not scored."""
         checks = [
             references.finding(
                 references.check(split, examples, self._reference, all_rows=split == "eval"), scored=split == "eval"
             )
             for split, examples in splits.items()
         ]
-        found = [check for check in checks if check is not None]
-        for unscored in (check for check in found if check.split == "eval"):
+        findings = [check for check in checks if check is not None]
+        for unscored in (check for check in findings if check.split == "eval"):
             warnings.warn(f"{unscored.message}; to score them, {unscored.fix}", stacklevel=2)
-        return found + self._database_faults()
+        return findings + self._database_faults()
 
     def files(self) -> list[list[Any]]:
-        """Return name, size and time of the databases that rows name, and of the journals beside them."""
+        """Return name, size and time of the databases that rows use, and of their journals."""
         return [list(fact) for path in sorted(map(Path, self.facts.paths.values())) for fact in source(path).stamp]
 
     def _database_faults(self) -> list[Finding]:
@@ -124,14 +126,14 @@ class Text2SQL(TextToText):
             Finding(
                 kind="database_faults",
                 level="warning",
-                message=f"database {db_id}: {len(found.faults)} parts cannot be read, and its schema leaves them out: "
-                + "; ".join(found.faults[:SHOWN_FAULTS]),
+                message=f"database {db_id}: {len(schema.faults)} parts cannot be read, and its schema omits them: "
+                + "; ".join(schema.faults[:SHOWN_FAULTS]),
                 fix="correct or remove them",
-                count=len(found.faults),
-                details={"faults": found.faults[:SHOWN_ROWS]},
+                count=len(schema.faults),
+                details={"faults": schema.faults[:SHOWN_ROWS]},
             )
-            for db_id, found in self.facts.schemas.items()
-            if found.faults
+            for db_id, schema in self.facts.schemas.items()
+            if schema.faults
         ]
 
     @property
@@ -141,7 +143,7 @@ class Text2SQL(TextToText):
         return accuracy, sql.sql_exact_match, sql.executes, text.bleu, sql.empty_results, text.capped
 
     def wording(self, example: Example, bundle: Bundle, *, shots: bool = False) -> Wording:
-        """The schema stands once, at the top, whatever the family."""
+        """Return the wording with the schema at the top, for all families."""
         chat, instruction = prompts.wants_chat(bundle, self.config.data.chat), self.config.data.instruction or ""
         schema = self.schema(example.meta["db_id"])
         return Wording(instruction, self.question, self.answer, chat, schema=schema, day=self.day)
@@ -149,15 +151,15 @@ class Text2SQL(TextToText):
     def reads(self, example: Example) -> str:
         return self.schema(example.meta["db_id"])
 
-    def shot(self, shot: Example, asked: Example) -> Shot:
-        """A shot from another database brings its own schema."""
-        if shot.meta["db_id"] == asked.meta["db_id"]:
+    def shot(self, shot: Example, example: Example) -> Shot:
+        """Return a shot; if it uses another database, it includes that database's schema."""
+        if shot.meta["db_id"] == example.meta["db_id"]:
             return Shot(shot.input, shot.answer)
         return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", shot.answer)
 
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
-        """A query and whether it returns what the reference returns; None where the reference itself fails."""
-        query, gold = normalize.strip_fences(generated.text), example.answer
+        """Return a query and its match with the reference result; None if the reference query itself fails."""
+        query, gold = normalise.strip_fences(generated.text), example.answer
         expected = self._reference(example)
         given = self._results.execute(example.meta["database"], query)
         is_scored = expected.error is None
@@ -166,7 +168,7 @@ class Text2SQL(TextToText):
         values = {
             "match": bool(verdict) if is_scored else None,
             "executes": given.error is None,
-            "exact": normalize.normalize_sql(query) == normalize.normalize_sql(gold),
+            "exact": normalise.normalize_sql(query) == normalise.normalize_sql(gold),
             "empty": (expected.empty and given.empty) if is_scored else None,
             "error": given.error or "",
             "stopped_by": given.limit or given_up,
@@ -179,7 +181,7 @@ class Text2SQL(TextToText):
         )
 
     def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
-        """How many answers were stopped at a limit, and how many rows have no result to compare with."""
+        """Return the numbers of queries that were stopped at a limit, and of rows without a reference result."""
         stopped = unscored = 0
         for prediction in predictions:
             stopped += bool(prediction.values.get("stopped_by"))
@@ -187,22 +189,24 @@ class Text2SQL(TextToText):
         return {"queries_stopped_at_a_limit": stopped, "rows_without_a_reference_result": unscored}
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
-        """A query and the rows that it returns; ``place`` is the database, if there are several."""
+        """Return a query and its result; ``place`` is the database, required if there are several."""
         folder = Path(str(self.config.data.databases))
         known = sorted({path.stem for ending in ("sqlite", "db") for path in folder.rglob(f"*.{ending}")})
         if not place and len(known) != 1:
             listed = ", ".join(known[:10])
-            raise ConfigError(f"{len(known)} databases", expected="one to ask", fix=f"add --db with one of {listed}")
+            raise ConfigError(
+                f"{len(known)} databases", expected="the database to ask", fix=f"add --db with one of {listed}"
+            )
         name = place or known[0]
         meta = {"db_id": name, "database": str(self._database(name))}
-        found = next(self.predictor(bundle, system)([Example("asked", text, "", meta)]))
-        result = self._results.execute(meta["database"], str(found.output))
+        answer = next(self.predictor(bundle, system)([Example("asked", text, "", meta)]))
+        result = self._results.execute(meta["database"], str(answer.output))
         values = {"rows": [list(row) for row in result.rows[:SHOWN_ROWS]], "count": len(result.rows)}
         values["more"] = result.truncated
-        return found.model_copy(update={"values": values | {"error": result.error or ""}})
+        return answer.model_copy(update={"values": values | {"error": result.error or ""}})
 
     def schema(self, db_id: str) -> str:
-        """One line for a database: from ``data.schemas`` where it stands there, else read from the file."""
+        """Return the schema of a database as one line, from ``data.schemas`` or otherwise from the file."""
         known = self.facts.schemas.get(db_id)
         return (known or self._schema(db_id)).line
 
@@ -223,8 +227,7 @@ class Text2SQL(TextToText):
             names = ", ".join(missing[:SHOWN_FAULTS]) + (" …" if len(missing) > SHOWN_FAULTS else "")
             warnings.warn(
                 f"{self.config.data.schemas} has no schema for {len(missing):,} of the {len(db_ids):,} databases of "
-                f"the rows ({names}): theirs are "
-                "read from the databases. Check the names if they should be in the file.",
+                f"the rows ({names}): theirs are read from the databases. Check the names if these should be listed.",
                 stacklevel=3,
             )
         for db_id in db_ids:
@@ -252,17 +255,17 @@ class Text2SQL(TextToText):
         path = Path(self.config.data.schemas)
         try:
             _check_size(path)
-            found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
+            schemas = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(
                 f"the schemas cannot be read ({error})",
                 expected="a JSON object, db_id → CREATE statements",
                 where=str(path),
-                fix="correct data.schemas or leave it out: schemas are then read from the databases",
+                fix="correct data.schemas, or remove it: schemas are then read from the databases",
             ) from error
-        if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-            raise DataError("the schemas are of another form", expected="a JSON object, db_id → text", where=str(path))
-        return found
+        if not isinstance(schemas, dict) or not all(isinstance(value, str) for value in schemas.values()):
+            raise DataError("the schemas have another form", expected="a JSON object, db_id → text", where=str(path))
+        return schemas
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -271,25 +274,26 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: A name occurs twice.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-        raise ValueError(f"these names occur more than once: {', '.join(map(execution.printable, twice[:SHOWN_ROWS]))}")
-    return found
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        names = ", ".join(map(execution.printable, repeated[:SHOWN_ROWS]))
+        raise ValueError(f"these names occur more than once: {names}")
+    return result
 
 
 def _check_size(path: Path) -> None:
-    """Check that a file of schemas can be read at once.
+    """Check that a file of schemas is small enough to be read completely.
 
     Raises:
         ValueError: It is too large.
     """
     size = path.stat().st_size
     if size > MAX_SCHEMAS:
-        raise ValueError(f"{size >> 20:,} MB, where {MAX_SCHEMAS >> 20} are allowed")
+        raise ValueError(f"{size >> 20:,} MB; at most {MAX_SCHEMAS >> 20} are allowed")
 
 
 def _in_row(problem: Problem, row: Row) -> Problem:
-    """The same problem at its row; the folder that was looked in goes into the advice."""
+    """Return a problem with the position of its row; the folder that was searched is moved into the fix."""
     fix = f"in {problem.where}, {problem.fix}" if problem.where and problem.fix else problem.fix
     return replace(problem, where=row.where, fix=fix)

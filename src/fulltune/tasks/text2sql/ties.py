@@ -1,4 +1,4 @@
-"""Rows that an ORDER BY leaves in any order: those with equal sort keys."""
+"""Handle ties: rows with equal sort keys, which an ORDER BY leaves in any order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ Rows = Sequence[tuple[Any, ...]]
 
 
 def with_ranks(sql: str, width: int) -> str | None:
-    """Return a query for the same rows and, as a last column, the rank of each by the outermost ORDER BY.
+    """Return a query for the same rows with an additional last column: the rank by the outermost ORDER BY.
 
-    SQLite itself compares the keys, so collations count. Rows come by their rank, those of one rank in any order.
+    SQLite itself compares the keys, so that collations are respected. Rows are sorted by rank; rows of equal rank are
+    in any order.
 
     Args:
         sql: The query.
-        width: The number of its columns.
+        width: Number of its columns.
 
     Returns:
-        None when it has no such ORDER BY, is a compound of several SELECTs, or cannot be parsed.
+        The query, or None without such an ORDER BY, for a compound of several SELECTs, or if it cannot be parsed.
     """
     from sqlglot import exp
 
@@ -65,7 +66,7 @@ def _collated(key: Any, collation: Any) -> Any:
 
 
 def _position(term: Any) -> int | None:
-    """Return the number of a column, from 1, where a sort term is one."""
+    """Return the column number, from 1, if a sort term is one, otherwise None."""
     from sqlglot import exp
 
     is_number = isinstance(term, exp.Literal) and not term.is_string and str(term.this).isdigit()
@@ -73,24 +74,24 @@ def _position(term: Any) -> int | None:
 
 
 def _key(term: Any, columns: Sequence[Any], collation: Any) -> Any:
-    """Return the expression behind a sort term, which may be the alias of a column."""
+    """Return the expression of a sort term, which may be the alias of a column."""
     from sqlglot import exp
 
     if isinstance(term, exp.Column) and not term.table:
         aliased = [column for column in columns if isinstance(column, exp.Alias)]
-        found = [column for column in aliased if column.alias.lower() == term.name.lower()]
-        term = found[0].unalias() if found else term
+        matches = [column for column in aliased if column.alias.lower() == term.name.lower()]
+        term = matches[0].unalias() if matches else term
     return _collated(term.copy(), collation)
 
 
 def match_but_for_ties(sql: str, gold: Rows, predicted: Rows, run: Callable[[str], Rows]) -> bool:
-    """Return whether the predicted rows are in the order of the gold query, rows with equal sort keys in any order.
+    """Return True if the predicted rows are in the order of the reference query, up to rows with equal sort keys.
 
     Args:
-        sql: The gold query.
+        sql: The reference query.
         gold: Its rows.
-        predicted: As many rows.
-        run: Runs a query and returns its rows; none when it fails.
+        predicted: Predicted rows.
+        run: Function that runs a query and returns its rows, none if it fails.
     """
     if len(gold) != len(predicted) or not gold:
         return False
@@ -103,7 +104,7 @@ def match_but_for_ties(sql: str, gold: Rows, predicted: Rows, run: Callable[[str
     for _, group in groupby(rows, key=lambda row: row[width]):
         tied = [row[:width] for row in group]
         end = start + len(tied)
-        # The ranks belong to the gold rows only if the query returns the same with them.
+        # Use the ranks only if the extended query returns the same rows as the reference query.
         if not all(rows_match(tied, other[start:end], ordered=False) for other in (gold, predicted)):
             return False
         start = end

@@ -1,8 +1,8 @@
 """Run SQL on behalf of another process, which may kill this one at any time.
 
-This file is started as a script by :mod:`fulltune.tasks.text2sql.sandbox`, so it imports nothing but the standard
-library. One JSON object per line comes in on stdin, and one goes out on stdout; the end of stdin ends the process.
-Memory, CPU time and wall time are limited by the operating system where it can, whatever SQLite is doing.
+:mod:`fulltune.tasks.text2sql.sandbox` starts this file as a script, so it imports only the standard library. Requests
+are JSON objects on stdin, one per line; so are answers on stdout. The process ends with stdin. The operating system
+limits memory, CPU time and wall time where it can, independently of SQLite.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from typing import Any
 Answer = dict[str, Any]
 Cell = int | float | str | bytes | None
 
-#: Longest text, blob or table row, in bytes, that a query may build or read.
+#: Maximum size in bytes of a text, blob or table row that a query may build or read.
 MAX_VALUE = 16 << 20
-#: Longest query, and longest schema in SQL, in characters.
-MAX_SQL, MAX_SCHEMA = 1 << 18, 16 << 20
-#: Largest result, in bytes: texts and blobs by their length, and :data:`CELL` for each value.
+#: Maximum length of a query, and of a schema in SQL, in characters.
+MAX_SQL = 1 << 18
+MAX_SCHEMA = 16 << 20
+#: Maximum size of a result in bytes: texts and blobs by their length, and :data:`CELL` for each value.
 MAX_RESULT = 64 << 20
 CELL = 100
-#: A result above this size, in bytes, keeps digests in the place of long texts and blobs.
+#: Results above this size in bytes have digests instead of long texts and blobs.
 MAX_WHOLE = 1 << 18
-#: What a digest replaces: texts and blobs longer than this, of which it keeps so many characters.
+#: Length in characters above which texts and blobs are replaced by digests, and length of their kept beginning.
 _LONG, _KEPT = 120, 40
-#: Memory that SQLite may take, and the address space beyond that of the start, in bytes.
+#: Memory limit of SQLite, and address space in addition to that at the start, in bytes.
 MAX_MEMORY = 256 << 20
 _MAX_ADDRESS_SPACE = 512 << 20
-#: Seconds after its limit at which a query that SQLite does not stop is killed.
+#: Seconds after its time limit at which a query is killed if SQLite does not stop it.
 GRACE = 0.5
-#: Virtual machine instructions between two looks at the clock.
+#: Number of virtual machine instructions between two checks of the clock.
 _STEPS = 1000
 
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
-# Statements on a database in memory, limited in time and memory; what reads files or changes the process is refused.
+# For schemas, statements run on a database in memory; those that read files or change the process are rejected.
 _REFUSED_IN_SCHEMA = frozenset({sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_CREATE_VTABLE})
 _NAMES = {
     sqlite3.SQLITE_ATTACH: "ATTACH",
@@ -58,8 +59,9 @@ _NAMES = {
     sqlite3.SQLITE_UPDATE: "UPDATE",
 }
 _REFUSED_FUNCTIONS = frozenset({"edit", "fts3_tokenizer", "load_extension", "readfile", "writefile"})
-#: Modules of virtual tables that a query may read, and the endings of the tables in which each keeps its contents.
-_FTS3_TABLES, _RTREE_TABLES = ("content", "docsize", "segdir", "segments", "stat"), ("node", "parent", "rowid")
+#: Modules of virtual tables that a query may read, with the suffixes of the tables that hold their contents.
+_FTS3_TABLES = ("content", "docsize", "segdir", "segments", "stat")
+_RTREE_TABLES = ("node", "parent", "rowid")
 READABLE_MODULES = {
     "fts3": _FTS3_TABLES,
     "fts4": _FTS3_TABLES,
@@ -68,16 +70,16 @@ READABLE_MODULES = {
     "rtree": _RTREE_TABLES,
     "rtree_i32": _RTREE_TABLES,
 }
-# Virtual tables of these modules look at them; a query itself cannot begin with PRAGMA.
+# Virtual tables of these modules read these PRAGMAs; a query itself cannot begin with PRAGMA.
 _READ_PRAGMAS = frozenset({"data_version", "page_size"})
-# SQLite stores the statement from the name on as it was written.
+# SQLite stores the statement as written, from the name on.
 _VIRTUAL = re.compile(
     r"""CREATE\ VIRTUAL\ TABLE\s+("(?:[^"]|"")*"|\[[^\]]*\]|`[^`]*`|'[^']*'|\S+)\s+USING\s+["'`\[]?(\w+)""",
     re.VERBOSE | re.IGNORECASE,
 )
-# The only one that dumps of databases hold and that changes nothing but the connection.
+# The only PRAGMA in database dumps that changes only the connection.
 _HARMLESS_PRAGMAS = frozenset({"foreign_keys"})
-# Numbers from sqlite3.h (Python names them from 3.11 on): length, SQL length, attached databases, LIKE pattern,
+# Numbers from sqlite3.h (named in Python from 3.11 on): length, SQL length, attached databases, LIKE pattern,
 # trigger depth.
 _LIMITS = {0: MAX_VALUE, 1: MAX_SQL, 7: 0, 8: 500, 10: 10}
 _LIMIT_SQL_LENGTH = 1
@@ -92,7 +94,7 @@ _REFUSED_TABLE = (
 
 
 class _Guard:
-    """Decides what a query may do, and keeps the first reason for which it may not."""
+    """Authorizer of queries that keeps the first reason for a rejection."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -106,7 +108,7 @@ class _Guard:
 
     def _objection(self, action: int, first: str, second: str) -> str:
         if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
-            return _REFUSED_TABLE  # SQLite declares it as a table when it is first used
+            return _REFUSED_TABLE  # SQLite declares such a table at its first use
         if action == sqlite3.SQLITE_PRAGMA and first in _READ_PRAGMAS and not second:
             return ""
         if action not in _ALLOWED:
@@ -117,7 +119,7 @@ class _Guard:
 
 
 class _Open:
-    """A database that is open for queries; the last one stays open until another is asked for or its file changes."""
+    """An open database; the last one stays open until another is requested or its file changes."""
 
     def __init__(self, uri: str) -> None:
         self.guard = _Guard()
@@ -132,14 +134,14 @@ class _Open:
 
 
 class Worker:
-    """Answers requests one after the other."""
+    """Worker that answers requests one at a time."""
 
     def __init__(self) -> None:
         self._key: Any = None
         self._open: _Open | None = None
 
     def answer(self, request: Answer) -> Answer:
-        """The answer to a request: what was asked for, or ``error`` with ``limit``, or ``unreadable``."""
+        """Return the answer to a request: its result, or ``error`` with ``limit``, or ``unreadable``."""
         actions = {"query": self._query, "open": self._check, "schema": self._schema, "create": _create}
         try:
             return actions[request["do"]](request)
@@ -192,8 +194,8 @@ class Worker:
 
 
 def _opened(uri: str) -> sqlite3.Connection:
-    # Trusted: else SQLite refuses a schema whose indexes or generated columns call JSON functions. Functions that act
-    # on the outside cannot be called from a schema in any case, and Python leaves extensions off.
+    # Trusted: otherwise SQLite rejects schemas whose indexes or generated columns call JSON functions. Functions with
+    # side effects cannot be called from a schema in any case, and Python disables extensions.
     connection = sqlite3.connect(uri, uri=True, isolation_level=None)
     try:
         for pragma in ("query_only = 1", "trusted_schema = 1", "cell_size_check = 1", "mmap_size = 0"):
@@ -208,23 +210,23 @@ def _opened(uri: str) -> sqlite3.Connection:
 
 
 def _connect_virtual_tables(connection: sqlite3.Connection) -> None:
-    """Connect the virtual tables of readable modules before a guard is there, which refuses all others."""
+    """Connect the virtual tables of readable modules before the authorizer is set, which rejects all others."""
     for name, module in _virtual_tables(connection):
         if module in READABLE_MODULES:
-            with suppress(sqlite3.Error):  # a query on it gets SQLite's reason
+            with suppress(sqlite3.Error):  # a query on it reports SQLite's reason
                 connection.execute(f"SELECT 1 FROM {_quoted(name)} LIMIT 0").close()
 
 
 def _virtual_tables(connection: sqlite3.Connection) -> list[tuple[str, str]]:
-    """Return name and module of each virtual table whose statement and name can be read."""
+    """Return name and module of each virtual table whose name and statement are readable."""
     connection.text_factory = _name_text
     query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%'"
-    found = [(name, _VIRTUAL.match(sql)) for name, sql in connection.execute(query) if _is_text(name)]
-    return [(name, match[2].lower()) for name, match in found if match]
+    matches = [(name, _VIRTUAL.match(sql)) for name, sql in connection.execute(query) if _is_text(name)]
+    return [(name, match[2].lower()) for name, match in matches if match]
 
 
 def _limit(connection: sqlite3.Connection, sql: int = MAX_SQL) -> None:
-    """Bound values and statements, where Python can (from 3.11 on)."""
+    """Limit the length of values and statements, if Python supports it (from 3.11 on)."""
     setlimit: Callable[[int, int], int] | None = getattr(connection, "setlimit", None)
     if setlimit is not None:
         for limit, value in (_LIMITS | {_LIMIT_SQL_LENGTH: sql}).items():
@@ -232,7 +234,7 @@ def _limit(connection: sqlite3.Connection, sql: int = MAX_SQL) -> None:
 
 
 def _until(request: Answer) -> Callable[[], bool]:
-    """A progress handler that interrupts when the request's time is over."""
+    """Return a progress handler that interrupts when the time of the request is over."""
     end = time.perf_counter() + request["seconds"]
     return lambda: time.perf_counter() > end
 
@@ -254,14 +256,14 @@ def _failure(error: Exception, refused: str, seconds: float) -> Answer:
 
 
 def _text(raw: bytes) -> str:
-    # Old databases hold Latin-1 bytes; escapes keep different bytes different and can be printed.
+    # Old databases contain Latin-1 bytes; escapes keep different bytes different and are printable.
     return raw.decode("utf-8", "backslashreplace")
 
 
 def _read(cursor: Iterable[tuple[Cell, ...]], max_rows: int) -> Answer:
-    """Fetch rows until there are ``max_rows`` or :data:`MAX_RESULT` bytes of them, never keeping much more than that.
+    """Fetch rows up to ``max_rows`` or :data:`MAX_RESULT` bytes, with little memory beyond that.
 
-    Two results that match have the same size, so either both or neither have digests.
+    Two results that match have the same size, so that either both or neither have digests.
     """
     rows: list[tuple[Cell, ...]] = []
     size = 0
@@ -294,7 +296,7 @@ def _digested(row: Sequence[Cell]) -> tuple[Cell, ...]:
 
 
 def _digest(cell: str | bytes) -> str | bytes:
-    """The beginning of a long value, its length and its SHA-256."""
+    """Return the beginning of a long value, its length and its SHA-256."""
     raw = cell.encode() if isinstance(cell, str) else cell
     end = f"… ({len(raw)} bytes, SHA-256 {hashlib.sha256(raw).hexdigest()})"
     return cell[:_KEPT] + end if isinstance(cell, str) else cell[:_KEPT] + end.encode()
@@ -304,7 +306,7 @@ def _digest(cell: str | bytes) -> str | bytes:
 
 
 def _create(request: Answer) -> Answer:
-    """The schema of an empty database in memory on which statements were run."""
+    """Return the schema of an empty database in memory after running the statements."""
     reason = ""
 
     def authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
@@ -344,7 +346,7 @@ def _objection_to_schema(action: int, first: str, second: str) -> str:
 
 
 def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", "view")) -> Answer:
-    """One line for all tables and views that can be read, and a sentence for each that cannot."""
+    """Return one line for all readable tables and views, and a sentence for each unreadable one."""
     connection.text_factory = _name_text
     every = connection.execute("SELECT type, name FROM sqlite_master ORDER BY rowid").fetchall()
     hidden = _shadow_tables(connection)
@@ -362,7 +364,7 @@ def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", 
 
 
 def _shadow_tables(connection: sqlite3.Connection) -> set[str]:
-    """Return the names, in lower case, of the tables in which virtual tables keep their contents."""
+    """Return the lowercase names of the tables in which virtual tables store their contents."""
     tables = _virtual_tables(connection)
     return {f"{name}_{ending}".lower() for name, module in tables for ending in READABLE_MODULES.get(module, ())}
 
@@ -376,7 +378,7 @@ def _is_text(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A name that a terminal can show."""
+    """Return a name for display in a terminal."""
     plain = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return plain if plain.isprintable() else ascii(plain)
 
@@ -384,7 +386,7 @@ def _shown(name: str) -> str:
 def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> str:
     if not _is_text(table):
         raise sqlite3.DataError("its name is not valid UTF-8")
-    # Position, name, declared type, …, and last how it is hidden: 1 of a virtual table, 2 and 3 generated.
+    # Position, name, declared type, …; the last value is 1 for hidden columns of virtual tables, 2 and 3 for generated.
     every = connection.execute(f"PRAGMA table_xinfo({_quoted(table)})").fetchall()
     info = [column for column in every if column[-1] != 1]
     unreadable = [name for _, name, *_ in info if not _is_text(name)]
@@ -399,7 +401,7 @@ def _column(connection: sqlite3.Connection, name: str, kind: str) -> str:
 
 
 def _foreign_keys(connection: sqlite3.Connection, table: str) -> list[str]:
-    """Each as ``column = table.column``; a key of several columns as several, in the order of its declaration."""
+    """Return each key as ``column = table.column``; a key of several columns gives several, in declared order."""
     keys: dict[int, list[str]] = defaultdict(list)
     for key, position, other, column, target, *_ in connection.execute(f"PRAGMA foreign_key_list({_quoted(table)})"):
         if not all(map(_is_text, (other, column, target or ""))):
@@ -407,12 +409,12 @@ def _foreign_keys(connection: sqlite3.Connection, table: str) -> list[str]:
         target = target or _primary_key(connection, other, position)
         end = f"{_name(connection, other)}.{_name(connection, target)}" if target else _name(connection, other)
         keys[key].append(f"{_name(connection, column)} = {end}")
-    # SQLite numbers the keys of a table from the last to the first.
+    # SQLite numbers the keys of a table in reverse order.
     return [text for key in sorted(keys, reverse=True) for text in keys[key]]
 
 
 def _primary_key(connection: sqlite3.Connection, table: str, position: int) -> str:
-    """What REFERENCES without a column means; empty when the other table is not there or cannot be read."""
+    """Return the column that REFERENCES without a column refers to; empty if the other table cannot be read."""
     try:
         info = connection.execute(f"PRAGMA table_info({_quoted(table)})").fetchall()
     except sqlite3.OperationalError:
@@ -425,7 +427,7 @@ def _name(connection: sqlite3.Connection, name: str) -> str:
 
 
 def _reserved(connection: sqlite3.Connection, word: str) -> bool:
-    """SQLite knows best which of its keywords can stand as a bare name."""
+    """Return True if a word cannot be a bare name, according to SQLite itself."""
     try:
         connection.execute(f"SELECT NULL AS {word}")
     except sqlite3.OperationalError:
@@ -441,7 +443,7 @@ def _quoted(name: str) -> str:
 
 
 def _limit_process() -> None:
-    """Bound memory for good; Ctrl-C is for the parent, whose end ends this process too."""
+    """Limit memory permanently, and ignore Ctrl-C: the end of the parent also ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGALRM", "SIGXCPU"):
         if hasattr(signal, name):
@@ -456,7 +458,7 @@ def _limit_process() -> None:
         _lower(resource.RLIMIT_AS, used + _MAX_ADDRESS_SPACE)
         _lower(resource.RLIMIT_CORE, 0)
     except (ImportError, OSError, ValueError):
-        return  # this system has no such limits; SQLite's own holds everywhere
+        return  # this system has no such limits; SQLite's own limit always applies
 
 
 def _lower(kind: int, value: int) -> None:
@@ -468,9 +470,9 @@ def _lower(kind: int, value: int) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """Have the system end this process after so many seconds of wall time, or about as many of CPU time; 0 lifts both.
+    """Let the system end this process after ``seconds`` of wall time, or about as many of CPU time; 0 removes both.
 
-    The parent does so too; this is for a process whose parent was killed.
+    The parent enforces the limit too; this one is for a process whose parent was killed.
     """
     try:
         import resource
@@ -482,7 +484,7 @@ def _limit_time(seconds: float) -> None:
         soft = end if seconds and (hard == resource.RLIM_INFINITY or end < hard) else hard
         resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
     except (ImportError, AttributeError, OSError, ValueError):
-        return  # no such limits here: the parent alone watches the clock
+        return  # no such limits on this system: only the parent enforces them
 
 
 def main() -> None:
