@@ -81,7 +81,7 @@ def corpus(seed: int, size: int = 60) -> list[str]:
         ("𝐭𝐡𝐞 cat", "the cat", True),
     ],
 )
-def test_normalizing(one: str, other: str, same: bool) -> None:
+def test_normalising(one: str, other: str, same: bool) -> None:
     assert (normalize(one) == normalize(other)) is same
 
 

@@ -86,7 +86,7 @@ def fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Return :func:`fold` with punctuation replaced by spaces; text of punctuation only is just folded."""
     folded = fold(text)
     return " ".join(folded.translate(_SPACED).split()) or folded
@@ -195,7 +195,7 @@ def clusters(texts: Sequence[str]) -> list[int]:
     index = NearIndex()
     first = list[int]()
     of_text = dict[str, int]()
-    for number, text in enumerate(map(normalise, texts)):
+    for number, text in enumerate(map(normalize, texts)):
         parents.append(of_text.setdefault(text, number))
         if parents[number] != number:
             continue

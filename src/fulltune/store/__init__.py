@@ -1,1 +1,1 @@
-"""Where runs live: folders with atomic writes, and the cache of baselines."""
+"""Run folders, the registry, and the cache of baselines."""

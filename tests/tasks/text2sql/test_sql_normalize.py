@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.tasks.text2sql.normalise import normalize_sql, strip_fences
+from fulltune.tasks.text2sql.normalize import normalize_sql, strip_fences
 
 PLAIN = [
     "SELECT 1",

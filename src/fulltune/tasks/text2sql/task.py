@@ -159,7 +159,7 @@ class Text2SQL(TextToText):
 
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
         """Return a query and its match with the reference result; None if the reference query itself fails."""
-        query, gold = normalise.strip_fences(generated.text), example.answer
+        query, gold = normalize.strip_fences(generated.text), example.answer
         expected = self._reference(example)
         given = self._results.execute(example.meta["database"], query)
         is_scored = expected.error is None
@@ -168,7 +168,7 @@ class Text2SQL(TextToText):
         values = {
             "match": bool(verdict) if is_scored else None,
             "executes": given.error is None,
-            "exact": normalise.normalize_sql(query) == normalise.normalize_sql(gold),
+            "exact": normalize.normalize_sql(query) == normalize.normalize_sql(gold),
             "empty": (expected.empty and given.empty) if is_scored else None,
             "error": given.error or "",
             "stopped_by": given.limit or given_up,
