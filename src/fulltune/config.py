@@ -338,7 +338,8 @@ class Config(Section):
         if not isinstance(raw, Mapping):
             return raw
         raw = {name: part for name, part in raw.items() if part is not None or name == "checkpoints"}
-        train, rate = raw.get("train", {}), LEARNING_RATES.get(str(raw.get("method", "full")), LEARNING_RATES["full"])
+        train = raw.get("train", {})
+        rate = LEARNING_RATES.get(str(raw.get("method", "full")), LEARNING_RATES["full"])
         if isinstance(train, TrainConfig) and "learning_rate" not in train.model_fields_set:
             return {**raw, "train": train.model_copy(update={"learning_rate": rate})}
         if isinstance(train, Mapping) and "learning_rate" not in train:
@@ -442,7 +443,8 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         return raw
     given = [name for name in ("train", "valid", "eval") if name in data]
-    splits, problems = dict[str, Any](), list[Problem]()
+    splits = dict[str, Any]()
+    problems = list[Problem]()
     for name in given:
         try:
             splits[name] = as_source(data[name], f"data.{name}", _columns(data))

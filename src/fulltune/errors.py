@@ -167,7 +167,10 @@ class NonFiniteError(TrainingStopped):
     """
 
     def __init__(self, step: int, quantity: str, value: float, row_ids: Sequence[str]) -> None:
-        self.step, self.quantity, self.value, self.row_ids = step, quantity, value, tuple(row_ids)
+        self.step = step
+        self.quantity = quantity
+        self.value = value
+        self.row_ids = tuple(row_ids)
         if step < 1:
             super().__init__(
                 f"the {quantity} are {value} before the first step",
@@ -195,7 +198,10 @@ class DivergenceError(TrainingStopped):
     """
 
     def __init__(self, step: int, loss: float, limit: float, usual: float, spikes: int, row_ids: Sequence[str]) -> None:
-        self.step, self.loss, self.limit, self.row_ids = step, loss, limit, tuple(row_ids)
+        self.step = step
+        self.loss = loss
+        self.limit = limit
+        self.row_ids = tuple(row_ids)
         times = f" for {spikes} steps" if spikes > 1 else ""
         rows = f" (rows {_some(self.row_ids)})" if self.row_ids else ""
         found = f"stayed above {limit:.4g}{times} and was {loss:.4g} at step {step}, where {usual:.4g} was usual"

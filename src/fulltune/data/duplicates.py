@@ -124,7 +124,8 @@ def _numbered(text: str) -> NDArray[np.uint32]:
 
 def similarity(one: str, other: str) -> float:
     """Return the Jaccard similarity of the character 5-grams of two normalized texts, 0 to 1."""
-    a, b = _distinct(one), _distinct(other)
+    a = _distinct(one)
+    b = _distinct(other)
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
 
@@ -136,7 +137,8 @@ def _word_counts(text: str) -> Counter[str]:
 
 def word_similarity(one: str, other: str) -> float:
     """Return the fraction of the words of the longer text that also occur in the other, in any order, 0 to 1."""
-    a, b = _word_counts(one), _word_counts(other)
+    a = _word_counts(one)
+    b = _word_counts(other)
     longer = max(a.total(), b.total())
     return (a & b).total() / longer if longer else 0.0
 

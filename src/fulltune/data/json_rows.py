@@ -139,13 +139,15 @@ def _document(value: Any, name: str, split: str, named_split: str) -> Iterator[R
     if _has_splits(value):
         key = _split_key(value, name, split, named_split)
         _LOG.info("%s: the rows are those of the split %r", name, key)
-        value, name = value[key], f"{name}.{key}"
+        value = value[key]
+        name = f"{name}.{key}"
     elif named_split:
         raise _no_splits(name, named_split)
     key = _wrapping_key(value)
     if key is not None:
         _LOG.info("%s: the rows are those under the key %r", name, key)
-        value, name = value[key], f"{name}.{key}"
+        value = value[key]
+        name = f"{name}.{key}"
     if value == []:
         yield Problem("no rows", "at least one", "check the file: it holds an empty list, or nothing", name)
     elif isinstance(value, list):

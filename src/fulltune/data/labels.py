@@ -57,7 +57,8 @@ def _balance(in_train: Counter[str], in_eval: Counter[str]) -> Finding:
     message = f"{len(in_train)} labels in train"
     if in_train:
         ranked = in_train.most_common()
-        (most, high), (least, low) = ranked[0], ranked[-1]
+        most, high = ranked[0]
+        least, low = ranked[-1]
         message += f": from {high} ({cut(repr(most))}) down to {rows(low)} ({cut(repr(least))})"
     return Finding(kind="class_balance", level="info", message=message, count=len(in_train), details={"counts": counts})
 

@@ -262,7 +262,8 @@ class _Loading:
             if kind in ("", usual):
                 kept.append(row)
                 continue
-            problem, expected = f"a label written as {kind}", f"{usual}, as in most rows"
+            problem = f"a label written as {kind}"
+            expected = f"{usual}, as in most rows"
             self.problems.append(
                 Problem(problem, expected, "write all labels in one way", row.where, self._labels.name)
             )

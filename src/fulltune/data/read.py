@@ -239,7 +239,8 @@ def _chained_or_one(names: Sequence[str], split: str, wanted: Collection[str] | 
 
 
 def _open_file(path: Path, split: str, named_split: str, wanted: Collection[str] | None) -> Opened:
-    kind, name = suffix(path), path.name
+    kind = suffix(path)
+    name = path.name
     paths.check_regular_file(path, DataError, FORMATS)
     if kind == ".parquet":
         return _open_parquet(path, wanted)

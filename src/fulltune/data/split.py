@@ -146,7 +146,8 @@ def _too_few(table: Table, groups: str | None, name: str) -> DataError:
         problem = f"{rows} with a single value in the group column"
         fix = f"choose another data.group, or name a file in data.{name}"
     elif len(table) < 2:
-        problem, fix = f"{rows} to split", f"add rows, or name a file in data.{name}"
+        problem = f"{rows} to split"
+        fix = f"add rows, or name a file in data.{name}"
     else:
         problem = f"all {rows} are near duplicates of each other"
         fix = f"add other rows, name a file in data.{name}, or set data.group to a column that distinguishes them"

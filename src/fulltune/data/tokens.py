@@ -49,7 +49,8 @@ def length_findings(
         config: Limits.
     """
     lengths = list[int]()
-    cut, lost = list[str](), list[str]()
+    cut = list[str]()
+    lost = list[str]()
     parts = Counter[str]()
     for example in examples:
         features = encode(example)
@@ -185,7 +186,8 @@ def unknown_finding(
     if unknown is None or unknown == getattr(tokenizer, "eos_token_id", None):
         return
     counts = [(tokens.count(unknown), len(tokens)) for tokens in tokenized(texts, tokenizer)]
-    bad, total = sum(count for count, _ in counts), sum(length for _, length in counts)
+    bad = sum(count for count, _ in counts)
+    total = sum(length for _, length in counts)
     if not bad:
         return
     hit = [number for number, (count, _) in enumerate(counts) if count]

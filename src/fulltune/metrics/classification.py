@@ -92,7 +92,8 @@ class _Counts:
         self._size = len(self._index) + 1
 
     def __call__(self, prediction: Prediction) -> Array:
-        predicted, true = _label_set(prediction.output), _label_set(prediction.reference)
+        predicted = _label_set(prediction.output)
+        true = _label_set(prediction.reference)
         vector = np.zeros(2 + 3 * self._size)
         vector[:2] = predicted == true, 1
         for block, labels in enumerate((predicted & true, predicted, true)):
@@ -121,7 +122,8 @@ class _Counts:
     def mcc(self, sums: Array) -> Array:
         """Return the MCC; 0 if all answers or all references are one label, as in scikit-learn; NaN without rows."""
         _, predicted, true = self.per_class(sums)
-        hits, rows = sums[..., 0], sums[..., 1]
+        hits = sums[..., 0]
+        rows = sums[..., 1]
         covariance = hits * rows - (predicted * true).sum(axis=-1)
         spread = (rows**2 - (predicted**2).sum(axis=-1)) * (rows**2 - (true**2).sum(axis=-1))
         defined = ratio(covariance, np.sqrt(np.maximum(spread, 0)))
@@ -147,7 +149,8 @@ def _answers(prediction: Prediction) -> list[tuple[float, bool]]:
 
 def _decisions(prediction: Prediction) -> list[tuple[float, bool]]:
     """Return the confidence and correctness of every decision; a "no" has one minus the label's probability."""
-    predicted, true = _label_set(prediction.output), _label_set(prediction.reference)
+    predicted = _label_set(prediction.output)
+    true = _label_set(prediction.reference)
     decisions = []
     for label, probability in (prediction.values.get("probabilities") or {}).items():
         confidence = float(probability) if label in predicted else 1 - float(probability)

@@ -155,7 +155,8 @@ def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: 
         IncompatibleError: The scores of the two are not comparable.
     """
     system = _TUNED if after else "zero_shot"
-    old, new = Path(before), Path(after or before)
+    old = Path(before)
+    new = Path(after or before)
     first, second = (read_record(folder / "record.json") for folder in (old, new))
     _check(first, second)
     metrics = _shared_metrics(first, second)
@@ -231,7 +232,8 @@ class _Case:
         )
 
     def not_beaten(self) -> str:
-        label, n = _label(self.metric), self.tuned.n
+        label = _label(self.metric)
+        n = self.tuned.n
         if not self.ranked:
             value = _figure(self.tuned.value)
             return f"The tuned model has no baseline to compare with: {label} {value}, n = {n}."
@@ -342,7 +344,8 @@ def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Acc
     Raises:
         StoreError: There are no predictions, or they cannot be read.
     """
-    accumulator, path = Accumulator(metrics), folder / "predictions.jsonl"
+    accumulator = Accumulator(metrics)
+    path = folder / "predictions.jsonl"
     for prediction in _predictions(path):
         if prediction.system == system:
             accumulator.add(prediction)
@@ -393,7 +396,8 @@ def _run_headline(
 ) -> str:
     new, old = (float(metric.value(system.statistics(metric.name)[0].sum(axis=0))) for system in systems)
     n = int(systems[0].statistics(metric.name)[1].sum())
-    label, change = _label(metric), f"{_figure(old)} → {_figure(new)}"
+    label = _label(metric)
+    change = f"{_figure(old)} → {_figure(new)}"
     if difference.verdict == "no detectable change":
         return f"No detectable change in {label} from {b} to {a} ({change}): {_signed(difference, metric)}, n = {n}."
     verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)

@@ -110,7 +110,8 @@ def _bleu_value(sums: Array) -> Array:
 
     def corpus(counts: Array) -> float:
         output, reference, *rest = counts.tolist()
-        matches, totals = rest[:_BLEU_ORDER], rest[_BLEU_ORDER:]
+        matches = rest[:_BLEU_ORDER]
+        totals = rest[_BLEU_ORDER:]
         return float(BLEU.compute_bleu(matches, totals, int(output), int(reference), smooth_method="exp").score) / 100
 
     return np.apply_along_axis(corpus, -1, sums)
@@ -246,7 +247,8 @@ repetition_4 = Metric(
 
 
 def _continuation_pair(prediction: Prediction) -> tuple[str, str] | None:
-    output, reference = _continuation(prediction), prediction.values.get("continuation_reference")
+    output = _continuation(prediction)
+    reference = prediction.values.get("continuation_reference")
     return None if output is None or reference is None else (str(reference), output)
 
 

@@ -37,8 +37,11 @@ def _marks(event: GuardEvent) -> list[svg.Mark]:
 
 
 def _loss(steps: Sequence[Step], marks: Sequence[svg.Mark]) -> Chart | None:
-    training, evaluation = _points(steps, "loss"), _points(steps, "eval_loss")
-    drawn, keys, notes = [], [], []
+    training = _points(steps, "loss")
+    evaluation = _points(steps, "eval_loss")
+    drawn = []
+    keys = []
+    notes = []
     if training:
         drawn.append(svg.Line("training", training))
         keys.append(("line", "training loss"))
@@ -60,7 +63,8 @@ def _loss(steps: Sequence[Step], marks: Sequence[svg.Mark]) -> Chart | None:
 
 def _gap(training: Sequence[svg.Point], evaluation: Sequence[svg.Point]) -> list[svg.Span]:
     """Return, for each evaluation after the first, its loss and the mean training loss since the previous one."""
-    spans, last = [], -math.inf
+    spans = []
+    last = -math.inf
     for step, value in evaluation:
         since = [y for x, y in training if last < x <= step and math.isfinite(y)]
         if since and math.isfinite(value):
@@ -71,7 +75,8 @@ def _gap(training: Sequence[svg.Point], evaluation: Sequence[svg.Point]) -> list
 
 def _describe_gap(gap: Sequence[svg.Span]) -> str:
     """Return the gap at its first and last point; memorization widens it."""
-    (first, low, high), (last, end_low, end_high) = gap[0], gap[-1]
+    first, low, high = gap[0]
+    last, end_low, end_high = gap[-1]
     return (
         f"Gap (evaluation minus training) {compact(high - low)} at step {first:,.0f} → "
         f"{compact(end_high - end_low)} at step {last:,.0f}."
@@ -96,7 +101,8 @@ def _points(steps: Sequence[Step], field: str) -> list[svg.Point]:
 
 
 def _span(points: Sequence[svg.Point]) -> str:
-    first, last = points[0], points[-1]
+    first = points[0]
+    last = points[-1]
     words = f"{compact(first[1])} at step {first[0]:,.0f} → {compact(last[1])} at step {last[0]:,.0f}"
     bad = sum(not math.isfinite(y) for _, y in points)
     return words + (f"; not finite (×) at {bad} logged step{'s' if bad > 1 else ''}" if bad else "")

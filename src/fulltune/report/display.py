@@ -140,7 +140,9 @@ def duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
     rounded = round(seconds)
-    hours, minutes, rest = rounded // 3600, rounded // 60 % 60, rounded % 60
+    hours = rounded // 3600
+    minutes = rounded // 60 % 60
+    rest = rounded % 60
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -148,7 +150,8 @@ def duration(seconds: float) -> str:
 
 def size(bytes_: float) -> str:
     """Format bytes: ``5.7 GB`` for ``5_700_000_000`` (powers of 1000)."""
-    value, units = float(bytes_), ["bytes", "kB", "MB", "GB", "TB"]
+    value = float(bytes_)
+    units = ["bytes", "kB", "MB", "GB", "TB"]
     while value >= 1000 and len(units) > 1:
         value /= 1000
         units.pop(0)

@@ -32,7 +32,8 @@ def token_f1(output: str, reference: str) -> float:
 
     Two empty texts give 1. A CJK character counts as a word.
     """
-    ours, theirs = Counter(_TOKEN.findall(output.lower())), Counter(_TOKEN.findall(reference.lower()))
+    ours = Counter(_TOKEN.findall(output.lower()))
+    theirs = Counter(_TOKEN.findall(reference.lower()))
     total = ours.total() + theirs.total()
     return 2 * (ours & theirs).total() / total if total else 1.0
 
@@ -73,7 +74,8 @@ def _overlap(prediction: Prediction) -> float:
 
 
 def _bits(prediction: Prediction) -> float:
-    nll, size = as_float(prediction.values.get("nll")), as_float(prediction.values.get("bytes"))
+    nll = as_float(prediction.values.get("nll"))
+    size = as_float(prediction.values.get("bytes"))
     return nll / size / math.log(2) if size > 0 else math.nan
 
 
@@ -182,7 +184,8 @@ def group(result: Survey) -> Grouped | None:
 
 def choose(ids: Mapping[str, Sequence[str]], total: int) -> dict[str, list[str]]:
     """Choose up to ``total`` ids, the same number per group if possible, evenly spaced over the rows of each."""
-    left, chosen = total, {}
+    left = total
+    chosen = {}
     for index, name in enumerate(sorted(ids, key=lambda name: len(ids[name]))):
         rows = ids[name]
         take = min(len(rows), left // (len(ids) - index))

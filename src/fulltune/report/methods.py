@@ -116,7 +116,8 @@ def front(points: Sequence[tuple[float, float]], direction: str) -> list[bool]:
     sign = 1 if direction == "higher" else -1
 
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        cost, value = b[0] - a[0], sign * (a[1] - b[1])
+        cost = b[0] - a[0]
+        value = sign * (a[1] - b[1])
         return cost >= 0 and value >= 0 and (cost > 0 or value > 0)
 
     return [not any(beats(other, point) for other in points) for point in points]

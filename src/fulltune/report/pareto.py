@@ -13,7 +13,8 @@ from fulltune.report import svg
 from fulltune.report.display import better, compact, metric_label, percentage
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 760, 420, 70, 56
-_RIGHT, _BOTTOM = _WIDTH - 40, _HEIGHT - 56
+_RIGHT = _WIDTH - 40
+_BOTTOM = _HEIGHT - 56
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def _front(place: _Place, dots: Sequence[Dot]) -> Markup:
 
 def _dot(place: _Place, dot: Dot) -> Markup:
     title = svg.tag("title", f"α = {dot.alpha:g}: score {compact(dot.score)}, loss {percentage(dot.loss)}")
-    x, y = place.x(dot.loss), place.y(dot.score)
+    x = place.x(dot.loss)
+    y = place.y(dot.score)
     if dot.chosen:
         shape = svg.tag("path", title, class_="diamond", d=f"M{x - 8} {y}L{x} {y - 8}L{x + 8} {y}L{x} {y + 8}Z")
     else:

@@ -43,7 +43,9 @@ class Axis:
     def at(self, value: float) -> float:
         low, high = self.low, self.high
         if self.log:
-            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+            low = math.log10(low)
+            high = math.log10(high)
+            value = math.log10(value)
         return (value - low) / (high - low)
 
     def ticks(self, wanted: int) -> list[float]:
@@ -63,7 +65,8 @@ def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06,
     finite = [value for value in values if math.isfinite(value)] + ([0.0] if zero else [])
     if not finite or (zero and len(finite) == 1):
         return None
-    low, high = min(finite), max(finite)
+    low = min(finite)
+    high = max(finite)
     if log:
         return Axis(low / 1.2, high * 1.2, log=True)
     largest = max(abs(low), abs(high))
@@ -154,7 +157,8 @@ def _row_words(row: Bar, top: float) -> Markup:
 def _whisker(row: Bar, axis: Axis, y: float) -> Markup:
     if not (math.isfinite(row.low) and math.isfinite(row.high)):
         return Markup("")
-    low, high = percent(axis.at(row.low)), percent(axis.at(row.high))
+    low = percent(axis.at(row.low))
+    high = percent(axis.at(row.high))
     strength = "whisker strong" if row.strong else "whisker"
     line = tag("line", class_=strength, x1=low, x2=high, y1=y, y2=y)
     ends = (tag("line", class_=strength, x1=end, x2=end, y1=y - 4, y2=y + 4) for end in (low, high))
@@ -249,7 +253,8 @@ def _y(axis: Axis, value: float) -> float:
 
 def _path(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
     """Return the curve in a box that is stretched horizontally without scaling its stroke."""
-    commands, pen_down = [], False
+    commands = []
+    pen_down = False
     for x, y in thin(curve.points):
         if math.isfinite(y):
             commands.append(f"{'L' if pen_down else 'M'}{1000 * x_axis.at(x):.1f} {_y(y_axis, y) - _TOP:.1f}")
@@ -277,7 +282,8 @@ def _marks(marks: Sequence[Mark], axis: Axis, unit: str) -> Markup:
     for mark in sorted(marks, key=lambda mark: mark.step):
         place = axis.at(mark.step)
         level = level + 1 if place - last < _APART else 0
-        last, title = place, tag("title", f"{unit} {mark.step:g}: {mark.description}")
+        last = place
+        title = tag("title", f"{unit} {mark.step:g}: {mark.description}")
         ends = {"x1": percent(place), "x2": percent(place), "y1": _TOP, "y2": _TOP + _HEIGHT}
         parts.append(tag("line", title, class_="mark", **ends))
         side = {"dx": -5, "text_anchor": "end"} if place > 0.9 else {"dx": 5, "text_anchor": "start"}
@@ -360,7 +366,9 @@ def scatter(title: str, description: str, dots: Sequence[Dot], tick: Callable[[f
 
 
 def _scattered(dot: Dot, x_axis: Axis, y_axis: Axis) -> Markup:
-    x, y, strength = percent(x_axis.at(dot.x)), _y(y_axis, dot.y), " strong" if dot.strong else ""
+    x = percent(x_axis.at(dot.x))
+    y = _y(y_axis, dot.y)
+    strength = " strong" if dot.strong else ""
     whisker = Markup("")
     if math.isfinite(dot.low) and math.isfinite(dot.high):
         ends = {"x1": x, "x2": x, "y1": _y(y_axis, dot.low), "y2": _y(y_axis, dot.high)}
@@ -391,12 +399,14 @@ def calibration(title: str, bins: Sequence[Bin]) -> Markup:
         if not item.count or not (math.isfinite(item.accuracy) and math.isfinite(item.confidence)):
             continue
         gap = 0.08 * (item.high - item.low)
-        left, width = percent(item.low + gap), percent(item.high - item.low - 2 * gap)
+        left = percent(item.low + gap)
+        width = percent(item.high - item.low - 2 * gap)
         top = _y(y_axis, item.accuracy)
         words = tag("title", f"confidence {item.confidence:.2f}: {item.accuracy:.2f} correct of {item.count} rows")
         place = {"x": left, "y": top, "width": width, "height": max(round(_TOP + _HEIGHT - top, 1), 1)}
         parts.append(tag("rect", words, class_="bar", rx=2, **place))
-        stated, right = _y(y_axis, item.confidence), percent(item.high - gap)
+        stated = _y(y_axis, item.confidence)
+        right = percent(item.high - gap)
         parts.append(tag("line", class_="said", x1=left, x2=right, y1=stated, y2=stated))
     description = "; ".join(
         f"{b.low:g} to {b.high:g}: {b.accuracy:.2f} correct, {b.count} rows" for b in bins if b.count

@@ -84,7 +84,8 @@ def _checked(path: Path) -> int | None:
             for line in file:
                 if last:
                     digest.update(last)
-                last, count = line, count + 1
+                last = line
+                count += 1
         manifest = json.loads(last)
     except (OSError, ValueError):
         return None

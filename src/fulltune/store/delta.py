@@ -39,8 +39,11 @@ Side = Literal["base", "tuned"]
 
 _MANIFEST = "delta.json"
 
-#: Bytes of a plane that are compressed as a test, and the ratio below which deflating the plane pays off.
-_SAMPLE, _WORTH = 1 << 16, 0.9
+#: Number of bytes of a plane that are compressed as a test.
+_SAMPLE = 1 << 16
+
+#: Compression ratio of the test below which the plane is deflated.
+_WORTH = 0.9
 
 #: Types that convert to float32 and back without loss.
 _WIDENED = {"BF16", "F16"}
@@ -298,7 +301,8 @@ def _weights(
 
 def _words(archive: zipfile.ZipFile, name: str, like: Tensor) -> Words:
     """Return the words whose byte planes are stored under a name."""
-    count, width = like.size // like.item_bytes, like.item_bytes
+    count = like.size // like.item_bytes
+    width = like.item_bytes
     planes = np.empty((count, width), np.uint8)
     for plane in range(width):
         planes[:, plane] = np.frombuffer(_read(archive, f"{name}:{plane}", count), np.uint8)

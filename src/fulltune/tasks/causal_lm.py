@@ -142,7 +142,8 @@ class CausalLM(Task):
         A completion that does not fit behind its prompt is scored in parts, each behind the prompt.
         """
         if not example.input:
-            tokens, is_given = prompts.text_ids(bundle, example.answer), not prompts.start_ids(bundle)
+            tokens = prompts.text_ids(bundle, example.answer)
+            is_given = not prompts.start_ids(bundle)
             return _windows(prompt.ids, tokens, self._window(bundle), is_given=is_given)
         answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
         tokens = answer[: len(answer) - len(prompts.end_ids(bundle))]
@@ -151,7 +152,8 @@ class CausalLM(Task):
 
     def _documents(self, bundle: Bundle, shots: Sequence[Example], room: int) -> Fitted:
         """Return the shots as documents before a text: as many as fit into ``room`` tokens, at least the end of one."""
-        start, documents = prompts.start_ids(bundle), []
+        start = prompts.start_ids(bundle)
+        documents = []
         for shot in shots:
             documents.append(prompts.text_ids(bundle, shot.answer) + prompts.end_ids(bundle))
         room -= len(start)
@@ -206,7 +208,8 @@ class CausalLM(Task):
 
         The model's positions must hold prompt and completion, or prompt and ``reserve`` tokens if those are more.
         """
-        wording, window = self._wording(bundle), self._window(bundle)
+        wording = self._wording(bundle)
+        window = self._window(bundle)
         room = prompts.prompt_room(window, self.config.data.max_target_length)
         plain = prompts.fit(bundle, wording, example.input, room)
         if not shots:

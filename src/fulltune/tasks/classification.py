@@ -165,7 +165,8 @@ class Classification(Task):
             values = {"probabilities": dict(zip(self.labels, np.round(probabilities, 5).tolist(), strict=True))}
         else:
             best = int(probabilities.argmax())
-            output, values = self.labels[best], {"confidence": float(probabilities[best])}
+            output = self.labels[best]
+            values = {"confidence": float(probabilities[best])}
         return Prediction(
             system=system, id=example.id, input=example.input, reference=example.target, output=output, values=values
         )

@@ -175,7 +175,8 @@ def _given_or_held_out(
 
 
 def _examples(task: Task, table: Table) -> Split:
-    examples, problems = [], list[Problem]()
+    examples = []
+    problems = list[Problem]()
     for row in table:
         try:
             examples.append(task.example(row))

@@ -76,7 +76,8 @@ class TextToText(Task):
 
     def _prompt(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
         """Return the prompt of a row: cut as in training, with as many shots as the model's positions allow."""
-        wording, window = self.wording(example, bundle), self._window(bundle)
+        wording = self.wording(example, bundle)
+        window = self._window(bundle)
         room, shots_room = window, bundle.window
         if bundle.family == "decoder":
             room = prompts.prompt_room(window, self.config.data.max_target_length)

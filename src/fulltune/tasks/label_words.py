@@ -52,7 +52,10 @@ class LabelScorer:
     def __init__(
         self, bundle: Bundle, labels: Sequence[str], multi_label: bool, config: Config, day: date | None = None
     ) -> None:
-        self.bundle, self.labels, self.multi_label, self.config = bundle, tuple(labels), multi_label, config
+        self.bundle = bundle
+        self.labels = tuple(labels)
+        self.multi_label = multi_label
+        self.config = config
         self.day = day
         self.batch_size = config.evaluation.batch_size
         self.window = min(config.data.max_length or 512, bundle.window)

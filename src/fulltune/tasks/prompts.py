@@ -121,7 +121,8 @@ def prompt_ids(bundle: Bundle, wording: Wording, question: str, shots: Sequence[
 def answer_ids(bundle: Bundle, answer: str, wording: Wording | None = None) -> list[int]:
     """Return the token ids of an answer with its end token."""
     if bundle.family != "decoder":
-        ids, ends = bundle.tokenizer(text_target=answer, truncation=False, verbose=False).input_ids, end_ids(bundle)
+        ids = bundle.tokenizer(text_target=answer, truncation=False, verbose=False).input_ids
+        ends = end_ids(bundle)
         # Some tokenizers add no end token, or a language code after it.
         return list(ids) if set(ends) & set(ids[-2:]) else [*ids, *ends]
     # After "SQL:" the answer starts a new word: most vocabularies store words with the preceding space.
@@ -185,7 +186,8 @@ def fit(
 
 def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tuple[Wording, str, Fitted]:
     """Return the truncated wording and question, and the prompt without shots: first the schema is truncated."""
-    ids, cut = prompt_ids(bundle, wording, question), {}
+    ids = prompt_ids(bundle, wording, question)
+    cut = {}
     if len(ids) > room and wording.schema:
 
         def with_schema(text: str) -> list[int]:
@@ -219,7 +221,9 @@ def _longest(
         shorten: Function that shortens a text to a number of characters.
         ids_of: Function from a text to the ids of its prompt.
     """
-    low, high, fitting = 0, len(text), ids_of("")
+    low = 0
+    high = len(text)
+    fitting = ids_of("")
     for _ in range(_ATTEMPTS):
         if len(fitting) >= room or high - low < 2:
             break
@@ -230,7 +234,8 @@ def _longest(
         if len(ids) <= room:
             low, fitting = middle, ids
         else:
-            high, most = middle, len(ids)
+            high = middle
+            most = len(ids)
     return shorten(text, low), fitting
 
 

@@ -32,7 +32,8 @@ def rows_match(gold: Sequence[tuple[Any, ...]], predicted: Sequence[tuple[Any, .
         return all(_row_close(a, b) for a, b in zip(gold, predicted, strict=True))
     if Counter(gold) == Counter(predicted):
         return True
-    left, right = _by_text(gold), _by_text(predicted)
+    left = _by_text(gold)
+    right = _by_text(predicted)
     if {key: len(rows) for key, rows in left.items()} != {key: len(rows) for key, rows in right.items()}:
         return False
     return all(_vectors_match(left[key], right[key]) for key in left)
@@ -50,7 +51,8 @@ def columns_match(
         return not gold and not predicted
     if len(gold[0]) != len(predicted[0]):
         return False
-    left, right = list(zip(*gold, strict=True)), list(zip(*predicted, strict=True))
+    left = list(zip(*gold, strict=True))
+    right = list(zip(*predicted, strict=True))
     if ordered or Counter(left) == Counter(right):
         return Counter(left) == Counter(right)
     if Counter(map(_values, left)) != Counter(map(_values, right)):
@@ -78,7 +80,8 @@ class _ColumnSearch:
         likely = [same[_values(column)] for column in gold]
         # Columns with few candidates first.
         order = sorted(range(len(gold)), key=lambda i: len(likely[i]))
-        self._gold, self._likely = [gold[i] for i in order], [likely[i] for i in order]
+        self._gold = [gold[i] for i in order]
+        self._likely = [likely[i] for i in order]
         first = dict[tuple[Any, ...], int]()
         self._kinds = [first.setdefault(column, j) for j, column in enumerate(predicted)]
         self._predicted, self._left = predicted, MAX_CELLS
@@ -175,7 +178,8 @@ def _flow_matches(gold: list[tuple[Vector, int]], predicted: list[tuple[Vector, 
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_flow
 
-    source, sink = 0, 1 + len(gold) + len(predicted)
+    source = 0
+    sink = 1 + len(gold) + len(predicted)
     edges = [(source, 1 + i, count) for i, (_, count) in enumerate(gold)]
     edges += [(1 + len(gold) + j, sink, count) for j, (_, count) in enumerate(predicted)]
     edges += [(1 + i, 1 + len(gold) + j, gold[i][1]) for i, targets in enumerate(near) for j in targets]
@@ -192,7 +196,8 @@ def _near(gold: list[tuple[Vector, int]], predicted: list[tuple[Vector, int]]) -
     column = max(range(len(gold[0][0])), key=lambda i: len({vector[i] for vector, _ in gold}))
     order = sorted(range(len(predicted)), key=lambda j: predicted[j][0][column])
     values = [predicted[j][0][column] for j in order]
-    near, pairs = list[list[int]](), 0
+    near = list[list[int]]()
+    pairs = 0
     for vector, _ in gold:
         reach = max(2 * ABSOLUTE, 2 * RELATIVE * abs(vector[column]))
         reach = reach if math.isfinite(reach) else 0.0

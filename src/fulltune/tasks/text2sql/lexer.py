@@ -74,9 +74,11 @@ def tokens(sql: str) -> list[Token]:
     An unclosed quote and all text after it are a token of the kind ``open``; ``fence`` is a Markdown fence
     outside quotes and comments.
     """
-    result, depth = list[Token](), 0
+    result = list[Token]()
+    depth = 0
     for match in _TOKEN.finditer(sql):
-        kind, text = str(match.lastgroup), match.group()
+        kind = str(match.lastgroup)
+        text = match.group()
         if kind in ("space", "comment"):
             continue
         depth -= text == ")"

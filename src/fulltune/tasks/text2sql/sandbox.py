@@ -93,7 +93,9 @@ class Sandbox:
         stdin, stdout = process.stdin, process.stdout
         assert stdin is not None
         assert stdout is not None
-        late, reply, returned = threading.Event(), b"", False
+        late = threading.Event()
+        reply = b""
+        returned = False
 
         def kill() -> None:
             late.set()

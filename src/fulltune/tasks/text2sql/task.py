@@ -144,7 +144,8 @@ class Text2SQL(TextToText):
 
     def wording(self, example: Example, bundle: Bundle, *, shots: bool = False) -> Wording:
         """Return the wording with the schema at the top, for all families."""
-        chat, instruction = prompts.wants_chat(bundle, self.config.data.chat), self.config.data.instruction or ""
+        chat = prompts.wants_chat(bundle, self.config.data.chat)
+        instruction = self.config.data.instruction or ""
         schema = self.schema(example.meta["db_id"])
         return Wording(instruction, self.question, self.answer, chat, schema=schema, day=self.day)
 
@@ -159,7 +160,8 @@ class Text2SQL(TextToText):
 
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
         """Return a query and its match with the reference result; None if the reference query itself fails."""
-        query, gold = normalize.strip_fences(generated.text), example.answer
+        query = normalize.strip_fences(generated.text)
+        gold = example.answer
         expected = self._reference(example)
         given = self._results.execute(example.meta["database"], query)
         is_scored = expected.error is None

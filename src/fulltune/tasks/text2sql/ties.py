@@ -30,7 +30,8 @@ def with_ranks(sql: str, width: int) -> str | None:
     tree = parsed(sql)
     if not isinstance(tree, exp.Select) or not tree.args.get("order"):
         return None
-    keys, terms = list[Any](), list[Any]()
+    keys = list[Any]()
+    terms = list[Any]()
     for term in tree.args["order"].expressions:
         inner, collation = _without_collation(term.this)
         position = _position(inner)

@@ -184,7 +184,8 @@ class Worker:
         key = (request["uri"], request["stamp"])
         if self._open is None or self._key != key:
             self._forget()
-            self._open, self._key = _Open(request["uri"]), key
+            self._open = _Open(request["uri"])
+            self._key = key
         return self._open
 
     def _forget(self) -> None:
@@ -270,7 +271,8 @@ def _read(cursor: Iterable[tuple[Cell, ...]], max_rows: int) -> Answer:
     for row in cursor:
         if len(rows) >= max_rows or size > MAX_RESULT:
             return _result(rows, size, truncated=True)
-        before, size = size, size + _size(row)
+        before = size
+        size = size + _size(row)
         if before <= MAX_WHOLE < size:
             rows = [_digested(earlier) for earlier in rows]
         rows.append(_digested(row) if size > MAX_WHOLE else row)
@@ -352,7 +354,8 @@ def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", 
     hidden = _shadow_tables(connection)
     named = [(kind, name) for kind, name in every if kind in kinds and not name.startswith("sqlite_")]
     named = [(kind, name) for kind, name in named if name.lower() not in hidden]
-    tables, faults = list[str](), list[str]()
+    tables = list[str]()
+    faults = list[str]()
     for kind, name in named:
         try:
             tables.append(_table(connection, name, faults))
