@@ -88,12 +88,11 @@ def _looks_like_a_row(header: Sequence[str], sample: Sequence[_Cells]) -> bool:
     if list(header) in ([str(n) for n in range(len(header))], ["", *(str(n) for n in range(len(header) - 1))]):
         return False  # pandas numbers unnamed columns
     rows = [cells for _, cells in sample if not isinstance(cells, Problem)]
-    return any(
-        _is_number(cell)
-        or len(cell.split()) >= _SENTENCE
-        or (cell and any(len(cells) > place and cells[place].strip() == cell for cells in rows))
-        for place, cell in enumerate(header)
-    )
+    for place, cell in enumerate(header):
+        below = (cells[place].strip() for cells in rows if len(cells) > place)
+        if _is_number(cell) or len(cell.split()) >= _SENTENCE or (cell and cell in below):
+            return True
+    return False
 
 
 def _is_number(cell: str) -> bool:

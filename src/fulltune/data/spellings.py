@@ -86,13 +86,7 @@ def _similar(rows_of: Places) -> Iterator[Finding]:
     alike = [group for group in groups.values() if len(group) > 1]
     if not alike:
         return
-    shown = [
-        " and ".join(
-            f"{name} ({rows(len(rows_of[label]))}: {_first(rows_of[label])})"
-            for name, label in zip(spelled(group), group, strict=True)
-        )
-        for group in alike[:LISTED]
-    ]
+    shown = [_variants(group, rows_of) for group in alike[:LISTED]]
     usual, *others = spelled(alike[0])
     yield _finding(
         "similar_labels",
@@ -101,6 +95,15 @@ def _similar(rows_of: Places) -> Iterator[Finding]:
         fix=f"merge them in the data if they mean the same: write {usual} for {' and '.join(others)}",
         details={"spellings": [{label: len(rows_of[label]) for label in group} for group in alike[:LISTED]]},
     )
+
+
+def _variants(labels: Sequence[str], rows_of: Places) -> str:
+    """Return the spellings of one label, each with its number of rows and their first ids."""
+    parts = []
+    for name, label in zip(spelled(labels), labels, strict=True):
+        ids = rows_of[label]
+        parts.append(f"{name} ({rows(len(ids))}: {_first(ids)})")
+    return " and ".join(parts)
 
 
 def _padded(rows_of: Places) -> Iterator[Finding]:

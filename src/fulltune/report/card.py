@@ -89,10 +89,11 @@ def _metadata(version: Version, record: Record | None) -> str:
 
 def _systems(record: Record) -> list[tuple[str, list[str]]]:
     """Return every system with its value and interval for each metric of the record."""
-    return [
-        (display.system_label(name), [_interval(record.scores[name].get(metric)) for metric in record.metrics])
-        for name in display.in_order(record.scores)
-    ]
+    rows = []
+    for name in display.in_order(record.scores):
+        scores = record.scores[name]
+        rows.append((display.system_label(name), [_interval(scores.get(metric)) for metric in record.metrics]))
+    return rows
 
 
 def _interval(score: Any) -> str:

@@ -72,12 +72,11 @@ def _heats(index: int, row: Sequence[int]) -> tuple[Heat, ...]:
 
 
 def _pairs(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> tuple[tuple[str, str, int, str], ...]:
-    wrong = [
-        (labels[i], labels[j], cell, percentage(cell / sum(row)))
-        for i, row in enumerate(matrix)
-        for j, cell in enumerate(row)
-        if i != j and cell
-    ]
+    wrong = []
+    for i, row in enumerate(matrix):
+        for j, cell in enumerate(row):
+            if i != j and cell:
+                wrong.append((labels[i], labels[j], cell, percentage(cell / sum(row))))
     return tuple(sorted(wrong, key=lambda pair: -pair[2])[:PAIRS])
 
 
