@@ -332,8 +332,9 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, raw: Any) -> Any:
-        """Replace empty sections by their defaults (if null has no meaning of its own) and set the method's default
-        learning rate, so that all readers get a plain number.
+        """Replace empty sections by their defaults, and set the method's default learning rate.
+
+        A section for which null has a meaning of its own is kept.
         """
         if not isinstance(raw, Mapping):
             return raw
@@ -391,8 +392,9 @@ def dump_config(config: Config) -> str:
 
 
 def with_validation_rows(config: Config) -> Config:
-    """Return the config for a search: with validation rows (by default a tenth of train) and with the same split for
-    every ``train.seed``.
+    """Return the config for a search, which needs validation rows and the same split for every ``train.seed``.
+
+    Without ``data.valid``, a tenth of train is held out.
     """
     data = {
         "valid": 0.1 if config.data.valid is None else config.data.valid,

@@ -19,6 +19,7 @@ def builtin_probe(language: Language | None = None) -> list[dict[str, str]]:
     its features, before and after training. The passages were written for this purpose: they have no quotations and no
     facts that become outdated, and the languages do not translate each other. Each language has 40 passages of 60 to
     130 words, 5 per topic, about 21 thousand characters; both together are 60 kB in UTF-8.
+
     Args:
         language: ``"en"`` or ``"ru"``; both, English first, if None.
 
