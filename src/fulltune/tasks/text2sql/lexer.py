@@ -2,10 +2,10 @@
 
 Texts are read once from left to right, so that the time is linear in their length.
 
-The tokenizer of sqlglot, which parses queries elsewhere, cannot replace it: it raises an error for an open quote or
-comment (``SELECT 1 /* open``, which SQLite accepts, or an answer such as ``SELECT 1``, a fence, ``That's all``), drops the
-positions of comments, reads ``[a]]`` and ``ORDER /**/ BY`` differently from SQLite, and returns the rest of a statement
-such as ``EXPLAIN SELECT 1`` as one string.
+The tokenizer of sqlglot, which parses queries elsewhere, cannot replace it. It raises an error for an open quote or
+comment (``SELECT 1 /* open``, which SQLite accepts, or an answer such as ``SELECT 1``, a fence, ``That's all``). It
+drops the positions of comments, reads ``[a]]`` and ``ORDER /**/ BY`` differently from SQLite, and returns the rest of a
+statement such as ``EXPLAIN SELECT 1`` as one string.
 """
 
 from __future__ import annotations
