@@ -2,7 +2,7 @@
 
     python benchmarks/allocator.py [PAIRS]
 
-Prints the median seconds a step, page faults and peak memory of both, and the median ratio of the pairs.
+Prints the median seconds per step, page faults and peak memory of both, and the median ratio of the pairs.
 """
 
 from __future__ import annotations

@@ -168,12 +168,12 @@ def test_a_model_with_a_new_head_is_scored_with_the_bases_head_on_its_body(kind:
 
 
 def test_the_body_under_the_bases_head_is_trained(probe: str) -> None:
-    base, student = fakes.bundle("bert"), fakes.bundle("bert", "classification")
+    base, tuned = fakes.bundle("bert"), fakes.bundle("bert", "classification")
     base.model.requires_grad_(False)
-    ids = torch.tensor([student.tokenizer(TEXTS[0]).input_ids])
-    with with_base_head(base, student) as view:
+    ids = torch.tensor([tuned.tokenizer(TEXTS[0]).input_ids])
+    with with_base_head(base, tuned) as view:
         view.model(input_ids=ids).logits.sum().backward()
-    assert student.model.base_model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+    assert tuned.model.base_model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
 def test_an_encoder_without_a_head_keeps_its_representation_and_its_topics() -> None:
@@ -294,8 +294,8 @@ def test_the_bases_answers_are_cached_by_questions_and_model(probe: str, tmp_pat
     shaken(base)  # the hash is that of the same model: the cache must answer, not the weights
     again = BaseOutputs.collect(config(probe), base, tmp_path / "runs")
     assert len(list((tmp_path / "runs" / "cache").glob("*.jsonl"))) == 1
-    student = fakes.bundle("gpt2")
-    assert again.compare(student) == first.compare(student)
+    tuned = fakes.bundle("gpt2")
+    assert again.compare(tuned) == first.compare(tuned)
     BaseOutputs.collect(
         config(probe), replace(base, info=base.info.model_copy(update={"sha256": "1" * 64})), tmp_path / "runs"
     )

@@ -416,9 +416,9 @@ def test_a_regularizer_without_any_effect_is_refused(method: str, key: str) -> N
 def test_l2_sp_acts_only_on_what_bitfit_trains(tmp_path: Path) -> None:
     from fulltune.training.regularization.penalties import shared_parameters
 
-    base, student = fakes.bundle("gpt2"), fakes.bundle("gpt2")
-    made("bitfit").prepare(student)
-    names = [shared.name for shared in shared_parameters(base, student)]
+    base, tuned = fakes.bundle("gpt2"), fakes.bundle("gpt2")
+    made("bitfit").prepare(tuned)
+    names = [shared.name for shared in shared_parameters(base, tuned)]
     assert names
     assert all(name.endswith("bias") for name in names)
 

@@ -65,17 +65,17 @@ def assert_same(
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5", "bart"])
 def test_l2_sp_adds_the_gradient_of_its_penalty(kind: str) -> None:
-    base, student = fakes.bundle(kind), shaken(fakes.bundle(kind))
+    base, tuned = fakes.bundle(kind), shaken(fakes.bundle(kind))
     start = dict(base.model.named_parameters())
-    penalty = sum((0.3 / 2 * (p - start[n].detach()).square().sum() for n, p in student.model.named_parameters()))
-    wanted = torch.autograd.grad(penalty, list(student.model.parameters()))
-    [anchor] = regularizers(config(l2_sp=0.3), base, student, ())
-    for parameter in student.model.parameters():
+    penalty = sum((0.3 / 2 * (p - start[n].detach()).square().sum() for n, p in tuned.model.named_parameters()))
+    wanted = torch.autograd.grad(penalty, list(tuned.model.parameters()))
+    [anchor] = regularizers(config(l2_sp=0.3), base, tuned, ())
+    for parameter in tuned.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     anchor.backward(0)
-    names = [name for name, _ in student.model.named_parameters()]
+    names = [name for name, _ in tuned.model.named_parameters()]
     expected = {name: 1 + gradient for name, gradient in zip(names, wanted, strict=True)}
-    assert_same(gradients(student.model), expected, 10)
+    assert_same(gradients(tuned.model), expected, 10)
 
 
 def test_a_base_that_is_trained_in_place_is_copied_first() -> None:
@@ -89,22 +89,22 @@ def test_a_base_that_is_trained_in_place_is_copied_first() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
 def test_a_new_head_has_no_anchor_and_the_base_is_not_copied(kind: str) -> None:
-    base, student = fakes.bundle(kind), fakes.bundle(kind, "classification", seed=1)
-    anchors = shared_parameters(base, student)
-    body = {id(p) for p in student.model.base_model.parameters()}
+    base, tuned = fakes.bundle(kind), fakes.bundle(kind, "classification", seed=1)
+    anchors = shared_parameters(base, tuned)
+    body = {id(p) for p in tuned.model.base_model.parameters()}
     own = {id(anchor.parameter) for anchor in anchors}
-    pooler = {id(p) for n, p in student.model.named_parameters() if "pooler" in n}
+    pooler = {id(p) for n, p in tuned.model.named_parameters() if "pooler" in n}
     assert len(anchors) > 10
     assert own == body - pooler
     assert {a.base.data_ptr() for a in anchors} <= {p.data_ptr() for p in base.model.parameters()}
 
 
 def test_embeddings_that_grew_are_anchored_where_the_base_has_rows() -> None:
-    base, student = fakes.bundle("gpt2"), fakes.bundle("gpt2")
-    student.model.resize_token_embeddings(len(base.tokenizer) + 7)
-    shaken(student)
-    Anchor(1.0, shared_parameters(base, student)).backward(0)
-    grad = student.model.get_input_embeddings().weight.grad
+    base, tuned = fakes.bundle("gpt2"), fakes.bundle("gpt2")
+    tuned.model.resize_token_embeddings(len(base.tokenizer) + 7)
+    shaken(tuned)
+    Anchor(1.0, shared_parameters(base, tuned)).backward(0)
+    grad = tuned.model.get_input_embeddings().weight.grad
     assert grad[-7:].abs().sum() == 0
     assert (grad[:-7] != 0).float().mean() > 0.99
 
@@ -128,15 +128,15 @@ def test_the_fisher_information_is_the_mean_squared_gradient_of_each_sequence_al
 
 
 def test_ewc_pulls_each_parameter_by_its_fisher_information() -> None:
-    base, student = fakes.bundle("bert"), shaken(fakes.bundle("bert", "classification"))
+    base, tuned = fakes.bundle("bert"), shaken(fakes.bundle("bert", "classification"))
     features = general_text.encode(base, TEXTS)
-    [anchor] = regularizers(config(ewc=0.2), base, student, features)
+    [anchor] = regularizers(config(ewc=0.2), base, tuned, features)
     anchor.backward(0)
-    names = [shared.name for shared in shared_parameters(base, student)]
+    names = [shared.name for shared in shared_parameters(base, tuned)]
     fisher, start = diagonal_fisher(base, features, names), dict(base.model.base_model.named_parameters())
-    now = dict(student.model.base_model.named_parameters())
+    now = dict(tuned.model.base_model.named_parameters())
     wanted = {name: 0.2 * fisher[name] * (now[name] - start[name]).detach() for name in names}
-    found = gradients(student.model.base_model)
+    found = gradients(tuned.model.base_model)
     assert_same({name: found[name] for name in names}, wanted, 10)
 
 
@@ -154,9 +154,9 @@ def test_kl_is_the_sum_over_the_vocabulary() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])
 def test_distillation_is_the_gradient_of_the_kl_on_general_text(kind: str) -> None:
-    base, student = fakes.bundle(kind), shaken(fakes.bundle(kind))
+    base, tuned = fakes.bundle(kind), shaken(fakes.bundle(kind))
     features = general_text.encode(base, TEXTS)
-    distillation = Distillation(0.7, base, base, student, features, seed=3)
+    distillation = Distillation(0.7, base, base, tuned, features, seed=3)
     distillation.backward(0)
     other = shaken(fakes.bundle(kind)).model
     total, count = torch.zeros(()), 0
@@ -168,15 +168,15 @@ def test_distillation_is_the_gradient_of_the_kl_on_general_text(kind: str) -> No
             if label != -100 and at >= 0:
                 total, count = total + (p[at] * (p[at].log() - q[at])).sum(), count + 1
     (0.7 * total / count).backward()
-    assert_same(gradients(student.model), gradients(other), 10, rtol=1e-3, atol=1e-6)
+    assert_same(gradients(tuned.model), gradients(other), 10, rtol=1e-3, atol=1e-6)
 
 
 def test_a_model_with_a_new_head_is_distilled_through_the_bases_head() -> None:
-    base, student = fakes.bundle("bert"), shaken(fakes.bundle("bert", "classification"))
+    base, tuned = fakes.bundle("bert"), shaken(fakes.bundle("bert", "classification"))
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    [distillation] = regularizers(config(distill=1.0), base, student, general_text.encode(base, TEXTS))
+    [distillation] = regularizers(config(distill=1.0), base, tuned, general_text.encode(base, TEXTS))
     distillation.backward(0)
-    found = gradients(student.model)
+    found = gradients(tuned.model)
     assert found["bert.encoder.layer.0.output.dense.weight"].abs().sum() > 0
     assert "classifier.weight" not in found
     assert not gradients(base.model)
@@ -209,9 +209,9 @@ def test_a_penalty_counts_once_per_step_for_any_accumulation(tmp_path: Path) -> 
     options = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ends = []
     for batch, accumulation in ((8, 1), (2, 4)):
-        base, student = shaken(fakes.bundle("gpt2", **options), 0.5), fakes.bundle("gpt2", **options)
-        anchor = Anchor(0.5, shared_parameters(base, student))
-        ends.append(trained(student.model, tmp_path, batch, accumulation, regularizers=[anchor]))
+        base, tuned = shaken(fakes.bundle("gpt2", **options), 0.5), fakes.bundle("gpt2", **options)
+        anchor = Anchor(0.5, shared_parameters(base, tuned))
+        ends.append(trained(tuned.model, tmp_path, batch, accumulation, regularizers=[anchor]))
     model, start = fakes.bundle("gpt2", **options).model, dict(base.model.named_parameters())
     ids = torch.tensor([[3 + i, 4 + i, 5 + i, 6] for i in range(8)])
     for _ in range(3):
