@@ -189,4 +189,6 @@ def test_padding_over_several_processes_is_logged_once_for_models_that_read_it(
         for _ in range(2):
             trainer.compute_loss(model, dict(batch))
     [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("padding changes the answers of FNetForMaskedLM: with several processes rows of unlike")
+    assert line.startswith(
+        "padding changes the outputs of FNetForMaskedLM, and with several processes rows of different"
+    )

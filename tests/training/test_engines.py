@@ -18,10 +18,10 @@ def _config(**options: Any) -> Config:
 @given(batch=st.integers(1, 64), accumulation=st.integers(1, 64), processes=st.integers(1, 64))
 def test_all_processes_together_make_the_same_batch(batch: int, accumulation: int, processes: int) -> None:
     if batch * accumulation % processes:
-        with pytest.raises(ConfigError, match="rows a step for"):
-            engines.share(batch, accumulation, processes)
+        with pytest.raises(ConfigError, match="rows per step for"):
+            engines.divided_batch(batch, accumulation, processes)
         return
-    rows, steps = engines.share(batch, accumulation, processes)
+    rows, steps = engines.divided_batch(batch, accumulation, processes)
     assert rows * steps * processes == batch * accumulation
     assert rows <= batch
     assert steps <= accumulation
@@ -46,7 +46,7 @@ def test_micro_batches_are_distributed_before_rows(monkeypatch: pytest.MonkeyPat
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _launched(monkeypatch)
-    with pytest.raises(ConfigError, match=r"6 rows a step for 4 processes.*Change train\.batch_size"):
+    with pytest.raises(ConfigError, match=r"6 rows per step for 4 processes.*Change train\.batch_size"):
         engines.check(_config(train={"batch_size": 6}))
 
 

@@ -282,7 +282,7 @@ def test_a_batch_without_any_label_is_refused_with_its_rows(tmp_path: Path) -> N
         row["labels"] = [-100] * len(row["labels"])
     rows[0]["row_id"] = "tales:1"
     trainer = Trainer(model=model, args=fakes.arguments(tmp_path, num_train_epochs=1), train_dataset=rows)
-    with pytest.raises(DataError, match=r"no position of this batch carries a label \(step 1, rows .*tales:1"):
+    with pytest.raises(DataError, match=r"no position of this batch has a label \(step 1, rows .*tales:1"):
         trainer.train()
 
 
@@ -316,7 +316,7 @@ def test_class_weights_need_classes_and_one_each(tmp_path: Path) -> None:
     args = fakes.arguments(tmp_path)
     with pytest.raises(ConfigError, match="class weights for GPT2LMHeadModel"):
         Trainer(model=fakes.gpt2()[0], args=args, class_weights=[1.0, 2.0])
-    with pytest.raises(ConfigError, match="2 class weights; expected 3, one a class"):
+    with pytest.raises(ConfigError, match="2 class weights; expected 3, one per class"):
         Trainer(model=_class_rows()[0], args=args, class_weights=[1.0, 2.0])
 
 

@@ -225,7 +225,7 @@ def test_a_run_that_rolls_back_reports_it_and_succeeds(tmp_path: Path) -> None:
     )
     assert result.stopped is None
     assert [(event.guard, event.step, event.verdict) for event in result.guards] == [("divergence", 4, "roll back")]
-    assert "the learning rate is 0.3 of what the config says" in result.guards[0].message
+    assert "the learning rate is 0.3 of the configured one" in result.guards[0].message
     assert [step.step for step in seen if step.loss is not None] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
     assert [step.attempt for step in seen if step.loss is not None] == [1, 1, 1, 2, 2, 2, 2, 2, 2]
     assert [step.step for step in result.steps if step.loss is not None] == [1, 2, 3, 4, 5, 6]

@@ -133,7 +133,7 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
     if trained.stopped is not None:
         headline = f"Training was stopped: {trained.stopped.problems[0].found}. {headline}"
         return Decision("stopped", (str(trained.stopped), *(reasons if kept else ())), headline)
-    ended = next((e for e in trained.guards if (e.guard, e.verdict) == ("forgetting", "stop")), None)
+    ended = next((event for event in trained.guards if event.guard == "forgetting" and event.stops), None)
     if ended is not None:
         return Decision(
             "stopped", (ended.message, *reasons), f"Training was stopped because the model forgot too much. {headline}"

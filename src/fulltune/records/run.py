@@ -199,11 +199,20 @@ class GuardEvent(Model):
     verdict: Literal["continue", "stop", "roll back"]
     message: str
 
+    @property
+    def stops(self) -> bool:
+        """True if training ended with this verdict."""
+        return self.verdict == "stop"
+
+    @property
+    def keeps_base(self) -> bool:
+        """True if the guard against overfitting chose step 0."""
+        return self.guard == "overfitting" and self.verdict == "continue" and self.step == 0
+
 
 def base_kept(guards: Iterable[GuardEvent]) -> GuardEvent | None:
     """Return the event that kept step 0 (the model of the run is then the base), or None."""
-    kept = ("overfitting", "continue", 0)
-    return next((event for event in guards if (event.guard, event.verdict, event.step) == kept), None)
+    return next((event for event in guards if event.keeps_base), None)
 
 
 class Retention(Model):

@@ -1,8 +1,8 @@
-"""Training on several processes: what each takes of a batch, what an engine cannot do, and whole weights again.
+"""Train on several processes: divide the batch, check the limits of an engine, gather the sharded weights.
 
-The engines are those of Accelerate: DDP (a copy of the model a process), FSDP2 and DeepSpeed ZeRO (shards of it). A
-sharded engine trains a copy of the model of its own; the bundle's model stays whole and plain, and gets the trained
-weights whenever somebody looks at it.
+The engines are those of Accelerate: DDP (a copy of the model per process), FSDP2 and DeepSpeed ZeRO (shards of the
+model). A sharded engine trains a copy of the model. The model of the bundle stays unsharded, and gets the trained
+weights at every evaluation and at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,85 +20,106 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fulltune.config import Config, TrainConfig
 from fulltune.errors import ConfigError, Problem
 from fulltune.runtime import distributed
+from fulltune.training.protocols import ShardedTraining
 
-if TYPE_CHECKING:
-    from fulltune.training.trainer import Trainer
-
-#: Optimizers whose state may be sharded: element by element, so that a part of a tensor is updated like the whole.
+#: Optimizers whose state can be sharded: their update is elementwise.
 SHARDED_OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused")
 
 
 def is_sharded() -> bool:
-    """Whether weights, gradients or the optimizer's state are spread over the processes."""
+    """Return True if weights, gradients or the state of the optimizer are sharded over processes."""
     return distributed.engine() not in ("", "ddp")
 
 
-def share(batch_size: int, accumulation: int, processes: int) -> tuple[int, int]:
-    """Rows a micro-batch and micro-batches a step of one process, so that all together make the same batch.
+def divided_batch(batch_size: int, accumulation: int, processes: int) -> tuple[int, int]:
+    """Divide the effective batch among processes.
 
-    Micro-batches are dealt out first, then rows, so no process ever holds more rows at once than one alone would.
+    Micro-batches are divided first, then rows, so that no process has more rows in memory than a single one would.
+
+    Args:
+        batch_size: Rows per micro-batch of a single process.
+        accumulation: Micro-batches per step of a single process.
+        processes: Number of processes.
+
+    Returns:
+        Rows per micro-batch, and micro-batches per step, of each process.
 
     Raises:
-        ConfigError: The batch does not divide.
+        ConfigError: The batch is not divisible by the number of processes.
     """
-    dealt = math.gcd(accumulation, processes)
-    if batch_size % (processes // dealt):
+    divisor = math.gcd(accumulation, processes)
+    rest = processes // divisor
+    if batch_size % rest:
         raise ConfigError(
-            f"{batch_size * accumulation} rows a step for {processes} processes",
+            f"{batch_size * accumulation} rows per step for {processes} processes",
             expected=f"an effective batch (batch_size × accumulation) that {processes} divides",
             fix="change train.batch_size, train.accumulation, or the number of processes",
             field="train.batch_size",
         )
-    return batch_size // (processes // dealt), accumulation // dealt
+    return batch_size // rest, accumulation // divisor
 
 
 def check(config: Config) -> None:
-    """Whether the engine that the launcher chose can do what the config asks.
+    """Check that the engine of this launch supports the config.
 
     Raises:
-        ConfigError: It cannot; all problems at once.
+        ConfigError: It does not; all problems at once.
     """
     problems = list(_problems(config)) if is_sharded() else []
-    processes, accumulation = distributed.launched(), config.train.accumulation
-    if config.speed.batch_tokens and accumulation % processes:
-        found = f"{accumulation} micro-batches of {config.speed.batch_tokens} tokens a step for {processes} processes"
-        fix = f"make train.accumulation a multiple of {processes}, or set train.batch_size instead"
-        problems.append(Problem(found, "as many for each", fix, field="speed.batch_tokens"))
+    processes = distributed.launched()
+    accumulation = config.train.accumulation
+    budget = config.speed.batch_tokens
+    if budget and accumulation % processes:
+        problems.append(
+            Problem(
+                f"{accumulation} micro-batches of {budget} tokens per step for {processes} processes",
+                expected="the same number for each process",
+                fix=f"make train.accumulation a multiple of {processes}, or set train.batch_size instead",
+                field="speed.batch_tokens",
+            )
+        )
     if problems:
         raise ConfigError(problems)
-    share(config.train.batch_size, accumulation, processes)
+    divided_batch(config.train.batch_size, accumulation, processes)
 
 
 def _problems(config: Config) -> Iterator[Problem]:
-    """What a sharded engine cannot do."""
+    """Yield the parts of a config that a sharded engine does not support."""
     name = distributed.engine()
     if config.method != "full":
         yield Problem(f"{config.method} with {name}", "full", "launch it with the preset ddp", field="method")
     if config.train.optimizer not in SHARDED_OPTIMIZERS:
-        found, known = f"{config.train.optimizer} with {name}", ", ".join(SHARDED_OPTIMIZERS)
-        yield Problem(found, f"one of {known}", "launch it with the preset ddp", field="train.optimizer")
+        yield Problem(
+            f"{config.train.optimizer} with {name}",
+            expected=f"one of {', '.join(SHARDED_OPTIMIZERS)}",
+            fix="launch it with the preset ddp",
+            field="train.optimizer",
+        )
     for penalty in ("l2_sp", "ewc", "distill"):
         if getattr(config.regularize, penalty):
-            found = f"{penalty} with {name}, which keeps no whole gradients"
-            fix = "launch it with the preset ddp, or use replay or layer_decay"
-            yield Problem(found, "no penalty on weights", fix, field=f"regularize.{penalty}")
+            yield Problem(
+                f"{penalty} with {name}, which shards gradients",
+                expected="no penalty on weights",
+                fix="launch it with the preset ddp, or use replay or layer_decay",
+                field=f"regularize.{penalty}",
+            )
 
 
 def arguments(train: TrainConfig) -> dict[str, Any]:
-    """Fields of ``TrainingArguments`` that several processes change."""
+    """Return the fields of ``TrainingArguments`` that differ with several processes."""
     if distributed.launched() == 1:
         return {}
-    rows, accumulation = share(train.batch_size, train.accumulation, distributed.launched())
+    rows, accumulation = divided_batch(train.batch_size, train.accumulation, distributed.launched())
     changed: dict[str, Any] = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
     if not torch.accelerator.is_available():
-        # Accelerate refuses to shard where it was told of a CPU; with gloo named, it takes what is there.
+        # With use_cpu, Accelerate refuses to shard; with the backend gloo it uses the CPU by itself.
         changed |= {"ddp_backend": "gloo", "use_cpu": not is_sharded(), "dataloader_pin_memory": False}
     return changed
 
 
 @contextmanager
 def whole_batch(args: TrainingArguments) -> Iterator[None]:
-    """Rows are grouped by length over the batch of all processes, so their order is the same for any number of them."""
+    """Group rows by length over the batch of all processes, so that their order is the same for any number of them."""
     before = args.gradient_accumulation_steps
     args.gradient_accumulation_steps = before * max(1, args.world_size)
     try:
@@ -107,11 +128,11 @@ def whole_batch(args: TrainingArguments) -> Iterator[None]:
         args.gradient_accumulation_steps = before
 
 
-# ---- The model that an engine shards ----
+# ---- The model of an engine ----
 
 
 def to_train(model: nn.Module) -> nn.Module:
-    """What the trainer gets: the model, or a copy of it for an engine that takes its model apart."""
+    """Return the model to train: the model itself, or a copy of it for an engine that shards its model."""
     if not is_sharded():
         return model
     copied = copy.deepcopy(model)
@@ -120,7 +141,7 @@ def to_train(model: nn.Module) -> nn.Module:
 
 
 def _join_embeddings(model: Any) -> None:
-    """Both stacks of an encoder-decoder have modules of their own over one tied tensor; FSDP2 shards it once."""
+    """Use one embedding module for both stacks of an encoder-decoder: FSDP2 shards their tied tensor only once."""
     embedding = model.get_input_embeddings()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -128,32 +149,41 @@ def _join_embeddings(model: Any) -> None:
                 setattr(module, name, embedding)
 
 
-def prepare(trainer: Trainer) -> None:
-    """What the engine must know of the model: FSDP2 shards its blocks, one by one."""
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+def prepare(training: ShardedTraining) -> None:
+    """Set the classes of the blocks that FSDP2 shards one by one, unless they are configured."""
+    plugin = getattr(training.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = blocks(trainer.model)
+        plugin.transformer_cls_names_to_wrap = blocks(training.model)
 
 
 def blocks(model: Any) -> list[str]:
-    """Classes of the layers that must stay in one piece, less those around the embeddings, which are sharded alone."""
+    """Return the classes of the layers that must not be split.
+
+    Those that contain the embeddings are left out: embeddings are sharded separately.
+    """
     embedding = model.get_input_embeddings()
     around = {type(part).__name__ for part in model.modules() if any(one is embedding for one in part.modules())}
-    there = {type(part).__name__ for part in model.modules()}
-    return sorted((set(model._no_split_modules or ()) & there) - around)
+    present = {type(part).__name__ for part in model.modules()}
+    return sorted((set(model._no_split_modules or ()) & present) - around)
 
 
-def whole_weights(trainer: Trainer) -> Mapping[str, Tensor]:
-    """The weights in float32, unsharded, on the first process (others may get none). All must call it together."""
-    state: Mapping[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+def unsharded_weights(training: ShardedTraining) -> Mapping[str, Tensor]:
+    """Return the weights in float32 on the first process; other processes may get none.
+
+    All processes must call it together.
+    """
+    state: Mapping[str, Tensor] = training.accelerator.get_state_dict(training.model_wrapped)
     return state
 
 
-def refresh(model: nn.Module, trainer: Trainer) -> None:
-    """Give the plain model the weights that the engine has now, on every process. All must call it together."""
+def refresh(model: nn.Module, training: ShardedTraining) -> None:
+    """Copy the current weights of the engine into the unsharded model, on every process.
+
+    All processes must call it together.
+    """
     if not is_sharded():
         return
-    state = whole_weights(trainer)
+    state = unsharded_weights(training)
     with torch.no_grad():
         for name, value in model.state_dict(keep_vars=True).items():
             if distributed.is_main():
@@ -162,11 +192,21 @@ def refresh(model: nn.Module, trainer: Trainer) -> None:
 
 
 class Refresh(TrainerCallback):
-    """Lets those who watch training see the trained weights in the plain model, at every evaluation and at the end."""
+    """Copy the trained weights into the unsharded model at every evaluation and at the end.
+
+    The callbacks after it read them there.
+
+    Args:
+        model: The unsharded model.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.trainer: Trainer | None = None
+        self._training: ShardedTraining | None = None
+
+    def attach(self, training: ShardedTraining) -> None:
+        """Read the weights of this training, which exists only after its callbacks."""
+        self._training = training
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._refresh()
@@ -177,5 +217,5 @@ class Refresh(TrainerCallback):
         self._refresh()
 
     def _refresh(self) -> None:
-        if self.trainer is not None:
-            refresh(self.model, self.trainer)
+        if self._training is not None:
+            refresh(self.model, self._training)

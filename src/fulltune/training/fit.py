@@ -1,4 +1,4 @@
-"""One training run: features in, tuned weights and the account of how they came about out."""
+"""Train a bundle: features in, tuned weights and a description of the training out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from fulltune.config import CheckpointConfig, Config
+from fulltune.config import CheckpointConfig, Config, DivergenceConfig
 from fulltune.errors import DataError, DivergenceError, MemoryExhausted, TrainingStopped
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import choices_for, fast_kernels
@@ -30,6 +30,7 @@ from fulltune.training.batches.packing import packs
 from fulltune.training.callbacks import EvaluateAt, GiveBackPages, OnStep, SaveEvery, StepLog
 from fulltune.training.device import fast_paths, training_device, unpads
 from fulltune.training.engines import Refresh, is_sharded, prepare, refresh, to_train
+from fulltune.training.guards.base import Guard, GuardDecision, GuardName
 from fulltune.training.guards.divergence import DivergenceGuard
 from fulltune.training.guards.overfitting import OverfittingGuard
 from fulltune.training.interrupt import StopWhenAsked, stopping_after_a_step
@@ -41,24 +42,27 @@ from fulltune.training.regularization.dropout import set_dropout
 from fulltune.training.regularization.penalties import Regularizer
 from fulltune.training.trainer import Trainer
 
+#: Guards that are responsible for an error, by its type; any other error is one of numbers that are not finite.
+_GUARD_OF: dict[type[TrainingStopped], GuardName] = {DivergenceError: "divergence", MemoryExhausted: "memory"}
+
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came of a training run.
+    """The result of a training.
 
     Attributes:
-        training: Settings as they came out.
-        parameters: What the method proves.
-        train_seconds: Wall time of the training loop, its evaluations included.
-        tokens_per_second: Input tokens without padding, a second of training without its evaluations.
-        steps: Everything that was logged, in order.
-        stopped: Why training ended early; the weights are then those of the last good checkpoint, or of the best step
-            where a guard kept it.
-        guards: What guards said.
-        validation: Metric, steps and values that :class:`OverfittingGuard` chose by.
-        adapter: What was stored beside the model, once it was.
-        warnings: What the reader of the report should know of the result.
-        reconciled: Facts of the checkpoint that were settled for the trained model alone (its head, say).
+        training: Settings that were in effect.
+        parameters: Proof of what the method trained.
+        train_seconds: Wall time of the training loop, evaluations included.
+        tokens_per_second: Input tokens, padding excluded, per second of training, evaluations excluded.
+        steps: Logged steps, in order.
+        stopped: The error that ended training early. The weights are those of the last good checkpoint, or of the best
+            step if a guard kept it.
+        guards: Decisions of guards.
+        validation: Metric, steps and values by which :class:`OverfittingGuard` chose the step.
+        adapter: The adapter that is stored alongside the model, after it was written.
+        warnings: Warnings for the report.
+        reconciled: Properties of the checkpoint that were changed for the trained model alone (its head, for example).
     """
 
     training: Training
@@ -94,25 +98,26 @@ def fit(
     The same config, model and features give the same weights, bit for bit, on the same machine.
 
     Args:
-        bundle: The model; it is left in eval mode.
-        method: What learns.
+        bundle: The model; it is in eval mode afterwards.
+        method: Chooses the trainable parameters.
         features: Training sequences.
-        valid: Sequences for the evaluation curve, which has a point before the first step and ``train.evaluations``
-            more; None or no ``train.evaluations`` draws none.
-        config: The job.
-        output_dir: Where trackers and checkpoints go, if ``config.trainer`` asks for any.
+        valid: Sequences of the evaluation curve, which has a point before the first step and ``train.evaluations``
+            more. There is no curve without sequences or without ``train.evaluations``.
+        config: The config of the run.
+        output_dir: Folder of trackers and checkpoints, if there are any.
         class_weights: ``(C,)``, for a classification head.
-        on_step: Called with each logged step and the total of steps.
-        callbacks: More of them, e.g. guards.
-        regularize: Makes the penalties, given the model as the method prepared it.
-        checkpoints: Write some to ``output_dir``; a signal then ends training after its step, with one more.
-        resume: A checkpoint of the same training to go on from, bit for bit as if it had not been stopped.
+        on_step: Called with each logged step and the total number of steps.
+        callbacks: Further callbacks, such as guards.
+        regularize: Returns the penalties, given the model that the method prepared.
+        checkpoints: Write checkpoints to ``output_dir``. A signal then ends training after its step, with a checkpoint.
+        resume: Checkpoint of the same training to resume from; the weights are bit for bit those of an uninterrupted
+            training.
 
     Raises:
-        KeyboardInterrupt: A signal asked for it; a checkpoint is written.
-        ConfigError: ``config.trainer``, the class weights or a regularizer do not fit.
-        DataError: No features, or a whole batch without a label.
-        ModelError: What the method promises does not hold.
+        KeyboardInterrupt: After a signal; a checkpoint is written.
+        ConfigError: ``config.trainer``, the class weights or a regularizer are invalid.
+        DataError: There are no features, or a batch has no label.
+        ModelError: The proof of the method fails.
     """
     if not features:
         raise DataError("there is nothing to train on", expected="at least 1 sequence", field="data.train")
@@ -124,9 +129,11 @@ def fit(
     shown = method.features(bundle, aligned_labels(bundle, valid)) if valid and config.train.evaluations else None
     curve = _by_length(shown) if shown else None
     batches = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=bundle.family == "encoder-decoder")
-    log, refreshed = StepLog(on_step), Refresh(bundle.model)
-    callbacks = [*_divergence_guard(config), *([refreshed] if is_sharded() else ()), *callbacks]
-    chosen = [callback for callback in callbacks if isinstance(callback, OverfittingGuard)]
+    log = StepLog(on_step)
+    refreshed = Refresh(bundle.model)
+    callbacks = [*_divergence_guard(config.guards.divergence), *([refreshed] if is_sharded() else ()), *callbacks]
+    guards = [callback for callback in callbacks if isinstance(callback, Guard)]
+    choosing = [guard for guard in guards if isinstance(guard, OverfittingGuard)]
     with _settings_kept(bundle.model), pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
         choices = choices_for(bundle.model)
         trainer = Trainer(
@@ -148,14 +155,14 @@ def fit(
                 *method.callbacks(),
                 *callbacks,
                 *([] if checkpoints is None else [SaveEvery(checkpoints.every)]),
-                GiveBackPages(),  # after the guards, whose evaluations leave holes too
+                GiveBackPages(),  # after the guards, whose evaluations fragment the heap too
             ],
         )
         trainer.remove_callback(PrinterCallback)
         prepare(trainer)
-        refreshed.trainer = trainer
-        for guard in chosen:
-            guard.whole, guard.leaves_file = bundle.model, checkpoints is not None
+        refreshed.attach(trainer)
+        for guard in choosing:
+            guard.attach(bundle.model, keeps_file=checkpoints is not None)
         trainer.args.eval_on_start = bool(curve)
         with _stoppable(trainer, checkpoints):
             machine.reset_peak_rss()
@@ -163,61 +170,62 @@ def fit(
             peak = machine.peak_rss_since_reset()
         if stopped is not None:
             refresh(bundle.model, trainer)
-        for guard in chosen:
+        for guard in choosing:
             guard.finish(bundle.model, trainer.state.global_step)
         bundle.model.zero_grad(set_to_none=True)
-    # Training that was stopped has gone back: what was logged after that step is none of its weights.
-    steps = [step for step in log.steps if step.step <= trainer.state.global_step]
+    last = trainer.state.global_step
+    # A training that was stopped was rolled back: steps logged after that are not those of its weights.
+    steps = [step for step in log.steps if step.step <= last]
+    tokens = trainer.state.num_input_tokens_seen - log.tokens_before
+    guard_seconds = sum(guard.seconds for guard in guards)
+    decisions = [event for guard in guards for event in guard.events] + trainer._fulltune.micro_batches.events
     return TrainingResult(
-        training=_account(trainer, bundle, config, steps, len(features), peak, choices),
+        training=_training_record(
+            trainer, bundle, config, steps=steps, rows=len(features), peak_bytes=peak, choices=choices
+        ),
         parameters=method.proof(bundle),
         train_seconds=seconds + log.seconds_before,
-        tokens_per_second=(trainer.state.num_input_tokens_seen - log.tokens_before)
-        / (seconds - log.evaluation_seconds - _spent(callbacks)),
+        tokens_per_second=tokens / (seconds - log.evaluation_seconds - guard_seconds),
         steps=tuple(steps),
         stopped=stopped,
-        guards=_events(stopped, [*callbacks, trainer._fulltune.micro_batches], trainer.state.global_step),
-        validation=_validation(chosen),
+        guards=tuple(decision.record() for decision in _with_reason(decisions, stopped, last)),
+        validation=_validation(choosing),
     )
 
 
 def _by_length(features: Sequence[Features]) -> list[Features]:
-    """Rows of like length side by side, so that little of an evaluation is padding; its loss is that of any order."""
+    """Sort features by length, which reduces padding in evaluations; the loss does not depend on the order."""
     return sorted(features, key=lambda item: len(item.input_ids))
-
-
-def _spent(callbacks: Sequence[TrainerCallback]) -> float:
-    """Seconds that guards took for evaluations of their own."""
-    return sum(float(getattr(callback, "seconds", 0.0)) for callback in callbacks)
 
 
 def _validation(guards: Sequence[OverfittingGuard]) -> dict[str, Any]:
     return {"metric": guards[0].metric, "points": [list(point) for point in guards[0].history]} if guards else {}
 
 
-def _events(stopped: TrainingStopped | None, watching: Sequence[Any], step: int) -> tuple[GuardEvent, ...]:
-    """What guards said, and why training was stopped where none of them told it."""
-    said = [event for one in watching for event in getattr(one, "events", ())]
-    if stopped is None or any(event.guard == "divergence" and event.verdict == "stop" for event in said):
-        return tuple(said)
-    kinds = {DivergenceError: "divergence", MemoryExhausted: "memory"}
-    guard = kinds.get(type(stopped), "finite")
-    return (GuardEvent(guard=guard, step=step, verdict="stop", message=str(stopped)), *said)
+def _with_reason(
+    decisions: Sequence[GuardDecision], stopped: TrainingStopped | None, step: int
+) -> Sequence[GuardDecision]:
+    """Return the decisions, with one for the error that ended training unless the guard has recorded it itself."""
+    is_recorded = any(one.guard == "divergence" and one.stops for one in decisions)
+    if stopped is None or is_recorded:
+        return decisions
+    guard = _GUARD_OF.get(type(stopped), "finite")
+    return [GuardDecision(guard, step, "stop", str(stopped)), *decisions]
 
 
-def _divergence_guard(config: Config) -> list[DivergenceGuard]:
-    settings = config.guards.divergence
+def _divergence_guard(settings: DivergenceConfig | None) -> list[DivergenceGuard]:
     return [] if settings is None else [DivergenceGuard(**settings.model_dump())]
 
 
 @contextmanager
 def _stoppable(trainer: Trainer, settings: CheckpointConfig | None) -> Iterator[None]:
-    """With checkpoints a signal ends training after its step; without any it ends it as it always did."""
+    """Let a signal end training after its step if checkpoints are written; without checkpoints, it ends it at once."""
     if settings is None:
         yield
         return
-    trainer._fulltune.checkpoints.keep, trainer._fulltune.checkpoints.are_planned = settings.keep, True
-    stop = StopWhenAsked(trainer._fulltune.checkpoints.wait)
+    checkpoints = trainer._fulltune.checkpoints
+    checkpoints.plan(settings.keep)
+    stop = StopWhenAsked(checkpoints.wait)
     trainer.add_callback(stop)
     with stopping_after_a_step(stop):
         yield
@@ -235,12 +243,14 @@ def _train(trainer: Trainer, resume: Path | None) -> tuple[float, TrainingStoppe
 
 @contextmanager
 def _settings_kept(model: Any) -> Iterator[None]:
-    """Training turns the key-value cache off, recomputation on, and bfloat16 on; none of it should outlive it."""
+    """Restore what training changes in a model: the key-value cache, activation checkpointing, and autocast."""
     use_cache = getattr(model.config, "use_cache", None)
     try:
         yield
     finally:
-        if model.__dict__.pop("_original_forward", None) is not None:  # Accelerate's, which computes under autocast
+        if (
+            model.__dict__.pop("_original_forward", None) is not None
+        ):  # that of Accelerate, which computes under autocast
             model.__dict__.pop("forward", None)
         if use_cache is not None:
             model.config.use_cache = use_cache
@@ -249,21 +259,23 @@ def _settings_kept(model: Any) -> Iterator[None]:
         model.eval()
 
 
-def _account(
+def _training_record(
     trainer: Trainer,
     bundle: Bundle,
     config: Config,
+    *,
     steps: Sequence[Step],
     rows: int,
-    peak: int,
+    peak_bytes: int,
     choices: Choices | None,
 ) -> Training:
-    args, state = trainer.args, trainer.state
+    args = trainer.args
+    state = trainer.state
     losses = [step.loss for step in steps if step.loss is not None]
     return Training(
         optimizer=str(getattr(args.optim, "value", args.optim)),
         optimizer_bytes=max(distributed.all_gather(state_bytes(trainer.optimizer) if trainer.optimizer else 0)),
-        peak_bytes=max(distributed.all_gather(peak)),
+        peak_bytes=max(distributed.all_gather(peak_bytes)),
         scheduler=config.train.scheduler,
         learning_rate=args.learning_rate,
         warmup_steps=args.get_warmup_steps(state.max_steps),
@@ -278,7 +290,7 @@ def _account(
         tokens=state.num_input_tokens_seen,
         rows=rows,
         final_loss=losses[-1] if losses else math.nan,
-        padding=round(trainer._fulltune.padding.share, 4),
+        padding=round(trainer._fulltune.padding.fraction, 4),
         packed=getattr(trainer.data_collator, "packed", False),
         fast_paths=fast_paths(args.device.type, config, choices),
         advice=_advice(config, state.max_steps, bundle.model.num_parameters()),

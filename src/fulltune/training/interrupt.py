@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends training after its step, with a checkpoint; the second one at once."""
+"""Handle Ctrl-C and SIGTERM: the first signal ends training after its step, the second one ends it at once."""
 
 from __future__ import annotations
 
@@ -16,31 +16,36 @@ from fulltune.runtime import distributed
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-_SAID = b"\nInterrupted: this step is finished and a checkpoint is written. Once more stops at once.\n"
+_MESSAGE = b"\nInterrupted: this step is finished and a checkpoint is written. A second signal stops at once.\n"
 
 Handler = Callable[[int, "FrameType | None"], None]
 
 
 class StopWhenAsked(TrainerCallback):
-    """Asks for a checkpoint after the step in which it was asked to stop, and raises once that is written.
+    """Stop training after a request: write a checkpoint after the current step, and raise.
 
     Args:
-        wait: Until the checkpoint is on the disk.
+        wait: Waits until the checkpoint is on disk.
 
     Attributes:
-        is_asked: Somebody wants training to stop.
+        is_asked: Training was asked to stop.
 
     Raises (in training):
         KeyboardInterrupt: The checkpoint is written.
     """
 
     def __init__(self, wait: Callable[[], None]) -> None:
-        self.wait, self.is_asked = wait, False
+        self.wait = wait
+        self.is_asked = False
+
+    def ask(self) -> None:
+        """Ask training to stop."""
+        self.is_asked = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        # A signal reaches several processes between different steps; all stop after the same one.
+        # A signal may reach the processes in different steps; all of them must stop after the same one.
         self.is_asked = any(distributed.all_gather(self.is_asked))
         return self._save(state, control)
 
@@ -55,7 +60,7 @@ class StopWhenAsked(TrainerCallback):
             raise KeyboardInterrupt
 
     def _save(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
-        """Where training is at its end there is nothing to go on with, and it ends."""
+        # After the last step there is nothing to resume.
         if self.is_asked and 0 < state.global_step < state.max_steps and not control.should_training_stop:
             control.should_save = True
         return control
@@ -63,15 +68,16 @@ class StopWhenAsked(TrainerCallback):
 
 @contextmanager
 def stopping_after_a_step(stop: StopWhenAsked) -> Iterator[None]:
-    """The first signal asks ``stop``, the second one raises KeyboardInterrupt; a signal that came too late for a
-    checkpoint raises it at the end of the block.
+    """Ask ``stop`` at the first signal, and raise KeyboardInterrupt at the second one.
+
+    A signal after the last checkpoint raises KeyboardInterrupt at the end of the block.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_asked:
             raise KeyboardInterrupt
-        stop.is_asked = True
-        os.write(2, _SAID)
+        stop.ask()
+        os.write(2, _MESSAGE)
 
     with _handled(handle):
         yield
@@ -81,7 +87,7 @@ def stopping_after_a_step(stop: StopWhenAsked) -> Iterator[None]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt too, as Ctrl-C does: a machine that is taken away is no reason to lose a run."""
+    """Raise KeyboardInterrupt at SIGTERM as at Ctrl-C, so that a run on a preempted machine can be resumed."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -92,7 +98,8 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def _handled(handle: Handler, signals: tuple[signal.Signals, ...] = _SIGNALS) -> Iterator[None]:
-    """Signals reach the main thread only; elsewhere nothing changes."""
+    """Set a signal handler for the duration of the block."""
+    # Only the main thread may set handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What the trainer keeps for itself, in one private place, so that no attribute of a subclass collides with it."""
+"""Hold the settings and the state of a trainer in one private object, so that a subclass may use any attribute."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fulltune.training.checkpoints.manager import Checkpoints
     from fulltune.training.loss_check import LossFacts
     from fulltune.training.objective import Kind
+    from fulltune.training.protocols import TrainingLoop
     from fulltune.training.regularization.penalties import Regularizer
 
 
@@ -25,17 +26,26 @@ class OwnState:
     """Settings and state of one :class:`fulltune.Trainer`.
 
     Attributes:
-        checkpoints: Set once the trainer is there; it belongs to one trainer.
-        trial: Of a search over hyperparameters; the folder of checkpoints depends on it.
+        class_weights: ``(C,)`` weights of classes, or None.
+        r_drop: Weight of R-Drop.
+        layer_decay: Factor on the learning rate per layer below the top.
+        regularizers: Penalties.
+        trained_only: Checkpoints contain trainable parameters only.
+        batch_tokens: Limit of padded tokens per micro-batch, or None.
+        unpad: Compute a micro-batch in parts of similar length.
+        trial: Trial of a search for hyperparameters; the folder of checkpoints depends on it.
+        loop: The trainer as its collaborators see it; set by the trainer.
+        checkpoints: Checkpoints of the trainer; set by the trainer.
         micro_batches: Runs the micro-batches of a step.
-        padding: What was computed in training.
-        row_numbers: Of the rows of each micro-batch of a step; empty where they are unknown.
-        micro_batch: The one that is computed now, from 0.
-        row_losses: ``(B, 2)`` of the batch that was evaluated last: plain loss and count of each row.
-        evaluated: Their sums over the whole evaluation.
-        is_loss_only: Logits are not asked for in this prediction step.
-        facts: What is known of the losses of ``facts_of``.
-        skips_first_evaluation: The checkpoint that training resumes from was evaluated.
+        padding: Counts tokens and padding in training.
+        row_numbers: Numbers of the rows of each micro-batch of the step; empty if they are unknown.
+        micro_batch: Index of the current micro-batch in the step.
+        row_losses: ``(B, 2)``: plain loss and count of each row of the last batch that was evaluated.
+        evaluated: ``(2,)``: sums of ``row_losses`` over the evaluation.
+        is_loss_only: The current prediction step does not return logits.
+        loss_at_head: Computes the loss without logits; None before its first use.
+        facts: Facts on the loss of ``facts_of``, by kind of labels.
+        facts_of: The model that ``facts`` describes.
     """
 
     class_weights: Tensor | None = None
@@ -46,6 +56,7 @@ class OwnState:
     batch_tokens: int | None = None
     unpad: bool = False
     trial: Any = None
+    loop: TrainingLoop = field(init=False, repr=False)
     checkpoints: Checkpoints = field(init=False, repr=False)
     micro_batches: MicroBatches = field(default_factory=MicroBatches)
     padding: PaddingCount = field(default_factory=PaddingCount)
@@ -57,8 +68,9 @@ class OwnState:
     loss_at_head: LossAtHead | None = None
     facts: dict[Kind, LossFacts] = field(default_factory=dict)
     facts_of: Any = None
-    skips_first_evaluation: bool = False
 
     def forget_model(self) -> None:
-        """Forget what is known of the model, which another one replaces."""
-        self.facts_of, self.facts, self.loss_at_head = None, {}, None
+        """Drop the facts on a model that is replaced by another one."""
+        self.facts_of = None
+        self.facts = {}
+        self.loss_at_head = None

@@ -1,17 +1,18 @@
-"""``fulltune.Trainer``: a ``transformers.Trainer`` whose numbers can be trusted, by changing one import.
+"""Define ``fulltune.Trainer``: a ``transformers.Trainer`` with a correct loss, exact resume and guards.
 
-What differs, and nothing else does:
+It differs from the library in these points only:
 
-* the loss is Σ over all tokens (or rows) of the effective batch / their number, so that accumulation equals one large
-  batch; models that the library trains with another loss (with a router's, say) keep theirs, by their labels;
-* the evaluation loss is the mean negative log-likelihood of the whole set, whatever the batch size, without smoothing
-  and class weights; rows come back in the order given;
-* a micro-batch that does not fit in memory is computed in parts, with the same result;
-* a loss or gradient norm that is not finite stops training before the optimizer step and names the rows;
-* with :class:`~fulltune.training.guards.divergence.DivergenceGuard` among the callbacks, training that diverges goes
-  back to its last good checkpoint instead, with a lower rate;
-* NEFTune's noise reaches both stacks of an encoder-decoder;
-* a tokenizer's output can be handed over as the dataset, and text without labels is its own label for a decoder.
+* The loss is the sum over all tokens (or rows) of the effective batch, divided by their number, so that accumulation
+  equals one large batch. Models that the library trains with another loss (that of a router, for example) keep it, and
+  micro-batches are weighted by their labels.
+* The evaluation loss is the mean negative log-likelihood of the set, whatever the batch size is, without label
+  smoothing and class weights. Rows are evaluated in their order.
+* A micro-batch that does not fit in memory is computed in parts, with the same result.
+* A loss or gradient norm that is not finite stops training before the optimizer step; the error lists the rows.
+* With a :class:`~fulltune.training.guards.divergence.DivergenceGuard` among the callbacks, training that diverges is
+  rolled back to its last good checkpoint instead, with a lower learning rate.
+* The noise of NEFTune is added to both stacks of an encoder-decoder.
+* The dataset may be the output of a tokenizer. For a decoder, text without labels is its own labels.
 """
 
 from __future__ import annotations
@@ -61,13 +62,14 @@ from fulltune.training.checkpoints.manager import Checkpoints
 from fulltune.training.checkpoints.rollback import RollBack
 from fulltune.training.engines import whole_batch
 from fulltune.training.guards.divergence import DivergenceGuard
+from fulltune.training.loop import LoopAdapter
 from fulltune.training.loss_check import LossFacts, check_loss, without_labels
 from fulltune.training.objective import Kind, Objective, checked_class_weights, checked_r_drop, kind_of
 from fulltune.training.old_names import OldNames
 from fulltune.training.own_state import OwnState
 from fulltune.training.regularization.neftune import noise_in_both_stacks
 from fulltune.training.regularization.penalties import Regularizer, decay_by_layer
-from fulltune.training.untouched import bears_any_width, changed_in_model, has_only_tokens, overridden, pads_freely
+from fulltune.training.untouched import accepts_any_width, changed_in_model, has_only_tokens, overridden, pads_freely
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +84,10 @@ _WRITERS = (
 )
 
 
-#: Methods that see training batches before the loss does, and those that see batches of an evaluation: what they do to
-#: a batch, and with it, is theirs.
+#: Methods that process a training batch before the loss is computed. If one is overridden, batches are left unchanged.
 _TRAINING = ("training_step", "_prepare_inputs", "get_batch_samples", "_run_epoch", "_inner_training_loop")
+
+#: The same for batches of an evaluation.
 _EVALUATION = ("prediction_step", "_prepare_inputs", "evaluation_loop")
 
 
@@ -92,26 +95,29 @@ class Trainer(OldNames, transformers.Trainer):
     """Drop-in for :class:`transformers.Trainer`.
 
     Args:
-        args, kwargs: As there.
-        class_weights: ``(C,)`` weights of a sequence classifier's classes (of the ones, with several labels a row).
-        r_drop: α of R-Drop (Liang et al. 2021) for a sequence classifier: every batch passes twice under two dropout
-            masks, and α times the symmetric divergence of the two predictions joins their mean loss (as in the authors'
-            code; in the paper's equation 4 the two losses are summed, which is twice this with 2α).
+        args: Arguments of :class:`transformers.Trainer`.
+        class_weights: ``(C,)`` weights of the classes of a sequence classifier (of the positive labels, if a row has
+            several labels).
+        r_drop: Weight α of R-Drop (Liang et al. 2021) for a sequence classifier. Every batch is computed under two
+            dropout masks, and α times the symmetric divergence of the two predictions is added to the mean of their
+            losses. This follows the code of the authors; in equation 4 of the paper the losses are summed, which is
+            twice this with 2α.
         layer_decay: Factor on the learning rate for each layer below the top.
-        regularizers: Penalties whose gradients join the task's, once an optimizer step and before clipping.
-        batch_tokens: Padded tokens of a micro-batch of training, in place of ``per_device_train_batch_size`` rows.
-        unpad: Compute a micro-batch in parts of like length where its rows differ much: the same step, for less work on
-            a CPU. Dropout draws other masks than it would for the whole.
-        trained_only: Checkpoints hold the parameters that are not frozen, and no others; resuming needs the same base.
+        regularizers: Penalties whose gradients are added once per optimizer step, before clipping.
+        trained_only: Write trainable parameters only to checkpoints; resuming needs the same base.
+        batch_tokens: Limit of padded tokens per training micro-batch, instead of ``per_device_train_batch_size`` rows.
+        unpad: Compute a micro-batch in parts of similar length if its rows differ much in length. The step is the same,
+            with less work on a CPU, except that dropout masks differ.
+        kwargs: Keyword arguments of :class:`transformers.Trainer`.
 
     Raises:
-        ArgumentError: Class weights or R-Drop for a model without classes, or alongside a loss of your own.
-        UnknownMetricError: In :meth:`train`, a ``metric_for_best_model`` that no evaluation will give.
-        DataError: A whole effective batch without a label.
+        ArgumentError: Class weights or R-Drop for a model without classes, or together with a custom loss.
+        UnknownMetricError: In :meth:`train`, if no evaluation returns ``metric_for_best_model``.
+        DataError: An effective batch has no label.
         MemoryExhausted: A single row does not fit in memory.
-        NonFiniteError: The loss or the gradient norm was not finite; the weights are those of the last good step.
-        TrainingStopped: The guard against divergence went back as often as it may; the weights are those of the last
-            good checkpoint.
+        NonFiniteError: The loss or the gradient norm is not finite; the weights are those of the last good step.
+        TrainingStopped: The guard against divergence has no roll-back left; the weights are those of the last good
+            checkpoint.
     """
 
     def __init__(
@@ -127,7 +133,7 @@ class Trainer(OldNames, transformers.Trainer):
         **kwargs: Any,
     ) -> None:
         kwargs = self._take_old_options(kwargs)
-        # First, for methods that the library's constructor calls need it.
+        # Set first: the constructor of the library calls methods that read it.
         self._fulltune = OwnState(
             r_drop=r_drop,
             layer_decay=layer_decay,
@@ -143,14 +149,15 @@ class Trainer(OldNames, transformers.Trainer):
             side = getattr(self.processing_class, "padding_side", "right")
             self.data_collator = Collator(self._pad_token_id(), side=side)
         if self.args.label_names is None and kind_of(self._plain_model()) is not None:
-            # The forward pass of some heads does not name them (Qwen 3.5), or names others that are optional (LUKE).
+            # The forward method of some heads has no argument for labels (Qwen 3.5), or optional other ones (LUKE).
             self.label_names = ["labels"]
-        self._fulltune.checkpoints = Checkpoints(self)
+        self._fulltune.loop = LoopAdapter(self, self._fulltune)
+        self._fulltune.checkpoints = Checkpoints(self._fulltune.loop)
         self._fulltune.class_weights = checked_class_weights(self._plain_model(), class_weights)
         checked_r_drop(self._plain_model(), r_drop)
         self._check_that_loss_is_ours()
         if self._is_sharded:
-            kind = self._kind()  # the model is still in one piece
+            kind = self._kind()  # the model is not sharded yet
             if kind is not None and self._loss_facts(kind).is_checked:
                 warn_of_padding(self._plain_model(), SHORTEST)
 
@@ -174,12 +181,12 @@ class Trainer(OldNames, transformers.Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups = self._row_groups(inputs, objective)
         parts = [inputs] if groups is None else [cut(inputs, rows, objective.kind) for rows in groups]
-        found = joined([self._computed(model, part, objective, return_outputs) for part in parts], groups or [])
-        self._fulltune.row_losses = found.row_losses
-        total = found.counts.sum() if num_items_in_batch is None else num_items_in_batch
+        computed = joined([self._computed(model, part, objective, return_outputs) for part in parts], groups or [])
+        self._fulltune.row_losses = computed.row_losses
+        total = computed.counts.sum() if num_items_in_batch is None else num_items_in_batch
         # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
-        loss = found.total / total * (self.accelerator.num_processes // self.get_tp_size())
-        return (loss, _with_loss(found.outputs, loss)) if return_outputs else loss
+        loss = computed.total / total * (self.accelerator.num_processes // self.get_tp_size())
+        return (loss, _with_loss(computed.outputs, loss)) if return_outputs else loss
 
     def _computed(self, model: nn.Module, inputs: dict[str, Any], objective: Objective, with_outputs: bool) -> Computed:
         if not self._loss_facts(objective.kind).is_cross_entropy:
@@ -193,19 +200,23 @@ class Trainer(OldNames, transformers.Trainer):
         labels = inputs["labels"]
         outputs = model(**self._inputs_without_labels(inputs, objective))
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        row_losses = None if model.training else _side_by_side(*objective.plain()(logits, labels))
+        row_losses = None if model.training else _losses_and_counts(*objective.plain()(logits, labels))
         sums, counts = objective(logits, labels)
         if self._fulltune.r_drop and model.training:
-            sums = self._twice(model, inputs, objective, logits, sums, counts)
+            second = self._second_pass(model, inputs, objective)
+            mean = (sums + objective(second, labels)[0]) / 2
+            sums = mean + self._fulltune.r_drop * objective.divergence(logits, second, counts)
         return Computed(outputs, sums.sum(), counts, row_losses)
 
     def _from_model(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed:
-        """Take the model's own loss, a mean, as often as there are labels; smoothing and class weights change its
-        cross-entropy alone. Evaluation reports the cross-entropy of the logits, as for every other model.
+        """Compute with the loss of the model, a mean, which is multiplied by the number of labels.
+
+        Label smoothing and class weights change the cross-entropy in it, and no other term. Evaluation reports the
+        cross-entropy of the logits, as for every other model.
         """
         if self._fulltune.r_drop and model.training:
             raise ArgumentError(
-                f"R-Drop for {type(self._plain_model()).__name__}, which computes a loss of its own",
+                f"R-Drop for {type(self._plain_model()).__name__}, which computes its own loss",
                 expected="a model whose loss is the cross-entropy of its logits",
                 fix="leave r_drop out",
                 field="r_drop",
@@ -217,30 +228,35 @@ class Trainer(OldNames, transformers.Trainer):
         outputs = outputs if isinstance(outputs, dict) else outputs[1:]
         plain, numbers = objective.plain()(logits, inputs["labels"])
         if not model.training:
-            return Computed(outputs, plain.sum(), numbers, _side_by_side(plain, numbers))
+            return Computed(outputs, plain.sum(), numbers, _losses_and_counts(plain, numbers))
         sums, counts = objective(logits, inputs["labels"])
         count = counts.sum()
         if objective == objective.plain():
             return Computed(outputs, own * count, counts)
-        beside = own - plain.sum() / numbers.sum().clamp(min=1)
-        return Computed(outputs, sums.sum() + beside * count, counts)
+        other_terms = own - plain.sum() / numbers.sum().clamp(min=1)
+        return Computed(outputs, sums.sum() + other_terms * count, counts)
 
     def _unchecked(self, outputs: Any, labels: Tensor, objective: Objective, is_training: bool) -> Computed:
-        """The same where nothing is known of the logits: the model's own loss in training and in evaluation."""
+        """Compute with the loss of the model in training and in evaluation, if nothing is known of its logits."""
         own, rest = (outputs["loss"], outputs) if isinstance(outputs, dict) else (outputs[0], outputs[1:])
         count = objective.plain().count(labels).to(own.device)
-        return Computed(rest, own * count, count, None if is_training else _side_by_side(own * count, count)[None])
+        return Computed(rest, own * count, count, None if is_training else _losses_and_counts(own * count, count)[None])
 
     def _at_head(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed | None:
-        """The same without logits (in evaluation the plain likelihood), or None where that does not work or pay."""
-        self._fulltune.loss_at_head = self._fulltune.loss_at_head or LossAtHead.of(self, self._plain_model())
-        smoothing, rest = objective.smoothing if model.training else 0.0, self._inputs_without_labels(inputs, objective)
-        run = self._fulltune.loss_at_head.run(model, rest, objective.aligned(inputs["labels"]), smoothing)
+        """Compute the loss at the head, without logits; None if that is not possible or not faster.
+
+        In evaluation this is the plain likelihood.
+        """
+        at_head = self._fulltune.loss_at_head or LossAtHead.of(self, self._plain_model())
+        self._fulltune.loss_at_head = at_head
+        smoothing = objective.smoothing if model.training else 0.0
+        labels = objective.aligned(inputs["labels"])
+        run = at_head.run(model, self._inputs_without_labels(inputs, objective), labels, smoothing)
         if run is None:
             return None
-        outputs, found = run
-        row_losses = None if model.training else _side_by_side(found.losses.sum(dim=1), found.counts)
-        return Computed(outputs, found.total, found.counts, row_losses)
+        outputs, losses = run
+        row_losses = None if model.training else _losses_and_counts(losses.losses.sum(dim=1), losses.counts)
+        return Computed(outputs, losses.total, losses.counts, row_losses)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         objectives = [self._objective(batch) for batch in batch_samples]
@@ -254,7 +270,7 @@ class Trainer(OldNames, transformers.Trainer):
         return count
 
     def _objective(self, inputs: Any) -> Objective | None:
-        """The loss to compute here, or None where the library's own must be left alone."""
+        """Return the loss to compute, or None if that of the library or the user must be used."""
         if "shift_labels" in inputs or self._leaves("the loss", self._loss_of_others()):
             return None
         labels = inputs.get("labels")
@@ -264,13 +280,13 @@ class Trainer(OldNames, transformers.Trainer):
         return None if kind is None else Objective(kind, smoothing, self._fulltune.class_weights)
 
     def _loss_of_others(self) -> str | None:
-        """Return why the loss is not computed here, or None."""
+        """Return the reason why the loss is not computed here, or None."""
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
-            return "sequences are spread over processes"
+            return "sequences are split over processes"
         return "use_liger_kernel is set" if self.args.use_liger_kernel else self._loss_of_user()
 
     def _loss_of_user(self) -> str | None:
-        """Return what of the way to the loss is the user's own, or None."""
+        """Return which part of the loss computation the user has replaced, or None."""
         if self._overrides("compute_loss"):
             return "compute_loss is overridden"
         if self.compute_loss_func is not None:
@@ -278,17 +294,17 @@ class Trainer(OldNames, transformers.Trainer):
         return changed_in_model(self._plain_model())
 
     def _left_alone(self) -> bool:
-        """Return True if the loss is the user's own in some part, so that the library's path is taken; log why."""
+        """Return True if the library computes the loss because the user has replaced a part of it; log why."""
         return self._leaves("the loss", self._loss_of_user())
 
     def _leaves(self, what: str, reason: str | None) -> bool:
-        """Return True if there is a reason to leave something to the library; log it once."""
+        """Return True if there is a reason to leave a feature to the library; log it once."""
         if reason is not None:
             log_once(_log, logging.INFO, (what, reason), "left to transformers: %s (%s)", what, reason)
         return reason is not None
 
     def _overrides(self, *names: str) -> list[str]:
-        """Return which of these methods a subclass, or the object itself, has of its own."""
+        """Return which of these methods a subclass or the instance overrides."""
         ours = next(one for one in type(self).__mro__ if one.__module__.startswith("fulltune.training."))
         return overridden(self, ours, names)
 
@@ -298,14 +314,15 @@ class Trainer(OldNames, transformers.Trainer):
         return f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} overridden" if changed else None
 
     def _check_that_loss_is_ours(self) -> None:
-        """Refuse settings of our loss where another one is computed, which would ignore them."""
-        own, reason = self._fulltune, self._loss_of_others()
+        """Check that settings of the loss are not ignored because another loss is computed."""
+        own = self._fulltune
+        reason = self._loss_of_others()
         wanted = {"class_weights": own.class_weights is not None, "r_drop": bool(own.r_drop)}
         problems = [
             Problem(
                 f"{name} is set, and {reason}",
-                expected="the loss of fulltune.Trainer, which alone knows it",
-                fix=f"leave {name} out, and compute it in your own loss",
+                expected="the loss of fulltune.Trainer, the only one that uses it",
+                fix=f"leave {name} out, and implement it in your loss",
                 field=name,
             )
             for name, is_set in wanted.items()
@@ -315,7 +332,7 @@ class Trainer(OldNames, transformers.Trainer):
             raise ArgumentError(problems)
 
     def _loss_facts(self, kind: Kind) -> LossFacts:
-        """Return what is known of the model's loss; a model is asked once for every kind of labels."""
+        """Return the facts on the loss of the model, which are determined once per kind of labels."""
         model = self._plain_model()
         if self._fulltune.facts_of is not model and not (self._fulltune.facts and self._is_sharded):
             self._fulltune.forget_model()
@@ -326,15 +343,15 @@ class Trainer(OldNames, transformers.Trainer):
         return self._fulltune.facts[kind]
 
     def _kind(self) -> Kind | None:
-        """Return the kind of the model's labels as far as it is known without any."""
+        """Return the kind of labels as far as it is known without labels, or None."""
         promised = kind_of(self._plain_model())
         return None if promised is None else self._loss_facts(promised).kind
 
     def _row_groups(self, inputs: dict[str, Any], objective: Objective) -> list[list[int]] | None:
-        """Return which rows are computed together, or None for all of them as they are.
+        """Return the groups of rows that are computed together, or None for the unchanged batch.
 
-        All of them with several processes, each of which must make the same number of passes (a line of the log says
-        so where it matters), and for a model that cannot be asked.
+        The batch is unchanged with several processes, which must all run the same number of passes (a warning is logged
+        if this changes the loss), and for a model whose loss cannot be checked.
         """
         if not self._loss_facts(objective.kind).is_checked or self._is_sharded:
             return None
@@ -346,35 +363,26 @@ class Trainer(OldNames, transformers.Trainer):
         return row_groups(self._plain_model(), inputs, objective.kind)
 
     def _can_be_cut(self, inputs: dict[str, Any]) -> bool:
-        """Return True if columns of padding mean nothing to the model and nothing else is as wide as the tokens."""
+        """Return True if padding columns can be removed without changing what the model computes."""
         model: Any = self._plain_model()
         reason = self._own_methods(*(_TRAINING if model.training else _EVALUATION))
-        if reason is None and not bears_any_width(model):
+        if reason is None and not accepts_any_width(model):
             reason = f"{type(model).__name__} depends on the width of a batch"
         if reason is None and not has_only_tokens(inputs):
-            reason = "of inputs other than those of text"
+            reason = "the inputs are not text alone"
         return not self._leaves("computing rows of a batch in groups", reason)
 
-    def _twice(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        objective: Objective,
-        logits: Tensor,
-        sums: Tensor,
-        counts: Tensor,
-    ) -> Tensor:
-        """The rows' losses ``(B,)`` with those of a second pass under another dropout mask, and their divergence."""
+    def _second_pass(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Tensor:
+        """Return the logits of a second pass, under another dropout mask."""
         outputs = model(**self._inputs_without_labels(inputs, objective))
-        again = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        second, _ = objective(again, inputs["labels"])
-        return (sums + second) / 2 + self._fulltune.r_drop * objective.divergence(logits, again, counts)
+        logits: Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        return logits
 
     def _inputs_without_labels(self, inputs: dict[str, Any], objective: Objective) -> dict[str, Any]:
         return without_labels(self._plain_model(), inputs, objective.kind)
 
     def _plain_model(self) -> Any:
-        """The model without the wrappers of Accelerate and PEFT, so that its class tells what it is."""
+        """Return the model without the wrappers of Accelerate and PEFT."""
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -400,11 +408,12 @@ class Trainer(OldNames, transformers.Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader[Any]:
-        rows, given = as_rows(dataset), self.data_collator
-        # The sampler sees the rows as they are: the column of lengths is not one that the model uses.
+        rows = as_rows(dataset)
+        given = self.data_collator
+        # The sampler gets the rows with all columns: the column of lengths is not an input of the model.
         sampler = None if sampler_fn is None else lambda _: sampler_fn(rows)
         if isinstance(rows, datasets.Dataset):
-            # The library wraps the collators of other rows alone.
+            # The library wraps the collator itself for any other type of rows.
             self.data_collator = self._row_collator(given, given, description)
         try:
             return super()._get_dataloader(rows, description, batch_size, sampler, is_training, dataloader_key)
@@ -425,32 +434,37 @@ class Trainer(OldNames, transformers.Trainer):
         )
 
     def _padding_of_user(self, collator: Any, description: str | None) -> str | None:
-        """Return why the width of a batch is left as it is, or None."""
+        """Return the reason why the width of a batch is not changed, or None."""
         if description not in ("Training", "Evaluation"):
-            return f"batches of the loader {description!r} are the caller's"
+            return f"the loader {description!r} belongs to the caller"
         if not isinstance(collator, Collator) and not pads_freely(collator):
             return f"{getattr(collator, '__name__', type(collator).__name__)} decides on the padding"
-        if not bears_any_width(self._plain_model()):
+        if not accepts_any_width(self._plain_model()):
             return f"{type(self._plain_model()).__name__} depends on the width of a batch"
         return self._own_methods(*(_TRAINING if description == "Training" else _EVALUATION))
 
     def _prepare_for_training(self, *args: Any) -> tuple[Any, Any]:
         model, loader = super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
-        # Callbacks have the loader itself. The numbers are taken out of a batch where it is fetched.
+        # Callbacks get the original loader. The row numbers are removed from a batch in get_batch_samples.
         is_fetched_here = not self._overrides("get_batch_samples", "_run_epoch")
         return model, with_row_numbers(loader) if is_fetched_here else loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[Any] | None:
         if self._fulltune.batch_tokens is not None:
             lengths = lengths_of(train_dataset, self._plain_model().config.is_encoder_decoder)
-            share = self.args.process_index, self.args.world_size
-            return BudgetSampler(lengths, self._fulltune.batch_tokens, self.args.seed, *share)
+            return BudgetSampler(
+                lengths,
+                self._fulltune.batch_tokens,
+                self.args.seed,
+                rank=self.args.process_index,
+                processes=self.args.world_size,
+            )
         with whole_batch(self.args):
             sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
             return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        """In the order given, always: grouping by length would return predictions in another."""
+        """Return a sequential sampler: with grouping by length, predictions would be in another order."""
         if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
             return None
         return SequentialSampler(eval_dataset)
@@ -459,16 +473,17 @@ class Trainer(OldNames, transformers.Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._fulltune.row_numbers, self._fulltune.micro_batch = [take_row_numbers(batch) for batch in batches], 0
+        self._fulltune.row_numbers = [take_row_numbers(batch) for batch in batches]
+        self._fulltune.micro_batch = 0
         self._fulltune.micro_batches.begin(batches)
         if count is not None and float(torch.as_tensor(count).sum()) == 0 and not self._left_alone():
             if getattr(self.data_collator, "mlm", False):
-                return batches, torch.ones_like(torch.as_tensor(count))  # no token happened to be masked: no gradient
+                return batches, torch.ones_like(torch.as_tensor(count))  # no token was masked by chance: no gradient
             raise DataError(
-                f"no position of this batch carries a label (step {self.state.global_step + 1}, "
+                f"no position of this batch has a label (step {self.state.global_step + 1}, "
                 f"rows {', '.join(self._row_ids()) or 'unknown'})",
                 expected="at least one label that is not -100",
-                fix="raise the maximum length so that labels are not cut off, or remove those rows",
+                fix="increase the maximum length so that labels are not cut off, or remove those rows",
             )
         return batches, count
 
@@ -478,14 +493,15 @@ class Trainer(OldNames, transformers.Trainer):
         super()._track_num_input_tokens(with_token_mask(inputs))  # type: ignore[no-untyped-call]
 
     def _parts(self, batch: Any) -> Sequence[Any]:
-        """What a micro-batch is computed in."""
-        objective = self._objective(batch) if self._fulltune.unpad and self.args.world_size == 1 else None
+        """Return the parts in which a micro-batch is computed for speed."""
+        may_split = self._fulltune.unpad and self.args.world_size == 1
+        objective = self._objective(batch) if may_split else None
         if objective is None or not self._loss_facts(objective.kind).is_cross_entropy or not self._can_be_cut(batch):
             return [batch]
         return unpadded(batch, objective.kind) if self._row_groups(batch, objective) is None else [batch]
 
     def _row_ids(self, micro_batch: int | None = None) -> list[str]:
-        """Ids of the rows of one micro-batch or of the whole effective batch: their ``row_id``, else their number."""
+        """Return the ids of the rows of a micro-batch, or of the step: ``row_id``, or the number of the row."""
         known = self._fulltune.row_numbers
         chosen = known if micro_batch is None else known[micro_batch : micro_batch + 1]
         rows = as_rows(self.train_dataset)
@@ -493,9 +509,8 @@ class Trainer(OldNames, transformers.Trainer):
         return [str(item.get("row_id", number) if hasattr(item, "get") else number) for number, item in items]
 
     def _pad_token_id(self) -> int:
-        """What fills up sequences; any id will do where there is none, for the attention mask hides it."""
-        config = self._plain_model().config
-        known = getattr(self.processing_class, "pad_token_id", None), getattr(config, "pad_token_id", None)
+        """Return the id for padding. Without one any id can be used, because the attention mask hides it."""
+        known = [getattr(one, "pad_token_id", None) for one in (self.processing_class, self._plain_model().config)]
         return next((int(value) for value in known if value is not None), 0)
 
     # ---- Finite numbers ----
@@ -507,7 +522,7 @@ class Trainer(OldNames, transformers.Trainer):
         everywhere = (self.accelerator.gather(loss) if self.args.world_size > 1 else loss).flatten()
         broken = everywhere[~torch.isfinite(everywhere)]
         if broken.numel():
-            # The rows of another process are known there alone.
+            # Only the process itself knows its rows.
             rows = [] if torch.isfinite(loss) else self._row_ids(self._fulltune.micro_batch)
             self._stop(model, "loss", broken[0].item(), rows)
         guard = self._guard()
@@ -522,7 +537,7 @@ class Trainer(OldNames, transformers.Trainer):
     def _computed_step(
         self, plain: Callable[..., Tensor], model: nn.Module, inputs: dict[str, Any], count: Tensor | int | None
     ) -> Tensor:
-        """Return the loss of a micro-batch, computed in parts where that is known to be the same."""
+        """Return the loss of a micro-batch, computed in parts if their result is known to be the same."""
         if self._objective(inputs) is None:
             return plain(model, inputs, count)
         with self._loss_is_scaled():
@@ -539,8 +554,9 @@ class Trainer(OldNames, transformers.Trainer):
 
     @contextmanager
     def _loss_is_scaled(self) -> Iterator[None]:
-        """The library does not divide our loss by the number of micro-batches; a user's own setting comes back."""
-        known, flag = "loss_is_scaled_for_ga" in vars(self), self.loss_is_scaled_for_ga
+        """Prevent the library from dividing the loss by the number of micro-batches; restore the user's setting."""
+        known = "loss_is_scaled_for_ga" in vars(self)
+        flag = self.loss_is_scaled_for_ga
         self.loss_is_scaled_for_ga = True
         try:
             yield
@@ -551,7 +567,7 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        # A loss scaler (FP16) finds infinite gradients by itself and skips the step on purpose.
+        # A loss scaler (FP16) detects infinite gradients itself and skips the step on purpose.
         if norm is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
             self._stop(model, "gradient norm", float(norm), self._row_ids())
         return norm
@@ -571,11 +587,12 @@ class Trainer(OldNames, transformers.Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         own = self._fulltune
-        own.evaluated, own.row_losses = torch.zeros(2, dtype=torch.float64), None
+        own.evaluated = torch.zeros(2, dtype=torch.float64)
+        own.row_losses = None
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         changed = self._own_methods("prediction_step")
-        if self._fulltune.row_losses is not None and not self._leaves("the mean of the evaluation loss", changed):
-            total, count = self._fulltune.evaluated.tolist()
+        if own.row_losses is not None and not self._leaves("the mean of the evaluation loss", changed):
+            total, count = own.evaluated.tolist()
             metrics: Any = output.metrics
             metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
         return output
@@ -594,14 +611,14 @@ class Trainer(OldNames, transformers.Trainer):
         finally:
             self._fulltune.is_loss_only = False
         if self._fulltune.row_losses is not None:
-            # Drops the rows that distributed sampling repeats to fill its last batch.
+            # This drops the rows that distributed sampling repeats to complete its last batch.
             rows = self.accelerator.gather_for_metrics(self._fulltune.row_losses)
             self._fulltune.evaluated += rows.sum(dim=0).cpu()
         return result
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
-        # It was evaluated when its time had come; one more would be one that a run never stopped does not have.
-        if skip_scheduler and self._fulltune.skips_first_evaluation:
+        # The checkpoint that is resumed was evaluated; an uninterrupted run has no second evaluation of this step.
+        if skip_scheduler and self._fulltune.checkpoints.skips_first_evaluation:
             return None
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
@@ -623,30 +640,32 @@ class Trainer(OldNames, transformers.Trainer):
                 self._fulltune.checkpoints.begin_from(source)
             return self._train_once(None if source is None else str(source), trial, ignore_keys_for_eval)
 
-        source, guard = self._fulltune.checkpoints.source(resume_from_checkpoint), self._guard()
-        with self._fulltune.checkpoints.at_work(source):
+        checkpoints = self._fulltune.checkpoints
+        source = checkpoints.source(resume_from_checkpoint)
+        guard = self._guard()
+        with checkpoints.at_work(source):
             if guard is None or self._is_sharded:
                 return attempt(source)
-            return RollBack(self, guard).train(attempt, source)
+            return RollBack(self._fulltune.loop, checkpoints, guard).train(attempt, source)
 
     def _train_once(self, *args: Any) -> TrainOutput:
         model: Any = self.model
         is_bare = self.model_wrapped is self.model
         if self.args.world_size > 1 and is_bare:
-            # An evaluation before training marks the model as prepared, and training would then leave it unwrapped:
-            # every process would follow its own gradients.
+            # An evaluation before training marks the model as prepared. Training would then not wrap it, and every
+            # process would use its own gradients.
             model._is_accelerate_prepared = False
         try:
             return super().train(*args)
         finally:
             hook = getattr(self, "neftune_hook_handle", None)
             if self.is_in_train and hook is not None:
-                # Interrupted: the library takes its hook off only at a good end, and would hook on a second one.
+                # After an error: the library removes its hook at a normal end only, and would add a second one.
                 hook.remove()
             self.is_in_train = False
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # Here the model is the one that model_init has made for this training, with what was replaced in it since.
+        # Here the model is that of model_init for this training, with what the user has replaced in it since.
         self._check_that_loss_is_ours()
         with noise_in_both_stacks(self._plain_model(), self.args.neftune_noise_alpha):
             output: TrainOutput = super()._inner_training_loop(*args, **kwargs)
@@ -654,10 +673,10 @@ class Trainer(OldNames, transformers.Trainer):
 
     @property
     def _is_sharded(self) -> bool:
-        """Over processes, by an engine that writes checkpoints of its own."""
+        """True if an engine shards the model over processes and writes its own checkpoints."""
         return self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers
 
-    # ---- Checkpoints: of our own format, and read from that of transformers too ----
+    # ---- Checkpoints: written in the format of fulltune, read in that of transformers too ----
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._is_sharded:
@@ -674,14 +693,14 @@ class Trainer(OldNames, transformers.Trainer):
             self._push_from_checkpoint(str(target))
 
     def _writes_own_format(self) -> bool:
-        """Return False where a subclass or PEFT has a say in what a checkpoint holds; log why."""
+        """Return False if a subclass or PEFT decides on the content of checkpoints; log why."""
         reason = self._own_methods(*_WRITERS)
         if reason is None and hasattr(self.accelerator.unwrap_model(self.model), "get_base_model"):
-            reason = None if self._fulltune.trained_only else "PEFT saves the adapter alone"
+            reason = None if self._fulltune.trained_only else "PEFT saves the adapter only"
         return not self._leaves("writing checkpoints", reason)
 
     def _has_callback(self, event: str, *, outside: tuple[str, ...]) -> bool:
-        """Return True if a callback from outside of these packages listens to an event."""
+        """Return True if a callback from outside these packages handles an event."""
         kinds = [type(one) for one in self.callback_handler.callbacks]
         listening = [one for one in kinds if getattr(one, event) is not getattr(TrainerCallback, event)]
         return any(one.__module__.partition(".")[0] not in outside for one in listening)
@@ -711,7 +730,7 @@ class Trainer(OldNames, transformers.Trainer):
             super()._load_rng_state(checkpoint)
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
-        self._fulltune.checkpoints.wait()  # the best one may be read now
+        self._fulltune.checkpoints.wait()  # the library may load the best one
         output: TrainOutput = super()._finalize_training(*args)  # type: ignore[no-untyped-call]
         return output
 
@@ -719,13 +738,14 @@ class Trainer(OldNames, transformers.Trainer):
         return next((one for one in self.callback_handler.callbacks if isinstance(one, DivergenceGuard)), None)
 
     def _check_best_metric(self) -> None:
-        """Without ``compute_metrics`` an evaluation gives its loss and its speed: known before the first step."""
+        """Check before the first step that evaluations return ``metric_for_best_model``."""
         chooses = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
         wanted = self.args.metric_for_best_model
-        # Who overrides the evaluation or listens to it may add metrics.
+        # An overridden evaluation, or a callback, may add metrics.
         adds = self._overrides("evaluate", "evaluation_loop", "prediction_step")
         if adds or self._has_callback("on_evaluate", outside=("fulltune", "transformers")):
             return
+        # Without compute_metrics, an evaluation returns its loss and its speed.
         if not chooses or wanted is None or self.compute_metrics is not None or self.eval_dataset is None:
             return
         sets = [f"{name}_" for name in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
@@ -740,13 +760,13 @@ class Trainer(OldNames, transformers.Trainer):
             )
 
 
-def _side_by_side(sums: Tensor, counts: Tensor) -> Tensor:
-    """``(B, 2)`` of what rows add to a mean loss; ``(2,)`` of what a batch adds."""
+def _losses_and_counts(sums: Tensor, counts: Tensor) -> Tensor:
+    """Return losses and counts as ``(B, 2)`` for rows, or ``(2,)`` for a batch, in float64."""
     return torch.stack([sums.double(), counts.double()], dim=-1)
 
 
 def _with_loss(outputs: Any, loss: Tensor) -> Any:
-    """The outputs as the model would have returned them, had it computed the loss itself."""
+    """Return the outputs with the loss, as if the model had computed it."""
     if isinstance(outputs, OrderedDict):  # a ModelOutput, whose first value is the loss
         outputs["loss"] = loss
         outputs.move_to_end("loss", last=False)

@@ -1,7 +1,7 @@
-"""What is the library's own, so that the trainer may compute the same in another way.
+"""Detect what the user has replaced, and what is unchanged code of the library.
 
-The trainer knows the losses, batches and checkpoints of transformers' own classes. A class, method, loss or collator of
-the user's means something that only the user knows: there the library's own path is taken.
+The trainer computes the losses, batches and checkpoints of transformers' own classes in its own way. A class, method,
+loss or collator of the user may have any meaning; for these the trainer uses the code of the library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING
 
 _PACKAGES = tuple(str(Path(str(package.__file__)).parent) for package in (transformers, accelerate, torch))
 
-#: Collators that pad with columns which the attention mask tells apart.
+#: Collators whose padding the attention mask marks.
 _COLLATORS = (
     transformers.DefaultDataCollator,
     transformers.DataCollatorWithPadding,
@@ -31,22 +31,22 @@ _COLLATORS = (
 #: Models whose attention or position embeddings depend on the width of the batch.
 _OF_ONE_WIDTH = frozenset({"reformer", "big_bird", "bigbird_pegasus"})
 
-#: Columns with one value a token that can be cut together with ``input_ids``.
+#: Columns with one value per token that can be cut together with ``input_ids``.
 _PER_TOKEN = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", "labels"})
 
 
 def library_class(model: nn.Module) -> type:
-    """Return the class of a model; of one that is fully sharded, the class that it had before."""
+    """Return the class of a model; for a fully sharded model, the class before sharding."""
     return next(one for one in type(model).__mro__ if not one.__name__.startswith("FSDP"))
 
 
 def is_library_class(model: nn.Module) -> bool:
-    """Return True if the class of a model is one of transformers', not a subclass or one of the same name."""
+    """Return True if the class of a model belongs to transformers and is not a subclass."""
     return library_class(model).__module__.startswith("transformers.models.")
 
 
 def changed_in_model(model: Any) -> str | None:
-    """Return what of the model's way to its loss is not the library's own, or None.
+    """Return which part of the loss computation of a model was replaced, or None.
 
     Args:
         model: Unwrapped.
@@ -64,25 +64,25 @@ def changed_in_model(model: Any) -> str | None:
 
 
 def overridden(one: object, base: type, names: Iterable[str]) -> list[str]:
-    """Return which of the methods of ``base`` are not those of ``one``: a subclass or the object has others."""
+    """Return which methods of ``base`` the class of an object, or the object itself, overrides."""
     own = vars(one)
     return [name for name in names if name in own or getattr(type(one), name) is not getattr(base, name)]
 
 
 def pads_freely(collator: Any) -> bool:
-    """Return True if columns of padding may be cut from the batches of this collator of transformers'."""
+    """Return True if padding columns may be removed from the batches of a collator."""
     if getattr(collator, "pad_to_multiple_of", None) is not None:
         return False
     return collator is default_data_collator or type(collator) in _COLLATORS
 
 
-def bears_any_width(model: Any) -> bool:
-    """Return True if the width of a batch is of no meaning to a model."""
+def accepts_any_width(model: Any) -> bool:
+    """Return True if the outputs of a model do not depend on the width of a batch."""
     return getattr(getattr(model, "config", None), "model_type", None) not in _OF_ONE_WIDTH
 
 
 def has_only_tokens(batch: Mapping[str, Any]) -> bool:
-    """Return True if what is as wide as the ``attention_mask`` has one value a token and a known name."""
+    """Return True if all columns of the width of ``attention_mask`` are known and have one value per token."""
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return False

@@ -158,7 +158,7 @@ def test_the_event_names_the_setting_to_change(tmp_path: Path) -> None:
     first, second = recovered._fulltune.micro_batches.events
     assert (first.guard, first.step, first.verdict) == ("memory", 1, "continue")
     assert "train.batch_size: 4" in first.message
-    assert "train.batch_size: 2, and train.accumulation to 4 times as much" in second.message
+    assert "train.batch_size: 2 and multiply train.accumulation by 4" in second.message
 
 
 def test_one_row_that_does_not_fit_stops_with_intact_weights(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_additive_is_not_split() -> None:
     batch = {"input_ids": torch.zeros(4, 3)}
     micro_batches = MicroBatches()
     micro_batches.begin([batch])
-    with pytest.raises(MemoryExhausted, match="4 rows, which cannot be cut"):
+    with pytest.raises(MemoryExhausted, match="4 rows, which cannot be split"):
         micro_batches.run(lambda one: torch.empty(2**57), model, batch, step=1, adds_up=False)
 
 

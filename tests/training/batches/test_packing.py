@@ -133,11 +133,11 @@ def test_packing_keeps_the_number_of_labels_and_tokens(lengths: list[int]) -> No
 
 def test_padding_is_counted() -> None:
     count = packing.PaddingCount()
-    assert count.share != count.share
+    assert count.fraction != count.fraction
     count.add(packing.with_token_mask(Collator(0, packed=True)(_documents((4, 2, 1, 2)))))
     assert (count.tokens, count.positions) == (8, 12)
     count.add({"attention_mask": torch.tensor([[1, 1, 0, 0]])})
-    assert count.share == pytest.approx(1 - 10 / 16)
+    assert count.fraction == pytest.approx(1 - 10 / 16)
 
 
 def test_rows_without_padding_to_save_are_unchanged() -> None:

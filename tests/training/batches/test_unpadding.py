@@ -143,7 +143,7 @@ def test_parts_make_the_same_step_as_the_complete_batch(
     assert sum(less) < sum(computed) / 2
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (whole, cut)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert cut._fulltune.padding.share < whole._fulltune.padding.share / 2
+    assert cut._fulltune.padding.fraction < whole._fulltune.padding.fraction / 2
     for name, value in cut.model.state_dict().items():
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-4, atol=1e-4)
 

@@ -32,12 +32,12 @@ def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:
             {"engine": "fsdp2", "processes": 2},
             "",
             1,
-            "one of fsdp2 on 2 processes; expected one of a model in one piece",
+            "one of fsdp2 on 2 processes; expected one of an unsharded model",
         ),
         ({}, "ddp", 2, ""),
         ({}, "", 1, ""),
-        ({}, "ddp", 4, "one of a model in one piece on 2 processes; expected one of a model in one piece on 4"),
-        ({}, "fsdp2", 2, "one of a model in one piece on 2 processes; expected one of fsdp2 on 2"),
+        ({}, "ddp", 4, "one of an unsharded model on 2 processes; expected one of an unsharded model on 4"),
+        ({}, "fsdp2", 2, "one of an unsharded model on 2 processes; expected one of fsdp2 on 2"),
     ],
 )
 def test_the_engine_and_world_size_must_match_to_resume(

@@ -170,7 +170,8 @@ class Driver:
 
     def __init__(self, guard: DivergenceGuard, folder: Path, rows: Any = None) -> None:
         self.guard, self.model = guard, torch.nn.Linear(2, 1)
-        guard.rows = rows
+        if rows is not None:
+            guard.attach(rows)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
         self.args = TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none")

@@ -171,7 +171,7 @@ def test_a_rollback_is_reported_with_numbers_and_rows(tmp_path: Path) -> None:
     assert (event.guard, event.step, event.verdict) == ("divergence", 13, "roll back")
     assert event.message == (
         "The loss became nan at step 13 (rows tales:20, tales:21, tales:22, tales:23); training went back to step 10, "
-        "and the learning rate is 0.3 of what the config says (roll-back 1 of 2)."
+        "and the learning rate is 0.3 of the configured one (roll-back 1 of 2)."
     )
 
 
@@ -201,7 +201,7 @@ def test_after_the_last_try_the_weights_are_those_of_the_checkpoint(tmp_path: Pa
     stopped = trainer.stopped  # type: ignore[attr-defined]
     assert stopped.exit_code == 3
     assert "the loss became nan at step 13" in str(stopped)
-    assert "after 1 roll-back, with the learning rate at 0.3 of what was asked for" in str(stopped)
+    assert "after 1 roll-back, with the learning rate at 0.3 of the configured one" in str(stopped)
     assert "the weights are those of step 10" in str(stopped)
     assert trainer.state.global_step == 10
     assert [event.verdict for event in guard.events] == ["roll back", "stop"]

@@ -313,5 +313,5 @@ def test_best_weights_that_are_damaged_are_refused(tmp_path: Path) -> None:
     whole = state.path.read_bytes()
     for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], whole[:9] + b"\x00" + whole[10:]):
         state.path.write_bytes(data)
-        with pytest.raises(StoreError, match="not those that were written"):
+        with pytest.raises(StoreError, match="the file of the best weights is corrupt"):
             state.restore(model)

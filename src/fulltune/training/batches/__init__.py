@@ -1,1 +1,1 @@
-"""Micro-batches: which rows, in which order, padded or packed."""
+"""Micro-batches: their rows, their order, padding and packing."""

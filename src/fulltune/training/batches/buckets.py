@@ -1,8 +1,8 @@
-"""Micro-batches of one size in padded tokens instead of rows: rows of like length together, in shuffled order.
+"""Build micro-batches with a limit of padded tokens instead of rows: rows of similar length, in shuffled order.
 
-Which rows share a batch and in which order the batches come is a function of the seed and the epoch alone; how many
-there are is a function of the lengths alone. So the steps of a run are known before it, and a resumed run skips a count
-of batches and goes on alike.
+The rows of each batch and the order of batches depend on the seed and the epoch only. The number of batches depends on
+the lengths only. The steps of a run are therefore known before it starts, and a resumed run skips a number of batches
+and continues identically.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fulltune.tasks.base import Features
 from fulltune.training.batches.unpadding import Lengths, parts
 from fulltune.training.device import training_device, unpads
 
-#: Lengths count as equal when they agree in this many leading bits: rows of "equal" length are dealt to batches anew
-#: every epoch, at the price of a little padding.
+#: Lengths are treated as equal if this many leading bits agree. Rows of equal length are assigned to batches again in
+#: every epoch, at the cost of some padding.
 LEADING_BITS = 4
 
 
 def lengths_of(rows: Any, is_encoder_decoder: bool) -> list[Lengths]:
-    """Lengths of the rows of a dataset with ``input_ids`` and ``labels``."""
+    """Return the lengths of the rows of a dataset with ``input_ids`` and ``labels``."""
 
     def target(row: Any) -> int:
         labels = row.get("labels") if is_encoder_decoder else None
@@ -53,8 +53,10 @@ def micro_batches(
 
 
 def padding_shares(config: Config, features: Sequence[Features]) -> dict[str, float]:
-    """Share of padding in the inputs of an epoch: of ``random`` batches of ``train.batch_size`` rows, and of those that
-    training will draw (``used``), told from one epoch that is like them.
+    """Return the fraction of padding in the inputs of an epoch.
+
+    Returns:
+        ``random``: for random batches of ``train.batch_size`` rows. ``used``: for one epoch as training draws it.
     """
     lengths = _feature_lengths(features, False, 0)
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(config.train.seed)).tolist()
@@ -63,17 +65,22 @@ def padding_shares(config: Config, features: Sequence[Features]) -> dict[str, fl
 
 
 def computed(config: Config, lengths: Sequence[Lengths], epoch: int = 0) -> list[list[int]]:
-    """Numbers of rows that are computed together in an epoch like one of training: micro-batches, or their parts."""
+    """Return the numbers of the rows that are computed together in an epoch: micro-batches, or their parts."""
     batches = _drawn(config, lengths, epoch)
     if not unpads(config, training_device(config.trainer)):
         return batches
-    return [[batch[place] for place in part] for batch in batches for part in parts([lengths[row] for row in batch])]
+    split = []
+    for batch in batches:
+        for part in parts([lengths[row] for row in batch]):
+            split.append([batch[place] for place in part])
+    return split
 
 
 def _drawn(config: Config, lengths: Sequence[Lengths], epoch: int) -> list[list[int]]:
     if config.speed.batch_tokens is not None:
         return budget_batches(lengths, config.speed.batch_tokens, config.train.seed, epoch)
-    size, generator = config.train.batch_size, torch.Generator().manual_seed(config.train.seed + epoch)
+    size = config.train.batch_size
+    generator = torch.Generator().manual_seed(config.train.seed + epoch)
     if config.trainer.get("train_sampling_strategy", "group_by_length") == "group_by_length":
         widths = [width for width, _ in lengths]
         order = get_length_grouped_indices(widths, size * config.train.accumulation, generator=generator)
@@ -100,14 +107,21 @@ def _padding(lengths: Sequence[Lengths], batches: Sequence[Sequence[int]]) -> fl
 
 
 def budget_batches(lengths: Sequence[Lengths], budget: int, seed: int, epoch: int) -> list[list[int]]:
-    """Numbers of rows, batch by batch: none has more than ``budget`` padded tokens unless it is a single row.
+    """Return the numbers of the rows of each batch of an epoch.
 
-    The longest batch comes first in the first epoch, so that what does not fit in memory is known at once.
+    The longest batch is the first one of the first epoch, so that an out-of-memory error occurs at once.
+
+    Args:
+        lengths: Lengths of all rows.
+        budget: Largest number of padded tokens per batch; a batch of a single row may have more.
+        seed: Seed of the order.
+        epoch: Index of the epoch.
     """
     random = np.random.default_rng([seed, epoch])
     keys = [(_ceiling(source), _ceiling(target)) for source, target in lengths]
     order = sorted(random.permutation(len(keys)).tolist(), key=lambda row: keys[row], reverse=True)
-    batches, start = [], 0
+    batches = []
+    start = 0
     for size in _sizes([keys[row] for row in order], budget):
         batches.append(order[start : start + size])
         start += size
@@ -119,47 +133,55 @@ def budget_batches(lengths: Sequence[Lengths], budget: int, seed: int, epoch: in
 
 
 def batch_count(lengths: Sequence[Lengths], budget: int) -> int:
-    """How many batches :func:`budget_batches` makes, whatever the seed and the epoch."""
+    """Return the number of batches of :func:`budget_batches`, which is the same for all seeds and epochs."""
     keys = sorted(((_ceiling(source), _ceiling(target)) for source, target in lengths), reverse=True)
     return sum(1 for _ in _sizes(keys, budget))
 
 
 def _ceiling(length: int) -> int:
-    """The length rounded up to :data:`LEADING_BITS` bits."""
+    """Return a length rounded up to :data:`LEADING_BITS` bits."""
     step = 1 << max(0, length.bit_length() - LEADING_BITS)
     return -(-length // step) * step
 
 
 def _sizes(keys: Sequence[Lengths], budget: int) -> Iterator[int]:
-    """Rows a batch, taken greedily from rows in falling order of their rounded lengths."""
-    rows, widths = 0, (0, 0)
+    """Yield the number of rows of each batch, chosen greedily from rows by decreasing rounded length."""
+    rows = 0
+    widths = (0, 0)
     for source, target in keys:
-        wider = max(widths[0], source), max(widths[1], target)
+        wider = (max(widths[0], source), max(widths[1], target))
         if rows and (rows + 1) * sum(wider) > budget:
             yield rows
-            rows, wider = 0, (source, target)
-        rows, widths = rows + 1, wider
+            rows = 0
+            wider = (source, target)
+        rows += 1
+        widths = wider
     if rows:
         yield rows
 
 
 class BudgetSampler(BatchRebalanceSampler):
-    """:func:`budget_batches` for a data loader, each process its own share.
+    """Sample :func:`budget_batches` for a data loader; each process gets every n-th batch.
 
-    A subclass of the one batch sampler that ``transformers.Trainer`` lets through to the loader as it is; nothing else
-    of it is used. Where batches do not divide by the processes, the first ones come again, as in
-    :class:`torch.utils.data.DistributedSampler`.
+    If the number of batches is not divisible by the number of processes, the first ones are repeated, as in
+    :class:`torch.utils.data.DistributedSampler`. The base class is the only batch sampler that
+    ``transformers.Trainer`` passes to the loader unchanged; its code is not used.
 
     Args:
-        lengths: Of all rows.
-        budget: Padded tokens of a batch.
-        seed: Of the order.
-        rank, processes: Whose share it is, and of how many.
+        lengths: Lengths of all rows.
+        budget: Largest number of padded tokens per batch.
+        seed: Seed of the order.
+        rank: Index of this process.
+        processes: Number of processes.
     """
 
     def __init__(self, lengths: Sequence[Lengths], budget: int, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.rows, self.budget, self.seed = tuple(lengths), budget, seed
-        self.rank, self.processes, self.epoch = rank, processes, 0
+        self.rows = tuple(lengths)
+        self.budget = budget
+        self.seed = seed
+        self.rank = rank
+        self.processes = processes
+        self.epoch = 0
 
     def __len__(self) -> int:
         return math.ceil(batch_count(self.rows, self.budget) / self.processes)

@@ -1,6 +1,6 @@
-"""From rows of any shape to batches: columns seen as rows, padding by length, labels for plain text, numbered rows.
+"""Collate rows to batches: columns as rows, padding by length, labels for plain text, row numbers.
 
-Nothing here writes into what the user handed over.
+Objects of the user are never modified.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from fulltune.training.batches import packing
 from fulltune.training.objective import Kind
 from fulltune.training.untouched import has_only_tokens
 
-#: Key under which the numbers of the rows travel with a training batch; it is taken out before the model sees it.
+#: Key of the row numbers in a training batch; they are removed before the batch is computed.
 ROW_NUMBERS = "fulltune_row_numbers"
 
-#: What fills a sequence up to the longest of its batch; 0 for columns not named here.
+#: Padding values by column; 0 for any other column.
 _FILL = {"labels": IGNORED, "special_tokens_mask": 1}
 
-#: Columns that are as wide as ``input_ids`` and are cut together with it.
-BESIDE_INPUT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+#: Columns that have the width of ``input_ids`` and are cut together with it.
+INPUT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 Item = Mapping[str, Any]
 Batch = dict[str, Tensor]
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
-    """Encoded sequences as a dataset whose items have ``input_ids``, ``labels`` and ``row_id``."""
+    """A dataset of encoded sequences; items have ``input_ids``, ``labels`` and ``row_id``."""
 
     def __init__(self, features: Sequence[Features]) -> None:
         self.features = features
@@ -47,7 +47,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
 
 class ColumnDataset(Dataset[dict[str, Any]]):
-    """A mapping of columns, such as a tokenizer returns, seen as rows."""
+    """A dataset of the rows of a mapping of columns, such as a tokenizer returns."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
         self.columns = columns
@@ -60,14 +60,14 @@ class ColumnDataset(Dataset[dict[str, Any]]):
 
 
 class Numbered(NamedTuple):
-    """An item of a dataset and its number there."""
+    """An item of a dataset, with its number."""
 
     number: int
     item: Any
 
 
 class NumberedDataset(Dataset[Numbered]):
-    """Any map-style dataset; each item comes with its number, for :class:`RowCollator`."""
+    """A map-style dataset whose items have their number, for :class:`RowCollator`."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -84,30 +84,31 @@ class NumberedDataset(Dataset[Numbered]):
         return [Numbered(*pair) for pair in zip(indices, items, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the wrapped dataset, if it has one."""
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)
 
 
 def as_rows(dataset: Any) -> Any:
-    """The dataset itself, or a mapping of columns (it has ``input_ids``) as rows."""
+    """Return a dataset unchanged, or a mapping of columns with ``input_ids`` as rows."""
     is_columns = isinstance(dataset, Mapping) and "input_ids" in dataset
     return ColumnDataset(dataset) if is_columns else dataset
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows of token lists → tensors, padded to the longest of the batch.
+    """Collate rows of token lists to tensors, padded to the longest row of the batch.
 
-    Works for every family and head: what is a list becomes ``(B, longest)``, what is a number becomes ``(B,)``. Without
-    an ``attention_mask`` one is made from the lengths, never from the padding id, which may be a token that means
-    something. ``label`` and ``label_ids`` are taken as ``labels``; texts and missing values are left out.
+    Any family and head is supported: lists become ``(B, longest)``, numbers become ``(B,)``. A missing
+    ``attention_mask`` is computed from the lengths, not from the padding id, which may be an ordinary token. ``label``
+    and ``label_ids`` are renamed to ``labels``; strings and missing values are dropped.
 
     Attributes:
-        pad_token_id: Fills ``input_ids``.
-        side: Where rows are padded, ``right`` or ``left``.
-        packed: Put several rows of text into one where that saves room (:mod:`fulltune.training.batches.packing`);
-            only for a decoder that keeps them apart, and for rows of nothing but ``input_ids`` and ``labels`` of the
-            same length.
+        pad_token_id: Padding value of ``input_ids``.
+        packed: Pack several rows into one if that saves padding (:mod:`fulltune.training.batches.packing`). The model
+            must be a decoder that keeps packed documents apart, and rows must have ``input_ids`` and ``labels`` only,
+            of the same length.
+        side: Side of the padding, ``right`` or ``left``.
     """
 
     pad_token_id: int
@@ -137,14 +138,14 @@ class Collator:
 
 @dataclass(frozen=True)
 class RowCollator:
-    """Wraps a collator: takes numbered rows apart, adds labels that are missing, cuts columns of padding.
+    """Wrap a collator: unwrap numbered rows, add missing labels, remove padding columns.
 
     Attributes:
-        collate: The collator inside.
-        kind: The model's kind of loss; a ``causal`` batch without labels gets its own text as labels.
-        trim: Cut columns on the right that are padding in every row.
-        relabel: Replace the labels of ``collate``, which knows padding by its id only, wherever rows bring a mask.
-        numbered: Hand on the numbers of the rows under :data:`ROW_NUMBERS`.
+        collate: The wrapped collator.
+        kind: Kind of the labels; a ``causal`` batch without labels gets its text as labels.
+        trim: Remove the columns on the right that are padding in every row.
+        relabel: Replace the labels of ``collate`` if rows have a mask: it detects padding by its id only.
+        numbered: Add the row numbers to the batch as :data:`ROW_NUMBERS`.
     """
 
     collate: Callable[[list[Any]], Any]
@@ -174,17 +175,17 @@ class RowCollator:
 
 
 def text_labels(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The text itself as labels ``(B, T)``, its end-of-text token too; padding, which the mask tells, is ignored."""
+    """Return the text as labels ``(B, T)``, with its end-of-text token; masked positions are ignored."""
     return input_ids.clone() if attention_mask is None else input_ids.masked_fill(attention_mask == 0, IGNORED)
 
 
 def with_row_numbers(loader: Any) -> Any:
-    """Return a copy of a loader whose batches carry the numbers of their rows under :data:`ROW_NUMBERS`.
+    """Return a copy of a loader whose batches have their row numbers as :data:`ROW_NUMBERS`.
 
-    The loader itself where they cannot be had: its rows have no numbers, or its collator is another.
+    A loader whose rows have no numbers, or whose collator is not a :class:`RowCollator`, is returned unchanged.
 
     Args:
-        loader: Of Accelerate or of torch; it is left as it is.
+        loader: A loader of Accelerate or torch; it is not modified.
     """
     inner = vars(loader).get("base_dataloader", loader)
     is_known = type(inner) is DataLoader and isinstance(inner.collate_fn, RowCollator)
@@ -193,31 +194,32 @@ def with_row_numbers(loader: Any) -> Any:
     changed = {
         "dataset": NumberedDataset(inner.dataset),
         "collate_fn": replace(inner.collate_fn, numbered=True),
-        "_iterator": None,  # persistent workers would have the other rows
+        "_iterator": None,  # persistent workers would have the rows without numbers
     }
     twin = _copied(inner, changed)
     return twin if inner is loader else _copied(loader, {"base_dataloader": twin})
 
 
 def _copied(one: Any, changed: Mapping[str, Any]) -> Any:
-    """Return a shallow copy; loaders refuse to be given other rows by attribute."""
+    """Return a shallow copy with changed attributes, which loaders do not allow to be set."""
     twin = object.__new__(type(one))
     vars(twin).update(vars(one) | changed)
     return twin
 
 
 def take_row_numbers(batch: Any) -> list[int]:
-    """Take the numbers of the rows out of a batch; none when it carries none."""
+    """Remove the row numbers from a batch and return them; an empty list if it has none."""
     numbers = batch.pop(ROW_NUMBERS, None) if isinstance(batch, MutableMapping) else None
     return [] if numbers is None else numbers.tolist()
 
 
 def trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
-    """Cut columns on the right that are padding in every row, in place; none of a batch with other inputs per token."""
+    """Remove the columns on the right that are padding in every row, in place, if all inputs per token are known."""
     if not has_only_tokens(batch):
         return
     mask = batch["attention_mask"]
-    names, used = list(BESIDE_INPUT), mask != 0
+    names = list(INPUT_COLUMNS)
+    used = mask != 0
     if kind in ("causal", "token") and "labels" in batch:
         names.append("labels")
         used = used | (batch["labels"] != IGNORED)
@@ -227,7 +229,8 @@ def trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
 
 
 def _cut(batch: MutableMapping[str, Any], names: Sequence[str], used: Tensor) -> None:
-    width, columns = used.shape[1], used.any(dim=0).nonzero()
+    width = used.shape[1]
+    columns = used.any(dim=0).nonzero()
     last = int(columns[-1]) + 1 if columns.numel() else 1
     for name in names:
         value = batch.get(name)

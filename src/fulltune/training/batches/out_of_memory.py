@@ -1,7 +1,8 @@
-"""Out of memory in a training step: the micro-batch is computed in smaller parts, and the step is done again.
+"""Recover from out-of-memory errors in a training step: repeat the step with smaller parts of the micro-batches.
 
-The loss of an effective batch is a sum over its rows divided by what all of them count, so gradients of parts add up to
-those of the whole: the same step, in less memory. The order of rows, the number of steps and the learning rate stay.
+The loss of an effective batch is a sum over rows, divided by the count of all rows. The gradients of parts therefore
+add up to the gradient of the batch: the step is the same, with less memory. The order of rows, the number of steps and
+the learning rate do not change.
 """
 
 from __future__ import annotations
@@ -14,43 +15,54 @@ import torch
 from torch import Tensor, nn
 
 from fulltune.errors import MemoryExhausted
-from fulltune.records.run import GuardEvent
+from fulltune.training.guards.base import GuardDecision
 
-#: What torch's allocator for the CPU says (``alloc_cpu.cpp``: POSIX, then Windows); there is no type of its own for it.
+#: Messages of torch's CPU allocator (``alloc_cpu.cpp``: POSIX, then Windows), which raises a plain RuntimeError.
 _CPU_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 Batch = Mapping[str, Any]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an accelerator (:class:`torch.OutOfMemoryError`), torch's allocator for the CPU or Python itself had no
-    memory left to give.
-    """
+    """Return True if an accelerator, the CPU allocator of torch, or Python ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _CPU_MESSAGES)
 
 
 class MicroBatches:
-    """Runs the micro-batches of an optimizer step, in parts where a whole one does not fit.
+    """Run the micro-batches of an optimizer step, in parts if a complete one does not fit in memory.
 
-    A part is measured by its padded tokens, so that short rows are not cut because long ones were.
+    The size of a part is limited in padded tokens, so that batches of short rows are not split because batches of long
+    rows were.
 
     Attributes:
-        limit: Padded tokens of a part; None until memory ran out.
-        events: What happened, for the record.
+        limit: Largest number of padded tokens per part; None until memory ran out.
+        events: Decisions to compute in parts.
     """
 
     def __init__(self) -> None:
         self.limit: int | None = None
-        self.events: list[GuardEvent] = []
+        self.events: list[GuardDecision] = []
         self._batches: Sequence[Batch] = ()
         self._done = 0
         self._draws: list[Tensor] = []
 
     def begin(self, batches: Sequence[Batch]) -> None:
-        """The micro-batches of the next optimizer step."""
-        self._batches, self._done, self._draws = batches, 0, _random_states()
+        """Start the next optimizer step, which has these micro-batches."""
+        self._batches = batches
+        self._done = 0
+        self._draws = _random_states()
+
+    def state(self) -> dict[str, Any]:
+        """Return plain data for a checkpoint."""
+        return {"limit": self.limit, "events": [event.state() for event in self.events]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a :meth:`state`, unless memory ran out since."""
+        if self.limit is None:
+            self.limit = state["limit"]
+            self.events = [GuardDecision(**event) for event in state["events"]]
 
     def run(
         self,
@@ -62,18 +74,19 @@ class MicroBatches:
         adds_up: bool,
         cut: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
     ) -> Tensor:
-        """The loss of one micro-batch, its gradients added to the model's.
+        """Return the loss of a micro-batch, and add its gradients to those of the model.
 
         Args:
-            compute: Forward and backward of a batch; returns its share of the loss.
-            model: Its gradients are cleared when the step is done again.
+            compute: Runs forward and backward of a batch; returns its contribution to the loss.
+            model: Its gradients are cleared before the step is repeated.
             batch: ``(B, …)`` tensors by name.
             step: The optimizer step, from 1.
-            adds_up: Losses of parts add up to that of the whole.
-            cut: Parts that a micro-batch is computed in although it may fit; their losses add up.
+            adds_up: The losses of parts add up to the loss of the micro-batch, so that it may be split.
+            cut: Splits a micro-batch for speed, whether or not it fits in memory.
 
         Raises:
-            MemoryExhausted: A single row does not fit, or parts cannot be had; the weights are those of the last step.
+            MemoryExhausted: A single row does not fit, or the batch cannot be split; the weights are those of the last
+                step.
         """
         todo = [batch]
         while True:
@@ -84,7 +97,7 @@ class MicroBatches:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error)
-            # Out here the traceback, which holds the tensors of the pass that failed, is gone.
+            # Outside the except block the traceback is freed, and with it the tensors of the failed pass.
             model.zero_grad()
             _release()
             self._halve([part for one in todo for part in cut(one)], step, adds_up, reason)
@@ -101,45 +114,47 @@ class MicroBatches:
         return [batch] if self.limit is None else split(batch, self._at_once(batch))
 
     def _at_once(self, batch: Batch) -> int:
-        """Rows of a batch that may be computed together."""
+        """Return how many rows of a batch may be computed together."""
         rows = row_count(batch)
         return rows if self.limit is None else max(1, min(rows, self.limit * rows // padded_tokens(batch)))
 
     def _halve(self, todo: Sequence[Batch], step: int, adds_up: bool, reason: str) -> None:
         largest = max((one for one in todo if self._at_once(one) > 1), key=padded_tokens, default=None)
         if largest is None or not adds_up:
-            told = "one row" if largest is None else f"{self._at_once(largest)} rows, which cannot be cut"
-            raise MemoryExhausted(step, told, reason)
-        rows, tokens, whole = row_count(largest), padded_tokens(largest), self._at_once(largest)
-        part = -(-whole // 2)
-        self.limit = part * (tokens // rows)
+            smallest = "one row" if largest is None else f"{self._at_once(largest)} rows, which cannot be split"
+            raise MemoryExhausted(step, smallest, reason)
+        rows = row_count(largest)
+        width = padded_tokens(largest) // rows
+        before = self._at_once(largest)
+        part = -(-before // 2)
+        self.limit = part * width
         message = (
-            f"Out of memory at step {step} with {whole} rows of up to {tokens // rows} tokens: the step was done again "
-            f"in parts of {part}, as are those after it; the effective batch is the same. To begin with that, set "
-            f"train.batch_size: {part}, and train.accumulation to {-(-rows // part)} times as much."
+            f"Out of memory at step {step} with {before} rows of up to {width} tokens: the step was repeated in parts "
+            f"of {part} rows, and so are the steps after it; the effective batch is the same. To avoid the error, set "
+            f"train.batch_size: {part} and multiply train.accumulation by {-(-rows // part)}."
         )
-        self.events.append(GuardEvent(guard="memory", step=step, verdict="continue", message=message))
+        self.events.append(GuardDecision(guard="memory", step=step, verdict="continue", message=message))
 
 
 def split(batch: Batch, rows: int) -> list[dict[str, Any]]:
-    """Parts of at most ``rows`` rows; what is no tensor with a row each goes to every part."""
+    """Split a batch into parts of at most ``rows`` rows; values that are not per row are part of every one."""
     return [take(batch, slice(start, start + rows)) for start in range(0, row_count(batch), rows)]
 
 
 def take(batch: Batch, rows: slice | list[int]) -> dict[str, Any]:
-    """Some rows of a batch; what is no tensor with a row each goes along whole."""
+    """Return some rows of a batch; values that are not per row are kept unchanged."""
     count = row_count(batch)
     return {name: value[rows] if _has_rows(value, count) else value for name, value in batch.items()}
 
 
 def row_count(batch: Batch) -> int:
-    """Rows of a batch, by its widest tensor."""
+    """Return the number of rows of a batch: the first dimension of its largest tensor."""
     tensors = [value for value in batch.values() if isinstance(value, Tensor) and value.dim()]
     return max(tensors, key=Tensor.numel).shape[0]
 
 
 def padded_tokens(batch: Batch) -> int:
-    """Positions of a batch, those of its input and of its labels where they are another text."""
+    """Return the number of positions of a batch: those of its inputs, and of labels of another width."""
     shapes = {value.shape for value in batch.values() if isinstance(value, Tensor) and value.dim() == 2}
     return sum(rows * width for rows, width in shapes) or row_count(batch)
 
@@ -149,7 +164,7 @@ def _has_rows(value: Any, count: int) -> bool:
 
 
 def _random_states() -> list[Tensor]:
-    """Where torch's random numbers stand, on the CPU and on the accelerator."""
+    """Return the states of torch's random number generators on the CPU and the accelerator."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state()] if torch.cuda.is_available() else states
 

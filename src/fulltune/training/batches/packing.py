@@ -1,9 +1,8 @@
-"""Several documents in one row of a batch, kept apart: hardly any padding is computed, and no number changes.
+"""Pack several documents into one row of a batch, without attention between them and with hardly any padding.
 
-Packing happens inside a micro-batch. Which documents are learnt from in a step stays as it was, and so do the steps,
-the loss and its gradient; what goes is the empty room beside short documents. The library makes the block-diagonal
-mask from positions that begin anew (flash attention its variable lengths); that a given model heeds them is tried, not
-believed.
+Documents are packed within a micro-batch. The documents of a step, the number of steps, the loss and its gradient do
+not change. The library derives the block-diagonal mask, or the variable lengths of flash attention, from positions that
+restart at 0. Some models ignore these positions, so each model is tested before documents are packed.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from fulltune.training.objective import Objective, kind_of
 
 _log = logging.getLogger(__name__)
 
-#: Packed logits may differ from those of each document alone by this share of their largest value.
+#: Largest difference between packed and separate logits, relative to the largest logit.
 TOLERANCE = 1e-5
 
-#: Lengths of the documents that a model is tried with.
+#: Lengths of the documents of the test.
 _TRIED = (5, 9, 2)
 
 
 def packs(model: Any, config: Config) -> bool:
-    """Whether training packs documents: ``speed.packing`` asks for it and the model keeps them apart.
+    """Return True if training packs documents: ``speed.packing`` is on, and the model keeps them apart.
 
-    NEFTune's noise shrinks with the width of a row, so packed documents would get less of it.
+    Documents are not packed with NEFTune, whose noise decreases with the width of a row.
     """
     is_wanted = config.speed.packing == "auto" and not config.trainer.get("neftune_noise_alpha")
     if is_wanted:
-        logging.getLogger("transformers.modeling_utils").addFilter(_is_no_false_alarm)
+        logging.getLogger("transformers.modeling_utils").addFilter(_is_not_about_masks)
     if not is_wanted or kind_of(model) != "causal":
         return False
     facts = check_loss(model, "causal")
@@ -51,24 +50,25 @@ def packs(model: Any, config: Config) -> bool:
         return False
     is_exact = keeps_documents_apart(model)
     if not is_exact:
-        name, message = (
-            type(model).__name__,
-            "%s computes one document per row: packed documents would not be kept apart",
-        )
+        name = type(model).__name__
+        message = "%s computes one document per row: packed documents would not be kept apart"
         log_once(_log, logging.INFO, name, message, name)
     return is_exact
 
 
-def _is_no_false_alarm(record: logging.LogRecord) -> bool:
-    """Packed rows need no attention mask, and their ends of documents, where they pad too, look like padding."""
+def _is_not_about_masks(record: logging.LogRecord) -> bool:
+    """Return False for a false warning: packed rows need no mask, and an end token may have the id of padding."""
     return "passing in an `attention_mask`" not in record.getMessage()
 
 
 def groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Documents, by number, that share a row as wide as the longest: first fit in falling order of length (Johnson
-    1974, at most 11/9 of the fewest rows, and 1 more).
+    """Return the numbers of the documents of each row, which is as wide as the longest document.
+
+    This is first fit by decreasing length (Johnson 1974), with at most 11/9 of the fewest possible rows plus 1.
     """
-    width, packed, room = max(lengths), list[list[int]](), list[int]()
+    width = max(lengths)
+    packed = list[list[int]]()
+    room = list[int]()
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         row = next((row for row, free in enumerate(room) if free >= lengths[number]), len(room))
         if row == len(room):
@@ -80,13 +80,15 @@ def groups(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def pack(documents: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | None:
-    """Documents with ``input_ids`` and ``labels`` of equal length as one batch without an attention mask, or None where
-    no row would be saved.
+    """Pack documents into a batch without an attention mask.
+
+    Args:
+        documents: Rows with ``input_ids`` and ``labels`` of the same length.
 
     Returns:
-        ``input_ids``, ``labels`` and ``position_ids``, each ``(B', T)`` for the longest of the documents. A document's
-        first token is no label, as nothing before it predicts it; padding has position 0 throughout, and is an ordinary
-        token: the vector of a padding id is zero, and where nothing else is seen some models divide by its length.
+        ``input_ids``, ``labels`` and ``position_ids``, each ``(B', T)`` for the longest document; None if packing saves
+        no row. The first token of a document is not a label, because no token predicts it. Padding has position 0 and
+        the id of an ordinary token: the embedding of a padding id is zero, and some models divide by its norm.
     """
     packed = groups([len(document["input_ids"]) for document in documents])
     if len(packed) == len(documents):
@@ -101,15 +103,16 @@ def pack(documents: Sequence[Mapping[str, Any]]) -> dict[str, Tensor] | None:
 
 
 def with_token_mask(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch, its ``attention_mask`` told from the positions where it is packed (for counting; not for the model)."""
+    """Return a batch with an ``attention_mask``, computed from the positions if it is packed; for counts only."""
     if "attention_mask" in batch or "position_ids" not in batch:
         return dict(batch)
     return {**batch, "attention_mask": token_mask(batch["position_ids"]).long()}
 
 
 def token_mask(position_ids: Tensor) -> Tensor:
-    """Where a batch of :func:`pack` has tokens, ``(B, T)``; documents of a single token teach nothing and count as
-    padding.
+    """Return the positions of tokens in a batch of :func:`pack`, ``(B, T)``.
+
+    A document of a single token has no label and counts as padding.
     """
     starts = (position_ids == 0) & (F.pad(position_ids[:, 1:], (0, 1)) == 1)
     return starts | (position_ids > 0)
@@ -117,11 +120,11 @@ def token_mask(position_ids: Tensor) -> Tensor:
 
 @dataclass
 class PaddingCount:
-    """How much of what was computed were tokens.
+    """Count tokens and padding in the computed inputs.
 
     Attributes:
-        tokens: Positions of inputs that hold one.
-        positions: All positions of inputs.
+        tokens: Number of positions with a token.
+        positions: Number of all positions.
     """
 
     tokens: int = 0
@@ -135,27 +138,31 @@ class PaddingCount:
             self.positions += mask.numel()
 
     @property
-    def share(self) -> float:
-        """The share of padding, 0 to 1; NaN where nothing was counted."""
+    def fraction(self) -> float:
+        """Fraction of padding, 0 to 1; NaN if nothing was counted."""
         return 1 - self.tokens / self.positions if self.positions else math.nan
 
 
 def keeps_documents_apart(model: Any) -> bool:
-    """Whether packed logits of this decoder equal those of each document alone, and their gradients too, tried on a few
-    tokens.
+    """Return True if packed documents have the logits and gradients of separate ones, tested on a few tokens.
 
-    The model is asked in eval mode and left in the mode it was in.
+    The test runs in eval mode; the mode of the model is restored.
+
+    Args:
+        model: A decoder, unwrapped.
     """
     random = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     documents = [torch.randint(vocabulary, (length,), generator=random) for length in _TRIED]
     try:
         with asked(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some models only warn that they take no positions: their logits will tell
+            warnings.simplefilter(
+                "ignore"
+            )  # some models warn that they ignore positions; the comparison of logits detects this
             return _logits_agree(model, documents) and _gradients_agree(model, documents)
     except torch.OutOfMemoryError:
         raise
-    except FAILURES:  # it takes no positions, or none of this kind
+    except FAILURES:  # the model takes no positions, or not these ones
         return False
 
 
@@ -169,7 +176,7 @@ def _logits_agree(model: Any, documents: Sequence[Tensor]) -> bool:
 
 
 def _gradients_agree(model: Any, documents: Sequence[Tensor]) -> bool:
-    """Compare losses and gradients, those of padding beside the documents included."""
+    """Compare the losses and gradients of packed and separate documents; the packed row has padding."""
     packed = pack([{"input_ids": one.tolist(), "labels": one.tolist()} for one in documents])
     assert packed is not None
     loss = Objective("causal")
@@ -191,9 +198,9 @@ def _logits(model: Any, ids: Tensor, **inputs: Tensor) -> Tensor:
 
 
 def _first_ignored(labels: Sequence[int]) -> Tensor:
-    found = torch.as_tensor(labels).clone()
-    found[:1] = IGNORED
-    return found
+    changed = torch.as_tensor(labels).clone()
+    changed[:1] = IGNORED
+    return changed
 
 
 def _joined(rows: Sequence[Sequence[Tensor]], fill: int) -> Tensor:

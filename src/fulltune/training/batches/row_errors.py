@@ -1,4 +1,4 @@
-"""Sentences in place of the errors that transformers raises over rows that a model cannot be trained on."""
+"""Explain the errors that transformers raises for rows that a model cannot be trained on."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from torch import Tensor
 
 from fulltune.errors import FulltuneError, RowError, RowLengthError
 
-#: Rows that a message names.
+#: Largest number of rows in a message.
 _SHOWN = 10
 
 
 @contextmanager
 def errors_of_rows(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
-    """Turn errors over the end tokens or the length of rows into one message.
+    """Replace errors about the end tokens or the length of rows by a clear one.
 
     Args:
         model: Unwrapped.
         batch: ``(B, …)`` tensors by name, as they are computed.
 
     Raises:
-        RowError: A classifier reads each row at its end token, and a row has none, or rows differ in their number.
-        RowLengthError: The model is trained on rows of some lengths only, and these have another one (Reformer).
+        RowError: The classifier reads each row at its end token, but a row has none, or their number differs.
+        RowLengthError: The model can be trained only on rows of certain lengths, such as Reformer.
     """
     try:
         yield
     except ValueError as error:
-        found = _in_words(model, batch, str(error))
-        if found is None:
+        explained = _explained(model, batch, str(error))
+        if explained is None:
             raise
-        raise found from error
+        raise explained from error
 
 
-def _in_words(model: Any, batch: Mapping[str, Any], message: str) -> FulltuneError | None:
+def _explained(model: Any, batch: Mapping[str, Any], message: str) -> FulltuneError | None:
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         return None
@@ -50,13 +50,13 @@ def _end_tokens(model: Any, ids: Tensor) -> RowError:
     end = int(model.config.eos_token_id)
     counts = (ids == end).sum(dim=1).tolist()
     without = [row for row, count in enumerate(counts) if not count]
-    found = f"{len(without)} of the {len(counts)} rows of a batch have no end token (rows {_named(without)} of it)"
+    problem = f"{len(without)} of the {len(counts)} rows of a batch have no end token (rows {_named(without)} of it)"
     if not without:
-        found = f"the rows of a batch have {min(counts)} to {max(counts)} end tokens"
+        problem = f"the rows of a batch have {min(counts)} to {max(counts)} end tokens"
     return RowError(
-        f"{found}; {type(model).__name__} reads each text at its end token (id {end})",
+        f"{problem}; {type(model).__name__} reads each text at its end token (id {end})",
         expected="one end token in every row",
-        fix="let the tokenizer add it, cut long texts before it (truncation=True does), and keep it out of the texts",
+        fix="let the tokenizer add it, truncate long texts before it (truncation=True), and remove it from the texts",
         field="input_ids",
     )
 

@@ -1,8 +1,8 @@
-"""Rows of a batch that a model may compute together, so that each has the loss that it has alone.
+"""Group the rows of a batch so that each has the loss that it has alone.
 
-Padding changes the answers of some models (FNet mixes all positions, XLNet reads the last one), and some classifiers
-demand the same number of end tokens in every row. Their batches are computed in groups of like rows; what a model bears
-is checked on that very model (:mod:`fulltune.models.fast_paths`).
+Padding changes the outputs of some models (FNet mixes all positions, XLNet reads the last one), and some classifiers
+require the same number of end tokens in every row. Batches of these models are computed in groups of equal rows. Each
+model is tested (:mod:`fulltune.models.fast_paths`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor
 from fulltune.models.fast_paths import asked, batching_is_neutral, padding_is_neutral
 from fulltune.models.losses import IGNORED
 from fulltune.runtime.log_once import log_once
-from fulltune.training.batches.collate import BESIDE_INPUT
+from fulltune.training.batches.collate import INPUT_COLUMNS
 from fulltune.training.batches.out_of_memory import row_count, take
 from fulltune.training.objective import Kind
 
 _log = logging.getLogger(__name__)
 
-#: First and last columns of a row that are used, in its input and in its target.
+#: First and end column of the input of a row, and the end column of its target.
 Extent = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Computed:
-    """What a model computed of some rows.
+    """Outputs and losses of some rows.
 
     Attributes:
-        outputs: Of the model.
-        total: Σ of the losses, a scalar.
-        counts: ``(B,)``, or their sum: what the rows add to the denominator.
-        row_losses: ``(B, 2)``: plain loss and count of each row; None while training.
+        outputs: Outputs of the model.
+        total: Sum of the losses, a scalar.
+        counts: Contribution of each row to the denominator, ``(B,)``, or their sum.
+        row_losses: ``(B, 2)``: plain loss and count of each row; None in training.
     """
 
     outputs: Any
@@ -47,24 +47,26 @@ class Computed:
 
 
 def row_groups(model: Any, batch: Mapping[str, Any], kind: Kind) -> list[list[int]] | None:
-    """Return the numbers of rows, group by group, that are computed together without padding around them; None where
-    nothing speaks against the batch as it is.
+    """Return the numbers of the rows of each group; None if the batch can be computed unchanged.
 
     Args:
         model: Unwrapped.
         batch: ``(B, …)`` tensors by name.
-        kind: Of the model's loss.
+        kind: Kind of the labels.
     """
-    rows, mask = row_count(batch), batch.get("attention_mask")
+    rows = row_count(batch)
+    mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
-    extents, ends = _extents(batch, mask, kind), _end_tokens(model, batch, kind, rows)
+    extents = _extents(batch, mask, kind)
+    ends = _end_tokens(model, batch, kind, rows)
     longest = max(max(extent) for extent in extents)
     is_padded = len(set(extents)) > 1 or bool((mask == 0).any()) or extents[0][2] < _target_width(batch, kind)
     if rows < 2 and not is_padded:
         return None
     with asked(model):
-        if padding_is_neutral(model, longest) if is_padded else batching_is_neutral(model, longest):
+        is_neutral = padding_is_neutral(model, longest) if is_padded else batching_is_neutral(model, longest)
+        if is_neutral:
             return _alike(ends) if len(set(ends)) > 1 else None
         if is_padded and batching_is_neutral(model, longest):
             return _alike([(*extent, *end) for extent, end in zip(extents, ends, strict=True)])
@@ -72,16 +74,16 @@ def row_groups(model: Any, batch: Mapping[str, Any], kind: Kind) -> list[list[in
 
 
 def longest_row(batch: Mapping[str, Any]) -> int:
-    """Return the columns of a batch's input."""
+    """Return the width of a batch."""
     widths = [value.shape[1] for value in batch.values() if isinstance(value, Tensor) and value.dim() == 2]
     return max(widths, default=1)
 
 
 def warn_of_padding(model: Any, length: int) -> None:
-    """Log once for a class of models that padding changes its answers, where batches are not computed in groups.
+    """Warn once per class of models if padding changes its outputs, for batches that are not computed in groups.
 
     Args:
-        model: Unwrapped and in one piece.
+        model: Unwrapped and not sharded.
         length: Longest row, in tokens.
     """
     with asked(model):
@@ -92,19 +94,19 @@ def warn_of_padding(model: Any, length: int) -> None:
             _log,
             logging.WARNING,
             name,
-            "padding changes the answers of %s: with several processes rows of unlike length are padded all the same, "
-            "so that their losses are not those that they have alone; train in one process, or on rows of one length",
+            "padding changes the outputs of %s, and with several processes rows of different lengths are padded: their "
+            "losses are not those of the rows alone; train with one process, or on rows of one length",
             name,
         )
 
 
 def cut(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]:
-    """Return some rows of a batch without the columns that are padding in all of them, on either side."""
+    """Return some rows of a batch, without the columns on both sides that are padding in all of them."""
     part = take(batch, rows)
     mask = part["attention_mask"]
     begin, end = _used(mask != 0)
     width = mask.shape[1]
-    names = [*BESIDE_INPUT, *(["labels"] if kind in ("causal", "token") else [])]
+    names = [*INPUT_COLUMNS, *(["labels"] if kind in ("causal", "token") else [])]
     for name in names:
         value = part.get(name)
         if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == width:
@@ -115,7 +117,7 @@ def cut(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]
 
 
 def joined(parts: Sequence[Computed], groups: Sequence[Sequence[int]]) -> Computed:
-    """Return what was computed in groups as if it were that of the batch: logits are padded with zeros on the right."""
+    """Join the results of groups to that of the batch; logits are padded with zeros on the right."""
     if len(parts) == 1:
         return parts[0]
     order = torch.tensor([row for group in groups for row in group]).argsort()
@@ -130,7 +132,7 @@ def joined(parts: Sequence[Computed], groups: Sequence[Sequence[int]]) -> Comput
 
 
 def _alike(keys: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Return the numbers of equal keys, in the order in which these first occur."""
+    """Group the numbers of equal keys, in the order of their first occurrence."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)
@@ -138,7 +140,7 @@ def _alike(keys: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
 
 def _target_width(batch: Mapping[str, Any], kind: Kind) -> int:
-    """Return the columns of labels that are a text of their own, 0 where they are none."""
+    """Return the width of labels that are a separate text; 0 for any other labels."""
     return batch["labels"].shape[1] if kind == "seq2seq" and "decoder_input_ids" not in batch else 0
 
 
@@ -149,14 +151,15 @@ def _extents(batch: Mapping[str, Any], mask: Tensor, kind: Kind) -> list[Extent]
 
 
 def _used(used: Tensor) -> tuple[int, int]:
-    """Return the first column of ``(B, T)`` that any row uses and the one after the last; one column at least."""
+    """Return the first and the end column of ``(B, T)`` that any row uses; at least one column."""
     columns = used.any(dim=0).nonzero()
     return (int(columns[0]), int(columns[-1]) + 1) if columns.numel() else (0, 1)
 
 
 def _end_tokens(model: Any, batch: Mapping[str, Any], kind: Kind, rows: int) -> list[tuple[int, ...]]:
-    """Return how many end tokens each row has where a classifier reads its state at the last one (BART, T5)."""
-    end, ids = getattr(model.config, "eos_token_id", None), batch.get("input_ids")
+    """Return the number of end tokens of each row if a classifier reads the last one (BART, T5)."""
+    end = getattr(model.config, "eos_token_id", None)
+    ids = batch.get("input_ids")
     is_read = kind in ("class", "multi-label", "regression") and model.config.is_encoder_decoder
     if not is_read or not isinstance(end, int) or not isinstance(ids, Tensor):
         return [()] * rows

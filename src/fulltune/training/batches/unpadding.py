@@ -1,9 +1,9 @@
-"""A micro-batch whose rows differ much in length, computed in parts of like length: padding is work too.
+"""Split a micro-batch into parts of similar length, to avoid computing padding.
 
-One row of 512 tokens among fifteen of 60 makes a batch that is five sixths padding. Its loss is a sum over rows divided
-by what all of them count, so the parts' gradients add up to those of the whole: the same step for less work. A part
-costs something of its own, because its gradients are added to those that are there, so few parts are made, and none
-where they do not pay. On an accelerator, which wants few and large products, batches stay whole.
+A batch with one row of 512 tokens and fifteen rows of 60 is five sixths padding. Its loss is a sum over rows, divided
+by the count of all rows, so the gradients of parts add up to the gradient of the batch: the step is the same, with less
+work. Each part has a cost, since its gradients are added to those before it, so a batch is split only where that is
+faster. On an accelerator, which is efficient with few large products, batches are not split.
 """
 
 from __future__ import annotations
@@ -18,60 +18,68 @@ from fulltune.training.batches.collate import trim
 from fulltune.training.batches.out_of_memory import take
 from fulltune.training.objective import Kind
 
-#: What a part costs beside its tokens, in tokens. A token takes 6 operations a parameter (Kaplan et al. 2020, table 1);
-#: adding gradients moves 12 bytes a parameter, the time of about 40 tokens on two cores; the rest is calls.
+#: Fixed cost of a part, in tokens. A token takes 6 operations per parameter (Kaplan et al. 2020, table 1). Adding
+#: gradients moves 12 bytes per parameter, which takes as long as about 40 tokens on two cores; the rest is for calls.
 OVERHEAD = 128
 
-#: Tokens of a row's input and, in an encoder-decoder, of its target.
+#: Tokens of the input of a row and, in an encoder-decoder, of its target.
 Lengths = tuple[int, int]
 
 
 def parts(lengths: Sequence[Lengths]) -> list[list[int]]:
-    """Numbers of rows, part by part, the longest first: of all ways to cut the rows in falling order of length the one
-    whose padded tokens and overheads are least. All rows in the order given where that is a single part.
+    """Return the numbers of the rows of each part, the longest first.
+
+    Of all ways to split the rows by decreasing length, this is the one with the fewest padded tokens and overheads. A
+    single part has the rows in their order.
     """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
-    least, begins = [0], [0]  # of the first rows in this order: their cost, and where their last part begins
+    # By number of first rows in this order: their least cost, and the beginning of their last part.
+    least = [0]
+    begins = [0]
     for end in range(1, len(order) + 1):
         source = target = 0
-        best, begin = -1, end
+        best = -1
+        begin = end
         for start in range(end - 1, -1, -1):
-            source, target = max(source, lengths[order[start]][0]), max(target, lengths[order[start]][1])
+            source = max(source, lengths[order[start]][0])
+            target = max(target, lengths[order[start]][1])
             cost = least[start] + OVERHEAD + (end - start) * (source + target)
             if best < 0 or cost < best:
-                best, begin = cost, start
+                best = cost
+                begin = start
         least.append(best)
         begins.append(begin)
-    found, end = list[list[int]](), len(order)
+    split = list[list[int]]()
+    end = len(order)
     while end:
-        found.append(order[begins[end] : end])
+        split.append(order[begins[end] : end])
         end = begins[end]
-    return found[::-1] if len(found) > 1 else [list(range(len(lengths)))]
+    return split[::-1] if len(split) > 1 else [list(range(len(lengths)))]
 
 
 def unpadded(batch: Any, kind: Kind) -> list[Any]:
-    """A batch in parts, each as wide as its longest row; the batch itself where it is no better in parts.
+    """Return the parts of a batch, each as wide as its longest row; only the batch itself if splitting is not faster.
 
     Args:
-        batch: ``(B, …)`` tensors by name, padded on the right. What is no tensor with a row each goes to every part.
-        kind: Of the loss; it tells whether the labels are a text of their own.
+        batch: ``(B, …)`` tensors by name, padded on the right. Values that are not per row are part of every one.
+        kind: Kind of the labels, which may be a separate text.
     """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return [batch]
     labels = batch["labels"] if kind == "seq2seq" and "decoder_input_ids" not in batch else None
     targets = [0] * len(mask) if labels is None else _used(labels != -100)
-    found = parts(list(zip(_used(mask != 0), targets, strict=True)))
-    if len(found) == 1:
+    split = parts(list(zip(_used(mask != 0), targets, strict=True)))
+    if len(split) == 1:
         return [batch]
-    return [_part(batch, rows, kind) for rows in found]
+    return [_part(batch, rows, kind) for rows in split]
 
 
 def _used(mask: Tensor) -> list[int]:
-    """Columns of each row up to its last one that is used."""
+    """Return the width of each row up to its last used column."""
     numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    found: list[int] = (mask * numbers).amax(dim=1).tolist()
-    return found
+    widths: list[int] = (mask * numbers).amax(dim=1).tolist()
+    return widths
 
 
 def _part(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]:

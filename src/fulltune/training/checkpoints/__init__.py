@@ -1,1 +1,1 @@
-"""Checkpoints: written whole, verified when read, restored exactly."""
+"""Checkpoints: written atomically, verified when they are read, restored exactly."""

@@ -1,13 +1,13 @@
-"""The checkpoint of a training: a ``from_pretrained`` folder with all the state that is needed to go on exactly.
+"""Define the format of a checkpoint: a ``from_pretrained`` folder with all state that an exact resume needs.
 
     checkpoint-50/
-      config.json, model.safetensors      the model (of one that is trained in part, trained.safetensors: what learns)
-      trainer_state.json                  as transformers writes it; the states of callbacks lie in it
-      optimizer, scheduler, random, progress   each a .json, and a .safetensors where it has tensors
-      manifest.json                       size and SHA-256 of every file, and the facts
+      config.json, model.safetensors      the model (trained.safetensors if only the trainable parameters are stored)
+      trainer_state.json                  as transformers writes it, with the states of callbacks
+      optimizer, scheduler, random, progress   each a .json, and a .safetensors if it has tensors
+      manifest.json                       size and SHA-256 of every file, and facts
 
-Nothing here is a pickle. Which checkpoint is the newest is told by the manifests, not by the names of the folders, and
-one that is damaged or was not finished is none.
+No file is a pickle. The newest checkpoint is the one with the highest sequence number in its manifest, whatever the
+names of the folders are. A corrupt or unfinished checkpoint is skipped.
 """
 
 from __future__ import annotations
@@ -30,40 +30,42 @@ from fulltune.runtime.version import __version__
 from fulltune.store.manifest import MANIFEST, Manifest, read_manifest, require_space, verify, write_folder
 from fulltune.training.checkpoints.state_files import Part, copies
 
-#: Checkpoints to go back to lie in here, in the output folder.
+#: Folder of the checkpoints for roll-backs, inside the output folder.
 PRIVATE = ".rollback"
 
-#: Parts that a training is divided in by checkpoints, and steps that lie between two of them at least. Both are plain
-#: counts, so that a training that went back gives the same weights when it is repeated.
-PARTS, SPACING = 8, 10
+#: Checkpoints of a training, and the least number of steps between two of them. Both are counts and not times, so that
+#: a training that was rolled back has the same weights when it is repeated.
+PARTS = 8
+SPACING = 10
 
 PREFIX = "checkpoint-"
 
-#: Raised when the files of a checkpoint change so that an older reader would misread them.
+#: Increase it when the files of a checkpoint change so that an older version would misread them.
 FORMAT = 1
 
-_WEIGHTS, _TRAINED = "model.safetensors", "trained.safetensors"
+_WEIGHTS = "model.safetensors"
+_TRAINED = "trained.safetensors"
 
-#: What transformers' own checkpoints are told by, and what they need to go on as if nothing had happened.
-_THEIRS = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+#: Files that a checkpoint of transformers needs to be resumed exactly.
+_OF_LIBRARY = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that is written of one step.
+    """The content of a checkpoint.
 
     Attributes:
-        facts: For the manifest; ``step`` is among them.
+        facts: Entries of the manifest; ``step`` is one of them.
         texts: Small files by name.
-        weights: Of the model, each tensor once.
-        is_whole: They are all of the model's, not only what learns.
-        parts: The state beside it.
+        weights: Tensors of the model by name; tied tensors occur once.
+        is_complete: ``weights`` has all tensors of the model, not only the trainable parameters.
+        parts: States of the optimizer, the random number generators and so on, by name.
     """
 
     facts: dict[str, Any]
     texts: dict[str, bytes]
     weights: dict[str, Tensor]
-    is_whole: bool
+    is_complete: bool
     parts: dict[str, Part] = field(default_factory=dict)
 
     @property
@@ -72,15 +74,18 @@ class Snapshot:
         return sum(value.nbytes for value in self.weights.values()) + sum(part.size for part in self.parts.values())
 
     def copied(self) -> Snapshot:
-        """The same with tensors that training does not change any more."""
+        """Return a snapshot with copies of the tensors, which training does not change."""
         parts = {name: part.copied() for name, part in self.parts.items()}
-        return Snapshot(self.facts, self.texts, copies(self.weights), self.is_whole, parts)
+        return Snapshot(self.facts, self.texts, copies(self.weights), self.is_complete, parts)
 
     def write(self, target: Path) -> Manifest:
-        """Write the checkpoint, whole or not at all.
+        """Write the checkpoint atomically.
+
+        Args:
+            target: Its folder; an existing one is replaced.
 
         Raises:
-            StoreError: There is no room for it, or it cannot be written.
+            StoreError: The disk is full, or a file cannot be written.
         """
         require_space(target.parent, self.size, "a checkpoint")
         return write_folder(target, self._fill, facts=self.facts, replace=True)
@@ -89,35 +94,56 @@ class Snapshot:
         for name, data in self.texts.items():
             (folder / name).write_bytes(data)
         weights = {name: value.contiguous() for name, value in self.weights.items()}
-        save_file(weights, folder / (_WEIGHTS if self.is_whole else _TRAINED), metadata={"format": "pt"})
+        save_file(weights, folder / (_WEIGHTS if self.is_complete else _TRAINED), metadata={"format": "pt"})
         for name, part in self.parts.items():
             part.write(folder, name)
 
 
 def snapshot(
-    model: nn.Module, step: int, parts: Mapping[str, Part], texts: Mapping[str, bytes], is_whole: bool, **facts: Any
+    model: nn.Module,
+    step: int,
+    parts: Mapping[str, Part],
+    *,
+    texts: Mapping[str, bytes],
+    is_complete: bool,
+    **facts: Any,
 ) -> Snapshot:
-    """A model (or what learns of it) and the state beside it as they are now; the tensors are the training's own."""
-    weights = _each_once(model.state_dict()) if is_whole else trained_state(model)
+    """Return a snapshot of the current state, without a copy of its tensors.
+
+    Args:
+        model: Unwrapped.
+        step: Optimizer steps so far.
+        parts: States other than the weights, by name.
+        texts: Small files by name, in addition to those that describe the model.
+        is_complete: Include all tensors of the model, not only the trainable parameters.
+        facts: Further entries of the manifest.
+    """
+    weights = _each_once(model.state_dict()) if is_complete else trained_state(model)
     known = {"format": FORMAT, "step": step, "fulltune": __version__}
-    return Snapshot(known | facts, {**_descriptions(model), **texts}, weights, is_whole, dict(parts))
+    return Snapshot(known | facts, {**_descriptions(model), **texts}, weights, is_complete, dict(parts))
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put a checkpoint's weights into the model, bit for bit.
+    """Load the weights of a checkpoint into a model, bit for bit.
+
+    Args:
+        model: Unwrapped.
+        folder: The checkpoint.
 
     Raises:
-        StoreError: They are those of another model.
+        StoreError: The weights are those of another model.
     """
-    is_whole = (folder / _WEIGHTS).exists()
-    found = load_file(folder / (_WEIGHTS if is_whole else _TRAINED))
-    own = _each_once(model.state_dict()) if is_whole else trained_state(model)
-    missing, strange = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    # Buffers may grow in training; the model's own load_state_dict knows how to take them.
+    is_complete = (folder / _WEIGHTS).exists()
+    stored = load_file(folder / (_WEIGHTS if is_complete else _TRAINED))
+    own = _each_once(model.state_dict()) if is_complete else trained_state(model)
+    missing = sorted(own.keys() - stored.keys())
+    unexpected = sorted(stored.keys() - own.keys())
+    # Shapes of buffers are not compared: buffers may grow in training, and load_state_dict of the model handles that.
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    other = [name for name in parameters & own.keys() & found.keys() if own[name].shape != found[name].shape]
-    if missing or strange or other:
-        names = ", ".join([*missing, *strange, *sorted(other)][:5])
+    common = parameters & own.keys() & stored.keys()
+    reshaped = sorted(name for name in common if own[name].shape != stored[name].shape)
+    if missing or unexpected or reshaped:
+        names = ", ".join([*missing, *unexpected, *reshaped][:5])
         raise StoreError(
             f"the weights are those of another model ({names})",
             expected=f"the {len(own)} tensors of {type(model).__name__}",
@@ -125,7 +151,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             where=str(folder),
         )
     try:
-        model.load_state_dict(found, strict=False)
+        model.load_state_dict(stored, strict=False)
     except RuntimeError as error:
         raise StoreError(
             f"{type(model).__name__} does not take the weights: {error}",
@@ -134,28 +160,34 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         ) from error
 
 
-# ---- Which one ----
+# ---- Checkpoints in a folder ----
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint whose manifest can be read; its files were not looked at."""
+class Checkpoint:
+    """A checkpoint with a valid manifest; its other files are not verified.
+
+    Attributes:
+        path: Its folder.
+        manifest: Its manifest.
+    """
 
     path: Path
     manifest: Manifest
 
     @property
     def step(self) -> int:
+        """Optimizer steps before it."""
         return int(self.manifest.facts["step"])
 
     @property
     def sequence(self) -> int:
-        """Grows with every checkpoint that is written to a folder, whatever its step."""
+        """Number that increases with every checkpoint of a folder, whatever its step is."""
         return int(self.manifest.facts["sequence"])
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether this is a checkpoint of this format, whole or not."""
+    """Return True if a folder is a checkpoint of this format, intact or not."""
     return (folder / MANIFEST).exists() or (folder / "progress.json").exists()
 
 
@@ -164,71 +196,88 @@ def has_state(folder: Path) -> bool:
     return (folder / "progress.json").exists()
 
 
-def found_in(folder: Path, tell: Callable[[str], object] = lambda message: None) -> list[Found]:
-    """The checkpoints in a folder, the newest first; ``tell`` gets a line about each whose manifest is damaged."""
-    found = []
+def checkpoints_in(folder: Path, warn: Callable[[str], object] = lambda message: None) -> list[Checkpoint]:
+    """Return the checkpoints in a folder, the newest first.
+
+    Args:
+        folder: The output folder of a training.
+        warn: Called with a message for each checkpoint whose manifest is corrupt.
+    """
+    checkpoints = []
     for path in _folders(folder):
         try:
-            found.append(Found(path, read_manifest(path)))
+            checkpoints.append(Checkpoint(path, read_manifest(path)))
         except StoreError as error:
             if is_ours(path):
-                tell(f"{path.name} is left out: {error.message()}")
-    return sorted(found, key=lambda one: one.sequence, reverse=True)
+                warn(f"{path.name} is skipped: {error.message()}")
+    return sorted(checkpoints, key=lambda one: one.sequence, reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint whose every file is as it was written; those that are damaged are warned of by name."""
+    """Return the newest intact checkpoint, or None; warn of each corrupt one by name."""
 
     def warn(message: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=2)
 
-    for one in found_in(folder, warn):
+    for one in checkpoints_in(folder, warn):
         try:
             verify(one.path, allow_others=True)
         except StoreError as error:
-            warn(f"{one.path.name} is left out: {error.message()}")
+            warn(f"{one.path.name} is skipped: {error.message()}")
         else:
             return one.path
     return None
 
 
 def check(folder: Path) -> None:
-    """Whether training can go on from this folder: a checkpoint of ours undamaged, or one of transformers' with a
-    warning.
+    """Check that training can resume from a folder; warn if transformers wrote it.
 
     Raises:
-        StoreError: It cannot.
+        StoreError: The checkpoint is corrupt, or a newer version wrote it.
+        CheckpointError: The folder is not a checkpoint.
     """
     if is_ours(folder):
         facts = verify(folder, allow_others=True).facts
         if int(facts.get("format", 0)) > FORMAT:
-            found = f"the checkpoint has format {facts['format']}"
-            raise StoreError(found, expected=f"at most {FORMAT}", where=str(folder), fix="upgrade fulltune")
+            raise StoreError(
+                f"the checkpoint has format {facts['format']}",
+                expected=f"at most {FORMAT}",
+                where=str(folder),
+                fix="upgrade fulltune",
+            )
         return
-    missing = [name for name in _THEIRS if not (folder / name).is_file()]
+    missing = [name for name in _OF_LIBRARY if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"Can't find a valid checkpoint at {folder} (there is no {', '.join(missing)})",  # as transformers words it
+            f"Can't find a valid checkpoint at {folder} (there is no {', '.join(missing)})",  # wording of transformers
             expected="a folder checkpoint-N that a training has written, with the state of its optimizer",
-            fix="name another, or train from the beginning",
+            fix="name another folder, or train from the beginning",
         )
     warnings.warn(
-        f"{folder} was written by transformers: nothing tells whether its files are whole, and its pickles are read "
-        "with weights_only. The next checkpoint is of fulltune's own format.",
+        f"{folder} was written by transformers: its files cannot be verified, and its pickles are read with "
+        "weights_only. The next checkpoint has the format of fulltune.",
         UserWarning,
         stacklevel=2,
     )
 
 
-def prune(folder: Path, keep: int | None, held: Container[int] = ()) -> None:
-    """Remove all but the ``keep`` newest checkpoints and those whose steps are held; None keeps all."""
-    for one in [] if keep is None else found_in(folder)[keep:]:
-        if one.step not in held:
+def prune(folder: Path, keep: int | None, protected: Container[int] = ()) -> None:
+    """Remove old checkpoints.
+
+    Args:
+        folder: The output folder of a training.
+        keep: Number of newest checkpoints that are kept; None keeps all.
+        protected: Steps whose checkpoints are kept too.
+    """
+    if keep is None:
+        return
+    for one in checkpoints_in(folder)[keep:]:
+        if one.step not in protected:
             shutil.rmtree(one.path, ignore_errors=True)
 
 
 def remove_all(folder: Path) -> None:
-    """Remove the checkpoints of a training that is over."""
+    """Remove all checkpoints of a training."""
     for path in _folders(folder):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -238,7 +287,7 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 
 def _each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tied tensors under the first of their names."""
+    """Return the tensors of a state; tied tensors are kept under the first of their names."""
     names: dict[Any, str] = {}
     for name, value in state.items():
         known = (value.data_ptr(), value.shape, value.stride(), value.device) if value.numel() else name
@@ -247,7 +296,7 @@ def _each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _descriptions(model: Any) -> dict[str, bytes]:
-    """The files that ``from_pretrained`` reads beside the weights."""
+    """Return the files that ``from_pretrained`` reads in addition to the weights."""
     texts: dict[str, bytes] = {}
     if hasattr(model, "config") and hasattr(model.config, "to_json_string"):
         config = copy.deepcopy(model.config)
@@ -260,10 +309,15 @@ def _descriptions(model: Any) -> dict[str, bytes]:
 
 
 def step_of(source: Path) -> int:
-    """The step of a checkpoint, of ours or of transformers'."""
+    """Return the step of a checkpoint, of this format or of transformers."""
     return int(TrainerState.load_from_json(str(source / "trainer_state.json")).global_step)
 
 
 def spacing(steps: int, asked: int | None = None) -> int:
-    """Steps between two checkpoints of a training of so many: what is asked for, else a share of it."""
+    """Return the number of steps between two checkpoints.
+
+    Args:
+        steps: Steps of the training.
+        asked: The configured number; None for a fraction of the training.
+    """
     return asked or max(SPACING, -(-steps // PARTS))

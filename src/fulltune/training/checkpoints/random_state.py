@@ -1,5 +1,6 @@
-"""The random numbers of a process: Python's, NumPy's, torch's on the CPU (where the order of rows is drawn) and on the
-accelerator.
+"""Save and restore the random number generators of a process.
+
+These are the generators of Python, NumPy, and torch on the CPU (which draws the order of rows) and the accelerator.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """Where they stand, for :func:`set_random_state`: tensors, and plain data."""
+    """Return the states of all generators, as tensors and plain data, for :func:`set_random_state`."""
     name, keys, *rest = np.random.get_state()
     state = {"python": random.getstate(), "numpy": [name, keys, *rest], "torch": torch.get_rng_state()}
     return state | ({"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {})
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on from a :func:`random_state`, also from one that was written and read back."""
+    """Restore a :func:`random_state`, which may have been written to a checkpoint and read again."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
@@ -32,7 +33,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def randomness_kept() -> Iterator[None]:
-    """What is drawn inside is not seen outside."""
+    """Restore the generators at the end of the block."""
     state = random_state()
     try:
         yield

@@ -1,8 +1,8 @@
-"""State of any shape as JSON and safetensors, and back, so that no pickle is ever written or read.
+"""Write nested state as JSON and safetensors, and read it, without pickles.
 
-Tensors go into ``NAME.safetensors``; the rest, with a reference in the place of each tensor, into ``NAME.json``. What
-JSON does not know (tuples, keys that are no text, numbers that are not finite) is written as an object with one key
-that begins with ``$``.
+Tensors are stored in ``NAME.safetensors``, everything else in ``NAME.json`` with a reference in place of each tensor.
+Values that JSON does not have (tuples, keys that are not strings, numbers that are not finite) are objects with one key
+that starts with ``$``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from torch import Tensor
 
 from fulltune.errors import StoreError
 
-_TENSOR, _TUPLE, _ITEMS, _FLOAT = "$tensor", "$tuple", "$items", "$float"
+_TENSOR = "$tensor"
+_TUPLE = "$tuple"
+_ITEMS = "$items"
+_FLOAT = "$float"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One named part of a state, ready to be written.
+    """A part of a state that can be written.
 
     Attributes:
-        value: Plain JSON.
-        tensors: What it refers to, by the name that it refers by.
+        value: JSON data.
+        tensors: The tensors that ``value`` refers to, by name.
     """
 
     value: Any
@@ -42,14 +45,15 @@ class Part:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def copied(self) -> Part:
-        """The same with tensors of its own, on the CPU, that training does not change any more."""
+        """Return a part with copies of the tensors on the CPU, which training does not change."""
         return Part(self.value, copies(self.tensors))
 
     def write(self, folder: Path, name: str) -> None:
-        """Write ``name.json``, and ``name.safetensors`` where there are tensors.
+        """Write ``name.json``, and ``name.safetensors`` if there are tensors.
 
         Raises:
-            OSError, SafetensorError: It cannot be written.
+            OSError: A file cannot be written.
+            SafetensorError: The tensors cannot be written.
         """
         (folder / f"{name}.json").write_text(json.dumps(self.value), encoding="utf-8")
         if self.tensors:
@@ -57,32 +61,33 @@ class Part:
 
 
 def encode(state: Any) -> Part:
-    """A state as a part; its tensors are not copied, and one that stands in several places is written once.
+    """Return a state as a part, without a copy of its tensors; a tensor that occurs several times is written once.
 
     Raises:
-        StoreError: It holds something that is neither plain data nor a tensor; names where.
+        StoreError: A value is neither plain data nor a tensor; the message has its path.
     """
     encoder = _Encoder()
     return Part(encoder.plain(state, ""), encoder.tensors)
 
 
 def read(folder: Path, name: str) -> Any:
-    """The state that was written under ``name``.
+    """Return the state ``name`` of a folder.
 
     Raises:
-        StoreError: It was not.
+        StoreError: The folder has no such state.
     """
     try:
         value = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        fix = "resume from another checkpoint"
-        raise StoreError(f"there is no state {name!r} here ({error})", where=str(folder), fix=fix) from error
+        raise StoreError(
+            f"there is no state {name!r} here ({error})", where=str(folder), fix="resume from another checkpoint"
+        ) from error
     file = folder / f"{name}.safetensors"
     return _decoded(value, load_file(file) if file.exists() else {})
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU."""
+    """Return copies of the tensors on the CPU."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
 
 
@@ -109,7 +114,7 @@ class _Encoder:
             return self._mapping(value, path)
         raise StoreError(
             f"the state holds a {type(value).__module__}.{type(value).__name__}",
-            expected="numbers, texts, lists, mappings and tensors: nothing else is safe to read back",
+            expected="numbers, strings, lists, mappings and tensors; nothing else can be read safely",
             fix="turn checkpoints off (checkpoints: null, save_strategy: no), or use another optimizer or scheduler",
             field=path.lstrip("."),
         )

@@ -1,1 +1,1 @@
-"""What watches training: one file a guard, each a callback for any `transformers.Trainer`."""
+"""Guards: callbacks that watch over a training in any `transformers.Trainer`, one per file."""

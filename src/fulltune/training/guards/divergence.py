@@ -1,10 +1,10 @@
-"""A learning rate that is too high: losses that shoot up and stay there, and numbers that are not finite.
+"""Detect divergence: losses that rise sharply and stay high, and numbers that are not finite.
 
     guard = DivergenceGuard()
-    fulltune.Trainer(..., callbacks=[guard]).train()      # goes back to the last good checkpoint, with a lower rate
+    fulltune.Trainer(..., callbacks=[guard]).train()      # rolls back to the last good checkpoint, with a lower rate
     transformers.Trainer(..., callbacks=[guard]).train()  # stops with the weights of the last good step
 
-A spike that recovers is no divergence: only ``patience`` of them in a row are.
+A single spike that recovers is not a divergence; ``patience`` consecutive spikes are.
 """
 
 from __future__ import annotations
@@ -13,65 +13,69 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fulltune.errors import DivergenceError, NonFiniteError, TrainingStopped
-from fulltune.records.run import GuardEvent
+from fulltune.training.guards.base import Guard, GuardDecision, GuardName
 
-#: Losses before the window is believed; until then only :data:`CEILING` counts.
+#: Number of losses from which on the window is used; before that, only :data:`CEILING` applies.
 HISTORY = 10
 
-#: A loss this many times that of the start is a spike, whatever the window has got used to (fastai's range test takes
-#: the same factor for "diverged").
+#: A loss above this multiple of the initial loss is a spike, whatever the window holds. fastai's range test uses the
+#: same factor.
 CEILING = 4.0
 
-#: Losses that hardly vary have a deviation near 0: this share of their level counts at least.
+#: Lower bound of the deviation, as a fraction of the level of the losses: losses that hardly vary have one near 0.
 FLOOR = 0.05
 
-#: Half of the recent losses above the base's own evaluation loss by this share of it: training has made it worse. Above
-#: it by the lesser share: nothing to go back to.
-WORSE, NO_BETTER = 0.5, 0.1
+#: Training has diverged if the median of the window exceeds the evaluation loss of the base by this fraction.
+WORSE = 0.5
 
-#: Nats. Near 0 a loss can rise by many times itself and say nothing; levels below this count as this.
+#: A state is not worth a checkpoint to roll back to if the median exceeds that loss by this fraction.
+NO_BETTER = 0.1
+
+#: Lower bound of the level of a loss, in nats: near 0, a loss may grow by a large factor without any meaning.
 LEAST = 0.5
 
 Sight = Literal["good", "spike", "diverged"]
 
 
 class SpikeDetector:
-    """Tells a loss that is out of line from the losses before it.
+    """Detect losses that are far above the losses before them.
 
-    A loss is a spike above ``median + threshold · MAD`` of the last good losses (MAD: the median absolute deviation,
-    which outliers do not move; Hampel 1974), or above :data:`CEILING` times the loss of the start. Neither a spike nor
-    a loss that is not finite enters the window.
+    A loss is a spike if it exceeds ``median + threshold · MAD`` of the window, or :data:`CEILING` times the initial
+    loss. MAD is the median absolute deviation, which is robust to outliers (Hampel 1974). Spikes and losses that are
+    not finite do not enter the window.
 
-    Where the loss of the base is known (:meth:`anchor`), a window whose median lies above it by half is a divergence
-    too: losses that are bad from the first steps on never look out of line.
+    If the loss of the base is known (:meth:`anchor`), a window whose median exceeds it by half is a divergence too.
+    Losses that are high from the first steps on are never far above those before them.
 
     Args:
-        window: Good losses that are remembered.
-        threshold: Deviations above the median that make a spike.
-        patience: Spikes in a row that make a divergence.
+        window: Number of good losses in the window.
+        threshold: Deviations above the median from which on a loss is a spike.
+        patience: Consecutive spikes that are a divergence.
 
     Attributes:
         losses: The window.
-        start: Loss of the start; NaN before the first one.
-        is_anchored: It is that of an evaluation, or higher.
-        spikes: Spikes in a row so far.
+        start: Initial loss; NaN before the first one.
+        is_anchored: ``start`` is at least the evaluation loss of the base.
+        spikes: Consecutive spikes so far.
     """
 
     def __init__(self, window: int = 50, threshold: float = 10.0, patience: int = 5) -> None:
-        self.threshold, self.patience = threshold, patience
+        self.threshold = threshold
+        self.patience = patience
         self.losses: deque[float] = deque(maxlen=window)
-        self.start, self.is_anchored, self.spikes = math.nan, False, 0
+        self.start = math.nan
+        self.is_anchored = False
+        self.spikes = 0
 
     def anchor(self, loss: float) -> None:
-        """The evaluation loss before training; the first training loss counts instead where it is higher."""
+        """Set the initial loss to the evaluation loss before training; a higher first training loss replaces it."""
         if math.isfinite(loss):
             self.is_anchored = True
             self._begin(loss)
@@ -81,11 +85,11 @@ class SpikeDetector:
             self.start = loss
 
     def middle(self) -> float:
-        """Median of the window; before there is one, the loss of the start."""
+        """Return the median of the window, or the initial loss if the window is empty."""
         return median(self.losses) if self.losses else self.start
 
     def limit(self) -> float:
-        """What lies above it is a spike; infinite before the first loss."""
+        """Return the loss above which the next one is a spike; infinity before the first loss."""
         if math.isnan(self.start):
             return math.inf
         ceiling = self.start + (CEILING - 1) * max(abs(self.start), LEAST)
@@ -98,12 +102,12 @@ class SpikeDetector:
 
     @property
     def has_history(self) -> bool:
-        """The window can be believed."""
+        """True if the window holds enough losses."""
         return len(self.losses) >= min(HISTORY, self.losses.maxlen or HISTORY)
 
-    def above_start(self, share: float) -> float:
-        """So much above the loss of the start; infinite where that of the base is not known."""
-        return self.start + share * max(abs(self.start), LEAST) if self.is_anchored else math.inf
+    def above_start(self, fraction: float) -> float:
+        """Return the initial loss, raised by a fraction of it; infinity if the loss of the base is not known."""
+        return self.start + fraction * max(abs(self.start), LEAST) if self.is_anchored else math.inf
 
     def see(self, loss: float) -> Sight:
         """Judge the loss of the next step."""
@@ -117,61 +121,82 @@ class SpikeDetector:
         return "diverged" if self.spikes >= self.patience else "spike"
 
     def state(self) -> dict[str, Any]:
-        """Plain numbers, from which :meth:`restore` goes on."""
+        """Return plain numbers for :meth:`restore`."""
         names = ("start", "is_anchored", "spikes")
         return {"losses": list(self.losses)} | {name: getattr(self, name) for name in names}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state`; an empty one starts anew."""
+        """Continue from a :meth:`state`; an empty one resets the detector."""
         self.losses.clear()
         self.losses.extend(state.get("losses", ()))
-        self.start, self.spikes = float(state.get("start", math.nan)), int(state.get("spikes", 0))
+        self.start = float(state.get("start", math.nan))
+        self.spikes = int(state.get("spikes", 0))
         self.is_anchored = bool(state.get("is_anchored", False))
 
 
-class DivergenceGuard(TrainerCallback, ExportableState):
-    """Stops a training that diverges; in :class:`fulltune.Trainer` goes back and tries again with a lower rate.
+class DivergenceGuard(Guard):
+    """Stop a training that diverges; in :class:`fulltune.Trainer`, roll it back and retry with a lower learning rate.
 
-    In any :class:`transformers.Trainer` the step that is found out is not taken: its gradients are dropped, and
-    training ends with the weights of the step before. There the loss of a step is the one that the model itself
-    computes, or the logged one where it computes none (label smoothing).
+    In any :class:`transformers.Trainer`, the step in which divergence is detected is not taken. Its gradients are
+    dropped, and training ends with the weights of the step before. The loss of a step is the one that the model
+    computes, or the logged one if the model computes none (label smoothing).
 
-    In :class:`fulltune.Trainer` training goes back to the last good checkpoint, which comes back whole (weights,
-    optimizer, schedule, random numbers, place in the data), with the learning rate cut; after ``retries`` times it
-    stops with the weights of that checkpoint. Models sharded over processes (FSDP, DeepSpeed) are stopped the first
-    time.
+    In :class:`fulltune.Trainer`, training returns to the last good checkpoint with all of its state (weights,
+    optimizer, schedule, random numbers, position in the data), and the learning rate is cut. After ``retries``
+    roll-backs it stops with the weights of that checkpoint. Models that are sharded over processes (FSDP, DeepSpeed)
+    are stopped the first time.
 
-    A run that is resumed keeps the window, the cut and the number of roll-backs. Leave
-    ``restore_callback_states_from_checkpoint`` off: the guard finds its own state.
+    A resumed run keeps the window, the cut and the number of roll-backs. Leave
+    ``restore_callback_states_from_checkpoint`` off: the guard reads its state itself.
 
     Args:
-        window, threshold, patience: As in :class:`SpikeDetector`.
+        window: As in :class:`SpikeDetector`.
+        threshold: As in :class:`SpikeDetector`.
+        patience: As in :class:`SpikeDetector`.
         retries: Roll-backs before training stops.
         cut: Factor on the learning rate at each roll-back.
 
     Attributes:
-        events: What was decided.
-        roll_backs: How often training went back.
-        rate: What the learning rate is multiplied by now.
+        events: Decisions of this training.
+        roll_backs: Number of roll-backs.
+        rate: Current factor on the learning rate.
     """
+
+    name: ClassVar[GuardName] = "divergence"
 
     def __init__(
         self, window: int = 50, threshold: float = 10.0, patience: int = 5, retries: int = 2, cut: float = 0.3
     ) -> None:
-        self.window, self.threshold, self.patience = window, threshold, patience
-        self.retries, self.cut = retries, cut
+        super().__init__()
+        self.window = window
+        self.threshold = threshold
+        self.patience = patience
+        self.retries = retries
+        self.cut = cut
         self.detector = SpikeDetector(window, threshold, patience)
-        self.events: list[GuardEvent] = []
-        self.roll_backs, self.rate = 0, 1.0
-        #: Set by a trainer that hands over losses itself and takes care of what is not finite: row ids of the step.
-        self.rows: Callable[[], Sequence[str]] | None = None
-        self._returning = False
+        self.roll_backs = 0
+        self.rate = 1.0
+        self._row_ids: Callable[[], Sequence[str]] | None = None
+        self._is_rolling_back = False
         self._loss: float | None = None
         self._suspects: Sequence[str] = ()
         self._hook: Any = None
-        self._is_heard = False
+        self._receives_losses = False
+
+    def attach(self, row_ids: Callable[[], Sequence[str]]) -> None:
+        """Leave losses, non-finite numbers and roll-backs to a trainer that calls :meth:`add` and handles errors.
+
+        Args:
+            row_ids: Returns the ids of the rows of the current step.
+        """
+        self._row_ids = row_ids
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`: the guard stops a training by itself again."""
+        self._row_ids = None
 
     def state(self) -> dict[str, Any]:
+        """Return the arguments and plain numbers for ``trainer_state.json``."""
         names = ("window", "threshold", "patience", "retries", "cut")
         return {
             "args": {name: getattr(self, name) for name in names},
@@ -179,17 +204,17 @@ class DivergenceGuard(TrainerCallback, ExportableState):
                 "seen": self.detector.state(),
                 "roll_backs": self.roll_backs,
                 "rate": self.rate,
-                "events": [event.model_dump() for event in self.events],
+                "events": [event.state() for event in self.events],
             },
         }
 
     @property
     def is_calm(self) -> bool:
-        """No spike is open, and the losses are about those of the start at most: a state to go back to."""
+        """True if the current state is worth a checkpoint: no open spike, and losses not above the initial one."""
         return self.detector.spikes == 0 and not self.detector.middle() > self.detector.above_start(NO_BETTER)
 
     def add(self, loss: float) -> None:
-        """Part of the step's loss: one of its micro-batches."""
+        """Add the loss of a micro-batch to the loss of the step."""
         self._loss = loss + (self._loss or 0.0)
 
     # ---- Events of training ----
@@ -198,19 +223,23 @@ class DivergenceGuard(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         states: Any = state.stateful_callbacks
-        # A checkpoint without the guard has no entry, which the library needs to write the next one.
+        # A checkpoint written without the guard has no entry; the library needs one to write the next checkpoint.
         saved = states.setdefault(type(self).__name__, self.state()).get("attributes", {})
-        was_back, self._returning = self._returning, False
-        if not (was_back or state.global_step):
-            self.events, self.roll_backs, self.rate, saved = [], 0, 1.0, {}
+        is_rolled_back = self._is_rolling_back
+        self._is_rolling_back = False
+        if not (is_rolled_back or state.global_step):
+            saved = {}
         written = float(saved.get("rate", 1.0))
-        if not was_back:
-            self.roll_backs, self.rate = int(saved.get("roll_backs", 0)), written
-            self.events = [GuardEvent.model_validate(event) for event in saved.get("events", ())]
+        if not is_rolled_back:
+            self.roll_backs = int(saved.get("roll_backs", 0))
+            self.rate = written
+            self.events = [GuardDecision(**event) for event in saved.get("events", ())]
         self.detector.restore(saved.get("seen", {}))
-        self._loss, self._suspects = None, ()
+        self._loss = None
+        self._suspects = ()
+        # The schedule in the checkpoint already has the factor that was in effect when it was written.
         scale_learning_rate(kwargs["optimizer"], kwargs["lr_scheduler"], self.rate / written)
-        self._listen(kwargs["model"])
+        self._add_hook(kwargs["model"])
 
     def on_evaluate(
         self,
@@ -226,21 +255,23 @@ class DivergenceGuard(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        loss, self._loss = self._loss, None
-        if self.rows is None and getattr(kwargs["optimizer"], "scaler", None) is None:
-            found = self._not_finite(state.global_step + 1, _everywhere(loss, args), kwargs["model"])
-            if found is not None:
-                return self._give_up(found, state, control, kwargs["model"])
+        loss = self._loss
+        self._loss = None
+        # A loss scaler (FP16) skips steps with infinite gradients on purpose.
+        if self._row_ids is None and getattr(kwargs["optimizer"], "scaler", None) is None:
+            error = self._not_finite(state.global_step + 1, _mean_over_processes(loss, args), kwargs["model"])
+            if error is not None:
+                return self._stop(error, state, control, kwargs["model"])
         if loss is None:
             return control
-        loss = loss if self.rows is not None else _everywhere(loss, args)
+        loss = loss if self._row_ids is not None else _mean_over_processes(loss, args)
         return self._judge(loss, state.global_step + 1, state, control, kwargs["model"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self.rows is None and not weight_norms(kwargs["model"]).isfinite().all():
-            self._tell("stop", state.global_step, f"The weights are not finite after step {state.global_step}.")
+        if self._row_ids is None and not weight_norms(kwargs["model"]).isfinite().all():
+            self.decide("stop", state.global_step, f"The weights are not finite after step {state.global_step}.")
             control.should_training_stop = True
         return control
 
@@ -252,67 +283,92 @@ class DivergenceGuard(TrainerCallback, ExportableState):
         logs: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> TrainerControl:
-        if self.rows is None and not self._is_heard and "loss" in (logs or {}):
+        # Without losses from the model, those of the log are used.
+        if self._row_ids is None and not self._receives_losses and "loss" in (logs or {}):
             return self._judge(float((logs or {})["loss"]), state.global_step, state, control, kwargs["model"])
         return control
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._hush()
+        self._remove_hook()
 
-    # ---- What a trainer that can go back asks for ----
+    # ---- Decisions of a trainer that can roll back ----
 
-    def go_back(self, found: TrainingStopped, step: int, reached: int) -> None:
-        """Training returns to the checkpoint of ``step``: count it, cut the rate, and say so."""
+    def go_back(self, error: TrainingStopped, step: int, reached: int) -> None:
+        """Record a roll-back and cut the learning rate.
+
+        Args:
+            error: The reason.
+            step: Step of the checkpoint that training returns to.
+            reached: Step in which the error was raised.
+        """
         self.roll_backs += 1
         self.rate *= self.cut
-        self._returning = True
-        self._tell(
+        self._is_rolling_back = True
+        self.decide(
             "roll back",
             reached,
-            f"{_sentence(found)}; training went back to step {step}, and the learning rate is {self.rate:.3g} of "
-            f"what the config says (roll-back {self.roll_backs} of {self.retries}).",
+            f"{_sentence(error)}; training went back to step {step}, and the learning rate is {self.rate:.3g} of "
+            f"the configured one (roll-back {self.roll_backs} of {self.retries}).",
         )
 
-    def stop_at(self, found: TrainingStopped, step: int, reached: int) -> TrainingStopped:
-        """Training has gone back often enough: say so, and give the error to raise."""
+    def stop_at(self, error: TrainingStopped, step: int, reached: int) -> TrainingStopped:
+        """Record that training stops after the last roll-back, and return the error to raise.
+
+        Args:
+            error: The reason.
+            step: Step of the checkpoint whose weights are kept.
+            reached: Step in which the error was raised.
+        """
         again = f", after {self.roll_backs} roll-back{'s' * (self.roll_backs != 1)}" if self.roll_backs else ""
-        self._tell("stop", reached, f"{_sentence(found)}{again}; training stopped with the weights of step {step}.")
-        rate = f", with the learning rate at {self.rate:.3g} of what was asked for" if self.roll_backs else ""
+        self.decide("stop", reached, f"{_sentence(error)}{again}; training stopped with the weights of step {step}.")
+        rate = f", with the learning rate at {self.rate:.3g} of the configured one" if self.roll_backs else ""
         return TrainingStopped(
-            f"{found.problems[0].found}{again}{rate}",
-            expected="losses that stay near those before them",
-            fix="lower train.learning_rate (`fulltune lr-find` suggests one), raise train.warmup, or look at those "
+            f"{error.problems[0].found}{again}{rate}",
+            expected="losses that stay close to those before them",
+            fix="lower train.learning_rate (`fulltune lr-find` suggests one), raise train.warmup, or inspect those "
             f"rows; the weights are those of step {step}, the last good checkpoint",
         )
 
-    # ---- Inside ----
+    # ---- Detection ----
 
     def _judge(
         self, loss: float, step: int, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> TrainerControl:
-        limit, middle = self.detector.limit(), self.detector.middle()
+        limit = self.detector.limit()
+        middle = self.detector.middle()
         sight = self.detector.see(loss)
-        if self.detector.spikes == 1:
-            self._suspects = self.rows() if self.rows else ()
+        spikes = self.detector.spikes
+        if spikes == 1:
+            # The rows of the first spike are the suspects; those of the steps after it may be fine.
+            self._suspects = self._current_rows()
         if sight != "diverged":
             return control
-        if self.detector.spikes:
-            found = DivergenceError(step, loss, limit, middle, self.detector.spikes, self._suspects)
+        if spikes:
+            error = DivergenceError(step, loss=loss, limit=limit, usual=middle, spikes=spikes, row_ids=self._suspects)
         else:
-            rows = self.rows() if self.rows else ()
-            found = DivergenceError(step, loss, self.detector.above_start(WORSE), self.detector.start, 0, rows)
-        return self._give_up(found, state, control, model)
+            error = DivergenceError(
+                step,
+                loss=loss,
+                limit=self.detector.above_start(WORSE),
+                usual=self.detector.start,
+                spikes=0,
+                row_ids=self._current_rows(),
+            )
+        return self._stop(error, state, control, model)
 
-    def _give_up(
-        self, found: TrainingStopped, state: TrainerState, control: TrainerControl, model: nn.Module
+    def _current_rows(self) -> Sequence[str]:
+        return self._row_ids() if self._row_ids else ()
+
+    def _stop(
+        self, error: TrainingStopped, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> TrainerControl:
-        if self.rows is not None:
-            raise found
-        # Parameters without a gradient are left alone by the optimizer step that follows.
+        if self._row_ids is not None:
+            raise error
+        # The optimizer step that follows skips parameters without a gradient.
         model.zero_grad(set_to_none=True)
-        self._tell("stop", state.global_step, f"{_sentence(found)}; training stopped with the weights before it.")
+        self.decide("stop", state.global_step, f"{_sentence(error)}; training stopped with the weights before it.")
         control.should_training_stop = True
         return control
 
@@ -322,30 +378,27 @@ class DivergenceGuard(TrainerCallback, ExportableState):
         norm = _norm([value.grad for value in model.parameters() if value.grad is not None])
         return None if math.isfinite(norm) else NonFiniteError(step, "gradient norm", norm, ())
 
-    def _listen(self, model: nn.Module) -> None:
-        """Hear the losses that the model computes, where no trainer hands them over."""
-        self._hush()
-        self._is_heard = self.rows is not None
-        if self.rows is None:
-            self._hook = model.register_forward_hook(self._hear)
+    def _add_hook(self, model: nn.Module) -> None:
+        """Receive the losses that the model computes, unless a trainer passes them."""
+        self._remove_hook()
+        self._receives_losses = self._row_ids is not None
+        if self._row_ids is None:
+            self._hook = model.register_forward_hook(self._receive)
 
-    def _hear(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        loss = output.get("loss") if isinstance(output, Mapping) else output[0] if isinstance(output, tuple) else None
+    def _receive(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        loss = _loss_in(output)
         if module.training and isinstance(loss, Tensor) and loss.numel() == 1:
-            self._is_heard = True
+            self._receives_losses = True
             self.add(float(loss.detach()))
 
-    def _hush(self) -> None:
+    def _remove_hook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
-    def _tell(self, verdict: Literal["stop", "roll back"], step: int, message: str) -> None:
-        self.events.append(GuardEvent(guard="divergence", step=step, verdict=verdict, message=message))
-
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
-    """Multiply the rate of a training by ``factor``, now and for the rest of its schedule."""
+    """Multiply the learning rate by ``factor``, now and for the rest of the schedule."""
     if factor == 1:
         return
     for group in optimizer.param_groups:
@@ -358,7 +411,7 @@ def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
 
 
 def weight_norms(model: nn.Module) -> Tensor:
-    """Euclidean norm of each parameter, ``(P,)``; not finite where a weight is not (or its square is not)."""
+    """Return the Euclidean norm of each parameter, ``(P,)``; not finite if a weight, or its square, is not finite."""
     return torch.stack([value.detach().float().norm().cpu() for value in model.parameters()])
 
 
@@ -366,8 +419,14 @@ def _norm(tensors: Sequence[Tensor]) -> float:
     return float(torch.nn.utils.get_total_norm(tensors)) if tensors else 0.0
 
 
-def _everywhere(loss: float | None, args: TrainingArguments) -> Any:
-    """The mean over all processes, so that they decide alike."""
+def _loss_in(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return output.get("loss")
+    return output[0] if isinstance(output, tuple) else None
+
+
+def _mean_over_processes(loss: float | None, args: TrainingArguments) -> Any:
+    """Return the mean loss over all processes, so that all of them take the same decision."""
     if loss is None or args.world_size < 2:
         return loss
     total = torch.tensor(loss, device=args.device)
@@ -375,6 +434,6 @@ def _everywhere(loss: float | None, args: TrainingArguments) -> Any:
     return float(total) / args.world_size
 
 
-def _sentence(found: TrainingStopped) -> str:
-    text = found.problems[0].found
+def _sentence(error: TrainingStopped) -> str:
+    text = error.problems[0].found
     return text[0].upper() + text[1:]

@@ -1,9 +1,9 @@
-"""Overfitting: the best state on validation rows is kept, and training ends when nothing better comes.
+"""Prevent overfitting: keep the weights of the best evaluation, and stop training when it no longer improves.
 
-Step 0 is a candidate: the base, or the base with its fresh head. Where nothing beats it, training
-gives it back.
+Step 0, which is the base or the base with a new head, is a candidate: if no later step is better, training restores
+it.
 
-    guard = OverfittingGuard("accuracy", patience=3)      # a name in the metrics of your own Trainer's evaluations
+    guard = OverfittingGuard("accuracy", patience=3)      # a metric of the trainer's evaluations
     transformers.Trainer(..., callbacks=[guard]).train()  # the model then has the weights of guard.best_step
 """
 
@@ -16,55 +16,59 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from fulltune.errors import ConfigError, StoreError, did_you_mean
 from fulltune.models.bundle import trained_state
-from fulltune.records.run import GuardEvent
+from fulltune.training.guards.base import Guard, GuardName
 
-#: Metrics by name, of the model as it is now.
+#: Returns metrics of the current model by name.
 Scorer = Callable[[], Mapping[str, float]]
 
-#: What an evaluation tells beside its metrics: no measure of quality.
+#: Values in the output of an evaluation that do not measure quality.
 _SPEED = frozenset({"epoch", "runtime", "samples_per_second", "steps_per_second"})
 
 
 class BestState:
-    """The weights of one step in one safetensors file, so that neither memory nor an interruption takes them.
+    """Keep the weights of one step in a safetensors file.
 
-    Of a model with frozen parameters only those that learn are kept, and what it keeps beside its parameters.
+    Of a model with frozen parameters, only the trainable ones and the buffers are written. Tied tensors are written
+    once. Models that are sharded over processes are not supported.
 
-    Memory is what full fine-tuning has least of, and a resumed run needs the file anyway; so it is always the disk.
-    Tied tensors are written once. Models sharded over processes are not covered.
+    The weights are on disk, not in memory: full fine-tuning has no memory to spare, and a resumed run needs the file.
 
     Args:
-        path: The file; it is replaced as a whole.
+        path: The file; it is replaced atomically.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def keep(self, model: nn.Module, step: int, value: float) -> None:
-        """Write the model's weights in place of those kept before.
+        """Replace the file by the weights of the model.
+
+        Args:
+            model: Unwrapped.
+            step: Optimizer step of the weights.
+            value: Value of the metric at that step.
 
         Raises:
-            StoreError: They cannot be written (a full disk, say).
+            StoreError: The file cannot be written (for example, the disk is full).
         """
         unfinished = self.path.with_name(f".{self.path.name}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            told = {"step": str(step), "value": repr(value), "sha256": _sha256(model)}
+            metadata = {"step": str(step), "value": repr(value), "sha256": _sha256(model)}
             if _has_frozen(model):
-                save_file(trained_state(model), unfinished, metadata=told)
+                save_file(trained_state(model), unfinished, metadata=metadata)
             else:
-                save_model(model, str(unfinished), metadata=told)
+                save_model(model, str(unfinished), metadata=metadata)
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())
             unfinished.replace(self.path)
@@ -73,25 +77,27 @@ class BestState:
                 unfinished.unlink()
             raise StoreError(
                 f"the best weights cannot be written ({error})",
-                expected="room for one copy of the model",
-                fix="free some space, or set guards.overfitting to null",
+                expected="disk space for one copy of the model",
+                fix="free disk space, or set guards.overfitting to null",
                 where=str(self.path),
             ) from error
 
     def kept(self) -> tuple[int, float] | None:
-        """Step and value of the weights in the file; None where there is no whole file."""
+        """Return the step and the value of the weights in the file; None if there is no complete file."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                found = file.metadata() or {}
+                metadata = file.metadata() or {}
         except (OSError, SafetensorError):
             return None
-        return (int(found["step"]), float(found["value"])) if {"step", "value"} <= found.keys() else None
+        if not {"step", "value"} <= metadata.keys():
+            return None
+        return int(metadata["step"]), float(metadata["value"])
 
     def restore(self, model: nn.Module) -> None:
-        """Put the kept weights into the model, bit for bit.
+        """Load the weights into the model, bit for bit.
 
         Raises:
-            StoreError: They are not those that were written.
+            StoreError: The file is corrupt.
         """
         written = ""
         with suppress(SafetensorError):
@@ -103,56 +109,58 @@ class BestState:
                 written = (file.metadata() or {}).get("sha256", "")
         if written != _sha256(model):
             raise StoreError(
-                "the best weights are not those that were written",
-                fix="look after this disk, and start the run anew",
+                "the file of the best weights is corrupt",
+                fix="check the disk and restart the run",
                 where=str(self.path),
             )
 
     def drop(self) -> None:
+        """Remove the file."""
         self.path.unlink(missing_ok=True)
 
 
 def _sha256(model: nn.Module) -> str:
-    """One hash over what training changes, by name."""
-    whole = hashlib.sha256()
+    """Return one hash of the names and values of the tensors that training changes."""
+    digest = hashlib.sha256()
     for name, value in trained_state(model).items():
         octets: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        whole.update(name.encode())
-        whole.update(octets)
-    return whole.hexdigest()
+        digest.update(name.encode())
+        digest.update(octets)
+    return digest.hexdigest()
 
 
 def _has_frozen(model: nn.Module) -> bool:
     return any(not value.requires_grad for value in model.parameters())
 
 
-class OverfittingGuard(TrainerCallback, ExportableState):
-    """Keeps the best of all evaluated states, stops when ``patience`` evaluations brought no better one, restores it.
+class OverfittingGuard(Guard):
+    """Keep the weights of the best evaluation, stop after ``patience`` evaluations without improvement, restore them.
 
-    Works alone in any :class:`transformers.Trainer` with an evaluation set, which it makes evaluate before the first
-    step too. What it chooses by must be validation rows: rows that choose no longer tell how good the choice is.
+    The guard works in any :class:`transformers.Trainer` with an evaluation set, which it evaluates before the first
+    step too. The metric must come from validation rows: rows that choose the step give a biased estimate of quality.
 
-    A run that is resumed goes on with the same best state (``best.safetensors`` in the output folder) and the same
-    patience. Leave ``restore_callback_states_from_checkpoint`` off: the guard finds its own state.
+    A resumed run keeps the best weights (``best.safetensors`` in the output folder) and the patience. Leave
+    ``restore_callback_states_from_checkpoint`` off: the guard reads its state itself.
 
     Args:
-        metric: A name in the metrics of an evaluation, with or without ``eval_``.
-        patience: Evaluations in a row without a better one that end training; 0 never ends it.
-        min_delta: Smallest change that counts as better.
-        higher_is_better: By default a name that ends in ``loss`` is better low; any other as
-            ``TrainingArguments.greater_is_better`` says, and high where that says nothing.
-        scorer: More metrics, computed after each evaluation.
+        metric: A metric of an evaluation, with or without the prefix ``eval_``.
+        patience: Consecutive evaluations without improvement that end training; 0 disables this.
+        min_delta: Smallest change that is an improvement.
+        higher_is_better: Direction of the metric. By default a name that ends in ``loss`` is better low, and any other
+            follows ``TrainingArguments.greater_is_better``, or is better high if that is not set.
+        scorer: Returns further metrics; called after each evaluation.
 
     Attributes:
-        whole: The model to keep and to restore, where an engine trains a sharded copy of it.
         history: ``(step, value)`` of every evaluation so far.
-        best: Step and value of the weights that are kept; None before the first evaluation.
-        events: What was decided.
-        seconds: Wall time spent in ``scorer`` and in keeping weights.
+        best: Step and value of the kept weights; None before the first evaluation.
+        events: Decisions of this training.
+        seconds: Wall time spent in ``scorer`` and in writing weights.
 
     Raises (in training, before the first step):
-        ConfigError: No evaluation gives the metric; names those that it gives.
+        ConfigError: No evaluation returns the metric; the message lists those that it returns.
     """
+
+    name: ClassVar[GuardName] = "overfitting"
 
     def __init__(
         self,
@@ -162,25 +170,36 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         higher_is_better: bool | None = None,
         scorer: Scorer | None = None,
     ) -> None:
-        self.metric, self.patience, self.min_delta = metric, patience, min_delta
-        self.higher_is_better, self.scorer = higher_is_better, scorer
+        super().__init__()
+        self.metric = metric
+        self.patience = patience
+        self.min_delta = min_delta
+        self.higher_is_better = higher_is_better
+        self.scorer = scorer
         self.history: list[tuple[int, float]] = []
         self.best: tuple[int, float] | None = None
-        self.events: list[GuardEvent] = []
-        self.seconds = 0.0
-        self.whole: nn.Module | None = None
-        #: The file of the best weights stays at the end, for whoever may have to resume from before it.
-        self.leaves_file = False
+        self._unsharded: nn.Module | None = None
+        self._keeps_file = False
         self._names: set[str] = set()
         self._state: BestState | None = None
 
+    def attach(self, model: nn.Module, *, keeps_file: bool) -> None:
+        """Keep and restore the weights of this model, of which an engine may train a sharded copy.
+
+        Args:
+            model: Unwrapped; it has the trained weights at every evaluation.
+            keeps_file: Leave the file of the best weights at the end, for a run that is resumed from before it.
+        """
+        self._unsharded = model
+        self._keeps_file = keeps_file
+
     @property
     def best_step(self) -> int | None:
-        """The step whose weights are kept."""
+        """Step of the kept weights."""
         return None if self.best is None else self.best[0]
 
     def state(self) -> dict[str, Any]:
-        """Plain numbers for ``trainer_state.json``; the weights lie in a file of their own."""
+        """Return the arguments and plain numbers for ``trainer_state.json``; the weights are in a separate file."""
         return {
             "args": {
                 "metric": self.metric,
@@ -199,7 +218,9 @@ class OverfittingGuard(TrainerCallback, ExportableState):
             asked = args.greater_is_better
             self.higher_is_better = not self.metric.endswith("loss") and (asked is None or asked)
         self._state = BestState(Path(str(args.output_dir)) / "best.safetensors")
-        self.events, self.history, self.best = [], [], None
+        self.events = []
+        self.history = []
+        self.best = None
         if state.global_step == 0:
             self._state.drop()
         else:
@@ -217,16 +238,17 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         if not is_training or (self.history and state.global_step <= self.history[-1][0]):
             return control
         started = time.perf_counter()
-        found = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
-        found |= self.scorer() if self.scorer else {}
-        self._names |= found.keys()
-        name = self.metric if self.metric in found else self.metric.removeprefix("eval_")
-        if name in found:
-            self._see(state.global_step, float(found[name]), self.whole or kwargs["model"], state.is_world_process_zero)
+        values = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
+        values |= self.scorer() if self.scorer else {}
+        self._names |= values.keys()
+        name = self.metric if self.metric in values else self.metric.removeprefix("eval_")
+        if name in values:
+            model = self._unsharded or kwargs["model"]
+            self._see(state.global_step, float(values[name]), model, state.is_world_process_zero)
         self.seconds += time.perf_counter() - started
         if self._is_stuck() and state.global_step < state.max_steps:
             control.should_training_stop = True
-            self._tell("stop", state.global_step, self._stop_message(state))
+            self.decide("stop", state.global_step, self._stop_message(state))
         return control
 
     def on_step_begin(
@@ -235,7 +257,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         if not self.history:
             known = sorted(self._names - _SPEED)
             raise ConfigError(
-                f"no evaluation gives {self.metric!r}",
+                f"no evaluation returns {self.metric!r}",
                 expected=f"one of {', '.join(known)}" if known else "an evaluation before the first step",
                 fix=did_you_mean(self.metric.removeprefix("eval_"), known) or "choose one of these",
                 field="guards.overfitting.metric",
@@ -244,23 +266,28 @@ class OverfittingGuard(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.finish(self.whole or kwargs["model"], state.global_step, writes=state.is_world_process_zero)
+        self.finish(self._unsharded or kwargs["model"], state.global_step, writes=state.is_world_process_zero)
 
     def finish(self, model: nn.Module, step: int, *, writes: bool = True) -> None:
-        """Training ended at ``step``, in whatever way: put the best weights back, say so, and remove their file.
+        """Restore the best weights, record this, and remove their file.
 
-        Called by itself at the end of training; by hand after training that an exception ended. Does nothing the second
-        time.
+        The guard calls this at the end of training. Call it after a training that an exception ended. A second call has
+        no effect.
+
+        Args:
+            model: Gets the best weights.
+            step: Step in which training ended.
+            writes: This process removes the file.
         """
         if self._state is None:
             return
         if self.best is not None:
             if self.best[0] != step:
                 self._state.restore(model)
-            self._tell("continue", self.best[0], self._keep_message(step))
+            self.decide("continue", self.best[0], self._keep_message(step))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # all have read the file before it goes
-        if writes and not self.leaves_file:
+            torch.distributed.barrier()  # all processes have read the file before it is removed
+        if writes and not self._keeps_file:
             self._state.drop()
         self._state = None
 
@@ -271,7 +298,7 @@ class OverfittingGuard(TrainerCallback, ExportableState):
         if kept is None or not isinstance(saved, dict):
             return
         points = saved.get("attributes", {}).get("history", [])
-        # The file may hold a later step than the checkpoint, when training was rolled back; it is as good as any.
+        # After a roll-back the file may hold a later step than the checkpoint; these weights are valid all the same.
         self.history = [(int(step), float(value)) for step, value in points if step <= state.global_step]
         self.best = kept
 
@@ -283,20 +310,17 @@ class OverfittingGuard(TrainerCallback, ExportableState):
                 self._state.keep(model, step, value)
 
     def _gain(self, value: float) -> float:
-        """How much better than the best so far."""
+        """Return the improvement over the best value so far."""
         best = self.best[1] if self.best else math.nan
         return value - best if self.higher_is_better else best - value
 
     def _waited(self) -> int:
-        """Evaluations since the best one."""
+        """Return the number of evaluations since the best one."""
         best = -1 if self.best is None else self.best[0]
         return sum(step > best for step, _ in self.history)
 
     def _is_stuck(self) -> bool:
         return 0 < self.patience <= self._waited()
-
-    def _tell(self, verdict: Any, step: int, message: str) -> None:
-        self.events.append(GuardEvent(guard="overfitting", step=step, verdict=verdict, message=message))
 
     def _stop_message(self, state: TrainerState) -> str:
         step, value = self.best or (0, math.nan)
@@ -308,7 +332,8 @@ class OverfittingGuard(TrainerCallback, ExportableState):
 
     def _keep_message(self, last: int) -> str:
         step, value = self.best or (0, math.nan)
-        name, curve = f"validation {self.metric}", dict(self.history)
+        name = f"validation {self.metric}"
+        curve = dict(self.history)
         if step == 0:
             later = [value for at, value in self.history if at > 0 and not math.isnan(value)]
             rest = (

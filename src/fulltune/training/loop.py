@@ -1,0 +1,140 @@
+"""Adapt a trainer to the protocol of its collaborators."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+
+if TYPE_CHECKING:
+    from fulltune.training.own_state import OwnState
+
+
+class LoopAdapter:
+    """Implement :class:`~fulltune.training.protocols.TrainingLoop` for a trainer of transformers.
+
+    The loop of the library keeps some of its progress in private fields; this class is the only reader of them.
+
+    Args:
+        trainer: A :class:`fulltune.Trainer`.
+        own: What the trainer knows beyond the library's.
+    """
+
+    def __init__(self, trainer: Any, own: OwnState) -> None:
+        self._trainer = trainer
+        self._own = own
+
+    @property
+    def args(self) -> Any:
+        return self._trainer.args
+
+    @property
+    def accelerator(self) -> Any:
+        return self._trainer.accelerator
+
+    @property
+    def model(self) -> Any:
+        return self._trainer.model
+
+    @property
+    def model_wrapped(self) -> Any:
+        return self._trainer.model_wrapped
+
+    @property
+    def state(self) -> TrainerState:
+        state: TrainerState = self._trainer.state
+        return state
+
+    @property
+    def folder(self) -> Path:
+        return Path(self._trainer._get_output_dir(self._own.trial))
+
+    @property
+    def trained_only(self) -> bool:
+        return self._own.trained_only
+
+    @property
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        callbacks: Sequence[TrainerCallback] = self._trainer.callback_handler.callbacks
+        return callbacks
+
+    def add_callback(self, callback: TrainerCallback) -> None:
+        self._trainer.add_callback(callback)
+
+    def remove_callback(self, callback: TrainerCallback) -> None:
+        self._trainer.remove_callback(callback)
+
+    def unwrapped_model(self) -> nn.Module:
+        model: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model
+
+    def row_ids(self) -> Sequence[str]:
+        ids: Sequence[str] = self._trainer._row_ids()
+        return ids
+
+    def sum_flops(self) -> None:
+        self._trainer.store_flos()
+
+    def trainer_state(self) -> dict[str, Any]:
+        states: dict[str, Any] = {}
+        for one in [*self.callbacks, self._trainer.control]:
+            if isinstance(one, ExportableState):
+                states.setdefault(type(one).__name__, []).append(one.state())
+        # As the library writes it: a list only if several callbacks have the same class.
+        stateful: Any = {name: items[0] if len(items) == 1 else items for name, items in states.items()}
+        self.state.stateful_callbacks = stateful
+        return asdict(self.state)
+
+    def load_trainer_state(self, checkpoint: Path) -> None:
+        self._trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        tokenizer: Any = self._trainer.processing_class or getattr(self._trainer.data_collator, "tokenizer", None)
+        if not hasattr(tokenizer, "save_pretrained"):
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+
+    def optimizer_state(self) -> dict[str, Any]:
+        states = {
+            "optimizer": self._trainer.optimizer.state_dict(),
+            "scheduler": self._trainer.lr_scheduler.state_dict(),
+        }
+        if self.has_scaler:
+            states["scaler"] = self.accelerator.scaler.state_dict()
+        return states
+
+    def load_optimizer(self, optimizer: Any, scheduler: Any) -> None:
+        self._trainer.optimizer.load_state_dict(optimizer)
+        self._trainer.lr_scheduler.load_state_dict(scheduler)
+
+    @property
+    def has_scaler(self) -> bool:
+        return self.accelerator.scaler is not None
+
+    def load_scaler(self, scaler: Any) -> None:
+        self.accelerator.scaler.load_state_dict(scaler)
+
+    def process_progress(self) -> dict[str, Any]:
+        return {"loss": float(self._trainer._tr_loss), "padding": asdict(self._own.padding)}
+
+    def progress(self) -> dict[str, Any]:
+        return {
+            "total_loss": self._trainer._total_loss_scalar,
+            "last_logged": self._trainer._globalstep_last_logged,
+            "micro_batches": self._own.micro_batches.state(),
+        }
+
+    def load_progress(self, process: dict[str, Any], progress: dict[str, Any]) -> None:
+        self._trainer._tr_loss.fill_(process["loss"])
+        self._own.padding = replace(self._own.padding, **process["padding"])
+        self._trainer._total_loss_scalar = progress["total_loss"]
+        self._trainer._globalstep_last_logged = progress["last_logged"]
+        self._own.micro_batches.restore(progress["micro_batches"])
