@@ -53,7 +53,7 @@ def test_the_proof_distinguishes_8_bit_moments(tmp_path: Path) -> None:
     )
     rest = len(list(bundle.model.parameters())) - large
     assert large == 4, "embeddings keep float32 moments"
-    assert f"{2 * large} optimizer moments in 8-bit numbers, as asked" in parameters.evidence
+    assert f"{2 * large} optimizer moments in 8-bit numbers, as configured" in parameters.evidence
     assert f"{2 * rest} optimizer moments float32" in parameters.evidence
     assert parameters.dtype == "float32"
 

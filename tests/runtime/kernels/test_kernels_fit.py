@@ -60,7 +60,7 @@ def test_kernels_change_nothing_but_the_rounding(kind: str, tmp_path: Path) -> N
     fast, with_kernels = trained(kind, tmp_path, {"kernels": "auto"}, **STILL[kind])
     plain, without = trained(kind, tmp_path, {"kernels": "off"}, **STILL[kind])
     assert "oneDNN" in with_kernels.training.fast_paths[0]
-    assert without.training.fast_paths == ("SDPA attention", "fused AdamW", "micro-batches in parts of like length")
+    assert without.training.fast_paths == ("SDPA attention", "fused AdamW", "micro-batches in parts of similar length")
     losses = [[step.loss for step in result.steps if step.loss is not None] for result in (with_kernels, without)]
     assert len(losses[0]) >= 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -96,7 +96,7 @@ def test_bf16_mixed_keeps_weights_and_moments_in_float32(tmp_path: Path) -> None
     assert torch.bfloat16 in seen
     assert {value.dtype for value in weights.values()} == {torch.float32}
     evidence = " ".join(result.parameters.evidence)
-    assert "products in bfloat16, as asked (speed.precision: bf16-mixed)" in evidence
+    assert "products in bfloat16, as configured (speed.precision: bf16-mixed)" in evidence
     assert "optimizer moments float32" in evidence
     assert result.training.fast_paths[-2] == "products in bfloat16"
 

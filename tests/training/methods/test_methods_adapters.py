@@ -113,7 +113,7 @@ def test_only_the_trainable_parameters_change(name: str, kind: str, head: str, t
         assert any(key.startswith(part) for part in head_modules(bundle) for key in learned)
     if name in ("linear-probe", "bitfit"):
         assert found.total == before
-    assert "frozen tensors have the bytes that they had before" in "\n".join(found.evidence)
+    assert "frozen tensors are unchanged, byte for byte" in "\n".join(found.evidence)
 
 
 def _is_part(method: str, key: str, heads: Sequence[str]) -> bool:
@@ -137,7 +137,7 @@ def test_a_frozen_tensor_that_changed_is_named() -> None:
     method.prepare(bundle)
     with torch.no_grad():
         bundle.model.transformer.wpe.weight.add_(1)
-    with pytest.raises(ModelError, match=r"1 tensors were to stay as they were, and changed: transformer\.wpe\.weight"):
+    with pytest.raises(ModelError, match=r"1 tensors are frozen, but changed: transformer\.wpe\.weight"):
         method.proof(bundle)
 
 
@@ -220,7 +220,7 @@ def test_lora_targets_are_names_or_all_linear() -> None:
         f"model.layers.{layer}.self_attn.{name}_proj" for layer in (0, 1) for name in "qv"
     ]
     with pytest.raises(
-        ModelError, match=r"no linear layer of LlamaForCausalLM is called 'q_pro'.*Did you mean 'q_proj'"
+        ModelError, match=r"no linear layer of LlamaForCausalLM is named 'q_pro'.*Did you mean 'q_proj'"
     ):
         targets(bundle, "q_pro")
 
@@ -386,7 +386,7 @@ def test_bitfit_needs_biases() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5", "bart"])
 def test_a_tied_output_layer_cannot_be_probed(kind: str) -> None:
-    with pytest.raises(ModelError, match=r"has no output layer of its own: its weight is that of the input embeddings"):
+    with pytest.raises(ModelError, match=r"has no separate output layer: its weight is that of the input embeddings"):
         made("linear-probe").prepare(fakes.bundle(kind))
 
 

@@ -1,1 +1,1 @@
-"""How weights are adapted: one file a method."""
+"""Methods of fine-tuning, one per file."""

@@ -1,4 +1,4 @@
-"""What the methods share that train a few tensors and leave all others as they are, with the proof of both."""
+"""Define the base class of methods that train some tensors and freeze all others, with the proof of both."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fulltune.training.optimizers import has_8bit_state
 
 
 class Partial(Method):
-    """Base of those methods. Trained tensors are float32; frozen ones keep their bytes."""
+    """Base class of these methods. Trained tensors are float32; frozen tensors are unchanged, byte for byte."""
 
     trains_all = False
     dtype: ClassVar[str] = "float32"
@@ -38,10 +38,10 @@ class Partial(Method):
 
     @abstractmethod
     def attach(self, bundle: Bundle) -> None:
-        """Make exactly those tensors trainable that will learn; every parameter is frozen when this is called.
+        """Make the tensors of the method trainable; all parameters are frozen before.
 
         Raises:
-            ModelError: The model has nothing of the kind.
+            ModelError: The model has no such tensors.
         """
 
     def prepare(self, bundle: Bundle) -> Bundle:
@@ -53,30 +53,33 @@ class Partial(Method):
         self._origin = files.Origin.of(bundle, self.name)
         self._check_tokens(bundle)
         model.float().requires_grad_(False)
-        whole = sum(value.numel() for value in model.parameters())
+        total = sum(value.numel() for value in model.parameters())
         self.attach(bundle)
         trained = self._trained(model)
         require("are not float32", [name for name, value in trained.items() if value.dtype != torch.float32])
-        self._total = whole + sum(value.numel() for name, value in trained.items() if self.is_added(name))
-        self._prepared, self._before = model, fingerprints(model)
+        self._total = total + sum(value.numel() for name, value in trained.items() if self.is_added(name))
+        self._prepared = model
+        self._before = fingerprints(model)
         return bundle
 
     def is_added(self, name: str) -> bool:
-        """Whether a trained tensor is none of the base's."""
+        """Return True if the method has added a trained tensor to the model."""
         return False
 
     def callbacks(self) -> Sequence[TrainerCallback]:
         return (self._first_step,)
 
     def proof(self, bundle: Bundle) -> Parameters:
-        model, after = bundle.model, fingerprints(bundle.model)
+        model = bundle.model
+        after = fingerprints(model)
         trained = self._trained(model)
         changed = [name for name in after if name not in trained and after[name] != self._before[name]]
-        require("were to stay as they were, and changed", changed)
+        require("are frozen, but changed", changed)
         require("are not float32", [name for name, value in trained.items() if value.dtype != torch.float32])
         moved = sum(after[name] != self._before[name] for name in trained)
-        count, total = sum(value.numel() for value in trained.values()), self._total
-        still = len(after) - len(trained)
+        count = sum(value.numel() for value in trained.values())
+        total = self._total
+        frozen = len(after) - len(trained)
         return Parameters(
             total=total,
             trainable=count,
@@ -86,7 +89,7 @@ class Partial(Method):
             moved=moved / len(trained),
             evidence=(
                 f"{count:,} of {total:,} parameters trained ({count / total:.3%}), in {len(trained)} tensors",
-                f"{still} frozen tensors have the bytes that they had before",
+                f"{frozen} frozen tensors are unchanged, byte for byte",
                 *self._first_step.evidence,
                 f"{moved} of {len(trained)} trained tensors moved",
             ),
@@ -97,7 +100,7 @@ class Partial(Method):
         files.write(folder, self._origin, config, tensors)
 
     def stored(self, bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-        """Config and tensors of the adapter, in PEFT's format where it has the method."""
+        """Return the config and the tensors of the adapter, in the format of PEFT if it has the method."""
         return {"peft_type": None}, dict(self._trained(bundle.model))
 
     @staticmethod
@@ -109,22 +112,22 @@ class Partial(Method):
             raise ModelError(
                 f"the model has no embeddings for {bundle.grown} tokens of its tokenizer, and {self.name} trains none",
                 expected="an embedding for every token",
-                fix="use full or lora, which train new ones",
+                fix="use full or lora, which train embeddings of new tokens",
                 field="method",
             )
 
 
 def embedding_rows(bundle: Bundle) -> int:
-    """Tokens that the model has an embedding for."""
+    """Return the number of tokens that have an embedding."""
     embeddings: Any = bundle.model.get_input_embeddings()
     return int(embeddings.weight.shape[0])
 
 
 def head_modules(bundle: Bundle) -> list[str]:
-    """Names of the modules that learn whole, whatever the method: a classification head, and what it brought with it.
+    """Return the names of the modules that every method trains completely: a classification head and its new layers.
 
-    A head on a pretrained body may bring layers inside the body that the checkpoint lacks (BERT's pooler over a
-    masked-LM checkpoint); frozen at random they would spoil what reads them.
+    A head on a pretrained body may add layers to the body that the checkpoint does not have, such as the pooler of BERT
+    on a masked-LM checkpoint. They are initialized at random, so they must not be frozen.
     """
     if bundle.head != "classification":
         return []
@@ -139,11 +142,11 @@ def head_modules(bundle: Bundle) -> list[str]:
 
 
 def is_inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether a dotted name is one of the modules or lies below one."""
+    """Return True if a dotted name is one of the modules, or inside one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def train_modules(model: nn.Module, names: Sequence[str]) -> None:
-    """Let whole modules learn."""
+    """Make all parameters of these modules trainable."""
     for name in names:
         model.get_submodule(name).requires_grad_(True)

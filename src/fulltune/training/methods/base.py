@@ -1,6 +1,6 @@
-"""What a method is: which weights learn, what must hold while they do, and the proof of it.
+"""Define the base class of methods: the trainable parameters, the checks during training, and the proof afterwards.
 
-A method never knows which task it trains.
+A method does not depend on the task.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ if TYPE_CHECKING:
 
 
 class Method(ABC):
-    """Base of all methods; one instance a run, used in the order ``prepare``, ``features``, ``callbacks``, ``proof``,
-    ``save``, ``merge``.
+    """Base class of all methods.
+
+    A run has one instance and calls ``prepare``, ``features``, ``callbacks``, ``proof``, ``save`` and ``merge`` in this
+    order.
 
     Attributes:
-        name: As a config names it.
-        reads: Keys of ``adapter`` that it reads; any other that is set is refused.
-        refuses: Keys of ``regularize`` that it cannot do.
-        trains_all: Every parameter learns; otherwise checkpoints hold those that do, and no others, and there is a
-            :meth:`save`.
-        is_beside: What is trained lies beside the weights until :meth:`merge`, which changes the model's numbers
-            by rounding.
-        stays_apart: What is trained is no part of the weights, so that the model is stored as base and adapter.
+        name: Name in a config.
+        reads: Keys of ``adapter`` that the method reads; it is an error to set any other.
+        refuses: Keys of ``regularize`` that the method does not support.
+        trains_all: All parameters are trainable. Otherwise checkpoints contain the trainable parameters only, and the
+            method has :meth:`save`.
+        is_beside: The trained tensors are separate from the weights until :meth:`merge`, which changes outputs by
+            rounding.
+        stays_apart: The trained tensors cannot be merged, so the model is stored as base and adapter.
 
     Raises:
-        ConfigError: The config asks for something that the method does not do.
+        ConfigError: The config sets an option that the method does not support.
     """
 
     name: ClassVar[str]
@@ -60,41 +62,42 @@ class Method(ABC):
 
     @abstractmethod
     def prepare(self, bundle: Bundle) -> Bundle:
-        """Make ready what will learn, in place where it can be; returns what is to be trained. A second call with the
-        same model changes nothing.
+        """Make the parameters of the method trainable, in place if possible, and return the bundle to train.
+
+        A second call with the same model has no effect.
 
         Raises:
-            ModelError: The model cannot be trained in this way.
+            ModelError: The method does not support the model.
         """
 
     def features(self, bundle: Bundle, features: Sequence[Features]) -> Sequence[Features]:
-        """Sequences as the prepared model reads them."""
+        """Return the sequences in the form that the prepared model reads."""
         return features
 
     def callbacks(self) -> Sequence[TrainerCallback]:
-        """Checks that watch training."""
+        """Return callbacks that check the training."""
         return ()
 
     @abstractmethod
     def proof(self, bundle: Bundle) -> Parameters:
-        """What was trained, after training, from the tensors themselves.
+        """Return what was trained, measured on the tensors after training.
 
         Raises:
-            ModelError: What the method promises does not hold.
+            ModelError: A parameter that must change did not, or the reverse.
         """
 
     def save(self, bundle: Bundle, folder: Path) -> None:
-        """Write what was trained, without the base, into a folder; called where not all was."""
+        """Write the trained tensors without the base to a folder; only for methods that do not train all parameters."""
         raise NotImplementedError
 
     def merge(self, bundle: Bundle) -> Bundle:
-        """Make a plain model of it, in place: what was trained becomes part of its weights."""
+        """Merge the trained tensors into the weights, in place, and return the plain model."""
         return bundle
 
     def _unread_keys(self) -> Iterator[Problem]:
-        usual = AdapterConfig()
+        default = AdapterConfig()
         for key, value in self.config.adapter:
-            if value != getattr(usual, key) and key not in self.reads:
+            if value != getattr(default, key) and key not in self.reads:
                 known = ", ".join(sorted(self.reads)) or "none"
                 yield Problem(
                     f"{value!r} for the method {self.name}",
@@ -104,12 +107,12 @@ class Method(ABC):
                 )
 
     def _refused_keys(self) -> Iterator[Problem]:
-        usual = RegularizeConfig()
+        default = RegularizeConfig()
         for key, value in self.config.regularize:
-            if value != getattr(usual, key) and key in self.refuses:
+            if value != getattr(default, key) and key in self.refuses:
                 yield Problem(
                     f"{value!r} for the method {self.name}",
-                    "a method whose weights it can hold, such as full",
+                    "a method that supports this penalty, such as full",
                     "remove it, or choose another method",
                     field=f"regularize.{key}",
                 )

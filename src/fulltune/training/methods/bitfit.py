@@ -1,4 +1,4 @@
-"""``bitfit``: only biases learn (Ben Zaken et al. 2022), and a classification head."""
+"""Implement ``bitfit``: train biases only (Ben Zaken et al. 2022), and a classification head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fulltune.training.methods.adapters import Partial, head_modules, is_inside,
 
 
 class BitFit(Partial):
-    """Every parameter called ``bias``, those of norms included; a classification head learns whole."""
+    """Train every parameter named ``bias``, those of norms included, and a complete classification head."""
 
     name = "bitfit"
 

@@ -1,4 +1,4 @@
-"""``full``: the classic method. Every parameter is trained, in 32-bit floats, and the record proves it."""
+"""Implement ``full``: train every parameter in 32-bit floats, and prove it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fulltune.training.optimizers import has_8bit_state
 
 
 class Full(Method):
-    """All parameters, float32; 0 frozen; tied weights stay tied."""
+    """Train all parameters in float32; tied weights stay tied."""
 
     name = "full"
 
@@ -46,7 +46,8 @@ class Full(Method):
         model.float().requires_grad_(True)
         self._tied = tied_parameters(model)
         require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])
-        self._before, self._sample = fingerprints(model), samples(model)
+        self._before = fingerprints(model)
+        self._sample = samples(model)
         return bundle
 
     def callbacks(self) -> Sequence[TrainerCallback]:
@@ -75,7 +76,7 @@ class Full(Method):
         lines = [f"all {tensors} tensors trainable and float32, 0 frozen", "TF32 off", *self._first_step.evidence]
         lines.append(f"{moved} of {tensors} tensors moved")
         if self.config.speed.precision == "bf16-mixed":
-            lines.append("products in bfloat16, as asked (speed.precision: bf16-mixed)")
+            lines.append("products in bfloat16, as configured (speed.precision: bf16-mixed)")
         if self._tied:
             lines.append(f"still tied: {', '.join(self._tied)}")
         if self._grown:

@@ -1,4 +1,4 @@
-"""``linear-probe``: only the head learns (Alain & Bengio 2017), a cheap reference for what the frozen body knows."""
+"""Implement ``linear-probe``: train the head only (Alain & Bengio 2017), a cheap baseline for the frozen body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fulltune.training.methods.adapters import Partial, head_modules, train_modu
 
 
 class LinearProbe(Partial):
-    """A classification head; or the output layer of a model that generates, where it is not the embedding as well."""
+    """Train a classification head, or the output layer of a generating model unless it is tied to the embeddings."""
 
     name = "linear-probe"
     refuses = frozenset({"l2_sp", "ewc", "distill", "layer_decay"})
@@ -20,13 +20,13 @@ class LinearProbe(Partial):
 
 
 def _output_layer(model: Any) -> str:
-    """The name of what turns hidden states into words."""
+    """Return the name of the module that maps hidden states to logits of tokens."""
     output = model.get_output_embeddings()
     if output is None or output.weight is model.get_input_embeddings().weight:
         raise ModelError(
-            f"{type(model).__name__} has no output layer of its own: its weight is that of the input embeddings",
+            f"{type(model).__name__} has no separate output layer: its weight is that of the input embeddings",
             expected="a classification task, or a model whose output layer is not tied",
-            fix="use bitfit or lora, which leave the embeddings alone",
+            fix="use bitfit or lora, which do not train the embeddings",
             field="method",
         )
     return next(str(name) for name, module in model.named_modules() if module is output)

@@ -1,6 +1,6 @@
-"""``lora``: two small factors beside every linear layer learn, and are added to its weight in the end.
+"""Implement ``lora``: train two small factors per linear layer, and add their product to its weight at the end.
 
-Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models"; by PEFT.
+Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models"; PEFT implements the layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fulltune.training.methods.adapters import Partial, embedding_rows, head_mod
 
 
 class Lora(Partial):
-    """Factors of rank ``adapter.rank`` beside the linear layers of the body; a classification head learns whole."""
+    """Train factors of rank ``adapter.rank`` for the linear layers of the body, and a complete classification head."""
 
     name = "lora"
     reads = frozenset({"rank", "alpha", "dropout", "targets"})
@@ -33,18 +33,19 @@ class Lora(Partial):
         self._tuner: Any = None
 
     def attach(self, bundle: Bundle) -> None:
-        settings, seed, rows = self.config.adapter, self.config.train.seed, embedding_rows(bundle)
+        settings = self.config.adapter
+        rows = embedding_rows(bundle)
         bundle.model.requires_grad_(False)
-        whole = head_modules(bundle)
+        head = head_modules(bundle)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.config.train.seed)
             self._tuner = lora.inject(
                 bundle.model,
-                targets(bundle, settings.targets, whole),
+                targets(bundle, settings.targets, head),
                 rank=settings.rank,
                 alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
                 dropout=settings.dropout,
-                whole=whole,
+                whole=head,
                 tokens=range(rows - bundle.grown, rows),
             )
 
@@ -61,39 +62,39 @@ class Lora(Partial):
         return bundle
 
     def _check_tokens(self, bundle: Bundle) -> None:
-        """New tokens get embeddings, which learn."""
+        """Accept new tokens: their embeddings are trained."""
 
 
-def targets(bundle: Bundle, wanted: str | Sequence[str], whole: Sequence[str] = ()) -> list[str]:
-    """Whole names of the layers that ``adapter.targets`` means.
+def targets(bundle: Bundle, wanted: str | Sequence[str], head: Sequence[str] = ()) -> list[str]:
+    """Return the full names of the layers that ``adapter.targets`` selects.
 
     Args:
         bundle: The model.
         wanted: ``all-linear`` for every linear layer of the body, or endings of names (``q_proj``, ``attn.c_attn``).
-        whole: Modules that learn whole, and so take no factors.
+        head: Modules that are trained completely, and so have no factors.
 
     Raises:
-        ModelError: A name ends that of no linear layer.
+        ModelError: No linear layer has a name with one of the endings.
     """
     model: Any = bundle.model
-    body, output = model.base_model, model.get_output_embeddings()
-    inside = {id(layer) for layer in body.modules()} - {id(output)}
+    output = model.get_output_embeddings()
+    inside = {id(layer) for layer in model.base_model.modules()} - {id(output)}
     known = [
         name
         for name in lora.linear_layers(model)
-        if id(model.get_submodule(name)) in inside and not is_inside(name, whole)
+        if id(model.get_submodule(name)) in inside and not is_inside(name, head)
     ]
     if wanted == "all-linear":
         return known
     asked = [wanted] if isinstance(wanted, str) else list(wanted)
-    found = {ending: [name for name in known if f".{name}".endswith(f".{ending}")] for ending in asked}
-    missing = [ending for ending, names in found.items() if not names]
+    matches = {ending: [name for name in known if f".{name}".endswith(f".{ending}")] for ending in asked}
+    missing = [ending for ending, names in matches.items() if not names]
     if missing:
         endings = sorted({name.rpartition(".")[2] for name in known})
         raise ModelError(
-            f"no linear layer of {type(model).__name__} is called {' or '.join(map(repr, missing))}",
+            f"no linear layer of {type(model).__name__} is named {' or '.join(map(repr, missing))}",
             expected=f"all-linear, or some of {', '.join(endings)}",
-            fix=did_you_mean(missing[0], endings) or "name some of these",
+            fix=did_you_mean(missing[0], endings) or "choose some of these",
             field="adapter.targets",
         )
-    return [name for name in known if any(name in names for names in found.values())]
+    return [name for name in known if any(name in names for names in matches.values())]

@@ -1,7 +1,7 @@
-"""``prompt-tuning``: vectors before every input learn, and a classification head (Lester et al. 2021).
+"""Implement ``prompt-tuning``: train vectors before every input, and a classification head (Lester et al. 2021).
 
-They start from the embeddings of a text, or of tokens drawn from the vocabulary, which trains better than noise
-(section 3.2 there). They are no part of the weights: the model is stored as its base and the vectors.
+The vectors are initialized with the embeddings of a text, or of random tokens of the vocabulary, which trains better
+than noise (section 3.2). They cannot be merged: the model is stored as its base and the vectors.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fulltune.models.losses import IGNORED
 from fulltune.tasks.base import Features
 from fulltune.training.methods.adapters import Partial, embedding_rows, head_modules, train_modules
 
-#: Tokens that a prompt is drawn from: the first of a vocabulary are its most common (as in the paper).
+#: Number of tokens that a prompt is drawn from: the first tokens of a vocabulary are the most common (as in the paper).
 _COMMON = 5000
 
 
 class PromptTuning(Partial):
-    """``adapter.prompt_tokens`` vectors before the input of a decoder or an encoder."""
+    """Train ``adapter.prompt_tokens`` vectors before the input of a decoder or an encoder."""
 
     name = "prompt-tuning"
     reads = frozenset({"prompt_tokens", "prompt_text"})
@@ -47,7 +47,8 @@ class PromptTuning(Partial):
         return name == soft_prompt.NAME
 
     def features(self, bundle: Bundle, features: Sequence[Features]) -> Sequence[Features]:
-        ids, are_aligned = bundle.prompt_ids, bundle.family == "decoder" and bundle.head == "lm"
+        ids = bundle.prompt_ids
+        are_aligned = bundle.family == "decoder" and bundle.head == "lm"
 
         def labels(item: Features) -> Any:
             return [IGNORED] * len(ids) + list(item.labels) if are_aligned else item.labels  # type: ignore[arg-type]
@@ -73,13 +74,16 @@ class PromptTuning(Partial):
         ids = list(bundle.tokenizer(text, add_special_tokens=False).input_ids)
         if not ids:
             raise ConfigError(
-                f"{text!r} has no tokens", expected="a text", fix="write one, or remove it", field="adapter.prompt_text"
+                f"{text!r} has no tokens",
+                expected="a text",
+                fix="set a text, or remove it",
+                field="adapter.prompt_text",
             )
         return ids
 
 
 def _peft_config(bundle: Bundle, vectors: Tensor) -> dict[str, Any]:
-    """What PEFT's ``PromptTuningConfig`` needs to load the vectors."""
+    """Return the fields of the ``PromptTuningConfig`` of PEFT that loads the vectors."""
     kinds = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
     return {
         "peft_type": "PROMPT_TUNING",

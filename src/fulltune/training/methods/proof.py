@@ -1,4 +1,4 @@
-"""Prove that a method trains what it promises: in float32, trained tensors move, frozen ones keep their bytes."""
+"""Prove what a method trains: computation in float32, trained tensors change, frozen tensors do not."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from fulltune.errors import ConfigError, ModelError, Problem
 
 _REDUCED = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 
-#: Tensors named in a message; of the others only the number is told.
+#: Largest number of tensor names in a message.
 _NAMED = 5
 
-#: Weights of each tensor whose change is measured.
+#: Number of weights per tensor whose change is measured.
 _SAMPLED = 256
 
-#: Weights are taken to be at least this large when their change is set against them: zeros have no size.
+#: Lower bound of the size of weights to which changes are relative: weights may be zero.
 _LEAST = 1e-3
 
 
 @dataclass
 class FirstStep(TrainerCallback):
-    """Looks at gradients and the optimizer's moments in the first optimizer step.
+    """Check the gradients and the moments of the optimizer in the first optimizer step.
 
     Attributes:
-        is_8bit: Moments may be 8-bit numbers, because such an optimizer was asked for.
+        is_8bit: The moments may be 8-bit numbers, because the configured optimizer stores them so.
+        evidence: Results of the checks, one per line.
+        done: The first step is over.
 
     Raises (in training):
-        ModelError: One of them is not float32, or no parameter got a gradient.
+        ModelError: A gradient or a moment is not float32, or no parameter has a gradient.
     """
 
     is_8bit: bool = False
@@ -43,14 +45,15 @@ class FirstStep(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.done or args.deepspeed_plugin is not None:  # DeepSpeed has taken its step by now, gradients and all
+        # DeepSpeed has taken its step before this event, and its gradients are gone.
+        if self.done or args.deepspeed_plugin is not None:
             return
-        learning = [(name, value) for name, value in kwargs["model"].named_parameters() if value.requires_grad]
-        with_gradient = [(name, value.grad) for name, value in learning if value.grad is not None]
+        trainable = [(name, value) for name, value in kwargs["model"].named_parameters() if value.requires_grad]
+        with_gradient = [(name, value.grad) for name, value in trainable if value.grad is not None]
         require("have gradients that are not float32", [n for n, g in with_gradient if g.dtype != torch.float32])
-        missing = [name for name, value in learning if value.grad is None]
+        missing = [name for name, value in trainable if value.grad is None]
         if not with_gradient:
-            require("got no gradient", missing)
+            require("have no gradient", missing)
         self.evidence.append(f"gradients of {len(with_gradient)} tensors float32")
         if missing:
             self.evidence.append(f"no gradient (not part of the loss): {_listed(missing)}")
@@ -72,7 +75,7 @@ class FirstStep(TrainerCallback):
         require("have optimizer moments that are not float32", [n for n, m in moments if m.dtype not in allowed])
         small = sum(moment.dtype == torch.uint8 for _, moment in moments)
         if small:
-            self.evidence.append(f"{small} optimizer moments in 8-bit numbers, as asked")
+            self.evidence.append(f"{small} optimizer moments in 8-bit numbers, as configured")
         self.evidence.append(f"{len(moments) - small} optimizer moments float32")
 
 
@@ -93,7 +96,7 @@ def refuse_reduced(trainer: Mapping[str, Any], method: str) -> None:
 
 
 def tied_parameters(model: nn.Module) -> tuple[str, ...]:
-    """``first = other`` for every parameter that the model knows under a second name, sorted."""
+    """Return ``first = other`` for every parameter with a second name, sorted."""
     first: dict[int, str] = {}
     pairs = []
     for name, value in model.named_parameters(remove_duplicate=False):
@@ -104,7 +107,7 @@ def tied_parameters(model: nn.Module) -> tuple[str, ...]:
 
 
 def fingerprints(model: nn.Module) -> dict[str, bytes]:
-    """SHA-256 of the bytes of each parameter, so that movement is proven without a copy of the weights."""
+    """Return the SHA-256 of each parameter, which detects changes without a copy of the weights."""
     return {name: _sha256(value.detach()) for name, value in model.named_parameters()}
 
 
@@ -128,16 +131,21 @@ def _sha256(tensor: torch.Tensor) -> bytes:
 
 
 def require(broken: str, names: Iterable[str]) -> None:
-    """
+    """Check that no tensor violates a condition.
+
+    Args:
+        broken: The violation, as a predicate.
+        names: Names of the tensors that violate the condition.
+
     Raises:
-        ModelError: There are such names.
+        ModelError: There are such tensors.
     """
-    found = sorted(names)
-    if found:
+    tensors = sorted(names)
+    if tensors:
         raise ModelError(
-            f"{len(found)} tensors {broken}: {_listed(found)}",
-            expected="float32, trained or left alone as the method promises",
-            fix="load the model with fulltune, and leave its tensors as they are",
+            f"{len(tensors)} tensors {broken}: {_listed(tensors)}",
+            expected="float32, trained or frozen as the method defines",
+            fix="load the model with fulltune, and do not change its tensors",
             field="model",
         )
 

@@ -1,7 +1,7 @@
-"""``qlora``: LoRA beside a body that is held in 4 bits (Dettmers et al. 2023).
+"""Implement ``qlora``: LoRA on a body that is quantized to 4 bits (Dettmers et al. 2023).
 
-NormalFloat with double quantisation, products in float32. The adapter is merged into what the 4 bits stand for, since
-that is what it was trained on.
+The format is NormalFloat with double quantization; products are computed in float32. The adapter is merged into the
+dequantized weights, because it was trained on them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fulltune.training.methods.lora import Lora, targets
 
 
 class QLora(Lora):
-    """As :class:`~fulltune.training.methods.lora.Lora`; the linear layers of the body are quantised, targets or not."""
+    """Train as :class:`~fulltune.training.methods.lora.Lora` does; all linear layers of the body are quantized."""
 
     name = "qlora"
     refuses = frozenset({"l2_sp", "ewc", "distill"})
@@ -30,7 +30,7 @@ class QLora(Lora):
 
     def attach(self, bundle: Bundle) -> None:
         model: Any = bundle.model
-        # Layers that the library wants in float32 whatever the rest is; T5 even reads their dtype and casts to it.
+        # Layers that the library always keeps in float32; T5 reads their dtype and casts to it.
         kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
         layers = targets(bundle, "all-linear", head_modules(bundle))
         names = [name for name in layers if kept.isdisjoint(name.split("."))]
@@ -39,8 +39,9 @@ class QLora(Lora):
         super().attach(bundle)
 
     def proof(self, bundle: Bundle) -> Parameters:
-        found = super().proof(bundle)
+        parameters = super().proof(bundle)
         layers = [layer for layer in bundle.model.modules() if nf4.is_quantized(layer)]
-        held, stood_for = sum(map(nf4.held_bytes, layers)), sum(map(nf4.weights, layers))
-        line = f"{len(layers)} layers in 4 bits (NF4, double quantisation): {stood_for:,} weights in {held:,} bytes"
-        return found.model_copy(update={"evidence": (*found.evidence, line)})
+        size = sum(map(nf4.held_bytes, layers))
+        weights = sum(map(nf4.weights, layers))
+        line = f"{len(layers)} layers in 4 bits (NF4, double quantization): {weights:,} weights in {size:,} bytes"
+        return parameters.model_copy(update={"evidence": (*parameters.evidence, line)})
