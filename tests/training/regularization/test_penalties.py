@@ -338,7 +338,7 @@ def heads() -> Sequence[tuple[str, str, dict[str, Any], str]]:
         ("bert", "classification", {"replay": 0.2, "replay_from": "x"}, "General text has no class"),
         ("t5", "lm", {"replay": 0.2}, "Only a decoder makes up text"),
         ("bert", "classification", {"ewc": 1.0}, "set regularize.replay_from to a file"),
-        ("gpt2", "lm", {"distill": 1.0, "replay_from": "builtin"}, "no longer measures retention"),
+        ("gpt2", "lm", {"distill": 1.0, "replay_from": "builtin"}, "does not measure retention"),
     ]
 
 

@@ -1,1 +1,1 @@
-"""Ways to keep a model close to its base or to make it depend less on single rows."""
+"""Regularization: keep a model close to its base, or less dependent on single rows."""

@@ -1,6 +1,6 @@
-"""General text as a model's own pretraining asked it: what is hidden, and what must be restored.
+"""Corrupt general text as in the pretraining of a model: hide tokens, which the model must restore.
 
-What is hidden is drawn from the number of the row alone, so that two models are asked the same.
+The hidden tokens depend on the number of the row only, so that two models get the same ones.
 """
 
 from __future__ import annotations
@@ -15,40 +15,49 @@ from numpy.typing import NDArray
 from fulltune.models.bundle import Bundle
 from fulltune.models.inference import Text, end_ids, text_ids
 
-#: Share of an encoder's tokens that are masked (Devlin et al. 2019).
+#: Fraction of the tokens of an encoder that are masked (Devlin et al. 2019).
 MASKED = 0.15
 
-#: Share of an encoder-decoder's tokens that are corrupted, and the mean length of a span (Raffel et al. 2020).
-CORRUPTED, MEAN_SPAN = 0.15, 3.0
+#: Fraction of the tokens of an encoder-decoder that are corrupted (Raffel et al. 2020).
+CORRUPTED = 0.15
 
-#: Tokens of a text that an encoder or an encoder-decoder reads.
+#: Mean length of a corrupted span (Raffel et al. 2020).
+MEAN_SPAN = 3.0
+
+#: Largest number of tokens of a text for an encoder or an encoder-decoder.
 LONGEST = 256
 
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")
 
-#: Stands for a span in the source where the tokenizer has no token for that; taken out again.
+#: Temporary id of a span in the source if the tokenizer has no token for it.
 _GAP = -1
 
 
 def sentinel_ids(bundle: Bundle) -> list[int]:
-    """The tokens that stand for spans, in order; none for a model that was pretrained without them."""
-    found = [(match, token) for name, token in bundle.tokenizer.get_vocab().items() if (match := _SENTINEL.match(name))]
-    return [token for match, token in sorted(found, key=lambda pair: int(pair[0][1]))]
+    """Return the sentinel tokens of spans, in order; none for a model that was pretrained without them."""
+    tokens: dict[int, int] = {}
+    for name, token in bundle.tokenizer.get_vocab().items():
+        match = _SENTINEL.match(name)
+        if match:
+            tokens[int(match[1])] = token
+    return [tokens[number] for number in sorted(tokens)]
 
 
 def corrupted(bundle: Bundle, text: str, row: int) -> Text:
-    """A text as source and target, as close to the model's pretraining as its tokenizer tells.
+    """Return the source and target of a text, as in the pretraining of the model.
 
-    With sentinels: span corruption, as T5 learnt. With a mask token: every span becomes one mask and the whole text is
-    the target, as BART learnt. With neither: spans are taken out and the whole text is the target. A text of fewer than
-    two tokens has nothing to corrupt, and an empty target.
+    With sentinel tokens this is the span corruption of T5. With a mask token, every span becomes one mask and the
+    complete text is the target, as for BART. With neither, spans are removed and the complete text is the target.
+
+    A text of fewer than two tokens cannot be corrupted and has an empty target.
     """
     room = min(LONGEST, bundle.window) - len(bundle.tokenizer("").input_ids) - 1
     ids = np.array(text_ids(bundle, text)[:room])
     ends = end_ids(bundle)
     if len(ids) < 2:
         return Text(ids.tolist(), [])
-    random, sentinels = np.random.default_rng([17, row]), sentinel_ids(bundle)
+    random = np.random.default_rng([17, row])
+    sentinels = sentinel_ids(bundle)
     if sentinels and ends:
         source, target = corrupt(ids, sentinels, ends[0], random)
         return Text(source.tolist(), target.tolist())
@@ -59,14 +68,15 @@ def corrupted(bundle: Bundle, text: str, row: int) -> Text:
 
 
 def _framed(bundle: Bundle, ids: list[int]) -> list[int]:
-    """The ids with what the tokenizer puts around a text."""
-    frame, ends = list(bundle.tokenizer("").input_ids), end_ids(bundle)
+    """Return ids with the special tokens that the tokenizer adds around a text."""
+    frame = list(bundle.tokenizer("").input_ids)
+    ends = end_ids(bundle)
     closes = bool(frame) and frame[-1:] == ends
     return [*(frame[:-1] if closes else frame), *ids, *(ends if closes else [])]
 
 
 def masked(bundle: Bundle, text: str, row: int) -> tuple[list[int], dict[int, int]]:
-    """A text with :data:`MASKED` of its tokens masked (at least one), and what stood at each masked place, in order."""
+    """Return a text with the fraction :data:`MASKED` of its tokens masked, and the original token of each position."""
     ids = list(bundle.tokenizer(text, truncation=False, verbose=False).input_ids)
     window = min(LONGEST, bundle.window)
     ids = ids if len(ids) <= window else [*ids[: window - 1], ids[-1]]
@@ -86,18 +96,29 @@ def corrupt(
     sentinels: Sequence[int],
     end: int,
     random: np.random.Generator,
-    share: float = CORRUPTED,
+    fraction: float = CORRUPTED,
     mean_span: float = MEAN_SPAN,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Span corruption (Raffel et al. 2020, section 3.1.4): ``(T,)`` tokens to a source and a target.
+    """Return the source and target of span corruption (Raffel et al. 2020, section 3.1.4).
 
-    Every corrupted span is one sentinel in the source; the target lists each sentinel with its span, then ``end``.
-    Texts of equal length give sources and targets of equal length.
+    Every corrupted span is one sentinel in the source; the target has each sentinel with its span, then ``end``. Texts
+    of equal length have sources and targets of equal length.
+
+    Args:
+        ids: Tokens, ``(T,)``.
+        sentinels: Tokens that replace spans, in order.
+        end: Last token of source and target.
+        random: Draws the spans.
+        fraction: Fraction of the tokens that are corrupted.
+        mean_span: Mean length of a span.
     """
-    corrupted = max(1, round(len(ids) * share))
+    corrupted = max(1, round(len(ids) * fraction))
     spans = min(max(1, round(corrupted / mean_span)), len(sentinels), len(ids) - corrupted)
-    holes, kept = _cut(corrupted, spans, random), _cut(len(ids) - corrupted, spans, random)
-    source, target, at = list[int](), list[int](), 0
+    holes = _cut(corrupted, spans, random)
+    kept = _cut(len(ids) - corrupted, spans, random)
+    source = list[int]()
+    target = list[int]()
+    at = 0
     for sentinel, keep, hole in zip(sentinels, kept, holes, strict=False):
         source += [*ids[at : at + keep].tolist(), sentinel]
         target += [sentinel, *ids[at + keep : at + keep + hole].tolist()]
@@ -106,7 +127,7 @@ def corrupt(
 
 
 def _cut(total: int, parts: int, random: np.random.Generator) -> list[int]:
-    """``parts`` positive numbers that sum to ``total``, every way of cutting being equally likely."""
+    """Return ``parts`` positive numbers that sum to ``total``, uniformly among all such numbers."""
     inner = np.sort(random.choice(total - 1, size=parts - 1, replace=False)) + 1
     widths: list[int] = np.diff([0, *inner.tolist(), total]).tolist()
     return widths

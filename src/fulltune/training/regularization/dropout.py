@@ -1,4 +1,4 @@
-"""One dropout for a whole model: layers, attention weights, and the numbers that models keep for themselves."""
+"""Set one dropout probability in all places of a model: layers, attention weights, and attributes of modules."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _log = logging.getLogger(__name__)
 
 
 def set_dropout(model: PreTrainedModel, probability: float) -> int:
-    """Set every dropout of a model, that of attention weights included; LayerDrop, which drops whole layers, stays.
+    """Set every dropout of a model, that of attention weights included, except LayerDrop, which drops complete layers.
 
-    A model computes dropout by modules, by functions with a number that a module keeps, or with one read from the
-    config; all three are set. The config goes with the saved model, and so tells how it was trained.
+    Models compute dropout with modules, with functions whose probability is an attribute of a module, or with a
+    probability from the config. All three are set. The config is saved with the model.
 
     Returns:
-        How many places in the model were set.
+        Number of places in the model that were set.
 
     Raises:
         ConfigError: The model has no dropout.
     """
     places = sum(_set_module(module, probability) for module in model.modules())
-    found = _set_config(model.config, probability)
-    if not places + found:
+    fields = _set_config(model.config, probability)
+    if not places + fields:
         raise ConfigError(
             f"{type(model).__name__} has no dropout",
             expected="a model with dropout layers",
@@ -50,18 +50,18 @@ def _set_module(module: nn.Module, probability: float) -> int:
 
 
 def _set_config(config: PretrainedConfig, probability: float) -> int:
-    found = 0
+    fields = 0
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
-            found += _set_config(value, probability)
+            fields += _set_config(value, probability)
         elif _is_probability(name, value):
             _set_field(config, name, probability)
-            found += 1
-    return found
+            fields += 1
+    return fields
 
 
 def _set_field(config: PretrainedConfig, name: str, probability: float) -> None:
-    """Set a field of a config, as an integer where its type demands one (MPT's ``attn_pdrop``)."""
+    """Set a field of a config, as an integer if its type requires one (``attn_pdrop`` of MPT)."""
     values = (probability, int(probability)) if probability == int(probability) else (probability,)
     for value in values:
         try:
@@ -69,10 +69,15 @@ def _set_field(config: PretrainedConfig, name: str, probability: float) -> None:
             return
         except StrictDataclassFieldValidationError:
             continue
-    _log.warning("%s.%s takes no %s: set in the model, not in its config", type(config).__name__, name, probability)
+    _log.warning(
+        "%s.%s does not accept %s: it is set in the model, but not in its config",
+        type(config).__name__,
+        name,
+        probability,
+    )
 
 
 def _is_probability(name: str, value: Any) -> bool:
-    """``attention_dropout``, ``resid_pdrop``, ``hidden_dropout_prob``, ``dropout_rate``, …, but not ``layerdrop``."""
+    """Return True for ``attention_dropout``, ``resid_pdrop``, ``hidden_dropout_prob`` and so on, not ``layerdrop``."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and ("dropout" in name or name.endswith("pdrop"))

@@ -1,4 +1,4 @@
-"""General text to train on beside the task: made up by the base, or from a file. Never the probe."""
+"""Provide general text to train on in addition to the task: sampled from the base, or from a file; never the probe."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from fulltune.tasks.base import Features
 from fulltune.training.regularization.costs import needs_general_text
 from fulltune.training.regularization.denoising import corrupted, masked
 
-#: Tokens of a sequence of general text at most.
+#: Largest number of tokens of a sequence of general text.
 LONGEST = 256
 
-#: Texts that are made up at most; where more sequences are wanted, they come again.
-MADE_UP = 256
+#: Number of texts that are sampled from the base; if more sequences are needed, they are repeated.
+SAMPLED = 256
 
-#: Raised when the same base would make up other texts.
+#: Increase it when the texts that are sampled from a base change.
 VERSION = 1
 
 _FROM_BASE = "base"
 
 
 def check(config: Config, head: Head, base: Bundle) -> None:
-    """Whether this base and this task can be regularized as the config asks.
+    """Check that the base and the task support the regularizers of the config.
 
     Raises:
-        ConfigError: They cannot; all problems at once.
+        ConfigError: They do not; all problems at once.
     """
-    wanted, problems = config.regularize, list[Problem]()
+    wanted = config.regularize
+    problems = list[Problem]()
     if wanted.replay and head != "lm":
         problems.append(
             Problem(
-                "replay for a model that answers with a class",
-                "a task that is answered in text",
-                "general text has no class, so nothing could be learnt from it; use l2_sp, ewc, distill or layer_decay",
+                "replay for a model that predicts classes",
+                "a task whose output is text",
+                "general text has no class to train on; use l2_sp, ewc, distill or layer_decay",
                 field="regularize.replay",
             )
         )
     problems += [
         Problem(
-            f"{name} with an encoder that has no head for words",
-            "a base that gives text a likelihood",
+            f"{name} with an encoder without a language-model head",
+            "a base that computes the likelihood of text",
             "use l2_sp or layer_decay",
             field=f"regularize.{name}",
         )
@@ -57,9 +58,9 @@ def check(config: Config, head: Head, base: Bundle) -> None:
     if needs_general_text(wanted) and wanted.replay_from == _FROM_BASE and base.family != "decoder":
         problems.append(
             Problem(
-                f"general text made up by a base of the {base.family} family",
+                f"general text sampled from a base of the family {base.family}",
                 "a file with a `text` column",
-                "only a decoder makes up text from nothing; set regularize.replay_from to a file",
+                "text can be sampled from a decoder only; set regularize.replay_from to a file",
                 field="regularize.replay_from",
             )
         )
@@ -69,7 +70,7 @@ def check(config: Config, head: Head, base: Bundle) -> None:
             Problem(
                 "the probe of guards.forgetting",
                 "other general text",
-                "what is trained on no longer measures retention",
+                "text of the training does not measure retention; choose another file",
                 field="regularize.replay_from",
             )
         )
@@ -78,42 +79,44 @@ def check(config: Config, head: Head, base: Bundle) -> None:
 
 
 def general_text(config: Config, base: Bundle, out: Path | None = None) -> list[str]:
-    """The texts of ``regularize.replay_from``, shuffled by the seed where they come from a file.
+    """Return the texts of ``regularize.replay_from``; those of a file are shuffled by the seed.
 
     Args:
-        config: The job.
-        base: The untouched base, which makes them up unless a file is named.
-        out: Where made-up texts are cached by the base's hash; nowhere by default.
+        config: The config of the run.
+        base: The untrained base, from which texts are sampled unless a file is set.
+        out: Runs folder in which sampled texts are cached by the hash of the base; None for no cache.
 
     Raises:
-        DataError: The file is missing or has no ``text``.
+        DataError: The file is missing or has no column ``text``.
     """
     source = config.regularize.replay_from
     if source != _FROM_BASE:
         table = load_table(source, (Column("text", str),), DataConfig(train=source))
         return [str(row.fields["text"]) for row in table]
     room = min(LONGEST, base.window) - 1
-    made = (text for text in _made_up(config, base, room, out) if text.strip())
-    return list(made)
+    return [text for text in _sampled(config, base, room, out) if text.strip()]
 
 
-def _made_up(config: Config, base: Bundle, room: int, out: Path | None) -> Iterator[str]:
-    size, seed = config.evaluation.batch_size, config.train.seed
+def _sampled(config: Config, base: Bundle, room: int, out: Path | None) -> Iterator[str]:
+    size = config.evaluation.batch_size
+    seed = config.train.seed
     if out is None:
-        yield from inference.sample(base, MADE_UP, size, room, seed)
+        yield from inference.sample(base, SAMPLED, size, room, seed)
         return
     key = {"general text": VERSION, "base": base.info.sha256, "seed": seed, "batch": size, "tokens": room}
-    path = cache_path(out, cache_key(key | {"count": MADE_UP}))
-    known = cached_rows(path, lambda: inference.sample(base, MADE_UP, size, room, seed))
+    path = cache_path(out, cache_key(key | {"count": SAMPLED}))
+    known = cached_rows(path, lambda: inference.sample(base, SAMPLED, size, room, seed))
     yield from (str(text) for text in known)
 
 
 def encode(base: Bundle, texts: Sequence[str]) -> list[Features]:
-    """Texts as training sequences of the base's own pretraining: the next token for a decoder, restored spans for an
-    encoder-decoder, masked tokens for an encoder. Texts with nothing to learn are left out.
+    """Encode texts as training sequences with the objective of the base's pretraining.
+
+    A decoder predicts the next token, an encoder-decoder restores spans, an encoder restores masked tokens. Texts
+    without a label are dropped.
     """
-    made = (_encoded(base, text, row) for row, text in enumerate(texts))
-    return [features for features in made if features is not None]
+    encoded = (_encoded(base, text, row) for row, text in enumerate(texts))
+    return [features for features in encoded if features is not None]
 
 
 def _encoded(base: Bundle, text: str, row: int) -> Features | None:
@@ -128,22 +131,22 @@ def _encoded(base: Bundle, text: str, row: int) -> Features | None:
     start = inference.start_ids(base)
     room = min(LONGEST, base.window) - len(start)
     tokens = [*inference.text_ids(base, text), *inference.end_ids(base)][:room]
-    ids, given = start + tokens, max(1, len(start))  # nothing predicts the first token of all
+    ids = start + tokens
+    given = max(1, len(start))  # no token predicts the first one
     return Features(ids, [IGNORED] * given + ids[given:], name) if len(ids) > given else None
 
 
 def stand_ins(count: int) -> list[Features]:
-    """Sequences as long as general text gets, for a plan that is made before there is any."""
+    """Return placeholders of the largest length, for a plan before there is any general text."""
     return [Features([0] * LONGEST, [0] * LONGEST, "general")] * count
 
 
 def mixed(features: Sequence[Features], general: Sequence[Features], count: int) -> list[Features]:
-    """The task's sequences and ``count`` of general text, which come again where there are fewer."""
+    """Return the sequences of the task and ``count`` of general text, which are repeated if there are fewer."""
     return [*features, *(general[index % len(general)] for index in range(count if general else 0))]
 
 
 def _same_file(a: str, b: str) -> bool:
     if a == b:
         return True
-    one, two = Path(a), Path(b)
-    return one.exists() and two.exists() and one.samefile(two)
+    return Path(a).exists() and Path(b).exists() and Path(a).samefile(b)

@@ -1,7 +1,7 @@
-"""What keeps the tuned model near the base while it learns: penalties, and rates that fall with depth.
+"""Keep a tuned model close to the base: penalties, and learning rates that decrease with depth.
 
-A penalty adds its gradient once an optimizer step, beside the gradient of the task, before clipping; the logged loss
-stays the task's own. All of them know the base as it was before the first step.
+A penalty adds its gradient to that of the task once per optimizer step, before clipping. The logged loss is that of the
+task. All penalties refer to the base before the first step.
 """
 
 from __future__ import annotations
@@ -24,28 +24,42 @@ from fulltune.tasks.base import Features
 from fulltune.training.batches.collate import Collator
 from fulltune.training.next_tokens import aligned_labels
 
-#: Sequences of general text that a step of distillation reads at most, and that Fisher information is taken on.
-DISTILLED, FISHER = 4, 64
+#: Largest number of sequences of general text per step of distillation.
+DISTILLED = 4
 
-#: Blocks of a transformer by the names that its families give them; what follows is their number.
+#: Largest number of sequences on which Fisher information is estimated.
+FISHER = 64
+
+#: Names of the blocks of a transformer, followed by their number.
 _BLOCK = re.compile(r"^(.*?\b(?:h|layer|layers|block|blocks))\.(\d+)\.")
 
-#: Parts below the first block.
+#: Names of modules below the first block.
 _BOTTOM = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b")
 
 
 class Regularizer(Protocol):
-    """Adds the gradient of a penalty to the parameters' ``.grad``; called once an optimizer step (from 0)."""
+    """A penalty."""
 
-    def backward(self, step: int) -> None: ...
+    def backward(self, step: int) -> None:
+        """Add the gradient of the penalty to the ``.grad`` of the parameters.
+
+        Args:
+            step: Index of the optimizer step.
+        """
 
 
-# ---- Towards the base's weights ----
+# ---- Penalties on weights ----
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A parameter of the student and what it was in the base; ``rows`` tells how many rows both have."""
+    """A parameter of the trained model that the base has too.
+
+    Attributes:
+        name: Its name.
+        parameter: The parameter of the trained model.
+        base: Its value in the base; it may have fewer rows.
+    """
 
     name: str
     parameter: nn.Parameter
@@ -53,35 +67,37 @@ class Shared:
 
     @property
     def rows(self) -> int:
+        """Number of rows that both have."""
         return int(self.base.shape[0])
 
 
-def shared_parameters(base: Bundle, student: Bundle) -> list[Shared]:
-    """The student's parameters that learn and that the base has too: all, or those of the body where the head is new.
+def shared_parameters(base: Bundle, tuned: Bundle) -> list[Shared]:
+    """Return the trainable parameters that the base has too: all, or those of the body if the head is new.
 
-    The base's tensors are its own, not copies; embeddings that grew share the rows that were there.
+    The tensors of the base are not copied. Of embeddings with new tokens, the rows of the base are shared.
     """
-    same_head = student.head == base.head
-    ours = student.model if same_head else student.model.base_model
-    theirs = base.model if same_head else base.model.base_model
-    known = dict(theirs.named_parameters())
+    same_head = tuned.head == base.head
+    tuned_part = tuned.model if same_head else tuned.model.base_model
+    base_part = base.model if same_head else base.model.base_model
+    known = dict(base_part.named_parameters())
     return [
         Shared(name, parameter, known[name].detach())
-        for name, parameter in ours.named_parameters()
+        for name, parameter in tuned_part.named_parameters()
         if parameter.requires_grad and name in known and known[name].shape[1:] == parameter.shape[1:]
     ]
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """``weight / 2 · Σ importance · (θ − θ_base)²``: L2-SP where every parameter is equally important (Li et al. 2018,
-    equation 2, its α part), EWC where the importance is the diagonal Fisher information (Kirkpatrick et al. 2017,
-    equation 3).
+    """Penalize the distance from the base with ``weight / 2 · Σ importance · (θ − θ_base)²``.
+
+    This is L2-SP with equal importance (Li et al. 2018, the α part of equation 2), and EWC with the diagonal Fisher
+    information as importance (Kirkpatrick et al. 2017, equation 3).
 
     Attributes:
-        weight: Of the penalty.
-        anchors: Parameters and where they are pulled to; the tensors must not change during training.
-        importance: By name; None for 1 everywhere.
+        weight: Weight of the penalty.
+        anchors: Parameters with their value in the base, which must not change during training.
+        importance: Importance by name of parameter; None for 1.
     """
 
     weight: float
@@ -101,29 +117,29 @@ class Anchor:
 
 
 def copied(anchors: Sequence[Shared]) -> list[Shared]:
-    """The same with copies of the base's tensors: for a base that is about to be trained in place."""
+    """Return anchors with copies of the tensors of the base, for a base that is trained in place."""
     return [replace(shared, base=shared.base.clone()) for shared in anchors]
 
 
 def diagonal_fisher(base: Bundle, features: Sequence[Features], names: Iterable[str]) -> dict[str, Tensor]:
-    """How much the base's likelihood of general text hangs on each of its parameters, scaled to a mean of 1.
+    """Return the diagonal Fisher information of the base on general text, scaled to a mean of 1.
 
-    The mean over sequences of the squared gradient of the sequence's mean negative log-likelihood: the empirical Fisher
-    information, which for text that the base itself made up is the Fisher information (Kirkpatrick et al. 2017). Scaled
-    so that ``ewc: x`` pulls as hard as ``l2_sp: x`` on the average.
+    This is the mean over sequences of the squared gradient of the mean negative log-likelihood: the empirical Fisher
+    information, which equals the Fisher information for text that is sampled from the base (Kirkpatrick et al. 2017).
+    With the scale, ``ewc: x`` is on average as strong as ``l2_sp: x``.
 
     Args:
-        base: Left as it was.
-        features: At most :data:`FISHER` of them are used.
-        names: Parameters of its model, or of its body, to measure.
+        base: The base; it is not changed.
+        features: General text; at most :data:`FISHER` sequences are used.
+        names: Names of parameters of the model or of its body.
     """
     model: Any = base.model
     known = dict(model.base_model.named_parameters()) | dict(model.named_parameters())
     chosen = {name: known[name] for name in names}
     sums = {name: torch.zeros_like(parameter) for name, parameter in chosen.items()}
-    kept = {parameter: parameter.requires_grad for parameter in chosen.values()}
+    was_trainable = {parameter: parameter.requires_grad for parameter in chosen.values()}
     collate = Collator(int(base.tokenizer.pad_token_id or 0))
-    for parameter in kept:
+    for parameter in was_trainable:
         parameter.requires_grad_(True)
     for item in aligned_labels(base, features[:FISHER]):
         loss = model(**_batch(collate, [item], model.device)).loss
@@ -131,26 +147,27 @@ def diagonal_fisher(base: Bundle, features: Sequence[Features], names: Iterable[
         for total, gradient in zip(sums.values(), gradients, strict=True):
             if gradient is not None:
                 total.add_(gradient.detach().square())
-    for parameter, wanted in kept.items():
-        parameter.requires_grad_(wanted)
-    mean = sum(float(total.sum()) for total in sums.values()) / max(1, sum(total.numel() for total in sums.values()))
+    for parameter, is_trainable in was_trainable.items():
+        parameter.requires_grad_(is_trainable)
+    count = sum(total.numel() for total in sums.values())
+    mean = sum(float(total.sum()) for total in sums.values()) / max(1, count)
     return {name: total / mean if mean else total for name, total in sums.items()}
 
 
-# ---- Towards the base's predictions ----
+# ---- Penalties on predictions ----
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """``weight · KL(base ‖ tuned)``, the mean over the tokens of a few sequences of general text, others at each step.
+    """Penalize ``weight · KL(base ‖ tuned)``, the mean over the tokens of some sequences of general text per step.
 
     Attributes:
-        weight: Of the penalty.
-        base: Whose head the student is asked with, where that was given another.
-        teacher: The base with weights that do not change.
-        student: What learns.
+        weight: Weight of the penalty.
+        base: The base, whose head is used for the student if the student has another one.
+        teacher: The base with frozen weights.
+        student: The trained model.
         features: General text.
-        seed: Of the order in which it is read.
+        seed: Seed of the order in which it is read.
     """
 
     weight: float
@@ -166,11 +183,11 @@ class Distillation:
         with torch.no_grad():
             wanted = self._logits(self.teacher, batch)
         with with_base_head(self.base, self.student) as bundle:
-            found = self._logits(bundle, batch)
-        (self.weight * kl_divergence(wanted, found)).backward()  # type: ignore[no-untyped-call]
+            logits = self._logits(bundle, batch)
+        (self.weight * kl_divergence(wanted, logits)).backward()  # type: ignore[no-untyped-call]
 
     def chosen(self, step: int) -> list[Features]:
-        """The sequences of a step: a function of its number, so that a resumed run goes on alike."""
+        """Return the sequences of a step, which depend on its index only, so that a run resumes identically."""
         n = len(self.features)
         size = min(DISTILLED, n)
         places = range(step * size, (step + 1) * size)
@@ -179,16 +196,19 @@ class Distillation:
 
     @staticmethod
     def _logits(bundle: Bundle, batch: dict[str, Tensor]) -> Tensor:
-        """Logits ``(P, V)`` at the positions whose token is predicted."""
+        """Return the logits ``(P, V)`` of the positions with a label."""
         logits = bundle.model(**batch).logits
         labels = shift(batch["labels"]) if bundle.family == "decoder" else batch["labels"]
-        found: Tensor = logits[labels != IGNORED]
-        return found
+        labeled: Tensor = logits[labels != IGNORED]
+        return labeled
 
 
 def kl_divergence(base: Tensor, tuned: Tensor) -> Tensor:
-    """Mean over rows of KL(base ‖ tuned), in nats, of two sets of logits ``(P, V)``; only columns that both have count
-    (Hinton et al. 2015 at temperature 1, less a constant).
+    """Return the mean over rows of KL(base ‖ tuned) in nats (Hinton et al. 2015 at temperature 1, minus a constant).
+
+    Args:
+        base: Logits of the base, ``(P, V)``.
+        tuned: Logits of the tuned model, ``(P, V')``; only the common columns are used.
     """
     columns = min(base.shape[-1], tuned.shape[-1])
     before = F.log_softmax(base[:, :columns].float(), dim=-1)
@@ -201,26 +221,27 @@ def _batch(collate: Collator, items: Sequence[Features], device: torch.device) -
     return {name: value.to(device) for name, value in collate(rows).items()}
 
 
-# ---- Made from the config ----
+# ---- Penalties of a config ----
 
 
-def regularizers(config: Config, base: Bundle, student: Bundle, features: Sequence[Features]) -> list[Regularizer]:
-    """The penalties that ``regularize`` asks for, ready before the first step.
+def regularizers(config: Config, base: Bundle, tuned: Bundle, features: Sequence[Features]) -> list[Regularizer]:
+    """Return the penalties of the section ``regularize``.
 
     Args:
-        config: The job.
-        base: The untouched base; where it is itself the student, what must not change is copied.
-        student: What will learn, prepared by its method.
-        features: General text from :func:`general_text.encode`; empty where none is needed.
+        config: The config of the run.
+        base: The untrained base; if it is trained in place, the tensors that must not change are copied.
+        tuned: The model to train, prepared by its method.
+        features: General text from :func:`general_text.encode`; empty if no penalty reads it.
     """
-    return list(_regularizers(config, base, student, features))
+    return list(_regularizers(config, base, tuned, features))
 
 
-def _regularizers(config: Config, base: Bundle, student: Bundle, features: Sequence[Features]) -> Iterator[Regularizer]:
-    wanted, in_place = config.regularize, student.model is base.model
+def _regularizers(config: Config, base: Bundle, tuned: Bundle, features: Sequence[Features]) -> Iterator[Regularizer]:
+    wanted = config.regularize
+    in_place = tuned.model is base.model
     anchors: Sequence[Shared] = ()
     if wanted.l2_sp or wanted.ewc:
-        anchors = shared_parameters(base, student)
+        anchors = shared_parameters(base, tuned)
         anchors = copied(anchors) if in_place else anchors
     if wanted.l2_sp:
         yield Anchor(wanted.l2_sp, anchors)
@@ -229,37 +250,49 @@ def _regularizers(config: Config, base: Bundle, student: Bundle, features: Seque
     if wanted.distill:
         teacher = replace(base, model=copy.deepcopy(base.model).eval()) if in_place else base
         teacher.model.requires_grad_(False)
-        yield Distillation(wanted.distill, base, teacher, student, features, config.train.seed)
+        yield Distillation(
+            weight=wanted.distill, base=base, teacher=teacher, student=tuned, features=features, seed=config.train.seed
+        )
 
 
-# ---- Rates by depth ----
+# ---- Learning rates by depth ----
 
 
 def distances(model: nn.Module) -> dict[str, int]:
-    """How far below the top each parameter lies: 0 for the head and what follows the last block, 1 for the last block,
-    and one more than all blocks for the embeddings. The two stacks of an encoder-decoder are counted side by side.
+    """Return the distance of each parameter from the top of the model, by name.
+
+    It is 0 for the head and the layers after the last block, 1 for the last block, and the number of blocks plus 1 for
+    the embeddings. The two stacks of an encoder-decoder are counted separately.
     """
     names = [name for name, _ in model.named_parameters()]
-    found = {name: match for name in names if (match := _BLOCK.match(name))}
+    blocks: dict[str, tuple[str, int]] = {}
     heights: dict[str, int] = {}
-    for match in found.values():
-        heights[match[1]] = max(heights.get(match[1], 0), int(match[2]) + 1)
+    for name in names:
+        match = _BLOCK.match(name)
+        if match:
+            stack = match[1]
+            number = int(match[2])
+            blocks[name] = (stack, number)
+            heights[stack] = max(heights.get(stack, 0), number + 1)
     bottom = max(heights.values(), default=0) + 1
-    return {
-        name: heights[found[name][1]] - int(found[name][2])
-        if name in found
-        else (bottom if _BOTTOM.search(name) else 0)
-        for name in names
-    }
+    distances: dict[str, int] = {}
+    for name in names:
+        if name in blocks:
+            stack, number = blocks[name]
+            distances[name] = heights[stack] - number
+        else:
+            distances[name] = bottom if _BOTTOM.search(name) else 0
+    return distances
 
 
 def decay_by_layer(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
-    """Split the optimizer's groups so that a parameter at distance d learns at ``rate · factor^d`` (Howard & Ruder
-    2018, discriminative fine-tuning). The first group keeps the full rate, which is the one that is logged.
+    """Split the groups of an optimizer so that a parameter at distance d has the learning rate ``rate · factor^d``.
 
-    Call it before the first step and before the scheduler is made.
+    This is discriminative fine-tuning (Howard & Ruder 2018). The first group has the full rate, which is logged. Call
+    it before the first step and before the scheduler is created.
     """
-    depth = {id(parameter): distances(model)[name] for name, parameter in model.named_parameters()}
+    distance_of = distances(model)
+    depth = {id(parameter): distance_of[name] for name, parameter in model.named_parameters()}
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         for distance in sorted({depth[id(parameter)] for parameter in group["params"]}):
