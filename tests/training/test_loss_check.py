@@ -202,7 +202,7 @@ def test_the_loss_of_routers_is_trained_once_and_not_evaluated(
         assert found == pytest.approx(expected.item(), abs=1e-4)
         router = "model.layers.0.mlp.gate.weight"
         torch.testing.assert_close(gradients[router], reference.get_parameter(router).grad, rtol=1e-3, atol=1e-6)
-    assert "MixtralForCausalLM computes a loss of its own" in caplog.text
+    assert "MixtralForCausalLM computes its own loss" in caplog.text
     with torch.no_grad():
         cross_entropy = alone(reference.eval(), data, shifted=True).item()
     trainer = Trainer(model=reference, args=fakes.arguments(tmp_path), eval_dataset=data)
@@ -344,7 +344,7 @@ def test_a_model_that_cannot_be_checked_keeps_its_own_loss(tmp_path: Path, caplo
 
     facts = check_loss(make(), "class")
     assert (facts.kind, facts.is_cross_entropy, facts.is_checked) == ("class", False, False)
-    assert "LlamaForSequenceClassification keeps its own loss: TypeError" in caplog.text
+    assert "LlamaForSequenceClassification computes its own loss, which cannot be checked: TypeError" in caplog.text
     data = rows("SequenceClassification")
     expected = alone(built("Llama", "SequenceClassification", **_DECODER), data).item()
     with_layout = [row | {"layout": 1} for row in data]

@@ -66,7 +66,7 @@ def test_a_field_that_agrees_with_the_option_is_accepted(tmp_path: Path) -> None
 
 
 def test_a_value_that_the_library_refuses_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="transformers refuses these training arguments"):
+    with pytest.raises(ConfigError, match="transformers does not accept these training arguments"):
         training_arguments(_config({"save_strategy": "sometimes"}), tmp_path, 10)
 
 
@@ -126,7 +126,7 @@ def test_no_advice_on_usual_values() -> None:
         ({"learning_rate": 1e-3}, {}, "diverge"),
         ({"learning_rate": 1e-6}, {}, "learn slowly"),
         ({"warmup": 0.5}, {}, "Warm-up takes 500 of 1000 steps"),
-        ({"warmup": 2000}, {}, "never gets to"),
+        ({"warmup": 2000}, {}, "never reaches"),
         ({"weight_decay": 0.5}, {}, "weight_decay is 0.5"),
         ({}, {"bf16": True}, "less than 32 bits"),
     ],

@@ -1,1 +1,1 @@
-"""Training: the drop-in :class:`~fulltune.training.trainer.Trainer` and what it is made of."""
+"""Training: the drop-in :class:`~fulltune.training.trainer.Trainer` and its parts."""

@@ -1,14 +1,14 @@
-"""Advice on a config: values that are unusual for a model of this size."""
+"""Give advice on a config: values that are unusual for a model of this size."""
 
 from __future__ import annotations
 
 from fulltune.config import Config
 from fulltune.training.arguments import warmup_steps
 
-#: Models below this many parameters learn at higher rates.
+#: Models with fewer parameters need higher learning rates.
 SMALL_MODEL = 50_000_000
 
-#: Rates that are usual for the methods that train few tensors; small models learn at up to ten times as much. Hu et al.
+#: Usual learning rates of the methods that train few parameters; ten times as high for small models. Hu et al.
 #: 2022 and Dettmers et al. 2023 (LoRA: 1e-4 to 5e-4; about ten times full's: Schulman et al. 2025), Ben Zaken et al.
 #: 2022 (BitFit: 1e-4 to 1e-3), Lester et al. 2021 (prompts: 0.3 at most).
 _USUAL_RATES = {
@@ -21,18 +21,25 @@ _USUAL_RATES = {
 
 
 def advice(config: Config, steps: int, parameters: int) -> list[str]:
-    """One line for each value outside the range that is usual for full fine-tuning; nothing is refused.
+    """Return one line for each value outside the usual range; this is never an error.
 
-    Batch, rate and decay: Devlin et al. 2019 (BERT), appendix A.3. Warm-up of 500 to 2000 steps is usual where a run
-    has tens of thousands of them; here that counts as 1% to 20% of the steps.
+    The ranges of batch size, learning rate and weight decay are from Devlin et al. 2019 (BERT), appendix A.3. A warm-up
+    of 500 to 2000 steps is usual for runs of tens of thousands of steps, and 1% to 20% of the steps for shorter runs.
+
+    Args:
+        config: The config of the run.
+        steps: Optimizer steps of the run.
+        parameters: Number of parameters of the model.
     """
-    train, lines = config.train, []
-    batch, warmup = train.batch_size * train.accumulation, warmup_steps(train, steps)
+    train = config.train
+    lines = []
+    batch = train.batch_size * train.accumulation
+    warmup = warmup_steps(train, steps)
     if not 4 <= batch <= 32:
         lines.append(f"The effective batch is {batch} rows; 4 to 32 is usual.")
     lines += _advice_on_rate(train.learning_rate, parameters, config.method)
     if warmup >= steps:
-        lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never gets to train.learning_rate.")
+        lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never reaches train.learning_rate.")
     elif not 0.01 * steps <= warmup <= max(1, 0.2 * steps):
         lines.append(f"Warm-up takes {warmup} of {steps} steps; 1% to 20% of them is usual (500 to 2000 in long runs).")
     if not 0 < train.weight_decay <= 0.1:
@@ -47,19 +54,21 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
 
 
 def advice_on_choice(config: Config) -> list[str]:
-    """One line where the run cannot choose between its steps."""
+    """Return one line if the run cannot choose the best step."""
     if config.guards.overfitting is None or (config.data.valid is not None and config.train.evaluations):
         return []
     if config.data.valid is not None:
-        return ["train.evaluations is 0: the weights of the last step are taken, and overfitting is not seen."]
-    drawn = "the evaluation curve is drawn on rows of eval; " if config.train.evaluations else ""
+        return ["train.evaluations is 0: the weights of the last step are used, and overfitting is not detected."]
+    curve = (
+        "; the evaluation curve uses rows of eval, which must not choose the step" if config.train.evaluations else ""
+    )
     return [
-        f"Without data.valid the weights of the last step are taken: {drawn}nothing is chosen by rows that decide. "
-        "`data.valid: 0.1` would let the best step be kept and stop a run that overfits."
+        f"Without data.valid the weights of the last step are used{curve}. "
+        "With `data.valid: 0.1` the best step is kept, and a run that overfits is stopped."
     ]
 
 
-#: Options that only some of the built-in tasks read.
+#: Options that not all built-in tasks read, with the tasks that do.
 _READ_BY = {
     "data.databases": ("text2sql",),
     "data.schemas": ("text2sql",),
@@ -80,8 +89,9 @@ def _advice_on_unread(config: Config) -> list[str]:
     lines = []
     for key, tasks in _READ_BY.items():
         section, name = key.split(".")
-        found = getattr(config, section)
-        if config.task not in tasks and getattr(found, name) != type(found).model_fields[name].default:
+        options = getattr(config, section)
+        default = type(options).model_fields[name].default
+        if config.task not in tasks and getattr(options, name) != default:
             lines.append(f"{key} has no effect: the task {config.task} does not read it.")
     return lines
 
@@ -98,5 +108,5 @@ def _advice_on_rate(rate: float, parameters: int, method: str) -> list[str]:
         return [f"train.learning_rate is {rate:g}; 5e-5 to 5e-4 is usual for a model of {parameters:,} parameters."]
     if 2e-5 <= rate <= 5e-5:
         return []
-    risk = "higher rates tend to forget or to diverge" if rate > 5e-5 else "lower rates learn slowly"
+    risk = "higher rates tend to forget or to diverge" if rate > 5e-5 else "lower rates train slowly"
     return [f"train.learning_rate is {rate:g}; 2e-5 to 5e-5 is usual ({risk})."]

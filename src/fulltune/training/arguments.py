@@ -1,4 +1,4 @@
-"""From the config to ``TrainingArguments``: each option under one name, every mistake told at once, advice beside."""
+"""Convert a config to ``TrainingArguments``: each option has one name, and all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fulltune.training.optimizers import NAMES, optimizer_name
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-#: Points of the training curve, about.
+#: Approximate number of points of the training curve.
 LOGGED_POINTS = 150
 
 
-#: Fields that a config sets by a first-class option.
+#: Fields that a first-class option of the config sets.
 FIRST_CLASS = {
     "output_dir": "--out",
     "num_train_epochs": "train.epochs",
@@ -47,9 +47,9 @@ FIRST_CLASS = {
     "per_device_eval_batch_size": "evaluation.batch_size",
 }
 
-#: Names of earlier versions of transformers, or of none, and what to write.
+#: Names that are no fields, most of earlier versions of transformers, and what to write instead.
 _RENAMED = {
-    "warmup_ratio": "train.warmup (below 1 it is a share of the steps)",
+    "warmup_ratio": "train.warmup (below 1 it is a fraction of the steps)",
     "group_by_length": "trainer.train_sampling_strategy: group_by_length (already the default here)",
     "no_cuda": "trainer.use_cpu",
     "evaluation_strategy": "train.evaluations",
@@ -64,7 +64,7 @@ _RENAMED = {
     "adafactor": "train.optimizer: adafactor",
     "tokenizer": "nothing: the model's own tokenizer is used",
     "save_safetensors": "nothing: weights are always written as safetensors",
-    "overwrite_output_dir": "nothing: every run has a folder of its own",
+    "overwrite_output_dir": "nothing: every run has its own folder",
     "push_to_hub_model_id": "`fulltune models export --push REPO`",
     "push_to_hub_token": "the environment variable HF_TOKEN",
     "fp16_backend": "trainer.fp16",
@@ -72,7 +72,7 @@ _RENAMED = {
     "include_inputs_for_metrics": "trainer.include_for_metrics",
 }
 
-#: Fields whose work fulltune does itself, and by what; ``False``, ``None`` and the value that it sets are no harm.
+#: Fields of features that fulltune implements itself, and how; the values ``False`` and ``None`` are accepted.
 _OWNED = {
     "push_to_hub": "`fulltune models export --push REPO`, once the run has its record",
     "hub_model_id": "`fulltune models export --push REPO`",
@@ -86,13 +86,13 @@ _OWNED = {
     "enable_jit_checkpoint": "checkpoints.every",
 }
 
-#: Values that fulltune does not take, and what to write.
+#: Values that fulltune does not accept, and what to write instead.
 _REFUSED_VALUES = {
     ("disable_tqdm", False): "remove it: fulltune draws its own progress (--quiet turns it off)",
     ("save_strategy", "best"): "remove it: data.valid and guards.overfitting keep the best step",
 }
 
-#: What a library raises for a value that it does not take: there is no class of its own for that.
+#: Errors that a library may raise for an invalid value: there is no common class.
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -105,7 +105,7 @@ REFUSALS = (
     ValueError,
 )
 
-#: Smallest values of whole numbers that the library uses without a look at them.
+#: Smallest values of integers that the library does not check.
 _SMALLEST = {
     "eval_accumulation_steps": 1,
     "dataloader_num_workers": 0,
@@ -116,25 +116,25 @@ _SMALLEST = {
     "data_seed": 0,
 }
 
-#: The library takes any other name for ``random``.
+#: Sampling strategies. The library treats any other name as ``random``.
 _SAMPLING = ("random", "sequential", "group_by_length")
 
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 def training_arguments(config: Config, output_dir: Path, rows: int, batches: int | None = None) -> TrainingArguments:
-    """``config.train`` and ``config.trainer`` as the trainer takes them.
+    """Return the arguments of the trainer for a config.
 
     Args:
-        config: The job.
-        output_dir: Where the trainer may write (it writes nothing unless ``trainer.save_strategy`` asks for it).
-        rows: Training sequences an epoch.
+        config: The config of the run.
+        output_dir: Output folder of the trainer, which writes nothing unless ``trainer.save_strategy`` is set.
+        rows: Training sequences per epoch.
         batches: As in :func:`steps_per_epoch`.
 
     Raises:
-        ConfigError: A key of ``trainer`` is unknown, contradicts a first-class option, or has a value that transformers
-            refuses. All at once.
-        MissingDependencyError: The optimizer is one of a package that is not installed.
+        ConfigError: A key of ``trainer`` is unknown, contradicts a first-class option, or has an invalid value. All
+            problems at once.
+        MissingDependencyError: The optimizer needs a package that is not installed.
     """
     from transformers import TrainingArguments
 
@@ -155,7 +155,9 @@ def training_arguments(config: Config, output_dir: Path, rows: int, batches: int
         return TrainingArguments(**(options | engines.arguments(config.train) | config.trainer))
     except REFUSALS as error:
         raise ConfigError(
-            f"transformers refuses these training arguments ({error})", fix="correct the section", field="trainer"
+            f"transformers does not accept these training arguments ({error})",
+            fix="correct the section",
+            field="trainer",
         ) from error
 
 
@@ -184,9 +186,9 @@ def warmup_steps(train: TrainConfig, steps: int) -> int:
 
 
 def evaluation_steps(total: int, points: int) -> tuple[int, ...]:
-    """At most ``points`` steps, evenly spread, the last one at the end of training."""
+    """Return at most ``points`` evenly spaced steps; the last one is the last step of the training."""
     points = min(points, total)
-    return tuple(sorted({math.ceil(total * point / points) for point in range(1, points + 1)})) if points else ()
+    return tuple(math.ceil(total * point / points) for point in range(1, points + 1))
 
 
 def _from_config(config: Config, output_dir: Path, rows: int, batches: int | None) -> dict[str, Any]:
@@ -233,8 +235,8 @@ def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set
         if config.trainer[name] == options.get(name):
             return []
         fix = f"set {option} and remove {key}"
-        given = f"{config_spelling(config.trainer[name])}, but {option} sets this"
-        return [Problem(given, "one place for each option", fix, field=key)]
+        value = config_spelling(config.trainer[name])
+        return [Problem(f"{value}, but {option} sets this field", "one name for each option", fix, field=key)]
     if name in _RENAMED:
         return [Problem("no field of TrainingArguments", fix=f"use {_RENAMED[name]}", field=key)]
     if name not in fields:
@@ -244,9 +246,9 @@ def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set
 
 
 def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
-    """Return what is wrong with the value of a field that passes through: owned here, refused, or of another type."""
+    """Return the problems of a value that is passed to transformers: owned here, refused, or of another type."""
     if name in _OWNED and value not in (None, False):
-        return [Problem("fulltune does this itself", fix=f"remove it, and use {_OWNED[name]}", field=key)]
+        return [Problem("fulltune implements this itself", fix=f"remove it, and use {_OWNED[name]}", field=key)]
     if isinstance(value, (str, bool)) and (name, value) in _REFUSED_VALUES:
         return [Problem(f"{value!r}", fix=_REFUSED_VALUES[name, value], field=key)]
     if name in _SMALLEST and isinstance(value, int) and value < _SMALLEST[name]:
@@ -264,7 +266,7 @@ def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
 
 
 def _is_finite(value: Any) -> bool:
-    """Return whether all numbers in a value of a config are finite."""
+    """Return True if all numbers in a value of a config are finite."""
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))
     if isinstance(value, (list, tuple)):
@@ -274,7 +276,7 @@ def _is_finite(value: Any) -> bool:
 
 @cache
 def _types() -> dict[str, TypeAdapter[Any]]:
-    """Return the declared type of each field of ``TrainingArguments``; numbers are finite, ``yes`` is no text."""
+    """Return the declared type of each field of ``TrainingArguments``, checked strictly and for finite numbers."""
     from transformers import TrainingArguments
 
     strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Which fast paths a job takes: a function of the device, the config, and what is installed."""
+"""Choose the fast paths of a training by the device, the config, and the installed packages."""
 
 from __future__ import annotations
 
@@ -11,31 +11,37 @@ from fulltune.runtime.kernels.products import Choices
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported; nothing is."""
+    """Return True if a module can be imported, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
 def training_device(trainer: Mapping[str, Any]) -> str:
-    """The kind of device that the trainer will take: an accelerator where there is one and the config allows it."""
+    """Return the type of device that the trainer will use.
+
+    Args:
+        trainer: The section ``trainer``.
+    """
     import torch
 
-    found = None if trainer.get("use_cpu") else torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if found is None else found.type
+    if trainer.get("use_cpu"):
+        return "cpu"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
 
 
 def fast_paths(
     device: str, config: Config, choices: Choices | None, installed: Callable[[str], bool] = is_installed
 ) -> tuple[str, ...]:
-    """One short line each, for the record and the doctor.
+    """Return one line per fast path, for the record and ``fulltune doctor``.
 
-    On an accelerator the ecosystem's own kernels are taken (SDPA, fused AdamW, what ``trainer`` asks for): there the
-    switch ``speed.kernels`` changes nothing.
+    On an accelerator, kernels of torch and other packages are used (SDPA, fused AdamW, options of ``trainer``), and
+    ``speed.kernels`` has no effect.
 
     Args:
-        device: ``cpu``, ``cuda``, ``mps``, …
-        config: The job.
-        choices: The products in force; None where kernels are off.
-        installed: Whether a package is there.
+        device: Type of device: ``cpu``, ``cuda``, ``mps``, …
+        config: The config of the run.
+        choices: The matrix products in use; None if kernels are off.
+        installed: Returns True if a package is installed.
     """
     lines = ["SDPA attention"] if device != "cpu" or choices is None else _on_cpu(choices)
     if config.train.optimizer in ("adamw", "adamw_torch_fused"):
@@ -47,12 +53,12 @@ def fast_paths(
     if config.speed.precision == "bf16-mixed":
         lines.append("products in bfloat16")
     if unpads(config, device):
-        lines.append("micro-batches in parts of like length")
+        lines.append("micro-batches in parts of similar length")
     return tuple(lines)
 
 
 def unpads(config: Config, device: str) -> bool:
-    """Whether a job's micro-batches are computed in parts; not with NEFTune, whose noise depends on a batch's width."""
+    """Return True if micro-batches are computed in parts; not with NEFTune, whose noise depends on the batch width."""
     return config.speed.unpad == "auto" and device == "cpu" and not config.trainer.get("neftune_noise_alpha")
 
 

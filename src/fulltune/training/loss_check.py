@@ -1,8 +1,8 @@
-"""Which loss a model computes from its labels, checked on a few tokens of that very model.
+"""Check which loss a model computes from its labels, on a few tokens.
 
-The trainer computes the loss itself, as a sum over labels and with its own denominator, only where this check shows
-that the model would compute the same. Everywhere else (auxiliary losses of routers, several predicted tokens per
-position, penalties) the model's own loss is taken, and micro-batches count in proportion to their labels.
+The trainer computes the loss itself, as a sum over labels and with its own denominator, only if this check shows that
+the model would compute the same. Otherwise (auxiliary losses of routers, several predicted tokens per position,
+penalties) the loss of the model is used, and micro-batches are weighted by the number of their labels.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.runtime.log_once import log_once
 from fulltune.training.objective import Kind, Objective, is_of_classes
 
-#: Largest relative difference between two losses of the same logits that count as equal.
+#: Largest relative difference of two losses of the same logits that are equal.
 TOLERANCE = 1e-5
 
-#: Tokens of a row of the check, and of its target where that is another text.
-_LENGTH, _TARGET = 6, 4
+#: Tokens per row of the check.
+_LENGTH = 6
+
+#: Tokens per target of the check, if it is a separate text.
+_TARGET = 4
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LossFacts:
-    """What is known of a model's loss.
+    """Facts on the loss of a model.
 
     Attributes:
-        kind: How labels belong to logits.
-        is_cross_entropy: The loss is that of :class:`~fulltune.training.objective.Objective` of this kind, nothing
-            more.
-        is_checked: The model could be asked; if not, the kind is what its class promises.
+        kind: Kind of the labels.
+        is_cross_entropy: The loss equals that of :class:`~fulltune.training.objective.Objective` of this kind.
+        is_checked: The check succeeded; if not, the kind is that of the class of the model.
     """
 
     kind: Kind
@@ -50,18 +52,18 @@ class LossFacts:
 
 @torch.no_grad()
 def check_loss(model: Any, kind: Kind) -> LossFacts:
-    """Return what a model computes from labels of this kind.
+    """Return the facts on the loss of a model.
 
-    Decoders that are cut from encoder-decoders read labels without a shift; for ``causal`` this is tried too.
+    Decoders that are parts of encoder-decoders read labels without a shift; for ``causal`` this is tested too.
 
     Args:
-        model: Unwrapped; asked in eval mode, left in the mode that it was in.
-        kind: What its class promises.
+        model: Unwrapped. The check runs in eval mode; the mode of the model is restored.
+        kind: Kind of labels that the class of the model reads.
     """
     batch = _sample(model, kind)
     try:
         with asked(model):
-            # Not by calling the model: hooks that belong to the user's passes are not called.
+            # ``forward`` is called directly, so that hooks of the user are not called.
             loss = _first(model.forward(**batch), "loss")
             logits = _first(model.forward(**without_labels(model, batch, kind)), "logits")
         known: tuple[Kind, ...] = ("causal", "token") if kind == "causal" else (kind,)
@@ -69,8 +71,17 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
     except torch.OutOfMemoryError:
         raise
     except FAILURES as error:
-        name, reason = type(model).__name__, type(error).__name__
-        log_once(_log, logging.WARNING, (name, kind, reason), "%s keeps its own loss: %s: %s", name, reason, error)
+        name = type(model).__name__
+        reason = type(error).__name__
+        log_once(
+            _log,
+            logging.WARNING,
+            (name, kind, reason),
+            "%s computes its own loss, which cannot be checked: %s: %s",
+            name,
+            reason,
+            error,
+        )
         return LossFacts(kind, is_cross_entropy=False, is_checked=False)
     nearest = min(errors, key=lambda one: errors[one])
     facts = LossFacts(nearest, is_cross_entropy=errors[nearest] <= TOLERANCE)
@@ -79,8 +90,8 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
             _log,
             logging.WARNING,
             (type(model).__name__, kind, "another loss"),
-            "%s computes a loss of its own, which differs from the cross-entropy of its logits by %.1e on a sample: "
-            "training takes it; the evaluation loss is the cross-entropy",
+            "%s computes its own loss, which differs from the cross-entropy of its logits by %.1e on a sample: "
+            "training uses it; the evaluation loss is the cross-entropy",
             type(model).__name__,
             errors[nearest],
         )
@@ -88,27 +99,29 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
 
 
 def without_labels(model: Any, batch: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """Return a batch for a forward pass that gives the logits which the model computes its loss of.
+    """Return a batch for a forward pass with the logits from which the model computes its loss.
 
-    Some models read what follows where they keep a cache (FSMT), which they do not do when they get labels.
+    The cache is disabled, as with labels: some models (FSMT) otherwise read only the last token.
 
     Args:
         model: Unwrapped.
-        batch: With labels.
-        kind: Of the loss.
+        batch: A batch with labels.
+        kind: Kind of the labels.
     """
     rest = {name: value for name, value in batch.items() if name != "labels"}
     if kind == "seq2seq" and rest.keys().isdisjoint(("decoder_input_ids", "decoder_inputs_embeds")):
         rest["decoder_input_ids"] = decoder_input_ids(model, batch["labels"])
-    return ({"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}) | rest
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        rest.setdefault("use_cache", False)
+    return rest
 
 
 def _difference(kind: Kind, loss: Tensor, logits: Tensor, labels: Tensor) -> float:
-    """Return the relative difference of the model's loss from that of the kind."""
+    """Return the relative difference between the loss of the model and that of a kind."""
     sums, counts = Objective(kind)(logits, labels)
     expected = float(sums.sum() / counts.sum())
-    found = abs(float(loss) - expected) / max(abs(expected), 1e-6)
-    return found if math.isfinite(found) else math.inf
+    difference = abs(float(loss) - expected) / max(abs(expected), 1e-6)
+    return difference if math.isfinite(difference) else math.inf
 
 
 def _first(outputs: Any, name: str) -> Tensor:
@@ -117,13 +130,14 @@ def _first(outputs: Any, name: str) -> Tensor:
 
 
 def _sample(model: Any, kind: Kind) -> dict[str, Tensor]:
-    """Return rows of one length with labels of the kind, always the same; the labels of the rows differ in number."""
-    random, ids = torch.Generator().manual_seed(0), _ordinary_ids(model)
+    """Return a fixed batch of rows of one length; the number of labels differs between rows."""
+    random = torch.Generator().manual_seed(0)
+    ids = _ordinary_ids(model)
 
     def drawn(*shape: int) -> Tensor:
         return ids[torch.randint(len(ids), shape, generator=random)]
 
-    # Decoders with a classification head refuse several rows where no padding id tells their ends apart.
+    # Decoders with a classification head accept several rows only with a padding id, which marks their ends.
     rows = 1 if kind in ("class", "multi-label", "regression") and _pad_id(model) is None else 2
     input_ids = drawn(rows, _LENGTH)
     end = getattr(model.config, "eos_token_id", None)
@@ -140,7 +154,8 @@ def _sample(model: Any, kind: Kind) -> dict[str, Tensor]:
 
 
 def _labels(model: Any, kind: Kind, words: Tensor, random: torch.Generator) -> Tensor:
-    rows, classes = len(words), int(getattr(model.config, "num_labels", 2))
+    rows = len(words)
+    classes = int(getattr(model.config, "num_labels", 2))
     if kind == "class":
         return torch.randint(classes, (rows,), generator=random)
     if kind == "multi-label":
@@ -153,7 +168,7 @@ def _labels(model: Any, kind: Kind, words: Tensor, random: torch.Generator) -> T
 
 
 def _ordinary_ids(model: Any) -> Tensor:
-    """Return the ids of tokens without a special meaning that all embeddings and heads of a model know."""
+    """Return the ids of ordinary tokens that are in the vocabulary of all embeddings and heads of a model."""
     names = ("vocab_size", "src_vocab_size", "tgt_vocab_size", "decoder_vocab_size")
     configs = (model.config, model.config.get_text_config())
     sizes = [size for config in configs for name in names if isinstance(size := getattr(config, name, None), int)]

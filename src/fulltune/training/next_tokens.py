@@ -1,8 +1,7 @@
-"""Labels of a decoder where its own loss reads them.
+"""Align the labels of a decoder with its loss.
 
-Most decoders take labels that are the input itself and move them by one. Those that are cut from encoder-decoders
-(BART's, Whisper's, TrOCR's) compare them with the logits as they are: with the input for labels such a model would
-learn to copy it.
+Most decoders take the input as labels and shift them by one. Decoders that are parts of encoder-decoders (those of
+BART, Whisper and TrOCR) do not shift: with the input as labels, such a model would be trained to copy it.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ _log = logging.getLogger(__name__)
 
 
 def aligned_labels(bundle: Bundle, features: Sequence[Features]) -> Sequence[Features]:
-    """Return the features with labels that the model's loss reads as the next tokens.
+    """Return features whose labels are next tokens for the loss of the model.
 
     Args:
-        bundle: Any model; only the labels of decoders with a head for words can change.
-        features: As tasks make them: each label is the token of its own position.
+        bundle: Any model; only the labels of decoders with a language-model head can change.
+        features: Features of a task, in which each label is the token of its own position.
 
     Raises:
         ModelError: The decoder reads in both directions (XLNet), so that there is no next token to predict.
@@ -34,14 +33,11 @@ def aligned_labels(bundle: Bundle, features: Sequence[Features]) -> Sequence[Fea
     if bundle.family != "decoder" or bundle.head != "lm" or check_loss(bundle.model, "causal").kind != "token":
         return features
     check_causality(bundle.info.source, bundle.model)
-    name, message = (
-        type(bundle.model).__name__,
-        "%s compares labels with logits as they are: they are moved by one here",
-    )
-    log_once(_log, logging.INFO, name, message, name)
-    return [_moved(one) for one in features]
+    name = type(bundle.model).__name__
+    log_once(_log, logging.INFO, name, "%s does not shift labels: they are shifted here", name)
+    return [_shifted(one) for one in features]
 
 
-def _moved(features: Features) -> Features:
+def _shifted(features: Features) -> Features:
     labels = features.labels
     return replace(features, labels=[*labels[1:], IGNORED]) if isinstance(labels, list) else features

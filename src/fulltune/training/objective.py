@@ -1,6 +1,6 @@
-"""Which kind of loss the class of a model promises: known for the library's usual heads; all others compute their own.
+"""Define the losses by kind of labels, and the kind of each class of transformers with a usual head.
 
-Whether the model keeps the promise is checked by :mod:`fulltune.training.loss_check`.
+That a model really computes the loss of its kind is checked by :mod:`fulltune.training.loss_check`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fulltune.errors import ArgumentError
 from fulltune.models import losses
 from fulltune.training.untouched import is_library_class, library_class
 
-#: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label a row.
-#: ``multi-label``: a vector of zeros and ones a row. ``regression``: one or several numbers a row.
+#: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label per row.
+#: ``multi-label``: a vector of zeros and ones per row. ``regression``: one or several numbers per row.
 Kind = Literal["causal", "seq2seq", "token", "class", "multi-label", "regression"]
 
 
@@ -29,9 +29,9 @@ class Objective:
     """A loss with its settings, as a function of logits and labels.
 
     Attributes:
-        kind: What the labels are.
-        smoothing: Label smoothing; not defined for several labels a row, where it has no effect.
-        weights: ``(C,)`` class weights (factors on the ones for several labels a row).
+        kind: Kind of the labels.
+        smoothing: Label smoothing; it has no effect with several labels per row.
+        weights: ``(C,)`` class weights (with several labels per row, of the positive ones).
     """
 
     kind: Kind
@@ -39,7 +39,7 @@ class Objective:
     weights: Tensor | None = None
 
     def __call__(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums and counts, both of shape ``(B,)``."""
+        """Return sums and counts, both of shape ``(B,)``."""
         labels = labels.to(logits.device)
         weights = None if self.weights is None else self.weights.to(logits.device)
         if self.kind == "class":
@@ -49,30 +49,33 @@ class Objective:
         if self.kind == "regression":
             return losses.squared_error(logits, labels)
         if self.kind == "causal":
-            # A soft prompt puts positions before the text; those predict nothing that is labeled.
+            # A soft prompt adds positions before the text, which have no labels.
             logits = logits[:, -labels.shape[1] :]
         return losses.token_cross_entropy(logits, self.aligned(labels), self.smoothing)
 
     @property
     def is_of_tokens(self) -> bool:
-        """Whether positions are labeled, not rows."""
+        """True if each position has a label, not each row."""
         return self.kind in ("causal", "seq2seq", "token")
 
     def aligned(self, labels: Tensor) -> Tensor:
-        """Labels of tokens ``(B, T)`` as they stand beside the logits."""
+        """Return labels of tokens ``(B, T)``, aligned with the logits."""
         return losses.shift(labels) if self.kind == "causal" else labels
 
     def divergence(self, first: Tensor, second: Tensor, counts: Tensor) -> Tensor:
-        """How far two passes over the same rows lie apart, ``(B,)``: classifiers only.
+        """Return the divergence of two passes over the same rows, ``(B,)``; for classifiers only.
 
-        Rows are weighted by what they count in the loss; ``counts`` is what :meth:`__call__` returned.
+        Args:
+            first: Logits of the first pass.
+            second: Logits of the second pass.
+            counts: Weights of the rows in the loss, as :meth:`__call__` returns them.
         """
         if self.kind == "multi-label":
             return losses.label_divergence(first, second)
         return losses.class_divergence(first, second) * counts
 
     def count(self, labels: Tensor) -> Tensor:
-        """The denominator that these labels add, as a scalar, known before the model has run."""
+        """Return the denominator of these labels, a scalar, without the outputs of the model."""
         if self.kind in ("multi-label", "regression"):
             return torch.tensor(labels.numel())
         if self.kind == "class":
@@ -81,15 +84,18 @@ class Objective:
         return (self.aligned(labels) != losses.IGNORED).sum()
 
     def plain(self) -> Objective:
-        """The same without smoothing and weights: the likelihood itself, which is what evaluation reports."""
+        """Return the loss without smoothing and weights: the likelihood that evaluation reports."""
         return Objective(self.kind)
 
 
 def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
-    """The kind of loss that the class of a model promises, or None for one that is not the library's own.
+    """Return the kind of labels of the class of a model, or None for a class that is not one of transformers.
 
-    A sequence classifier without a ``problem_type`` is told by its labels, as the library does (class indices if they
-    are not known yet).
+    The kind of a sequence classifier without a ``problem_type`` is inferred from its labels, as the library does.
+
+    Args:
+        model: Unwrapped.
+        labels: Labels of a batch; without them, a sequence classifier has the kind ``class``.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, PretrainedConfig):
@@ -106,22 +112,24 @@ def is_of_classes(model: nn.Module) -> bool:
 
 
 def checked_class_weights(model: Any, weights: Sequence[float] | None) -> Tensor | None:
-    """Class weights as a tensor ``(C,)``.
+    """Return class weights as a tensor ``(C,)``.
 
     Raises:
-        ArgumentError: The model has no classes, or another number of them.
+        ArgumentError: The model has no classes, or their number differs.
     """
     if weights is None:
         return None
     _check_classifier(model, "class weights", "class_weights")
     classes = model.config.num_labels
     if len(weights) != classes:
-        raise ArgumentError(f"{len(weights)} class weights", expected=f"{classes}, one a class", field="class_weights")
+        raise ArgumentError(
+            f"{len(weights)} class weights", expected=f"{classes}, one per class", field="class_weights"
+        )
     return torch.tensor(weights, dtype=torch.float32)
 
 
 def checked_r_drop(model: Any, weight: float) -> float:
-    """The weight of R-Drop.
+    """Return the weight of R-Drop.
 
     Raises:
         ArgumentError: The model has no classes.

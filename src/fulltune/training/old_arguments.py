@@ -1,8 +1,7 @@
-"""Arguments of earlier versions of transformers, and what each becomes.
+"""Translate arguments of earlier versions of transformers.
 
-One of three things happens to an old argument: it is translated into the one of today, it is accepted without effect
-where it has no meaning any more, or it is refused where doing without it would change what the user asked for. A line
-of the log reports each, once in a process.
+An old argument is translated to a current one, accepted without effect if it has no meaning any more, or refused if
+ignoring it would change the training. Each is logged once per process.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from fulltune.runtime.log_once import log_once
 
 _log = logging.getLogger(__name__)
 
-#: The library counts steps from 1 on; below 1 it takes a fraction of all.
+#: The library reads a number from 1 on as a count of steps, and below 1 as a fraction of all steps.
 _ALL_STEPS = math.nextafter(1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class OldArgument:
-    """What becomes of an argument.
+    """The translation of an argument.
 
     Attributes:
-        outcome: As the log and the table of the documentation put it.
-        new: From its value to arguments of today; nothing where it has no effect.
-        refused: True for a value that cannot be honored.
-        instead: What to do where a value is refused.
-        mirrors: An argument of today whose value is read under the old name too.
+        outcome: Description for the log and the table in the documentation.
+        new: Converts the value to current arguments; to none if it has no effect.
+        refused: Returns True for a value that is an error.
+        instead: Fix for a value that is an error.
+        mirrors: Current argument that can be read under the old name too.
     """
 
     outcome: str
@@ -55,13 +54,13 @@ def _inside(name: str, key: str) -> Callable[[Any], dict[str, Any]]:
 
 
 def _ray_scope(value: str) -> dict[str, Any]:
-    os.environ["RAY_SCOPE"] = value  # where the search of hyperparameters reads it
+    os.environ["RAY_SCOPE"] = value  # read by the hyperparameter search
     return {}
 
 
 _AMP = OldArgument("no effect: half precision (`fp16`, `bf16`) is computed by torch itself")
 
-#: The arguments of :class:`transformers.TrainingArguments` from version 3.0 on that version 5 has not.
+#: The arguments of :class:`transformers.TrainingArguments` since version 3.0 that version 5 does not have.
 OLD_ARGUMENTS: dict[str, OldArgument] = {
     "adafactor": OldArgument('taken as `optim="adafactor"`', _if_set("optim", "adafactor")),
     "dispatch_batches": OldArgument(
@@ -142,27 +141,27 @@ OLD_ARGUMENTS: dict[str, OldArgument] = {
     "xpu_backend": OldArgument("taken as `ddp_backend`", _as("ddp_backend")),
 }
 
-#: Values that the library took once, by argument, and what each is taken as.
+#: Values that earlier versions accepted, by argument, and the current value.
 OLD_VALUES: dict[str, dict[Any, str]] = {
     "debug": {False: "", True: "tpu_metrics_debug"},
     "optim": {"adamw_hf": "adamw_torch", "adamw_apex_fused": "adamw_torch_fused"},
     "report_to": {None: "none"},
 }
 
-#: Values of today's arguments that never contradict: they mean "not set".
+#: Values of current arguments that mean "not set".
 _UNSET = {"warmup_steps": 0}
 
 
 def translated(old: Mapping[str, Any], new: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """Return the arguments of today that a script's arguments add to or change in ``new``; log a line for each.
+    """Return the changes of current arguments by the old arguments of a script; log each.
 
     Args:
-        old: Those of :data:`OLD_ARGUMENTS` that the script passes.
-        new: Values of all arguments of today.
-        given: Names of those that the script passes itself.
+        old: Arguments of :data:`OLD_ARGUMENTS` that the script passes.
+        new: Values of all current arguments.
+        given: Names of the current arguments that the script passes.
 
     Raises:
-        ArgumentError: A value cannot be honored, or contradicts another argument. All at once.
+        ArgumentError: A value is refused, or contradicts another argument. All problems at once.
     """
     changes: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -170,7 +169,7 @@ def translated(old: Mapping[str, Any], new: Mapping[str, Any], given: Collection
     for name, value in old.items():
         entry = OLD_ARGUMENTS[name]
         if _refuses(entry, value):
-            problems.append(Problem(f"{name}={shortened(value)} is not possible", fix=entry.instead))
+            problems.append(Problem(f"{name}={shortened(value)} is not supported", fix=entry.instead))
             continue
         note(name, entry.outcome)
         for key, wanted in (_organization(name, old, new) or entry.new(value)).items():
@@ -180,18 +179,19 @@ def translated(old: Mapping[str, Any], new: Mapping[str, Any], given: Collection
                 both = f"{name}={shortened(value)} contradicts {sources[key]}={shortened(present)}"
                 problems.append(Problem(both, fix="leave one of them out"))
             else:
-                changes[key], sources[key] = merged, sources.get(key, name)
+                changes[key] = merged
+                sources[key] = sources.get(key, name)
     if problems:
         raise ArgumentError(problems)
     return changes
 
 
 def translated_values(new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments whose value is one of an earlier version, with that of today; log a line for each."""
+    """Return the current values of arguments whose value is one of an earlier version; log each."""
     changes = {}
     for name, values in OLD_VALUES.items():
         value = new[name]
-        # 0 and 1 are no truth values here.
+        # The numbers 0 and 1 are not the values False and True.
         if (value is None or isinstance(value, (str, bool))) and value in values:
             changes[name] = values[value]
             note(f"{name}={value!r}", f"taken as {values[value]!r}")
@@ -199,19 +199,19 @@ def translated_values(new: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def note(name: str, outcome: str) -> None:
-    """Log, once in a process, what became of a name of earlier versions."""
+    """Log, once per process, the translation of a name of earlier versions."""
     log_once(_log, logging.WARNING, name, "`%s` is of an earlier version of transformers: %s", name, outcome)
 
 
 def _refuses(entry: OldArgument, value: Any) -> bool:
     try:
         return entry.refused(value)
-    except TypeError:  # of another type than numbers
+    except TypeError:  # not a number
         return True
 
 
 def _organization(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the repository of an organization that is given apart from its name; None for other arguments."""
+    """Return ``hub_model_id`` for an organization that is passed separately; None for other arguments."""
     if name not in ("push_to_hub_organization", "push_to_hub_model_id") or "push_to_hub_organization" not in old:
         return None
     last = old.get("push_to_hub_model_id") or os.path.basename(os.path.normpath(new["output_dir"] or "trainer_output"))
@@ -219,7 +219,7 @@ def _organization(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 
 
 def _merged(present: Any, wanted: Any) -> Any:
-    """Return what satisfies both, or None."""
+    """Return a value that satisfies both, or None."""
     if isinstance(wanted, dict) and (present is None or isinstance(present, dict)):
         present = present or {}
         agrees = all(present.get(key, value) == value for key, value in wanted.items())

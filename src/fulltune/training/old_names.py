@@ -1,4 +1,4 @@
-"""Names of the trainer of earlier versions of transformers: arguments, attributes, and methods with fewer arguments."""
+"""Support names of earlier versions of transformers: arguments, attributes, and methods with fewer arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from fulltune.errors import ArgumentError
 from fulltune.training.old_arguments import note
 
-#: Arguments that methods of a subclass may lack, for they came later.
+#: Arguments that earlier versions did not have, so that methods of a subclass may not take them.
 _LATER = {
     "compute_loss": ("num_items_in_batch",),
     "training_step": ("num_items_in_batch",),
@@ -24,7 +24,7 @@ _LATER = {
     "_get_train_sampler": ("train_dataset",),
 }
 
-#: Attributes and methods by their names of before.
+#: Old names of attributes and methods.
 _RENAMED = {
     "tokenizer": "processing_class",
     "is_world_master": "is_world_process_zero",
@@ -33,22 +33,22 @@ _RENAMED = {
 
 
 def renamed(options: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """Return options with one under its new name.
+    """Return options with one of them renamed.
 
     Raises:
-        ArgumentError: Both names are given, with different values.
+        ArgumentError: Both names are passed, with different values.
     """
     if old not in options:
         return options
     value = options[old]
     if options.get(new) not in (None, value):
-        raise ArgumentError(f"{old} and {new} are given, and differ", fix=f"leave {old} out")
+        raise ArgumentError(f"{old} and {new} are both passed, with different values", fix=f"leave {old} out")
     note(old, f"taken as `{new}`")
     return {name: one for name, one in options.items() if name != old} | {new: value}
 
 
 class OldNames:
-    """Lets a trainer be used as it was in earlier versions; it comes before :class:`transformers.Trainer`."""
+    """Support names of earlier versions; a mixin before :class:`transformers.Trainer`."""
 
     loss_is_scaled_for_ga: bool | None = None
     args: Any
@@ -67,7 +67,7 @@ class OldNames:
             if name == "compute_loss":
                 method = _with_outputs(method) if _missing(method, ["return_outputs"]) else method
                 if vars(cls).get("loss_is_scaled_for_ga") is None:
-                    # Without the count of all labels its loss is a mean, to be averaged over the micro-batches.
+                    # Without the count of all labels its loss is a mean, which must be averaged over the micro-batches.
                     cls.loss_is_scaled_for_ga = False
             setattr(cls, name, _as_before(method, missing))
 
@@ -79,13 +79,13 @@ class OldNames:
         return value
 
     def _take_old_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of the constructor under their names of today; others are kept for later."""
+        """Return the options of the constructor under their current names; keep others for later."""
         options = renamed(options, "tokenizer", "processing_class")
         self._old_options = {name: options.pop(name) for name in ("prediction_loss_only", "tb_writer") & options.keys()}
         return options
 
     def _apply_old_options(self) -> None:
-        """Give the arguments and the callbacks what belongs to them now."""
+        """Set the options that now belong to the arguments or to a callback."""
         old = vars(self).pop("_old_options")
         if "prediction_loss_only" in old:
             note("Trainer(prediction_loss_only=…)", "taken as the argument of TrainingArguments")
@@ -100,7 +100,7 @@ class OldNames:
                 callback.logging_dir = os.path.expanduser(folder)
 
     def _resume_from(self, checkpoint: Any, options: dict[str, Any]) -> Any:
-        """Return the checkpoint to resume from, which was ``model_path`` in earlier versions."""
+        """Return the checkpoint to resume from; earlier versions named it ``model_path``."""
         options = renamed({"resume_from_checkpoint": checkpoint, **options}, "model_path", "resume_from_checkpoint")
         checkpoint = options.pop("resume_from_checkpoint")
         if options:
@@ -116,7 +116,7 @@ def _missing(method: Callable[..., Any], names: Sequence[str]) -> list[str]:
 
 
 def _as_before(method: Callable[..., Any], missing: Sequence[str]) -> Callable[..., Any]:
-    """Return a method that leaves out arguments which it does not take."""
+    """Return a method that drops the arguments that the original does not take."""
     taken = len(inspect.signature(method).parameters)
 
     @functools.wraps(method)
@@ -128,12 +128,12 @@ def _as_before(method: Callable[..., Any], missing: Sequence[str]) -> Callable[.
 
 
 def _with_outputs(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a ``compute_loss`` that gives outputs too, by a pass of its own, where the method gives a loss alone."""
+    """Return a ``compute_loss`` that can return outputs, with a second pass, for a method that returns a loss only."""
 
     @functools.wraps(method)
     def compute_loss(self: Any, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
         loss = method(self, model, dict(inputs))
         return (loss, model(**inputs)) if return_outputs else loss
 
-    del compute_loss.__wrapped__  # its signature is another one
+    del compute_loss.__wrapped__  # its signature differs
     return compute_loss

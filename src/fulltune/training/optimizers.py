@@ -1,6 +1,6 @@
-"""Which optimizer a config names, and what its state weighs.
+"""Resolve the optimizer of a config, and measure the size of its state.
 
-    adamw        torch's fused AdamW: two float32 moments a parameter
+    adamw        torch's fused AdamW: two float32 moments per parameter
     adamw-8bit   AdamW of bitsandbytes: moments in blocks of 8-bit numbers (Dettmers et al. 2022);
                  embeddings, and tensors of fewer than 4096 numbers, keep float32 moments
 
@@ -17,18 +17,18 @@ from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
 if TYPE_CHECKING:
     import torch
 
-#: Our names, and the library's.
+#: Names of fulltune, and those of the library.
 NAMES = {"adamw": "adamw_torch_fused", "adamw-8bit": "adamw_bnb_8bit"}
 
 _FROM_BITSANDBYTES = ("bnb", "8bit", "paged", "lion", "ademamix")
 
 
 def optimizer_name(name: str) -> str:
-    """``train.optimizer`` as ``TrainingArguments.optim`` takes it.
+    """Return the value of ``TrainingArguments.optim`` for ``train.optimizer``.
 
     Raises:
         ConfigError: There is no such optimizer.
-        MissingDependencyError: It is one of bitsandbytes, which is not installed.
+        MissingDependencyError: It needs bitsandbytes, which is not installed.
     """
     from transformers.training_args import OptimizerNames
 
@@ -51,7 +51,7 @@ def optimizer_name(name: str) -> str:
 
 
 def has_8bit_state(name: str) -> bool:
-    """Whether an optimizer of this name keeps its moments in 8-bit numbers."""
+    """Return True if an optimizer of this name stores its moments as 8-bit numbers."""
     return "8bit" in NAMES.get(name, name)
 
 
@@ -61,9 +61,12 @@ def _needs_bitsandbytes(name: str) -> bool:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors that an optimizer keeps between steps, on this process."""
+    """Return the bytes of all tensors in the state of an optimizer, on this process."""
     import torch
 
-    kept = (value for state in optimizer.state.values() for value in state.values())
-    here = (value.to_local() if hasattr(value, "to_local") else value for value in kept)  # of a sharded one, its shard
-    return sum(value.nbytes for value in here if isinstance(value, torch.Tensor))
+    total = 0
+    for state in optimizer.state.values():
+        for value in state.values():
+            local = value.to_local() if hasattr(value, "to_local") else value  # the shard of a sharded tensor
+            total += local.nbytes if isinstance(local, torch.Tensor) else 0
+    return total

@@ -1,8 +1,8 @@
-"""Options that transformers takes without a word and refuses in the middle of a run are tried out before it begins.
+"""Test options before a run that transformers accepts at first and rejects during training.
 
-A model of a few hundred parameters is trained for one step and evaluated with the config's options, which builds the
-optimizer, the schedule, the data loaders and the accelerator as the run will. It costs a fraction of a second, and only
-where ``trainer`` or ``train.optimizer`` name something of their own.
+A model of a few hundred parameters is trained for one step and evaluated with the options of the config. This creates
+the optimizer, the schedule, the data loaders and the accelerator as the run will. It takes a fraction of a second, and
+is skipped unless ``trainer`` or ``train.optimizer`` is set.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fulltune.runtime import distributed
 from fulltune.training.arguments import FIRST_CLASS, REFUSALS, training_arguments
 from fulltune.training.checkpoints.random_state import randomness_kept
 
-#: Options that are not tried out here: they compile, take other devices or processes, or open the network.
+#: Options that are not tested: they compile, use other devices or processes, or open network connections.
 _NOT_TRIED = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed", "fsdp"})
 
-#: What a trial never does, whatever the config says.
+#: Options of the test, whatever the config is.
 _TRIAL = {"report_to": "none", "save_strategy": "no"}
 
 
@@ -33,8 +33,8 @@ def check_options(config: Config) -> None:
     """Check every option of ``trainer`` and the optimizer, by name, by type, and by one step of training.
 
     Raises:
-        ConfigError: Some are refused. All that are refused on their own are named at once, else the section is.
-        MissingDependencyError: The optimizer is one of a package that is not installed.
+        ConfigError: Options are invalid. All options that fail alone are listed; if none does, the section is.
+        MissingDependencyError: The optimizer needs a package that is not installed.
     """
     problems = list[Problem]()
     try:
@@ -50,7 +50,7 @@ def check_options(config: Config) -> None:
 
 
 def _without(config: Config, fields: set[str]) -> Config:
-    """Return the config without the options that are known to be wrong."""
+    """Return the config without the options that are known to be invalid."""
     trainer = {name: value for name, value in config.trainer.items() if f"trainer.{name}" not in fields}
     wrong = "train.optimizer" in fields
     train = config.train.model_copy(update={"optimizer": TrainConfig().optimizer}) if wrong else config.train
@@ -58,9 +58,16 @@ def _without(config: Config, fields: set[str]) -> Config:
 
 
 def _refused_in_training(config: Config) -> list[Problem]:
-    if not _is_special(config) or (error := _refusal(config)) is None:
+    if not _is_special(config):
         return []
-    problems = [_problem(field, said) for field, one in _one_by_one(config) if (said := _refusal(one)) is not None]
+    error = _refusal(config)
+    if error is None:
+        return []
+    problems = []
+    for field, single in _one_by_one(config):
+        cause = _refusal(single)
+        if cause is not None:
+            problems.append(_problem(field, cause))
     return problems or [_problem("trainer", error)]
 
 
@@ -80,14 +87,14 @@ def _one_by_one(config: Config) -> Iterator[tuple[str, Config]]:
 def _problem(field: str, error: Exception) -> Problem:
     detail = str(error).strip().partition("\n")[0][:200].rstrip(".")
     return Problem(
-        f"transformers refuses this ({type(error).__name__}: {detail})",
+        f"transformers does not accept this ({type(error).__name__}: {detail})",
         fix="see the documentation of transformers.TrainingArguments",
         field=field,
     )
 
 
 def _refusal(config: Config) -> Exception | None:
-    """Return what one step of training with these options raises, or None."""
+    """Return the error of one step of training with these options, or None."""
     with randomness_kept(), quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         try:

@@ -1,4 +1,4 @@
-"""``fulltune.TrainingArguments``: the library's, which takes the arguments of scripts written since 2020."""
+"""Define ``fulltune.TrainingArguments``, which accepts the arguments of scripts written since 2020."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from fulltune.training.old_arguments import OLD_ARGUMENTS, note, translated, tra
 
 @dataclass
 class OldArguments:
-    """Arguments of earlier versions, with the defaults that they had; :mod:`fulltune.training.old_arguments` lists what
-    becomes of each.
-    """
+    """Arguments of earlier versions with their defaults, which :mod:`fulltune.training.old_arguments` translates."""
 
     adafactor: bool = False
     dispatch_batches: bool | None = None
@@ -57,9 +55,10 @@ class OldArguments:
 
 
 class _Fields:
-    """The fields of a class with the old arguments, for parsers of a command line, and of its objects without them.
+    """Return the dataclass fields of a class with the old arguments, and those of an object without them.
 
-    An object has only arguments of today: copied or written to a file, it reads as the library's own does.
+    Parsers of a command line read the fields of the class. An object has only current arguments, so that a copy or a
+    file of it is the same as that of the library.
     """
 
     def __init__(self, fields: dict[str, dataclasses.Field[Any]]) -> None:
@@ -71,7 +70,7 @@ class _Fields:
 
 
 class _Translating:
-    """Translates the old arguments before the library looks at those of today."""
+    """Translate the old arguments before the library reads the current ones."""
 
     _given: frozenset[str] = frozenset()
     _is_ready = False
@@ -85,15 +84,17 @@ class _Translating:
         return self
 
     def __post_init__(self) -> None:
-        old, new = _defaults(type(self), is_old=True), _defaults(type(self), is_old=False)
-        given, self._given = self._given, frozenset()
-        # A parser, and a subclass, pass every argument: those with their default mean nothing then.
+        old = _defaults(type(self), is_old=True)
+        new = _defaults(type(self), is_old=False)
+        given = self._given
+        self._given = frozenset()
+        # A parser and a subclass pass every argument; an argument with its default is then treated as not passed.
         knows = given and not given >= {*old, *new}
         passed = {name for name in (*old, *new) if name in given} if knows else set()
         passed |= {name for name, default in (old | new).items() if getattr(self, name) != default}
         asked = {name: getattr(self, name) for name in old if name in passed and getattr(self, name) is not None}
         self._translate(asked, new, passed & new.keys())
-        # Defaults of a subclass give way to all others.
+        # Any other value takes precedence over a default of a subclass.
         known = _defaults(OldArguments, is_old=True)
         weak = {name: value for name, value in old.items() if name not in asked and value != known[name]}
         self._translate({name: value for name, value in weak.items() if self._is_free(name, new)}, new, ())
@@ -108,12 +109,10 @@ class _Translating:
         self._is_ready = True
 
     def _save_where_evaluated(self: Any) -> None:
-        """Write checkpoints after evaluations, as of which the best is loaded: they were, up to version 4.8."""
+        """Write checkpoints after each evaluation, of which the best one is loaded, as versions up to 4.8 did."""
         if not self.load_best_model_at_end:
             return
-        outcome = (
-            "checkpoints are written after each evaluation; today `save_strategy` has to be that of the evaluations"
-        )
+        outcome = "checkpoints are written after each evaluation; now `save_strategy` must equal `eval_strategy`"
         if self.eval_strategy == "epoch":
             self.save_strategy = "epoch"
             note("load_best_model_at_end without save_strategy", outcome)
@@ -126,11 +125,11 @@ class _Translating:
             setattr(self, name, value)
 
     def _is_free(self, name: str, new: dict[str, Any]) -> bool:
-        """Return True if nothing else sets what an old argument sets."""
+        """Return True if no other argument sets what an old argument sets."""
         return all(getattr(self, key) == new[key] for key in OLD_ARGUMENTS[name].new(getattr(self, name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Translate an old argument that is set later, as a search of hyperparameters does; keep both names equal."""
+        """Translate an old argument that is set later, as a hyperparameter search does; keep both names equal."""
         super().__setattr__(name, value)
         if not self._is_ready:
             return
@@ -144,18 +143,18 @@ class _Translating:
 
 def _defaults(kind: Any, *, is_old: bool) -> dict[str, Any]:
     """Return the defaults of a class's arguments."""
-    found = {}
+    defaults = {}
     for one in dataclasses.fields(kind):
         if one.init and (one.name in OLD_ARGUMENTS) == is_old:
-            found[one.name] = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-    return found
+            defaults[one.name] = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+    return defaults
 
 
 @dataclass
 class TrainingArguments(_Translating, OldArguments, transformers.TrainingArguments):
-    """:class:`transformers.TrainingArguments` that takes arguments of versions since 3.0 as well."""
+    """:class:`transformers.TrainingArguments` that accepts arguments of versions since 3.0."""
 
 
 @dataclass
 class Seq2SeqTrainingArguments(_Translating, OldArguments, transformers.Seq2SeqTrainingArguments):
-    """:class:`transformers.Seq2SeqTrainingArguments` that takes arguments of versions since 3.0 as well."""
+    """:class:`transformers.Seq2SeqTrainingArguments` that accepts arguments of versions since 3.0."""

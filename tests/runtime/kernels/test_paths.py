@@ -22,10 +22,10 @@ def job(**options: Any) -> Config:
 @pytest.mark.parametrize(
     ("device", "options", "choices", "installed", "expected"),
     [
-        ("cpu", {}, None, [], ["SDPA attention", "fused AdamW", "micro-batches in parts of like length"]),
+        ("cpu", {}, None, [], ["SDPA attention", "fused AdamW", "micro-batches in parts of similar length"]),
         ("cpu", {"speed": {"unpad": "off"}}, None, [], ["SDPA attention", "fused AdamW"]),
         ("cpu", {}, NONE, [], ["SDPA attention, with dropout in stretches", "cheap dropout masks", "denormals are zero",
-         "fused AdamW", "micro-batches in parts of like length"]),
+         "fused AdamW", "micro-batches in parts of similar length"]),
         ("cuda", {}, SOME, [], ["SDPA attention", "fused AdamW"]),
         ("cuda", {"trainer": {"use_liger_kernel": True}}, SOME, ["liger_kernel"], ["SDPA attention", "fused AdamW",
          "Liger kernels"]),
