@@ -125,9 +125,9 @@ def test_a_damaged_checkpoint_is_named_in_the_record(
         run = killed(job(place, "classification"), tmp_path)
     weights = tmp_path / run / "checkpoint-6" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="checkpoint-6 is left out"):
+    with pytest.warns(UserWarning, match="checkpoint-6 is skipped"):
         record = fulltune.run(out=tmp_path, resume=run)
-    assert any("checkpoint-6 is left out" in line for line in record.warnings)
+    assert any("checkpoint-6 is skipped" in line for line in record.warnings)
     found, expected = outcome(tmp_path / run), uninterrupted("classification")
     assert {name for name in found if found[name] != expected[name]} == {"record.json"}
 

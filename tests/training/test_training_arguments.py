@@ -124,7 +124,7 @@ def test_no_advice_on_usual_values() -> None:
         ({"batch_size": 64}, {}, "effective batch is 64"),
         ({"batch_size": 1, "accumulation": 2}, {}, "effective batch is 2"),
         ({"learning_rate": 1e-3}, {}, "diverge"),
-        ({"learning_rate": 1e-6}, {}, "learn slowly"),
+        ({"learning_rate": 1e-6}, {}, "train slowly"),
         ({"warmup": 0.5}, {}, "Warm-up takes 500 of 1000 steps"),
         ({"warmup": 2000}, {}, "never reaches"),
         ({"weight_decay": 0.5}, {}, "weight_decay is 0.5"),

@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
         later = tmp_path / "checkpoint-4"
         shutil.copytree(written.parent / "checkpoint-4", later)
         harm(later / name)
-        with pytest.warns(UserWarning, match="checkpoint-4 is left out"):
+        with pytest.warns(UserWarning, match="checkpoint-4 is skipped"):
             assert format.newest(tmp_path) == tmp_path / "checkpoint-3"
         with pytest.raises(StoreError):
             format.check(later)
@@ -357,7 +357,7 @@ def test_an_error_of_the_thread_is_raised_at_the_next_step(tmp_path: Path, monke
     fill = format.Snapshot._fill
     monkeypatch.setattr(format.Snapshot, "_fill", full)
     one = trainer(tmp_path)
-    with pytest.raises(StoreError, match=r"checkpoint of step 6 cannot be written.*No space left.*are whole"):
+    with pytest.raises(StoreError, match=r"checkpoint of step 6 cannot be written.*No space left.*are intact"):
         one.train()
     assert 6 <= one.state.global_step <= 9
     assert format.newest(tmp_path) == tmp_path / "checkpoint-3"

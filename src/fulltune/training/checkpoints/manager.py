@@ -252,7 +252,7 @@ class Checkpoints(TrainerCallback):
             raise StoreError(
                 f"the checkpoint of step {snapshot.facts['step']} cannot be written: {problem.found}",
                 expected=problem.expected or f"disk space for {snapshot.size / 1e9:.3g} GB",
-                fix="free disk space and resume: the checkpoints before it are intact (checkpoints: null and "
+                fix="free some space and resume: the checkpoints before it are intact (checkpoints: null and "
                 "guards.divergence: null write none)",
                 where=str(target),
             ) from error

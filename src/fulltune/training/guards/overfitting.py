@@ -78,7 +78,7 @@ class BestState:
             raise StoreError(
                 f"the best weights cannot be written ({error})",
                 expected="disk space for one copy of the model",
-                fix="free disk space, or set guards.overfitting to null",
+                fix="free some space, or set guards.overfitting to null",
                 where=str(self.path),
             ) from error
 
