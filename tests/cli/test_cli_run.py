@@ -74,7 +74,11 @@ def test_the_folder_holds_every_stage(run: Any, folder: Path) -> None:
     path = resolve("latest", folder / "runs")
     names = {item.name for item in path.iterdir()}
     stages = {"config.yaml", "plan.json", "audit.json", "baselines.json", "steps.jsonl", "predictions.jsonl"}
-    assert stages | {"record.json", "report.html", "model"} <= names
+    assert stages | {"record.json", "report.html", "model", "run.log"} <= names
+    record, log = read_record(path / "record.json"), (path / "run.log").read_text(encoding="utf-8")
+    assert f"run {record.run_id}: " in log
+    assert f"outcome: {record.outcome}. " in log
+    assert [name for name in ("data", "train", "evaluate") if f"stage {name}: " not in log] == []
 
 
 def test_the_output_for_people(folder: Path) -> None:

@@ -10,6 +10,7 @@ run.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from fulltune.pipeline.finish import finish
 from fulltune.pipeline.job import Job, dated, dated_as, parts, pinned, prepare_job
 from fulltune.pipeline.planning.measured_plan import checked_plan, full_plan
 from fulltune.pipeline.planning.plan import Plan
-from fulltune.pipeline.record import build, evaluation_record
+from fulltune.pipeline.record import build, evaluation_record, versions
 from fulltune.pipeline.resume import check, clean, config_of, keep, on_its_day, read_back, restarted
 from fulltune.pipeline.train import train
 from fulltune.records.run import EvaluationRecord, Record
@@ -45,6 +46,8 @@ from fulltune.store.registry.registry import evidence
 from fulltune.store.runs import RunFolder, new_run_id
 from fulltune.tasks import dataset
 from fulltune.training.fit import TrainingResult
+
+_log = logging.getLogger(__name__)
 
 Source = Config | Mapping[str, Any] | str | Path
 
@@ -92,6 +95,8 @@ def run(
         folder = stack.enter_context(resuming.locked(out, resume, run_id))
         if distributed.is_main():
             log_to(folder.path / "run.log")
+        _log.info("run %s: %s by %s on %s", folder.run_id, config.task, config.method, config.model)
+        _log.info("versions: %s", ", ".join(f"{name} {version}" for name, version in versions().items()))
         check(folder, job, allow_changed)
         folder.write_text("config.yaml", dump_config(job.config))
         stack.enter_context(pinned_kernels(config.speed.kernels, folder.path / "kernels.json"))
@@ -110,7 +115,7 @@ def run(
                 )
                 scores = {name: one.scores(config.evaluation) for name, one in systems.items()}
                 folder.write_json("baselines.json", scores)
-            with watch("remember"):
+            with watch("base retention"):
                 base_outputs = BaseOutputs.collect(job.config, job.base, job.out, progress)
 
             tuned, trained = read_back(job, folder) or _trained(job, base_outputs, folder, progress, watch)
@@ -133,6 +138,7 @@ def run(
                 folder=folder,
             )
         )
+        _log.info("outcome: %s. %s", record.outcome, record.headline)
         folder.write_text("record.json", record.to_json())
         clean(folder.path)
         with watch("report"):

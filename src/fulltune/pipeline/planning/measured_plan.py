@@ -165,7 +165,7 @@ class _Rehearsal:
         with fast_kernels(job.base.model), fast_kernels(self.probe.student.model):
             known = {name: self._answering(name, predict) for name, predict in systems.items()}
             evaluated = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
-            remembered = self._remembering()
+            retention = self._retention_seconds()
         timed = self._timing(plan.effective_batch, self.job.curve if plan.evaluations else ())
         a_step, a_token = line(timed.steps)
         epochs = plan.total_steps / plan.steps_per_epoch
@@ -173,7 +173,7 @@ class _Rehearsal:
         known["train"] = self.around_training + timed.setup + steps
         tokens, seconds = timed.evaluation or (plan.tokens * epochs, steps * _FORWARD)
         known["evaluation curve"] = self._curve(plan, seconds / tokens, evaluated)
-        known |= {"evaluate": evaluated, "retention": remembered}
+        known |= {"evaluate": evaluated, "retention": retention}
         return known
 
     def _curve(self, plan: Plan, a_token: float, evaluated: float) -> float:
@@ -221,16 +221,16 @@ class _Rehearsal:
         long = statistics.fmean(_timed(lambda rows=rows: list(predict(rows))) for rows in batches)  # type: ignore[misc]
         return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
 
-    def _remembering(self) -> float:
+    def _retention_seconds(self) -> float:
         """Return the seconds for the retention sets, before and after training."""
         settings = self.job.config.guards.forgetting
         if settings is None:
             return 0.0
-        (few, short), (more, long) = (self._remember(count) for count in ROWS)
+        (few, short), (more, long) = (self._retention_cost(count) for count in ROWS)
         asked = sum(ability.rows for ability in abilities(self.job.config, self.job.base))
         return 2 * extrapolated((few, short), (more, long), asked)
 
-    def _remember(self, limit: int) -> tuple[int, float]:
+    def _retention_cost(self, limit: int) -> tuple[int, float]:
         """Return rows and seconds of asking the base, with at most ``limit`` rows per retention set."""
         guards = self.job.config.guards
         assert guards.forgetting is not None
