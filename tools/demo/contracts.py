@@ -1,9 +1,9 @@
-"""Clauses of commercial contracts that never were: example data for classification, generated from a grammar.
+"""Clauses of fictional commercial contracts: example data for classification, generated from a grammar.
 
-Each contract has a house style: its own few ways to say a thing, out of many. Nearly every second clause also tells, in
-a subordinate clause, what another clause of the contract says, in the words of that other clause. So counting words
-goes some of the way (TF-IDF with logistic regression: macro-F1 near 0.80), and what is left takes reading: which of the
-two sentences has effect here.
+Each contract has a house style: a few wordings of its own, out of many. In nearly every second clause a subordinate
+clause also repeats what another clause of the contract provides, in the words of that clause. So counting words solves
+only a part (TF-IDF with logistic regression: macro-F1 near 0.80), and the rest takes reading: which of the two
+sentences is operative here.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ LABELS = (
     "Termination for Convenience",
     "Warranty",
 )
-#: Share of the ways to say a thing that one contract uses.
+#: Fraction of the wordings that one contract uses.
 HOUSE_STYLE = 0.4
-#: Clauses of one contract, from and to.
+#: Minimum and maximum number of clauses per contract.
 CLAUSES = (10, 20)
 
 
-#: Share of clauses that also tell, in a subordinate clause, what another clause of the contract says.
+#: Fraction of clauses that also repeat, in a subordinate clause, what another clause of the contract provides.
 EMBEDDED = 0.5
 #: Clauses that some contracts print in capitals.
 IN_CAPITALS = frozenset({"Limitation of Liability", "Warranty"})
-#: Clauses in which the buyer is the one who owes.
+#: Clauses in which the buyer is the obligated party.
 OWED_BY_BUYER = frozenset({"Audit Rights", "Exclusivity", "Non-Compete", "Payment"})
-#: Clauses in which either may be the one who owes.
+#: Clauses in which either party may be obligated.
 MUTUAL = frozenset(
     {"Assignment", "Confidentiality", "Dispute Resolution", "Notices", "Renewal", "Termination for Convenience"}
 )
@@ -51,7 +51,7 @@ MUTUAL = frozenset(
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of agreement: what it is called, who gives and who takes, and what changes hands."""
+    """A kind of agreement: its name, the two parties, and what is exchanged."""
 
     name: str
     seller: str
@@ -72,12 +72,12 @@ TERRITORIES = ("the Territory", "the Designated Area", "North America", "the Eur
 
 
 def make_contracts(n: int = 1500, *, seed: int = 17, label_noise: float = 0.0) -> list[dict[str, str]]:
-    """``n`` clauses with their type and the contract they stand in.
+    """Return ``n`` clauses with their type and their contract.
 
     Args:
         n: Number of clauses; about one contract for every fifteen.
         seed: The same seed gives the same clauses, in every process.
-        label_noise: Share of labels replaced by another one drawn at random; the texts stay the same.
+        label_noise: Fraction of labels replaced by another random one; the texts stay the same.
 
     Returns:
         Rows with ``text``, ``label`` (one of :data:`LABELS`) and ``contract``; no text occurs twice.
@@ -96,7 +96,7 @@ def make_contracts(n: int = 1500, *, seed: int = 17, label_noise: float = 0.0) -
 
 @dataclass(frozen=True)
 class _House:
-    """One contract's style: its writer, what it calls its parties (seller, buyer), numbers and capitals."""
+    """One contract's style: its writer, its names of the parties (seller, buyer), numbers and capitals."""
 
     writer: Writer
     parties: tuple[str, str]
@@ -105,7 +105,7 @@ class _House:
 
 
 def _contract(random: Random, names: set[str]) -> list[dict[str, str]]:
-    """The clauses of one contract, in one house style."""
+    """Return the clauses of one contract, in one house style."""
     kind = random.choice(KINDS)
     companies = _companies(random, names)
     values = {
@@ -122,7 +122,7 @@ def _contract(random: Random, names: set[str]) -> list[dict[str, str]]:
 
 
 def _clause(house: _House, label: str) -> str:
-    """The operative sentence, which decides the label, and around it what does not."""
+    """Return the operative sentence, which decides the label, with irrelevant text around it."""
     writer, random = house.writer, house.writer.random
     core = _core(house, label)
     if random.random() < EMBEDDED:
@@ -148,7 +148,7 @@ def _core(house: _House, label: str) -> str:
 
 
 def _embed(house: _House, core: str, label: str) -> str:
-    """Put another clause of the contract into a subordinate clause: the same words, without effect here."""
+    """Put another clause of the contract into a subordinate clause: the same words, not operative here."""
     random = house.writer.random
     mentioned = _core(house, random.choice([name for name in LABELS if name != label]))
     if any(mark in text for mark in ";:" for text in (core, mentioned)):
@@ -158,7 +158,7 @@ def _embed(house: _House, core: str, label: str) -> str:
 
 
 def _companies(random: Random, names: set[str]) -> tuple[str, str]:
-    """Two names that no contract has yet."""
+    """Return two names that no contract has yet."""
     writer = Writer(Grammar.load("contracts"), random)
     found: list[str] = []
     while len(found) < 2:
@@ -170,7 +170,7 @@ def _companies(random: Random, names: set[str]) -> tuple[str, str]:
 
 
 def _parties(random: Random, kind: Kind, companies: tuple[str, str]) -> tuple[str, str]:
-    """What the contract calls its parties: by role or by name."""
+    """Return the contract's names of the parties: by role or by name."""
     style = random.random()
     if style < 0.5:
         return f"the {kind.seller}", f"the {kind.buyer}"

@@ -1,4 +1,4 @@
-"""What stands in the example databases: names, dates and numbers, drawn at random."""
+"""Contents of the example databases: random names, dates and numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNTRIES = ("France", "Norway", "Italy", "Japan", "Poland", "Spain", "Canada")
 
 
 def _people(random: Random, count: int) -> list[str]:
-    """Different full names."""
+    """Return different full names."""
     return random.sample([f"{first} {last}" for first in FIRST.split() for last in LAST.split()], count)
 
 
@@ -31,7 +31,7 @@ def _day(random: Random, year: int, days: int) -> str:
 
 
 def _pick(random: Random, items: Sequence[str]) -> str:
-    """The first items oftener than the last, so that groups differ in size."""
+    """Return random items, the first more often than the last, so that groups differ in size."""
     return random.choices(items, weights=range(len(items) + 1, 1, -1))[0]
 
 

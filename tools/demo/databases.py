@@ -1,4 +1,4 @@
-"""Three small databases that never were: a library, a clinic, a shop; and what people call their columns."""
+"""Three small fictional databases (a library, a clinic, a shop), and the phrases for their columns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its nouns, the column that names a row (None when none does), the columns asked about."""
+    """A table: its nouns, the column that names a row (None when none does), the columns used in questions."""
 
     name: str
     one: str
@@ -87,7 +87,7 @@ class Database:
         return next(table for table in self.tables if table.name == name)
 
     def write(self, folder: Path, random: Random) -> Path:
-        """Make ``<name>.sqlite`` in the folder, in place of one that is there."""
+        """Create ``<name>.sqlite`` in the folder, replacing an existing file."""
         path = folder / f"{self.name}.sqlite"
         path.unlink(missing_ok=True)
         rows = self.fill(random)

@@ -31,7 +31,7 @@ class Grammar:
     @staticmethod
     @cache
     def load(name: str) -> Grammar:
-        """The grammar in ``<name>.grammar`` beside this file."""
+        """Load the grammar in ``<name>.grammar`` in this folder."""
         return Grammar.parse(files("demo").joinpath(f"{name}.grammar").read_text(encoding="utf-8"))
 
     @staticmethod
@@ -39,7 +39,7 @@ class Grammar:
         """Read rules from text.
 
         Raises:
-            ValueError: An alternative stands outside a rule, or a rule is defined twice or is empty.
+            ValueError: An alternative is outside a rule, or a rule is defined twice or is empty.
         """
         rules: dict[str, list[str]] = {}
         current: list[str] | None = None
@@ -63,11 +63,11 @@ class Grammar:
 
 @dataclass
 class Writer:
-    """Expands a grammar with a random source, given values, and habits.
+    """Expand a grammar with a random source, given values, and a style.
 
     Attributes:
-        share: Of the alternatives of each rule, the share that this writer ever uses, at least two: a house style.
-        values: What stands for a name before the rules are asked.
+        share: Fraction of the alternatives of each rule that this writer ever uses, at least two: a house style.
+        values: Values that replace names before the rules are used.
     """
 
     grammar: Grammar
@@ -77,7 +77,7 @@ class Writer:
     _habits: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def write(self, rule: str) -> str:
-        """One text from a rule, with sentences begun by capitals and articles put right."""
+        """Return one text from a rule, with capitals at the start of sentences and correct articles."""
         return polish(self.expand("{" + rule + "}"))
 
     def expand(self, text: str) -> str:
@@ -106,7 +106,7 @@ class Writer:
 
 
 def polish(text: str) -> str:
-    """Single spaces, none before a stop; *a* or *an*; capitals where sentences begin."""
+    """Fix the text: single spaces, none before a stop; *a* or *an*; capitals at the start of sentences."""
     text = _SPACE_BEFORE.sub("", " ".join(text.split()))
     text = _ARTICLE.sub(_article, text)
     return _SENTENCE_START.sub(lambda match: match.group(1) + match.group(2).upper(), text)

@@ -1,7 +1,7 @@
-"""What can be asked of a table, a link between two, or two tables that a third connects; each in several phrasings.
+"""Questions about a table, a link between two, or two tables that a third connects; each in several phrasings.
 
-In the SQL a slot is a name or a quoted literal. In a question ``{where}``, ``{more}`` and their like are phrases of the
-column, with the literal in them.
+In the SQL a slot is a name or a quoted literal. In a question ``{where}``, ``{more}`` and similar slots are phrases of
+the column, containing the literal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Form:
         about: What it needs: ``table``, ``link`` or ``via``, and with a plus the columns: ``text``, ``number``.
         sql: The query.
         asks: Its phrasings.
-        titled: The rows asked for need a column that names them.
+        titled: The requested rows need a column that names them.
     """
 
     name: str

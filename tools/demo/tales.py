@@ -1,8 +1,8 @@
-"""Folk tales that nobody told before: example data for language models.
+"""New folk tales: example data for language models.
 
 They are built on the functions of Propp's *Morphology of the Folktale*: a tale has a plot (an abduction, a lack, a
-stepmother), a cast, and for every function one of several wordings. Russian case forms stand in the lexicon; nothing is
-inflected by rule. Whole tales, written out in `tales_ru.txt` and `tales_en.txt`, stand among them.
+stepmother), a cast, and for every function one of several wordings. Russian case forms are in the lexicon; nothing is
+inflected by rule. Complete tales, written out in `tales_ru.txt` and `tales_en.txt`, are mixed in.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _GENDERS = "mfn"
 
 
 def written_tales(language: Language = "ru") -> list[dict[str, str]]:
-    """The tales that were written rather than generated, in the order of their file.
+    """Return the tales that were written rather than generated, in the order of their file.
 
     Args:
         language: ``"ru"`` or ``"en"``.
@@ -70,7 +70,7 @@ def written_tales(language: Language = "ru") -> list[dict[str, str]]:
 
 
 def make_tales(n: int = 200, *, seed: int = 17, language: Language = "ru") -> list[dict[str, str]]:
-    """``n`` original folk tales of 150 to 480 words: the written ones, at most half of ``n``, among generated ones.
+    """Return ``n`` original folk tales of 150 to 480 words: written ones, at most half of ``n``, and generated ones.
 
     Args:
         n: Number of tales.
@@ -78,8 +78,8 @@ def make_tales(n: int = 200, *, seed: int = 17, language: Language = "ru") -> li
         language: ``"ru"`` or ``"en"``.
 
     Returns:
-        Rows with ``id``, ``title``, ``text`` (paragraphs parted by an empty line), ``plot`` and ``language``; no text
-        occurs twice. A written tale is the same row under every seed.
+        Rows with ``id``, ``title``, ``text`` (paragraphs separated by an empty line), ``plot`` and ``language``; no
+        text occurs twice. A written tale is the same row under every seed.
     """
     random = Random(f"tales {language} {seed}")
     written = written_tales(language)
@@ -119,7 +119,7 @@ class _Tale:
         self._cast("s", f"sought {self.genders['h']}")
 
     def tell(self) -> tuple[str, str]:
-        """The title and the text."""
+        """Return the title and the text."""
         title = self._write((f"title {self.plot}",))
         sex = self.genders["h"]
         paragraphs = [self._write(tuple(name.format(sex=sex) for name in names)) for names in PLOTS[self.plot]]

@@ -1,7 +1,7 @@
 """Questions with queries over three generated databases: example data for text to SQL.
 
 A template is a form of question about certain tables and columns. Templates, not questions, are divided between train
-and eval: a query of eval asks something of a column that no row of train asks of it, though its form is known.
+and eval: a query of eval asks something about a column that no row of train asks, although its form is known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from random import Random
 from demo.databases import DATABASES, Database, Link, Number, Table, Text, Via
 from demo.question_forms import FORMS, Form
 
-#: Share of the templates of each form that go to eval.
+#: Fraction of the templates of each form that go to eval.
 EVAL_SHARE = 0.25
 _TRIES = 6
 _LIMIT = re.compile(r"SELECT .+? FROM (?P<rest>.+ ORDER BY (?P<key>\S+)(?: DESC)?) LIMIT (?P<k>\d+)")
@@ -27,7 +27,7 @@ _LIMIT = re.compile(r"SELECT .+? FROM (?P<rest>.+ ORDER BY (?P<key>\S+)(?: DESC)
 
 @dataclass(frozen=True)
 class Template:
-    """A form of question about something in a database."""
+    """A form of question about one subject in a database."""
 
     database: Database
     form: Form
@@ -47,13 +47,13 @@ def make_text2sql(folder: str | Path, *, seed: int = 17, n: int = 900) -> dict[s
     """Write ``library.sqlite``, ``clinic.sqlite`` and ``shop.sqlite`` into ``folder`` and ask about them.
 
     Args:
-        folder: Where the databases go; made when it is not there.
+        folder: Folder for the databases; created if it does not exist.
         seed: The same seed gives the same databases and questions, in every process.
         n: Number of questions, up to about 2000.
 
     Returns:
         ``train`` and ``eval``: rows with ``question``, ``sql``, ``db_id`` and ``template``. Every query runs and gives
-        rows, a query with LIMIT without a tie at its end; no query and no template occurs in both splits.
+        rows, a query with LIMIT never cuts between ties; no query and no template occurs in both splits.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _subjects(database: Database, about: str) -> tuple[Table, ...] | tuple[Link,
 
 
 def _tables(database: Database, subject: Table | Link | Via) -> tuple[Table, Table]:
-    """The table whose rows and numbers are asked about, and the one whose categories describe them."""
+    """Return the table whose rows and numbers are asked about, and the one whose categories describe them."""
     if isinstance(subject, Table):
         return subject, subject
     return database.table(_child(subject)), database.table(_parent(subject))
@@ -108,7 +108,7 @@ def _parent(subject: Link | Via) -> str:
 
 
 def _ask(template: Template, connection: sqlite3.Connection, random: Random) -> Iterator[dict[str, str]]:
-    """Different questions of one template, each with a query that returns something definite."""
+    """Return different questions of one template, each with a query that returns something definite."""
     seen: set[str] = set()
     for _ in range(_TRIES):
         names, phrases = _slots(template, connection, random)
@@ -120,7 +120,7 @@ def _ask(template: Template, connection: sqlite3.Connection, random: Random) -> 
 
 
 def _slots(template: Template, connection: sqlite3.Connection, random: Random) -> tuple[dict[str, str], dict[str, str]]:
-    """What stands for the slots in the query, and what in the question."""
+    """Return the values of the slots in the query, and those in the question."""
     subject, database = template.subject, template.database
     asked, described = _tables(database, subject)
     names = {"title": asked.title or "", "k": str(random.randint(2, 5)), "h": str(random.randint(2, 6))}
@@ -174,13 +174,13 @@ def _link_phrases(
 
 
 def _value(connection: sqlite3.Connection, table: str, column: str, random: Random) -> str:
-    """A value from a random row, so that frequent ones are asked about oftener."""
+    """Return a value from a random row, so that questions about frequent ones are more frequent."""
     values = connection.execute(f"SELECT {column} FROM {table} ORDER BY rowid").fetchall()
     return str(random.choice(values)[0])
 
 
 def _thresholds(connection: sqlite3.Connection, table: str, column: str, random: Random) -> tuple[str, str]:
-    """Two values of a column, the first below its middle, the second above."""
+    """Return two values of a column, the first below its median, the second above."""
     values = [value for (value,) in connection.execute(f"SELECT {column} FROM {table} ORDER BY {column}")]
     low, high = random.randint(15, 50), random.randint(60, 90)
     return str(values[len(values) * low // 100]), str(values[len(values) * high // 100])
@@ -191,7 +191,7 @@ def _quote(value: str) -> str:
 
 
 def _is_definite(connection: sqlite3.Connection, sql: str) -> bool:
-    """Whether a query returns rows other than a lone 0 or NULL, and does not cut among equals."""
+    """Return whether a query returns rows other than a lone 0 or NULL, and does not cut between ties."""
     rows = connection.execute(sql).fetchall()
     if not rows or rows in ([(None,)], [(0,)]):
         return False
@@ -204,7 +204,7 @@ def _is_definite(connection: sqlite3.Connection, sql: str) -> bool:
 
 
 def _round_robin(rows: dict[str, list[dict[str, str]]], n: int, random: Random) -> dict[str, list[dict[str, str]]]:
-    """``n`` questions, as evenly from the templates as they have them."""
+    """Return ``n`` questions, as evenly from the templates as possible."""
     names = [name for name, questions in rows.items() if questions]
     random.shuffle(names)
     chosen: dict[str, list[dict[str, str]]] = defaultdict(list)
@@ -217,7 +217,7 @@ def _round_robin(rows: dict[str, list[dict[str, str]]], n: int, random: Random) 
 
 
 def _held_out(names: list[str], random: Random) -> set[str]:
-    """A quarter of the templates of each form, so that train has every form."""
+    """Return a quarter of the templates of each form, so that train has every form."""
     forms: dict[str, list[str]] = defaultdict(list)
     for name in names:
         forms[name.split("/")[1]].append(name)
