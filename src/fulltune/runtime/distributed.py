@@ -155,6 +155,8 @@ def _lost_peers_reported(timeout: float) -> Iterator[None]:
 
 
 # ---- Collective calls ----
+# Not those of accelerate.utils, which fit code within a Trainer: they take no group, so that objects would travel over
+# the backend of the gradients, and they create accelerate's state, which starts a process group of its own.
 
 
 def barrier() -> None:
