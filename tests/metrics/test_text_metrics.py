@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +33,6 @@ RUSSIAN = [
 ]
 CHINESE = [("猫坐在垫子上。", "猫在垫子上坐着。"), ("他去了北京大学。", "他去北京大学了。")]
 JAPANESE = [("私は学校に行きました。", "私は学校へ行った。"), ("ラーメンを食べたい。", "ラーメンが食べたい。")]
-SPACES = re.compile(r"\s+")
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 

@@ -20,7 +20,7 @@ from demo.databases import DATABASES
 from demo.text2sql import make_text2sql
 from fulltune.data.demo.__main__ import main
 from fulltune.tasks.text2sql.execution import Database, is_ordered, match
-from fulltune.tasks.text2sql.schema import find_database, read_schema
+from fulltune.tasks.text2sql.schema import find_database, schema_of_file
 
 Splits = dict[str, list[dict[str, str]]]
 
@@ -117,7 +117,7 @@ def test_foreign_keys_hold_and_names_have_quotes_to_escape(splits: Splits, folde
     for database in DATABASES:
         with closing(sqlite3.connect(folder / f"{database.name}.sqlite")) as connection:
             assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        assert len(read_schema(folder / f"{database.name}.sqlite").split(" | ")) == 4
+        assert len(schema_of_file(folder / f"{database.name}.sqlite").line.split(" | ")) == 4
     assert any("''" in row["sql"] for row in splits["train"])
 
 

@@ -15,7 +15,7 @@ import pytest
 from fulltune.errors import DataError
 from fulltune.tasks.text2sql import snapshot
 from fulltune.tasks.text2sql.execution import Database, execute
-from fulltune.tasks.text2sql.schema import find_database, from_create, read_schema, schema_of_file
+from fulltune.tasks.text2sql.schema import find_database, from_create, schema_of_file
 
 
 def make(path: Path, statements: str = "CREATE TABLE t (a INT); INSERT INTO t VALUES (1);") -> Path:
@@ -50,7 +50,7 @@ def with_wal(tmp_path: Path) -> Path:
 def test_rows_in_a_write_ahead_log_are_read_and_nothing_is_written(with_wal: Path) -> None:
     before = contents(with_wal.parent)
     assert execute(with_wal, "SELECT count(*) FROM t").rows == ((7,),)
-    assert read_schema(with_wal) == "t(a int) | late(b int)"
+    assert schema_of_file(with_wal).line == "t(a int) | late(b int)"
     assert contents(with_wal.parent) == before
 
 
@@ -173,7 +173,7 @@ def test_a_table_whose_name_is_not_utf8_is_left_out(tmp_path: Path) -> None:
 def test_a_database_without_a_readable_part_reports_the_reason(tmp_path: Path) -> None:
     path = make(tmp_path / "a.sqlite", "CREATE VIEW v AS SELECT * FROM gone")
     with pytest.raises(DataError, match=r"no table that can be read \(view v: no such table: main\.gone\)"):
-        read_schema(path)
+        schema_of_file(path)
 
 
 def test_names_with_any_characters_work(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_damaged_page_fails_what_reads_it_and_nothing_else(tmp_path: Path) -> 
     path.write_bytes(raw)
     assert "malformed" in str(execute(path, "SELECT * FROM u").error)
     assert execute(path, "SELECT * FROM t").rows == ((1,),)
-    assert read_schema(path) == "t(a int) | u(a)"
+    assert schema_of_file(path).line == "t(a int) | u(a)"
 
 
 # ---- Files that are not databases ----
@@ -221,7 +221,7 @@ def test_files_that_are_not_databases_are_one_clear_error(tmp_path: Path) -> Non
     }
     for name, message in messages.items():
         with pytest.raises(DataError, match=message):
-            read_schema(tmp_path / f"{name}.sqlite")
+            schema_of_file(tmp_path / f"{name}.sqlite")
     with pytest.raises(DataError, match=r"encrypted\.sqlite.*not a database.*Replace the file"):
         Database(tmp_path / "encrypted.sqlite")
 
@@ -229,7 +229,7 @@ def test_files_that_are_not_databases_are_one_clear_error(tmp_path: Path) -> Non
 def test_a_schema_table_that_is_damaged_is_a_clear_error(tmp_path: Path) -> None:
     path = rewrite(make(tmp_path / "a.sqlite"), "t", b"CREATE TABLE t (")
     with pytest.raises(DataError, match="malformed database schema"):
-        read_schema(path)
+        schema_of_file(path)
     with pytest.raises(DataError, match="malformed database schema"):
         execute(path, "SELECT 1")
 
@@ -292,7 +292,7 @@ INSERT INTO t VALUES ('{"x": 5}');
 
 def test_a_schema_that_calls_json_functions_is_read_and_queried(tmp_path: Path) -> None:
     path = make(tmp_path / "json.sqlite", COMPUTED)
-    assert read_schema(path) == "t(j text, x int, y int) | v(z)"
+    assert schema_of_file(path).line == "t(j text, x int, y int) | v(z)"
     assert execute(path, "SELECT x, y, z FROM t, v WHERE json_extract(j, '$.x') = 5").rows == ((5, 6, 5),)
 
 
@@ -311,7 +311,7 @@ def test_virtual_tables_are_queried_and_the_tables_behind_them_are_hidden(tmp_pa
     create, line, insert, query = VIRTUAL[module]
     path = make(tmp_path / "v.sqlite", f"CREATE TABLE doc_note (n); {create}; {insert};")
     before = contents(tmp_path)
-    assert read_schema(path) == f"doc_note(n) | {line}"
+    assert schema_of_file(path).line == f"doc_note(n) | {line}"
     assert execute(path, query).rows == ((1 if module == "rtree" else "a",),)
     assert execute(path, "INSERT INTO doc(doc) VALUES ('optimize')").error == "refused: INSERT is not a query"
     assert contents(tmp_path) == before

@@ -15,7 +15,7 @@ import pytest
 
 from fulltune.errors import DataError
 from fulltune.tasks.text2sql.execution import MAX_VALUE, Database, Result, execute, is_ordered, match
-from fulltune.tasks.text2sql.schema import find_database, from_create, read_schema
+from fulltune.tasks.text2sql.schema import find_database, from_create, schema_of_file
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 ROWS = [(i, f"name {i % 7}", i / 3, None if i % 5 else i) for i in range(300)]
@@ -270,4 +270,4 @@ def test_the_schema_of_a_file_is_that_of_its_create_statements() -> None:
     schemas = json.loads((SHARED / "spider" / "schemas.json").read_text(encoding="utf-8"))
     assert len(schemas) >= 10
     for db_id, statements in schemas.items():
-        assert from_create(statements) == read_schema(find_database(SHARED / "spider" / "databases", db_id))
+        assert from_create(statements) == schema_of_file(find_database(SHARED / "spider" / "databases", db_id)).line

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fulltune.tasks.text2sql import comparison
 from fulltune.tasks.text2sql.comparison import close
-from fulltune.tasks.text2sql.execution import Result, execute, is_ordered, match, match_as_spider, same_result, verdict
+from fulltune.tasks.text2sql.execution import Result, execute, is_ordered, match, verdict
 from fulltune.tasks.text2sql.lexer import mentions_order
 
 CELLS = st.one_of(
@@ -189,7 +189,8 @@ def by_definition(gold: list[tuple[object, ...]], predicted: list[tuple[object, 
 
 
 def as_spider(gold: list[tuple[object, ...]], predicted: list[tuple[object, ...]], ordered: bool = False) -> bool:
-    return match_as_spider(Result(tuple(gold)), Result(tuple(predicted)), ordered=ordered)
+    gold_sql = "SELECT a FROM t ORDER BY a" if ordered else "SELECT a FROM t"
+    return bool(verdict(gold_sql, Result(tuple(gold)), Result(tuple(predicted)), "spider"))
 
 
 @given(tables(), tables(), st.booleans())
@@ -221,8 +222,8 @@ def test_examples_of_spider_matching() -> None:
     assert not as_spider([(0.1 + 0.2,)], [(0.3,)])
     assert as_spider([], [])
     failed, cut = Result(error="x"), Result(((1,),), truncated=True)
-    assert not match_as_spider(failed, failed, ordered=False)
-    assert not match_as_spider(cut, Result(((1,),)), ordered=False)
+    assert verdict("SELECT a FROM t", failed, failed, "spider") is False
+    assert verdict("SELECT a FROM t", cut, Result(((1,),)), "spider") is False
 
 
 @pytest.mark.parametrize("end", ["ORDER /* the */ BY a", "ORDER BY a /* open", "ORDER BY a --", "ORDER\tBY [a]"])
@@ -236,14 +237,14 @@ def test_order_is_found_between_comments_that_sqlite_accepts(end: str) -> None:
 
 def test_the_rule_is_chosen_by_name_and_order_counts_by_its_own_rule() -> None:
     gold, other = Result(((1, 2), (3, 4))), Result(((2, 1), (4, 3)))
-    assert same_result("SELECT a, b FROM t", gold, other, "spider")
-    assert not same_result("SELECT a, b FROM t", gold, other, "strict")
+    assert verdict("SELECT a, b FROM t", gold, other, "spider")
+    assert verdict("SELECT a, b FROM t", gold, other, "strict") is False
     inside = "SELECT a FROM (SELECT a FROM t ORDER BY a)"
     up, down = Result(((1,), (2,))), Result(((2,), (1,)))
     assert mentions_order(inside)
     assert not mentions_order("SELECT 'ORDER BY' -- ORDER BY")
-    assert same_result(inside, up, down, "strict")
-    assert not same_result(inside, up, down, "spider")
+    assert verdict(inside, up, down, "strict")
+    assert verdict(inside, up, down, "spider") is False
 
 
 def test_matching_terminates_for_any_results() -> None:
@@ -270,7 +271,6 @@ def test_an_abandoned_comparison_is_reported(monkeypatch: pytest.MonkeyPatch) ->
     assert verdict("SELECT 1", left, right, "spider") is False
     monkeypatch.setattr(comparison, "MAX_CELLS", 100)
     assert verdict("SELECT 1", left, right, "spider") is None
-    assert not same_result("SELECT 1", left, right, "spider")
     assert verdict("SELECT 1", left, right, "strict") is False
 
 
@@ -338,4 +338,4 @@ def test_rows_with_equal_sort_keys_may_be_in_any_order(items: Path, gold: str, p
         return execute(items, sql)
 
     assert run(gold).error is None
-    assert same_result(gold, run(gold), run(predicted), "strict") is expected
+    assert verdict(gold, run(gold), run(predicted), "strict") is expected

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fulltune.errors import DataError
-from fulltune.tasks.text2sql.schema import find_database, from_create, read_schema
+from fulltune.tasks.text2sql.schema import find_database, from_create, schema_of_file
 
 CREATE = """
 CREATE TABLE state (id INTEGER PRIMARY KEY, name VARCHAR(20) NOT NULL);
@@ -38,7 +38,7 @@ def make(path: Path, statements: str = CREATE) -> Path:
 
 def test_a_file_and_its_statements_give_the_same_line(tmp_path: Path) -> None:
     assert from_create(CREATE) == LINE
-    assert read_schema(make(tmp_path / "a b?.sqlite")) == LINE
+    assert schema_of_file(make(tmp_path / "a b?.sqlite")).line == LINE
 
 
 def test_a_foreign_key_to_a_missing_table_is_kept() -> None:
@@ -70,7 +70,7 @@ def test_statements_that_are_not_a_schema(
 
 def test_an_empty_database_has_no_schema(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty\.sqlite.*no table"):
-        read_schema(make(tmp_path / "empty.sqlite", ""))
+        schema_of_file(make(tmp_path / "empty.sqlite", ""))
 
 
 @pytest.mark.parametrize("name", ["shop.sqlite", "shop/shop.sqlite", "shop.db", "shop/shop.db"])

@@ -124,7 +124,7 @@ def check_sets(config: Config) -> None:
         )
     for name, options in settings.sets.items() if settings else ():
         try:
-            job = _job(name, options, config)
+            job = _job(options, config)
             if job.task != PAIRS:
                 plugins.load("task", job.task)
         except ConfigError as error:
@@ -171,7 +171,7 @@ def _text_score(
 
 def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle) -> Ability:
     """Return the ability of an entry of ``guards.forgetting.sets``."""
-    job = _job(name, options, config)
+    job = _job(options, config)
     if job.task == PAIRS:
         return _minimal_pairs(name, job, base)
     task: Task = plugins.load("task", job.task)(job)
@@ -196,7 +196,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
     )
 
 
-def _job(name: str, options: Mapping[str, Any], config: Config) -> Config:
+def _job(options: Mapping[str, Any], config: Config) -> Config:
     """Return the config of a set: its own task and data, with the run's model and evaluation."""
     # Chat templates of a set use the date of the run.
     data = {"chat_date": config.data.chat_date, **(options.get("data") or {})} if options.get("data") else {}

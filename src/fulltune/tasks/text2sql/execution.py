@@ -31,9 +31,8 @@ __all__ = [
     "execute",
     "is_ordered",
     "match",
-    "match_as_spider",
     "printable",
-    "same_result",
+    "verdict",
 ]
 
 Row = tuple[int | float | str | bytes | None, ...]
@@ -218,31 +217,23 @@ def _match_but_for_ties(gold: Result, predicted: Result) -> bool:
     return match_but_for_ties(origin.sql, gold.rows, predicted.rows, run)
 
 
-def match_as_spider(gold: Result, predicted: Result, *, ordered: bool) -> bool:
-    """Return True if two results are equal by the rules of the Spider test suites (Zhong et al. 2020).
-
-    Some order of the predicted columns must give the reference rows, as a multiset or, if ``ordered``
-    (:func:`mentions_order` of the reference query), in sequence. Values are equal as in Python: 3 equals 3.0, and
-    numbers that differ by rounding differ. Two empty results match, whatever their columns. Failed and truncated
-    results are treated as in :func:`match`. A search that is given up (:data:`comparison.MAX_CELLS`) is not a match.
-    """
-    return bool(_spider_verdict(gold, predicted, ordered=ordered))
-
-
-def _spider_verdict(gold: Result, predicted: Result, *, ordered: bool) -> bool | None:
-    return _comparable(gold, predicted) and columns_match(gold.rows, predicted.rows, ordered=ordered)
-
-
-def same_result(gold_sql: str, gold: Result, predicted: Result, rule: str) -> bool:
-    """Return True if two results are equal by the rule of ``evaluation.sql_match``."""
-    return bool(verdict(gold_sql, gold, predicted, rule))
-
-
 def verdict(gold_sql: str, gold: Result, predicted: Result, rule: str) -> bool | None:
-    """Return the result of :func:`same_result`, or None if the comparison was given up because it takes too long."""
-    if rule == "spider":
-        return _spider_verdict(gold, predicted, ordered=mentions_order(gold_sql))
-    return match(gold, predicted, ordered=is_ordered(gold_sql))
+    """Return whether two results are equal by the rule of ``evaluation.sql_match``: ``strict`` or ``spider``.
+
+    ``strict`` is :func:`match`. ``spider`` follows the Spider test suites (Zhong et al. 2020): some order of the
+    predicted columns must give the reference rows, as a multiset or, if the reference query has an ORDER BY anywhere
+    (:func:`mentions_order`), in sequence. Values are equal as in Python: 3 equals 3.0, and numbers that differ by
+    rounding differ. Two empty results match, whatever their columns. Failed and truncated results are treated as in
+    :func:`match`.
+
+    Returns:
+        None if the comparison by ``spider`` was given up because it takes too long (:data:`comparison.MAX_CELLS`).
+    """
+    if rule != "spider":
+        return match(gold, predicted, ordered=is_ordered(gold_sql))
+    if not _comparable(gold, predicted):
+        return False
+    return columns_match(gold.rows, predicted.rows, ordered=mentions_order(gold_sql))
 
 
 def _comparable(gold: Result, predicted: Result) -> bool:

@@ -26,25 +26,16 @@ class Schema:
     faults: tuple[str, ...] = ()
 
 
-def read_schema(path: str | Path) -> str:
+def schema_of_file(path: str | Path) -> Schema:
     """Return the schema of a SQLite file in one line: ``city(name text, state_id int; state_id = state.id) | …``.
 
     Tables and columns are in the order of their creation, types in lowercase. Foreign keys follow a semicolon, written
     as join conditions. Names that SQL would misread are quoted. ``<``, ``{`` and ``~``, which T5's vocabulary lacks, do
     not occur unless a name contains them. Tables and views that cannot be read (a view on a missing table, a virtual
-    table of an unknown module) are omitted.
+    table of an unknown module) are omitted from the line and named as faults.
 
     Raises:
         DataError: The file is missing, is not a SQLite database, or has no readable table.
-    """
-    return schema_of_file(path).line
-
-
-def schema_of_file(path: str | Path) -> Schema:
-    """Return the schema of a SQLite file like :func:`read_schema`, with the parts that were omitted.
-
-    Raises:
-        DataError: As for :func:`read_schema`.
     """
     answer = request(Path(path), "schema", SECONDS, views=True)
     if "error" not in answer:
