@@ -31,7 +31,7 @@ def _day(random: Random, year: int, days: int) -> str:
 
 
 def _pick(random: Random, items: Sequence[str]) -> str:
-    """Return random items, the first more often than the last, so that groups differ in size."""
+    """Return a random item, the first ones more often than the last, so that groups differ in size."""
     return random.choices(items, weights=range(len(items) + 1, 1, -1))[0]
 
 
