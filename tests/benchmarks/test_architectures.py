@@ -57,8 +57,8 @@ def test_a_decoder_that_reads_ahead_is_refused(model_type: str, script: Any, tmp
     checkpoint = script("checkpoints").save(model_type, tmp_path / "base")
     cell = script("cells").measure(checkpoint, "pc", tmp_path)
     assert cell.status == "refused"
-    assert "reads what follows a token before it predicts it" in cell.detail
-    assert "expected a decoder that reads from left to right" in cell.detail
+    assert "attends to later tokens" in cell.detail
+    assert "expected a decoder with causal attention" in cell.detail
 
 
 def test_a_different_number_is_wrong_an_exception_is_a_crash_and_an_own_error_is_a_refusal(

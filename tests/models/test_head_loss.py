@@ -39,8 +39,8 @@ class Largest(TorchDispatchMode):
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use several stretches per batch, however small the batch is."""
-    monkeypatch.setattr(head_loss, "STRETCH_BYTES", 4 * 5 * 270)
-    monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
+    monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * 5 * 270)
+    monkeypatch.setattr(head_loss, "MIN_BYTES", 0)
 
 
 def _batch(kind: str, rows: int = 3, unlabeled: float = 0.4, **options: Any) -> tuple[Any, dict[str, Tensor], Tensor]:
@@ -162,8 +162,8 @@ def test_training_and_evaluation_give_the_same_numbers_either_way(
     plain = _trainer(kind, tmp_path / "plain", **options)
     plain.train()
     expected = plain.evaluate()["eval_loss"]
-    monkeypatch.setattr(head_loss, "STRETCH_BYTES", 4 * 5 * 270)
-    monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
+    monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * 5 * 270)
+    monkeypatch.setattr(head_loss, "MIN_BYTES", 0)
     trainer = _trainer(kind, tmp_path / "head", **options)
     trainer.train()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
@@ -174,7 +174,7 @@ def test_training_and_evaluation_give_the_same_numbers_either_way(
 
 
 def test_logits_are_available_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
+    monkeypatch.setattr(head_loss, "MIN_BYTES", 0)
     trainer = _trainer("gpt2", tmp_path)
     trainer.evaluate()
     predicted = trainer.predict(trainer.eval_dataset)
@@ -185,7 +185,7 @@ def test_logits_are_available_on_request(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("is_training", [True, False])
 def test_no_tensor_is_as_large_as_the_logits(is_training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 8
-    monkeypatch.setattr(head_loss, "STRETCH_BYTES", 4 * 16 * 270)
+    monkeypatch.setattr(head_loss, "CHUNK_BYTES", 4 * 16 * 270)
     model, inputs, labels = _batch("gpt2", rows=rows, unlabeled=0.0)
     vocabulary = model.config.vocab_size
     logits = rows * LENGTH * vocabulary

@@ -57,7 +57,7 @@ def test_other_labels_get_a_new_head(labels: tuple[str, ...], tmp_path: Path) ->
     assert torch.equal(one.model.classifier.weight, two.model.classifier.weight)
     assert not torch.equal(one.model.classifier.weight, other.model.classifier.weight)
     assert not torch.equal(one.model.classifier.weight, stored[: len(labels)])
-    assert any("a new head was made for 'cat', 'dog'" in fact for fact in one.info.reconciled)
+    assert any("a new head was created for 'cat', 'dog'" in fact for fact in one.info.reconciled)
 
 
 def test_the_same_labels_are_left_alone(tmp_path: Path) -> None:

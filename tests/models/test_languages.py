@@ -117,7 +117,7 @@ def test_both_unknown_languages_are_reported_together(tmp_path: Path) -> None:
 
 
 def test_a_language_for_a_tokenizer_without_languages_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"marks no languages.*Remove it"):
+    with pytest.raises(ConfigError, match=r"without language codes.*Remove it"):
         loaded(fakes.save("t5", tmp_path), target_language="fr")
 
 
@@ -125,7 +125,7 @@ def test_a_language_for_a_tokenizer_without_languages_is_refused(tmp_path: Path)
 def test_a_forced_start_token_of_another_language_is_refused(named: dict[str, str], tmp_path: Path) -> None:
     languages = {} if named else {"tgt_lang": "fra_Latn"}
     folder = save("nllb", tmp_path, forced="rus_Cyrl", **languages)
-    with pytest.raises(ModelError, match=r"begin every answer with rus_Cyrl .* is fra_Latn"):
+    with pytest.raises(ModelError, match=r"begins every output with rus_Cyrl .* is fra_Latn"):
         loaded(folder, **named)
 
 
@@ -135,13 +135,13 @@ def test_the_forced_start_token_names_the_target_where_nothing_else_does(
     with caplog.at_level(logging.WARNING, "fulltune.models"):
         _, bundle = loaded(save("nllb", tmp_path, forced="rus_Cyrl"))
     assert prompts.answer_ids(bundle, "a")[0] == bundle.tokenizer.convert_tokens_to_ids("rus_Cyrl")
-    assert any("marked as rus_Cyrl" in fact for fact in bundle.info.reconciled)
-    assert "data.target_language names another" in caplog.text
+    assert any("is set: rus_Cyrl" in fact for fact in bundle.info.reconciled)
+    assert "set data.target_language to change it" in caplog.text
 
 
 def test_without_a_target_language_the_source_language_is_used_and_logged(tmp_path: Path) -> None:
     _, bundle = loaded(save("nllb", tmp_path))
-    assert any("marked as eng_Latn, the source language" in fact for fact in bundle.info.reconciled)
+    assert any("is set: eng_Latn, the source language" in fact for fact in bundle.info.reconciled)
     assert bundle.model.generation_config.forced_bos_token_id == prompts.answer_ids(bundle, "a")[0]
 
 

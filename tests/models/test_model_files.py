@@ -76,7 +76,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_a_git_lfs_pointer_is_refused(tmp_path: Path) -> None:
     folder = fakes.save("gpt2", tmp_path)
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
-    with pytest.raises(ModelError, match=r"pointer of git-lfs.*Run `git lfs pull`"):
+    with pytest.raises(ModelError, match=r"git-lfs pointer.*Run `git lfs pull`"):
         load(str(folder))
 
 

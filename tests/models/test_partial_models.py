@@ -113,9 +113,9 @@ def test_a_partial_model_names_the_complete_one(tmp_path: Path) -> None:
         num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     folder = saved(drawn(Emu3ForCausalLM, config), tmp_path)
-    with pytest.raises(ModelError, match="'emu3_text_model', which transformers does not load by itself") as caught:
+    with pytest.raises(ModelError, match="'emu3_text_model', which transformers cannot load on its own") as caught:
         load(folder)
-    assert "the whole model, of the type 'emu3' (transformers has a head of it for causal-lm)" in str(caught.value)
+    assert "the complete model, of the type 'emu3' (transformers has these heads: causal-lm)" in str(caught.value)
     assert "Unrecognized" not in str(caught.value)
 
 

@@ -70,7 +70,7 @@ def test_likelihoods_are_those_of_each_text_alone(kind: str, batch_size: int, as
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
 def test_likelihoods_at_the_head_are_those_of_each_text_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_loss, "WORTHWHILE_BYTES", 0)
+    monkeypatch.setattr(head_loss, "MIN_BYTES", 0)
     bundle = fakes.bundle(kind)
     for text, one in zip(_rows(), inference.likelihoods(bundle, _rows(), 4), strict=True):
         assert one.nll == pytest.approx(_alone(bundle, text), rel=1e-5)

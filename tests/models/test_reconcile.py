@@ -90,7 +90,7 @@ def test_no_special_token_at_all(kind: str, tmp_path: Path) -> None:
     edit(edit(tmp_path, "config.json", **options), "generation_config.json", **options)
     bundle = load(str(tmp_path))
     assert (bundle.tokenizer.pad_token, bundle.grown) == (None, 0)
-    assert any("name an end token" in change for change in bundle.info.reconciled)
+    assert any("have an end token" in change for change in bundle.info.reconciled)
     answers = list(inference.generate(bundle, [bundle.tokenizer(text).input_ids for text in ("ab", "c")], 2, 4))
     assert [answer.tokens for answer in answers] == [4, 4]
     tuned = load(str(tmp_path), "classification", labels=("no", "yes"))
@@ -126,7 +126,7 @@ def test_two_end_ids_both_stop(tmp_path: Path) -> None:
     edit(folder, "generation_config.json", eos_token_id=2)
     bundle = load(str(folder))
     assert bundle.model.generation_config.eos_token_id == [2, 1]
-    assert any("both do" in change for change in bundle.info.reconciled)
+    assert any("all are used" in change for change in bundle.info.reconciled)
 
 
 # ---- Generation settings ----
@@ -308,5 +308,5 @@ def test_truncation_padding_and_dropout_of_a_tokenizer_json_are_disabled(tmp_pat
     assert (backend.truncation, backend.padding, backend.model.dropout) == (None, None, None)
     assert len(bundle.tokenizer("abcdefgh").input_ids) == 8
     changes = " ".join(bundle.info.reconciled)
-    assert "cuts texts at 4 tokens" in changes
+    assert "truncates texts to 4 tokens" in changes
     assert "splits words at random (dropout 0.5)" in changes

@@ -43,18 +43,18 @@ def test_a_head_of_another_size_than_its_config_is_initialized(tmp_path: Path) -
     assert found.stored_head is None
     assert len(found.model.classifier.weight) == 2
     assert found.info.reconciled == (
-        "the stored classification head has 3 classes, config.json names 2: a new head was made for 'no', 'yes'",
+        "the stored classification head has 3 classes, config.json 2: a new head was created for 'no', 'yes'",
     )
 
 
 def test_such_a_head_cannot_be_used_unchanged(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"has 3 classes, config.json names 2; expected as many.*id2label"):
+    with pytest.raises(ModelError, match=r"has 3 classes, config.json 2; expected the same number.*id2label"):
         load(stored(tmp_path, 3), "classification")
 
 
 def test_a_head_without_names_gets_new_ones(tmp_path: Path) -> None:
     [fact] = load(stored(tmp_path, 2), "classification", labels=("no", "yes")).info.reconciled
-    assert "'LABEL_0', 'LABEL_1', none of which the data has: a new head was made for 'no', 'yes'" in fact
+    assert "'LABEL_0', 'LABEL_1', none of which occurs in the data: a new head was created for 'no', 'yes'" in fact
 
 
 def run(folder: Path, cap: int, **data: Any) -> fulltune.Record:

@@ -316,7 +316,7 @@ def test_labels_are_shifted_where_the_loss_does_not_shift() -> None:
 def test_a_decoder_that_reads_in_both_directions_is_refused() -> None:
     model = built("XLNet", "LMHeadModel", **_IDS, d_model=32, n_layer=1, n_head=2, d_inner=32)
     bundle = replace(fakes.bundle("gpt2"), model=model)
-    with pytest.raises(ModelError, match=r"XLNetLMHeadModel.* reads what follows a token before it predicts it"):
+    with pytest.raises(ModelError, match=r"XLNetLMHeadModel.* attends to later tokens"):
         aligned_labels(bundle, [Features([5, 6], [5, 6], "a")])
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint's files say about themselves, checked and reconciled when it is loaded."""
+"""Load checkpoints, check and reconcile their files, and run their models."""
 
 import logging
 
-# On some processors bitsandbytes, once imported, tells of a kernel that it could fetch from a hub; nothing is missing.
+# On some processors, bitsandbytes logs on import that a kernel could be downloaded from a hub; it is not needed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-# DeepSpeed, where it is installed, is imported by others, and then tells that this machine has no accelerator.
+# DeepSpeed, if installed, is imported by other libraries, and logs that the machine has no accelerator.
 logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())

@@ -1,4 +1,4 @@
-"""A loaded model with its tokenizer, and facts about it."""
+"""Define a bundle: a loaded model with its tokenizer and metadata."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ Head = Literal["lm", "classification"]
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded checkpoint: everything that a task or a method needs to know of it.
+    """A loaded checkpoint with everything that tasks and methods need.
 
     Attributes:
         model: In float32, in eval mode.
-        tokenizer: Fast where there is one; ``pad_token`` is set unless it has no special token at all.
+        tokenizer: A fast one if available; ``pad_token`` is set unless it has no special token at all.
         family: ``decoder``, ``encoder`` or ``encoder-decoder``.
         head: ``lm`` (the checkpoint's own head, or none for an encoder without one) or ``classification``.
-        window: Longest input in tokens that the model takes (positions).
+        window: Longest input of the model in tokens (positions).
         info: Source, hash and architecture, for the record.
-        fresh: Names of the parameters that the checkpoint lacks: a new head's, drawn from a seed.
-        grown: Rows that were added to the embeddings, for tokens that the checkpoint lacks.
-        stored_head: The classification head that the checkpoint holds, whether it was loaded or not; None without one.
-        with_own_head: Loads the checkpoint under that head, its classes those of the task; None where it lacks one.
+        fresh: Names of parameters that the checkpoint lacks: those of a new head, initialized from a seed.
+        grown: Number of rows that were added to the embeddings, for tokens that the checkpoint lacks.
+        stored_head: The classification head in the checkpoint, whether it was loaded or not; None if there is none.
+        with_own_head: Loads the checkpoint with that head, for the classes of the task; None if there is none.
     """
 
     model: PreTrainedModel
@@ -54,63 +54,64 @@ class Bundle:
 
     @property
     def prompt_ids(self) -> list[int]:
-        """Ids to put before every input, that of the encoder where there is one: those of a soft prompt, if any."""
+        """Ids to prepend to every input (of the encoder, if there is one): those of a soft prompt, else none."""
         return list(getattr(reconcile.input_embeddings(self.model), "prompt_ids", ()))
 
     @property
     def has_lm_head(self) -> bool:
-        """Whether the checkpoint brings its own head for words (an encoder may have none)."""
+        """Whether the checkpoint has a language-modeling head (an encoder may have none)."""
         return self.model.get_output_embeddings() is not None
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """Which of the three families a config belongs to."""
+    """Return the model family of a config."""
     if config.is_encoder_decoder:
         return "encoder-decoder"
-    # BERT and its kin can also be built as decoders, but what can fill a mask is an encoder here; so is what cannot
-    # continue a text (CANINE).
-    fills = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    return "encoder" if fills or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "decoder"
+    # BERT and similar models can also be built as decoders. Models with a masked-LM head count as encoders, and so do
+    # models without a causal-LM head (CANINE).
+    has_mask_head = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    return "encoder" if has_mask_head or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "decoder"
 
 
 def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes in a model: its parameters that are not frozen, each once, and its buffers."""
+    """Return the part of the state dict that training changes: trainable parameters, each once, and buffers."""
     chosen = {name for name, value in model.named_parameters() if value.requires_grad}
     chosen |= {name for name, _ in model.named_buffers()}
     return {name: value for name, value in model.state_dict().items() if name in chosen}
 
 
 @contextmanager
-def with_base_head(base: Bundle, student: Bundle) -> Iterator[Bundle]:
-    """The student's body under the base's own head for words, while the block lasts; no weight is copied.
+def with_base_head(base: Bundle, tuned: Bundle) -> Iterator[Bundle]:
+    """Yield the body of a tuned model with the base's language-modeling head, without copying weights.
 
-    A student that still has that head is given as it is; a base without one gives the student's bare body. ``base`` is
-    borrowed: it must not be used otherwise in the block.
+    A tuned model that still has that head is yielded unchanged; if the base has no such head, the bare body is yielded.
+    ``base`` is modified within the block and must not be used otherwise there.
     """
-    if student.head == base.head or student.model is base.model:
-        yield student
+    if tuned.head == base.head or tuned.model is base.model:
+        yield tuned
         return
-    body: Any = student.model.base_model
+    body: Any = tuned.model.base_model
     host: Any = base.model
     if host.base_model is host and base.family != "encoder-decoder":
         yield replace(base, model=body)
         return
-    # T5 keeps the parts of its body beside its head; others have one module for the body.
+    # In T5, the parts of the body are siblings of the head; other models have one module for the body.
     names = [host.base_model_prefix] if host.base_model is not host else [name for name, _ in body.named_children()]
-    kept, device = {name: getattr(host, name) for name in names}, host.device
+    originals = {name: getattr(host, name) for name in names}
+    device = host.device
     try:
         for name in names:
             setattr(host, name, body if host.base_model_prefix == name else getattr(body, name))
         yield replace(base, model=host.to(body.device))
     finally:
-        for name, part in kept.items():
+        for name, part in originals.items():
             setattr(host, name, part)
         host.to(device)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' own bars and tables: a new head, say, is announced by the record."""
+    """Silence progress bars and messages of transformers within the block; the record reports e.g. a new head."""
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

@@ -1,7 +1,7 @@
-"""Check that a decoder predicts each token from those before it alone.
+"""Check that a decoder predicts each token from the preceding tokens only.
 
-Some types with a head for causal language modeling read in both directions unless they are told otherwise in ways of
-their own (XLNet's permutations, CPM-Ant's segments). A likelihood or a continuation of theirs says nothing.
+Some model types with a causal-LM head attend in both directions unless they get special inputs (XLNet's permutations,
+CPM-Ant's segments). Their likelihoods and continuations would be meaningless.
 """
 
 from __future__ import annotations
@@ -14,38 +14,40 @@ from transformers import PreTrainedModel
 from fulltune.errors import ModelError
 from fulltune.models import fast_paths
 
-#: Tokens of a row of the check; the second half differs between two rows.
+#: Tokens per row of the check; the second half differs between the two rows.
 _LENGTH = 16
 
 
 def check_causality(name: str, model: PreTrainedModel) -> None:
-    """Check that what comes later in a text changes nothing of what a decoder makes of its beginning.
+    """Check that later tokens of a text do not change a decoder's logits for its first half.
 
     Args:
-        name: As the user gave it.
-        model: A decoder with its head for words; asked in eval mode, left as it was.
+        name: Name of the model as the user gave it.
+        model: A decoder with its language-modeling head; its mode is restored.
 
     Raises:
-        ModelError: The decoder reads ahead.
+        ModelError: The decoder attends to later tokens.
     """
-    agrees, _ = fast_paths.attempt(lambda: _beginnings_agree(model), model)
+    agrees, _ = fast_paths.attempt(lambda: _first_halves_agree(model), model)
     if agrees is False:
         raise ModelError(
-            f"{name!r} ({type(model).__name__}) reads what follows a token before it predicts it",
-            expected="a decoder that reads from left to right",
-            fix="choose another model, or classification, for which reading in both directions is no fault",
+            f"{name!r} ({type(model).__name__}) attends to later tokens",
+            expected="a decoder with causal attention",
+            fix="choose another model, or the task classification, which does not need causal attention",
             field="model",
         )
 
 
-def _beginnings_agree(model: Any) -> bool:
-    special, half = fast_paths.special_ids(model.config), _LENGTH // 2
+def _first_halves_agree(model: Any) -> bool:
+    """Return whether the logits of a first half are the same before two different second halves."""
+    special = fast_paths.special_ids(model.config)
+    half = _LENGTH // 2
     vocabulary = model.get_output_embeddings().weight.shape[0]
     ordinary = [token for token in range(min(vocabulary, 1000)) if token not in special]
-    chosen = torch.tensor([ordinary[3 * place % len(ordinary)] for place in range(3 * half)], device=model.device)
-    beginning, one, other = chosen[:half], chosen[half : 2 * half], chosen[2 * half :]
-    logits = [
-        model(input_ids=torch.cat([beginning, rest])[None], **fast_paths.options(model)).logits[0, :half]
-        for rest in (one, other)
-    ]
+    tokens = torch.tensor([ordinary[3 * index % len(ordinary)] for index in range(3 * half)], device=model.device)
+    first_half = tokens[:half]
+    logits = []
+    for second_half in (tokens[half : 2 * half], tokens[2 * half :]):
+        ids = torch.cat([first_half, second_half])[None]
+        logits.append(model(input_ids=ids, **fast_paths.options(model)).logits[0, :half])
     return fast_paths.agree(logits[:1], logits[1:])

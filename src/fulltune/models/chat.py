@@ -1,4 +1,4 @@
-"""Chat templates are programs that come with a checkpoint: one that does not end is stopped."""
+"""Limit the time of chat templates, which are programs that come with a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,36 +9,40 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-#: Seconds of the processor that a template may take for one conversation.
+#: CPU seconds that a template may take for one conversation.
 SECONDS = 5.0
 
-#: How jinja calls the code that it makes of a template.
+#: File names that jinja gives to compiled templates.
 _TEMPLATE_FILES = ("<template>", "<unknown>")
 
 
 class EndlessTemplate(Exception):
-    """A template did not end in time."""
+    """A template exceeded its time limit."""
 
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Stop the code of templates in this thread after some seconds of its processor; other code runs untouched.
+    """Limit the CPU time of templates in this thread within the block; other code is not affected.
+
+    Args:
+        seconds: CPU seconds of the thread.
 
     Raises:
-        EndlessTemplate: In the block, at the next line of the template.
+        EndlessTemplate: Raised at the next line of the template after the limit.
     """
-    end, before = time.thread_time() + seconds, sys.gettrace()
+    deadline = time.thread_time() + seconds
+    previous_trace = sys.gettrace()
 
     def in_template(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.thread_time() > end:
+        if time.thread_time() > deadline:
             raise EndlessTemplate(f"it does not end within {seconds:g} seconds")
         return in_template
 
-    def called(frame: FrameType, event: str, argument: Any) -> Any:
+    def on_call(frame: FrameType, event: str, argument: Any) -> Any:
         return in_template(frame, event, argument) if frame.f_code.co_filename in _TEMPLATE_FILES else None
 
-    sys.settrace(called)
+    sys.settrace(on_call)
     try:
         yield
     finally:
-        sys.settrace(before)
+        sys.settrace(previous_trace)

@@ -1,7 +1,7 @@
-"""The fast paths of a run: chosen once, in force for as long as a block lasts, and undone afterwards.
+"""Enable the CPU kernels for a model within a block.
 
-with pinned_kernels("auto", folder / "kernels.json"):     # the whole run makes its products in one way
-    with fast_kernels(model):                     # layers of this model are fast in here
+with pinned_kernels("auto", folder / "kernels.json"):     # the whole run uses the same kernels
+    with fast_kernels(model):                     # layers of this model use them
         ...
 """
 
@@ -21,22 +21,22 @@ from fulltune.runtime.kernels.dropout import fast_dropouts
 from fulltune.runtime.kernels.linear import fast_linears
 from fulltune.runtime.kernels.products import Choices
 
-#: oneDNN compiles a product for every shape that it meets, and forgets all but the last 1,024. Batches of many lengths
-#: have more: three products for each kind of layer and each number of rows.
+#: oneDNN compiles a primitive for every shape, and caches 1,024 by default. Batches of many lengths need more: three
+#: products per kind of layer and number of rows.
 _CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192"
 
 
 def choices_for(model: nn.Module) -> Choices | None:
-    """Return the choice in force for this model, or None where kernels are off or would change what it computes."""
+    """Return the active kernel choices; None if kernels are off or would change the outputs of this model."""
     choices = current()
     return choices if choices is not None and kernels_agree(model, choices) else None
 
 
 @contextmanager
 def fast_kernels(model: nn.Module) -> Iterator[None]:
-    """While it lasts, the model computes by the choice in force. Nested blocks change nothing.
+    """Make the model use the active kernels within the block. Nested blocks have no effect.
 
-    A model whose answers or gradients the kernels would change computes without them.
+    A model whose outputs or gradients the kernels would change runs without them.
     """
     os.environ.setdefault(*_CAPACITY)  # read by oneDNN at its first product
     choices = choices_for(model)

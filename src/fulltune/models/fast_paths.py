@@ -1,8 +1,8 @@
-"""Checks that a faster way of computing gives a model's plain answers; each is made once per model and length.
+"""Check that faster computations give the same outputs as the plain one, once per model and length.
 
-The plain way is one row at a time, without padding. Padding, batches and shared computations are used for a model only
-after they gave the same answers on that very model. Windows, chunks and positions show themselves only in long rows,
-so what was checked on short rows is checked again when longer ones come.
+The plain computation runs one row at a time, without padding. Padding, batches and shared prefixes are used for a model
+only after they gave the same outputs on that model. Effects of attention windows, chunks and positions appear only in
+long rows, so a check on short rows is repeated when longer rows arrive.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.runtime.log_once import log_once
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Output = TypeVar("Output")
 
-#: A way and the sizes, in tokens, that it was checked at.
+#: Name of a fast path, and the sizes in tokens at which it was checked.
 Key = tuple[Any, ...]
 
 _log = logging.getLogger(__name__)
 
-#: Largest relative difference, in the Euclidean norm of one position, between answers that count as equal. Float32
-#: leaves about 1e-6; a single token of padding that is read leaves more than 1e-3.
+#: Largest accepted difference of outputs, relative to the Euclidean norm of one position. Float32 rounding causes about
+#: 1e-6; attention to a single padding token causes more than 1e-3.
 TOLERANCE = 1e-4
 
-#: Rows up to this many tokens are checked at this length; longer ones at the next power of two.
+#: Length at which rows of up to this many tokens are checked; longer rows are checked at the next power of two.
 SHORTEST = 32
 
-#: Models keep up to this many positions for themselves (RoBERTa: pad id + 1).
+#: Number of positions that models may reserve (RoBERTa: pad id + 1).
 _RESERVED_POSITIONS = 8
 
-#: Lengths of the single rows that a model must compute, as data has them.
+#: Lengths of single rows that a model must be able to compute: data has rows of odd lengths.
 _ODD = (11, 17)
 
-#: What models raise over inputs that they cannot take.
+#: Errors that models raise for inputs that they do not support.
 FAILURES = (
     *(RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError),
     *(NotImplementedError, AssertionError),
 )
 
-#: Models that computed single rows.
+#: Models that passed :func:`require_computable`.
 _computable: WeakSet[nn.Module] = WeakSet()
 
 #: Results by model.
@@ -61,42 +61,42 @@ _results: WeakKeyDictionary[nn.Module, dict[Key, bool]] = WeakKeyDictionary()
 
 
 def padding_is_neutral(model: PreTrainedModel, length: int, *, is_logged: bool = True) -> bool:
-    """Return True if padding on the right leaves the answers of a row as they are without it.
+    """Return whether padding on the right leaves the outputs of a row unchanged.
 
     Args:
-        model: Any model that takes ``input_ids`` and ``attention_mask``; its mode and weights are left as they are.
-        length: Longest row, in tokens, that is to be padded or to be padded to.
-        is_logged: Log that rows are computed without padding where it is not neutral.
+        model: Any model that takes ``input_ids`` and ``attention_mask``; its mode and weights are not changed.
+        length: Longest padded row in tokens.
+        is_logged: Log a failed check.
     """
     return _checked(model, "padding", length, _padding_agrees, is_logged)
 
 
 def batching_is_neutral(model: PreTrainedModel, length: int) -> bool:
-    """Return True if rows of the same length have the answers in one batch that they have alone.
+    """Return whether rows of the same length have the same outputs in a batch as alone.
 
     Args:
         model: As in :func:`padding_is_neutral`.
-        length: Longest row, in tokens.
+        length: Longest row in tokens.
     """
     return _checked(model, "other rows in a batch", length, _batch_agrees)
 
 
 def require_computable(model: PreTrainedModel) -> None:
-    """Check once that a model computes single rows of odd lengths, as data has them.
+    """Check once that a model can compute single rows of odd lengths.
 
     Raises:
-        ModelError: It raised an error over one.
+        ModelError: The model raised an error.
     """
     if model in _computable:
         return
     for row in probes(model, _odd_lengths(model)):
-        answers, reason = attempt(partial(_answers, model, [row]), model)
-        if answers is None:
+        outputs, reason = attempt(partial(_outputs, model, [row]), model)
+        if outputs is None:
             raise ModelError(
                 f"{type(model).__name__} cannot compute a text of {len(row)} tokens ({reason})",
-                expected="a model that takes texts of any length up to its limit",
-                fix="choose another checkpoint, or settings in its config.json with which transformers takes such "
-                "texts (Nyströmformer: num_landmarks equal to segment_means_seq_len)",
+                expected="a model that supports texts of any length up to its limit",
+                fix="choose another checkpoint, or change its config.json so that transformers supports such texts "
+                "(Nyströmformer: num_landmarks equal to segment_means_seq_len)",
                 field="model",
             )
     _computable.add(model)
@@ -109,21 +109,21 @@ def _odd_lengths(model: PreTrainedModel) -> list[int]:
 
 
 def require_trainable(model: PreTrainedModel) -> None:
-    """Check that a model computes single rows of odd lengths in training mode too.
+    """Check that a model can compute single rows of odd lengths in training mode.
 
     Raises:
-        ModelError: It raised an error over one that it computes in eval mode (Reformer takes some lengths only).
+        ModelError: The model raised an error (in training mode, Reformer supports some lengths only).
     """
     state = {name: value.clone() for name, value in model.named_buffers()}
     device = [model.device] if model.device.type == "cuda" else []
     for row in probes(model, _odd_lengths(model)):
         with torch.random.fork_rng(devices=device):
-            answers, reason = attempt(partial(_answers, model, [row]), model, is_training=True)
+            outputs, reason = attempt(partial(_outputs, model, [row]), model, is_training=True)
         _restore(model, state)
-        if answers is None:
+        if outputs is None:
             raise ModelError(
                 f"{type(model).__name__} cannot be trained on a text of {len(row)} tokens ({reason})",
-                expected="a model that is trained on texts of any length up to its limit",
+                expected="a model that can be trained on texts of any length up to its limit",
                 fix="choose another checkpoint",
                 field="model",
             )
@@ -131,7 +131,7 @@ def require_trainable(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _restore(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Give buffers back the values that a pass in training mode may have changed."""
+    """Restore buffers, which a forward pass in training mode may have changed."""
     for name, value in model.named_buffers():
         if name in buffers and value.shape == buffers[name].shape:
             value.copy_(buffers[name])
@@ -140,39 +140,40 @@ def _restore(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 def batches(
     model: PreTrainedModel, items: Sequence[Item], lengths: Callable[[Item], Sequence[int]]
 ) -> Iterator[Sequence[Item]]:
-    """Cut a batch into consecutive parts whose rows are answered as they would be alone.
+    """Split a batch into consecutive parts whose rows have the same outputs as alone.
 
     Args:
-        model: Asked next.
-        items: Rows, best sorted by length.
-        lengths: Tokens of a row: of its input and, for an encoder-decoder, of its target.
+        model: Model that will run on the parts.
+        items: Rows, preferably sorted by length.
+        lengths: Returns the number of tokens of a row: of its input and, for an encoder-decoder, of its target.
     """
     sizes = [tuple(lengths(item)) for item in items]
     longest = max((max(size) for size in sizes), default=0)
     if len(items) < 2 or padding_is_neutral(model, longest):
         yield items
         return
-    start, together = 0, batching_is_neutral(model, longest)
+    start = 0
+    can_batch = batching_is_neutral(model, longest)
     for end in range(1, len(items) + 1):
-        if end == len(items) or sizes[end] != sizes[start] or not together:
+        if end == len(items) or sizes[end] != sizes[start] or not can_batch:
             yield items[start:end]
             start = end
 
 
 def input_name(model: Any) -> str:
-    """Return the name under which a forward pass takes token ids: ``input_ids`` where it has that, else its own."""
+    """Return the name of the argument for token ids: ``input_ids`` if accepted, else the model's main input."""
     accepted = inspect.signature(model.forward).parameters
     return "input_ids" if "input_ids" in accepted else str(model.main_input_name)
 
 
 def options(model: Any) -> dict[str, Any]:
-    """Return keyword arguments of a forward pass that neither keeps a cache nor computes a router's auxiliary loss."""
+    """Return keyword arguments that disable the cache and the auxiliary loss of a router, where supported."""
     accepted = inspect.signature(model.forward).parameters
     return {name: False for name in ("use_cache", "output_router_logits") if name in accepted}
 
 
 def agree(plain: Sequence[Tensor], fast: Sequence[Tensor], tolerance: float = TOLERANCE) -> bool:
-    """Return True if two lists of answers ``(…, D)`` are equal up to a relative difference; NaN is never equal."""
+    """Return whether two lists of tensors ``(…, D)`` are equal up to a relative tolerance; NaN is never equal."""
     return len(plain) == len(fast) and all(_close(*pair, tolerance) for pair in zip(plain, fast, strict=True))
 
 
@@ -180,73 +181,84 @@ def probe_length(model: PreTrainedModel, length: int) -> int:
     """Return the length at which rows of up to ``length`` tokens are checked, within the model's positions."""
     config: Any = model.config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings")
-    limits = [limit for name in names if isinstance(limit := getattr(config, name, None), int) and limit > 0]
+    values = [getattr(config, name, None) for name in names]
+    limits = [value for value in values if isinstance(value, int) and value > 0]
     rounded = max(SHORTEST, 1 << max(0, length - 1).bit_length())
     return max(length, min([rounded, *(limit - _RESERVED_POSITIONS for limit in limits)]))
 
 
 def verified(
     model: PreTrainedModel,
-    way: str,
+    path: str,
     sizes: Sequence[int],
-    compute: Callable[[], Answer],
-    is_plain: Callable[[Answer], bool],
-) -> Answer | None:
-    """Return what a fast way gives for a batch; None where it does not give this model's plain answers.
+    compute: Callable[[], Output],
+    is_plain: Callable[[Output], bool],
+) -> Output | None:
+    """Return the output of a fast path for a batch; None if it differs from the plain output.
 
-    The first batch of each size is compared with the plain way on that batch itself, the first size being rounded up to
-    a power of two and others to one of four. A way that failed is not tried again.
+    The first batch of each size is compared with the plain computation on the same batch. The first size is rounded up
+    to a power of two, others to a power of four. A path that failed is not tried again.
 
     Args:
-        model: Computes in eval mode.
-        way: What is tried, for the key and the log.
-        sizes: Tokens that matter for the way: of the longest row first, then, say, of its padding.
-        compute: The fast way.
-        is_plain: Compares its result with the plain way's.
+        model: Runs in eval mode.
+        path: Name of the fast path, for the key and the log.
+        sizes: Numbers of tokens that affect the path: that of the longest row first, then e.g. that of its padding.
+        compute: Runs the fast path.
+        is_plain: Compares its output with the plain one.
     """
     results = _results.setdefault(model, {})
     length = probe_length(model, sizes[0])
-    key = way, length, *((size.bit_length() + 1) // 2 for size in sizes[1:])
-    if any(name == way and not passed for (name, *_), passed in results.items()):
+    key = path, length, *((size.bit_length() + 1) // 2 for size in sizes[1:])
+    if any(name == path and not passed for (name, *_), passed in results.items()):
         return None
     if results.get(key):
         return compute()
-    answer, reason = attempt(compute, model)
-    results[key] = answer is not None and is_plain(answer)
+    output, reason = attempt(compute, model)
+    results[key] = output is not None and is_plain(output)
     if not results[key]:
-        _log_failure(model, way, length, reason)
-    return answer if results[key] else None
+        _log_failure(model, path, length, reason)
+    return output if results[key] else None
 
 
-def _log_failure(model: PreTrainedModel, way: str, length: int, reason: str | None) -> None:
-    """Log the first length at which a class of models failed; messages of errors differ in sizes, not in kind."""
-    name, why = type(model).__name__, reason or "it would change the answers"
-    key = name, way, why.partition(":")[0]
-    log_once(_log, logging.WARNING, key, "%s computes rows of %d tokens without %s: %s", name, length, way, why)
+def _log_failure(model: PreTrainedModel, path: str, length: int, reason: str | None) -> None:
+    """Log the first length at which a model class failed a check."""
+    name = type(model).__name__
+    explanation = reason or "it would change the answers"
+    # Messages of the same kind of error differ in sizes only.
+    key = name, path, explanation.partition(":")[0]
+    message = "%s computes rows of %d tokens without %s: %s"
+    log_once(_log, logging.WARNING, key, message, name, length, path, explanation)
 
 
 def _checked(
     model: PreTrainedModel,
-    way: str,
+    path: str,
     length: int,
     check: Callable[[PreTrainedModel, int], bool],
     is_logged: bool = True,
 ) -> bool:
-    """Return the result of a check on rows of its own, from memory where it was made before; a failure is logged."""
+    """Return the cached result of a check on probe rows; a failure is logged."""
     results = _results.setdefault(model, {})
-    key = way, probe_length(model, length)
+    key = path, probe_length(model, length)
     if key not in results:
         passed, reason = attempt(lambda: check(model, key[1]), model)
         results[key] = bool(passed)
         if not passed and is_logged:
-            _log_failure(model, way, key[1], reason)
+            _log_failure(model, path, key[1], reason)
     return results[key]
 
 
 def attempt(
-    compute: Callable[[], Answer], model: PreTrainedModel, *, is_training: bool = False
-) -> tuple[Answer | None, str | None]:
-    """Return what is computed without gradients in eval or training mode, or None and what the model raised."""
+    compute: Callable[[], Output], model: PreTrainedModel, *, is_training: bool = False
+) -> tuple[Output | None, str | None]:
+    """Run a computation without gradients in eval or training mode.
+
+    Returns:
+        The output and None; None and the error if the model raised one.
+
+    Raises:
+        torch.OutOfMemoryError: There is not enough memory.
+    """
     was_training = model.training
     model.train(is_training)
     try:
@@ -262,34 +274,36 @@ def attempt(
 
 def _padding_agrees(model: PreTrainedModel, length: int) -> bool:
     rows = probes(model, [length, 2 * length // 3 + 1, length // 3])
-    return agree([_answers(model, [row])[0] for row in rows[1:]], _answers(model, rows)[1:])
+    return agree([_outputs(model, [row])[0] for row in rows[1:]], _outputs(model, rows)[1:])
 
 
 def _batch_agrees(model: PreTrainedModel, length: int) -> bool:
     rows = probes(model, [length] * 3)
-    together = _answers(model, rows)
-    return agree([_answers(model, [rows[place]])[0] for place in (0, 2)], [together[0], together[2]])
+    batched = _outputs(model, rows)
+    return agree([_outputs(model, [rows[index]])[0] for index in (0, 2)], [batched[0], batched[2]])
 
 
 def probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
-    """Return rows of ordinary token ids, always the same; a soft prompt begins them, an end token closes a source."""
-    embeddings, special = _embeddings(model), special_ids(model.config)
-    vocabulary = getattr(embeddings, "weight", embeddings)  # Perceiver's are a bare parameter
+    """Return deterministic rows of ordinary token ids, with a soft prompt first, and the end token of a source last."""
+    embeddings = _embeddings(model)
+    special = special_ids(model.config)
+    vocabulary = getattr(embeddings, "weight", embeddings)  # Perceiver's embeddings are a bare parameter
     size = 256 if vocabulary is None else vocabulary.shape[0]
     ordinary = torch.tensor([token for token in range(size) if token not in special])
     end = getattr(model.config, "eos_token_id", None) if model.config.is_encoder_decoder else None
     ends = [int(end)] if isinstance(end, int) else []
-    begin, rows = list(getattr(embeddings, "prompt_ids", ())), []
+    prompt = list(getattr(embeddings, "prompt_ids", ()))
     generator = torch.Generator().manual_seed(17)
+    rows = []
     for length in lengths:
-        inner = max(1, length - len(begin) - len(ends))
+        inner = max(1, length - len(prompt) - len(ends))
         chosen = torch.randint(len(ordinary), (inner,), generator=generator)
-        rows.append(begin + ordinary[chosen].tolist() + ends)
+        rows.append(prompt + ordinary[chosen].tolist() + ends)
     return rows
 
 
 def _embeddings(model: PreTrainedModel) -> Any:
-    """Return the embeddings of tokens; None where there are none, as in CANINE, which reads characters."""
+    """Return the token embeddings; None if there are none, as in CANINE, which reads characters."""
     try:
         return model.get_input_embeddings()
     except NotImplementedError:
@@ -297,61 +311,66 @@ def _embeddings(model: PreTrainedModel) -> Any:
 
 
 def special_ids(config: PreTrainedConfig) -> set[int]:
-    """Return the ids that a config gives a meaning to: padding, ends, masks, images and the like."""
-    found: set[int] = set()
+    """Return all token ids with a special role in a config: padding, end of text, masks, images and so on."""
+    special: set[int] = set()
     for name, value in config.to_dict().items():
         if name.endswith(("token_id", "token_index", "token_ids")):
-            found.update(one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int))
+            values = value if isinstance(value, list) else [value]
+            special.update(token for token in values if isinstance(token, int))
     text = config.get_text_config()
-    return found if text is config else found | special_ids(text)
+    return special if text is config else special | special_ids(text)
 
 
-def _answers(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return what a model computes of each row of a batch, ``(T, D)`` or ``(D,)``, without what belongs to padding.
+def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the hidden states of each row of a batch, ``(T, D)`` or ``(D,)``, without those of padding.
 
-    The head for words is left out: it reads each position by itself, and its logits would be the largest tensor here.
+    The language-modeling head is skipped: it maps each position independently, and its logits would be the largest
+    tensor.
     """
     fill = int(getattr(model.config, "pad_token_id", None) or 0)
     ids, mask = pad(rows, fill, model.device)
-    inputs, widths = {input_name(model): ids, "attention_mask": mask, **options(model)}, [len(row) for row in rows]
+    inputs = {input_name(model): ids, "attention_mask": mask, **options(model)}
+    widths = [len(row) for row in rows]
     head = model.get_output_embeddings()
     if model.config.is_encoder_decoder and head is not None:
         targets = [list(row[: max(3, len(row) // 4)]) for row in rows]
         labels, _ = pad(targets, -100, model.device)
-        inputs["decoder_input_ids"], widths = decoder_input_ids(model, labels), [len(target) for target in targets]
-    with _without_head(head) as read:
-        outputs = model.forward(**inputs)  # hooks that belong to the user's passes are not called
-    hidden = read[0] if read else outputs[0]
+        inputs["decoder_input_ids"] = decoder_input_ids(model, labels)
+        widths = [len(target) for target in targets]
+    with _without_head(head) as head_inputs:
+        outputs = model.forward(**inputs)  # not model(…): the user's forward hooks must not be called
+    hidden = head_inputs[0] if head_inputs else outputs[0]
     padded = ids.shape[1] if "decoder_input_ids" not in inputs else max(widths)
-    return [_narrowed(row, padded, width) for row, width in zip(hidden.float(), widths, strict=True)]
+    return [_without_padding(row, padded, width) for row, width in zip(hidden.float(), widths, strict=True)]
 
 
-def _narrowed(answer: Tensor, padded: int, width: int) -> Tensor:
-    places = [axis for axis, size in enumerate(answer.shape[:-1]) if size == padded]
-    return answer.narrow(places[0], 0, width) if places else answer
+def _without_padding(output: Tensor, padded: int, width: int) -> Tensor:
+    """Return the first ``width`` positions along the axis of size ``padded``, if there is one."""
+    axes = [axis for axis, size in enumerate(output.shape[:-1]) if size == padded]
+    return output.narrow(axes[0], 0, width) if axes else output
 
 
 @contextmanager
 def _without_head(head: Any) -> Iterator[list[Tensor]]:
-    """While it lasts, a linear ``head`` gives one zero per position; what it reads is collected."""
-    read: list[Tensor] = []
+    """Make a linear head return one zero per position within the block; yield the list of its inputs."""
+    head_inputs: list[Tensor] = []
     if not isinstance(head, nn.Linear):
-        yield read
+        yield head_inputs
         return
 
     def collect(hidden: Tensor) -> Tensor:
-        read.append(hidden)
+        head_inputs.append(hidden)
         return hidden.new_zeros(*hidden.shape[:-1], 1)
 
     with replaced_forward(head, collect):
-        yield read
+        yield head_inputs
 
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Call ``forward`` in place of the forward pass of this one module within the block."""
+    """Replace the ``forward`` of one module within the block."""
     own = module.__dict__.get("forward")
-    # setattr: only this instance gets another forward, which type checkers refuse as an assignment.
+    # setattr, because type checkers reject the assignment of a method.
     setattr(module, "forward", forward)  # noqa: B010
     try:
         yield
@@ -364,13 +383,14 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 def _close(plain: Tensor, fast: Tensor, tolerance: float) -> bool:
     if plain.shape != fast.shape:
         return False
-    error, size = torch.linalg.vector_norm(fast - plain, dim=-1), torch.linalg.vector_norm(plain, dim=-1)
+    error = torch.linalg.vector_norm(fast - plain, dim=-1)
+    size = torch.linalg.vector_norm(plain, dim=-1)
     return bool((error <= tolerance * size).all())
 
 
 @contextmanager
-def asked(model: nn.Module) -> Iterator[None]:
-    """Switch a model to eval mode while it is checked, without warnings of the library.
+def checking(model: nn.Module) -> Iterator[None]:
+    """Prepare a model for a check within the block: eval mode, own precision, no messages of transformers.
 
     The modes of its modules, its precision and torch's random state are restored afterwards.
     """
@@ -387,8 +407,9 @@ def asked(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_precision(model: nn.Module) -> Iterator[None]:
-    """Undo Accelerate's mixed precision, whose rounding would hide what a check looks for."""
-    original, wrapped = model.__dict__.get("_original_forward"), model.__dict__.get("forward")
+    """Disable Accelerate's mixed precision within the block: its rounding would hide differences."""
+    original = model.__dict__.get("_original_forward")
+    wrapped = model.__dict__.get("forward")
     if original is None or wrapped is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a checkpoint, or missing for them, in one sentence each."""
+"""Check the files of a checkpoint, and turn errors of libraries into clear messages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from transformers.models.auto import modeling_auto
 
 from fulltune.errors import FulltuneError, MissingDependencyError, ModelError
 
-#: Longest name of a file, and longest path, that a file system takes.
-_LONGEST_PART, _LONGEST_NAME = 255, 4_000
+#: Longest file name in bytes that file systems accept.
+_LONGEST_PART = 255
 
-#: Characters of a message of a library that are repeated.
+#: Longest path in bytes that file systems accept.
+_LONGEST_NAME = 4_000
+
+#: Maximum number of characters that are quoted from a message of a library.
 _SHOWN = 300
 
 _INDEX = "model.safetensors.index.json"
 
-#: How a package is installed that a message of transformers names, by a word of the message; the first match counts.
+#: Word in a message of transformers, missing package, and how to install it; the first match is used.
 _PACKAGES = (
     ("gguf", "gguf", 'pip install "fulltune[gguf]"'),
     ("flashattention", "flash-attn", "pip install flash-attn, or remove attn_implementation from config.json"),
@@ -36,7 +39,7 @@ _PACKAGES = (
     ("bitsandbytes", "bitsandbytes", 'pip install "fulltune[adapters]"'),
 )
 
-#: Heads of transformers by what they are for, in the words of an error.
+#: Model types with a head, by the name of the head in messages.
 _HEADS = {
     "causal-lm": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -49,28 +52,27 @@ _HEADS = {
 
 
 def check_name(name: str) -> None:
-    """Check that a model's name can be one.
+    """Check that the name of a model is valid.
 
     Raises:
-        ModelError: It is empty, too long for any file system or hub, or has control characters.
+        ModelError: It is empty, too long for any file system or hub, or contains control characters.
     """
     if not name.strip():
-        found = "an empty name"
+        problem = "an empty name"
     elif len(name.encode()) > _LONGEST_NAME or any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
-        found = f"a name of {len(name):,} characters ({name[:40]}…)"
+        problem = f"a name of {len(name):,} characters ({name[:40]}…)"
     elif any(ord(character) < 32 or ord(character) == 127 for character in name):
-        found = f"control characters in {name[:100]!r}"
+        problem = f"control characters in {name[:100]!r}"
     else:
         return
-    raise ModelError(found, expected="a folder, a hub id, a run or a registered model", field="model")
+    raise ModelError(problem, expected="a folder, a hub id, a run or a registered model", field="model")
 
 
 def check_files(name: str, folder: Path) -> None:
-    """Check the weights of a folder, without reading them: all shards are safetensors files of that folder, and whole
-    files, not pointers to them.
+    """Check the weights in a folder without reading them.
 
     Raises:
-        ModelError: They are not.
+        ModelError: Shards are missing, are outside the folder, are git-lfs pointers, or are not safetensors files.
     """
     shards = _shards(name, folder)
     outside = sorted(shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors"))
@@ -78,22 +80,22 @@ def check_files(name: str, folder: Path) -> None:
         raise ModelError(
             f"{_INDEX} of {name!r} points at {', '.join(map(repr, outside[:3]))}",
             expected="safetensors files of the same folder",
-            fix="do not use this checkpoint: pickled or foreign files can run code",
+            fix="do not use this checkpoint: files in other formats or places can run code",
             field="model",
         )
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise ModelError(
             f"{len(missing)} of {len(shards)} shards of {name!r} are missing: {', '.join(missing[:3])}",
-            expected=f"every file that {_INDEX} names",
+            expected=f"every file in {_INDEX}",
             fix="download the checkpoint again",
             field="model",
         )
     pointers = [path.name for path in sorted(folder.glob("*.safetensors")) if _is_pointer(path)]
     if pointers:
         raise ModelError(
-            f"{', '.join(pointers[:3])} of {name!r} is a pointer of git-lfs, not the file",
-            expected="the weights themselves",
+            f"{', '.join(pointers[:3])} of {name!r} is a git-lfs pointer",
+            expected="the file with the weights",
             fix="run `git lfs pull` in the folder",
             field="model",
         )
@@ -102,12 +104,17 @@ def check_files(name: str, folder: Path) -> None:
         raise ModelError(
             f"{name!r} has pickled weights only ({', '.join(pickled[:3])})",
             expected="safetensors, which cannot run code",
-            fix="load it where you trust it and call save_pretrained",
+            fix="if you trust it, load it elsewhere and call save_pretrained",
             field="model",
         )
 
 
 def _shards(name: str, folder: Path) -> list[str]:
+    """Return the names of all shards in the index; empty if there is no index.
+
+    Raises:
+        ModelError: The index cannot be read.
+    """
     path = folder / _INDEX
     if not path.is_file():
         return []
@@ -124,17 +131,18 @@ def _shards(name: str, folder: Path) -> list[str]:
 
 
 def _is_pointer(path: Path) -> bool:
+    """Return whether a file is a git-lfs pointer."""
     with path.open("rb") as file:
         return file.read(40).startswith(b"version https://git-lfs")
 
 
 def check_config(name: str, config: PretrainedConfig, head: str | None) -> None:
-    """Check that this kind of model can be loaded in float32 with this head.
+    """Check that a model can be loaded in float32 with a head.
 
     Args:
-        name: As the user gave it.
-        config: The checkpoint's.
-        head: What it is for (``causal-lm``, ``classification``, …); None where the body alone will do.
+        name: Name of the model as the user gave it.
+        config: Config of the checkpoint.
+        head: Name of the head (``causal-lm``, ``classification``, …); None if the body is sufficient.
 
     Raises:
         ModelError: The weights are quantized, or transformers has no such head for the model type.
@@ -146,84 +154,87 @@ def check_config(name: str, config: PretrainedConfig, head: str | None) -> None:
         raise ModelError(
             f"{name!r} is quantized ({method}): rounded weights cannot be trained in full",
             expected="a checkpoint in float32, float16 or bfloat16",
-            fix="name the model that it was quantized from; `method: qlora` quantizes that one itself",
+            fix="use the model that it was quantized from; `method: qlora` quantizes it",
             field="model",
         )
     if head is None:
         _check_type(name, config)
     if head is None or config.model_type in _HEADS[head]:
         return
-    known = [title for title, types in _HEADS.items() if config.model_type in types]
+    available = [title for title, types in _HEADS.items() if config.model_type in types]
     raise ModelError(
         f"transformers has no {head} head for {config.model_type}",
-        expected=f"a task that it has one for ({', '.join(known)})" if known else "a model of text",
+        expected=f"a task for one of its heads ({', '.join(available)})" if available else "a text model",
         fix="choose another model or another task",
         field="model",
     )
 
 
 def _check_type(name: str, config: PretrainedConfig) -> None:
-    """Check that transformers loads this model type by itself; the parts of some models (Emu3's text) it does not.
+    """Check that transformers can load this model type on its own, unlike some submodels (Emu3's text model).
 
     Raises:
-        ModelError: It does not.
+        ModelError: It cannot.
     """
     own = config.model_type
     if own in modeling_auto.MODEL_MAPPING_NAMES or own in _HEADS["masked-lm"]:
         return
-    wholes = [known for types in _HEADS.values() for known in types if own.startswith(f"{known}_")]
-    whole = max(wholes, key=len, default=None)
-    heads = [title for title, types in _HEADS.items() if whole in types]
+    parents = [parent for types in _HEADS.values() for parent in types if own.startswith(f"{parent}_")]
+    parent = max(parents, key=len, default=None)
+    heads = [title for title, types in _HEADS.items() if parent in types]
+    expected = "a model type of transformers"
+    if parent:
+        expected = f"the complete model, of the type {parent!r} (transformers has these heads: {', '.join(heads)})"
     raise ModelError(
-        f"{name!r} is of the type {own!r}, which transformers does not load by itself",
-        expected=f"the whole model, of the type {whole!r} (transformers has a head of it for {', '.join(heads)})"
-        if whole
-        else "a type that transformers has a model for",
+        f"{name!r} is of the type {own!r}, which transformers cannot load on its own",
+        expected=expected,
         fix="choose another model",
         field="model",
     )
 
 
 def check_body(name: str, model: PreTrainedModel, fresh: Set[str]) -> None:
-    """Check that a checkpoint holds the body of the model that was loaded from it; a new head is no fault.
+    """Check that a checkpoint contains the body of the loaded model; a new head is accepted.
 
     Args:
-        name: As the user gave it.
-        model: Loaded; ``base_model`` is its body.
-        fresh: Names of the parameters that the checkpoint lacks, which have random values.
+        name: Name of the model as the user gave it.
+        model: Loaded model; ``base_model`` is its body.
+        fresh: Names of parameters that the checkpoint lacks, which have random values.
 
     Raises:
-        ModelError: It lacks a whole layer of the body, or more than half of the body's weights.
+        ModelError: The checkpoint lacks an entire layer of the body, or more than half of the body's weights.
     """
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     weights = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
-    lacking = weights & fresh
-    whole = [layer for layer in _layers(model) if layer <= lacking]
-    if not whole and 2 * len(lacking) <= len(weights):
+    missing = weights & fresh
+    has_missing_layer = any(layer <= missing for layer in _layers(model))
+    if not has_missing_layer and 2 * len(missing) <= len(weights):
         return
     raise ModelError(
-        f"{len(lacking)} of {len(weights)} body weights of {type(model).__name__} are not in the checkpoint {name!r} "
-        f"({', '.join(sorted(lacking)[:2])}, …): they would be random",
-        expected="a checkpoint of the whole body; only a head may be new",
-        fix="choose a task that this checkpoint was made for, or the checkpoint that it was cut from",
+        f"{len(missing)} of {len(weights)} body weights of {type(model).__name__} are not in the checkpoint {name!r} "
+        f"({', '.join(sorted(missing)[:2])}, …): they would be random",
+        expected="a checkpoint of the complete body; only a head may be new",
+        fix="choose a task that fits this checkpoint, or the checkpoint that it is a part of",
         field="model",
     )
 
 
 def _layers(model: nn.Module) -> list[set[str]]:
-    """Return the names of the parameters of each element of each list of modules, empty elements left out."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    layers = [
-        {f"{name}.{place}.{one}" for one, _ in layer.named_parameters()}
-        for name, module in lists
-        for place, layer in enumerate(module)
-    ]
-    return [layer for layer in layers if layer]
+    """Return the names of the parameters of each element of each module list, except empty elements."""
+    layers = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList):
+            continue
+        for index, layer in enumerate(module):
+            names = {f"{name}.{index}.{parameter}" for parameter, _ in layer.named_parameters()}
+            if names:
+                layers.append(names)
+    return layers
 
 
 @contextmanager
 def errors_of(name: str, folder: Path) -> Iterator[None]:
-    """Turn what the libraries raise over a broken checkpoint into one message of ours."""
+    """Turn errors of libraries about a broken checkpoint in the block into a :class:`FulltuneError`."""
     try:
         yield
     except FulltuneError:
@@ -238,52 +249,60 @@ def errors_of(name: str, folder: Path) -> Iterator[None]:
 
 
 def _missing_package(name: str, message: str) -> MissingDependencyError:
-    """Name the package that a message of a library asks for."""
-    words = message.lower()
-    known = next(((package, fix) for word, package, fix in _PACKAGES if word in words), None)
-    if known is None:
-        advised = re.search(r"pip install (?:-U )?[\"']?([\w.\-\[\]<>=]+)", message)
-        package = advised.group(1) if advised else ""
-        known = (package or "a package", f"pip install {package}" if package else "see the message")
-    package, fix = known
+    """Return the error for a package that a message of a library asks for."""
+    package, fix = _package(message)
     return MissingDependencyError(
         f"{name!r} needs {package}, which is not installed ({_first_line(message)})", fix=fix, field="model"
     )
 
 
+def _package(message: str) -> tuple[str, str]:
+    """Return the package that a message asks for, and how to install it."""
+    lowered = message.lower()
+    for word, package, fix in _PACKAGES:
+        if word in lowered:
+            return package, fix
+    match = re.search(r"pip install (?:-U )?[\"']?([\w.\-\[\]<>=]+)", message)
+    if match is None:
+        return "a package", "see the message"
+    return match.group(1), f"pip install {match.group(1)}"
+
+
 def _unreadable(name: str, folder: Path, error: Exception) -> FulltuneError:
+    """Return the error for a checkpoint that cannot be loaded."""
     message = str(error)
     if "backend tokenizer" in message or "slow tokenizer" in message:
         return _no_tokenizer(name, folder)
     if "custom code" in message or "trust_remote_code" in message:
         return ModelError(
-            f"{name!r} brings code of its own, which is never run",
-            expected="a model type that transformers has",
+            f"{name!r} needs its own code, which is never run",
+            expected="a model type of transformers",
             fix="choose another checkpoint",
             field="model",
         )
     return ModelError(
         f"{name!r} could not be loaded ({_first_line(message) or type(error).__name__})",
         expected="a Hugging Face checkpoint with safetensors weights and a tokenizer",
-        fix="check that the files are whole; convert pickled weights with save_pretrained first",
+        fix="check that the files are complete; convert pickled weights with save_pretrained first",
         field="model",
     )
 
 
 def _no_tokenizer(name: str, folder: Path) -> FulltuneError:
-    """Say why a tokenizer cannot be made: its files are missing, or a package that reads them."""
+    """Return the error for a tokenizer whose files are missing, or the package that reads them."""
     pieces = [path.name for ending in ("*.model", "*.spm") for path in sorted(folder.glob(ending))]
     ranks = [path.name for path in sorted(folder.glob("*.tiktoken"))]
     if pieces or ranks:
         return _missing_package(name, f"{'sentencepiece' if pieces else 'tiktoken'} reads {(pieces + ranks)[0]}")
     return ModelError(
         f"{name!r} has no tokenizer",
-        expected="tokenizer.json, or the files that its tokenizer class reads",
-        fix="save the tokenizer of the model into its folder",
+        expected="tokenizer.json, or the files of its tokenizer class",
+        fix="save the tokenizer of the model to its folder",
         field="model",
     )
 
 
 def _first_line(message: str) -> str:
+    """Return the first line of a message that is not empty, shortened."""
     line = next((part.strip() for part in message.splitlines() if part.strip()), "")
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

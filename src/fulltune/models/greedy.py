@@ -1,7 +1,7 @@
-"""Greedy decoding: each token is the likeliest one by the plain forward pass over everything before it.
+"""Decode greedily: each token is the most likely one by the plain forward pass over all preceding tokens.
 
-Batches, padding, a shared beginning and a cache make that faster. Each is used for a model only where the first batch
-of its size came out as by plain passes over single rows (:mod:`fulltune.models.fast_paths`).
+Batches, padding, shared prefixes and a cache make that faster. Each is used for a model only if the first batch of its
+size has the same result as plain passes over single rows (:mod:`fulltune.models.fast_paths`).
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from fulltune.models.teacher_forcing import start_id
 
 _log = logging.getLogger(__name__)
 
-#: Logits of this many likeliest tokens are compared at each step.
+#: Number of most likely tokens whose logits are compared at each step.
 COMPARED = 8
 
-#: Largest relative difference of their distances that counts as none: 30 layers in float32 leave 3e-5.
+#: Largest accepted relative difference of distances between logits: 30 layers in float32 cause 3e-5.
 TOLERANCE = 3e-4
 
 Rows = Sequence[Sequence[int]]
 
 
 def decoding_settings(bundle: Bundle, max_new_tokens: int, *, sampled: bool = False) -> GenerationConfig:
-    """Return greedy (or plainly sampling) settings that keep only the checkpoint's special tokens."""
+    """Return settings for greedy decoding, or plain sampling, with only the special tokens of the checkpoint."""
     own = bundle.model.generation_config
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -53,17 +53,17 @@ def decoding_settings(bundle: Bundle, max_new_tokens: int, *, sampled: bool = Fa
 
 
 def generated(model: Any, settings: GenerationConfig, inputs: dict[str, Any], **options: Any) -> Tensor:
-    """Return what ``generate`` makes of a batch under these settings alone.
+    """Return the output of ``generate`` for a batch with exactly these settings.
 
-    It fills whatever is unset in the settings from the model's own (``do_sample``, ``repetition_penalty``, …), so the
-    model's own are set aside for the call.
+    ``generate`` fills unset settings from the model's own (``do_sample``, ``repetition_penalty``, …), so the model's
+    own settings are replaced during the call.
     """
-    own, router = model.generation_config, {"output_router_logits": False}
-    asked = {name: value for name, value in router.items() if name in fast_paths.options(model)}
+    own = model.generation_config
+    router = {"output_router_logits": False} if "output_router_logits" in fast_paths.options(model) else {}
     model.generation_config = settings
     try:
-        # Each process answers rows of its own with a whole model; under ZeRO-3 it would wait for the others.
-        output: Tensor = model.generate(**inputs, **asked, generation_config=settings, synced_gpus=False, **options)
+        # Each process generates for its own rows with a complete model; synchronization under ZeRO-3 would deadlock.
+        output: Tensor = model.generate(**inputs, **router, generation_config=settings, synced_gpus=False, **options)
     finally:
         model.generation_config = own
     return output
@@ -71,17 +71,23 @@ def generated(model: Any, settings: GenerationConfig, inputs: dict[str, Any], **
 
 @dataclass(frozen=True)
 class _Output:
-    """New tokens of each row ``(B, N)``, and the likeliest tokens of the rows compared with their logits, by step."""
+    """Generated tokens of a batch.
+
+    Attributes:
+        rows: New tokens of each row.
+        steps: For each step, the most likely tokens and their logits, each ``(compared rows, COMPARED)``.
+    """
 
     rows: list[list[int]]
     steps: list[tuple[Tensor, Tensor]]
 
 
-class _Likeliest(LogitsProcessor):
-    """Keeps the likeliest tokens and their logits, each ``(rows, COMPARED)``, at every step; changes nothing."""
+class _TopLogits(LogitsProcessor):
+    """Logits processor that records the most likely tokens and their logits, each ``(rows, COMPARED)``, per step."""
 
     def __init__(self, rows: Sequence[int]) -> None:
-        self.rows, self.steps = list(rows), list[tuple[Tensor, Tensor]]()
+        self.rows = list(rows)
+        self.steps = list[tuple[Tensor, Tensor]]()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         values, tokens = scores[self.rows].float().topk(min(COMPARED, scores.shape[-1]))
@@ -90,16 +96,17 @@ class _Likeliest(LogitsProcessor):
 
 
 class GreedyDecoding:
-    """Greedy answers of one model, batch after batch.
+    """Greedy decoding of batches with one model.
 
     Args:
         bundle: A decoder or an encoder-decoder.
-        prefixes: Beginnings that its rows may share.
-        max_new_tokens: Longest answer.
+        prefixes: Cache of prefixes that rows share.
+        max_new_tokens: Maximum number of new tokens.
     """
 
     def __init__(self, bundle: Bundle, prefixes: PrefixCache, max_new_tokens: int) -> None:
-        self.bundle, self.max_new_tokens = bundle, max_new_tokens
+        self.bundle = bundle
+        self.max_new_tokens = max_new_tokens
         self.model: Any = bundle.model
         self.is_decoder = bundle.family == "decoder"
         self.stops, _ = stop_ids(bundle.model, bundle.tokenizer)
@@ -108,79 +115,87 @@ class GreedyDecoding:
 
     @torch.inference_mode()
     def continued(self, batch: Rows) -> list[list[int]]:
-        """Return the new tokens of each row; what comes after an end token does not count."""
-        for way, compute in self._ways(batch):
-            output = self._checked(way, batch, compute)
+        """Return the new tokens of each row; tokens after an end token are to be ignored."""
+        for path, compute in self._paths(batch):
+            output = self._checked(path, batch, compute)
             if output is not None:
                 return output.rows
         if len(batch) == 1:
-            return [self._plainly(batch[0])]
+            return [self._decode_plainly(batch[0])]
         by_length = [list(rows) for _, rows in groupby(batch, key=len)]
         parts = by_length if len(by_length) > 1 else [[row] for row in batch]
         return [row for part in parts for row in self.continued(part)]
 
-    def _ways(self, batch: Rows) -> list[tuple[str, Callable[[], _Output]]]:
-        """Return fast ways to answer a batch, the fastest first."""
-        shared, is_ragged = self.prefixes.length(batch), len({len(row) for row in batch}) > 1
-        whole = "padding in generation" if is_ragged else "a batch in generation"
-        way = whole if len(batch) > 1 else "a cache in generation"
-        ways: list[tuple[str, Callable[[], _Output]]] = [(way, lambda: self._generated(batch, 0))]
-        return [("a shared beginning in generation", lambda: self._generated(batch, shared)), *ways] if shared else ways
+    def _paths(self, batch: Rows) -> list[tuple[str, Callable[[], _Output]]]:
+        """Return the fast paths for a batch, the fastest first."""
+        paths = list[tuple[str, Callable[[], _Output]]]()
+        shared = self.prefixes.length(batch)
+        if shared:
+            paths.append(("a shared beginning in generation", lambda: self._generated(batch, shared)))
+        is_ragged = len({len(row) for row in batch}) > 1
+        batched = "padding in generation" if is_ragged else "a batch in generation"
+        name = batched if len(batch) > 1 else "a cache in generation"
+        paths.append((name, lambda: self._generated(batch, 0)))
+        return paths
 
-    def _checked(self, way: str, batch: Rows, compute: Callable[[], _Output]) -> _Output | None:
-        lengths, cap = [len(row) for row in batch], self.max_new_tokens
+    def _checked(self, path: str, batch: Rows, compute: Callable[[], _Output]) -> _Output | None:
+        """Return the output of a fast path; None if it differs from plain decoding."""
+        lengths = [len(row) for row in batch]
+        cap = self.max_new_tokens
         sizes = (max(lengths) + cap, max(lengths) - min(lengths)) if self.is_decoder else (max(lengths), cap)
-        return fast_paths.verified(self.model, way, sizes, compute, lambda output: self._is_plain(batch, output))
+        return fast_paths.verified(self.model, path, sizes, compute, lambda output: self._is_plain(batch, output))
 
     def _generated(self, batch: Rows, shared: int) -> _Output:
-        """By ``generate``, the first ``shared`` ids of all rows read once."""
+        """Decode with ``generate``; the first ``shared`` ids of all rows come from the prefix cache."""
         ids, mask = pad(batch, pad_id(self.bundle), self.model.device, left=self.is_decoder)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if shared:
             padding = [ids.shape[1] - len(row) for row in batch]
             inputs["past_key_values"] = self.prefixes.placed(batch[0][:shared], padding)
-        likeliest = _Likeliest(_ends(batch))
+        top_logits = _TopLogits(_compared_rows(batch))
         with quiet():
-            output = generated(self.model, self.settings, inputs, logits_processor=LogitsProcessorList([likeliest]))
+            output = generated(self.model, self.settings, inputs, logits_processor=LogitsProcessorList([top_logits]))
         new = output[:, ids.shape[1] if self.is_decoder else 1 :]
-        return _Output(new.tolist(), likeliest.steps)
+        return _Output(new.tolist(), top_logits.steps)
 
-    # ---- Plainly ----
+    # ---- Plain decoding ----
 
     def _is_plain(self, batch: Rows, output: _Output) -> bool:
-        """Compare the longest and the shortest row with one plain pass over each and its answer."""
-        return all(self._row_is_plain(batch, output, number, place) for number, place in enumerate(_ends(batch)))
+        """Compare the longest and the shortest row with one plain pass over each row and its new tokens."""
+        return all(self._row_is_plain(batch, output, *pair) for pair in enumerate(_compared_rows(batch)))
 
-    def _row_is_plain(self, batch: Rows, output: _Output, number: int, place: int) -> bool:
-        new = self._counted(output.rows[place])
-        first = 0 if self.settings.forced_bos_token_id is None else 1  # that step was not decided by logits
+    def _row_is_plain(self, batch: Rows, output: _Output, number: int, row: int) -> bool:
+        """Compare the recorded logits of compared row ``number``, which is row ``row`` of the batch."""
+        new = self._up_to_end(output.rows[row])
+        first = 0 if self.settings.forced_bos_token_id is None else 1  # a forced token does not depend on logits
         steps = range(first, len(new))
         if not steps:
             return True
-        logits = self._logits(batch[place], new[:-1], len(new))
+        logits = self._logits(batch[row], new[:-1], len(new))
         tokens = torch.stack([output.steps[step][0][number] for step in steps])
         fast = torch.stack([output.steps[step][1][number] for step in steps])
         plain = logits[first:].gather(1, tokens)
         return fast_paths.agree([plain - plain[:, :1]], [fast - fast[:, :1]], TOLERANCE)
 
-    def _counted(self, row: list[int]) -> list[int]:
-        """An answer up to its end token, that included."""
-        end = next((place for place, token in enumerate(row) if token in self.stops), len(row))
+    def _up_to_end(self, row: list[int]) -> list[int]:
+        """Return the new tokens up to and including the end token."""
+        end = next((index for index, token in enumerate(row) if token in self.stops), len(row))
         return row[: end + 1]
 
-    def _plainly(self, prompt: Sequence[int]) -> list[int]:
-        """One pass over everything for each token."""
-        forced, new = self.settings.forced_bos_token_id, list[int]()
+    def _decode_plainly(self, prompt: Sequence[int]) -> list[int]:
+        """Return the new tokens of one row, with a full forward pass per token."""
+        forced = self.settings.forced_bos_token_id
+        new = list[int]()
         while len(new) < self.max_new_tokens and not (new and new[-1] in self.stops):
             is_forced = not new and forced is not None
             new.append(int(forced) if is_forced else int(self._logits(prompt, new, 1)[-1].argmax()))
         return new
 
     def _logits(self, prompt: Sequence[int], new: Sequence[int], count: int) -> Tensor:
-        """Logits ``(count, V)`` of the last positions, by one pass over a row alone."""
+        """Return the logits ``(count, V)`` of the last positions, by one forward pass over a single row."""
         inputs: dict[str, Any] = fast_paths.options(self.model)
-        read = list(prompt) + list(new) if self.is_decoder else list(prompt)
-        inputs["input_ids"], inputs["attention_mask"] = pad([read], 0, self.model.device)
+        ids = list(prompt) + list(new) if self.is_decoder else list(prompt)
+        inputs["input_ids"], inputs["attention_mask"] = pad([ids], 0, self.model.device)
         if not self.is_decoder:
             own = self.settings.decoder_start_token_id
             start = start_id(self.model) if own is None else int(own)
@@ -191,6 +206,6 @@ class GreedyDecoding:
         return logits
 
 
-def _ends(batch: Rows) -> list[int]:
-    """Places of the longest and of the shortest row of a batch sorted by length."""
+def _compared_rows(batch: Rows) -> list[int]:
+    """Return the indices of the longest and the shortest row of a batch that is sorted by length."""
     return sorted({0, len(batch) - 1})

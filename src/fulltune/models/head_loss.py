@@ -1,12 +1,12 @@
-"""Cross-entropy taken at the model's head, a stretch of positions at a time: the full logits never exist.
+"""Compute the cross-entropy in the model's head, in chunks of positions, without storing all logits.
 
-Logits ``(B, T, V)`` are the largest tensor of a language model: 4 · 1024 positions of GPT-2 are 0.8 GB, three times
-that once their softmax and its gradient are made. Here the head gives the loss in their place. Positions without a
-label never get to it, and the gradient of a stretch is taken while its logits are there, as Liger Kernel does (Hsu et
-al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training", section 3.2), so nothing is computed twice.
+Logits ``(B, T, V)`` are the largest tensor of a language model: 0.8 GB for 4 × 1024 positions of GPT-2, and three times
+as much with their softmax and its gradient. Here, the head returns the loss instead. Positions without a label are
+skipped, and the gradient of a chunk is computed while its logits exist, as in Liger Kernel (Hsu et al. 2024, "Liger
+Kernel: Efficient Triton Kernels for LLM Training", section 3.2), so nothing is computed twice.
 
-The loss leaves the model in the place of its logits, inside its own forward pass: sharded, wrapped or replicated models
-see nothing unusual.
+The model returns the loss in place of its logits from its own forward pass, so this also works for sharded, wrapped or
+replicated models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fulltune.models.fast_paths import asked, replaced_forward
+from fulltune.models.fast_paths import checking, replaced_forward
 from fulltune.models.kernel_check import gradients_agree
 from fulltune.models.losses import IGNORED, token_cross_entropy
 from fulltune.runtime.log_once import log_once
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-#: Logits of one stretch of positions, in bytes. Each stretch adds one pass over the head's gradient.
-STRETCH_BYTES = 256 * 2**20
+#: Bytes of the logits of one chunk. Each chunk adds one pass over the gradient of the head.
+CHUNK_BYTES = 256 * 2**20
 
-#: Logits of fewer bytes than this are not worth the trouble.
-WORTHWHILE_BYTES = 16 * 2**20
+#: Size of the logits in bytes below which they are computed as usual.
+MIN_BYTES = 16 * 2**20
 
-#: Positions of the row that a model is tried with.
-_TRIED = 4
+#: Number of positions with which a model is checked.
+_CHECKED_POSITIONS = 4
 
 
 @dataclass
 class HeadLoss:
-    """What the head gave: set once the model has run.
+    """Loss computed by the head; set when the model has run.
 
     Attributes:
-        total: Σ of the losses, a scalar with the graph behind it; NaN until the head was called.
-        losses: Loss of each position ``(B, T)``, in nats, without a graph; 0 where there is no label.
-        counts: Labeled positions of each row ``(B,)``.
+        total: Sum of the losses, a scalar with a graph; NaN until the head was called.
+        losses: Loss of each position ``(B, T)`` in nats, without a graph; 0 at positions without a label.
+        counts: Number of labeled positions of each row ``(B,)``.
     """
 
     total: Tensor
@@ -58,55 +58,57 @@ class HeadLoss:
 
 @contextmanager
 def loss_at(head: nn.Linear, labels: Tensor, smoothing: float = 0.0) -> Iterator[HeadLoss]:
-    """While it lasts, ``head`` gives the sum of its cross-entropies, a scalar, in place of its logits.
+    """Make ``head`` return the sum of its cross-entropies, a scalar, instead of its logits within the block.
 
     Args:
-        head: A linear layer; called with hidden states ``(B, T', D)``, of which the last ``T`` positions count.
-        labels: ``(B, T)``, aligned with those positions; -100 is no label.
+        head: Linear layer, called with hidden states ``(B, T', D)``, of which the last ``T`` positions are used.
+        labels: ``(B, T)``, aligned with those positions; -100 means no label.
         smoothing: As in :func:`fulltune.models.losses.token_cross_entropy`.
     """
-    found = HeadLoss(torch.tensor(float("nan")), torch.zeros(()), (labels != IGNORED).sum(dim=1))
+    result = HeadLoss(torch.tensor(float("nan")), torch.zeros(()), (labels != IGNORED).sum(dim=1))
     forward = head.forward
-    size = max(1, STRETCH_BYTES // (4 * head.out_features))
+    size = max(1, CHUNK_BYTES // (4 * head.out_features))
 
-    def give_loss(hidden: Tensor) -> Tensor:
+    def compute_loss(hidden: Tensor) -> Tensor:
         if hidden.dim() != 3:  # ProphetNet predicts several tokens at each position
             return forward(hidden)
         targets = labels.to(hidden.device)
-        flat, places = hidden[:, -targets.shape[1] :].flatten(0, 1), (targets != IGNORED).flatten().nonzero()[:, 0]
+        flat = hidden[:, -targets.shape[1] :].flatten(0, 1)
+        positions = (targets != IGNORED).flatten().nonzero()[:, 0]
         parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        asked = _Asked(forward, targets.flatten()[places], smoothing, size)
-        chosen = flat.index_select(0, places)
+        chunked = _ChunkedCrossEntropy(forward, targets.flatten()[positions], smoothing, size)
+        chosen = flat.index_select(0, positions)
         if torch.is_grad_enabled():
             apply: Any = _LinearCrossEntropy.apply
-            found.total, losses = apply(asked, chosen, *parameters)
+            result.total, losses = apply(chunked, chosen, *parameters)
         else:
-            losses, _ = asked.losses(chosen, None)
-            found.total = losses.sum()
-        found.losses = losses.new_zeros(targets.numel()).index_copy(0, places, losses).view(targets.shape)
-        return found.total
+            losses, _ = chunked.losses(chosen, None)
+            result.total = losses.sum()
+        result.losses = losses.new_zeros(targets.numel()).index_copy(0, positions, losses).view(targets.shape)
+        return result.total
 
-    with replaced_forward(head, give_loss):
-        yield found
+    with replaced_forward(head, compute_loss):
+        yield result
 
 
 class LossAtHead:
-    """Runs a trainer's model so that its head gives the loss, where that can be done and pays.
+    """Run a model so that its head returns the loss, if the model supports it and the logits are large.
 
     Args:
-        head: The model's output embeddings, or None to leave its logits alone.
+        head: Output embeddings of the model; None to compute logits as usual.
 
     Attributes:
-        fits: Whether the model returns what its head gives, unchanged; None until it was tried.
+        fits: Whether the model returns the output of its head unchanged; None until it was checked.
     """
 
     def __init__(self, head: nn.Module | None) -> None:
-        self.head, self.fits = head, None if isinstance(head, nn.Linear) else False
+        self.head = head
+        self.fits = None if isinstance(head, nn.Linear) else False
 
     @classmethod
     def of(cls, trainer: Trainer, model: Any) -> LossAtHead:
-        """For the plain model of a trainer."""
-        # A scaler must see its scaled gradients overflow; replicas on several devices would share one patched head.
+        """Return the instance for the unwrapped model of a trainer."""
+        # A gradient scaler must see scaled gradients overflow; replicas of DataParallel would share one patched head.
         args = trainer.args
         is_plain = trainer.accelerator.scaler is None and args.n_gpu <= 1 and not args.torch_compile
         is_plain = is_plain and not trainer.is_deepspeed_enabled
@@ -115,61 +117,68 @@ class LossAtHead:
     def run(
         self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, smoothing: float
     ) -> tuple[Any, HeadLoss] | None:
-        """The model's outputs, the loss standing for the logits, and that loss; None where logits are to be made.
+        """Run the model with the loss computed in its head.
 
         Args:
-            model: The head's model, whatever it is wrapped in.
+            model: Model of the head, possibly wrapped.
             inputs: A batch without labels.
             labels: ``(B, T)``, aligned with the logits.
             smoothing: As in :func:`loss_at`.
+
+        Returns:
+            The outputs of the model, with the loss in place of the logits, and that loss. None if the logits must be
+            computed as usual.
         """
         if self.fits is False or not isinstance(self.head, nn.Linear):
             return None
-        pays = 4 * labels.numel() * self.head.out_features >= WORTHWHILE_BYTES
-        # Processes try it at the same step, whatever the sizes of their batches.
-        if self.fits is None and (pays or torch.distributed.is_initialized()):
+        is_large = 4 * labels.numel() * self.head.out_features >= MIN_BYTES
+        # All processes must run the check at the same step, whatever the sizes of their batches.
+        if self.fits is None and (is_large or torch.distributed.is_initialized()):
             self.fits = self._fits(model, self.head, inputs, labels)
-        if not pays or not self.fits:
+        if not is_large or not self.fits:
             return None
-        with loss_at(self.head, labels, smoothing) as found:
-            return model(**inputs), found
+        with loss_at(self.head, labels, smoothing) as result:
+            return model(**inputs), result
 
     def _fits(self, model: nn.Module, head: nn.Linear, inputs: Mapping[str, Any], labels: Tensor) -> bool:
+        """Check that the loss in the head equals that of the logits; a failure is logged."""
         fits = takes_loss_at_head(model, head, inputs, labels)
-        # Processes that reduce their gradients together have no pass to spare for a check.
+        # An extra backward pass would break the gradient reduction of distributed training.
         if fits and model.training and not torch.distributed.is_initialized():
             fits = _gradients_agree(model, head, inputs, labels)
         if not fits:
-            name, message = type(model).__name__, "%s makes all of its logits: a loss at the head would be another"
+            name = type(model).__name__
+            message = "%s computes all of its logits: a loss in the head would differ"
             log_once(_log, logging.INFO, name, message, name)
         return fits
 
 
 def takes_loss_at_head(model: Any, head: nn.Module | None, inputs: Mapping[str, Any], labels: Tensor) -> bool:
-    """Whether the model returns what its head gives, and nothing made of it (scaled, capped or biased logits).
+    """Check that the model returns the output of its head unchanged (logits are not scaled, capped or biased).
 
     Args:
-        model: Tried on the first positions of the first row, in eval mode and without gradients.
-        head: Its output embeddings.
-        inputs: A batch as the model takes it, without labels.
-        labels: ``(B, T)`` of that batch.
+        model: Run on the first positions of the first row, in eval mode and without gradients.
+        head: Output embeddings of the model.
+        inputs: A batch of the model, without labels.
+        labels: Labels ``(B, T)`` of that batch.
     """
     if not isinstance(head, nn.Linear):
         return False
-    few = {name: _few(value) for name, value in inputs.items()}
+    few = {name: _first_positions(value) for name, value in inputs.items()}
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), loss_at(head, labels[:1, :_TRIED]) as found:
+        with torch.no_grad(), loss_at(head, labels[:1, :_CHECKED_POSITIONS]) as result:
             outputs = model(**few)
     finally:
         model.train(was_training)
-    return (outputs["logits"] if isinstance(outputs, dict) else outputs[0]) is found.total
+    return (outputs["logits"] if isinstance(outputs, dict) else outputs[0]) is result.total
 
 
 def _gradients_agree(model: Any, head: nn.Linear, inputs: Mapping[str, Any], labels: Tensor) -> bool:
-    """Return True if the loss at the head and its gradients are those of the logits, on a few positions."""
-    few, targets = {name: _few(value) for name, value in inputs.items()}, labels[:1, :_TRIED].clamp(min=0)
+    """Compare the loss in the head and its gradients with those of the logits, on a few positions."""
+    few = {name: _first_positions(value) for name, value in inputs.items()}
+    targets = labels[:1, :_CHECKED_POSITIONS].clamp(min=0)
 
     def of_logits() -> Tensor:
         outputs = model(**few)
@@ -177,21 +186,22 @@ def _gradients_agree(model: Any, head: nn.Linear, inputs: Mapping[str, Any], lab
         return token_cross_entropy(logits[:, -targets.shape[1] :], targets)[0].sum()
 
     def at_head() -> Tensor:
-        with loss_at(head, targets) as found:
+        with loss_at(head, targets) as result:
             model(**few)
-        return found.total
+        return result.total
 
-    with asked(model):
+    with checking(model):
         return gradients_agree(model, of_logits, at_head)
 
 
-def _few(value: Any) -> Any:
-    return value[:1, :_TRIED] if isinstance(value, Tensor) and value.dim() == 2 else value
+def _first_positions(value: Any) -> Any:
+    """Return the first positions of the first row of a tensor ``(B, T)``; anything else unchanged."""
+    return value[:1, :_CHECKED_POSITIONS] if isinstance(value, Tensor) and value.dim() == 2 else value
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Cross-entropies of ``forward(hidden)`` with ``targets`` ``(P,)``, at most ``size`` positions at a time."""
+class _ChunkedCrossEntropy:
+    """Cross-entropy of ``forward(hidden)`` with ``targets`` ``(P,)``, in chunks of at most ``size`` positions."""
 
     forward: Callable[[Tensor], Tensor]
     targets: Tensor
@@ -199,29 +209,44 @@ class _Asked:
     size: int
 
     def losses(self, hidden: Tensor, parameters: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """Losses ``(P,)``, and the gradients of their sum by ``hidden`` and the parameters unless these are None."""
+        """Return the losses and the gradients of their sum.
+
+        Args:
+            hidden: Inputs of the head, ``(P, D)``.
+            parameters: Trainable parameters of the head; None: no gradients are computed.
+
+        Returns:
+            Losses ``(P,)``, and the gradients with respect to ``hidden`` and the parameters.
+        """
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
-        by_hidden, sums = torch.empty_like(hidden), list[Tensor]()
+        grad_hidden = torch.empty_like(hidden)
+        sums = list[Tensor]()
         for start in range(0, len(hidden), self.size):
             part = slice(start, start + self.size)
             with torch.set_grad_enabled(parameters is not None):
-                read = hidden[part].detach().requires_grad_(parameters is not None)
-                logits = self.forward(read)
-            losses[part], slope = _cross_entropy(logits.detach(), self.targets[part], self.smoothing)
+                chunk = hidden[part].detach().requires_grad_(parameters is not None)
+                logits = self.forward(chunk)
+            losses[part], grad_logits = _cross_entropy(logits.detach(), self.targets[part], self.smoothing)
             if parameters is not None:
-                by_hidden[part], *others = torch.autograd.grad(logits, (read, *parameters), slope.to(logits.dtype))
-                sums = [total.add_(other) for total, other in zip(sums, others, strict=True)] if sums else others
+                gradients = torch.autograd.grad(logits, (chunk, *parameters), grad_logits.to(logits.dtype))
+                grad_hidden[part] = gradients[0]
+                sums = _add(sums, list(gradients[1:]))
         if parameters is None:
             return losses, []
-        return losses, [by_hidden, *(sums or map(torch.zeros_like, parameters))]
+        return losses, [grad_hidden, *(sums or map(torch.zeros_like, parameters))]
+
+
+def _add(sums: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """Add gradients to their sums in place; the first ones are the sums."""
+    return [total.add_(gradient) for total, gradient in zip(sums, gradients, strict=True)] if sums else gradients
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Σ and parts of the cross-entropies, whose gradients are ready with them."""
+    """Sum and parts of the cross-entropies; the gradients are computed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, asked: _Asked, hidden: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        losses, gradients = asked.losses(hidden, parameters)
+    def forward(ctx: Any, chunked: _ChunkedCrossEntropy, hidden: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        losses, gradients = chunked.losses(hidden, parameters)
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
@@ -233,12 +258,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Losses ``(P,)`` of logits ``(P, V)`` and their gradients, ``softmax − (1 − ε) · one-hot − ε / V``."""
+    """Return the losses ``(P,)`` of logits ``(P, V)`` and their gradients, ``softmax − (1 − ε) · one-hot − ε / V``."""
     log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     index = targets.unsqueeze(1)
     losses = -(1 - smoothing) * log_p.gather(1, index).squeeze(1)
     if smoothing:
         losses -= smoothing * log_p.mean(dim=-1)
-    slope = log_p.exp_()
-    slope.scatter_add_(1, index, torch.full_like(index, smoothing - 1, dtype=slope.dtype))
-    return losses, slope.sub_(smoothing / logits.shape[-1]) if smoothing else slope
+    gradient = log_p.exp_()
+    gradient.scatter_add_(1, index, torch.full_like(index, smoothing - 1, dtype=gradient.dtype))
+    return losses, gradient.sub_(smoothing / logits.shape[-1]) if smoothing else gradient

@@ -1,8 +1,7 @@
-"""What a model says: likelihoods of texts, greedy continuations, class logits and sentence vectors, in the order asked.
+"""Run inference: likelihoods of texts, greedy continuations, class logits and sentence vectors.
 
-Every function here streams: it takes an iterable, holds a bounded number of items, sorts those by length so that
-little padding is computed, and yields results in the order of the input. Decoding is greedy whatever the checkpoint's
-own generation settings say.
+Every function streams: it takes an iterable, buffers a bounded number of items, sorts them by length to reduce padding,
+and yields results in input order. Decoding is greedy, regardless of the checkpoint's generation settings.
 """
 
 from __future__ import annotations
@@ -28,15 +27,19 @@ from fulltune.models.reconcile import stop_ids
 
 Result = TypeVar("Result")
 
-#: Part of the key under which answers are cached: raise it when a model's answers change.
+#: Part of the key of cached outputs: increase it when outputs of a model change.
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A continuation: its text without special tokens, its length in tokens, and whether it was cut by the cap.
+    """A generated continuation.
 
-    ``limit`` is the cap where the model's positions left fewer tokens than were asked for, else None.
+    Attributes:
+        text: Text without special tokens.
+        tokens: Number of tokens.
+        capped: Whether it was truncated at the maximum number of new tokens.
+        limit: Maximum number of new tokens if the model's positions reduced it, else None.
     """
 
     text: str
@@ -46,36 +49,34 @@ class Generated:
 
     @property
     def values(self) -> dict[str, int]:
-        """What a prediction records of a cap that was lowered."""
+        """Values of a prediction that record a reduced maximum of new tokens."""
         return {} if self.limit is None else {"limit": self.limit}
 
 
 def text_ids(bundle: Bundle, text: str) -> list[int]:
-    """Token ids of bare text: no special tokens are added."""
+    """Return the token ids of a text without special tokens."""
     return list(bundle.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
 
 
 def start_ids(bundle: Bundle) -> list[int]:
-    """Return what the tokenizer puts before a text by default; nothing for GPT-2, for one."""
+    """Return the ids that the tokenizer puts before a text by default; empty for e.g. GPT-2."""
     return reconcile.frame(bundle.tokenizer)[0]
 
 
 def opening_ids(bundle: Bundle) -> list[int]:
-    """Return what a decoder reads where there is no text yet: what its tokenizer puts before one, else its
-    begin-of-text or its end-of-text token.
-    """
+    """Return the first input ids of a decoder: the tokenizer's start ids, else its begin- or end-of-text token."""
     tokenizer = bundle.tokenizer
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return start_ids(bundle) or ([] if first is None else [int(first)])
 
 
 def end_ids(bundle: Bundle) -> list[int]:
-    """The end-of-text token."""
+    """Return the end-of-text token as a list; empty if there is none."""
     return [] if bundle.tokenizer.eos_token_id is None else [int(bundle.tokenizer.eos_token_id)]
 
 
 def most_new_tokens(bundle: Bundle, prompt: int) -> int:
-    """Return how many tokens can follow a prompt of ``prompt`` tokens: the last one needs no position of its own."""
+    """Return how many tokens can follow a prompt of ``prompt`` tokens; the last one does not need a position."""
     if bundle.family == "decoder":
         return bundle.window - prompt + 1
     return answer_window(bundle)
@@ -84,8 +85,13 @@ def most_new_tokens(bundle: Bundle, prompt: int) -> int:
 def generate(
     bundle: Bundle, prompts: Iterable[Sequence[int]], batch_size: int, max_new_tokens: int
 ) -> Iterator[Generated]:
-    """Greedy continuation of each prompt (token ids), up to the end token or ``max_new_tokens``, or as many as
-    the model's positions leave.
+    """Yield the greedy continuation of each prompt.
+
+    Args:
+        bundle: A decoder or an encoder-decoder.
+        prompts: Token ids.
+        batch_size: Prompts per batch.
+        max_new_tokens: Maximum number of new tokens; less if the model has fewer positions left.
 
     Raises:
         ModelError: A prompt is longer than the model's positions.
@@ -96,22 +102,23 @@ def generate(
     def cap(prompt: Sequence[int]) -> int:
         return min(max_new_tokens, most_new_tokens(bundle, len(prompt) - len(bundle.prompt_ids)))
 
-    def answer(batch: Sequence[Sequence[int]]) -> list[Generated]:
-        # Rows of one length limit together: a long prompt does not shorten the answers to the others.
-        found: list[Generated] = []
+    def generate_batch(batch: Sequence[Sequence[int]]) -> list[Generated]:
+        # Rows with the same limit form a batch, so that a long prompt does not shorten other answers.
+        results: list[Generated] = []
         for limit, rows in groupby(batch, key=cap):
             decoding = GreedyDecoding(bundle, prefixes, limit)
-            answers = (_until_stop(bundle, row, decoding.stops, limit) for row in decoding.continued(list(rows)))
-            found += answers if limit == max_new_tokens else (replace(one, limit=limit) for one in answers)
-        return found
+            for row in decoding.continued(list(rows)):
+                result = _until_stop(bundle, row, decoding.stops, limit)
+                results.append(result if limit == max_new_tokens else replace(result, limit=limit))
+        return results
 
-    return sorted_batches(_prompted(bundle, prompts), answer, len, batch_size)
+    return sorted_batches(_prompted(bundle, prompts), generate_batch, len, batch_size)
 
 
 def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, seed: int) -> Iterator[str]:
-    """Texts that a decoder makes up from nothing, drawn from its own distribution (temperature 1, no cut-off).
+    """Yield texts sampled from a decoder without a prompt (temperature 1, no top-k or top-p).
 
-    The same seed gives the same texts; torch's own random state is left as it is.
+    The same seed gives the same texts; torch's random state is not changed.
     """
     model: Any = bundle.model
     stops, _ = stop_ids(model, bundle.tokenizer)
@@ -127,7 +134,7 @@ def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, see
 
 
 def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[list[float]]:
-    """Logits of a classification head, one list a text."""
+    """Yield the logits of a classification head, one list per text."""
 
     def score(outputs: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
         logits: list[list[float]] = outputs.logits.float().tolist()
@@ -137,7 +144,7 @@ def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: in
 
 
 def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
-    """Log-probabilities over the vocabulary at each mask token: a tensor of shape (masks, vocabulary) a text."""
+    """Yield the log-probabilities over the vocabulary at the mask tokens of each text, ``(masks, vocabulary)``."""
     mask_id = bundle.tokenizer.mask_token_id
 
     def score(outputs: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
@@ -148,16 +155,18 @@ def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batc
 
 
 def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
-    """Unit vectors of shape (hidden,): the mean of the last hidden states (Reimers & Gurevych 2019, mean pooling)."""
-    own = len(bundle.prompt_ids)
-    # The states of Perceiver's body belong to its latents, as many for every text, not to tokens.
+    """Yield unit vectors ``(hidden,)``: the mean of the last hidden states (Reimers & Gurevych 2019, mean pooling)."""
+    prompt_length = len(bundle.prompt_ids)
+    # Hidden states of Perceiver's body belong to a fixed number of latents, not to tokens.
     has_latents = getattr(bundle.model.config, "num_latents", None) is not None
 
     def embed(outputs: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         hidden = outputs.last_hidden_state.float()
         if has_latents:
             mask = mask.new_ones(hidden.shape[:2])
-        hidden, mask = hidden[:, own:], mask[:, own:]  # a soft prompt is no part of the text
+        # A soft prompt is not part of the text.
+        hidden = hidden[:, prompt_length:]
+        mask = mask[:, prompt_length:]
         mean = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return list(F.normalize(mean, dim=-1))
 
@@ -171,24 +180,31 @@ def _read(
     batch_size: int,
     results: Callable[[Any, torch.Tensor, torch.Tensor], list[Result]],
 ) -> Iterator[Result]:
-    """Results of one pass of ``model`` over each input, made from its outputs, the ids and the mask of a batch."""
+    """Yield one result per input from a single forward pass.
 
+    Args:
+        bundle: Bundle of the model.
+        model: The model, or its body.
+        inputs: Token ids.
+        batch_size: Inputs per batch.
+        results: Returns the results of a batch from its outputs, ids and mask.
+    """
     name = fast_paths.input_name(model)
 
     @torch.inference_mode()
-    def read(batch: Sequence[Sequence[int]]) -> list[Result]:
-        found: list[Result] = []
+    def run(batch: Sequence[Sequence[int]]) -> list[Result]:
+        batch_results: list[Result] = []
         for part in fast_paths.batches(bundle.model, batch, lambda row: (len(row),)):
             ids, mask = pad(part, pad_id(bundle), model.device)
-            found += results(model(**{name: ids, "attention_mask": mask}), ids, mask)
-        return found
+            batch_results += results(model(**{name: ids, "attention_mask": mask}), ids, mask)
+        return batch_results
 
     fast_paths.require_computable(bundle.model)
-    return sorted_batches(_prompted(bundle, inputs), read, len, batch_size)
+    return sorted_batches(_prompted(bundle, inputs), run, len, batch_size)
 
 
 def _prompted(bundle: Bundle, inputs: Iterable[Sequence[int]]) -> Iterable[Sequence[int]]:
-    """Inputs with the ids of a soft prompt before them, where the model has one.
+    """Return the inputs with the ids of a soft prompt prepended, if the model has one.
 
     Raises:
         ModelError: An input is longer than the model's positions.
@@ -198,11 +214,12 @@ def _prompted(bundle: Bundle, inputs: Iterable[Sequence[int]]) -> Iterable[Seque
 
 
 def decode(bundle: Bundle, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-    """The text of token ids."""
+    """Return the text of token ids."""
     return str(bundle.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
 def _until_stop(bundle: Bundle, row: list[int], stops: Sequence[int], max_new_tokens: int) -> Generated:
+    """Return the continuation up to the first stop token."""
     end = next((index for index, token in enumerate(row) if token in stops), len(row))
     text = decode(bundle, row[:end], skip_special_tokens=True)
     return Generated(text=text, tokens=end, capped=end == len(row) and end >= max_new_tokens)

@@ -1,4 +1,4 @@
-"""Checks, on a few tokens, that a fast way of computing gives the loss and the gradients of the plain one."""
+"""Check on a few tokens that a fast computation gives the same loss and gradients as the plain one."""
 
 from __future__ import annotations
 
@@ -17,57 +17,65 @@ from fulltune.runtime.kernels.linear import fast_linears
 from fulltune.runtime.kernels.products import PRODUCTS, Choices, shape_classes
 from fulltune.runtime.log_once import log_once
 
-#: Largest difference between losses, and between entries of gradients, that count as equal; as a fraction of the loss,
-#: and of the largest entry of the parameter's gradient.
+#: Largest accepted difference of losses, relative to the loss, and of gradient entries, relative to the largest entry
+#: of the parameter's gradient.
 TOLERANCE = 1e-3
 
-#: A gradient whose entries are below this fraction of the largest of all is rounding, not a gradient.
+#: Gradient entries below this fraction of the largest gradient entry of the model are rounding errors.
 _ROUNDING = 1e-5
 
 #: Entries of each parameter's gradient that are compared.
 _ENTRIES = 64
 
-#: Tokens of the rows of a check.
+#: Tokens per row of a check.
 _LENGTH = 12
 
-#: Every product, of any size, so that a few tokens take the way that many take.
+#: All products of any size, so that a few tokens use the same kernels as many tokens.
 _EVERYTHING = Choices(frozenset((product, sizes) for product in PRODUCTS for sizes in shape_classes()))
 
 _log = logging.getLogger(__name__)
 
-#: Results by what a model is made of: its weights change nothing.
+#: Results by architecture; the weights do not matter.
 _results: dict[tuple[Any, ...], bool] = {}
 
 
 def kernels_agree(model: nn.Module, choices: Choices) -> bool:
-    """Return True if a model computes the same with the products of ``choices`` as without, its gradients included.
+    """Return whether the products of ``choices`` leave a model's outputs and gradients unchanged.
 
-    A model that cannot be asked with tokens alone is none of which this is known. The result is kept by what the model
-    is made of.
+    Results are cached by architecture. A model that does not run on token ids alone fails the check.
     """
     if not choices.onednn or not isinstance(model, PreTrainedModel) or not _is_plain(model):
         return True
     parts = tuple(sorted({type(module).__qualname__ for module in model.modules()}))
-    key = type(model), model.config.to_json_string(), parts, any(one.requires_grad for one in model.parameters())
+    is_trained = any(parameter.requires_grad for parameter in model.parameters())
+    key = type(model), model.config.to_json_string(), parts, is_trained
     if key not in _results:
         _results[key] = _check_kernels(model)
     return _results[key]
 
 
 def gradients_agree(model: nn.Module, plain: Callable[[], Tensor], fast: Callable[[], Tensor]) -> bool:
-    """Return True if two ways give the same scalar and the same gradients of the trainable parameters.
+    """Return whether two computations give the same scalar and the same gradients of the trainable parameters.
 
-    Of each gradient a few entries are kept, so that only one set of gradients is in memory at a time.
+    Only a few entries of each gradient are compared, so that one set of gradients at a time is in memory.
+
+    Args:
+        model: The model of both computations.
+        plain: Returns the reference scalar.
+        fast: Returns the scalar to check.
 
     Raises:
-        Exception: Whatever the model raises over the inputs.
+        Exception: Any error that the model raises.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    (one, ours), (other, theirs) = _sample(plain(), trainable), _sample(fast(), trainable)
-    if not torch.isfinite(other) or abs(one - other) > TOLERANCE * max(1.0, abs(float(one))):
+    plain_loss, plain_entries = _sample(plain(), trainable)
+    fast_loss, fast_entries = _sample(fast(), trainable)
+    if not torch.isfinite(fast_loss):
         return False
-    largest = max((float(entries.abs().max()) for entries in ours), default=0.0)
-    return all(_close(*pair, largest) for pair in zip(ours, theirs, strict=True))
+    if abs(plain_loss - fast_loss) > TOLERANCE * max(1.0, abs(float(plain_loss))):
+        return False
+    largest = max((float(entries.abs().max()) for entries in plain_entries), default=0.0)
+    return all(_close(*pair, largest) for pair in zip(plain_entries, fast_entries, strict=True))
 
 
 def _close(plain: Tensor, fast: Tensor, largest: float) -> bool:
@@ -76,7 +84,7 @@ def _close(plain: Tensor, fast: Tensor, largest: float) -> bool:
 
 
 def _sample(loss: Tensor, trainable: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return a loss and some entries of each of its gradients, the largest among them."""
+    """Return a loss and some entries of each of its gradients, including the largest."""
     if not trainable or not loss.requires_grad:
         return loss.detach(), []
     gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
@@ -91,12 +99,14 @@ def _entries(gradient: Tensor | None) -> Tensor:
 
 
 def _is_plain(model: PreTrainedModel) -> bool:
-    """Return True for a model whose layers the kernels would change: in float32 on the CPU, all in one piece."""
+    """Return whether the kernels apply to a model: its weights are in float32 on the CPU."""
     first = next(model.parameters(), None)
     return first is not None and first.dtype == torch.float32 and first.device.type == "cpu"
 
 
 def _check_kernels(model: PreTrainedModel) -> bool:
+    """Compare a model with and without the kernels in eval mode; a failure is logged."""
+
     def accelerated() -> Tensor:
         with fast_linears(model, _EVERYTHING):
             return _projection(model)
@@ -120,7 +130,7 @@ def _check_kernels(model: PreTrainedModel) -> bool:
 
 
 def _projection(model: Any) -> Tensor:
-    """Return what a model computes of two rows, as one number that each of its outputs moves."""
+    """Return one number that depends on every output of a model for two rows."""
     ids, mask = pad(probes(model, [_LENGTH, _LENGTH]), 0, model.device)
     inputs = {"input_ids": ids, "attention_mask": mask, **options(model)}
     if model.config.is_encoder_decoder and model.get_output_embeddings() is not None:

@@ -1,7 +1,7 @@
-"""Source and target language of a tokenizer that marks them (NLLB, mBART, M2M-100), and the model's first token.
+"""Set the source and target language of multilingual tokenizers (NLLB, mBART, M2M-100) and the model's first token.
 
-Such a tokenizer puts a code into every text. Training reads the target's from the labels, generation from the model's
-settings: both must be the same, and must be what the data holds.
+Such a tokenizer adds a language code to every text. Training reads the target language from the labels, generation from
+the model's settings: both must agree with each other and with the data.
 """
 
 from __future__ import annotations
@@ -16,77 +16,85 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fulltune.errors import ConfigError, ModelError, Problem
 
-logger = logging.getLogger("fulltune.models")
+_log = logging.getLogger(__name__)
 
-#: Forms of a language code: eng_Latn, en_XX, __eng__.
+#: Formats of a language code: eng_Latn, en_XX, __eng__.
 _CODE = re.compile(r"[a-z]{2,4}(_[A-Za-z]{2,8})+|__[a-z]{2,4}__")
 
-_SOURCE, _TARGET = "data.source_language", "data.target_language"
+#: Config keys of the languages.
+_SOURCE = "data.source_language"
+_TARGET = "data.target_language"
 
 
-def settle_languages(
+def set_languages(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str | None, target: str | None
 ) -> tuple[str, ...]:
-    """Set the languages of a tokenizer, in place, and let the model begin its answers with the target's code.
+    """Set the languages of a tokenizer in place, and make the model begin its outputs with the target language's code.
 
     Args:
-        model: Its generation settings and its start token follow the target language.
-        tokenizer: Is saved with both languages.
-        source: ``data.source_language``; None keeps the tokenizer's own.
-        target: ``data.target_language``; None takes the tokenizer's own, else the model's forced start token.
+        model: Its generation settings and its start token are set to the target language.
+        tokenizer: Both languages are saved with it.
+        source: ``data.source_language``; None keeps the tokenizer's setting.
+        target: ``data.target_language``; None keeps the tokenizer's setting, else the model's forced start token.
 
     Returns:
-        What was settled, one sentence each.
+        One sentence per change.
 
     Raises:
-        ConfigError: The tokenizer knows no languages, or not these.
+        ConfigError: The tokenizer does not support languages, or not these.
         ModelError: The model's forced start token is that of another language.
     """
     codes = language_codes(tokenizer)
     _check(codes, {_SOURCE: source, _TARGET: target})
     if not codes:
         return ()
-    known: Any = tokenizer
+    any_tokenizer: Any = tokenizer
     if source is not None:
-        known.src_lang = tokenizer.init_kwargs["src_lang"] = source
+        any_tokenizer.src_lang = tokenizer.init_kwargs["src_lang"] = source
     if not model.config.is_encoder_decoder or not model.can_generate():
         return ()
     changes = tuple(_target(model, tokenizer, codes, target))
     for change in changes:
-        logger.warning("%s", change)
+        _log.warning("%s", change)
     return changes
 
 
 def language_codes(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Return the languages that a tokenizer marks texts with, and the ids of their tokens; none for most."""
+    """Return the language codes of a tokenizer and their token ids; empty for most tokenizers."""
     if not hasattr(tokenizer, "set_tgt_lang_special_tokens"):
         return {}
     vocabulary = tokenizer.get_vocab()
-    named: dict[str, str] = getattr(tokenizer, "lang_code_to_token", {})
-    listed = [*getattr(tokenizer, "lang_code_to_id", {}), *tokenizer.all_special_tokens]
-    tokens = named or {text: text for text in map(str, listed) if _CODE.fullmatch(text)}
-    # M2M-100 keeps the ids of its codes apart from its vocabulary.
+    code_to_token: dict[str, str] = getattr(tokenizer, "lang_code_to_token", {})
+    candidates = [*getattr(tokenizer, "lang_code_to_id", {}), *tokenizer.all_special_tokens]
+    tokens = code_to_token or {text: text for text in map(str, candidates) if _CODE.fullmatch(text)}
+    # M2M-100 stores the ids of its codes separately from its vocabulary.
     ids: dict[str, int] = {**vocabulary, **getattr(tokenizer, "lang_token_to_id", {})}
     return {code: ids[token] for code, token in tokens.items() if token in ids}
 
 
-def _check(codes: dict[str, int], asked: dict[str, str | None]) -> None:
-    wrong = {field: language for field, language in asked.items() if language is not None and language not in codes}
-    problems = [
-        Problem(
-            f"{language!r}" if codes else f"{language!r} for a tokenizer that marks no languages",
-            f"one of the {len(codes)} languages that the tokenizer knows" if codes else "no such key",
-            _near(language, list(codes)) if codes else "remove it; name the language in data.instruction",
-            field=field,
-        )
-        for field, language in wrong.items()
-    ]
+def _check(codes: dict[str, int], languages: dict[str, str | None]) -> None:
+    """Check that the tokenizer supports the languages in the config.
+
+    Raises:
+        ConfigError: It does not; all problems are reported.
+    """
+    problems = []
+    for field, language in languages.items():
+        if language is None or language in codes:
+            continue
+        if codes:
+            expected = f"one of the {len(codes)} languages of the tokenizer"
+            problems.append(Problem(f"{language!r}", expected, _suggestion(language, list(codes)), field=field))
+        else:
+            message = f"{language!r} for a tokenizer without language codes"
+            fix = "remove it; name the language in data.instruction"
+            problems.append(Problem(message, "no such key", fix, field=field))
     if problems:
         raise ConfigError(problems)
 
 
-def _near(language: str, codes: list[str]) -> str:
-    """Return advice: the codes that look like what was written, or begin like it."""
+def _suggestion(language: str, codes: list[str]) -> str:
+    """Return a fix: the codes that are similar to the given one, or have the same first letters."""
     lowered = {code.lower(): code for code in codes}
     close = difflib.get_close_matches(language.lower().strip("_"), list(lowered), n=3, cutoff=0.5)
     close += [code for code in lowered if code.strip("_")[:2] == language.lower().strip("_")[:2] and code not in close]
@@ -95,29 +103,33 @@ def _near(language: str, codes: list[str]) -> str:
 
 
 def _target(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, codes: dict[str, int], asked: str | None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, codes: dict[str, int], language: str | None
 ) -> Iterator[str]:
-    known, settings = tokenizer, model.generation_config
-    any_known: Any = known
-    any_settings: Any = settings
+    """Set the target language; yield a sentence per assumption.
+
+    Raises:
+        ModelError: The model's forced start token is that of another language.
+    """
+    any_tokenizer: Any = tokenizer
+    settings: Any = model.generation_config
     by_id = {token: code for code, token in codes.items()}
-    forced = by_id.get(any_settings.forced_bos_token_id)
-    wanted = asked or any_known.tgt_lang or forced or any_known.src_lang
-    if forced is not None and forced != wanted:
+    forced = by_id.get(settings.forced_bos_token_id)
+    target = language or any_tokenizer.tgt_lang or forced or any_tokenizer.src_lang
+    if forced is not None and forced != target:
         raise ModelError(
-            f"the model is made to begin every answer with {forced} (forced_bos_token_id), the data's language is "
-            f"{wanted}",
+            f"the model begins every output with {forced} (forced_bos_token_id), but the language of the data is "
+            f"{target}",
             expected="one target language",
             fix=f"set {_TARGET}: {forced}, or remove forced_bos_token_id from generation_config.json",
             field=_TARGET,
         )
-    if not (asked or any_known.tgt_lang):
-        reason = "as the model is made to begin" if forced else "the source language"
-        yield f"no target language is named: answers are marked as {wanted}, {reason}; {_TARGET} names another"
-    any_known.tgt_lang = tokenizer.init_kwargs["tgt_lang"] = wanted
-    token = codes[wanted]
+    if not (language or any_tokenizer.tgt_lang):
+        reason = "the model's forced start token" if forced else "the source language"
+        yield f"no target language is set: {target}, {reason}, is used; set {_TARGET} to change it"
+    any_tokenizer.tgt_lang = tokenizer.init_kwargs["tgt_lang"] = target
+    token = codes[target]
     labels = list(tokenizer(text_target="a").input_ids)
     if labels[0] == token:
-        any_settings.forced_bos_token_id = token
-    else:  # mBART's labels end with the code, and its decoder begins with it
-        model.config.decoder_start_token_id = any_settings.decoder_start_token_id = token
+        settings.forced_bos_token_id = token
+    else:  # mBART's labels end with the code, and its decoder starts with it
+        model.config.decoder_start_token_id = settings.decoder_start_token_id = token

@@ -1,9 +1,8 @@
-"""The base: any pretrained checkpoint, loaded in float32 and hashed, its files never written to.
+"""Load any pretrained checkpoint in float32; its files are hashed and never written to.
 
-A source is a hub id, a local folder (one or many safetensors files, any dtype), a GGUF file (dequantised), a run id
-under the runs folder, ``NAME``, ``NAME@ALIAS`` or ``NAME@N`` of the registry there, ``starter:NAME`` for a small
-checkpoint that comes with fulltune, or ``package:NAME/PATH`` for weights that lie inside another installed Python
-package.
+A source is a hub id, a local folder (one or many safetensors files, any dtype), a GGUF file (dequantized), a run id in
+the runs folder, ``NAME``, ``NAME@ALIAS`` or ``NAME@N`` of its registry, ``starter:NAME`` for a small checkpoint that
+comes with fulltune, or ``package:NAME/PATH`` for weights inside another installed Python package.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from fulltune.data.findings import listed
 from fulltune.errors import ModelError
 from fulltune.models import files, heads, reconcile
 from fulltune.models.bundle import Bundle, Head, family_of, quiet
-from fulltune.models.languages import settle_languages
+from fulltune.models.languages import set_languages
 from fulltune.models.sources import Source, find
 from fulltune.models.sparse_attention import choose_attention_by_length
 from fulltune.records.run import ModelInfo
 
-#: Positions assumed for models that name no limit (T5 has relative positions).
+#: Positions assumed for models without a limit (T5 has relative positions).
 _DEFAULT_WINDOW = 512
 
 
@@ -56,18 +55,18 @@ def load(
     """Load a checkpoint in float32, whatever dtype it is stored in, with its tokenizer.
 
     Args:
-        name: Any source that :func:`find` knows.
-        head: ``lm`` for the checkpoint's own head, ``classification`` for one logit a label on the pretrained body.
-        labels: Label names in the order of the logits; empty keeps the head and the names that the checkpoint has.
-        multi_label: Several labels may hold at once.
-        runs: Folder of runs, so that a run id is a source too.
-        seed: For the weights of a new head.
-        source_language: For a tokenizer that marks the language of a text; default: its own.
-        target_language: The same for answers.
+        name: Any source that :func:`find` accepts.
+        head: ``lm`` for the checkpoint's own head, ``classification`` for one logit per label on the pretrained body.
+        labels: Label names in the order of the logits; empty keeps the head and the names of the checkpoint.
+        multi_label: Whether a row may have several labels.
+        runs: Folder of runs, so that run ids and names of the registry are accepted.
+        seed: Seed of the weights of a new head.
+        source_language: Language of inputs, for a tokenizer with language codes; default: that of the tokenizer.
+        target_language: Language of outputs, likewise.
 
     Raises:
-        ConfigError: The tokenizer marks no languages, or not these.
-        ModelError: The files cannot be found or read, or the architecture does not fit.
+        ConfigError: The tokenizer does not support languages, or not these.
+        ModelError: The files cannot be found or read, or the architecture is not supported.
         MissingDependencyError: A GGUF file needs the ``gguf`` package.
     """
     source = find(name, runs)
@@ -85,7 +84,7 @@ def load(
         overrides |= settings
         model, fresh, head_changes = _load_model(source, config, head, labels, multi_label, seed, overrides)
     settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
-    languages = settle_languages(model, tokenizer, source_language, target_language)
+    languages = set_languages(model, tokenizer, source_language, target_language)
     info = ModelInfo(
         source=name,
         sha256=source.sha256(),
@@ -105,9 +104,9 @@ def _load_adapter(
     seed: int,
     languages: tuple[str | None, str | None],
 ) -> Bundle:
-    """The base that an adapter names, with the adapter in it.
+    """Load the base of an adapter, and apply the adapter.
 
-    An adapter's own classification head comes with it when the labels are the same, or none are asked for.
+    The adapter's classification head is used if the labels are the same, or none are given.
     """
     from fulltune.models.adapters.files import Origin
 
@@ -127,9 +126,9 @@ def _load_adapter(
         )
     except ModelError as error:
         raise ModelError(
-            f"the base of the adapter {source.name!r} cannot be had ({error.problems[0].found})",
+            f"the base of the adapter {source.name!r} cannot be loaded ({error.problems[0].found})",
             expected=origin.source,
-            fix="put the base back where it was, or name its place in base.json of the adapter",
+            fix="restore the base, or change its path in base.json of the adapter",
             field="model",
         ) from error
     origin.check(base.info.sha256, source.name)
@@ -141,11 +140,10 @@ def _load_adapter(
 
 
 def load_own_head(name: str, labels: Sequence[str], *, runs: Path | None = None, seed: int = 17) -> Bundle:
-    """Load a checkpoint with the classification head that it holds, one output for each of these labels, matched by
-    name.
+    """Load a checkpoint with its own classification head, reordered to these labels by name.
 
     Raises:
-        ModelError: The checkpoint holds no such head, or cannot be loaded.
+        ModelError: The checkpoint has no classification head, or cannot be loaded.
     """
     bundle = load(name, "classification", runs=runs, seed=seed)
     if bundle.stored_head is None:
@@ -163,13 +161,13 @@ def _load_model(
     seed: int,
     overrides: dict[str, Any],
 ) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
-    """Return the model, the names of parameters that the checkpoint lacks, and what became of a stored head."""
+    """Return the model, the names of parameters that the checkpoint lacks, and the changes of a stored head."""
     kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True} | overrides
     if head == "classification":
         return _load_classifier(config, kwargs, labels, multi_label, seed)
     with quiet():
         model, fresh = _loaded(_lm_class(config), kwargs)
-        # A discriminator (ELECTRA, Funnel) has no head for words: one drawn at random would fill its masks.
+        # A discriminator (ELECTRA, Funnel) has no masked-LM head: a random one would predict its masks.
         is_bare = family_of(config) == "encoder" and model.get_output_embeddings() is not None
         body = f"{model.base_model_prefix}."
         if is_bare and any(not name.startswith(body) for name in fresh):
@@ -180,14 +178,15 @@ def _load_model(
 def _load_classifier(
     config: PretrainedConfig, kwargs: dict[str, Any], labels: Sequence[str], multi_label: bool, seed: int
 ) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
+    """Load a checkpoint with a classification head; see :func:`_load_model`."""
     stored = heads.stored_labels(config)
     rows = heads.stored_rows(config, Path(kwargs["pretrained_model_name_or_path"]))
-    other_size = f"the stored classification head has {rows} classes, config.json names {len(stored)}"
+    size_mismatch = f"the stored classification head has {rows} classes, config.json {len(stored)}"
     if rows is not None and not labels:
         raise ModelError(
-            other_size,
-            expected="as many",
-            fix="name the classes in id2label of config.json",
+            size_mismatch,
+            expected="the same number",
+            fix="list the classes in id2label of config.json",
             where=str(kwargs["pretrained_model_name_or_path"]),
             field="model",
         )
@@ -201,17 +200,22 @@ def _load_classifier(
             "num_labels": len(labels),
             "ignore_mismatched_sizes": True,
         }
-    # A fixed seed: two runs with the same config start from the same head.
+    # Runs with the same config must start from the same head.
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         model, fresh = _loaded(AutoModelForSequenceClassification, kwargs)
-    done = heads.relabel(model, stored, labels, seed) if labels and stored else None
-    done = f"{other_size}: a new head was made for {listed([repr(label) for label in labels])}" if rows else done
-    return model, fresh, (done,) if done else ()
+    change = heads.relabel(model, stored, labels, seed) if labels and stored else None
+    if rows:
+        change = f"{size_mismatch}: a new head was created for {listed([repr(label) for label in labels])}"
+    return model, fresh, (change,) if change else ()
 
 
 def _check(source: Source, config: PretrainedConfig, head: Head) -> None:
-    """Refuse a checkpoint that cannot be loaded, before its weights are read."""
+    """Check that a checkpoint can be loaded, before its weights are read.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
     if source.gguf is None:
         files.check_files(source.name, source.folder)
     own = {"decoder": "causal-lm", "encoder-decoder": "seq2seq", "encoder": None}[family_of(config)]
@@ -219,22 +223,22 @@ def _check(source: Source, config: PretrainedConfig, head: Head) -> None:
 
 
 def _loaded(auto: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """The model, and the names of the parameters that were not in the checkpoint."""
+    """Return the model, and the names of the parameters that were not in the checkpoint."""
     is_gguf = "gguf_file" in kwargs
-    # The library draws a bar of its own over the tensors of a GGUF file, and has no switch for it.
+    # transformers shows a progress bar for GGUF files that cannot be disabled.
     with redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
-        model, told = auto.from_pretrained(**kwargs, output_loading_info=True)
+        model, loading_info = auto.from_pretrained(**kwargs, output_loading_info=True)
     if is_gguf:
-        _forget_quantizer(model)
+        _remove_quantizer(model)
     choose_attention_by_length(model.eval())
-    fresh = {*told["missing_keys"], *(name for name, *_ in told["mismatched_keys"])}
+    fresh = {*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])}
     fresh &= {name for name, _ in model.named_parameters()}
     files.check_body(str(kwargs["pretrained_model_name_or_path"]), model, fresh)
     return model, tuple(sorted(fresh))
 
 
-def _forget_quantizer(model: PreTrainedModel) -> None:
-    """A GGUF file comes out as plain float32 tensors, yet marked as quantized, which bars training."""
+def _remove_quantizer(model: PreTrainedModel) -> None:
+    """Remove the mark of quantization from a model of a GGUF file: its tensors are float32, and can be trained."""
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         if name in model.__dict__:
             delattr(model, name)
@@ -243,10 +247,11 @@ def _forget_quantizer(model: PreTrainedModel) -> None:
 
 
 def _lm_class(config: PretrainedConfig) -> Any:
+    """Return the auto class of a config's own language-modeling head."""
     family = family_of(config)
     if family == "encoder":
-        own_head = _has_head(config, "MaskedLM") or _has_head(config, "ForPreTraining")
-        return AutoModelForMaskedLM if own_head else AutoModel
+        has_head = _has_head(config, "MaskedLM") or _has_head(config, "ForPreTraining")
+        return AutoModelForMaskedLM if has_head else AutoModel
     return AutoModelForSeq2SeqLM if family == "encoder-decoder" else AutoModelForCausalLM
 
 
@@ -256,5 +261,5 @@ def _has_head(config: PretrainedConfig, ending: str) -> bool:
 
 def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     limit = reconcile.position_limit(model, tokenizer) or _DEFAULT_WINDOW
-    # Relative positions: any length works, this one was trained.
+    # T5 has relative positions: longer inputs work, but the tokenizer's limit is the length of pretraining.
     return max(_DEFAULT_WINDOW, limit) if model.config.model_type in ("t5", "mt5", "longt5", "umt5") else limit

@@ -1,8 +1,8 @@
-"""Losses as sums: what a row adds to the numerator and what it adds to the denominator.
+"""Compute losses as sums and counts per row.
 
-A mean of means weighs a token by the company it keeps in its micro-batch. Every function here therefore returns two
-tensors of shape ``(B,)``, one sum and one count a row, and whoever calls divides once: Σ sums / Σ counts over all rows
-that belong together (an effective batch, an evaluation set).
+In a mean of micro-batch means, the weight of a token depends on the size of its micro-batch. So every function returns
+two tensors of shape ``(B,)``, a sum and a count per row, and the caller divides once: Σ sums / Σ counts over all rows
+of an effective batch or an evaluation set.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ IGNORED = -100
 
 
 def shift(labels: Tensor) -> Tensor:
-    """Labels ``(B, T)`` of a decoder moved one to the left: position t then holds the token to be predicted there."""
+    """Shift labels ``(B, T)`` of a decoder one to the left, so that position t holds the token predicted there."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
 def token_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of tokens, in nats.
+    """Return the cross-entropy of tokens in nats.
 
     Args:
         logits: ``(B, T, V)``.
@@ -33,14 +33,15 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
         Sums ``(B,)`` and numbers of labeled tokens ``(B,)``.
     """
     kept = labels != IGNORED
-    flat, targets = logits.flatten(0, 1), labels.flatten()
+    flat = logits.flatten(0, 1)
+    targets = labels.flatten()
     positions = kept.flatten().nonzero().squeeze(1)
     if 2 * positions.numel() > targets.numel():
         losses = F.cross_entropy(
             flat.float(), targets, reduction="none", ignore_index=IGNORED, label_smoothing=smoothing
         )
     else:
-        # Mostly prompt or padding: the softmax over the vocabulary is worth skipping there.
+        # Most positions are prompt or padding: the softmax over the vocabulary is skipped there.
         chosen = F.cross_entropy(
             flat.index_select(0, positions).float(), targets[positions], reduction="none", label_smoothing=smoothing
         )
@@ -51,13 +52,13 @@ def token_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
 def class_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of one class a row, in nats.
+    """Return the cross-entropy of one class per row in nats.
 
     Args:
         logits: ``(B, C)``.
         labels: ``(B,)`` class indices; rows labeled -100 do not count.
-        weights: ``(C,)``; a row counts as much as its class weighs, as in :class:`torch.nn.CrossEntropyLoss`.
-        smoothing: ε, spread over the classes in proportion to their weights, as there.
+        weights: Class weights ``(C,)``, as in :class:`torch.nn.CrossEntropyLoss`.
+        smoothing: ε, distributed over the classes in proportion to their weights, as there.
 
     Returns:
         Sums ``(B,)`` and the weights of the rows ``(B,)`` (1 without weights).
@@ -69,18 +70,18 @@ def class_cross_entropy(
 
 
 def class_counts(labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """What each row of ``(B,)`` class indices adds to the denominator of :func:`class_cross_entropy`."""
+    """Return the counts of :func:`class_cross_entropy` for class indices ``(B,)``."""
     kept = labels != IGNORED
     return kept if weights is None else torch.where(kept, weights[labels.clamp(min=0)], 0.0)
 
 
 def multi_label_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of several labels a row, in nats, averaged over rows and labels.
+    """Return the binary cross-entropy of several labels per row in nats.
 
     Args:
         logits: ``(B, C)``.
-        labels: ``(B, C)`` zeros and ones.
-        positive_weights: ``(C,)`` factors on the ones, as ``pos_weight`` of :class:`torch.nn.BCEWithLogitsLoss`.
+        labels: Zeros and ones, ``(B, C)``.
+        positive_weights: Weights ``(C,)`` of the ones, as ``pos_weight`` of :class:`torch.nn.BCEWithLogitsLoss`.
 
     Returns:
         Sums over the labels ``(B,)`` and numbers of labels ``(B,)``.
@@ -92,14 +93,14 @@ def multi_label_bce(logits: Tensor, labels: Tensor, positive_weights: Tensor | N
 
 
 def squared_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared differences of numbers that are predicted, averaged over rows and numbers.
+    """Return the squared errors of predicted numbers.
 
     Args:
         logits: ``(B, C)``.
         labels: ``(B, C)``, or ``(B,)`` for a single number.
 
     Returns:
-        Sums over the numbers of a row ``(B,)`` and how many these are ``(B,)``.
+        Sums over the numbers of a row ``(B,)`` and the count of numbers ``(B,)``.
     """
     targets = labels.float().view(logits.shape)
     counts = torch.full((len(logits),), logits.shape[1], dtype=torch.long, device=logits.device)
@@ -107,20 +108,23 @@ def squared_error(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_divergence(first: Tensor, second: Tensor) -> Tensor:
-    """½ KL(p ‖ q) + ½ KL(q ‖ p) of two predictions of one class a row, in nats (Liang et al. 2021, R-Drop, equation 2).
+    """Return ½ KL(p ‖ q) + ½ KL(q ‖ p) of two class distributions in nats (Liang et al. 2021, R-Drop, equation 2).
 
     Args:
-        first, second: Logits ``(B, C)`` of the same rows under two dropout masks.
+        first: Logits ``(B, C)``.
+        second: Logits ``(B, C)`` of the same rows with another dropout mask.
 
     Returns:
         ``(B,)``; gradients flow through both.
     """
-    p, q = F.log_softmax(first.float(), dim=-1), F.log_softmax(second.float(), dim=-1)
+    p = F.log_softmax(first.float(), dim=-1)
+    q = F.log_softmax(second.float(), dim=-1)
     return ((p.exp() - q.exp()) * (p - q)).sum(dim=-1) / 2
 
 
 def label_divergence(first: Tensor, second: Tensor) -> Tensor:
-    """The same for several labels a row: that of each label's yes or no, summed over the labels, ``(B,)``."""
-    first, second = first.float(), second.float()
-    # log p/(1-p) is the logit itself, so the two halves of each label's divergence come together in one product.
+    """Return :func:`class_divergence` of the binary distribution of each label, summed over the labels, ``(B,)``."""
+    first = first.float()
+    second = second.float()
+    # log p/(1-p) is the logit itself, so both terms of a label's divergence combine into one product.
     return ((first.sigmoid() - second.sigmoid()) * (first - second)).sum(dim=-1) / 2

@@ -1,8 +1,8 @@
-"""Facts that a checkpoint's files state twice, or not at all, are settled once, when it is loaded.
+"""Reconcile contradictory or missing settings in a checkpoint's files when it is loaded.
 
-The tokenizer, ``config.json`` and ``generation_config.json`` each name special tokens, and any of them may be missing,
-wrong or different from the others. Everything after loading (baselines, training, scoring, the saved folder) reads the
-settled values. Each change is one sentence for the log, the record and the report.
+The tokenizer, ``config.json`` and ``generation_config.json`` define special tokens, and any of them may be missing,
+wrong or different from the others. Everything after loading (baselines, training, scoring, the saved folder) uses the
+reconciled values. Each change is described by one sentence for the log, the record and the report.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 
 from fulltune.errors import ModelError
 
-logger = logging.getLogger("fulltune.models")
+_log = logging.getLogger(__name__)
 
-#: Part of the keys of cached answers: raise it when the same files would be settled in another way.
+#: Part of the keys of cached outputs: increase it when the same files are reconciled differently.
 VERSION = 1
 
-#: New rows of the embeddings are drawn with this seed, so that every load of the same files gives the same model.
+#: Seed of new embedding rows, so that every load of the same files gives the same model.
 _SEED = 0
 
-#: More missing rows than this, and than the model has, mean that the tokenizer is another model's.
+#: If more rows than this, and more than the model has, are missing, the tokenizer belongs to another model.
 _MOST_NEW_ROWS = 65_536
 
-#: The padding token of a classifier whose tokenizer has no special token at all.
+#: Padding token of a classifier whose tokenizer has no special token at all.
 _NEW_PAD = "<|pad|>"
 
 #: Tokens that look like control tokens although the tokenizer does not list them as special.
 _CONTROL = re.compile(r"<.*>|\[.*\]|\|.*\|", re.DOTALL)
 
-#: Limits from here on stand for none.
+#: Limits from this value on mean no limit.
 _NO_LIMIT = 1_000_000
 
-#: Fields of the generation settings that are kept, or that say nothing of how answers are made.
+#: Fields of the generation settings that are kept, or that do not affect decoding.
 _KEPT = frozenset(
     {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"}
     | {"forced_eos_token_id", "transformers_version", "use_cache", "_from_model_config"}
 )
 
-#: Names that the models of transformers give to a table of absolute positions.
+#: Names of tables of absolute positions in the models of transformers.
 _POSITION_TABLES = ("wpe", "position_embeddings", "embed_positions", "position_embedding", "positions_embed")
 
-#: Roles whose token can pad, best first. What a classifier's last token is, is found by the padding id.
+#: Roles whose token can be used for padding, best first. Classifiers find the last token of a text by the padding id.
 _PAD_ROLES = ("eos_token", "unk_token", "bos_token", "cls_token", "sep_token", "mask_token")
 
 
 @dataclass(frozen=True)
 class Reconciled:
-    """What was settled.
+    """Result of :func:`reconcile`.
 
     Attributes:
-        changes: One sentence for each change.
-        grown: Rows that were added to the embeddings.
+        changes: One sentence per change.
+        grown: Number of rows that were added to the embeddings.
     """
 
     changes: tuple[str, ...] = ()
@@ -71,19 +71,21 @@ class Reconciled:
 def config_overrides(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, family: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return fields of the config that must be replaced before the model can be built, and a sentence for each."""
-    pad, rows = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    """Return config fields that must be replaced before the model can be built, and a sentence per field."""
+    pad = getattr(config, "pad_token_id", None)
+    rows = getattr(config, "vocab_size", None)
     if not isinstance(pad, int) or not isinstance(rows, int) or -rows <= pad < rows:
         return {}, []
     own = tokenizer.pad_token_id
-    used = own if own is not None and own < rows else None if family == "decoder" else 0
+    default = None if family == "decoder" else 0
+    used = own if own is not None and own < rows else default
     return {"pad_token_id": used}, [
         f"pad_token_id {pad} of config.json is outside the vocabulary of {rows} tokens: {used} is used"
     ]
 
 
 def generation_override(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return settings that replace a ``generation_config.json`` which transformers refuses to read, and a sentence."""
+    """Return a replacement for a ``generation_config.json`` that transformers rejects, and a sentence."""
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}, []
@@ -97,25 +99,26 @@ def generation_override(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _stated_ids(path: Path) -> dict[str, Any]:
-    """Return the token ids that a file of generation settings names, as far as it can be read."""
+    """Return the token ids in a file of generation settings, as far as it can be read."""
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    known = stated.items() if isinstance(stated, dict) else ()
-    return {name: value for name, value in known if name.endswith("_token_id") and _ids(value)}
+    if not isinstance(settings, dict):
+        return {}
+    return {name: value for name, value in settings.items() if name.endswith("_token_id") and _ids(value)}
 
 
 def reconcile(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: str, *, is_classifier: bool
 ) -> Reconciled:
-    """Settle special tokens, embeddings and generation settings of a loaded checkpoint, in place.
+    """Reconcile special tokens, embeddings and generation settings of a loaded checkpoint in place.
 
     Raises:
         ModelError: The tokenizer belongs to another model.
     """
     changes = list[str]()
-    changes += _no_settings_of_its_own(tokenizer)
+    changes += _disable_tokenizer_settings(tokenizer)
     changes += _end_token(model, tokenizer)
     changes += _pad_token(model, tokenizer, is_classifier)
     grown = grow_embeddings(model, tokenizer)
@@ -125,16 +128,16 @@ def reconcile(
     changes += _start_of_decoder(model, tokenizer)
     changes += _generation(model, tokenizer)
     if family == "decoder" and not is_classifier:
-        changes += _no_closing_tokens(tokenizer)
+        changes += _remove_closing_tokens(tokenizer)
     if family == "encoder-decoder" and is_classifier:
-        changes += _one_end_token(model, tokenizer)
+        changes += _ensure_one_end_token(model, tokenizer)
     for change in changes:
-        logger.info("%s: %s", model.name_or_path or type(model).__name__, change)
+        _log.info("%s: %s", model.name_or_path or type(model).__name__, change)
     return Reconciled(tuple(changes), grown)
 
 
 def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
-    """Return the embeddings of a model's tokens; None where it has no such table (CANINE hashes characters)."""
+    """Return the token embeddings of a model; None if it has none (CANINE hashes characters)."""
     try:
         return model.get_input_embeddings()
     except NotImplementedError:
@@ -142,7 +145,7 @@ def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
 
 
 def embedding_rows(model: PreTrainedModel) -> int | None:
-    """Return the number of tokens that the model has an embedding for; None where it looks none up in a table."""
+    """Return the number of token embeddings; None if the model has no embedding table."""
     embeddings: Any = input_embeddings(model)
     weight = getattr(embeddings, "weight", None)
     return int(weight.shape[0]) if isinstance(embeddings, nn.Embedding) and weight is not None else None
@@ -156,71 +159,76 @@ def _rows(count: int) -> str:
 
 
 def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Add rows for tokens that the tokenizer has and the model has not; nothing is cut off. Return the number of rows.
+    """Add embedding rows for tokens that the model lacks, and return their number; rows are never removed.
 
     Raises:
-        ModelError: So many are missing that the tokenizer belongs to another model.
+        ModelError: Too many rows are missing: the tokenizer belongs to another model.
     """
     rows = embedding_rows(model)
     if rows is None:
         return 0
-    wanted = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
-    missing = wanted - rows
+    required = _vocabulary_size(tokenizer)
+    missing = required - rows
     if missing <= 0:
         return 0
     if missing > max(_MOST_NEW_ROWS, rows):
         raise ModelError(
-            f"the tokenizer has ids up to {wanted - 1:,}, the model embeddings for {rows:,} tokens",
+            f"the tokenizer has ids up to {required - 1:,}, the model embeddings for {rows:,} tokens",
             expected="the tokenizer that the model was trained with",
             fix="put the model's own tokenizer files into its folder",
             field="model",
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        model.resize_token_embeddings(wanted)
+        model.resize_token_embeddings(required)
     return missing
 
 
-def _no_settings_of_its_own(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Turn off what a ``tokenizer.json`` does to texts by itself: cut them, pad them, split their words at random."""
+def _vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return one more than the largest token id of a tokenizer, or its length if that is larger."""
+    return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+
+
+def _disable_tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Disable truncation, padding and dropout that are configured in ``tokenizer.json``."""
     if not tokenizer.is_fast:
         return
     backend: Any = tokenizer.backend_tokenizer
     if backend.truncation is not None:
         limit = backend.truncation["max_length"]
         backend.no_truncation()
-        yield f"tokenizer.json cuts texts at {limit} tokens: it no longer does, data.max_length says where they are cut"
+        yield f"tokenizer.json truncates texts to {limit} tokens: this is disabled, data.max_length applies"
     if backend.padding is not None:
         backend.no_padding()
     if getattr(backend.model, "dropout", None):
-        yield f"tokenizer.json splits words at random (dropout {backend.model.dropout:g}): it no longer does"
+        yield f"tokenizer.json splits words at random (dropout {backend.model.dropout:g}): this is disabled"
         backend.model.dropout = None
 
 
 def _end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Give a tokenizer without an end token the one that the model's settings name."""
+    """Set the end token of a tokenizer that has none to that of the model's settings."""
     if tokenizer.eos_token is not None or not model.can_generate():
         return
     for token in _ids(_generation_value(model, "eos_token_id")):
         text = _text_of(tokenizer, token)
         if text is not None and _is_control(tokenizer, text):
             tokenizer.eos_token = text
-            yield f"the tokenizer names no end token: {text!r} is used, as the generation settings say"
+            yield f"the tokenizer has no end token: {text!r} of the generation settings is used"
             return
 
 
 def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, is_classifier: bool) -> Iterator[str]:
-    """Give a tokenizer without a padding token one that it has; padding is masked by length, never by id.
+    """Set the padding token of a tokenizer that has none to another special token.
 
-    A classifier on a decoder finds the last token of a text by the padding id, and one on an encoder-decoder counts end
-    tokens: the first needs a padding token, the second one that is not the end token.
+    Padding is masked by length, never by id. But a classifier on a decoder finds the last token of a text by the
+    padding id, so it needs one, and a classifier on an encoder-decoder counts end tokens, so it needs a different one.
     """
     if tokenizer.pad_token is not None:
         return
     counts_ends = is_classifier and model.config.is_encoder_decoder
     roles = _PAD_ROLES[1:] if counts_ends else _PAD_ROLES
-    known = (getattr(tokenizer, role, None) for role in roles)
-    chosen = next((token for token in known if token is not None), None)
+    tokens = (getattr(tokenizer, role, None) for role in roles)
+    chosen = next((token for token in tokens if token is not None), None)
     if chosen is None and not is_classifier:
         return
     if chosen is None:
@@ -228,13 +236,15 @@ def _pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, is_cl
         yield f"the tokenizer has no special token at all: {_NEW_PAD!r} was added for padding"
         return
     tokenizer.pad_token = chosen
-    yield f"the tokenizer names no padding token: {str(chosen)!r} is used, told from text by length"
+    yield f"the tokenizer has no padding token: {str(chosen)!r} is used, and padding is masked by length"
 
 
 def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: str) -> Iterator[str]:
-    """Make the model's padding id the tokenizer's, except where the model's own is valid and fixes its positions."""
-    config, own = model.config, tokenizer.pad_token_id
-    before, rows = getattr(config, "pad_token_id", None), embedding_rows(model)
+    """Set the model's padding id to the tokenizer's, unless the model's id is valid and determines its positions."""
+    config = model.config
+    own = tokenizer.pad_token_id
+    before = getattr(config, "pad_token_id", None)
+    rows = embedding_rows(model)
     is_valid = isinstance(before, int) and (rows is None or 0 <= before < rows)
     if own is None or own == before or (is_valid and family != "decoder"):
         return
@@ -248,13 +258,14 @@ def _is_control(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
-    if not 0 <= token < max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0)):
+    """Return the text of a token id; None if it is outside the vocabulary."""
+    if not 0 <= token < _vocabulary_size(tokenizer):
         return None
     text = tokenizer.convert_ids_to_tokens(token)
     return text if isinstance(text, str) else None
 
 
-# ---- What the tokenizer puts around a text ----
+# ---- Special tokens around a text ----
 
 
 def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -267,8 +278,8 @@ def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _no_closing_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Keep a decoder's tokenizer from closing a text: the model would continue after the end of its prompt."""
+def _remove_closing_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Keep a decoder's tokenizer from adding tokens after a text: the model would continue after the end token."""
     before, after = frame(tokenizer)
     if not after or not tokenizer.is_fast:
         return
@@ -276,24 +287,26 @@ def _no_closing_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
         tokenizer.add_eos_token = False
     _set_frame(tokenizer, before, [])
     closing = " ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in after)
-    yield f"the tokenizer closes every text with {closing}: it no longer does, for a decoder continues its prompt"
+    yield f"the tokenizer adds {closing} after every text: this is disabled, since a decoder continues its prompt"
 
 
-def _one_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Let every text have one end token, after it: the head of an encoder-decoder reads the state there."""
-    tokenizer.split_special_tokens = True  # a text that spells it must not have two
+def _ensure_one_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Make every text end with exactly one end token: an encoder-decoder's head reads the hidden state there."""
+    tokenizer.split_special_tokens = True  # a text that contains the end token must not have two
     tokenizer.init_kwargs["split_special_tokens"] = True  # so that it is saved
     end: Any = model.config.eos_token_id
     before, after = frame(tokenizer)
     if end is None or end in after or not tokenizer.is_fast:
         return
     _set_frame(tokenizer, before, [*after, end])
-    yield f"the tokenizer did not end a text with {tokenizer.convert_ids_to_tokens(end)}, which the head reads: it does"
+    token = tokenizer.convert_ids_to_tokens(end)
+    yield f"the tokenizer does not add {token} after a text, which the head requires: it is added"
 
 
 def _set_frame(tokenizer: PreTrainedTokenizerBase, before: list[int], after: list[int]) -> None:
-    """Let a fast tokenizer put these ids before and after every text; a pair is not kept apart."""
-    opening, closing = ([str(tokenizer.convert_ids_to_tokens(token)) for token in ids] for ids in (before, after))
+    """Make a fast tokenizer add these ids before and after every text; the texts of a pair are not separated."""
+    opening = [str(tokenizer.convert_ids_to_tokens(token)) for token in before]
+    closing = [str(tokenizer.convert_ids_to_tokens(token)) for token in after]
     backend: Any = tokenizer.backend_tokenizer
     backend.post_processor = processors.TemplateProcessing(
         single=" ".join([*opening, "$A", *closing]),
@@ -306,23 +319,25 @@ def _set_frame(tokenizer: PreTrainedTokenizerBase, before: list[int], after: lis
 
 
 def _ids(value: Any) -> list[int]:
+    """Return the integers of a value that may be one id, a list of ids, or None."""
     values = value if isinstance(value, list) else [value]
     return [int(item) for item in values if isinstance(item, int)]
 
 
 def _generation_value(model: PreTrainedModel, name: str) -> Any:
-    """Return what ``generation_config`` says, else what the model's config says."""
+    """Return a field of ``generation_config``, else of the model's config."""
     value = getattr(getattr(model, "generation_config", None), name, None)
     return getattr(model.config, name, None) if value is None else value
 
 
 def _start_of_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Settle the first token of an encoder-decoder's answers: training reads it in one place, generation in another."""
+    """Set the decoder start token of an encoder-decoder in both the config (training) and the generation settings."""
     if not model.config.is_encoder_decoder:
         return
-    name, rows = "decoder_start_token_id", _decoder_rows(model)
-    by_generation = getattr(getattr(model, "generation_config", None), name, None)
-    by_config = getattr(model.config, name, None)
+    name = "decoder_start_token_id"
+    rows = _decoder_rows(model)
+    in_generation = getattr(getattr(model, "generation_config", None), name, None)
+    in_config = getattr(model.config, name, None)
     fallbacks = (
         getattr(type(model.config), name, None),
         tokenizer.bos_token_id,
@@ -330,11 +345,11 @@ def _start_of_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         model.config.pad_token_id,
         tokenizer.eos_token_id,
     )
-    usable = (value for value in (by_generation, by_config, *fallbacks) if _is_id(value, rows))
-    used = next(usable, None)
+    valid = (value for value in (in_generation, in_config, *fallbacks) if _is_id(value, rows))
+    used = next(valid, None)
     if used is None:
         raise ModelError(
-            "the checkpoint does not say which token begins an answer",
+            "the checkpoint has no start token for its decoder",
             expected="decoder_start_token_id in config.json",
             fix="add it: for T5 it is the padding token, for BART the end token",
             field="model",
@@ -342,12 +357,13 @@ def _start_of_decoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     model.config.decoder_start_token_id = used
     if model.can_generate():
         model.generation_config.decoder_start_token_id = used
-    if by_config != used or by_generation not in (None, used):
-        stated = [f"{by_config} in config.json", f"{by_generation} in generation_config.json"]
-        yield f"decoder_start_token_id is {' and '.join(stated)}: {used} is used"
+    if in_config != used or in_generation not in (None, used):
+        values = f"{in_config} in config.json and {in_generation} in generation_config.json"
+        yield f"decoder_start_token_id is {values}: {used} is used"
 
 
 def _decoder_rows(model: PreTrainedModel) -> int | None:
+    """Return the size of the output vocabulary."""
     output: Any = model.get_output_embeddings()
     weight = getattr(output, "weight", None)
     return embedding_rows(model) if weight is None else int(weight.shape[0])
@@ -358,40 +374,44 @@ def _is_id(value: Any, rows: int | None) -> bool:
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[str]]:
-    """Return every id that ends an answer (those of the generation settings and the tokenizer's), and what was dropped.
+    """Return all end tokens of the generation settings and the tokenizer, and a sentence per ignored one.
 
-    An id that is an ordinary token of a tokenizer without an end token would cut answers short: configs of transformers
-    have such ids by default.
+    If the tokenizer has no end token, ordinary tokens are ignored: they are defaults of configs in transformers, and
+    would truncate outputs.
     """
-    stated, own = _ids(_generation_value(model, "eos_token_id")), tokenizer.eos_token_id
-    dropped, kept = list[str](), list[int]()
-    for token in stated:
+    own = tokenizer.eos_token_id
+    ignored = list[str]()
+    kept = list[int]()
+    for token in _ids(_generation_value(model, "eos_token_id")):
         text = _text_of(tokenizer, token)
         if text is None:
-            dropped.append(f"end token {token} of the generation settings is outside the vocabulary: it is not used")
+            ignored.append(f"end token {token} of the generation settings is outside the vocabulary: it is not used")
         elif own is None and not _is_control(tokenizer, text):
-            dropped.append(f"end token {token} of the generation settings is the ordinary token {text!r}: not used")
+            ignored.append(f"end token {token} of the generation settings is the ordinary token {text!r}: not used")
         else:
             kept.append(token)
-    return list(dict.fromkeys([*kept, *([] if own is None else [int(own)])])), dropped
+    if own is not None:
+        kept.append(int(own))
+    return list(dict.fromkeys(kept)), ignored
 
 
 def _generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Replace the generation settings by greedy decoding with the checkpoint's special tokens.
 
-    That is how every answer of the report is made, so that the saved folder gives the same ones; and it can be saved,
-    which invalid settings cannot.
+    All outputs in the report are decoded greedily, so the saved folder reproduces them. Invalid settings could not be
+    saved.
     """
     before = getattr(model, "generation_config", None)
     if before is None or not model.can_generate():
         return
-    stops, dropped = stop_ids(model, tokenizer)
-    yield from dropped
-    stated = _ids(before.eos_token_id)
-    if stated and tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stated:
-        yield f"the generation settings end an answer at {stated}, the tokenizer at {tokenizer.eos_token_id}: both do"
+    stops, ignored = stop_ids(model, tokenizer)
+    yield from ignored
+    ends = _ids(before.eos_token_id)
+    if ends and tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        own = tokenizer.eos_token_id
+        yield f"the generation settings have the end tokens {ends}, the tokenizer has {own}: all are used"
     if not stops:
-        yield "neither the tokenizer nor the generation settings name an end token: answers end at their longest length"
+        yield "neither the tokenizer nor the generation settings have an end token: outputs end at the maximum length"
     rows = _decoder_rows(model)
     after = GenerationConfig(
         do_sample=False,
@@ -402,15 +422,16 @@ def _generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> I
         decoder_start_token_id=before.decoder_start_token_id,
         forced_bos_token_id=before.forced_bos_token_id if _is_id(before.forced_bos_token_id, rows) else None,
     )
-    left = [name for name, value in before.to_diff_dict().items() if name not in _KEPT and value not in (None, False)]
-    if left:
-        yield f"generation settings that were replaced by greedy decoding: {', '.join(sorted(left))}"
+    fields = before.to_diff_dict().items()
+    replaced = [name for name, value in fields if name not in _KEPT and value not in (None, False)]
+    if replaced:
+        yield f"generation settings replaced by greedy decoding: {', '.join(sorted(replaced))}"
     model.generation_config = after
-    _forget_tasks(model.config)
+    _remove_task_settings(model.config)
 
 
-def _forget_tasks(config: PretrainedConfig) -> None:
-    """Remove what a pipeline would decode with in place of the generation settings (sampling, beams, a prefix)."""
+def _remove_task_settings(config: PretrainedConfig) -> None:
+    """Remove settings that pipelines use instead of the generation settings (sampling, beams, a prefix)."""
     for name in ("task_specific_params", "prefix"):
         if getattr(config, name, None) is not None:
             setattr(config, name, None)
@@ -427,14 +448,14 @@ def set_limits(
     max_new_tokens: int,
     max_length: int | None = None,
 ) -> None:
-    """Let the saved folder cut inputs and end answers where the report does.
+    """Set the limits of inputs and outputs in the saved folder to those of the report.
 
     Args:
-        model: Its generation settings are changed in place, where it has any.
+        model: Its generation settings are changed in place, if it has any.
         tokenizer: Changed in place.
-        longest: Tokens of an input.
-        max_new_tokens: Tokens of an answer.
-        max_length: Tokens of prompt and answer, where those limit an answer in place of ``max_new_tokens``.
+        longest: Maximum tokens of an input.
+        max_new_tokens: Maximum tokens of an output.
+        max_length: Maximum tokens of prompt and output together, which replaces ``max_new_tokens``.
     """
     tokenizer.model_max_length = longest
     settings = getattr(model, "generation_config", None)
@@ -444,25 +465,28 @@ def set_limits(
 
 
 def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the longest input in tokens that the model has positions for, else that its tokenizer names, if any.
+    """Return the longest input in tokens by the model's positions, else by its tokenizer; None if there is no limit.
 
-    A learned table may keep rows for padding: RoBERTa and its relatives number positions from ``padding_idx + 1``, BART
-    and OPT from ``offset``.
+    A learned table may reserve rows for padding: RoBERTa and similar models number positions from ``padding_idx + 1``,
+    BART and OPT from ``offset``.
     """
     own = own_limit(model)
-    named = tokenizer.model_max_length
-    return own if own is not None else named if 0 < named < _NO_LIMIT else None
+    if own is not None:
+        return own
+    limit = tokenizer.model_max_length
+    return limit if 0 < limit < _NO_LIMIT else None
 
 
 def own_limit(model: PreTrainedModel) -> int | None:
-    """Return the longest input in tokens that the model itself has positions for; None where it names no limit."""
+    """Return the longest input in tokens by the model's positions; None if there is no limit."""
     config = model.config.get_text_config()
-    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    known = [limit for limit in (*stated, *_table_limits(model)) if isinstance(limit, int) and 0 < limit < _NO_LIMIT]
-    return min(known, default=None)
+    in_config = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits = (*in_config, *_table_limits(model))
+    return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT), default=None)
 
 
 def _table_limits(model: nn.Module) -> Iterator[int]:
+    """Yield the number of usable positions of each learned table."""
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if _is_position_table(name) and isinstance(weight, torch.Tensor) and weight.dim() == 2:
@@ -471,6 +495,6 @@ def _table_limits(model: nn.Module) -> Iterator[int]:
 
 
 def _is_position_table(name: str) -> bool:
-    """Return whether a module of this dotted name looks up absolute positions in the text."""
+    """Return whether a module with this dotted name is a table of absolute text positions."""
     is_text = not any(part in name for part in ("vision", "visual", "image", "audio"))
     return is_text and name.rpartition(".")[2] in _POSITION_TABLES

@@ -1,4 +1,4 @@
-"""Write a model as a plain folder for ``from_pretrained``."""
+"""Save a model as a plain folder for ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fulltune.store.objects import checkpoint_files
 
 
 def save_model(bundle: Bundle, folder: Path) -> None:
-    """A plain ``from_pretrained`` folder: float32 safetensors, tokenizer, config with the label names."""
+    """Save a model on the main process: float32 safetensors, tokenizer, and config with the label names."""
     if not distributed.is_main():
         return
     for old in checkpoint_files(folder):
-        # Written over in place, it would change under the registry, which may hold it under a second name.
+        # The registry may hold a hard link to the file, which must not change: it is removed, not overwritten.
         old.unlink()
     with quiet():
         bundle.model.save_pretrained(folder)

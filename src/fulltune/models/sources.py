@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a run, a version of the registry, a starter, a package or the hub."""
+"""Locate the files of a model: in a folder, a run, the registry, a starter, a package or the hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ _MISSING = (
 
 @dataclass(frozen=True)
 class Source:
-    """A source found: the name the user gave, the folder that holds its files, and the name of a GGUF file."""
+    """Files of a model.
+
+    Attributes:
+        name: Name that the user gave.
+        folder: Folder of its files.
+        gguf: Name of the GGUF file, if it is one.
+    """
 
     name: str
     folder: Path
@@ -35,22 +41,22 @@ class Source:
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """What ``from_pretrained`` takes: only local files, and never code that came with the weights."""
-        found: dict[str, Any] = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
-        return found | ({"gguf_file": self.gguf} if self.gguf else {"local_files_only": True})
+        """Arguments for ``from_pretrained``: only local files, and never code of the checkpoint."""
+        arguments: dict[str, Any] = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
+        return arguments | ({"gguf_file": self.gguf} if self.gguf else {"local_files_only": True})
 
     def sha256(self) -> str:
-        """One hash over the names and the bytes of all files of the checkpoint."""
+        """Return one hash over the names and contents of all files of the checkpoint."""
         if self.gguf:
             return file_sha256(self.folder / self.gguf)
         return checkpoint_sha256(self.folder)
 
 
 def find(name: str, runs: Path | None = None) -> Source:
-    """Find the files of a source; a hub id is fetched into the hub's cache. Nothing is loaded yet.
+    """Locate the files of a source; a hub id is downloaded into the hub's cache. Nothing is loaded.
 
     Raises:
-        ModelError: It is none of the known kinds, or what it names (starter, package, folder, hub) cannot be had.
+        ModelError: The kind of source is unknown, or the starter, package, folder or hub repository does not exist.
     """
     files.check_name(name)
     if name.startswith("starter:"):
@@ -91,7 +97,7 @@ def _starter(name: str) -> Path:
     known = [f"starter:{starter}" for starter in starters.NAMES]
     if name not in known:
         raise ModelError(
-            f"there is no {name!r}",
+            f"{name!r} does not exist",
             expected=f"one of {', '.join(known)}",
             fix=did_you_mean(name, known) or "choose one of these",
             field="model",
@@ -104,8 +110,8 @@ def _package_folder(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"the Python package {package!r} is not installed",
-            expected="an installed package that holds a checkpoint",
-            fix="install it with pip, or name another model",
+            expected="an installed package that contains a checkpoint",
+            fix="install it with pip, or choose another model",
             field="model",
         )
     return Path(next(iter(spec.submodule_search_locations)))
@@ -120,8 +126,8 @@ def _fetch(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{name!r} is no local folder and could not be fetched from the hub ({reason})",
+            f"{name!r} is not a local folder and could not be downloaded from the hub ({reason})",
             expected=_MISSING,
-            fix="check the name and the connection, or download it beforehand and give its folder",
+            fix="check the name and the connection, or download it first and use its folder",
             field="model",
         ) from error

@@ -1,7 +1,7 @@
-"""BigBird attends in blocks to long texts and to everything in short ones, whatever it has read before.
+"""Select sparse or full attention of BigBird for every batch.
 
-The library's models switch to full attention at the first short text and stay there, so that the answer to a long text
-would depend on the texts before it.
+The models of transformers switch to full attention at the first short text and never switch back, so that outputs for
+long texts would depend on earlier texts.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _SPARSE, _FULL = "block_sparse", "original_full"
 
 
 def choose_attention_by_length(model: PreTrainedModel) -> None:
-    """Let a model with block-sparse attention choose its attention anew for every batch, by the batch's width alone.
+    """Make a model with block-sparse attention select its attention by the width of each batch.
 
-    Models of other kinds are left as they are.
+    Other models are not changed.
     """
     if getattr(model.config, "attention_type", None) != _SPARSE:
         return
@@ -27,9 +27,9 @@ def choose_attention_by_length(model: PreTrainedModel) -> None:
 
 
 def _choose(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    given = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-    inputs = next(one for one in given if one is not None)
+    candidates = (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+    inputs = next(value for value in candidates if value is not None)
     own: Any = module
-    # The blocks that a token sees: global ones, its neighbors and random ones. The library needs a longer text.
+    # Blocks that a token attends to: global, neighboring and random ones. Sparse attention requires a longer text.
     blocks = 5 + 2 * own.config.num_random_blocks
     own.set_attention_type(_FULL if inputs.shape[1] <= blocks * own.config.block_size else _SPARSE)

@@ -1,4 +1,4 @@
-"""Inputs of an encoder-decoder's decoder, made from the labels that it is to predict."""
+"""Derive the decoder inputs of an encoder-decoder from its labels."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from fulltune.errors import ModelError
 #: Label of a position that carries no loss.
 _IGNORED = -100
 
-#: Models whose own function takes the last label as the first input, where their forward pass and ``generate`` begin
-#: with ``decoder_start_token_id``.
+#: Model types whose own function uses the last label as the first input, although their forward pass and ``generate``
+#: start with ``decoder_start_token_id``.
 _WRAPS = ("fsmt",)
 
 
 def decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
-    """Return the decoder's inputs for ``labels`` ``(B, T)``: moved one to the right, a start token first.
+    """Return the decoder inputs for labels: shifted one to the right, with a start token first.
 
-    The model's own function is used where it has one; others (Blenderbot, M2M-100, NLLB-MoE, FSMT) get the start token
-    of their config, as their forward pass would give them.
+    The model's own function is used if it has one; others (Blenderbot, M2M-100, NLLB-MoE, FSMT) get the start token of
+    their config, as in their forward pass.
 
     Args:
         model: An encoder-decoder.
-        labels: Token ids; -100 where there is none. Left as they are.
+        labels: Token ids ``(B, T)``, -100 for none. They are not changed.
+
+    Returns:
+        ``(B, T)``.
 
     Raises:
-        ModelError: Neither the config nor the generation settings name a start token.
+        ModelError: Neither the config nor the generation settings have a start token.
     """
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is not None and model.config.model_type not in _WRAPS:
@@ -40,17 +43,17 @@ def decoder_input_ids(model: Any, labels: Tensor) -> Tensor:
 
 
 def start_id(model: Any) -> int:
-    """Return the token that a decoder begins with.
+    """Return the id of the first decoder input.
 
     Raises:
-        ModelError: None is named.
+        ModelError: Neither the config nor the generation settings have a start token.
     """
     for config in (model.config, getattr(model, "generation_config", None)):
         start = getattr(config, "decoder_start_token_id", None)
         if start is not None:
             return int(start)
     raise ModelError(
-        f"{type(model).__name__} names no token that its decoder begins with",
+        f"{type(model).__name__} has no start token for its decoder",
         expected="decoder_start_token_id in config.json or generation_config.json",
         fix="add it to the checkpoint's config.json; it is usually the id of the padding or the end token",
         field="model",

@@ -1,4 +1,4 @@
-"""Tokenizers as part of what a run depends on."""
+"""Hash tokenizers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from fulltune.store.cache import cache_key
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """Return one hash over the vocabulary, the special tokens, the chat template and, of a fast tokenizer, the whole
-    pipeline, but not over how it cut and padded the last texts that it saw.
+    """Return one hash over the vocabulary, special tokens, chat template and, for a fast tokenizer, its pipeline.
+
+    Truncation and padding are excluded, since they depend on the last call.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     pipeline = None if backend is None else json.loads(backend.to_str()) | {"truncation": None, "padding": None}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulltune.models.fast_paths import FAILURES, asked, special_ids
+from fulltune.models.fast_paths import FAILURES, checking, special_ids
 from fulltune.models.losses import IGNORED
 from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.runtime.log_once import log_once
@@ -62,7 +62,7 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
     """
     batch = _sample(model, kind)
     try:
-        with asked(model):
+        with checking(model):
             # ``forward`` is called directly, so that hooks of the user are not called.
             loss = _first(model.forward(**batch), "loss")
             logits = _first(model.forward(**without_labels(model, batch, kind)), "logits")

@@ -165,7 +165,7 @@ def test_an_adapter_needs_the_base_that_it_was_trained_on(stored: tuple[Path, Pa
     ):
         models.load(str(adapter), "classification")
     base.rename(base.with_name("elsewhere"))
-    with pytest.raises(ModelError, match=r"the base of the adapter .* cannot be had \(.*does not exist\)"):
+    with pytest.raises(ModelError, match=r"the base of the adapter .* cannot be loaded \(.*does not exist\)"):
         models.load(str(adapter), "classification")
 
 
@@ -211,7 +211,7 @@ def test_pickled_adapters_are_not_read(stored: tuple[Path, Path]) -> None:
     ("change", "message"),
     [
         ({"peft_type": "IA3"}, "an adapter of the kind IA3; expected LORA or PROMPT_TUNING"),
-        ({"base_model_name_or_path": None}, "the adapter does not tell its base"),
+        ({"base_model_name_or_path": None}, "the base of the adapter is unknown"),
     ],
 )
 def test_unsupported_adapters_are_reported(change: dict[str, Any], message: str, stored: tuple[Path, Path]) -> None:

@@ -1,1 +1,1 @@
-"""Small trained parts of a model: how they are put into it, taken out of it, merged and stored."""
+"""Inject, extract, merge and store adapters: small trained parts of a model."""

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022) by PEFT, injected into a model that stays of its own class, and merged into its weights."""
+"""Inject LoRA layers (Hu et al. 2022) of PEFT into a model without wrapping it, and merge them into its weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fulltune.errors import ModelError
 from fulltune.models.adapters import nf4
 from fulltune.models.adapters.packages import peft
 
-#: PEFT's name for the only adapter that a model has here.
-_ONE = "default"
+#: PEFT's name of the adapter; a model has only one.
+_ADAPTER_NAME = "default"
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """Names of all layers that are a matrix product: ``nn.Linear``, GPT-2's ``Conv1D``, those in 4 bits."""
-    return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) or nf4.is_quantized(layer)
-    ]
+    """Return the names of all linear layers: ``nn.Linear``, GPT-2's ``Conv1D``, and 4-bit layers."""
+    names = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D) or nf4.is_quantized(layer):
+            names.append(name)
+    return names
 
 
 def inject(
@@ -38,17 +38,19 @@ def inject(
     whole: Sequence[str] = (),
     tokens: Sequence[int] = (),
 ) -> Any:
-    """Put two factors beside each target layer, ``W x + alpha/rank · B A x`` with B = 0, and freeze all else.
+    """Add two factors to each target layer, ``W x + alpha/rank · B A x`` with B = 0, and freeze everything else.
 
     Args:
         model: Changed in place.
-        targets: Whole names of layers.
-        rank, alpha, dropout: As PEFT has them.
-        whole: Names of modules that are trained whole; the model gets copies of them.
-        tokens: Rows of the embedding that are trained too.
+        targets: Full names of layers.
+        rank: Rank of the factors.
+        alpha: Scale of the product of the factors, divided by the rank.
+        dropout: Dropout probability of the factors' input.
+        whole: Names of modules that are trained entirely; the model gets copies of them.
+        tokens: Rows of the embedding that are trained, too.
 
     Returns:
-        PEFT's ``LoraModel``, which :func:`merge` and :func:`state` take.
+        PEFT's ``LoraModel``, for :func:`merge` and :func:`state`.
     """
     config = peft().LoraConfig(
         r=rank,
@@ -57,40 +59,41 @@ def inject(
         target_modules=list(targets),
         modules_to_save=list(whole) or None,
         trainable_token_indices=list(tokens) or None,
-        fan_in_fan_out=_is_turned(model),
+        fan_in_fan_out=_is_transposed(model),
         task_type=_task_type(model),
     )
     return _injected(model, config)
 
 
 def _injected(model: Any, config: Any) -> Any:
-    with _in_4_bits(model):
-        return peft().LoraModel(model, {_ONE: config}, _ONE)
+    """Inject LoRA layers into a model, and return PEFT's ``LoraModel``."""
+    with _marked_as_4bit(model):
+        return peft().LoraModel(model, {_ADAPTER_NAME: config}, _ADAPTER_NAME)
 
 
 def state(tuner: Any) -> dict[str, Tensor]:
-    """What was trained, under PEFT's names without their prefix."""
-    found: dict[str, Tensor] = peft().get_peft_model_state_dict(tuner.model, save_embedding_layers=False)
-    return found
+    """Return the trained tensors by PEFT's names without their prefix."""
+    tensors: dict[str, Tensor] = peft().get_peft_model_state_dict(tuner.model, save_embedding_layers=False)
+    return tensors
 
 
 def config_of(tuner: Any) -> dict[str, Any]:
-    """PEFT's config as a mapping."""
-    found: dict[str, Any] = tuner.peft_config[_ONE].to_dict()
-    return found
+    """Return PEFT's config as a mapping."""
+    config: dict[str, Any] = tuner.peft_config[_ADAPTER_NAME].to_dict()
+    return config
 
 
 def merge(tuner: Any) -> None:
-    """Add the products of the factors to the weights; layers in 4 bits become float32 ones first.
+    """Add the products of the factors to the weights, after converting 4-bit layers to float32.
 
     Raises:
-        ModelError: A merged weight is not a finite number.
+        ModelError: A merged weight is not finite.
     """
     model: Any = tuner.model
     for name, layer in list(model.named_modules()):
         base = getattr(layer, "base_layer", None)
         if base is not None and nf4.is_quantized(base):
-            weight = nf4.dequantized(base) + layer.get_delta_weight(_ONE)
+            weight = nf4.dequantized(base) + layer.get_delta_weight(_ADAPTER_NAME)
             model.set_submodule(name, nf4.restored(base, weight.detach()))
     try:
         tuner.merge_and_unload(safe_merge=True)
@@ -102,18 +105,28 @@ def merge(tuner: Any) -> None:
 
 
 def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *, with_head: bool) -> None:
-    """Merge a stored adapter into its base, in place; without its head only the factors."""
+    """Merge a stored adapter into its base in place.
+
+    Args:
+        model: The base.
+        folder: Folder of the adapter.
+        tensors: Its tensors by PEFT's names without their prefix.
+        with_head: Whether to apply the head of the adapter; else only the factors.
+
+    Raises:
+        ModelError: Tensors do not fit the base, or a merged weight is not finite.
+    """
     config = peft().LoraConfig.from_pretrained(str(folder))
     config.inference_mode = False
-    config.fan_in_fan_out = _is_turned(model)
+    config.fan_in_fan_out = _is_transposed(model)
     if not with_head:
         config.modules_to_save = None
         tensors = {name: value for name, value in tensors.items() if "lora_" in name}
     tuner = _injected(model, config)
-    told = peft().set_peft_model_state_dict(model, dict(tensors))
-    if told.unexpected_keys:
+    unexpected = peft().set_peft_model_state_dict(model, dict(tensors)).unexpected_keys
+    if unexpected:
         raise ModelError(
-            f"{len(told.unexpected_keys)} tensors of the adapter do not fit its base: {told.unexpected_keys[0]}",
+            f"{len(unexpected)} tensors of the adapter do not fit its base: {unexpected[0]}",
             where=str(folder),
             field="model",
         )
@@ -122,24 +135,25 @@ def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *
 
 
 @contextmanager
-def _in_4_bits(model: Any) -> Iterator[None]:
-    """PEFT looks for layers in 4 bits only in a model that says it has some."""
-    has_some = any(nf4.is_quantized(layer) for layer in model.modules())
+def _marked_as_4bit(model: Any) -> Iterator[None]:
+    """Mark a model with 4-bit layers within the block: PEFT looks for them only in a model with this mark."""
+    has_4bit = any(nf4.is_quantized(layer) for layer in model.modules())
     try:
-        if has_some:
+        if has_4bit:
             model.is_loaded_in_4bit = True
         yield
     finally:
-        if has_some:
+        if has_4bit:
             del model.is_loaded_in_4bit
 
 
-def _is_turned(model: nn.Module) -> bool:
-    """GPT-2 keeps its weights ``(in, out)``."""
+def _is_transposed(model: nn.Module) -> bool:
+    """Return whether weights are stored as ``(in, out)``, as in GPT-2."""
     return any(isinstance(layer, Conv1D) for layer in model.modules())
 
 
 def _task_type(model: Any) -> str | None:
+    """Return PEFT's task type of a model."""
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
         return "SEQ_CLS"

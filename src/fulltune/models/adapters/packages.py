@@ -1,4 +1,4 @@
-"""PEFT and bitsandbytes, loaded when they are needed, and missed with a clear message."""
+"""Import PEFT and bitsandbytes when they are needed, with a clear error if they are missing."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from fulltune.errors import MissingDependencyError
 
 
 def require(what: str, *packages: str) -> None:
-    """
+    """Check that packages are installed.
+
+    Args:
+        what: Feature that needs them, for the message.
+        packages: Names of the packages.
+
     Raises:
         MissingDependencyError: One of the packages is not installed.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"{what} needs {' and '.join(missing)}, not installed here",
+            f"{what} needs {' and '.join(missing)}, which is not installed",
             expected=" and ".join(packages),
             fix="pip install 'fulltune[adapters]'",
             field="method",
@@ -25,12 +30,12 @@ def require(what: str, *packages: str) -> None:
 
 
 def peft() -> Any:
-    """The package."""
+    """Return the package ``peft``."""
     require("an adapter", "peft")
     return importlib.import_module("peft")
 
 
 def bitsandbytes() -> Any:
-    """The package."""
+    """Return the package ``bitsandbytes``."""
     require("quantisation to 4 bits", "bitsandbytes")
     return importlib.import_module("bitsandbytes")

@@ -1,10 +1,9 @@
-"""A soft prompt: vectors before every input that no token has (Lester et al. 2021), inside a plain model.
+"""Add a soft prompt to a plain model: trained vectors before every input (Lester et al. 2021).
 
-The vectors get ids of their own, from the end of the vocabulary on, and the embedding looks them up like any token's.
-So the model's own code sees ids as long as what it reads: positions, the last token of a text, the token that ends a
-sequence are all where it expects them. Where a model reads embeddings alone, as PEFT gives it a prompt, a decoder with
-a classification head takes padding for the last token, and T5 with such a head cannot be used. Everywhere else the
-result is that of PEFT's prompt tuning.
+The vectors have ids after the end of the vocabulary, and the embedding looks them up like tokens. So the model receives
+ids for its entire input, and positions, the last token of a text and end tokens are computed correctly. PEFT passes
+embeddings instead: then a decoder with a classification head mistakes padding for the last token, and T5 with such a
+head fails. In all other cases, the result equals that of PEFT's prompt tuning.
 """
 
 from __future__ import annotations
@@ -22,38 +21,39 @@ NAME = "soft_prompt"
 
 
 def attach(model: PreTrainedModel, vectors: Tensor) -> nn.Parameter:
-    """Give a model a soft prompt, in place; ``Bundle.prompt_ids`` are then put before every input.
+    """Add a soft prompt to a model in place; ``Bundle.prompt_ids`` must then be prepended to every input.
 
     Args:
         model: Any model with token embeddings.
-        vectors: ``(n, hidden)``, where the prompt starts from.
+        vectors: Initial vectors ``(n, hidden)``.
 
     Returns:
         The vectors as a parameter of the model.
     """
-    whole: Any = model
-    shared: Any = whole.get_input_embeddings()
-    rows, prompt = int(shared.weight.shape[0]), nn.Parameter(vectors.detach().clone())
-    whole.register_parameter(NAME, prompt)
-    for module in whole.modules():
-        if isinstance(module, nn.Embedding) and module.weight is shared.weight:
-            reader: Any = module
-            reader.forward = partial(_look_up, reader.forward, prompt, rows)
-            reader.prompt_ids = tuple(range(rows, rows + len(prompt)))
+    any_model: Any = model
+    token_embeddings: Any = any_model.get_input_embeddings()
+    rows = int(token_embeddings.weight.shape[0])
+    prompt = nn.Parameter(vectors.detach().clone())
+    any_model.register_parameter(NAME, prompt)
+    for module in any_model.modules():
+        if isinstance(module, nn.Embedding) and module.weight is token_embeddings.weight:
+            embedding: Any = module
+            embedding.forward = partial(_look_up, embedding.forward, prompt, rows)
+            embedding.prompt_ids = tuple(range(rows, rows + len(prompt)))
     return prompt
 
 
 def _look_up(own: Callable[[Tensor], Tensor], prompt: Tensor, rows: int, ids: Tensor) -> Tensor:
-    """Vectors ``(B, T, hidden)`` of ids ``(B, T)``: the prompt's from ``rows`` on, the tokens' own below."""
-    virtual = ids >= rows
-    vectors = own(ids.masked_fill(virtual, 0))
-    return torch.where(virtual.unsqueeze(-1), prompt[(ids - rows).clamp(min=0)].to(vectors.dtype), vectors)
+    """Return the vectors ``(B, T, hidden)`` of ids ``(B, T)``: those of the prompt for ids from ``rows`` on."""
+    is_prompt = ids >= rows
+    vectors = own(ids.masked_fill(is_prompt, 0))
+    return torch.where(is_prompt.unsqueeze(-1), prompt[(ids - rows).clamp(min=0)].to(vectors.dtype), vectors)
 
 
 @torch.no_grad()
 def vectors_of(model: PreTrainedModel, ids: Sequence[int], length: int) -> Tensor:
-    """What the model's embedding makes of token ids, repeated or cut to ``length``: ``(length, hidden)``."""
+    """Return the embeddings of token ids, repeated or truncated to ``length``: ``(length, hidden)``."""
     embed: Any = model.get_input_embeddings()
     repeated = (list(ids) * (length // len(ids) + 1))[:length]
-    found: Tensor = embed(torch.tensor([repeated], device=embed.weight.device))[0]
-    return found.float()
+    vectors: Tensor = embed(torch.tensor([repeated], device=embed.weight.device))[0]
+    return vectors.float()

@@ -1,22 +1,22 @@
-"""Small pretrained checkpoints that lie inside the package, so that everything runs offline in minutes.
+"""Locate the small pretrained checkpoints of the package, with which everything runs offline in minutes.
 
-``model: starter:gpt2`` is a decoder, ``starter:bert`` an encoder, ``starter:t5`` an encoder-decoder.
-:mod:`starters.make` is how they were made, and makes others from any folder of text.
+``model: starter:gpt2`` is a decoder, ``starter:bert`` an encoder, ``starter:t5`` an encoder-decoder. They are built by
+:mod:`starters.make`, which can also build others from any folder of text.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: Every starter that is here.
+#: Names of all starters.
 NAMES = ("gpt2", "bert", "t5")
 
 
 def folder(name: str) -> Path:
-    """Where a starter's files lie (read only).
+    """Return the folder of a starter's files (read only).
 
     Raises:
-        KeyError: There is no such starter.
+        KeyError: The starter does not exist.
     """
     if name not in NAMES:
         raise KeyError(name)

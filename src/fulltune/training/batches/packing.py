@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fulltune.config import Config
-from fulltune.models.fast_paths import FAILURES, asked
+from fulltune.models.fast_paths import FAILURES, checking
 from fulltune.models.kernel_check import gradients_agree
 from fulltune.models.losses import IGNORED
 from fulltune.runtime.log_once import log_once
@@ -155,7 +155,7 @@ def keeps_documents_apart(model: Any) -> bool:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     documents = [torch.randint(vocabulary, (length,), generator=random) for length in _TRIED]
     try:
-        with asked(model), warnings.catch_warnings():
+        with checking(model), warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
             )  # some models warn that they ignore positions; the comparison of logits detects this

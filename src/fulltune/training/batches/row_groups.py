@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulltune.models.fast_paths import asked, batching_is_neutral, padding_is_neutral
+from fulltune.models.fast_paths import batching_is_neutral, checking, padding_is_neutral
 from fulltune.models.losses import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.batches.collate import INPUT_COLUMNS
@@ -64,7 +64,7 @@ def row_groups(model: Any, batch: Mapping[str, Any], kind: Kind) -> list[list[in
     is_padded = len(set(extents)) > 1 or bool((mask == 0).any()) or extents[0][2] < _target_width(batch, kind)
     if rows < 2 and not is_padded:
         return None
-    with asked(model):
+    with checking(model):
         is_neutral = padding_is_neutral(model, longest) if is_padded else batching_is_neutral(model, longest)
         if is_neutral:
             return _alike(ends) if len(set(ends)) > 1 else None
@@ -86,7 +86,7 @@ def warn_of_padding(model: Any, length: int) -> None:
         model: Unwrapped and not sharded.
         length: Longest row, in tokens.
     """
-    with asked(model):
+    with checking(model):
         is_neutral = padding_is_neutral(model, length, is_logged=False)
     if not is_neutral:
         name = type(model).__name__

@@ -41,7 +41,7 @@ class QLora(Lora):
     def proof(self, bundle: Bundle) -> Parameters:
         parameters = super().proof(bundle)
         layers = [layer for layer in bundle.model.modules() if nf4.is_quantized(layer)]
-        size = sum(map(nf4.held_bytes, layers))
+        size = sum(map(nf4.stored_bytes, layers))
         weights = sum(map(nf4.weights, layers))
         line = f"{len(layers)} layers in 4 bits (NF4, double quantization): {weights:,} weights in {size:,} bytes"
         return parameters.model_copy(update={"evidence": (*parameters.evidence, line)})
