@@ -121,6 +121,7 @@ def _problem(finding: Finding, where: str) -> Problem:
 
 
 def bad_rows(problems: Sequence[Problem]) -> tuple[BadRow, ...]:
+    """Return problems of reading as the rows that an audit lists."""
     return tuple(BadRow(**asdict(problem)) for problem in problems)
 
 
@@ -131,6 +132,7 @@ def first_warnings(sentences: Sequence[str], rest: str, shown: int = 5) -> list[
 
 
 def some(ids: Sequence[str]) -> tuple[str, ...]:
+    """Return the first ids, as many as an audit lists."""
     return tuple(ids[:LISTED])
 
 

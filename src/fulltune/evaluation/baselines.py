@@ -97,7 +97,7 @@ def choose_shots(
 
 
 def _cycle_labels(pool: Sequence[Example], labels: Sequence[str], per_label: int) -> list[Example]:
-    """Return up to ``per_label`` distinct examples of each label: the first of every label, then the second, …"""
+    """Return up to ``per_label`` distinct examples of each label: the first of every label, then the second, etc."""
     by_label = {label: [example for example in pool if label in example.labels] for label in labels}
     chosen = dict[str, Example]()
     for position in range(per_label):

@@ -102,6 +102,8 @@ class AuditSummary(Model):
 
 
 class DataInfo(Model):
+    """The data of a run, split by split."""
+
     train: SplitInfo
     eval: SplitInfo
     valid: SplitInfo | None = None

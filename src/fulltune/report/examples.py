@@ -221,6 +221,7 @@ def text(value: str | tuple[str, ...]) -> Text:
 
 
 def as_text(value: str | tuple[str, ...]) -> str:
+    """Return a value as one line of text."""
     return value if isinstance(value, str) else ", ".join(value)
 
 
@@ -236,6 +237,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Case:
+    """One row of the evaluation set with its answers."""
+
     id: str
     input: Text
     answers: tuple[Answer, ...]
@@ -244,6 +247,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
+    """Rows of the page under one heading."""
+
     name: str
     count: int
     cases: tuple[Case, ...]

@@ -70,6 +70,8 @@ def cost(record: Record) -> Facts:
 
 @dataclass(frozen=True)
 class Split:
+    """A split of the data, as the page shows it."""
+
     name: str
     source: str
     rows: str
@@ -85,6 +87,8 @@ def splits(record: Record) -> list[Split]:
 
 @dataclass(frozen=True)
 class Finding:
+    """A finding of the audit, as the page shows it."""
+
     kind: str
     message: str
     fix: str
@@ -142,6 +146,8 @@ def _first(item: Mapping[str, Any], *keys: str) -> Any:
 
 @dataclass(frozen=True)
 class Definition:
+    """A term and its meaning."""
+
     label: str
     name: str
     info: MetricInfo

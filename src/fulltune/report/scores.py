@@ -43,6 +43,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
+    """A cell of the table of scores."""
+
     value: str
     interval: str
     n: int
@@ -51,6 +53,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
+    """A row of the table of scores: one system."""
+
     system: str
     label: str
     cells: tuple[Cell | None, ...]
@@ -58,6 +62,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """The table of scores."""
+
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 

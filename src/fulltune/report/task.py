@@ -82,6 +82,8 @@ def _pairs(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> tuple[tupl
 
 @dataclass(frozen=True)
 class PerClass:
+    """Scores of one class."""
+
     label: str
     precision: str
     recall: str

@@ -187,7 +187,7 @@ def test_tokens_are_counted_the_same_packed_and_unpacked(tmp_path: Path) -> None
 
 
 def test_the_end_of_a_packed_document_is_not_taken_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers also asks for an attention mask where a row without one ends in the padding token."""
+    """Transformers also asks for an attention mask where a row without one ends in the padding token."""
     logger = logging.getLogger("transformers.modeling_utils")
     monkeypatch.setattr(logger, "filters", [])
     monkeypatch.setattr(logger, "warning_once", logger.warning)

@@ -9,6 +9,7 @@ from fulltune.data.demo.files import DATASETS
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write the example data that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m fulltune.data.demo", description="Write example data.")
     parser.add_argument("name", choices=sorted(DATASETS))
     parser.add_argument("folder", type=Path, help="made when it is not there")

@@ -398,6 +398,7 @@ def evidence(name: str, out: str | Path) -> Path:
 
 
 def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
