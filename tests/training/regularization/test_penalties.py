@@ -336,7 +336,7 @@ def test_the_fraction_of_general_text_is_the_configured_one() -> None:
 def heads() -> Sequence[tuple[str, str, dict[str, Any], str]]:
     return [
         ("bert", "classification", {"replay": 0.2, "replay_from": "x"}, "General text has no class"),
-        ("t5", "lm", {"replay": 0.2}, "Only a decoder makes up text"),
+        ("t5", "lm", {"replay": 0.2}, "Text can be sampled from a decoder only"),
         ("bert", "classification", {"ewc": 1.0}, "set regularize.replay_from to a file"),
         ("gpt2", "lm", {"distill": 1.0, "replay_from": "builtin"}, "does not measure retention"),
     ]
