@@ -49,7 +49,7 @@ def unwrapped(output: str) -> str:
 def test_plan_shows_the_warnings(base: Path, tmp_path: Path) -> None:
     found = call(tmp_path, base, "plan", rows())
     assert found.exit_code == 0, found.output
-    assert "Audit: 2 labels are spelt in several ways" in unwrapped(found.stdout)
+    assert "Audit: 2 labels are spelled in several ways" in unwrapped(found.stdout)
     assert "'nan'" in unwrapped(found.stdout)
     assert "\x1b" not in found.output
     assert "audit.json" not in found.output
@@ -59,7 +59,7 @@ def test_plan_shows_the_warnings(base: Path, tmp_path: Path) -> None:
 def test_run_shows_the_warnings_before_and_after_training(base: Path, tmp_path: Path) -> None:
     found = call(tmp_path, base, "run", rows())
     for stream in (found.stderr, found.stdout):
-        assert "Audit: 2 labels are spelt in several ways" in unwrapped(stream)
+        assert "Audit: 2 labels are spelled in several ways" in unwrapped(stream)
     assert "\x1b" not in found.output
 
 

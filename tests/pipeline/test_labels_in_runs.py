@@ -77,7 +77,7 @@ def test_a_run_with_labels_that_train_lacks(tmp_path: Path) -> None:
     findings = "\n".join(record.data.audit.findings)
     assert "1 row of eval has a label that train lacks (0.83%), which can never be predicted: 'eval only'" in findings
     assert "1 row of valid has a label that train lacks (9.1%), which counts as wrong: 'Spam'" in findings
-    assert "1 label is spelt in several ways" in findings
+    assert "1 label is spelled in several ways" in findings
     labels = ["Spam", "Spam ", "eval only", "ham"]
     assert record.details["labels"] == labels
     [saved] = (tmp_path / "runs").glob("*/model/config.json")

@@ -48,7 +48,7 @@ def test_the_prompt_in_inference_is_that_of_training(kind: str, max_new_tokens: 
     bundle, task = fakes.bundle(kind), seq2seq(max_new_tokens, instruction="Say it back.", max_length=90)
     for length in (1, 40, 60, 90, 127, 128, 129, 1000):
         row = Example("r", "a" * length, "b" * answer)
-        asked = task._ask(row, bundle)
+        asked = task._prompt(row, bundle)
         assert asked.ids == learned_prompt(task, row, bundle)
         text = bundle.tokenizer.decode(asked.ids, skip_special_tokens=True)
         assert text.startswith("Say it back.\n\n")
@@ -108,7 +108,7 @@ def test_shots_are_left_out_one_by_one_and_counted(kind: str) -> None:
     assert counts == sorted(counts, reverse=True)
     assert 5 > counts[0] > counts[1]
     for row, count in zip(rows, counts, strict=True):
-        asked = task._ask(row, bundle, shots)
+        asked = task._prompt(row, bundle, shots)
         assert asked.shots == count
         assert len(asked.ids) <= bundle.window
     use = prompt_uses(found)["few_shot"]

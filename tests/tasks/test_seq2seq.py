@@ -50,7 +50,7 @@ def test_a_decoder_is_trained_with_the_prompt_of_inference() -> None:
     assert text == "Say it back.\n\nInput: abc\nOutput: xyz"
     learned = [label for label in item.labels if label != -100]
     assert learned == [*bundle.tokenizer(" xyz").input_ids, bundle.tokenizer.eos_token_id]
-    asked = task._ask(ROWS[0], bundle).ids
+    asked = task._prompt(ROWS[0], bundle).ids
     assert item.input_ids[: len(asked)] == asked
 
 
@@ -66,7 +66,7 @@ def test_predictions_keep_the_order_and_have_the_values_of_the_metrics(kind: str
 
 def test_shots_are_separated_from_the_question() -> None:
     bundle, task = fakes.bundle("t5"), make()
-    prompt = task._ask(ROWS[0], bundle, ROWS[1:2])
+    prompt = task._prompt(ROWS[0], bundle, ROWS[1:2])
     text = bundle.tokenizer.decode(prompt.ids, skip_special_tokens=True)
     assert text == "Input: a longer source\nOutput: tt\n\nInput: abc\nOutput:"
     assert prompt.shots == 1
@@ -129,7 +129,7 @@ def test_two_empty_results_are_counted_separately(databases: Path) -> None:
 def test_the_schema_of_the_file_is_given_once_before_the_question(databases: Path) -> None:
     task, bundle = sql_task(databases), fakes.bundle("t5")
     example = question("SELECT 1", databases)
-    ids = task._ask(example, bundle, [example]).ids
+    ids = task._prompt(example, bundle, [example]).ids
     text = bundle.tokenizer.decode(ids, skip_special_tokens=True)
     assert text.count("animal") == 1
     assert text.endswith("Question: which?\nSQL: SELECT 1\n\nQuestion: which?\nSQL:")
