@@ -144,7 +144,7 @@ def test_an_input_longer_than_the_positions_is_refused(kind: str) -> None:
         lambda: list(likelihoods.likelihoods(bundle, [likelihoods.Text([5], [6] * 129)], 1)),
         lambda: list(inference.sentence_vectors(bundle, [[5] * 129], 1)),
     ):
-        with pytest.raises(ModelError, match=r"1(29|30) tokens for fake-.*at most 128, the positions"):
+        with pytest.raises(ModelError, match=r"1(29|30) tokens for fake-.*at most 128, the number of positions"):
             ask()
 
 
