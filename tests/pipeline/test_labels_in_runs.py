@@ -37,8 +37,7 @@ def config(folder: Path, data: dict[str, Any], model: str = "m") -> Config:
 
 def prepared(data: dict[str, Any]) -> tuple[Classification, Data]:
     settings = config(Path(), data)
-    task = Classification(settings)
-    return task, prepare(settings, task)
+    return prepare(settings, Classification(settings))
 
 
 @pytest.mark.parametrize("role", ["label", "labels"])
