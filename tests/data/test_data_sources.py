@@ -286,7 +286,12 @@ def test_endless_streams_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "null.parquet").symlink_to("/dev/null")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s.csv"))
-    kinds = {"pipe.jsonl": "a named pipe", "zero.jsonl": "a device", "null.parquet": "a device", "s.csv": "a socket"}
+    kinds = {
+        "pipe.jsonl": "a named pipe",
+        "zero.jsonl": "a device file",
+        "null.parquet": "a device file",
+        "s.csv": "a socket",
+    }
     for name, words in kinds.items():
         with pytest.raises(DataError, match=words):
             load(tmp_path / name)

@@ -188,7 +188,7 @@ def test_an_endless_or_huge_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     (tmp_path / "long.yaml").write_text("#" * 300_000, encoding="utf-8")
-    expected = {"pipe.yaml": "a named pipe", "zero.yaml": "a device", "long.yaml": "300,000 bytes"}
+    expected = {"pipe.yaml": "a named pipe", "zero.yaml": "a device file", "long.yaml": "300,000 bytes"}
     for name, words in expected.items():
         with pytest.raises(ConfigError, match=words):
             load_config(tmp_path / name)

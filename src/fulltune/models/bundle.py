@@ -59,7 +59,7 @@ class Bundle:
 
     @property
     def has_lm_head(self) -> bool:
-        """Whether the checkpoint has a language-modeling head (an encoder may have none)."""
+        """True if the checkpoint has a language-modeling head (an encoder may have none)."""
         return self.model.get_output_embeddings() is not None
 
 

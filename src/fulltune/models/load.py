@@ -112,7 +112,9 @@ def _load_adapter(
 
     origin = Origin.read(source.folder)
     has_head = head == origin.head == "classification" and list(labels or origin.labels) == list(origin.labels)
-    labels, multi_label = (origin.labels, origin.multi_label) if has_head else (labels, multi_label)
+    if has_head:
+        labels = origin.labels
+        multi_label = origin.multi_label
     try:
         base = load(
             origin.source,

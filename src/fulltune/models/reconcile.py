@@ -271,10 +271,10 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
 def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before and after a text by default."""
     bare = list(tokenizer("a", add_special_tokens=False).input_ids)
-    whole = list(tokenizer("a").input_ids)
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return whole[:start], whole[start + len(bare) :]
+    framed = list(tokenizer("a").input_ids)
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return framed[:start], framed[start + len(bare) :]
     return [], []
 
 

@@ -36,7 +36,7 @@ class Source:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the files are those of an adapter, which needs its base."""
+        """True if the files are those of an adapter, which needs its base."""
         return not (self.folder / "config.json").is_file() and (self.folder / "adapter_config.json").is_file()
 
     @property

@@ -127,8 +127,11 @@ def launch(job: Launch, arguments: Sequence[str]) -> int:
         ConfigError: The numbers do not fit each other, or the command cannot run on several processes.
     """
     if not arguments or arguments[0] not in COMMANDS:
-        found = f"{' '.join(arguments) or 'nothing'!r} to launch"
-        raise ConfigError(found, expected=f"a command: {', '.join(COMMANDS)}", fix="write it like: launch … run CONFIG")
+        raise ConfigError(
+            f"{' '.join(arguments) or 'nothing'!r} to launch",
+            expected=f"a command: {', '.join(COMMANDS)}",
+            fix="write it like: launch … run CONFIG",
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{job.preset}.yaml"
         path.write_text(to_yaml(accelerate_config(job)), encoding="utf-8")

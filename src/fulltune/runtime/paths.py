@@ -17,8 +17,8 @@ CACHE_VARIABLE = "FULLTUNE_CACHE"
 _SPECIAL = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device file",
+    stat.S_IFBLK: "a device file",
 }
 
 

@@ -137,7 +137,8 @@ class LogProgress(Progress):
 
 class _RichBar(Bar):
     def __init__(self, bars: RichProgress, task: TaskID) -> None:
-        self.bars, self.task = bars, task
+        self.bars = bars
+        self.task = task
 
     def advance(self, count: int = 1, note: str = "") -> None:
         if note:

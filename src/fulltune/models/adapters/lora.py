@@ -35,7 +35,7 @@ def inject(
     rank: int,
     alpha: float,
     dropout: float,
-    whole: Sequence[str] = (),
+    full_modules: Sequence[str] = (),
     tokens: Sequence[int] = (),
 ) -> Any:
     """Add two factors to each target layer, ``W x + alpha/rank · B A x`` with B = 0, and freeze everything else.
@@ -46,7 +46,7 @@ def inject(
         rank: Rank of the factors.
         alpha: Scale of the product of the factors, divided by the rank.
         dropout: Dropout probability of the factors' input.
-        whole: Names of modules that are trained entirely; the model gets copies of them.
+        full_modules: Names of modules that are trained entirely; the model gets copies of them.
         tokens: Rows of the embedding that are trained, too.
 
     Returns:
@@ -57,7 +57,7 @@ def inject(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(targets),
-        modules_to_save=list(whole) or None,
+        modules_to_save=list(full_modules) or None,
         trainable_token_indices=list(tokens) or None,
         fan_in_fan_out=_is_transposed(model),
         task_type=_task_type(model),

@@ -110,7 +110,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, choices: Choices, transposed: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.choices, ctx.transposed = choices, transposed
+        ctx.choices = choices
+        ctx.transposed = transposed
         rows, inputs, outputs = _sizes(x, weight, transposed)
         flat = x.reshape(-1, inputs)
         if choices.uses_onednn("forward", rows, inputs, outputs):

@@ -45,7 +45,7 @@ class Lora(Partial):
                 rank=settings.rank,
                 alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
                 dropout=settings.dropout,
-                whole=head,
+                full_modules=head,
                 tokens=range(rows - bundle.grown, rows),
             )
 
