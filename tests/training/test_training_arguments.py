@@ -8,7 +8,7 @@ import pytest
 
 from fulltune import Config, ConfigError, Trainer
 from fulltune.training.advice import advice
-from fulltune.training.arguments import total_steps, training_arguments, warmup_steps
+from fulltune.training.arguments import checkpointing_name, total_steps, training_arguments, warmup_steps
 
 
 def _config(trainer: dict[str, Any] | None = None, **train: Any) -> Config:
@@ -33,7 +33,7 @@ def test_every_first_class_option_is_passed_on(tmp_path: Path) -> None:
     assert (args.num_train_epochs, args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 3, 4)
     assert (args.learning_rate, args.lr_scheduler_type, args.warmup_steps) == (1e-4, "linear", 0.1)
     assert (args.weight_decay, args.max_grad_norm, args.label_smoothing_factor) == (0.02, 0.5, 0.1)
-    assert (args.activation_checkpointing, args.seed, args.data_seed) == (True, 5, 5)
+    assert (getattr(args, checkpointing_name()), args.seed, args.data_seed) == (True, 5, 5)
     assert (args.optim, args.bf16, args.fp16, args.report_to, args.save_strategy) == (
         "adamw_torch_fused",
         False,

@@ -122,6 +122,14 @@ _SAMPLING = ("random", "sequential", "group_by_length")
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
+def checkpointing_name() -> str:
+    """Return the name of activation checkpointing; before 5.23 transformers calls it gradient checkpointing."""
+    from transformers import PreTrainedModel
+
+    is_renamed = hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    return "activation_checkpointing" if is_renamed else "gradient_checkpointing"
+
+
 def training_arguments(config: Config, output_dir: Path, rows: int, batches: int | None = None) -> TrainingArguments:
     """Return the arguments of the trainer for a config.
 
@@ -209,7 +217,7 @@ def _from_config(config: Config, output_dir: Path, rows: int, batches: int | Non
         "weight_decay": train.weight_decay,
         "max_grad_norm": train.max_grad_norm,
         "label_smoothing_factor": train.label_smoothing,
-        "activation_checkpointing": train.gradient_checkpointing,
+        checkpointing_name(): train.gradient_checkpointing,
         "seed": train.seed,
         "data_seed": train.seed,
         "train_sampling_strategy": "group_by_length",

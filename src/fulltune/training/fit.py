@@ -23,7 +23,7 @@ from fulltune.runtime.kernels.allocator import keep_freed_pages
 from fulltune.runtime.kernels.products import Choices
 from fulltune.tasks.base import Features
 from fulltune.training.advice import advice, advice_on_choice
-from fulltune.training.arguments import training_arguments
+from fulltune.training.arguments import checkpointing_name, training_arguments
 from fulltune.training.batches.buckets import micro_batches
 from fulltune.training.batches.collate import Collator, FeatureDataset
 from fulltune.training.batches.packing import packs
@@ -254,8 +254,9 @@ def _settings_kept(model: Any) -> Iterator[None]:
             model.__dict__.pop("forward", None)
         if use_cache is not None:
             model.config.use_cache = use_cache
-        if model.is_activation_checkpointing:
-            model.activation_checkpointing_disable()
+        name = checkpointing_name()
+        if getattr(model, f"is_{name}"):
+            getattr(model, f"{name}_disable")()
         model.eval()
 
 
