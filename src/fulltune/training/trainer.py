@@ -366,7 +366,8 @@ class Trainer(OldNames, transformers.Trainer):
         """Return True if padding columns can be removed without changing what the model computes."""
         model: Any = self._plain_model()
         reason = self._own_methods(*(_TRAINING if model.training else _EVALUATION))
-        if reason is None and not accepts_any_width(model):
+        # Rows of fulltune's own collator may be computed alone at any width; other rows were padded on purpose.
+        if reason is None and not isinstance(self.data_collator, Collator) and not accepts_any_width(model):
             reason = f"{type(model).__name__} depends on the width of a batch"
         if reason is None and not has_only_tokens(inputs):
             reason = "the inputs are not text alone"
