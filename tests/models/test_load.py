@@ -108,8 +108,8 @@ def test_weights_inside_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("./no-such-folder", ["does not exist", "hub id"]),
         ("starter:gpt3", ["one of starter:gpt2", "Did you mean 'starter:gpt2'"]),
         ("weights.gguf", ["does not exist"]),
-        ("no-such-model-anywhere", ["could not be fetched", "no local folder"]),
-        ("a b c", ["could not be fetched"]),
+        ("no-such-model-anywhere", ["could not be downloaded", "not a local folder"]),
+        ("a b c", ["could not be downloaded"]),
     ],
 )
 def test_a_missing_source_is_reported(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,4 +89,4 @@ def test_a_hub_id_loads_without_any_pickle_or_code(hub: tuple[str, list[str]], t
 def test_a_hub_id_that_does_not_exist_is_reported(hub: tuple[str, list[str]], tmp_path: Path) -> None:
     done = load("me/other", hub[0], tmp_path / "home")
     assert done.returncode != 0
-    assert "could not be fetched from the hub" in done.stderr
+    assert "could not be downloaded from the hub" in done.stderr
