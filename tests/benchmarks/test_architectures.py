@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 #: Model types and task columns; the comments name what is special about each.
 SAMPLE = (
-    ("big_bird", "cls"),
+    ("big_bird", "cls"),  # attention in blocks, whatever the padding
     ("llama", "pc"),  # grouped heads, rotary positions
     ("mistral", "lm"),  # a sliding window
     ("llama4_text", "lm"),  # chunks
