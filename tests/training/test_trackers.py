@@ -69,5 +69,5 @@ def test_a_missing_tracker_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(raised.value.problems) == 3
     assert "there is no tracker 'tensorbord'" in message
     assert "Did you mean 'tensorboard'?" in message
-    assert "the tracker wandb is not installed. Pip install wandb" in message
+    assert "the tracker wandb is not installed. Install it: pip install wandb" in message
     assert "the tracker trackio is not installed" in message

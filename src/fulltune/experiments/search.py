@@ -246,7 +246,7 @@ def _quiet_optuna() -> Iterator[None]:
         import optuna
     except ImportError as error:
         raise MissingDependencyError(
-            "a search needs Optuna, which is not installed", fix="pip install 'fulltune[sweep]'"
+            "a search needs Optuna, which is not installed", fix="install it: pip install 'fulltune[sweep]'"
         ) from error
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

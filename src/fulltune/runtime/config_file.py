@@ -45,12 +45,16 @@ _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "a truth value"),
 )
 
+#: A key before a full-width colon, or before a colon and a space that is none to YAML.
+_LOOKALIKE = re.compile(r"^[ -]*\w+(\uff1a|:[\u00a0\u2000-\u200b\u202f\u3000\ufeff])", re.MULTILINE)
+
 #: Part of the parser's message, problem and fix.
 _SYNTAX = (
     (r"character '\t'", "a tab ('\\t') at the beginning of a value", "indent with spaces"),
     ("mapping values are not allowed", "a `:` in the middle of a value", "correct the indentation, or quote the text"),
     ("could not find expected ':'", "a line that is no `key: value`", "write a space after the colon"),
     ("document start", "a line that is no `key: value`", "write every key as `key: value`"),
+    ("another document", "another document", "keep one, and remove the `---` between them"),
     ("block end", "a line whose indentation fits no section", "align it with the keys next to it"),
     ("unexpected end of stream", "a quote that is never closed", "close it"),
     ("directive", "a directive (a line that begins with %)", "remove it: configs are YAML 1.2"),
@@ -269,11 +273,22 @@ def _from_yaml(text: str, where: str) -> Any:
         message = f"not valid YAML: the character U+{code:04X}"
         raise ConfigError(message, where=f"{where}:{line}", fix="remove it, or write an escape in quotes") from None
     except YAMLError as error:
+        _check_colons(text, where)
         mark = getattr(error, "problem_mark", None)
         line_text = f":{mark.line + 1}" if mark else ""
         detail = str(getattr(error, "problem", None) or "another document")
         problem, fix = _yaml_problem(detail)
         raise ConfigError(f"not valid YAML: {problem}", where=f"{where}{line_text}", fix=fix) from None
+
+
+def _check_colons(text: str, where: str) -> None:
+    """Raise an error at a key whose colon and space only look like them, as pasted text often has it."""
+    found = _LOOKALIKE.search(text)
+    if found is not None:
+        line = text.count("\n", 0, found.start(1)) + 1
+        codes = " ".join(f"U+{ord(one):04X}" for one in found[1] if ord(one) > 127)
+        message = f"not valid YAML: the character {codes} after a key"
+        raise ConfigError(message, where=f"{where}:{line}", fix="type the colon and the space again") from None
 
 
 def _yaml_problem(detail: str) -> tuple[str, str]:

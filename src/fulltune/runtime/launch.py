@@ -113,7 +113,9 @@ def _check(job: Launch) -> None:
         raise ConfigError(f"machine {job.machine} of {job.machines}", expected="a number from 0", where="--machine")
     if job.preset.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise MissingDependencyError(
-            f"the preset {job.preset} needs DeepSpeed", fix="pip install 'fulltune[deepspeed]'", where="--preset"
+            f"the preset {job.preset} needs DeepSpeed",
+            fix="install it: pip install 'fulltune[deepspeed]'",
+            where="--preset",
         )
 
 

@@ -44,7 +44,7 @@ def optimizer_name(name: str) -> str:
     if _needs_bitsandbytes(chosen) and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependencyError(
             f"the optimizer {name!r} needs the package bitsandbytes",
-            fix="pip install 'fulltune[adapters]'",
+            fix="install it: pip install 'fulltune[adapters]'",
             field="train.optimizer",
         )
     return chosen

@@ -31,6 +31,6 @@ def problems(trainer: Mapping[str, Any]) -> list[Problem]:
             fix = did_you_mean(str(name), known) or "choose one of these, or none"
             problems.append(Problem(f"there is no tracker {name!r}", ", ".join(known), fix, field="trainer.report_to"))
         elif name not in installed:
-            fix = f"pip install {name.replace('_', '-')}"
+            fix = f"install it: pip install {name.replace('_', '-')}"
             problems.append(Problem(f"the tracker {name} is not installed", "", fix, field="trainer.report_to"))
     return problems

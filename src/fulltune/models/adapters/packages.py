@@ -24,7 +24,7 @@ def require(what: str, *packages: str) -> None:
         raise MissingDependencyError(
             f"{what} needs {' and '.join(missing)}, which is not installed",
             expected=" and ".join(packages),
-            fix="pip install 'fulltune[adapters]'",
+            fix="install it: pip install 'fulltune[adapters]'",
             field="method",
         )
 
