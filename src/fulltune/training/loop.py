@@ -136,5 +136,6 @@ class LoopAdapter:
         self._trainer._tr_loss.fill_(process["loss"])
         self._own.padding = replace(self._own.padding, **process["padding"])
         self._trainer._total_loss_scalar = progress["total_loss"]
+        self._own.steps_before = self._trainer.state.global_step
         self._trainer._globalstep_last_logged = progress["last_logged"]
         self._own.micro_batches.restore(progress["micro_batches"])

@@ -46,6 +46,7 @@ class OwnState:
         loss_at_head: Computes the loss without logits; None before its first use.
         facts: Facts on the loss of ``facts_of``, by kind of labels.
         facts_of: The model that ``facts`` describes.
+        steps_before: Steps before the checkpoint that training resumes from, whose losses are part of the restored sum.
     """
 
     class_weights: Tensor | None = None
@@ -68,6 +69,7 @@ class OwnState:
     loss_at_head: LossAtHead | None = None
     facts: dict[Kind, LossFacts] = field(default_factory=dict)
     facts_of: Any = None
+    steps_before: int = 0
 
     def forget_model(self) -> None:
         """Drop the facts on a model that is replaced by another one."""

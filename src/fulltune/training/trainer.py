@@ -650,6 +650,7 @@ class Trainer(OldNames, transformers.Trainer):
             return RollBack(self._fulltune.loop, checkpoints, guard).train(attempt, source)
 
     def _train_once(self, *args: Any) -> TrainOutput:
+        self._fulltune.steps_before = 0
         model: Any = self.model
         is_bare = self.model_wrapped is self.model
         if self.args.world_size > 1 and is_bare:
@@ -732,8 +733,20 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _finalize_training(self, *args: Any) -> TrainOutput:
         self._fulltune.checkpoints.wait()  # the library may load the best one
+        self._scale_loss_of_resumed_training()
         output: TrainOutput = super()._finalize_training(*args)  # type: ignore[no-untyped-call]
         return output
+
+    def _scale_loss_of_resumed_training(self) -> None:
+        """Make ``train_loss`` the mean over all steps: transformers divides it by the steps since resuming."""
+        before = self._fulltune.steps_before
+        if not before:
+            return
+        own: Any = self
+        steps = max(self.state.global_step - own._initial_global_step, 0.001)  # the divisor of transformers
+        mean = (own._total_loss_scalar + own._tr_loss.item()) / (before + int(steps))
+        own._total_loss_scalar = mean * steps
+        own._tr_loss.zero_()
 
     def _guard(self) -> DivergenceGuard | None:
         return next((one for one in self.callback_handler.callbacks if isinstance(one, DivergenceGuard)), None)

@@ -105,12 +105,13 @@ def test_a_killed_training_resumes_exactly(name: str, tmp_path: Path) -> None:
     whole = Log()
     log = Log()
     expected = trainer(tmp_path / "whole", whole, **options)
-    expected.train()
+    uninterrupted = expected.train()
     with pytest.raises(SystemExit):
         trainer(tmp_path / "parts", log, Kill(8), **options).train()
     torch.rand(3)
     resumed = trainer(tmp_path / "parts", log, **options)
-    resumed.train(resume_from_checkpoint=True)
+    output = resumed.train(resume_from_checkpoint=True)
+    assert output.training_loss == pytest.approx(uninterrupted.training_loss, rel=1e-12)
     assert_same(weights(resumed), weights(expected))
     assert_same(resumed.optimizer.state_dict(), expected.optimizer.state_dict())
     assert log.losses == whole.losses
