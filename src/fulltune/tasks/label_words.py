@@ -33,7 +33,7 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
 from fulltune.tasks.prompts import Shot, Wording
 
-logger = logging.getLogger("fulltune.tasks")
+logger = logging.getLogger(__name__)
 
 #: Probabilities of the labels, and further values for the prediction.
 Answer = tuple[Array, dict[str, Any]]
