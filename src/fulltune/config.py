@@ -6,6 +6,7 @@ An unknown key is an error that names the closest known key. All problems are re
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -375,7 +376,7 @@ def load_config(
             once.
     """
     raw, where = _read(source)
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         _apply(raw, override)
     try:
         check_texts(raw, where)
@@ -410,6 +411,12 @@ def _read(source: Config | str | Path | Mapping[str, Any]) -> tuple[dict[str, An
         plain = _without_objects(source)
         check_size(plain)
         return _plain(plain), ""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(
+            f"an object of class {type(source).__name__}",
+            expected="the path of a YAML or JSON file, a mapping, or a Config",
+            fix="pass one of these",
+        )
     path = Path(source)
     return read_mapping(path), str(path)
 

@@ -10,7 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from fulltune.config import load_config
-from fulltune.errors import ConfigError
+from fulltune.errors import ConfigError, StoreError
+from fulltune.records.run import read_record
 from fulltune.runtime.config_file import read_value, to_yaml
 
 BASE = "model: m\ntask: classification\ndata: {train: rows.jsonl}\n"
@@ -220,3 +221,19 @@ def test_overrides_are_as_strict_as_files() -> None:
     for override, words in cases.items():
         with pytest.raises(ConfigError, match=words):
             load_config(MAPPING, [override])
+
+
+@pytest.mark.parametrize("source", [None, 5, ["config.yaml"]])
+def test_what_is_no_config_is_named(source: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"an object of class {type(source).__name__}; expected the path of a YAML"):
+        load_config(source)
+
+
+def test_a_single_override_is_not_split_into_letters() -> None:
+    config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t.jsonl"}}, "train.epochs=7")
+    assert config.train.epochs == 7
+
+
+def test_a_record_is_read_from_a_path_given_as_text(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"there is no record\.json"):
+        read_record(str(tmp_path / "record.json"))

@@ -370,14 +370,14 @@ class Prediction(Model):
     values: dict[str, Any] = Field(default_factory=dict)
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: str | Path) -> Record:
     """Read a ``record.json``.
 
     Raises:
         StoreError: The file is missing, not JSON, of a newer schema, or does not match the schema.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(
             "there is no record.json", where=str(path), fix="name a finished run; `fulltune models list` shows them"
