@@ -328,7 +328,7 @@ def _trainer(kind: Any, folder: Path, *, options: dict[str, Any] | None = None, 
 def test_the_tokenizer_is_the_processing_class(tmp_path: Path) -> None:
     trainer = _trainer(Trainer, tmp_path)
     assert trainer.processing_class is trainer.tokenizer is not None
-    with pytest.raises(ValueError, match="tokenizer and processing_class are given"):
+    with pytest.raises(ValueError, match="tokenizer and processing_class are both passed"):
         _trainer(Trainer, tmp_path, options={"tokenizer": trainer.tokenizer, "processing_class": object()})
     with pytest.raises(AttributeError, match="'nothing'"):
         trainer.nothing  # noqa: B018
