@@ -158,7 +158,7 @@ def test_a_soup_is_the_mean_of_its_parts(tmp_path: Path) -> None:
         torch.testing.assert_close(value, torch.stack([part[name] for part in parts]).mean(0))
     assert (found.metric, found.scores) == ("", {})
     assert (tmp_path / "soup" / "tokenizer.json").exists()
-    with pytest.raises(StoreError, match="taken"):
+    with pytest.raises(StoreError, match="already exists"):
         fulltune.soup([str(folder) for folder in folders], to=tmp_path / "soup")
 
 

@@ -121,7 +121,7 @@ def test_settings_outside_the_usual_ranges_get_advice() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "words"),
-    [({"valid_rows": 0}, "drawn on rows of eval"), ({"eval_rows": 99}, "wide"), ({"sequences": 3}, "single step")],
+    [({"valid_rows": 0}, "uses rows of eval"), ({"eval_rows": 99}, "wide"), ({"sequences": 3}, "single step")],
 )
 def test_advice_about_the_data(counts: dict[str, int], words: str) -> None:
     assert any(words in line for line in plan(config(), **counts).advice)
