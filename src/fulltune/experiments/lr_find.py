@@ -180,7 +180,7 @@ def _prepared(config: Config, out: str | Path) -> _Bench:
     job = prepare_job(config, out)
     job.check_audit()
     make_plan(job)
-    model = job.fresh_model()
+    model = job.model_to_train()
     job.task.begin(model, job.data.train.examples)
     train, held_out = (job.features, job.curve) if job.data.valid else _held_out(job.features)
     return _Bench(job, model, train, held_out)

@@ -38,7 +38,8 @@ class Job:
         task: The task, fitted to the data.
         method: The method, which has not trained anything yet.
         data: All splits, as examples.
-        base: The untouched base model.
+        base: The base model. A run trains it in place if it already has the head of the task, so its outputs are
+            collected before.
         audit: What the audit reports of the data.
         features: Training sequences.
         curve: Sequences of the evaluation curve.
@@ -66,8 +67,8 @@ class Job:
         """
         self.audit.raise_if_broken(self.config.data.allow_leaks, where=where)
 
-    def fresh_model(self) -> Bundle:
-        """Return a model to train: the base, or the checkpoint again with a new head if the task needs another one."""
+    def model_to_train(self) -> Bundle:
+        """Return the base itself if it has the head of the task, else the checkpoint loaded again with a new head."""
         if self.task.head == self.base.head:
             return self.base
         return self.another_model()

@@ -101,7 +101,7 @@ def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
     job = prepare_job(config, place.parent)
     job.check_audit()
     base_outputs = BaseOutputs.collect(job.config, job.base, place.parent, progress)
-    model = job.fresh_model()
+    model = job.model_to_train()
     folder = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
     with suppress(_Reached), folder:
         train(job, model, base_outputs, folder, progress, callbacks=[_StopAt(until)])

@@ -32,7 +32,6 @@ from fulltune.pipeline.job import Job, dated, dated_as, parts, pinned, prepare_j
 from fulltune.pipeline.planning.measured_plan import checked_plan, full_plan
 from fulltune.pipeline.planning.plan import Plan
 from fulltune.pipeline.record import build, evaluation_record, versions
-from fulltune.pipeline.resume import check, clean, config_of, keep, on_its_day, read_back, restarted
 from fulltune.pipeline.train import train
 from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
@@ -80,25 +79,26 @@ def run(
         FulltuneError: One clear message; see :mod:`fulltune.errors`.
     """
     if resume is not None and config is None and not options:
-        config = config_of(resume, out)
+        config = resuming.config_of(resume, out)
     config = pinned(load_config(config if config is not None else options, overrides), out)
     watch = Stopwatch()
     with contextlib.ExitStack() as stack, Warnings() as warned:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
         log_to = stack.enter_context(run_log())
         progress = progress if progress and distributed.is_main() else NullProgress()
-        resume = resume or distributed.on_main(lambda: restarted(out))
-        config = config if resume is None else on_its_day(config, resume, out)
+        resume = resume or distributed.on_main(lambda: resuming.restarted(out))
+        config = config if resume is None else resuming.on_its_day(config, resume, out)
 
         job = prepare_job(config, out, watch)
+        config = job.config
         run_id = distributed.broadcast(new_run_id(config.task, config.model))
         folder = stack.enter_context(resuming.locked(out, resume, run_id))
         if distributed.is_main():
             log_to(folder.path / "run.log")
         _log.info("run %s: %s by %s on %s", folder.run_id, config.task, config.method, config.model)
         _log.info("versions: %s", ", ".join(f"{name} {version}" for name, version in versions().items()))
-        check(folder, job, allow_changed)
-        folder.write_text("config.yaml", dump_config(job.config))
+        resuming.check(folder, job, allow_changed)
+        folder.write_text("config.yaml", dump_config(config))
         stack.enter_context(pinned_kernels(config.speed.kernels, folder.path / "kernels.json"))
         stack.enter_context(fast_kernels(job.base.model))
         audit_file = folder.write_text("audit.json", job.audit.to_json())
@@ -111,14 +111,14 @@ def run(
             with watch("baselines"):
                 shots = choose_shots(job.task, config, job.base.family, job.data.train.examples, job.data.eval.examples)
                 systems = score_baselines(
-                    job.config, job.task, job.data, job.base, shots, out=job.out, sink=sink, progress=progress
+                    config, job.task, job.data, job.base, shots, out=job.out, sink=sink, progress=progress
                 )
                 scores = {name: one.scores(config.evaluation) for name, one in systems.items()}
                 folder.write_json("baselines.json", scores)
             with watch("base retention"):
-                base_outputs = BaseOutputs.collect(job.config, job.base, job.out, progress)
+                base_outputs = BaseOutputs.collect(config, job.base, job.out, progress)
 
-            tuned, trained = read_back(job, folder) or _trained(job, base_outputs, folder, progress, watch)
+            tuned, trained = resuming.read_back(job, folder) or _trained(job, base_outputs, folder, progress, watch)
 
             stack.enter_context(fast_kernels(tuned.model))
             with watch("evaluate"):
@@ -140,7 +140,7 @@ def run(
         )
         _log.info("outcome: %s. %s", record.outcome, record.headline)
         folder.write_text("record.json", record.to_json())
-        clean(folder.path)
+        resuming.clean(folder.path)
         with watch("report"):
             distributed.on_main(lambda: write_report(folder.path))
         distributed.on_main(lambda: register_run(out, folder.path))
@@ -152,11 +152,11 @@ def _trained(
 ) -> tuple[Bundle, TrainingResult]:
     """Train a model, save it, and return it with the account of its training."""
     with watch("train"):
-        model = job.fresh_model()
+        model = job.model_to_train()
         trained = train(job, model, base_outputs, folder, progress)
     with watch("save"):
         trained = finish(job, model, trained, folder)
-        keep(trained, folder)
+        resuming.keep(trained, folder)
     return model, trained
 
 

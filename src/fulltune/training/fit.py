@@ -128,6 +128,7 @@ def fit(
     features = method.features(bundle, aligned_labels(bundle, features))
     shown = method.features(bundle, aligned_labels(bundle, valid)) if valid and config.train.evaluations else None
     curve = _by_length(shown) if shown else None
+    # These features already contain the tokens that the method inserts, so none are reserved here.
     batches = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=bundle.family == "encoder-decoder")
     log = StepLog(on_step)
     refreshed = Refresh(bundle.model)
