@@ -169,3 +169,15 @@ def test_inputs_of_a_decoder_are_those_of_its_own_function() -> None:
     config = T5Config(vocab_size=100, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, decoder_start_token_id=0)
     labels = torch.tensor([[7, 8, 9], [5, -100, -100]])
     assert decoder_input_ids(drawn(T5ForConditionalGeneration, config), labels).tolist() == [[0, 7, 8], [0, 5, 0]]
+
+
+def test_a_check_restores_the_mode_of_each_module_and_the_kind_of_attention() -> None:
+    config = BigBirdConfig(num_attention_heads=2, block_size=4, num_random_blocks=1, **SMALL)
+    model = drawn(BigBirdForMaskedLM, config).train()
+    model.bert.embeddings.eval()  # frozen by a user
+    with fast_paths.checking(model):
+        model(input_ids=torch.full((1, 8), 7))
+        assert model.bert.attention_type == "original_full"
+    assert model.bert.attention_type == "block_sparse"
+    assert not model.bert.embeddings.training
+    assert all(layer.training for layer in model.bert.encoder.modules())

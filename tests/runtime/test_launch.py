@@ -97,6 +97,15 @@ def test_arguments_after_the_command_are_passed_on(monkeypatch: pytest.MonkeyPat
     ]
 
 
+def test_common_options_before_the_command_are_meant_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(launching, "_accelerate", lambda words: started.append(words) or 0)
+    words = ["launch", "--quiet", "--out", "a", "--log-level", "error", "run", "x.yaml", "--out", "b"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    command = started[0][started[0].index("fulltune") + 1 :]
+    assert command == ["run", "--out", "a", "--quiet", "--log-level", "error", "x.yaml", "--out", "b"]
+
+
 def test_launch_exits_with_the_code_that_the_first_worker_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(words: list[str]) -> int:
         monkeypatch.setenv("WORLD_SIZE", "2")

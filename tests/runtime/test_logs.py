@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fulltune.cli.options import Common
 from fulltune.runtime.logs import log_to_stderr, run_log
 
 LOG = logging.getLogger("fulltune.some.module")
@@ -57,3 +58,9 @@ def test_the_level_of_the_command_counts_and_lines_come_once(capsys: pytest.Capt
     LOG.info("\x1b[31mred")
     LOG.debug("nothing")
     assert capsys.readouterr().err == "INFO fulltune.some.module: \\x1b[31mred\n"
+
+
+def test_quiet_shows_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    with Common(quiet=True).answering():
+        LOG.warning("nobody sees this")
+    assert capsys.readouterr().err == ""

@@ -245,6 +245,30 @@ def test_inputs_that_a_user_prepares_are_neither_trimmed_nor_split(
     assert "left to transformers: cutting columns of padding (wide decides on the padding)" in text
 
 
+def test_rows_that_a_script_padded_stay_as_wide_for_a_model_that_depends_on_the_width(tmp_path: Path) -> None:
+    """A run computes such rows alone (tests/benchmarks/test_architectures.py); a script decides on its own padding."""
+    config = transformers.BigBirdConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=128, block_size=4, num_random_blocks=1, pad_token_id=0, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, initializer_range=0.3,
+    )  # fmt: skip
+    padded = [
+        {
+            "input_ids": [*range(5, 5 + length), *[0] * (64 - length)],
+            "attention_mask": [1] * length + [0] * (64 - length),
+            "labels": length % 2,
+        }
+        for length in (9, 40, 52, 33)
+    ]
+    losses = []
+    for base in (transformers.Trainer, Trainer):
+        torch.manual_seed(1)
+        model = transformers.BigBirdForSequenceClassification(config)
+        trainer = base(model=model, args=arguments(tmp_path / base.__module__), train_dataset=padded)
+        losses.append(trainer.train().training_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_out_of_memory_in_a_users_loss_is_left_to_the_user(tmp_path: Path) -> None:
     seen = []
 

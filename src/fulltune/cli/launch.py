@@ -43,7 +43,10 @@ def launch(
     from fulltune.runtime.launch import launch as start
 
     with common.answering():
-        code = start(Launch(preset, processes, offload, machines, machine, address, restarts), words or [])
+        command = words or []
+        # Common options before the command are meant for it; its own come later, so that they win.
+        command = [*command[:1], *common.words(), *command[1:]]
+        code = start(Launch(preset, processes, offload, machines, machine, address, restarts), command)
     raise typer.Exit(code)
 
 

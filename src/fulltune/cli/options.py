@@ -113,9 +113,15 @@ class Common:
 
         if self.quiet:
             os.environ.update(_SILENCE)
-        chosen = self.log_level or (LogLevel.info if self.verbose else LogLevel.warning)
-        if not self.quiet or self.log_level:
-            log_to_stderr(chosen.value)
+        usual = "critical" if self.quiet else "info" if self.verbose else "warning"
+        log_to_stderr(self.log_level.value if self.log_level else usual)
+
+    def words(self) -> list[str]:
+        """Return these options as they are written in a command line; those with their defaults are left out."""
+        written = [] if self.out == type(self).out else ["--out", str(self.out)]
+        switches = {"--quiet": self.quiet, "--json": self.as_json, "--verbose": self.verbose}
+        written += [name for name, is_set in switches.items() if is_set]
+        return written + (["--log-level", self.log_level.value] if self.log_level else [])
 
     def _refuse(self, message: str, kind: str, problems: list[dict[str, str]]) -> None:
         write_line(sys.stderr, f"error: {message}")

@@ -130,11 +130,7 @@ def _object(value: Any, where: str) -> RawRow | Problem:
 
 
 def _document(value: Any, name: str, split: str, named_split: str) -> Iterator[RawRow | Problem]:
-    """Yield the rows of a JSON document.
-
-    The document is an array,
-    of splits or of columns, or a single row.
-    """
+    """Yield the rows of a JSON document: an array of rows, an object of splits or of columns, or a single row."""
     key: str | None
     if _has_splits(value):
         key = _split_key(value, name, split, named_split)

@@ -25,13 +25,13 @@ from fulltune.experiments import range_test
 from fulltune.models.bundle import Bundle, trained_state
 from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
-from fulltune.pipeline.planning.plan import total_steps
 from fulltune.pipeline.train import mover
 from fulltune.records.run import Model
 from fulltune.report import rates as report
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.runs import new_run_id
 from fulltune.tasks.base import Features
+from fulltune.training.arguments import total_steps
 from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.fit import fit
 

@@ -22,10 +22,10 @@ from fulltune.metrics.base import Metric
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job, choosing_metric, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
-from fulltune.pipeline.planning.plan import total_steps
 from fulltune.pipeline.train import general_features, mover, overfitting_guard
 from fulltune.runtime import plugins
 from fulltune.runtime.progress import Progress
+from fulltune.training.arguments import total_steps
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.guards.overfitting import OverfittingGuard
 from fulltune.training.regularization import costs, general_text
@@ -101,6 +101,7 @@ class Bench:
             FulltuneError: Anything that would stop a run of the config before its first step.
         """
         job = self._job(with_validation_rows(config))
+        make_plan(job)
         return Objective(choosing_metric(job.config, job.task)), len(job.data.shown)
 
     def train(self, config: Config, name: str, report: Report = lambda number, value: False) -> Trial:
@@ -160,7 +161,6 @@ class Bench:
         if self._kept is None or self._kept[0] != key:
             job = prepare_job(config, self.out)
             job.check_audit()
-            make_plan(job)
             self._kept = (key, job)
         return self._kept[1].with_config(config)
 

@@ -21,8 +21,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from fulltune.errors import ModelError
 from fulltune.models.bundle import quiet
+from fulltune.models.modes import in_mode
 from fulltune.models.padding import pad
 from fulltune.models.reconcile import own_limit
+from fulltune.models.sparse_attention import attention_type_kept
 from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.runtime.log_once import log_once
 
@@ -259,17 +261,13 @@ def attempt(
     Raises:
         torch.OutOfMemoryError: There is not enough memory.
     """
-    was_training = model.training
-    model.train(is_training)
     try:
-        with torch.no_grad():
+        with in_mode(model, training=is_training), torch.no_grad():
             return compute(), None
     except torch.OutOfMemoryError:
         raise
     except FAILURES as error:
         return None, f"{type(error).__name__}: {error}"
-    finally:
-        model.train(was_training)
 
 
 def _padding_agrees(model: PreTrainedModel, length: int) -> bool:
@@ -392,17 +390,13 @@ def _close(plain: Tensor, fast: Tensor, tolerance: float) -> bool:
 def checking(model: nn.Module) -> Iterator[None]:
     """Prepare a model for a check within the block: eval mode, own precision, no messages of transformers.
 
-    The modes of its modules, its precision and torch's random state are restored afterwards.
+    The modes of its modules, its precision, its kind of attention and torch's random state are restored afterwards.
     """
-    modes = [(module, module.training) for module in model.modules()]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _own_precision(model), quiet():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    random_state = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    # The attention is restored after the modes, because its new modules take the mode of their parents.
+    with attention_type_kept(model), in_mode(model, training=False), random_state, _own_precision(model), quiet():
+        yield
 
 
 @contextmanager

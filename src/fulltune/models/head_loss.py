@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from fulltune.models.fast_paths import checking, replaced_forward
 from fulltune.models.kernel_check import gradients_agree
 from fulltune.models.losses import IGNORED, token_cross_entropy
+from fulltune.models.modes import in_mode
 from fulltune.runtime.log_once import log_once
 
 if TYPE_CHECKING:
@@ -165,13 +166,8 @@ def takes_loss_at_head(model: Any, head: nn.Module | None, inputs: Mapping[str, 
     if not isinstance(head, nn.Linear):
         return False
     few = {name: _first_positions(value) for name, value in inputs.items()}
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), loss_at(head, labels[:1, :_CHECKED_POSITIONS]) as result:
-            outputs = model(**few)
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=False), torch.no_grad(), loss_at(head, labels[:1, :_CHECKED_POSITIONS]) as result:
+        outputs = model(**few)
     return (outputs["logits"] if isinstance(outputs, dict) else outputs[0]) is result.total
 
 

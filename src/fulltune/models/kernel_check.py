@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fulltune.models.fast_paths import FAILURES, options, probes
+from fulltune.models.modes import in_mode
 from fulltune.models.padding import pad
 from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.runtime.kernels.linear import fast_linears
@@ -111,19 +112,15 @@ def _check_kernels(model: PreTrainedModel) -> bool:
         with fast_linears(model, _EVERYTHING):
             return _projection(model)
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     reason = "its loss or its gradients would change"
     try:
-        if gradients_agree(model, lambda: _projection(model), accelerated):
-            return True
+        with in_mode(model, training=False):
+            if gradients_agree(model, lambda: _projection(model), accelerated):
+                return True
     except torch.OutOfMemoryError:
         raise
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
-    finally:
-        for module, mode in modes:
-            module.training = mode
     name = type(model).__name__
     log_once(_log, logging.WARNING, (name, reason), "%s computes without fast kernels: %s", name, reason)
     return False

@@ -6,6 +6,8 @@ long texts would depend on earlier texts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -21,9 +23,24 @@ def choose_attention_by_length(model: PreTrainedModel) -> None:
     """
     if getattr(model.config, "attention_type", None) != _SPARSE:
         return
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and hasattr(module, "set_attention_type"):
-            module.register_forward_pre_hook(_choose, with_kwargs=True)
+    for module in _switchable(model):
+        module.register_forward_pre_hook(_choose, with_kwargs=True)
+
+
+@contextmanager
+def attention_type_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the attention of a model after the block: a single short text would switch it for good."""
+    types = [(module, getattr(module, "attention_type")) for module in _switchable(model)]  # noqa: B009
+    try:
+        yield
+    finally:
+        for module, kind in types:
+            module.set_attention_type(kind)
+
+
+def _switchable(model: nn.Module) -> list[Any]:
+    """Return the parts of a model that choose between two kinds of attention."""
+    return [one for one in model.modules() if isinstance(one, PreTrainedModel) and hasattr(one, "set_attention_type")]
 
 
 def _choose(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

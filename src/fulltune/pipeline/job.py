@@ -79,7 +79,7 @@ class Job:
 
     def with_config(self, config: Config) -> Job:
         """Return the job with another config for the same rows and the same base: only the training differs."""
-        config = _on_day(config, self.config.data.chat_date)
+        config = on_day(config, self.config.data.chat_date)
         task, method = _task_and_method(config)
         return replace(self, config=config, task=task.with_facts(self.task.facts), method=method)
 
@@ -204,7 +204,7 @@ def dated(config: Config, task: Task, bundle: Bundle) -> Config:
     """Return the config with the current day if the chat template of the model asks for it."""
     if config.data.chat_date is not None or not reads_clock(bundle):
         return config
-    return _on_day(config, task.day)
+    return on_day(config, task.day)
 
 
 def dated_as(config: Config, name: str, out: str | Path) -> Config:
@@ -215,10 +215,11 @@ def dated_as(config: Config, name: str, out: str | Path) -> Config:
         day = load_config(config_of(name, out)).data.chat_date
     except StoreError:  # any other checkpoint
         return config
-    return _on_day(config, day)
+    return on_day(config, day)
 
 
-def _on_day(config: Config, day: date | None) -> Config:
+def on_day(config: Config, day: date | None) -> Config:
+    """Return the config with a day for its chat template, unless it has one or the day is None."""
     if day is None or config.data.chat_date is not None:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"chat_date": day})})

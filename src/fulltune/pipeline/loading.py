@@ -66,7 +66,7 @@ def load_model(
         check_causality(config.model, bundle.model)
     if head == task.head:  # this head will be trained
         require_trainable(bundle.model)
-    if task.head == "classification":  # the head that will be trained, said before the baselines are asked
+    if task.head == "classification":  # a head that cannot be trained is refused before the baselines run
         check_config(config.model, bundle.model.config, task.head)
     check_template(bundle, config.data.chat, task.day)
     bundle = _noting(bundle, content_fact(bundle, config.data.chat, task.day))

@@ -23,7 +23,7 @@ from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.models.bundle import Bundle
 from fulltune.models.tokenizing import tokenizer_sha256
 from fulltune.pipeline import record
-from fulltune.pipeline.job import Job
+from fulltune.pipeline.job import Job, on_day
 from fulltune.pipeline.loading import load_model
 from fulltune.runtime import distributed
 from fulltune.runtime.files import to_json
@@ -66,8 +66,7 @@ def on_its_day(config: Config, resume: str | Path, out: str | Path) -> Config:
     path = resolve(str(resume), out) / "config.yaml"
     if config.data.chat_date is not None or not path.exists():
         return config
-    day = load_config(path).data.chat_date
-    return config.model_copy(update={"data": config.data.model_copy(update={"chat_date": day})})
+    return on_day(config, load_config(path).data.chat_date)
 
 
 def restarted(out: str | Path) -> str | None:

@@ -13,12 +13,12 @@ from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job, choosing_metric
-from fulltune.pipeline.planning import plan as planning
 from fulltune.records.run import Step
 from fulltune.runtime import distributed
 from fulltune.runtime.progress import Bar, Progress
 from fulltune.store.runs import RunFolder
 from fulltune.tasks.base import Features
+from fulltune.training.arguments import total_steps
 from fulltune.training.checkpoints import format
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.guards.forgetting import ForgettingGuard
@@ -56,7 +56,7 @@ def train(
         _cut_steps(folder.path / "steps.jsonl", resume)
     general = general_features(config, base_outputs.base, job.out)
     features = general_text.mixed(job.features, general, costs.replayed(config.regularize, len(job.features)))
-    total = planning.total_steps(config.train, len(features), job.micro_batches(features))
+    total = total_steps(config.train, len(features), job.micro_batches(features))
     with folder.append("steps.jsonl") as log, progress.stage("train", total=total, unit="step") as bar:
         move = mover(bar)
 

@@ -22,7 +22,7 @@ def log_to_stderr(level: str) -> None:
     """Write the package's log lines of a level and above to stderr, once however often this is called.
 
     Args:
-        level: ``debug``, ``info``, ``warning`` or ``error``.
+        level: ``debug``, ``info``, ``warning``, ``error`` or ``critical``.
     """
     for handler in [one for one in _PACKAGE.handlers if isinstance(one, _ToTerminal)]:
         _PACKAGE.removeHandler(handler)

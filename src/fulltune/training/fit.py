@@ -249,9 +249,8 @@ def _settings_kept(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if (
-            model.__dict__.pop("_original_forward", None) is not None
-        ):  # that of Accelerate, which computes under autocast
+        # Accelerate replaces the forward method of a model by one that computes under autocast.
+        if model.__dict__.pop("_original_forward", None) is not None:
             model.__dict__.pop("forward", None)
         if use_cache is not None:
             model.config.use_cache = use_cache

@@ -48,6 +48,7 @@ from fulltune.runtime.log_once import log_once
 from fulltune.training.batches.buckets import BudgetSampler, lengths_of
 from fulltune.training.batches.collate import (
     Collator,
+    FeatureDataset,
     RowCollator,
     as_rows,
     take_row_numbers,
@@ -366,8 +367,9 @@ class Trainer(OldNames, transformers.Trainer):
         """Return True if padding columns can be removed without changing what the model computes."""
         model: Any = self._plain_model()
         reason = self._own_methods(*(_TRAINING if model.training else _EVALUATION))
-        # Rows of fulltune's own collator may be computed alone at any width; other rows were padded on purpose.
-        if reason is None and not isinstance(self.data_collator, Collator) and not accepts_any_width(model):
+        # Rows of a run are not padded by anybody else, so they may be computed alone; a script may pad on purpose.
+        is_run = isinstance(self.train_dataset, FeatureDataset)
+        if reason is None and not is_run and not accepts_any_width(model):
             reason = f"{type(model).__name__} depends on the width of a batch"
         if reason is None and not has_only_tokens(inputs):
             reason = "the inputs are not text alone"

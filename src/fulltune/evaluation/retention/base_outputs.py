@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.base import Metric
 from fulltune.models import reconcile
 from fulltune.models.bundle import Bundle, with_base_head
+from fulltune.models.modes import in_mode
 from fulltune.records.run import Prediction, Retention, Score
 from fulltune.runtime import distributed
 from fulltune.runtime.progress import NullProgress, Progress
@@ -75,7 +75,7 @@ class BaseOutputs:
             progress: Reports one stage per ability.
         """
         retention: dict[str, Retention] = {}
-        with _in_eval_mode(model), with_base_head(self.base, model) as bundle:
+        with in_mode(model.model, training=False), with_base_head(self.base, model) as bundle:
             for ability, before in self.outputs:
                 with (progress or NullProgress()).stage(f"tuned: {ability.name}", total=ability.rows) as bar:
                     after = tuple(_counted(ability.outputs(bundle), bar.advance))
@@ -165,17 +165,6 @@ def sentence(name: str, retention: Retention) -> str:
         f"{abs(retention.change):.1%} {direction} "
         f"({retention.low:+.1%} to {retention.high:+.1%}{budget}): {retention.verdict}"
     )
-
-
-@contextmanager
-def _in_eval_mode(bundle: Bundle) -> Iterator[None]:
-    """Put a model into eval mode within the block."""
-    was_training = bundle.model.training
-    bundle.model.eval()
-    try:
-        yield
-    finally:
-        bundle.model.train(was_training)
 
 
 def _accumulated(metric: Metric, rows: Iterable[Any]) -> Accumulator:
