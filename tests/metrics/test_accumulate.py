@@ -83,10 +83,14 @@ def test_no_rows_give_no_value_and_one_row_gives_no_interval() -> None:
     assert math.isnan(one.high)
 
 
-def test_excluded_rows_do_not_count() -> None:
+def test_rows_that_are_left_out_do_not_count() -> None:
     found = hits([True, False, True, True])
-    without = found.scores(exclude={"1"})["exact_match"]
-    assert (without.value, without.n) == (1.0, 3)
+    without = found.without({"1"})
+    assert (without.ids, without.n) == (["0", "2", "3"], 3)
+    assert without.scores() == hits([True, True, True]).scores()
+    assert found.without(set()) is found
+    assert found.without({"0", "1", "2", "3"}).scores()["exact_match"].n == 0
+    assert paired(without, found.without({"1"}), "exact_match").delta == 0
     assert found.scores()["exact_match"].n == 4
 
 

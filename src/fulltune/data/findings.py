@@ -97,18 +97,16 @@ class Audit(Model):
         warnings = (one for one in self.findings if one.level == "warning" and one.kind not in without)
         return tuple(" ".join(one.message.split()) for one in warnings)
 
-    def raise_if_broken(self, allow_leaks: bool = False, where: str = "") -> None:
+    def raise_if_broken(self, where: str = "") -> None:
         """Raise if there are problems that make training pointless.
 
         Args:
-            allow_leaks: Continue although evaluation rows also occur in train.
             where: Path of the written audit, for the message; empty if none was written.
 
         Raises:
             DataError: All errors at once, followed by each bad row.
         """
-        broken = [f for f in self.findings if f.level == "error" and not (allow_leaks and f.kind == "leaks")]
-        problems = [_problem(finding, where) for finding in broken]
+        problems = [_problem(finding, where) for finding in self.findings if finding.level == "error"]
         if problems:
             raise DataError(problems + [Problem(**row.model_dump()) for row in self.bad_rows])
 

@@ -24,7 +24,11 @@ def label_findings(
     in_train = _count(train)
     in_eval = _count(evaluation)
     several = any(isinstance(example.target, tuple) for example in train)
-    findings = [_balance(in_train, in_eval), *_only_in_eval(in_train, evaluation), *_only_in_valid(in_train, valid)]
+    findings = [
+        _balance(in_train, in_eval, _count(valid)),
+        *_only_in_eval(in_train, evaluation),
+        *_only_in_valid(in_train, valid),
+    ]
     findings += spelling_findings(places(train, evaluation, valid), several)
     if several and not in_train:
         message = f"none of {rows(len(train), of='train')} has a label: nothing to learn"
@@ -52,8 +56,9 @@ def _count(examples: Sequence[ExampleLike]) -> Counter[str]:
     return Counter(label for example in examples for label in _labels(example))
 
 
-def _balance(in_train: Counter[str], in_eval: Counter[str]) -> Finding:
-    counts = {"train": dict(in_train.most_common()), "eval": dict(in_eval.most_common())}
+def _balance(in_train: Counter[str], in_eval: Counter[str], in_valid: Counter[str]) -> Finding:
+    splits = {"train": in_train, "eval": in_eval, "valid": in_valid}
+    counts = {split: dict(labels.most_common()) for split, labels in splits.items()}
     message = f"{len(in_train)} labels in train"
     if in_train:
         ranked = in_train.most_common()

@@ -12,6 +12,10 @@ from typing import Literal
 from fulltune.data.duplicates import THRESHOLD, NearIndex, fold, normalize
 from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, percent, rows, some
 
+#: Fraction of evaluation rows that may also occur in train: these are left out. Above it, the run stops, because the
+#: split itself is doubtful (``docs/decisions/0002``).
+TOLERATED_LEAKS = 0.05
+
 Kind = Literal["exact", "normalised", "near"]
 
 _WORDS: Mapping[Kind, str] = {
@@ -122,7 +126,7 @@ def overlap(
         train: Rows of train.
         valid: Rows of valid; may be empty.
         evaluation: Rows of eval.
-        allow_leaks: Report leaks as a warning instead of an error.
+        allow_leaks: Rows of eval that also occur in train are intended, and count.
         one_answer: True if an input should have one target (a label, a query), so that two contradict each other.
     """
     in_train = Seen()
@@ -139,7 +143,7 @@ def overlap(
     findings = [
         *_within(within, len(train)),
         *_conflicts(in_train.conflicts(), one_answer),
-        *_leaks(leaks, len(evaluation), "warning" if allow_leaks else "error"),
+        *_leaks(leaks, len(evaluation), allow_leaks),
         *_number_variants([match for match in same if match.differs_in_numbers]),
         *_other_targets([match for match in across if not match.same_target], one_answer),
         *_curve("valid", "train", _matches(valid, in_train)),
@@ -166,15 +170,24 @@ def _within(matches: Sequence[Match], total: int) -> Iterator[Finding]:
         )
 
 
-def _leaks(matches: Sequence[Match], total: int, level: Level) -> Iterator[Finding]:
+def _leaks(matches: Sequence[Match], total: int, allowed: bool) -> Iterator[Finding]:
     kinds = Counter(match.kind for match in matches)
     split = ", ".join(f"{kinds[kind]} {kind}" for kind in _WORDS if kinds[kind])
-    message = (
-        f"{len(matches)} of {rows(total)} of eval also occur in train with the same target ({split}): "
-        "scores would be inflated"
-    )
-    fix = "remove those rows from train or eval, or set data.allow_leaks: true (scores without them are then added)"
-    yield from _finding("leaks", level, message, "eval", matches, fix=fix)
+    found = f"{len(matches)} of {rows(total)} of eval also occur in train with the same target ({split})"
+    too_many = len(matches) > TOLERATED_LEAKS * total
+    fix = "remove those rows from train or eval"
+    level: Level
+    if allowed:
+        level, effect = "warning", "they count in the deciding scores, because data.allow_leaks is true"
+    elif too_many:
+        level, effect = "error", f"more than {TOLERATED_LEAKS:.0%}, so that scores would be inflated"
+        fix += (
+            ", split them by data.group, or set data.allow_leaks: true if such repetitions also occur in use "
+            "(they then count, and scores without them are added)"
+        )
+    else:
+        level, effect = "warning", "they are left out of the deciding scores"
+    yield from _finding("leaks", level, f"{found}: {effect}", "eval", matches, fix=fix)
 
 
 def _number_variants(matches: Sequence[Match]) -> Iterator[Finding]:

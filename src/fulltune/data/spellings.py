@@ -93,7 +93,11 @@ def _similar(rows_of: Places) -> Iterator[Finding]:
         f"{_labels(len(alike), 'is', 'are')} spelled in several ways, each a separate label: {listed(shown)}",
         [name for group in alike for label in group[1:] for name in rows_of[label]],
         fix=f"merge them in the data if they mean the same: write {usual} for {' and '.join(others)}",
-        details={"spellings": [{label: len(rows_of[label]) for label in group} for group in alike[:LISTED]]},
+        details={
+            "spellings": [{label: len(rows_of[label]) for label in group} for group in alike[:LISTED]],
+            "written": len(rows_of),
+            "distinct": len(groups),
+        },
     )
 
 
@@ -115,6 +119,7 @@ def _padded(rows_of: Places) -> Iterator[Finding]:
             f"{quoted(padded, ascii)}",
             [name for label in padded for name in rows_of[label]],
             fix="remove them in the data: labels are learned, saved and compared as they are written",
+            details={"labels": padded[:LISTED]},
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fulltune.config import Config, EvaluationConfig
@@ -34,9 +34,13 @@ class Evaluation:
     accumulator: Accumulator
     seconds: float
 
-    def scores(self, settings: EvaluationConfig, exclude: Container[str] = ()) -> dict[str, Score]:
-        """Return every metric with its bootstrap interval, without the rows in ``exclude``."""
-        return self.accumulator.scores(resamples=settings.resamples, confidence=settings.confidence, exclude=exclude)
+    def without(self, ids: Container[str]) -> Evaluation:
+        """Return the result on all other rows."""
+        return replace(self, accumulator=self.accumulator.without(ids))
+
+    def scores(self, settings: EvaluationConfig) -> dict[str, Score]:
+        """Return every metric with its bootstrap interval."""
+        return self.accumulator.scores(resamples=settings.resamples, confidence=settings.confidence)
 
     def value(self, name: str) -> float:
         """Return the value of one metric, without an interval; NaN if it applies to no row."""

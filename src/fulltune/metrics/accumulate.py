@@ -52,9 +52,17 @@ class Accumulator:
         """Return the vectors ``(n, k)`` of a metric (zeros where it does not apply) and the mask of the rest."""
         return self._tables[self.metrics[name].statistics].arrays()
 
-    def scores(
-        self, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17, exclude: Container[str] = ()
-    ) -> dict[str, Score]:
+    def without(self, ids: Container[str]) -> Accumulator:
+        """Return the accumulator of all other rows."""
+        kept = np.array([row_id not in ids for row_id in self.ids], dtype=bool)
+        if kept.all():
+            return self
+        others = Accumulator(tuple(self.metrics.values()))
+        others.ids = [row_id for row_id, keep in zip(self.ids, kept, strict=True) if keep]
+        others._tables = {statistics: table.at(kept) for statistics, table in self._tables.items()}
+        return others
+
+    def scores(self, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17) -> dict[str, Score]:
         """Return each metric with its percentile interval.
 
         Without rows the value is NaN. With one row there is a value but no interval (NaN).
@@ -63,13 +71,11 @@ class Accumulator:
             resamples: Number of bootstrap resamples.
             confidence: Confidence level of the interval, e.g. 0.95.
             seed: Seed; the same seed and rows give the same interval.
-            exclude: Ids of rows that do not count.
         """
-        kept = np.array([row_id not in exclude for row_id in self.ids], dtype=bool)
         scores: dict[str, Score] = {}
         for statistics, table in self._tables.items():
             rows, applies = table.arrays()
-            rows = rows[applies & kept]
+            rows = rows[applies]
             (sums,) = _resampled((rows,), resamples, seed)
             for metric in self._sharing(statistics):
                 scores[metric.name] = _score(metric, rows, sums, confidence)
@@ -203,6 +209,13 @@ class _Table:
             self._rows[self._n] = vector
             self._applies[self._n] = True
         self._n += 1
+
+    def at(self, kept: _Mask) -> _Table:
+        """Return the table of some rows, given a mask ``(n,)``."""
+        rows, applies = self.arrays()
+        table = _Table()
+        table._rows, table._applies, table._n = rows[kept], applies[kept], int(kept.sum())
+        return table
 
     def arrays(self) -> tuple[Array, _Mask]:
         return self._rows[: self._n], self._applies[: self._n]

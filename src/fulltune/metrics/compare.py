@@ -93,7 +93,8 @@ def compare(
     first, second = (read_record(Path(folder) / "record.json") for folder in (a, b))
     _check(first, second)
     metrics = _shared_metrics(first, second)
-    one, two = (scored(Path(folder), metrics) for folder in (a, b))
+    left_out = first.left_out | second.left_out
+    one, two = (scored(Path(folder), metrics).without(left_out) for folder in (a, b))
     differences = tuple(
         paired(one, two, metric, resamples=resamples, confidence=confidence, seed=seed)
         for metric in metrics
@@ -160,7 +161,9 @@ def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: 
     first, second = (read_record(folder / "record.json") for folder in (old, new))
     _check(first, second)
     metrics = _shared_metrics(first, second)
-    changes = _changed_rows(scored(new, metrics), scored(old, metrics, system), metrics[0])
+    left_out = first.left_out | second.left_out
+    rows = (scored(new, metrics).without(left_out), scored(old, metrics, system).without(left_out))
+    changes = _changed_rows(*rows, metrics[0])
     exact = "fixed" in changes
     fixed = changes["fixed" if exact else "most_improved"]
     broken = changes["broken" if exact else "most_worsened"]

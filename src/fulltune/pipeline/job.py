@@ -63,9 +63,14 @@ class Job:
             where: The file that holds the whole audit.
 
         Raises:
-            DataError: Rows contradict each other, or rows of train also occur in eval.
+            DataError: Rows contradict each other, or too many rows of eval also occur in train.
         """
-        self.audit.raise_if_broken(self.config.data.allow_leaks, where=where)
+        self.audit.raise_if_broken(where)
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Ids of evaluation rows that do not count in the deciding scores, because they also occur in train."""
+        return frozenset() if self.config.data.allow_leaks else frozenset(self.audit.leaked_ids)
 
     def model_to_train(self) -> Bundle:
         """Return the base itself if it has the head of the task, else the checkpoint loaded again with a new head."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +19,7 @@ from fulltune.metrics.compare import Decision, decide
 from fulltune.metrics.memorization import memorization
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job
+from fulltune.records.data import DataSummary
 from fulltune.records.run import (
     Comparison,
     DataInfo,
@@ -29,6 +30,7 @@ from fulltune.records.run import (
     Record,
     Resources,
     Retention,
+    Score,
     base_kept,
 )
 from fulltune.report.files import Lines
@@ -46,18 +48,20 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "n
 
 @dataclass(frozen=True)
 class _Of:
-    """The predictions of one system, read from the file at every iteration."""
+    """The predictions of one system, without some rows, read from the file at every iteration."""
 
     lines: Lines[Prediction]
     system: str
+    left_out: Container[str] = ()
 
     def __iter__(self) -> Iterator[Prediction]:
-        return (line for line in self.lines if line.system == self.system)
+        return (line for line in self.lines if line.system == self.system and line.id not in self.left_out)
 
 
 def build(
     job: Job,
     *,
+    summary: DataSummary,
     shots: Sequence[Example],
     systems: Mapping[str, Evaluation],
     trained: TrainingResult,
@@ -69,9 +73,9 @@ def build(
     """Return the record of a finished or stopped run."""
     config, task, data, audit = job.config, job.task, job.data, job.audit
     settings, deciding = config.evaluation, task.metrics[0]
-    scores = {name: evaluation.scores(settings) for name, evaluation in systems.items()}
-    without = {name: evaluation.scores(settings, audit.leaked_ids) for name, evaluation in systems.items()}
-    comparison, lines = _comparisons(config, task, systems), Lines(folder.path / "predictions.jsonl", Prediction)
+    counted = _without(systems, job.left_out)
+    scores = _scores(counted, config)
+    comparison, lines = _comparisons(config, task, counted), Lines(folder.path / "predictions.jsonl", Prediction)
     verdict = _conclusion(_not_forgetting(decide(comparison, scores, deciding), config, retention), trained)
     asked = prompt_uses(lines)
     noted = (*sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
@@ -91,18 +95,20 @@ def build(
             eval=data.eval.table.info,
             valid=data.valid.table.info if data.valid else None,
             audit=audit.summary(),
+            summary=summary,
         ),
         parameters=trained.parameters,
         adapter=trained.adapter,
         training=trained.training,
         confidence=settings.confidence,
         scores=scores,
-        scores_without_leaks=without if audit.leaked_ids else {},
+        scores_all_rows=_scores(systems, config) if audit.leaked_ids else {},
+        scores_without_leaks=_scores(_without(systems, audit.leaked_ids), config) if audit.leaked_ids else {},
         shots=tuple(shot.id for shot in shots),
         chat_date=config.data.chat_date,
         prompts=asked,
         comparison=comparison,
-        details=_details(task, data, trained, lines),
+        details=_details(task, data, trained, lines, job.left_out),
         retention=dict(retention),
         guards=trained.guards,
         resources=_resources(trained, watch, folder.path / "model"),
@@ -154,8 +160,18 @@ def unchanged(parameters: Parameters) -> str:
     return f"No weight changed{size}: raise train.learning_rate, or train for more steps."
 
 
-def _details(task: Task, data: Data, trained: TrainingResult, predictions: Lines[Prediction]) -> dict[str, Any]:
-    details = dict(task.details(_Of(predictions, "tuned")))
+def _without(systems: Mapping[str, Evaluation], ids: Container[str]) -> dict[str, Evaluation]:
+    return {name: evaluation.without(ids) for name, evaluation in systems.items()}
+
+
+def _scores(systems: Mapping[str, Evaluation], config: Config) -> dict[str, dict[str, Score]]:
+    return {name: evaluation.scores(config.evaluation) for name, evaluation in systems.items()}
+
+
+def _details(
+    task: Task, data: Data, trained: TrainingResult, predictions: Lines[Prediction], left_out: Container[str]
+) -> dict[str, Any]:
+    details = dict(task.details(_Of(predictions, "tuned", left_out)))
     if trained.validation:
         details["validation"] = trained.validation
     copied = memorization(predictions, _answers(data)) if task.head == "lm" else None

@@ -103,7 +103,8 @@ def run(
         stack.enter_context(fast_kernels(job.base.model))
         audit_file = folder.write_text("audit.json", job.audit.to_json())
         job.check_audit(where=str(audit_file))
-        folder.write_json("plan.json", checked_plan(job))
+        planned = checked_plan(job)
+        folder.write_json("plan.json", planned)
         for line in first_warnings(job.audit.warnings(), "in audit.json"):
             progress.note(line)
 
@@ -113,7 +114,7 @@ def run(
                 systems = score_baselines(
                     config, job.task, job.data, job.base, shots, out=job.out, sink=sink, progress=progress
                 )
-                scores = {name: one.scores(config.evaluation) for name, one in systems.items()}
+                scores = {name: one.without(job.left_out).scores(config.evaluation) for name, one in systems.items()}
                 folder.write_json("baselines.json", scores)
             with watch("base retention"):
                 base_outputs = BaseOutputs.collect(config, job.base, job.out, progress)
@@ -129,6 +130,7 @@ def run(
         record = distributed.on_main(
             lambda: build(
                 job,
+                summary=planned.data,
                 shots=shots,
                 systems=systems,
                 trained=trained,

@@ -12,26 +12,22 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from fulltune.errors import StoreError
+from fulltune.records.base import Model as Model
+from fulltune.records.data import DataSummary
 from fulltune.runtime.validation import first_problem, read_failure
 
 SCHEMA = 1
 
-Verdict = Literal["improved", "no detectable change", "worse"]
-Outcome = Literal["accepted", "rejected", "stopped"]
+#: Verdict on a difference. ``too few rows``: no difference whatever could be detected on so few.
+Verdict = Literal["improved", "no detectable change", "worse", "too few rows"]
 
-
-class Model(BaseModel):
-    """Base of all records: frozen, no unknown keys, NaN kept."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", ser_json_inf_nan="strings", protected_namespaces=(), allow_inf_nan=True
-    )
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=2) + "\n"
+#: Outcome of a run (``docs/decisions/0005``). ``accepted``: better than every baseline, and not more was forgotten than
+#: the budget allows. ``undecided``: the rows do not show this, a person has to decide. ``rejected``: a baseline is
+#: better, or nothing was learned. ``stopped``: training ended early.
+Outcome = Literal["accepted", "undecided", "rejected", "stopped"]
 
 
 class Score(Model):
@@ -47,7 +43,9 @@ class Comparison(Model):
     """Paired difference between two systems on the same rows.
 
     ``delta`` is first minus second in the unit of the metric; ``low`` and ``high`` bound it; ``p`` is the two-sided
-    bootstrap p-value. ``verdict`` accounts for the direction of the metric.
+    bootstrap p-value. ``verdict`` accounts for the direction of the metric. ``n`` is the number of rows, and
+    ``smallest_detectable`` the smallest difference that as many rows detect in four of five cases (80% power); NaN if
+    it is unknown.
     """
 
     metric: str
@@ -56,6 +54,8 @@ class Comparison(Model):
     high: float
     p: float
     verdict: Verdict
+    n: int = 0
+    smallest_detectable: float = float("nan")
 
 
 class MetricInfo(Model):
@@ -102,12 +102,13 @@ class AuditSummary(Model):
 
 
 class DataInfo(Model):
-    """The data of a run, split by split."""
+    """The data of a run, split by split. ``summary`` describes the rows as the model gets them."""
 
     train: SplitInfo
     eval: SplitInfo
     valid: SplitInfo | None = None
     audit: AuditSummary
+    summary: DataSummary = DataSummary()
 
 
 class Parameters(Model):
@@ -254,12 +255,45 @@ class PromptUse(Model):
     limited_rows: int = 0
 
 
+#: What to do after a run.
+Action = Literal[
+    "use it",
+    "use the baseline",
+    "get more evaluation rows",
+    "get more training rows",
+    "train longer",
+    "lower the rate",
+    "raise the rate",
+    "keep more",
+    "free memory",
+    "check the data",
+]
+
+
+class Recommendation(Model):
+    """What to do after a run, by the rules of :mod:`fulltune.metrics.recommend`.
+
+    Attributes:
+        use: The system to use now: ``tuned``, the name of a baseline, or empty if none can be recommended.
+        action: The next action.
+        sentence: The same in one or two sentences for a person, with the reason.
+        rows: Evaluation rows that would show the observed difference (80% power); None if more rows are no help.
+    """
+
+    use: str
+    action: Action
+    sentence: str
+    rows: int | None = None
+
+
 class Record(Model):
     """The record of a run.
 
-    ``confidence`` is the level of every interval. ``scores[system][metric]`` holds the scores; systems are
-    ``majority``, ``tfidf``, ``zero_shot``, ``few_shot`` and ``tuned``. ``prompts[system]`` describes the prompts of a
-    system. ``chat_date`` is the date that chat templates used as today.
+    ``confidence`` is the level of every interval. ``scores[system][metric]`` holds the deciding scores; systems are
+    ``majority``, ``tfidf``, ``zero_shot``, ``few_shot`` and ``tuned``. If evaluation rows also occur in train,
+    ``scores_all_rows`` holds the scores on all rows and ``scores_without_leaks`` those without these rows; one of them
+    is ``scores`` (``data.summary.leaks.counted`` says which). Otherwise both are empty. ``prompts[system]`` describes
+    the prompts of a system. ``chat_date`` is the date that chat templates used as today.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -279,6 +313,7 @@ class Record(Model):
     training: Training
     confidence: float = 0.95
     scores: dict[str, dict[str, Score]]
+    scores_all_rows: dict[str, dict[str, Score]] = Field(default_factory=dict)
     scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
     shots: tuple[str, ...] = ()
     chat_date: date | None = None
@@ -292,6 +327,7 @@ class Record(Model):
     warnings: tuple[str, ...] = ()
     outcome: Outcome
     reasons: tuple[str, ...] = ()
+    recommendation: Recommendation | None = None
 
     model_config = ConfigDict(
         frozen=True,
@@ -301,6 +337,12 @@ class Record(Model):
         allow_inf_nan=True,
         populate_by_name=True,
     )
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Ids of evaluation rows that do not count in the deciding scores, because they also occur in train."""
+        leaks = self.data.summary.leaks
+        return frozenset() if leaks is None or leaks.counted else frozenset(leaks.ids)
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2, by_alias=True) + "\n"

@@ -31,7 +31,7 @@ from fulltune.report.display import (
 from fulltune.report.page import asset, environment
 from fulltune.report.task import Chart
 
-_SIGNS = {"improved": "▲", "no detectable change": "≈", "worse": "▼"}
+_SIGNS = {"improved": "▲", "no detectable change": "≈", "worse": "▼", "too few rows": "?"}
 
 
 @dataclass(frozen=True)

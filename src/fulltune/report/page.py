@@ -53,7 +53,7 @@ def render(
         beaten=scores.beaten(record),
         deciding=scores.deciding(record),
         table=scores.table(record, record.scores),
-        clean_table=scores.table(record, record.scores_without_leaks),
+        other_table=scores.table(record, scores.beside(record)),
         forest=scores.forest(record),
         comparisons=scores.comparisons(record),
         curves=curves.curves(steps, record.guards, record.details),

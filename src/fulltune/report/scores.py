@@ -25,7 +25,7 @@ from fulltune.report.display import (
 
 Scores = Mapping[str, Mapping[str, Score]]
 
-SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "="}
+SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "=", "too few rows": "?"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,15 @@ def table(record: Record, scores: Scores) -> Table | None:
     if not columns:
         return None
     return Table(columns, tuple(_row(name, scores[name], columns) for name in systems))
+
+
+def beside(record: Record) -> Scores:
+    """Return the scores that are shown beside the deciding ones if evaluation rows also occur in train.
+
+    These are the scores on all rows, or without those rows if they count.
+    """
+    leaks = record.data.summary.leaks
+    return record.scores_all_rows if leaks and not leaks.counted else record.scores_without_leaks
 
 
 def _direction(record: Record, metric: str) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fulltune.cli.doctor import Diagnosis
+from fulltune.cli.render import data
 from fulltune.data.findings import first_warnings
 from fulltune.metrics.compare import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
@@ -36,7 +37,7 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     ending = [report, Text(f"Next: {next_step(record)}"), *([Text(hint, overflow="fold")] if hint else [])]
     told = [*reasons, *watched(record)]
-    kept = [*retained(record), *audited(record)]
+    kept = [*retained(record), *described(record), *audited(record)]
     return Group(Text(record.headline, style="bold"), *told, systems(record), *kept, *ending)
 
 
@@ -54,6 +55,12 @@ def retained(record: Record) -> list[Text]:
     if found.change <= 0:
         text = f"Retention: {counted} asked, nothing lost"
     return [Text(text, style="bold red" if found.verdict == "forgotten" else "")]
+
+
+def described(record: Record) -> list[Text]:
+    """Return one line per fact about the data that the model gets to see."""
+    facts = data.facts(record.data.summary)
+    return [Text(f"Data, {name}: {fact}") for name, fact in facts.items()]
 
 
 def audited(record: Record) -> list[Text]:
@@ -206,7 +213,7 @@ def plan(plan: Plan) -> RenderableType:
         "sequences": f"{plan.sequences:,} an epoch, {plan.tokens:,} tokens",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps:,} of them warm-up",
         "effective batch": f"{plan.effective_batch} sequences",
-        "padding": _padding(plan),
+        **data.facts(plan.data),
         "memory": _memory(plan),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
         "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",
@@ -218,13 +225,7 @@ def plan(plan: Plan) -> RenderableType:
         *first_warnings(plan.warnings, "(--json shows all)"),
         *(f"Advice: {line}" for line in plan.advice),
     ]
-    return Group(_facts(facts), *tables, *map(Text, lines))
-
-
-def _padding(plan: Plan) -> str:
-    shares = plan.padding or {"random": 0.0, "used": 0.0}
-    used, random = display.percentage(shares["used"]), display.percentage(shares["random"])
-    return f"{used} of the inputs, {random} in random batches"
+    return Group(_facts(facts), *data.classes(plan.data), *tables, *map(Text, lines))
 
 
 def _memory(plan: Plan) -> str:

@@ -325,7 +325,10 @@ def _told(
     instead = () if reference == wanted else (f"{wanted} has no score; others are compared with {reference}.",)
     record = read_record(out / measured[reference].runs[0].run_id / "record.json")
     metric = _metric(record)
-    rows = {name: [scored(out / run.run_id, [metric]) for run in result.runs] for name, result in measured.items()}
+    rows = {
+        name: [scored(out / run.run_id, [metric]).without(record.left_out) for run in result.runs]
+        for name, result in measured.items()
+    }
     settings: dict[str, Any] = {"resamples": config.evaluation.resamples, "confidence": config.evaluation.confidence}
     compared = [_scored(result, rows, reference, metric, settings) for result in results]
     baselines = _baselines(record, out, rows[reference], metric, settings)
@@ -363,7 +366,9 @@ def _baselines(
         SystemResult(
             system=system,
             score=scores[metric.name],
-            against=seeds.difference([scored(out / record.run_id, [metric], system)], reference, metric, **settings),
+            against=seeds.difference(
+                [scored(out / record.run_id, [metric], system).without(record.left_out)], reference, metric, **settings
+            ),
         )
         for system, scores in record.scores.items()
         if system != "tuned" and metric.name in scores

@@ -14,6 +14,7 @@ from typing import Any
 
 from fulltune.config import Config
 from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
+from fulltune.data.summary import data_summary
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
 from fulltune.evaluation.baselines import baseline, choose_shots
@@ -91,7 +92,11 @@ def _counted(job: Job) -> Plan:
     plan = make_plan(job, unscored)
     warnings = job.audit.warnings(without=LENGTH_KINDS)
     too_long = tuple(found.message for found in findings if found.kind in LENGTH_KINDS)
-    return plan.model_copy(update={"too_long": too_long, "warnings": warnings})
+    settings = job.config.data
+    summary = data_summary(
+        job.audit, plan.rows, max_length=settings.max_length, padding=plan.padding, count_leaks=settings.allow_leaks
+    )
+    return plan.model_copy(update={"too_long": too_long, "warnings": warnings, "data": summary})
 
 
 def _plainly_fits(job: Job, plan: Plan) -> bool:

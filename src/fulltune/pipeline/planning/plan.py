@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fulltune.config import BaselineConfig, Config
 from fulltune.errors import ConfigError, Problem
+from fulltune.records.data import DataSummary
 from fulltune.records.run import Model
 from fulltune.training.advice import advice, advice_on_choice
 from fulltune.training.arguments import evaluation_steps, warmup_steps
@@ -46,6 +47,7 @@ class Plan(Model):
         fast_paths: Kernels that training uses.
         too_long: Sentences about rows, prompts and answers that do not fit into the model's positions.
         warnings: Sentences for the other warnings of the audit.
+        data: Truncation, classes, spelling of labels, padding, and rows of eval that also occur in train.
         advice: Sentences of advice; none of them stops a run.
     """
 
@@ -71,6 +73,7 @@ class Plan(Model):
     fast_paths: tuple[str, ...] = ()
     too_long: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    data: DataSummary = DataSummary()
 
     @property
     def peak_bytes(self) -> int | None:
