@@ -50,6 +50,10 @@ MAX_NUMBER = 2**32 - 1
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
+#: Where a value was given that is in no file, for messages.
+_OPTIONS, _OVERRIDES = "keyword arguments", "--set"
+
+
 def _kinds(annotation: Any) -> set[Any]:
     """Return the plain types that a field takes."""
     return set(get_args(annotation) or (annotation,))
@@ -365,24 +369,46 @@ class Config(Section):
 
 
 def load_config(
-    source: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, base: Path | None = None
+    source: Config | str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    options: Mapping[str, Any] | None = None,
+    base: Path | None = None,
 ) -> Config:
-    """Read a config from a YAML or JSON file or a mapping, then apply ``a.b=value`` overrides.
+    """Read a config from a YAML or JSON file or a mapping, then apply options and ``a.b=value`` overrides.
 
     Relative data paths are resolved against the working directory first, then against the folder of the file.
+
+    Args:
+        source: The config; None if ``options`` has all of it.
+        overrides: ``a.b=value`` texts, applied last.
+        options: Sections and values that are merged over the config key by key, such as ``{"train": {"epochs": 1}}``.
+        base: Folder for relative data paths; by default that of the file.
 
     Raises:
         ConfigError: The file is missing or not YAML; a key is unknown; a value has the wrong type. All problems at
             once.
     """
-    raw, where = _read(source)
+    raw, where = _read({} if source is None and options is not None else source)
+    merged = _plain(_without_objects(_merged(raw, options or {})))
+    overridden, problems = list[str](), list[Problem]()
     for override in [overrides] if isinstance(overrides, str) else overrides:
-        _apply(raw, override)
+        try:
+            overridden.append(_apply(merged, override))
+        except ConfigError as error:
+            problems += error.problems
     try:
-        check_texts(raw, where)
-        config = Config.model_validate(raw)
+        check_texts(merged, where)
+        config = Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_joined([_problem(item, where) for item in error.errors()])) from None
+        problems += _joined(
+            [
+                _problem(item, _origin(item["loc"], where, overridden, options if raw else None))
+                for item in error.errors()
+            ]
+        )
+    if problems:
+        raise ConfigError(problems)
     folder = base or (Path(where).parent if where else None)
     return _resolve_paths(config, folder) if folder else config
 
@@ -404,13 +430,12 @@ def with_validation_rows(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
-def _read(source: Config | str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _read(source: Config | str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """Return a config as a mapping, and its file if it is one."""
     if isinstance(source, Config):
-        return source.model_dump(mode="json"), ""
+        return _without_usual_rate(source), ""
     if isinstance(source, Mapping):
-        plain = _without_objects(source)
-        check_size(plain)
-        return _plain(plain), ""
+        return dict(source), ""
     if not isinstance(source, (str, os.PathLike)):
         raise ConfigError(
             f"an object of class {type(source).__name__}",
@@ -421,35 +446,80 @@ def _read(source: Config | str | Path | Mapping[str, Any]) -> tuple[dict[str, An
     return read_mapping(path), str(path)
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def _without_usual_rate(config: Config) -> dict[str, Any]:
+    """Return the config as a mapping, without a learning rate that is the default of its method.
+
+    Another method then gets its own default.
+    """
+    raw: dict[str, Any] = config.model_dump(mode="json")
+    if config.train.learning_rate == LEARNING_RATES.get(config.method, LEARNING_RATES["full"]):
+        del raw["train"]["learning_rate"]
+    return raw
+
+
+def _merged(raw: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping with options merged over it: sections key by key, other values replaced."""
+    merged = dict(raw)
+    for name, value in options.items():
+        before, after = _plain_section(merged.get(name)), _plain_section(value)
+        both = isinstance(before, Mapping) and isinstance(after, Mapping)
+        merged[name] = _merged(before, after) if both else value
+    return merged
+
+
+def _plain_section(value: Any) -> Any:
+    """Return the values that were set in a section; anything else is returned as it is."""
+    return value.model_dump(mode="json", exclude_unset=True) if isinstance(value, BaseModel) else value
+
+
+def _origin(location: Sequence[Any], where: str, overridden: Sequence[str], options: Mapping[str, Any] | None) -> str:
+    """Return where the value at a pydantic location was given: in the file, in options or in overrides."""
+    keys = [str(part) for part in location if not _is_type(part)]
+    if any(f"{'.'.join(keys)}.".startswith(f"{key}.") for key in overridden):
+        return _OVERRIDES
+    node: Any = options or {}
+    for key in keys:
+        node = _plain_section(node)
+        if not isinstance(node, Mapping):
+            break
+        if key not in node:
+            return where
+        node = node[key]
+    return _OPTIONS if keys and options else where
+
+
+def _apply(raw: dict[str, Any], override: str) -> str:
+    """Apply an override to the mapping, and return its key."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(
-            f"found {override!r}", expected="a.b=value", where="--set", fix="write it like train.epochs=1"
+            f"found {override!r}", expected="a.b=value", where=_OVERRIDES, fix="write it like train.epochs=1"
         )
     node: Any = raw
     *parents, last = key.strip().split(".")
     for part in parents:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"{part!r} in {key!r} is a value", expected="a section", where="--set")
+            raise ConfigError(f"{part!r} in {key!r} is a value", expected="a section", where=_OVERRIDES)
     if not value.strip():
         fix = "write the value, `null` for none, or '\"\"' for an empty text"
         raise ConfigError(
-            f"found {override!r}, without a value after the =", expected="a.b=value", where="--set", fix=fix
+            f"found {override!r}, without a value after the =", expected="a.b=value", where=_OVERRIDES, fix=fix
         )
-    node[last] = read_value(value, "--set")
+    node[last] = read_value(value, _OVERRIDES)
+    return key.strip()
 
 
 def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the mapping after writing rows in memory to files.
+    """Return the mapping after writing rows in memory to files; it is not too large.
 
     Raises:
         ConfigError: The model, or a split of the data, is an object that no config can name.
     """
     check_model_reference(raw.get("model"))
-    data = raw.get("data")
+    data = _plain_section(raw.get("data"))
     if not isinstance(data, Mapping):
+        check_size(raw)
         return raw
     given = [name for name in ("train", "valid", "eval") if name in data]
     splits = dict[str, Any]()
@@ -461,7 +531,9 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return {**raw, "data": {**data, **splits}}
+    plain = {**raw, "data": {**data, **splits}}
+    check_size(plain)
+    return plain
 
 
 def _columns(data: Mapping[str, Any]) -> set[str]:
@@ -477,7 +549,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return _plain_section(value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -503,7 +575,7 @@ def _problem(item: Any, where: str) -> Problem:
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
         known = _known_keys(parents)
-        hint = did_you_mean(str(key), known)
+        hint = _right_section(str(key), parents) or did_you_mean(str(key), known)
         listed = ", ".join(sorted(known))
         return Problem("unknown key", f"one of {listed}", hint or "remove it, or see docs/config.md", where, path)
     if item["type"] == "missing":
@@ -513,6 +585,20 @@ def _problem(item: Any, where: str) -> Problem:
     is_unquoted = item["type"] == "string_type" and isinstance(item["input"], (bool, int, float))
     fix = "put it in quotes if it is a name" if is_unquoted else ""
     return Problem(config_spelling(item["input"]), expected_input(item), fix, where, path)
+
+
+def _right_section(key: str, parents: Sequence[Any]) -> str:
+    """Return the hint that a key at the top of a config belongs to a section; empty for any other key."""
+    if parents:
+        return ""
+    sections = [name for name, field in Config.model_fields.items() if key in _keys(field.annotation)]
+    return f"write it as {' or '.join(f'{name}.{key}' for name in sections)}" if sections else ""
+
+
+def _keys(annotation: Any) -> set[str]:
+    """Return the keys of a section, which may be null; empty for any other type."""
+    kinds = [kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
+    return set(kinds[0].model_fields) if kinds else set()
 
 
 def _known_keys(parents: Sequence[Any]) -> set[str]:

@@ -76,11 +76,12 @@ class LearningCurve(Model):
 
 
 def learning_curve(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    **options: Any,
 ) -> LearningCurve:
     """Train on an eighth, a quarter, a half and all of the rows, and estimate the gain from twice the rows.
 
@@ -89,13 +90,13 @@ def learning_curve(
     costs about as much as one run per part.
 
     Args:
-        config, overrides, progress: As in :func:`fulltune.run`.
+        config, overrides, progress, options: As in :func:`fulltune.run`.
         out: The runs folder.
 
     Raises:
         FulltuneError: Anything that would stop the run before its first step, or a training that was stopped.
     """
-    job = prepare_job(load_config(config, overrides), out)
+    job = prepare_job(load_config(config, overrides, options=options), out)
     job.check_audit()
     steps = make_plan(job).total_steps
     train = job.config.train.model_copy(update={"max_steps": steps})

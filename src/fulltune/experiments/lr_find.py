@@ -117,13 +117,14 @@ class _Bench:
 
 
 def find_learning_rate(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     steps: int = STEPS,
     confirm_steps: int = CONFIRM_STEPS,
     progress: Progress | None = None,
+    **options: Any,
 ) -> LearningRate:
     """Find a learning rate for a job.
 
@@ -132,7 +133,7 @@ def find_learning_rate(
     then not trained on.
 
     Args:
-        config, overrides, progress: As in :func:`fulltune.run`.
+        config, overrides, progress, options: As in :func:`fulltune.run`.
         out: Folder of the plot.
         steps: Rates of the range test, one optimizer step each.
         confirm_steps: Optimizer steps of a short training.
@@ -140,7 +141,9 @@ def find_learning_rate(
     Raises:
         FulltuneError: Anything that would stop the run before its first step.
     """
-    started, config, progress = time.perf_counter(), load_config(config, overrides), progress or NullProgress()
+    started = time.perf_counter()
+    config = load_config(config, overrides, options=options)
+    progress = progress or NullProgress()
     with randomness_kept(), tempfile.TemporaryDirectory() as place:
         bench = _prepared(config, out)
         bench.job.method.prepare(bench.model)

@@ -93,7 +93,7 @@ class Sweep(Model):
 
 
 def sweep(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
     *,
     over: Sequence[str],
     trials: int = 20,
@@ -102,14 +102,14 @@ def sweep(
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    **options: Any,
 ) -> Sweep:
     """Search over keys of a config; the same call resumes a killed search, or extends one to more trials.
 
     Args:
-        config, overrides, progress: As in :func:`fulltune.run`.
+        config, overrides, progress, options: As in :func:`fulltune.run`.
         over: ``field=LOW..HIGH``, ``field=LOW..HIGH:log`` or ``field=A,B,C``, one per key. ``data.valid`` judges, or a
-        tenth
-            of train that is held out.
+            tenth of train that is held out.
         trials: Total number of trials, fewer if a space of choices has fewer points. The original config comes first.
         seed: Seed of the search.
         prune: End trials early that fall behind the median of those before them.
@@ -119,7 +119,7 @@ def sweep(
         ConfigError: A key or a value is not valid; all problems at once, before the first trial.
         FulltuneError: Anything that would stop the run before its first step.
     """
-    config, progress = with_validation_rows(load_config(config, overrides)), progress or NullProgress()
+    config, progress = with_validation_rows(load_config(config, overrides, options=options)), progress or NullProgress()
     space = parse_space(config, over)
     if trials < 1:
         raise ConfigError(f"{trials} trials", expected="at least 1", where="--trials")

@@ -64,13 +64,14 @@ def run(
     """Tune a model and measure whether that helped.
 
     Args:
-        config: A :class:`Config`, a mapping, or the path of a YAML or JSON file; or nothing, with the same names as
-            ``options``.
+        config: A :class:`Config`, a mapping, or the path of a YAML or JSON file; or nothing, if ``options`` has all of
+            it.
         out: The runs folder.
         overrides: ``a.b=value`` texts, applied last.
         progress: Where stages report; nothing by default.
         resume: A run to resume that was stopped or killed; it has its own config.
         allow_changed: Resume even if data, config or packages have changed since the run began.
+        options: Keys of the config, such as ``train={"epochs": 1}``. Sections are merged over ``config`` key by key.
 
     Returns:
         The record, as in ``record.json`` of the run folder.
@@ -78,9 +79,9 @@ def run(
     Raises:
         FulltuneError: One clear message; see :mod:`fulltune.errors`.
     """
-    if resume is not None and config is None and not options:
+    if resume is not None and config is None:
         config = resuming.config_of(resume, out)
-    config = pinned(load_config(config if config is not None else options, overrides), out)
+    config = pinned(load_config(config, overrides, options=options), out)
     watch = Stopwatch()
     with contextlib.ExitStack() as stack, Warnings() as warned:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
@@ -168,16 +169,21 @@ def _timeout(trainer: Mapping[str, Any]) -> float:
     return float(asked) if isinstance(asked, (int, float)) and asked > 0 else distributed.TIMEOUT
 
 
-def plan(config: Source, *, out: str | Path = "runs", overrides: Sequence[str] = ()) -> Plan:
+def plan(
+    config: Source | None = None, *, out: str | Path = "runs", overrides: Sequence[str] = (), **options: Any
+) -> Plan:
     """Return the plan of a run: what it does, and the memory and time that it takes.
 
     The data is loaded and audited, and a few steps are measured on a model that is thrown away. No run is made.
+
+    Args:
+        config, out, overrides, options: As in :func:`run`.
 
     Raises:
         FulltuneError: Anything that would stop the run before its first step.
     """
     watch = Stopwatch()
-    job = prepare_job(load_config(config, overrides), out)
+    job = prepare_job(load_config(config, overrides, options=options), out)
     job.check_audit()
     return full_plan(job, prepared=watch.total)
 
@@ -189,6 +195,7 @@ def evaluate(
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    **options: Any,
 ) -> EvaluationRecord:
     """Score a model on the evaluation rows of a config.
 
@@ -198,6 +205,7 @@ def evaluate(
         out: The runs folder.
         overrides: ``a.b=value`` texts, applied last.
         progress: Where stages report; nothing by default.
+        options: Keys of the config, merged over it as in :func:`run`.
 
     Raises:
         FulltuneError: The run, the model or the data cannot be loaded, or they do not fit each other.
@@ -205,7 +213,7 @@ def evaluate(
     progress = progress or NullProgress()
     if config is None:
         config = loading.config_of(name, out)
-    config = dated_as(load_config(config, overrides), name, out)
+    config = dated_as(load_config(config, overrides, options=options), name, out)
     task, _ = parts(config)
     with Warnings() as warned:
         task, data = dataset.prepare(config, task)

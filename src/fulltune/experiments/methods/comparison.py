@@ -48,7 +48,7 @@ Runner = Callable[[JobSpec, Path], Answer]
 
 
 def compare_methods(
-    config: Config | Mapping[str, Any] | str | Path,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
     *,
     methods: Sequence[str] = METHODS,
     rates: int = 3,
@@ -61,13 +61,13 @@ def compare_methods(
     progress: Progress | None = None,
     quiet: bool = False,
     runner: Runner = execute_in_worker,
+    **options: Any,
 ) -> MethodComparison:
     """Compare methods on the rows of a config; the same call resumes a killed comparison.
 
     Args:
-        config, overrides, progress: As in :func:`fulltune.run`; ``train.learning_rate`` is the middle of the rates of
-        the
-            config's own method.
+        config, overrides, progress, options: As in :func:`fulltune.run`; ``train.learning_rate`` is the middle of the
+            rates of the config's own method.
         methods: Names; the others are compared with ``full``, or with the first one if it is not among them.
         rates: Learning rates to try per method.
         seeds: Runs per method at the chosen rate: ``train.seed`` and the seeds after it.
@@ -84,7 +84,7 @@ def compare_methods(
             row has the reason.
     """
     _check(methods, rates, seeds, max_steps, tokens)
-    config, progress = _fair(load_config(config, overrides), max_steps), progress or NullProgress()
+    config, progress = _fair(load_config(config, overrides, options=options), max_steps), progress or NullProgress()
     arguments = {"methods": list(methods), "rates": rates, "seeds": seeds, "tokens": tokens, "prune": prune}
     folder = job_folder(out, "methods", config, arguments)
     with locked(folder):
