@@ -17,7 +17,7 @@ from fulltune.report.files import Lines
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     sample = samples.rejected()
-    folder = sample.write(tmp_path / "run")
+    folder = sample.write(tmp_path / "runs" / "run")
     (folder / "audit.json").write_text(json.dumps(sample.audit), encoding="utf-8")
     return folder
 
@@ -27,7 +27,9 @@ def test_the_file_is_the_page_of_the_run_folder(run: Path) -> None:
     path = write_report(run)
 
     assert path == run / "report.html"
-    assert path.read_text(encoding="utf-8") == render(sample.record, sample.steps, sample.predictions, sample.audit)
+    steps = ("cd ../..", "fulltune run runs/run/config.yaml")
+    expected = render(sample.record, sample.steps, sample.predictions, sample.audit, reproduce=steps)
+    assert path.read_text(encoding="utf-8") == expected
 
 
 def test_an_old_report_is_replaced_without_leftovers(run: Path) -> None:

@@ -178,3 +178,10 @@ def test_every_row_is_shown_in_order() -> None:
     names = [row.name for row in rows(comparison())]
     assert names == ["full", "lora", "prompt-tuning", "qlora", "Few-shot"]
     assert [row.chosen for row in rows(comparison())] == [True, False, False, False, False]
+
+
+def test_every_run_is_linked_to_its_report() -> None:
+    page = render(comparison())
+    for run in ("0011", "0012"):
+        assert f'<a href="../20260101-120000-classification-m-{run}/report.html">' in page
+    assert re.findall(r'<li><a href="#(\w+)">', page) == ["methods", "pareto", "rates", "runs"]

@@ -9,7 +9,8 @@ import samples
 from page_reader import PageReader
 
 from fulltune.records.run import Prediction, Record, Step
-from fulltune.report import render
+from fulltune.report import render, scores
+from fulltune.report.page import asset
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"
 
@@ -145,8 +146,15 @@ def test_the_best_value_is_marked_by_a_sign() -> None:
     source = page(samples.classification())
 
     assert re.search(r"★</abbr> 0\.903", source)
-    assert re.search(r"★</abbr> 0\.000", source)
+    assert re.search(r"★</abbr> 0\.031", source)
     assert source.count("★</abbr>") == 3
+
+
+def test_a_majority_class_that_is_calibrated_by_nature_gets_no_star() -> None:
+    one = samples.record().scores | {"tuned": {"ece": samples.score(0.5)}, "tfidf": {"ece": samples.score(0.4)}}
+    table = scores.table(samples.record(scores=one), {name: {"ece": row["ece"]} for name, row in one.items()})
+    assert table is not None
+    assert [row.system for row in table.rows if row.cells[0] and row.cells[0].best] == ["few_shot"]
 
 
 def test_equal_values_have_no_best() -> None:
@@ -222,8 +230,8 @@ def test_confusion_shows_counts_and_shades_by_row() -> None:
     details = {"confusion": {"labels": ["a", "b"], "matrix": [[3, 1], [0, 0]]}}
     source = page(samples.classification(), details=details)
 
-    assert re.search(r'--share:0\.75" class="right full">3<', source)
-    assert re.search(r'--share:0\.25" class="">1<', source)
+    assert re.search(r'--share:0\.75" title="a → a: 3 of 4 rows" class="right full">3<', source)
+    assert re.search(r'--share:0\.25" title="a → b: 1 of 4 rows" class="">1<', source)
 
 
 def test_confusion_as_a_bare_matrix_with_separate_labels() -> None:
@@ -426,3 +434,59 @@ def test_nothing_from_outside_becomes_markup() -> None:
 
 def test_the_page_is_the_same_each_time() -> None:
     assert page(samples.classification()) == page(samples.classification())
+
+
+def test_the_list_of_contents_names_every_section_in_order(each: tuple[samples.Sample, str]) -> None:
+    source = each[1]
+    sections = re.findall(r'<section id="([\w-]+)">', source)
+    listed = source.partition('<nav class="contents"')[2].partition("</nav>")[0]
+
+    assert len(sections) > 5
+    assert re.findall(r'href="#([\w-]+)"', listed) == sections
+    assert source.index("</header>") < source.index("<nav") < source.index("<section")
+
+
+@pytest.mark.parametrize("count", [2, 12, 25])
+def test_long_names_of_classes_are_complete(count: int) -> None:
+    labels = [f"Post-termination services and transition, obligations of the supplier, part {i}" for i in range(count)]
+    matrix = [[1 + (i == j) for j in range(count)] for i in range(count)]
+    source = page(samples.classification(), details={"confusion": {"labels": labels, "matrix": matrix}})
+    table = source.partition('<table class="confusion numbered">')[2].partition("</table>")[0]
+
+    assert re.findall(r"<bdi>(.*?)</bdi> <b>(\d+)</b>", table) == [(name, str(i + 1)) for i, name in enumerate(labels)]
+    assert re.findall(r"<span>(\d+)</span>", table) == [str(i + 1) for i in range(count)]
+    assert f'title="{labels[0]} → {labels[1]}: 1 of {count + 1} rows"' in table
+    assert "by the same numbers" in source
+    css = asset("report.css")
+    assert "ellipsis" not in css
+    assert "nowrap" not in "".join(re.findall(r"\.confusion tbody[^}]*}", css))
+
+
+def test_no_text_is_cut_inside_a_character() -> None:
+    family = "👩‍👩‍👧‍👦"
+    rows = [
+        Prediction(
+            system=name,
+            id="r",
+            input=family * 400,
+            reference="ж",
+            output="половина\ufffd",
+            values={"capped": True},
+        )
+        for name in ("zero_shot", "tuned")
+    ]
+    source = render(samples.seq2seq().record, [], rows, None)
+
+    assert "\ufffd" not in source
+    assert "половина" in source
+    shown = re.findall(r"<summary>(.*?) <span", source) + re.findall(r"</summary><p>(.*?) <span", source)
+    assert len(shown) == 2
+    assert all(text.replace(family, "") == "" for text in shown)
+
+
+def test_a_broken_character_of_an_answer_that_was_not_cut_is_shown() -> None:
+    rows = [
+        Prediction(system=name, id="r", input="a", reference="ж", output="x\ufffd", values={"capped": False})
+        for name in ("zero_shot", "tuned")
+    ]
+    assert "x\ufffd" in render(samples.seq2seq().record, [], rows, None)

@@ -100,6 +100,19 @@ def test_continuations_start_from_the_same_opening_and_include_the_true_one() ->
     assert zero.values["continuation_reference"] == "ijklm"
 
 
+@pytest.mark.parametrize(
+    ("text", "opening", "reference"),
+    [("ж" * 7, "ж" * 3, "ж" * 3), ("e\u0301" * 5, "e\u0301" * 2, "e\u0301" * 2), ("👍🏽" * 3, "👍🏽", "👍🏽")],
+    ids=["cyrillic", "combining", "emoji"],
+)
+def test_continuations_are_never_divided_inside_a_character(text: str, opening: str, reference: str) -> None:
+    evaluation = {"max_new_tokens": len(reference.encode())}
+    task = CausalLM(Config(model="m", task="causal-lm", data={"train": "t.jsonl"}, evaluation=evaluation))
+    [prediction] = task.predictor(fakes.bundle("gpt2"), "zero_shot")(examples([text]))
+    assert prediction.values["opening"] == opening
+    assert prediction.values["continuation_reference"] == reference
+
+
 def test_only_the_completion_of_a_prompt_is_trained_and_scored() -> None:
     bundle, task = fakes.bundle("gpt2"), make()
     example = Example("t:0", "abc", "xyz")

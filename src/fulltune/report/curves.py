@@ -1,4 +1,4 @@
-"""Training curves: losses and the gap between them, the metric for selection, and the steps of guard events."""
+"""Training curves: losses, the metric for selection, and the steps of guard events."""
 
 from __future__ import annotations
 
@@ -52,35 +52,9 @@ def _loss(steps: Sequence[Step], marks: Sequence[svg.Mark]) -> Chart | None:
         notes.append(f"Evaluation loss {_span(evaluation)}{_lowest(evaluation)}.")
     if not drawn:
         return None
-    gap = _gap(training, evaluation)
-    if gap:
-        keys.append(("gap", "gap"))
-        notes.append(_describe_gap(gap))
     note = " ".join(notes)
-    picture = svg.lines("Training and evaluation loss", note, drawn, marks, gap)
+    picture = svg.lines("Training and evaluation loss", note, drawn, marks)
     return Chart("Loss", note, picture, tuple(keys), wide=True)
-
-
-def _gap(training: Sequence[svg.Point], evaluation: Sequence[svg.Point]) -> list[svg.Span]:
-    """Return, for each evaluation after the first, its loss and the mean training loss since the previous one."""
-    spans = []
-    last = -math.inf
-    for step, value in evaluation:
-        since = [y for x, y in training if last < x <= step and math.isfinite(y)]
-        if since and math.isfinite(value):
-            spans.append((step, sum(since) / len(since), value))
-        last = step
-    return spans if len(spans) > 1 else []
-
-
-def _describe_gap(gap: Sequence[svg.Span]) -> str:
-    """Return the gap at its first and last point; memorization widens it."""
-    first, low, high = gap[0]
-    last, end_low, end_high = gap[-1]
-    return (
-        f"Gap (evaluation minus training) {compact(high - low)} at step {first:,.0f} → "
-        f"{compact(end_high - end_low)} at step {last:,.0f}."
-    )
 
 
 def _validation(details: Any, marks: Sequence[svg.Mark]) -> Chart | None:

@@ -64,6 +64,11 @@ def is_judged(metric: str) -> bool:
     return metric not in _NEAR_ONE
 
 
+def is_rival(system: str, metric: str) -> bool:
+    """Return True if a system may have the best value: a constant answer is calibrated without knowing anything."""
+    return (system, metric) != ("majority", "ece")
+
+
 def in_order(systems: Iterable[str]) -> list[str]:
     """Return the known systems in the order of the report, then the others by name."""
     names = set(systems)

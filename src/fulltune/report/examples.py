@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from fulltune.records.run import Prediction
 from fulltune.report.display import as_float, in_order, number, system_label
+from fulltune.runtime.graphemes import clip
 
 #: Systems that count as "before", in order of preference.
 _BEFORE = ("zero_shot", "few_shot", "tfidf", "majority")
@@ -144,7 +145,7 @@ def _count_query(counts: Counter[str], prediction: Prediction) -> None:
     error = str(prediction.values.get("error") or "")
     if error:
         # Count the kind of the error: the text after the colon names columns of one query.
-        counts["error: " + error.partition(":")[0].strip()[:80]] += 1
+        counts["error: " + clip(error.partition(":")[0].strip(), 80)] += 1
 
 
 @dataclass(frozen=True)
@@ -215,9 +216,19 @@ class Text:
 def text(value: str | tuple[str, ...]) -> Text:
     """Return a text for the page."""
     complete = as_text(value)
-    body = complete[:KEPT]
-    head = body[:FOLDED].rsplit(" ", 1)[0].strip() if len(complete) > FOLDED else ""
+    body = clip(complete, KEPT)
+    head = clip(body, FOLDED).rsplit(" ", 1)[0].strip() if len(complete) > FOLDED else ""
     return Text(body, head, len(complete) - len(body))
+
+
+#: What a decoder writes for bytes that are no character, such as the first half of one.
+_HALF = "\ufffd"
+
+
+def answer_text(prediction: Prediction, value: str | tuple[str, ...]) -> Text:
+    """Return the answer of a system, without the half character at the end of one that the limit of tokens cut off."""
+    is_cut = prediction.values.get("capped") and isinstance(value, str)
+    return text(value.rstrip(_HALF)) if is_cut and isinstance(value, str) else text(value)
 
 
 def as_text(value: str | tuple[str, ...]) -> str:
@@ -312,17 +323,17 @@ def _answer(prediction: Prediction, measure: Measure) -> Answer:
     score = measure.of(prediction)
     label = system_label(prediction.system)
     if measure in (RIGHT, MATCH):
-        return Answer(label, text(prediction.output), "right" if score else "wrong", bool(score))
+        return Answer(label, answer_text(prediction, prediction.output), "right" if score else "wrong", bool(score))
     if measure is BITS:
         return Answer(label, Text(number(score)), "", None)
-    return Answer(label, text(prediction.output), f"{measure.name} {number(score)}", None)
+    return Answer(label, answer_text(prediction, prediction.output), f"{measure.name} {number(score)}", None)
 
 
 def _continuation(row: Mapping[str, Prediction]) -> Case:
     """Return the continuations of one opening by all systems."""
     first = row["tuned"]
     answers = tuple(
-        Answer(system_label(name), text(str(row[name].values["continuation"])), "", None)
+        Answer(system_label(name), answer_text(row[name], str(row[name].values["continuation"])), "", None)
         for name in in_order(row)
         if row[name].values.get("continuation") is not None
     )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from fulltune.errors import StoreError
 from fulltune.records.run import Prediction, Step, read_record, without_discarded
 from fulltune.report.page import render
+from fulltune.report.reproduce import commands
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.validation import first_problem, read_failure
 
@@ -61,7 +62,8 @@ def write_report(run_folder: Path) -> Path:
     folder = Path(run_folder)
     record = read_record(folder / "record.json")
     steps = without_discarded(Lines(folder / "steps.jsonl", Step))
-    page = render(record, steps, Lines(folder / "predictions.jsonl", Prediction), _audit(folder / "audit.json"))
+    predictions = Lines(folder / "predictions.jsonl", Prediction)
+    page = render(record, steps, predictions, _audit(folder / "audit.json"), reproduce=commands(folder))
     return atomic_text(folder / "report.html", page)
 
 

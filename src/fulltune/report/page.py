@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ def render(
     audit: Mapping[str, Any] | None,
     *,
     examples: int = 24,
+    reproduce: Sequence[str] = ("fulltune run config.yaml",),
 ) -> str:
     """Return the report as one self-contained HTML page that works without scripts and loads no other files.
 
@@ -38,6 +40,7 @@ def render(
             read completely.
         audit: Contents of ``audit.json``, or None.
         examples: Number of rows that are shown side by side; all rows are counted.
+        reproduce: Commands that repeat the run, for a shell in the folder of the page.
 
     Returns:
         HTML. All texts from data, labels and names are escaped. Empty sections are omitted.
@@ -59,6 +62,8 @@ def render(
         curves=curves.curves(steps, record.guards, record.details),
         retention=retention.rows(record),
         retention_chart=retention.chart(record),
+        has_budget=retention.has_budget(record),
+        reproduce=reproduce,
         queries=task.queries(shown.survey),
         gallery=shown,
         splits=facts.splits(record),
@@ -93,8 +98,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percentage": percentage, "metric": metric_label}
+    environment.filters |= {"percentage": percentage, "metric": metric_label, "headings": headings}
     return environment
+
+
+def headings(body: str) -> list[tuple[str, Markup]]:
+    """Return the id and the title of every section of a page: whatever a section is, the list of contents has it."""
+    return [(id_, Markup(title)) for id_, title in re.findall(r'<section id="([\w-]+)">\s*<h2>(.*?)</h2>', body)]
 
 
 @cache

@@ -39,16 +39,30 @@ def rows(record: Record) -> list[Row]:
 
 
 def chart(record: Record) -> Markup:
-    """Return a chart of the relative loss of each ability; empty if no loss is finite."""
+    """Return a chart of the relative loss of each ability with its budget; empty if no loss is finite."""
     bars = [
         svg.Bar(
-            name, result.change, result.low, result.high, f"{signed_percentage(result.change)}, {verdict_text(result)}"
+            name,
+            result.change,
+            result.low,
+            result.high,
+            f"{signed_percentage(result.change)}, {verdict_text(result)}",
+            limit=result.budget if math.isfinite(result.budget) else math.nan,
         )
         for name, result in record.retention.items()
     ]
     if not any(math.isfinite(bar.value) for bar in bars):
         return Markup("")
-    return svg.forest("Relative loss against the base, with intervals", bars)
+    return svg.forest("Relative loss against the base, with intervals", bars, tick=_tick, zero=True)
+
+
+def has_budget(record: Record) -> bool:
+    """Return True if the chart shows a budget."""
+    return any(math.isfinite(result.budget) for result in record.retention.values())
+
+
+def _tick(loss: float) -> str:
+    return f"{100 * loss:g}%".replace("-", "−")
 
 
 def worst(retention: Mapping[str, Retention]) -> tuple[str, Retention] | None:

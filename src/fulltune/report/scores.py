@@ -17,6 +17,7 @@ from fulltune.report.display import (
     in_order,
     interval,
     is_judged,
+    is_rival,
     metric_label,
     number,
     p_value,
@@ -110,7 +111,8 @@ def _direction(record: Record, metric: str) -> str:
 def _column(record: Record, scores: Scores, name: str) -> Column:
     column = [row[name] for row in scores.values() if name in row]
     counts = {score.n for score in column}
-    values = [score.value for score in column if not math.isnan(score.value)]
+    rivals = [row[name].value for system, row in scores.items() if name in row and is_rival(system, name)]
+    values = [value for value in rivals if not math.isnan(value)]
     direction = _direction(record, name)
     best = math.nan
     if len(set(values)) > 1 and is_judged(name):
@@ -127,13 +129,14 @@ def _column(record: Record, scores: Scores, name: str) -> Column:
 
 
 def _row(system: str, scores: Mapping[str, Score], columns: Sequence[Column]) -> Row:
-    cells = tuple(_cell(scores[column.name], column) if column.name in scores else None for column in columns)
+    cells = tuple(_cell(system, scores[column.name], column) if column.name in scores else None for column in columns)
     return Row(system, system_label(system), cells)
 
 
-def _cell(score: Score, column: Column) -> Cell:
+def _cell(system: str, score: Score, column: Column) -> Cell:
     span = interval(score.low, score.high, column.digits)
-    return Cell(number(score.value, column.digits), span, score.n, score.value == column.best)
+    best = score.value == column.best and is_rival(system, column.name)
+    return Cell(number(score.value, column.digits), span, score.n, best)
 
 
 def bar_rows(scores: Scores, metric: str) -> list[svg.Bar]:

@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
 
+from fulltune.report import labels
 from fulltune.report.display import compact
 
 #: Maximum number of points per line; each bucket of steps keeps its lowest and its highest point.
 POINTS = 300
 
 Point = tuple[float, float]
-
-#: A step and two values at that step.
-Span = tuple[float, float, float]
 
 
 def tag(name: str, *children: str | Markup, **attributes: Any) -> Markup:
@@ -86,21 +85,54 @@ def figure(title: str, description: str, height: float, *parts: Markup, kind: st
     return tag("svg", *head, *parts, class_=kind, role="img", width="100%", height=f"{height:g}", aria_label=title)
 
 
-def bottom_axis(axis: Axis, top: float, bottom: float, wanted: int = 4) -> Markup:
-    """Return light vertical lines with numbers below."""
+def bottom_axis(
+    axis: Axis, top: float, bottom: float, wanted: int = 4, tick: Callable[[float], str] = compact
+) -> Markup:
+    """Return light vertical lines with numbers below: as many as fit on a narrow screen."""
     parts = []
-    for tick in axis.ticks(wanted):
-        place = axis.at(tick)
-        anchor = "start" if place < 0.04 else "end" if place > 0.96 else "middle"
+    for value in _uncrowded(axis, axis.ticks(wanted), tick):
+        place = axis.at(value)
         if bottom > top:
             parts.append(tag("line", class_="grid", x1=percent(place), x2=percent(place), y1=top, y2=bottom))
-        parts.append(tag("text", compact(tick), class_="tick", x=percent(place), y=bottom + 15, text_anchor=anchor))
+        number = {"class_": "tick", "x": percent(place), "y": bottom + 15, "text_anchor": _anchor(place)}
+        parts.append(tag("text", tick(value), **number))
     return Markup("").join(parts)
+
+
+def _anchor(place: float) -> str:
+    return "start" if place < 0.04 else "end" if place > 0.96 else "middle"
+
+
+def _uncrowded(axis: Axis, ticks: Sequence[float], tick: Callable[[float], str]) -> Sequence[float]:
+    """Return the ticks, or every second, fourth, … of them, so that their numbers do not touch."""
+    while any(_end(axis, one, tick) + 8 > _start(axis, two, tick) for one, two in pairwise(ticks)):
+        ticks = ticks[::2]
+    return ticks
+
+
+def _start(axis: Axis, value: float, tick: Callable[[float], str]) -> float:
+    """Return the left end of the number of a tick on a narrow screen, in pixels."""
+    place = axis.at(value)
+    before = {"start": 0.0, "middle": 0.5, "end": 1.0}[_anchor(place)]
+    return labels.NARROW * place - before * labels.width(tick(value))
+
+
+def _end(axis: Axis, value: float, tick: Callable[[float], str]) -> float:
+    return _start(axis, value, tick) + labels.width(tick(value))
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of a forest plot or bar chart: name, value, interval (NaN for none), and the text on the right."""
+    """One row of a forest plot or bar chart.
+
+    Attributes:
+        label: Name on the left.
+        value: Position of its marker; NaN for none.
+        low, high: Interval; NaN for none.
+        text: Words on the right.
+        strong: True for the tuned model.
+        limit: Value that must not be exceeded; NaN for none.
+    """
 
     label: str
     value: float
@@ -108,24 +140,75 @@ class Bar:
     high: float
     text: str
     strong: bool = False
+    limit: float = math.nan
+
+    @property
+    def heading(self) -> list[str]:
+        """The lines of the name; the text is written on the last one, which is empty if both do not fit on one."""
+        if labels.width(self.label) + labels.width(self.text) < labels.NARROW - 14:
+            return [self.label]
+        return [*labels.wrap(self.label), ""]
 
 
-_ROW, _STRIP = 42, 28
+@dataclass(frozen=True)
+class _Strip:
+    """The place of a row: its top, the baseline of its last line of words, and the middle of its marker."""
+
+    top: float
+    baseline: float
+
+    @property
+    def middle(self) -> float:
+        return self.baseline + 13
+
+    @property
+    def bottom(self) -> float:
+        return self.baseline + 27
 
 
-def forest(title: str, rows: Sequence[Bar]) -> Markup:
-    """Return points with intervals, one row per system; a dashed line marks the value of the strong row."""
-    axis = axis_over([number for row in rows for number in (row.value, row.low, row.high)])
+#: Distance between two lines of words.
+_LEADING = 17
+
+
+def _strips(rows: Sequence[Bar]) -> list[_Strip]:
+    """Return the places of the rows, one below the other; a row with a long name is higher."""
+    strips: list[_Strip] = []
+    for row in rows:
+        top = strips[-1].bottom if strips else 0
+        strips.append(_Strip(top, top + 15 + _LEADING * (len(row.heading) - 1)))
+    return strips
+
+
+def forest(title: str, rows: Sequence[Bar], *, tick: Callable[[float], str] = compact, zero: bool = False) -> Markup:
+    """Return points with intervals, one row per system; dashed lines mark the value of the strong row and the limits.
+
+    Args:
+        title: Title for screen readers.
+        rows: The rows; without a finite number, the result is empty.
+        tick: Formats a number for the axis.
+        zero: Mark zero by a line.
+    """
+    numbers = [number for row in rows for number in (row.value, row.low, row.high, row.limit)]
+    axis = axis_over(numbers + [0.0] * zero)
     if axis is None:
         return Markup("")
-    bottom = _ROW * len(rows) + 4
-    parts = [bottom_axis(axis, 0, bottom)]
-    strong = [percent(axis.at(row.value)) for row in rows if row.strong and math.isfinite(row.value)]
-    for index, row in enumerate(rows):
-        strip = {"y1": index * _ROW + _STRIP - 7, "y2": index * _ROW + _STRIP + 9}
-        parts += [tag("line", class_="reference", x1=place, x2=place, **strip) for place in strong]
-        parts += [_row_words(row, index * _ROW), _whisker(row, axis, index * _ROW + _STRIP), _marker(row, axis, index)]
+    strips = _strips(rows)
+    bottom = strips[-1].bottom
+    parts = [bottom_axis(axis, 0, bottom, tick=tick)]
+    if zero:
+        parts.append(tag("line", class_="zero", x1=percent(axis.at(0)), x2=percent(axis.at(0)), y1=0, y2=bottom))
+    strong = [row.value for row in rows if row.strong and math.isfinite(row.value)]
+    for row, strip in zip(rows, strips, strict=True):
+        parts += [_across(value, "reference", axis, strip) for value in strong]
+        parts += [_across(row.limit, "limit", axis, strip)] if math.isfinite(row.limit) else []
+        parts += [_row_words(row, strip), _whisker(row, axis, strip.middle), _marker(row, axis, strip.middle)]
     return figure(title, _description(rows), bottom + 20, *parts)
+
+
+def _across(value: float, kind: str, axis: Axis, strip: _Strip) -> Markup:
+    """Return a vertical line behind the marker of a row."""
+    place = percent(axis.at(value))
+    return tag("line", class_=kind, x1=place, x2=place, y1=strip.middle - 8, y2=strip.middle + 9)
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
@@ -134,24 +217,32 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
     if axis is None:
         return Markup("")
     parts = []
-    for index, row in enumerate(rows):
-        parts.append(_row_words(row, index * _ROW))
+    strips = _strips(rows)
+    for row, strip in zip(rows, strips, strict=True):
+        parts.append(_row_words(row, strip))
         if math.isfinite(row.value):
             start, end = sorted((axis.at(0), axis.at(row.value)))
-            place = {"x": percent(start), "y": index * _ROW + _STRIP - 6, "width": percent(max(end - start, 0.002))}
+            place = {"x": percent(start), "y": strip.middle - 6, "width": percent(max(end - start, 0.002))}
             parts.append(tag("rect", class_="bar strong" if row.strong else "bar", height=12, rx=2, **place))
-        parts.append(_whisker(row, axis, index * _ROW + _STRIP))
-    return figure(title, _description(rows), _ROW * len(rows) + 2, *parts)
+        parts.append(_whisker(row, axis, strip.middle))
+    return figure(title, _description(rows), strips[-1].bottom - 2, *parts)
 
 
 def _description(rows: Sequence[Bar]) -> str:
     return "; ".join(f"{row.label}: {row.text}" for row in rows)
 
 
-def _row_words(row: Bar, top: float) -> Markup:
+def _row_words(row: Bar, strip: _Strip) -> Markup:
     strength = " strong" if row.strong else ""
-    name = tag("text", row.label, class_="name halo" + strength, x=0, y=top + 15)
-    return name + tag("text", row.text, class_="value halo" + strength, x="100%", y=top + 15, text_anchor="end")
+    heading = row.heading
+    first = strip.baseline - _LEADING * (len(heading) - 1)
+    names = [
+        tag("text", line, class_="name halo" + strength, x=0, y=first + _LEADING * index)
+        for index, line in enumerate(heading)
+        if line
+    ]
+    value = tag("text", row.text, class_="value halo" + strength, x="100%", y=strip.baseline, text_anchor="end")
+    return Markup("").join([*names, value])
 
 
 def _whisker(row: Bar, axis: Axis, y: float) -> Markup:
@@ -165,13 +256,12 @@ def _whisker(row: Bar, axis: Axis, y: float) -> Markup:
     return line + Markup("").join(ends)
 
 
-def _marker(row: Bar, axis: Axis, index: int) -> Markup:
+def _marker(row: Bar, axis: Axis, y: float) -> Markup:
     """Return a filled diamond for the tuned model, a hollow circle for others."""
     if not math.isfinite(row.value):
         return Markup("")
-    place = {"x": percent(axis.at(row.value)), "y": index * _ROW + _STRIP}
     shape = tag("path", class_="diamond", d="M-7 0L0 -7L7 0L0 7Z") if row.strong else tag("circle", class_="ring", r=5)
-    return tag("svg", shape, overflow="visible", **place)
+    return tag("svg", shape, overflow="visible", x=percent(axis.at(row.value)), y=y)
 
 
 @dataclass(frozen=True)
@@ -194,16 +284,12 @@ class Mark:
 
 _TOP, _HEIGHT = 8, 160
 
-#: Marks closer than this fraction of the width have their labels stacked.
-_APART = 0.08
-
 
 def lines(
     title: str,
     description: str,
     curves: Sequence[Line],
     marks: Sequence[Mark] = (),
-    band: Sequence[Span] = (),
     *,
     log_steps: bool = False,
     unit: str = "step",
@@ -215,7 +301,6 @@ def lines(
         description: Description for screen readers.
         curves: Curves with at least one point in total.
         marks: Steps to mark.
-        band: Area shaded between two values at each step.
         log_steps: Use a logarithmic axis for steps.
         unit: Name of a step.
     """
@@ -224,7 +309,7 @@ def lines(
     log = bool(values) and min(values) > 0 and max(values) / min(values) > 50 and len(values) > 3
     y_axis = axis_over(values, log=log) or Axis(0, 1)
     x_axis = _steps_axis(min(steps), max(steps), log_steps)
-    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP + _HEIGHT, _TOP + _HEIGHT), _band(band, x_axis, y_axis)]
+    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP + _HEIGHT, _TOP + _HEIGHT)]
     for curve in curves:
         parts += [_path(curve, x_axis, y_axis), _dots(curve, x_axis, y_axis, unit)]
     parts.append(_marks(marks, x_axis, unit))
@@ -259,34 +344,26 @@ def _path(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
         if math.isfinite(y):
             commands.append(f"{'L' if pen_down else 'M'}{1000 * x_axis.at(x):.1f} {_y(y_axis, y) - _TOP:.1f}")
         pen_down = math.isfinite(y)
-    return _stretched(tag("path", class_="line dotted" if curve.dotted else "line", d="".join(commands)))
-
-
-def _stretched(shape: Markup) -> Markup:
+    shape = tag("path", class_="line dotted" if curve.dotted else "line", d="".join(commands))
     box = {"viewBox": f"0 0 1000 {_HEIGHT}", "preserveAspectRatio": "none", "overflow": "visible"}
     return tag("svg", shape, x=0, y=_TOP, width="100%", height=_HEIGHT, **box)
 
 
-def _band(spans: Sequence[Span], x_axis: Axis, y_axis: Axis) -> Markup:
-    """Return the area between the two values of each span."""
-    if not spans:
-        return Markup("")
-    outline = [(x, low) for x, low, _ in spans] + [(x, high) for x, _, high in reversed(spans)]
-    places = [f"{1000 * x_axis.at(x):.1f} {_y(y_axis, y) - _TOP:.1f}" for x, y in outline]
-    return _stretched(tag("path", class_="gap", d=f"M{'L'.join(places)}Z"))
-
-
 def _marks(marks: Sequence[Mark], axis: Axis, unit: str) -> Markup:
+    """Return vertical lines with labels; a label that would touch another is written below it."""
     parts: list[Markup] = []
-    last, level = -1.0, 0
+    ends: list[float] = []  # of the last label on each level, in pixels
     for mark in sorted(marks, key=lambda mark: mark.step):
         place = axis.at(mark.step)
-        level = level + 1 if place - last < _APART else 0
-        last = place
         title = tag("title", f"{unit} {mark.step:g}: {mark.description}")
-        ends = {"x1": percent(place), "x2": percent(place), "y1": _TOP, "y2": _TOP + _HEIGHT}
-        parts.append(tag("line", title, class_="mark", **ends))
-        side = {"dx": -5, "text_anchor": "end"} if place > 0.9 else {"dx": 5, "text_anchor": "start"}
+        across = {"x1": percent(place), "x2": percent(place), "y1": _TOP, "y2": _TOP + _HEIGHT}
+        parts.append(tag("line", title, class_="mark", **across))
+        size = labels.width(mark.label) + 10
+        turned = place * labels.NARROW + size > labels.NARROW
+        start = place * labels.NARROW - (size if turned else 0)
+        level = next((index for index, end in enumerate(ends) if end <= start), len(ends))
+        ends[level : level + 1] = [start + size]
+        side = {"dx": -5, "text_anchor": "end"} if turned else {"dx": 5, "text_anchor": "start"}
         height = _TOP + 12 + 15 * level
         parts.append(tag("text", mark.label, class_="tick halo", x=percent(place), y=height, **side))
     return Markup("").join(parts)
@@ -354,29 +431,32 @@ def scatter(title: str, description: str, dots: Sequence[Dot], tick: Callable[[f
     y_axis = axis_over([value for dot in drawn for value in (dot.y, dot.low, dot.high)])
     if x_axis is None or y_axis is None:
         return Markup("")
-    parts = [_left_axis(y_axis)]
-    for value in x_axis.ticks(4):
-        place = percent(x_axis.at(value))
-        parts.append(tag("line", class_="grid", x1=place, x2=place, y1=_TOP, y2=_TOP + _HEIGHT))
-        parts.append(tag("text", tick(value), class_="tick", x=place, y=_TOP + _HEIGHT + 15, text_anchor="middle"))
+    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP, _TOP + _HEIGHT, tick=tick)]
     front = sorted((dot.x, dot.y) for dot in drawn if dot.on_front)
     parts.append(_path(Line("front", front), x_axis, y_axis) if len(front) > 1 else Markup(""))
+    points = [(labels.NARROW * x_axis.at(dot.x), _y(y_axis, dot.y)) for dot in drawn]
+    places = labels.place(points, [dot.label for dot in drawn], _TOP + _HEIGHT)
     parts += [_scattered(dot, x_axis, y_axis) for dot in drawn]
+    parts += [_named(dot, place, x_axis, y_axis) for dot, place in zip(drawn, places, strict=True)]
     return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
 
 
 def _scattered(dot: Dot, x_axis: Axis, y_axis: Axis) -> Markup:
+    """Return the marker of a point with its interval."""
     x = percent(x_axis.at(dot.x))
-    y = _y(y_axis, dot.y)
-    strength = " strong" if dot.strong else ""
     whisker = Markup("")
     if math.isfinite(dot.low) and math.isfinite(dot.high):
         ends = {"x1": x, "x2": x, "y1": _y(y_axis, dot.low), "y2": _y(y_axis, dot.high)}
-        whisker = tag("line", class_=f"whisker{strength}", **ends)
+        whisker = tag("line", class_="whisker strong" if dot.strong else "whisker", **ends)
     shape = tag("path", class_="diamond", d="M-7 0L0 -7L7 0L0 7Z") if dot.strong else tag("circle", class_="ring", r=5)
-    mark = tag("svg", tag("title", dot.description), shape, overflow="visible", x=x, y=y)
-    side = {"dx": -10, "text_anchor": "end"} if x_axis.at(dot.x) > 0.7 else {"dx": 10, "text_anchor": "start"}
-    return whisker + mark + tag("text", dot.label, class_=f"tick halo{strength}", x=x, y=round(y - 8, 1), **side)
+    return whisker + tag("svg", tag("title", dot.description), shape, overflow="visible", x=x, y=_y(y_axis, dot.y))
+
+
+def _named(dot: Dot, place: labels.Placed, x_axis: Axis, y_axis: Axis) -> Markup:
+    """Return the label of a point."""
+    look = {"class_": "tick halo strong" if dot.strong else "tick halo", "text_anchor": place.anchor}
+    position = {"x": percent(x_axis.at(dot.x)), "y": round(_y(y_axis, dot.y) + place.dy, 1), "dx": place.dx}
+    return tag("text", dot.label, **look, **position)
 
 
 @dataclass(frozen=True)

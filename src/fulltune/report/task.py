@@ -25,28 +25,39 @@ from fulltune.report.display import (
     system_label,
 )
 from fulltune.report.examples import Survey
+from fulltune.report.labels import width
 from fulltune.report.scores import bar_rows
 
 #: Largest number of classes with a confusion matrix, and number of confused pairs that are listed beyond it.
 CLASSES, PAIRS = 25, 20
+#: Widest name at the head of a column, in pixels: it is turned by 90 degrees.
+_COLUMN_HEAD = 150
 
 
 @dataclass(frozen=True)
 class Heat:
-    """A cell of the confusion matrix: its count and its fraction of the row, 0 to 1."""
+    """A cell of the confusion matrix: its count of the rows of a class, and the fraction, 0 to 1."""
 
     count: int
+    rows: int
     fraction: float
     right: bool
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix: true classes by predicted ones; above :data:`CLASSES` only ``pairs`` is set."""
+    """A confusion matrix: true classes by predicted ones; above :data:`CLASSES` only ``pairs`` is set.
+
+    If a name is long, columns have numbers as their heads (``numbered``).
+    """
 
     labels: tuple[str, ...]
     rows: tuple[tuple[Heat, ...], ...]
     pairs: tuple[tuple[str, str, int, str], ...]
+
+    @property
+    def numbered(self) -> bool:
+        return any(width(label) > _COLUMN_HEAD for label in self.labels)
 
 
 def confusion(details: Mapping[str, Any]) -> Confusion | None:
@@ -67,8 +78,8 @@ def confusion(details: Mapping[str, Any]) -> Confusion | None:
 
 
 def _heats(index: int, row: Sequence[int]) -> tuple[Heat, ...]:
-    total = sum(row) or 1
-    return tuple(Heat(cell, round(cell / total, 3), place == index) for place, cell in enumerate(row))
+    total = sum(row)
+    return tuple(Heat(cell, total, round(cell / max(total, 1), 3), place == index) for place, cell in enumerate(row))
 
 
 def _pairs(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> tuple[tuple[str, str, int, str], ...]:

@@ -24,6 +24,7 @@ from fulltune.models import inference
 from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
 from fulltune.runtime import distributed
+from fulltune.runtime.graphemes import clip
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Facts, Features, Predictor, Task
 from fulltune.tasks.prompts import Fitted, Shot, Wording
@@ -193,15 +194,17 @@ class CausalLM(Task):
         if example.input:
             return self._prompt(example, bundle, shots, self._reserve(bundle)).ids, example.input, example.answer
         tokens = prompts.text_ids(bundle, example.answer)
-        opening = tokens[: min(OPENING_TOKENS, max(1, len(tokens) // 2), bundle.window // prompts.ANSWER_PART)]
-        rest = tokens[len(opening) :]
+        size = min(OPENING_TOKENS, max(1, len(tokens) // 2), bundle.window // prompts.ANSWER_PART)
+        shown = _decoded(bundle, tokens, size)
         # Encode the displayed text: a cut inside a word or a character could give other tokens.
-        shown = inference.decode(bundle, opening).rstrip("\ufffd")
-        opening = prompts.text_ids(bundle, shown) or opening
+        opening = prompts.text_ids(bundle, shown) or tokens[:size]
         room = bundle.window - self._reserve(bundle) - len(opening)
         context = self._documents(bundle, shots, room).ids + opening
-        most = min(cap, inference.most_new_tokens(bundle, len(context)))
-        return context, shown, inference.decode(bundle, rest[:most])
+        end = size + min(cap, inference.most_new_tokens(bundle, len(context)))
+        until_end = _decoded(bundle, tokens, end)
+        if until_end.startswith(shown):
+            return context, shown, until_end.removeprefix(shown)
+        return context, shown, _decoded(bundle, tokens[size:], end - size)
 
     def _prompt(self, example: Example, bundle: Bundle, shots: Sequence[Example] = (), reserve: int = 0) -> Fitted:
         """Return the prompt of a row, as in training, with as many shots as fit.
@@ -224,6 +227,17 @@ class CausalLM(Task):
 
     def _window(self, bundle: Bundle) -> int:
         return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
+
+
+#: Number of further tokens that complete a character, as a reader sees it.
+_COMPLETING = 16
+
+
+def _decoded(bundle: Bundle, tokens: list[int], size: int) -> str:
+    """Return the text of the first ``size`` tokens up to its last complete character."""
+    text = inference.decode(bundle, tokens[:size]).rstrip("\ufffd")
+    longer = inference.decode(bundle, tokens[: size + _COMPLETING])
+    return clip(longer, len(text)) if longer.startswith(text) else text
 
 
 def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[inference.Text]:
