@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from fulltune.runtime.progress import LOG_LINES, BarProgress, LogProgress, NullProgress, Progress, open_progress
+from fulltune.runtime.progress import (
+    LOG_LINES,
+    BarProgress,
+    LogProgress,
+    NullProgress,
+    Progress,
+    open_progress,
+    progress_of,
+)
 
 
 class Terminal(io.StringIO):
@@ -86,3 +96,82 @@ def test_quiet_writes_nothing(progress: Progress, capfd: pytest.CaptureFixture[s
 def test_default_stream_is_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     open_progress().note("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+class Cell:
+    """The output of a notebook cell: lines by id, as ``IPython.display.display`` writes them."""
+
+    def __init__(self) -> None:
+        self.lines = list[str]()
+        self.updates = 0
+
+    def __call__(self, data: dict[str, str], *, raw: bool, display_id: bool | None = None) -> Handle:
+        assert raw
+        self.lines.append(data["text/plain"])
+        return Handle(self, len(self.lines) - 1)
+
+
+class Handle:
+    def __init__(self, cell: Cell, line: int) -> None:
+        self.cell = cell
+        self.line = line
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.cell.lines[self.line] = data["text/plain"]
+        self.cell.updates += 1
+
+
+def in_notebook(monkeypatch: pytest.MonkeyPatch, cell: Cell, shell: object) -> None:
+    ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
+    ipython.get_ipython = lambda: shell  # type: ignore[attr-defined]
+    display.display = cell  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+
+def test_a_notebook_has_one_line_per_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell()
+    in_notebook(monkeypatch, cell, SimpleNamespace(kernel=object()))
+    monkeypatch.setattr(time, "monotonic", lambda: 7.0)
+    progress = progress_of(None)
+    with progress.stage("train", total=900, unit="step") as bar:
+        for step in range(900):
+            bar.advance(note=f"loss {step}")
+    progress.note("kept step 300")
+    with pytest.raises(ValueError, match="boom"), progress.stage("evaluate"):
+        raise ValueError("boom")
+    assert cell.lines == [
+        "train: 900/900 steps, 0 s, loss 899, done",
+        "kept step 300",
+        "evaluate: 0 s, interrupted",
+    ]
+    assert cell.updates == 2  # the end of each stage: no time passed in between
+
+
+def test_lines_of_a_notebook_are_updated_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell()
+    in_notebook(monkeypatch, cell, SimpleNamespace(kernel=object()))
+    clock = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) * 0.01)
+    with progress_of(None).stage("train", total=2000, unit="step") as bar:
+        for _ in range(2000):
+            bar.advance()
+    assert 10 <= cell.updates <= 60
+
+
+def test_the_usual_progress_depends_on_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert isinstance(progress_of(None), NullProgress)
+    assert isinstance(progress_of(True), LogProgress)
+    assert isinstance(progress_of(False), NullProgress)
+    chosen = LogProgress(io.StringIO())
+    assert progress_of(chosen) is chosen
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert isinstance(progress_of(None), BarProgress)
+    assert isinstance(progress_of(False), NullProgress)
+    # IPython on a terminal has no kernel that shows lines.
+    in_notebook(monkeypatch, Cell(), SimpleNamespace())
+    assert isinstance(progress_of(None), BarProgress)
+    monkeypatch.setattr("fulltune.runtime.progress.distributed.is_main", lambda: False)
+    assert isinstance(progress_of(chosen), NullProgress)

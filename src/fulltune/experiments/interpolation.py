@@ -29,7 +29,7 @@ from fulltune.records.run import Model, Retention, Score
 from fulltune.report import pareto
 from fulltune.report.retention import worst
 from fulltune.runtime.files import atomic_text
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
 from fulltune.store.runs import resolve
 from fulltune.tasks import dataset
@@ -119,7 +119,7 @@ def interpolate(
     alphas: Sequence[float] = ALPHAS,
     out: str | Path = "runs",
     to: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Interpolation:
     """Sweep from the base to the tuned model of a run, and write the best mixture within the forgetting budget.
 
@@ -136,7 +136,7 @@ def interpolate(
         ConfigError: An α outside 0 and 1.
         FulltuneError: The run, its base or its data cannot be loaded.
     """
-    wanted, progress = _checked(alphas), progress or NullProgress()
+    wanted, progress = _checked(alphas), progress_of(progress)
     folder = resolve(run, out)
     config = _with_budget(load_config(folder / "config.yaml"))
     task, data = dataset.prepare(config, parts(config)[0])

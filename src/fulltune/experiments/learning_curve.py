@@ -19,7 +19,7 @@ from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import mover, overfitting_guard
 from fulltune.records.run import Model, Score
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.tasks.base import Example
 from fulltune.training.fit import fit
 
@@ -80,7 +80,7 @@ def learning_curve(
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> LearningCurve:
     """Train on an eighth, a quarter, a half and all of the rows, and estimate the gain from twice the rows.
@@ -102,7 +102,7 @@ def learning_curve(
     train = job.config.train.model_copy(update={"max_steps": steps})
     whole = job.config.model_copy(update={"train": train})
     parts = nested(job.data.train.examples, train.seed)
-    progress = progress or NullProgress()
+    progress = progress_of(progress)
     # Each part gets a method of its own: a method remembers the model that it prepared.
     scored = [_trained_on(job.with_config(whole), part, progress) for part in parts]
     return _curve(job, steps, [len(part) for part in parts], scored)

@@ -28,7 +28,7 @@ from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import mover
 from fulltune.records.run import Model
 from fulltune.report import rates as report
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.runs import new_run_id
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import total_steps
@@ -123,7 +123,7 @@ def find_learning_rate(
     overrides: Sequence[str] = (),
     steps: int = STEPS,
     confirm_steps: int = CONFIRM_STEPS,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> LearningRate:
     """Find a learning rate for a job.
@@ -143,7 +143,7 @@ def find_learning_rate(
     """
     started = time.perf_counter()
     config = load_config(config, overrides, options=options)
-    progress = progress or NullProgress()
+    progress = progress_of(progress)
     with randomness_kept(), tempfile.TemporaryDirectory() as place:
         bench = _prepared(config, out)
         bench.job.method.prepare(bench.model)

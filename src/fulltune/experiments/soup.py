@@ -22,7 +22,7 @@ from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Model, Retention, Score, read_record
 from fulltune.runtime.files import store_errors
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
 from fulltune.store.runs import resolve
 from fulltune.tasks import dataset
@@ -54,7 +54,7 @@ def soup(
     *,
     out: str | Path = "runs",
     to: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Soup:
     """Average the weights of tuned models of one architecture, and score the mean like the first of them.
 
@@ -79,7 +79,7 @@ def soup(
     source = f"the mean of {', '.join(folder.parent.name for folder in folders)}"
     register_derived(out, goal, of=[folder.parent for folder in folders], kind="soup", source=source)
     first = folders[0].parent
-    return _scored(found, first, folders, Path(out), progress or NullProgress()) if _is_run(first) else found
+    return _scored(found, first, folders, Path(out), progress_of(progress)) if _is_run(first) else found
 
 
 def average(folders: Sequence[Path], goal: Path) -> None:

@@ -29,7 +29,7 @@ from fulltune.records.methods import Tried, Value
 from fulltune.records.run import Model
 from fulltune.runtime.config_file import read_value
 from fulltune.runtime.files import atomic_text
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.jobs import job_folder
 
 #: Keys that decide how a trial is judged, or what happens alongside it: a search over them compares nothing.
@@ -101,7 +101,7 @@ def sweep(
     prune: bool = False,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> Sweep:
     """Search over keys of a config; the same call resumes a killed search, or extends one to more trials.
@@ -119,7 +119,7 @@ def sweep(
         ConfigError: A key or a value is not valid; all problems at once, before the first trial.
         FulltuneError: Anything that would stop the run before its first step.
     """
-    config, progress = with_validation_rows(load_config(config, overrides, options=options)), progress or NullProgress()
+    config, progress = with_validation_rows(load_config(config, overrides, options=options)), progress_of(progress)
     space = parse_space(config, over)
     if trials < 1:
         raise ConfigError(f"{trials} trials", expected="at least 1", where="--trials")

@@ -20,7 +20,7 @@ from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import prepare_job
 from fulltune.pipeline.train import train
 from fulltune.records.run import Model
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.manifest import read_manifest
 from fulltune.store.runs import RunFolder
 from fulltune.training.checkpoints import format
@@ -46,14 +46,18 @@ class ResumeCheck(Model):
 
 
 def check_resume(
-    config: Config | str | Path, *, steps: int = 8, overrides: Sequence[str] = (), progress: Progress | None = None
+    config: Config | str | Path,
+    *,
+    steps: int = 8,
+    overrides: Sequence[str] = (),
+    progress: Progress | bool | None = None,
 ) -> ResumeCheck:
     """Train ``steps`` steps without a stop, and again with one; no file is left behind.
 
     Raises:
         FulltuneError: Anything that would stop a run of this config before its first step.
     """
-    config, progress = load_config(config, overrides), progress or NullProgress()
+    config, progress = load_config(config, overrides), progress_of(progress)
     if steps < 2:
         raise ConfigError(f"{steps} steps", expected="2 at least", fix="raise it", where="--steps")
     # The last step of a training is not saved as a checkpoint, so there is one more.

@@ -30,15 +30,15 @@ from fulltune.pipeline import resume as resuming
 from fulltune.pipeline.finish import finish
 from fulltune.pipeline.job import Job, dated, dated_as, parts, pinned, prepare_job
 from fulltune.pipeline.planning.measured_plan import checked_plan, full_plan
-from fulltune.pipeline.planning.plan import Plan
 from fulltune.pipeline.record import build, evaluation_record, versions
 from fulltune.pipeline.train import train
+from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.runtime import distributed
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.logs import run_log
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
 from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
@@ -56,7 +56,7 @@ def run(
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     resume: str | Path | None = None,
     allow_changed: bool = False,
     **options: Any,
@@ -68,7 +68,8 @@ def run(
             it.
         out: The runs folder.
         overrides: ``a.b=value`` texts, applied last.
-        progress: Where stages report; nothing by default.
+        progress: Where stages report: by default a terminal or a notebook; False for nothing, True to report
+            everywhere.
         resume: A run to resume that was stopped or killed; it has its own config.
         allow_changed: Resume even if data, config or packages have changed since the run began.
         options: Keys of the config, such as ``train={"epochs": 1}``. Sections are merged over ``config`` key by key.
@@ -86,7 +87,7 @@ def run(
     with contextlib.ExitStack() as stack, Warnings() as warned:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
         log_to = stack.enter_context(run_log())
-        progress = progress if progress and distributed.is_main() else NullProgress()
+        progress = progress_of(progress)
         resume = resume or distributed.on_main(lambda: resuming.restarted(out))
         config = config if resume is None else resuming.on_its_day(config, resume, out)
 
@@ -147,7 +148,7 @@ def run(
         with watch("report"):
             distributed.on_main(lambda: write_report(folder.path))
         distributed.on_main(lambda: register_run(out, folder.path))
-    return record
+    return record.stored_in(folder.path)
 
 
 def _trained(
@@ -194,7 +195,7 @@ def evaluate(
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> EvaluationRecord:
     """Score a model on the evaluation rows of a config.
@@ -204,13 +205,14 @@ def evaluate(
         config: Task and data; the default is the config of the run.
         out: The runs folder.
         overrides: ``a.b=value`` texts, applied last.
-        progress: Where stages report; nothing by default.
+        progress: Where stages report: by default a terminal or a notebook; False for nothing, True to report
+            everywhere.
         options: Keys of the config, merged over it as in :func:`run`.
 
     Raises:
         FulltuneError: The run, the model or the data cannot be loaded, or they do not fit each other.
     """
-    progress = progress or NullProgress()
+    progress = progress_of(progress)
     if config is None:
         config = loading.config_of(name, out)
     config = dated_as(load_config(config, overrides, options=options), name, out)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+
 from pydantic import BaseModel, ConfigDict
+
+#: Module whose function ``html`` shows a record in a notebook. It is imported by name: it belongs to a higher layer.
+_VIEW = "fulltune.report.notebook"
 
 
 class Model(BaseModel):
@@ -14,3 +19,8 @@ class Model(BaseModel):
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
+
+    def _repr_html_(self) -> str | None:
+        """Return the HTML that a notebook shows; None for a record without a view of its own."""
+        html: str | None = importlib.import_module(_VIEW).html(self)
+        return html

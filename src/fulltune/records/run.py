@@ -12,11 +12,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from fulltune.errors import StoreError
 from fulltune.records.base import Model as Model
 from fulltune.records.data import DataSummary
+from fulltune.records.plan import Plan
 from fulltune.runtime.validation import first_problem, read_failure
 
 SCHEMA = 1
@@ -294,6 +295,8 @@ class Record(Model):
     ``scores_all_rows`` holds the scores on all rows and ``scores_without_leaks`` those without these rows; one of them
     is ``scores`` (``data.summary.leaks.counted`` says which). Otherwise both are empty. ``prompts[system]`` describes
     the prompts of a system. ``chat_date`` is the date that chat templates used as today.
+
+    A record knows the folder that it was read from: see :attr:`folder`, :attr:`report` and :attr:`plan`.
     """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
@@ -346,6 +349,45 @@ class Record(Model):
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2, by_alias=True) + "\n"
+
+    _folder: Path | None = PrivateAttr(default=None)
+
+    def stored_in(self, folder: Path) -> Record:
+        """Return this record as the one of a run folder."""
+        record = self.model_copy()
+        record._folder = folder
+        return record
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run, with its model, predictions and logs.
+
+        Raises:
+            StoreError: The record was not read from a folder.
+        """
+        if self._folder is None:
+            raise StoreError(f"the record of {self.run_id} was not read from a run folder", fix="use read_record(path)")
+        return self._folder
+
+    @property
+    def report(self) -> Path:
+        """The page of the run, one HTML file that opens without a network."""
+        return self.folder / "report.html"
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was made before training.
+
+        Raises:
+            StoreError: The file is missing or damaged.
+        """
+        path = self.folder / "plan.json"
+        try:
+            return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError) as error:
+            raise StoreError(
+                f"the plan cannot be read ({read_failure(error)})", where=str(path), fix="run it again"
+            ) from error
 
 
 class EvaluationRecord(Model):
@@ -413,13 +455,15 @@ class Prediction(Model):
 
 
 def read_record(path: str | Path) -> Record:
-    """Read a ``record.json``.
+    """Read a ``record.json``, given its path or the folder of the run.
 
     Raises:
         StoreError: The file is missing, not JSON, of a newer schema, or does not match the schema.
     """
+    path = Path(path)
+    path = path / "record.json" if path.is_dir() else path
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(
             "there is no record.json", where=str(path), fix="name a finished run; `fulltune models list` shows them"
@@ -437,7 +481,7 @@ def read_record(path: str | Path) -> Record:
             f"the record has schema {schema}", expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune"
         )
     try:
-        return Record.model_validate(raw)
+        return Record.model_validate(raw).stored_in(path.parent)
     except ValidationError as error:
         raise StoreError(
             f"the record does not match its schema ({first_problem(error)})",

@@ -1,23 +1,25 @@
-"""Show the progress of long stages: bars on a terminal, a few lines elsewhere, nothing with ``--quiet``.
+"""Show the progress of long stages: bars on a terminal, a line per stage in a notebook, a few lines elsewhere.
 
     with progress.stage("train", total=300, unit="step") as bar:
         bar.advance(note="loss 1.23")
 
-Everything is written to stderr, so that stdout contains only results.
+Everything but the lines of a notebook is written to stderr, so that stdout contains only results.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from fulltune.runtime import distributed
 from fulltune.runtime.terminal import escape_controls, plain_console, write_line
 
 #: Maximum number of lines per stage, besides the first and the last.
@@ -25,6 +27,9 @@ LOG_LINES = 8
 
 #: Minimum seconds between two lines.
 LOG_SECONDS = 2.0
+
+#: Minimum seconds between two updates of a line in a notebook.
+NOTEBOOK_SECONDS = 0.5
 
 
 class Bar(ABC):
@@ -36,7 +41,7 @@ class Bar(ABC):
 
 
 class Progress(ABC):
-    """Receiver of progress reports. Library code takes one and defaults to :class:`NullProgress`."""
+    """Receiver of progress reports."""
 
     @abstractmethod
     @contextmanager
@@ -64,6 +69,34 @@ def open_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress
     if quiet or stream is None:
         return NullProgress()
     return BarProgress(stream) if stream.isatty() else LogProgress(stream)
+
+
+def progress_of(progress: Progress | bool | None) -> Progress:
+    """Return the progress that a Python function was given, or the usual one.
+
+    Args:
+        progress: A progress; None for bars on a terminal, lines in a notebook and nothing elsewhere; True to report
+            everywhere; False for nothing. Of several processes, only the main process reports.
+    """
+    if not distributed.is_main() or progress is False:
+        return NullProgress()
+    if isinstance(progress, Progress):
+        return progress
+    display = _notebook_display()
+    if display is not None:
+        return NotebookProgress(display)
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return open_progress(quiet=not (progress or is_terminal))
+
+
+def _notebook_display() -> Callable[..., Any] | None:
+    """Return the display function of a notebook; None in any other program, IPython on a terminal included."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    display: Callable[..., Any] = importlib.import_module("IPython.display").display
+    return display
 
 
 class _NullBar(Bar):
@@ -179,3 +212,58 @@ class BarProgress(Progress):
 
     def note(self, text: str) -> None:
         self.console.print(escape_controls(text))
+
+
+class _NotebookBar(Bar):
+    """A line of a notebook that is replaced while the stage runs."""
+
+    def __init__(self, name: str, total: int | None, unit: str, display: Callable[..., Any]) -> None:
+        self.name = name
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.note = ""
+        self.started = time.monotonic()
+        self.last_line = self.started
+        self.handle = display({"text/plain": self._text()}, raw=True, display_id=True)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        self.note = note or self.note
+        if time.monotonic() - self.last_line >= NOTEBOOK_SECONDS:
+            self.show()
+
+    def show(self, ending: str = "") -> None:
+        """Replace the line."""
+        self.last_line = time.monotonic()
+        self.handle.update({"text/plain": self._text(ending)}, raw=True)
+
+    def _text(self, ending: str = "") -> str:
+        of = f"/{self.total}" if self.total else ""
+        counted = f"{self.done}{of} {self.unit}s" if self.done or self.total else ""
+        parts = [counted, f"{time.monotonic() - self.started:.0f} s", self.note, ending]
+        return f"{self.name}: " + ", ".join(part for part in parts if part)
+
+
+class NotebookProgress(Progress):
+    """A progress of one line per stage in the output of a notebook cell.
+
+    Args:
+        display: ``IPython.display.display``.
+    """
+
+    def __init__(self, display: Callable[..., Any]) -> None:
+        self.display = display
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "row") -> Iterator[Bar]:
+        bar = _NotebookBar(name, total, unit, self.display)
+        try:
+            yield bar
+        except BaseException:
+            bar.show("interrupted")
+            raise
+        bar.show("done")
+
+    def note(self, text: str) -> None:
+        self.display({"text/plain": text}, raw=True)

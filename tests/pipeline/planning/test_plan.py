@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError
-from fulltune.pipeline.planning.plan import BYTES_PER_PARAMETER, Plan, build_plan
+from fulltune.pipeline.planning.plan import BYTES_PER_PARAMETER, build_plan
+from fulltune.records.plan import Plan
 from fulltune.training.arguments import evaluation_steps
 
 GIB = 2**30

@@ -15,7 +15,8 @@ from fulltune.cli.render import data
 from fulltune.data.findings import first_warnings
 from fulltune.metrics.compare import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
-from fulltune.pipeline.planning.plan import Plan, gib
+from fulltune.pipeline.planning.plan import gib
+from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record, base_kept
 from fulltune.report import display, retention
 from fulltune.report.methods import rows as method_rows

@@ -31,7 +31,7 @@ from fulltune.records.run import Record, base_kept, read_record
 from fulltune.report.methods import render
 from fulltune.runtime import machine, plugins
 from fulltune.runtime.files import atomic_text
-from fulltune.runtime.progress import NullProgress, Progress
+from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.version import __version__
 from fulltune.store.jobs import job_folder, locked
 
@@ -58,7 +58,7 @@ def compare_methods(
     prune: bool = False,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     quiet: bool = False,
     runner: Runner = execute_in_worker,
     **options: Any,
@@ -84,7 +84,7 @@ def compare_methods(
             row has the reason.
     """
     _check(methods, rates, seeds, max_steps, tokens)
-    config, progress = _fair(load_config(config, overrides, options=options), max_steps), progress or NullProgress()
+    config, progress = _fair(load_config(config, overrides, options=options), max_steps), progress_of(progress)
     arguments = {"methods": list(methods), "rates": rates, "seeds": seeds, "tokens": tokens, "prune": prune}
     folder = job_folder(out, "methods", config, arguments)
     with locked(folder):

@@ -26,8 +26,8 @@ from fulltune.pipeline.job import Job, all_or_problems, choosing_metric
 from fulltune.pipeline.planning import plan as planning
 from fulltune.pipeline.planning.footprint import Footprint
 from fulltune.pipeline.planning.memory import COPY, SMALL, essential, parts, proposals, refusal, rough_step_bytes
-from fulltune.pipeline.planning.plan import Plan
 from fulltune.pipeline.planning.probe_steps import TIMED, Pace, Probe, Timing, footprint, timing, widest
+from fulltune.records.plan import Plan
 from fulltune.runtime import distributed, machine, plugins
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.tasks.base import Example, Features, Predictor

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field
-
 from fulltune.config import BaselineConfig, Config
 from fulltune.errors import ConfigError, Problem
-from fulltune.records.data import DataSummary
-from fulltune.records.run import Model
+from fulltune.records.plan import Plan
 from fulltune.training.advice import advice, advice_on_choice
 from fulltune.training.arguments import evaluation_steps, warmup_steps
 from fulltune.training.arguments import steps_per_epoch as steps_per_epoch
@@ -23,67 +20,6 @@ from fulltune.training.regularization.costs import advice_on_regularizers, extra
 #: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
 #: copies). Activations come on top.
 BYTES_PER_PARAMETER = 16
-
-
-class Plan(Model):
-    """A run in numbers.
-
-    Attributes:
-        task, method, model: As in the config.
-        rows: Rows per split (``train``, ``eval``, and ``valid`` if there is one).
-        sequences: Training sequences per epoch (a long document gives several).
-        tokens: Tokens of these sequences, without padding.
-        steps_per_epoch, total_steps, warmup_steps: Optimizer steps, as the trainer counts them.
-        effective_batch: Sequences per optimizer step; their mean if ``speed.batch_tokens`` makes the batches.
-        padding: Fraction of padding in the inputs of training: of ``random`` batches, and of those that are ``used``;
-            packing comes on top.
-        parameters: Parameters of the model, all of them trained by the ``full`` method.
-        memory_bytes: Lower bound on the memory of training; activations come on top.
-        machine_bytes: Memory that this process may use; None if unknown.
-        memory: Bytes at the peak of training, by part; empty if nothing was measured.
-        seconds: Wall time of a run, by stage; empty if nothing was measured.
-        baselines: Systems that are scored without training.
-        evaluations: Optimizer steps after which the evaluation curve gets a point.
-        fast_paths: Kernels that training uses.
-        too_long: Sentences about rows, prompts and answers that do not fit into the model's positions.
-        warnings: Sentences for the other warnings of the audit.
-        data: Truncation, classes, spelling of labels, padding, and rows of eval that also occur in train.
-        advice: Sentences of advice; none of them stops a run.
-    """
-
-    task: str
-    method: str
-    model: str
-    rows: dict[str, int]
-    sequences: int
-    tokens: int
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    effective_batch: int
-    parameters: int
-    memory_bytes: int
-    machine_bytes: int | None
-    baselines: tuple[str, ...]
-    evaluations: tuple[int, ...]
-    advice: tuple[str, ...]
-    padding: dict[str, float] = Field(default_factory=dict)
-    memory: dict[str, int] = Field(default_factory=dict)
-    seconds: dict[str, float] = Field(default_factory=dict)
-    fast_paths: tuple[str, ...] = ()
-    too_long: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    data: DataSummary = DataSummary()
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """Predicted peak of the memory; None if nothing was measured."""
-        return sum(self.memory.values()) or None
-
-    @property
-    def total_seconds(self) -> float | None:
-        """Predicted wall time; None if nothing was measured."""
-        return sum(self.seconds.values()) or None
 
 
 def build_plan(

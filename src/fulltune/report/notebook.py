@@ -1,0 +1,213 @@
+"""Show results in a notebook: small HTML without scripts, in the colors of the notebook, light or dark.
+
+:func:`html` is what ``_repr_html_`` of every record returns. Records of higher layers are known by their names, so that
+this module loads neither them nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from fulltune.report import display
+
+if TYPE_CHECKING:
+    from fulltune.experiments.learning_curve import LearningCurve
+    from fulltune.experiments.lr_find import LearningRate
+    from fulltune.experiments.sweep import Sweep
+    from fulltune.metrics.compare import RunComparison
+    from fulltune.records.methods import MethodComparison
+    from fulltune.records.plan import Plan
+    from fulltune.records.run import EvaluationRecord, Record
+
+_LINE = "1px solid color-mix(in srgb, currentColor 25%, transparent)"
+_BOX = Markup('<div style="font-size: 0.95em; line-height: 1.4; color: inherit; max-width: 60em">{}</div>')
+_TABLE = Markup('<table style="border-collapse: collapse; margin: 0.5em 0; background: none">{}{}</table>')
+_ROW = Markup('<tr style="background: none; border-bottom: {}">{}</tr>')
+_CELL = Markup('<{0} style="text-align: {1}; padding: 0.2em 0.8em 0.2em 0; vertical-align: top">{2}</{0}>')
+
+#: Most lines of a list of sentences; the rest is counted.
+_LINES = 8
+
+
+def html(value: Any) -> str | None:
+    """Return a record as HTML; None if there is no view for its class."""
+    view = _VIEWS.get(type(value).__name__)
+    return None if view is None else str(_BOX.format(Markup("").join(view(value))))
+
+
+def _headline(text: str, note: str = "") -> Markup:
+    small = Markup(' <span style="opacity: 0.75">({})</span>').format(note) if note else ""
+    return Markup("<p style='margin: 0.3em 0'><strong>{}</strong>{}</p>").format(text, small)
+
+
+def _sentences(lines: Iterable[str], lead: str = "") -> Markup:
+    """Return one paragraph per line, at most :data:`_LINES`."""
+    lines = list(lines)
+    more = [f"… and {len(lines) - _LINES} more."] if len(lines) > _LINES else []
+    shown = [f"{lead}{line}" for line in lines[:_LINES]] + more
+    return Markup("").join(Markup("<p style='margin: 0.2em 0'>{}</p>").format(line) for line in shown)
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
+    """Return a table whose first column is text; the others are aligned right."""
+    head = _row("th", headers) if any(headers) else Markup("")
+    return _TABLE.format(head, Markup("").join(_row("td", row) for row in rows))
+
+
+def _row(tag: str, cells: Sequence[str]) -> Markup:
+    aligned = [_CELL.format(tag, "right" if place else "left", cell) for place, cell in enumerate(cells)]
+    return _ROW.format(_LINE, Markup("").join(aligned))
+
+
+def _facts(facts: Mapping[str, str]) -> Markup:
+    return _table((), facts.items())
+
+
+def _record(record: Record) -> list[Markup]:
+    scores = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
+    digits = display.decimals(score.value for score in scores.values())
+    rows = []
+    for name in display.in_order(scores):
+        score, against = scores[name], record.comparison.get(f"tuned vs {name}")
+        gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
+        bounds = display.interval(score.low, score.high, digits)
+        value = display.number(score.value, digits)
+        rows.append((display.system_label(name), value, bounds, display.count(score.n), gain))
+    headers = ("System", display.metric_label(record.metric), "Interval", "Rows", "Tuned against it")
+    events = [event.message for event in record.guards if event.message not in record.reasons]
+    return [
+        _headline(record.headline, record.outcome),
+        _sentences([record.recommendation.sentence] if record.recommendation else []),
+        _sentences(record.reasons),
+        _table(headers, rows),
+        _table(("Retention", "Base", "Tuned", "Loss", "Verdict"), map(_retained, record.retention.items()))
+        if record.retention
+        else Markup(""),
+        _sentences(events, "Guard: "),
+        _sentences(record.warnings, "Note: "),
+        _link(record),
+    ]
+
+
+def _retained(item: tuple[str, Any]) -> tuple[str, ...]:
+    name, found = item
+    digits = display.decimals((found.base.value, found.tuned.value))
+    values = (display.number(found.base.value, digits), display.number(found.tuned.value, digits))
+    return (f"{name}, {display.metric_label(found.metric)}", *values, display.signed_percentage(found.change),
+            found.verdict)  # fmt: skip
+
+
+def _link(record: Record) -> Markup:
+    """Return a link to the report, if the record knows its folder."""
+    if record._folder is None:
+        return Markup("")
+    return Markup('<p style="margin: 0.3em 0"><a href="{0}" target="_blank">{0}</a></p>').format(record.report)
+
+
+def _evaluation(found: EvaluationRecord) -> list[Markup]:
+    title = f"{found.model.source}, {display.system_label(found.system)}, {found.data.rows:,} rows"
+    ranked = sorted(found.scores.items(), key=lambda item: item[0] != found.metric)
+    rows = [
+        (
+            display.metric_label(name),
+            display.number(score.value),
+            display.interval(score.low, score.high),
+            display.count(score.n),
+        )
+        for name, score in ranked
+    ]
+    notes = _sentences(found.warnings, "Note: ")
+    return [_headline(title), _table(("Metric", "Value", "Interval", "Rows"), rows), notes]
+
+
+def _plan(plan: Plan) -> list[Markup]:
+    facts = {
+        "Rows": ", ".join(f"{count:,} {split}" for split, count in plan.rows.items()),
+        "Optimizer steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} per epoch, {plan.effective_batch} "
+        "sequences each)",
+        "Tokens per epoch": f"{plan.tokens:,}",
+        "Parameters": f"{plan.parameters:,}",
+        "Memory": f"{display.size(plan.peak_bytes)}, measured"
+        if plan.peak_bytes
+        else f"at least {display.size(plan.memory_bytes)}",
+    }
+    if plan.total_seconds:
+        facts["Time"] = display.duration(plan.total_seconds)
+    facts["Baselines"] = ", ".join(map(display.system_label, plan.baselines))
+    sentences = [*plan.too_long, *plan.warnings, *plan.advice]
+    return [_headline(f"Plan: {plan.task} on {plan.model}", plan.method), _facts(facts), _sentences(sentences)]
+
+
+def _comparison(found: RunComparison) -> list[Markup]:
+    rows = []
+    for item in found.differences:
+        values = [found.scores[side][item.metric].value for side in ("a", "b")]
+        digits = display.decimals(values)
+        bounds = display.interval(item.low, item.high, digits, sign=True)
+        shown = [display.number(value, digits) for value in values]
+        delta = display.difference(item.delta, digits)
+        rows.append((display.metric_label(item.metric), *shown, delta, bounds, item.verdict))
+    table = _table(("Metric", "A", "B", "A − B", "Interval", "Verdict"), rows)
+    return [_headline(found.headline), _sentences([f"A = {found.a}", f"B = {found.b}"]), table]
+
+
+def _learning_curve(found: LearningCurve) -> list[Markup]:
+    digits = display.decimals(point.score.value for point in found.points)
+    rows = [
+        (
+            display.count(point.rows),
+            display.number(point.score.value, digits),
+            display.interval(point.score.low, point.score.high, digits),
+        )
+        for point in found.points
+    ]
+    table = _table(("Training rows", display.metric_label(found.metric), "Interval"), rows)
+    return [_headline(found.headline, found.verdict), table]
+
+
+def _learning_rate(found: LearningRate) -> list[Markup]:
+    title = "No learning rate can be recommended" if found.rate is None else f"Learning rate: {found.rate:.1e}"
+    rows = [(display.compact(one.rate), display.number(one.loss)) for one in found.candidates]
+    return [_headline(title), _sentences([found.reason]), _table(("Rate", "Held-out loss"), rows)]
+
+
+def _sweep(found: Sweep) -> list[Markup]:
+    marks = {found.default: "the config as it is", found.best: "best"}
+    rows = [
+        (
+            str(trial.number),
+            ", ".join(f"{field} = {value}" for field, value in trial.settings.items()),
+            display.number(trial.value, 4),
+            marks.get(trial.number, ""),
+        )
+        for trial in found.trials
+    ]
+    table = _table(("Trial", "Settings", display.metric_label(found.objective), ""), rows)
+    return [_headline(found.headline), _sentences([found.caution]), table]
+
+
+def _methods(found: MethodComparison) -> list[Markup]:
+    digits = display.decimals(result.score.value for result in found.methods if result.score)
+    rows = []
+    for result in found.methods:
+        score = display.number(result.score.value, digits) if result.score else result.reason
+        against = result.against
+        gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
+        rows.append((result.method, score, gain, display.duration(result.seconds)))
+    headers = ("Method", display.metric_label(found.metric), f"Minus {found.reference}", "Time")
+    return [_headline(found.headline), _table(headers, rows), _sentences(found.notes, "Note: ")]
+
+
+_VIEWS: dict[str, Callable[[Any], list[Markup]]] = {
+    "Record": _record,
+    "EvaluationRecord": _evaluation,
+    "Plan": _plan,
+    "RunComparison": _comparison,
+    "LearningCurve": _learning_curve,
+    "LearningRate": _learning_rate,
+    "Sweep": _sweep,
+    "MethodComparison": _methods,
+}
