@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fulltune.models.auto_tokenizer import AutoTokenizer as AutoTokenizer
     from fulltune.pipeline.ask import ask as ask
     from fulltune.pipeline.export import export as export
+    from fulltune.pipeline.proposal.propose import init as init
     from fulltune.pipeline.run import compare as compare
     from fulltune.pipeline.run import evaluate as evaluate
     from fulltune.pipeline.run import plan as plan
@@ -73,6 +74,7 @@ _EXPORTS = {
     "interpolate": "fulltune.experiments.interpolation",
     "find_learning_rate": "fulltune.experiments.lr_find",
     "compare_methods": "fulltune.experiments.methods.comparison",
+    "init": "fulltune.pipeline.proposal.propose",
     "compare": "fulltune.pipeline.run",
     "evaluate": "fulltune.pipeline.run",
     "plan": "fulltune.pipeline.run",

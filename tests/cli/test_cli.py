@@ -18,7 +18,7 @@ from fulltune.cli.main import app
 from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
 
-VERBS = ("run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "methods", "sweep", "launch")
+VERBS = ("init", "run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "methods", "sweep", "launch")
 #: Commands that have subcommands.
 GROUPS = {
     "models": (

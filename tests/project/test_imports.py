@@ -20,6 +20,7 @@ LIGHT_MODULES = (
     "experiments.methods.recommend",
     "pipeline.planning.engine_memory",
     "pipeline.planning.plan",
+    "pipeline.proposal",
     "runtime.class_labels",
     "runtime.config_file",
     "runtime.distributed",

@@ -17,6 +17,7 @@ import typer
 
 import fulltune
 from fulltune.cli import launch
+from fulltune.cli.init import init
 from fulltune.cli.models import models
 from fulltune.cli.options import (
     Common,
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.command("init")(init)
 app.add_typer(models, name="models")
 app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 

@@ -128,6 +128,11 @@ def to_yaml(value: Any) -> str:
     return text.getvalue()
 
 
+def as_value(text: str) -> str:
+    """Return a text as it is written after a key, quoted if YAML needs that."""
+    return to_yaml([text]).removeprefix("- ").rstrip("\n")
+
+
 class _Representer(SafeRepresenter):
     """Represent values so that YAML 1.1 reads them equally: other programs, such as accelerate, use that version."""
 

@@ -1,0 +1,40 @@
+"""Show what ``fulltune init`` inferred, and why."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fulltune.pipeline.proposal.propose import Proposal, SeenColumn
+
+#: Columns that are listed, and characters of an example.
+_LISTED, _EXAMPLE = 12, 34
+
+
+def proposal(found: Proposal) -> RenderableType:
+    """Show rows, columns, the choices with their reasons, and the next commands."""
+    rows = ", ".join(f"{count:,} rows of {split}" for split, count in found.rows.items())
+    lines: list[RenderableType] = [Text(f"{rows}{f' in {found.language}' if found.language else ''}")]
+    lines += [_columns(found), Text("")]
+    lines += [Text(f"{key:<6} {found.config[key]}: {found.why[key]}", overflow="fold") for key in ("task", "model")]
+    lines += [Text(f"note   {note}", style="dim", overflow="fold") for note in found.notes]
+    lines.append(Text(f"\nWritten: {found.file}, with a reason on every line. Next:", overflow="fold"))
+    return Group(*lines, *(Text(f"  {command}") for command in found.next))
+
+
+def _columns(found: Proposal) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for header in ("column", "holds", "distinct", "example", "read as"):
+        table.add_column(header, overflow="fold", justify="right" if header == "distinct" else "left")
+    ranked = sorted(found.columns, key=lambda one: not one.role)
+    for column in ranked[:_LISTED]:
+        table.add_row(column.name, column.kind, f"{column.distinct:,}", _example(column), column.role or "–")
+    if len(ranked) > _LISTED:
+        table.add_row(f"… {len(ranked) - _LISTED} more", "", "", "", "")
+    return table
+
+
+def _example(column: SeenColumn) -> str:
+    text = " ".join(column.example.split())
+    return text if len(text) <= _EXAMPLE else f"{text[: _EXAMPLE - 1]}…"

@@ -1,0 +1,274 @@
+"""Choose a task and the columns that it reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fulltune.data.columns import roles
+from fulltune.data.columns.profile import Profile
+from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
+from fulltune.runtime.config_file import as_value
+
+#: Columns named in a message.
+_LISTED = 20
+
+#: Names of the two columns of a prompt and its completion.
+_PROMPTS = frozenset({"prompt", "instruction", "context"})
+_COMPLETIONS = frozenset({"completion", "response", "output", "continuation"})
+
+#: Names of one of two texts that are labeled together; with numbers or letters: sentence1, text_b.
+_TWINS = frozenset({"premise", "hypothesis", "first", "second"})
+_NUMBERED = re.compile(r"(.*?)[ _-]?([12ab])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A task and its columns.
+
+    Attributes:
+        task: Name of the task.
+        columns: Column by role (``text``, ``label``, ``labels``, ``source``, …).
+        because: Why this task, as a phrase.
+        separator: Separator of several labels in one cell.
+        notes: What else could have been chosen, and the key that changes it; one sentence each.
+    """
+
+    task: str
+    columns: Mapping[str, Profile]
+    because: str
+    separator: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def used(self) -> set[str]:
+        """Names of the columns that the task reads."""
+        return {column.name for column in self.columns.values()}
+
+
+def choose(columns: Sequence[Profile], asked: str | None, databases: Sequence[Path]) -> Choice:
+    """Choose a task by what the columns hold, or the columns of the task that is asked for.
+
+    Raises:
+        DataError: The columns fit no task, or not the one asked for; lists what each column holds.
+        ConfigError: There is no such task.
+    """
+    if asked is not None:
+        if asked not in _TASKS:
+            listed = ", ".join(_TASKS)
+            fix = did_you_mean(asked, _TASKS) or "choose one of these"
+            raise ConfigError(f"init has no task {asked!r}", expected=f"one of {listed}", fix=fix, where="--task")
+        return _TASKS[asked](columns, databases)
+    return _by_content(columns, databases)
+
+
+def _by_content(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
+    kinds = {column.kind for column in columns}
+    if "tags" in kinds:
+        raise _unsupported(columns, "lists of tokens with one tag each (token classification)")
+    if "messages" in kinds:
+        raise _unsupported(columns, "chats as lists of messages", "write the columns prompt and completion")
+    if "SQL" in kinds:
+        return _text2sql(columns, databases) if databases else _queries_alone(columns)
+    label = roles.label(columns).column
+    explicit = _named_pair(columns)
+    if explicit is not None and (label is None or not roles.name_words(label.name) & {"label", "labels"}):
+        return explicit
+    if label is not None and roles.texts(columns, without={label.name}):
+        return _classification(columns, databases)
+    return _without_labels(columns)
+
+
+def _without_labels(columns: Sequence[Profile]) -> Choice:
+    long = [one for one in columns if one.kind == "text" and 1.05 * one.filled >= one.rows]
+    pair = roles.pair(long)
+    if pair is not None and not _has_title(pair):
+        return _pair(pair, columns, "two columns of text and no label")
+    if roles.texts(columns):
+        return _causal_lm(columns, ())
+    raise _nothing(columns, "no column of text")
+
+
+# ---- One function per task ----
+
+
+def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
+    found = roles.label(columns, required=True)
+    if found.column is None:
+        raise _nothing(columns, "no column of labels: few values, each in many rows", task="classification")
+    label = found.column
+    texts = roles.texts(columns, without={label.name})
+    if not texts:
+        raise _nothing(columns, "no column of text beside the labels", task="classification")
+    twins = [one for one in texts if _is_twin(one, texts)]
+    if len(twins) > 1:
+        names = " and ".join(f"`{one.name}`" for one in twins[:2])
+        fix = "join the two texts in one column, or write a config for one of them"
+        raise _unsupported(columns, f"pairs of texts with a label ({names}): classification reads one column", fix)
+    several = label.kind == "labels"
+    because = f"`{label.name}` has {label.distinct:,} repeated values" + (", several per row" if several else "")
+    notes = [_other("label", other) for other in found.others[:3]]
+    notes += [_unread(other, "text") for other in texts[1:] if other.kind == "text"]
+    role = "labels" if several else "label"
+    return Choice("classification", {"text": texts[0], role: label}, because, label.separator, tuple(notes))
+
+
+def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
+    prompt = next((one for one in columns if roles.name_words(one.name) & _PROMPTS), None)
+    completion = next((one for one in columns if roles.name_words(one.name) & _COMPLETIONS), None)
+    if prompt and completion and prompt is not completion:
+        because = f"`{prompt.name}` is followed by `{completion.name}`"
+        return Choice("causal-lm", {"prompt": prompt, "completion": completion}, because)
+    texts = roles.texts(columns)
+    if not texts:
+        raise _nothing(columns, "no column of text", task="causal-lm")
+    notes = [_unread(other, "text") for other in texts[1:]]
+    because = "texts without labels" if len(columns) > 1 else "text alone"
+    return Choice("causal-lm", {"text": texts[0]}, because, notes=tuple(notes))
+
+
+def _seq2seq(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
+    pair = roles.pair(columns)
+    if pair is None:
+        raise _nothing(columns, "no two columns of text", task="seq2seq")
+    return _pair(pair, columns, "asked for")
+
+
+def _text2sql(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
+    queries = [one for one in columns if one.kind == "SQL"]
+    if not queries:
+        raise _nothing(columns, "no column of SQL queries", task="text2sql")
+    sql = max(queries, key=lambda one: (one.name.lower() == "sql", roles.is_called(one, "sql"), -one.words))
+    texts = roles.texts(columns, without={one.name for one in queries})
+    if not texts:
+        raise _nothing(columns, "no column of questions beside the queries", task="text2sql")
+    question = max(texts, key=lambda one: roles.is_called(one, "question"))
+    notes = [_other("sql", other) for other in queries if other is not sql]
+    chosen = {"question": question, "sql": sql}
+    named = _database_column(columns, databases)
+    if named is not None:
+        chosen["db_id"] = named
+    elif len(databases) != 1:
+        what = f"{len(databases)} databases" if databases else "no SQLite database"
+        fix = "add a column that names the database of each row" if databases else "name it too: fulltune init ROWS DB"
+        raise _nothing(columns, f"{what} for the queries", fix, task="text2sql")
+    return Choice("text2sql", chosen, f"`{sql.name}` has SQL queries", notes=tuple(notes))
+
+
+_TASKS: dict[str, Callable[[Sequence[Profile], Sequence[Path]], Choice]] = {
+    "classification": _classification,
+    "causal-lm": _causal_lm,
+    "seq2seq": _seq2seq,
+    "text2sql": _text2sql,
+}
+
+
+# ---- Parts ----
+
+
+def _named_pair(columns: Sequence[Profile]) -> Choice | None:
+    """Return the task of two columns whose names say which is the source and which the target, or None."""
+    words = {one.name: roles.name_words(one.name) for one in columns if one.kind in ("text", "short text", "repeated")}
+    prompts = [name for name, found in words.items() if found & _PROMPTS]
+    completions = [name for name, found in words.items() if found & _COMPLETIONS]
+    if prompts and completions and prompts != completions:
+        return _causal_lm([one for one in columns if one.name in words], ())
+    pair = roles.pair([one for one in columns if one.kind in ("text", "short text")])
+    if pair is None or _has_title(pair):
+        return None
+    is_named = roles.is_called(pair[0], "source") and roles.is_called(pair[1], "target")
+    return _pair(pair, columns, f"`{pair[1].name}` answers `{pair[0].name}`") if is_named else None
+
+
+def _pair(pair: tuple[Profile, Profile], columns: Sequence[Profile], because: str) -> Choice:
+    source, target = pair
+    notes = [f"for the other direction swap data.source and data.target (`{source.name}`, `{target.name}`)"]
+    rest = [one for one in columns if one.kind == "text" and one not in pair]
+    return Choice(
+        "seq2seq",
+        {"source": source, "target": target},
+        because,
+        notes=(*notes, *(_unread(one, "source") for one in rest)),
+    )
+
+
+def _queries_alone(columns: Sequence[Profile]) -> Choice:
+    """Return the task for queries without a database: they are compared as text."""
+    sql = next(one for one in columns if one.kind == "SQL")
+    texts = roles.texts(columns, without={sql.name})
+    if not texts:
+        return _causal_lm(columns, ())
+    note = "no SQLite database is beside the rows, so queries are compared as text; with one the task is text2sql"
+    return Choice("seq2seq", {"source": texts[0], "target": sql}, f"`{sql.name}` has SQL queries", notes=(note,))
+
+
+def _database_column(columns: Sequence[Profile], databases: Sequence[Path]) -> Profile | None:
+    """Return the column whose values are the names of the databases; one database needs none."""
+    names = {path.stem for path in databases}
+    fitting = [one for one in columns if one.kind in ("category", "constant") and set(one.examples) <= names]
+    return max(fitting, key=lambda one: roles.is_called(one, "db_id"), default=None)
+
+
+def _has_title(pair: Collection[Profile]) -> bool:
+    return any(roles.is_called(one, "title") for one in pair)
+
+
+def _is_twin(column: Profile, columns: Sequence[Profile]) -> bool:
+    """Return True for one of two texts that belong together by their names: sentence1 and sentence2."""
+    if roles.name_words(column.name) & _TWINS:
+        return True
+    numbered = _NUMBERED.fullmatch(column.name)
+    stems = [found[1] for one in columns if (found := _NUMBERED.fullmatch(one.name))]
+    return numbered is not None and stems.count(numbered[1]) > 1
+
+
+def _other(role: str, column: Profile) -> str:
+    key = "labels" if role == "label" and column.kind == "labels" else role
+    return f"`{column.name}` could be the {role} too: data.{key}: {as_value(column.name)}"
+
+
+def _unread(column: Profile, role: str) -> str:
+    return f"`{column.name}` is not read; to read it instead: data.{role}: {as_value(column.name)}"
+
+
+# ---- Errors ----
+
+
+def seen(columns: Sequence[Profile]) -> str:
+    """Return what every column holds, one per line."""
+    lines = [f"  {one.name}: {_described(one)}" for one in columns[:_LISTED]]
+    return "\n".join(lines + ([f"  … and {len(columns) - _LISTED} more"] if len(columns) > _LISTED else []))
+
+
+def _described(column: Profile) -> str:
+    if column.kind in ("empty", "object"):
+        return {"empty": "no values", "object": "objects"}[column.kind]
+    example = f", such as {_short(column.examples[0])}" if column.examples else ""
+    return f"{column.kind}, {column.distinct:,} distinct in {column.filled:,} rows{example}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 40 else f"{line[:39]}…")
+
+
+def _nothing(columns: Sequence[Profile], problem: str, fix: str = "", task: str = "") -> DataError:
+    needed = {
+        "classification": "a column of texts and one of labels",
+        "causal-lm": "a column of texts",
+        "seq2seq": "two columns of texts",
+        "text2sql": "questions, SQL queries, and their SQLite database",
+    }
+    expected = f"{needed[task]} for {task}" if task else "texts, texts with labels, or pairs of texts"
+    return _error(columns, problem, expected, fix or "name other files, or another task (--task)")
+
+
+def _unsupported(columns: Sequence[Profile], what: str, fix: str = "") -> DataError:
+    fix = fix or "write rows for one of these, or name a task for other columns (--task)"
+    return _error(columns, what, f"one of {', '.join(_TASKS)}", fix)
+
+
+def _error(columns: Sequence[Profile], problem: str, expected: str, fix: str) -> DataError:
+    return DataError(Problem(problem, expected, f"{fix}. The columns are:\n{seen(columns)}"))

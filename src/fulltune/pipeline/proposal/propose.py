@@ -1,0 +1,350 @@
+"""``fulltune init``: read the data, infer task, columns, model and settings, and write a commented config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fulltune.config import DataConfig, load_config
+from fulltune.data.columns import roles
+from fulltune.data.columns.profile import Profile
+from fulltune.errors import ConfigError
+from fulltune.pipeline.proposal import base_models, settings
+from fulltune.pipeline.proposal import rows as reading
+from fulltune.pipeline.proposal.base_models import BaseModel
+from fulltune.pipeline.proposal.choose import Choice, choose
+from fulltune.pipeline.proposal.config_text import Line, Section, reasons, to_mapping, to_text
+from fulltune.pipeline.proposal.language import language_of
+from fulltune.pipeline.proposal.sources import Sources, sort_sources
+from fulltune.records.run import Model
+from fulltune.runtime import paths
+from fulltune.runtime.files import atomic_text, store_errors
+from fulltune.runtime.rows_file import as_source
+
+_FAMILIES: Mapping[str, base_models.Family] = {
+    "classification": "encoder",
+    "causal-lm": "decoder",
+    "seq2seq": "encoder-decoder",
+    "text2sql": "encoder-decoder",
+}
+
+#: Tokens that the training of a small model reads at most, so that a first run takes minutes on two cores.
+_TOKENS = 2_000_000
+
+#: Window in tokens of models whose positions are not limited.
+_WINDOW = 512
+
+
+class SeenColumn(Model):
+    """A column of the data: the kind of its values, how many are distinct, an example, and the role it was given."""
+
+    name: str
+    kind: str
+    rows: int
+    distinct: int
+    example: str
+    role: str = ""
+
+
+class Proposal(Model):
+    """A proposed config, and what it was inferred from.
+
+    Attributes:
+        file: Path of the written config.
+        config: The config as a mapping.
+        why: The explanation of each key that is set.
+        rows: Number of usable rows by split.
+        bad_rows: Number of rows that cannot be read.
+        language: Language of the texts, or an empty text.
+        columns: The columns of the data.
+        notes: What else could have been chosen, and what to check; one sentence each.
+        next: Commands to run next.
+    """
+
+    file: str
+    config: dict[str, Any]
+    why: dict[str, str]
+    rows: dict[str, int]
+    bad_rows: int
+    language: str
+    columns: tuple[SeenColumn, ...]
+    notes: tuple[str, ...]
+    next: tuple[str, ...]
+
+    @property
+    def task(self) -> str:
+        return str(self.config["task"])
+
+    @property
+    def model(self) -> str:
+        return str(self.config["model"])
+
+
+def init(
+    data: Any,
+    *,
+    task: str | None = None,
+    model: str | None = None,
+    output: str | Path = "config.yaml",
+    force: bool = False,
+) -> Proposal:
+    """Infer a config from data and write it, with an explanation on every line.
+
+    Args:
+        data: A file, a folder or a pattern, a list of these, or rows in memory (a data frame, a list of dicts). Files
+            are assigned to splits by their names; SQLite databases are recognized.
+        task: The task; inferred by default.
+        model: The base model; by default one that is on this machine.
+        output: Path of the config.
+        force: Replace an existing file.
+
+    Returns:
+        The config and what it was inferred from.
+
+    Raises:
+        ConfigError: The file exists, or there is no such task.
+        DataError: The data cannot be read, or its columns fit no task; lists what each column holds.
+    """
+    file = Path(output)
+    _check_output(file, force)
+    sources = sort_sources(_names(data))
+    columns = reading.described_columns(sources.train)
+    choice = choose(columns, task, sources.databases)
+    draft = _Draft.of(sources, columns, choice, model, file)
+    sections = draft.sections()
+    mapping = to_mapping(sections)
+    load_config(mapping)  # what is written must be valid
+    with store_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_text(file, to_text(draft.title(), sections))
+    return draft.proposal(mapping, reasons(sections))
+
+
+def _check_output(file: Path, force: bool) -> None:
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{str(file)!r}", expected="a file that ends in .yaml", fix="JSON has no comments", field="--output"
+        )
+    if paths.exists(file) and not force:
+        fix = "choose another name with --output, or add --force to replace it"
+        raise ConfigError("this file exists already", expected="a new file", where=str(file), fix=fix)
+
+
+def _names(data: Any) -> list[str]:
+    if isinstance(data, (str, os.PathLike)):
+        return [str(data)]
+    source = as_source(data, "data")
+    return [str(source)] if isinstance(source, str) else [str(part) for part in source]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """All that was inferred."""
+
+    sources: Sources
+    columns: Sequence[Profile]
+    choice: Choice
+    group: Profile | None
+    rows: reading.Rows
+    base: BaseModel
+    language: str
+    counts: Sequence[int]
+    answers: Sequence[int]
+    file: Path
+
+    @classmethod
+    def of(cls, sources: Sources, columns: Sequence[Profile], choice: Choice, model: str | None, file: Path) -> _Draft:
+        is_split = bool(sources.valid and sources.eval) or choice.task == "text2sql"
+        group = None if is_split else roles.group(columns, choice.used)
+        named: dict[str, Any] = {role: column.name for role, column in choice.columns.items()}
+        named |= {"group": group.name} if group else {}
+        named |= {"label_separator": choice.separator} if choice.separator else {}
+        config = DataConfig(train=sources.train, **named)
+        fraction = settings.held_out(columns[0].rows)[0]
+        found = reading.read(sources.splits(), config, list(choice.columns), fraction)
+        inputs = found.values(next(iter(choice.columns)))
+        language = language_of(inputs)
+        family = _FAMILIES[choice.task]
+        base = base_models.named(model, family) if model else base_models.choose(family, language)
+        answers = [role for role in ("target", "sql", "completion") if role in choice.columns]
+        return cls(
+            sources,
+            columns,
+            choice,
+            group,
+            found,
+            base,
+            language,
+            settings.count_tokens(inputs, base),
+            settings.count_tokens(found.values(answers[0]), base) if answers else (),
+            file,
+        )
+
+    def title(self) -> list[str]:
+        train = self.rows.tables["train"]
+        return [
+            f"Written by `fulltune init`: {self.choice.task}, because {self.choice.because}.",
+            f"{len(train):,} rows of {train.source}" + (f", in {self.language}." if self.language else "."),
+            f"Start with `fulltune plan {self.file}`, then `fulltune run {self.file}`. All keys: docs/config.md.",
+        ]
+
+    def sections(self) -> list[Section]:
+        return [
+            Section("", self._model()),
+            Section("data", [*self._splits(), *self._columns(), *self._lengths()]),
+            Section("train", self._training()),
+            Section("evaluation", self._evaluation()),
+        ]
+
+    def _model(self) -> list[Line]:
+        base = self.base
+        trained = f", {' and '.join(base.languages)}" if base.languages else ""
+        unsuited = self.language and not base.suits(self.language)
+        gap = f"; not pretrained on {self.language}" if unsuited else ""
+        lines = [Line("model", base.name, f"{base.size}{', ' + base.note if base.note else ''}{trained}{gap}")]
+        other = base_models.alternative(base.family, self.language)
+        if other is not None and other.name != base.name:
+            of = f" for {self.language}" if other.languages and self.language else ", for many languages"
+            why = f"larger{of}, from the hub ({other.size}); train.learning_rate: {_rate(other.learning_rate)}"
+            lines.append(Line("model", other.name, why, active=False))
+        return [*lines, Line("task", self.choice.task, self.choice.because)]
+
+    def _splits(self) -> list[Line]:
+        sources, tables = self.sources, self.rows.tables
+        evaluate, choose_by = settings.held_out(len(tables["train"]))
+        lines = [Line("train", self._source(sources.train), f"{len(tables['train']):,} rows")]
+        kept = f"; rows of one {self.group.name} stay together" if self.group else "; near duplicates stay together"
+        if sources.valid:
+            why = f"{len(tables['valid']):,} rows; they choose the best step"
+            lines.append(Line("valid", self._source(sources.valid), why))
+        elif choose_by:
+            lines.append(Line("valid", choose_by, f"{choose_by:.0%} of the rows are held out to choose the best step"))
+        if sources.eval:
+            why = f"{len(tables['eval']):,} rows; they decide, and choose nothing"
+            lines.append(Line("eval", self._source(sources.eval), why))
+        else:
+            lines.append(Line("eval", evaluate, f"{evaluate:.0%} of the rows are held out and decide{kept}"))
+        if self.rows.evaluated > settings.EVAL_ROWS:
+            why = f"score {settings.EVAL_ROWS} of {self.rows.evaluated:,} rows, so that baselines take minutes"
+            lines.append(Line("eval_limit", settings.EVAL_ROWS, why))
+        if self.rows.leaks:
+            why = f"{self.rows.leaks:,} of these rows are also in train; the report scores without them too"
+            lines.append(Line("allow_leaks", True, why))
+        return lines
+
+    def _columns(self) -> list[Line]:
+        lines = [Line(role, column.name, _described(column)) for role, column in self.choice.columns.items()]
+        if self.choice.separator:
+            lines.append(Line("label_separator", self.choice.separator, "between the labels of one cell"))
+        if self.group:
+            why = f"{self.group.distinct:,} values; a split never divides the rows of one"
+            lines.append(Line("group", self.group.name, why))
+        return lines + (self._databases() if self.choice.task == "text2sql" else [])
+
+    def _databases(self) -> list[Line]:
+        found = self.sources.databases
+        if "db_id" not in self.choice.columns:
+            return [Line("databases", self._path(found[0]), "the database that all queries are run on")]
+        folder = os.path.commonpath([path.parent for path in found])
+        return [Line("databases", self._path(Path(folder)), "folder of the SQLite files that db_id names")]
+
+    def _lengths(self) -> list[Line]:
+        if self.choice.task == "text2sql":
+            why = "tokens of schema and question; longer schemas are cut"
+            return [Line("max_length", 512, why), self._target_length()]
+        found = settings.lengths(self.counts)
+        window = found.window(self.base.window or _WINDOW)
+        if self.choice.task == "causal-lm" and "text" in self.choice.columns:
+            why = f"tokens per window; longer texts are divided (median {found.median:,})"
+            return [Line("max_length", window, why)]
+        over = sum(count > window for count in self.counts) / len(self.counts)
+        cut = f"; {over:.1%} of the texts are cut" if over else "; no text is cut"
+        lines = [Line("max_length", window, f"tokens; the median is {found.median:,}{cut}")]
+        return lines + ([self._target_length()] if self.choice.task == "seq2seq" else [])
+
+    def _target_length(self) -> Line:
+        found = settings.lengths(self.answers)
+        return Line("max_target_length", found.window(None, 16), f"tokens of an answer; the median is {found.median:,}")
+
+    def _training(self) -> list[Line]:
+        train = self.rows.tables["train"]
+        batch = settings.BATCHES[self.choice.task]
+        tokens = len(train) * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
+        wanted = settings.epochs(len(train), batch, self.base.epochs)
+        epochs = max(2, min(wanted, int(_TOKENS / max(1.0, tokens))))
+        steps = -(-len(train) * epochs // batch)
+        why = f"passes over train, about {steps:,} steps; the best step is kept"
+        return [
+            Line("epochs", epochs, why),
+            Line("batch_size", batch, "rows per step; 4 to 32 is usual"),
+            Line("learning_rate", self.base.learning_rate, f"usual for {self.base.size}"),
+            Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
+            Line("warmup", 0.06, "fraction of the steps in which the rate rises"),
+        ]
+
+    def _evaluation(self) -> list[Line]:
+        if self.choice.task == "causal-lm":
+            return [Line("continuations", 4, "texts that are continued before and after training, to read them")]
+        if self.choice.task in ("seq2seq", "text2sql"):
+            limit = settings.lengths(self.answers).window(None, 16)
+            return [Line("max_new_tokens", limit, "longest answer in tokens; 99% of the answers in train are shorter")]
+        return []
+
+    def proposal(self, mapping: dict[str, Any], why: Mapping[str, str]) -> Proposal:
+        role_of = {column.name: role for role, column in self.choice.columns.items()}
+        role_of |= {self.group.name: "group"} if self.group else {}
+        return Proposal(
+            file=str(self.file),
+            config=mapping,
+            why=dict(why),
+            rows={split: len(table) for split, table in self.rows.tables.items()},
+            bad_rows=len(self.rows.bad),
+            language=self.language,
+            columns=tuple(SeenColumn(**one.to_dict(), role=role_of.get(one.name, "")) for one in self.columns),
+            notes=tuple(self._notes()),
+            next=(f"fulltune plan {_quoted(self.file)}", f"fulltune run {_quoted(self.file)}"),
+        )
+
+    def _notes(self) -> list[str]:
+        notes = list(self.choice.notes)
+        if self.rows.bad:
+            notes.append(f"{len(self.rows.bad):,} rows cannot be read: {self.rows.bad[0]}")
+        if self.rows.leaks:
+            few = min(self.rows.evaluated, settings.EVAL_ROWS)
+            notes.append(f"{self.rows.leaks:,} of {few:,} rows of eval are also in train: data.allow_leaks is set")
+        notes += [f"another data set there: fulltune init {other}" for other in self.sources.others[:3]]
+        return notes
+
+    def _source(self, names: tuple[str, ...]) -> Any:
+        written = [self._path(Path(name)) if paths.exists(name) else name for name in names]
+        return written[0] if len(written) == 1 else written
+
+    def _path(self, path: Path) -> str:
+        """Return a path as the config names it: relative to the folder of the config, unless it is absolute."""
+        if path.is_absolute():
+            return str(path)
+        return Path(os.path.relpath(path, self.file.parent)).as_posix()
+
+
+def _described(column: Profile) -> str:
+    if column.kind in ("category", "labels"):
+        shown = ", ".join(
+            f"{value} ({count:,})" for value, count in zip(column.examples[:3], column.counts, strict=False)
+        )
+        return f"{column.distinct:,} labels: {shown}" + (", …" if column.distinct > 3 else "")
+    if column.kind in ("text", "short text", "SQL"):
+        return f"{column.words:.0f} words on average"
+    return f"{column.distinct:,} distinct value{'s' * (column.distinct != 1)}"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1e}".replace("e-0", "e-")
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))

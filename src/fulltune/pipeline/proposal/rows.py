@@ -1,0 +1,125 @@
+"""Read the rows of a proposal as a run reads them, and count what a run would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from fulltune.config import DataConfig
+from fulltune.data.columns.profile import SAMPLE, Profile, profiles
+from fulltune.data.load import Column, Table, load_table
+from fulltune.data.overlap import Entry, Seen
+from fulltune.data.read import open_source, source_name
+from fulltune.data.split import input_text, split_table
+from fulltune.errors import DataError, Problem
+from fulltune.pipeline.proposal.settings import EVAL_ROWS
+
+#: Splits of a `datasets` folder by split of a config.
+_STORED = {"train": "train", "valid": "validation", "eval": "test"}
+
+#: Rows of train that rows of eval are compared with; more take minutes.
+_COMPARED = 20_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of all splits.
+
+    Attributes:
+        tables: Rows by split: ``train``, and those of ``valid`` and ``eval`` that have files of their own.
+        leaks: Rows of eval that also occur in train with the same target.
+        evaluated: Rows that decide, or would be held out for it.
+    """
+
+    tables: Mapping[str, Table]
+    leaks: int
+    evaluated: int
+
+    @property
+    def bad(self) -> tuple[Problem, ...]:
+        """Problems of the rows that cannot be read."""
+        return tuple(problem for table in self.tables.values() for problem in table.problems)
+
+    def values(self, role: str) -> list[str]:
+        """Return the texts of a role in train."""
+        return [str(row.fields.get(role, "")) for row in self.tables["train"]]
+
+
+def described_columns(source: tuple[str, ...]) -> tuple[Profile, ...]:
+    """Describe the columns of a source by its first rows.
+
+    Raises:
+        DataError: The source cannot be read, or has no rows.
+    """
+    problems = list[Problem]()
+    opened = open_source(source, "train")
+
+    def good() -> Any:
+        for item in islice(opened.rows, SAMPLE):
+            if isinstance(item, Problem):
+                problems.append(item)
+            elif isinstance(item, tuple):
+                yield item[1]
+
+    found = profiles(good())
+    if not found:
+        raise DataError(problems or [Problem("no rows", "at least one", "check the file", source_name(source))])
+    return found
+
+
+def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Sequence[str], fraction: float) -> Rows:
+    """Read all splits.
+
+    Args:
+        sources: Files by split.
+        settings: The names of the columns.
+        roles: Roles that the task reads.
+        fraction: Fraction of train that is held out if no files decide.
+
+    Raises:
+        DataError: A split has no usable row, or lacks a column.
+    """
+    columns = [
+        Column(role, list if role == "labels" else str, may_be_empty=role in ("labels", "prompt")) for role in roles
+    ]
+    tables = {split: load_table(files, columns, settings, split=_STORED[split]) for split, files in sources.items()}
+    train = tables["train"]
+    if "eval" in tables:
+        return Rows(tables, _leaks(train, tables["eval"]), len(tables["eval"]))
+    if settings.group is None:  # near duplicates are held out together
+        return Rows(tables, 0, max(1, round(fraction * len(train))))
+    stratify = next((role for role in ("label", "labels") if role in roles), None)
+    rest, held_out = split_table(train, fraction, groups="group", stratify=stratify)
+    return Rows(tables, _leaks(rest, held_out), len(held_out))
+
+
+def _leaks(train: Table, evaluation: Table) -> int:
+    """Return the number of rows of eval that a run would report as leaks."""
+    seen = Seen()
+    for entry in _entries(train):
+        seen.add(entry)
+    matches = [match for entry in _entries(evaluation)[:EVAL_ROWS] if (match := seen.match(entry))]
+    return sum(match.same_target and not match.differs_in_numbers for match in matches)
+
+
+def _entries(table: Table) -> list[Entry]:
+    return [Entry.of(_Row.of(row.id, row.fields)) for row in table.rows[:_COMPARED]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row for comparison: its input and its target."""
+
+    id: str
+    input: str
+    target: str | tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, fields: Mapping[str, Any]) -> _Row:
+        for role in ("label", "labels", "target", "sql", "completion"):
+            if role in fields:
+                value = fields[role]
+                return cls(name, input_text(fields), tuple(value) if isinstance(value, list) else str(value))
+        return cls(name, "", input_text(fields))

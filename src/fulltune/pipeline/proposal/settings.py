@@ -1,0 +1,78 @@
+"""Derive lengths, batch, epochs and splits from the rows, the base model and what the docs advise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fulltune.pipeline.proposal.base_models import BaseModel
+
+#: Rows whose tokens are counted.
+SAMPLE = 2000
+
+#: Rows per micro-batch by task, as in the recipes and demos.
+BATCHES = {"classification": 16, "causal-lm": 4, "seq2seq": 8, "text2sql": 16}
+
+#: Optimizer steps that small data should have at least, and the most epochs for that.
+_STEPS, _MOST_EPOCHS = 250, 20
+
+#: Fraction of rows whose text must fit completely.
+_FIT = 0.99
+
+#: Rows from which a tenth is enough to decide, and below which no row is spared for choosing the best step.
+_MANY, _FEW = 1000, 100
+
+#: Rows that decide on a CPU, so that the baselines take minutes.
+EVAL_ROWS = 500
+
+#: Tokens per word, for models whose tokenizer is not on this machine.
+_TOKENS_PER_WORD = 1.6
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of texts: the median, the 99th percentile and the maximum."""
+
+    median: int
+    p99: int
+    longest: int
+
+    def window(self, limit: int | None, step: int = 32) -> int:
+        """Return a window that holds 99% of the texts, within the positions of the model."""
+        rounded = step * math.ceil((self.p99 + 4) / step)
+        return min(rounded, limit or rounded)
+
+    def fraction_over(self, window: int, counts: Sequence[int]) -> float:
+        return sum(count > window for count in counts) / max(1, len(counts))
+
+
+def count_tokens(texts: Sequence[str], base: BaseModel | None) -> list[int]:
+    """Return the number of tokens of (the first) texts: by the tokenizer of the model, or estimated by words."""
+    file = base.tokenizer_file if base else None
+    sample = list(texts[:SAMPLE])
+    if file is None:
+        return [math.ceil(_TOKENS_PER_WORD * len(text.split())) for text in sample]
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [len(encoded.ids) for encoded in tokenizer.encode_batch(sample)]
+
+
+def lengths(counts: Sequence[int]) -> Lengths:
+    """Return the statistics of token counts."""
+    ordered = sorted(counts)
+    return Lengths(ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(_FIT * len(ordered)))], ordered[-1])
+
+
+def epochs(rows: int, batch: int, usual: int) -> int:
+    """Return the usual number of epochs, or more for few rows, which otherwise give too few steps."""
+    needed = math.ceil(_STEPS * batch / max(1, rows))
+    return max(usual, min(needed, _MOST_EPOCHS))
+
+
+def held_out(rows: int) -> tuple[float, float | None]:
+    """Return the fractions of rows that decide and that choose the best step; None if there are too few rows."""
+    return (0.1 if rows >= _MANY else 0.2), (0.1 if rows >= _FEW else None)

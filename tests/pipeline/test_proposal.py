@@ -1,0 +1,341 @@
+"""``fulltune.init``: the task, columns and settings that are inferred from data, and the config that is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fulltune
+from fulltune.errors import ConfigError, DataError
+from fulltune.pipeline.proposal.language import language_of
+from fulltune.pipeline.proposal.propose import Proposal
+
+THINGS = ("coffee", "service", "room", "view", "soup", "waiter", "price", "music", "garden", "bread", "tea", "staff")
+GOOD = ("wonderful", "excellent", "very friendly", "fresh", "lovely")
+BAD = ("terrible", "cold", "far too late", "rude", "dirty")
+
+
+def reviews(n: int = 120) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(n):
+        word = (GOOD if i % 2 else BAD)[(i // 2) % 5]
+        text = f"The {THINGS[i % 12]} at table {i} of the {THINGS[(i * 7) % 12]} bar was {word}, said guest {i * 13}."
+        rows.append(
+            {
+                "id": f"r{i}",
+                "written": f"2024-01-{i % 28 + 1:02}",
+                "opinion": text,
+                "verdict": "good" if i % 2 else "bad",
+            }
+        )
+    return rows
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def propose(data: Any, **options: Any) -> Proposal:
+    return fulltune.init(data, output="config.yaml", force=True, **options)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def roles_of(found: Proposal) -> dict[str, str]:
+    return {column.role: column.name for column in found.columns if column.role}
+
+
+# ---- Tasks ----
+
+
+def test_labeled_texts(folder: Path) -> None:
+    found = propose(write_csv(Path("reviews.csv"), reviews(), ";"))
+    assert found.task == "classification"
+    assert roles_of(found) == {"text": "opinion", "label": "verdict"}
+    assert found.language == "English"
+    assert found.rows == {"train": 120}
+    assert {one.name: one.kind for one in found.columns} == {
+        "id": "id", "written": "date", "opinion": "text", "verdict": "category",
+    }  # fmt: skip
+    assert found.config["data"]["train"] == "reviews.csv"
+
+
+@pytest.mark.parametrize("separator", ["; ", "|"])
+def test_several_labels_in_a_cell(separator: str, folder: Path) -> None:
+    names = ("late", "broken", "rude")
+    rows = [
+        {"note": row["opinion"], "tags": separator.join(names[i % 2 : i % 3 + 1])} for i, row in enumerate(reviews())
+    ]
+    found = propose(write_csv(folder / "notes.csv", [row for row in rows if row["tags"]]))
+    assert found.config["data"]["labels"] == "tags"
+    assert found.config["data"]["label_separator"] == separator.strip()
+
+
+def test_texts_alone_and_texts_with_titles(folder: Path) -> None:
+    rows = [
+        {"title": f"Story {i} of the {THINGS[i % 12]}", "text": row["opinion"] * 9, "lang": "en"}
+        for i, row in enumerate(reviews())
+    ]
+    found = propose(write_jsonl(folder / "tales.jsonl", rows))
+    assert (found.task, roles_of(found)) == ("causal-lm", {"text": "text"})
+    assert found.model == "starter:gpt2"
+
+
+@pytest.mark.parametrize(
+    ("names", "task"),
+    [
+        (("question", "answer"), "seq2seq"),
+        (("en", "cs"), "seq2seq"),
+        (("prompt", "completion"), "causal-lm"),
+        (("instruction", "output"), "causal-lm"),
+    ],
+)
+def test_pairs_of_texts(names: tuple[str, str], task: str, folder: Path) -> None:
+    rows = [{names[0]: row["opinion"], names[1]: row["opinion"].upper()} for row in reviews()]
+    found = propose(write_jsonl(folder / "pairs.jsonl", rows))
+    assert found.task == task
+    assert list(roles_of(found).values()) == list(names)
+
+
+def write_database(path: Path, rows: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE city (name TEXT, people INTEGER)")
+        database.executemany("INSERT INTO city VALUES (?, ?)", [(f"town {i}", i) for i in range(rows)])
+    database.close()
+    return path
+
+
+def questions(**more: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": f"Which towns have more than {i} people?",
+            "sql": f"SELECT name FROM city WHERE people > {i}",
+            **more,
+        }
+        for i in range(60)
+    ]
+
+
+def test_questions_with_a_database_that_rows_name(folder: Path) -> None:
+    write_database(folder / "sql" / "databases" / "towns.sqlite")
+    write_jsonl(folder / "sql" / "rows.jsonl", questions(base="towns", executes=True))
+    found = propose("sql")
+    assert (found.task, found.model) == ("text2sql", "starter:t5")
+    assert roles_of(found) == {"question": "question", "sql": "sql", "db_id": "base"}
+    assert found.config["data"]["databases"] == "sql/databases"
+
+
+def test_queries_without_a_database_are_compared_as_text(folder: Path) -> None:
+    found = propose(write_jsonl(folder / "rows.jsonl", questions()))
+    assert (found.task, roles_of(found)) == ("seq2seq", {"source": "question", "target": "sql"})
+    assert "text2sql" in found.notes[0]
+    with pytest.raises(DataError, match="no SQLite database for the queries"):
+        propose("rows.jsonl", task="text2sql")
+
+
+def test_the_task_can_be_chosen(folder: Path) -> None:
+    write_csv(folder / "reviews.csv", reviews())
+    found = propose("reviews.csv", task="causal-lm", model="gpt2")
+    assert (found.task, found.model, roles_of(found)) == ("causal-lm", "gpt2", {"text": "opinion"})
+    with pytest.raises(ConfigError, match="Did you mean 'classification'"):
+        propose("reviews.csv", task="clasification")
+
+
+# ---- What cannot be chosen ----
+
+
+def test_data_without_labels_lists_what_every_column_holds(folder: Path) -> None:
+    rows = [{"id": row["id"], "opinion": row["opinion"], "price": 1.5 * i} for i, row in enumerate(reviews())]
+    with pytest.raises(DataError) as caught:
+        propose(write_csv(folder / "x.csv", rows), task="classification")
+    message = str(caught.value)
+    assert message.startswith("no column of labels")
+    assert "  id: id, 120 distinct in 120 rows, such as 'r0'" in message
+    assert "  opinion: text, 120 distinct in 120 rows, such as 'The coffee at table 0" in message
+    assert "  price: number, 120 distinct in 120 rows, such as '0.0'" in message
+    assert not (folder / "config.yaml").exists()
+
+
+def test_numbers_alone_fit_no_task(folder: Path) -> None:
+    with pytest.raises(DataError, match="no column of text; expected texts, texts with labels, or pairs of texts"):
+        propose(write_csv(folder / "x.csv", [{"a": i, "b": i / 7} for i in range(99)]))
+
+
+def test_shapes_that_no_task_reads_are_named(folder: Path) -> None:
+    rows: list[dict[str, Any]] = [{"tokens": ["Ann", "sings", str(i)], "tags": ["B-PER", "O", "O"]} for i in range(30)]
+    with pytest.raises(DataError, match="lists of tokens with one tag each"):
+        propose(write_jsonl(folder / "ner.jsonl", rows))
+    rows = [{"premise": r["opinion"], "hypothesis": r["opinion"].upper(), "label": r["verdict"]} for r in reviews()]
+    with pytest.raises(DataError, match="pairs of texts with a label"):
+        propose(write_jsonl(folder / "pairs.jsonl", rows))
+    rows = [{"messages": [{"role": "user", "content": f"hi {i}"}]} for i in range(30)]
+    with pytest.raises(DataError, match="Write the columns prompt and completion"):
+        propose(write_jsonl(folder / "chats.jsonl", rows))
+
+
+# ---- Sources ----
+
+
+def test_files_are_splits_by_their_names(folder: Path) -> None:
+    rows = reviews(180)
+    for name, part in {"train": rows[:120], "dev": rows[120:150], "test": rows[150:]}.items():
+        write_jsonl(folder / "data" / f"reviews.{name}.jsonl", part)
+    write_jsonl(folder / "data" / "small.jsonl", rows[:20])
+    (folder / "data" / "schemas.json").write_text("{}")
+    found = propose("data")
+    assert found.rows == {"train": 120, "valid": 30, "eval": 30}
+    assert [found.config["data"][name] for name in ("train", "valid", "eval")] == [
+        f"data/reviews.{name}.jsonl" for name in ("train", "dev", "test")
+    ]
+    assert found.notes[-1] == "another data set there: fulltune init data/small.jsonl"
+    named = propose(["data/reviews.train.jsonl", "data/reviews.dev.jsonl"])
+    assert named.config["data"]["eval"] == "data/reviews.dev.jsonl"
+    assert propose("data/reviews.*.jsonl").rows == found.rows
+
+
+def test_shards_are_one_source(folder: Path) -> None:
+    for i in range(3):
+        write_jsonl(folder / f"rows-{i}.jsonl", reviews()[i::3])
+    assert propose("rows-*.jsonl").config["data"]["train"] == ["rows-0.jsonl", "rows-1.jsonl", "rows-2.jsonl"]
+
+
+def test_rows_of_eval_that_are_in_train_are_allowed_and_reported(folder: Path) -> None:
+    write_jsonl(folder / "d" / "train.jsonl", reviews())
+    write_jsonl(
+        folder / "d" / "test.jsonl",
+        reviews()[:3]
+        + [{**row, "opinion": f"Nothing about {i}: {i * 7} of {i + 3} agree"} for i, row in enumerate(reviews(20))],
+    )
+    found = propose("d")
+    assert found.config["data"]["allow_leaks"] is True
+    assert found.notes[-1].startswith("3 of 23 rows of eval are also in train")
+
+
+def test_a_group_stays_together(folder: Path) -> None:
+    rows = [{**row, "hotel": f"Hotel {i // 6}"} for i, row in enumerate(reviews(180))]
+    found = propose(write_csv(folder / "r.csv", rows))
+    assert found.config["data"]["group"] == "hotel"
+
+
+def test_folders_of_texts(folder: Path) -> None:
+    for i in range(30):
+        path = folder / "tales" / f"{i:02}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{reviews()[i]['opinion']} " * 9, encoding="utf-8")
+    found = propose("tales")
+    assert (found.task, found.rows, found.config["data"]["train"]) == ("causal-lm", {"train": 30}, "tales")
+
+
+def test_rows_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULLTUNE_CACHE", str(folder / "cache"))
+    found = propose(reviews())
+    assert found.task == "classification"
+    assert Path(found.config["data"]["train"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["nothing.csv"], "there is no such file or folder"),
+        ([], "an empty list"),
+        (["towns.db"], "a database without questions"),
+        (["empty"], "no file with rows or text"),
+    ],
+)
+def test_sources_that_cannot_be_read(names: list[str], message: str, folder: Path) -> None:
+    write_database(folder / "towns.db")
+    (folder / "empty").mkdir()
+    with pytest.raises((DataError, ConfigError), match=message):
+        propose(names)
+
+
+# ---- The written config ----
+
+
+def test_every_line_is_explained_and_the_config_is_the_returned_one(folder: Path) -> None:
+    found = propose(write_csv(folder / "reviews.csv", reviews()))
+    lines = Path("config.yaml").read_text(encoding="utf-8").splitlines()
+    config = fulltune.load_config("config.yaml")
+    assert config == fulltune.load_config(found.config)
+    assert max(map(len, lines)) <= 120
+    for number, line in enumerate(lines):
+        if line and not line.endswith(":") and not line.lstrip().startswith("#"):
+            assert "# " in line or lines[number - 1].lstrip().startswith("# "), line
+    assert set(found.why) == {
+        "model",
+        "task",
+        *(f"data.{k}" for k in found.config["data"]),
+        *(f"train.{k}" for k in found.config["train"]),
+    }
+
+
+def test_the_written_config_runs_as_it_is(folder: Path) -> None:
+    write_csv(folder / "in" / "reviews.csv", reviews())
+    found = fulltune.init("in/reviews.csv", model="starter:bert", output="configs/c.yaml")
+    assert found.config["data"]["train"] == "../in/reviews.csv"
+    record = fulltune.run(
+        "configs/c.yaml", overrides=["train.max_steps=2", "evaluation.resamples=100", "baselines.few_shot=1"]
+    )
+    assert record.outcome in ("accepted", "rejected", "undecided")
+
+
+def test_no_file_is_replaced_without_force(folder: Path) -> None:
+    write_csv(folder / "reviews.csv", reviews())
+    Path("config.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"exists already.*--force"):
+        fulltune.init("reviews.csv")
+    assert Path("config.yaml").read_text() == "mine"
+    fulltune.init("reviews.csv", force=True)
+    assert "task: classification" in Path("config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"ends in \.yaml"):
+        fulltune.init("reviews.csv", output="config.json")
+
+
+def test_values_of_the_data_cannot_break_the_file(folder: Path) -> None:
+    rows = [
+        {"my: text #1": row["opinion"], "la\nbel": f"{row['verdict']}\n# no: comment \x1b[31m"} for row in reviews()
+    ]
+    found = propose(write_jsonl(folder / "odd.jsonl", rows))
+    config = fulltune.load_config("config.yaml")
+    assert (config.data.text, config.data.label) == ("my: text #1", "la\nbel")
+    assert "\x1b" not in Path("config.yaml").read_text(encoding="utf-8")
+    assert found.task == "classification"
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("English", "The supplier shall not be liable for the delay of the delivery."),
+        ("Czech", "Skvělá kavárna s milou obsluhou, jsem rád, že se sem vrátím, protože tu je klid a káva jako nikde."),
+        ("Polish", "Nie wiem, jak to się stało, że nie było go na miejscu i nie ma go do dziś."),
+        ("Russian", "Жили-были старик со старухой, и не было у них никого, кроме внучки."),
+        ("German", "Der Kläger hat die Kosten des Verfahrens zu tragen, und das war nicht strittig."),
+        ("Japanese", "東京は日本の首都であり、多くの人が住んでいます。"),
+        ("", "ok fine 17"),
+        ("", ""),
+    ],
+)
+def test_the_language_is_recognized_by_its_frequent_words(language: str, text: str) -> None:
+    assert language_of([text] * 3) == language
