@@ -155,7 +155,10 @@ class DataConfig(Section):
     max_truncated: float = Field(
         0.05, ge=0, le=1, description="highest fraction of rows that may lose their label to truncation"
     )
-    allow_leaks: bool = Field(False, description="count rows of eval that also occur in train; default: they are left out, and more than 5% stop the run")
+    allow_leaks: bool = Field(
+        False,
+        description="count rows of eval that also occur in train; default: they are left out, and more than 5% stop the run",
+    )
 
     @field_validator("label_names")
     @classmethod

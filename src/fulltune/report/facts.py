@@ -1,4 +1,4 @@
-"""List the facts of a record as terms and values: trained parameters, data and cost."""
+"""List the facts of a record as terms and values: trained parameters, audit and cost."""
 
 from __future__ import annotations
 
@@ -66,23 +66,6 @@ def cost(record: Record) -> Facts:
         ("Tokens per second", compact(used.tokens_per_second)),
     ]
     return facts + ([("Machine", used.machine)] if used.machine else [])
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split of the data, as the page shows it."""
-
-    name: str
-    source: str
-    rows: str
-    sha256: str
-
-
-def splits(record: Record) -> list[Split]:
-    """Return the splits of the data."""
-    data = record.data
-    named = (("train", data.train), ("validation", data.valid), ("evaluation", data.eval))
-    return [Split(name, split.source, f"{split.rows:,}", split.sha256) for name, split in named if split]
 
 
 @dataclass(frozen=True)

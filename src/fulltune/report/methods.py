@@ -21,6 +21,7 @@ from fulltune.report.display import (
     duration,
     interval,
     metric_label,
+    moment,
     number,
     p_value,
     percentage,
@@ -227,5 +228,5 @@ def _facts(comparison: MethodComparison) -> list[tuple[str, str]]:
         ("Steps per training", f"{comparison.steps:,}"),
         ("Seeds", ", ".join(map(str, comparison.seeds))),
         ("Machine", comparison.machine),
-        ("Date", comparison.created),
+        ("Date", moment(comparison.created)),
     ]

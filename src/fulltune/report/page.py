@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fulltune.records.run import Prediction, Record, Step
-from fulltune.report import curves, facts, retention, scores, task
-from fulltune.report.display import metric_label, percentage
+from fulltune.report import curves, dataset, facts, retention, scores, task, tiles
+from fulltune.report.display import metric_label, moment, percentage
 from fulltune.report.examples import gallery
 
 _HERE = Path(__file__).parent
@@ -54,7 +54,6 @@ def render(
         script=Markup(asset("report.js")),
         script_hash=_script_hash(),
         beaten=scores.beaten(record),
-        deciding=scores.deciding(record),
         table=scores.table(record, record.scores),
         other_table=scores.table(record, scores.beside(record)),
         forest=scores.forest(record),
@@ -66,7 +65,13 @@ def render(
         reproduce=reproduce,
         queries=task.queries(shown.survey),
         gallery=shown,
-        splits=facts.splits(record),
+        splits=dataset.splits(record),
+        data_facts=dataset.facts(record.data.summary),
+        notable=dataset.notable(record.data.summary),
+        class_table=dataset.classes(record.data.summary),
+        tiles=tiles.tiles(record),
+        outcome_sign=tiles.SIGNS[record.outcome],
+        outcome_meaning=tiles.OUTCOMES[record.outcome],
         levels=facts.findings(record, audit),
         weights=facts.weights(record),
         training=facts.training(record),
@@ -98,8 +103,24 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"percentage": percentage, "metric": metric_label, "headings": headings}
+    environment.filters |= {
+        "percentage": percentage,
+        "metric": metric_label,
+        "moment": moment,
+        "prose": prose,
+        "headings": headings,
+    }
     return environment
+
+
+def prose(text: str) -> Markup:
+    """Return a sentence with what it has between backticks as code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:  # an odd number of backticks
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 else escape(part) for index, part in enumerate(parts)
+    )
 
 
 def headings(body: str) -> list[tuple[str, Markup]]:

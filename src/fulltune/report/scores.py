@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,12 @@ class Table:
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+
+    @property
+    def n(self) -> int | None:
+        """Number of rows that every score of the table was measured on; None if they differ."""
+        counts = {column.rows for column in self.columns}
+        return counts.pop() if len(counts) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -181,11 +188,14 @@ def _versus(record: Record, pair: str, item: Comparison) -> Versus:
 def beaten(record: Record) -> str:
     """Return the sentence that comes first if baselines score better than the tuned model, otherwise an empty string.
 
-    It is also empty if the headline names all these baselines.
+    It is also empty if the headline names the first of them, and headline or reasons name the others.
     """
     winners = [name for name in in_order(record.scores) if name != "tuned" and _wins(record, name)]
-    named = record.headline.lower().replace("-", "").replace("_", "").replace(" ", "")
-    if all(name.replace("_", "") in named for name in winners):
+    if not winners:
+        return ""
+    headline = _plain(record.headline)
+    said = headline + _plain(" ".join(record.reasons))
+    if any(_plain(name) in headline for name in winners) and all(_plain(name) in said for name in winners):
         return ""
     tuned = record.scores["tuned"][record.metric].value
     rivals = [record.scores[name][record.metric].value for name in winners]
@@ -197,6 +207,10 @@ def beaten(record: Record) -> str:
     verb = "beat" if len(winners) > 1 else "beats"
     doubt = "" if sure else "; the difference may be due to chance"
     return f"{listed} {verb} the tuned model ({number(tuned, digits)}) on {metric_label(record.metric)}{doubt}."
+
+
+def _plain(words: str) -> str:
+    return re.sub(r"[-_ ]", "", words.lower())
 
 
 def _wins(record: Record, system: str) -> bool:
@@ -216,13 +230,3 @@ def _has(record: Record, system: str) -> bool:
 def _verdict(record: Record, system: str) -> str:
     comparison = record.comparison.get(f"tuned vs {system}")
     return comparison.verdict if comparison else ""
-
-
-def deciding(record: Record) -> str:
-    """Return the line of the deciding metric: ``Macro-F1 0.877 [0.861, 0.894] on 1,024 rows``."""
-    score = record.scores.get("tuned", {}).get(record.metric)
-    if score is None:
-        return metric_label(record.metric)
-    digits = decimals([score.value])
-    span = interval(score.low, score.high, digits)
-    return f"{metric_label(record.metric)} {number(score.value, digits)} {span} on {score.n:,} rows"

@@ -18,7 +18,7 @@ from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
 from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record, base_kept
-from fulltune.report import display, retention
+from fulltune.report import dataset, display, retention
 from fulltune.report.methods import rows as method_rows
 from fulltune.runtime.terminal import wrapping_table
 
@@ -60,7 +60,7 @@ def retained(record: Record) -> list[Text]:
 
 def described(record: Record) -> list[Text]:
     """Return one line per fact about the data that the model gets to see."""
-    facts = data.facts(record.data.summary)
+    facts = dataset.facts(record.data.summary)
     return [Text(f"Data, {name}: {fact}") for name, fact in facts.items()]
 
 
@@ -214,7 +214,7 @@ def plan(plan: Plan) -> RenderableType:
         "sequences": f"{plan.sequences:,} an epoch, {plan.tokens:,} tokens",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps:,} of them warm-up",
         "effective batch": f"{plan.effective_batch} sequences",
-        **data.facts(plan.data),
+        **dataset.facts(plan.data),
         "memory": _memory(plan),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
         "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",

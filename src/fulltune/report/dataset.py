@@ -1,0 +1,143 @@
+"""Show what the model gets to see of the data: truncation, classes, spelling of labels, padding, leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fulltune.data.findings import cut, listed, percent
+from fulltune.records.data import ClassRows, DataSummary, Leaks, Truncation
+from fulltune.records.run import Record
+from fulltune.report.display import percentage
+
+#: Fraction of truncated rows from which the page marks them.
+_NOTABLE = 0.05
+
+
+def facts(summary: DataSummary) -> dict[str, str]:
+    """Return one fact per line, by its name; only what the data has."""
+    return dict(_facts(summary))
+
+
+def _facts(summary: DataSummary) -> Iterator[tuple[str, str]]:
+    if summary.truncation:
+        yield "truncated", _truncated(summary.truncation, summary.max_length)
+    if summary.classes:
+        yield "classes", _range(summary.classes)
+    if _is_divided(summary) and summary.labels:
+        shown = listed([_variants(labels) for labels in summary.labels.spellings])
+        merged = f"{summary.labels.distinct} if case, spaces and punctuation are ignored"
+        yield "labels", f"{summary.labels.written} as written, {merged}: {shown}"
+    if summary.padding:
+        used, random = percentage(summary.padding["used"]), percentage(summary.padding["random"])
+        yield "padding", f"{used} of the inputs, {random} in random batches"
+    if summary.leaks:
+        yield "leaks", leaked(summary.leaks)
+
+
+def notable(summary: DataSummary) -> set[str]:
+    """Return the names of the facts that need attention."""
+    is_cut = any(cut.fraction >= _NOTABLE for cut in summary.truncation.values())
+    marks = {"truncated": is_cut, "labels": _is_divided(summary), "leaks": summary.leaks is not None}
+    return {name for name, is_marked in marks.items() if is_marked}
+
+
+def _is_divided(summary: DataSummary) -> bool:
+    """Return True if classes are probably divided by the spelling of their labels."""
+    return summary.labels is not None and summary.labels.distinct < summary.labels.written
+
+
+def _truncated(splits: Mapping[str, Truncation], max_length: int | None) -> str:
+    parts = [
+        f"{percent(cut.rows, cut.of)} of {split} rows ({cut.rows:,} of {cut.of:,})" for split, cut in splits.items()
+    ]
+    limit = f" to data.max_length: {max_length}" if max_length else " to the model's window"
+    return " and ".join(parts) + limit
+
+
+def _range(classes: tuple[ClassRows, ...]) -> str:
+    most, least = classes[0], classes[-1]
+    span = f"from {most.train:,} rows of train ({named(most.label)}) to {least.train:,} ({named(least.label)})"
+    return f"{len(classes)}, {span}"
+
+
+def named(label: str) -> str:
+    """Return a label in quotes, shortened if it is long."""
+    return cut(repr(label), 40)
+
+
+def _variants(labels: Mapping[str, int]) -> str:
+    return " = ".join(f"{named(label)} ({rows:,})" for label, rows in labels.items())
+
+
+def leaked(leaks: Leaks) -> str:
+    """Return how many evaluation rows also occur in train, and whether they count."""
+    rows = f"{leaks.rows:,} of {leaks.of:,} eval rows ({percent(leaks.rows, leaks.of)}) also occur in train"
+    rule = "they count, as data.allow_leaks asks" if leaks.counted else "left out of the deciding scores"
+    return f"{rows}: {rule}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of the data, as the page shows it."""
+
+    name: str
+    source: str
+    rows: str
+    lengths: str
+    truncated: str
+    sha256: str
+
+
+def splits(record: Record) -> list[Split]:
+    """Return the splits of the data."""
+    data = record.data
+    summary = data.summary
+    known = (("train", data.train), ("valid", data.valid), ("eval", data.eval))
+    return [
+        Split(
+            name={"valid": "validation", "eval": "evaluation"}.get(name, name),
+            source=split.source,
+            rows=f"{split.rows:,}",
+            lengths=_lengths(summary, name),
+            truncated=percentage(summary.truncation[name].fraction) if name in summary.truncation else "",
+            sha256=split.sha256,
+        )
+        for name, split in known
+        if split
+    ]
+
+
+def _lengths(summary: DataSummary, split: str) -> str:
+    found = summary.lengths.get(split)
+    return f"{found.median:,} / {found.p95:,} / {found.max:,}" if found else ""
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Rows of one class by split, with the width of its bar."""
+
+    label: str
+    rows: tuple[str, ...]
+    width: str
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Rows of every class by split, most frequent in train first."""
+
+    splits: tuple[str, ...]
+    rows: tuple[ClassCounts, ...]
+
+
+def classes(summary: DataSummary) -> ClassTable | None:
+    """Return the rows of every class, or None for tasks without classes."""
+    if not summary.classes:
+        return None
+    shown = tuple(split for split in ("train", "valid", "eval") if any(getattr(row, split) for row in summary.classes))
+    most = max(row.train for row in summary.classes) or 1
+    rows = (
+        ClassCounts(row.label, tuple(f"{getattr(row, split):,}" for split in shown), f"{100 * row.train / most:.0f}%")
+        for row in summary.classes
+    )
+    return ClassTable(shown, tuple(rows))
