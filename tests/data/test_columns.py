@@ -142,3 +142,19 @@ def test_words_of_names_are_compared_without_case_and_diacritics() -> None:
     assert roles.name_words("docId") == {"doc", "id"}
     assert roles.name_words("Třída_1") == {"trida"}
     assert roles.name_words("НАЗВАНИЕ") == roles.name_words("название")
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [("text", "znění"), ("label", "vysledek"), ("group", "firma"), ("id", "kod"), ("sql", "dotaz"), ("db_id", None)],
+)
+def test_the_hint_for_a_missing_column_names_one_by_what_it_holds(role: str, name: str | None) -> None:
+    found = columns(
+        kod=[f"k{i}" for i in range(60)],
+        vysledek=["ano", "ne"] * 30,
+        firma=[f"Firma {i // 5}" for i in range(60)],
+        dotaz=[f"SELECT {i} FROM t" for i in range(60)],
+        znění=texts(),
+    )
+    likely = roles.likely(role, list(found.values()))
+    assert (likely.name if likely else None) == name

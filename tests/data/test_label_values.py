@@ -283,10 +283,12 @@ def test_class_names_of_rows_in_memory(kind: str, tmp_path: Path, monkeypatch: p
 
 def test_a_missing_column_does_not_suggest_a_column_that_is_already_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "x", "toxic": 0, "threat": 1}\n', encoding="utf-8")
+    rows = [{"text": f"x{i}", "toxic": i % 2, "threat": int(i < 3)} for i in range(6)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     with pytest.raises(DataError) as caught:
         load(path, LABEL)
-    assert "e.g. `data.label: toxic`; one 0/1 column per label must become a column `labels`" in str(caught.value)
+    assert "e.g. `data.label: toxic` (category, 2 distinct in 6 rows, such as '0')" in str(caught.value)
+    assert "; one 0/1 column per label must become a column `labels`" in str(caught.value)
     path.write_text('{"text": "x"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"no column 'label'; expected one of text\. Add the column"):
         load(path, LABEL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +13,28 @@ from typing import Any, overload
 
 from fulltune.config import DataConfig, Source
 from fulltune.data.columnar import Opened
+from fulltune.data.columns import roles
+from fulltune.data.columns.profile import Profile, holds
+from fulltune.data.columns.sampled import columns_of
 from fulltune.data.label_values import LabelReader, kind_of_label
 from fulltune.data.read import open_source, source_name
 from fulltune.data.values import clean
 from fulltune.errors import DataError, Problem, closest
 from fulltune.records.run import SplitInfo
+from fulltune.runtime.config_file import as_value
 
 #: Number of JSON rows whose keys are read to list the columns.
 _LOOK_AHEAD = 1000
+
+#: What a role needs, for messages.
+_HELD = {
+    **dict.fromkeys(("text", "prompt", "completion", "source", "target", "question"), "texts"),
+    **dict.fromkeys(("label", "labels"), "labels, which are few repeated values"),
+    "sql": "SQL queries",
+}
+
+#: Number of rows that are read to suggest a column in place of a missing one.
+_DESCRIBED = 2000
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,7 @@ def load_table(
     loading = _Loading(readers, opened)
     loading.read(limit)
     named = source_name(source)
-    _check_columns(readers, loading.names, named, opened.doubt)
+    _check_columns(readers, loading.names, source, split, opened.doubt)
     loading.refuse_vectors(named)
     kind = loading.refuse_mixed_types()
     if not loading.rows:
@@ -276,7 +289,7 @@ class _Loading:
 
 
 def _check_columns(
-    readers: Sequence[_Reader], names: Mapping[str, type | None], source: str, doubt: Problem | None
+    readers: Sequence[_Reader], names: Mapping[str, type | None], source: Source, split: str, doubt: Problem | None
 ) -> None:
     """Check that each column occurs in some row; a column that no row has is one problem, not one per row.
 
@@ -291,23 +304,35 @@ def _check_columns(
         raise DataError(replace(doubt, found=f"{doubt.found}, so there is no column {columns}"))
     if missing:
         used = {reader.name for reader in readers}
-        free = [name for name, kind in names.items() if name not in used and kind is not dict]
-        problems = [_missing(reader.column.role, reader.name, list(names), free, source) for reader in missing]
-        objects = [name for name, kind in names.items() if kind is dict]
+        free = [column for column in columns_of(source, split, _DESCRIBED) if column.name not in used]
+        problems = [_missing(reader, list(names), free, source_name(source)) for reader in missing]
+        objects = [column.name for column in free if column.kind in ("object", "messages")]
         hint = f"; {', '.join(objects)} holds objects: write their texts to separate columns" if objects else ""
         if [reader.column.role for reader in readers if reader.column.required] == ["text"] and len(free) > 1:
             hint += "; for prompts with answers set data.prompt and data.completion"
         raise DataError([replace(problem, fix=problem.fix + hint) for problem in problems])
 
 
-def _missing(role: str, name: str, names: Sequence[str], free: Sequence[str], source: str) -> Problem:
-    """Return the problem of a missing column; ``free`` lists the columns that no role reads."""
-    close = closest(name, free)
-    example = close or next(iter(free), "")
-    written = example if re.fullmatch(r"[A-Za-z_]\w*", example) else json.dumps(example, ensure_ascii=False)
-    fix = f"set the name of the column in the config, e.g. `data.{role}: {written}`" if example else "add the column"
+def _missing(reader: _Reader, names: Sequence[str], free: Sequence[Profile], source: str) -> Problem:
+    """Return the problem of a missing column.
+
+    Args:
+        reader: Reader of the column.
+        names: Names of all columns.
+        free: The columns that no role reads.
+        source: Name of the source.
+    """
+    role = reader.column.role
+    close = closest(reader.name, [column.name for column in free])
+    example = next((column for column in free if column.name == close), roles.likely(role, free))
+    fix = f"add the column: no other one holds {_HELD.get(role, 'such values')}"
+    if example is not None:
+        key = "labels" if role in ("label", "labels") and example.kind == "labels" else role
+        fix = f"set the name of the column in the config, e.g. `data.{key}: {as_value(example.name)}`"
+        fix += f" ({holds(example)})"
     if role in ("id", "group"):
         fix += f", or remove data.{role} from the config"
-    if role == "label" and not close and len(free) > 1:
+    binary = [column.name for column in free if column.is_numeric and column.distinct == 2]
+    if role == "label" and not close and len(binary) > 1:
         fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
-    return Problem(f"no column {name!r}", f"one of {', '.join(names)}", fix, source, f"data.{role}")
+    return Problem(f"no column {reader.name!r}", f"one of {', '.join(names)}", fix, source, f"data.{role}")

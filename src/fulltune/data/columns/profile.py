@@ -98,6 +98,19 @@ class Profile:
         }
 
 
+def holds(column: Profile) -> str:
+    """Return what a column holds as a phrase for messages: its kind, distinct values and an example."""
+    if column.kind in ("empty", "object"):
+        return {"empty": "no values", "object": "objects"}[column.kind]
+    example = f", such as {_short(column.examples[0])}" if column.examples else ""
+    return f"{column.kind}, {column.distinct:,} distinct in {column.filled:,} rows{example}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return repr(line if len(line) <= 40 else f"{line[:39]}…")
+
+
 def profiles(rows: Iterable[Mapping[str, Any]]) -> tuple[Profile, ...]:
     """Describe every column of some rows, in the order in which they first occur."""
     columns = dict[str, list[Any]]()

@@ -186,6 +186,22 @@ def _direction(column: Profile) -> int:
     return is_called(column, "source") - is_called(column, "target")
 
 
+def likely(role: str, columns: Sequence[Profile]) -> Profile | None:
+    """Return the column that a role most likely reads, or None if no column holds such values."""
+    kinds = {"sql": "SQL", "id": "id"}
+    if role in ("text", "question", "prompt"):
+        return next(iter(texts(columns)), None)
+    if role in ("label", "labels"):
+        return label(columns, required=True).column
+    if role in ("source", "target", "completion"):
+        found = pair(columns) or (None, None)
+        return found[role != "source"]
+    if role == "group":
+        return group(columns, ())
+    fitting = [one for one in columns if one.kind == kinds.get(role) or (role == "db_id" and is_called(one, role))]
+    return next(iter(fitting), None)
+
+
 def _is_title(column: Profile, columns: Sequence[Profile]) -> bool:
     """Return True for the title of a long text beside it, unless there is nothing else that a title could be for."""
     return is_called(column, "title") and any(one.words > 200 for one in columns)

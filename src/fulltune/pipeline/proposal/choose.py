@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fulltune.data.columns import roles
-from fulltune.data.columns.profile import Profile
+from fulltune.data.columns.profile import Profile, holds
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.runtime.config_file import as_value
 
@@ -238,20 +238,8 @@ def _unread(column: Profile, role: str) -> str:
 
 def seen(columns: Sequence[Profile]) -> str:
     """Return what every column holds, one per line."""
-    lines = [f"  {one.name}: {_described(one)}" for one in columns[:_LISTED]]
+    lines = [f"  {one.name}: {holds(one)}" for one in columns[:_LISTED]]
     return "\n".join(lines + ([f"  … and {len(columns) - _LISTED} more"] if len(columns) > _LISTED else []))
-
-
-def _described(column: Profile) -> str:
-    if column.kind in ("empty", "object"):
-        return {"empty": "no values", "object": "objects"}[column.kind]
-    example = f", such as {_short(column.examples[0])}" if column.examples else ""
-    return f"{column.kind}, {column.distinct:,} distinct in {column.filled:,} rows{example}"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return repr(line if len(line) <= 40 else f"{line[:39]}…")
 
 
 def _nothing(columns: Sequence[Profile], problem: str, fix: str = "", task: str = "") -> DataError:

@@ -11,6 +11,8 @@ from typing import Any
 from fulltune.config import DataConfig, load_config
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile
+from fulltune.data.columns.sampled import columns_of
+from fulltune.data.overlap import TOLERATED_LEAKS
 from fulltune.errors import ConfigError
 from fulltune.pipeline.proposal import base_models, settings
 from fulltune.pipeline.proposal import rows as reading
@@ -111,7 +113,7 @@ def init(
     file = Path(output)
     _check_output(file, force)
     sources = sort_sources(_names(data))
-    columns = reading.described_columns(sources.train)
+    columns = columns_of(sources.train)
     choice = choose(columns, task, sources.databases)
     draft = _Draft.of(sources, columns, choice, model, file)
     sections = draft.sections()
@@ -183,6 +185,10 @@ class _Draft:
             file,
         )
 
+    @property
+    def _scored(self) -> int:
+        return min(self.rows.evaluated, settings.EVAL_ROWS)
+
     def title(self) -> list[str]:
         train = self.rows.tables["train"]
         return [
@@ -230,7 +236,7 @@ class _Draft:
         if self.rows.evaluated > settings.EVAL_ROWS:
             why = f"score {settings.EVAL_ROWS} of {self.rows.evaluated:,} rows, so that baselines take minutes"
             lines.append(Line("eval_limit", settings.EVAL_ROWS, why))
-        if self.rows.leaks:
+        if self.rows.leaks > TOLERATED_LEAKS * self._scored:
             why = f"{self.rows.leaks:,} of these rows are also in train; the report scores without them too"
             lines.append(Line("allow_leaks", True, why))
         return lines
@@ -313,8 +319,9 @@ class _Draft:
         if self.rows.bad:
             notes.append(f"{len(self.rows.bad):,} rows cannot be read: {self.rows.bad[0]}")
         if self.rows.leaks:
-            few = min(self.rows.evaluated, settings.EVAL_ROWS)
-            notes.append(f"{self.rows.leaks:,} of {few:,} rows of eval are also in train: data.allow_leaks is set")
+            few = self.rows.leaks <= TOLERATED_LEAKS * self._scored
+            done = "they are left out of the scores" if few else "data.allow_leaks is set"
+            notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")
         notes += [f"another data set there: fulltune init {other}" for other in self.sources.others[:3]]
         return notes
 

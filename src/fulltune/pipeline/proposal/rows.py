@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from fulltune.config import DataConfig
-from fulltune.data.columns.profile import SAMPLE, Profile, profiles
 from fulltune.data.load import Column, Table, load_table
 from fulltune.data.overlap import Entry, Seen
-from fulltune.data.read import open_source, source_name
 from fulltune.data.split import input_text, split_table
-from fulltune.errors import DataError, Problem
+from fulltune.errors import Problem
 from fulltune.pipeline.proposal.settings import EVAL_ROWS
 
 #: Splits of a `datasets` folder by split of a config.
@@ -29,7 +26,7 @@ class Rows:
 
     Attributes:
         tables: Rows by split: ``train``, and those of ``valid`` and ``eval`` that have files of their own.
-        leaks: Rows of eval that also occur in train with the same target.
+        leaks: Rows of eval, of the first ones, that also occur in train with the same target.
         evaluated: Rows that decide, or would be held out for it.
     """
 
@@ -45,28 +42,6 @@ class Rows:
     def values(self, role: str) -> list[str]:
         """Return the texts of a role in train."""
         return [str(row.fields.get(role, "")) for row in self.tables["train"]]
-
-
-def described_columns(source: tuple[str, ...]) -> tuple[Profile, ...]:
-    """Describe the columns of a source by its first rows.
-
-    Raises:
-        DataError: The source cannot be read, or has no rows.
-    """
-    problems = list[Problem]()
-    opened = open_source(source, "train")
-
-    def good() -> Any:
-        for item in islice(opened.rows, SAMPLE):
-            if isinstance(item, Problem):
-                problems.append(item)
-            elif isinstance(item, tuple):
-                yield item[1]
-
-    found = profiles(good())
-    if not found:
-        raise DataError(problems or [Problem("no rows", "at least one", "check the file", source_name(source))])
-    return found
 
 
 def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Sequence[str], fraction: float) -> Rows:

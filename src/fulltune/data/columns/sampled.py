@@ -1,0 +1,33 @@
+"""Describe the columns of a source by its first rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from fulltune.config import Source
+from fulltune.data.columns.profile import SAMPLE, Profile, profiles
+from fulltune.data.read import open_source, source_name
+from fulltune.errors import DataError, Problem
+
+
+def columns_of(source: Source, split: str = "train", most: int = SAMPLE) -> tuple[Profile, ...]:
+    """Return what the columns of a source hold, by its first rows.
+
+    Raises:
+        DataError: The source cannot be read, or has no rows.
+    """
+    problems = list[Problem]()
+
+    def good() -> Iterator[Mapping[str, Any]]:
+        for item in islice(open_source(source, split).rows, most):
+            if isinstance(item, Problem):
+                problems.append(item)
+            elif isinstance(item, tuple):
+                yield item[1]
+
+    found = profiles(good())
+    if not found:
+        raise DataError(problems or [Problem("no rows", "at least one", "check the file", source_name(source))])
+    return found
