@@ -230,7 +230,7 @@ def test_confusion_shows_counts_and_shades_by_row() -> None:
     details = {"confusion": {"labels": ["a", "b"], "matrix": [[3, 1], [0, 0]]}}
     source = page(samples.classification(), details=details)
 
-    assert re.search(r'--share:0\.75" title="a → a: 3 of 4 rows" class="right full">3<', source)
+    assert re.search(r'--share:0\.75" title="a → a: 3 of 4 rows" class="right">3<', source)
     assert re.search(r'--share:0\.25" title="a → b: 1 of 4 rows" class="">1<', source)
 
 

@@ -6,3 +6,6 @@ if (filter) {
     for (const row of document.querySelectorAll(".case")) row.hidden = !row.textContent.toLowerCase().includes(wanted);
   });
 }
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});

@@ -30,6 +30,8 @@ from fulltune.report.scores import bar_rows
 
 #: Largest number of classes with a confusion matrix, and number of confused pairs that are listed beyond it.
 CLASSES, PAIRS = 25, 20
+#: Fractions above which white text on a light page, and black text on a dark one, has the better contrast.
+FULL, BRIGHT = 0.88, 0.76
 #: Widest name at the head of a column, in pixels: it is turned by 90 degrees.
 _COLUMN_HEAD = 150
 
@@ -42,6 +44,11 @@ class Heat:
     rows: int
     fraction: float
     right: bool
+
+    @property
+    def shade(self) -> str:
+        """The CSS classes for its text: on a strong shade, white on a light page and black on a dark one."""
+        return " full" * (self.fraction > FULL) + " bright" * (self.fraction > BRIGHT)
 
 
 @dataclass(frozen=True)
