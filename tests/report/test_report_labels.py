@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fulltune.report import labels, svg
 
+AREA = labels.Box(0, 0, labels.NARROW, 168)
 FAMILY = "👩‍👩‍👧‍👦"
 LONG = "Post-termination services and transition: obligations of both parties towards their subcontractors"
 
@@ -35,7 +36,7 @@ def test_wide_letters_and_emoji_count_as_wide() -> None:
 def boxes(points: list[tuple[float, float]], names: list[str]) -> list[labels.Box]:
     """Return the areas of the labels, computed here from their places."""
     found = []
-    for (x, y), name, placed in zip(points, names, labels.place(points, names, 168), strict=True):
+    for (x, y), name, placed in zip(points, names, labels.place(points, names, AREA), strict=True):
         left = x + placed.dx - (labels.width(name) if placed.anchor == "end" else 0)
         found.append(labels.Box(left, y + placed.dy - 10, left + labels.width(name), y + placed.dy + 3))
     return found
@@ -49,6 +50,16 @@ def test_labels_of_close_points_do_not_touch(seed: int) -> None:
 
     for one, two in itertools.combinations(boxes(points, names), 2):
         assert not one.overlaps(two)
+
+
+def test_labels_keep_off_lines_and_whiskers() -> None:
+    line = [(20.0, 150.0), (60.0, 100.0), (140.0, 60.0), (280.0, 40.0)]
+    obstacles = labels.along(line)
+    places = labels.place(line, ["one", "two", "three", "four"], AREA, obstacles)
+    for (x, y), name, placed in zip(line, ("one", "two", "three", "four"), places, strict=True):
+        left = x + placed.dx - (labels.width(name) if placed.anchor == "end" else 0)
+        box = labels.Box(left, y + placed.dy - 10, left + labels.width(name), y + placed.dy + 3)
+        assert not any(box.overlaps(other) for other in obstacles)
 
 
 def test_a_label_stays_inside_the_chart() -> None:

@@ -5,9 +5,11 @@ A page has no fonts of its own, and its width is unknown, so that all widths are
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fulltune.runtime.graphemes import clusters
 
@@ -61,6 +63,14 @@ class Box:
     right: float
     bottom: float
 
+    def contains(self, other: Box) -> bool:
+        return (
+            self.left <= other.left
+            and other.right <= self.right
+            and self.top <= other.top
+            and other.bottom <= self.bottom
+        )
+
     def overlaps(self, other: Box) -> bool:
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
@@ -75,32 +85,55 @@ class Placed:
     dy: float
     anchor: str
 
+    @property
+    def is_far(self) -> bool:
+        """True if a line has to show which point it belongs to."""
+        return not -_LINE < self.dy < 2 * _LINE
+
 
 #: Height of a line of text, and distance of a label from its point, in pixels.
 _LINE, _APART = 15, 9
 
 
 def place(
-    points: Sequence[tuple[float, float]], names: Sequence[str], height: float, *, across: float = NARROW
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    area: Box,
+    obstacles: Iterable[Box] = (),
 ) -> list[Placed]:
-    """Return a place for the label of each point that covers neither a point nor another label, if there is one.
+    """Return a place for the label of each point that covers no point, label or obstacle, if there is one.
 
     Args:
-        points: Positions in pixels, for a chart of the width ``across``.
+        points: Positions in pixels.
         names: The labels.
-        height: Height of the chart.
-        across: Width of the chart.
+        area: The chart, which labels do not leave.
+        obstacles: Areas that labels do not cover, such as whiskers.
     """
-    taken = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in points]
+    taken = [*obstacles, *(around(x, y, 7) for x, y in points)]
     placed = []
     for (x, y), name in zip(points, names, strict=True):
         choices = [(choice, _box(x, y, choice, width(name))) for choice in _choices()]
-        inside = [item for item in choices if _fits(item[1], across, height)] or choices
+        inside = [item for item in choices if area.contains(item[1])] or choices
         free = (item for item in inside if not any(item[1].overlaps(box) for box in taken))
         choice, box = next(free, inside[0])
         taken.append(box)
         placed.append(choice)
     return placed
+
+
+def around(x: float, y: float, reach: float) -> Box:
+    """Return the square around a point."""
+    return Box(x - reach, y - reach, x + reach, y + reach)
+
+
+def along(points: Sequence[tuple[float, float]]) -> list[Box]:
+    """Return small squares that cover a line through the points."""
+    covered = []
+    for (x1, y1), (x2, y2) in pairwise(points):
+        count = max(1, round(math.hypot(x2 - x1, y2 - y1) / 4))
+        parts = (step / count for step in range(count + 1))
+        covered += [around(x1 + part * (x2 - x1), y1 + part * (y2 - y1), 2) for part in parts]
+    return covered
 
 
 def _choices() -> Iterable[Placed]:
@@ -114,7 +147,3 @@ def _choices() -> Iterable[Placed]:
 def _box(x: float, y: float, choice: Placed, size: float) -> Box:
     left = x + choice.dx - (size if choice.anchor == "end" else 0)
     return Box(left, y + choice.dy - 11, left + size, y + choice.dy + 4)
-
-
-def _fits(box: Box, across: float, height: float) -> bool:
-    return box.left >= 0 and box.right <= across and box.top >= 0 and box.bottom <= height

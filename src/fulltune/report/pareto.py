@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fulltune.report import svg
+from fulltune.report import labels, svg
 from fulltune.report.display import better, compact, metric_label, percentage
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 760, 420, 70, 56
@@ -50,7 +50,8 @@ def picture(title: str, metric: str, direction: str, dots: Sequence[Dot], budget
         ),
     )
     parts = [*_axes(place), *(_budget(place, value) for value in limit), _front(place, drawn), *names]
-    parts += [_dot(place, dot) for dot in drawn]
+    parts += [_marker(place, dot) for dot in drawn]
+    parts += _labels(place, drawn, limit)
     style = Markup("<style>{}</style>").format(Markup((Path(__file__).parent / "report.css").read_text("utf-8")))
     back = svg.tag("rect", width="100%", height="100%", fill="var(--paper)")
     inner = Markup("").join([svg.tag("title", title), style, back, *parts])
@@ -87,23 +88,46 @@ def _axes(place: _Place) -> list[Markup]:
 
 def _budget(place: _Place, budget: float) -> Markup:
     x = place.x(budget)
-    line = svg.tag("line", class_="reference", x1=x, x2=x, y1=_TOP, y2=_BOTTOM)
-    return line + svg.tag("text", f"budget {percentage(budget)}", class_="tick halo", x=x + 5, y=_TOP + 12)
+    line = svg.tag("line", class_="limit", x1=x, x2=x, y1=_TOP, y2=_BOTTOM)
+    side = {"x": x - 5, "text_anchor": "end"} if x > _RIGHT - 80 else {"x": x + 5, "text_anchor": "start"}
+    return line + svg.tag("text", f"budget {percentage(budget)}", class_="tick halo", y=_TOP - 4, **side)
+
+
+def _line(place: _Place, dots: Sequence[Dot]) -> list[svg.Point]:
+    """Return the points of the front in pixels."""
+    ordered = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.loss)
+    return [(place.x(dot.loss), place.y(dot.score)) for dot in ordered]
 
 
 def _front(place: _Place, dots: Sequence[Dot]) -> Markup:
-    ordered = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.loss)
-    path = "L".join(f"{place.x(dot.loss)} {place.y(dot.score)}" for dot in ordered)
+    path = "L".join(f"{x} {y}" for x, y in _line(place, dots))
     return svg.tag("path", class_="line", d=f"M{path}") if path else Markup("")
 
 
-def _dot(place: _Place, dot: Dot) -> Markup:
+def _marker(place: _Place, dot: Dot) -> Markup:
     title = svg.tag("title", f"α = {dot.alpha:g}: score {compact(dot.score)}, loss {percentage(dot.loss)}")
     x = place.x(dot.loss)
     y = place.y(dot.score)
     if dot.chosen:
-        shape = svg.tag("path", title, class_="diamond", d=f"M{x - 8} {y}L{x} {y - 8}L{x + 8} {y}L{x} {y + 8}Z")
-    else:
-        shape = svg.tag("circle", title, class_="ring", cx=x, cy=y, r=5)
-    strength = " strong" if dot.chosen else ""
-    return shape + svg.tag("text", f"α {dot.alpha:g}", class_=f"tick halo{strength}", x=x + 10, y=y - 8)
+        return svg.tag("path", title, class_="diamond", d=f"M{x - 8} {y}L{x} {y - 8}L{x + 8} {y}L{x} {y + 8}Z")
+    return svg.tag("circle", title, class_="ring", cx=x, cy=y, r=5)
+
+
+def _labels(place: _Place, dots: Sequence[Dot], limits: Sequence[float]) -> list[Markup]:
+    """Return the labels of the points, off the line of the front and that of the budget."""
+    points = [(place.x(dot.loss), place.y(dot.score)) for dot in dots]
+    names = [f"α {dot.alpha:g}" for dot in dots]
+    budget = [labels.Box(place.x(limit) - 3, _TOP, place.x(limit) + 3, _BOTTOM) for limit in limits]
+    area = labels.Box(_LEFT, _TOP - 16, _WIDTH, _BOTTOM)
+    places = labels.place(points, names, area, [*labels.along(_line(place, dots)), *budget])
+    return [
+        svg.tag(
+            "text",
+            name,
+            class_="tick halo strong" if dot.chosen else "tick halo",
+            x=round(x + at.dx, 1),
+            y=round(y + at.dy, 1),
+            text_anchor=at.anchor,
+        )
+        for dot, name, (x, y), at in zip(dots, names, points, places, strict=True)
+    ]

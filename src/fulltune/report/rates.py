@@ -13,6 +13,7 @@ from fulltune.report.display import compact
 _WIDTH, _LEFT, _HEAD = 720, 64, 56
 
 _STYLE = """
+.chart { overflow: visible }
 text { font-family: system-ui, sans-serif; font-size: 13px; fill: #1d2530 }
 .title { font-size: 15px; font-weight: 600 }
 .tick { font-size: 12px; fill: #5a6675 }
@@ -43,7 +44,7 @@ def plot(
     ]
     marks = [svg.Mark(rate, compact(rate) + " ✓" * (rate == chosen), _describe(loss)) for rate, loss in tried]
     inner = svg.lines("Loss over learning rate", reason, curves, marks, log_steps=True, unit="rate")
-    height = _HEAD + 250
+    height = _HEAD + 206
     parts = (
         svg.tag("style", Markup(_STYLE)),
         svg.tag("rect", width="100%", height="100%", fill="#fff"),

@@ -427,17 +427,16 @@ def scatter(title: str, description: str, dots: Sequence[Dot], tick: Callable[[f
         tick: Formats a cost for its axis.
     """
     drawn = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
-    x_axis = axis_over([dot.x for dot in drawn], zero=True, pad=0.18)
+    costs = [dot.x for dot in drawn]
+    x_axis = axis_over(costs, zero=bool(costs) and min(costs) < max(costs) / 2, pad=0.18)
     y_axis = axis_over([value for dot in drawn for value in (dot.y, dot.low, dot.high)])
     if x_axis is None or y_axis is None:
         return Markup("")
-    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP, _TOP + _HEIGHT, tick=tick)]
     front = sorted((dot.x, dot.y) for dot in drawn if dot.on_front)
+    parts = [_left_axis(y_axis), bottom_axis(x_axis, _TOP, _TOP + _HEIGHT, tick=tick)]
     parts.append(_path(Line("front", front), x_axis, y_axis) if len(front) > 1 else Markup(""))
-    points = [(labels.NARROW * x_axis.at(dot.x), _y(y_axis, dot.y)) for dot in drawn]
-    places = labels.place(points, [dot.label for dot in drawn], _TOP + _HEIGHT)
     parts += [_scattered(dot, x_axis, y_axis) for dot in drawn]
-    parts += [_named(dot, place, x_axis, y_axis) for dot, place in zip(drawn, places, strict=True)]
+    parts += _names(drawn, front, x_axis, y_axis)
     return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
 
 
@@ -452,11 +451,33 @@ def _scattered(dot: Dot, x_axis: Axis, y_axis: Axis) -> Markup:
     return whisker + tag("svg", tag("title", dot.description), shape, overflow="visible", x=x, y=_y(y_axis, dot.y))
 
 
-def _named(dot: Dot, place: labels.Placed, x_axis: Axis, y_axis: Axis) -> Markup:
-    """Return the label of a point."""
+def _names(dots: Sequence[Dot], front: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[Markup]:
+    """Return the labels of the points: beside their markers, off whiskers and the line of the front."""
+
+    def pixels(x: float, y: float) -> Point:
+        return labels.NARROW * x_axis.at(x), _y(y_axis, y)
+
+    whiskers = [
+        labels.Box(pixels(dot.x, 0)[0] - 2, _y(y_axis, dot.high), pixels(dot.x, 0)[0] + 2, _y(y_axis, dot.low))
+        for dot in dots
+        if math.isfinite(dot.low) and math.isfinite(dot.high)
+    ]
+    line = labels.along([pixels(*point) for point in front])
+    area = labels.Box(0, 0, labels.NARROW, _TOP + _HEIGHT)
+    points = [pixels(dot.x, dot.y) for dot in dots]
+    places = labels.place(points, [dot.label for dot in dots], area, [*whiskers, *line])
+    return [_name(dot, place, x_axis, y_axis) for dot, place in zip(dots, places, strict=True)]
+
+
+def _name(dot: Dot, place: labels.Placed, x_axis: Axis, y_axis: Axis) -> Markup:
+    """Return the label of a point, with a thin line to it if it is far away."""
+    x, y = percent(x_axis.at(dot.x)), _y(y_axis, dot.y)
+    leader = Markup("")
+    if place.is_far:
+        shape = tag("path", class_="leader", d=f"M0 0L{place.dx * 0.8:g} {place.dy - 4:g}")
+        leader = tag("svg", shape, overflow="visible", x=x, y=y)
     look = {"class_": "tick halo strong" if dot.strong else "tick halo", "text_anchor": place.anchor}
-    position = {"x": percent(x_axis.at(dot.x)), "y": round(_y(y_axis, dot.y) + place.dy, 1), "dx": place.dx}
-    return tag("text", dot.label, **look, **position)
+    return leader + tag("text", dot.label, **look, x=x, y=round(y + place.dy, 1), dx=place.dx)
 
 
 @dataclass(frozen=True)
