@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from demo.tales import make_tales
+from demo.contracts import make_contracts
+from fulltune.data.probe import builtin_probe
 from fulltune.errors import DataError
 from fulltune.models import load
 from starters import corpus, make
@@ -27,9 +28,10 @@ UNTRAINED = np.log(6144)
 def books(tmp_path: Path) -> Path:
     folder = tmp_path / "books"
     folder.mkdir()
-    for name, language, seed in (("ru.train", "ru", 1), ("en.train", "en", 2), ("ru.valid", "ru", 3)):
-        tales = make_tales(12, seed=seed, language=language)
-        (folder / f"{name}.txt").write_text("\n\n".join(tale["text"] for tale in tales), encoding="utf-8")
+    clauses = [row["text"] for row in make_contracts(240)]
+    russian = [row["text"] for row in builtin_probe("ru")]
+    for name, texts in {"ru.train": russian[:12], "en.train": clauses[:160], "en.valid": clauses[160:]}.items():
+        (folder / f"{name}.txt").write_text("\n\n".join(texts), encoding="utf-8")
     return folder
 
 
@@ -106,7 +108,7 @@ def test_windows_cover_the_text_in_order() -> None:
 
 def test_tokens_per_byte_is_correct(books: Path, tmp_path: Path) -> None:
     tokenizer = make.shared_tokenizer(corpus.find(books), tmp_path)
-    text = (books / "ru.valid.txt").read_text(encoding="utf-8")
+    text = (books / "en.valid.txt").read_text(encoding="utf-8")
     ids = np.array(tokenizer.encode(text).ids, dtype=np.uint16)
     windows = corpus.Windows(ids, len(ids))
     assert windows.tokens_per_byte(tokenizer) == pytest.approx(len(ids) / len(text.encode("utf-8")))
@@ -114,7 +116,7 @@ def test_tokens_per_byte_is_correct(books: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_held_out_text_is_refused(books: Path, tmp_path: Path) -> None:
-    (books / "ru.valid.txt").unlink()
+    (books / "en.valid.txt").unlink()
     with pytest.raises(DataError, match="2 text files to learn from and 0 held out"):
         make.make_starter("gpt2", books, tmp_path / "out")
     result = CliRunner().invoke(make.app, [str(books), str(tmp_path / "out")])

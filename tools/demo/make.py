@@ -28,11 +28,8 @@ def lines(rows: Iterable[dict[str, Any]]) -> bytes:
 
 def files() -> dict[str, bytes]:
     """Return the content of every file by its name, without the suffix ``.xz``."""
-    content = {
-        "contracts.jsonl": lines(make_contracts(CLAUSES)),
-        "tales.jsonl": lines(make_tales(language="ru")),
-        "tales-en.jsonl": lines(make_tales(language="en")),
-    }
+    content = {"contracts.jsonl": lines(make_contracts(CLAUSES))}
+    content |= {f"tales-{name}.jsonl": lines(rows) for name, rows in make_tales().items()}
     with tempfile.TemporaryDirectory() as folder:
         splits = make_text2sql(folder)
         databases = {path.name: path.read_bytes() for path in sorted(Path(folder).glob("*.sqlite"))}
