@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
 from fulltune.runtime import paths
+from fulltune.runtime.codecs import CODECS, is_codec
 from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value, to_yaml
 from fulltune.runtime.rows_file import as_source, check_model_reference
 from fulltune.runtime.validation import config_spelling, expected_input
@@ -98,6 +99,11 @@ class DataConfig(Section):
         0.1, description="rows that decide; a fraction (between 0 and 1) is held out of train, by group"
     )
 
+    encoding: str = Field("auto", description="codec of text files, such as cp1250; auto infers it for each file")
+    delimiter: str | None = Field(
+        None, description="character between the cells of CSV files; default: inferred for each file"
+    )
+
     text: str = "text"
     prompt: str = "prompt"
     completion: str = "completion"
@@ -159,6 +165,22 @@ class DataConfig(Section):
         False,
         description="count rows of eval that also occur in train; default: they are left out, and more than 5% stop the run",
     )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        if name != "auto" and not is_codec(name):
+            fix = did_you_mean(name.lower(), ("auto", *CODECS)) or "write its name in Python"
+            raise ValueError(f"data.encoding is {name!r}; expected auto, or a codec such as cp1250. {fix}")
+        return name
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter or "", delimiter)
+        if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise ValueError(f"data.delimiter is {delimiter!r}; expected one character, such as ';'")
+        return delimiter
 
     @field_validator("label_names")
     @classmethod

@@ -167,7 +167,7 @@ def test_a_folder_of_texts_is_one_document_per_file_in_order(tmp_path: Path) -> 
         ("a.txt", "text of a.txt"),
         ("b.txt", "text of b.txt"),
     ]
-    assert available_columns(str(tmp_path)) == ("text",)
+    assert available_columns(str(tmp_path)) == ("text", "folder", "file")
 
 
 def test_one_text_file_is_one_document(tmp_path: Path) -> None:
@@ -250,14 +250,15 @@ def test_nothing_but_a_hub_id_opens_a_socket(tmp_path: Path, monkeypatch: pytest
     [
         ("tale.jsonl", r"no such file or folder.*Did you mean '.*tales\.jsonl'"),
         ("tales.jsonl#train", "a file has no splits"),
-        ("tales.xlsx", r"unknown kind \(\.xlsx\); expected \.jsonl"),
+        ("tales.xls", r"unknown kind \(\.xls\); expected \.jsonl.*Save the sheet as \.xlsx"),
+        ("tales.xlsx", r"the file is empty \(0 bytes\)"),
         ("empty.jsonl", "no rows; expected at least one"),
         ("empty.csv", "no rows"),
         ("empty.json", "no rows"),
         ("folder", r"no files of one format.*Name the files: inner\.csv, other\.jsonl"),
-        ("texts#train", "has no splits"),
+        ("texts#train", "the folder has no splits"),
         ("broken.json", "not valid JSON.*expected an array"),
-        ("broken.jsonl.gz", "gzip file is damaged"),
+        ("broken.jsonl.gz", "gzip file is damaged: it has no gzip header"),
         ("broken.parquet", "not a readable Parquet file"),
         ("twice.csv", "two columns are called 'text'"),
         ("datasets", "the `datasets` folder cannot be read"),
@@ -265,7 +266,7 @@ def test_nothing_but_a_hub_id_opens_a_socket(tmp_path: Path, monkeypatch: pytest
 )
 def test_sources_that_cannot_be_read(source: str, message: str, tmp_path: Path) -> None:
     json_lines(tmp_path / "tales.jsonl", ROWS)
-    for name in ("tales.xlsx", "empty.jsonl", "empty.csv", "empty.json"):
+    for name in ("tales.xls", "tales.xlsx", "empty.jsonl", "empty.csv", "empty.json"):
         write(tmp_path / name, "")
     for name in ("folder", "texts", "datasets"):
         (tmp_path / name).mkdir()
@@ -291,45 +292,25 @@ def test_all_missing_columns_are_reported_with_the_key_to_set(tmp_path: Path) ->
     assert fields(load(path, text="body", label="lable"))[0] == {"text": "x", "label": "a"}
 
 
-# Files that are not UTF-8
+# Files that are not UTF-8; tests of the inferred encodings are in test_encoding.py
 
 
-@pytest.mark.parametrize(
-    ("text", "encoding", "named"),
-    [
-        ("the café in Besançon is closed, said the naïve waiter", "latin-1", "WINDOWS-1252"),
-        ("Жили-были старик со старухой", "cp1251", "WINDOWS-1251"),
-        ("Жили-были старик со старухой", "koi8-r", "KOI8-R"),
-    ],
-)
-def test_other_encodings_are_refused_by_name(text: str, encoding: str, named: str, tmp_path: Path) -> None:
-    line = json.dumps({"text": text}, ensure_ascii=False)
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"text": "plain"}\n' + line.encode(encoding))
-    with pytest.raises(DataError) as caught:
-        load(path, TEXT)
-    data = path.read_bytes()
-    offset = next(place for place, byte in enumerate(data) if byte > 0x7F)
-    message = str(caught.value)
-    assert message.startswith("rows.jsonl:2: ")
-    assert f"byte 0x{data[offset]:02X} at offset {offset} is not UTF-8" in message
-    assert f"iconv -f {named} -t UTF-8 rows.jsonl" in message
-
-
-def test_a_broken_byte_in_a_utf8_file_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
+def test_a_broken_byte_in_a_utf8_file_is_a_bad_row_and_not_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes('{"text": "Жили-были старик"}\n{"text": "x'.encode() + b'\xff"}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: byte 0xFF.*correct or remove that line"):
-        load(path, TEXT)
+    table = load(path, TEXT)
+    assert fields(table) == [{"text": "Жили-были старик"}]
+    assert [problem.where for problem in table.problems] == ["rows.jsonl:2"]
+    assert "the byte 0xFF, which is not UTF-8" in table.problems[0].found
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_utf16_without_a_mark_is_refused(encoding: str, tmp_path: Path) -> None:
+def test_utf16_without_a_mark_is_read_and_noted(encoding: str, tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", '{"text": "hello there"}\n', encoding)
-    with pytest.raises(
-        DataError, match=f"UTF-16 without a byte-order mark.*{encoding.replace('utf-16-', 'UTF-16').upper()}"
-    ):
-        load(path, TEXT)
+    table = load(path, TEXT)
+    assert fields(table) == [{"text": "hello there"}]
+    assert table.files[0].encoding == encoding
+    assert "UTF-16 without a byte-order mark" in table.files[0].assumed[0]
 
 
 def test_a_cut_utf16_file_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -75,16 +76,11 @@ def test_lines_are_counted_from_the_top_of_the_file(tmp_path: Path) -> None:
     assert [row.where for row in (*declared, *pretty)] == ["a.csv:3", "b.jsonl:1", "b.jsonl:5"]
 
 
-@pytest.mark.parametrize(
-    "frame",
-    [
-        {"columns": ["text", "label"], "data": [["a", "b"]]},
-        {"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}},
-    ],
-)
-def test_a_data_frame_by_columns_is_refused_with_the_call_that_writes_rows(tmp_path: Path, frame: Any) -> None:
-    with pytest.raises(DataError, match=r'orient="records"'):
-        load(write(tmp_path / "frame.json", json.dumps(frame)))
+@pytest.mark.parametrize("orient", ["split", "columns", "index", "records", "table"])
+def test_a_data_frame_that_pandas_wrote_is_read_by_rows(tmp_path: Path, orient: Any) -> None:
+    path = tmp_path / "frame.json"
+    pd.DataFrame(ROWS).to_json(path, orient=orient)
+    assert fields(load(path)) == ROWS
 
 
 def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> None:
@@ -102,7 +98,6 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("a.json", '{"data": []}', "no rows"),
         ("b.json", "[]", "no rows"),
         ("c.json", '{"text": ["a"], "label": []}', "columns of different lengths: text 1, label 0"),
-        ("d.json", '{"text": {"0": "x"}}', "a data frame"),
         ("e.json", '[\n {"text": "x"},\n]', r"e\.json:2: not valid JSON \(a comma after the last element"),
         ("f.json", '[\n // rows\n {"text": "x"}]', r"f\.json:2: not valid JSON \(a comment"),
         ("g.json", '{"data": [\n {"text": \'x\'}]}', r"g\.json:2: not valid JSON \(the quote '"),
@@ -113,15 +108,15 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("l.jsonl", '{"text": "a", "label": "b",}', r"a comma after the last element"),
         ("m.csv", "good film,pos\nbad film,neg\nnice,pos\n", r"m\.csv:1: the first line is a row.*text,label"),
         ("n.csv", "pos,pos\nx,pos\n", "the first line is a row"),
-        ("o.csv", 'text,label\n"a \\"b\\" c",x\n', r"o\.csv:2: .*quotes are escaped as .*escapechar"),
-        ("p.csv", 'text,label\n"a"b,x\n', "text or a space after a closing quote"),
-        ("q.csv", 'text,label\n"ab,x\n', "a quote that is never closed"),
+        ("o.csv", 'text,label\n"a \\"b\\" c",x\n"a,b",x,y\n', r"o\.csv:2: .*quotes are escaped as .*escapechar"),
+        ("p.csv", 'text,label\n"a"b,x\n"c","d",e\n', "text or a space after a closing quote"),
+        ("q.csv", 'text,label\n"a","b",c\n"ab,x\n', "a quote that is never closed"),
         ("r.txt", "a document", "plain text: each file is one document.*no column `label`"),
         ("s.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("t.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("u.csv", "\n<!DOCTYPE html><html></html>", "a web page"),
-        ("v.csv", "PK\x03\x04xl/workbook", "Excel workbook"),
-        ("w.jsonl", "PAR1", "a Parquet file"),
+        ("v.csv", "PK\x03\x04xl/workbook", "a zip archive"),
+        ("w.jsonl", "PAR1\x15\x04", r"not a readable Parquet file \(its end is missing"),
         ("aa.csv", "text,label\ntext,label\n", "the header is repeated"),
         ("ab.jsonl", '{"text": "x", "label": "a"}, {"text": "y", "label": "b"}', "a comma after the value"),
         ("ac.jsonl", '{"text": "x", "label": "a"}{"text": "y", "label": "b"}', "a second value"),
@@ -130,11 +125,12 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("af.csv", "'text',Label\nx,y\n", r"""data\.text: "'text'"`.*data\.label: Label`"""),
         ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column; data holds objects"),
         ("ai.csv", "My data,\ntext,label\nx,y\n", r"at ai\.csv:2, so .*Remove the lines before"),
-        ("aj.csv", "text:label\nx:y\n", "the first line is a single cell"),
+        ("aj.csv", "text*label\nx*y\n", "the first line is a single cell.*data.delimiter"),
         ("ak.parquet", "junk junk", "it has no Parquet header"),
         ("al.parquet", "PAR1 junk junk junk", "its end is missing"),
         ("ah.jsonl", '{"messages": [{"role": "user", "content": "x"}]}\n' * 2, "messages holds objects"),
-        ("x.xlsx", "PK", "Save the sheet as CSV"),
+        ("x.xls", "PK", r"Save the sheet as \.xlsx or as CSV"),
+        ("x.xlsx", "PK", r"not a readable Excel file \(it has no Excel header"),
         ("y.jsonl.zip", "PK", "Unpack it"),
     ],
 )
@@ -194,7 +190,7 @@ def test_a_later_file_without_a_header_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_of_folders_names_those_in_it(tmp_path: Path) -> None:
     (tmp_path / "d" / "train").mkdir(parents=True)
-    with pytest.raises(DataError, match="Name a folder in it: train"):
+    with pytest.raises(DataError, match=r"d/train: no .txt files"):
         load(tmp_path / "d")
 
 
@@ -358,25 +354,3 @@ def test_text_that_is_not_utf8_in_a_parquet_file_is_named_by_row_and_column(tmp_
         ("train.parquet:2", "text"),
         ("train.parquet:4", "text"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding", "named"),
-    [
-        ("Мама мыла раму, папа читал газету", "cp1251", "WINDOWS-1251"),
-        ("Мама мыла раму, папа читал газету", "cp866", "CP866"),
-        ("Η γρήγορη αλεπού πηδά πάνω από τον σκύλο", "cp1253", "WINDOWS-1253"),
-        ("これは日本語の文章です。今日はいい天気ですね", "shift_jis", "SHIFT_JIS"),
-        ("今天天气很好，我们去公园玩吧", "gb18030", "GB18030"),
-        ("Le garçon a mangé une pâtisserie près du café", "cp1252", "WINDOWS-1252"),
-    ],
-)
-def test_the_proposed_conversion_is_correct_for_mostly_ascii_text(
-    tmp_path: Path, text: str, encoding: str, named: str
-) -> None:
-    row = {"id": 1, "source": "https://example.com/a/long/address/in/ascii", "label": "positive", "text": text}
-    path = write(tmp_path / "rows.jsonl", json.dumps(row, ensure_ascii=False) + "\n", encoding)
-    with pytest.raises(DataError, match=f"iconv -f {named} ") as caught:
-        load(path)
-    assert path.read_bytes().decode(named) == json.dumps(row, ensure_ascii=False) + "\n"
-    assert "would read" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Open Parquet files, folders written by ``datasets``' ``save_to_disk``, and data sets of the hub.
+"""Open Parquet and Arrow files, folders written by ``datasets``' ``save_to_disk``, and data sets of the hub.
 
 Only :func:`open_hub` opens sockets, and it is only called for a hub id.
 """
@@ -6,34 +6,18 @@ Only :func:`open_hub` opens sockets, and it is only called for a hub id.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from fulltune.data.raw import Opened, RawRow
 from fulltune.errors import DataError, Problem, did_you_mean
+from fulltune.records.run import FileFormat
 from fulltune.runtime.class_labels import class_names, features_of, ids_to_names
 from fulltune.runtime.validation import read_failure
 
 #: Exceptions of ``datasets`` for incomplete files.
 _DAMAGED = (LookupError, TypeError, AttributeError)
-
-#: Position of a row (file and line), and its values by column.
-RawRow = tuple[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A source that can be read once.
-
-    Attributes:
-        columns: All column names, or None if only the rows know them (JSON).
-        rows: The rows; a row that cannot be parsed is replaced by its problem.
-        doubt: Possible reason for missing columns: a file without a header, or of another kind.
-    """
-
-    columns: tuple[str, ...] | None
-    rows: Iterator[RawRow | Problem]
-    doubt: Problem | None = None
 
 
 def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
@@ -51,12 +35,51 @@ def open_parquet(path: Path, wanted: Collection[str] | None) -> Opened:
         reason = "its end is missing" if "footer" in str(error) else read_failure(error)
         raise DataError(f"not a readable Parquet file ({reason})", where=str(path), fix="write it again") from None
     names = tuple(file.schema_arrow.names)
+    _check_unique(names, wanted, path)
+    return _of_batches(file.schema_arrow, file.iter_batches(columns=_chosen(names, wanted)), path, "parquet", wanted)
+
+
+def open_arrow(path: Path, wanted: Collection[str] | None) -> Opened:
+    """Open an Arrow file in the file format (Feather) or the streaming format, memory-mapped.
+
+    Raises:
+        DataError: The file is not an Arrow file, or is damaged.
+    """
+    import pyarrow as pa
+
+    try:
+        source = pa.memory_map(str(path))
+        try:
+            reader = pa.ipc.open_file(source)
+            batches: Iterable[Any] = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        except pa.ArrowInvalid:
+            source.seek(0)
+            batches = reader = pa.ipc.open_stream(source)
+    except (pa.ArrowException, OSError) as error:
+        problem = f"not a readable Arrow file ({read_failure(error)})"
+        raise DataError(problem, where=str(path), fix="write it again, or write it as Parquet") from None
+    names = tuple(reader.schema.names)
+    _check_unique(names, wanted, path)
+    chosen = _chosen(names, wanted)
+    return _of_batches(reader.schema, (batch.select(chosen) for batch in batches), path, "arrow", wanted)
+
+
+def _check_unique(names: tuple[str, ...], wanted: Collection[str] | None, path: Path) -> None:
+    """Check that columns that are read have different names.
+
+    Raises:
+        DataError: Two of them have the same name.
+    """
     repeated = [name for name in _chosen(names, wanted) if names.count(name) > 1]
-    if repeated:
+    if repeated and wanted is not None:
         raise DataError(f"two columns are called {repeated[0]!r}", where=str(path), fix="rename one of them")
-    rows = _readable(_rows(file.iter_batches(columns=_chosen(names, wanted)), path), path)
-    classes = _classes(features_of(file.schema_arrow.metadata or {}, path.name), wanted)
-    return Opened(names, _named(rows, classes, path.name))
+
+
+def _of_batches(schema: Any, batches: Iterable[Any], path: Path, kind: str, wanted: Collection[str] | None) -> Opened:
+    rows = _readable(_rows(batches, path), path)
+    classes = _classes(features_of(schema.metadata or {}, path.name), wanted)
+    form = FileFormat(file=path.name, format=kind)
+    return Opened(tuple(dict.fromkeys(schema.names)), chain([form], _named(rows, classes, path.name)))
 
 
 def _rows(batches: Iterable[Any], path: Path) -> Iterator[dict[str, Any]]:
@@ -128,10 +151,10 @@ def open_datasets_folder(path: Path, named_split: str, split: str, wanted: Colle
         chosen = named_split or split
         if chosen not in data:
             raise _no_split(chosen, list(data), str(path))
-        return _opened(data[chosen], f"{path.name}#{chosen}", wanted)
+        return _opened(data[chosen], path.name, wanted, "datasets", chosen)
     if named_split:
         raise DataError("the data set has no splits", where=str(path), fix=f"write it without #{named_split}")
-    return _opened(data, path.name, wanted)
+    return _opened(data, path.name, wanted, "datasets")
 
 
 def open_hub(name: str, split: str, wanted: Collection[str] | None) -> Opened:
@@ -147,7 +170,7 @@ def open_hub(name: str, split: str, wanted: Collection[str] | None) -> Opened:
         splits = get_dataset_split_names(name)
         if split not in splits:
             raise _no_split(split, splits, name)
-        return _opened(load_dataset(name, split=split), f"{name}#{split}", wanted)
+        return _opened(load_dataset(name, split=split), name, wanted, "hub", split)
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         raise DataError(
             f"the data set cannot be loaded from the hub ({error})",
@@ -161,11 +184,13 @@ def _no_split(split: str, splits: list[str], where: str) -> DataError:
     return DataError(f"no split {split!r}", expected=f"one of {', '.join(splits)}", where=where, fix=hint)
 
 
-def _opened(data: Any, name: str, wanted: Collection[str] | None) -> Opened:
+def _opened(data: Any, name: str, wanted: Collection[str] | None, kind: str, part: str = "") -> Opened:
     """Convert a ``datasets.Dataset``."""
     names = tuple(data.column_names)
     kept = data.select_columns(_chosen(names, wanted))
-    return Opened(names, _named(_readable(kept, Path(name)), _classes(kept.features, wanted), name))
+    place = f"{name}#{part}" if part else name
+    form = FileFormat(file=name, format=kind, part=part)
+    return Opened(names, chain([form], _named(_readable(kept, Path(place)), _classes(kept.features, wanted), place)))
 
 
 def _classes(features: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, tuple[str, ...]]:

@@ -7,132 +7,200 @@ import io
 import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain, islice
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
-from fulltune.data.columnar import Opened, RawRow
-from fulltune.errors import DataError, Problem, shortened
+from fulltune.data.raw import Opened
+from fulltune.data.table_rows import Cells, open_table
+from fulltune.errors import DataError, Problem
+from fulltune.records.run import FileFormat
 
 _LOG = logging.getLogger(__name__)
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
-#: Number of rows that are compared with the first line to decide whether it is a header.
-_LOOK_AHEAD = 100
+#: First line that declares the delimiter for Excel.
+_DECLARED = re.compile(r"\"?sep=([^\w\s\"]|\t)\"?[ \t]*(?:\r\n|\n|\r)", re.IGNORECASE)
 
-#: Cells with at least this many words are not column names.
-_SENTENCE = 6
+#: Usual delimiters, and others that are considered if no usual one occurs in the header.
+_USUAL = (",", ";", "\t", "|")
+_UNUSUAL = ("\x1f", "\x01", "¦", "§", "~", "^", ":", "#", "/")
 
-#: First line that declares the separator for Excel.
-_DECLARED_SEPARATOR = re.compile(r"\"?sep=([^\w\s\"]|\t)\"?[ \t]*(?:\r\n|\n|\r)", re.IGNORECASE)
+#: Number of rows, and of characters, that are parsed to infer the delimiter.
+_SAMPLE_ROWS, _SAMPLE = 50, 1 << 17
 
-#: A row's first line and its cells, or its problem.
-_Cells = tuple[str, list[str] | Problem]
+#: Column names, as they are written in a header with an unusual delimiter.
+_NAME = re.compile(r"[^\W\d][\w .-]{0,40}")
 
 
-def open_csv(text: str, name: str, kind: str, wanted: Collection[str] | None = None) -> Opened:
+@dataclass(frozen=True)
+class _Dialect:
+    """How cells are separated and quoted, in the terms of :mod:`csv`."""
+
+    delimiter: str
+    skipinitialspace: bool = False
+    quotechar: str = '"'
+    escapechar: str | None = None
+    quoting: Any = csv.QUOTE_MINIMAL
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {
+            "delimiter": self.delimiter,
+            "skipinitialspace": self.skipinitialspace,
+            "quotechar": self.quotechar,
+            "escapechar": self.escapechar,
+            "doublequote": self.escapechar is None,
+            "quoting": self.quoting,
+        }
+
+
+def open_csv(
+    text: str,
+    name: str,
+    form: FileFormat,
+    wanted: Collection[str] | None = None,
+    delimiter: str | None = None,
+    usual: str = ",",
+) -> Opened:
     """Open the text of a CSV file.
 
     Args:
         text: The complete text.
         name: Name of the file, for the positions of rows.
-        kind: Suffix, ``.csv`` or ``.tsv``.
+        form: How the file is read, without the delimiter.
         wanted: Columns that are read; used to explain a missing header.
+        delimiter: Character between cells; None infers it.
+        usual: Delimiter if several are equally likely.
 
     Raises:
         DataError: The header is missing or ambiguous.
     """
     text = text.lstrip("\ufeff").replace("\n\ufeff", "\n")  # concatenated files each begin with a byte-order mark
-    declared = _DECLARED_SEPARATOR.match(text)
-    separator = declared[1] if declared else _separator(text, "\t" if kind == ".tsv" else ",")
-    if separator not in (",", "\t"):
-        _LOG.info("%s: cells are separated by %r", name, separator)
+    declared = _DECLARED.match(text)
     body = text[declared.end() :] if declared else text
-    # With a space before it, a quote would be read as part of the cell.
-    spaced = re.match(rf"(?:[^\"\r\n]|\"[^\"\r\n]*\")*?{re.escape(separator)} ", body) is not None
-    rows = _csv_rows(body, name, separator, spaced, 1 if declared else 0)
-    place, header = next(rows, (f"{name}:1", []))
-    if isinstance(header, Problem):
-        raise DataError(header)
-    sample = list(islice(rows, _LOOK_AHEAD))
-    padded = spaced or any(cell != cell.strip() for cell in header)
-    if padded:
-        _LOG.info("%s: spaces around cells are removed, as the header has such spaces", name)
-    columns = [column.strip() for column in header]
-    while len(columns) > 1 and not columns[-1]:
-        columns.pop()  # spreadsheets also write empty columns to the right of a table
-    if sample and _is_rule(sample[0][1]):
-        sample.pop(0)
-    doubt = _misplaced(columns, sample, wanted or ()) or _in_one_cell(place, columns, wanted or ())
-    if doubt is None and _looks_like_a_row(columns, sample):
-        doubt = _no_header(place, columns, wanted)
-    repeated = sorted({column for column in columns if columns.count(column) > 1})
-    if repeated:
-        called = repr(repeated[0]) if repeated[0] else "nothing"
-        problem = Problem(f"two columns are called {called}", where=place, fix="rename one of them")
-        raise DataError(doubt or problem)
-    return Opened(
-        tuple(columns),
-        (_csv_row(where, cells, columns, padded) for where, cells in chain(sample, rows)),
-        doubt,
-    )
+    before = 1 if declared else 0
+    chosen = delimiter or (declared[1] if declared else _delimiter(body, usual, wanted or ()))
+    dialect, rows, assumed = _best(body, name, _dialect(body, chosen), before)
+    form = form.model_copy(update={"delimiter": chosen, "assumed": (*form.assumed, *assumed)})
+    return open_table(iter(rows), name, form, wanted, trimmed=dialect.skipinitialspace)
 
 
-def _separator(text: str, usual: str) -> str:
-    """Return the most frequent separator in the header, outside quotes."""
-    header = re.sub(r'"[^"]*"', "", _LINE_END.split(text.lstrip("\r\n"), maxsplit=1)[0])
-    return max((usual, ",", ";", "\t", "|"), key=header.count)
+def is_table(text: str, wanted: Collection[str] = ()) -> bool:
+    """Return True if text is a table: a header of at least two names, and rows with as many cells.
+
+    With a delimiter that prose has too (not a tab), the header must contain the wanted columns.
+    """
+    text = text.lstrip("\ufeff\r\n")
+    delimiter = _delimiter(text, ",", ())
+    header, *rows = _sample(text, delimiter) or [[]]
+    names = [cell.strip() for cell in header]
+    if len(names) < 2 or not rows or any(len(row) != len(names) for row in rows) or not all(map(_is_name, names)):
+        return False
+    return delimiter in ("\t", "\x1f", "\x01") or (len(wanted) > 1 and set(wanted) <= set(names))
 
 
-def _looks_like_a_row(header: Sequence[str], sample: Sequence[_Cells]) -> bool:
-    """Return True if the first line has values: a number, a sentence, or a value that its column repeats below."""
-    if list(header) in ([str(n) for n in range(len(header))], ["", *(str(n) for n in range(len(header) - 1))]):
-        return False  # pandas numbers unnamed columns
-    rows = [cells for _, cells in sample if not isinstance(cells, Problem)]
-    for place, cell in enumerate(header):
-        below = (cells[place].strip() for cells in rows if len(cells) > place)
-        if _is_number(cell) or len(cell.split()) >= _SENTENCE or (cell and cell in below):
-            return True
-    return False
+def _is_name(cell: str) -> bool:
+    return _NAME.fullmatch(cell) is not None
 
 
-def _is_number(cell: str) -> bool:
-    return re.fullmatch(r"[-+]?\d+([.,]\d+)?", cell) is not None
+def _dialect(text: str, delimiter: str) -> _Dialect:
+    """Return the dialect by the header: with a space before it, a quote would be read as part of the cell."""
+    quote = "'" if re.match(rf"'[^'\r\n]*'({re.escape(delimiter)} ?'[^'\r\n]*')*\s*(\r|\n|$)", text) else '"'
+    header = _header(text)
+    spaced = re.match(rf"(?:[^\"]|\"[^\"]*\")*?{re.escape(delimiter)} ", header) is not None
+    return _Dialect(delimiter, spaced, quote)
 
 
-def _is_rule(cells: list[str] | Problem) -> bool:
-    """Return True if a row is the line below the header of a table, as in Markdown or the output of databases."""
-    return not isinstance(cells, Problem) and re.fullmatch(r"[-+:=| ]*--[-+:=| ]*", "".join(cells)) is not None
+def _header(text: str) -> str:
+    return _LINE_END.split(text.lstrip("\r\n")[:_SAMPLE], maxsplit=1)[0]
 
 
-def _misplaced(header: Sequence[str], sample: Sequence[_Cells], wanted: Collection[str]) -> Problem | None:
-    """Return a problem if other lines, such as a title, precede the column names."""
-    names = set(wanted)
-    if len(names) < 2 or names & set(header):
-        return None
-    for where, cells in sample:
-        if not isinstance(cells, Problem) and len(names & {cell.strip() for cell in cells}) >= 2:
-            problem = f"the column names are not in the first line but at {where}"
-            return Problem(problem, "the names in the first line", "remove the lines before them", where)
-    return None
+def _delimiter(text: str, usual: str, wanted: Collection[str]) -> str:
+    """Return the delimiter: the one that gives the header several cells and the first rows as many."""
+    header = re.sub(r'"[^"]*"', "", _header(text))
+    present = [sign for sign in dict.fromkeys((usual, *_USUAL)) if sign in header]
+    if present:
+        return max(present, key=lambda sign: (round(_consistency(text, sign), 1), header.count(sign)))
+    for sign in _UNUSUAL:
+        cells = [cell.strip() for cell in header.split(sign)]
+        if len(cells) > 1 and (set(wanted) <= set(cells) if len(wanted) > 1 else all(map(_is_name, cells))):
+            rows = _sample(text, sign)
+            if all(len(row) == len(rows[0]) for row in rows):
+                return sign
+    return usual
 
 
-def _in_one_cell(place: str, header: Sequence[str], wanted: Collection[str]) -> Problem | None:
-    """Return a problem if the header has no known separator."""
-    if len(header) > 1 or len(wanted) < 2 or not set(wanted) <= set(re.findall(r"\w+", header[0] if header else "")):
-        return None
-    fix = "replace the separator, or declare it in a first line such as `sep=:`"
-    problem = f"the first line is a single cell ({shortened(header[0], 60)})"
-    return Problem(problem, "cells separated by a comma, semicolon, tab or |", fix, place)
+def _consistency(text: str, delimiter: str) -> float:
+    """Return the fraction of the first rows that have as many cells as the header."""
+    rows = _sample(text, delimiter)
+    return sum(len(row) == len(rows[0]) for row in rows[1:]) / max(1, len(rows) - 1) if rows else 0.0
 
 
-def _no_header(place: str, cells: Sequence[str], wanted: Collection[str] | None) -> Problem:
-    shown = ", ".join(shortened(cell, 30) for cell in cells[:4])
-    names = list(wanted or ()) if len(wanted or ()) == len(cells) else []
-    fix = f"add {','.join(names)} as the first line (in the order of the cells)" if names else "add a header"
-    return Problem(f"the first line is a row ({shown})", "the column names in the first line", fix, place)
+def _sample(text: str, delimiter: str) -> list[list[str]]:
+    """Return the cells of the first rows; trailing empty cells are ignored."""
+    part = text.lstrip("\r\n")[:_SAMPLE]
+    if len(part) == _SAMPLE:
+        part = part[: part.rfind("\n") + 1] or part
+    try:
+        rows = list(islice(csv.reader(io.StringIO(part, newline=""), delimiter=delimiter), _SAMPLE_ROWS))
+    except csv.Error:
+        rows = [line.split(delimiter) for line in _LINE_END.split(part)[:_SAMPLE_ROWS]]
+    return [_without_empty_end(row) for row in rows if row]
 
 
-def _csv_rows(text: str, name: str, separator: str, spaced: bool, before: int) -> Iterator[_Cells]:
+def _without_empty_end(cells: Sequence[str]) -> list[str]:
+    cells = list(cells)
+    while len(cells) > 1 and not cells[-1].strip():
+        cells.pop()
+    return cells
+
+
+def _best(text: str, name: str, dialect: _Dialect, before: int) -> tuple[_Dialect, list[Cells], list[str]]:
+    """Return the rows in the dialect, or in another way of quoting if only that gives a table without a problem.
+
+    Raises:
+        DataError: Quotes are escaped with backslashes, and rows are ambiguous even so.
+    """
+    rows = list(_rows(text, name, dialect, before))
+    if '"' not in text or dialect.quotechar != '"':
+        return dialect, rows, []
+    escaped = '\\"' in text
+    if escaped and not _is_clean(rows):
+        other = replace(dialect, escapechar="\\")
+        again = list(_rows(text, name, other, before))
+        if _is_clean(again):
+            return other, again, ['quotes are escaped as \\": read so']
+    if not _is_clean(rows) or _has_lines(rows):
+        other = replace(dialect, quoting=csv.QUOTE_NONE)
+        again = list(_rows(text, name, other, before))
+        if _is_clean(again) and _has_loose_quotes(again):
+            return other, again, ["quotes do not enclose cells: they are read as characters"]
+    if escaped and any(isinstance(cells, Problem) for _, cells in rows):
+        raise DataError(_backslashes(text, name, before))
+    return dialect, rows, []
+
+
+def _is_clean(rows: Sequence[Cells]) -> bool:
+    """Return True if all rows have as many cells as the first one."""
+    widths = {0 if isinstance(cells, Problem) else len(_without_empty_end(cells)) for _, cells in rows}
+    return len(widths) == 1 and 0 not in widths
+
+
+def _has_loose_quotes(rows: Sequence[Cells]) -> bool:
+    """Return True if more cells begin or end with a quote than do both: then quotes do not enclose cells."""
+    cells = [cell for _, row in rows if not isinstance(row, Problem) for cell in row]
+    loose = sum(cell.startswith('"') != cell.endswith('"') for cell in cells)
+    return loose > sum(len(cell) > 1 and cell.startswith('"') and cell.endswith('"') for cell in cells)
+
+
+def _has_lines(rows: Sequence[Cells]) -> bool:
+    """Return True if a cell has several lines."""
+    return any("\n" in cell for _, cells in rows if not isinstance(cells, Problem) for cell in cells)
+
+
+def _rows(text: str, name: str, dialect: _Dialect, before: int) -> Iterator[Cells]:
     """Yield the cells of each row that is not blank, with the position of its first line.
 
     Parsing is strict, so that an unclosed quote does not hide the rest of the file.
@@ -140,14 +208,10 @@ def _csv_rows(text: str, name: str, separator: str, spaced: bool, before: int) -
     Args:
         text: Text of the file after the ``before`` first lines.
         name: Name of the file.
-        separator: Character between cells.
-        spaced: Spaces follow the separators.
+        dialect: How cells are separated and quoted.
         before: Number of lines that were removed.
-
-    Raises:
-        DataError: Quotes are escaped with backslashes, so that the ends of cells are ambiguous.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=spaced)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect.options)
     while True:
         line = before + reader.line_num + 1
         where = f"{name}:{line}"
@@ -158,8 +222,6 @@ def _csv_rows(text: str, name: str, separator: str, spaced: bool, before: int) -
         except StopIteration:
             return
         except csv.Error as error:
-            if '\\"' in text:
-                raise DataError(_backslashes(text, name, before)) from None
             yield where, _not_csv(error, where)
             continue
         finally:
@@ -185,17 +247,3 @@ def _not_csv(error: csv.Error, where: str) -> Problem:
     else:
         problem, fix = message, "correct the row"
     return Problem(f"not valid CSV: {problem}", "quotes that are closed, and doubled inside cells", fix, where)
-
-
-def _csv_row(where: str, cells: list[str] | Problem, columns: list[str], padded: bool) -> RawRow | Problem:
-    if isinstance(cells, Problem):
-        return cells
-    while len(cells) > len(columns) and not cells[-1].strip():
-        cells.pop()
-    if len(cells) > 1 and [cell.strip() for cell in cells] == columns:
-        problem = "the header is repeated, as in concatenated files"
-        return Problem(problem, "a row", "remove the line", where)
-    if len(cells) != len(columns):
-        fix = "quote cells that hold a separator or a line break"
-        return Problem(f"{len(cells)} cell{'s' * (len(cells) != 1)}", f"{len(columns)} (as the header has)", fix, where)
-    return where, dict(zip(columns, map(str.strip, cells) if padded else cells, strict=True))

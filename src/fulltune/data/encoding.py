@@ -1,13 +1,13 @@
-"""Decode bytes to text, or raise a clear error."""
+"""Decode the bytes of a file, or raise a clear error."""
 
 from __future__ import annotations
 
 import codecs
 import re
+from dataclasses import dataclass
 
-import charset_normalizer
-
-from fulltune.errors import DataError, shortened
+from fulltune.data.encoding_guess import guess_encoding
+from fulltune.errors import DataError, Problem, shortened
 
 #: UTF-32 first: its little-endian byte-order mark begins with that of UTF-16.
 _MARKS = (
@@ -18,30 +18,59 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
+#: Fraction of the lines with non-ASCII bytes that are valid UTF-8, from which the others are damaged lines, and not in
+#: another encoding: lines in other encodings are hardly ever valid UTF-8.
+_MOSTLY_UTF8 = 0.2
 
-def decode(data: bytes, where: str) -> str:
-    """Return the text of a file: UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
-    Other encodings are rejected instead of guessed. Every byte is a letter in Latin-1, and almost every byte in
-    Windows-1251: a wrong guess would raise no error, and the model would learn garbled text.
+@dataclass(frozen=True)
+class Decoded:
+    """The text of a file.
+
+    Attributes:
+        text: The text. A byte of a UTF-8 file that cannot be decoded is replaced by a surrogate (PEP 383), so that
+            only its row is bad.
+        codec: The encoding.
+        assumed: What was inferred, as a sentence; "" if the encoding is certain.
+    """
+
+    text: str
+    codec: str
+    assumed: str = ""
+
+
+def decode(data: bytes, where: str, encoding: str = "auto") -> Decoded:
+    """Return the text of a file.
+
+    A byte-order mark decides. With ``auto``, text that is not UTF-8 is read in the encoding whose letters fit best.
+
+    Args:
+        data: The bytes of the file.
+        where: Name of the file, for messages.
+        encoding: A codec, or ``auto``.
 
     Raises:
-        DataError: The bytes cannot be decoded; names the byte, the line, the likely encoding, and a command that
-            converts the file.
+        DataError: The bytes cannot be decoded, or no encoding is plausible.
     """
     if data and not data.strip(b"\0"):
         raise DataError("only NUL bytes", expected="text", where=where, fix="download or write it again")
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and _looks_like_utf16(data):
-        raise DataError(
-            "every other byte is NUL: this looks like UTF-16 without a byte-order mark",
-            expected="UTF-8",
-            where=where,
-            fix=_convert("UTF-16LE" if data[1] == 0 else "UTF-16BE", where),
-        )
+    marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
+    if marked is not None:
+        return _strictly(data, marked, where)
+    if encoding != "auto":
+        return _strictly(data, encoding, where)
     try:
-        return data.decode(encoding)
+        return Decoded(data.decode("utf-8"), "utf-8") if not _looks_like_utf16(data) else _utf16(data, where)
+    except UnicodeDecodeError:
+        return _inferred(data, where)
+
+
+def _strictly(data: bytes, codec: str, where: str) -> Decoded:
+    try:
+        return Decoded(data.decode(codec), codec.removesuffix("-sig"))
     except UnicodeDecodeError as error:
+        if codec == "utf-8-sig":
+            return Decoded(data.decode(codec, errors="surrogateescape"), "utf-8")
         raise _refusal(data, error, where) from None
 
 
@@ -50,83 +79,81 @@ def _looks_like_utf16(data: bytes) -> bool:
     return len(head) >= 4 and max(head[::2].count(0), head[1::2].count(0)) > len(head) * 0.4
 
 
+def _utf16(data: bytes, where: str) -> Decoded:
+    codec = "utf-16-le" if data[1] == 0 else "utf-16-be"
+    decoded = _strictly(data, codec, where)
+    return Decoded(decoded.text, codec, "every other byte is NUL: read as UTF-16 without a byte-order mark")
+
+
+def _inferred(data: bytes, where: str) -> Decoded:
+    """Return the text of bytes that are not UTF-8.
+
+    Raises:
+        DataError: No encoding is plausible.
+    """
+    lines = [line for line in data.split(b"\n") if not line.isascii()]
+    if sum(map(_is_utf8, lines)) >= max(1, _MOSTLY_UTF8 * len(lines)):
+        return Decoded(data.decode("utf-8", errors="surrogateescape"), "utf-8")
+    guess = guess_encoding(data)
+    if guess is None:
+        raise DataError(
+            _not_utf8(data),
+            expected="text in a known encoding",
+            where=f"{where}:{_line_number(data, _first_invalid(data))}",
+            fix="set data.encoding to its encoding, or write it as UTF-8",
+        )
+    text = data.decode(guess.codec, errors="surrogateescape")
+    language = f", by the letters of {guess.language}" if guess.language else ""
+    assumed = f"it is not UTF-8: read as {guess.codec}{language} ({_sample(data, guess.codec)})"
+    if guess.rival:
+        assumed += f"; {guess.rival} fits almost as well ({_sample(data, guess.rival)}): set data.encoding"
+    return Decoded(text, guess.codec, assumed)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _first_invalid(data: bytes) -> int:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0
+
+
+def _line_number(data: bytes, offset: int) -> int:
+    return data.count(b"\n", 0, offset) + 1
+
+
+def _not_utf8(data: bytes) -> str:
+    offset = _first_invalid(data)
+    return f"byte 0x{data[offset]:02X} at offset {offset} is not UTF-8"
+
+
+#: Longest sample of a text in a message, in characters.
+_SAMPLE = 40
+
+
+def _sample(data: bytes, codec: str) -> str:
+    """Return the line number and a few words around the first byte that is not UTF-8, as the codec decodes them."""
+    offset = _first_invalid(data)
+    start = data.rfind(b"\n", 0, offset) + 1
+    line = data[start : start + 4 * _SAMPLE + offset - start].partition(b"\n")[0]
+    text = line.decode(codec, errors="replace")
+    at = len(line[: offset - start].decode(codec, errors="replace"))
+    begin = text.find(" ", at - _SAMPLE // 2, at) + 1 if at > _SAMPLE // 2 else 0
+    words = re.sub(r"\s+", " ", text[begin : begin + _SAMPLE]).rpartition(" ")
+    return f"line {_line_number(data, offset)}: {shortened((words[0] or words[2]).strip())}"
+
+
 def _refusal(data: bytes, error: UnicodeDecodeError, where: str) -> DataError:
     offset = error.start
-    line = data.count(b"\n", 0, offset) + 1
+    place = f"{where}:{_line_number(data, offset)}"
     problem = f"byte 0x{data[offset]:02X} at offset {offset} is not {error.encoding.upper()}"
-    if error.encoding.startswith("utf-8") and not _is_damaged_utf8(data):
-        name = _guess(data)
-        sample = _line_around(data, offset).decode(name, errors="replace").strip()
-        problem += f"; the file looks like {name} (that line would read {shortened(sample)})"
-        fix = _convert(name, where)
-    else:
-        fix = "the rest of the file is well formed: correct or remove that line"
-    return DataError(problem, expected="UTF-8", where=f"{where}:{line}", fix=fix)
-
-
-def _convert(encoding: str, where: str) -> str:
-    return f"convert it: iconv -f {encoding} -t UTF-8 {where} > utf8-{where}"
-
-
-def _is_damaged_utf8(data: bytes) -> bool:
-    """Return True if most non-ASCII bytes decode: then a few bytes are damaged and the encoding is UTF-8."""
-    text = data.decode("utf-8", errors="replace")
-    broken = text.count("\ufffd")
-    return sum(not character.isascii() for character in text) - broken > 3 * broken
-
-
-def _line_around(data: bytes, offset: int) -> bytes:
-    start = data.rfind(b"\n", 0, offset) + 1
-    end = data.find(b"\n", offset)
-    return data[start : end if end >= 0 else len(data)]
-
-
-def _guess(data: bytes) -> str:
-    """Return the likely encoding.
-
-    In Latin scripts, non-ASCII letters are isolated between ASCII letters. Other scripts have whole words of them,
-    whose letter frequencies identify the encoding.
-    """
-    head = data[:_LOOKED_AT]
-    runs = re.findall(rb"[\x80-\xff]+", head)
-    if sum(map(len, runs)) < 2 * len(runs):
-        return "WINDOWS-1250" if _SIGNS_IN_WORDS.search(head) else "WINDOWS-1252"
-    fraction, cyrillic = max((_common_letters(head, name), name) for name in _CYRILLIC)
-    if fraction > _RUSSIAN:
-        return cyrillic
-    match = charset_normalizer.from_bytes(head, cp_isolation=list(_OTHER_SCRIPTS)).best()
-    return cyrillic if match is None else _OTHER_SCRIPTS[match.encoding]
-
-
-def _common_letters(data: bytes, encoding: str) -> float:
-    """Return the fraction of the non-ASCII letters that are among the most frequent ones of Russian."""
-    letters = [sign for sign in data.decode(encoding, errors="replace") if not sign.isascii() and not sign.isspace()]
-    return sum(sign in "оеаинтсрвл" for sign in letters) / max(1, len(letters))
-
-
-_CYRILLIC = ("WINDOWS-1251", "KOI8-R", "CP866", "ISO-8859-5")
-
-#: Those ten letters are 65% of Russian prose; in a wrong encoding at most 40% of the letters look like them.
-_RUSSIAN = 0.5
-
-#: Number of bytes from which the encoding is guessed.
-_LOOKED_AT = 1 << 20
-
-#: Symbols of Windows-1252 such as ¹ ³ ¿ next to a letter are letters of Windows-1250.
-_SIGNS_IN_WORDS = re.compile(rb"[A-Za-z][\xa5\xaa\xaf\xb3\xb9\xba\xbe\xbf][a-z]")
-
-#: Names of encodings in Python and in iconv.
-_OTHER_SCRIPTS = {
-    "cp1251": "WINDOWS-1251",
-    "koi8_r": "KOI8-R",
-    "cp866": "CP866",
-    "iso8859_5": "ISO-8859-5",
-    "cp1253": "WINDOWS-1253",
-    "cp1255": "WINDOWS-1255",
-    "cp1256": "WINDOWS-1256",
-    "shift_jis": "SHIFT_JIS",
-    "euc_jp": "EUC-JP",
-    "gb18030": "GB18030",
-    "big5": "BIG5",
-    "euc_kr": "EUC-KR",
-}
+    fix = "set data.encoding to the file's encoding, or to auto; if that is right, correct the line"
+    return DataError(Problem(problem, f"text in {error.encoding}", fix, place))

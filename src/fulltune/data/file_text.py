@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import zlib
 from pathlib import Path
+from typing import IO, cast
 
-from fulltune.data.encoding import decode
+from fulltune.data.encoding import Decoded, decode
+from fulltune.data.kinds import packing, refuse_other_kinds
 from fulltune.errors import DataError
 from fulltune.runtime import machine
 
@@ -18,49 +22,42 @@ _USUAL_MEMORY = 16 << 30
 _DENSEST = 100
 _SMALL = 1 << 28
 
-_GZIP = b"\x1f\x8b"
-_UNPACK = "unpack it, and name the file in it"
-
-#: First bytes of files that are not text, their kind, and the fix.
-_KINDS = (
-    (b"version https://git-lfs", "a pointer of git-lfs, not the file", "run `git lfs pull` in its folder"),
-    (_GZIP, "packed with gzip", _UNPACK),
-    (b"PAR1", "a Parquet file", "give it the suffix .parquet"),
-    (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
-    (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "save the sheet as CSV UTF-8"),
-    (b"BZh", "a bzip2 file", _UNPACK),
-    (b"\xfd7zXZ", "an xz file", _UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard file", _UNPACK),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
-    (b"Rar!", "a RAR archive", _UNPACK),
-    (b"%PDF-", "a PDF document", "write its text to a .txt file"),
-    (b"{\\rtf", "an RTF document", "save it as plain text"),
-    (b"SQLite format 3\0", "a SQLite database", "export the rows as JSONL or CSV"),
-    (b"ARROW1", "an Arrow file", "write it as Parquet"),
-    (b"ORC", "an ORC file", "write it as Parquet"),
-    (b"Obj\x01", "an Avro file", "write it as Parquet"),
-    (b"\x93NUMPY", "a NumPy array", "write the rows as JSONL or CSV"),
-    (b"\x89PNG", "an image", "name a file with text"),
-    (b"\xff\xd8\xff", "an image", "name a file with text"),
-)
-
-_PAGES = (b"<!doctype html", b"<html")
+_TOOLS = {".gz": "gzip", ".xz": "xz", ".bz2": "bzip2"}
 
 
-def text_of(path: Path) -> str:
-    """Return the text of a file, decompressed if it is a gzip file, regardless of its name.
+def text_of(path: Path, name: str = "", encoding: str = "auto") -> Decoded:
+    """Return the text of a file, decompressed if it is compressed, regardless of its name.
+
+    Args:
+        path: The file.
+        name: Its name in messages.
+        encoding: A codec, or ``auto``.
 
     Raises:
         DataError: The file cannot be read, is not text, or is larger than a quarter of the machine's memory.
     """
     try:
         data = _bytes(path)
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise DataError("the gzip file is damaged or cut off", where=str(path), fix="download it again") from None
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from None
+        problem = "the compressed file is damaged or cut off"
+        raise DataError(problem, where=str(path), fix="download it again") from None
+    refuse_other_kinds(data[:512], path)
+    return decode(data, name or path.name, encoding)
+
+
+def head_of(path: Path) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
     except OSError as error:
         raise unreadable(path, error) from None
-    refuse_other_kinds(data[:512], path, ".txt", ".jsonl", ".csv")
-    return decode(data, path.name)
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
@@ -69,45 +66,50 @@ def unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"cannot be read ({reason})", where=str(path), fix="check its permissions")
 
 
-def refuse_other_kinds(head: bytes, path: Path, *expected: str) -> None:
-    """Check by its first bytes that a file is of the kind that its name implies.
-
-    Raises:
-        DataError: The file is of another kind.
-    """
-    kind = next(((what, fix) for mark, what, fix in _KINDS if head.startswith(mark)), None)
-    if kind is None and head[:100].lstrip().lower().startswith(_PAGES):
-        kind = ("a web page", "download the file itself (a link to the raw file), not the page about it")
-    if kind is None and head[257:262] == b"ustar":
-        kind = ("a tar archive", _UNPACK)
-    if kind is not None:
-        raise DataError(f"this is {kind[0]}", expected=" or ".join(expected), where=str(path), fix=kind[1])
+def memory_limit() -> int:
+    """Return the largest size in bytes of a text that is read: texts need several times that in memory."""
+    return (machine.memory_bytes() or _USUAL_MEMORY) // 4
 
 
-def _bytes(path: Path) -> bytes:
-    """Return the decompressed bytes of a file, at most a quarter of the memory: texts need several times that.
-
-    Raises:
-        DataError: The file is larger.
-    """
-    most = (machine.memory_bytes() or _USUAL_MEMORY) // 4
-    size = path.stat().st_size
-    if size <= most:
-        with path.open("rb") as plain:
-            is_packed = plain.read(len(_GZIP)) == _GZIP
-        if path.name.lower().endswith(".gz") and not is_packed:
-            fix = "download it again, or remove .gz from its name if it is not compressed"
-            raise DataError("the gzip file is damaged: it has no gzip header", where=str(path), fix=fix)
-        packed = min(most, max(_SMALL, _DENSEST * size)) if is_packed else most
-        with gzip.open(path, "rb") if is_packed else path.open("rb") as file:
-            data = file.read(packed + 1)
-        if len(data) <= packed:
-            return data
-        if packed < most:
-            fix = "decompress it, and check its contents"
-            raise DataError(f"unpacks to more than {_DENSEST} times its size", where=str(path), fix=fix)
-    raise DataError(
-        f"more than {most / 2**30:.1f} GiB of text, a quarter of this machine's memory",
+def too_large(path: Path) -> DataError:
+    """Return the error of a file that needs too much memory."""
+    return DataError(
+        f"more than {memory_limit() / 2**30:.1f} GiB of text, a quarter of this machine's memory",
         where=str(path),
         fix="split it into several files, or write it as Parquet, which is read in parts",
     )
+
+
+def _bytes(path: Path) -> bytes:
+    """Return the decompressed bytes of a file.
+
+    Raises:
+        DataError: The file is larger than a quarter of the memory.
+    """
+    most = memory_limit()
+    size = path.stat().st_size
+    if size > most:
+        raise too_large(path)
+    packed = packing(head_of(path))
+    stated = next((ending for ending in _TOOLS if path.name.lower().endswith(ending)), "")
+    if stated and not packed:
+        tool = _TOOLS[stated]
+        fix = f"download it again, or remove {stated} from its name if it is not compressed"
+        raise DataError(f"the {tool} file is damaged: it has no {tool} header", where=str(path), fix=fix)
+    limit = min(most, max(_SMALL, _DENSEST * size)) if packed else most
+    with _open(path, packed) as file:
+        data = file.read(limit + 1)
+    if len(data) <= limit:
+        return data
+    if limit == most:
+        raise too_large(path)
+    fix = "decompress it, and check its contents"
+    raise DataError(f"unpacks to more than {_DENSEST} times its size", where=str(path), fix=fix)
+
+
+def _open(path: Path, packed: str) -> IO[bytes]:
+    if packed == ".gz":
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    if packed == ".xz":
+        return lzma.open(path, "rb")
+    return bz2.open(path, "rb") if packed == ".bz2" else path.open("rb")

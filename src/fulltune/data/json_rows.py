@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fulltune.data.columnar import RawRow
+from fulltune.data.raw import Item, RawRow
 from fulltune.errors import DataError, Problem, did_you_mean
+from fulltune.records.run import FileFormat
 from fulltune.runtime.json_syntax import json_fault, unreadable
-
-_LOG = logging.getLogger(__name__)
 
 #: Keys of a JSON object that hold its rows.
 _WRAPPERS = ("data", "rows", "records", "examples", "instances", "items")
@@ -32,21 +30,25 @@ _NOT_SPACE = re.compile(r"\S")
 _JSON_TYPES = {list: "list", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
-def json_rows(text: str, name: str, split: str, named_split: str = "") -> Iterator[RawRow | Problem]:
-    """Yield the rows of one JSON document, of consecutive JSON objects, or of JSON Lines.
+def json_rows(
+    text: str, form: FileFormat, split: str, named_part: str = "", wanted: Collection[str] = ()
+) -> Iterator[Item]:
+    """Yield the format and the rows of one JSON document, of consecutive JSON objects, or of JSON Lines.
 
     The suffix does not decide: all of these are called both ``.json`` and ``.jsonl``.
 
     Args:
         text: The complete text.
-        name: Name of the file, for the positions of rows.
+        form: How the file is read, without the part.
         split: The split to read from a document with several.
-        named_split: The split that the user named explicitly.
+        named_part: The split or key that the user named explicitly.
+        wanted: Columns that are read, which tell a row from an object around rows.
 
     Raises:
         DataError: The text is one invalid document, or has no such split.
     """
     text = text.lstrip("\ufeff")
+    name = form.file
     try:
         value = json.loads(text, object_pairs_hook=_pairs) if text.strip() else []
     except (ValueError, RecursionError) as error:
@@ -54,11 +56,21 @@ def json_rows(text: str, name: str, split: str, named_split: str = "") -> Iterat
         if not rows and _is_one_document(text, name):
             expected = "an array of objects" if text.lstrip().startswith("[") else "one JSON object"
             raise DataError(_broken(text, error, name, expected)) from None
-        if named_split:
-            raise _no_splits(name, named_split) from None
+        if named_part:
+            raise _no_splits(name, named_part) from None
+        yield form
         yield from rows or _json_lines(text, name)
         return
-    yield from _document(value, name, split, named_split)
+    yield from _document(value, form, split, named_part, wanted)
+
+
+def starts_with_object(text: str) -> bool:
+    """Return True if text begins with a JSON object, or with an array of objects."""
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text.lstrip("\ufeff \t\r\n"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def _broken(text: str, error: Exception, name: str, expected: str) -> Problem:
@@ -77,9 +89,13 @@ def _is_one_document(text: str, name: str) -> bool:
     return stripped[:1] in ("[", "{") and first != stripped.rstrip() and first.endswith(("[", "{", ",", ":"))
 
 
-def _no_splits(name: str, named_split: str) -> DataError:
-    fix = f"write it without #{named_split}"
-    return DataError("a file has no splits", where=name, field=f"#{named_split}", fix=fix)
+def _no_splits(name: str, named_part: str, value: Any = None) -> DataError:
+    if isinstance(value, dict) and value:
+        expected = f"one of {', '.join(list(value)[:10])}"
+        fix = did_you_mean(named_part, value) or f"write it without #{named_part}"
+        return DataError("there is no such key", expected=expected, where=name, field=f"#{named_part}", fix=fix)
+    fix = f"write it without #{named_part}"
+    return DataError("a file has no splits", where=name, field=f"#{named_part}", fix=fix)
 
 
 def _json_lines(text: str, name: str) -> Iterator[RawRow | Problem]:
@@ -129,33 +145,44 @@ def _object(value: Any, where: str) -> RawRow | Problem:
     return Problem(f"a JSON {_JSON_TYPES.get(type(value), 'value')}", "a JSON object", "correct or remove it", where)
 
 
-def _document(value: Any, name: str, split: str, named_split: str) -> Iterator[RawRow | Problem]:
+def _document(value: Any, form: FileFormat, split: str, named_part: str, wanted: Collection[str]) -> Iterator[Item]:
     """Yield the rows of a JSON document: an array of rows, an object of splits or of columns, or a single row."""
-    key: str | None
-    if _has_splits(value):
-        key = _split_key(value, name, split, named_split)
-        _LOG.info("%s: the rows are those of the split %r", name, key)
-        value = value[key]
-        name = f"{name}.{key}"
-    elif named_split:
-        raise _no_splits(name, named_split)
-    key = _wrapping_key(value)
-    if key is not None:
-        _LOG.info("%s: the rows are those under the key %r", name, key)
-        value = value[key]
-        name = f"{name}.{key}"
+    part, value = _part(value, form.file, split, named_part, wanted)
+    name = f"{form.file}.{part}" if part else form.file
+    frame = _frame_rows(value)
+    assumed = ["the file is a data frame as pandas writes it: read by rows"] if frame is not None else []
+    yield form.model_copy(update={"part": part, "assumed": (*form.assumed, *assumed)})
+    value = value if frame is None else frame
     if value == []:
         yield Problem("no rows", "at least one", "check the file: it holds an empty list, or nothing", name)
     elif isinstance(value, list):
         yield from (_object(item, f"{name}[{index}]") for index, item in enumerate(value))
-    elif isinstance(value, dict) and not isinstance(value, _Repeating) and _is_frame(value):
-        problem = "a data frame as pandas writes it by columns"
-        fix = 'write it by rows: df.to_json(path, orient="records", lines=True)'
-        yield Problem(problem, "an array of objects", fix, name)
     elif _is_columns(value):
         yield from _of_columns(value, name)
     else:
         yield _object(value, f"{name}:1")
+
+
+def _part(value: Any, name: str, split: str, named_part: str, wanted: Collection[str]) -> tuple[str, Any]:
+    """Return the key of the rows, with dots between the keys of nested objects, and the rows.
+
+    Raises:
+        DataError: There is no such key.
+    """
+    keys = list[str]()
+    if named_part and isinstance(value, dict) and not _has_splits(value):
+        keys = [named_part] if named_part in value else named_part.split(".")
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                raise _no_splits(name, named_part, value)
+            value = value[key]
+    elif _has_splits(value):
+        keys = [_split_key(value, name, split, named_part)]
+        value = value[keys[0]]
+    elif named_part:
+        raise _no_splits(name, named_part)
+    inner = _wrapping_key(value, wanted)
+    return (".".join(keys), value) if inner is None else (".".join([*keys, inner]), value[inner])
 
 
 def _has_splits(value: Any) -> bool:
@@ -187,25 +214,38 @@ def _split_key(value: Mapping[str, Any], name: str, split: str, named_split: str
     raise DataError(f"no split {requested!r}", expected=f"one of {', '.join(value)}", where=name, fix=fix)
 
 
-def _wrapping_key(value: Any) -> str | None:
-    """Return the key of the rows in an object such as ``{"version": 1, "data": […]}``, or None."""
+def _wrapping_key(value: Any, wanted: Collection[str] = ()) -> str | None:
+    """Return the key of the rows in an object such as ``{"version": 1, "data": […]}``, or None.
+
+    Under another key than the usual ones, rows are a list of objects in an object that is not itself a row: it has none
+    of the wanted columns, and one of its objects has.
+    """
     if not isinstance(value, dict) or isinstance(value, _Repeating):
         return None
     lists = [str(key) for key, part in value.items() if isinstance(part, list)]
     rows = [key for key in lists if value[key] and isinstance(value[key][0], dict)]
     if len(rows) == 1 and (rows[0] in _WRAPPERS or len(value) == 1):
         return rows[0]
+    if len(rows) == 1 and not set(wanted) & value.keys() and set(wanted) & value[rows[0]][0].keys():
+        return rows[0]
     return lists[0] if len(lists) == 1 and lists[0] in _WRAPPERS and value[lists[0]] == [] else None
 
 
-def _is_frame(value: Mapping[str, Any]) -> bool:
-    """Return True if pandas wrote the object with ``orient`` "columns", "index" or "split"."""
-    if {"columns", "data"} <= value.keys():
-        return True
+def _frame_rows(value: Any) -> list[Any] | None:
+    """Return the rows of a data frame as pandas writes it with ``orient`` "split", "columns" or "index", or None."""
+    if not isinstance(value, dict) or isinstance(value, _Repeating) or not value:
+        return None
+    columns, data = value.get("columns"), value.get("data")
+    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, columns), row, strict=False)) for row in data]
     parts = list(value.values())
-    if not parts or not all(isinstance(part, dict) and part for part in parts):
-        return False
-    return len(parts) > 1 or all(str(key).isdecimal() for key in parts[0])
+    if not all(isinstance(part, dict) and part for part in parts):
+        return None
+    if all(str(key).isdecimal() for key in value) and not all(str(key).isdecimal() for key in parts[0]):
+        return parts  # orient="index"
+    if any(part.keys() != parts[0].keys() for part in parts) or not all(str(key).isdecimal() for key in parts[0]):
+        return None
+    return [{column: part[number] for column, part in value.items()} for number in parts[0]]
 
 
 def _is_columns(value: Any) -> bool:
@@ -226,7 +266,6 @@ def _of_columns(value: Mapping[str, list[Any]], name: str) -> Iterator[RawRow | 
         return
     if not any(lengths.values()):
         yield Problem("no rows", "at least one", "check the file: its columns are empty", name)
-    _LOG.info("%s: the rows are written as columns %s", name, ", ".join(value))
     for index, cells in enumerate(zip(*value.values(), strict=True)):
         yield f"{name}[{index}]", dict(zip(value, cells, strict=True))
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, overload
 
 from fulltune.config import DataConfig, Source
-from fulltune.data.columnar import Opened
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
 from fulltune.data.label_values import LabelReader, kind_of_label
+from fulltune.data.raw import Opened, Options
 from fulltune.data.read import open_source, source_name
 from fulltune.data.values import clean
 from fulltune.errors import DataError, Problem, closest
-from fulltune.records.run import SplitInfo
+from fulltune.records.run import FileFormat, SplitInfo
 from fulltune.runtime.config_file import as_value
 
 #: Number of JSON rows whose keys are read to list the columns.
@@ -71,12 +71,14 @@ class Table(Sequence[Row]):
         rows: Valid rows in the order of the source.
         problems: Problems of the bad rows.
         label_kind: How labels are written: ``"text"``, ``"a number"``, or ``""`` without labels.
+        files: How the files were read; those read in the same way are listed once, by the first of them.
     """
 
     source: str
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...] = ()
     label_kind: str = ""
+    files: tuple[FileFormat, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -99,23 +101,32 @@ class Table(Sequence[Row]):
 
     @property
     def info(self) -> SplitInfo:
-        return SplitInfo(source=self.source, rows=len(self), sha256=self.sha256)
+        return SplitInfo(source=self.source, rows=len(self), sha256=self.sha256, files=self.files)
 
 
-def available_columns(source: Source, split: str = "train") -> tuple[str, ...]:
+def available_columns(source: Source, split: str = "train", data: DataConfig | None = None) -> tuple[str, ...]:
     """Return the column names of the data in their order, before any mapping.
+
+    Args:
+        source: A file, folder or hub id, or several of them, as in the config.
+        split: Split to read if the source has several and names none.
+        data: States how the files are to be read.
 
     Raises:
         DataError: The source does not exist or cannot be read.
     """
-    opened = open_source(source, split)
+    opened = open_source(source, split, options=_options(data))
     if opened.columns is not None:
         return opened.columns
     names: dict[str, None] = {}
     for item in islice(opened.rows, _LOOK_AHEAD):
-        if not isinstance(item, Problem):
+        if isinstance(item, tuple):
             names.update(dict.fromkeys(item[1]))
     return tuple(names)
+
+
+def _options(data: DataConfig | None) -> Options:
+    return Options() if data is None else Options(data.encoding, data.delimiter)
 
 
 def load_table(
@@ -138,16 +149,25 @@ def load_table(
     """
     readers = [_Reader.of(column, data) for column in [*columns, *_extra(data)]]
     _refuse_shared(readers)
-    opened = open_source(source, split, wanted=[reader.name for reader in readers])
+    options = _options(data)
+    opened = open_source(source, split, [reader.name for reader in readers], options)
     loading = _Loading(readers, opened)
     loading.read(limit)
     named = source_name(source)
-    _check_columns(readers, loading.names, source, split, opened.doubt)
+    _check_columns(readers, loading.names, opened.doubt, source, lambda: columns_of(source, split, _DESCRIBED, options))
     loading.refuse_vectors(named)
     kind = loading.refuse_mixed_types()
     if not loading.rows:
         raise DataError(loading.problems or [Problem("no rows", "at least one", "check the file", where=named)])
-    return Table(named, tuple(loading.rows), tuple(loading.problems), kind)
+    return Table(named, tuple(loading.rows), tuple(loading.problems), kind, _merged(loading.files))
+
+
+def _merged(files: Sequence[FileFormat]) -> tuple[FileFormat, ...]:
+    """Return the first of the files that were read in the same way."""
+    first = dict[str, FileFormat]()
+    for form in files:
+        first.setdefault(form.model_copy(update={"file": ""}).model_dump_json(), form)
+    return tuple(first.values())
 
 
 def _refuse_shared(readers: Sequence[_Reader]) -> None:
@@ -208,6 +228,7 @@ class _Loading:
     def __init__(self, readers: Sequence[_Reader], opened: Opened) -> None:
         self.rows: list[Row] = []
         self.problems: list[Problem] = []
+        self.files: list[FileFormat] = []
         self.names: dict[str, type | None] = dict.fromkeys(opened.columns or ())
         self._readers = readers
         self._labels = next((reader for reader in readers if reader.labels is not None), None)
@@ -218,7 +239,9 @@ class _Loading:
 
     def read(self, limit: int | None) -> None:
         for item in self._source:
-            if isinstance(item, Problem):
+            if isinstance(item, FileFormat):
+                self.files.append(item)
+            elif isinstance(item, Problem):
                 self.problems.append(item)
             else:
                 self.names |= {name: _kind(value) for name, value in item[1].items() if self.names.get(name) is None}
@@ -289,9 +312,20 @@ class _Loading:
 
 
 def _check_columns(
-    readers: Sequence[_Reader], names: Mapping[str, type | None], source: Source, split: str, doubt: Problem | None
+    readers: Sequence[_Reader],
+    names: Mapping[str, type | None],
+    doubt: Problem | None,
+    source: Source,
+    describe: Callable[[], tuple[Profile, ...]],
 ) -> None:
     """Check that each column occurs in some row; a column that no row has is one problem, not one per row.
+
+    Args:
+        readers: The columns to read.
+        names: Names of all columns.
+        doubt: Possible reason for missing columns.
+        source: The source, for messages.
+        describe: Returns what the columns hold.
 
     Raises:
         DataError: Columns are missing.
@@ -304,7 +338,7 @@ def _check_columns(
         raise DataError(replace(doubt, found=f"{doubt.found}, so there is no column {columns}"))
     if missing:
         used = {reader.name for reader in readers}
-        free = [column for column in columns_of(source, split, _DESCRIBED) if column.name not in used]
+        free = [column for column in describe() if column.name not in used]
         problems = [_missing(reader, list(names), free, source_name(source)) for reader in missing]
         objects = [column.name for column in free if column.kind in ("object", "messages")]
         hint = f"; {', '.join(objects)} holds objects: write their texts to separate columns" if objects else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
@@ -13,6 +14,10 @@ _NAMES = frozenset({"id", "group"})
 #: Invisible characters that Unicode does not class as spaces or format characters: fillers, the Braille blank, the
 #: grapheme joiner, and variation selectors.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
+
+
+#: A byte that could not be decoded, as PEP 383 represents it; not half of an escaped pair.
+_UNDECODED = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]")
 
 
 def clean(value: Any, role: str, *, may_be_empty: bool = False) -> Any:
@@ -36,6 +41,9 @@ def clean_text(value: Any, *, may_be_empty: bool = False) -> str | Problem:
     if "\0" in value:
         problem = f"a NUL character at position {value.index(chr(0))}"
         return Problem(problem, "text without NUL characters", "remove it: text never contains it")
+    if not value.isascii() and (undecoded := _UNDECODED.search(value)):
+        problem = f"the byte 0x{ord(undecoded[0]) - 0xDC00:02X}, which is not UTF-8, at position {undecoded.start()}"
+        return Problem(problem, "UTF-8", "correct the row, or set data.encoding if the file has another encoding")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         fix = "correct the escape (\\ud83d\\ude00 is one character)"
         return Problem("half of a surrogate pair", "well-formed Unicode", fix)

@@ -85,12 +85,42 @@ class ModelInfo(Model):
     reconciled: tuple[str, ...] = ()
 
 
+class FileFormat(Model):
+    """How a file was read.
+
+    Attributes:
+        file: Name of the file.
+        format: ``csv``, ``json``, ``excel``, ``parquet``, ``arrow``, ``text``, ``datasets`` or ``hub``.
+        encoding: Codec of a text file.
+        delimiter: Character between the cells of a CSV file.
+        part: The part that was read: a split, a sheet, or the key of a JSON object.
+        assumed: What was inferred and may be wrong, as sentences; empty if the file itself leaves no doubt.
+    """
+
+    file: str
+    format: str
+    encoding: str = ""
+    delimiter: str = ""
+    part: str = ""
+    assumed: tuple[str, ...] = ()
+
+
 class SplitInfo(Model):
-    """One split of the data: its source, its number of rows, and the SHA-256 of their canonical JSON."""
+    """One split of the data.
+
+    Attributes:
+        source: Its source.
+        rows: Its number of rows.
+        sha256: Hash of the canonical JSON of its rows.
+        skipped: Number of rows that cannot be used and were left out (`data.bad_rows: skip`).
+        files: How its files were read; files that were read in the same way are listed once, by the first of them.
+    """
 
     source: str
     rows: int
     sha256: str
+    skipped: int = 0
+    files: tuple[FileFormat, ...] = ()
 
 
 class AuditSummary(Model):

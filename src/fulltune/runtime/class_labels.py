@@ -20,10 +20,10 @@ def features_of(metadata: Mapping[bytes, bytes], name: str) -> Mapping[str, Any]
     Returns:
         Feature by column; empty if there are none or they cannot be read.
     """
-    from datasets import Features
-
     if b"huggingface" not in metadata:
         return {}
+    from datasets import Features
+
     try:
         return dict(Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

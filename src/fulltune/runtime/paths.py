@@ -43,13 +43,13 @@ def is_folder(path: str | Path) -> bool:
 
 
 def matches(name: str) -> list[str]:
-    """Return the sorted paths that match a name or a pattern such as ``train-*.jsonl``."""
+    """Return the sorted paths that match a name or a pattern such as ``train-*.jsonl`` or ``data/**/*.txt``."""
     path = user_path(name)
     if exists(path):
         return [str(path)]
     if "\0" in name or not any(character in name for character in "*?["):
         return []
-    return sorted(glob.glob(str(path)))
+    return sorted(glob.glob(str(path), recursive=True))
 
 
 def names_in(folder: Path) -> list[str]:

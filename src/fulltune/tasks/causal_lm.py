@@ -132,7 +132,7 @@ class CausalLM(Task):
 
     def _trains_on_prompts(self) -> bool:
         try:
-            columns = self.columns(available_columns(self.config.data.train))
+            columns = self.columns(available_columns(self.config.data.train, data=self.config.data))
         except DataError:  # the rows may not exist where the model is used
             return False
         return columns[0].role == "prompt"

@@ -71,7 +71,7 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
         DataError: A file or column is missing, or rows contradict each other.
     """
     settings = config.data
-    columns = task.columns(available_columns(settings.train))
+    columns = task.columns(available_columns(settings.train, data=settings))
     train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
     train, evaluation = _given_or_held_out(config, settings.eval, columns, train, "eval", settings.eval_limit)
     valid = None

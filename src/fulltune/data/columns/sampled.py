@@ -8,11 +8,14 @@ from typing import Any
 
 from fulltune.config import Source
 from fulltune.data.columns.profile import SAMPLE, Profile, profiles
+from fulltune.data.raw import Options
 from fulltune.data.read import open_source, source_name
 from fulltune.errors import DataError, Problem
 
 
-def columns_of(source: Source, split: str = "train", most: int = SAMPLE) -> tuple[Profile, ...]:
+def columns_of(
+    source: Source, split: str = "train", most: int = SAMPLE, options: Options | None = None
+) -> tuple[Profile, ...]:
     """Return what the columns of a source hold, by its first rows.
 
     Raises:
@@ -21,7 +24,7 @@ def columns_of(source: Source, split: str = "train", most: int = SAMPLE) -> tupl
     problems = list[Problem]()
 
     def good() -> Iterator[Mapping[str, Any]]:
-        for item in islice(open_source(source, split).rows, most):
+        for item in islice(open_source(source, split, options=options or Options()).rows, most):
             if isinstance(item, Problem):
                 problems.append(item)
             elif isinstance(item, tuple):

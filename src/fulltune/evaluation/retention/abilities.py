@@ -179,7 +179,11 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
         raise _unsupported(name, f"a base of the {base.family} family", f"{' or '.join(task.families)} for {task.name}")
     source, split = _source(job)
     table = load_table(
-        source, task.columns(available_columns(source)), job.data, limit=job.data.eval_limit, split=split
+        source,
+        task.columns(available_columns(source, split, job.data)),
+        job.data,
+        limit=job.data.eval_limit,
+        split=split,
     )
     if table.problems:
         raise DataError(table.problems)
@@ -221,7 +225,7 @@ def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:
         kind = base.family if base.has_lm_head else f"{base.family} without a language-modeling head"
         raise _unsupported(name, f"minimal pairs for an {kind}", "a decoder, or an encoder with a masked-LM head")
     source, split = _source(job)
-    available = available_columns(source)
+    available = available_columns(source, split, job.data)
     good, bad = next((pair for pair in _PAIR_COLUMNS if set(pair) <= set(available)), _PAIR_COLUMNS[0])
     # The loader's roles "source" and "target" carry one text each.
     data = job.data.model_copy(update={"source": good, "target": bad})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fulltune.data.columnar import is_datasets_folder
 from fulltune.data.columns.roles import SPLITS
-from fulltune.data.read import FORMATS, suffix
+from fulltune.data.kinds import FORMATS, suffix
 from fulltune.errors import DataError
 from fulltune.runtime import paths
 
