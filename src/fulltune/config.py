@@ -163,7 +163,7 @@ class DataConfig(Section):
     )
     allow_leaks: bool = Field(
         False,
-        description="count rows of eval that also occur in train; default: they are left out, and more than 5% stop the run",
+        description="count rows of eval that also occur in train; default: they are left out, and above 5% stop the run",
     )
 
     @field_validator("encoding")
