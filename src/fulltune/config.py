@@ -5,11 +5,12 @@ An unknown key is an error that names the closest known key. All problems are re
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
+from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shortened
 from fulltune.runtime import paths
 from fulltune.runtime.codecs import CODECS, is_codec
 from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value, to_yaml
+from fulltune.runtime.other_tools import instead_of, similar_to
 from fulltune.runtime.rows_file import as_source, check_model_reference
 from fulltune.runtime.validation import config_spelling, expected_input
 
@@ -53,6 +55,10 @@ _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 #: Where a value was given that is in no file, for messages.
 _OPTIONS, _OVERRIDES = "keyword arguments", "--set"
+
+
+#: Similarity of names from which one is a misspelling of the other, whatever other tools call something.
+_TYPO = 0.85
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -600,7 +606,7 @@ def _problem(item: Any, where: str) -> Problem:
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
         known = _known_keys(parents)
-        hint = _right_section(str(key), parents) or did_you_mean(str(key), known)
+        hint = _right_key(str(key), parents, known)
         listed = ", ".join(sorted(known))
         return Problem("unknown key", f"one of {listed}", hint or "remove it, or see docs/config.md", where, path)
     if item["type"] == "missing":
@@ -612,18 +618,31 @@ def _problem(item: Any, where: str) -> Problem:
     return Problem(config_spelling(item["input"]), expected_input(item), fix, where, path)
 
 
-def _right_section(key: str, parents: Sequence[Any]) -> str:
-    """Return the hint that a key at the top of a config belongs to a section; empty for any other key."""
-    if parents:
-        return ""
-    sections = [name for name, field in Config.model_fields.items() if key in _keys(field.annotation)]
-    return f"write it as {' or '.join(f'{name}.{key}' for name in sections)}" if sections else ""
+def _right_key(key: str, parents: Sequence[Any], known: set[str]) -> str:
+    """Return the fix for an unknown key: the section that has it, our name for that of another tool, or a close one."""
+    sections = [name for name in _sections_with(key) if name != ".".join(map(str, parents))]
+    if sections:
+        return f"write it as {' or '.join(f'{name}.{key}' for name in sections)}"
+    close = closest(key, known)
+    if difflib.SequenceMatcher(None, key.lower(), close).ratio() >= _TYPO:
+        return f"did you mean {close!r}?"
+    elsewhere = similar_to(key)
+    return instead_of(key) or did_you_mean(key, known) or (f"did you mean {elsewhere}?" if elsewhere else "")
 
 
-def _keys(annotation: Any) -> set[str]:
-    """Return the keys of a section, which may be null; empty for any other type."""
-    kinds = [kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
-    return set(kinds[0].model_fields) if kinds else set()
+def _sections_with(key: str, section: type[Section] | None = None, path: str = "") -> Iterator[str]:
+    """Yield the paths of the sections that have a key of this name."""
+    for name, field in (section or Config).model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is not None:
+            here = f"{path}.{name}".lstrip(".")
+            yield from [here] if key in inner.model_fields else []
+            yield from _sections_with(key, inner, here)
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """Return the class of a section, which may be null; None for any other type."""
+    return next((kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def _known_keys(parents: Sequence[Any]) -> set[str]:

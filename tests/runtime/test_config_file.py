@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from transformers import TrainingArguments
 
 from fulltune.config import load_config
 from fulltune.errors import ConfigError, StoreError
 from fulltune.records.run import read_record
+from fulltune.runtime import other_tools
 from fulltune.runtime.config_file import read_value, to_yaml
 
 BASE = "model: m\ntask: classification\ndata: {train: rows.jsonl}\n"
@@ -49,6 +54,9 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("data: {train: x}", ["c.yaml:4", "duplicate key 'data' (first in line 3)"]),
         ("train:\n  seed: 1\n  seed: 2", ["c.yaml:6", "duplicate key 'seed' (first in line 5)"]),
         ("train: {epochs: 1, epochs: 2}", ["c.yaml:4", "duplicate key 'epochs'"]),
+        ("method: “full”", ["c.yaml:4", "typographic quotes around a value ('“full”')", "Write full"]),
+        ("method: ‘lora’\ntrainer: {x: „a“}", ["c.yaml:4", "c.yaml:5", "2 problems"]),
+        ("“method”: full", ["c.yaml:4", "typographic quotes around a key"]),
         ("true: 1", ["c.yaml:4", "'true'", "truth value", "quotes"]),
         ("yes: 1", ["unknown key", "'yes'"]),
         ("7: 1", ["c.yaml:4", "'7'", "a number"]),
@@ -106,7 +114,7 @@ def test_a_key_without_a_value_means_its_default_and_null_means_null(tmp_path: P
         ("a.yaml", b"hello", "found plain text"),
         ("a.yaml", b"- a", "found a list"),
         ("a.yaml", b"3", "found a number"),
-        ("a.jsonl", b"{}\n{}", "this is a data file"),
+        ("a.jsonl", b"{}\n{}", "this is data, not a config"),
     ],
 )
 def test_a_file_of_another_kind_is_named_by_its_kind(tmp_path: Path, name: str, data: bytes, words: str) -> None:
@@ -237,3 +245,89 @@ def test_a_single_override_is_not_split_into_letters() -> None:
 def test_a_record_is_read_from_a_path_given_as_text(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"there is no record\.json"):
         read_record(str(tmp_path / "record.json"))
+
+
+def test_quotes_that_belong_to_a_text_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        BASE.replace("rows.jsonl", "rows.jsonl, instruction: '“Übersetze”', text: say “hi” twice"), encoding="utf-8"
+    )
+    data = load_config(path).data
+    assert (data.instruction, data.text) == ("“Übersetze”", "say “hi” twice")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "my rows.xlsx", "rows.csv.gz", "company.db", "notes.txt"])
+def test_data_in_place_of_a_config_names_the_command_that_writes_one(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"text;label\nCaf\xe9;good\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    [problem] = caught.value.problems
+    assert problem.found == "this is data, not a config"
+    assert problem.fix == f"`fulltune init {shlex.quote(str(path))}` writes a config for it"
+
+
+def test_a_folder_in_place_of_a_config(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"this is a folder; expected a YAML or JSON config\. `fulltune init "):
+        load_config(tmp_path)
+    (tmp_path / "config.yaml").write_text(BASE)
+    with pytest.raises(ConfigError, match=r"Name .*config\.yaml"):
+        load_config(tmp_path)
+
+
+def test_rows_in_a_json_file_are_no_config(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"text": "a", "label": "b"}]')
+    with pytest.raises(ConfigError, match="found a list.*If these are rows, `fulltune init"):
+        load_config(path)
+
+
+def test_a_misspelled_file_name_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "contracts.yaml").write_text(BASE)
+    with pytest.raises(ConfigError, match=r"does not exist\. Did you mean '.*contracts\.yaml'"):
+        load_config(tmp_path / "contract.yml")
+
+
+# ---- Unknown keys ----
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("train.lr", "write it as train.learning_rate"),
+        ("epochs", "write it as train.epochs"),
+        ("num_train_epochs", "write it as train.epochs"),
+        ("per_device_train_batch_size", "write it as train.batch_size"),
+        ("train.lr_scheduler_type", "write it as train.scheduler"),
+        ("train.warmup_ratio", "write it as train.warmup"),
+        ("max_seq_length", "write it as data.max_length"),
+        ("train.max_length", "write it as data.max_length"),
+        ("base_model", "write it as model"),
+        ("budget", "write it as guards.forgetting.budget"),
+        ("train.dropout", "write it as regularize.dropout or adapter.dropout"),
+        ("batch_size", "write it as train.batch_size or evaluation.batch_size"),
+        ("data.test_file", "write it as data.eval"),
+        ("lora_r", "write it as adapter.rank"),
+        ("load_in_4bit", "write `method: qlora`"),
+        ("output_dir", "use the option --out DIR"),
+        ("train.learning_rte", "did you mean 'learning_rate'?"),
+        ("train.epocs", "did you mean 'epochs'?"),
+        ("num_train_epoch", "did you mean train.epochs?"),
+        ("qwertz", "remove it, or see docs/config.md"),
+    ],
+)
+def test_an_unknown_key_is_named_as_it_is_called_here(key: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(MAPPING, [f"{key}=1"])
+    [problem] = caught.value.problems
+    assert (problem.field, problem.fix, problem.where) == (key, fix, "--set")
+
+
+def test_the_names_of_other_tools_lead_to_keys_that_exist() -> None:
+    config = load_config(MAPPING)
+    for key in set(other_tools._KEYS.values()):
+        section, _, name = key.rpartition(".")
+        if section == "trainer":
+            assert name in {field.name for field in dataclasses.fields(TrainingArguments)}, key
+        else:
+            assert operator.attrgetter(key)(config) is not NotImplemented, key

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,9 @@ from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 
-from fulltune.errors import ConfigError, Problem, shortened
+from fulltune.errors import ConfigError, Problem, closest, shortened
 from fulltune.runtime.json_syntax import json_fault, unreadable
-from fulltune.runtime.paths import check_regular_file
+from fulltune.runtime.paths import check_regular_file, is_file, is_folder, names_in
 
 #: Maximum bytes of a config file. The parser reads about 100 kB per second.
 MAX_BYTES = 256 * 1024
@@ -36,7 +37,10 @@ MAX_VALUES = 20_000
 MAX_DEPTH = 40
 
 #: Suffixes of data files.
-_DATA_SUFFIXES = frozenset({".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"})
+_DATA_SUFFIXES = frozenset(
+    (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".txt", ".gz")
+    + (".sqlite", ".sqlite3", ".db")
+)
 
 _KINDS: tuple[tuple[type, str], ...] = (
     (type(None), "an empty file"),
@@ -76,6 +80,11 @@ _AMBIGUOUS_NUMBERS = (
     ),
 )
 
+#: Quotes as word processors and chats write them, which are part of the text to YAML.
+_TYPOGRAPHIC = re.compile(
+    r"[\u2018\u201a\u201b\u2019][^\u2018\u2019]*[\u2018\u2019]|[\u201c\u201d\u201e\u201f\u00ab\u00bb].*[\u201c\u201d\u00ab\u00bb]"
+)
+
 _OTHER_LINE_ENDS = re.compile(r"[\x85\u2028\u2029]")
 _DIRECTIVE = re.compile(r"^%(?!YAML 1\.2\s*$)", re.MULTILINE)
 
@@ -89,17 +98,36 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, is too large, is not valid YAML or JSON, is not a mapping, or has
             ambiguous keys and values (all of them are reported).
     """
+    _check_kind(path)
     text = _text(path)
-    if path.suffix.lower() in _DATA_SUFFIXES:
-        fix = "pass a config whose data.train is this file"
-        raise ConfigError("this is a data file", expected="a YAML or JSON config", where=str(path), fix=fix)
     raw = _from_json(text, str(path)) if path.suffix.lower() == ".json" else _from_yaml(text, str(path))
     if not isinstance(raw, dict):
         kind = next((name for kind, name in _KINDS if isinstance(raw, kind)), "a number")
         fix = "write `model: …`, `task: …` and `data: …` on separate lines"
+        if isinstance(raw, list):
+            fix = f"if these are rows, `{_init(path)}` writes a config for them; otherwise {fix}"
         raise ConfigError(f"found {kind}", expected="a mapping with model, task and data", where=str(path), fix=fix)
     check_size(raw, str(path))
     return raw
+
+
+def _check_kind(path: Path) -> None:
+    """Check that a path is not data or a folder of data, for which there may be no config yet.
+
+    Raises:
+        ConfigError: It is; names the command that writes a config.
+    """
+    expected, fix = "a YAML or JSON config", f"`{_init(path)}` writes a config for it"
+    if is_folder(path):
+        inner = path / "config.yaml"
+        fix = f"name {inner}" if is_file(inner) else fix
+        raise ConfigError("this is a folder", expected=expected, where=str(path), fix=fix)
+    if is_file(path) and path.suffix.lower() in _DATA_SUFFIXES:
+        raise ConfigError("this is data, not a config", expected=expected, where=str(path), fix=fix)
+
+
+def _init(path: Path) -> str:
+    return f"fulltune init {shlex.quote(str(path))}"
 
 
 def read_value(text: str, where: str) -> Any:
@@ -225,7 +253,9 @@ def _text(path: Path) -> str:
             raise ConfigError(message, expected=f"a config of at most {MAX_BYTES:,}", where=str(path))
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError("the config file does not exist", where=str(path), fix="check the path") from None
+        close = closest(path.name, names_in(path.parent))
+        fix = f"did you mean {str(path.with_name(close))!r}?" if close else "check the path"
+        raise ConfigError("the config file does not exist", where=str(path), fix=fix) from None
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=str(path), fix="check the path") from None
     except UnicodeDecodeError as error:
@@ -404,6 +434,8 @@ class _Inspection:
             if not _is_name(key):
                 shown = shortened(key.value) if isinstance(key, ScalarNode) else "written as a value"
                 self._add(key, f"the key {shown}, which YAML reads as {_kind(key)}", "text", "put it in quotes")
+            elif not key.style and _TYPOGRAPHIC.fullmatch(key.value):
+                self._add_quotes(key, "a key")
             elif key.value in first:
                 message = f"duplicate key {shortened(key.value)} (first in line {first[key.value]})"
                 self._add(key, message, fix=_DUPLICATE_FIX)
@@ -414,6 +446,9 @@ class _Inspection:
         if node.tag == f"{_TAG}float" and "_" in node.value:
             node.tag = f"{_TAG}str"  # digits are grouped in whole numbers only
         is_plain = isinstance(node, ScalarNode) and not node.style
+        if is_plain and _TYPOGRAPHIC.fullmatch(node.value):
+            self._add_quotes(node, "a value")
+            return
         for pattern, meaning in _AMBIGUOUS_NUMBERS:
             if is_plain and pattern.fullmatch(node.value):
                 self._add(node, f"{shortened(node.value)}, which {meaning}")
@@ -422,6 +457,10 @@ class _Inspection:
             self._constructor.construct_object(node)
         except (ValueError, KeyError, OverflowError, YAMLError) as error:
             self._add(node, f"a value that cannot be read ({getattr(error, 'problem', None) or error})")
+
+    def _add_quotes(self, node: Node, what: str) -> None:
+        fix = f"write {as_value(node.value[1:-1])}, or put it in straight quotes if these belong to the text"
+        self._add(node, f"typographic quotes around {what} ({shortened(node.value)})", "straight quotes", fix)
 
     def _add(self, node: Node, message: str, expected: str = "", fix: str = "") -> None:
         self._problems.append(Problem(message, expected, fix, f"{self._where}:{node.start_mark.line + 1}"))

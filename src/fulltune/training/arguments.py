@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fulltune.config import Config, TrainConfig
-from fulltune.errors import ConfigError, Problem, did_you_mean, shortened
+from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shortened
+from fulltune.runtime.other_tools import key_for
 from fulltune.runtime.validation import config_spelling, expected_input
 from fulltune.training import trackers
 from fulltune.training.optimizers import NAMES, optimizer_name
@@ -51,16 +52,8 @@ FIRST_CLASS = {
 _RENAMED = {
     "warmup_ratio": "train.warmup (below 1 it is a fraction of the steps)",
     "group_by_length": "trainer.train_sampling_strategy: group_by_length (already the default here)",
-    "no_cuda": "trainer.use_cpu",
-    "evaluation_strategy": "train.evaluations",
-    "evaluate_during_training": "train.evaluations",
     "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
-    "per_gpu_train_batch_size": "train.batch_size",
-    "per_gpu_eval_batch_size": "evaluation.batch_size",
-    "train_batch_size": "train.batch_size",
-    "eval_batch_size": "evaluation.batch_size",
     "epochs": "train.epochs",
-    "lr": "train.learning_rate",
     "adafactor": "train.optimizer: adafactor",
     "tokenizer": "nothing: the model's own tokenizer is used",
     "save_safetensors": "nothing: weights are always written as safetensors",
@@ -245,12 +238,20 @@ def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set
         fix = f"set {option} and remove {key}"
         value = config_spelling(config.trainer[name])
         return [Problem(f"{value}, but {option} sets this field", "one name for each option", fix, field=key)]
-    if name in _RENAMED:
-        return [Problem("no field of TrainingArguments", fix=f"use {_RENAMED[name]}", field=key)]
     if name not in fields:
-        hint = did_you_mean(name, fields) or "see the documentation of transformers.TrainingArguments"
-        return [Problem("no field of TrainingArguments", fix=hint, field=key)]
+        return [Problem("no field of TrainingArguments", fix=_right_name(name, fields), field=key)]
     return _problems_of_value(name, config.trainer[name], key)
+
+
+def _right_name(name: str, fields: set[str]) -> str:
+    """Return the fix for a name that is no field: our option for it, if there is one, or a similar field."""
+    ours = _RENAMED.get(name) or key_for(name)
+    if ours:
+        return f"use {ours}"
+    close = closest(name, fields | FIRST_CLASS.keys())
+    if close in FIRST_CLASS:
+        return f"did you mean {FIRST_CLASS[close]}?"
+    return did_you_mean(name, fields) or "see the documentation of transformers.TrainingArguments"
 
 
 def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
