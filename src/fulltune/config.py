@@ -23,7 +23,7 @@ from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shorten
 from fulltune.runtime import paths
 from fulltune.runtime.codecs import CODECS, is_codec
 from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value, to_yaml
-from fulltune.runtime.other_tools import instead_of, similar_to
+from fulltune.runtime.other_tools import instead_of, key_for, similar_to
 from fulltune.runtime.rows_file import as_source, check_model_reference
 from fulltune.runtime.validation import config_spelling, expected_input
 
@@ -628,6 +628,13 @@ def _right_key(key: str, parents: Sequence[Any], known: set[str]) -> str:
         return f"did you mean {close!r}?"
     elsewhere = similar_to(key)
     return instead_of(key) or did_you_mean(key, known) or (f"did you mean {elsewhere}?" if elsewhere else "")
+
+
+def key_named(name: str) -> str:
+    """Return the config key, with its section, that is called so here or by another tool; an empty text if none is."""
+    if name in Config.model_fields:
+        return name
+    return next((f"{section}.{name}" for section in _sections_with(name)), "") or key_for(name)
 
 
 def _sections_with(key: str, section: type[Section] | None = None, path: str = "") -> Iterator[str]:

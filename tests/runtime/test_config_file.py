@@ -278,7 +278,7 @@ def test_a_folder_in_place_of_a_config(tmp_path: Path) -> None:
 def test_rows_in_a_json_file_are_no_config(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[{"text": "a", "label": "b"}]')
-    with pytest.raises(ConfigError, match="found a list.*If these are rows, `fulltune init"):
+    with pytest.raises(ConfigError, match=r"found a list.*If these are rows, `fulltune init"):
         load_config(path)
 
 

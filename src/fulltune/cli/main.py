@@ -25,6 +25,7 @@ from fulltune.cli.options import (
     Overrides,
     with_common_options,
 )
+from fulltune.cli.verbs import Program
 from fulltune.runtime import distributed
 from fulltune.runtime.launch import report_exit_code
 from fulltune.runtime.terminal import escape_controls, replace_unknown_characters, write_line
@@ -32,6 +33,7 @@ from fulltune.runtime.version import __version__
 
 app = typer.Typer(
     name="fulltune",
+    cls=Program,
     help="Full FP32 fine-tuning, measured against zero-shot and few-shot baselines.",
     no_args_is_help=True,
     add_completion=False,

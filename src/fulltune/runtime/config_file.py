@@ -38,8 +38,8 @@ MAX_DEPTH = 40
 
 #: Suffixes of data files.
 _DATA_SUFFIXES = frozenset(
-    (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".txt", ".gz")
-    + (".sqlite", ".sqlite3", ".db")
+    f".{name}"
+    for name in "jsonl ndjson csv tsv parquet arrow feather xlsx xls ods txt gz sqlite sqlite3 db".split()  # noqa: SIM905
 )
 
 _KINDS: tuple[tuple[type, str], ...] = (

@@ -10,11 +10,17 @@ _NAMES = {
     "method": "finetuning_type peft peft_type peft_method training_type use_peft use_lora",
     "task": "task_type problem_type task_name",
     "data": "dataset datasets data_config data_args dataset_config",
-    "data.train": "train_file train_data train_dataset train_path data_path dataset_path data_files dataset_name train_set",
-    "data.valid": "validation_file val_file val_data valid_file valid_data dev_file dev validation val validation_dataset "
-    "validation_data val_dataset",
-    "data.eval": "test_file test_data eval_file eval_data test eval_dataset test_dataset test_size val_set_size val_size "
-    "validation_split eval_split test_split",
+    "data.train": (
+        "train_file train_data train_dataset train_path data_path dataset_path data_files dataset_name train_set"
+    ),
+    "data.valid": (
+        "validation_file val_file val_data valid_file valid_data dev_file dev validation val "
+        "validation_dataset validation_data val_dataset"
+    ),
+    "data.eval": (
+        "test_file test_data eval_file eval_data test eval_dataset test_dataset test_size val_set_size "
+        "val_size validation_split eval_split test_split"
+    ),
     "data.text": "text_column text_field text_col dataset_text_field content_column input_text",
     "data.label": "label_column label_col label_field target_column labels_column y",
     "data.source": "source_column input_column",
@@ -26,17 +32,22 @@ _NAMES = {
     "data.instruction": "source_prefix prefix system_prompt prompt_template",
     "data.limit": "max_train_samples max_samples train_size n_train num_train_samples",
     "data.eval_limit": "max_eval_samples max_test_samples max_val_samples",
-    "data.max_length": "max_seq_length max_seq_len seq_len sequence_len sequence_length cutoff_len model_max_length "
-    "block_size context_length max_source_length max_input_length maxlen",
+    "data.max_length": (
+        "max_seq_length max_seq_len seq_len sequence_len sequence_length cutoff_len model_max_length "
+        "block_size context_length max_source_length max_input_length maxlen"
+    ),
     "data.max_target_length": "generation_max_length max_output_length",
     "data.databases": "database db db_path sqlite database_path",
     "train": "training training_args training_arguments trainer_args hyperparameters hparams train_args args",
     "train.epochs": "num_train_epochs num_epochs n_epochs max_epochs epoch nb_epochs",
     "train.max_steps": "steps num_steps num_training_steps max_iters total_steps",
-    "train.batch_size": "per_device_train_batch_size per_gpu_train_batch_size train_batch_size micro_batch_size batch bs "
-    "batchsize",
-    "train.accumulation": "gradient_accumulation_steps gradient_accumulation grad_accum accumulate_grad_batches "
-    "accumulation_steps grad_acc",
+    "train.batch_size": (
+        "per_device_train_batch_size per_gpu_train_batch_size train_batch_size micro_batch_size batch bs batchsize"
+    ),
+    "train.accumulation": (
+        "gradient_accumulation_steps gradient_accumulation grad_accum accumulate_grad_batches "
+        "accumulation_steps grad_acc"
+    ),
     "train.learning_rate": "lr init_lr base_lr max_lr initial_learning_rate rate step_size",
     "train.scheduler": "lr_scheduler_type lr_scheduler schedule scheduler_type lr_schedule",
     "train.warmup": "warmup_ratio warmup_steps num_warmup_steps warmup_proportion",
@@ -46,8 +57,10 @@ _NAMES = {
     "train.class_weights": "class_weight balanced weighted_loss",
     "train.optimizer": "optim optimiser optimizer_type",
     "train.gradient_checkpointing": "activation_checkpointing use_gradient_checkpointing checkpoint_activations",
-    "train.evaluations": "eval_strategy evaluation_strategy eval_steps evals_per_epoch val_check_interval "
-    "evaluate_during_training eval_on_start do_eval eval_every",
+    "train.evaluations": (
+        "eval_strategy evaluation_strategy eval_steps evals_per_epoch val_check_interval "
+        "evaluate_during_training eval_on_start do_eval eval_every"
+    ),
     "train.seed": "random_state random_seed rng_seed",
     "evaluation.batch_size": "per_device_eval_batch_size per_gpu_eval_batch_size eval_batch_size",
     "evaluation.max_new_tokens": "max_generated_tokens generation_max_new_tokens",

@@ -1,0 +1,69 @@
+"""``fulltune init``: what it prints, its JSON, and its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fulltune.cli.main import app
+from fulltune.config import load_config
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ["ref;complaint;department;note"]
+    for i in range(90):
+        place = ("billing", "delivery", "returns")[i % 3]
+        lines.append(f"T{i:03};Order {i * 7} has not been handled by {place} for {i % 9} weeks, please help;{place};")
+    path = Path("tickets.csv")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def init(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, ["init", *map(str, words)])
+
+
+def test_what_was_inferred_is_printed_in_80_columns(rows: Path) -> None:
+    shown = init(rows)
+    assert shown.exit_code == 0
+    assert shown.stderr == ""
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 20
+    assert lines[0] == "90 rows of train in English"
+    assert any(line.split()[:2] == ["complaint", "text"] and line.split()[-1] == "text" for line in lines)
+    assert any(line.split()[:2] == ["department", "category"] and line.split()[-1] == "label" for line in lines)
+    assert "  fulltune plan config.yaml" in lines
+    assert "  fulltune run config.yaml" in lines
+    assert load_config("config.yaml").task == "classification"
+
+
+def test_one_json_object(rows: Path) -> None:
+    found = json.loads(init(rows, "--json", "--output", "c.yaml", "--model", "starter:bert", "--quiet").stdout)
+    assert found["file"] == "c.yaml"
+    assert found["config"]["model"] == "starter:bert"
+    assert found["rows"] == {"train": 90}
+    assert [(one["name"], one["kind"], one["role"]) for one in found["columns"]] == [
+        ("ref", "id", ""), ("complaint", "text", "text"), ("department", "category", "label"), ("note", "empty", ""),
+    ]  # fmt: skip
+    assert found["why"]["data.label"].startswith("3 labels: ")
+    assert found["next"] == ["fulltune plan c.yaml", "fulltune run c.yaml"]
+
+
+def test_an_existing_config_and_unusable_data_are_errors(rows: Path) -> None:
+    assert init(rows).exit_code == 0
+    again = init(rows)
+    assert again.exit_code == 1
+    assert again.stderr.startswith("error: config.yaml: this file exists already")
+    assert init(rows, "--force").exit_code == 0
+    failed = init(rows, "--task", "text2sql", "--output", "sql.yaml", "--json")
+    assert failed.exit_code == 1
+    assert "ref: id, 90 distinct in 90 rows, such as 'T000'" in json.loads(failed.stdout)["error"]["message"]
+    assert not Path("sql.yaml").exists()
