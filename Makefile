@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 .PHONY: demo test check gate slow engines architectures versions bench clean
 
-demo: $(VENV)/dev
+demo: $(VENV)/demo
 	$(BIN)/fulltune demo contracts
 
 test: $(VENV)/dev
@@ -66,11 +66,16 @@ bench: $(addprefix bench-,$(BENCHES))
 bench-%: $(VENV)/bench
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/$*.py $(ARGS)
 
-# torch goes first and by its exact version: left to choose, pip takes a far larger build for another machine.
-# DeepSpeed's build asks torch which machine this is, so it comes after it and sees it.
-$(VENV)/dev: pyproject.toml constraints.txt
+# What `pip install .` installs, and nothing else. torch goes first and by its exact version: left to choose, pip takes a
+# far larger build for another machine.
+$(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) -e .
+	touch $@
+
+# DeepSpeed's build asks torch which machine this is, so it comes after it and sees it.
+$(VENV)/dev: $(VENV)/demo
 	$(INSTALL) -e '.[dev,adapters,gguf,sentencepiece,sweep]'
 	$(INSTALL) setuptools wheel ninja py-cpuinfo
 	$(INSTALL) --no-build-isolation "$$(grep '^deepspeed==' constraints.txt)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ def test_a_demo_runs_with_no_network(name: str, tmp_path: Path, monkeypatch: pyt
     small = ["train.max_steps=2", "data.limit=60", "data.eval_limit=6", "evaluation.max_new_tokens=6"]
     overrides = [word for override in small for word in ("--set", override)]
     result = CliRunner().invoke(app, ["demo", name, "--out", str(tmp_path), *overrides])
-    assert result.exit_code in (0, 3), result.output  # 3: after two steps the model may be worse than a baseline
+    assert result.exit_code == 0, result.output  # also if the model is worse than a baseline after two steps
     assert "Report: " in result.stdout
+    assert re.search(r"Seconds: \d+", result.stdout)
     assert f"demo/{name}/config.yaml" in result.stdout.replace("\n", "")
 
 

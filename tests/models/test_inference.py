@@ -117,6 +117,40 @@ def test_mask_log_probabilities_have_one_row_per_mask() -> None:
     assert torch.allclose(one.exp().sum(), torch.tensor(1.0), atol=1e-5)
 
 
+def test_the_output_layer_computes_the_masks_only_and_the_same() -> None:
+    bundle = fakes.bundle("bert")
+    mask = bundle.tokenizer.mask_token_id
+    texts = [[2, 9, mask, 8, 7, 3], [2, mask, mask, 3], [2, 9, 8, 3]]
+    rows = list[int]()
+    layer = bundle.model.get_output_embeddings()
+    layer.register_forward_hook(lambda _, inputs, output: rows.append(output.shape[:-1].numel()))
+    found = list(inference.mask_log_probabilities(bundle, texts, 3))
+    assert 3 in rows  # the first batch was also computed at all positions, as a check
+    assert [len(one) for one in found] == [1, 2, 0]
+    for ids, one in zip(texts, found, strict=True):
+        logits = bundle.model(input_ids=torch.tensor([ids])).logits[0]
+        expected = logits.detach().log_softmax(-1)[torch.tensor(ids) == mask]
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
+    rows.clear()
+    list(inference.mask_log_probabilities(bundle, texts, 3))
+    assert rows == [3]
+
+
+def test_a_head_that_must_see_all_positions_gets_them() -> None:
+    bundle = fakes.bundle("bert")
+    mask = bundle.tokenizer.mask_token_id
+    expected = list(inference.mask_log_probabilities(bundle, [[2, 9, mask, 3]], 1))
+
+    def refuse(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].dim() != 3:
+            raise ValueError("rows of texts, please")
+
+    other = fakes.bundle("bert")
+    other.model.get_output_embeddings().register_forward_pre_hook(refuse)
+    found = list(inference.mask_log_probabilities(other, [[2, 9, mask, 3]], 1))
+    torch.testing.assert_close(found, expected)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 5))
 def test_any_lengths_come_back_in_order(lengths: list[int], batch_size: int) -> None:

@@ -259,13 +259,13 @@ def demo(
     name: Annotated[str, typer.Argument(metavar="NAME", help="contracts, tales or text2sql.")],
     overrides: Overrides = None,
 ) -> None:
-    """Run a complete example on generated data, without files or network."""
+    """Run a complete example on generated data, without files or network; exits with 0 whatever the verdict is."""
     from fulltune.cli.demo import prepare
 
     with common.answering() as progress:
         config = prepare(name, common.out)
         record = fulltune.run(config, out=common.out, overrides=overrides or (), progress=progress)
-    _finish_run(common, record, f"Rows and config: {config}; put your own there and `fulltune run {config}`")
+    _answer_record(common, record, f"Rows and config: {config}; put your own there and `fulltune run {config}`")
 
 
 @app.command()
@@ -366,21 +366,26 @@ def _options(
     """Options of the program itself."""
 
 
-def _finish_run(common: Common, record: fulltune.Record, hint: str = "") -> None:
+def _finish_run(common: Common, record: fulltune.Record) -> None:
     """Print a record, and exit with 3 unless the tuned model was accepted.
 
     A worker of several processes exits with 0: launchers take any other code for a crash, and restart the job. Its
     code goes to `fulltune launch`, which exits with it.
     """
-    from fulltune.cli.render import registry, runs
-
-    hints = [hint, registry.after_run(record.run_id, common.out)]
-    common.answer(record.to_json(), runs.record(record, common.out / record.run_id, "\n".join(filter(None, hints))))
+    _answer_record(common, record)
     code = 0 if record.outcome == "accepted" else 3
     if distributed.launched() > 1:
         report_exit_code(code)
     elif code:
         raise typer.Exit(code)
+
+
+def _answer_record(common: Common, record: fulltune.Record, hint: str = "") -> None:
+    """Print a record, with what to do next."""
+    from fulltune.cli.render import registry, runs
+
+    hints = [hint, registry.after_run(record.run_id, common.out)]
+    common.answer(record.to_json(), runs.record(record, common.out / record.run_id, "\n".join(filter(None, hints))))
 
 
 def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

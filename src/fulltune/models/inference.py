@@ -7,6 +7,7 @@ and yields results in input order. Decoding is greedy, regardless of the checkpo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, TypeVar
@@ -144,14 +145,56 @@ def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: in
 
 
 def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
-    """Yield the log-probabilities over the vocabulary at the mask tokens of each text, ``(masks, vocabulary)``."""
+    """Yield the log-probabilities over the vocabulary at the mask tokens of each text, ``(masks, vocabulary)``.
+
+    The output layer computes the mask tokens only, if this does not change the results.
+    """
+    model = bundle.model
+    name = fast_paths.input_name(model)
     mask_id = bundle.tokenizer.mask_token_id
 
-    def score(outputs: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        masks = zip(outputs.logits, ids, strict=True)
-        return [F.log_softmax(row[tokens == mask_id].float(), dim=-1) for row, tokens in masks]
+    def plain(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return model(**{name: ids, "attention_mask": mask}).logits[ids == mask_id]  # type: ignore[no-any-return]
 
-    return _read(bundle, bundle.model, inputs, batch_size, score)
+    def at_masks(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with _only_rows(model.get_output_embeddings(), ids == mask_id):
+            return model(**{name: ids, "attention_mask": mask}).logits  # type: ignore[no-any-return]
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        def is_plain(fast: torch.Tensor) -> bool:
+            return fast_paths.agree([plain(ids, mask)], [fast])
+
+        found = fast_paths.verified(
+            model, "an output layer at masks only", [ids.shape[1]], lambda: at_masks(ids, mask), is_plain
+        )
+        return plain(ids, mask) if found is None else found
+
+    @torch.inference_mode()
+    def run(batch: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        results: list[torch.Tensor] = []
+        for part in fast_paths.batches(model, batch, lambda row: (len(row),)):
+            ids, mask = pad(part, pad_id(bundle), model.device)
+            masks = (ids == mask_id).sum(dim=1).tolist()
+            results += F.log_softmax(logits(ids, mask).float(), dim=-1).split(masks)
+        return results
+
+    fast_paths.require_computable(model)
+    return sorted_batches(_prompted(bundle, inputs), run, len, batch_size)
+
+
+@contextmanager
+def _only_rows(layer: Any, chosen: torch.Tensor) -> Iterator[None]:
+    """Let a linear layer compute only the chosen positions ``(B, T)`` of its input within the block."""
+
+    def choose(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = inputs
+        return (hidden[chosen], *rest)
+
+    handle = layer.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:

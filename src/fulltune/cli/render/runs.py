@@ -38,7 +38,7 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     ending = [report, Text(f"Next: {next_step(record)}"), *([Text(hint, overflow="fold")] if hint else [])]
     told = [*reasons, *watched(record)]
-    kept = [*retained(record), *described(record), *audited(record)]
+    kept = [*retained(record), *described(record), *audited(record), *spent(record)]
     return Group(Text(record.headline, style="bold"), *told, systems(record), *kept, *ending)
 
 
@@ -62,6 +62,14 @@ def described(record: Record) -> list[Text]:
     """Return one line per fact about the data that the model gets to see."""
     facts = dataset.facts(record.data.summary)
     return [Text(f"Data, {name}: {fact}") for name, fact in facts.items()]
+
+
+def spent(record: Record) -> list[Text]:
+    """Return one line with the seconds of the run and of its stages, the longest first; nothing under a second."""
+    resources = record.resources
+    stages = sorted(resources.stage_seconds.items(), key=lambda stage: -stage[1])
+    long = ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages if seconds >= 1)
+    return [Text(f"Seconds: {resources.total_seconds:.0f}" + (f" ({long})" if long else ""))]
 
 
 def audited(record: Record) -> list[Text]:
