@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from fulltune.models.auto_tokenizer import AutoTokenizer as AutoTokenizer
     from fulltune.pipeline.ask import ask as ask
     from fulltune.pipeline.export import export as export
+    from fulltune.pipeline.loaded import LoadedModel as LoadedModel
+    from fulltune.pipeline.loaded import load as load
     from fulltune.pipeline.proposal.propose import init as init
     from fulltune.pipeline.run import compare as compare
     from fulltune.pipeline.run import evaluate as evaluate
@@ -71,6 +73,8 @@ _EXPORTS = {
     "AutoTokenizer": "fulltune.models.auto_tokenizer",
     "soup": "fulltune.experiments.soup",
     "export": "fulltune.pipeline.export",
+    "load": "fulltune.pipeline.loaded",
+    "LoadedModel": "fulltune.pipeline.loaded",
     "interpolate": "fulltune.experiments.interpolation",
     "find_learning_rate": "fulltune.experiments.lr_find",
     "compare_methods": "fulltune.experiments.methods.comparison",

@@ -144,10 +144,10 @@ def test_classification(kind: str, several: bool, tmp_path: Path) -> None:
         scores = {found["label"]: found["score"] for found in plain([prediction.input])[0]}
         if several:
             assert {label for label, score in scores.items() if score > 0.5} == set(prediction.output)
-            assert scores == pytest.approx(prediction.values["probabilities"], abs=2e-5)
+            assert scores == pytest.approx(prediction.values["probabilities"], abs=6e-5)
         else:
             assert max(scores, key=scores.__getitem__) == prediction.output
-            assert max(scores.values()) == pytest.approx(prediction.values["confidence"], abs=1e-5)
+            assert max(scores.values()) == pytest.approx(prediction.values["confidence"], abs=6e-5)
     tokenizer = AutoTokenizer.from_pretrained(saved.folder)
     for row in rows:
         [features] = saved.task.encode(row, saved.bundle)

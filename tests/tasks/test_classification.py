@@ -51,7 +51,7 @@ def test_a_head_answers_with_softmax_of_its_logits(kind: str) -> None:
             expected = bundle.model(input_ids=ids).logits[0].softmax(-1)
         assert prediction.id == example.id
         assert prediction.output == LABELS[int(expected.argmax())]
-        assert prediction.values["confidence"] == pytest.approx(float(expected.max()), abs=1e-5)
+        assert prediction.values["confidence"] == pytest.approx(float(expected.max()), abs=6e-5)
 
 
 def test_labels_above_one_half_are_predicted() -> None:

@@ -25,13 +25,13 @@ from fulltune.models import save
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import find_model, load_model
-from fulltune.records.run import Model, Retention, Score
+from fulltune.records.run import Model, Record, Retention, Score
 from fulltune.report import pareto
 from fulltune.report.retention import worst
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
-from fulltune.store.runs import resolve
+from fulltune.store.runs import named, resolve
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.dataset import Data
@@ -114,7 +114,7 @@ class Mixture:
 
 
 def interpolate(
-    run: str,
+    run: str | Path | Record,
     *,
     alphas: Sequence[float] = ALPHAS,
     out: str | Path = "runs",
@@ -126,7 +126,7 @@ def interpolate(
     Writes the model to ``to``, and ``interpolation.json`` and ``interpolation.svg`` into the folder of the run.
 
     Args:
-        run: A run: its id, the beginning of its id, a path, or ``latest``.
+        run: A run: its id, the beginning of its id, its folder, its record, or ``latest``.
         alphas: Points between 0 (the base) and 1 (the tuned model); both ends are always included.
         out: The runs folder.
         to: Folder of the chosen model; the default is ``interpolated`` in the folder of the run.
@@ -137,6 +137,7 @@ def interpolate(
         FulltuneError: The run, its base or its data cannot be loaded.
     """
     wanted, progress = _checked(alphas), progress_of(progress)
+    run, out = named(run, out)
     folder = resolve(run, out)
     config = _with_budget(load_config(folder / "config.yaml"))
     task, data = dataset.prepare(config, parts(config)[0])

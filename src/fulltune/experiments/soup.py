@@ -20,11 +20,11 @@ from fulltune.evaluation import evaluate
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import load_model
-from fulltune.records.run import Model, Retention, Score, read_record
+from fulltune.records.run import Model, Record, Retention, Score, read_record
 from fulltune.runtime.files import store_errors
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
-from fulltune.store.runs import resolve
+from fulltune.store.runs import named, resolve
 from fulltune.tasks import dataset
 
 #: Keys of a checkpoint's config that must be the same for its weights to mean the same.
@@ -50,7 +50,7 @@ class Soup(Model):
 
 
 def soup(
-    sources: Sequence[str],
+    sources: Sequence[str | Path | Record],
     *,
     out: str | Path = "runs",
     to: str | Path | None = None,
@@ -59,7 +59,7 @@ def soup(
     """Average the weights of tuned models of one architecture, and score the mean like the first of them.
 
     Args:
-        sources: At least two runs (id, beginning of an id, path) or folders with a checkpoint.
+        sources: At least two runs (id, beginning of an id, folder, record, ``latest``) or folders with a checkpoint.
         out: The runs folder.
         to: Folder of the mean, which must not exist; the default is ``soup-…`` in the runs folder.
         progress: Where stages report.
@@ -70,12 +70,14 @@ def soup(
     """
     if len(sources) < 2:
         raise IncompatibleError(f"{len(sources)} models", expected="two or more to average", fix="name more runs")
-    folders = [_folder(name, out) for name in sources]
-    _check_configs(sources, folders)
-    names = hashlib.sha256("\n".join(map(str, sorted(folders))).encode()).hexdigest()[:8]
-    goal = Path(to) if to else Path(out) / f"soup-{len(folders)}-{names}"
+    places = [named(source, out) for source in sources]
+    names = [name for name, _ in places]
+    folders = [_folder(name, place) for name, place in places]
+    _check_configs(names, folders)
+    digest = hashlib.sha256("\n".join(map(str, sorted(folders))).encode()).hexdigest()[:8]
+    goal = Path(to) if to else Path(out) / f"soup-{len(folders)}-{digest}"
     average(folders, goal)
-    found = Soup(sources=tuple(sources), model=str(goal))
+    found = Soup(sources=tuple(names), model=str(goal))
     source = f"the mean of {', '.join(folder.parent.name for folder in folders)}"
     register_derived(out, goal, of=[folder.parent for folder in folders], kind="soup", source=source)
     first = folders[0].parent

@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 #: Number of most likely tokens whose logits are compared at each step.
 COMPARED = 8
 
+#: Largest expected change of a logit by a batch, relative to the largest logit: if two tokens are closer, their row is
+#: decoded alone, so that its answer does not depend on the other rows.
+BATCH_ERROR = 2e-5
+
 #: Largest accepted relative difference of distances between logits: 30 layers in float32 cause 3e-5.
 TOLERANCE = 3e-4
 
@@ -76,20 +80,29 @@ class _Output:
     Attributes:
         rows: New tokens of each row.
         steps: For each step, the most likely tokens and their logits, each ``(compared rows, COMPARED)``.
+        is_close: For each step, whether a batch could have changed the most likely token: ``(steps, B)``.
     """
 
     rows: list[list[int]]
     steps: list[tuple[Tensor, Tensor]]
+    is_close: Tensor
 
 
 class _TopLogits(LogitsProcessor):
-    """Logits processor that records the most likely tokens and their logits, each ``(rows, COMPARED)``, per step."""
+    """Logits processor that records the most likely tokens per step.
+
+    ``steps`` has the tokens and logits of the compared rows, each ``(rows, COMPARED)``; ``is_close`` is True for rows
+    ``(B,)`` whose two best logits are so close that the batch could have changed their order.
+    """
 
     def __init__(self, rows: Sequence[int]) -> None:
         self.rows = list(rows)
         self.steps = list[tuple[Tensor, Tensor]]()
+        self.is_close = list[Tensor]()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.float().topk(min(2, scores.shape[-1])).values
+        self.is_close.append(best[:, 0] - best[:, -1] <= BATCH_ERROR * (1 + best[:, 0].abs()))
         values, tokens = scores[self.rows].float().topk(min(COMPARED, scores.shape[-1]))
         self.steps.append((tokens, values))
         return scores
@@ -119,17 +132,25 @@ class GreedyDecoding:
         for path, compute in self._paths(batch):
             output = self._checked(path, batch, compute)
             if output is not None:
-                return output.rows
+                return [self._settled(row, place, batch, output) for place, row in enumerate(output.rows)]
         if len(batch) == 1:
             return [self._decode_plainly(batch[0])]
         by_length = [list(rows) for _, rows in groupby(batch, key=len)]
         parts = by_length if len(by_length) > 1 else [[row] for row in batch]
         return [row for part in parts for row in self.continued(part)]
 
+    def _settled(self, row: list[int], place: int, batch: Rows, output: _Output) -> list[int]:
+        """Return the new tokens of a row of a batch, decoded alone if the batch could have changed them."""
+        used = output.is_close[: len(self._up_to_end(row)), place]
+        if len(batch) == 1 or not used.any():
+            return row
+        return self.continued([batch[place]])[0]
+
     def _paths(self, batch: Rows) -> list[tuple[str, Callable[[], _Output]]]:
         """Return the fast paths for a batch, the fastest first."""
         paths = list[tuple[str, Callable[[], _Output]]]()
-        shared = self.prefixes.length(batch)
+        # A row alone is computed in one way, whatever came before it.
+        shared = self.prefixes.length(batch) if len(batch) > 1 else 0
         if shared:
             paths.append(("a shared beginning in generation", lambda: self._generated(batch, shared)))
         is_ragged = len({len(row) for row in batch}) > 1
@@ -156,7 +177,7 @@ class GreedyDecoding:
         with quiet():
             output = generated(self.model, self.settings, inputs, logits_processor=LogitsProcessorList([top_logits]))
         new = output[:, ids.shape[1] if self.is_decoder else 1 :]
-        return _Output(new.tolist(), top_logits.steps)
+        return _Output(new.tolist(), top_logits.steps, torch.stack(top_logits.is_close).cpu())
 
     # ---- Plain decoding ----
 

@@ -13,6 +13,7 @@ from fulltune.runtime import paths
 from fulltune.runtime.files import file_sha256
 from fulltune.store.objects import CHECKPOINT_FILES, checkpoint_sha256
 from fulltune.store.registry.registry import Registry, reference
+from fulltune.store.runs import resolve
 
 _MISSING = (
     "a folder with config.json, a GGUF file, a hub id, a run id, a name of the registry, starter:NAME, "
@@ -66,6 +67,8 @@ def find(name: str, runs: Path | None = None) -> Source:
         return _local(name, _package_folder(package) / inner)
     if runs and (runs / name / "model").is_dir():
         return _local(name, runs / name / "model")
+    if runs and name == "latest":
+        return _local(name, resolve(name, runs) / "model")
     path = paths.user_path(name)
     if (
         path.exists()

@@ -10,9 +10,9 @@ from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, StoreError
 from fulltune.pipeline.job import parts
 from fulltune.pipeline.loading import find_model
-from fulltune.records.run import Model, Prediction, read_record
+from fulltune.records.run import Model, Prediction, Record, read_record
 from fulltune.store.registry.registry import Registry, reference
-from fulltune.store.runs import resolve
+from fulltune.store.runs import named, resolve
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Task
 
@@ -29,7 +29,7 @@ class Asked(Model):
 
 
 @dataclass(frozen=True)
-class _Run:
+class NamedRun:
     """A run or a version: its name in a config, its folder, and the folder in which such names are looked up."""
 
     name: str
@@ -39,8 +39,8 @@ class _Run:
 
 def ask(
     text: str,
-    a: str,
-    b: str | None = None,
+    a: str | Path | Record,
+    b: str | Path | Record | None = None,
     *,
     place: str = "",
     config: str | Path | None = None,
@@ -62,35 +62,37 @@ def ask(
     Raises:
         FulltuneError: A model, the config or the database cannot be loaded.
     """
-    run = _named_run(a, b, Path(out)) if config is None else None
+    first, out = named(a, out)
+    second = None if b is None else named(b, out)[0]
+    run = named_run(first, second, out) if config is None else None
     settings = load_config(run.folder / "config.yaml" if run else str(config), overrides)
-    task = _with_labels(parts(settings)[0], settings, run)
+    task = with_labels(parts(settings)[0], settings, run)
     answers = {}
-    for name, source in _sides(a, b, settings, run):
+    for name, source in _sides(first, second, settings, run):
         own, bundle, system = find_model(settings, task, source, run.out if run else out)
         answers[name] = own.ask(bundle, system, text, place)
     return Asked(task=task.name, input=text, answers=answers)
 
 
-def _named_run(a: str, b: str | None, out: Path) -> _Run:
+def named_run(a: str, b: str | None, out: Path) -> NamedRun:
     """Return the run that the task is read from: the first name that is a run or a version, else the newest run."""
-    named = [name for name in (a, b) if name not in (None, BASE, TUNED)]
-    for name in map(str, named or ["latest"]):
+    names = [name for name in (a, b) if name not in (None, BASE, TUNED)]
+    for name in map(str, names or ["latest"]):
         version = reference(name, out)
         if version is not None:
-            return _Run(version.ref, Registry(out).checkout(version), out)
+            return NamedRun(version.ref, Registry(out).checkout(version), out)
         try:
             folder = resolve(name, out)
         except StoreError:
-            if not named:
+            if not names:
                 raise
         else:
-            return _Run(folder.name, folder, folder.parent)
-    found = f"{' and '.join(map(repr, named))}: no run among them"
+            return NamedRun(folder.name, folder, folder.parent)
+    found = f"{' and '.join(map(repr, names))}: no run among them"
     raise ConfigError(found, expected="a run, whose task is used", fix="name one, or give a config with --config")
 
 
-def _sides(a: str, b: str | None, settings: Config, run: _Run | None) -> list[tuple[str, str]]:
+def _sides(a: str, b: str | None, settings: Config, run: NamedRun | None) -> list[tuple[str, str]]:
     """Return the names to show and the models to load."""
     wanted = (BASE, TUNED) if b is None else (a, b)
     if run is None:
@@ -101,7 +103,7 @@ def _sides(a: str, b: str | None, settings: Config, run: _Run | None) -> list[tu
     return [(name, known.get(name, name)) for name in wanted]
 
 
-def _with_labels(task: Task, settings: Config, run: _Run | None) -> Task:
+def with_labels(task: Task, settings: Config, run: NamedRun | None) -> Task:
     """Return the task with its label names: from the run's record, else from the rows."""
     if task.head != "classification":
         return task

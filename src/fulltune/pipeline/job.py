@@ -19,6 +19,7 @@ from fulltune.pipeline.loading import config_of, load_model
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
 from fulltune.store.registry.registry import reference
+from fulltune.store.runs import resolve
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Facts, Features, Task
 from fulltune.tasks.chat import reads_clock
@@ -195,12 +196,14 @@ def all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
 
 
 def pinned(config: Config, out: str | Path) -> Config:
-    """Return the config with an alias of the registry replaced by its version: a run never changes its base.
+    """Return the config with an alias of the registry, or ``latest``, replaced by what it names: a base never changes.
 
     Raises:
-        StoreError: ``model: NAME@…`` names a version that does not exist.
+        StoreError: ``model: NAME@…`` names a version that does not exist, or there is no run for ``latest``.
     """
     check_name(config.model)
+    if config.model == "latest":
+        return config.model_copy(update={"model": resolve("latest", out).name})
     version = reference(config.model, out)
     return config if version is None else config.model_copy(update={"model": version.ref})
 

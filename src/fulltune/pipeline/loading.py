@@ -18,7 +18,7 @@ from fulltune.models.likelihoods import answer_window
 from fulltune.models.load import load_own_head
 from fulltune.runtime import distributed, plugins
 from fulltune.store.registry.registry import Registry, reference
-from fulltune.store.runs import resolve
+from fulltune.store.runs import named, resolve
 from fulltune.tasks.base import Task
 from fulltune.tasks.chat import check_template, content_fact
 from fulltune.tasks.prompts import prompt_room
@@ -131,6 +131,7 @@ def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[
     """
     check_name(name)
     version = reference(name, out)
+    name, out = named(name, out)
     is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
     if version is None and not is_run:
         base = load_model(_with_model(config, name), task, out)

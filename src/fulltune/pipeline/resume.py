@@ -27,6 +27,7 @@ from fulltune.pipeline.job import Job, on_day
 from fulltune.pipeline.loading import load_model
 from fulltune.runtime import distributed
 from fulltune.runtime.files import to_json
+from fulltune.store import runs
 from fulltune.store.runs import RunFolder, list_runs, resolve
 from fulltune.tasks import prompts
 from fulltune.training.checkpoints import format
@@ -47,6 +48,20 @@ _FREE = ("checkpoints",)
 
 class Interrupted(KeyboardInterrupt):
     """A run was interrupted; the message has the command that resumes it."""
+
+
+def named(run: str | Path, out: str | Path) -> tuple[str, Path]:
+    """Return the id of a run to resume and its runs folder; ``latest`` is the newest run that has not finished.
+
+    Raises:
+        StoreError: All runs have finished.
+    """
+    if run != "latest":
+        return runs.named(run, out)
+    open_runs = [run.run_id for run in list_runs(out) if run.status.state not in ("finished", "running")]
+    if not open_runs:
+        raise StoreError("there is no run to resume", where=str(out), fix="start one with `fulltune run`")
+    return open_runs[-1], Path(out)
 
 
 def config_of(run: str | Path, out: str | Path) -> Path:

@@ -42,7 +42,7 @@ from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
 from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
-from fulltune.store.runs import RunFolder, new_run_id
+from fulltune.store.runs import RunFolder, named, new_run_id
 from fulltune.tasks import dataset
 from fulltune.training.fit import TrainingResult
 
@@ -70,7 +70,7 @@ def run(
         overrides: ``a.b=value`` texts, applied last.
         progress: Where stages report: by default a terminal or a notebook; False for nothing, True to report
             everywhere.
-        resume: A run to resume that was stopped or killed; it has its own config.
+        resume: A run to resume that was stopped or killed (its id, its folder, or ``latest``); it has its own config.
         allow_changed: Resume even if data, config or packages have changed since the run began.
         options: Keys of the config, such as ``train={"epochs": 1}``. Sections are merged over ``config`` key by key.
 
@@ -80,8 +80,9 @@ def run(
     Raises:
         FulltuneError: One clear message; see :mod:`fulltune.errors`.
     """
-    if resume is not None and config is None:
-        config = resuming.config_of(resume, out)
+    if resume is not None:
+        resume, out = resuming.named(resume, out)
+        config = resuming.config_of(resume, out) if config is None else config
     config = pinned(load_config(config, overrides, options=options), out)
     watch = Stopwatch()
     with contextlib.ExitStack() as stack, Warnings() as warned:
@@ -190,7 +191,7 @@ def plan(
 
 
 def evaluate(
-    name: str,
+    name: str | Path | Record,
     config: Source | None = None,
     *,
     out: str | Path = "runs",
@@ -201,7 +202,8 @@ def evaluate(
     """Score a model on the evaluation rows of a config.
 
     Args:
-        name: A run or a version (scored by its own config), or any checkpoint, which is asked zero-shot.
+        name: A run (id, record or folder) or a version, scored by its own config, or any checkpoint, which is asked
+            zero-shot.
         config: Task and data; the default is the config of the run.
         out: The runs folder.
         overrides: ``a.b=value`` texts, applied last.
@@ -213,6 +215,7 @@ def evaluate(
         FulltuneError: The run, the model or the data cannot be loaded, or they do not fit each other.
     """
     progress = progress_of(progress)
+    name, out = named(name, out)
     if config is None:
         config = loading.config_of(name, out)
     config = dated_as(load_config(config, overrides, options=options), name, out)
@@ -228,10 +231,14 @@ def evaluate(
     return evaluation_record(config, task, data, bundle, evaluation, asked.uses(), warned)
 
 
-def compare(a: str, b: str, *, out: str | Path = "runs") -> RunComparison:
+def compare(a: str | Path | Record, b: str | Path | Record, *, out: str | Path = "runs") -> RunComparison:
     """Compare the tuned models of two runs on the rows that both scored.
+
+    Args:
+        a, b: Runs (id, record or folder) or versions.
+        out: The runs folder.
 
     Raises:
         IncompatibleError: The scores of the two runs do not mean the same.
     """
-    return compare_folders(evidence(a, out), evidence(b, out))
+    return compare_folders(evidence(*named(a, out)), evidence(*named(b, out)))

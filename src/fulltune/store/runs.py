@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
-from fulltune.records.run import Model
+from fulltune.records.run import Model, Record
 from fulltune.runtime import distributed, paths
 from fulltune.runtime.files import append_lines, atomic_text, remove_all_unfinished, store_errors, to_json
 from fulltune.runtime.validation import read_failure
@@ -190,6 +190,20 @@ def list_runs(out: str | Path) -> list[RunInfo]:
         except StoreError:
             continue
     return runs
+
+
+def named(run: str | Path | Record, out: str | Path = "runs") -> tuple[str, Path]:
+    """Return the name of a run, a version or a model, and the runs folder to look it up in.
+
+    A record and the path of a run folder name both; for any other name the folder is ``out``.
+    """
+    if isinstance(run, Record):
+        return run.folder.name, run.folder.parent
+    is_id = paths.exists(Path(out) / str(run) / _STATUS)
+    if not is_id and paths.exists(Path(run) / _STATUS):
+        folder = Path(run).resolve()
+        return folder.name, folder.parent
+    return str(run), Path(out)
 
 
 def resolve(name: str, out: str | Path = "runs") -> Path:

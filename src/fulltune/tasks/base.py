@@ -101,6 +101,9 @@ class Task(ABC):
     head: ClassVar[Head] = "lm"
     baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
 
+    #: Roles of the columns that an input may have; a text alone is the first one.
+    inputs: ClassVar[tuple[str, ...]] = ("text",)
+
     #: Facts from :meth:`fit` or :meth:`adopt`.
     facts: Facts = Facts()
 
@@ -203,6 +206,23 @@ class Task(ABC):
     @abstractmethod
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         """Return the function with which this bundle predicts, with ``shots`` as examples in its context."""
+
+    def request(self, row: Mapping[str, str], place: str = "") -> Example:
+        """Return the example of an input without a target.
+
+        Args:
+            row: The columns of the input, by role, such as ``{"text": …}``.
+            place: Where it is asked (such as a database), unless the row says so.
+
+        Raises:
+            ConfigError: There is no such place, or the place must be named.
+        """
+        return Example("asked", next(iter(row.values())), "")
+
+    def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield plain answers to examples without a target: ``prediction``, and more by task."""
+        for prediction in self.predictor(bundle, system)(examples):
+            yield {"prediction": prediction.output}
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Answer a text without a reference; ``place`` is where it is asked (such as a database).

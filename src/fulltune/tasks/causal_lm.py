@@ -10,7 +10,7 @@ rows with ``prompt`` and ``completion``, only the completion is learned and scor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ class CausalLM(Task):
     name = "causal-lm"
     version = 2
     families = ("decoder",)
+    inputs = ("text", "prompt")
     facts: ContinuedDocuments = ContinuedDocuments()
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
@@ -109,11 +110,29 @@ class CausalLM(Task):
 
         return predict
 
+    def request(self, row: Mapping[str, str], place: str = "") -> Example:
+        """Return the example of a text to continue or of a prompt; a row alone says which by its column."""
+        is_prompt = {} if "text" in row else {"is_prompt": True}
+        return Example("asked", next(iter(row.values())), "", is_prompt)
+
+    def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield the continuation of each text, or the answer to each prompt, as ``prediction`` and as ``text``."""
+        settings = self.config.evaluation
+        has_prompts = self._trains_on_prompts()
+        ids = (
+            self._asked(example.input, bundle, example.meta.get("is_prompt", has_prompts)).ids for example in examples
+        )
+        for generated in inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens):
+            yield {"prediction": generated.text, "text": generated.text}
+
+    def _asked(self, text: str, bundle: Bundle, has_prompts: bool) -> Fitted:
+        """Return the prompt of a text: as in training if that had prompts, otherwise the text itself."""
+        return self._prompt(Example("asked", text, ""), bundle) if has_prompts else self._end_of(text, bundle)
+
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Continue a text: as the user's turn of a chat if the model was trained on prompts, otherwise as it is."""
         cap = self.config.evaluation.max_new_tokens
-        has_prompts = self._trains_on_prompts()
-        prompt = self._prompt(Example("asked", text, ""), bundle) if has_prompts else self._end_of(text, bundle)
+        prompt = self._asked(text, bundle, self._trains_on_prompts())
         [answer] = inference.generate(bundle, [prompt.ids], 1, cap)
         values = {"tokens": answer.tokens, "capped": answer.capped} | prompt.values() | answer.values
         return Prediction(system=system, id="asked", input=text, reference="", output=answer.text, values=values)

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.special import expit, logit, softmax
+from scipy.special import logit
 
 from fulltune.config import DataConfig
 from fulltune.errors import DataError
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.classification import calibration, classification_metrics, confusion, per_class
-from fulltune.models import inference
 from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
 from fulltune.tasks import label_words, prompts
 from fulltune.tasks.base import Column, Example, Facts, Features, Predictor, Task
+from fulltune.tasks.class_probabilities import DECIMALS, class_probabilities
 from fulltune.tasks.prompts import Fitted
 
 if TYPE_CHECKING:
@@ -138,31 +138,47 @@ class Classification(Task):
         return [Features(ids, self.labels.index(chosen[0]), example.id, cut)]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
-        size = self.config.evaluation.batch_size
-
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
-            if bundle.head == "classification":
-                inputs, inputs_later = tee(self._input_ids(example.input, bundle) for example in examples)
-                logits = inference.class_logits(bundle, (ids for ids, _ in inputs), size)
-                squash = expit if self.multi_label else softmax
-                rows: Iterable[label_words.Answer] = (
-                    (squash(np.asarray(row)), Fitted(ids, cut={"input": lost} if lost else {}).values())
-                    for row, (ids, lost) in zip(logits, inputs_later, strict=True)
-                )
-            else:
-                rows = self._without_head(bundle, examples, shots)
+            rows = self._probabilities(bundle, examples, shots)
             for example, (probabilities, values) in zip(examples, rows, strict=True):
                 result = self.prediction(system, example, probabilities)
-                yield result.model_copy(update={"values": result.values | values})
+                confidence = {
+                    name: round(value, DECIMALS) for name, value in result.values.items() if name == "confidence"
+                }
+                yield result.model_copy(update={"values": result.values | confidence | values})
 
         return predict
+
+    def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield the label, or the list of labels, as ``prediction``, and the ``probabilities`` of all labels."""
+        for example, (probabilities, _) in zip(examples, self._probabilities(bundle, examples), strict=True):
+            output = self.prediction(system, example, probabilities).output
+            rounded = np.round(probabilities, DECIMALS).tolist()
+            yield {
+                "prediction": output if isinstance(output, str) else list(output),
+                "probabilities": dict(zip(self.labels, rounded, strict=True)),
+            }
+
+    def _probabilities(
+        self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example] = ()
+    ) -> Iterator[label_words.Answer]:
+        """Yield the probabilities ``(labels,)`` of each example, and the values to record of its prompt."""
+        if bundle.head != "classification":
+            yield from self._without_head(bundle, examples, shots)
+            return
+        inputs, inputs_later = tee(self._input_ids(example.input, bundle) for example in examples)
+        rows = class_probabilities(
+            bundle, (ids for ids, _ in inputs), self.config.evaluation.batch_size, multi_label=self.multi_label
+        )
+        for probabilities, (ids, lost) in zip(rows, inputs_later, strict=True):
+            yield probabilities, Fitted(ids, cut={"input": lost} if lost else {}).values()
 
     def prediction(self, system: str, example: Example, probabilities: Array) -> Prediction:
         """Predict the label with the highest probability, or all labels above one half if several may apply."""
         values: dict[str, Any]
         if self.multi_label:
             output: Any = tuple(np.asarray(self.labels)[probabilities > 0.5].tolist())
-            values = {"probabilities": dict(zip(self.labels, np.round(probabilities, 5).tolist(), strict=True))}
+            values = {"probabilities": dict(zip(self.labels, np.round(probabilities, DECIMALS).tolist(), strict=True))}
         else:
             best = int(probabilities.argmax())
             output = self.labels[best]

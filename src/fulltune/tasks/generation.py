@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import tee
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fulltune.models import inference
 from fulltune.models.bundle import Bundle
@@ -26,6 +26,9 @@ class TextToText(Task):
     #: Labels before the input and the answer in a decoder's prompt and between shots.
     question: ClassVar[str] = "Input"
     answer: ClassVar[str] = "Output"
+
+    #: Name of the answer in plain results.
+    answer_name: ClassVar[str] = "text"
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         prompt = self._prompt(example, bundle)
@@ -51,6 +54,18 @@ class TextToText(Task):
 
         return predict
 
+    def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield the generated text, as ``prediction`` and under :attr:`answer_name`."""
+        settings = self.config.evaluation
+        ids = (self._prompt(example, bundle).ids for example in examples)
+        for generated in inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens):
+            text = self.answer_text(generated)
+            yield {"prediction": text, self.answer_name: text}
+
+    def answer_text(self, generated: inference.Generated) -> str:
+        """Return the answer in a generated text."""
+        return generated.text.strip()
+
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
         """Return a generated answer as a prediction, with the values that the metrics read."""
         return Prediction(
@@ -58,7 +73,7 @@ class TextToText(Task):
             id=example.id,
             input=example.input,
             reference=example.target,
-            output=generated.text.strip(),
+            output=self.answer_text(generated),
             values={"capped": generated.capped, "tokens": generated.tokens},
         )
 

@@ -20,6 +20,7 @@ class Seq2Seq(TextToText):
 
     name = "seq2seq"
     version = 1
+    inputs = ("source",)
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         return Column("source", str), Column("target", str)

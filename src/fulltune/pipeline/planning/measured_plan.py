@@ -281,7 +281,7 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def make_plan(job: Job, unscored: int = 0) -> planning.Plan:
+def make_plan(job: Job, unscored: int = 0) -> Plan:
     """Return the plan of a job, with nothing measured.
 
     Args:

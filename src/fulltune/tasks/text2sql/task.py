@@ -52,8 +52,10 @@ class Text2SQL(TextToText):
 
     name = "text2sql"
     version = 2
+    inputs = ("question", "db_id")
     question = "Question"
     answer = "SQL"
+    answer_name = "sql"
     facts: Databases = Databases()
 
     def __init__(self, config: Config) -> None:
@@ -158,9 +160,12 @@ class Text2SQL(TextToText):
             return Shot(shot.input, shot.answer)
         return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", shot.answer)
 
+    def answer_text(self, generated: inference.Generated) -> str:
+        return normalize.strip_fences(generated.text)
+
     def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
         """Return a query and its match with the reference result; None if the reference query itself fails."""
-        query = normalize.strip_fences(generated.text)
+        query = self.answer_text(generated)
         gold = example.answer
         expected = self._reference(example)
         given = self._results.execute(example.meta["database"], query)
@@ -192,20 +197,27 @@ class Text2SQL(TextToText):
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Return a query and its result; ``place`` is the database, required if there are several."""
-        folder = Path(str(self.config.data.databases))
-        known = sorted({path.stem for ending in ("sqlite", "db") for path in folder.rglob(f"*.{ending}")})
-        if not place and len(known) != 1:
-            listed = ", ".join(known[:10])
-            raise ConfigError(
-                f"{len(known)} databases", expected="the database to ask", fix=f"add --db with one of {listed}"
-            )
-        name = place or known[0]
-        meta = {"db_id": name, "database": str(self._database(name))}
-        answer = next(self.predictor(bundle, system)([Example("asked", text, "", meta)]))
-        result = self._results.execute(meta["database"], str(answer.output))
+        example = self.request({"question": text}, place)
+        answer = next(self.predictor(bundle, system)([example]))
+        result = self._results.execute(example.meta["database"], str(answer.output))
         values = {"rows": [list(row) for row in result.rows[:SHOWN_ROWS]], "count": len(result.rows)}
         values["more"] = result.truncated
         return answer.model_copy(update={"values": values | {"error": result.error or ""}})
+
+    def request(self, row: Mapping[str, str], place: str = "") -> Example:
+        """Return the example of a question; ``db_id`` or ``place`` is the database, required if there are several."""
+        folder = Path(str(self.config.data.databases))
+        known = sorted({path.stem for ending in ("sqlite", "db") for path in folder.rglob(f"*.{ending}")})
+        name = row.get("db_id") or place
+        if not name and len(known) != 1:
+            listed = ", ".join(known[:10])
+            raise ConfigError(
+                f"{len(known)} databases",
+                expected="the database to ask",
+                fix=f"name one (--db, in Python `place` or `database`): {listed}",
+            )
+        name = name or known[0]
+        return Example("asked", row["question"], "", {"db_id": name, "database": str(self._database(name))})
 
     def schema(self, db_id: str) -> str:
         """Return the schema of a database as one line, from ``data.schemas`` or otherwise from the file."""

@@ -1,0 +1,141 @@
+"""Load a tuned model to answer texts: ``fulltune.load(run)(texts)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from fulltune.config import Config, load_config
+from fulltune.errors import DataError, Problem, shortened
+from fulltune.models.bundle import Bundle
+from fulltune.models.fast_kernels import fast_kernels
+from fulltune.pipeline.ask import named_run, with_labels
+from fulltune.pipeline.job import dated, parts
+from fulltune.pipeline.loading import find_model
+from fulltune.records.run import Record
+from fulltune.runtime.kernels.active import pinned_kernels
+from fulltune.store.runs import named
+from fulltune.tasks.base import Example, Task
+
+#: One input: a text, or a row with the columns of the input.
+Input = str | Mapping[str, Any]
+
+
+class LoadedModel:
+    """A model that answers texts as it did in the evaluation of its run.
+
+    An answer does not depend on the other texts of a call, nor on their number.
+
+    Attributes:
+        name: The run, the version, or any other model.
+        config: The config that it is asked by.
+        task: The task.
+        model, tokenizer: The objects of transformers.
+    """
+
+    def __init__(self, name: str, config: Config, task: Task, bundle: Bundle, system: str) -> None:
+        self.name = name
+        self.config = config
+        self.task = task
+        self.model = bundle.model
+        self.tokenizer = bundle.tokenizer
+        self._bundle = bundle
+        self._system = system
+
+    @overload
+    def __call__(self, inputs: Input, *, database: str = "") -> dict[str, Any]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, inputs: Iterable[Input], *, database: str = "") -> list[dict[str, Any]]: ...
+    def __call__(self, inputs: Input | Iterable[Input], *, database: str = "") -> dict[str, Any] | list[dict[str, Any]]:
+        """Answer texts.
+
+        Args:
+            inputs: Texts, or rows with the input columns of the task (other columns are ignored); or one of them alone.
+            database: text2sql: the database of texts and of rows without a ``db_id``.
+
+        Returns:
+            One dict per input in the order of the inputs; for a single input one dict. ``prediction`` is the answer; by
+            task, ``probabilities`` has the probability of each label, rounded to four decimals, ``text`` a generated
+            text, ``sql`` a query.
+
+        Raises:
+            DataError: Inputs are neither texts nor rows with these columns; all of them at once.
+            ConfigError: The database of a question is not known.
+        """
+        if isinstance(inputs, (str, Mapping)):
+            return self([inputs], database=database)[0]
+        examples = self._examples(list(inputs), database)
+        if not examples:
+            return []
+        with pinned_kernels(self.config.speed.kernels), fast_kernels(self.model):
+            return list(self.task.answers(self._bundle, self._system, examples))
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.task.name} by {type(self.model).__name__}>"
+
+    def _examples(self, inputs: Sequence[Any], database: str) -> list[Example]:
+        rows = []
+        problems = list[Problem]()
+        for number, value in enumerate(inputs):
+            try:
+                rows.append(self._row(value, number))
+            except DataError as error:
+                problems += error.problems
+        if problems:
+            raise DataError(problems)
+        return [self.task.request(row, database) for row in rows]
+
+    def _row(self, value: Any, number: int) -> dict[str, str]:
+        """Return the columns of an input by role.
+
+        Raises:
+            DataError: A column is missing, or a value is not text.
+        """
+        where = f"input {number}"
+        if isinstance(value, str):
+            return {self.task.inputs[0]: value}
+        if not isinstance(value, Mapping):
+            raise DataError(f"found {shortened(value)}", expected="a text, or a row as a mapping", where=where)
+        columns = {role: str(getattr(self.config.data, role, role)) for role in self.task.inputs}
+        row = {role: value.get(column, value.get(role)) for role, column in columns.items()}
+        given = {role: text for role, text in row.items() if text is not None}
+        if not set(given) - {"db_id"}:
+            listed = ", ".join(map(repr, value)) or "no columns"
+            raise DataError(f"found {listed}", expected=f"the column {columns[self.task.inputs[0]]!r}", where=where)
+        wrong = {columns[role]: text for role, text in given.items() if not isinstance(text, str)}
+        if wrong:
+            raise DataError(
+                [Problem(f"found {shortened(text)}", "a text", "", where, name) for name, text in wrong.items()]
+            )
+        return given
+
+
+def load(
+    name: str | Path | Record,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    *,
+    out: str | Path = "runs",
+    overrides: Sequence[str] = (),
+    **options: Any,
+) -> LoadedModel:
+    """Load a tuned model, or any other, to answer texts.
+
+    Args:
+        name: A run (its id, the beginning of it, its folder, its record, or ``latest``), a version of the registry, or
+            any other model, which then needs a config.
+        config: Task and data; by default those of the run, whose rows are not read.
+        out: The runs folder.
+        overrides: ``a.b=value`` texts, applied last.
+        options: Keys of the config, merged over it, such as ``evaluation={"batch_size": 64}``.
+
+    Raises:
+        FulltuneError: The run, the model or the config cannot be loaded.
+    """
+    source, folder = named(name, out)
+    run = None if config is not None else named_run(source, None, folder)
+    settings = load_config(run.folder / "config.yaml" if run else config, overrides, options=options)
+    task = with_labels(parts(settings)[0], settings, run)
+    task, bundle, system = find_model(settings, task, run.name if run else source, run.out if run else folder)
+    settings = dated(settings, task, bundle)
+    return LoadedModel(run.name if run else source, settings, task, bundle, system)

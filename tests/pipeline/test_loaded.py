@@ -1,0 +1,213 @@
+"""A loaded model answers texts as its run did: the same labels, probabilities and texts, whatever the batch."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit, softmax
+
+import fulltune
+from fulltune.errors import ConfigError, DataError, StoreError
+from fulltune.records.run import Prediction, Record
+from fulltune.tasks.class_probabilities import BATCH_ERROR, DECIMALS, is_settled
+
+WORDS = ("court", "state", "party", "term", "film", "star", "good", "great", "king", "fox")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, with its evaluation rows and the predictions of the tuned model."""
+
+    record: Record
+    rows: list[dict[str, Any]]
+    predictions: list[Prediction]
+
+
+def sentence(index: int) -> str:
+    """Return a text whose length depends on the index, so that batches are padded."""
+    return " ".join(WORDS[(index * step) % len(WORDS)] for step in range(1, 3 + index % 7))
+
+
+def execute(folder: Path, kind: str, task: str, rows: list[dict[str, Any]], **data: Any) -> Run:
+    folder.mkdir()
+    fakes.save(kind, folder / "base")
+    for name, part in (("train", rows[:24]), ("eval", rows[24:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    record = fulltune.run(
+        model=str(folder / "base"),
+        task=task,
+        data={"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl"), "allow_leaks": True} | data,
+        train={"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2, "evaluations": 0},
+        baselines={"few_shot": 1},
+        evaluation={"resamples": 100, "max_new_tokens": 6, "continuations": 3, "batch_size": 5},
+        guards={"forgetting": None},
+        out=folder / "runs",
+    )
+    lines = (record.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    predictions = [Prediction.model_validate_json(line) for line in lines]
+    return Run(record, rows[24:], [one for one in predictions if one.system == "tuned"])
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    rows = [{"body": sentence(i), "label": ("law", "film", "tale")[i % 3]} for i in range(44)]
+    return execute(tmp_path_factory.mktemp("classes") / "job", "bert", "classification", rows, text="body")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    rows = [{"text": sentence(i), "labels": [name for name in ("law", "film") if len(name) * i % 3]} for i in range(36)]
+    return execute(tmp_path_factory.mktemp("several") / "job", "bert", "classification", rows)
+
+
+@pytest.fixture(scope="module")
+def queries(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    place = tmp_path_factory.mktemp("queries")
+    folder = place / "databases"
+    folder.mkdir()
+    for name in ("zoo", "park"):
+        with sqlite3.connect(folder / f"{name}.sqlite") as connection:
+            connection.execute(f"CREATE TABLE {name} (name TEXT, legs INTEGER)")
+        connection.close()
+    rows = [
+        {"question": f"{sentence(i)}?", "sql": f"SELECT name FROM {db} WHERE legs = {i}", "db_id": db}
+        for i, db in ((i, ("zoo", "park")[i % 2]) for i in range(36))
+    ]
+    return execute(place / "job", "t5", "text2sql", rows, databases=str(folder))
+
+
+@pytest.fixture(scope="module")
+def tales(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    rows = [{"text": f"{i}: {sentence(i)}. " * 3} for i in range(32)]
+    return execute(tmp_path_factory.mktemp("tales") / "job", "gpt2", "causal-lm", rows)
+
+
+def test_labels_and_probabilities_are_those_of_the_run(classes: Run) -> None:
+    model = fulltune.load(classes.record)
+    answers = model([row["body"] for row in classes.rows])
+    assert [answer["prediction"] for answer in answers] == [one.output for one in classes.predictions]
+    confident = [answer["probabilities"][answer["prediction"]] for answer in answers]
+    assert confident == [one.values["confidence"] for one in classes.predictions]
+    assert all(set(answer["probabilities"]) == {"law", "film", "tale"} for answer in answers)
+    assert all(abs(sum(answer["probabilities"].values()) - 1) < 1e-3 for answer in answers)
+    assert repr(model) == f"<{classes.record.run_id}: classification by BertForSequenceClassification>"
+
+
+@given(data=st.data())
+def test_an_answer_does_not_depend_on_its_batch(classes: Run, data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 9))
+    chosen = data.draw(st.lists(st.sampled_from(range(len(classes.rows))), min_size=1, max_size=9))
+    model = _loaded(classes, size)
+    known = _loaded(classes, 5)([row["body"] for row in classes.rows])
+    assert model([classes.rows[place]["body"] for place in chosen]) == [known[place] for place in chosen]
+
+
+_models = dict[tuple[str, int], fulltune.LoadedModel]()
+
+
+def _loaded(run: Run, size: int) -> fulltune.LoadedModel:
+    key = run.record.run_id, size
+    if key not in _models:
+        _models[key] = fulltune.load(run.record, evaluation={"batch_size": size})
+    return _models[key]
+
+
+def test_several_labels_per_text_are_a_list(several: Run) -> None:
+    answers = fulltune.load(several.record)([row["text"] for row in several.rows])
+    assert [answer["prediction"] for answer in answers] == [list(one.output) for one in several.predictions]
+    assert [answer["probabilities"] for answer in answers] == [
+        one.values["probabilities"] for one in several.predictions
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_queries_are_those_of_the_run(queries: Run, size: int) -> None:
+    model = fulltune.load(queries.record, evaluation={"batch_size": size})
+    answers = model(queries.rows)
+    assert [answer["sql"] for answer in answers] == [one.output for one in queries.predictions]
+    assert [answer["prediction"] for answer in answers] == [answer["sql"] for answer in answers]
+    [alone] = model([queries.rows[0]["question"]], database=queries.rows[0]["db_id"])
+    assert alone == answers[0]
+    with pytest.raises(ConfigError, match=r"2 databases; expected the database to ask.*park, zoo"):
+        model("who?")
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_continuations_are_those_of_the_run(tales: Run, size: int) -> None:
+    continued = [one for one in tales.predictions if "opening" in one.values]
+    assert len(continued) == 3
+    model = fulltune.load(tales.record, evaluation={"batch_size": size})
+    answers = model([one.values["opening"] for one in continued])
+    assert [answer["text"] for answer in answers] == [one.output for one in continued]
+
+
+def test_a_run_is_named_in_every_way(classes: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = classes.record.folder
+    text = classes.rows[0]["body"]
+    expected = fulltune.load(classes.record)(text)
+    assert isinstance(expected, dict)
+    monkeypatch.chdir(folder.parent.parent)
+    for name in (folder, str(folder), folder.name[:20], "latest"):
+        assert fulltune.load(name)(text) == expected
+    assert fulltune.load(folder.name, out=folder.parent)(text) == expected
+    assert fulltune.evaluate(classes.record).scores == fulltune.evaluate("latest").scores
+    assert fulltune.compare(classes.record, folder).a == folder.name
+    assert fulltune.ask(text, classes.record).answers["tuned"].output == expected["prediction"]
+    with pytest.raises(ConfigError, match="no run among them"):
+        fulltune.load("gpt2")
+
+
+def test_the_newest_run_can_be_the_base_of_another(classes: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(classes.record.folder.parent.parent)
+    plan = fulltune.plan(classes.record.folder / "config.yaml", model="latest")
+    assert plan.model == "latest"
+    with pytest.raises(StoreError, match="there is no run to resume"):
+        fulltune.run(resume="latest")
+
+
+def test_inputs_that_cannot_be_asked_are_all_reported(classes: Run) -> None:
+    model = fulltune.load(classes.record)
+    assert model([]) == []
+    assert model({"body": "good", "label": "law"}) == model("good") == model({"text": "good"})
+    assert model("") == model([""])[0]
+    with pytest.raises(DataError) as caught:
+        model(["good", 3, {"other": "x"}, {"body": 4}])
+    assert [problem.where for problem in caught.value.problems] == ["input 1", "input 2", "input 3"]
+    assert "expected the column 'body'" in str(caught.value)
+
+
+@given(
+    logits=st.lists(st.floats(-9, 9, width=32), min_size=2, max_size=5),
+    errors=st.lists(st.floats(-1, 1), min_size=5, max_size=5),
+    multi_label=st.booleans(),
+)
+def test_settled_answers_survive_the_error_of_a_batch(
+    logits: list[float], errors: list[float], multi_label: bool
+) -> None:
+    exact = np.array(logits)
+    if not is_settled(exact, multi_label=multi_label):
+        return
+    moved = exact + 0.9 * BATCH_ERROR * max(1.0, np.abs(exact).max()) * np.array(errors[: len(exact)])
+    squash = expit if multi_label else softmax
+    assert np.round(squash(moved), DECIMALS).tolist() == np.round(squash(exact), DECIMALS).tolist()
+    if multi_label:
+        assert ((squash(moved) > 0.5) == (squash(exact) > 0.5)).all()
+    else:
+        assert moved.argmax() == exact.argmax()
+
+
+def test_most_answers_need_no_second_pass() -> None:
+    draws = np.random.default_rng(0).normal(size=(500, 6)) * 3
+    assert np.mean([is_settled(row, multi_label=False) for row in draws]) > 0.85
+    assert not is_settled(np.array([1.0, 1.0]), multi_label=False)
+    assert not is_settled(np.array([0.0]), multi_label=True)
