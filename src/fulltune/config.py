@@ -131,7 +131,8 @@ class DataConfig(Section):
     seed: int | None = Field(None, ge=0, description="seed of a split made by fulltune; default: train.seed")
 
     databases: str | None = Field(
-        None, description="text2sql: folder of SQLite files, <db_id>.sqlite or <db_id>/<db_id>.sqlite"
+        None,
+        description="text2sql: folder of SQLite files, <db_id>.sqlite or <db_id>/<db_id>.sqlite; or one SQLite file",
     )
     schemas: str | None = Field(
         None, description="text2sql: JSON file, db_id → CREATE statements; default: read from the database"

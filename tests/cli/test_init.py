@@ -37,7 +37,7 @@ def test_what_was_inferred_is_printed_in_80_columns(rows: Path) -> None:
     lines = shown.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) < 20
-    assert lines[0] == "90 rows of train in English"
+    assert lines[0] == "90 rows of tickets.csv (CSV with `;` between cells, utf-8); English"
     assert any(line.split()[:2] == ["complaint", "text"] and line.split()[-1] == "text" for line in lines)
     assert any(line.split()[:2] == ["department", "category"] and line.split()[-1] == "label" for line in lines)
     assert "  fulltune plan config.yaml" in lines

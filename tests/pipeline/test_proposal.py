@@ -155,6 +155,15 @@ def test_queries_without_a_database_are_compared_as_text(folder: Path) -> None:
         propose("rows.jsonl", task="text2sql")
 
 
+def test_one_database_beside_the_questions(folder: Path) -> None:
+    write_database(folder / "firm" / "company.db")
+    write_csv(folder / "firm" / "questions.csv", questions(), ";")
+    found = propose("firm")
+    assert found.config["data"]["databases"] == "firm/company.db"
+    assert "db_id" not in found.config["data"]
+    assert propose(["firm/company.db", "firm/questions.csv"]).config == found.config
+
+
 def test_the_task_can_be_chosen(folder: Path) -> None:
     write_csv(folder / "reviews.csv", reviews())
     found = propose("reviews.csv", task="causal-lm", model="gpt2")
@@ -248,6 +257,43 @@ def test_folders_of_texts(folder: Path) -> None:
     assert (found.task, found.rows, found.config["data"]["train"]) == ("causal-lm", {"train": 30}, "tales")
 
 
+@pytest.mark.parametrize(("size", "task"), [(9, "classification"), (90, "causal-lm")])
+def test_folders_in_a_folder_are_labels_of_short_texts(size: int, task: str, folder: Path) -> None:
+    for i, row in enumerate(reviews(60)):
+        path = folder / "texts" / row["verdict"] / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{row['opinion']} " * size, encoding="utf-8")
+    found = propose("texts")
+    assert (found.task, found.rows) == (task, {"train": 60})
+    assert found.config["data"].get("label") == ("folder" if size == 9 else None)
+
+
+def test_folders_by_split(folder: Path) -> None:
+    for i, row in enumerate(reviews(60)):
+        path = folder / "texts" / ("test" if i % 4 == 0 else "train") / f"{i}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(row["opinion"], encoding="utf-8")
+    found = propose("texts")
+    assert found.rows == {"train": 45, "eval": 15}
+    assert (found.config["data"]["train"], found.config["data"]["eval"]) == ("texts/train", "texts/test")
+
+
+def test_how_files_were_read_is_written_and_noted(folder: Path) -> None:
+    rows = [
+        {
+            "Znění": f"Káva číslo {i} byla {'skvělá' if i % 2 else 'hořká'} a příště půjdu jinam.",
+            "Závěr": "ano" if i % 2 else "ne",
+        }
+        for i in range(90)
+    ]
+    found = propose(write_csv(folder / "recenze.csv", rows, ";", "cp1250"))
+    assert (found.config["data"]["encoding"], found.config["data"]["delimiter"]) == ("cp1250", ";")
+    assert found.language == "Czech"
+    assert found.config["data"]["label"] == "Závěr"
+    assert any("read as cp1250" in note for note in found.notes)
+    assert "`;` between cells, cp1250" in found.read
+
+
 def test_rows_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FULLTUNE_CACHE", str(folder / "cache"))
     found = propose(reviews())
@@ -275,7 +321,7 @@ def test_sources_that_cannot_be_read(names: list[str], message: str, folder: Pat
 
 
 def test_every_line_is_explained_and_the_config_is_the_returned_one(folder: Path) -> None:
-    found = propose(write_csv(folder / "reviews.csv", reviews()))
+    found = propose(write_csv(Path("reviews.csv"), reviews()))
     lines = Path("config.yaml").read_text(encoding="utf-8").splitlines()
     config = fulltune.load_config("config.yaml")
     assert config == fulltune.load_config(found.config)

@@ -232,9 +232,24 @@ def test_databases_without_a_given_schema_are_named(folder: Path) -> None:
 
 def test_a_missing_folder_of_databases_is_one_problem(folder: Path) -> None:
     config = load_config(options(folder, [good(0)] * 4, [good(1)], databases=str(folder / "absent")))
-    with pytest.raises(ConfigError, match=r"absent is not a folder") as caught:
+    with pytest.raises(ConfigError, match=r"absent does not exist") as caught:
         dataset.prepare(config, Text2SQL(config))
     assert [problem.field for problem in caught.value.problems] == ["data.databases"]
+
+
+@pytest.mark.parametrize("name", ["company.db", "company.data"])
+def test_one_database_needs_no_names_in_the_rows(name: str, folder: Path) -> None:
+    (folder / "dbs" / "shop.sqlite").rename(folder / name)
+    raw = options(folder, [good(0)] * 4, [good(1)], databases=str(folder / name))
+    for split in ("train", "eval"):
+        rows = [json.loads(line) for line in Path(raw["data"][split]).read_text(encoding="utf-8").splitlines()]
+        lines = [json.dumps({key: row[key] for key in ("question", "sql")}) + "\n" for row in rows]
+        Path(raw["data"][split]).write_text("".join(lines), encoding="utf-8")
+    config = load_config(raw)
+    task, data = dataset.prepare(config, Text2SQL(config))
+    assert {example.meta["database"] for example in data.train.examples} == {str(folder / name)}
+    assert isinstance(task, Text2SQL)
+    assert "item(id int, name text)" in task.schema("company")
 
 
 def test_an_answer_shows_one_row_per_line_and_whether_there_are_more() -> None:

@@ -14,8 +14,9 @@ _LISTED, _EXAMPLE = 12, 34
 
 def proposal(found: Proposal) -> RenderableType:
     """Show rows, columns, the choices with their reasons, and the next commands."""
-    rows = ", ".join(f"{count:,} rows of {split}" for split, count in found.rows.items())
-    lines: list[RenderableType] = [Text(f"{rows}{f' in {found.language}' if found.language else ''}")]
+    others = "".join(f"; {count:,} rows of {split}" for split, count in found.rows.items() if split != "train")
+    language = f"; {found.language}" if found.language else ""
+    lines: list[RenderableType] = [Text(f"{found.read}{others}{language}", overflow="fold")]
     lines += [_columns(found), Text("")]
     lines += [Text(f"{key:<6} {found.config[key]}: {found.why[key]}", overflow="fold") for key in ("task", "model")]
     lines += [Text(f"note   {note}", style="dim", overflow="fold") for note in found.notes]

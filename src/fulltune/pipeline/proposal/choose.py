@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
+from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.runtime.config_file import as_value
 
 #: Columns named in a message.
 _LISTED = 20
+
+#: Column with the folder of a document, and mean number of words from which its texts are not classified.
+_FOLDER = DOCUMENT_COLUMNS[1]
+_LONG = 400
 
 #: Names of the two columns of a prompt and its completion.
 _PROMPTS = frozenset({"prompt", "instruction", "context"})
@@ -76,9 +81,19 @@ def _by_content(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice
     explicit = _named_pair(columns)
     if explicit is not None and (label is None or not roles.name_words(label.name) & {"label", "labels"}):
         return explicit
-    if label is not None and roles.texts(columns, without={label.name}):
-        return _classification(columns, databases)
+    texts = roles.texts(columns, without={label.name}) if label else []
+    if label is not None and texts:
+        return _with_folders(columns, texts[0]) if label.name == _FOLDER else _classification(columns, databases)
     return _without_labels(columns)
+
+
+def _with_folders(columns: Sequence[Profile], text: Profile) -> Choice:
+    """Return the task for documents in several folders, which are labels of short texts, or parts of a collection."""
+    if text.words > _LONG:
+        found, other = _causal_lm([text], ()), "to learn the folders as labels: --task classification"
+    else:
+        found, other = _classification(columns, ()), "to learn the texts themselves: --task causal-lm"
+    return replace(found, notes=(*found.notes, other))
 
 
 def _without_labels(columns: Sequence[Profile]) -> Choice:

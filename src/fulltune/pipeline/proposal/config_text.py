@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,7 @@ class Section:
 
 def to_text(title: Sequence[str], sections: Sequence[Section]) -> str:
     """Return the config as text: a title in comments, then the sections."""
-    parts = ["\n".join(f"# {_one_line(line)}" for line in title)]
+    parts = ["\n".join(comment for line in title for comment in _comment(line))]
     parts += ["\n".join(_section(section)) for section in sections if section.lines]
     return "\n\n".join(parts) + "\n"
 
@@ -58,8 +59,21 @@ def _section(section: Section) -> Iterator[str]:
         if len(written) < _COLUMN - 1 and _COLUMN + 2 + len(why) <= _WIDTH:
             yield f"{written:<{_COLUMN}}# {why}"
         else:
-            yield f"{indent}# {why}"
+            yield from _comment(why, indent)
             yield written
+
+
+def _comment(text: str, indent: str = "") -> list[str]:
+    """Return a text as lines of comments."""
+    start = f"{indent}# "
+    return textwrap.wrap(
+        _one_line(text),
+        _WIDTH,
+        initial_indent=start,
+        subsequent_indent=start,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _pair(key: str, value: Any) -> str:

@@ -21,7 +21,7 @@ from fulltune.pipeline.proposal.choose import Choice, choose
 from fulltune.pipeline.proposal.config_text import Line, Section, reasons, to_mapping, to_text
 from fulltune.pipeline.proposal.language import language_of
 from fulltune.pipeline.proposal.sources import Sources, sort_sources
-from fulltune.records.run import Model
+from fulltune.records.run import FileFormat, Model
 from fulltune.runtime import paths
 from fulltune.runtime.files import atomic_text, store_errors
 from fulltune.runtime.rows_file import as_source
@@ -35,6 +35,9 @@ _FAMILIES: Mapping[str, base_models.Family] = {
 
 #: Tokens that the training of a small model reads at most, so that a first run takes minutes on two cores.
 _TOKENS = 2_000_000
+
+#: Notes of one kind.
+_SHOWN = 3
 
 #: Window in tokens of models whose positions are not limited.
 _WINDOW = 512
@@ -61,6 +64,7 @@ class Proposal(Model):
         rows: Number of usable rows by split.
         bad_rows: Number of rows that cannot be read.
         language: Language of the texts, or an empty text.
+        read: How the rows were read, in a few words.
         columns: The columns of the data.
         notes: What else could have been chosen, and what to check; one sentence each.
         next: Commands to run next.
@@ -72,6 +76,7 @@ class Proposal(Model):
     rows: dict[str, int]
     bad_rows: int
     language: str
+    read: str
     columns: tuple[SeenColumn, ...]
     notes: tuple[str, ...]
     next: tuple[str, ...]
@@ -190,17 +195,24 @@ class _Draft:
         return min(self.rows.evaluated, settings.EVAL_ROWS)
 
     def title(self) -> list[str]:
-        train = self.rows.tables["train"]
         return [
             f"Written by `fulltune init`: {self.choice.task}, because {self.choice.because}.",
-            f"{len(train):,} rows of {train.source}" + (f", in {self.language}." if self.language else "."),
+            f"Read: {self._read()}" + (f", in {self.language}." if self.language else "."),
             f"Start with `fulltune plan {self.file}`, then `fulltune run {self.file}`. All keys: docs/config.md.",
         ]
+
+    def _read(self) -> str:
+        """Return how many rows were read, and how."""
+        train = self.rows.tables["train"]
+        names = self.sources.train
+        named = names[0] if len(names) == 1 else f"{len(names)} files"
+        kinds = dict.fromkeys(_format(one) for one in train.files)
+        return f"{len(train):,} rows of {named}" + (f" ({'; '.join(kinds)})" if kinds else "")
 
     def sections(self) -> list[Section]:
         return [
             Section("", self._model()),
-            Section("data", [*self._splits(), *self._columns(), *self._lengths()]),
+            Section("data", [*self._splits(), *self._reading(), *self._columns(), *self._lengths()]),
             Section("train", self._training()),
             Section("evaluation", self._evaluation()),
         ]
@@ -239,6 +251,20 @@ class _Draft:
         if self.rows.leaks > TOLERATED_LEAKS * self._scored:
             why = f"{self.rows.leaks:,} of these rows are also in train; the report scores without them too"
             lines.append(Line("allow_leaks", True, why))
+        return lines
+
+    def _reading(self) -> list[Line]:
+        """Return the encoding and the delimiter if they are unusual, so that they can be corrected."""
+        files = [one for table in self.rows.tables.values() for one in table.files]
+        lines = []
+        encodings = {one.encoding for one in files} - {"", "utf-8", "ascii"}
+        if encodings and len({one.encoding for one in files}) == 1:
+            lines.append(Line("encoding", encodings.pop(), "inferred by the letters; auto infers it for each file"))
+        elif encodings:
+            lines.append(Line("encoding", "auto", f"files have several: utf-8, {', '.join(sorted(encodings))}"))
+        delimiters = {one.delimiter for one in files if one.format == "csv"}
+        if len(delimiters) == 1 and not delimiters & {"", ","}:
+            lines.append(Line("delimiter", delimiters.pop(), "inferred: the character between the cells"))
         return lines
 
     def _columns(self) -> list[Line]:
@@ -309,6 +335,7 @@ class _Draft:
             rows={split: len(table) for split, table in self.rows.tables.items()},
             bad_rows=len(self.rows.bad),
             language=self.language,
+            read=self._read(),
             columns=tuple(SeenColumn(**one.to_dict(), role=role_of.get(one.name, "")) for one in self.columns),
             notes=tuple(self._notes()),
             next=(f"fulltune plan {_quoted(self.file)}", f"fulltune run {_quoted(self.file)}"),
@@ -322,7 +349,12 @@ class _Draft:
             few = self.rows.leaks <= TOLERATED_LEAKS * self._scored
             done = "they are left out of the scores" if few else "data.allow_leaks is set"
             notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")
-        notes += [f"another data set there: fulltune init {other}" for other in self.sources.others[:3]]
+        assumed = [
+            (one.file, text) for table in self.rows.tables.values() for one in table.files for text in one.assumed
+        ]
+        more = f"; so in {len(assumed) - 1} more files" if len(assumed) > 1 else ""
+        notes += [f"{file}: {text}{more}" for file, text in assumed[:1]]
+        notes += [f"another data set there: fulltune init {other}" for other in self.sources.others[:_SHOWN]]
         return notes
 
     def _source(self, names: tuple[str, ...]) -> Any:
@@ -334,6 +366,16 @@ class _Draft:
         if path.is_absolute():
             return str(path)
         return Path(os.path.relpath(path, self.file.parent)).as_posix()
+
+
+def _format(form: FileFormat) -> str:
+    """Return how a file was read, in a few words."""
+    delimiter = {"\t": "tabs", "": ""}.get(form.delimiter, f"`{form.delimiter}`")
+    between = f" with {delimiter} between cells" if delimiter else ""
+    encoding = f", {form.encoding}" if form.encoding else ""
+    part = f", part {form.part}" if form.part else ""
+    known = {"csv": "CSV", "json": "JSON"}.get(form.format, form.format)
+    return f"{known}{between}{encoding}{part}"
 
 
 def _described(column: Profile) -> str:

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from fulltune.data.columnar import is_datasets_folder
 from fulltune.data.columns.roles import SPLITS
-from fulltune.data.kinds import FORMATS, suffix
+from fulltune.data.kinds import FORMATS, by_name, suffix
 from fulltune.errors import DataError
 from fulltune.runtime import paths
 
-#: Endings of files with rows; the reader knows them all.
-_ROWS = frozenset({".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx", ".xls", ".ods"})
 _SQLITE = b"SQLite format 3\0"
 
 
@@ -111,7 +109,7 @@ def _is_plain_folder(path: Path) -> bool:
 def _of_folder(folder: Path) -> Sources:
     """Return the sources in a folder: the largest data set whose files are named alike, folders by split, or texts."""
     files = [folder / name for name in paths.files_in(folder)]
-    rows = [file for file in files if suffix(file) in _ROWS]
+    rows = [file for file in files if _has_rows(file)]
     if rows:
         return _largest(folder, rows, files)
     inner = [folder / name for name in paths.names_in(folder) if paths.is_folder(folder / name) and name[0] != "."]
@@ -120,7 +118,7 @@ def _of_folder(folder: Path) -> Sources:
         return _of_files(named)
     if any(_has_texts(folder)):
         return Sources((str(folder),))
-    nested = [path for path in inner if any(suffix(Path(name)) in _ROWS for name in paths.files_in(path))]
+    nested = [path for path in inner if any(_has_rows(Path(name)) for name in paths.files_in(path))]
     if nested:
         found = _of_folder(nested[0])
         others = (*found.others, *(str(path) for path in nested[1:]))
@@ -152,9 +150,13 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
+def _has_rows(path: Path) -> bool:
+    return by_name(path) not in ("", "text")
+
+
 def _has_texts(folder: Path) -> Iterator[bool]:
     for _, _, names in os.walk(folder):
-        yield from (suffix(Path(name)) == ".txt" for name in names if suffix(Path(name)) == ".txt")
+        yield from (True for name in names if by_name(Path(name)) == "text")
 
 
 def _databases_near(source: Path) -> Iterator[Path]:

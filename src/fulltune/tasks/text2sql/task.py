@@ -48,7 +48,10 @@ class Databases(Facts):
 
 
 class Text2SQL(TextToText):
-    """Text to SQL, from ``question``, ``sql`` and ``db_id``; ``data.databases`` is the folder of SQLite files."""
+    """Text to SQL, from ``question``, ``sql`` and ``db_id``; ``data.databases`` is the folder of SQLite files.
+
+    Rows about a single database need no ``db_id``: ``data.databases`` is then that file.
+    """
 
     name = "text2sql"
     version = 2
@@ -63,7 +66,7 @@ class Text2SQL(TextToText):
         if config.data.databases is None:
             raise ConfigError(
                 "missing",
-                expected="a folder of SQLite files",
+                expected="a folder of SQLite files, or one SQLite file",
                 fix="set data.databases: execution accuracy needs the real databases",
                 field="data.databases",
             )
@@ -71,23 +74,25 @@ class Text2SQL(TextToText):
         self._located = dict[str, Path]()  # a cache: many rows use the same database
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
-        """Return the columns to read, after checking that the folder of databases exists.
+        """Return the columns to read, after checking that the folder or file of databases exists.
 
         Raises:
-            ConfigError: The folder does not exist: one problem instead of one per row.
+            ConfigError: It does not exist: one problem instead of one per row.
         """
-        folder = Path(str(self.config.data.databases))
-        if not folder.is_dir():
+        named = self._databases
+        if named.is_file():
+            return Column("question", str), Column("sql", str)
+        if not named.is_dir():
             raise ConfigError(
-                f"{execution.printable(str(folder))} is not a folder",
-                expected="a folder of SQLite files",
+                f"{execution.printable(str(named))} does not exist",
+                expected="a folder of SQLite files, or one SQLite file",
                 fix="correct the path; a relative one starts at the working directory",
                 field="data.databases",
             )
         return Column("question", str), Column("sql", str), Column("db_id", str)
 
     def example(self, row: Row) -> Example:
-        db_id = row.fields["db_id"]
+        db_id = row.fields.get("db_id", self._databases.stem)
         try:
             database = self._database(db_id)
         except DataError as error:
@@ -206,8 +211,8 @@ class Text2SQL(TextToText):
 
     def request(self, row: Mapping[str, str], place: str = "") -> Example:
         """Return the example of a question; ``db_id`` or ``place`` is the database, required if there are several."""
-        folder = Path(str(self.config.data.databases))
-        known = sorted({path.stem for ending in ("sqlite", "db") for path in folder.rglob(f"*.{ending}")})
+        files = (path for ending in ("sqlite", "db") for path in self._databases.rglob(f"*.{ending}"))
+        known = [self._databases.stem] if self._databases.is_file() else sorted({path.stem for path in files})
         name = row.get("db_id") or place
         if not name and len(known) != 1:
             listed = ", ".join(known[:10])
@@ -256,8 +261,14 @@ class Text2SQL(TextToText):
     def _database(self, db_id: str) -> Path:
         known = self._located.get(db_id)
         if known is None:
-            known = self._located[db_id] = schema.find_database(Path(str(self.config.data.databases)), db_id)
+            one = self._databases
+            known = self._located[db_id] = one if one.is_file() else schema.find_database(one, db_id)
         return known
+
+    @property
+    def _databases(self) -> Path:
+        """The folder of the databases, or the only one."""
+        return Path(str(self.config.data.databases))
 
     def _reference(self, example: Example) -> execution.Result:
         return self._results.execute(example.meta["database"], example.answer)
