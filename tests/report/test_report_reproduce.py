@@ -42,9 +42,9 @@ def test_the_commands_lead_to_the_config_and_the_data(tmp_path: Path, out: str) 
 
 def test_a_run_started_elsewhere_leads_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "rows.csv").touch()
+    (tmp_path / "project" / "rows of project.csv").touch()
     monkeypatch.chdir(tmp_path / "project")
-    folder = run_folder(tmp_path / "disk" / "results" / "r", "rows.csv")
+    folder = run_folder(tmp_path / "disk" / "results" / "r", "rows of project.csv")
     place, words = followed(folder)
 
     assert place == tmp_path / "project"

@@ -86,8 +86,8 @@ def test_the_chart_marks_the_budget_of_each_ability_and_zero() -> None:
     def limits(**retained: Retention) -> int:
         return str(retention.chart(record(**retained))).count('class="limit"')
 
-    assert limits(english=found(0.314, "forgotten"), russian=found(-0.02, "kept")) == 2
-    assert limits(english=found(0.314, "forgotten"), tales=found(0.2, "within budget", budget=math.inf)) == 1
+    assert limits(english=found(0.314, "kept"), russian=found(-0.02, "kept")) == 2
+    assert limits(english=found(0.314, "kept"), tales=found(0.2, "kept", budget=math.inf)) == 1
     chart = str(retention.chart(record(english=found(0.01, "kept", budget=0.4))))
     assert chart.count('class="zero"') == 1
     assert ">40%<" in chart  # the axis reaches the budget, in percent

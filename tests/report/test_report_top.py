@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_the_record() -> None:
         low=0.07,
         high=0.09,
         budget=0.05,
-        verdict="forgotten",
+        verdict="kept",
     )
     kept = lost.model_copy(update={"change": 0.01, "low": 0.0, "high": 0.02, "verdict": "kept"})
     shown = tiles.tiles(samples.record(retention={"tales": kept, "law": lost}))

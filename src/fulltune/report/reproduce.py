@@ -31,13 +31,13 @@ def commands(run_folder: Path) -> tuple[str, ...]:
 def _started_in(folder: Path) -> Path:
     """Return the folder from which the relative paths of the config lead to its data.
 
-    It is a folder above the run or the working directory, and the one that holds the runs folder if neither has it.
+    It is the folder that holds the runs folder, the working directory, or a folder above; the first one if none has the data.
     """
     above = folder.parent.parent
     name = _training_data(folder)
     if not name or paths.user_path(name).is_absolute():
         return above
-    candidates = (above, *above.parents, Path.cwd())
+    candidates = (above, Path.cwd(), *above.parents)
     return next((place for place in candidates if paths.matches(str(place / name))), above)
 
 

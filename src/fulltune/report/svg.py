@@ -68,6 +68,8 @@ def axis_over(values: Iterable[float], *, zero: bool = False, pad: float = 0.06,
     high = max(finite)
     if log:
         return Axis(low / 1.2, high * 1.2, log=True)
+    if low == high == 0:
+        high = 1.0
     largest = max(abs(low), abs(high))
     spread = high - low if high - low > 1e-6 * largest else largest or 1.0
     margin = spread * pad
