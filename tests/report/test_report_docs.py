@@ -56,7 +56,7 @@ def test_the_commands_that_repeat_a_run_are_those_of_its_report(folder: Path) ->
     [block] = blocks("text")
     page = write_report(folder).read_text(encoding="utf-8")
 
-    assert f"<pre><code>{block.strip()}</code></pre>" in page
+    assert f'<pre tabindex="0"><code>{block.strip()}</code></pre>' in page
 
 
 def test_every_section_and_outcome_is_explained(folder: Path) -> None:

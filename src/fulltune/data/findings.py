@@ -10,6 +10,7 @@ from pydantic import Field
 
 from fulltune.errors import DataError, Problem
 from fulltune.records.run import AuditSummary, Model
+from fulltune.runtime.graphemes import clip
 
 Level = Literal["error", "warning", "info"]
 
@@ -161,4 +162,4 @@ def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:
 
 def cut(text: str, size: int = 60) -> str:
     """Return the text, shortened to ``size`` characters with an ellipsis if it is longer."""
-    return text if len(text) <= size else f"{text[: size - 1]}…"
+    return text if len(text) <= size else f"{clip(text, size - 1)}…"

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fulltune.metrics.compare import ChangedRows
 from fulltune.report.display import metric_label
+from fulltune.runtime.graphemes import clip
 
 if TYPE_CHECKING:
     from fulltune.pipeline.ask import Asked
@@ -71,4 +72,4 @@ def _cell(value: object) -> str:
 
 def _said(output: str | tuple[str, ...]) -> str:
     text = output if isinstance(output, str) else ", ".join(output)
-    return text if len(text) <= _LONG else f"{text[:_LONG]} …"
+    return text if len(text) <= _LONG else f"{clip(text, _LONG)} …"
