@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import fulltune
 from fulltune.errors import FulltuneError, MissingDependencyError, ModelError
 from fulltune.models.bundle import family_of
-from fulltune.models.files import check_config, check_name, errors_of
+from fulltune.models.files import check_config, errors_of
 from fulltune.models.load import load
+from fulltune.models.sources import check_name
 
 
 def changed(folder: Path, **values: Any) -> Path:

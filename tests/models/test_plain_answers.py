@@ -19,7 +19,7 @@ from fulltune.models import inference
 from fulltune.models.bundle import Bundle, family_of
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.models.fast_paths import options
-from fulltune.models.inference import Text
+from fulltune.models.token_ids import Text, decode
 
 LAYERS = ["sliding_attention", "full_attention"]
 WINDOW = 16
@@ -116,7 +116,7 @@ def greedy(bundle: Bundle, prompt: list[int], count: int) -> str:
         if token == bundle.tokenizer.eos_token_id:
             break
         new.append(token)
-    return inference.decode(bundle, new, skip_special_tokens=True)
+    return decode(bundle, new, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODER_DECODERS])

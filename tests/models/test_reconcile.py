@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import fulltune
 from fulltune.errors import ModelError
-from fulltune.models import inference, reconcile
+from fulltune.models import inference, token_ids
 from fulltune.models.bundle import Bundle
 from fulltune.models.load import load
 
@@ -115,7 +115,7 @@ def test_an_end_token_named_only_by_the_generation_settings(tmp_path: Path) -> N
     folder = edit(fakes.save("llama", tmp_path), "tokenizer_config.json", eos_token=None, pad_token=None)
     bundle = load(str(folder))
     assert bundle.tokenizer.eos_token == "</s>"
-    assert inference.end_ids(bundle) == [bundle.tokenizer.convert_tokens_to_ids("</s>")]
+    assert token_ids.end_ids(bundle) == [bundle.tokenizer.convert_tokens_to_ids("</s>")]
 
 
 def test_two_end_ids_both_stop(tmp_path: Path) -> None:
@@ -216,12 +216,12 @@ def closed_tokenizer() -> PreTrainedTokenizerFast:
 
 def test_no_end_token_is_added_to_a_text_that_a_decoder_continues(tmp_path: Path) -> None:
     bundle = load(str(fakes.save("llama", tmp_path / "base", tokenizer=closed_tokenizer())))
-    assert reconcile.frame(closed_tokenizer()) == ([0], [1])
-    assert reconcile.frame(bundle.tokenizer) == ([0], [])
+    assert token_ids.frame(closed_tokenizer()) == ([0], [1])
+    assert token_ids.frame(bundle.tokenizer) == ([0], [])
     bundle.tokenizer.save_pretrained(tmp_path / "saved")
-    assert reconcile.frame(AutoTokenizer.from_pretrained(tmp_path / "saved")) == ([0], [])
+    assert token_ids.frame(AutoTokenizer.from_pretrained(tmp_path / "saved")) == ([0], [])
     classifier = load(str(tmp_path / "base"), "classification", labels=("a", "b"))
-    assert reconcile.frame(classifier.tokenizer) == ([0], [1])
+    assert token_ids.frame(classifier.tokenizer) == ([0], [1])
 
 
 # ---- Positions ----
@@ -270,7 +270,7 @@ def test_a_sequence_of_processors_loses_only_its_end_token(tmp_path: Path) -> No
     backend = tokenizer.backend_tokenizer
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), backend.post_processor])
     bundle = load(str(fakes.save("llama", tmp_path, tokenizer=tokenizer)))
-    assert reconcile.frame(bundle.tokenizer) == ([0], [])
+    assert token_ids.frame(bundle.tokenizer) == ([0], [])
 
 
 # ---- The record ----

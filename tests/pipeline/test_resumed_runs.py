@@ -102,7 +102,7 @@ def test_a_run_killed_in_evaluation_is_not_trained_again(
     with monkeypatch.context() as patch:
         patch.setattr("fulltune.pipeline.run.score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
-    monkeypatch.setattr("fulltune.pipeline.run.train", lambda *args: pytest.fail("it is trained"))
+    monkeypatch.setattr("fulltune.pipeline.train.train", lambda *args: pytest.fail("it is trained"))
     fulltune.run(out=tmp_path, resume=run)
     assert outcome(tmp_path / run) == uninterrupted("classification")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune import Config, ConfigError
-from fulltune.training import engines
+from fulltune.training import engine_check, engines
 
 
 def _config(**options: Any) -> Config:
@@ -19,9 +19,9 @@ def _config(**options: Any) -> Config:
 def test_all_processes_together_make_the_same_batch(batch: int, accumulation: int, processes: int) -> None:
     if batch * accumulation % processes:
         with pytest.raises(ConfigError, match="rows per step for"):
-            engines.divided_batch(batch, accumulation, processes)
+            engine_check.divided_batch(batch, accumulation, processes)
         return
-    rows, steps = engines.divided_batch(batch, accumulation, processes)
+    rows, steps = engine_check.divided_batch(batch, accumulation, processes)
     assert rows * steps * processes == batch * accumulation
     assert rows <= batch
     assert steps <= accumulation
@@ -34,8 +34,8 @@ def _launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 def test_one_process_changes_nothing() -> None:
     assert engines.arguments(_config().train) == {}
-    assert not engines.is_sharded()
-    engines.check(_config(regularize={"ewc": 1.0}))
+    assert not engine_check.is_sharded()
+    engine_check.check(_config(regularize={"ewc": 1.0}))
 
 
 def test_micro_batches_are_distributed_before_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,16 +47,16 @@ def test_micro_batches_are_distributed_before_rows(monkeypatch: pytest.MonkeyPat
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _launched(monkeypatch)
     with pytest.raises(ConfigError, match=r"6 rows per step for 4 processes.*Change train\.batch_size"):
-        engines.check(_config(train={"batch_size": 6}))
+        engine_check.check(_config(train={"batch_size": 6}))
 
 
 def test_what_a_sharded_engine_cannot_do_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config(method="lora", train={"optimizer": "adamw-8bit"}, regularize={"ewc": 1.0, "distill": 0.1})
     _launched(monkeypatch)
-    engines.check(config)
+    engine_check.check(config)
     _launched(monkeypatch, ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="3")
     with pytest.raises(ConfigError) as raised:
-        engines.check(config)
+        engine_check.check(config)
     message = str(raised.value)
     assert len(raised.value.problems) == 4
     for problem in ("lora with zero3", "adamw-8bit with zero3", "ewc with zero3", "distill with zero3", "preset ddp"):

@@ -17,12 +17,6 @@ from transformers.models.auto import modeling_auto
 
 from fulltune.errors import FulltuneError, MissingDependencyError, ModelError
 
-#: Longest file name in bytes that file systems accept.
-_LONGEST_PART = 255
-
-#: Longest path in bytes that file systems accept.
-_LONGEST_NAME = 4_000
-
 #: Maximum number of characters that are quoted from a message of a library.
 _SHOWN = 300
 
@@ -49,23 +43,6 @@ _HEADS = {
     "question-answering": modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     "multiple-choice": modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
 }
-
-
-def check_name(name: str) -> None:
-    """Check that the name of a model is valid.
-
-    Raises:
-        ModelError: It is empty, too long for any file system or hub, or contains control characters.
-    """
-    if not name.strip():
-        problem = "an empty name"
-    elif len(name.encode()) > _LONGEST_NAME or any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
-        problem = f"a name of {len(name):,} characters ({name[:40]}…)"
-    elif any(ord(character) < 32 or ord(character) == 127 for character in name):
-        problem = f"control characters in {name[:100]!r}"
-    else:
-        return
-    raise ModelError(problem, expected="a folder, a hub id, a run or a registered model", field="model")
 
 
 def check_files(name: str, folder: Path) -> None:

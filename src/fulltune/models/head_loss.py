@@ -23,8 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from fulltune.models.fast_paths import checking, replaced_forward
 from fulltune.models.kernel_check import gradients_agree
-from fulltune.models.losses import IGNORED, token_cross_entropy
+from fulltune.models.losses import token_cross_entropy
 from fulltune.models.modes import in_mode
+from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 
 if TYPE_CHECKING:

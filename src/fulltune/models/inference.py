@@ -15,16 +15,17 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 
-from fulltune.models import fast_paths, reconcile
+from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle, quiet
 from fulltune.models.greedy import GreedyDecoding, decoding_settings, generated
 from fulltune.models.likelihoods import Likelihood as Likelihood
-from fulltune.models.likelihoods import Text as Text
-from fulltune.models.likelihoods import answer_window, checked_length, pad_id
+from fulltune.models.likelihoods import checked_length, pad_id
 from fulltune.models.likelihoods import likelihoods as likelihoods
 from fulltune.models.padding import pad, sorted_batches
 from fulltune.models.prefix_cache import PrefixCache
 from fulltune.models.reconcile import stop_ids
+from fulltune.models.token_ids import Text as Text
+from fulltune.models.token_ids import decode, most_new_tokens, opening_ids
 
 Result = TypeVar("Result")
 
@@ -52,35 +53,6 @@ class Generated:
     def values(self) -> dict[str, int]:
         """Values of a prediction that record a reduced maximum of new tokens."""
         return {} if self.limit is None else {"limit": self.limit}
-
-
-def text_ids(bundle: Bundle, text: str) -> list[int]:
-    """Return the token ids of a text without special tokens."""
-    return list(bundle.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
-
-
-def start_ids(bundle: Bundle) -> list[int]:
-    """Return the ids that the tokenizer puts before a text by default; empty for e.g. GPT-2."""
-    return reconcile.frame(bundle.tokenizer)[0]
-
-
-def opening_ids(bundle: Bundle) -> list[int]:
-    """Return the first input ids of a decoder: the tokenizer's start ids, else its begin- or end-of-text token."""
-    tokenizer = bundle.tokenizer
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return start_ids(bundle) or ([] if first is None else [int(first)])
-
-
-def end_ids(bundle: Bundle) -> list[int]:
-    """Return the end-of-text token as a list; empty if there is none."""
-    return [] if bundle.tokenizer.eos_token_id is None else [int(bundle.tokenizer.eos_token_id)]
-
-
-def most_new_tokens(bundle: Bundle, prompt: int) -> int:
-    """Return how many tokens can follow a prompt of ``prompt`` tokens; the last one does not need a position."""
-    if bundle.family == "decoder":
-        return bundle.window - prompt + 1
-    return answer_window(bundle)
 
 
 def generate(
@@ -254,11 +226,6 @@ def _prompted(bundle: Bundle, inputs: Iterable[Sequence[int]]) -> Iterable[Seque
     """
     prompt = bundle.prompt_ids
     return (prompt + list(checked_length(bundle, ids)) for ids in inputs)
-
-
-def decode(bundle: Bundle, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-    """Return the text of token ids."""
-    return str(bundle.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
 def _until_stop(bundle: Bundle, row: list[int], stops: Sequence[int], max_new_tokens: int) -> Generated:

@@ -6,7 +6,6 @@ the same prefix (e.g. the same shots) share its keys and values (:mod:`fulltune.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -21,32 +20,16 @@ from fulltune.errors import ModelError
 from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle
 from fulltune.models.head_loss import LossAtHead, takes_loss_at_head
-from fulltune.models.losses import IGNORED
 from fulltune.models.padding import pad, sorted_batches
 from fulltune.models.prefix_cache import PrefixCache, last_logits
 from fulltune.models.teacher_forcing import decoder_input_ids
+from fulltune.models.token_ids import IGNORED, Text, answer_window
 
 #: Maximum bytes of the logits of one forward pass; larger batches are split.
 LOGITS_BYTES = 512 * 1024 * 1024
 
 #: A context is encoded once for several targets if it is at least this many times as long as each of them.
 CONTEXT_RATIO = 2
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text to score.
-
-    Attributes:
-        context: Token ids before the target; at least one for a decoder, the encoder's input for an encoder-decoder.
-        target: Token ids to score, each predicted from all preceding ids.
-    """
-
-    context: list[int]
-    target: list[int]
-
-    def __len__(self) -> int:
-        return len(self.context) + len(self.target)
 
 
 @dataclass(frozen=True)
@@ -87,13 +70,6 @@ def checked_length(bundle: Bundle, ids: Sequence[int]) -> Sequence[int]:
     if len(ids) > bundle.window:
         raise _too_long(bundle, "an input", len(ids), bundle.window)
     return ids
-
-
-def answer_window(bundle: Bundle) -> int:
-    """Return how many tokens the decoder of an encoder-decoder can generate; unlimited with relative positions."""
-    config: Any = bundle.model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_decoder_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
-    return int(limit or sys.maxsize)
 
 
 def _checked_text(bundle: Bundle, text: Text) -> Text:

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Label of a position or a row that carries no loss.
-IGNORED = -100
+from fulltune.models.token_ids import IGNORED
 
 
 def shift(labels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fulltune.errors import ModelError
+from fulltune.models.token_ids import frame
 
 _log = logging.getLogger(__name__)
 
@@ -266,16 +267,6 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
 
 
 # ---- Special tokens around a text ----
-
-
-def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that the tokenizer puts before and after a text by default."""
-    bare = list(tokenizer("a", add_special_tokens=False).input_ids)
-    framed = list(tokenizer("a").input_ids)
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return framed[:start], framed[start + len(bare) :]
-    return [], []
 
 
 def _remove_closing_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.errors import ModelError, did_you_mean
-from fulltune.models import files, starters
+from fulltune.models import starters
 from fulltune.runtime import paths
 from fulltune.runtime.files import file_sha256
 from fulltune.store.objects import CHECKPOINT_FILES, checkpoint_sha256
 from fulltune.store.registry.registry import Registry, reference
 from fulltune.store.runs import resolve
+
+#: Longest file name in bytes that file systems accept.
+_LONGEST_PART = 255
+
+#: Longest path in bytes that file systems accept.
+_LONGEST_NAME = 4_000
 
 _MISSING = (
     "a folder with config.json, a GGUF file, a hub id, a run id, a name of the registry, starter:NAME, "
@@ -53,13 +59,30 @@ class Source:
         return checkpoint_sha256(self.folder)
 
 
+def check_name(name: str) -> None:
+    """Check that the name of a model is valid.
+
+    Raises:
+        ModelError: It is empty, too long for any file system or hub, or contains control characters.
+    """
+    if not name.strip():
+        problem = "an empty name"
+    elif len(name.encode()) > _LONGEST_NAME or any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
+        problem = f"a name of {len(name):,} characters ({name[:40]}…)"
+    elif any(ord(character) < 32 or ord(character) == 127 for character in name):
+        problem = f"control characters in {name[:100]!r}"
+    else:
+        return
+    raise ModelError(problem, expected="a folder, a hub id, a run or a registered model", field="model")
+
+
 def find(name: str, runs: Path | None = None) -> Source:
     """Locate the files of a source; a hub id is downloaded into the hub's cache. Nothing is loaded.
 
     Raises:
         ModelError: The kind of source is unknown, or the starter, package, folder or hub repository does not exist.
     """
-    files.check_name(name)
+    check_name(name)
     if name.startswith("starter:"):
         return _local(name, _starter(name))
     if name.startswith("package:"):

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, load_config
 from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, Problem, StoreError, did_you_mean
-from fulltune.evaluation.retention import check_sets
+from fulltune.evaluation.retention_sets import check_sets
 from fulltune.metrics.base import Metric
-from fulltune.models.bundle import Bundle
-from fulltune.models.files import check_name
+from fulltune.models.sources import check_name
 from fulltune.pipeline.loading import config_of, load_model
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
@@ -24,10 +23,12 @@ from fulltune.tasks import dataset
 from fulltune.tasks.base import Facts, Features, Task
 from fulltune.tasks.chat import reads_clock
 from fulltune.tasks.dataset import Data
-from fulltune.training import engines
-from fulltune.training.batches import buckets
+from fulltune.training import engine_check
 from fulltune.training.methods.base import Method
 from fulltune.training.option_check import check_options
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Job:
 
     def micro_batches(self, features: Sequence[Features]) -> int | None:
         """Count the micro-batches of an epoch; None if that is simply rows divided by ``train.batch_size``."""
+        from fulltune.training.batches import buckets
+
         return buckets.micro_batches(
             self.config.speed.batch_tokens,
             features,
@@ -141,7 +144,7 @@ def parts(config: Config) -> tuple[Task, Method]:
         lambda: plugins.load("task", config.task)(config),
         lambda: plugins.load("method", config.method)(config),
         lambda: check_options(config),
-        lambda: engines.check(config),
+        lambda: engine_check.check(config),
         lambda: _check_r_drop(config),
         lambda: _check_class_weights(config),
         lambda: check_sets(config),

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError, StoreError
-from fulltune.models import load as models
-from fulltune.models import reconcile
-from fulltune.models.bundle import Bundle, Head
-from fulltune.models.causality import check_causality
-from fulltune.models.fast_paths import require_trainable
-from fulltune.models.files import check_config, check_name
-from fulltune.models.likelihoods import answer_window
-from fulltune.models.load import load_own_head
+from fulltune.models.sources import check_name, find
+from fulltune.models.token_ids import answer_window
 from fulltune.runtime import distributed, plugins
 from fulltune.store.registry.registry import Registry, reference
 from fulltune.store.runs import named, resolve
 from fulltune.tasks.base import Task
 from fulltune.tasks.chat import check_template, content_fact
 from fulltune.tasks.prompts import prompt_room
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle, Head
 
 #: Positions that must be left for a text: the smallest ``data.max_length``.
 _SHORTEST_WINDOW = 8
@@ -43,6 +41,12 @@ def load_model(
         ModelError: The model cannot be loaded, its family does not fit the task, or its chat template fails.
         ConfigError: The tokens that the method puts before every input leave no room for a text.
     """
+    distributed.main_first(lambda: find(config.model, Path(out)))  # a wrong name is reported before torch is imported
+    from fulltune.models import load as models
+    from fulltune.models.causality import check_causality
+    from fulltune.models.fast_paths import require_trainable
+    from fulltune.models.files import check_config
+
     bundle = distributed.main_first(
         lambda: models.load(
             config.model,
@@ -96,6 +100,8 @@ def _without_reserved(bundle: Bundle, config: Config) -> Bundle:
 
 def _limited(bundle: Bundle, config: Config, task: Task) -> Bundle:
     """Return a bundle whose saved folder ends an answer at the model's last position, as the report does."""
+    from fulltune.models import reconcile
+
     cap, window, longest = config.evaluation.max_new_tokens, bundle.window, task.longest_input(bundle)
     if task.head != "lm" or bundle.family == "encoder":
         reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
@@ -177,6 +183,8 @@ def _with_own_head(base: Bundle, config: Config, task: Task, out: str | Path) ->
     )
 
     def own() -> Bundle:
+        from fulltune.models.load import load_own_head
+
         found = load_own_head(config.model, task.labels, runs=Path(out), seed=config.train.seed)
         return replace(found, window=base.window)
 

@@ -14,15 +14,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
-from fulltune.models.bundle import Bundle
 from fulltune.models.tokenizing import tokenizer_sha256
-from fulltune.pipeline import record
 from fulltune.pipeline.job import Job, on_day
 from fulltune.pipeline.loading import load_model
 from fulltune.runtime import distributed
@@ -30,10 +28,10 @@ from fulltune.runtime.files import to_json
 from fulltune.store import runs
 from fulltune.store.runs import RunFolder, list_runs, resolve
 from fulltune.tasks import prompts
-from fulltune.training.checkpoints import format
-from fulltune.training.checkpoints.format import PRIVATE
-from fulltune.training.fit import TrainingResult
-from fulltune.training.interrupt import terminable
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
+    from fulltune.training.fit import TrainingResult
 
 #: Files with what a run depends on, and with the result of its training.
 _FACTS, _TRAINED = "resume.json", "training.json"
@@ -103,6 +101,8 @@ def locked(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[
     Raises:
         StoreError: The run is finished, or another process has locked it.
     """
+    from fulltune.training.interrupt import terminable
+
     folder = RunFolder.create(out, new_id) if resume is None else RunFolder.open(resolve(str(resume), out))
     if distributed.launch_id():
         folder.write_text(_LAUNCH, distributed.launch_id())
@@ -165,12 +165,16 @@ def clean(folder: Path) -> None:
     """Remove the files that only a resumed run needs."""
     if not distributed.is_main():
         return
+    from fulltune.training.checkpoints import format
+
     format.remove_all(folder)
-    shutil.rmtree(folder / PRIVATE, ignore_errors=True)
+    shutil.rmtree(folder / format.PRIVATE, ignore_errors=True)
     (folder / "best.safetensors").unlink(missing_ok=True)
 
 
 def _result(raw: dict[str, Any]) -> TrainingResult:
+    from fulltune.training.fit import TrainingResult
+
     types = typing.get_type_hints(TrainingResult)
     stopped = raw.pop("stopped")
     values = {name: TypeAdapter(types[name]).validate_python(value) for name, value in raw.items()}
@@ -186,9 +190,11 @@ def _result(raw: dict[str, Any]) -> TrainingResult:
 
 def _facts(job: Job) -> dict[str, Any]:
     """Return everything that must be the same when the run is resumed."""
+    from fulltune.pipeline.record import versions as installed
+
     config, data, base = job.config, job.data, job.base
     splits = {"train": data.train, "eval": data.eval, "valid": data.valid}
-    versions = {name: version.split(".")[0] for name, version in record.versions().items() if name in _PACKAGES}
+    versions = {name: version.split(".")[0] for name, version in installed().items() if name in _PACKAGES}
     own = config.model_dump(mode="json", exclude=set(_FREE))
     facts: dict[str, Any] = {
         f"rows of {name}": split.table.sha256 for name, split in splits.items() if split is not None

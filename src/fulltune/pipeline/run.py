@@ -4,7 +4,8 @@
            → verdict → record → report → registry
 
 Each stage takes the results of the stages before it and writes its file when it ends, so that a crash leaves a readable
-run.
+run. torch is imported with the first model, after the config and the data were checked: a mistake in them is reported
+within a second.
 """
 
 from __future__ import annotations
@@ -13,25 +14,15 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, dump_config, load_config
 from fulltune.data.findings import first_warnings
-from fulltune.evaluation.baselines import choose_shots
-from fulltune.evaluation.evaluate import score_baselines, score_system
-from fulltune.evaluation.prompt_use import PromptCounter
-from fulltune.evaluation.retention import BaseOutputs
 from fulltune.metrics.compare import RunComparison
 from fulltune.metrics.compare import compare as compare_folders
-from fulltune.models.bundle import Bundle
-from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
-from fulltune.pipeline.finish import finish
 from fulltune.pipeline.job import Job, dated, dated_as, parts, pinned, prepare_job
-from fulltune.pipeline.planning.measured_plan import checked_plan, full_plan
-from fulltune.pipeline.record import build, evaluation_record, versions
-from fulltune.pipeline.train import train
 from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
@@ -44,7 +35,11 @@ from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
 from fulltune.store.runs import RunFolder, named, new_run_id
 from fulltune.tasks import dataset
-from fulltune.training.fit import TrainingResult
+
+if TYPE_CHECKING:
+    from fulltune.evaluation.retention import BaseOutputs
+    from fulltune.models.bundle import Bundle
+    from fulltune.training.fit import TrainingResult
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +89,13 @@ def run(
 
         job = prepare_job(config, out, watch)
         config = job.config
+        from fulltune.evaluation.baselines import choose_shots
+        from fulltune.evaluation.evaluate import score_baselines, score_system
+        from fulltune.evaluation.retention import BaseOutputs
+        from fulltune.models.fast_kernels import fast_kernels
+        from fulltune.pipeline.planning.measured_plan import checked_plan
+        from fulltune.pipeline.record import build, versions
+
         run_id = distributed.broadcast(new_run_id(config.task, config.model))
         folder = stack.enter_context(resuming.locked(out, resume, run_id))
         if distributed.is_main():
@@ -156,6 +158,9 @@ def _trained(
     job: Job, base_outputs: BaseOutputs, folder: RunFolder, progress: Progress, watch: Stopwatch
 ) -> tuple[Bundle, TrainingResult]:
     """Train a model, save it, and return it with the account of its training."""
+    from fulltune.pipeline.finish import finish
+    from fulltune.pipeline.train import train
+
     with watch("train"):
         model = job.model_to_train()
         trained = train(job, model, base_outputs, folder, progress)
@@ -187,6 +192,8 @@ def plan(
     watch = Stopwatch()
     job = prepare_job(load_config(config, overrides, options=options), out)
     job.check_audit()
+    from fulltune.pipeline.planning.measured_plan import full_plan
+
     return full_plan(job, prepared=watch.total)
 
 
@@ -225,6 +232,11 @@ def evaluate(
         task.findings({"eval": data.eval.examples})
     task, bundle, system = loading.find_model(config, task, name, out)
     config = dated(config, task, bundle)
+    from fulltune.evaluation.evaluate import score_system
+    from fulltune.evaluation.prompt_use import PromptCounter
+    from fulltune.models.fast_kernels import fast_kernels
+    from fulltune.pipeline.record import evaluation_record
+
     asked = PromptCounter()
     with pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
         evaluation = score_system(task, bundle, system, data, progress, asked)

@@ -20,8 +20,7 @@ from fulltune.errors import DataError
 from fulltune.metrics.base import Metric
 from fulltune.metrics.likelihood import bits_per_byte, perplexity
 from fulltune.metrics.text import continuation_bleu, continuation_rougeL, distinct_2, repetition_4
-from fulltune.models import inference
-from fulltune.models.bundle import Bundle
+from fulltune.models.token_ids import Text, decode, most_new_tokens
 from fulltune.records.run import Prediction
 from fulltune.runtime import distributed
 from fulltune.runtime.graphemes import clip
@@ -31,6 +30,7 @@ from fulltune.tasks.prompts import Fitted, Shot, Wording
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
+    from fulltune.models.bundle import Bundle
 
 #: Number of tokens of a document that the model reads before it continues.
 OPENING_TOKENS = 48
@@ -81,6 +81,8 @@ class CausalLM(Task):
         ]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
+        from fulltune.models import inference
+
         size = self.config.evaluation.batch_size
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
@@ -117,6 +119,8 @@ class CausalLM(Task):
 
     def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """Yield the continuation of each text, or the answer to each prompt, as ``prediction`` and as ``text``."""
+        from fulltune.models import inference
+
         settings = self.config.evaluation
         has_prompts = self._trains_on_prompts()
         ids = (
@@ -131,6 +135,8 @@ class CausalLM(Task):
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Continue a text: as the user's turn of a chat if the model was trained on prompts, otherwise as it is."""
+        from fulltune.models import inference
+
         cap = self.config.evaluation.max_new_tokens
         prompt = self._asked(text, bundle, self._trains_on_prompts())
         [answer] = inference.generate(bundle, [prompt.ids], 1, cap)
@@ -156,7 +162,7 @@ class CausalLM(Task):
             return False
         return columns[0].role == "prompt"
 
-    def _pieces(self, example: Example, prompt: Fitted, bundle: Bundle) -> list[inference.Text]:
+    def _pieces(self, example: Example, prompt: Fitted, bundle: Bundle) -> list[Text]:
         """Return the parts of an example that are scored, without the end-of-text token, which has no bytes.
 
         A completion that does not fit behind its prompt is scored in parts, each behind the prompt.
@@ -197,6 +203,8 @@ class CausalLM(Task):
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
     ) -> dict[str, dict[str, Any]]:
         """Return greedy continuations of the first documents by row id."""
+        from fulltune.models import inference
+
         cap = self.config.evaluation.max_new_tokens
         openings = [self._opening(example, bundle, shots, cap) for example in examples]
         answers = inference.generate(bundle, (context for context, _, _ in openings), len(openings) or 1, cap)
@@ -219,7 +227,7 @@ class CausalLM(Task):
         opening = prompts.text_ids(bundle, shown) or tokens[:size]
         room = bundle.window - self._reserve(bundle) - len(opening)
         context = self._documents(bundle, shots, room).ids + opening
-        end = size + min(cap, inference.most_new_tokens(bundle, len(context)))
+        end = size + min(cap, most_new_tokens(bundle, len(context)))
         until_end = _decoded(bundle, tokens, end)
         if until_end.startswith(shown):
             return context, shown, until_end.removeprefix(shown)
@@ -254,12 +262,12 @@ _COMPLETING = 16
 
 def _decoded(bundle: Bundle, tokens: list[int], size: int) -> str:
     """Return the text of the first ``size`` tokens up to its last complete character."""
-    text = inference.decode(bundle, tokens[:size]).rstrip("\ufffd")
-    longer = inference.decode(bundle, tokens[: size + _COMPLETING])
+    text = decode(bundle, tokens[:size]).rstrip("\ufffd")
+    longer = decode(bundle, tokens[: size + _COMPLETING])
     return clip(longer, len(text)) if longer.startswith(text) else text
 
 
-def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[inference.Text]:
+def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[Text]:
     """Divide a document so that every token is a target once; later windows begin with the preceding token.
 
     Args:
@@ -273,10 +281,10 @@ def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bo
     texts = []
     for start in range(0, len(tokens), room):
         before = context + tokens[start - 1 : start] if start else context
-        texts.append(inference.Text(before, tokens[start : start + room]))
+        texts.append(Text(before, tokens[start : start + room]))
     if texts and is_given:
         first = texts[0]
-        texts[0] = inference.Text(first.context + first.target[:1], first.target[1:])
+        texts[0] = Text(first.context + first.target[:1], first.target[1:])
     return [text for text in texts if text.target]
 
 
@@ -290,7 +298,7 @@ def _scored_bytes(example: Example, bundle: Bundle) -> int:
 
 def _first_token_bytes(bundle: Bundle, text: str) -> int:
     if not bundle.tokenizer.is_fast:
-        return len(inference.decode(bundle, prompts.text_ids(bundle, text)[:1]).encode())
+        return len(decode(bundle, prompts.text_ids(bundle, text)[:1]).encode())
     tokenizer: Any = bundle.tokenizer
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = encoded.offset_mapping

@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, time
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
 from fulltune.errors import ModelError
 from fulltune.models import chat as limits
-from fulltune.models.bundle import Bundle
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 Messages = Sequence[Mapping[str, str]]
 

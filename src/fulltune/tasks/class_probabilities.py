@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import tee
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import expit, softmax
 
 from fulltune.metrics.base import Array
-from fulltune.models import inference
-from fulltune.models.bundle import Bundle
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 #: Decimals of reported probabilities.
 DECIMALS = 4
@@ -28,6 +29,10 @@ def class_probabilities(
     bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int, *, multi_label: bool
 ) -> Iterator[Array]:
     """Yield the probabilities ``(labels,)`` of each input, by the bundle's classification head."""
+    from scipy.special import expit, softmax
+
+    from fulltune.models import inference
+
     computed, again = tee(inputs)
     squash = expit if multi_label else softmax
     logits = inference.class_logits(bundle, computed, batch_size)
@@ -44,6 +49,8 @@ def is_settled(logits: Array, *, multi_label: bool) -> bool:
         logits: Logits ``(labels,)`` of a row.
         multi_label: True if every label has a probability of its own.
     """
+    from scipy.special import expit, softmax
+
     error = BATCH_ERROR * max(1.0, float(np.abs(logits).max()))
     probabilities = expit(logits) if multi_label else softmax(logits)
     # The derivative of a probability is p (1 - p); softmax subtracts the mean error of the other logits.

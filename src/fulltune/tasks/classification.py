@@ -15,24 +15,24 @@ from itertools import tee
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from scipy.special import logit
 
 from fulltune.config import DataConfig
 from fulltune.errors import DataError
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.classification import calibration, classification_metrics, confusion, per_class
-from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
-from fulltune.tasks import label_words, prompts
+from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Facts, Features, Predictor, Task
 from fulltune.tasks.class_probabilities import DECIMALS, class_probabilities
 from fulltune.tasks.prompts import Fitted
 
 if TYPE_CHECKING:
+    from torch import nn
     from typing_extensions import Self
 
     from fulltune.data.load import Row
+    from fulltune.models.bundle import Bundle
+    from fulltune.tasks.label_words import Answer
 
 _DEFAULT_LENGTH = 512
 _DEFAULTS = DataConfig.model_fields
@@ -119,6 +119,9 @@ class Classification(Task):
         frequency = np.array([np.mean([label in example.labels for example in train]) for label in self.labels])
         bias = _output_bias(bundle, len(self.labels))
         if bias is not None:
+            import torch
+            from scipy.special import logit
+
             with torch.no_grad():
                 bias.copy_(torch.tensor(logit(np.clip(frequency, 1e-3, 1 - 1e-3)), dtype=bias.dtype))
 
@@ -161,7 +164,7 @@ class Classification(Task):
 
     def _probabilities(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example] = ()
-    ) -> Iterator[label_words.Answer]:
+    ) -> Iterator[Answer]:
         """Yield the probabilities ``(labels,)`` of each example, and the values to record of its prompt."""
         if bundle.head != "classification":
             yield from self._without_head(bundle, examples, shots)
@@ -198,10 +201,10 @@ class Classification(Task):
             "calibration": calibration(predictions),
         }
 
-    def _without_head(
-        self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
-    ) -> Iterator[label_words.Answer]:
-        scorer = label_words.LabelScorer(bundle, self.labels, self.multi_label, self.config, self.day)
+    def _without_head(self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
+        from fulltune.tasks.label_words import LabelScorer
+
+        scorer = LabelScorer(bundle, self.labels, self.multi_label, self.config, self.day)
         return scorer.few_shot(examples, shots) if shots else scorer.zero_shot(examples)
 
     def longest_input(self, bundle: Bundle) -> int:
@@ -237,8 +240,10 @@ def _one_end(ids: list[int], bundle: Bundle) -> list[int]:
     return [token for place, token in enumerate(ids) if token != end or place == last]
 
 
-def _output_bias(bundle: Bundle, labels: int) -> torch.nn.Parameter | None:
+def _output_bias(bundle: Bundle, labels: int) -> nn.Parameter | None:
     """Return the bias of the last layer with one output per label, or None if it has none (GPT-2, Llama)."""
-    layers = [layer for layer in bundle.model.modules() if isinstance(layer, torch.nn.Linear)]
+    from torch import nn
+
+    layers = [layer for layer in bundle.model.modules() if isinstance(layer, nn.Linear)]
     heads = [layer for layer in layers if layer.out_features == labels]
     return heads[-1].bias if heads else None

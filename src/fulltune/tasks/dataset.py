@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fulltune.config import Config, Source
 from fulltune.data import tokens
@@ -12,12 +13,12 @@ from fulltune.data.audit import Audit, Finding, audit
 from fulltune.data.load import Row, Table, available_columns, load_table
 from fulltune.data.split import split_table
 from fulltune.errors import DataError, Problem
-from fulltune.models import inference
-from fulltune.models.bundle import Bundle
-from fulltune.models.likelihoods import answer_window
-from fulltune.models.losses import IGNORED
+from fulltune.models.token_ids import IGNORED, answer_window, end_ids, most_new_tokens
 from fulltune.tasks.base import Column, Example, Features, Task
 from fulltune.tasks.encoding import encode
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 #: The evaluation curve uses about this many rows, evenly spaced, so that it costs little compared with training.
 CURVE_ROWS = 256
@@ -130,10 +131,10 @@ def _limits(
         yield from tokens.window_finding("data.max_target_length", config.data.max_target_length, limit)
         yield from tokens.window_finding("evaluation.max_new_tokens", config.evaluation.max_new_tokens, limit)
         return
-    ends = set(inference.end_ids(bundle))
+    ends = set(end_ids(bundle))
     lone = [row for row, sequences in rows if _has_only_ends(sequences, ends)]
     yield from tokens.lone_token_finding("eval", lone, len(rows))
-    left = [inference.most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in rows]
+    left = [most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in rows]
     ids = [row for row, _ in rows]
     yield from tokens.short_answer_finding("eval", ids, left, config.evaluation.max_new_tokens)
 

@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fulltune.models.bundle import Bundle
 from fulltune.store.cache import cache_key, cache_path, read_cache, write_cache
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Features, Task
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 #: Version of the encoding, part of the cache key; increment it if the same example would be encoded differently.
 VERSION = 2

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import tee
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fulltune.models import inference
-from fulltune.models.bundle import Bundle
+from fulltune.models.token_ids import most_new_tokens
 from fulltune.records.run import Prediction
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Features, Predictor, Task
 from fulltune.tasks.prompts import Fitted, Shot, Wording
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
+    from fulltune.models.inference import Generated
 
 #: Default windows in tokens; that of a decoder includes the target.
 _SOURCE_LENGTH = 512
@@ -36,11 +39,13 @@ class TextToText(Task):
             wording = self.wording(example, bundle)
             return [prompts.prompt_features(bundle, prompt, example, wording, self._window(bundle))]
         answer = prompts.answer_ids(bundle, example.answer)
-        kept = answer[: min(self.config.data.max_target_length, inference.most_new_tokens(bundle, len(prompt.ids)))]
+        kept = answer[: min(self.config.data.max_target_length, most_new_tokens(bundle, len(prompt.ids)))]
         lost = {"answer": len(answer) - len(kept)} if len(kept) < len(answer) else {}
         return [Features(prompt.ids, kept, example.id, {**prompt.cut, **lost})]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
+        from fulltune.models import inference
+
         settings = self.config.evaluation
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
@@ -56,17 +61,19 @@ class TextToText(Task):
 
     def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """Yield the generated text, as ``prediction`` and under :attr:`answer_name`."""
+        from fulltune.models import inference
+
         settings = self.config.evaluation
         ids = (self._prompt(example, bundle).ids for example in examples)
         for generated in inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens):
             text = self.answer_text(generated)
             yield {"prediction": text, self.answer_name: text}
 
-    def answer_text(self, generated: inference.Generated) -> str:
+    def answer_text(self, generated: Generated) -> str:
         """Return the answer in a generated text."""
         return generated.text.strip()
 
-    def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
+    def prediction(self, system: str, example: Example, generated: Generated) -> Prediction:
         """Return a generated answer as a prediction, with the values that the metrics read."""
         return Prediction(
             system=system,

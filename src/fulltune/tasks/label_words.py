@@ -28,7 +28,7 @@ from fulltune.config import Config
 from fulltune.metrics.base import Array
 from fulltune.models import inference
 from fulltune.models.bundle import Bundle
-from fulltune.models.likelihoods import answer_window
+from fulltune.models.token_ids import answer_window
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
 from fulltune.tasks.prompts import Shot, Wording

@@ -11,19 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune.errors import ConfigError
-from fulltune.models.bundle import Bundle
-from fulltune.models.inference import end_ids as end_ids
-from fulltune.models.inference import opening_ids as opening_ids
-from fulltune.models.inference import start_ids as start_ids
-from fulltune.models.inference import text_ids as text_ids
+from fulltune.models.token_ids import end_ids as end_ids
+from fulltune.models.token_ids import opening_ids as opening_ids
+from fulltune.models.token_ids import start_ids as start_ids
+from fulltune.models.token_ids import text_ids as text_ids
 from fulltune.models.tokenizing import tokenizer_sha256
 from fulltune.store.cache import cache_key
 from fulltune.tasks.base import Example, Features
 from fulltune.tasks.chat import SAMPLES, chat_ids, chat_text
 from fulltune.tasks.chat import wants_chat as wants_chat
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 VERSION = 3
 

@@ -29,7 +29,8 @@ from fulltune.training.batches.collate import Collator, FeatureDataset
 from fulltune.training.batches.packing import packs
 from fulltune.training.callbacks import EvaluateAt, GiveBackPages, OnStep, SaveEvery, StepLog
 from fulltune.training.device import fast_paths, training_device, unpads
-from fulltune.training.engines import Refresh, is_sharded, prepare, refresh, to_train
+from fulltune.training.engine_check import is_sharded
+from fulltune.training.engines import Refresh, prepare, refresh, to_train
 from fulltune.training.guards.base import Guard, GuardDecision, GuardName
 from fulltune.training.guards.divergence import DivergenceGuard
 from fulltune.training.guards.overfitting import OverfittingGuard

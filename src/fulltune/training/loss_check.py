@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fulltune.models.fast_paths import FAILURES, checking, special_ids
-from fulltune.models.losses import IGNORED
 from fulltune.models.teacher_forcing import decoder_input_ids
+from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.objective import Kind, Objective, is_of_classes
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fulltune.models.bundle import Bundle
 from fulltune.models.causality import check_causality
-from fulltune.models.losses import IGNORED
+from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.tasks.base import Features
 from fulltune.training.loss_check import check_loss

@@ -17,6 +17,7 @@ from transformers.models.auto import modeling_auto
 
 from fulltune.errors import ArgumentError
 from fulltune.models import losses
+from fulltune.models.token_ids import IGNORED
 from fulltune.training.untouched import is_library_class, library_class
 
 #: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label per row.
@@ -81,7 +82,7 @@ class Objective:
         if self.kind == "class":
             weights = None if self.weights is None else self.weights.to(labels.device)
             return losses.class_counts(labels, weights).sum()
-        return (self.aligned(labels) != losses.IGNORED).sum()
+        return (self.aligned(labels) != IGNORED).sum()
 
     def plain(self) -> Objective:
         """Return the loss without smoothing and weights: the likelihood that evaluation reports."""

@@ -15,12 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, TrainConfig
+from fulltune.config import Config, SpeedConfig, TrainConfig
 from fulltune.errors import ConfigError, Problem
-from fulltune.models.bundle import quiet
 from fulltune.runtime import distributed
 from fulltune.training.arguments import FIRST_CLASS, REFUSALS, training_arguments
-from fulltune.training.checkpoints.random_state import randomness_kept
 
 #: Options that are not tested: they compile, use other devices or processes, or open network connections.
 _NOT_TRIED = frozenset({"torch_compile", "torch_compile_backend", "torch_compile_mode", "deepspeed", "fsdp"})
@@ -36,6 +34,8 @@ def check_options(config: Config) -> None:
         ConfigError: Options are invalid. All options that fail alone are listed; if none does, the section is.
         MissingDependencyError: The optimizer needs a package that is not installed.
     """
+    if not _is_special(config):  # the other fields are valid by their types; transformers need not be imported
+        return
     problems = list[Problem]()
     try:
         training_arguments(config, Path("unused"), rows=1)
@@ -58,7 +58,7 @@ def _without(config: Config, fields: set[str]) -> Config:
 
 
 def _refused_in_training(config: Config) -> list[Problem]:
-    if not _is_special(config):
+    if not config.trainer and config.train.optimizer == TrainConfig().optimizer:
         return []
     error = _refusal(config)
     if error is None:
@@ -72,7 +72,9 @@ def _refused_in_training(config: Config) -> list[Problem]:
 
 
 def _is_special(config: Config) -> bool:
-    return bool(config.trainer) or config.train.optimizer != TrainConfig().optimizer
+    """Return True if the config sets options that only transformers can judge."""
+    is_plain = config.train.optimizer == TrainConfig().optimizer and config.speed.precision == SpeedConfig().precision
+    return bool(config.trainer) or not is_plain
 
 
 def _one_by_one(config: Config) -> Iterator[tuple[str, Config]]:
@@ -95,6 +97,9 @@ def _problem(field: str, error: Exception) -> Problem:
 
 def _refusal(config: Config) -> Exception | None:
     """Return the error of one step of training with these options, or None."""
+    from fulltune.models.bundle import quiet
+    from fulltune.training.checkpoints.random_state import randomness_kept
+
     with randomness_kept(), quiet(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         try:

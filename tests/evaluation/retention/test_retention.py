@@ -17,10 +17,11 @@ import torch.nn.functional as F
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, DataError
-from fulltune.evaluation.retention import BaseOutputs, check_sets, sentence
+from fulltune.evaluation.retention import BaseOutputs, sentence
 from fulltune.evaluation.retention.base_outputs import verdict_of
 from fulltune.evaluation.retention.features import jackknife, linear_cka, topics
 from fulltune.evaluation.retention.probe import load_probe
+from fulltune.evaluation.retention_sets import check_sets
 from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.likelihood import bits_per_byte
 from fulltune.models.bundle import Bundle, with_base_head

@@ -12,7 +12,6 @@ head on its body.
 
 from __future__ import annotations
 
-from fulltune.evaluation.retention.abilities import check_sets
 from fulltune.evaluation.retention.base_outputs import BaseOutputs, sentence
 
-__all__ = ["BaseOutputs", "check_sets", "sentence"]
+__all__ = ["BaseOutputs", "sentence"]

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fulltune.config import Config, DataConfig, Source, load_config
+from fulltune.config import Config, DataConfig, Source
 from fulltune.data.load import Column, available_columns, load_table
-from fulltune.errors import ConfigError, DataError, Problem
+from fulltune.errors import ConfigError, DataError
 from fulltune.evaluation.retention import features, likelihoods
 from fulltune.evaluation.retention.probe import Passage, by_language, load_probe
+from fulltune.evaluation.retention_sets import PAIRS, config_of_set
 from fulltune.metrics.base import Array, Metric
 from fulltune.models import inference
 from fulltune.models.bundle import Bundle
@@ -23,9 +24,6 @@ from fulltune.runtime import plugins
 from fulltune.store.cache import cache_key
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Task
-
-#: Task name of a set of minimal pairs, which is only scored.
-PAIRS = "minimal-pairs"
 
 #: Accepted columns of a set of minimal pairs; the second pair is that of BLiMP.
 _PAIR_COLUMNS = (("good", "bad"), ("sentence_good", "sentence_bad"))
@@ -104,35 +102,6 @@ def abilities(config: Config, base: Bundle) -> list[Ability]:
     return [*general, *(_of_set(name, options, config, base) for name, options in settings.sets.items())]
 
 
-def check_sets(config: Config) -> None:
-    """Check the settings of ``guards.forgetting`` before anything is loaded.
-
-    Raises:
-        ConfigError: A set has no data or an unknown task, or the action is ``stop`` without evaluations during
-            training. All problems are reported.
-    """
-    settings = config.guards.forgetting
-    problems = list[Problem]()
-    if settings and settings.action == "stop" and not config.train.evaluations:
-        problems.append(
-            Problem(
-                "stop, while train.evaluations is 0",
-                "evaluations at which the probe is scored",
-                "increase train.evaluations, or choose warn or reject",
-                field="guards.forgetting.action",
-            )
-        )
-    for name, options in settings.sets.items() if settings else ():
-        try:
-            job = _job(options, config)
-            if job.task != PAIRS:
-                plugins.load("task", job.task)
-        except ConfigError as error:
-            problems += [_with_set_name(problem, name) for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
-
-
 # ---- General text ----
 
 
@@ -171,7 +140,7 @@ def _text_score(
 
 def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle) -> Ability:
     """Return the ability of an entry of ``guards.forgetting.sets``."""
-    job = _job(options, config)
+    job = config_of_set(options, config)
     if job.task == PAIRS:
         return _minimal_pairs(name, job, base)
     task: Task = plugins.load("task", job.task)(job)
@@ -198,19 +167,6 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
         task.metrics[0],
         lambda bundle: task.predictor(bundle, "retention")(examples),
     )
-
-
-def _job(options: Mapping[str, Any], config: Config) -> Config:
-    """Return the config of a set: its own task and data, with the run's model and evaluation."""
-    # Chat templates of a set use the date of the run.
-    data = {"chat_date": config.data.chat_date, **(options.get("data") or {})} if options.get("data") else {}
-    if "train" not in data and isinstance(data.get("eval"), (str, list, tuple)):
-        data["train"] = data["eval"]
-    defaults = {"model": config.model, "evaluation": config.evaluation.model_dump()}
-    job = load_config(defaults | dict(options) | ({"data": data} if data else {}))
-    limit = config.guards.forgetting.limit if config.guards.forgetting else None
-    limits = [value for value in (job.data.limit, job.data.eval_limit, limit) if value is not None]
-    return job.model_copy(update={"data": job.data.model_copy(update={"eval_limit": min(limits)})})
 
 
 def _source(job: Config) -> tuple[Source, str]:
@@ -243,9 +199,3 @@ def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:
 def _unsupported(name: str, message: str, expected: str) -> ConfigError:
     """Return the error of a set that does not fit the base."""
     return ConfigError(message, expected=expected, fix="remove this set", field=f"guards.forgetting.sets.{name}")
-
-
-def _with_set_name(problem: Problem, name: str) -> Problem:
-    """Return a problem of a set's config with the set's key as its field."""
-    field = f"guards.forgetting.sets.{name}" + (f".{problem.field}" if problem.field else "")
-    return Problem(problem.found, problem.expected, problem.fix, problem.where, field)

@@ -10,7 +10,6 @@ from typing import Literal
 
 from fulltune.runtime import distributed
 from fulltune.runtime.files import atomic_text
-from fulltune.runtime.kernels.calibration import dump_choices, machine_choices, read_choices
 from fulltune.runtime.kernels.products import Choices
 from fulltune.runtime.kernels.threads import limit_threads
 
@@ -26,6 +25,8 @@ _machine_choices: dict[int, Choices] = {}
 def current() -> Choices | None:
     """Return the active choices; None if the kernels are off."""
     import torch
+
+    from fulltune.runtime.kernels.calibration import machine_choices
 
     pinned = _pinned.get()
     if pinned == "off":
@@ -62,6 +63,8 @@ def pinned_kernels(kernels: Switch, path: Path | None = None) -> Iterator[Choice
 
 def _read_or_write(path: Path) -> Choices | None:
     """Return the choices stored in a run's file; if there are none, write the active ones there."""
+    from fulltune.runtime.kernels.calibration import dump_choices, read_choices
+
     stored = read_choices(path)
     if stored is not None:
         return stored

@@ -16,8 +16,6 @@ from fulltune.data.findings import Finding
 from fulltune.errors import ConfigError, DataError, Problem
 from fulltune.metrics import sql, text
 from fulltune.metrics.base import Metric
-from fulltune.models import inference
-from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Facts
@@ -29,6 +27,8 @@ from fulltune.tasks.text2sql.snapshot import source
 
 if TYPE_CHECKING:
     from fulltune.data.load import Row
+    from fulltune.models.bundle import Bundle
+    from fulltune.models.inference import Generated
 
 
 #: Maximum number of result rows in an answer.
@@ -165,10 +165,10 @@ class Text2SQL(TextToText):
             return Shot(shot.input, shot.answer)
         return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", shot.answer)
 
-    def answer_text(self, generated: inference.Generated) -> str:
+    def answer_text(self, generated: Generated) -> str:
         return normalize.strip_fences(generated.text)
 
-    def prediction(self, system: str, example: Example, generated: inference.Generated) -> Prediction:
+    def prediction(self, system: str, example: Example, generated: Generated) -> Prediction:
         """Return a query and its match with the reference result; None if the reference query itself fails."""
         query = self.answer_text(generated)
         gold = example.answer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from fulltune.models.losses import IGNORED
+from fulltune.models.token_ids import IGNORED
 from fulltune.tasks.base import Features
 from fulltune.training.batches import packing
 from fulltune.training.objective import Kind

@@ -21,7 +21,7 @@ from torch import Tensor
 from fulltune.config import Config
 from fulltune.models.fast_paths import FAILURES, checking
 from fulltune.models.kernel_check import gradients_agree
-from fulltune.models.losses import IGNORED
+from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.loss_check import check_loss
 from fulltune.training.objective import Objective, kind_of

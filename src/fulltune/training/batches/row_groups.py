@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fulltune.models.fast_paths import batching_is_neutral, checking, padding_is_neutral
-from fulltune.models.losses import IGNORED
+from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.batches.collate import INPUT_COLUMNS
 from fulltune.training.batches.out_of_memory import row_count, take

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerCallback
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fulltune.config import Config
 from fulltune.errors import ModelError
-from fulltune.models.adapters import files
-from fulltune.models.bundle import Bundle
 from fulltune.records.run import Parameters
-from fulltune.training.methods.base import Method
-from fulltune.training.methods.proof import FirstStep, fingerprints, refuse_reduced, require, tied_parameters
+from fulltune.training.methods.base import Method, refuse_reduced
 from fulltune.training.optimizers import has_8bit_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, TrainerCallback
+
+    from fulltune.models.adapters.files import Origin
+    from fulltune.models.bundle import Bundle
+    from fulltune.training.methods.proof import FirstStep
 
 
 class Partial(Method):
@@ -30,11 +32,16 @@ class Partial(Method):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         refuse_reduced(config.trainer, self.name)
-        self._first_step = FirstStep(is_8bit=has_8bit_state(config.train.optimizer))
-        self._origin = files.Origin(source="")
+        self._origin: Origin | None = None
         self._before: dict[str, bytes] = {}
         self._total = 0
         self._prepared: PreTrainedModel | None = None
+
+    @cached_property
+    def _first_step(self) -> FirstStep:
+        from fulltune.training.methods.proof import FirstStep
+
+        return FirstStep(is_8bit=has_8bit_state(self.config.train.optimizer))
 
     @abstractmethod
     def attach(self, bundle: Bundle) -> None:
@@ -45,12 +52,17 @@ class Partial(Method):
         """
 
     def prepare(self, bundle: Bundle) -> Bundle:
+        import torch
+
+        from fulltune.models.adapters.files import Origin
+        from fulltune.training.methods.proof import fingerprints, require
+
         model: Any = bundle.model
         if model is self._prepared:
             return bundle
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        self._origin = files.Origin.of(bundle, self.name)
+        self._origin = Origin.of(bundle, self.name)
         self._check_tokens(bundle)
         model.float().requires_grad_(False)
         total = sum(value.numel() for value in model.parameters())
@@ -70,6 +82,10 @@ class Partial(Method):
         return (self._first_step,)
 
     def proof(self, bundle: Bundle) -> Parameters:
+        import torch
+
+        from fulltune.training.methods.proof import fingerprints, require, tied_parameters
+
         model = bundle.model
         after = fingerprints(model)
         trained = self._trained(model)
@@ -96,6 +112,9 @@ class Partial(Method):
         )
 
     def save(self, bundle: Bundle, folder: Path) -> None:
+        from fulltune.models.adapters import files
+
+        assert self._origin is not None, "save after prepare"
         config, tensors = self.stored(bundle)
         files.write(folder, self._origin, config, tensors)
 

@@ -6,8 +6,8 @@ A method does not depend on the task.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fulltune.config import AdapterConfig, Config, RegularizeConfig
 from fulltune.errors import ConfigError, Problem
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from fulltune.models.bundle import Bundle
     from fulltune.tasks.base import Features
+
+
+#: Options of ``trainer`` that reduce the precision.
+_REDUCED = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
 
 
 class Method(ABC):
@@ -116,3 +120,19 @@ class Method(ABC):
                     "remove it, or choose another method",
                     field=f"regularize.{key}",
                 )
+
+
+def refuse_reduced(trainer: Mapping[str, Any], method: str) -> None:
+    """Check that training computes in 32-bit floats.
+
+    Args:
+        trainer: The section ``trainer``.
+        method: Name of the method, for the message.
+
+    Raises:
+        ConfigError: An option of ``trainer`` reduces the precision.
+    """
+    reduced = [name for name in _REDUCED if trainer.get(name)]
+    if reduced:
+        fix = f"remove it; `{method}` trains in 32-bit floats"
+        raise ConfigError([Problem("reduced precision", "float32", fix, field=f"trainer.{name}") for name in reduced])

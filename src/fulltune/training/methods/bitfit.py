@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fulltune.errors import ModelError
-from fulltune.models.bundle import Bundle
 from fulltune.training.methods.adapters import Partial, head_modules, is_inside, train_modules
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 
 class BitFit(Partial):

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from transformers import TrainerCallback
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config
-from fulltune.models.bundle import Bundle
 from fulltune.records.run import Parameters
-from fulltune.training.methods.base import Method
-from fulltune.training.methods.proof import (
-    FirstStep,
-    fingerprints,
-    largest_change,
-    refuse_reduced,
-    require,
-    samples,
-    tied_parameters,
-)
+from fulltune.training.methods.base import Method, refuse_reduced
 from fulltune.training.optimizers import has_8bit_state
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainerCallback
+
+    from fulltune.models.bundle import Bundle
+    from fulltune.training.methods.proof import FirstStep
 
 
 class Full(Method):
@@ -33,12 +28,21 @@ class Full(Method):
         super().__init__(config)
         refuse_reduced(config.trainer, self.name)
         self._before: dict[str, bytes] = {}
-        self._sample: dict[str, torch.Tensor] = {}
+        self._sample: dict[str, Tensor] = {}
         self._tied: tuple[str, ...] = ()
         self._grown = 0
-        self._first_step = FirstStep(is_8bit=has_8bit_state(config.train.optimizer))
+
+    @cached_property
+    def _first_step(self) -> FirstStep:
+        from fulltune.training.methods.proof import FirstStep
+
+        return FirstStep(is_8bit=has_8bit_state(self.config.train.optimizer))
 
     def prepare(self, bundle: Bundle) -> Bundle:
+        import torch
+
+        from fulltune.training.methods.proof import fingerprints, require, samples, tied_parameters
+
         model: Any = bundle.model
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -54,6 +58,10 @@ class Full(Method):
         return (self._first_step,)
 
     def proof(self, bundle: Bundle) -> Parameters:
+        import torch
+
+        from fulltune.training.methods.proof import fingerprints, largest_change, require, samples, tied_parameters
+
         named = dict(bundle.model.named_parameters())
         require("are frozen", [name for name, value in named.items() if not value.requires_grad])
         require("are not float32", [name for name, value in named.items() if value.dtype != torch.float32])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune.errors import ModelError
-from fulltune.models.bundle import Bundle
 from fulltune.training.methods.adapters import Partial, head_modules, train_modules
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 
 class LinearProbe(Partial):

@@ -6,17 +6,17 @@ Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models"; PEFT imple
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config
 from fulltune.errors import ModelError, did_you_mean
-from fulltune.models.adapters import files, lora
 from fulltune.models.adapters.packages import require
-from fulltune.models.bundle import Bundle
 from fulltune.training.methods.adapters import Partial, embedding_rows, head_modules, is_inside
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fulltune.models.bundle import Bundle
 
 
 class Lora(Partial):
@@ -33,6 +33,10 @@ class Lora(Partial):
         self._tuner: Any = None
 
     def attach(self, bundle: Bundle) -> None:
+        import torch
+
+        from fulltune.models.adapters import lora
+
         settings = self.config.adapter
         rows = embedding_rows(bundle)
         bundle.model.requires_grad_(False)
@@ -53,10 +57,14 @@ class Lora(Partial):
         return "lora_" in name or "trainable_tokens" in name
 
     def stored(self, bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        from fulltune.models.adapters import files, lora
+
         tensors = {f"{files.LORA_PREFIX}{name}": value for name, value in lora.state(self._tuner).items()}
         return lora.config_of(self._tuner), tensors
 
     def merge(self, bundle: Bundle) -> Bundle:
+        from fulltune.models.adapters import lora
+
         lora.merge(self._tuner)
         bundle.model.requires_grad_(True)
         return bundle
@@ -76,6 +84,8 @@ def targets(bundle: Bundle, wanted: str | Sequence[str], head: Sequence[str] = (
     Raises:
         ModelError: No linear layer has a name with one of the endings.
     """
+    from fulltune.models.adapters import lora
+
     model: Any = bundle.model
     output = model.get_output_embeddings()
     inside = {id(layer) for layer in model.base_model.modules()} - {id(output)}

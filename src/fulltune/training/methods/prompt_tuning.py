@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from fulltune.config import AdapterConfig
 from fulltune.errors import ConfigError
-from fulltune.models.adapters import files, soft_prompt
-from fulltune.models.bundle import Bundle
-from fulltune.models.losses import IGNORED
+from fulltune.models.token_ids import IGNORED
 from fulltune.tasks.base import Features
 from fulltune.training.methods.adapters import Partial, embedding_rows, head_modules, train_modules
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fulltune.models.bundle import Bundle
 
 #: Number of tokens that a prompt is drawn from: the first tokens of a vocabulary are the most common (as in the paper).
 _COMMON = 5000
@@ -38,12 +40,16 @@ class PromptTuning(Partial):
         return adapter.prompt_tokens
 
     def attach(self, bundle: Bundle) -> None:
+        from fulltune.models.adapters import soft_prompt
+
         length = self.config.adapter.prompt_tokens
         vectors = soft_prompt.vectors_of(bundle.model, self._first_ids(bundle), length)
         soft_prompt.attach(bundle.model, vectors)
         train_modules(bundle.model, head_modules(bundle))
 
     def is_added(self, name: str) -> bool:
+        from fulltune.models.adapters import soft_prompt
+
         return name == soft_prompt.NAME
 
     def features(self, bundle: Bundle, features: Sequence[Features]) -> Sequence[Features]:
@@ -56,6 +62,8 @@ class PromptTuning(Partial):
         return [replace(item, input_ids=ids + list(item.input_ids), labels=labels(item)) for item in features]
 
     def stored(self, bundle: Bundle) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
+        from fulltune.models.adapters import files, soft_prompt
+
         trained = dict(self._trained(bundle.model))
         vectors = trained.pop(soft_prompt.NAME)
         heads = {f"{files.PROMPT_PREFIX}{name}": value for name, value in trained.items()}

@@ -11,9 +11,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune.errors import ConfigError, ModelError, Problem
-
-_REDUCED = ("bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval")
+from fulltune.errors import ModelError
 
 #: Largest number of tensor names in a message.
 _NAMED = 5
@@ -77,22 +75,6 @@ class FirstStep(TrainerCallback):
         if small:
             self.evidence.append(f"{small} optimizer moments in 8-bit numbers, as configured")
         self.evidence.append(f"{len(moments) - small} optimizer moments float32")
-
-
-def refuse_reduced(trainer: Mapping[str, Any], method: str) -> None:
-    """Check that training computes in 32-bit floats.
-
-    Args:
-        trainer: The section ``trainer``.
-        method: Name of the method, for the message.
-
-    Raises:
-        ConfigError: An option of ``trainer`` reduces the precision.
-    """
-    reduced = [name for name in _REDUCED if trainer.get(name)]
-    if reduced:
-        fix = f"remove it; `{method}` trains in 32-bit floats"
-        raise ConfigError([Problem("reduced precision", "float32", fix, field=f"trainer.{name}") for name in reduced])
 
 
 def tied_parameters(model: nn.Module) -> tuple[str, ...]:

@@ -6,15 +6,16 @@ dequantized weights, because it was trained on them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config
-from fulltune.models.adapters import nf4
 from fulltune.models.adapters.packages import require
-from fulltune.models.bundle import Bundle
 from fulltune.records.run import Parameters
 from fulltune.training.methods.adapters import head_modules
 from fulltune.training.methods.lora import Lora, targets
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 
 class QLora(Lora):
@@ -29,16 +30,21 @@ class QLora(Lora):
         require(f"the method {self.name}", "peft", "bitsandbytes")
 
     def attach(self, bundle: Bundle) -> None:
+        from fulltune.models.adapters import nf4
+
         model: Any = bundle.model
         # Layers that the library always keeps in float32; T5 reads their dtype and casts to it.
         kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
         layers = targets(bundle, "all-linear", head_modules(bundle))
         names = [name for name in layers if kept.isdisjoint(name.split("."))]
         nf4.quantize(bundle.model, names)
+        assert self._origin is not None, "prepare sets it"
         self._origin = self._origin.model_copy(update={"quantized": tuple(names)})
         super().attach(bundle)
 
     def proof(self, bundle: Bundle) -> Parameters:
+        from fulltune.models.adapters import nf4
+
         parameters = super().proof(bundle)
         layers = [layer for layer in bundle.model.modules() if nf4.is_quantized(layer)]
         size = sum(map(nf4.stored_bytes, layers))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fulltune.models.bundle import Bundle
-from fulltune.models.inference import Text, end_ids, text_ids
+from fulltune.models.token_ids import Text, end_ids, text_ids
 
 #: Fraction of the tokens of an encoder that are masked (Devlin et al. 2019).
 MASKED = 0.15

@@ -8,9 +8,9 @@ from pathlib import Path
 from fulltune.config import Config, DataConfig
 from fulltune.data.load import Column, load_table
 from fulltune.errors import ConfigError, Problem
-from fulltune.models import inference
+from fulltune.models import inference, token_ids
 from fulltune.models.bundle import Bundle, Head
-from fulltune.models.losses import IGNORED
+from fulltune.models.token_ids import IGNORED
 from fulltune.store.cache import cache_key, cache_path, cached_rows
 from fulltune.tasks.base import Features
 from fulltune.training.regularization.costs import needs_general_text
@@ -128,9 +128,9 @@ def _encoded(base: Bundle, text: str, row: int) -> Features | None:
         ids, hidden = masked(base, text, row)
         labels = [hidden.get(place, IGNORED) for place in range(len(ids))]
         return Features(ids, labels, name) if hidden else None
-    start = inference.start_ids(base)
+    start = token_ids.start_ids(base)
     room = min(LONGEST, base.window) - len(start)
-    tokens = [*inference.text_ids(base, text), *inference.end_ids(base)][:room]
+    tokens = [*token_ids.text_ids(base, text), *token_ids.end_ids(base)][:room]
     ids = start + tokens
     given = max(1, len(start))  # no token predicts the first one
     return Features(ids, [IGNORED] * given + ids[given:], name) if len(ids) > given else None

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fulltune.config import Config
 from fulltune.models.bundle import Bundle, with_base_head
-from fulltune.models.losses import IGNORED, shift
+from fulltune.models.losses import shift
+from fulltune.models.token_ids import IGNORED
 from fulltune.tasks.base import Features
 from fulltune.training.batches.collate import Collator
 from fulltune.training.next_tokens import aligned_labels
