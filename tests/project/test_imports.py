@@ -32,7 +32,34 @@ LIGHT_MODULES = (
     "runtime.rows_file",
     "runtime.terminal",
 )
-HEAVY = ("torch", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib")
+#: What a config and its data are checked with, before the model is loaded: torch is imported after these.
+BEFORE_THE_MODEL = (
+    "evaluation.retention_sets",
+    "models.sources",
+    "models.token_ids",
+    "pipeline.job",
+    "pipeline.loading",
+    "pipeline.resume",
+    "pipeline.run",
+    "tasks.causal_lm",
+    "tasks.classification",
+    "tasks.dataset",
+    "tasks.encoding",
+    "tasks.prompts",
+    "tasks.seq2seq",
+    "tasks.text2sql.task",
+    "training.engine_check",
+    "training.methods.bitfit",
+    "training.methods.full",
+    "training.methods.linear_probe",
+    "training.methods.prompt_tuning",
+    "training.methods.qlora",
+    "training.option_check",
+)
+HEAVY = (
+    *("accelerate", "bitsandbytes", "datasets", "matplotlib", "pandas", "peft"),
+    *("scipy", "sklearn", "torch", "transformers"),
+)
 
 
 def modules() -> list[Path]:
@@ -69,6 +96,11 @@ def test_light_modules_load_nothing_heavy(name: str) -> None:
     assert below, f"there is no module {name}"
     loaded = loaded_by("\n".join(f"import {module}" for module in below))
     assert "fulltune" in loaded
+    assert loaded & set(HEAVY) == set()
+
+
+def test_what_is_checked_before_the_model_is_loaded_needs_nothing_heavy() -> None:
+    loaded = loaded_by("\n".join(f"import fulltune.{name}" for name in BEFORE_THE_MODEL))
     assert loaded & set(HEAVY) == set()
 
 

@@ -1,0 +1,68 @@
+"""Mistakes in a command, a config or its files are reported before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+#: Run several commands in one process in which an import of a heavy library is an error.
+SCRIPT = """
+import json, sys
+for name in ("torch", "transformers", "peft", "bitsandbytes", "sklearn", "pandas"):
+    sys.modules[name] = None
+from typer.testing import CliRunner
+from fulltune.cli.main import app
+results = [CliRunner().invoke(app, words) for words in json.loads(sys.argv[1])]
+print(json.dumps([[one.exit_code, one.stderr or repr(one.exception)] for one in results]))
+"""
+
+#: Case → config, or None for a file that does not exist, and part of the message.
+CONFIGS: dict[str, tuple[dict[str, Any] | None, str]] = {
+    "a missing config": (None, "the config file does not exist"),
+    "an unknown key": ({"trian": {}}, "Did you mean 'train'"),
+    "a missing key": ({"data": {}}, "field 'data.train': missing"),
+    "an unknown task": ({"task": "clasification"}, "Did you mean 'classification'"),
+    "an option of another method": ({"adapter": {"rank": 4}}, "field 'adapter.rank'"),
+    "a regularizer of other tasks": (
+        {"task": "causal-lm", "regularize": {"r_drop": 1.0}}, "R-Drop for the task causal-lm",
+    ),
+    "a retention set without data": ({"guards": {"forgetting": {"sets": {"mine": {}}}}}, "forgetting.sets.mine"),
+    "a missing file": ({"data": {"train": "rows.json"}}, "there is no such file or folder"),
+    "a missing column": ({"data": {"train": "rows.jsonl", "eval": 0.2, "text": "body"}}, "no column 'body'"),
+    "an unknown starter": ({"model": "starter:brt"}, "Did you mean 'starter:bert'"),
+    "a missing folder": ({"model": "./no-such-model"}, "'./no-such-model' does not exist"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """Return exit code and message of ``fulltune run`` for each config."""
+    folder = tmp_path_factory.mktemp("early")
+    rows = [{"text": f"clause {number} of {number % 7}", "label": "ab"[number % 2]} for number in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    usual = {"model": "starter:bert", "task": "classification", "data": {"train": "rows.jsonl", "eval": 0.2}}
+    commands = []
+    for number, (changes, _) in enumerate(CONFIGS.values()):
+        path = folder / f"{number}.json"
+        if changes is not None:
+            path.write_text(json.dumps(usual | changes), encoding="utf-8")
+        commands.append(["run", path.name])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
+        check=True, capture_output=True, text=True, cwd=folder, env=environment,
+    )  # fmt: skip
+    assert not (folder / "runs").exists()
+    return dict(zip(CONFIGS, map(tuple, json.loads(done.stdout.splitlines()[-1])), strict=True))
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_mistake_is_reported_before_torch_is_imported(case: str, results: dict[str, tuple[int, str]]) -> None:
+    code, message = results[case]
+    assert CONFIGS[case][1] in message
+    assert code == 1
