@@ -105,7 +105,7 @@ def trained(job: Job, callbacks: Sequence[TrainerCallback], **train: Any) -> tup
     task, _ = parts(config)
     task, data = dataset.prepare(config, task)
     base = load_model(config, task, "unused")
-    _, features, curve = dataset.inspect(config, task, data, base)
+    _, features, curve = dataset.inspect(config, task, data, base, dataset.audit_rows(config, task, data))
     student = load_model(config, task, "unused", head=task.head)
     task.begin(student, data.train.examples)
     method = plugins.load("method", config.method)(config)

@@ -1,4 +1,4 @@
-"""Order of the commands in ``--help``, in the order of their use: panels with their commands, and an example of each."""
+"""Commands in the order of their use: the panels of ``--help`` with their commands, and an example of each."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from fulltune.data.overlap import Entry, overlap
 from fulltune.data.split import input_text
 from fulltune.data.tokens import E, FeaturesLike
 
-__all__ = ["Audit", "BadRow", "Finding", "audit"]
+__all__ = ["Audit", "BadRow", "Finding", "audit", "token_findings"]
 
 #: Splits with fewer rows than this are reported.
 _FEW = 50
@@ -73,13 +73,39 @@ def audit(
         findings += label_findings(train_examples, eval_examples, [_LabeledRow.of(row) for row in valid or ()])
         tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
         findings += kind_findings({split: table.label_kind for split, table in tables.items()})
-    for split, examples in (("train", train_examples), ("eval", eval_examples)):
-        if encode is not None and examples:
-            findings += tokens.length_findings(split, examples, encode, config)
-        if tokenizer is not None:
-            findings += _vocabulary(split, examples, tokenizer, generated=not classes)
+    findings += token_findings(
+        {"train": train_examples, "eval": eval_examples},
+        config,
+        generated=not classes,
+        encode=encode,
+        tokenizer=tokenizer,
+    )
     problems = [problem for table in (train, valid, evaluation) if table is not None for problem in table.problems]
     return Audit(findings=tuple(findings), leaked_ids=overlapping.leaked, bad_rows=bad_rows(problems))
+
+
+def token_findings(
+    splits: Mapping[str, Sequence[E]],
+    config: Config,
+    *,
+    generated: bool,
+    encode: Callable[[E], Sequence[FeaturesLike]] | None,
+    tokenizer: Any,
+) -> Iterator[Finding]:
+    """Yield what the tokens of the rows show; the arguments are those of :func:`audit`.
+
+    Args:
+        splits: Rows of ``train`` and ``eval`` as the task sees them.
+        config: Thresholds.
+        generated: The target is text that the model writes, not a class.
+        encode: See :func:`audit`.
+        tokenizer: See :func:`audit`.
+    """
+    for split, examples in splits.items():
+        if encode is not None and examples:
+            yield from tokens.length_findings(split, examples, encode, config)
+        if tokenizer is not None:
+            yield from _vocabulary(split, examples, tokenizer, generated)
 
 
 def _bad_rows(train: Table, valid: Table | None, evaluation: Table) -> Iterator[Finding]:
@@ -118,7 +144,6 @@ def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], conf
 
 
 def _vocabulary(split: str, examples: Sequence[ExampleLike], tokenizer: Any, generated: bool) -> Iterator[Finding]:
-    """Yield findings about tokens; ``generated``: the target is text that the model writes, not a class."""
     prompted = [example for example in examples if example.input]
     inputs = [example.input for example in prompted]
     yield from tokens.unknown_finding(split, "input", [example.id for example in prompted], inputs, tokenizer)

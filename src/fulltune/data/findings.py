@@ -81,6 +81,15 @@ class Audit(Model):
     leaked_ids: tuple[str, ...] = ()
     bad_rows: tuple[BadRow, ...] = ()
 
+    @property
+    def is_broken(self) -> bool:
+        """True if a finding makes training pointless."""
+        return any(finding.level == "error" for finding in self.findings)
+
+    def extended(self, findings: Iterable[Finding]) -> Audit:
+        """Return the audit with further findings."""
+        return self.model_copy(update={"findings": (*self.findings, *findings)})
+
     def summary(self) -> AuditSummary:
         """Return counts and messages for the record, most severe first."""
         order = ("error", "warning", "info")

@@ -102,15 +102,22 @@ class Job:
         )
 
 
-def prepare_job(config: Config, out: str | Path, watch: Stopwatch | None = None) -> Job:
+def prepare_job(
+    config: Config,
+    out: str | Path,
+    watch: Stopwatch | None = None,
+    refuse: Callable[[Audit], object] = Audit.raise_if_broken,
+) -> Job:
     """Load, audit and encode the data of a config, and load its base model.
 
-    Several processes share the work: the first one reads and encodes the rows, all load the model.
+    Several processes share the work: the first one reads and encodes the rows, all load the model. torch is imported
+    with the model, after options, files, columns and rows were checked.
 
     Args:
         config: The config.
         out: The runs folder.
         watch: Records the seconds of the stages ``data``, ``load`` and ``audit``.
+        refuse: Is given an audit of the rows that has errors, and raises them.
 
     Raises:
         FulltuneError: The config, the data or the model cannot be used.
@@ -118,20 +125,22 @@ def prepare_job(config: Config, out: str | Path, watch: Stopwatch | None = None)
     watch = watch or Stopwatch()
     task, method = parts(config)
     with watch("data"):
-        facts, data = distributed.on_main(lambda: _facts_and_data(config, task))
+        facts, data, rows = distributed.on_main(lambda: _read(config, task))
         task = task.with_facts(facts)
+    if rows.is_broken:
+        refuse(rows)
     with watch("load"):
         base = load_model(config, task, out)
         config = dated(config, task, base)
     with watch("audit"):
-        audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, Path(out)))
+        audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, rows, Path(out)))
     return Job(config, task, method, data, base, audit, features, curve, Path(out))
 
 
-def _facts_and_data(config: Config, task: Task) -> tuple[Facts, Data]:
+def _read(config: Config, task: Task) -> tuple[Facts, Data, Audit]:
     """Return plain data only: a task holds what no other process can use, such as open databases."""
     fitted, data = dataset.prepare(config, task)
-    return fitted.facts, data
+    return fitted.facts, data, dataset.audit_rows(config, fitted, data)
 
 
 def parts(config: Config) -> tuple[Task, Method]:

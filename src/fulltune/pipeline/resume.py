@@ -25,6 +25,7 @@ from fulltune.pipeline.job import Job, on_day
 from fulltune.pipeline.loading import load_model
 from fulltune.runtime import distributed
 from fulltune.runtime.files import to_json
+from fulltune.runtime.signals import terminable
 from fulltune.store import runs
 from fulltune.store.runs import RunFolder, list_runs, resolve
 from fulltune.tasks import prompts
@@ -101,8 +102,6 @@ def locked(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[
     Raises:
         StoreError: The run is finished, or another process has locked it.
     """
-    from fulltune.training.interrupt import terminable
-
     folder = RunFolder.create(out, new_id) if resume is None else RunFolder.open(resolve(str(resume), out))
     if distributed.launch_id():
         folder.write_text(_LAUNCH, distributed.launch_id())

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, dump_config, load_config
-from fulltune.data.findings import first_warnings
+from fulltune.data.findings import Audit, first_warnings
 from fulltune.metrics.compare import RunComparison
 from fulltune.metrics.compare import compare as compare_folders
 from fulltune.pipeline import loading
@@ -87,7 +88,10 @@ def run(
         resume = resume or distributed.on_main(lambda: resuming.restarted(out))
         config = config if resume is None else resuming.on_its_day(config, resume, out)
 
-        job = prepare_job(config, out, watch)
+        run_id = distributed.broadcast(new_run_id(config.task, config.model))
+        # Rows of a resumed run are compared with those that it began with, which says more than their audit.
+        refuse = partial(_refuse, config, out, run_id) if resume is None else _ignore
+        job = prepare_job(config, out, watch, refuse)
         config = job.config
         from fulltune.evaluation.baselines import choose_shots
         from fulltune.evaluation.evaluate import score_baselines, score_system
@@ -96,7 +100,6 @@ def run(
         from fulltune.pipeline.planning.measured_plan import checked_plan
         from fulltune.pipeline.record import build, versions
 
-        run_id = distributed.broadcast(new_run_id(config.task, config.model))
         folder = stack.enter_context(resuming.locked(out, resume, run_id))
         if distributed.is_main():
             log_to(folder.path / "run.log")
@@ -152,6 +155,18 @@ def run(
             distributed.on_main(lambda: write_report(folder.path))
         distributed.on_main(lambda: register_run(out, folder.path))
     return record.stored_in(folder.path)
+
+
+def _ignore(audit: Audit) -> None:
+    """Leave the errors of an audit to a later check."""
+
+
+def _refuse(config: Config, out: str | Path, run_id: str, audit: Audit) -> None:
+    """Leave a run with the audit of rows that cannot be used, and raise its errors."""
+    with resuming.locked(out, None, run_id) as folder:
+        folder.write_text("config.yaml", dump_config(config))
+        where = folder.write_text("audit.json", audit.to_json())
+        audit.raise_if_broken(where=str(where))
 
 
 def _trained(

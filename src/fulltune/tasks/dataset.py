@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fulltune.config import Config, Source
 from fulltune.data import tokens
-from fulltune.data.audit import Audit, Finding, audit
+from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
 from fulltune.data.split import split_table
 from fulltune.errors import DataError, Problem
@@ -83,8 +83,29 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     return task.fit(data.train.examples, data.held_out), data
 
 
+def audit_rows(config: Config, task: Task, data: Data) -> Audit:
+    """Audit the rows themselves, before a model is loaded.
+
+    Args:
+        config: The config.
+        task: The task, fitted to the data.
+        data: All splits.
+    """
+    report = audit(
+        train=data.train.table,
+        evaluation=data.eval.table,
+        valid=data.valid.table if data.valid else None,
+        train_examples=data.train.examples,
+        eval_examples=data.eval.examples,
+        config=config,
+    )
+    splits = {"train": data.train.examples, "eval": data.eval.examples}
+    splits |= {"valid": data.valid.examples} if data.valid else {}
+    return report.extended(task.findings(splits))
+
+
 def inspect(
-    config: Config, task: Task, data: Data, bundle: Bundle, out: Path | None = None
+    config: Config, task: Task, data: Data, bundle: Bundle, rows: Audit, out: Path | None = None
 ) -> tuple[Audit, list[Features], list[Features]]:
     """Audit the data as the model reads it, and encode it once.
 
@@ -93,6 +114,7 @@ def inspect(
         task: The task.
         data: All splits.
         bundle: Model and tokenizer.
+        rows: The audit of the rows, to which this one is added.
         out: Folder in which sequences of large data are cached.
 
     Returns:
@@ -101,20 +123,18 @@ def inspect(
     examples = [*data.train.examples, *data.eval.examples]
     # Keyed by identity: rows of two splits may have the same id.
     encoded = dict(zip(map(id, examples), encode(task, examples, bundle, out), strict=True))
-    report = audit(
-        train=data.train.table,
-        evaluation=data.eval.table,
-        valid=data.valid.table if data.valid else None,
-        train_examples=data.train.examples,
-        eval_examples=data.eval.examples,
-        encode=lambda example: encoded[id(example)],
-        tokenizer=bundle.tokenizer,
-        config=config,
+    report = rows.extended(
+        [
+            *token_findings(
+                {"train": data.train.examples, "eval": data.eval.examples},
+                config,
+                generated=task.head == "lm",
+                encode=lambda example: encoded[id(example)],
+                tokenizer=bundle.tokenizer,
+            ),
+            *_limits(config, task, bundle, [(one.id, encoded[id(one)]) for one in data.eval.examples]),
+        ]
     )
-    limits = _limits(config, task, bundle, [(example.id, encoded[id(example)]) for example in data.eval.examples])
-    splits = {"train": data.train.examples, "eval": data.eval.examples}
-    splits |= {"valid": data.valid.examples} if data.valid else {}
-    report = report.model_copy(update={"findings": (*report.findings, *limits, *task.findings(splits))})
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return report, [features for example in data.train.examples for features in encoded[id(example)]], curve
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,12 +11,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fulltune.runtime import distributed
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from fulltune.runtime.signals import handled
 
 _MESSAGE = b"\nInterrupted: this step is finished and a checkpoint is written. A second signal stops at once.\n"
-
-Handler = Callable[[int, "FrameType | None"], None]
 
 
 class StopWhenAsked(TrainerCallback):
@@ -79,33 +74,7 @@ def stopping_after_a_step(stop: StopWhenAsked) -> Iterator[None]:
         stop.ask()
         os.write(2, _MESSAGE)
 
-    with _handled(handle):
+    with handled(handle):
         yield
     if stop.is_asked:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Raise KeyboardInterrupt at SIGTERM as at Ctrl-C, so that a run on a preempted machine can be resumed."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handled(handle, (signal.SIGTERM,)):
-        yield
-
-
-@contextmanager
-def _handled(handle: Handler, signals: tuple[signal.Signals, ...] = _SIGNALS) -> Iterator[None]:
-    """Set a signal handler for the duration of the block."""
-    # Only the main thread may set handlers.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

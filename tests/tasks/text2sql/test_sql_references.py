@@ -68,7 +68,7 @@ def audited(folder: Path, train: list[str], evaluation: list[str], **more: Any) 
     config = load_config(options(folder, train, evaluation, **more))
     task = Text2SQL(config)
     task, data = dataset.prepare(config, task)
-    return dataset.inspect(config, task, data, fakes.bundle("t5"))[0]
+    return dataset.inspect(config, task, data, fakes.bundle("t5"), dataset.audit_rows(config, task, data))[0]
 
 
 def about(audit: Audit, kind: str = "reference_queries_fail") -> dict[str, Any]:
