@@ -31,7 +31,8 @@ def commands(run_folder: Path) -> tuple[str, ...]:
 def _started_in(folder: Path) -> Path:
     """Return the folder from which the relative paths of the config lead to its data.
 
-    It is the folder that holds the runs folder, the working directory, or a folder above; the first one if none has the data.
+    It is the folder above the runs folder, the working directory, or a folder higher up; the first one if none has the
+    data.
     """
     above = folder.parent.parent
     name = _training_data(folder)

@@ -197,10 +197,9 @@ def forest(title: str, rows: Sequence[Bar], *, tick: Callable[[float], str] = co
     strips = _strips(rows)
     bottom = strips[-1].bottom
     parts = [bottom_axis(axis, 0, bottom, tick=tick)]
-    if zero:
-        parts.append(tag("line", class_="zero", x1=percent(axis.at(0)), x2=percent(axis.at(0)), y1=0, y2=bottom))
     strong = [row.value for row in rows if row.strong and math.isfinite(row.value)]
     for row, strip in zip(rows, strips, strict=True):
+        parts += [_across(0.0, "zero", axis, strip)] if zero else []
         parts += [_across(value, "reference", axis, strip) for value in strong]
         parts += [_across(row.limit, "limit", axis, strip)] if math.isfinite(row.limit) else []
         parts += [_row_words(row, strip), _whisker(row, axis, strip.middle), _marker(row, axis, strip.middle)]
@@ -353,13 +352,14 @@ def _path(curve: Line, x_axis: Axis, y_axis: Axis) -> Markup:
 
 def _marks(marks: Sequence[Mark], axis: Axis, unit: str) -> Markup:
     """Return vertical lines with labels; a label that would touch another is written below it."""
-    parts: list[Markup] = []
+    drawn: list[Markup] = []
+    words: list[Markup] = []
     ends: list[float] = []  # of the last label on each level, in pixels
     for mark in sorted(marks, key=lambda mark: mark.step):
         place = axis.at(mark.step)
         title = tag("title", f"{unit} {mark.step:g}: {mark.description}")
         across = {"x1": percent(place), "x2": percent(place), "y1": _TOP, "y2": _TOP + _HEIGHT}
-        parts.append(tag("line", title, class_="mark", **across))
+        drawn.append(tag("line", title, class_="mark", **across))
         size = labels.width(mark.label) + 10
         turned = place * labels.NARROW + size > labels.NARROW
         start = place * labels.NARROW - (size if turned else 0)
@@ -367,8 +367,8 @@ def _marks(marks: Sequence[Mark], axis: Axis, unit: str) -> Markup:
         ends[level : level + 1] = [start + size]
         side = {"dx": -5, "text_anchor": "end"} if turned else {"dx": 5, "text_anchor": "start"}
         height = _TOP + 12 + 15 * level
-        parts.append(tag("text", mark.label, class_="tick halo", x=percent(place), y=height, **side))
-    return Markup("").join(parts)
+        words.append(tag("text", mark.label, class_="tick halo", x=percent(place), y=height, **side))
+    return Markup("").join([*drawn, *words])
 
 
 def _dots(curve: Line, x_axis: Axis, y_axis: Axis, unit: str) -> Markup:
