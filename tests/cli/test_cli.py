@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 import fulltune
+from fulltune.cli import layout as layouts
 from fulltune.cli.main import app
 from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
@@ -61,6 +62,25 @@ def test_every_verb_has_help_and_json(verb: str) -> None:
     shown = call(*verb.split(), "--help")
     assert shown.exit_code == 0
     assert "--json" in shown.stdout
+
+
+@pytest.mark.parametrize(("group", "layout"), [((), layouts.PROGRAM), (("models",), layouts.MODELS)])
+def test_help_shows_every_command_in_the_order_of_use_with_an_example(
+    group: tuple[str, ...], layout: layouts.Layout
+) -> None:
+    command: Any = typer.main.get_command(app)
+    for name in group:
+        command = command.commands[name]
+    order = [name for names in layout.values() for name in names if name in command.commands]
+    assert command.list_commands(None) == order
+    shown = call(*group, "-h").stdout
+    places = [shown.index(f"│ {name} ") for name in order]
+    assert places == sorted(places)
+    for name in order:
+        example = layouts.example_of(layout, name)
+        assert example
+        assert f"Example: {example}" in " ".join(call(*group, name, "-h").stdout.split())
+        assert example.split()[: len(group) + 2] == ["fulltune", *group, name]
 
 
 def test_version() -> None:

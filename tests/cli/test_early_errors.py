@@ -39,6 +39,24 @@ CONFIGS: dict[str, tuple[dict[str, Any] | None, str]] = {
 }  # fmt: skip
 
 
+#: Command → part of the message, with a config whose file of rows does not exist.
+COMMANDS = {
+    "plan bad.json": "there is no such file or folder",
+    "plan bad.json --learning-curve": "there is no such file or folder",
+    "evaluate starter:bert --config bad.json": "there is no such file or folder",
+    "lr-find bad.json": "there is no such file or folder",
+    "methods bad.json": "there is no such file or folder",
+    "sweep bad.json --over train.epochs=1,2": "there is no such file or folder",
+    "doctor --resume bad.json": "there is no such file or folder",
+    "launch run nothing.json": "the config file does not exist",
+    "evaluate latest": "there is no run with a record",
+    "compare one two": "there is no run 'one'",
+    "models show one": "there is no model 'one'",
+    "rum bad.json": "Did you mean 'run'",
+    "run leaks.json": "also occur in train",
+}
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """Return exit code and message of ``fulltune run`` for each config."""
@@ -52,13 +70,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
         if changes is not None:
             path.write_text(json.dumps(usual | changes), encoding="utf-8")
         commands.append(["run", path.name])
+    bad = usual | {"data": {"train": "rows.json"}}
+    (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
+    leaks = usual | {"data": {"train": "rows.jsonl", "eval": "rows.jsonl"}}
+    (folder / "leaks.json").write_text(json.dumps(leaks), encoding="utf-8")
+    commands += [command.split() for command in COMMANDS]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
         check=True, capture_output=True, text=True, cwd=folder, env=environment,
     )  # fmt: skip
-    assert not (folder / "runs").exists()
-    return dict(zip(CONFIGS, map(tuple, json.loads(done.stdout.splitlines()[-1])), strict=True))
+    left = [path.name for path in folder.glob("runs/*/audit.json")]
+    assert left == ["audit.json"]  # of the refused run, which says where its leaks are
+    return dict(zip([*CONFIGS, *COMMANDS], map(tuple, json.loads(done.stdout.splitlines()[-1])), strict=True))
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -66,3 +90,12 @@ def test_a_mistake_is_reported_before_torch_is_imported(case: str, results: dict
     code, message = results[case]
     assert CONFIGS[case][1] in message
     assert code == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reports_mistakes_before_torch_is_imported(
+    command: str, results: dict[str, tuple[int, str]]
+) -> None:
+    code, message = results[command]
+    assert COMMANDS[command] in " ".join(message.replace("│", " ").split())
+    assert code == (2 if command.startswith("rum") else 1)

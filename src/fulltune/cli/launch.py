@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -44,10 +45,23 @@ def launch(
 
     with common.answering():
         command = words or []
+        _check(command)
         # Common options before the command are meant for it; its own come later, so that they win.
         command = [*command[:1], *common.words(), *command[1:]]
         code = start(Launch(preset, processes, offload, machines, machine, address, restarts), command)
     raise typer.Exit(code)
+
+
+def _check(command: list[str]) -> None:
+    """Check the config of ``run CONFIG``, once and before any process starts.
+
+    Raises:
+        ConfigError: It cannot be read, or a key is wrong.
+    """
+    if command[:1] == ["run"] and len(command) > 1 and not command[1].startswith("-"):
+        from fulltune.config import load_config
+
+        load_config(Path(command[1]), [value for word, value in pairwise(command) if word == "--set"])
 
 
 def _table(common: Common, words: list[str], offload: bool) -> None:

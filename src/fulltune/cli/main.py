@@ -36,6 +36,7 @@ app = typer.Typer(
     cls=Program,
     help="Full FP32 fine-tuning, measured against zero-shot and few-shot baselines.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -171,6 +172,7 @@ def lr_find(
 ) -> None:
     """Find a learning rate: a range test, then short trainings compared on held-out rows."""
     with common.answering() as progress:
+        common.check(config, overrides)
         from fulltune.cli.render import runs
 
         found = fulltune.find_learning_rate(config, out=common.out, overrides=overrides or (), progress=progress)
@@ -201,6 +203,7 @@ def methods(
 ) -> None:
     """Compare full fine-tuning, LoRA, QLoRA and prompt tuning on your rows; resumes an earlier comparison."""
     with common.answering() as progress:
+        common.check(config, overrides)
         from fulltune.cli.render import runs
 
         found = fulltune.compare_methods(
@@ -237,6 +240,7 @@ def sweep(
 ) -> None:
     """Search over any keys of a config, judged on validation rows; resumes an earlier search."""
     with common.answering() as progress:
+        common.check(config, overrides)
         from fulltune.cli.render import runs
 
         found = fulltune.sweep(
@@ -292,6 +296,7 @@ def doctor(
 
 def _check_resume(common: Common, config: Path, steps: int, overrides: list[str] | None) -> None:
     with common.answering() as progress:
+        common.check(config, overrides)
         from fulltune.cli.render import runs
         from fulltune.pipeline.resume_check import check_resume
 
@@ -345,6 +350,7 @@ def _changed_rows(common: Common, a: str, b: str | None) -> None:
 
 def _learning_curve(common: Common, config: Path, overrides: list[str] | None) -> None:
     with common.answering() as progress:
+        common.check(config, overrides)
         from fulltune.cli.render import runs
 
         found = fulltune.learning_curve(config, out=common.out, overrides=overrides or (), progress=progress)

@@ -9,10 +9,10 @@ import typer
 
 import fulltune
 from fulltune.cli.options import Common, RunName, with_common_options
-from fulltune.cli.verbs import Verbs
+from fulltune.cli.verbs import Models
 from fulltune.errors import ConfigError
 
-models = typer.Typer(help="List, promote, verify, export and average tuned models.", cls=Verbs, no_args_is_help=True)
+models = typer.Typer(help="List, promote, verify, export and average tuned models.", cls=Models, no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model of the registry.")]
 Ref = Annotated[

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -53,22 +53,25 @@ _SILENCE = {
 }
 
 
+#: An option that every command has, in a panel of its own below those of the command.
+_option = functools.partial(typer.Option, rich_help_panel="Options of every command")
+
+
 @dataclass(frozen=True)
 class Common:
     """The options that every command has; :func:`with_common_options` adds them to a command."""
 
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the runs and the registry.")] = Path(
-        "runs"
-    )
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no log on stderr.")] = False
+    out: Annotated[Path, _option("--out", metavar="DIR", help="Folder of the runs and the registry.")] = Path("runs")
+    quiet: Annotated[bool, _option("--quiet", help="Show no progress and no log on stderr.")] = False
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
+        bool, _option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
     ] = False
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Log at level info, and show tracebacks of expected errors.")
+        bool, _option("--verbose", help="Log at level info, and show tracebacks of expected errors.")
     ] = False
     log_level: Annotated[
-        LogLevel | None, typer.Option("--log-level", help="Level of the log on stderr (default: warning).")
+        LogLevel | None,
+        _option("--log-level", metavar="LEVEL", help="Log on stderr: debug, info, warning (default) or error."),
     ] = None
 
     @contextmanager
@@ -89,6 +92,17 @@ class Common:
         except KeyboardInterrupt as error:
             self._refuse(str(error) or "interrupted", "KeyboardInterrupt", [])
             raise typer.Exit(130) from None
+
+    def check(self, config: Path, overrides: Sequence[str] | None) -> None:
+        """Check all of a config that needs no model, before a command imports torch.
+
+        Raises:
+            FulltuneError: The config, the data or the model cannot be used.
+        """
+        from fulltune.config import load_config
+        from fulltune.pipeline.job import check_inputs
+
+        check_inputs(load_config(config, overrides or ()), self.out)
 
     def answer(self, text: str, human: RenderableType) -> None:
         """Print the result of a command on stdout, from the main process alone.

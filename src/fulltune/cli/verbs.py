@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperGroup
+
+from fulltune.cli import layout
 
 #: Command, and what other tools call it. Of several commands for one word, the first one that exists is named.
 _COMMANDS = {
@@ -52,7 +54,6 @@ _OPTIONS = {
         ("--gpus", "--num_processes", "--nproc_per_node", "--num-processes"),
         "use fulltune launch --processes N run CONFIG",
     ),
-    "-h": "use --help",
     "-v": "use --verbose",
     "-q": "use --quiet",
     "-y": "nothing asks for confirmation: leave it out",
@@ -63,7 +64,20 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 class Verbs(TyperGroup):
-    """A group of commands that names the command that was probably meant."""
+    """A group of commands in the order of their use; it names the command that was probably meant."""
+
+    layout: ClassVar[layout.Layout] = {}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        command: Any  # typer does not declare what its help reads
+        for name, command in self.commands.items():
+            example = layout.example_of(self.layout, name)
+            command.epilog = command.epilog or (f"Example: {example}" if example else None)
+            command.rich_help_panel = layout.panel_of(self.layout, name) or command.rich_help_panel
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(self.commands, key=lambda name: layout.rank(self.layout, name))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
@@ -77,12 +91,20 @@ class Verbs(TyperGroup):
 class Program(Verbs):
     """The program itself, which explains unknown options and arguments of all commands."""
 
+    layout = layout.PROGRAM
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except UsageError as error:
             _explain(error)
             raise
+
+
+class Models(Verbs):
+    """The commands of the registry."""
+
+    layout = layout.MODELS
 
 
 def advice_on_verb(name: str, rest: Iterable[str], commands: Container[str], path: str = "fulltune") -> str:

@@ -13,7 +13,7 @@ from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
 from fulltune.metrics.base import Metric
-from fulltune.models.sources import check_name
+from fulltune.models.sources import check_name, find
 from fulltune.pipeline.loading import config_of, load_model
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
@@ -135,6 +135,20 @@ def prepare_job(
     with watch("audit"):
         audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, rows, Path(out)))
     return Job(config, task, method, data, base, audit, features, curve, Path(out))
+
+
+def check_inputs(config: Config, out: str | Path) -> None:
+    """Check all of a config that needs no model: options, files, columns, rows, and the name of the model.
+
+    Commands that import torch at once call this before, so that a mistake is reported within a second.
+
+    Raises:
+        FulltuneError: The config, the data or the model cannot be used.
+    """
+    task, _ = parts(config)
+    _, _, rows = _read(config, task)
+    rows.raise_if_broken()
+    find(pinned(config, out).model, Path(out))
 
 
 def _read(config: Config, task: Task) -> tuple[Facts, Data, Audit]:
