@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from report import samples
 
+from fulltune.records.data import DataSummary, Leaks, Truncation
 from fulltune.records.run import ModelInfo, Record
 from fulltune.report.card import bare, card
 from fulltune.runtime.config_file import read_value
@@ -82,3 +83,14 @@ def test_averaged_models_have_no_scores_and_adapters_are_named_as_such() -> None
     assert "## Scores" not in text
     assert "not scored against baselines" in text
     assert "are an adapter for the base model" in card(version(record), record, is_adapter=True)
+
+
+def test_what_the_model_saw_of_the_data_is_stated() -> None:
+    leaks = Leaks(rows=2, of=100, kinds={"near": 2}, ids=("e:1", "e:2"))
+    summary = DataSummary(truncation={"train": Truncation(rows=207, of=900)}, max_length=64, leaks=leaks)
+    record = samples.record(data=samples.data(leaked=2).model_copy(update={"summary": summary}))
+    text = card(version(record), record)
+
+    assert "\n- Truncated: 23% of train rows (207 of 900) to data.max_length: 64\n" in text
+    assert "\n- Leaks: 2 of 100 eval rows (2%) also occur in train: left out of the deciding scores\n" in text
+    assert "\n- Truncated" not in card(version(samples.record()), samples.record())

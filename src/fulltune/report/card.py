@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fulltune.records.run import Record, Retention
-from fulltune.report import display
+from fulltune.report import dataset, display
 from fulltune.store.registry.registry import Version
 
 _HERE = Path(__file__).parent
@@ -49,6 +49,7 @@ def card(version: Version, record: Record | None, *, is_adapter: bool = False) -
         auto=_auto_class(version.lineage.task, version.lineage.base.family),
         systems=_systems(record) if record else [],
         retained=_retained(record) if record else [],
+        data=dataset.facts(record.data.summary) if record else {},
         label=display.metric_label,
     )
 
