@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shortened
-from fulltune.runtime import paths
+from fulltune.runtime import paths, plugins
 from fulltune.runtime.codecs import CODECS, is_codec
 from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value, to_yaml
 from fulltune.runtime.other_tools import instead_of, key_for, similar_to
@@ -440,9 +440,26 @@ def load_config(
             ]
         )
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([*problems, *_later_problems(merged, where)])
     folder = base or (Path(where).parent if where else None)
     return _resolve_paths(config, folder) if folder else config
+
+
+def _later_problems(raw: Mapping[str, Any], where: str) -> list[Problem]:
+    """Return problems that are otherwise found once the config is valid: names of plug-ins, and of trainer options."""
+    problems = []
+    for kind in get_args(plugins.Kind):
+        name = raw.get(kind)
+        if isinstance(name, str) and name not in plugins.names(kind):
+            fix = did_you_mean(name, plugins.names(kind)) or "use one of these"
+            expected = f"one of {', '.join(plugins.names(kind))}"
+            problems.append(Problem(f"there is no {kind} {name!r}", expected, fix, where, kind))
+    trainer = raw.get("trainer")
+    for name in trainer if isinstance(trainer, Mapping) else ():
+        key = key_for(str(name))
+        if key and key != f"trainer.{name}":
+            problems.append(Problem(f"{key} sets this", fix=f"use {key}", where=where, field=f"trainer.{name}"))
+    return problems
 
 
 def dump_config(config: Config) -> str:

@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 #: Number of problems that a message lists; the rest are only counted.
 SHOWN = 20
+
+#: Number of places that are listed of one problem.
+_PLACES = 3
 
 #: Longest name that is compared with others (quadratic time), and longest path in a message, in characters.
 _LONGEST_NAME = 500
@@ -87,14 +90,33 @@ class FulltuneError(Exception):
         return str(self.args[0])  # KeyError.__str__ adds quotes
 
     def message(self) -> str:
-        """Return the problems, one per line: at most :data:`SHOWN`, then the count of the rest."""
+        """Return the problems, one per line: at most :data:`SHOWN`, then the count of the rest.
+
+        The same problem in several places is one line with their number and the first of them.
+        """
+        shown = _joined(self.problems)
         if len(self.problems) == 1:
-            return str(self.problems[0])
+            return str(shown[0])
         lines = [f"{len(self.problems)} problems:"]
-        lines += [f"  - {problem}" for problem in self.problems[:SHOWN]]
-        if len(self.problems) > SHOWN:
-            lines.append(f"  … and {len(self.problems) - SHOWN} more.")
+        lines += [f"  - {problem}" for problem in shown[:SHOWN]]
+        if len(shown) > SHOWN:
+            lines.append(f"  … and {len(shown) - SHOWN} more.")
         return "\n".join(lines)
+
+
+def _joined(problems: Sequence[Problem]) -> list[Problem]:
+    """Return the problems with all places of the same problem in one, in the order of the first places."""
+    places: dict[Problem, list[str]] = {}
+    for problem in problems:
+        places.setdefault(replace(problem, where=""), []).append(problem.where)
+    return [replace(problem, where=_listed(list(dict.fromkeys(where)))) for problem, where in places.items()]
+
+
+def _listed(places: Sequence[str]) -> str:
+    """Return the first places and the number of all."""
+    first = [place for place in places if place][:_PLACES]
+    more = f" and {len(places) - len(first):,} more" if len(places) > len(first) > 0 else ""
+    return ", ".join(first) + more
 
 
 class ConfigError(FulltuneError):

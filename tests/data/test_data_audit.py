@@ -294,7 +294,7 @@ def test_bad_rows_and_other_errors_are_raised_together() -> None:
     message = str(caught.value)
     assert "30 rows of train cannot be used" in message
     assert "of eval also occur in train" in message
-    assert "train.jsonl:1, field 'text': empty text; expected text. Fill it in." in message
+    assert "train.jsonl:1, train.jsonl:2, train.jsonl:3 and 27 more, field 'text': empty text; expected text" in message
     assert "the complete list is in runs/one/audit.json" in message
 
 

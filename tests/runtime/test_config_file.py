@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from transformers import TrainingArguments
 
 from fulltune.config import load_config
-from fulltune.errors import ConfigError, StoreError
+from fulltune.errors import ConfigError, DataError, Problem, StoreError
 from fulltune.records.run import read_record
 from fulltune.runtime import other_tools
 from fulltune.runtime.config_file import read_value, to_yaml
@@ -331,3 +331,29 @@ def test_the_names_of_other_tools_lead_to_keys_that_exist() -> None:
             assert name in {field.name for field in dataclasses.fields(TrainingArguments)}, key
         else:
             assert operator.attrgetter(key)(config) is not NotImplemented, key
+
+
+def test_unknown_names_are_reported_along_with_wrong_values(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    text = "model: m\ntask: clasification\nmethod: ful\ndata: {train: x}\ntrain: {epochs: soon}\n"
+    path.write_text(f"{text}trainer: {{lr: 1, seed: 2}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["train.batch_size=0", "train.epocs=1", "nonsense"])
+    assert [(problem.field, problem.where) for problem in caught.value.problems] == [
+        ("", "--set"),
+        ("train.epochs", str(path)),
+        ("train.batch_size", "--set"),
+        ("train.epocs", "--set"),
+        ("task", str(path)),
+        ("method", str(path)),
+        ("trainer.lr", str(path)),
+    ]
+
+
+def test_the_same_problem_in_many_places_is_one_line() -> None:
+    problems = [Problem("empty text", "text", "fill it in", f"rows.csv:{n}", "text") for n in range(2, 98)]
+    one = "rows.csv:2, rows.csv:3, rows.csv:4 and 93 more, field 'text': empty text; expected text. Fill it in."
+    assert str(DataError(problems)) == f"96 problems:\n  - {one}"
+    several = DataError([*problems, Problem("no rows", where="other.csv")])
+    assert str(several) == f"97 problems:\n  - {one}\n  - other.csv: no rows."
+    assert len(several.problems) == 97

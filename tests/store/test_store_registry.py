@@ -218,6 +218,13 @@ def test_a_rollback_needs_an_earlier_version(registry: Registry, count: int, to:
         rollback(registry, "causal-lm-tiny", to=to)
 
 
+def test_a_rollback_of_an_unknown_model_lists_those_that_exist(registry: Registry) -> None:
+    add(registry)
+    with pytest.raises(StoreError, match=r"no model 'clauses'.*causal-lm-tiny") as caught:
+        rollback(registry, "clauses")
+    assert "promote" not in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_a_rollback_to_a_damaged_version_is_refused_and_moves_nothing(registry: Registry, damage: str) -> None:
     one, _ = promoted(registry, 2)

@@ -61,6 +61,29 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     assert "set train.learning_rate and remove trainer.learning_rate" in message.lower()
 
 
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("learning_rte", "did you mean train.learning_rate?"),
+        ("lr", "use train.learning_rate"),
+        ("num_epochs", "use train.epochs"),
+        ("max_seq_length", "use data.max_length"),
+        ("qwertz", "see the documentation of transformers.TrainingArguments"),
+    ],
+)
+def test_a_name_that_is_no_field_leads_to_our_option(name: str, fix: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        training_arguments(_config({name: 1}), tmp_path, 10)
+    assert [problem.fix for problem in raised.value.problems] == [fix]
+
+
+def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'trainer\.deepspeed': there is no file '/nope\.json'; expected the path of"
+    ):
+        training_arguments(_config({"deepspeed": "/nope.json"}), tmp_path, 10)
+
+
 def test_a_field_that_agrees_with_the_option_is_accepted(tmp_path: Path) -> None:
     assert training_arguments(_config({"learning_rate": 3e-5}), tmp_path, 10).learning_rate == 3e-5
 

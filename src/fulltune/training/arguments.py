@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fulltune.config import Config, TrainConfig
 from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shortened
+from fulltune.runtime import paths
 from fulltune.runtime.other_tools import key_for
 from fulltune.runtime.validation import config_spelling, expected_input
 from fulltune.training import trackers
@@ -108,6 +109,9 @@ _SMALLEST = {
     "ddp_timeout": 1,
     "data_seed": 0,
 }
+
+#: Fields that take the path of a JSON file.
+_FILES = frozenset({"deepspeed", "fsdp_config", "accelerator_config"})
 
 #: Sampling strategies. The library treats any other name as ``random``.
 _SAMPLING = ("random", "sequential", "group_by_length")
@@ -262,6 +266,9 @@ def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
         return [Problem(f"{value!r}", fix=_REFUSED_VALUES[name, value], field=key)]
     if name in _SMALLEST and isinstance(value, int) and value < _SMALLEST[name]:
         return [Problem(f"{value}", f"at least {_SMALLEST[name]}", field=key)]
+    if name in _FILES and isinstance(value, str) and value.endswith(".json") and not paths.is_file(value):
+        fix = "correct the path; a relative one starts at the working directory"
+        return [Problem(f"there is no file {value!r}", "the path of a JSON file, or its keys", fix, field=key)]
     if not _is_finite(value):
         return [Problem(shortened(value), "finite numbers", field=key)]
     if name == "train_sampling_strategy" and value not in _SAMPLING:

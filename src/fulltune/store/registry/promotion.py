@@ -66,8 +66,10 @@ def rollback(
         who: Who rolls it back; the current user by default.
 
     Raises:
-        StoreError: There is no previous version, the alias was rolled back already, or the target is damaged.
+        StoreError: There is no such model or previous version, the alias was rolled back already, or the target is
+            damaged.
     """
+    registry.versions(name)  # an unknown model is another error than a missing alias
     moves = registry.history(name, alias)
     current = registry.aliases(name).get(alias)
     if current is None:
