@@ -70,3 +70,41 @@ def test_the_plan_is_checked_on_many_jobs_of_all_families(script: Any, monkeypat
     assert {config.train.gradient_checkpointing for config in configs} == {True, False}
     assert max(config.train.accumulation for config in configs) > 1
     assert any(config.speed.batch_tokens for config in configs)
+
+
+def test_a_demo_is_measured_against_the_best_of_all_others(script: Any) -> None:
+    record = {
+        "metric": "bits_per_byte",
+        "scores": {name: {"bits_per_byte": {"value": value}} for name, value in SCORES.items()},
+        "retention": {"en": {"change": 0.02}, "ru": {"change": 0.01}},
+        "outcome": "accepted",
+        "exit_code": 0,
+        "resources": {"stage_seconds": {"train": 5.0}, "total_seconds": 9.0},
+    }
+    measured = script("demo_tales").result("tales", "default", 1, record, {"xz": 2.2})
+    assert measured["margin"] == pytest.approx((2.2 - 1.7) / 2.2, abs=1e-4)
+    assert measured["lost"] == 0.02
+    assert measured["seconds"] == {"train": 5.0, "total": 9.0}
+
+
+SCORES = {"zero_shot": 2.4, "few_shot": 2.3, "tuned": 1.7}
+
+
+def test_the_nearest_question_gives_its_query_with_other_values(script: Any) -> None:
+    demo = script("demo_tales")
+    known = {"question": "Find the patients from Lyon older than 40.", "db_id": "clinic"}
+    known["sql"] = "SELECT name FROM patients WHERE town = 'Lyon' AND age > 40"
+    other = {"question": "Which book has the most pages?", "db_id": "library", "sql": "SELECT 1"}
+    asked = {"question": "Find the patients from Turku older than 63.", "db_id": "clinic"}
+    (pair,) = demo.nearest(demo.TfidfVectorizer(), [other, known], [asked])
+    assert pair == (asked, known)
+    assert demo.copied(*pair) == known["sql"]
+    assert demo.with_values(*pair) == "SELECT name FROM patients WHERE town = 'Turku' AND age > 63"
+
+
+def test_every_cheap_rival_loses_on_the_rows_of_the_demos(script: Any, tmp_path: Path) -> None:
+    demo = script("demo_tales")
+    assert demo.compressor(demo.prepare("tales", tmp_path).parent)["xz"] > 2
+    rivals = demo.neighbors(demo.prepare("text2sql", tmp_path).parent)
+    assert len(rivals) == 4
+    assert max(rivals.values()) < 0.1

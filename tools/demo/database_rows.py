@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, timedelta
 from random import Random
 
 Value = str | int | float | None
@@ -24,10 +23,6 @@ COUNTRIES = ("France", "Norway", "Italy", "Japan", "Poland", "Spain", "Canada")
 def _people(random: Random, count: int) -> list[str]:
     """Return different full names."""
     return random.sample([f"{first} {last}" for first in FIRST.split() for last in LAST.split()], count)
-
-
-def _day(random: Random, year: int, days: int) -> str:
-    return (date(year, 1, 1) + timedelta(days=random.randrange(days))).isoformat()
 
 
 def _pick(random: Random, items: Sequence[str]) -> str:
@@ -61,95 +56,62 @@ def library_rows(random: Random) -> dict[str, Rows]:
         )
         for i, title in enumerate(titles)
     ]
-    members: Rows = [
-        (i + 1, name, _pick(random, CITIES), random.randint(12, 88), random.randint(2008, 2024))
-        for i, name in enumerate(_people(random, 80))
-    ]
-    loans: Rows = []
-    for i in range(320):
-        kept = random.randint(2, 60)
-        fine = round(0.25 * (kept - 30), 2) if kept > 30 else 0.0
-        loans.append((i + 1, random.randint(1, 105), random.randint(1, 74), _day(random, 2024, 365), kept, fine))
-    return {"authors": authors, "books": books, "members": members, "loans": loans}
+    loans: Rows = [(i + 1, random.randint(1, 105), _pick(random, CITIES), random.randint(2, 60)) for i in range(320)]
+    return {"authors": authors, "books": books, "loans": loans}
 
 
 SPECIALTIES = ("cardiology", "dermatology", "neurology", "paediatrics", "surgery")
 DIAGNOSES = ("influenza", "migraine", "eczema", "asthma", "hypertension", "fracture", "anaemia")
-DRUGS = ("ibuprofen", "amoxicillin", "salbutamol", "loratadine", "metoprolol", "paracetamol")
 
 
 def clinic_rows(random: Random) -> dict[str, Rows]:
     doctors: Rows = [
-        (i + 1, f"Dr. {name}", _pick(random, SPECIALTIES), random.randint(1, 38), 3000 + 50 * random.randint(10, 140))
-        for i, name in enumerate(_people(random, 18))
+        (i + 1, f"Dr. {name}", _pick(random, SPECIALTIES), 3000 + 50 * random.randint(10, 140))
+        for i, name in enumerate(_people(random, 30))
     ]
     patients: Rows = [
-        (i + 1, name, random.randint(1, 93), _pick(random, CITIES), _pick(random, ("A", "0", "B", "AB")))
+        (
+            i + 1,
+            name,
+            random.randint(1, 26),
+            _pick(random, CITIES),
+            random.randint(1, 93),
+            random.randint(40, 120),
+        )
         for i, name in enumerate(_people(random, 90))
     ]
     visits: Rows = [
-        (
-            i + 1,
-            random.randint(1, 82),
-            random.randint(1, 16),
-            _day(random, 2024, 365),
-            _pick(random, DIAGNOSES),
-            5 * random.randint(6, 90),
-        )
-        for i in range(280)
+        (i + 1, random.randint(1, 82), _pick(random, DIAGNOSES), 5 * random.randint(6, 90)) for i in range(280)
     ]
-    prescriptions: Rows = [
-        (i + 1, random.randint(1, 250), _pick(random, DRUGS), 50 * random.randint(1, 16), random.randint(3, 30))
-        for i in range(260)
-    ]
-    return {"doctors": doctors, "patients": patients, "visits": visits, "prescriptions": prescriptions}
+    return {"doctors": doctors, "patients": patients, "visits": visits}
 
 
-CATEGORIES = ("tools", "kitchen", "garden", "toys", "lighting", "office")
+KINDS = ("tools", "kitchen", "garden", "toys", "lighting", "office")
 GOODS = """
 kettle drill lamp rake puzzle stapler hammer pan trowel kite lantern binder saw bowl hose robot torch desk
 """
 QUALITIES = """
 steel compact oak folding silent red deluxe pocket solar classic
 """
+STATES = ("delivered", "shipped", "returned", "cancelled")
 
 
 def shop_rows(random: Random) -> dict[str, Rows]:
     names = random.sample([f"{quality} {good}" for quality in QUALITIES.split() for good in GOODS.split()], 80)
     suppliers: Rows = [
-        (i + 1, f"{name.split()[1]} & Co", _pick(random, COUNTRIES), round(random.uniform(1, 5), 1))
-        for i, name in enumerate(f"x {last}" for last in random.sample(LAST.split(), 14))
+        (i + 1, f"{last} & Co", _pick(random, COUNTRIES), round(random.uniform(1, 5), 1))
+        for i, last in enumerate(random.sample(LAST.split(), 20))
     ]
     products: Rows = [
         (
             i + 1,
             name,
-            _pick(random, CATEGORIES),
+            random.randint(1, 17),
+            _pick(random, KINDS),
             round(random.uniform(2, 240), 2),
             random.randint(0, 400),
-            random.randint(1, 12),
         )
         for i, name in enumerate(names)
     ]
-    customers: Rows = [
-        (
-            i + 1,
-            name,
-            _pick(random, CITIES),
-            _pick(random, ("private", "business", "school")),
-            random.randint(2005, 2024),
-        )
-        for i, name in enumerate(_people(random, 70))
-    ]
-    orders: Rows = [
-        (
-            i + 1,
-            random.randint(1, 64),
-            random.randint(1, 74),
-            random.randint(1, 25),
-            _day(random, 2024, 365),
-            _pick(random, ("delivered", "shipped", "returned", "cancelled")),
-        )
-        for i in range(330)
-    ]
-    return {"suppliers": suppliers, "products": products, "customers": customers, "orders": orders}
+    orders: Rows = [(i + 1, random.randint(1, 74), _pick(random, STATES), random.randint(1, 25)) for i in range(330)]
+    return {"suppliers": suppliers, "products": products, "orders": orders}

@@ -45,14 +45,10 @@ class Table:
     texts: tuple[Text, ...] = ()
     numbers: tuple[Number, ...] = ()
 
-    @property
-    def key(self) -> str:
-        return f"{self.one.replace(' ', '_')}_id"
-
 
 @dataclass(frozen=True)
 class Link:
-    """A child row belongs to a parent row.
+    """A child row belongs to a parent row, whose id is in the column ``key`` of the child.
 
     ``of`` follows the children (*books by {v}*), ``have`` the parents (*authors who wrote {c}*), ``lack`` too (*authors
     who wrote no book*).
@@ -60,19 +56,10 @@ class Link:
 
     child: str
     parent: str
+    key: str
     of: tuple[str, ...]
     have: tuple[str, ...]
     lack: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Via:
-    """Two tables that a third one connects: *members who borrowed {v}*; the first phrase also fits several."""
-
-    first: str
-    middle: str
-    second: str
-    have: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,6 @@ class Database:
     name: str
     tables: tuple[Table, ...]
     links: tuple[Link, ...]
-    vias: tuple[Via, ...]
     fill: Callable[[Random], dict[str, Rows]]
 
     def table(self, name: str) -> Table:
@@ -106,12 +92,12 @@ LIBRARY = Database(
             "authors",
             "author",
             "authors",
-            "CREATE TABLE authors (author_id INTEGER PRIMARY KEY, name TEXT, country TEXT, birth_year INTEGER)",
+            "CREATE TABLE authors (id INTEGER PRIMARY KEY, name TEXT, country TEXT, born INTEGER)",
             "name",
             (Text("country", "country", ("from {v}", "who come from {v}")),),
             (
                 Number(
-                    "birth_year",
+                    "born",
                     "year of birth",
                     ("born after {v}",),
                     ("born before {v}",),
@@ -124,8 +110,7 @@ LIBRARY = Database(
             "books",
             "book",
             "books",
-            "CREATE TABLE books (book_id INTEGER PRIMARY KEY, title TEXT, "
-            "author_id INTEGER REFERENCES authors (author_id), "
+            "CREATE TABLE books (id INTEGER PRIMARY KEY, title TEXT, author INTEGER REFERENCES authors (id), "
             "genre TEXT, year INTEGER, pages INTEGER)",
             "title",
             (Text("genre", "genre", ("of the genre {v}", "in the {v} section")),),
@@ -149,47 +134,20 @@ LIBRARY = Database(
             ),
         ),
         Table(
-            "members",
-            "member",
-            "members",
-            "CREATE TABLE members (member_id INTEGER PRIMARY KEY, name TEXT, city TEXT, age INTEGER, joined INTEGER)",
-            "name",
-            (Text("city", "city", ("from {v}", "living in {v}")),),
-            (
-                Number(
-                    "age",
-                    "age",
-                    ("older than {v}", "over {v} years old"),
-                    ("younger than {v}", "under {v} years old"),
-                    ("with the highest age", "who is the oldest"),
-                    ("with the lowest age", "who is the youngest"),
-                ),
-            ),
-        ),
-        Table(
             "loans",
             "loan",
             "loans",
-            "CREATE TABLE loans (loan_id INTEGER PRIMARY KEY, book_id INTEGER REFERENCES books (book_id), "
-            "member_id INTEGER REFERENCES members (member_id), loan_date TEXT, days_kept INTEGER, fine REAL)",
+            "CREATE TABLE loans (id INTEGER PRIMARY KEY, book INTEGER REFERENCES books (id), city TEXT, days INTEGER)",
             None,
-            (),
+            (Text("city", "city", ("in {v}", "from the branch in {v}")),),
             (
                 Number(
-                    "days_kept",
-                    "number of days kept",
-                    ("that lasted more than {v} days",),
-                    ("that lasted fewer than {v} days",),
-                    ("that lasted longest",),
-                    ("that lasted shortest",),
-                ),
-                Number(
-                    "fine",
-                    "fine",
-                    ("with a fine above {v}",),
-                    ("with a fine below {v}",),
-                    ("with the highest fine",),
-                    ("with the lowest fine",),
+                    "days",
+                    "number of days",
+                    ("of more than {v} days",),
+                    ("of fewer than {v} days",),
+                    ("of the most days",),
+                    ("of the fewest days",),
                 ),
             ),
         ),
@@ -198,6 +156,7 @@ LIBRARY = Database(
         Link(
             "books",
             "authors",
+            "author",
             ("by {v}", "written by {v}"),
             ("who wrote {c}",),
             ("who wrote no book", "without any book"),
@@ -205,15 +164,11 @@ LIBRARY = Database(
         Link(
             "loans",
             "books",
+            "book",
             ("of {v}",),
             ("that were lent in {c}",),
             ("that were never lent", "without a loan"),
         ),
-        Link("loans", "members", ("by {v}", "made by {v}"), ("who made {c}",), ("who never borrowed a book",)),
-    ),
-    (
-        Via("members", "loans", "books", ("who borrowed {v}", "who have had {v} on loan")),
-        Via("books", "loans", "members", ("borrowed by {v}", "that {v} has borrowed")),
     ),
     library_rows,
 )
@@ -225,19 +180,10 @@ CLINIC = Database(
             "doctors",
             "doctor",
             "doctors",
-            "CREATE TABLE doctors (doctor_id INTEGER PRIMARY KEY, name TEXT, specialty TEXT, experience INTEGER, "
-            "salary INTEGER)",
+            "CREATE TABLE doctors (id INTEGER PRIMARY KEY, name TEXT, specialty TEXT, salary INTEGER)",
             "name",
             (Text("specialty", "specialty", ("in {v}", "specialised in {v}")),),
             (
-                Number(
-                    "experience",
-                    "experience in years",
-                    ("with more than {v} years of experience",),
-                    ("with fewer than {v} years of experience",),
-                    ("with the most experience", "who has practised longest"),
-                    ("with the least experience", "who has practised shortest"),
-                ),
                 Number(
                     "salary",
                     "salary",
@@ -252,13 +198,10 @@ CLINIC = Database(
             "patients",
             "patient",
             "patients",
-            "CREATE TABLE patients (patient_id INTEGER PRIMARY KEY, name TEXT, age INTEGER, city TEXT, "
-            "blood_type TEXT)",
+            "CREATE TABLE patients (id INTEGER PRIMARY KEY, name TEXT, doctor INTEGER REFERENCES doctors (id), "
+            "town TEXT, age INTEGER, weight INTEGER)",
             "name",
-            (
-                Text("city", "city", ("from {v}", "living in {v}")),
-                Text("blood_type", "blood type", ("with blood type {v}", "of blood type {v}")),
-            ),
+            (Text("town", "town", ("from {v}", "living in {v}")),),
             (
                 Number(
                     "age",
@@ -268,14 +211,22 @@ CLINIC = Database(
                     ("with the highest age", "who is the oldest"),
                     ("with the lowest age", "who is the youngest"),
                 ),
+                Number(
+                    "weight",
+                    "weight",
+                    ("heavier than {v} kg", "who weigh more than {v} kg"),
+                    ("lighter than {v} kg", "who weigh less than {v} kg"),
+                    ("with the highest weight", "who is the heaviest"),
+                    ("with the lowest weight", "who is the lightest"),
+                ),
             ),
         ),
         Table(
             "visits",
             "visit",
             "visits",
-            "CREATE TABLE visits (visit_id INTEGER PRIMARY KEY, patient_id INTEGER REFERENCES patients (patient_id), "
-            "doctor_id INTEGER REFERENCES doctors (doctor_id), visit_date TEXT, diagnosis TEXT, cost INTEGER)",
+            "CREATE TABLE visits (id INTEGER PRIMARY KEY, patient INTEGER REFERENCES patients (id), diagnosis TEXT, "
+            "cost INTEGER)",
             None,
             (Text("diagnosis", "diagnosis", ("for {v}", "with the diagnosis {v}")),),
             (
@@ -289,44 +240,24 @@ CLINIC = Database(
                 ),
             ),
         ),
-        Table(
-            "prescriptions",
-            "prescription",
-            "prescriptions",
-            "CREATE TABLE prescriptions (prescription_id INTEGER PRIMARY KEY, "
-            "visit_id INTEGER REFERENCES visits (visit_id), "
-            "drug TEXT, dose INTEGER, days INTEGER)",
-            None,
-            (Text("drug", "drug", ("of {v}", "for the drug {v}")),),
-            (
-                Number(
-                    "dose",
-                    "dose",
-                    ("with a dose above {v}",),
-                    ("with a dose below {v}",),
-                    ("with the highest dose",),
-                    ("with the lowest dose",),
-                ),
-                Number(
-                    "days",
-                    "number of days",
-                    ("for more than {v} days",),
-                    ("for fewer than {v} days",),
-                    ("for the most days",),
-                    ("for the fewest days",),
-                ),
-            ),
-        ),
     ),
     (
-        Link("visits", "doctors", ("to {v}", "received by {v}"), ("who received {c}",), ("who received no visit",)),
         Link(
-            "visits", "patients", ("by {v}", "made by {v}"), ("who made {c}",), ("who never came", "without any visit")
+            "patients",
+            "doctors",
+            "doctor",
+            ("of {v}", "treated by {v}"),
+            ("who treat {c}",),
+            ("who treat no patient", "without any patient"),
         ),
-    ),
-    (
-        Via("patients", "visits", "doctors", ("who visited {v}", "seen by {v}")),
-        Via("doctors", "visits", "patients", ("who saw {v}", "visited by {v}")),
+        Link(
+            "visits",
+            "patients",
+            "patient",
+            ("by {v}", "made by {v}"),
+            ("who made {c}",),
+            ("who never came", "without any visit"),
+        ),
     ),
     clinic_rows,
 )
@@ -338,9 +269,9 @@ SHOP = Database(
             "suppliers",
             "supplier",
             "suppliers",
-            "CREATE TABLE suppliers (supplier_id INTEGER PRIMARY KEY, name TEXT, country TEXT, rating REAL)",
+            "CREATE TABLE suppliers (id INTEGER PRIMARY KEY, name TEXT, land TEXT, rating REAL)",
             "name",
-            (Text("country", "country", ("from {v}", "based in {v}")),),
+            (Text("land", "land", ("from {v}", "based in {v}")),),
             (
                 Number(
                     "rating",
@@ -356,11 +287,10 @@ SHOP = Database(
             "products",
             "product",
             "products",
-            "CREATE TABLE products (product_id INTEGER PRIMARY KEY, name TEXT, category TEXT, price REAL, "
-            "stock INTEGER, "
-            "supplier_id INTEGER REFERENCES suppliers (supplier_id))",
+            "CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, supplier INTEGER REFERENCES suppliers (id), "
+            "kind TEXT, price REAL, stock INTEGER)",
             "name",
-            (Text("category", "category", ("in the category {v}", "from the {v} department")),),
+            (Text("kind", "kind", ("of the kind {v}", "from the {v} department")),),
             (
                 Number(
                     "price",
@@ -381,40 +311,17 @@ SHOP = Database(
             ),
         ),
         Table(
-            "customers",
-            "customer",
-            "customers",
-            "CREATE TABLE customers (customer_id INTEGER PRIMARY KEY, name TEXT, city TEXT, segment TEXT, "
-            "since INTEGER)",
-            "name",
-            (
-                Text("city", "city", ("from {v}", "living in {v}")),
-                Text("segment", "segment", ("of the {v} segment", "in the segment {v}")),
-            ),
-            (
-                Number(
-                    "since",
-                    "year of registration",
-                    ("registered after {v}",),
-                    ("registered before {v}",),
-                    ("registered last",),
-                    ("registered first",),
-                ),
-            ),
-        ),
-        Table(
             "orders",
             "order",
             "orders",
-            "CREATE TABLE orders (order_id INTEGER PRIMARY KEY, "
-            "customer_id INTEGER REFERENCES customers (customer_id), "
-            "product_id INTEGER REFERENCES products (product_id), quantity INTEGER, order_date TEXT, status TEXT)",
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, product INTEGER REFERENCES products (id), state TEXT, "
+            "pieces INTEGER)",
             None,
-            (Text("status", "status", ("with the status {v}", "that are {v}")),),
+            (Text("state", "state", ("in the state {v}", "that are {v}")),),
             (
                 Number(
-                    "quantity",
-                    "quantity",
+                    "pieces",
+                    "number of pieces",
                     ("of more than {v} pieces",),
                     ("of fewer than {v} pieces",),
                     ("of the most pieces",),
@@ -425,14 +332,21 @@ SHOP = Database(
     ),
     (
         Link(
-            "products", "suppliers", ("from {v}", "supplied by {v}"), ("that supply {c}",), ("that supply no product",)
+            "products",
+            "suppliers",
+            "supplier",
+            ("from {v}", "supplied by {v}"),
+            ("that supply {c}",),
+            ("that supply no product",),
         ),
-        Link("orders", "customers", ("by {v}", "placed by {v}"), ("who placed {c}",), ("who never ordered anything",)),
-        Link("orders", "products", ("of the {v}", "for the {v}"), ("that occur in {c}",), ("that were never ordered",)),
-    ),
-    (
-        Via("customers", "orders", "products", ("who ordered the {v}", "who bought the {v}")),
-        Via("products", "orders", "customers", ("ordered by {v}", "that {v} has bought")),
+        Link(
+            "orders",
+            "products",
+            "product",
+            ("of the {v}", "for the {v}"),
+            ("that occur in {c}",),
+            ("that were never ordered",),
+        ),
     ),
     shop_rows,
 )

@@ -1,4 +1,4 @@
-"""Questions about a table, a link between two, or two tables that a third connects; each in several phrasings.
+"""Questions about a table or a link between two, each in several phrasings.
 
 In the SQL a slot is a name or a quoted literal. In a question ``{where}``, ``{more}`` and similar slots are phrases of
 the column, containing the literal.
@@ -15,7 +15,7 @@ class Form:
 
     Attributes:
         name: Part of the template's id.
-        about: What it needs: ``table``, ``link`` or ``via``, and with a plus the columns: ``text``, ``number``.
+        about: What it needs: ``table`` or ``link``, and with a plus the columns: ``text``, ``number``.
         sql: The query.
         asks: Its phrasings.
         titled: The requested rows need a column that names them.
@@ -28,9 +28,7 @@ class Form:
     titled: bool = True
 
 
-_JOIN = "{c} JOIN {p} ON {c}.{pk} = {p}.{pk}"
-_BACK = "{p} JOIN {c} ON {p}.{pk} = {c}.{pk}"
-_VIA = "{a} JOIN {m} ON {a}.{ak} = {m}.{ak} JOIN {b} ON {m}.{bk} = {b}.{bk}"
+_JOIN = "{c} JOIN {p} ON {c}.{key} = {p}.id"
 
 FORMS = (
     Form(
@@ -257,7 +255,7 @@ FORMS = (
     Form(
         "count-each",
         "link",
-        f"SELECT {{p}}.{{ptitle}}, count(*) FROM {_BACK} GROUP BY {{p}}.{{pk}}",
+        f"SELECT {{p}}.{{ptitle}}, count(*) FROM {_JOIN} GROUP BY {{p}}.id",
         (
             "For each {pone} with any {one}, give the {ptitle} and the number of {many}.",
             "How many {many} does each {pone} have? Show the {ptitle} and the count, leaving out those with none.",
@@ -267,14 +265,14 @@ FORMS = (
     Form(
         "most-children",
         "link",
-        f"SELECT {{p}}.{{ptitle}} FROM {_BACK} GROUP BY {{p}}.{{pk}} ORDER BY count(*) DESC LIMIT 1",
+        f"SELECT {{p}}.{{ptitle}} FROM {_JOIN} GROUP BY {{p}}.id ORDER BY count(*) DESC LIMIT 1",
         ("Which {pone} has the most {many}?", "What is the {ptitle} of the {pone} with the largest number of {many}?"),
         titled=False,
     ),
     Form(
         "having-children",
         "link",
-        f"SELECT {{p}}.{{ptitle}} FROM {_BACK} GROUP BY {{p}}.{{pk}} HAVING count(*) > {{h}}",
+        f"SELECT {{p}}.{{ptitle}} FROM {_JOIN} GROUP BY {{p}}.id HAVING count(*) > {{h}}",
         (
             "List the {ptitle}s of the {pmany} {have_many}.",
             "Find all {pmany} {have_many}.",
@@ -285,7 +283,7 @@ FORMS = (
     Form(
         "none",
         "link",
-        "SELECT {ptitle} FROM {p} WHERE {pk} NOT IN (SELECT {pk} FROM {c})",
+        "SELECT {ptitle} FROM {p} WHERE id NOT IN (SELECT {key} FROM {c})",
         (
             "List the {ptitle}s of the {pmany} {lack}.",
             "Find all {pmany} {lack}.",
@@ -313,7 +311,7 @@ FORMS = (
     Form(
         "count-by-parent",
         "link+text",
-        f"SELECT {{p}}.{{text}}, count(*) FROM {_BACK} GROUP BY {{p}}.{{text}}",
+        f"SELECT {{p}}.{{text}}, count(*) FROM {_JOIN} GROUP BY {{p}}.{{text}}",
         (
             "How many {many} are there for each {text_words} of the {pone}?",
             "Count the {many} by {text_words} of the {pone}.",
@@ -330,7 +328,7 @@ FORMS = (
     Form(
         "with-child",
         "link+number",
-        f"SELECT DISTINCT {{p}}.{{ptitle}} FROM {_BACK} WHERE {{c}}.{{number}} > {{n}}",
+        f"SELECT DISTINCT {{p}}.{{ptitle}} FROM {_JOIN} WHERE {{c}}.{{number}} > {{n}}",
         (
             "List the {ptitle}s of the {pmany} {have_more}.",
             "Find the {pmany} {have_more}.",
@@ -341,37 +339,11 @@ FORMS = (
     Form(
         "highest-each",
         "link+number",
-        f"SELECT {{p}}.{{ptitle}}, max({{c}}.{{number}}) FROM {_BACK} GROUP BY {{p}}.{{pk}}",
+        f"SELECT {{p}}.{{ptitle}}, max({{c}}.{{number}}) FROM {_JOIN} GROUP BY {{p}}.id",
         (
             "For each {pone} with any {one}, show the {ptitle} and the highest {words} of the {many}.",
             "Give every {pone}'s {ptitle} with the maximum {words} among the {many} that belong to it.",
         ),
         titled=False,
-    ),
-    Form(
-        "via",
-        "via",
-        f"SELECT DISTINCT {{a}}.{{title}} FROM {_VIA} WHERE {{b}}.{{btitle}} = {{bv}}",
-        (
-            "List the {title}s of the {many} {have}.",
-            "Find the {many} {have}.",
-            "What are the {title}s of all {many} {have}?",
-        ),
-    ),
-    Form(
-        "count-via",
-        "via",
-        f"SELECT count(DISTINCT {{a}}.{{ak}}) FROM {_VIA} WHERE {{b}}.{{btitle}} = {{bv}}",
-        ("How many different {many} {have} are there?", "Count the different {many} {have}."),
-    ),
-    Form(
-        "via-where",
-        "via+text",
-        f"SELECT DISTINCT {{a}}.{{title}} FROM {_VIA} WHERE {{b}}.{{text}} = {{v}}",
-        (
-            "List the {title}s of the {many} {have_where}.",
-            "Find the {many} {have_where}.",
-            "Name all {many} {have_where}.",
-        ),
     ),
 )

@@ -16,12 +16,13 @@ from itertools import product
 from pathlib import Path
 from random import Random
 
-from demo.databases import DATABASES, Database, Link, Number, Table, Text, Via
+from demo.databases import DATABASES, Database, Link, Number, Table, Text
 from demo.question_forms import FORMS, Form
 
 #: Fraction of the templates of each form that go to eval.
 EVAL_SHARE = 0.25
-_TRIES = 6
+#: Attempts at another question per template; those of a template that has no values are soon the same.
+TRIES = {"train": 8, "eval": 3}
 _LIMIT = re.compile(r"SELECT .+? FROM (?P<rest>.+ ORDER BY (?P<key>\S+)(?: DESC)?) LIMIT (?P<k>\d+)")
 
 
@@ -31,25 +32,24 @@ class Template:
 
     database: Database
     form: Form
-    subject: Table | Link | Via
+    subject: Table | Link
     text: Text | None
     number: Number | None
 
     @property
     def name(self) -> str:
         subject = self.subject
-        names = [subject.name] if isinstance(subject, Table) else [_child(subject), _parent(subject)]
+        names = [subject.name] if isinstance(subject, Table) else [subject.child, subject.parent]
         names += [column.name for column in (self.text, self.number) if column]
         return f"{self.database.name}/{self.form.name}/{'.'.join(names)}"
 
 
-def make_text2sql(folder: str | Path, *, seed: int = 17, n: int = 900) -> dict[str, list[dict[str, str]]]:
+def make_text2sql(folder: str | Path, *, seed: int = 17) -> dict[str, list[dict[str, str]]]:
     """Write ``library.sqlite``, ``clinic.sqlite`` and ``shop.sqlite`` into ``folder`` and ask about them.
 
     Args:
         folder: Folder for the databases; created if it does not exist.
         seed: The same seed gives the same databases and questions, in every process.
-        n: Number of questions, up to about 2000.
 
     Returns:
         ``train`` and ``eval``: rows with ``question``, ``sql``, ``db_id`` and ``template``. Every query runs and gives
@@ -58,19 +58,18 @@ def make_text2sql(folder: str | Path, *, seed: int = 17, n: int = 900) -> dict[s
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     random = Random(f"text2sql {seed}")
-    rows: dict[str, list[dict[str, str]]] = {}
+    templates = {template.name: template for database in DATABASES for template in _templates(database)}
+    held_out = _held_out(sorted(templates), random)
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "eval": []}
     for database in DATABASES:
         path = database.write(folder, random)
         with closing(sqlite3.connect(path)) as connection:
-            for template in _templates(database):
-                rows[template.name] = list(_ask(template, connection, random))
-    chosen = _round_robin(rows, n, random)
-    held_out = _held_out(sorted(chosen), random)
-    splits: dict[str, list[dict[str, str]]] = {"train": [], "eval": []}
-    for name in sorted(chosen):
-        splits["eval" if name in held_out else "train"] += chosen[name]
-    for split in splits.values():
-        random.shuffle(split)
+            for name, template in templates.items():
+                if template.database is database:
+                    split = "eval" if name in held_out else "train"
+                    splits[split] += _ask(template, connection, random, TRIES[split])
+    for rows in splits.values():
+        random.shuffle(rows)
     return splits
 
 
@@ -86,31 +85,21 @@ def _templates(database: Database) -> Iterator[Template]:
             yield from (Template(database, form, subject, text, number) for text, number in product(texts, numbers))
 
 
-def _subjects(database: Database, about: str) -> tuple[Table, ...] | tuple[Link, ...] | tuple[Via, ...]:
-    if about == "table":
-        return database.tables
-    return database.links if about == "link" else database.vias
+def _subjects(database: Database, about: str) -> tuple[Table, ...] | tuple[Link, ...]:
+    return database.tables if about == "table" else database.links
 
 
-def _tables(database: Database, subject: Table | Link | Via) -> tuple[Table, Table]:
+def _tables(database: Database, subject: Table | Link) -> tuple[Table, Table]:
     """Return the table whose rows and numbers are asked about, and the one whose categories describe them."""
     if isinstance(subject, Table):
         return subject, subject
-    return database.table(_child(subject)), database.table(_parent(subject))
+    return database.table(subject.child), database.table(subject.parent)
 
 
-def _child(subject: Link | Via) -> str:
-    return subject.child if isinstance(subject, Link) else subject.first
-
-
-def _parent(subject: Link | Via) -> str:
-    return subject.parent if isinstance(subject, Link) else subject.second
-
-
-def _ask(template: Template, connection: sqlite3.Connection, random: Random) -> Iterator[dict[str, str]]:
+def _ask(template: Template, connection: sqlite3.Connection, random: Random, tries: int) -> Iterator[dict[str, str]]:
     """Return different questions of one template, each with a query that returns something definite."""
     seen: set[str] = set()
-    for _ in range(_TRIES):
+    for _ in range(tries):
         names, phrases = _slots(template, connection, random)
         sql = template.form.sql.format_map(names)
         question = random.choice(template.form.asks).format_map(phrases)
@@ -137,15 +126,9 @@ def _slots(template: Template, connection: sqlite3.Connection, random: Random) -
         names |= {"t": asked.name}
     else:
         parent_value = _value(connection, described.name, described.title or "", random)
-        if isinstance(subject, Link):
-            names |= {"c": asked.name, "p": described.name, "pk": described.key, "ptitle": described.title or ""}
-            names |= {"pv": _quote(parent_value)}
-            phrases |= _link_phrases(subject, asked, described, parent_value, names | phrases, random)
-        else:
-            names |= {"a": asked.name, "m": subject.middle, "b": described.name, "ak": asked.key, "bk": described.key}
-            names |= {"btitle": described.title or "", "bv": _quote(parent_value)}
-            phrases |= {"have": random.choice(subject.have).format(v=parent_value)}
-            phrases |= {"have_where": subject.have[0].format(v=f"{described.many} {phrases.get('where', '')}")}
+        names |= {"c": asked.name, "p": described.name, "key": subject.key, "ptitle": described.title or ""}
+        names |= {"pv": _quote(parent_value)}
+        phrases |= _link_phrases(subject, asked, described, parent_value, names | phrases, random)
     return names, names | phrases
 
 
@@ -201,19 +184,6 @@ def _is_definite(connection: sqlite3.Connection, sql: str) -> bool:
     last = int(limited["k"])
     keys = connection.execute(f"SELECT {limited['key']} FROM {limited['rest']} LIMIT {last + 1}").fetchall()
     return len(set(keys)) == len(keys)
-
-
-def _round_robin(rows: dict[str, list[dict[str, str]]], n: int, random: Random) -> dict[str, list[dict[str, str]]]:
-    """Return ``n`` questions, as evenly from the templates as possible."""
-    names = [name for name, questions in rows.items() if questions]
-    random.shuffle(names)
-    chosen: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for turn in range(_TRIES):
-        for name in names:
-            if turn < len(rows[name]) and n > 0:
-                chosen[name].append(rows[name][turn])
-                n -= 1
-    return chosen
 
 
 def _held_out(names: list[str], random: Random) -> set[str]:
