@@ -40,9 +40,9 @@ DEMOS: dict[str, dict[str, Any]] = {
         "task": "causal-lm",
         "data": {"train": "train.jsonl", "valid": 0.1, "eval": "eval.jsonl", "text": "text", "max_length": 512},
         "train": {
-            "epochs": 3,
+            "epochs": 2,
             "batch_size": 4,
-            "learning_rate": 5e-4,
+            "learning_rate": 4e-4,
             "scheduler": "cosine",
             "warmup": 0.06,
             "weight_decay": 0,
