@@ -170,7 +170,8 @@ class DataConfig(Section):
     )
     allow_leaks: bool = Field(
         False,
-        description="count rows of eval that also occur in train; default: they are left out, and above 5% stop the run",
+        description="count rows of eval that also occur in train; default: they are left out, and more than 5% stop "
+        "the run",
     )
 
     @field_validator("encoding")
@@ -254,6 +255,11 @@ class ForgettingConfig(Section):
     )
     sets: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="additional retention sets by name: task and data, as in a config"
+    )
+    keep: list[str] | None = Field(
+        None,
+        description="languages of the probe that have a budget, e.g. [en, ru]; default: those of the data (`builtin`), "
+        "all (any other probe)",
     )
     budget: float = Field(0.05, ge=0, description="highest accepted relative loss of retention")
     action: Literal["warn", "stop", "reject"] = "warn"

@@ -123,7 +123,11 @@ def test_a_file_of_splits_gives_each_by_name_and_by_place(tmp_path: Path) -> Non
         ("ad.jsonl", json.dumps(json.dumps(ROWS[0])), "a JSON object that is written as a string"),
         ("ae.parquet", "", "the file is empty"),
         ("af.csv", "'text',Label\nx,y\n", r"""data\.text: "'text'"`.*data\.label: Label`"""),
-        ("ag.jsonl", '{"data": {"text": "x"}, "label": "y"}', "Add the column: no other one holds texts; data holds objects"),
+        (
+            "ag.jsonl",
+            '{"data": {"text": "x"}, "label": "y"}',
+            "Add the column: no other one holds texts; data holds objects",
+        ),
         ("ai.csv", "My data,\ntext,label\nx,y\n", r"at ai\.csv:2, so .*Remove the lines before"),
         ("aj.csv", "text*label\nx*y\n", "the first line is a single cell.*data.delimiter"),
         ("ak.parquet", "junk junk", "it has no Parquet header"),

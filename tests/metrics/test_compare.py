@@ -1,4 +1,4 @@
-"""Comparing two run folders, and the verdict on one run."""
+"""Comparing two run folders."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from sklearn.metrics import f1_score
 
 from fulltune.errors import IncompatibleError, StoreError
-from fulltune.metrics import get, known
+from fulltune.metrics import get
 from fulltune.metrics.base import Metric
-from fulltune.metrics.compare import SHOWN_ROWS, compare, decide
+from fulltune.metrics.compare import SHOWN_ROWS, changed_rows, compare
+from fulltune.records.data import DataSummary, Leaks
 from fulltune.records.run import (
     AuditSummary,
-    Comparison,
     DataInfo,
     ModelInfo,
     Parameters,
@@ -29,12 +29,10 @@ from fulltune.records.run import (
     Score,
     SplitInfo,
     Training,
-    Verdict,
 )
 
 LABELS = ("lease", "sale", "trust")
 CLASSES = ("macro_f1", "accuracy", "micro_f1", "mcc", "ece")
-MACRO_F1 = get("macro_f1", LABELS)
 BITS = get("bits_per_byte")
 
 Predictions = Sequence[Prediction]
@@ -258,113 +256,30 @@ def test_missing_files_and_systems_are_named(tmp_path: Path) -> None:
         compare(a, tmp_path / "nowhere")
 
 
-def verdict(
-    metric: Metric, tuned: float, baselines: dict[str, tuple[float, Verdict, tuple[float, float, float]]]
-) -> tuple[str, tuple[str, ...], str]:
-    """Return the verdict; ``baselines``: name → (value, verdict, (delta, low, high) of tuned minus baseline)."""
-    values = {"tuned": tuned} | {name: found[0] for name, found in baselines.items()}
-    scores = {
-        name: {metric.name: Score(value=value, low=value - 0.01, high=value + 0.01, n=828)}
-        for name, value in values.items()
-    }
-    comparison = {
-        f"tuned vs {name}": Comparison(metric=metric.name, delta=d, low=low, high=high, p=0.5, verdict=word)
-        for name, (_, word, (d, low, high)) in baselines.items()
-    }
-    return decide(comparison, scores, metric)
-
-
-def test_tuning_that_helped() -> None:
-    found = verdict(
-        MACRO_F1,
-        0.903,
-        {"majority": (0.02, "improved", (0.883, 0.86, 0.9)), "tfidf": (0.78, "improved", (0.123, 0.101, 0.144))},
+@pytest.mark.parametrize("rows", [4, 5])
+def test_too_few_rows_cannot_decide(rows: int, tmp_path: Path) -> None:
+    a, b = (
+        folder(tmp_path / name, record(name, [BITS], metric="bits_per_byte"), likelihoods(lambda _, nll=nll: nll, rows))  # type: ignore[misc]
+        for name, nll in (("a", 10.0), ("b", 20.0))
     )
-    assert found == (
-        "accepted",
-        (),
-        "Tuning improved macro-F1 by 12.3 points (10.1 to 14.4) over the best baseline, tfidf (0.780 → 0.903), "
-        "n = 828.",
+    found = compare(a, b)
+    assert found.differences[0].verdict == "too few rows"
+    assert (found.differences[0].n, found.differences[0].high) == (rows, pytest.approx(-10 / 20 / math.log(2)))
+    assert found.headline == (
+        f"{rows} rows cannot decide (no test at 95% can with fewer than 6): bits per byte 1.443 → 0.721 from b to a."
     )
 
 
-def test_a_lower_value_is_reported_as_a_gain_where_lower_is_better() -> None:
-    _, _, headline = verdict(
-        BITS,
-        1.099,
-        {"zero_shot": (1.5, "improved", (-0.4, -0.5, -0.3)), "few_shot": (1.312, "improved", (-0.213, -0.25, -0.19))},
-    )
-    assert headline == (
-        "Tuning improved bits per byte by 0.213 (0.190 to 0.250) over the best baseline, few-shot (1.312 → 1.099), "
-        "n = 828."
-    )
-
-
-def test_a_baseline_that_wins_comes_first_and_rejects() -> None:
-    outcome, reasons, headline = verdict(
-        MACRO_F1,
-        0.85,
-        {
-            "zero_shot": (0.3, "improved", (0.55, 0.5, 0.6)),
-            "few_shot": (0.87, "worse", (-0.02, -0.03, -0.01)),
-            "tfidf": (0.875, "worse", (-0.025, -0.04, -0.009)),
-        },
-    )
-    assert outcome == "rejected"
-    assert headline == (
-        "The tfidf baseline beats the tuned model: macro-F1 0.875 against 0.850, better by 2.5 points (0.9 to 4.0), "
-        "n = 828."
-    )
-    assert reasons == (
-        "worse than tfidf by 2.5 points (0.9 to 4.0)",
-        "worse than few-shot by 2.0 points (1.0 to 3.0)",
-    )
-
-
-def test_a_base_that_was_better_rejects_where_lower_is_better() -> None:
-    outcome, reasons, headline = verdict(BITS, 1.4, {"zero_shot": (1.2, "worse", (0.2, 0.1, 0.3))})
-    assert outcome == "rejected"
-    assert reasons == ("worse than zero-shot by 0.200 (0.100 to 0.300)",)
-    assert headline.startswith("The zero-shot baseline beats the tuned model: bits per byte 1.200 against 1.400")
-
-
-def test_no_detectable_change_is_reported_and_accepted() -> None:
-    outcome, reasons, headline = verdict(
-        MACRO_F1,
-        0.879,
-        {
-            "tfidf": (0.875, "no detectable change", (0.004, -0.012, 0.02)),
-            "zero_shot": (0.4, "improved", (0.479, 0.4, 0.5)),
-            "few_shot": (0.5, "improved", (0.379, 0.3, 0.4)),
-        },
-    )
-    assert (outcome, reasons) == ("accepted", ())
-    assert headline == (
-        "No detectable change in macro-F1 against the best baseline, tfidf (0.875 → 0.879): "
-        "+0.4 points (-1.2 to +2.0), n = 828; better than few-shot and zero-shot."
-    )
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_tuned_model_without_a_finite_score_is_rejected(value: float) -> None:
-    outcome, reasons, headline = verdict(BITS, value, {"zero_shot": (1.2, "no detectable change", (math.nan,) * 3)})
-    assert outcome == "rejected"
-    assert reasons == ("the tuned model's bits per byte is not a finite number (n = 828)",)
-    assert headline == f"No verdict is possible for this run: {reasons[0]}."
-
-
-def test_without_a_scored_baseline_nothing_is_claimed() -> None:
-    outcome, _, headline = verdict(BITS, 1.0, {"zero_shot": (math.nan, "no detectable change", (math.nan,) * 3)})
-    assert outcome == "accepted"
-    assert headline == "The tuned model has no baseline to compare with: bits per byte 1.000, n = 828."
-
-
-def test_large_figures_have_no_decimals() -> None:
-    _, _, headline = verdict(
-        known()["perplexity"], 35.5, {"zero_shot": (23045.1, "improved", (-23009.6, -24000, -22000))}
-    )
-    assert "by 23,010 (22,000 to 24,000)" in headline
-    assert "(23,045 → 35.500)" in headline
+def test_rows_that_also_occur_in_train_are_left_out(tmp_path: Path) -> None:
+    leaks = Leaks(rows=2, of=40, ids=("r1", "r3"))
+    data = record().data.model_copy(update={"summary": DataSummary(leaks=leaks)})
+    runs = class_runs(tmp_path, classified(lambda row: row > 2), classified(lambda row: row != 1), data=data)
+    found = compare(*runs)
+    assert found.broken == ("r0", "r2")
+    assert found.fixed == ()
+    assert found.differences[1].n == 38
+    assert found.differences[1].delta == pytest.approx(-2 / 38)
+    assert [row.id for row in changed_rows(runs[1], runs[0]).broken] == ["r0", "r2"]
 
 
 def test_comparing_loads_no_model_library() -> None:

@@ -119,11 +119,15 @@ def test_every_family_and_task_runs_end_to_end(kind: str, task: str, data: str, 
     assert len(lines) == len(systems) * record.data.eval.rows
 
 
-def test_a_run_that_learns_is_accepted(place: Path) -> None:
+def test_a_run_that_learns_no_more_than_tfidf_is_undecided(place: Path) -> None:
     record = fulltune.run(config(place, "bert", "classification", "clauses", epochs=12), out=place / "runs")
     assert record.scores["tuned"]["accuracy"].value == 1.0
     assert record.comparison["tuned vs majority"].verdict == "improved"
-    assert record.outcome == "accepted"
+    assert record.scores["tfidf"]["accuracy"].value == 1.0
+    assert record.outcome == "undecided"
+    assert record.headline.startswith("Use TF-IDF. The tuned model cannot be told from TF-IDF: macro-F1 1.000 → 1.000")
+    assert record.recommendation is not None
+    assert (record.recommendation.use, record.recommendation.action) == ("tfidf", "use the baseline")
 
 
 def test_the_same_config_twice_gives_the_same_weights_and_scores(place: Path) -> None:
@@ -142,6 +146,8 @@ def test_a_second_run_reuses_the_baselines(place: Path, monkeypatch: pytest.Monk
 
     job = config(place, "gpt2", "causal-lm", "tales")
     first = fulltune.run(job, out=place / "runs")
+    assert (first.outcome, first.recommendation.use if first.recommendation else "") == ("accepted", "tuned")
+    assert first.headline.startswith("Use it. Tuning improved bits per byte by ")
     asked, predictor = [], CausalLM.predictor
 
     def watched(self: CausalLM, bundle: Any, system: str, shots: Any = ()) -> Any:
@@ -166,10 +172,34 @@ def test_a_model_that_did_not_move_is_no_detectable_change(place: Path) -> None:
     comparison = record.comparison["tuned vs zero_shot"]
     assert (comparison.delta, comparison.p, comparison.verdict) == (0.0, 1.0, "no detectable change")
     assert record.parameters.moved == 0.0
-    assert "no detectable change" in record.headline.lower()
+    assert record.headline.startswith("Raise the rate. Nothing was learned. The tuned model cannot be told from")
+    assert record.outcome == "rejected"
 
 
-def test_leaks_stop_the_run_unless_allowed_and_are_then_scored_apart(place: Path) -> None:
+def test_few_leaks_are_left_out_and_scored_beside(place: Path) -> None:
+    write(place / "clauses.eval.jsonl", [*clauses(40, 19), *clauses(0, 1)])
+    record = fulltune.run(config(place, "bert", "classification", "clauses"), out=place / "runs")
+    leaks = record.data.summary.leaks
+    assert leaks is not None
+    assert (leaks.rows, leaks.of, leaks.counted, leaks.ids) == (1, 20, False, record.data.summary.leaks.ids)
+    [leaked] = leaks.ids
+    assert {score.n for scores in record.scores.values() for score in scores.values()} == {19}
+    assert record.scores_all_rows["tuned"]["accuracy"].n == 20
+    assert record.scores_without_leaks == record.scores
+    assert {comparison.n for comparison in record.comparison.values()} == {19}
+    assert sum(map(sum, record.details["confusion"]["matrix"])) == 19
+    folder = place / "runs" / record.run_id
+    assert json.loads((folder / "baselines.json").read_text())["zero_shot"]["accuracy"]["n"] == 19
+    assert (
+        sum(json.loads(line)["id"] == leaked for line in (folder / "predictions.jsonl").read_text().splitlines()) == 5
+    )
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "The same on all rows" in page
+    again = fulltune.compare(record.run_id, record.run_id, out=place / "runs")
+    assert again.differences[0].n == 19
+
+
+def test_more_leaks_stop_the_run_unless_allowed_and_are_then_counted(place: Path) -> None:
     rows = clauses(40, 16)
     write(place / "clauses.eval.jsonl", [*rows, *clauses(0, 3)])
     job = config(place, "bert", "classification", "clauses")
@@ -183,13 +213,14 @@ def test_leaks_stop_the_run_unless_allowed_and_are_then_scored_apart(place: Path
     record = fulltune.run(job, out=place / "runs")
     assert record.data.audit.leaked_rows == 3
     assert record.scores["tuned"]["accuracy"].n == 19
+    assert record.scores_all_rows == record.scores
     assert record.scores_without_leaks["tuned"]["accuracy"].n == 16
 
 
 def test_a_rate_far_too_high_ends_in_a_clean_stop(place: Path) -> None:
     record = fulltune.run(config(place, "gpt2", "causal-lm", "tales", learning_rate=1e9), out=place / "runs")
     assert record.outcome == "stopped"
-    assert record.headline.startswith("Training was stopped")
+    assert record.headline.startswith("Lower the rate. Training was stopped")
     assert [event.verdict for event in record.guards] == ["roll back", "roll back", "stop"]
     assert read_record(place / "runs" / record.run_id / "record.json").outcome == "stopped"
 

@@ -38,7 +38,7 @@ def page(one: Record) -> str:
 
 
 def test_each_ability_is_listed_with_both_scores_its_loss_and_the_budget() -> None:
-    text = page(record(english=found(0.314, "forgotten"), russian=found(-0.02, "kept")))
+    text = page(record(english=found(0.314, "lost"), russian=found(-0.02, "kept")))
     section = text.partition('<section id="retention">')[2].partition("</section>")[0]
     for wanted in (
         "english",
@@ -47,7 +47,7 @@ def test_each_ability_is_listed_with_both_scores_its_loss_and_the_budget() -> No
         "[+30.4%, +32.4%]",
         "−2.0%",
         "▼",
-        "forgotten",
+        "lost",
         "budget 5.0%",
         "n = 40",
     ):
@@ -60,25 +60,39 @@ def test_a_run_without_retention_has_no_section() -> None:
 
 
 def test_abilities_without_a_budget_are_not_said_to_be_within_it() -> None:
-    [row] = retention.rows(record(representation=found(0.3, "within budget", math.inf, "linear_cka")))
-    assert (row.verdict, row.budget) == ("changed, no budget", "")
+    free = found(0.3, "no budget", math.inf, "linear_cka").model_copy(update={"reason": "features may rotate"})
+    [row] = retention.rows(record(representation=free))
+    assert (row.verdict, row.budget, row.kind) == ("no budget", "features may rotate", "kept")
     assert row.metric.startswith("Linear CKA")
 
 
 def test_a_loss_of_nan_is_shown_and_is_the_worst() -> None:
-    lost = record(english=found(0.2, "forgotten"), russian=found(math.nan, "forgotten"))
+    lost = record(english=found(0.2, "lost"), russian=found(math.nan, "lost"))
     name, _ = retention.worst(lost.retention) or ("", None)
     assert name == "russian"
     assert "NaN" in page(lost)
 
 
-def test_the_terminal_names_the_largest_loss() -> None:
-    [line] = terminal.retained(record(english=found(0.314, "forgotten"), russian=found(0.01, "within budget")))
-    assert "2 abilities asked" in line.plain
-    assert "english: +31.4% (+30.4% to +32.4%), Bits per byte 1 → 1.314, forgotten" in line.plain
-    [line] = terminal.retained(record(english=found(-0.01, "kept")))
-    assert line.plain == "Retention: one ability asked, nothing lost"
-    assert terminal.retained(record()) == []
+def lines(**retained: Retention) -> list[str]:
+    return [line.plain for line in terminal.retained(record(**retained))]
+
+
+def test_the_terminal_names_what_was_lost_or_the_largest_loss() -> None:
+    russian = found(0.01, "kept")
+    assert lines(english=found(0.314, "lost"), russian=russian) == [
+        "Retention: loss of english +31.4% (+30.4% to +32.4%), Bits per byte 1 → 1.314: lost (more than the 5.0% of "
+        "the budget)"
+    ]
+    assert lines(russian=russian, english=found(-0.02, "kept")) == [
+        "Retention: loss of russian +1.0% (+0.0% to +2.0%), Bits per byte 1 → 1.01: kept (at most 5.0% may be lost)"
+    ]
+    wide = found(0.1, "cannot tell").model_copy(update={"low": -0.467, "high": 0.476})
+    assert lines(english=wide, free=found(0.2, "no budget", math.inf)) == [
+        "Retention: loss of english +10.0% (−46.7% to +47.6%), Bits per byte 1 → 1.1: 40 rows cannot tell whether this "
+        "is within the budget of 5.0%",
+        "Retention, without a budget: free +20.0%",
+    ]
+    assert lines() == []
     assert terminal.record(record(), Path("runs/x")) is not None
 
 
@@ -86,10 +100,10 @@ def test_the_chart_marks_the_budget_of_each_ability_and_zero() -> None:
     def limits(**retained: Retention) -> int:
         return str(retention.chart(record(**retained))).count('class="limit"')
 
-    assert limits(english=found(0.314, "kept"), russian=found(-0.02, "kept")) == 2
-    assert limits(english=found(0.314, "kept"), tales=found(0.2, "kept", budget=math.inf)) == 1
+    assert limits(english=found(0.314, "lost"), russian=found(-0.02, "kept")) == 2
+    assert limits(english=found(0.314, "lost"), tales=found(0.2, "no budget", budget=math.inf)) == 1
     chart = str(retention.chart(record(english=found(0.01, "kept", budget=0.4))))
     assert chart.count('class="zero"') == 1
     assert ">40%<" in chart  # the axis reaches the budget, in percent
     assert "</svg> budget</span>" in page(record(english=found(0.01, "kept")))
-    assert "</svg> budget</span>" not in page(record(english=found(0.01, "kept", budget=math.inf)))
+    assert "</svg> budget</span>" not in page(record(english=found(0.01, "no budget", budget=math.inf)))

@@ -19,6 +19,7 @@ from report import samples
 from typer.testing import CliRunner
 
 from fulltune.cli.main import app
+from fulltune.cli.render.registry import after_run
 from fulltune.errors import PromotionRefused, StoreError
 from fulltune.metrics import get
 from fulltune.records.run import MetricInfo, ModelInfo, Prediction, Retention
@@ -289,8 +290,8 @@ def finished(out: Path, name: str, right: int, **changes: Any) -> Path:
     return out / name
 
 
-def lost(verdict: str) -> dict[str, Retention]:
-    score, share = samples.score(0.5), {"forgotten": 0.2, "within budget": 0.02}[verdict]
+def retained(verdict: str) -> dict[str, Retention]:
+    score, share = samples.score(0.5), {"lost": 0.2, "kept": 0.02, "cannot tell": 0.06}[verdict]
     found = {"metric": "accuracy", "direction": "higher", "base": score, "tuned": score, "change": share}
     found |= {"low": share, "high": share, "budget": 0.05, "verdict": verdict}
     return {"general text": Retention.model_validate(found)}
@@ -391,7 +392,14 @@ def test_the_gate_needs_a_significant_gain(out: Path) -> None:
     [
         ({"outcome": "rejected"}, ["is rejected", "expected an accepted run", "--force"]),
         (
-            {"outcome": "stopped", "retention": lost("forgotten")},
+            {"outcome": "undecided", "headline": "Get more evaluation rows. 4 rows cannot decide."},
+            [
+                "@1 is undecided: Get more evaluation rows. 4 rows cannot decide; expected a run that shows that "
+                "tuning helped. Promote another version, or give a reason with --force"
+            ],
+        ),
+        (
+            {"outcome": "stopped", "retention": retained("lost")},
             ["2 problems", "is stopped", "lost 20.0% of general text"],
         ),
     ],
@@ -404,9 +412,23 @@ def test_the_gate_reports_every_reason(out: Path, changes: dict[str, Any], messa
     assert Registry(out).aliases(version.name) == {}
 
 
-def test_within_the_budget_is_good_enough(out: Path) -> None:
-    version = register_run(out, finished(out, "one", 100, retention=lost("within budget")))
+@pytest.mark.parametrize("verdict", ["kept", "cannot tell"])
+def test_a_loss_that_is_not_beyond_the_budget_is_good_enough(verdict: str, out: Path) -> None:
+    version = register_run(out, finished(out, "one", 100, retention=retained(verdict)))
     assert promote(Registry(out), version).after == 1
+
+
+@pytest.mark.parametrize(("right", "offered"), [(150, True), (101, False), (60, False)])
+def test_promoting_is_offered_only_if_the_gate_would_pass(right: int, offered: bool, out: Path) -> None:
+    registry = Registry(out)
+    first = register_run(out, finished(out, "one", 100))
+    assert "`fulltune models promote classification-starter-encoder@1` to use it" in after_run("one", out)
+    promote(registry, first)
+    register_run(out, finished(out, "two", right))
+    assert ("promote" in after_run("two", out)) is offered
+    register_run(out, finished(out, "three", 160, outcome="undecided"))
+    assert after_run("three", out) == "Version: classification-starter-encoder@3 (undecided)"
+    assert after_run("unknown", out) == ""
 
 
 def test_runs_on_other_rows_cannot_be_compared(out: Path) -> None:

@@ -24,7 +24,6 @@ DEMOS: dict[str, dict[str, Any]] = {
             "group": "contract",
             "max_length": 128,
             "eval_limit": 500,
-            "allow_leaks": True,  # boilerplate repeats between contracts; the report also scores without those rows
         },
         "train": {
             "epochs": 4,

@@ -373,13 +373,13 @@ def _options(
 
 
 def _finish_run(common: Common, record: fulltune.Record) -> None:
-    """Print a record, and exit with 3 unless the tuned model was accepted.
+    """Print a record, and exit with 3 if the tuned model was rejected or training was stopped.
 
     A worker of several processes exits with 0: launchers take any other code for a crash, and restart the job. Its
     code goes to `fulltune launch`, which exits with it.
     """
     _answer_record(common, record)
-    code = 0 if record.outcome == "accepted" else 3
+    code = 3 if record.outcome in ("rejected", "stopped") else 0
     if distributed.launched() > 1:
         report_exit_code(code)
     elif code:

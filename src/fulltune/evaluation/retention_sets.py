@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fulltune.config import Config, load_config
+from fulltune.data.probe import BUILTIN, LANGUAGES
 from fulltune.errors import ConfigError, Problem
 from fulltune.runtime import plugins
 
@@ -17,11 +18,21 @@ def check_sets(config: Config) -> None:
     """Check the settings of ``guards.forgetting`` before anything is loaded.
 
     Raises:
-        ConfigError: A set has no data or an unknown task, or the action is ``stop`` without evaluations during
-            training. All problems are reported.
+        ConfigError: A set has no data or an unknown task, a language to keep is unknown, or the action is ``stop``
+            without evaluations during training. All problems are reported.
     """
     settings = config.guards.forgetting
     problems = list[Problem]()
+    unknown = sorted(set(settings.keep or ()) - set(LANGUAGES)) if settings and settings.probe == BUILTIN else []
+    if unknown:
+        problems.append(
+            Problem(
+                f"there is no built-in general text in {', '.join(map(repr, unknown))}",
+                " or ".join(LANGUAGES),
+                "remove it, or name a file with text of that language in guards.forgetting.probe",
+                field="guards.forgetting.keep",
+            )
+        )
     if settings and settings.action == "stop" and not config.train.evaluations:
         problems.append(
             Problem(

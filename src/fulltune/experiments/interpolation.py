@@ -143,7 +143,7 @@ def interpolate(
     task, data = dataset.prepare(config, parts(config)[0])
     base = load_model(config, task, out)
     task, tuned, _ = find_model(config, task, folder.name, folder.parent)
-    base_outputs = BaseOutputs.collect(config, base, Path(out), progress)
+    base_outputs = BaseOutputs.collect(config, base, Path(out), progress, data.train.examples)
     mixture = Mixture(base, tuned)
     chooses = data.valid or data.eval
     points = []
@@ -231,8 +231,13 @@ def _point(
         score=_score(config, task, bundle, examples),
         retention=retention,
         loss=max(0.0, lost[1].change) if lost and not math.isnan(lost[1].change) else (math.nan if lost else 0.0),
-        within_budget=all(found.verdict != "forgotten" for found in retention.values()),
+        within_budget=all(map(_is_within, retention.values())),
     )
+
+
+def _is_within(found: Retention) -> bool:
+    """Return True unless a loss is beyond its budget; without enough rows to tell, the loss itself decides."""
+    return found.verdict != "lost" and not found.change > found.budget
 
 
 def _score(config: Config, task: Task, bundle: Bundle, examples: Sequence[Example]) -> Score:

@@ -167,7 +167,7 @@ def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progre
     """Return the mean with its score on the evaluation rows of the first run, and the scores of the sources."""
     config: Config = load_config(first / "config.yaml")
     task, data = dataset.prepare(config, parts(config)[0])
-    base_outputs = BaseOutputs.collect(config, load_model(config, task, out), out, progress)
+    base_outputs = BaseOutputs.collect(config, load_model(config, task, out), out, progress, data.train.examples)
     bundle = load_model(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
     task = task.adopt(bundle)
     evaluation = evaluate.score_system(task, bundle, "soup", data, progress)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fulltune.errors import IncompatibleError
 from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.power import least_rows, smallest_detectable
 from fulltune.records.run import Comparison, Prediction, Score, Verdict
 
 #: Maximum size in bytes of the weights of one chunk of resamples.
@@ -100,7 +101,8 @@ def paired(
     to the number of resamples. A bootstrap of very few rows is overconfident, so p is never below ``2^(1 - d)``, where
     ``d`` is the number of rows on which the systems differ. Under the null hypothesis each of the ``2^d`` swaps is
     equally likely, and no two-sided test can give a smaller p-value. The verdict is ``improved`` or ``worse`` if the
-    interval excludes 0 and ``p ≤ 1 - confidence``.
+    interval excludes 0 and ``p ≤ 1 - confidence``, and ``too few rows`` below
+    :func:`~fulltune.metrics.power.least_rows`.
 
     Rows are matched by id; a row counts if the metric applies to both systems. Without such rows all numbers are NaN.
 
@@ -111,18 +113,39 @@ def paired(
     rows_a, rows_b = _aligned(a, b, name)
     if not len(rows_a):
         nan = math.nan
-        return Comparison(metric=name, delta=nan, low=nan, high=nan, p=nan, verdict="no detectable change")
+        return Comparison(metric=name, delta=nan, low=nan, high=nan, p=nan, verdict="too few rows")
     measure = a.metrics[name]
     draws = [measure.value(sums) for sums in _resampled((rows_a, rows_b), resamples, seed)]
     with np.errstate(invalid="ignore"):  # inf - inf, if both perplexities overflow
         deltas = draws[0] - draws[1]
         delta = float(measure.value(rows_a.sum(axis=0)) - measure.value(rows_b.sum(axis=0)))
-    low, high = percentile_interval(deltas, confidence)
     differing = int((rows_a != rows_b).any(axis=1).sum())
+    return judged(measure, delta, deltas, n=len(rows_a), differing=differing, confidence=confidence)
+
+
+def judged(metric: Metric, delta: float, deltas: Array, *, n: int, differing: int, confidence: float) -> Comparison:
+    """Return the comparison of two systems from the resamples of their difference; see :func:`paired`.
+
+    Args:
+        metric: The metric.
+        delta: The difference on all rows.
+        deltas: Resampled differences, ``(resamples,)``.
+        n: Number of rows.
+        differing: Number of rows on which the systems differ.
+        confidence: Confidence level of the interval.
+    """
+    low, high = percentile_interval(deltas, confidence)
     p = bootstrap_p(deltas, differing)
     certain = p <= 1 - confidence and (low > 0 or high < 0)
     return Comparison(
-        metric=name, delta=delta, low=low, high=high, p=p, verdict=verdict_of(delta, certain, measure.direction)
+        metric=metric.name,
+        delta=delta,
+        low=low,
+        high=high,
+        p=p,
+        verdict="too few rows" if n < least_rows(confidence) else verdict_of(delta, certain, metric.direction),
+        n=n,
+        smallest_detectable=smallest_detectable(deltas, confidence),
     )
 
 

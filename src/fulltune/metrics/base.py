@@ -35,6 +35,7 @@ class Metric:
             raises or warns.
         percent: True if the value is shown times 100 (accuracy), False if it is shown as it is (perplexity).
         label: Name in texts.
+        worthless: Value of a system that knows nothing; None: 0 if higher is better, otherwise there is none.
     """
 
     name: str
@@ -45,6 +46,13 @@ class Metric:
     value: Callable[[Array], Array]
     percent: bool = True
     label: str = ""
+    worthless: float | None = None
+
+    def knows_nothing(self, value: float) -> bool:
+        """Return True if a value is no better than that of a system that knows nothing."""
+        if self.direction == "higher":
+            return value <= (self.worthless or 0.0)
+        return self.worthless is not None and value >= self.worthless
 
     def info(self) -> MetricInfo:
         return MetricInfo(direction=self.direction, version=self.version, source=self.source)

@@ -1,24 +1,19 @@
-"""Decide the verdict of a run against its baselines, and compare two runs.
-
-No model is loaded: runs are compared by their records and predictions.
-"""
+"""Compare two runs by their records and predictions; no model is loaded."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from fulltune.errors import IncompatibleError, Problem, StoreError
-from fulltune.metrics import INFORMATIONAL, known
+from fulltune.metrics import INFORMATIONAL, known, wording
 from fulltune.metrics.accumulate import Accumulator, paired, row_values
 from fulltune.metrics.base import Metric
-from fulltune.records.run import Comparison, MetricInfo, Model, Outcome, Prediction, Record, Score, read_record
+from fulltune.records.run import Comparison, MetricInfo, Model, Prediction, Record, Score, read_record
 from fulltune.runtime.validation import first_problem, read_failure
 
 #: Maximum number of the most improved and most worsened rows that are listed.
@@ -28,14 +23,6 @@ SHOWN_ROWS = 20
 _ROW_METRIC = {"macro_f1": "accuracy"}
 
 _TUNED = "tuned"
-
-
-class Decision(NamedTuple):
-    """Outcome of a run, the reasons for a rejection, and a headline of one sentence."""
-
-    outcome: Outcome
-    reasons: tuple[str, ...]
-    headline: str
 
 
 class RunComparison(Model):
@@ -105,7 +92,7 @@ def compare(
         b=second.run_id,
         task=first.task,
         metric=metrics[0].name,
-        headline=_run_headline(first.run_id, second.run_id, metrics[0], differences[0], (one, two)),
+        headline=_run_headline(first.run_id, second.run_id, metrics[0], differences[0], (one, two), confidence),
         metrics={metric.name: metric.info() for metric in metrics},
         scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
         differences=differences,
@@ -187,116 +174,6 @@ def _answers(folder: Path, system: str, wanted: set[str]) -> dict[str, Predictio
 
 def _row(before: Prediction, after: Prediction) -> Row:
     return Row(id=after.id, input=after.input, reference=after.reference, before=before.output, after=after.output)
-
-
-def decide(comparison: Mapping[str, Comparison], scores: Mapping[str, Mapping[str, Score]], metric: Metric) -> Decision:
-    """Decide the verdict of a run and describe it in one sentence.
-
-    A run is ``rejected`` if a baseline beats the tuned model by the paired test, or if the tuned model has no score.
-    Otherwise it is ``accepted``; the sentence says so if there is no detectable change.
-
-    Args:
-        comparison: Tuned model against each baseline on the deciding metric, keyed ``tuned vs NAME`` or ``NAME``.
-        scores: ``scores[system][metric]`` of the tuned model and the baselines.
-        metric: The deciding metric.
-    """
-    against = {key.removeprefix(f"{_TUNED} vs "): value for key, value in comparison.items()}
-    case = _Case(metric, scores[_TUNED][metric.name], {name: scores[name][metric.name] for name in against}, against)
-    if not math.isfinite(case.tuned.value):
-        reason = f"the tuned model's {_label(metric)} is not a finite number (n = {case.tuned.n})"
-        return Decision("rejected", (reason,), f"No verdict is possible for this run: {reason}.")
-    winners = [name for name in case.ranked if against[name].verdict == "worse"]
-    if winners:
-        reasons = tuple(f"worse than {_name(name)} by {_gain(against[name], metric, -1)}" for name in winners)
-        return Decision("rejected", reasons, case.beaten_by(winners[0]))
-    return Decision("accepted", (), case.not_beaten())
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Data for the headline of a run; ``baselines`` and ``against`` are keyed by baseline."""
-
-    metric: Metric
-    tuned: Score
-    baselines: Mapping[str, Score]
-    against: Mapping[str, Comparison]
-
-    @property
-    def ranked(self) -> list[str]:
-        """Names of the baselines with a score, best first."""
-        scored = [name for name, score in self.baselines.items() if not math.isnan(score.value)]
-        return sorted(scored, key=lambda name: self.baselines[name].value, reverse=self.metric.direction == "higher")
-
-    def beaten_by(self, name: str) -> str:
-        return (
-            f"The {_name(name)} baseline beats the tuned model: {_label(self.metric)} "
-            f"{_figure(self.baselines[name].value)} against {_figure(self.tuned.value)}, "
-            f"better by {_gain(self.against[name], self.metric, -1)}, n = {self.tuned.n}."
-        )
-
-    def not_beaten(self) -> str:
-        label = _label(self.metric)
-        n = self.tuned.n
-        if not self.ranked:
-            value = _figure(self.tuned.value)
-            return f"The tuned model has no baseline to compare with: {label} {value}, n = {n}."
-        best, *_ = self.ranked
-        difference = self.against[best]
-        change = f"{_name(best)} ({_figure(self.baselines[best].value)} → {_figure(self.tuned.value)})"
-        if difference.verdict == "improved":
-            gain = _gain(difference, self.metric)
-            return f"Tuning improved {label} by {gain} over the best baseline, {change}, n = {n}."
-        signed = _signed(difference, self.metric)
-        return f"No detectable change in {label} against the best baseline, {change}: {signed}, n = {n}{self._rest()}."
-
-    def _rest(self) -> str:
-        beaten = [_name(name) for name in self.ranked if self.against[name].verdict == "improved"]
-        return f"; better than {_listed(beaten)}" if beaten else ""
-
-
-def _gain(comparison: Comparison, metric: Metric, sign: int = 1) -> str:
-    """Return e.g. ``12.3 points (10.1 to 14.4)``, the gain in the metric's direction (the loss, with ``sign`` -1)."""
-    delta, low, high = _oriented(comparison, metric, sign)
-    return f"{_amount(delta, metric)} ({_bare(low, metric)} to {_bare(high, metric)})"
-
-
-def _signed(comparison: Comparison, metric: Metric) -> str:
-    """Return e.g. ``+0.4 points (-1.2 to +2.0)``, in the metric's own unit and sign."""
-    delta, low, high = comparison.delta, comparison.low, comparison.high
-    unit = " points" if metric.percent else ""
-    return f"{_bare(delta, metric, '+')}{unit} ({_bare(low, metric, '+')} to {_bare(high, metric, '+')})"
-
-
-def _oriented(comparison: Comparison, metric: Metric, sign: int) -> tuple[float, float, float]:
-    if sign * (1 if metric.direction == "higher" else -1) > 0:
-        return comparison.delta, comparison.low, comparison.high
-    return -comparison.delta, -comparison.high, -comparison.low
-
-
-def _amount(value: float, metric: Metric) -> str:
-    return f"{_bare(value, metric)}{' points' if metric.percent else ''}"
-
-
-def _bare(value: float, metric: Metric, sign: str = "") -> str:
-    if metric.percent:
-        return f"{100 * value:{sign}.1f}"
-    return f"{value:{sign},.3f}" if abs(value) < 100 else f"{value:{sign},.0f}"
-
-
-def _figure(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def _label(metric: Metric) -> str:
-    return metric.label or metric.name
-
-
-def _name(system: str) -> str:
-    return system.replace("_", "-")
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _check(a: Record, b: Record) -> None:
@@ -395,17 +272,23 @@ def _tuned_scores(record: Record, metrics: list[Metric]) -> dict[str, Score]:
 
 
 def _run_headline(
-    a: str, b: str, metric: Metric, difference: Comparison, systems: tuple[Accumulator, Accumulator]
+    a: str, b: str, metric: Metric, difference: Comparison, systems: tuple[Accumulator, Accumulator], confidence: float
 ) -> str:
-    new, old = (float(metric.value(system.statistics(metric.name)[0].sum(axis=0))) for system in systems)
-    n = int(systems[0].statistics(metric.name)[1].sum())
-    label = _label(metric)
-    change = f"{_figure(old)} → {_figure(new)}"
+    new, old = (_value(system, metric) for system in systems)
+    label = wording.label(metric)
+    change = f"{wording.figure(old)} → {wording.figure(new)}"
+    if difference.verdict == "too few rows":
+        return f"{wording.too_few(difference, confidence)}: {label} {change} from {b} to {a}."
+    n = difference.n
     if difference.verdict == "no detectable change":
-        return f"No detectable change in {label} from {b} to {a} ({change}): {_signed(difference, metric)}, n = {n}."
+        signed = wording.signed(difference, metric)
+        return f"No detectable change in {label} from {b} to {a} ({change}): {signed}, n = {n}."
     verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)
-    gain = _gain(difference, metric, sign)
-    return f"{a} is {verb} than {b} in {label} by {gain}, {change}, n = {n}."
+    return f"{a} is {verb} than {b} in {label} by {wording.gain(difference, metric, sign)}, {change}, n = {n}."
+
+
+def _value(system: Accumulator, metric: Metric) -> float:
+    return float(metric.value(system.statistics(metric.name)[0].sum(axis=0)))
 
 
 def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:

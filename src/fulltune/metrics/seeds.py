@@ -17,11 +17,10 @@ import numpy as np
 
 from fulltune.metrics.accumulate import (
     Accumulator,
-    bootstrap_p,
+    judged,
     paired,
     percentile_interval,
     resampled_values,
-    verdict_of,
 )
 from fulltune.metrics.base import Array, Metric
 from fulltune.records.run import Comparison, Score
@@ -80,11 +79,8 @@ def difference(
     random = np.random.default_rng(seed + 1)
     deltas = _over_seeds(draws[: len(a)], random) - _over_seeds(draws[len(a) :], random)
     delta = _mean_value(a, metric) - _mean_value(b, metric)
-    low, high = percentile_interval(deltas, confidence)
-    p = bootstrap_p(deltas, _differing(a, b, metric))
-    certain = p <= 1 - confidence and (low > 0 or high < 0)
-    verdict = verdict_of(delta, certain, metric.direction)
-    return Comparison(metric=metric.name, delta=delta, low=low, high=high, p=p, verdict=verdict)
+    n = int(a[0].statistics(metric.name)[1].sum())
+    return judged(metric, delta, deltas, n=n, differing=_differing(a, b, metric), confidence=confidence)
 
 
 def _over_seeds(draws: Array, random: np.random.Generator) -> Array:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.config import Config
+from fulltune.data.findings import rows
 from fulltune.evaluation.evaluate import Evaluation
 from fulltune.evaluation.prompt_use import prompt_uses, sentences
 from fulltune.evaluation.retention import sentence
 from fulltune.metrics.accumulate import paired
-from fulltune.metrics.compare import Decision, decide
+from fulltune.metrics.decide import Decision, decide
 from fulltune.metrics.memorization import memorization
+from fulltune.metrics.recommendation import lead, recommend, unchanged
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job
 from fulltune.records.data import DataSummary
@@ -24,7 +26,6 @@ from fulltune.records.run import (
     Comparison,
     DataInfo,
     EvaluationRecord,
-    Parameters,
     Prediction,
     PromptUse,
     Record,
@@ -76,10 +77,11 @@ def build(
     counted = _without(systems, job.left_out)
     scores = _scores(counted, config)
     comparison, lines = _comparisons(config, task, counted), Lines(folder.path / "predictions.jsonl", Prediction)
-    verdict = _conclusion(_not_forgetting(decide(comparison, scores, deciding), config, retention), trained)
+    verdict = _not_forgetting(_verdict(job, counted, comparison, scores), config, retention)
+    verdict = _conclusion(verdict, trained)
     asked = prompt_uses(lines)
     noted = (*sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
-    return Record(
+    draft = Record(
         run_id=folder.run_id,
         fulltune=__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -117,25 +119,51 @@ def build(
         outcome=verdict.outcome,
         reasons=verdict.reasons,
     )
+    return _recommending(draft)
+
+
+def _verdict(
+    job: Job, systems: Mapping[str, Evaluation], comparison: Mapping[str, Comparison], scores: Mapping[str, Any]
+) -> Decision:
+    """Return the verdict on the scores; a gain that only rows of train show is not accepted."""
+    config, deciding, leaked = job.config, job.task.metrics[0], job.audit.leaked_ids
+    verdict = decide(comparison, scores, deciding, config.evaluation.confidence)
+    if verdict.outcome != "accepted" or not leaked or job.left_out:
+        return verdict
+    clean = _without(systems, leaked)
+    without = decide(
+        _comparisons(config, job.task, clean), _scores(clean, config), deciding, config.evaluation.confidence
+    )
+    if without.outcome == "accepted":
+        return verdict
+    reason = f"without the {rows(len(leaked), of='eval')} that also occur in train: {without.headline}"
+    return Decision("undecided", (reason,), f"{verdict.headline} But {reason}")
 
 
 def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, Retention]) -> Decision:
-    """Return the verdict on the scores, or a rejection if the config rejects a model that forgot too much."""
+    """Return the verdict on the scores, unless more was forgotten than the budget allows.
+
+    Such a model is not accepted; ``guards.forgetting.action`` says whether it is rejected.
+    """
     settings = config.guards.forgetting
-    lost = tuple(sentence(name, found) for name, found in retention.items() if found.verdict == "forgotten")
-    if not lost or settings is None or settings.action != "reject":
+    lost = tuple(sentence(name, found) for name, found in retention.items() if found.verdict == "lost")
+    if not lost or settings is None:
         return verdict
-    return Decision("rejected", (*lost, *verdict.reasons), f"Too much was forgotten. {verdict.headline}")
+    rejects = settings.action == "reject" or verdict.outcome == "rejected"
+    headline = f"Too much was forgotten. {verdict.headline}"
+    return Decision("rejected" if rejects else "undecided", (*lost, *verdict.reasons), headline)
 
 
 def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
     """Return the verdict on the scores, preceded by the outcome of the training itself."""
     kept = base_kept(trained.guards)
-    headline, reasons = verdict.headline, verdict.reasons
+    outcome, reasons, headline = verdict
     if kept is not None:
         headline, reasons = f"The base was kept because no training step beat it. {headline}", (kept.message, *reasons)
+        outcome = "rejected"
     elif trained.stopped is None and (reason := unchanged(trained.parameters)):
         headline, reasons = f"Nothing was learned. {headline}", (reason, *reasons)
+        outcome = "rejected"
     if trained.stopped is not None:
         headline = f"Training was stopped: {trained.stopped.problems[0].found}. {headline}"
         return Decision("stopped", (str(trained.stopped), *(reasons if kept else ())), headline)
@@ -144,20 +172,13 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
         return Decision(
             "stopped", (ended.message, *reasons), f"Training was stopped because the model forgot too much. {headline}"
         )
-    return Decision("rejected" if kept else verdict.outcome, reasons, headline)
+    return Decision(outcome, reasons, headline)
 
 
-#: Relative changes of weights below this are no training: float32 is exact to 6e-8.
-_NOTHING = 1e-6
-
-
-def unchanged(parameters: Parameters) -> str:
-    """Return a sentence if training changed no weight by more than rounding; else an empty text."""
-    change = parameters.largest_change
-    if parameters.moved > 0 if change is None else not change <= _NOTHING:
-        return ""
-    size = "" if change is None else f" by more than {change:.1g} of its tensor's largest"
-    return f"No weight changed{size}: raise train.learning_rate, or train for more steps."
+def _recommending(record: Record) -> Record:
+    """Return the record with what to do next, which its headline begins with."""
+    found = recommend(record)
+    return record.model_copy(update={"recommendation": found, "headline": f"{lead(found)}. {record.headline}"})
 
 
 def _without(systems: Mapping[str, Evaluation], ids: Container[str]) -> dict[str, Evaluation]:

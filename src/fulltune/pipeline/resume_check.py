@@ -104,7 +104,7 @@ def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
     """Train in a folder up to a step, from its checkpoint if it has one; everything is loaded again."""
     job = prepare_job(config, place.parent)
     job.check_audit()
-    base_outputs = BaseOutputs.collect(job.config, job.base, place.parent, progress)
+    base_outputs = BaseOutputs.collect(job.config, job.base, place.parent, progress, job.data.train.examples)
     model = job.model_to_train()
     folder = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
     with suppress(_Reached), folder:

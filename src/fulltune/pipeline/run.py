@@ -125,7 +125,7 @@ def run(
                 scores = {name: one.without(job.left_out).scores(config.evaluation) for name, one in systems.items()}
                 folder.write_json("baselines.json", scores)
             with watch("base retention"):
-                base_outputs = BaseOutputs.collect(config, job.base, job.out, progress)
+                base_outputs = BaseOutputs.collect(config, job.base, job.out, progress, job.data.train.examples)
 
             tuned, trained = resuming.read_back(job, folder) or _trained(job, base_outputs, folder, progress, watch)
 

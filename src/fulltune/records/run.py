@@ -253,7 +253,10 @@ class Retention(Model):
     """One ability of the base model, scored on the base and the tuned model on the same rows.
 
     ``change`` is the relative loss against the base with its paired interval: above 0 the tuned model is worse,
-    regardless of the metric's direction; 0.05 is five percent. ``verdict`` compares it with the ``budget``.
+    regardless of the metric's direction; 0.05 is five percent. ``verdict`` compares the interval with the ``budget``:
+    ``kept`` if it lies below (at most so much was lost), ``lost`` if it lies above, ``cannot tell`` if the budget is
+    inside or there are too few rows. An ability that need not be kept has an infinite budget and the verdict
+    ``no budget``; ``reason`` says why.
     """
 
     metric: str
@@ -264,7 +267,8 @@ class Retention(Model):
     low: float
     high: float
     budget: float
-    verdict: Literal["kept", "within budget", "forgotten"]
+    verdict: Literal["kept", "lost", "cannot tell", "no budget"]
+    reason: str = ""
 
 
 class PromptUse(Model):
@@ -302,7 +306,7 @@ Action = Literal[
 
 
 class Recommendation(Model):
-    """What to do after a run, by the rules of :mod:`fulltune.metrics.recommend`.
+    """What to do after a run, by the rules of :mod:`fulltune.metrics.recommendation`.
 
     Attributes:
         use: The system to use now: ``tuned``, the name of a baseline, or empty if none can be recommended.

@@ -12,7 +12,7 @@ from fulltune.records.run import Record, Retention
 from fulltune.report import svg
 from fulltune.report.display import better, decimals, interval, metric_label, number, percentage, signed_percentage
 
-SIGNS = {"kept": "=", "within budget": "≈", "forgotten": "▼"}
+SIGNS = {"kept": "=", "lost": "▼", "cannot tell": "?", "no budget": "·"}
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,8 @@ def worst(retention: Mapping[str, Retention]) -> tuple[str, Retention] | None:
 
 
 def verdict_text(result: Retention) -> str:
-    """Return the verdict in words; an ability without a budget is not called within budget."""
-    if math.isinf(result.budget) and result.verdict == "within budget":
-        return "changed, no budget"
-    return result.verdict
+    """Return the verdict in words: ``kept``, ``lost``, ``cannot tell with 40 rows``, ``no budget``."""
+    return f"cannot tell with {result.base.n} rows" if result.verdict == "cannot tell" else result.verdict
 
 
 def _row(name: str, result: Retention) -> Row:
@@ -89,8 +87,8 @@ def _row(name: str, result: Retention) -> Row:
         n=result.tuned.n,
         change=signed_percentage(result.change),
         change_interval=f"[{signed_percentage(result.low)}, {signed_percentage(result.high)}]",
-        budget="" if math.isinf(result.budget) else f"budget {percentage(result.budget)}",
+        budget=result.reason if math.isinf(result.budget) else f"budget {percentage(result.budget)}",
         verdict=verdict_text(result),
         sign=SIGNS[result.verdict],
-        kind="worse" if result.verdict == "forgotten" else "kept",
+        kind="worse" if result.verdict == "lost" else "kept",
     )

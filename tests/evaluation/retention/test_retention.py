@@ -18,14 +18,17 @@ import torch.nn.functional as F
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, DataError
 from fulltune.evaluation.retention import BaseOutputs, sentence
+from fulltune.evaluation.retention.abilities import abilities
 from fulltune.evaluation.retention.base_outputs import verdict_of
 from fulltune.evaluation.retention.features import jackknife, linear_cka, topics
+from fulltune.evaluation.retention.language import languages_of
 from fulltune.evaluation.retention.probe import load_probe
 from fulltune.evaluation.retention_sets import check_sets
 from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.likelihood import bits_per_byte
 from fulltune.models.bundle import Bundle, with_base_head
 from fulltune.records.run import Prediction
+from fulltune.tasks.base import Example
 from fulltune.training.regularization.denoising import corrupted, masked, sentinel_ids
 
 TEXTS = ["The king has a red fox.", "It was not the law of the state.", "A film about a dog and a cat, good and great."]
@@ -89,7 +92,7 @@ def test_an_encoder_is_scored_on_the_same_masks_as_a_loop(probe: str) -> None:
         assert places == list(hidden)
         nll -= sum(float(logs[place, token]) for place, token in hidden.items())
         count += len(hidden)
-    assert (found.metric, found.change, found.verdict) == ("masked_loss", 0.0, "kept")
+    assert (found.metric, found.change, found.verdict) == ("masked_loss", 0.0, "cannot tell")
     assert found.base.value == pytest.approx(nll / count, rel=1e-5)
 
 
@@ -182,13 +185,14 @@ def test_an_encoder_without_a_head_keeps_its_representation_and_its_topics() -> 
     base = replace(whole, model=whole.model.base_model)
     base_outputs = BaseOutputs.collect(config("builtin:en"), base)
     same = base_outputs.compare(base)
-    assert same.keys() == {"representation", "topics"}
-    assert same["representation"].tuned.value == pytest.approx(1.0)
-    assert (same["representation"].tuned.n, same["topics"].base.n) == (40, 40)
-    assert same["topics"].change == 0.0
+    assert same.keys() == {"representation (en)", "topics (en)"}
+    assert same["representation (en)"].tuned.value == pytest.approx(1.0)
+    assert (same["representation (en)"].tuned.n, same["topics (en)"].base.n) == (40, 40)
+    assert (same["topics (en)"].change, same["topics (en)"].verdict) == (0.0, "kept")
+    assert same["representation (en)"].verdict == "no budget"
     other = base_outputs.compare(shaken(fakes.bundle("bert", "classification"), 0.3))
-    assert other["representation"].tuned.value < 0.9
-    assert math.isinf(other["representation"].budget)
+    assert other["representation (en)"].tuned.value < 0.9
+    assert math.isinf(other["representation (en)"].budget)
 
 
 def test_linear_cka_is_one_for_a_rotation_and_near_zero_for_unrelated_features() -> None:
@@ -253,25 +257,31 @@ def test_the_relative_loss_is_paired_and_follows_the_direction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "low", "verdict"),
+    ("change", "low", "high", "n", "verdict"),
     [
-        (-0.2, -0.3, "kept"),
-        (0.2, -0.1, "kept"),
-        (0.03, 0.01, "within budget"),
-        (0.06, 0.01, "forgotten"),
-        (0.06, math.nan, "forgotten"),
-        (math.nan, math.nan, "forgotten"),
+        (-0.2, -0.3, -0.1, 40, "kept"),
+        (0.03, 0.01, 0.05, 40, "kept"),
+        (0.03, 0.01, 0.06, 40, "cannot tell"),
+        (0.1, -0.467, 0.476, 40, "cannot tell"),
+        (0.1, 0.01, 0.19, 40, "cannot tell"),
+        (0.1, 0.05, 0.15, 40, "cannot tell"),
+        (0.1, 0.06, 0.14, 40, "lost"),
+        (0.3, 0.3, 0.3, 5, "cannot tell"),
+        (0.3, 0.3, 0.3, 6, "lost"),
+        (0.06, math.nan, math.nan, 1, "cannot tell"),
+        (math.nan, math.nan, math.nan, 40, "lost"),
     ],
 )
-def test_a_verdict_needs_a_significant_loss_above_the_budget(change: float, low: float, verdict: str) -> None:
-    assert verdict_of(change, low, 0.05) == verdict
+def test_the_interval_against_the_budget_decides(change: float, low: float, high: float, n: int, verdict: str) -> None:
+    assert verdict_of(change, low, high, 0.05, n, 0.95) == verdict
+    assert verdict_of(change, low, high, math.inf, n, 0.95) == "no budget"
 
 
 def test_a_model_with_nan_scores_has_forgotten(probe: str) -> None:
     base_outputs = BaseOutputs.collect(config(probe), fakes.bundle("gpt2"))
     found = base_outputs.compare(shaken(fakes.bundle("gpt2"), math.nan))["general text"]
-    assert found.verdict == "forgotten"
-    assert "nan" in sentence("general text", found)
+    assert found.verdict == "lost"
+    assert sentence("general text", found).endswith("nan% better (+nan% to +nan%): lost, beyond the budget of 0.05")
 
 
 def test_the_builtin_probe_keeps_its_languages_apart_and_a_file_may_name_them(tmp_path: Path) -> None:
@@ -301,6 +311,76 @@ def test_the_bases_answers_are_cached_by_questions_and_model(probe: str, tmp_pat
         config(probe), replace(base, info=base.info.model_copy(update={"sha256": "1" * 64})), tmp_path / "runs"
     )
     assert len(list((tmp_path / "runs" / "cache").glob("*.jsonl"))) == 2
+
+
+# ---- Languages ----
+
+CZECH = """Starý hodinář žil v úzkém domě za mostem a opravoval hodiny, které už nikdo jiný opravit neuměl. Každý večer
+otevřel okno, poslouchal řeku a počítal údery z věže. Jednou v zimě věž mlčela. Hodinář si vzal lampu, svůj kufřík a šel
+po sněhu nahoru, protože věděl, že bez těch úderů město neusne."""
+
+
+def spoken(language: str) -> list[Example]:
+    """Return rows in a language; English and Russian ones are not in the probe."""
+    texts = {
+        "en": "If the rent has not been paid by the end of the month, the owner has to say so, and the lease is over.",
+        "ru": "Если он не придёт до вечера, то мы пойдём в лес без него, потому что на дворе темно, как под землёй.",
+        "cs": CZECH,
+    }
+    return [Example(str(number), text, "label") for number, text in enumerate([texts[language]] * 3)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (spoken("en"), ("en",)),
+        (spoken("ru"), ("ru",)),
+        (spoken("en") + spoken("ru"), ("en", "ru")),
+        (spoken("cs"), ()),
+        ([Example("1", "the lease", "a")], ()),
+        ([Example("1", CZECH, spoken("en")[0].input)], ("en",)),
+    ],
+    ids=["English", "Russian", "both", "Czech", "too few words", "English answers"],
+)
+def test_the_languages_of_the_data_are_recognized(rows: list[Example], expected: tuple[str, ...]) -> None:
+    assert languages_of(rows) == expected
+
+
+def budgets(settings: Config, train: list[Example], kind: str = "gpt2") -> dict[str, str]:
+    """Return why each ability has no budget."""
+    return {ability.name: ability.unbudgeted for ability in abilities(settings, fakes.bundle(kind), train)}
+
+
+def test_only_the_language_of_the_data_and_what_the_config_names_have_a_budget(probe: str) -> None:
+    english, russian = "general text (en)", "general text (ru)"
+    assert budgets(config(), spoken("en")) == {
+        english: "",
+        russian: "the data is not Russian; to keep it, name ru in guards.forgetting.keep",
+    }
+    czech = budgets(config(), spoken("cs"))
+    assert all(why.startswith("the data is not ") for why in czech.values())
+    assert budgets(config(keep=["en", "ru"]), spoken("cs")) == {english: "", russian: ""}
+    assert budgets(config(keep=["ru"]), spoken("en"))[english] == "guards.forgetting.keep does not name en"
+    assert budgets(config("builtin:en"), spoken("cs")) == {english: ""}
+    assert budgets(config(probe), spoken("cs")) == {"general text": ""}
+    with pytest.raises(ConfigError, match="there is no built-in general text in 'cs'"):
+        check_sets(config(keep=["en", "cs"]))
+
+
+def test_a_language_that_the_base_does_not_know_has_no_budget() -> None:
+    # The tokenizer of this model has a hundred English words.
+    assert budgets(config(), spoken("en"), "bert")["general text (en)"].endswith(
+        "of its tokens are unknown to the base"
+    )
+    guessing = fakes.bundle("gpt2")
+    found = BaseOutputs.collect(config(limit=8), guessing, train=spoken("en")).compare(guessing)
+    assert (found["general text (en)"].verdict, found["general text (en)"].reason) == (
+        "no budget",
+        "the base itself does no better than guessing",
+    )
+    assert BaseOutputs.collect(config(limit=12, keep=["en"]), guessing).compare(guessing)[
+        "general text (en)"
+    ].verdict == "kept"  # fmt: skip
 
 
 # ---- Sets ----
@@ -345,7 +425,7 @@ def test_minimal_pairs_are_likelihood_comparisons(kind: str, probe: str, tmp_pat
         assert answer.values["good_nll"] == pytest.approx(nll(row["sentence_good"]), rel=1e-4)
         assert answer.values["bad_nll"] == pytest.approx(nll(row["sentence_bad"]), rel=1e-4)
     right = [nll(row["sentence_good"]) < nll(row["sentence_bad"]) for row in rows]
-    assert (found.metric, found.base.value, found.verdict) == ("pair_accuracy", np.mean(right), "kept")
+    assert (found.metric, found.base.value, found.verdict) == ("pair_accuracy", np.mean(right), "cannot tell")
 
 
 def test_all_invalid_sets_are_refused_together(probe: str, tmp_path: Path) -> None:

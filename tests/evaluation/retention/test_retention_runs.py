@@ -14,7 +14,7 @@ from fulltune.errors import ConfigError
 from fulltune.records.run import read_record
 
 KNOWN = "It was not the law of the state, and the king has a red fox. "
-TALES = [f"Жил-был царь номер {index}, и было у него {index + 1} коня. " for index in range(12)]
+TALES = [f"Жил-был царь номер {index}, и было у него {index + 1} коня. " for index in range(15)]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 def job(base: Path, place: Path, **options: Any) -> dict[str, Any]:
     write(place / "train.jsonl", [{"text": text} for text in TALES[:9]])
     write(place / "eval.jsonl", [{"text": text} for text in TALES[9:]])
-    probe = write(place / "probe.jsonl", [{"text": KNOWN} for _ in range(4)])
+    probe = write(place / "probe.jsonl", [{"text": KNOWN} for _ in range(6)])
     return {
         "model": str(base),
         "task": "causal-lm",
@@ -58,21 +58,24 @@ def job(base: Path, place: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
 @pytest.mark.parametrize(
-    ("action", "outcome"), [("warn", "accepted"), ("reject", "rejected"), ("stop", "stopped")], ids=str
+    ("action", "outcome"), [("warn", "undecided"), ("reject", "rejected"), ("stop", "stopped")], ids=str
 )
 def test_forgetting_is_recorded_and_has_its_consequence(action: str, outcome: str, base: Path, tmp_path: Path) -> None:
     record = fulltune.run(job(base, tmp_path, action=action), out=tmp_path / "runs")
     found = record.retention["general text"]
-    assert found.verdict == "forgotten"
+    assert found.verdict == "lost"
     assert found.base.value < found.tuned.value
     assert found.change == pytest.approx(found.tuned.value / found.base.value - 1)
     assert record.outcome == outcome
     assert read_record(tmp_path / "runs" / record.run_id / "record.json").retention == record.retention
     page = (tmp_path / "runs" / record.run_id / "report.html").read_text(encoding="utf-8")
     assert 'id="retention"' in page
-    assert "forgotten" in page
-    if action == "reject":
-        assert record.headline.startswith("Too much was forgotten.")
+    assert "lost" in page
+    assert record.recommendation is not None
+    assert (record.recommendation.use, record.recommendation.action) == ("", "keep more")
+    assert "More of general text was lost than the budget allows" in record.recommendation.sentence
+    if action != "stop":
+        assert record.headline.startswith("Keep more. Too much was forgotten. Tuning improved bits per byte")
         assert record.reasons[0].startswith("general text: bits_per_byte")
     if action == "stop":
         [event] = [event for event in record.guards if event.guard == "forgetting"]

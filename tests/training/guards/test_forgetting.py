@@ -61,9 +61,9 @@ def test_a_record_is_judged_by_its_own_verdict() -> None:
     score = Score(value=1.0, low=1.0, high=1.0, n=4)
     found = Retention(
         metric="m", direction="lower", base=score, tuned=score, change=0.4, low=-0.1, high=0.6, budget=0.05,
-        verdict="kept",
+        verdict="cannot tell",
     )  # fmt: skip
-    records = [found, found, found.model_copy(update={"verdict": "forgotten", "low": 0.1})]
+    records = [found, found, found.model_copy(update={"verdict": "lost", "low": 0.1})]
     given = iter(records)
     guard = ForgettingGuard(lambda: {"english": next(given)})
     state = TrainerState(max_steps=9)

@@ -12,6 +12,7 @@ from fulltune.runtime.terminal import wrapping_table
 from fulltune.store.delta import Restored
 from fulltune.store.registry.gc import Garbage
 from fulltune.store.registry.overview import Listing, Story, Verified
+from fulltune.store.registry.promotion import refusal
 from fulltune.store.registry.registry import Move, Registry, Version
 
 if TYPE_CHECKING:
@@ -51,13 +52,17 @@ def registered(version: Version) -> RenderableType:
 
 
 def after_run(run_id: str, out: Path) -> str:
-    """Return the version that a run was registered as, and how to use it; empty if it was not registered."""
-    version = Registry(out).of_run(run_id)
-    return (
-        f"Version: {version.ref}; `fulltune models promote {version.ref}` to use it as {version.name}"
-        if version
-        else ""
-    )
+    """Return the version that a run was registered as, and how to use it if the gate lets it pass.
+
+    Empty if it was not registered.
+    """
+    registry = Registry(out)
+    version = registry.of_run(run_id)
+    if version is None:
+        return ""
+    if refusal(registry, version):
+        return f"Version: {version.ref} ({version.outcome})"
+    return f"Version: {version.ref}; `fulltune models promote {version.ref}` to use it as {version.name}"
 
 
 def verified(found: Verified) -> RenderableType:

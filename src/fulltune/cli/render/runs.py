@@ -17,7 +17,7 @@ from fulltune.metrics.compare import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
 from fulltune.records.plan import Plan
-from fulltune.records.run import EvaluationRecord, Record, base_kept
+from fulltune.records.run import EvaluationRecord, Record, Retention
 from fulltune.report import dataset, display, retention
 from fulltune.report.methods import rows as method_rows
 from fulltune.runtime.terminal import wrapping_table
@@ -33,29 +33,39 @@ if TYPE_CHECKING:
 
 
 def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
-    """Show a run: headline, systems by the deciding metric, warnings of the audit, the report's path, a next step."""
-    reasons = [Text(f"  {reason}") for reason in record.reasons]
+    """Show a run: headline, systems by the deciding metric, warnings of the audit, the report's path, the advice."""
+    reasons = [Text(f"  {reason}") for reason in record.reasons if reason not in record.headline]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
-    ending = [report, Text(f"Next: {next_step(record)}"), *([Text(hint, overflow="fold")] if hint else [])]
+    advice = [Text(f"Next: {record.recommendation.sentence}")] if record.recommendation else []
+    ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
     told = [*reasons, *watched(record)]
     kept = [*retained(record), *described(record), *audited(record), *spent(record)]
     return Group(Text(record.headline, style="bold"), *told, systems(record), *kept, *ending)
 
 
 def retained(record: Record) -> list[Text]:
-    """Return one line about retention: everything was retained, or the set that lost most."""
+    """Return a line per ability that was lost, or one about the largest loss; then one about those without a budget."""
+    lost = [name for name, found in record.retention.items() if found.verdict == "lost"]
     worst = retention.worst(record.retention)
-    if worst is None:
-        return []
-    name, found = worst
-    counted = f"{len(record.retention)} abilities" if len(record.retention) > 1 else "one ability"
+    shown = lost or ([worst[0]] if worst else [])
+    lines = [Text(_retained(name, record.retention[name]), style="bold red" if lost else "") for name in shown]
+    free = {name: found for name, found in record.retention.items() if found.verdict == "no budget"}
+    if free:
+        changes = (f"{name} {display.signed_percentage(found.change)}" for name, found in free.items())
+        lines.append(Text(f"Retention, without a budget: {', '.join(changes)}"))
+    return lines
+
+
+def _retained(name: str, found: Retention) -> str:
     loss, low, high = map(display.signed_percentage, (found.change, found.low, found.high))
-    change = f"{loss} ({low} to {high})"
     values = f"{display.metric_label(found.metric)} {found.base.value:.4g} → {found.tuned.value:.4g}"
-    text = f"Retention: {counted} asked; most was lost of {name}: {change}, {values}, {found.verdict}"
-    if found.change <= 0:
-        text = f"Retention: {counted} asked, nothing lost"
-    return [Text(text, style="bold red" if found.verdict == "forgotten" else "")]
+    budget = display.percentage(found.budget)
+    verdict = {
+        "kept": f"kept (at most {budget} may be lost)",
+        "lost": f"lost (more than the {budget} of the budget)",
+        "cannot tell": f"{found.base.n} rows cannot tell whether this is within the budget of {budget}",
+    }[found.verdict]
+    return f"Retention: loss of {name} {loss} ({low} to {high}), {values}: {verdict}"
 
 
 def described(record: Record) -> list[Text]:
@@ -98,20 +108,6 @@ def systems(record: Record) -> Table:
             display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
         )
     return table
-
-
-def next_step(record: Record) -> str:
-    """Return one suggestion after this run."""
-    if record.outcome == "stopped":
-        return "lower train.learning_rate (for example --set train.learning_rate=1e-5) and run again"
-    if base_kept(record.guards) is not None:
-        return "lower train.learning_rate, raise train.evaluations, or bring more training rows"
-    verdicts = {comparison.verdict for comparison in record.comparison.values()}
-    if "worse" in verdicts:
-        return "look at the broken rows in the report, then try a lower train.learning_rate or fewer train.epochs"
-    if "no detectable change" in verdicts:
-        return "bring more rows (train to learn more, eval for narrower intervals), or raise train.epochs"
-    return f"change one setting with --set, run again, and `fulltune compare {record.run_id} latest`"
 
 
 def evaluation(found: EvaluationRecord) -> RenderableType:

@@ -7,6 +7,9 @@ from typing import Literal
 
 Language = Literal["en", "ru"]
 
+#: Value of `guards.forgetting.probe` for all of this text.
+BUILTIN = "builtin"
+
 LANGUAGES: tuple[Language, ...] = ("en", "ru")
 #: Topics of both languages; each has the same number of passages.
 TOPICS = ("home", "nature", "science", "work", "travel", "health", "leisure", "ideas")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
 import numpy as np
 
-from fulltune.config import Config, DataConfig, Source
+from fulltune.config import Config, DataConfig, ForgettingConfig, Source
 from fulltune.data.load import Column, available_columns, load_table
+from fulltune.data.probe import BUILTIN
 from fulltune.errors import ConfigError, DataError
 from fulltune.evaluation.retention import features, likelihoods
+from fulltune.evaluation.retention.language import languages_of, unbudgeted, unread
 from fulltune.evaluation.retention.probe import Passage, by_language, load_probe
 from fulltune.evaluation.retention_sets import PAIRS, config_of_set
 from fulltune.metrics.base import Array, Metric
@@ -37,11 +39,15 @@ class Ability(ABC):
         name: Name in the record.
         rows: Number of rows.
         digest: Hash of the rows and options; with the hash of the base it identifies the cached outputs.
+        unbudgeted: Why a loss of it is only reported; empty if it has a budget.
+        is_inferred: It has a budget because the data is in its language; without effect if the base does not know it.
     """
 
     name: str
     rows: int
     digest: str
+    unbudgeted: str = field(default="", kw_only=True)
+    is_inferred: bool = field(default=False, kw_only=True)
 
     @abstractmethod
     def outputs(self, bundle: Bundle) -> Iterator[Any]:
@@ -65,6 +71,7 @@ class RepresentationAbility(Ability):
 
     passages: tuple[Passage, ...]
     batch_size: int
+    topics_name: str
 
     def outputs(self, bundle: Bundle) -> Iterator[list[float]]:
         inputs = []
@@ -87,8 +94,16 @@ def vectors(outputs: Iterable[Any]) -> Array:
     return np.array([[float(value) for value in row] for row in outputs], dtype=np.float64)
 
 
-def abilities(config: Config, base: Bundle) -> list[Ability]:
+def abilities(config: Config, base: Bundle, train: Sequence[Example] = ()) -> list[Ability]:
     """Return the abilities that ``guards.forgetting`` measures for this base.
+
+    What the config names has a budget: a probe of its own, its sets, the languages in ``keep``. Of the default probe,
+    only the languages of the data have one, and only if the base knows them.
+
+    Args:
+        config: The config of the run.
+        base: The base model.
+        train: Rows of train.
 
     Raises:
         ConfigError: A set has no task, or one that the base does not support.
@@ -98,25 +113,55 @@ def abilities(config: Config, base: Bundle) -> list[Ability]:
     if settings is None:
         return []
     passages = load_probe(settings.probe, settings.limit)
-    general = list(_general_text(config, base, passages))
+    general = list(_general_text(config, base, passages, _Kept.of(settings, train)))
     return [*general, *(_of_set(name, options, config, base) for name, options in settings.sets.items())]
 
 
 # ---- General text ----
 
 
-def _general_text(config: Config, base: Bundle, passages: Sequence[Passage]) -> Iterator[Ability]:
+class _Reason(TypedDict):
+    """Why an ability has no budget, as :class:`Ability` takes it."""
+
+    unbudgeted: str
+    is_inferred: bool
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Languages of the built-in general text that have a budget; None: the probe is not built in, all have one."""
+
+    languages: tuple[str, ...] | None
+    inferred: bool
+
+    @classmethod
+    def of(cls, settings: ForgettingConfig, train: Sequence[Example]) -> _Kept:
+        if settings.keep is not None:
+            return cls(tuple(settings.keep), inferred=False)
+        if settings.probe != BUILTIN:
+            return cls(None, inferred=False)
+        return cls(languages_of(train), inferred=True)
+
+    def why_not(self, base: Bundle, language: str, rows: Sequence[Passage]) -> str:
+        """Return why a language has no budget; empty if it has one."""
+        if self.languages is None:
+            return ""
+        why = unbudgeted(language, self.languages, inferred=self.inferred)
+        return why or (unread(base, [passage.text for passage in rows]) if self.inferred else "")
+
+
+def _general_text(config: Config, base: Bundle, passages: Sequence[Passage], kept: _Kept) -> Iterator[Ability]:
     """Yield the abilities on general text, one per language."""
-    if base.family == "encoder" and not base.has_lm_head:
-        digest = cache_key({"passages": [[passage.id, passage.text] for passage in passages]})
-        batch_size = config.evaluation.batch_size
-        yield RepresentationAbility("representation", len(passages), digest, tuple(passages), batch_size)
-        return
     for language, rows in by_language(passages):
-        name = f"general text ({language})" if language else "general text"
+        suffix = f" ({language})" if language else ""
         digest = cache_key({"passages": [[passage.id, passage.text] for passage in rows]})
-        metric, predict = _text_score(config, base, rows)
-        yield ScoredAbility(name, len(rows), digest, metric, predict)
+        why = _Reason(unbudgeted=kept.why_not(base, language, rows), is_inferred=kept.inferred)
+        if base.family == "encoder" and not base.has_lm_head:
+            batch_size, names = config.evaluation.batch_size, (f"representation{suffix}", f"topics{suffix}")
+            yield RepresentationAbility(names[0], len(rows), digest, rows, batch_size, names[1], **why)
+        else:
+            metric, predict = _text_score(config, base, rows)
+            yield ScoredAbility(f"general text{suffix}", len(rows), digest, metric, predict, **why)
 
 
 def _text_score(

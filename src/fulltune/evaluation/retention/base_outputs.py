@@ -11,8 +11,10 @@ from typing import Any, Literal
 from fulltune.config import Config
 from fulltune.evaluation.retention import features
 from fulltune.evaluation.retention.abilities import Ability, RepresentationAbility, ScoredAbility, abilities, vectors
+from fulltune.evaluation.retention.language import unknown_to
 from fulltune.metrics.accumulate import Accumulator, relative_loss
 from fulltune.metrics.base import Metric
+from fulltune.metrics.power import least_rows
 from fulltune.models import reconcile
 from fulltune.models.bundle import Bundle, with_base_head
 from fulltune.models.modes import in_mode
@@ -21,14 +23,14 @@ from fulltune.runtime import distributed
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.cache import cache_key, cache_path, cached_rows
 from fulltune.tasks import prompts
+from fulltune.tasks.base import Example
 
 #: Part of the cache key: increased whenever outputs of the same model change.
 VERSION = 2
 
-#: Similarity of representations has no budget: features may rotate without a loss of information.
 _NO_BUDGET = math.inf
 
-Verdict = Literal["kept", "within budget", "forgotten"]
+Verdict = Literal["kept", "lost", "cannot tell", "no budget"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,12 @@ class BaseOutputs:
 
     @classmethod
     def collect(
-        cls, config: Config, base: Bundle, out: Path | None = None, progress: Progress | None = None
+        cls,
+        config: Config,
+        base: Bundle,
+        out: Path | None = None,
+        progress: Progress | None = None,
+        train: Sequence[Example] = (),
     ) -> BaseOutputs:
         """Run the base now, since training may overwrite its weights.
 
@@ -56,13 +63,14 @@ class BaseOutputs:
             base: Untrained base with its own head.
             out: Folder of runs, whose cache stores the outputs; None: no cache.
             progress: Reports one stage per ability.
+            train: Rows of train: general text in their language has a budget.
 
         Raises:
             ConfigError: The probe or a set is not available, or the base does not support it.
             DataError: Rows of the probe or of a set cannot be read.
         """
         outputs = []
-        for ability in abilities(config, base):
+        for ability in abilities(config, base, train):
             with (progress or NullProgress()).stage(f"base: {ability.name}", total=ability.rows) as bar:
                 outputs.append((ability, tuple(_cached(ability, base, out, bar.advance))))
         return cls(config, base, tuple(outputs))
@@ -85,16 +93,17 @@ class BaseOutputs:
     def _compared(self, ability: Ability, before: Sequence[Any], after: Sequence[Any]) -> dict[str, Retention]:
         """Return the retention of an ability by name; a representation has up to two entries."""
         if isinstance(ability, ScoredAbility):
-            return {ability.name: self._retention(ability.metric, before, after)}
+            return {ability.name: self._retention(ability, ability.metric, before, after)}
         assert isinstance(ability, RepresentationAbility)
         base = vectors(before)
         tuned = vectors(after)
-        retention = {"representation": self._similarity(base, tuned)}
+        retention = {ability.name: self._similarity(base, tuned)}
         if base_topics := ability.topics(base):
-            retention["topics"] = self._retention(features.topic_accuracy, base_topics, ability.topics(tuned))
+            now = ability.topics(tuned)
+            retention[ability.topics_name] = self._retention(ability, features.topic_accuracy, base_topics, now)
         return retention
 
-    def _retention(self, metric: Metric, before: Iterable[Any], after: Iterable[Any]) -> Retention:
+    def _retention(self, ability: Ability, metric: Metric, before: Iterable[Any], after: Iterable[Any]) -> Retention:
         """Return the change of a metric with its interval and verdict."""
         base = _accumulated(metric, before)
         tuned = _accumulated(metric, after)
@@ -104,6 +113,8 @@ class BaseOutputs:
         tuned_score = tuned.scores(**settings)[metric.name]  # type: ignore[arg-type]
         if base_score.value == 0 and math.isfinite(tuned_score.value):
             change = low = high = 0.0  # the base had nothing to lose
+        reason = ability.unbudgeted or (unknown_to(self.base, metric, base_score) if ability.is_inferred else "")
+        budget = _NO_BUDGET if reason else self._budget
         return Retention(
             metric=metric.name,
             direction=metric.direction,
@@ -112,25 +123,25 @@ class BaseOutputs:
             change=change,
             low=low,
             high=high,
-            budget=self._budget,
-            verdict=verdict_of(change, low, self._budget),
+            budget=budget,
+            verdict=verdict_of(change, low, high, budget, base_score.n, self.config.evaluation.confidence),
+            reason=reason,
         )
 
     def _similarity(self, base: Any, tuned: Any) -> Retention:
         """Return the similarity of two representations ``(n, hidden)``."""
         score = features.similarity(base, tuned, self.config.evaluation.confidence)
-        change = 1 - score.value
-        low = 1 - score.high
         return Retention(
             metric="linear_cka",
             direction="higher",
             base=Score(value=1.0, low=1.0, high=1.0, n=score.n),
             tuned=score,
-            change=change,
-            low=low,
+            change=1 - score.value,
+            low=1 - score.high,
             high=1 - score.low,
             budget=_NO_BUDGET,
-            verdict=verdict_of(change, low, _NO_BUDGET),
+            verdict="no budget",
+            reason="features may rotate without a loss",
         )
 
     @property
@@ -139,32 +150,46 @@ class BaseOutputs:
         return settings.budget if settings else _NO_BUDGET
 
 
-def verdict_of(change: float, low: float, budget: float) -> Verdict:
-    """Return the verdict on a relative loss.
+def verdict_of(change: float, low: float, high: float, budget: float, n: int, confidence: float) -> Verdict:
+    """Return the verdict on a relative loss, by its interval against the budget.
 
-    ``kept``: the interval of the loss includes 0. ``forgotten``: it does not, and the loss exceeds the budget.
+    ``kept``: the interval lies within the budget, so that at most so much was lost. ``lost``: it lies beyond.
+    ``cannot tell``: the budget is inside of it, or there are fewer rows than any test needs.
 
     Args:
-        change: Relative loss; NaN (the tuned model's score is not a number) counts as forgotten.
-        low: Lower end of its interval; NaN (a single row) is ignored.
-        budget: Highest accepted loss.
+        change: Relative loss; NaN (the tuned model's score is not a number) counts as lost.
+        low, high: Its interval; NaN for a single row.
+        budget: Highest accepted loss; infinite if there is none.
+        n: Number of rows.
+        confidence: Confidence level of the interval.
     """
+    if math.isinf(budget):
+        return "no budget"
     if math.isnan(change):
-        return "forgotten"
-    if change <= 0 or low <= 0:
-        return "kept"
-    return "forgotten" if change > budget else "within budget"
+        return "lost"
+    if n < least_rows(confidence) or not (low > budget or high <= budget):
+        return "cannot tell"
+    return "lost" if low > budget else "kept"
 
 
 def sentence(name: str, retention: Retention) -> str:
-    """Return a line such as ``general text (en): bits_per_byte 1.021 → 1.342, 31.4% worse (+28.0% to +35.1%)``."""
+    """Return a line such as ``topics (en): topic_accuracy 0.9 → 0.8, 11.1% worse (+2.8% to +25.1%): …``."""
     direction = "worse" if retention.change > 0 else "better"
-    budget = "" if math.isinf(retention.budget) else f", budget {retention.budget:.3g}"
     return (
         f"{name}: {retention.metric} {retention.base.value:.4g} → {retention.tuned.value:.4g}, "
-        f"{abs(retention.change):.1%} {direction} "
-        f"({retention.low:+.1%} to {retention.high:+.1%}{budget}): {retention.verdict}"
+        f"{abs(retention.change):.1%} {direction} ({retention.low:+.1%} to {retention.high:+.1%}): {outcome(retention)}"
     )
+
+
+def outcome(retention: Retention) -> str:
+    """Return the verdict in words, with the budget that it refers to."""
+    budget = f"the budget of {retention.budget:.3g}"
+    return {
+        "kept": f"kept, within {budget}",
+        "lost": f"lost, beyond {budget}",
+        "cannot tell": f"{retention.base.n} rows cannot tell whether it is within {budget}",
+        "no budget": f"no budget ({retention.reason})" if retention.reason else "no budget",
+    }[retention.verdict]
 
 
 def _accumulated(metric: Metric, rows: Iterable[Any]) -> Accumulator:

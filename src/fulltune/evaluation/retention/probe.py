@@ -8,10 +8,8 @@ from itertools import groupby
 
 from fulltune.config import DataConfig
 from fulltune.data.load import Column, available_columns, load_table
-from fulltune.data.probe import LANGUAGES, builtin_probe
+from fulltune.data.probe import BUILTIN, LANGUAGES, builtin_probe
 from fulltune.errors import ConfigError, did_you_mean
-
-_BUILTIN = "builtin"
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def load_probe(name: str, limit: int) -> tuple[Passage, ...]:
         DataError: The file is missing or has no column ``text``.
     """
     kind, _, language = name.partition(":")
-    passages = _builtin(language) if kind == _BUILTIN else _file(name)
+    passages = _builtin(language) if kind == BUILTIN else _file(name)
     return thinned(passages, limit)
 
 
@@ -61,11 +59,11 @@ def _builtin(language: str) -> list[Passage]:
         if language in ("", known):
             rows += builtin_probe(known)
     if not rows:
-        names = [_BUILTIN, *(f"{_BUILTIN}:{known}" for known in LANGUAGES)]
+        names = [BUILTIN, *(f"{BUILTIN}:{known}" for known in LANGUAGES)]
         raise ConfigError(
             f"there is no built-in general text {language!r}",
             expected=f"one of {', '.join(names)}, or a file",
-            fix=did_you_mean(f"{_BUILTIN}:{language}", names) or "choose one of these",
+            fix=did_you_mean(f"{BUILTIN}:{language}", names) or "choose one of these",
             field="guards.forgetting.probe",
         )
     return [Passage(row["id"], row["text"], row["topic"], row["language"]) for row in rows]

@@ -1,7 +1,8 @@
 """Promote versions through a gate, and roll them back.
 
-A version is promoted if it is better than the current version of the alias, by the paired test on the deciding metric,
-and if its forgetting is within budget. Anything else needs ``force``: a reason, which is recorded.
+A version is promoted if its run was accepted, if it lost no more than the budget allows, and if it is better than the
+current version of the alias, by the paired test on the deciding metric. Anything else needs ``force``: a reason, which
+is recorded.
 """
 
 from __future__ import annotations
@@ -44,6 +45,17 @@ def promote(
         before = None if current is None else registry.version(f"{version.name}@{current}")
         reason = _passed(registry, version, folder, before)
     return registry.move(version, alias, expected=current, action="promote", reason=reason, who=who)
+
+
+def refusal(registry: Registry, version: Version, alias: str = PRODUCTION) -> str:
+    """Return why the gate would refuse a version; empty if it would pass. Its own bytes are not verified."""
+    current = registry.aliases(version.name).get(alias)
+    before = None if current in (None, version.number) else registry.version(f"{version.name}@{current}")
+    try:
+        _passed(registry, version, registry.folder(version), before)
+    except PromotionRefused as error:
+        return "; ".join(problem.found for problem in error.problems)
+    return ""
 
 
 def rollback(
@@ -127,7 +139,10 @@ def _unfit(version: Version) -> list[Problem]:
     expected = "an accepted run"
     if version.outcome == "unjudged":
         expected = "a run that was scored against its baselines, which averaged and interpolated models are not"
-    return [Problem(f"{version.ref} is {version.outcome}", expected, f"promote another version, {_FORCE}")]
+    if version.outcome == "undecided":
+        expected = "a run that shows that tuning helped"
+    headline = f": {version.headline.rstrip('.')}" if version.outcome == "undecided" else ""
+    return [Problem(f"{version.ref} is {version.outcome}{headline}", expected, f"promote another version, {_FORCE}")]
 
 
 def _forgotten(version: Version, folder: Path) -> list[Problem]:
@@ -140,7 +155,7 @@ def _forgotten(version: Version, folder: Path) -> list[Problem]:
             f"see `fulltune models interpolate {version.lineage.source}`, {_FORCE}",
         )
         for name, lost in read_record(folder / "record.json").retention.items()
-        if lost.verdict == "forgotten"
+        if lost.verdict == "lost"
     ]
 
 

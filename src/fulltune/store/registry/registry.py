@@ -86,7 +86,7 @@ class Version(Model):
     number: int
     sha256: str
     created: str
-    outcome: Literal["accepted", "rejected", "stopped", "unjudged"]
+    outcome: Literal["accepted", "undecided", "rejected", "stopped", "unjudged"]
     headline: str = ""
     lineage: Lineage
     files: dict[str, FileEntry] = Field(default_factory=dict)

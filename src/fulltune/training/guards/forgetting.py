@@ -105,7 +105,7 @@ class ForgettingGuard(Guard):
 
     def _is_lost(self, value: float | Retention, loss: float) -> bool:
         # NaN is over any budget.
-        return value.verdict == "forgotten" if isinstance(value, Retention) else not loss <= self.budget
+        return value.verdict == "lost" if isinstance(value, Retention) else not loss <= self.budget
 
     def _reason(self, lost: list[str], losses: Mapping[str, float]) -> str:
         named = ", ".join(f"{name} is {losses[name]:.1%} worse than the base" for name in lost)

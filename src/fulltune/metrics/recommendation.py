@@ -1,0 +1,320 @@
+"""Recommend what to do after a run, by fixed rules on its record: outcome, comparisons, validation curve, guards.
+
+    recommend(record).sentence  # "Training ended while it was still improving (…): raise train.epochs (3 → 6)."
+
+The rules are in :func:`recommend`; the first one that applies decides. Only the curve of the validation rows is read,
+because the evaluation set never chooses (``docs/decisions/0003``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+from fulltune.metrics import wording
+from fulltune.metrics.power import least_rows, rows_needed
+from fulltune.records.run import Comparison, Parameters, Recommendation, Record, base_kept
+
+Trend = Literal["improving", "flat", "past its best", "never improved", "unknown"]
+
+#: The curve still improves if its last interval gains at least this fraction of the mean gain per interval. Schedules
+#: that lower the rate flatten every curve at its end, so that half of the mean gain would be asking too much.
+STILL_GAINING = 0.2
+
+#: The curve is past its best if the last point lost at least this fraction of what was gained.
+LOST_AGAIN = 0.1
+
+#: Times as many evaluation rows as there are that can reasonably be asked for.
+AFFORDABLE = 20
+
+#: Relative changes of weights below this are no training: float32 is exact to 6e-8.
+_NOTHING = 1e-6
+
+
+class Curve(NamedTuple):
+    """The validation curve that chooses the best step.
+
+    Attributes:
+        trend: What it does at its end.
+        words: The points that show it, e.g. ``validation loss 2.31 → 2.10 from step 40 to 60``.
+    """
+
+    trend: Trend
+    words: str
+
+
+def recommend(record: Record) -> Recommendation:
+    """Return what to do after a run.
+
+    The rules, in this order:
+
+    1. Training was stopped: free memory, keep more of the base, or lower the rate, depending on the guard.
+    2. No weight changed: raise the rate.
+    3. No step was better than the base, or the score is not a number: lower the rate.
+    4. There are fewer rows than any test needs: get more evaluation rows.
+    5. A baseline is better: use it; train longer if validation was still improving, lower the rate if it was past its
+       best, get more training rows if it was flat.
+    6. The tuned model is no better than guessing: train longer if validation was still improving; else check the data.
+    7. More was forgotten than the budget allows: keep more.
+    8. The outcome is undecided: train longer if validation was still improving; get more evaluation rows if the tuned
+       model is ahead and an affordable number would show it; otherwise use the baseline, which costs less.
+    9. The outcome is accepted: use it.
+    """
+    curve = curve_of(record)
+    stopped = _after_stop(record) if record.outcome == "stopped" else None
+    return (
+        stopped
+        or _nothing_learned(record)
+        or _too_few(record)
+        or _beaten(record, curve)
+        or _guessing(record, curve)
+        or _forgetful(record)
+        or _undecided(record, curve)
+        or _accepted(record, curve)
+    )
+
+
+def lead(found: Recommendation) -> str:
+    """Return the recommendation in a few words, for the beginning of a headline."""
+    if found.use == "tuned":
+        return "Use it"
+    action = found.action
+    if not found.use:
+        return f"{action[:1].upper()}{action[1:]}"
+    baseline = f"Use {wording.system(found.use)}"
+    return baseline if action == "use the baseline" else f"{baseline}, or {action}"
+
+
+def unchanged(parameters: Parameters) -> str:
+    """Return a sentence if training changed no weight by more than rounding; else an empty text."""
+    change = parameters.largest_change
+    if parameters.moved > 0 if change is None else not change <= _NOTHING:
+        return ""
+    size = "" if change is None else f" by more than {change:.1g} of its tensor's largest"
+    return f"No weight changed{size}: raise train.learning_rate, or train for more steps."
+
+
+def curve_of(record: Record) -> Curve:
+    """Return the trend of the validation curve that chose the best step; ``unknown`` without one."""
+    stored = record.details.get("validation")
+    if not isinstance(stored, dict) or len(points := _points(stored["points"])) < 2:
+        return Curve("unknown", "")
+    name = str(stored["metric"])
+    higher = name in record.metrics and record.metrics[name].direction == "higher"
+    sign = 1 if higher else -1
+    steps, values = [step for step, _ in points], [sign * value for _, value in points]
+    best = max(range(len(values)), key=values.__getitem__)
+    trend = _trend(values, best)
+    start = best if trend == "past its best" else max(0, len(points) - 2)
+    words = (
+        f"validation {name.replace('_', ' ')} {sign * values[start]:.4g} → {sign * values[-1]:.4g} "
+        f"from step {steps[start]} to {steps[-1]}"
+    )
+    return Curve(trend, words)
+
+
+def _points(stored: Any) -> list[tuple[int, float]]:
+    """Return the finite points of a stored curve; JSON holds NaN as text."""
+    points = [(int(step), float(value)) for step, value in stored]
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def _trend(values: list[float], best: int) -> Trend:
+    """Return the trend of values that are better high."""
+    if best == 0:
+        return "never improved"
+    gained = values[best] - values[0]
+    if best < len(values) - 1:
+        return "past its best" if values[best] - values[-1] >= LOST_AGAIN * gained else "flat"
+    mean = gained / (len(values) - 1)
+    return "improving" if values[-1] - values[-2] >= STILL_GAINING * mean else "flat"
+
+
+# ---- The rules ----
+
+
+def _after_stop(record: Record) -> Recommendation:
+    guard = next((event.guard for event in reversed(record.guards) if event.stops), "divergence")
+    if guard == "memory":
+        return Recommendation(
+            use="",
+            action="free memory",
+            sentence="Memory ran out: lower train.batch_size, set train.gradient_checkpointing, or free memory.",
+        )
+    if guard == "forgetting":
+        return Recommendation(use="", action="keep more", sentence=_keeping(record))
+    return Recommendation(
+        use="",
+        action="lower the rate",
+        sentence=f"Lower train.learning_rate ({_rate(record, 1 / 3)}) and run again.",
+    )
+
+
+def _nothing_learned(record: Record) -> Recommendation | None:
+    if base_kept(record.guards) is None and (sentence := unchanged(record.parameters)):
+        return Recommendation(use="", action="raise the rate", sentence=sentence)
+    if base_kept(record.guards) is not None or not math.isfinite(_tuned(record)):
+        return Recommendation(
+            use="",
+            action="lower the rate",
+            sentence=f"No step was better than the base: lower train.learning_rate ({_rate(record, 1 / 3)}), raise "
+            "train.evaluations to see earlier steps, or bring more training rows.",
+        )
+    return None
+
+
+def _too_few(record: Record) -> Recommendation | None:
+    n, least = record.scores["tuned"][record.metric].n, least_rows(record.confidence)
+    if n >= least:
+        return None
+    best = _best(record)
+    needed = (rows_needed(best[1], record.confidence) if best else None) or least
+    larger = f", and about {needed:,} to show a difference of this size" if needed > least else ""
+    sentence = f"Bring more evaluation rows: {wording.rows(n)} cannot decide, at least {least} are needed{larger}."
+    return Recommendation(use="", action="get more evaluation rows", sentence=sentence, rows=needed)
+
+
+def _beaten(record: Record, curve: Curve) -> Recommendation | None:
+    best = next((name for name, found in _ranked(record) if found.verdict == "worse"), None)
+    if best is None:
+        return None
+    name = wording.system(best)
+    if curve.trend == "improving":
+        return Recommendation(use=best, action="train longer", sentence=_longer(record, curve))
+    if curve.trend == "past its best":
+        return Recommendation(use=best, action="lower the rate", sentence=_lower(record, curve))
+    if curve.trend == "flat":
+        return Recommendation(use=best, action="get more training rows", sentence=_more_rows(record, curve))
+    return Recommendation(
+        use=best,
+        action="use the baseline",
+        sentence=f"{name[:1].upper()}{name[1:]} is better and costs less. With data.valid: 0.1 the next run shows "
+        "whether longer training or a lower rate would help.",
+    )
+
+
+def _guessing(record: Record, curve: Curve) -> Recommendation | None:
+    mcc = record.scores["tuned"].get("mcc")
+    is_guess = mcc is not None and not mcc.low > 0
+    if not is_guess and (record.outcome != "rejected" or _forgot(record)):
+        return None
+    if curve.trend == "improving":
+        return Recommendation(use="", action="train longer", sentence=_longer(record, curve))
+    return Recommendation(
+        use="",
+        action="check the data",
+        sentence="The answers do not follow from the inputs: check that inputs and targets belong together, then try a "
+        "higher train.learning_rate or more train.epochs.",
+    )
+
+
+def _forgetful(record: Record) -> Recommendation | None:
+    return Recommendation(use="", action="keep more", sentence=_keeping(record)) if _forgot(record) else None
+
+
+def _undecided(record: Record, curve: Curve) -> Recommendation | None:
+    alike = next(((name, found) for name, found in _ranked(record) if found.verdict != "improved"), None)
+    if record.outcome != "undecided":
+        return None
+    if alike is None:
+        return Recommendation(use="", action="get more evaluation rows", sentence=_unproven(record))
+    name, found = alike
+    if curve.trend == "improving":
+        return Recommendation(use="", action="train longer", sentence=_longer(record, curve))
+    needed = rows_needed(found, record.confidence)
+    if needed is not None and needed <= AFFORDABLE * found.n and _is_ahead(record, found):
+        needed = max(needed, found.n + 1)
+        return Recommendation(
+            use="",
+            action="get more evaluation rows",
+            sentence=f"About {needed:,} evaluation rows would show a difference of this size in four of five cases; "
+            f"there are {found.n:,}.",
+            rows=needed,
+        )
+    rest = f" {_more_rows(record, curve)}" if curve.trend == "flat" else ""
+    return Recommendation(
+        use=name,
+        action="use the baseline",
+        sentence=f"As far as these rows can tell, {wording.system(name)} is as good, and it costs less.{rest}",
+    )
+
+
+def _unproven(record: Record) -> str:
+    reasons = "; ".join(record.reasons)
+    return f"{reasons[:1].upper()}{reasons[1:]}." if reasons else "Bring more evaluation rows."
+
+
+def _accepted(record: Record, curve: Curve) -> Recommendation:
+    more = f" {_longer(record, curve)}" if curve.trend == "improving" else ""
+    return Recommendation(
+        use="tuned", action="use it", sentence=f"The tuned model is better than every baseline: use it.{more}"
+    )
+
+
+# ---- Facts of the record ----
+
+
+def _ranked(record: Record) -> list[tuple[str, Comparison]]:
+    """Return the comparisons with the baselines that have a score, the best baseline first."""
+    sign = 1 if record.metrics[record.metric].direction == "higher" else -1
+    found = [(key.removeprefix("tuned vs "), item) for key, item in record.comparison.items()]
+    known = [(name, item, record.scores.get(name, {}).get(record.metric)) for name, item in found]
+    scored = [(name, item, score.value) for name, item, score in known if score and not math.isnan(score.value)]
+    return [(name, item) for name, item, _ in sorted(scored, key=lambda one: -sign * one[2])]
+
+
+def _best(record: Record) -> tuple[str, Comparison] | None:
+    return next(iter(_ranked(record)), None)
+
+
+def _tuned(record: Record) -> float:
+    return record.scores["tuned"][record.metric].value
+
+
+def _is_ahead(record: Record, found: Comparison) -> bool:
+    return found.delta > 0 if record.metrics[record.metric].direction == "higher" else found.delta < 0
+
+
+def _forgot(record: Record) -> bool:
+    return any(found.verdict == "lost" for found in record.retention.values())
+
+
+# ---- Advice ----
+
+
+def _longer(record: Record, curve: Curve) -> str:
+    epochs = record.training.epochs
+    return (
+        f"Training ended while it was still improving ({curve.words}): raise train.epochs ({epochs:.3g} → "
+        f"{2 * epochs:.3g})."
+    )
+
+
+def _lower(record: Record, curve: Curve) -> str:
+    return (
+        f"Training went past its best ({curve.words}): lower train.learning_rate ({_rate(record, 1 / 3)}), or train "
+        "for fewer epochs."
+    )
+
+
+def _more_rows(record: Record, curve: Curve) -> str:
+    rows = record.data.train.rows
+    return (
+        f"Longer training will hardly help ({curve.words}): more training rows may (there are {rows:,}); "
+        "`fulltune plan CONFIG --learning-curve` estimates how much."
+    )
+
+
+def _rate(record: Record, factor: float) -> str:
+    rate = record.training.learning_rate
+    return f"{rate:.3g} → {rate * factor:.1g}"
+
+
+def _keeping(record: Record) -> str:
+    lost = [name for name, found in record.retention.items() if found.verdict == "lost"]
+    named = f" of {wording.listed(lost)}" if lost else ""
+    return (
+        f"More{named} was lost than the budget allows: mix base and tuned weights (`fulltune models interpolate "
+        f"{record.run_id}`), replay general text (regularize.replay: 0.1), or lower train.learning_rate "
+        f"({_rate(record, 1 / 3)})."
+    )

@@ -1,0 +1,79 @@
+"""Word scores and differences in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fulltune.metrics.base import Metric
+from fulltune.metrics.power import least_rows, rows_needed
+from fulltune.records.run import Comparison
+
+_SYSTEMS = {"tfidf": "TF-IDF", "majority": "the majority class", "tuned": "the tuned model"}
+
+
+def system(name: str) -> str:
+    """Return a system's name in a sentence, e.g. ``zero-shot``, ``TF-IDF``, ``the majority class``."""
+    return _SYSTEMS.get(name, name.replace("_", "-"))
+
+
+def label(metric: Metric) -> str:
+    """Return a metric's name in a sentence."""
+    return metric.label or metric.name
+
+
+def gain(comparison: Comparison, metric: Metric, sign: int = 1) -> str:
+    """Return e.g. ``12.3 points (10.1 to 14.4)``, the gain in the metric's direction (the loss, with ``sign`` -1)."""
+    delta, low, high = oriented(comparison, metric, sign)
+    return f"{amount(delta, metric)} ({number(low, metric)} to {number(high, metric)})"
+
+
+def signed(comparison: Comparison, metric: Metric) -> str:
+    """Return e.g. ``+0.4 points (−1.2 to +2.0)``, in the metric's own unit and sign."""
+    delta, low, high = (number(value, metric, "+") for value in (comparison.delta, comparison.low, comparison.high))
+    return f"{delta}{' points' if metric.percent else ''} ({low} to {high})"
+
+
+def oriented(comparison: Comparison, metric: Metric, sign: int = 1) -> tuple[float, float, float]:
+    """Return difference and interval, above 0 if the first system is better (the second, with ``sign`` -1)."""
+    if sign * (1 if metric.direction == "higher" else -1) > 0:
+        return comparison.delta, comparison.low, comparison.high
+    return -comparison.delta, -comparison.high, -comparison.low
+
+
+def amount(value: float, metric: Metric) -> str:
+    """Return a difference with its unit, e.g. ``2.1 points``."""
+    return f"{number(value, metric)}{' points' if metric.percent else ''}"
+
+
+def number(value: float, metric: Metric, sign: str = "") -> str:
+    """Return a difference without its unit; one that is not 0 is never shown as 0."""
+    if metric.percent:
+        text = f"{100 * value:{sign}.1f}"
+    else:
+        text = f"{value:{sign},.3f}" if abs(value) < 100 else f"{value:{sign},.0f}"
+    if value and not text.strip("+-0."):
+        text = f"{100 * value if metric.percent else value:{sign}.1g}"
+    return text.replace("-", "−")
+
+
+def figure(value: float) -> str:
+    """Return a score."""
+    return (f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}").replace("-", "−")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return e.g. ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def rows(count: int) -> str:
+    """Return e.g. ``1 row`` or ``1,200 rows``."""
+    return f"{count:,} row" + ("s" if count != 1 else "")
+
+
+def too_few(comparison: Comparison, confidence: float) -> str:
+    """Return that so few rows cannot decide, and how many could."""
+    least = least_rows(confidence)
+    found = f"{rows(comparison.n).capitalize()} cannot decide (no test at {confidence:.0%} can with fewer than {least})"
+    needed = rows_needed(comparison, confidence) or 0
+    return found + (f"; about {needed:,} would show a difference of this size" if needed > least else "")
