@@ -438,7 +438,7 @@ def test_the_page_is_the_same_each_time() -> None:
 
 def test_the_list_of_contents_names_every_section_in_order(each: tuple[samples.Sample, str]) -> None:
     source = each[1]
-    sections = re.findall(r'<section id="([\w-]+)">', source)
+    sections = re.findall(r'<section id="([\w-]+)"', source)
     listed = source.partition('<nav class="contents"')[2].partition("</nav>")[0]
 
     assert len(sections) > 5

@@ -125,7 +125,7 @@ def prose(text: str) -> Markup:
 
 def headings(body: str) -> list[tuple[str, Markup]]:
     """Return the id and the title of every section of a page: whatever a section is, the list of contents has it."""
-    return [(id_, Markup(title)) for id_, title in re.findall(r'<section id="([\w-]+)">\s*<h2>(.*?)</h2>', body)]
+    return [(id_, Markup(title)) for id_, title in re.findall(r'<section id="([\w-]+)"[^>]*>\s*<h2>(.*?)</h2>', body)]
 
 
 @cache
