@@ -24,7 +24,7 @@ from fulltune.report.retention import verdict_text, worst
 #: What the outcome of a run means, for readers who see it for the first time.
 OUTCOMES = {
     "accepted": "better than every baseline, and no more was forgotten than the budget allows",
-    "undecided": "these rows do not show that it is better; a person has to decide",
+    "undecided": "neither accepted nor rejected; a person has to decide",
     "rejected": "a baseline is better, too little was learned, or too much was forgotten",
     "stopped": "training ended early",
 }
