@@ -172,6 +172,28 @@ def test_the_task_can_be_chosen(folder: Path) -> None:
         propose("reviews.csv", task="clasification")
 
 
+def test_vectors_get_names_to_be_replaced(folder: Path) -> None:
+    rows = [{"text": row["opinion"], "labels": [i % 2, int(i % 3 == 0), 1]} for i, row in enumerate(reviews())]
+    found = propose(write_jsonl(folder / "v.jsonl", rows))
+    assert found.config["data"]["label_names"] == ["class 1", "class 2", "class 3"]
+    assert found.rows == {"train": 120}
+    assert "data.label_names" in found.notes[0]
+
+
+def test_further_texts_beside_prompts_are_noted(folder: Path) -> None:
+    rows = [
+        {
+            "instruction": f"Explain rule {i} of chess.",
+            "input": f"The game number {i} is new.",
+            "output": row["opinion"],
+        }
+        for i, row in enumerate(reviews())
+    ]
+    found = propose(write_jsonl(folder / "a.jsonl", rows))
+    assert roles_of(found) == {"prompt": "instruction", "completion": "output"}
+    assert "`input` is not read" in found.notes[0]
+
+
 # ---- What cannot be chosen ----
 
 
@@ -202,6 +224,21 @@ def test_shapes_that_no_task_reads_are_named(folder: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"hi {i}"}]} for i in range(30)]
     with pytest.raises(DataError, match="Write the columns prompt and completion"):
         propose(write_jsonl(folder / "chats.jsonl", rows))
+    rows = [{"conversations": [{"from": "human", "value": f"hi {i}"}]} for i in range(30)]
+    with pytest.raises(DataError, match="Write the columns prompt and completion"):
+        propose(write_jsonl(folder / "shared.jsonl", rows))
+
+
+def test_too_few_rows_to_hold_one_out(folder: Path) -> None:
+    Path("novel.txt").write_text("It was a dark and stormy night. " * 99, encoding="utf-8")
+    with pytest.raises(DataError, match=r"1 row; expected at least 8.*divide long texts into several"):
+        propose("novel.txt")
+
+
+def test_a_row_in_place_of_the_column_names(folder: Path) -> None:
+    Path("rows.csv").write_text("\n".join(f"{row['opinion']};{row['verdict']}" for row in reviews()), encoding="utf-8")
+    with pytest.raises(DataError, match=r"the first line is a row.*Add a header"):
+        propose("rows.csv")
 
 
 # ---- Sources ----
@@ -246,6 +283,7 @@ def test_a_group_stays_together(folder: Path) -> None:
     rows = [{**row, "hotel": f"Hotel {i // 6}"} for i, row in enumerate(reviews(180))]
     found = propose(write_csv(folder / "r.csv", rows))
     assert found.config["data"]["group"] == "hotel"
+    assert found.notes == ()
 
 
 def test_folders_of_texts(folder: Path) -> None:
@@ -266,6 +304,14 @@ def test_folders_in_a_folder_are_labels_of_short_texts(size: int, task: str, fol
     found = propose("texts")
     assert (found.task, found.rows) == (task, {"train": 60})
     assert found.config["data"].get("label") == ("folder" if size == 9 else None)
+
+
+def test_splits_in_one_file(folder: Path) -> None:
+    rows = reviews(150)
+    Path("all.json").write_text(json.dumps({"train": rows[:100], "dev": rows[100:120], "test": rows[120:]}))
+    found = propose("all.json")
+    assert found.rows == {"train": 100, "valid": 20, "eval": 30}
+    assert [found.config["data"][name] for name in ("train", "valid", "eval")] == ["all.json"] * 3
 
 
 def test_folders_by_split(folder: Path) -> None:

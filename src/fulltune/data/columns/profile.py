@@ -255,7 +255,8 @@ def _of_lists(empty: Profile, lists: Sequence[Sequence[Any]]) -> Profile:
     if not items:
         return empty
     if all(isinstance(item, Mapping) for item in items):
-        return replace(empty, kind="messages" if all({"role", "content"} <= item.keys() for item in items) else "list")
+        is_chat = all({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys() for item in items)
+        return replace(empty, kind="messages" if is_chat else "list")
     sizes = {len(value) for value in lists}
     if len(sizes) == 1 and sizes != {1} and all(indicator(item) is not None for item in items):
         return replace(empty, kind="vector", distinct=len(lists[0]), examples=(str(list(lists[0]))[:60],))

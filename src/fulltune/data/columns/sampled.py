@@ -8,6 +8,7 @@ from typing import Any
 
 from fulltune.config import Source
 from fulltune.data.columns.profile import SAMPLE, Profile, profiles
+from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.data.raw import Options
 from fulltune.data.read import open_source, source_name
 from fulltune.errors import DataError, Problem
@@ -19,12 +20,15 @@ def columns_of(
     """Return what the columns of a source hold, by its first rows.
 
     Raises:
-        DataError: The source cannot be read, or has no rows.
+        DataError: The source cannot be read, has no rows, or a row in place of the column names.
     """
     problems = list[Problem]()
+    opened = open_source(source, split, options=options or Options())
+    if opened.doubt is not None and not set(opened.columns or ()) <= set(DOCUMENT_COLUMNS):
+        raise DataError(opened.doubt)
 
     def good() -> Iterator[Mapping[str, Any]]:
-        for item in islice(open_source(source, split, options=options or Options()).rows, most):
+        for item in islice(opened.rows, most):
             if isinstance(item, Problem):
                 problems.append(item)
             elif isinstance(item, tuple):

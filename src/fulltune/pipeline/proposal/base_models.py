@@ -88,7 +88,7 @@ LOCAL = (
         512,
         4e-4,
         4,
-        "MiniLM, an English BERT",
+        "MiniLM, a small BERT",
     ),
     BaseModel("starter:bert", "encoder", 4_870_912, _OLD_BOOKS, 256, 5e-4, 4, "part of fulltune"),
     BaseModel("starter:gpt2", "decoder", 4_863_488, _OLD_BOOKS, 512, 1e-3, 3, "part of fulltune"),

@@ -38,6 +38,7 @@ class Choice:
         columns: Column by role (``text``, ``label``, ``labels``, ``source``, …).
         because: Why this task, as a phrase.
         separator: Separator of several labels in one cell.
+        names: Names of the classes for labels that are 0/1 vectors, to be replaced by the user.
         notes: What else could have been chosen, and the key that changes it; one sentence each.
     """
 
@@ -45,6 +46,7 @@ class Choice:
     columns: Mapping[str, Profile]
     because: str
     separator: str = ""
+    names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -84,7 +86,19 @@ def _by_content(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice
     texts = roles.texts(columns, without={label.name}) if label else []
     if label is not None and texts:
         return _with_folders(columns, texts[0]) if label.name == _FOLDER else _classification(columns, databases)
+    if "vector" in kinds and roles.texts(columns):
+        return _with_vectors(columns)
     return _without_labels(columns)
+
+
+def _with_vectors(columns: Sequence[Profile]) -> Choice:
+    """Return the task for texts whose labels are 0/1 vectors, with names for the classes that the user replaces."""
+    vector = next(one for one in columns if one.kind == "vector")
+    names = tuple(f"class {number}" for number in range(1, vector.distinct + 1))
+    because = f"`{vector.name}` has 0/1 vectors of {vector.distinct:,} classes"
+    note = "write the names of the classes in data.label_names, in the order of the vectors"
+    text = roles.texts(columns)[0]
+    return Choice("classification", {"text": text, "labels": vector}, because, names=names, notes=(note,))
 
 
 def _with_folders(columns: Sequence[Profile], text: Profile) -> Choice:
@@ -111,6 +125,8 @@ def _without_labels(columns: Sequence[Profile]) -> Choice:
 
 def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     found = roles.label(columns, required=True)
+    if found.column is None and any(one.kind == "vector" for one in columns) and roles.texts(columns):
+        return _with_vectors(columns)
     if found.column is None:
         raise _nothing(columns, "no column of labels: few values, each in many rows", task="classification")
     label = found.column
@@ -123,11 +139,13 @@ def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Ch
         fix = "join the two texts in one column, or write a config for one of them"
         raise _unsupported(columns, f"pairs of texts with a label ({names}): classification reads one column", fix)
     several = label.kind == "labels"
-    because = f"`{label.name}` has {label.distinct:,} repeated values" + (", several per row" if several else "")
-    notes = [_other("label", other) for other in found.others[:3]]
+    because = f"`{label.name}` has {label.distinct:,} values in {label.filled:,} rows"
+    because += ", several of them per row" if several else ""
+    group = roles.group(columns, {texts[0].name, label.name})
+    notes = [_other("label", other) for other in found.others[:3] if other is not group]
     notes += [_unread(other, "text") for other in texts[1:] if other.kind == "text"]
     role = "labels" if several else "label"
-    return Choice("classification", {"text": texts[0], role: label}, because, label.separator, tuple(notes))
+    return Choice("classification", {"text": texts[0], role: label}, because, label.separator, notes=tuple(notes))
 
 
 def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
@@ -135,7 +153,9 @@ def _causal_lm(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     completion = next((one for one in columns if roles.name_words(one.name) & _COMPLETIONS), None)
     if prompt and completion and prompt is not completion:
         because = f"`{prompt.name}` is followed by `{completion.name}`"
-        return Choice("causal-lm", {"prompt": prompt, "completion": completion}, because)
+        rest = [one for one in roles.texts(columns, without={prompt.name, completion.name}) if one.filled]
+        unread = tuple(_unread(one, "prompt") for one in rest)
+        return Choice("causal-lm", {"prompt": prompt, "completion": completion}, because, notes=unread)
     texts = roles.texts(columns)
     if not texts:
         raise _nothing(columns, "no column of text", task="causal-lm")

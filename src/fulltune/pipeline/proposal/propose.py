@@ -117,7 +117,7 @@ def init(
     """
     file = Path(output)
     _check_output(file, force)
-    sources = sort_sources(_names(data))
+    sources = reading.with_stored_splits(sort_sources(_names(data)))
     columns = columns_of(sources.train)
     choice = choose(columns, task, sources.databases)
     draft = _Draft.of(sources, columns, choice, model, file)
@@ -169,6 +169,7 @@ class _Draft:
         named: dict[str, Any] = {role: column.name for role, column in choice.columns.items()}
         named |= {"group": group.name} if group else {}
         named |= {"label_separator": choice.separator} if choice.separator else {}
+        named |= {"label_names": list(choice.names)} if choice.names else {}
         config = DataConfig(train=sources.train, **named)
         fraction = settings.held_out(columns[0].rows)[0]
         found = reading.read(sources.splits(), config, list(choice.columns), fraction)
@@ -219,10 +220,10 @@ class _Draft:
 
     def _model(self) -> list[Line]:
         base = self.base
-        trained = f", {' and '.join(base.languages)}" if base.languages else ""
-        unsuited = self.language and not base.suits(self.language)
-        gap = f"; not pretrained on {self.language}" if unsuited else ""
-        lines = [Line("model", base.name, f"{base.size}{', ' + base.note if base.note else ''}{trained}{gap}")]
+        described = f"{base.note}, {base.size}" if base.note else base.size
+        trained = f", pretrained on {' and '.join(base.languages)}" if base.languages else ""
+        gap = f", not on {self.language}" if self.language and not base.suits(self.language) else ""
+        lines = [Line("model", base.name, f"{described}{trained}{gap}")]
         other = base_models.alternative(base.family, self.language)
         if other is not None and other.name != base.name:
             of = f" for {self.language}" if other.languages and self.language else ", for many languages"
@@ -271,6 +272,8 @@ class _Draft:
         lines = [Line(role, column.name, _described(column)) for role, column in self.choice.columns.items()]
         if self.choice.separator:
             lines.append(Line("label_separator", self.choice.separator, "between the labels of one cell"))
+        if self.choice.names:
+            lines.append(Line("label_names", list(self.choice.names), "write the names of the classes, in this order"))
         if self.group:
             why = f"{self.group.distinct:,} values; a split never divides the rows of one"
             lines.append(Line("group", self.group.name, why))
@@ -384,6 +387,8 @@ def _described(column: Profile) -> str:
             f"{value} ({count:,})" for value, count in zip(column.examples[:3], column.counts, strict=False)
         )
         return f"{column.distinct:,} labels: {shown}" + (", …" if column.distinct > 3 else "")
+    if column.kind == "vector":
+        return f"0/1 vectors of {column.distinct:,} classes"
     if column.kind in ("text", "short text", "SQL"):
         return f"{column.words:.0f} words on average"
     return f"{column.distinct:,} distinct value{'s' * (column.distinct != 1)}"

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fulltune.config import DataConfig
+from fulltune.data.columns.roles import SPLITS
 from fulltune.data.load import Column, Table, load_table
 from fulltune.data.overlap import Entry, Seen
+from fulltune.data.read import open_source
 from fulltune.data.split import input_text, split_table
-from fulltune.errors import Problem
+from fulltune.errors import DataError, Problem
 from fulltune.pipeline.proposal.settings import EVAL_ROWS
+from fulltune.pipeline.proposal.sources import Sources
+from fulltune.records.run import FileFormat
 
 #: Splits of a `datasets` folder by split of a config.
 _STORED = {"train": "train", "valid": "validation", "eval": "test"}
+
+#: Rows that a run can divide into train, valid and eval.
+_FEWEST = 8
 
 #: Rows of train that rows of eval are compared with; more take minutes.
 _COMPARED = 20_000
@@ -44,6 +51,27 @@ class Rows:
         return [str(row.fields.get(role, "")) for row in self.tables["train"]]
 
 
+def with_stored_splits(sources: Sources) -> Sources:
+    """Return the sources with the other splits that the training source itself has.
+
+    These are splits of a `datasets` folder, keys of a JSON file, or subfolders.
+    """
+    if sources.eval or sources.valid or not _has_split(sources.train, "train"):
+        return sources
+    if not _has_split(sources.train, "eval"):
+        return sources
+    return replace(sources, eval=sources.train, valid=sources.train if _has_split(sources.train, "valid") else ())
+
+
+def _has_split(source: tuple[str, ...], name: str) -> bool:
+    """Return True if a source has several parts, and one of them is this split."""
+    try:
+        first = next(iter(open_source(source, _STORED[name]).rows), None)
+    except DataError:
+        return False
+    return isinstance(first, FileFormat) and first.part.lower() in SPLITS[name]
+
+
 def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Sequence[str], fraction: float) -> Rows:
     """Read all splits.
 
@@ -61,6 +89,13 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
     ]
     tables = {split: load_table(files, columns, settings, split=_STORED[split]) for split, files in sources.items()}
     train = tables["train"]
+    if len(train) < _FEWEST and "eval" not in tables:
+        raise DataError(
+            f"{len(train)} row{'s' * (len(train) != 1)}",
+            expected=f"at least {_FEWEST}, so that some can be held out",
+            where=train.source,
+            fix="add rows, divide long texts into several, or name a file with the rows that decide",
+        )
     if "eval" in tables:
         return Rows(tables, _leaks(train, tables["eval"]), len(tables["eval"]))
     if settings.group is None:  # near duplicates are held out together
