@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_the_record() -> None:
         low=0.07,
         high=0.09,
         budget=0.05,
-        verdict="kept",
+        verdict="lost",
     )
     kept = lost.model_copy(update={"change": 0.01, "low": 0.0, "high": 0.02, "verdict": "kept"})
     shown = tiles.tiles(samples.record(retention={"tales": kept, "law": lost}))
@@ -160,3 +160,21 @@ def test_a_winner_that_only_the_reasons_name_is_not_repeated() -> None:
 
     assert scores.beaten(changed) == ""
     assert "Few-shot" in scores.beaten(changed.model_copy(update={"reasons": ()}))
+
+
+def test_a_loss_that_cannot_be_told_is_not_shown_as_one() -> None:
+    unclear = Retention(
+        metric="masked_loss",
+        direction="lower",
+        base=samples.score(1.0, n=20),
+        tuned=samples.score(1.1, n=20),
+        change=0.1,
+        low=-0.467,
+        high=0.476,
+        budget=0.05,
+        verdict="cannot tell",
+    )
+    [tile] = [tile for tile in tiles.tiles(samples.record(retention={"general text": unclear})) if "loss" in tile.name]
+
+    assert tile.kind == ""
+    assert tile.notes == ("general text", "cannot tell with 20 rows, budget 5.0%")

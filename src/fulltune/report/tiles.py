@@ -74,7 +74,7 @@ def _tiles(record: Record) -> Iterator[Tile]:
     if lost:
         name, result = lost
         budget = f"{verdict_text(result)}, budget {percentage(result.budget)}"
-        kind = "" if result.low <= result.budget else "worse"
+        kind = "worse" if result.verdict == "lost" else ""
         yield Tile("Largest loss of retention", signed_percentage(result.change), (name, budget), kind)
     used = record.resources
     notes = (f"training {duration(used.train_seconds)}", f"{size(used.peak_rss_bytes)} of memory")
