@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -178,3 +179,13 @@ def test_a_loss_that_cannot_be_told_is_not_shown_as_one() -> None:
 
     assert tile.kind == ""
     assert tile.notes == ("general text", "cannot tell with 20 rows, budget 5.0%")
+
+
+def test_a_reason_that_the_headline_states_is_not_repeated() -> None:
+    headline = "Get more evaluation rows. 4 rows cannot decide: macro-F1 0.600 → 0.000."
+    source = page(headline=headline, outcome="undecided", reasons=("4 rows cannot decide", "another reason"))
+
+    assert re.findall(r"<li>(.*?)</li>", source.partition('class="reasons"')[2].partition("</ul>")[0]) == [
+        "another reason"
+    ]
+    assert 'class="reasons"' not in page(headline=headline, reasons=("4 rows cannot decide",))

@@ -70,6 +70,7 @@ def render(
         notable=dataset.notable(record.data.summary),
         class_table=dataset.classes(record.data.summary),
         tiles=tiles.tiles(record),
+        reasons=[reason for reason in record.reasons if reason not in record.headline],
         outcome_sign=tiles.SIGNS[record.outcome],
         outcome_meaning=tiles.OUTCOMES[record.outcome],
         levels=facts.findings(record, audit),
