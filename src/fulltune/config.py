@@ -43,7 +43,7 @@ LEARNING_RATES = {
 #: Keys of `data` that name a column.
 COLUMN_KEYS = (
     *("text", "prompt", "completion", "label", "labels", "source", "target", "question", "sql", "db_id"),
-    *("id", "group"),
+    *("id", "group", "split"),
 )
 
 #: Largest number in a config: the largest seed that NumPy accepts.
@@ -110,6 +110,10 @@ class DataConfig(Section):
         None, description="character between the cells of CSV files; default: inferred for each file"
     )
 
+    bad_rows: Literal["refuse", "skip"] = Field(
+        "refuse", description="rows that cannot be used stop the run, or are left out and counted"
+    )
+
     text: str = "text"
     prompt: str = "prompt"
     completion: str = "completion"
@@ -128,6 +132,9 @@ class DataConfig(Section):
     db_id: str = "db_id"
     id: str | None = Field(None, description="column with row ids; default: file and line")
     group: str | None = Field(None, description="column of groups; a split made by fulltune never divides a group")
+    split: str | None = Field(
+        None, description="column of data.train that marks the rows of train, validation (valid, dev) and test (eval)"
+    )
     seed: int | None = Field(None, ge=0, description="seed of a split made by fulltune; default: train.seed")
 
     databases: str | None = Field(

@@ -22,6 +22,7 @@ Each has one or more :class:`Problem` objects: what was found, what was expected
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -92,7 +93,8 @@ class FulltuneError(Exception):
     def message(self) -> str:
         """Return the problems, one per line: at most :data:`SHOWN`, then the count of the rest.
 
-        The same problem in several places is one line with their number and the first of them.
+        The same problem in several places is one line with their number and the first of them. So are problems of rows
+        that differ in values only: the line has the values of the first row.
         """
         shown = _joined(self.problems)
         if len(self.problems) == 1:
@@ -104,12 +106,25 @@ class FulltuneError(Exception):
         return "\n".join(lines)
 
 
+#: A position in a source of rows: a line or an index.
+_ROW = re.compile(r".*(:\d+|\[\d+\])|row \d+ of .*", re.DOTALL)
+
+#: Parts of a message that differ between rows with the same problem: values and numbers.
+_VALUE = re.compile(r"\([^()]*\)|'[^']*'|\"[^\"]*\"|\d+")
+
+
 def _joined(problems: Sequence[Problem]) -> list[Problem]:
     """Return the problems with all places of the same problem in one, in the order of the first places."""
+    first: dict[Problem, Problem] = {}
     places: dict[Problem, list[str]] = {}
     for problem in problems:
-        places.setdefault(replace(problem, where=""), []).append(problem.where)
-    return [replace(problem, where=_listed(list(dict.fromkeys(where)))) for problem, where in places.items()]
+        key = replace(problem, where="")
+        if _ROW.fullmatch(problem.where):
+            parts = (_VALUE.sub("", part) for part in (problem.found, problem.expected, problem.fix))
+            key = Problem(*parts, field=problem.field)
+        first.setdefault(key, problem)
+        places.setdefault(key, []).append(problem.where)
+    return [replace(problem, where=_listed(list(dict.fromkeys(places[key])))) for key, problem in first.items()]
 
 
 def _listed(places: Sequence[str]) -> str:

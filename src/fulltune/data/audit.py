@@ -67,11 +67,15 @@ def audit(
         allow_leaks=config.data.allow_leaks,
         one_answer=classes or "sql" in fields,
     )
-    findings = [*_bad_rows(train, valid, evaluation), *_sizes(train_examples, eval_examples, config)]
+    tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
+    findings = [
+        *_bad_rows(tables, config.data.bad_rows == "skip"),
+        *_assumed(tables),
+        *_sizes(train_examples, eval_examples, config),
+    ]
     findings += overlapping.findings
     if classes:
         findings += label_findings(train_examples, eval_examples, [_LabeledRow.of(row) for row in valid or ()])
-        tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
         findings += kind_findings({split: table.label_kind for split, table in tables.items()})
     findings += token_findings(
         {"train": train_examples, "eval": eval_examples},
@@ -108,19 +112,43 @@ def token_findings(
             yield from _vocabulary(split, examples, tokenizer, generated)
 
 
-def _bad_rows(train: Table, valid: Table | None, evaluation: Table) -> Iterator[Finding]:
-    for split, table in (("train", train), ("valid", valid), ("eval", evaluation)):
-        if table is not None and table.problems:
-            places = list(dict.fromkeys(problem.where for problem in table.problems))
-            yield Finding(
-                kind="bad_rows",
-                level="error",
-                message=f"{rows(len(places))} of {split} cannot be used",
-                fix="fix or remove them",
-                split=split,
-                count=len(places),
-                ids=some(places),
-            )
+def _bad_rows(tables: Mapping[str, Table], skips: bool) -> Iterator[Finding]:
+    """Yield a finding for each split with bad rows: an error, or a warning if they are skipped and are the minority."""
+    for split, table in tables.items():
+        places = table.bad_places
+        if not places:
+            continue
+        are_few = len(places) <= len(table)
+        skipped = skips and are_few
+        fix = "fix or remove them" + ("" if skips else ", or set data.bad_rows: skip")
+        yield Finding(
+            kind="bad_rows",
+            level="warning" if skipped else "error",
+            message=f"{rows(len(places))} of {split} cannot be used"
+            + (" and are skipped" if skipped else "" if are_few else ", more than can be"),
+            fix=fix,
+            split=split,
+            count=len(places),
+            ids=some(places),
+        )
+
+
+def _assumed(tables: Mapping[str, Table]) -> Iterator[Finding]:
+    """Yield a finding for each assumption by which files were read, such as their encoding."""
+    seen = set[str]()
+    for split, table in tables.items():
+        for form in table.files:
+            for sentence in form.assumed:
+                message = f"{form.file}: {sentence}"
+                if message not in seen:
+                    seen.add(message)
+                    yield Finding(
+                        kind="assumed_format",
+                        level="warning",
+                        message=message,
+                        fix="check that it is right",
+                        split=split,
+                    )
 
 
 def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], config: Config) -> Iterator[Finding]:

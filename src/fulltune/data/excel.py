@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.data.file_text import memory_limit, too_large
-from fulltune.data.json_rows import SPLIT_NAMES
-from fulltune.data.raw import Opened
+from fulltune.data.raw import SPLIT_NAMES, Opened
 from fulltune.data.table_rows import Cells, open_table
 from fulltune.errors import DataError, MissingDependencyError, did_you_mean
 from fulltune.records.run import FileFormat

@@ -9,20 +9,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fulltune.data.raw import Item, RawRow
+from fulltune.data.raw import SPLIT_NAMES, Item, RawRow
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.records.run import FileFormat
 from fulltune.runtime.json_syntax import json_fault, unreadable
 
 #: Keys of a JSON object that hold its rows.
 _WRAPPERS = ("data", "rows", "records", "examples", "instances", "items")
-
-#: Names of splits in files and folders, as used on the hub.
-SPLIT_NAMES = {
-    "train": ("train",),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "eval"),
-}
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _NOT_SPACE = re.compile(r"\S")

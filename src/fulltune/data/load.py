@@ -16,7 +16,7 @@ from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
 from fulltune.data.label_values import LabelReader, kind_of_label
-from fulltune.data.raw import Opened, Options
+from fulltune.data.raw import SPLIT_NAMES, Opened, Options
 from fulltune.data.read import open_source, source_name
 from fulltune.data.values import clean
 from fulltune.errors import DataError, Problem, closest
@@ -100,8 +100,24 @@ class Table(Sequence[Row]):
         return digest.hexdigest()
 
     @property
+    def bad_places(self) -> tuple[str, ...]:
+        """Positions of the rows that cannot be used."""
+        return tuple(dict.fromkeys(problem.where for problem in self.problems))
+
+    @property
     def info(self) -> SplitInfo:
-        return SplitInfo(source=self.source, rows=len(self), sha256=self.sha256, files=self.files)
+        skipped = len(self.bad_places)
+        return SplitInfo(source=self.source, rows=len(self), sha256=self.sha256, skipped=skipped, files=self.files)
+
+    def complete(self, data: DataConfig | None = None) -> Table:
+        """Return the table itself, after checking that all rows can be used, unless ``data`` says to skip others.
+
+        Raises:
+            DataError: Rows cannot be used; lists the problems of all.
+        """
+        if self.problems and (data is None or data.bad_rows == "refuse"):
+            raise DataError(self.problems)
+        return self
 
 
 def available_columns(source: Source, split: str = "train", data: DataConfig | None = None) -> tuple[str, ...]:
@@ -130,16 +146,23 @@ def _options(data: DataConfig | None) -> Options:
 
 
 def load_table(
-    source: Source, columns: Sequence[Column], data: DataConfig, *, limit: int | None = None, split: str = "train"
+    source: Source,
+    columns: Sequence[Column],
+    data: DataConfig,
+    *,
+    limit: int | None = None,
+    split: str = "train",
+    may_be_empty: bool = False,
 ) -> Table:
-    """Read one split.
+    """Read one split. If the data has the column ``data.split``, only the rows that it marks are read.
 
     Args:
         source: A file, folder or hub id, or several of them, as in the config.
         columns: Columns that the task reads.
         data: Maps each role to the name of its column.
         limit: Maximum number of valid rows.
-        split: Split of a `datasets` folder or hub id if the source names none.
+        split: ``train``, ``validation`` or ``test``, if the source has several and names none.
+        may_be_empty: Return a table without rows if no row belongs to the split.
 
     Returns:
         The valid rows. The bad ones are in ``problems``; the audit raises them together.
@@ -147,18 +170,19 @@ def load_table(
     Raises:
         DataError: The source or a column is missing, or no row is valid (with the problems of all rows).
     """
-    readers = [_Reader.of(column, data) for column in [*columns, *_extra(data)]]
+    extra = _extra(data, is_marked=split == "train" or source == data.train)
+    readers = [_Reader.of(column, data) for column in [*columns, *extra]]
     _refuse_shared(readers)
     options = _options(data)
     opened = open_source(source, split, [reader.name for reader in readers], options)
-    loading = _Loading(readers, opened)
+    loading = _Loading(readers, opened, split)
     loading.read(limit)
     named = source_name(source)
     _check_columns(readers, loading.names, opened.doubt, source, lambda: columns_of(source, split, _DESCRIBED, options))
     loading.refuse_vectors(named)
     kind = loading.refuse_mixed_types()
-    if not loading.rows:
-        raise DataError(loading.problems or [Problem("no rows", "at least one", "check the file", where=named)])
+    if not loading.rows and not (may_be_empty and loading.others):
+        raise DataError(loading.problems or [_no_rows(data, split, loading.others, named)])
     return Table(named, tuple(loading.rows), tuple(loading.problems), kind, _merged(loading.files))
 
 
@@ -184,9 +208,18 @@ def _refuse_shared(readers: Sequence[_Reader]) -> None:
             raise DataError(problem, expected="a separate column for each", fix="name another column", field=field)
 
 
-def _extra(data: DataConfig) -> list[Column]:
-    """Return the id and group columns that the config names."""
-    return [Column(role, str) for role in ("id", "group") if getattr(data, role)]
+def _no_rows(data: DataConfig, split: str, others: int, source: str) -> Problem:
+    if not others:
+        return Problem("no rows", "at least one", "check the file", where=source)
+    problem = f"none of {others} rows is marked as {split} in the column {data.split!r}"
+    fix = f"mark rows with {' or '.join(SPLIT_NAMES[split])}, or remove data.split"
+    return Problem(problem, "at least one", fix, source, "data.split")
+
+
+def _extra(data: DataConfig, is_marked: bool) -> list[Column]:
+    """Return the id, group and split columns that the config names; the last one only if the source ``is_marked``."""
+    columns = [Column(role, str) for role in ("id", "group") if getattr(data, role)]
+    return columns + ([Column("split", str, required=is_marked)] if data.split else [])
 
 
 @dataclass(frozen=True)
@@ -225,12 +258,16 @@ def _kind(value: Any) -> type | None:
 class _Loading:
     """State of reading one source: valid rows, problems, and column names."""
 
-    def __init__(self, readers: Sequence[_Reader], opened: Opened) -> None:
+    def __init__(self, readers: Sequence[_Reader], opened: Opened, split: str) -> None:
         self.rows: list[Row] = []
         self.problems: list[Problem] = []
         self.files: list[FileFormat] = []
         self.names: dict[str, type | None] = dict.fromkeys(opened.columns or ())
+        #: Number of rows of other splits.
+        self.others = 0
         self._readers = readers
+        self._split = split
+        self._marks = next((reader.name for reader in readers if reader.column.role == "split"), None)
         self._labels = next((reader for reader in readers if reader.labels is not None), None)
         self._source = opened.rows
         self._ids: dict[str, str] = {}
@@ -245,9 +282,23 @@ class _Loading:
                 self.problems.append(item)
             else:
                 self.names |= {name: _kind(value) for name, value in item[1].items() if self.names.get(name) is None}
-                self._add(item[0], self._parsed(*item))
+                if self._is_of_split(*item):
+                    self._add(item[0], self._parsed(*item))
             if len(self.rows) == limit:
                 return
+
+    def _is_of_split(self, where: str, raw: Mapping[str, Any]) -> bool:
+        """Return True if a row belongs to the split; a mark that means no split is a problem of train."""
+        if self._marks is None or self._marks not in raw:
+            return True
+        mark = str(raw[self._marks] or "").strip()
+        split = next((name for name, names in SPLIT_NAMES.items() if mark.lower() in names), None)
+        if split is None and self._split == "train":
+            problem = f"{mark!r} marks no split" if mark else "nothing marks the split"
+            expected = "train, validation (valid, val, dev) or test (eval)"
+            self.problems.append(Problem(problem, expected, "correct the row", where, self._marks))
+        self.others += split != self._split
+        return split == self._split
 
     def _parsed(self, where: str, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the row with its list of labels parsed, and store that list for checks of the column."""
@@ -260,6 +311,7 @@ class _Loading:
 
     def _add(self, where: str, raw: Mapping[str, Any]) -> None:
         wanted = [reader for reader in self._readers if reader.column.required or reader.name in raw]
+        wanted = [reader for reader in wanted if reader.column.role != "split"]
         values = {reader.column.role: reader.read(raw.get(reader.name), where) for reader in wanted}
         problems = [value for value in values.values() if isinstance(value, Problem)]
         if not problems:
@@ -364,7 +416,7 @@ def _missing(reader: _Reader, names: Sequence[str], free: Sequence[Profile], sou
         key = "labels" if role in ("label", "labels") and example.kind == "labels" else role
         fix = f"set the name of the column in the config, e.g. `data.{key}: {as_value(example.name)}`"
         fix += f" ({holds(example)})"
-    if role in ("id", "group"):
+    if role in ("id", "group", "split"):
         fix += f", or remove data.{role} from the config"
     binary = [column.name for column in free if column.is_numeric and column.distinct == 2]
     if role == "label" and not close and len(binary) > 1:

@@ -61,7 +61,7 @@ def split_table(
     rest_rows = tuple(row for number, row in enumerate(table) if number not in held_out)
     held_out_rows = tuple(row for number, row in enumerate(table) if number in held_out)
     source = f"{fraction:.4g} held out of {table.source}"
-    return replace(table, rows=rest_rows), Table(source, held_out_rows, label_kind=table.label_kind)
+    return replace(table, rows=rest_rows), Table(source, held_out_rows, label_kind=table.label_kind, files=table.files)
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,7 @@ def evaluate(
     task, _ = parts(config)
     with Warnings() as warned:
         task, data = dataset.prepare(config, task)
+        data.eval.table.complete(config.data)
         task.findings({"eval": data.eval.examples})
     task, bundle, system = loading.find_model(config, task, name, out)
     config = dated(config, task, bundle)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fulltune.config import Config, Source
+from fulltune.config import Config, DataConfig, Source
 from fulltune.data import tokens
 from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
@@ -19,6 +20,8 @@ from fulltune.tasks.encoding import encode
 
 if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
+
+_LOG = logging.getLogger(__name__)
 
 #: The evaluation curve uses about this many rows, evenly spaced, so that it costs little compared with training.
 CURVE_ROWS = 256
@@ -74,11 +77,13 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     settings = config.data
     columns = task.columns(available_columns(settings.train, data=settings))
     train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
-    train, evaluation = _given_or_held_out(config, settings.eval, columns, train, "eval", settings.eval_limit)
+    marked = _marked(settings, columns, train)
+    train, evaluation = _given_or_held_out(config, settings.eval, columns, train, "eval", marked)
     valid = None
-    if settings.valid is not None:
-        train, valid = _given_or_held_out(config, settings.valid, columns, train, "valid", None)
-    splits = [_examples(task, table) for table in (train, evaluation, valid) if table is not None]
+    if settings.valid is not None or "valid" in marked:
+        train, valid = _given_or_held_out(config, settings.valid, columns, train, "valid", marked)
+    skips = settings.bad_rows == "skip"
+    splits = [_examples(task, table, skips) for table in (train, evaluation, valid) if table is not None]
     data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
     return task.fit(data.train.examples, data.held_out), data
 
@@ -178,15 +183,53 @@ def _prompt_length(sequences: Sequence[Features]) -> int:
     return next((place for place, label in enumerate(labels) if label != IGNORED), len(labels))
 
 
+def _marked(data: DataConfig, columns: Sequence[Column], train: Table) -> dict[str, Table]:
+    """Return the rows of ``data.train`` that its split column marks as ``eval`` or ``valid``.
+
+    Without rows of ``eval``, those of ``valid`` decide.
+    """
+    if data.split is None:
+        return {}
+    tables = {
+        name: load_table(data.train, columns, data, limit=_limit(data, name), split=split, may_be_empty=True)
+        for name, split in _SPLITS.items()
+        if not isinstance(getattr(data, name), str | tuple)
+    }
+    # A row that cannot be parsed has no split: it is one of train.
+    known = set(train.problems)
+    marked = {
+        name: replace(table, problems=tuple(problem for problem in table.problems if problem not in known))
+        for name, table in tables.items()
+        if table.rows
+    }
+    if isinstance(data.eval, float) and "eval" not in marked and "valid" in marked:
+        _LOG.info("the column %r marks no row as test: the validation rows decide", data.split)
+        marked["eval"] = marked.pop("valid")
+    return marked
+
+
+def _limit(data: DataConfig, name: str) -> int | None:
+    return data.eval_limit if name == "eval" else None
+
+
 def _given_or_held_out(
-    config: Config, given: Source | float, columns: Sequence[Column], train: Table, name: str, limit: int | None
+    config: Config,
+    given: Source | float | None,
+    columns: Sequence[Column],
+    train: Table,
+    name: str,
+    marked: Mapping[str, Table],
 ) -> tuple[Table, Table]:
-    """Return train and a named split, or train without a fraction and that held-out fraction.
+    """Return train and a named or marked split, or train without a fraction and that held-out fraction.
 
     Rows are held out by group, by default by clusters of near duplicates, stratified by label.
     """
-    if not isinstance(given, float):
+    limit = _limit(config.data, name)
+    if isinstance(given, str | tuple):
         return train, load_table(given, columns, config.data, limit=limit, split=_SPLITS[name])
+    if name in marked:
+        return train, marked[name]
+    assert given is not None
     stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
     groups = "group" if config.data.group else None
     seed = config.train.seed if config.data.seed is None else config.data.seed
@@ -195,17 +238,23 @@ def _given_or_held_out(
     return rest, replace(held_out, rows=held_out.rows[:limit])
 
 
-def _examples(task: Task, table: Table) -> Split:
-    examples = []
+def _examples(task: Task, table: Table, skips: bool) -> Split:
+    """Return the rows as the task sees them; those that it refuses are left out if the config skips bad rows.
+
+    Raises:
+        DataError: The task refuses rows.
+    """
+    examples, rows = list[Example](), list[Row]()
     problems = list[Problem]()
     for row in table:
         try:
             examples.append(task.example(row))
+            rows.append(row)
         except DataError as error:
             problems += [_placed(problem, row) for problem in error.problems]
-    if problems:
+    if problems and not (skips and rows):
         raise DataError(problems)
-    return Split(table, tuple(examples))
+    return Split(replace(table, rows=tuple(rows), problems=(*table.problems, *problems)), tuple(examples))
 
 
 def _placed(problem: Problem, row: Row) -> Problem:

@@ -55,9 +55,10 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
 
 def advice_on_choice(config: Config) -> list[str]:
     """Return one line if the run cannot choose the best step."""
-    if config.guards.overfitting is None or (config.data.valid is not None and config.train.evaluations):
+    has_valid = config.data.valid is not None or config.data.split is not None
+    if config.guards.overfitting is None or (has_valid and config.train.evaluations):
         return []
-    if config.data.valid is not None:
+    if has_valid:
         return ["train.evaluations is 0: the weights of the last step are used, and overfitting is not detected."]
     curve = (
         "; the evaluation curve uses rows of eval, which must not choose the step" if config.train.evaluations else ""

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fulltune.data.columns.profile import Profile
+from fulltune.data.raw import SPLIT_NAMES
 
 
 def name_words(name: str) -> frozenset[str]:
@@ -64,9 +65,9 @@ _METADATA = _NAMES["metadata"]
 
 #: Names of the values of a column that assigns rows to splits.
 SPLITS = {
-    "train": frozenset({"train", "training"}),
-    "valid": frozenset({"valid", "validation", "val", "dev", "development"}),
-    "eval": frozenset({"test", "testing", "eval", "evaluation"}),
+    "train": frozenset(SPLIT_NAMES["train"]),
+    "valid": frozenset(SPLIT_NAMES["validation"]),
+    "eval": frozenset(SPLIT_NAMES["test"]),
 }
 
 #: Groups that a split needs at least.

@@ -13,7 +13,7 @@ import numpy as np
 from fulltune.config import Config, DataConfig, ForgettingConfig, Source
 from fulltune.data.load import Column, available_columns, load_table
 from fulltune.data.probe import BUILTIN
-from fulltune.errors import ConfigError, DataError
+from fulltune.errors import ConfigError
 from fulltune.evaluation.retention import features, likelihoods
 from fulltune.evaluation.retention.language import languages_of, unbudgeted, unread
 from fulltune.evaluation.retention.probe import Passage, by_language, load_probe
@@ -199,8 +199,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
         limit=job.data.eval_limit,
         split=split,
     )
-    if table.problems:
-        raise DataError(table.problems)
+    table.complete(job.data)
     examples = [task.example(row) for row in table]
     task = task.fit(examples, examples)
     key = {"task": [task.name, task.version], "rows": table.sha256, "ids": [example.id for example in examples]}
@@ -231,8 +230,7 @@ def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:
     # The loader's roles "source" and "target" carry one text each.
     data = job.data.model_copy(update={"source": good, "target": bad})
     table = load_table(source, (Column("source", str), Column("target", str)), data, limit=data.eval_limit, split=split)
-    if table.problems:
-        raise DataError(table.problems)
+    table.complete(data)
     rows = [(row.id, str(row.fields["source"]), str(row.fields["target"])) for row in table]
     digest = cache_key({"pairs": hashlib.sha256(repr(rows).encode()).hexdigest()})
     size = job.evaluation.batch_size

@@ -75,6 +75,6 @@ def _file(source: str) -> list[Passage]:
     roles = {"id": "id", "label": "topic", "group": "language"}
     columns_by_role = {role: column for role, column in roles.items() if column in available}
     columns = [Column("text", str), *([Column("label", str)] if "label" in columns_by_role else [])]
-    table = load_table(source, columns, DataConfig(train=source, **columns_by_role))
+    table = load_table(source, columns, DataConfig(train=source, **columns_by_role)).complete()
     fields = [(row.id, row.fields) for row in table]
     return [Passage(key, row["text"], row.get("label", ""), row.get("group", "")) for key, row in fields]

@@ -91,7 +91,7 @@ def general_text(config: Config, base: Bundle, out: Path | None = None) -> list[
     """
     source = config.regularize.replay_from
     if source != _FROM_BASE:
-        table = load_table(source, (Column("text", str),), DataConfig(train=source))
+        table = load_table(source, (Column("text", str),), DataConfig(train=source)).complete()
         return [str(row.fields["text"]) for row in table]
     room = min(LONGEST, base.window) - 1
     return [text for text in _sampled(config, base, room, out) if text.strip()]
