@@ -100,7 +100,7 @@ def test_joined_labels_are_refused_with_the_key_to_set(cell: str, message: str, 
     with pytest.raises(DataError) as caught:
         load(csv_rows(tmp_path, [cell] * 3))
     assert message.casefold() in str(caught.value).casefold()
-    assert "rows.csv:2, field 'labels'" in str(caught.value)
+    assert "rows.csv:2, rows.csv:3, rows.csv:4, field 'labels'" in str(caught.value)
 
 
 @pytest.mark.parametrize(

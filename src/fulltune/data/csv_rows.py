@@ -172,10 +172,10 @@ def _best(text: str, name: str, dialect: _Dialect, before: int) -> tuple[_Dialec
         again = list(_rows(text, name, other, before))
         if _is_clean(again):
             return other, again, ['quotes are escaped as \\": read so']
-    if not _is_clean(rows) or _has_lines(rows):
+    if not _is_clean(rows) or _joins_rows(rows, dialect):
         other = replace(dialect, quoting=csv.QUOTE_NONE)
         again = list(_rows(text, name, other, before))
-        if _is_clean(again) and _has_loose_quotes(again):
+        if _is_clean(again) and _width(again) > 1 and _has_loose_quotes(again):
             return other, again, ["quotes do not enclose cells: they are read as characters"]
     if escaped and any(isinstance(cells, Problem) for _, cells in rows):
         raise DataError(_backslashes(text, name, before))
@@ -188,6 +188,11 @@ def _is_clean(rows: Sequence[Cells]) -> bool:
     return len(widths) == 1 and 0 not in widths
 
 
+def _width(rows: Sequence[Cells]) -> int:
+    first = rows[0][1]
+    return 0 if isinstance(first, Problem) else len(first)
+
+
 def _has_loose_quotes(rows: Sequence[Cells]) -> bool:
     """Return True if more cells begin or end with a quote than do both: then quotes do not enclose cells."""
     cells = [cell for _, row in rows if not isinstance(row, Problem) for cell in row]
@@ -195,9 +200,10 @@ def _has_loose_quotes(rows: Sequence[Cells]) -> bool:
     return loose > sum(len(cell) > 1 and cell.startswith('"') and cell.endswith('"') for cell in cells)
 
 
-def _has_lines(rows: Sequence[Cells]) -> bool:
-    """Return True if a cell has several lines."""
-    return any("\n" in cell for _, cells in rows if not isinstance(cells, Problem) for cell in cells)
+def _joins_rows(rows: Sequence[Cells], dialect: _Dialect) -> bool:
+    """Return True if a quoted cell has lines with tabs: rows that begin with a quote, in a file that quotes nothing."""
+    cells = (cell for _, row in rows if not isinstance(row, Problem) for cell in row)
+    return dialect.delimiter == "\t" and any("\t" in cell and "\n" in cell for cell in cells)
 
 
 def _rows(text: str, name: str, dialect: _Dialect, before: int) -> Iterator[Cells]:
