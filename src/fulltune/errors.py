@@ -14,7 +14,7 @@
     └── TrainingStopped           exit code 3: training ended early, weights intact
         ├── NonFiniteError        the loss, the gradient norm or a weight was NaN or infinite
         ├── DivergenceError       the loss rose sharply and did not recover
-        └── MemoryExhausted       a single row of a micro-batch does not fit in memory
+        └── MemoryExhausted       a single row of a micro-batch does not fit in memory; a RuntimeError too, as in torch
 
 Each has one or more :class:`Problem` objects: what was found, what was expected, how to fix it, and where.
 """
@@ -254,8 +254,11 @@ class DivergenceError(TrainingStopped):
         )
 
 
-class MemoryExhausted(TrainingStopped):
+class MemoryExhausted(TrainingStopped, RuntimeError):
     """A step ran out of memory and cannot be computed in smaller parts.
+
+    It is a :class:`RuntimeError` with the reason that torch gave, so ``auto_find_batch_size`` and scripts that catch
+    torch's error handle it.
 
     Attributes:
         step: The optimizer step that was skipped, counted from 1.

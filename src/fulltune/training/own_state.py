@@ -29,6 +29,7 @@ class OwnState:
         class_weights: ``(C,)`` weights of classes, or None.
         r_drop: Weight of R-Drop.
         layer_decay: Factor on the learning rate per layer below the top.
+        decayed: The optimizer whose learning rates have this factor, or None.
         regularizers: Penalties.
         trained_only: Checkpoints contain trainable parameters only.
         batch_tokens: Limit of padded tokens per micro-batch, or None.
@@ -52,6 +53,7 @@ class OwnState:
     class_weights: Tensor | None = None
     r_drop: float = 0.0
     layer_decay: float = 1.0
+    decayed: Any = None
     regularizers: Sequence[Regularizer] = ()
     trained_only: bool = False
     batch_tokens: int | None = None

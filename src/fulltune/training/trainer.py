@@ -398,7 +398,27 @@ class Trainer(OldNames, transformers.Trainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if is_new and self._fulltune.layer_decay < 1:
             decay_by_layer(optimizer, self._plain_model(), self._fulltune.layer_decay)
+            self._fulltune.decayed = optimizer
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        # The scheduler is created after the optimizer, by whichever method.
+        self._check_layer_decay(self.optimizer if optimizer is None else optimizer)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _check_layer_decay(self, optimizer: Any) -> None:
+        """Check that the optimizer is the one whose learning rates were set by layer."""
+        own = self._fulltune
+        plain = getattr(optimizer, "optimizer", optimizer)  # without the wrapper of Accelerate
+        if own.layer_decay == 1 or plain is getattr(own.decayed, "optimizer", own.decayed):
+            return
+        reason = self._own_methods("create_optimizer", "create_optimizer_and_scheduler") or "an optimizer is given"
+        raise ArgumentError(
+            f"layer_decay is set, and {reason}",
+            expected="the optimizer of fulltune.Trainer, the only one that uses it",
+            fix="call super().create_optimizer(), or leave layer_decay out and set the rates of your parameter groups",
+            field="layer_decay",
+        )
 
     # ---- Batches ----
 

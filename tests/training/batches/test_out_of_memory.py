@@ -11,6 +11,7 @@ from typing import Any
 import fakes
 import pytest
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -172,6 +173,7 @@ def test_one_row_that_does_not_fit_stops_with_intact_weights(tmp_path: Path) -> 
     ) as raised:
         Trainer(model=model, args=args, train_dataset=rows).train()
     assert raised.value.exit_code == 3
+    assert should_reduce_batch_size(raised.value)  # auto_find_batch_size and scripts see what torch would raise
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 

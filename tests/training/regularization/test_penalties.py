@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fulltune.config import Config, load_config
-from fulltune.errors import ConfigError
+from fulltune.errors import ArgumentError, ConfigError
 from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Features
 from fulltune.training.batches.collate import FeatureDataset
@@ -273,6 +273,41 @@ def test_lower_layers_get_lower_rates(tmp_path: Path) -> None:
     assert len(ratios) > 10
     for name, ratio in ratios.items():
         assert ratio == pytest.approx(0.5 ** distances(model)[name], rel=1e-2), name
+
+
+class OwnOptimizer(Trainer):
+    """A script that builds its optimizer itself."""
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        return self.optimizer
+
+
+class FrozenEmbeddings(Trainer):
+    """A script that changes something, and leaves the optimizer to the trainer."""
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.model.get_input_embeddings().requires_grad_(False)
+        return super().create_optimizer(model)
+
+
+def test_layer_decay_is_never_ignored(tmp_path: Path) -> None:
+    rows = FeatureDataset([Features([3 + i, 4, 5], [3 + i, 4, 5], str(i)) for i in range(8)])
+    args = fakes.arguments(tmp_path, learning_rate=0.1, optim="sgd", max_steps=1)
+
+    def trainer(kind: type[Trainer], decay: float = 0.5, **options: Any) -> Trainer:
+        return kind(model=fakes.bundle("gpt2").model, args=args, train_dataset=rows, layer_decay=decay, **options)
+
+    with pytest.raises(ArgumentError, match=r"layer_decay is set, and create_optimizer is overridden.*super\(\)"):
+        trainer(OwnOptimizer).train()
+    given = trainer(Trainer)
+    given.optimizer = torch.optim.SGD(given.model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="layer_decay is set, and an optimizer is given"):
+        given.train()
+    trainer(OwnOptimizer, decay=1.0).train()
+    calling = trainer(FrozenEmbeddings)
+    calling.train()
+    assert len({group["initial_lr"] for group in calling.optimizer.param_groups}) > 1
 
 
 def test_the_first_group_keeps_the_full_rate_and_no_parameter_is_lost() -> None:
