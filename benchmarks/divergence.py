@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 import fulltune
 from fulltune.config import Config
 from fulltune.experiments.lr_find import weights_sha256
-from fulltune.pipeline.job import parts
+from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import load_model
 from fulltune.runtime import plugins
 from fulltune.tasks import dataset
@@ -102,7 +102,7 @@ class Taken(TrainerCallback):
 def trained(job: Job, callbacks: Sequence[TrainerCallback], **train: Any) -> tuple[TrainingResult, str]:
     """Train without baselines; return the result, and the hash of the weights."""
     config = job.config(None, **train)
-    task, _ = parts(config)
+    task, _ = checked_task_and_method(config)
     task, data = dataset.prepare(config, task)
     base = load_model(config, task, "unused")
     _, features, curve = dataset.inspect(config, task, data, base, dataset.audit_rows(config, task, data))

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     asked = parser.parse_args()
     config = load_config(asked.config)
-    task, _ = job.parts(config)
+    task, _ = job.checked_task_and_method(config)
     task, data = dataset.prepare(config, task)
     base = loading.load_model(config, task, "runs")
     shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)

@@ -23,7 +23,7 @@ from fulltune.models import inference, load
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.models.inference import Text
-from fulltune.pipeline.job import parts
+from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Prediction, Step
 from fulltune.runtime.kernels.active import pinned_kernels
@@ -190,7 +190,7 @@ class _Job:
     def run(cls, checkpoint: Checkpoint, column: str, folder: Path, *, fast: bool) -> _Job:
         config = load_config(jobs.config(checkpoint.folder, column, folder, fast=fast))
         record = fulltune.run(config, out=folder / "runs")
-        task, _ = parts(config)
+        task, _ = checked_task_and_method(config)
         task, data = dataset.prepare(config, task)
         start = load_model(config, task, folder / "runs", head=task.head)
         task.begin(start, data.train.examples)

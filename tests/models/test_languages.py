@@ -68,7 +68,7 @@ def loaded(folder: Path, **data: Any) -> tuple[Task, Bundle]:
             "evaluation": {"max_new_tokens": 5},
         }
     )
-    task, _ = job.parts(config)
+    task, _ = job.checked_task_and_method(config)
     return task, loading.load_model(config, task, "runs")
 
 

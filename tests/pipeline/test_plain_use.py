@@ -57,7 +57,7 @@ class Saved:
 
     def predictions(self, examples: list[Example]) -> list[Prediction]:
         """Write the folder and return the report's answers."""
-        task, _ = job.parts(self.config)
+        task, _ = job.checked_task_and_method(self.config)
         task = task.fit(examples, examples)
         bundle = loading.load_model(self.config, task, "runs", head=task.head)
         save.save_model(bundle, self.folder)

@@ -18,7 +18,7 @@ from fulltune.config import Config, load_config
 from fulltune.errors import ModelError
 from fulltune.evaluation import baselines
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline.job import dated, parts
+from fulltune.pipeline.job import checked_task_and_method, dated
 from fulltune.pipeline.loading import load_model
 from fulltune.tasks import chat, dataset, prompts
 from fulltune.tasks.causal_lm import CausalLM
@@ -201,7 +201,7 @@ def test_a_run_and_its_later_evaluations_use_the_same_date(job: dict[str, Any], 
 def test_a_config_may_set_the_date_and_others_are_unchanged(job: dict[str, Any], tmp_path: Path, clock: Any) -> None:
     named = job | {"data": job["data"] | {"chat_date": "2025-12-24"}}
     config = load_config(named)
-    task, _ = parts(config)
+    task, _ = checked_task_and_method(config)
     base = load_model(config, task, tmp_path)
     assert dated(config, task, base).data.chat_date == date(2025, 12, 24)
     plain = replace(base, tokenizer=fakes.llama_tokenizer())

@@ -23,7 +23,7 @@ from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline.job import parts
+from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import find_model, load_model
 from fulltune.records.run import Model, Record, Retention, Score
 from fulltune.report import pareto
@@ -140,7 +140,7 @@ def interpolate(
     run, out = named(run, out)
     folder = resolve(run, out)
     config = _with_budget(load_config(folder / "config.yaml"))
-    task, data = dataset.prepare(config, parts(config)[0])
+    task, data = dataset.prepare(config, checked_task_and_method(config)[0])
     base = load_model(config, task, out)
     task, tuned, _ = find_model(config, task, folder.name, folder.parent)
     base_outputs = BaseOutputs.collect(config, base, Path(out), progress, data.train.examples)

@@ -18,7 +18,7 @@ from fulltune.config import Config, load_config
 from fulltune.errors import IncompatibleError, Problem, StoreError
 from fulltune.evaluation import evaluate
 from fulltune.evaluation.retention import BaseOutputs
-from fulltune.pipeline.job import parts
+from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import load_model
 from fulltune.records.run import Model, Record, Retention, Score, read_record
 from fulltune.runtime.files import store_errors
@@ -166,7 +166,7 @@ def _is_run(folder: Path) -> bool:
 def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progress: Progress) -> Soup:
     """Return the mean with its score on the evaluation rows of the first run, and the scores of the sources."""
     config: Config = load_config(first / "config.yaml")
-    task, data = dataset.prepare(config, parts(config)[0])
+    task, data = dataset.prepare(config, checked_task_and_method(config)[0])
     base_outputs = BaseOutputs.collect(config, load_model(config, task, out), out, progress, data.train.examples)
     bundle = load_model(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
     task = task.adopt(bundle)

@@ -208,7 +208,7 @@ def _require_valid(config: Config, field: str, values: Sequence[Value]) -> None:
     problems = list[Problem]()
     for value in values:
         try:
-            job.parts(with_settings(config, {field: value}))
+            job.checked_task_and_method(with_settings(config, {field: value}))
         except FulltuneError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, StoreError
-from fulltune.pipeline.job import parts
+from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import find_model
 from fulltune.records.run import Model, Prediction, Record, read_record
 from fulltune.store.registry.registry import Registry, reference
@@ -66,7 +66,7 @@ def ask(
     second = None if b is None else named(b, out)[0]
     run = named_run(first, second, out) if config is None else None
     settings = load_config(run.folder / "config.yaml" if run else str(config), overrides)
-    task = with_labels(parts(settings)[0], settings, run)
+    task = with_labels(checked_task_and_method(settings)[0], settings, run)
     answers = {}
     for name, source in _sides(first, second, settings, run):
         own, bundle, system = find_model(settings, task, source, run.out if run else out)

@@ -123,7 +123,7 @@ def prepare_job(
         FulltuneError: The config, the data or the model cannot be used.
     """
     watch = watch or Stopwatch()
-    task, method = parts(config)
+    task, method = checked_task_and_method(config)
     with watch("data"):
         facts, data, rows = distributed.on_main(lambda: _read(config, task))
         task = task.with_facts(facts)
@@ -145,7 +145,7 @@ def check_inputs(config: Config, out: str | Path) -> None:
     Raises:
         FulltuneError: The config, the data or the model cannot be used.
     """
-    task, _ = parts(config)
+    task, _ = checked_task_and_method(config)
     _, _, rows = _read(config, task)
     rows.raise_if_broken()
     find(pinned(config, out).model, Path(out))
@@ -157,7 +157,7 @@ def _read(config: Config, task: Task) -> tuple[Facts, Data, Audit]:
     return fitted.facts, data, dataset.audit_rows(config, fitted, data)
 
 
-def parts(config: Config) -> tuple[Task, Method]:
+def checked_task_and_method(config: Config) -> tuple[Task, Method]:
     """Return the task and the method of a config, once its options are checked; nothing is loaded yet.
 
     Raises:

@@ -11,7 +11,7 @@ from fulltune.errors import DataError, Problem, shortened
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline.ask import named_run, with_labels
-from fulltune.pipeline.job import dated, parts
+from fulltune.pipeline.job import checked_task_and_method, dated
 from fulltune.pipeline.loading import find_model
 from fulltune.records.run import Record
 from fulltune.runtime.kernels.active import pinned_kernels
@@ -135,7 +135,7 @@ def load(
     source, folder = named(name, out)
     run = None if config is not None else named_run(source, None, folder)
     settings = load_config(run.folder / "config.yaml" if run else config, overrides, options=options)
-    task = with_labels(parts(settings)[0], settings, run)
+    task = with_labels(checked_task_and_method(settings)[0], settings, run)
     task, bundle, system = find_model(settings, task, run.name if run else source, run.out if run else folder)
     settings = dated(settings, task, bundle)
     return LoadedModel(run.name if run else source, settings, task, bundle, system)

@@ -23,7 +23,7 @@ from fulltune.metrics.compare import RunComparison
 from fulltune.metrics.compare import compare as compare_folders
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
-from fulltune.pipeline.job import Job, dated, dated_as, parts, pinned, prepare_job
+from fulltune.pipeline.job import Job, checked_task_and_method, dated, dated_as, pinned, prepare_job
 from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
@@ -241,7 +241,7 @@ def evaluate(
     if config is None:
         config = loading.config_of(name, out)
     config = dated_as(load_config(config, overrides, options=options), name, out)
-    task, _ = parts(config)
+    task, _ = checked_task_and_method(config)
     with Warnings() as warned:
         task, data = dataset.prepare(config, task)
         data.eval.table.complete(config.data)

@@ -182,9 +182,9 @@ def test_r_drop_needs_classes_and_dropout(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="R-Drop for GPT2LMHeadModel"):
         Trainer(model=model, args=fakes.arguments(tmp_path), r_drop=1.0)
     with pytest.raises(ConfigError, match="R-Drop for the task causal-lm; expected a task with classes"):
-        job.parts(_config("causal-lm", r_drop=1.0))
+        job.checked_task_and_method(_config("causal-lm", r_drop=1.0))
     with pytest.raises(ConfigError, match="R-Drop without dropout"):
-        job.parts(_config("classification", r_drop=1.0, dropout=0.0))
+        job.checked_task_and_method(_config("classification", r_drop=1.0, dropout=0.0))
 
 
 # ---- In a run ----

@@ -170,11 +170,11 @@ def _prepare(spec: JobSpec, progress: Progress) -> Answer:
 def _search(spec: JobSpec, progress: Progress) -> Answer:
     from fulltune.experiments.search import Choice, search
     from fulltune.experiments.trials import Bench
-    from fulltune.pipeline.job import parts
+    from fulltune.pipeline.job import checked_task_and_method
 
     (method,) = spec.methods
     config = of_method(load_config(spec.config), method)
-    parts(config)
+    checked_task_and_method(config)
     space = {"train.learning_rate": Choice(spec.rates)}
     tried = search(
         config,
