@@ -340,6 +340,27 @@ def test_how_files_were_read_is_written_and_noted(folder: Path) -> None:
     assert "`;` between cells, cp1250" in found.read
 
 
+def test_a_column_that_marks_splits(folder: Path) -> None:
+    rows = [{**row, "set": "train" if i < 100 else "dev" if i < 120 else "test"} for i, row in enumerate(reviews(150))]
+    found = propose(write_csv(folder / "r.csv", rows))
+    assert found.rows == {"train": 100, "valid": 20, "eval": 30}
+    assert found.config["data"]["split"] == "set"
+    assert not {"valid", "eval"} & found.config["data"].keys()
+    two = propose(write_csv(folder / "r.csv", [{**row, "set": row["set"].replace("test", "dev")} for row in rows]))
+    assert two.rows == {"train": 100, "eval": 50}
+    assert two.config["data"]["valid"] == 0.1
+
+
+def test_bad_rows_are_left_out_and_shown(folder: Path) -> None:
+    rows = [{**row, "opinion": "" if i % 20 == 0 else row["opinion"]} for i, row in enumerate(reviews())]
+    found = propose(write_csv(folder / "r.csv", rows))
+    assert (found.rows, found.bad_rows) == ({"train": 114}, 6)
+    assert found.config["data"]["bad_rows"] == "skip"
+    assert found.notes[0].startswith(
+        "6 rows are left out (data.bad_rows), such as r.csv:2, field 'opinion': empty text"
+    )
+
+
 def test_rows_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FULLTUNE_CACHE", str(folder / "cache"))
     found = propose(reviews())

@@ -155,6 +155,7 @@ class _Draft:
     columns: Sequence[Profile]
     choice: Choice
     group: Profile | None
+    marks: Profile | None
     rows: reading.Rows
     base: BaseModel
     language: str
@@ -167,7 +168,9 @@ class _Draft:
         is_split = bool(sources.valid and sources.eval) or choice.task == "text2sql"
         group = None if is_split else roles.group(columns, choice.used)
         named: dict[str, Any] = {role: column.name for role, column in choice.columns.items()}
+        marks = None if sources.valid or sources.eval else roles.split_column(columns)
         named |= {"group": group.name} if group else {}
+        named |= {"split": marks.name} if marks else {}
         named |= {"label_separator": choice.separator} if choice.separator else {}
         named |= {"label_names": list(choice.names)} if choice.names else {}
         config = DataConfig(train=sources.train, **named)
@@ -183,6 +186,7 @@ class _Draft:
             columns,
             choice,
             group,
+            marks,
             found,
             base,
             language,
@@ -235,20 +239,26 @@ class _Draft:
         sources, tables = self.sources, self.rows.tables
         evaluate, choose_by = settings.held_out(len(tables["train"]))
         lines = [Line("train", self._source(sources.train), f"{len(tables['train']):,} rows")]
+        if self.marks:
+            counts = ", ".join(f"{len(table):,} of {split}" for split, table in tables.items())
+            lines.append(Line("split", self.marks.name, f"this column marks the rows: {counts}"))
         kept = f"; rows of one {self.group.name} stay together" if self.group else "; near duplicates stay together"
         if sources.valid:
             why = f"{len(tables['valid']):,} rows; they choose the best step"
             lines.append(Line("valid", self._source(sources.valid), why))
-        elif choose_by:
+        elif choose_by and "valid" not in tables:
             lines.append(Line("valid", choose_by, f"{choose_by:.0%} of the rows are held out to choose the best step"))
         if sources.eval:
             why = f"{len(tables['eval']):,} rows; they decide, and choose nothing"
             lines.append(Line("eval", self._source(sources.eval), why))
-        else:
+        elif "eval" not in tables:
             lines.append(Line("eval", evaluate, f"{evaluate:.0%} of the rows are held out and decide{kept}"))
         if self.rows.evaluated > settings.EVAL_ROWS:
             why = f"score {settings.EVAL_ROWS} of {self.rows.evaluated:,} rows, so that baselines take minutes"
             lines.append(Line("eval_limit", settings.EVAL_ROWS, why))
+        if self.rows.bad:
+            why = f"{len(self.rows.bad):,} rows cannot be used and are left out, such as {self.rows.bad[0]}"
+            lines.append(Line("bad_rows", "skip", why))
         if self.rows.leaks > TOLERATED_LEAKS * self._scored:
             why = f"{self.rows.leaks:,} of these rows are also in train; the report scores without them too"
             lines.append(Line("allow_leaks", True, why))
@@ -305,12 +315,12 @@ class _Draft:
         return Line("max_target_length", found.window(None, 16), f"tokens of an answer; the median is {found.median:,}")
 
     def _training(self) -> list[Line]:
-        train = self.rows.tables["train"]
+        rows = self._trained_rows()
         batch = settings.BATCHES[self.choice.task]
-        tokens = len(train) * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
-        wanted = settings.epochs(len(train), batch, self.base.epochs)
+        tokens = rows * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
+        wanted = settings.epochs(rows, batch, self.base.epochs)
         epochs = max(2, min(wanted, int(_TOKENS / max(1.0, tokens))))
-        steps = -(-len(train) * epochs // batch)
+        steps = -(-rows * epochs // batch)
         why = f"passes over train, about {steps:,} steps; the best step is kept"
         return [
             Line("epochs", epochs, why),
@@ -319,6 +329,13 @@ class _Draft:
             Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
             Line("warmup", 0.06, "fraction of the steps in which the rate rises"),
         ]
+
+    def _trained_rows(self) -> int:
+        """Return about how many rows of train are left once those that decide and choose are held out."""
+        tables = self.rows.tables
+        evaluate, choose_by = settings.held_out(len(tables["train"]))
+        held = (0.0 if "eval" in tables else evaluate) + (0.0 if "valid" in tables else choose_by or 0.0)
+        return max(1, round((1 - held) * len(tables["train"])))
 
     def _evaluation(self) -> list[Line]:
         if self.choice.task == "causal-lm":
@@ -331,6 +348,7 @@ class _Draft:
     def proposal(self, mapping: dict[str, Any], why: Mapping[str, str]) -> Proposal:
         role_of = {column.name: role for role, column in self.choice.columns.items()}
         role_of |= {self.group.name: "group"} if self.group else {}
+        role_of |= {self.marks.name: "split"} if self.marks else {}
         return Proposal(
             file=str(self.file),
             config=mapping,
@@ -347,7 +365,7 @@ class _Draft:
     def _notes(self) -> list[str]:
         notes = list(self.choice.notes)
         if self.rows.bad:
-            notes.append(f"{len(self.rows.bad):,} rows cannot be read: {self.rows.bad[0]}")
+            notes.append(f"{len(self.rows.bad):,} rows are left out (data.bad_rows), such as {self.rows.bad[0]}")
         if self.rows.leaks:
             few = self.rows.leaks <= TOLERATED_LEAKS * self._scored
             done = "they are left out of the scores" if few else "data.allow_leaks is set"

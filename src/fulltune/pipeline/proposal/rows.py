@@ -88,6 +88,7 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
         Column(role, list if role == "labels" else str, may_be_empty=role in ("labels", "prompt")) for role in roles
     ]
     tables = {split: load_table(files, columns, settings, split=_STORED[split]) for split, files in sources.items()}
+    tables |= _marked(sources["train"], settings, columns) if settings.split else {}
     train = tables["train"]
     if len(train) < _FEWEST and "eval" not in tables:
         raise DataError(
@@ -103,6 +104,16 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
     stratify = next((role for role in ("label", "labels") if role in roles), None)
     rest, held_out = split_table(train, fraction, groups="group", stratify=stratify)
     return Rows(tables, _leaks(rest, held_out), len(held_out))
+
+
+def _marked(files: tuple[str, ...], settings: DataConfig, columns: Sequence[Column]) -> dict[str, Table]:
+    """Return the splits that a column marks, besides train; without rows of eval those of valid decide, as in a run."""
+    tables = {
+        split: load_table(files, columns, settings, split=_STORED[split], may_be_empty=True)
+        for split in ("valid", "eval")
+    }
+    marked = {split: table for split, table in tables.items() if table.rows}
+    return marked if "eval" in marked or not marked else {"eval": marked["valid"]}
 
 
 def _leaks(train: Table, evaluation: Table) -> int:
