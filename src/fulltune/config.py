@@ -135,6 +135,9 @@ class DataConfig(Section):
     split: str | None = Field(
         None, description="column of data.train that marks the rows of train, validation (valid, dev) and test (eval)"
     )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="columns that a task of a plug-in reads: role → column; default: the role"
+    )
     seed: int | None = Field(None, ge=0, description="seed of a split made by fulltune; default: train.seed")
 
     databases: str | None = Field(
@@ -206,6 +209,24 @@ class DataConfig(Section):
         if names is not None and not (names and all(map(str.strip, names))):
             raise ValueError(f"data.label_names is {names}: write the name of every class")
         return names
+
+    @field_validator("columns")
+    @classmethod
+    def _new_roles(cls, columns: dict[str, str]) -> dict[str, str]:
+        known = [role for role in columns if role in COLUMN_KEYS]
+        if known:
+            fix = f"write `data.{known[0]}: {columns[known[0]]}`"
+            raise ValueError(f"data.columns names the column of {known[0]!r}: {fix}")
+        return columns
+
+    def column(self, role: str) -> str:
+        """Return the name of the column with a role: of a built-in one, or of one that a plug-in adds."""
+        return str(getattr(self, role)) if role in COLUMN_KEYS else self.columns.get(role, role)
+
+    @staticmethod
+    def column_key(role: str) -> str:
+        """Return the config key that names the column with a role."""
+        return f"data.{role}" if role in COLUMN_KEYS else f"data.columns.{role}"
 
 
 class TrainConfig(Section):
@@ -601,7 +622,9 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def _columns(data: Mapping[str, Any]) -> set[str]:
     """Return the names of all columns that the run may read."""
     named = {role: data.get(role) or DataConfig.model_fields[role].default for role in COLUMN_KEYS}
-    return {name for name in named.values() if isinstance(name, str)}
+    added = data.get("columns")
+    names = [*named.values(), *(added.values() if isinstance(added, Mapping) else ())]
+    return {name for name in names if isinstance(name, str)}
 
 
 def _plain(value: Any) -> Any:

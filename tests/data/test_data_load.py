@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from fulltune.config import DataConfig
 from fulltune.data.load import Column, Table, available_columns, load_table
-from fulltune.data.values import is_blank
-from fulltune.errors import DataError
+from fulltune.data.values import clean_number, is_blank
+from fulltune.errors import DataError, Problem
 
 TEXT_LABEL = (Column("text", str), Column("label", str))
 TEXT = (Column("text", str),)
@@ -507,3 +507,18 @@ def test_what_is_written_comes_back(texts: list[str]) -> None:
             table = load(path, TEXT)
             assert [row.fields["text"] for row in table] == kept
             assert table.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [(float, "3.5", 3.5), (float, 2, 2.0), (int, "7", 7), (int, 7.0, 7)],
+    ids=str,
+)
+def test_columns_of_plug_ins_hold_numbers(kind: type, value: Any, expected: Any) -> None:
+    read = clean_number(value, kind)
+    assert (read, type(read)) == (expected, kind)
+
+
+@pytest.mark.parametrize("value", [None, "", "x", True, "nan", "inf", [1], 2.5, 10**400], ids=str)
+def test_what_is_no_whole_number_is_a_problem(value: Any) -> None:
+    assert isinstance(clean_number(value, int), Problem)

@@ -132,3 +132,10 @@ def test_a_run_uses_the_options(file: Path, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="stopped here"):
         fulltune.run(file, train={"epochs": 9}, out=tmp_path)
     assert [config.train.epochs for config in seen] == [9]
+
+
+def test_columns_of_plug_ins_are_named_by_role(file: Path) -> None:
+    data = load_config(file, options={"data": {"columns": {"domain": "field"}}}).data
+    assert [data.column(role) for role in ("text", "domain", "other")] == ["body", "field", "other"]
+    with pytest.raises(ConfigError, match=r"names the column of 'text': write `data\.text: body`"):
+        load_config(file, options={"data": {"columns": {"text": "body"}}})

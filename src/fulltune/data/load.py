@@ -18,7 +18,7 @@ from fulltune.data.columns.sampled import columns_of
 from fulltune.data.label_values import LabelReader, kind_of_label
 from fulltune.data.raw import SPLIT_NAMES, Opened, Options
 from fulltune.data.read import open_source, source_name
-from fulltune.data.values import clean
+from fulltune.data.values import clean, clean_number
 from fulltune.errors import DataError, Problem, closest
 from fulltune.records.run import FileFormat, SplitInfo
 from fulltune.runtime.config_file import as_value
@@ -232,7 +232,7 @@ class _Reader:
 
     @classmethod
     def of(cls, column: Column, data: DataConfig) -> _Reader:
-        name = str(getattr(data, column.role))
+        name = data.column(column.role)
         if column.role not in ("label", "labels"):
             return cls(column, name)
         names = None if data.label_names is None else tuple(data.label_names)
@@ -243,6 +243,8 @@ class _Reader:
         """Return the value as the role needs it, or a :class:`Problem` with its position."""
         if self.labels is not None:
             read: Any = self.labels.read(value)
+        elif self.column.type in (int, float):
+            read = clean_number(value, self.column.type)
         else:
             read = clean(value, self.column.role, may_be_empty=self.column.may_be_empty)
         return replace(read, where=where, field=self.name) if isinstance(read, Problem) else read
@@ -414,11 +416,11 @@ def _missing(reader: _Reader, names: Sequence[str], free: Sequence[Profile], sou
     fix = f"add the column: no other one holds {_HELD.get(role, 'such values')}"
     if example is not None:
         key = "labels" if role in ("label", "labels") and example.kind == "labels" else role
-        fix = f"set the name of the column in the config, e.g. `data.{key}: {as_value(example.name)}`"
+        fix = f"set the name of the column in the config, e.g. `{DataConfig.column_key(key)}: {as_value(example.name)}`"
         fix += f" ({holds(example)})"
     if role in ("id", "group", "split"):
         fix += f", or remove data.{role} from the config"
     binary = [column.name for column in free if column.is_numeric and column.distinct == 2]
     if role == "label" and not close and len(binary) > 1:
         fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
-    return Problem(f"no column {reader.name!r}", f"one of {', '.join(names)}", fix, source, f"data.{role}")
+    return Problem(f"no column {reader.name!r}", f"one of {', '.join(names)}", fix, source, DataConfig.column_key(role))

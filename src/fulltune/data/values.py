@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from typing import Any
@@ -30,6 +31,18 @@ def clean(value: Any, role: str, *, may_be_empty: bool = False) -> Any:
             return ""
         return Problem("nothing (the column is missing or null)", "a value", "fill it in, or remove the row")
     return _name(value) if role in _NAMES else clean_text(value, may_be_empty=may_be_empty)
+
+
+def clean_number(value: Any, kind: type) -> Any:
+    """Return a finite number of the given type (``int`` or ``float``), or a :class:`Problem` without a position."""
+    expected = "a whole number" if kind is int else "a number"
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        return Problem(describe(value), expected, "correct it, or remove the row")
+    return kind(number)
 
 
 def clean_text(value: Any, *, may_be_empty: bool = False) -> str | Problem:

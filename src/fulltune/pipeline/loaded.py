@@ -97,7 +97,7 @@ class LoadedModel:
             return {self.task.inputs[0]: value}
         if not isinstance(value, Mapping):
             raise DataError(f"found {shortened(value)}", expected="a text, or a row as a mapping", where=where)
-        columns = {role: str(getattr(self.config.data, role, role)) for role in self.task.inputs}
+        columns = {role: self.config.data.column(role) for role in self.task.inputs}
         row = {role: value.get(column, value.get(role)) for role, column in columns.items()}
         given = {role: text for role, text in row.items() if text is not None}
         if not set(given) - {"db_id"}:

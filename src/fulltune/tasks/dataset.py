@@ -13,7 +13,7 @@ from fulltune.data import tokens
 from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
 from fulltune.data.split import split_table
-from fulltune.errors import DataError, Problem
+from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.models.token_ids import IGNORED, answer_window, end_ids, most_new_tokens
 from fulltune.tasks.base import Column, Example, Features, Task
 from fulltune.tasks.encoding import encode
@@ -76,6 +76,7 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     """
     settings = config.data
     columns = task.columns(available_columns(settings.train, data=settings))
+    _check_roles(settings, columns, task.name)
     train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
     marked = _marked(settings, columns, train)
     train, evaluation = _given_or_held_out(config, settings.eval, columns, train, "eval", marked)
@@ -107,6 +108,27 @@ def audit_rows(config: Config, task: Task, data: Data) -> Audit:
     splits = {"train": data.train.examples, "eval": data.eval.examples}
     splits |= {"valid": data.valid.examples} if data.valid else {}
     return report.extended(task.findings(splits))
+
+
+def _check_roles(settings: DataConfig, columns: Sequence[Column], task: str) -> None:
+    """Check that the task reads every role in ``data.columns``.
+
+    Raises:
+        ConfigError: It does not read some of them.
+    """
+    known = [column.role for column in columns]
+    problems = [
+        Problem(
+            f"{task} reads no column with the role {role!r}",
+            f"some of {', '.join(known)}",
+            did_you_mean(role, known) or "remove it",
+            field=DataConfig.column_key(role),
+        )
+        for role in settings.columns
+        if role not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def inspect(
