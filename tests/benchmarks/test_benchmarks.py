@@ -108,3 +108,26 @@ def test_every_cheap_rival_loses_on_the_rows_of_the_demos(script: Any, tmp_path:
     rivals = demo.neighbors(demo.prepare("text2sql", tmp_path).parent)
     assert len(rivals) == 4
     assert max(rivals.values()) < 0.1
+
+
+def demo_record(tuned: float, tfidf: float, outcome: str = "accepted") -> dict[str, Any]:
+    scores = {"tuned": tuned, "tfidf": tfidf, "majority": 0.3}
+    return {
+        "outcome": outcome,
+        "scores": {name: {"macro_f1": {"value": value}} for name, value in scores.items()},
+        "retention": {"general text (en)": {"change": 0.02}, "pairs": {"change": -0.1}},
+        "resources": {"tokens_per_second": 900.4, "stage_seconds": {"train": 60.0}, "total_seconds": 80.0},
+    }
+
+
+def test_the_margin_of_the_demo_is_that_over_the_strongest_baseline(script: Any) -> None:
+    demo = script("demo")
+    one = demo.result("default", 1, demo_record(0.9, 0.6), {"n-gram svm": 0.7})
+    assert (one["strongest"], one["margin"], one["lost"]) == ("n-gram svm", pytest.approx(0.2), 0.02)
+    assert demo.passes(one, 0.1)
+    assert not demo.passes(one, 0.21)
+    rejected = demo.result("off", 1, demo_record(0.9, 0.6, "rejected"), {"n-gram svm": 0.55})
+    assert not demo.passes(rejected, 0.1)
+    default, off = demo.table([one, one, rejected]).splitlines()[2:]
+    assert default == "| default | 2 | 2 | 0.900 to 0.900 | 0.700 to 0.700 | +0.200 | +2.0% | 80 to 80 |"
+    assert off.startswith("| off | 1 | 0 |")

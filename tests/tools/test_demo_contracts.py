@@ -1,4 +1,4 @@
-"""Generated clauses: repeatable, clean, and too hard to be solved by counting words."""
+"""Generated clauses: repeatable, clean, and not to be solved by counting words or runs of characters."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from demo.grammar import Grammar, Writer, polish
 from demo.make import CLAUSES
 from fulltune.data.demo.__main__ import main
 from fulltune.data.demo.files import write_contracts
+from fulltune.data.overlap import Entry, overlap
 
 ROWS = make_contracts(1500)
 
@@ -46,9 +47,8 @@ def test_no_clause_occurs_twice_and_every_type_is_there() -> None:
     counts = Counter(row["label"] for row in ROWS)
     assert len(ROWS) == len({row["text"] for row in ROWS}) == 1500
     assert sorted(counts) == sorted(LABELS)
-    assert len(LABELS) >= 12
-    assert min(counts.values()) > 60
-    assert 80 < len({row["contract"] for row in ROWS}) < 130
+    assert min(counts.values()) > 650
+    assert len({row["contract"] for row in ROWS}) == 100
 
 
 def test_the_texts_are_clean() -> None:
@@ -56,8 +56,9 @@ def test_the_texts_are_clean() -> None:
         text = row["text"]
         assert not re.search(r"[{}\[\]|_]|\(n\)|  | [,.;:]|,[.,;]|\.\.|\ba [aeio]\w", text), text
         assert text.endswith(".")
-        assert text[0].isupper() or text[0].isdigit()
-        assert 5 <= len(text.split()) <= 150
+        assert text[0].isupper()
+        assert 8 <= len(text.split()) <= 50
+        assert {"supplier", "customer"} & set(re.findall(r"\w+", text))
 
 
 def test_label_noise_changes_labels_and_nothing_else() -> None:
@@ -78,10 +79,94 @@ def test_the_package_ships_the_generated_rows(tmp_path: Path) -> None:
     assert evaluation == make.lines(row for row in ROWS if row["contract"] not in in_training)
 
 
-def test_counting_words_solves_only_a_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (
+            "In May, the supplier, by day, must pack the seeds; at sea, the customer, on request, may omit "
+            "to pack the seeds.",
+            "supplier",
+        ),
+        (
+            "Although, at sea, the seeds may be packed by the supplier at once, by day, it is for the "
+            "customer to send all maps.",
+            "customer",
+        ),
+        (
+            "By day, the customer, at first, may not refuse to pay the cooks, and in May, the cooks need not"
+            " be fed by the supplier at noon.",
+            "customer",
+        ),
+        (
+            "At last, it is the right of the customer to sign the bills, but, in May, the supplier, by day, "
+            "has to file all bills. The bills shall be filed by the bank at noon.",
+            "supplier",
+        ),
+        (
+            "No party, by day, save the supplier, is bound to sign the bills.",
+            "supplier",
+        ),
+        (
+            "All parties, by day, other than the supplier, must sign the bills.",
+            "customer",
+        ),
+        (
+            "Of the customer and the supplier, the former, by day, need not sign the bills, while the other must.",
+            "supplier",
+        ),
+    ],
+)
+def test_the_rule_behind_the_labels(text: str, label: str) -> None:
+    assert who_is_bound(text) == label
+
+
+def test_every_label_follows_from_its_text() -> None:
+    wrong = [row for row in ROWS if who_is_bound(row["text"]) != row["label"]]
+    assert wrong == []
+
+
+def test_the_parties_change_places_and_the_words_stay() -> None:
+    """A label that depended on words alone would be the same after the parties have changed places."""
+    names = {"supplier": "customer", "customer": "supplier"}
+    for row in ROWS:
+        swapped = re.sub("supplier|customer", lambda match: names[match[0]], row["text"])
+        assert who_is_bound(swapped) == names[row["label"]]
+
+
+def who_is_bound(text: str) -> str:
+    """Return the label of a clause by reading it statement by statement, without the generator."""
+    if match := re.match(r"(All parties|No party),.*? (?:save|except|other than) the (\w+),", text):
+        return match[2] if match[1] == "No party" else _other(match[2])
+    if match := re.match(r"Of the (\w+) and the (\w+), the (former|latter|first|second), [^,]*, (.*)", text):
+        named = match[1] if match[3] in ("former", "first") else match[2]
+        return _other(named) if re.match("need not|does not have to", match[4]) else named
+    (bound,) = {party for party in ("supplier", "customer") if any(_binds(one, party) for one in _statements(text))}
+    return bound
+
+
+def _other(party: str) -> str:
+    return "customer" if party == "supplier" else "supplier"
+
+
+def _statements(text: str) -> list[str]:
+    """Return the statements of a clause, without what opens them and without asides."""
+    plain = re.sub(r"(although|while|even if|but), ", ". ", text.lower())
+    plain = re.sub(r"(supplier|customer), [^,;:.]*?, (?=shall|must|has to|is |may|need not)", r"\1 ", plain)
+    return re.split(r" *[;.:] *|, (?:and )?", plain)
+
+
+def _binds(statement: str, party: str) -> bool:
+    """Return whether a statement without asides binds a party."""
+    active = rf"the {party} (shall|must|has to|is bound to|may not)\b"
+    passive = rf".* (shall|must) be \w+ by the {party}\b"
+    return bool(re.match(rf"{active}|{passive}|it is the duty of the {party} |it is for the {party} ", statement))
+
+
+def test_words_and_runs_of_characters_do_not_solve_it(tmp_path: Path) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
+    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.svm import LinearSVC
 
     main(["contracts", str(tmp_path)])
     train, evaluation = (
@@ -90,12 +175,26 @@ def test_counting_words_solves_only_a_part(tmp_path: Path) -> None:
     )
     assert len(train) + len(evaluation) == 1500
     assert not {row["contract"] for row in train} & {row["contract"] for row in evaluation}
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    known = vectorizer.fit_transform([row["text"] for row in train])
-    model = LogisticRegression(C=30.0, max_iter=1000).fit(known, [row["label"] for row in train])
-    predicted = model.predict(vectorizer.transform([row["text"] for row in evaluation]))
-    score = f1_score([row["label"] for row in evaluation], predicted, average="macro")
-    assert 0.75 < score < 0.90
+    words = TfidfVectorizer(ngram_range=(1, 3), sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char", ngram_range=(2, 5), sublinear_tf=True, min_df=2)
+    model = make_pipeline(make_union(words, characters), LinearSVC(C=1.0))
+    model.fit([row["text"] for row in train], [row["label"] for row in train])
+    predicted = model.predict([row["text"] for row in evaluation])
+    assert f1_score([row["label"] for row in evaluation], predicted, average="macro") < 0.65
+
+
+def test_the_audit_reports_nothing(tmp_path: Path) -> None:
+    write_contracts(tmp_path, n=CLAUSES)
+    train, evaluation = (
+        [
+            Entry(f"{name}:{index}", row["text"], row["label"])
+            for index, row in enumerate(map(json.loads, (tmp_path / f"{name}.jsonl").read_text().splitlines()))
+        ]
+        for name in ("train", "eval")
+    )
+    compared = overlap(train, (), evaluation, allow_leaks=False, one_answer=True)
+    assert [finding for finding in compared.findings if finding.level == "error"] == []
+    assert len(compared.leaked) <= 5
 
 
 def test_the_command_lists_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,12 +204,11 @@ def test_the_command_lists_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("name", ["contracts"])
 def test_every_reference_of_a_grammar_is_a_rule_or_a_value(name: str) -> None:
-    values = {"A", "B", "A_s", "B_s", "X", "Y", "agreement", "products", "territory", "role"}
+    values = {"P", "Q", "F", "L", "S", "T", "O", "do", "done", "things"}
     grammar = Grammar.load(name)
     text = "\n".join(line for alternatives in grammar.rules.values() for line in alternatives)
     assert set(re.findall(r"\{(.*?)\}", text)) <= set(grammar.rules) | values
     assert all(line.count("[") == line.count("]") and line.count("{") == line.count("}") for line in text.splitlines())
-    assert all(len(set(lines)) == len(lines) or name == "contracts" for lines in grammar.rules.values())
 
 
 def test_a_grammar_expands_choices_references_and_values() -> None:

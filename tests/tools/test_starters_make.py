@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from demo.contracts import make_contracts
@@ -19,6 +19,7 @@ from fulltune.errors import DataError
 from fulltune.models import load
 from starters import corpus, make
 from starters.families import FAMILIES, WORDS
+from starters.positions import OFFSETS, attend_to_neighbors
 
 #: Loss of an untrained model, for which all tokens are equally likely.
 UNTRAINED = np.log(6144)
@@ -83,6 +84,30 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     resumed = weights(make.make_starter(name, books, tmp_path / "killed", **options))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_starter_can_be_trained_further(books: Path, tmp_path: Path) -> None:
+    first = make.make_starter("bert", books, tmp_path / "first", epochs=0.1, bf16=False)
+    second = make.make_starter("bert", books, tmp_path / "second", epochs=0.1, bf16=False, start=first)
+    before, after = (json.loads((folder / "training.json").read_text()) for folder in (first, second))
+    assert after["before"] == before
+    assert after["untrained_loss"] == pytest.approx(before["trained_loss"], abs=0.2)
+    assert after["trained_loss"] < before["trained_loss"]
+    assert (first / "tokenizer.json").read_text() == (second / "tokenizer.json").read_text()
+    card = (second / "README.md").read_text(encoding="utf-8")
+    assert card.count("**Training.**") == card.count("**Training, continued.**") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*output_attentions")
+def test_the_first_layer_attends_to_neighbors() -> None:
+    model = FAMILIES["bert"].build(PreTrainedTokenizerFast.from_pretrained(make.folder("bert"))).eval()
+    attend_to_neighbors(model, torch.ones(6144))
+    model.set_attn_implementation("eager")
+    ids = torch.randint(0, 6000, (4, 60), generator=torch.Generator().manual_seed(1))
+    attention = model(input_ids=ids, output_attentions=True).attentions[0].mean(dim=0).detach()
+    for head, offsets in enumerate(OFFSETS):
+        weight = sum(float(attention[head].diagonal(offset)[6:48].mean()) for offset in offsets)
+        assert weight > 0.7
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -20,7 +20,7 @@ _LIMITS = {
 
 
 class Account(BaseModel):
-    """Training record of a starter. Losses are nats per ``unit``."""
+    """Training record of a starter. Losses are nats per ``unit``; ``before`` is the training that it continues."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +43,7 @@ class Account(BaseModel):
     trained_loss: float
     tokens_per_byte: float
     curve: tuple[tuple[int, float], ...]
+    before: Account | None = None
 
     def bits_per_byte(self, loss: float) -> float:
         """Return bits per byte of held-out text, for a model that predicts every token."""
@@ -63,7 +64,6 @@ def card(account: Account) -> str:
         before, after = a.bits_per_byte(a.untrained_loss), a.bits_per_byte(a.trained_loss)
         rows.append(f"| bits per byte | {before:.3f} | {after:.3f} |")
     table = "\n".join(rows)
-    tokens = a.steps * a.batch_size * a.window
     return f"""{_LANGUAGES}
 # starter:{a.name}
 
@@ -73,18 +73,31 @@ real pretrained weights. It is there to learn the tool with and to test on, not 
 **Made from** public-domain books in English and Russian ({len(a.corpus_files)} files, SHA-256 of all
 `{a.corpus_sha256[:16]}`), with `python -m starters.make` (tools/).
 
-**Training.** {a.objective[0].upper()}{a.objective[1:]}; {a.steps:,} steps of {a.batch_size} windows of {a.window}
-tokens ({tokens / 1e6:.1f} million tokens, {a.epochs:g} epochs); AdamW, highest rate {a.learning_rate:g}, cosine;
-{a.precision}.
-The loss curve is in `training.json`.
+{"".join(map(_training, _stages(a)))}The loss curve is in `training.json`.
 
 **Held-out books** ({a.held_out_windows} windows of {", ".join(a.held_out_files)}):
 
-| | untrained | trained |
+| | {"before" if a.before else "untrained"} | trained |
 |---|---|---|
 {table}
 
 **Tokenizer.** Byte-level BPE: every text comes back as it was, in any language and in SQL. Digits stand alone.
 
 **Limits.** {_LIMITS[a.name]} Its books are old, and so are their views.
+"""
+
+
+def _stages(account: Account) -> list[Account]:
+    """Return the account of every training, the first one first."""
+    return [*(_stages(account.before) if account.before else []), account]
+
+
+def _training(account: Account) -> str:
+    a = account
+    tokens = a.steps * a.batch_size * a.window
+    title = "Training, continued" if a.before else "Training"
+    return f"""**{title}.** {a.objective[0].upper()}{a.objective[1:]};
+{a.steps:,} steps of {a.batch_size} windows of {a.window} tokens
+({tokens / 1e6:.1f} million tokens, {a.epochs:.2g} epochs); AdamW, highest rate {a.learning_rate:g}, cosine;
+{a.precision}.
 """

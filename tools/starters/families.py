@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from fulltune.training.regularization.denoising import CORRUPTED, MEAN_SPAN, corrupt
+from starters.positions import attend_to_neighbors
 
 Batch = dict[str, Any]
 Rows = Sequence[dict[str, Any]]
@@ -37,8 +38,8 @@ WINDOW = 512
 #: Sentinels of T5; enough for the spans of a window of 512 tokens.
 SENTINELS = tuple(f"<extra_id_{index}>" for index in range(48))
 
-#: Fraction of tokens that BERT must restore.
-MASKED = 0.2
+#: Fraction of tokens that BERT must restore in training, and in held-out text.
+MASKED, MASKED_HELD_OUT = 0.25, 0.2
 
 #: Lengths of the pieces that T5 writes out completely: copying is learned on short ones first.
 PIECES = (16, 32, 64, 128)
@@ -73,6 +74,7 @@ class Family:
         batch: Windows per step.
         scored: Collator of held-out windows, where it is not that of training.
         embedding_rate: Factor on the learning rate of the embeddings.
+        prepare: Changes a model before training, given the number of occurrences of each token in the text.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Family:
     batch: int = 16
     scored: Callable[[PreTrainedTokenizerFast], Collate] | None = None
     embedding_rate: float = 1.0
+    prepare: Callable[[PreTrainedModel, torch.Tensor], None] | None = None
 
     @property
     def longest(self) -> int:
@@ -184,6 +187,11 @@ def _masked(tokenizer: PreTrainedTokenizerFast) -> Collate:
     return collate
 
 
+def _masked_held_out(tokenizer: PreTrainedTokenizerFast) -> Collate:
+    collate: Collate = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=MASKED_HELD_OUT)
+    return collate
+
+
 # ---- T5: corrupted spans, and complete texts out of them ----
 
 
@@ -277,7 +285,9 @@ FAMILIES = {
         objective=f"{MASKED:.0%} of tokens masked",
         unit="masked token",
         window=256,
-        learning_rate=5e-4,  # at 1e-3 and more a BERT of this shape stays at the frequencies of the tokens
+        learning_rate=8e-4,
+        scored=_masked_held_out,
+        prepare=attend_to_neighbors,
     ),
     "t5": Family(
         name="t5",

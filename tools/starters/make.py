@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -42,7 +43,7 @@ from fulltune.runtime.kernels.allocator import keep_freed_pages
 from fulltune.training.trainer import Trainer
 from starters import corpus
 from starters.card import Account, write_account
-from starters.families import FAMILIES, WORDS, Family, Seeded, train_tokenizer
+from starters.families import FAMILIES, VOCABULARY, WORDS, Family, Seeded, train_tokenizer
 
 SEED = 17
 
@@ -64,20 +65,28 @@ def make(
     epochs: Annotated[float, typer.Option(help="Times that the corpus is seen.")] = 2.0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16; the weights stay float32.")] = True,
+    start: Annotated[Path | None, typer.Option(help="Starter of the same kind whose training is continued.")] = None,
 ) -> None:
     """Pretrain the starters; after a kill, resume from the last checkpoint."""
     try:
         for name in only:
-            make_starter(name, corpus_folder, out, epochs=epochs, save_steps=save_steps, bf16=bf16)
+            make_starter(name, corpus_folder, out, epochs=epochs, save_steps=save_steps, bf16=bf16, start=start)
     except FulltuneError as error:
         console.print(str(error), style="red")
         raise typer.Exit(1) from error
 
 
 def make_starter(
-    name: str, corpus_folder: Path, out: Path, *, epochs: float = 2.0, save_steps: int = 100, bf16: bool = True
+    name: str,
+    corpus_folder: Path,
+    out: Path,
+    *,
+    epochs: float = 2.0,
+    save_steps: int = 100,
+    bf16: bool = True,
+    start: Path | None = None,
 ) -> Path:
-    """Pretrain one starter on a folder of text; returns its folder below ``out``.
+    """Pretrain one starter on a folder of text, or train another one further; returns its folder below ``out``.
 
     Raises:
         DataError: The folder has no text to learn from, or none to hold out.
@@ -87,14 +96,18 @@ def make_starter(
     with store_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     found = corpus.find(corpus_folder)
-    shared = shared_tokenizer(found, out)
-    tokenizer = family.tokenizer(shared)
+    shared = shared_tokenizer(found, out) if start is None else Tokenizer.from_file(str(start / "tokenizer.json"))
+    tokenizer = family.tokenizer(shared) if start is None else PreTrainedTokenizerFast.from_pretrained(start)
     train = windows(family, tokenizer, shared, found.train, out / "train.npy")
     held_out = windows(family, tokenizer, shared, found.held_out, out / "valid.npy").spread(HELD_OUT_WINDOWS)
 
     keep_freed_pages()
     set_seed(SEED)
     model = family.build(tokenizer)
+    if start is not None:
+        model.load_state_dict(type(model).from_pretrained(start, dtype=torch.float32).state_dict())
+    if family.prepare is not None:
+        family.prepare(model, torch.from_numpy(np.bincount(train.array, minlength=VOCABULARY)))
     checkpoints = out / f"{name}.checkpoints"
     trainer = pretrainer(model, family, tokenizer, (train, held_out), checkpoints, epochs, save_steps, bf16)
     untrained = held_out_loss(trainer, family, tokenizer)
@@ -129,6 +142,7 @@ def make_starter(
         untrained_loss=untrained,
         trained_loss=trained,
         tokens_per_byte=held_out.tokens_per_byte(shared),
+        before=None if start is None else Account.model_validate_json((start / "training.json").read_bytes()),
         curve=tuple((int(log["step"]), float(log["loss"])) for log in state.log_history if "loss" in log),
     )
     write_account(target, account)

@@ -13,17 +13,15 @@ Lines = Sequence[bytes]
 
 
 def write_contracts(folder: Path, n: int = 1500) -> dict[Path, int]:
-    """Write ``n`` of 4500 clauses with the columns ``text``, ``label`` and ``contract``.
+    """Write ``n`` of 4500 clauses with the columns ``text``, ``label`` and ``contract``."""
+    return _write(folder, *split_contracts(_lines("contracts")[:n]))
 
-    Two thirds of the contracts are for training; no contract is in both files.
-    """
-    lines = _lines("contracts")[:n]
+
+def split_contracts(lines: Lines) -> tuple[Lines, Lines]:
+    """Return the rows to train on and those for evaluation: a third, 500 at most, and no contract is in both."""
     contracts = [json.loads(line)["contract"] for line in lines]
-    order = list(dict.fromkeys(contracts))
-    training = set(order[: round(2 / 3 * len(order))])
-    train = [line for line, contract in zip(lines, contracts, strict=True) if contract in training]
-    evaluation = [line for line, contract in zip(lines, contracts, strict=True) if contract not in training]
-    return _write(folder, train, evaluation)
+    first = contracts.index(contracts[-min(500, len(lines) // 3)])
+    return lines[:first], lines[first:]
 
 
 def write_text2sql(folder: Path) -> dict[Path, int]:
