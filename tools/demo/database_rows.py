@@ -11,6 +11,8 @@ Rows = list[tuple[Value, ...]]
 FIRST = """
 Ada Boris Clara Dmitri Elena Farid Greta Hugo Irina Jonas Karin Luis Mona Nadia Omar Petra Quentin Rosa Stefan Tamar
 Ugo Vera Walter Xenia Yusuf Zoe Anton Bella Cyril Dora
+Ivo Lena Marta Nils Olga Pavel Renata Silvia Tomas Ursula Viktor Wanda Alma Bruno Cecilia Doris Edgar Frida Gustav
+Helga Ines Jakob Karla Leo Maria Oscar Paula Ruth Simon Thea
 """
 LAST = """
 Abend Berger Castillo Dumas Eriksen Fontaine Gruber Haddad Ivanova Jensen Kovacs Laurent Marino Novak O'Neill Popov
@@ -20,9 +22,8 @@ CITIES = ("Oslo", "Lyon", "Prague", "Porto", "Graz", "Turku", "Bergen", "Gdansk"
 COUNTRIES = ("France", "Norway", "Italy", "Japan", "Poland", "Spain", "Canada")
 
 
-def _people(random: Random, count: int) -> list[str]:
-    """Return different full names."""
-    return random.sample([f"{first} {last}" for first in FIRST.split() for last in LAST.split()], count)
+def _shuffled(random: Random, words: str) -> list[str]:
+    return random.sample(words.split(), len(words.split()))
 
 
 def _pick(random: Random, items: Sequence[str]) -> str:
@@ -42,21 +43,25 @@ Harbour Orchard Letter Mountain River Clock Garden Stranger Kingdom Map Lantern 
 def library_rows(random: Random) -> dict[str, Rows]:
     titles = random.sample([f"The {a} {n}" for a in TITLE_ADJECTIVES.split() for n in TITLE_NOUNS.split()], 120)
     authors: Rows = [
-        (i + 1, name, _pick(random, COUNTRIES), random.randint(1890, 1990))
-        for i, name in enumerate(_people(random, 36))
+        (i + 1, name, _pick(random, COUNTRIES), random.randint(1890, 1990), random.randint(0, 40))
+        for i, name in enumerate(_shuffled(random, LAST))
     ]
     books: Rows = [
         (
             i + 1,
             title,
-            random.randint(1, 32),
+            random.randint(1, 22),
             _pick(random, GENRES),
             random.randint(1930, 2023),
             random.randint(80, 900),
+            random.randint(1, 200),
         )
         for i, title in enumerate(titles)
     ]
-    loans: Rows = [(i + 1, random.randint(1, 105), _pick(random, CITIES), random.randint(2, 60)) for i in range(320)]
+    loans: Rows = [
+        (i + 1, random.randint(1, 105), _pick(random, CITIES), random.randint(2, 60), random.randint(1, 90))
+        for i in range(320)
+    ]
     return {"authors": authors, "books": books, "loans": loans}
 
 
@@ -66,22 +71,24 @@ DIAGNOSES = ("influenza", "migraine", "eczema", "asthma", "hypertension", "fract
 
 def clinic_rows(random: Random) -> dict[str, Rows]:
     doctors: Rows = [
-        (i + 1, f"Dr. {name}", _pick(random, SPECIALTIES), 3000 + 50 * random.randint(10, 140))
-        for i, name in enumerate(_people(random, 30))
+        (i + 1, f"Dr. {name}", _pick(random, SPECIALTIES), 50 * random.randint(70, 200), random.randint(1, 38))
+        for i, name in enumerate(_shuffled(random, LAST))
     ]
     patients: Rows = [
         (
             i + 1,
             name,
-            random.randint(1, 26),
+            random.randint(1, 22),
             _pick(random, CITIES),
             random.randint(1, 93),
             random.randint(40, 120),
+            random.randint(140, 205),
         )
-        for i, name in enumerate(_people(random, 90))
+        for i, name in enumerate(_shuffled(random, FIRST))
     ]
     visits: Rows = [
-        (i + 1, random.randint(1, 82), _pick(random, DIAGNOSES), 5 * random.randint(6, 90)) for i in range(280)
+        (i + 1, random.randint(1, 54), _pick(random, DIAGNOSES), 5 * random.randint(6, 90), random.randint(5, 80))
+        for i in range(280)
     ]
     return {"doctors": doctors, "patients": patients, "visits": visits}
 
@@ -99,19 +106,23 @@ STATES = ("delivered", "shipped", "returned", "cancelled")
 def shop_rows(random: Random) -> dict[str, Rows]:
     names = random.sample([f"{quality} {good}" for quality in QUALITIES.split() for good in GOODS.split()], 80)
     suppliers: Rows = [
-        (i + 1, f"{last} & Co", _pick(random, COUNTRIES), round(random.uniform(1, 5), 1))
-        for i, last in enumerate(random.sample(LAST.split(), 20))
+        (i + 1, name, _pick(random, COUNTRIES), round(random.uniform(1, 5), 1), random.randint(3, 300))
+        for i, name in enumerate(_shuffled(random, LAST))
     ]
     products: Rows = [
         (
             i + 1,
             name,
-            random.randint(1, 17),
+            random.randint(1, 22),
             _pick(random, KINDS),
-            round(random.uniform(2, 240), 2),
+            random.randint(2, 240),
             random.randint(0, 400),
+            random.randint(50, 900),
         )
         for i, name in enumerate(names)
     ]
-    orders: Rows = [(i + 1, random.randint(1, 74), _pick(random, STATES), random.randint(1, 25)) for i in range(330)]
+    orders: Rows = [
+        (i + 1, random.randint(1, 74), _pick(random, STATES), random.randint(1, 25), random.randint(1, 60))
+        for i in range(330)
+    ]
     return {"suppliers": suppliers, "products": products, "orders": orders}

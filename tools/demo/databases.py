@@ -92,7 +92,7 @@ LIBRARY = Database(
             "authors",
             "author",
             "authors",
-            "CREATE TABLE authors (id INTEGER PRIMARY KEY, name TEXT, country TEXT, born INTEGER)",
+            "CREATE TABLE authors (id INTEGER PRIMARY KEY, name TEXT, country TEXT, born INTEGER, prizes INTEGER)",
             "name",
             (Text("country", "country", ("from {v}", "who come from {v}")),),
             (
@@ -104,6 +104,14 @@ LIBRARY = Database(
                     ("born last", "who was born last"),
                     ("born first", "who was born first"),
                 ),
+                Number(
+                    "prizes",
+                    "number of prizes",
+                    ("with more than {v} prizes",),
+                    ("with fewer than {v} prizes",),
+                    ("with the most prizes",),
+                    ("with the fewest prizes",),
+                ),
             ),
         ),
         Table(
@@ -111,7 +119,7 @@ LIBRARY = Database(
             "book",
             "books",
             "CREATE TABLE books (id INTEGER PRIMARY KEY, title TEXT, author INTEGER REFERENCES authors (id), "
-            "genre TEXT, year INTEGER, pages INTEGER)",
+            "genre TEXT, year INTEGER, pages INTEGER, copies INTEGER)",
             "title",
             (Text("genre", "genre", ("of the genre {v}", "in the {v} section")),),
             (
@@ -131,13 +139,22 @@ LIBRARY = Database(
                     ("published last", "that came out most recently"),
                     ("published first", "that came out earliest"),
                 ),
+                Number(
+                    "copies",
+                    "number of copies",
+                    ("with more than {v} copies",),
+                    ("with fewer than {v} copies",),
+                    ("with the most copies",),
+                    ("with the fewest copies",),
+                ),
             ),
         ),
         Table(
             "loans",
             "loan",
             "loans",
-            "CREATE TABLE loans (id INTEGER PRIMARY KEY, book INTEGER REFERENCES books (id), city TEXT, days INTEGER)",
+            "CREATE TABLE loans (id INTEGER PRIMARY KEY, book INTEGER REFERENCES books (id), city TEXT, "
+            "days INTEGER, fine INTEGER)",
             None,
             (Text("city", "city", ("in {v}", "from the branch in {v}")),),
             (
@@ -148,6 +165,14 @@ LIBRARY = Database(
                     ("of fewer than {v} days",),
                     ("of the most days",),
                     ("of the fewest days",),
+                ),
+                Number(
+                    "fine",
+                    "fine",
+                    ("with a fine above {v}",),
+                    ("with a fine below {v}",),
+                    ("with the highest fine",),
+                    ("with the lowest fine",),
                 ),
             ),
         ),
@@ -180,7 +205,7 @@ CLINIC = Database(
             "doctors",
             "doctor",
             "doctors",
-            "CREATE TABLE doctors (id INTEGER PRIMARY KEY, name TEXT, specialty TEXT, salary INTEGER)",
+            "CREATE TABLE doctors (id INTEGER PRIMARY KEY, name TEXT, specialty TEXT, salary INTEGER, service INTEGER)",
             "name",
             (Text("specialty", "specialty", ("in {v}", "specialised in {v}")),),
             (
@@ -192,6 +217,14 @@ CLINIC = Database(
                     ("with the highest salary", "who earns the most"),
                     ("with the lowest salary", "who earns the least"),
                 ),
+                Number(
+                    "service",
+                    "years of service",
+                    ("with more than {v} years of service",),
+                    ("with fewer than {v} years of service",),
+                    ("with the most years of service",),
+                    ("with the fewest years of service",),
+                ),
             ),
         ),
         Table(
@@ -199,7 +232,7 @@ CLINIC = Database(
             "patient",
             "patients",
             "CREATE TABLE patients (id INTEGER PRIMARY KEY, name TEXT, doctor INTEGER REFERENCES doctors (id), "
-            "town TEXT, age INTEGER, weight INTEGER)",
+            "town TEXT, age INTEGER, weight INTEGER, height INTEGER)",
             "name",
             (Text("town", "town", ("from {v}", "living in {v}")),),
             (
@@ -219,6 +252,14 @@ CLINIC = Database(
                     ("with the highest weight", "who is the heaviest"),
                     ("with the lowest weight", "who is the lightest"),
                 ),
+                Number(
+                    "height",
+                    "height",
+                    ("taller than {v} cm",),
+                    ("shorter than {v} cm",),
+                    ("who is the tallest",),
+                    ("who is the shortest",),
+                ),
             ),
         ),
         Table(
@@ -226,7 +267,7 @@ CLINIC = Database(
             "visit",
             "visits",
             "CREATE TABLE visits (id INTEGER PRIMARY KEY, patient INTEGER REFERENCES patients (id), diagnosis TEXT, "
-            "cost INTEGER)",
+            "cost INTEGER, minutes INTEGER)",
             None,
             (Text("diagnosis", "diagnosis", ("for {v}", "with the diagnosis {v}")),),
             (
@@ -237,6 +278,14 @@ CLINIC = Database(
                     ("that cost less than {v}",),
                     ("that cost the most",),
                     ("that cost the least",),
+                ),
+                Number(
+                    "minutes",
+                    "number of minutes",
+                    ("of more than {v} minutes",),
+                    ("of fewer than {v} minutes",),
+                    ("of the most minutes",),
+                    ("of the fewest minutes",),
                 ),
             ),
         ),
@@ -269,7 +318,7 @@ SHOP = Database(
             "suppliers",
             "supplier",
             "suppliers",
-            "CREATE TABLE suppliers (id INTEGER PRIMARY KEY, name TEXT, land TEXT, rating REAL)",
+            "CREATE TABLE suppliers (id INTEGER PRIMARY KEY, name TEXT, land TEXT, rating REAL, staff INTEGER)",
             "name",
             (Text("land", "land", ("from {v}", "based in {v}")),),
             (
@@ -281,6 +330,14 @@ SHOP = Database(
                     ("with the best rating", "that is rated highest"),
                     ("with the worst rating", "that is rated lowest"),
                 ),
+                Number(
+                    "staff",
+                    "number of staff",
+                    ("with a staff of more than {v}",),
+                    ("with a staff of fewer than {v}",),
+                    ("with the largest staff",),
+                    ("with the smallest staff",),
+                ),
             ),
         ),
         Table(
@@ -288,7 +345,7 @@ SHOP = Database(
             "product",
             "products",
             "CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, supplier INTEGER REFERENCES suppliers (id), "
-            "kind TEXT, price REAL, stock INTEGER)",
+            "kind TEXT, price INTEGER, stock INTEGER, weight INTEGER)",
             "name",
             (Text("kind", "kind", ("of the kind {v}", "from the {v} department")),),
             (
@@ -308,6 +365,14 @@ SHOP = Database(
                     ("with the largest stock",),
                     ("with the smallest stock",),
                 ),
+                Number(
+                    "weight",
+                    "weight",
+                    ("heavier than {v} grams",),
+                    ("lighter than {v} grams",),
+                    ("that is the heaviest",),
+                    ("that is the lightest",),
+                ),
             ),
         ),
         Table(
@@ -315,7 +380,7 @@ SHOP = Database(
             "order",
             "orders",
             "CREATE TABLE orders (id INTEGER PRIMARY KEY, product INTEGER REFERENCES products (id), state TEXT, "
-            "pieces INTEGER)",
+            "pieces INTEGER, discount INTEGER)",
             None,
             (Text("state", "state", ("in the state {v}", "that are {v}")),),
             (
@@ -326,6 +391,14 @@ SHOP = Database(
                     ("of fewer than {v} pieces",),
                     ("of the most pieces",),
                     ("of the fewest pieces",),
+                ),
+                Number(
+                    "discount",
+                    "discount",
+                    ("with a discount above {v}",),
+                    ("with a discount below {v}",),
+                    ("with the highest discount",),
+                    ("with the lowest discount",),
                 ),
             ),
         ),
