@@ -16,7 +16,7 @@ Helga Ines Jakob Karla Leo Maria Oscar Paula Ruth Simon Thea
 """
 LAST = """
 Abend Berger Castillo Dumas Eriksen Fontaine Gruber Haddad Ivanova Jensen Kovacs Laurent Marino Novak O'Neill Popov
-Quist Rossi Svensson Tanaka Urban Vogel Weiss Yilmaz Zeman
+Quist Rossi Svensson Tanaka Urban Vogel Weiss Yilmaz Zeman D'Angelo O'Brien O'Hara
 """
 CITIES = ("Oslo", "Lyon", "Prague", "Porto", "Graz", "Turku", "Bergen", "Gdansk")
 COUNTRIES = ("France", "Norway", "Italy", "Japan", "Poland", "Spain", "Canada")
@@ -50,7 +50,7 @@ def library_rows(random: Random) -> dict[str, Rows]:
         (
             i + 1,
             title,
-            random.randint(1, 22),
+            random.randint(1, 25),
             _pick(random, GENRES),
             random.randint(1930, 2023),
             random.randint(80, 900),
@@ -78,7 +78,7 @@ def clinic_rows(random: Random) -> dict[str, Rows]:
         (
             i + 1,
             name,
-            random.randint(1, 22),
+            random.randint(1, 25),
             _pick(random, CITIES),
             random.randint(1, 93),
             random.randint(40, 120),
@@ -113,7 +113,7 @@ def shop_rows(random: Random) -> dict[str, Rows]:
         (
             i + 1,
             name,
-            random.randint(1, 22),
+            random.randint(1, 25),
             _pick(random, KINDS),
             random.randint(2, 240),
             random.randint(0, 400),
