@@ -24,7 +24,7 @@ from fulltune.runtime import paths, plugins
 from fulltune.runtime.codecs import CODECS, is_codec
 from fulltune.runtime.config_file import check_size, check_texts, read_mapping, read_value, to_yaml
 from fulltune.runtime.other_tools import instead_of, key_for, similar_to
-from fulltune.runtime.rows_file import as_source, check_model_reference
+from fulltune.runtime.rows_file import as_source, check_model_reference, with_splits
 from fulltune.runtime.validation import config_spelling, expected_input
 
 #: Default of `train.learning_rate` by method. `full`: Devlin et al. 2019, appendix A.3. `lora`, `qlora`: Hu et al.
@@ -604,6 +604,7 @@ def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         check_size(raw)
         return raw
+    data = with_splits(data)
     given = [name for name in ("train", "valid", "eval") if name in data]
     splits = dict[str, Any]()
     problems = list[Problem]()

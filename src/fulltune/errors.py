@@ -120,8 +120,8 @@ def _joined(problems: Sequence[Problem]) -> list[Problem]:
     for problem in problems:
         key = replace(problem, where="")
         if _ROW.fullmatch(problem.where):
-            parts = (_VALUE.sub("", part) for part in (problem.found, problem.expected, problem.fix))
-            key = Problem(*parts, field=problem.field)
+            parts = {name: _VALUE.sub("", getattr(problem, name)) for name in ("found", "expected", "fix")}
+            key = replace(key, **parts)
         first.setdefault(key, problem)
         places.setdefault(key, []).append(problem.where)
     return [replace(problem, where=_listed(list(dict.fromkeys(places[key])))) for key, problem in first.items()]

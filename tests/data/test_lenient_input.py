@@ -377,3 +377,118 @@ def test_a_text_with_commas_in_every_row_is_not_taken_for_row_numbers(tmp_path: 
     assert len(table.problems) == 2
     rows = read_rows(str(write(tmp_path / "b.csv", "text,label\nHello, world,x\nGood, bye,y\n")))
     assert (len(rows.rows), len(rows.problems)) == (0, 2)
+
+
+# Labels
+
+
+def labels_of(path: Path) -> list[str]:
+    return [row.fields["label"] for row in load(path)]
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ([0.0, 1.0, 1.0], ["0", "1", "1"]),
+        ([0, 1, 1], ["0", "1", "1"]),
+        ([1.0, 2.5, 3.0], ["1.0", "2.5", "3.0"]),
+    ],
+)
+def test_labels_written_as_numbers_are_the_same_in_json_and_csv(tmp_path: Path, values: Any, read: list[str]) -> None:
+    rows = [{"text": f"text {number}", "label": value} for number, value in enumerate(values)]
+    assert labels_of(write(tmp_path / "a.jsonl", lines(rows))) == read
+    assert labels_of(write(tmp_path / "a.csv", delimited(rows))) == read
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert labels_of(tmp_path / "a.parquet") == read
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_real_valued_targets_are_refused_as_labels(tmp_path: Path, name: str) -> None:
+    rows = [{"text": f"text {number}", "label": number / 7} for number in range(40)]
+    path = write(tmp_path / name, lines(rows) if name == "a.jsonl" else delimited(rows))
+    with pytest.raises(DataError, match=r"34 different real numbers in 40 labels .*low, medium and high") as caught:
+        load(path)
+    assert caught.value.problems[0].field == "data.label"
+
+
+def test_labels_like_versions_stay_as_they_are_written(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"text {number}", "label": value} for number, value in enumerate(["1.0", "1.10", "1.1", "2.0 beta"])
+    ]
+    assert labels_of(write(tmp_path / "a.csv", delimited(rows))) == [row["label"] for row in rows]
+
+
+def test_a_separator_that_separates_nothing_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": "x", "labels": "a|b"}, {"text": "y", "labels": "c"}]
+    path = write(tmp_path / "a.csv", delimited(rows))
+    columns = (Column("text", str), Column("labels", list))
+    settings = DataConfig(train=str(path), label_separator=";")
+    with pytest.raises(DataError, match=r"';' separates no labels, but '\|' occurs in 1 of 2 cells.*separator: '\|'"):
+        load_table(settings.train, columns, settings)
+    settings = DataConfig(train=str(path), label_separator="|")
+    assert load_table(settings.train, columns, settings)[0].fields["labels"] == ["a", "b"]
+
+
+def test_labels_that_stand_for_nothing_or_consist_of_others_are_reported(tmp_path: Path) -> None:
+    labels = ["a", "b", "NA", "None", "a|b", "nan", "a", "b", "NA"]
+    rows = [{"text": f"text {number}", "label": label} for number, label in enumerate(labels)]
+    path = write(tmp_path / "a.jsonl", lines(rows))
+    split = prepared(train=str(path), eval=str(path)).train
+    report = audit(
+        train=split.table,
+        evaluation=split.table,
+        train_examples=split.examples,
+        eval_examples=split.examples,
+        config=config(train=str(path)),
+    )
+    messages = {finding.kind: finding.message for finding in report.findings}
+    assert messages["missing_labels"] == (
+        "4 rows of train have a label that usually stands for a missing value: 'NA', 'None', 'nan'"
+    )
+    assert messages["joined_labels"] == "1 row of train has a label that consists of other labels: 'a|b'"
+
+
+# Rows given from Python
+
+
+@pytest.fixture
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULLTUNE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("_cache")
+def test_rows_in_memory_are_located_by_their_number() -> None:
+    settings = config(train=[*ROWS, {"text": None, "label": "x"}], eval=ROWS).data
+    table = load_table(settings.train, COLUMNS, settings)
+    assert [row.where for row in table][:2] == ["row 1 of data.train", "row 2 of data.train"]
+    assert [problem.where for problem in table.problems] == ["row 6 of data.train"]
+    assert load_table(str(settings.eval), COLUMNS, settings, split="test")[0].where == "row 1 of data.eval"
+
+
+@pytest.mark.usefixtures("_cache")
+def test_items_that_are_no_rows_are_located() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(train=[*ROWS, "text", 5])
+    assert [problem.where for problem in caught.value.problems] == ["row 6 of data.train", "row 7 of data.train"]
+    assert "a value of type str ('text'); expected a dict of values by column" in str(caught.value)
+
+
+@pytest.mark.usefixtures("_cache")
+def test_a_dictionary_of_splits_gives_them_all() -> None:
+    from datasets import Dataset, DatasetDict
+
+    def splits(*names: str) -> Any:
+        return DatasetDict({name: Dataset.from_list([{"text": name, "label": "a"}]) for name in names})
+
+    def texts(data: DataConfig, key: str) -> list[str]:
+        return [row.fields["text"] for row in load_table(getattr(data, key), COLUMNS, data)]
+
+    data = config(train=splits("train", "validation", "test")).data
+    assert [texts(data, key) for key in ("train", "valid", "eval")] == [["train"], ["validation"], ["test"]]
+    data = config(train=splits("train", "dev")).data
+    assert (texts(data, "eval"), data.valid) == (["dev"], None)
+    data = config(train=splits("train", "test"), eval=0.3).data
+    assert data.eval == 0.3
+    assert texts(config(train=ROWS, eval=splits("test")).data, "eval") == ["test"]
+    with pytest.raises(ConfigError, match=r"a DatasetDict without a split named train.*one of its splits: fit"):
+        config(train=splits("fit"))

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.data.file_text import memory_limit, too_large
-from fulltune.data.raw import SPLIT_NAMES, Opened
+from fulltune.data.raw import Opened
 from fulltune.data.table_rows import Cells, open_table
 from fulltune.errors import DataError, MissingDependencyError, did_you_mean
 from fulltune.records.run import FileFormat
+from fulltune.runtime.split_names import SPLIT_NAMES
 
 #: Values of cells whose formula failed; they are read as empty.
 _ERRORS = ("#DIV/0!", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#GETTING_DATA")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from fulltune.data.file_text import text_of, unreadable
 from fulltune.data.kinds import by_name
-from fulltune.data.raw import SPLIT_NAMES, Item, Opened, Options
+from fulltune.data.raw import Item, Opened, Options
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.records.run import FileFormat
+from fulltune.runtime.split_names import SPLIT_NAMES
 
 #: Columns of a folder of text documents: the text, the first folder below the source, and the path below it.
 DOCUMENT_COLUMNS = ("text", "folder", "file")

@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fulltune.data.raw import SPLIT_NAMES, Item, RawRow
+from fulltune.data.raw import Item, RawRow
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.records.run import FileFormat
 from fulltune.runtime.json_syntax import json_fault, unreadable
+from fulltune.runtime.split_names import SPLIT_NAMES
 
 #: Keys of a JSON object that hold its rows.
 _WRAPPERS = ("data", "rows", "records", "examples", "instances", "items")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fulltune.data.values import clean_text, describe
-from fulltune.errors import Problem
+from fulltune.errors import DataError, Problem
 
 #: An element of a list in Python's or numpy's notation: quoted text, a number, a Boolean or none.
 _QUOTED = r"'(?:[^'\\]|\\['\"\\])*'|\"(?:[^\"\\]|\\['\"\\])*\""
@@ -144,7 +145,7 @@ class LabelReader:
             return Problem(problem, "labels written in one way", "write all labels as text, or all as numbers")
         if self.names is not None:
             return self._indicated(value, self.names)
-        labels = [label_name(item) for item in value]
+        labels = [_name_in_list(item) for item in value]
         bad = next((label for label in labels if isinstance(label, Problem)), None)
         if bad:
             nested = any(isinstance(item, list | Mapping) for item in value)
@@ -184,6 +185,22 @@ class LabelReader:
         expected = f"one of data.label_names ({_listed(names)}), or its number (0 to {len(names) - 1})"
         return Problem(describe(value), expected, "correct the row, or data.label_names")
 
+    def wrong_separator(self, lists: Sequence[tuple[str, list[Any]]]) -> Problem | None:
+        """Return a problem if ``data.label_separator`` occurs in no cell, but another one does.
+
+        Args:
+            lists: The position of each row, and its parsed value.
+        """
+        if self.separator is None or any(len(row) > 1 for _, row in lists):
+            return None
+        counts = {sign: sum(sign in str(item) for _, row in lists for item in row) for sign in "|;,/" if lists}
+        sign = max(counts, key=lambda one: counts[one], default="")
+        if not sign or not counts[sign] or sign == self.separator:
+            return None
+        problem = f"{self.separator!r} separates no labels, but {sign!r} occurs in {counts[sign]} of {len(lists)} cells"
+        fix = f"set `data.label_separator: '{sign}'` if that separates labels, or remove data.label_separator"
+        return Problem(problem, "the separator of the cells", fix, field="data.label_separator")
+
     def vectors(self, lists: Sequence[tuple[str, list[Any]]]) -> Problem | None:
         """Return a problem if the lists of a column are 0/1 vectors (or other vectors of numbers) without names.
 
@@ -214,13 +231,43 @@ class LabelReader:
 
 
 def label_name(value: Any) -> str | Problem:
-    """Return a label as written; integers become text."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    """Return a label as written; numbers become text."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if not isinstance(value, str):
         fix = "write it as text, or name the classes in their order in data.label_names"
         return Problem(describe(value), "text or a whole number", fix)
     return clean_text(value)
+
+
+def _name_in_list(value: Any) -> str | Problem:
+    """Return a label of a list as written; real numbers in lists are measurements, not labels."""
+    if isinstance(value, float) and math.isfinite(value) and not value.is_integer():
+        return Problem(describe(value), "text or a whole number", "write the names of the labels")
+    return label_name(value)
+
+
+#: Largest number of different real numbers that can be classes, such as ratings in half stars.
+_MOST_REALS = 20
+
+
+def with_whole_numbers(labels: Sequence[str], field: str) -> Sequence[str]:
+    """Return the labels of a column; if all are whole numbers, ``1.0`` is written as ``1``, as in other formats.
+
+    Raises:
+        DataError: The labels are real numbers, not classes.
+    """
+    if not all(re.fullmatch(_NUMBER, label) for label in labels) or all(map(str.isdecimal, labels)):
+        return labels
+    reals = sorted({label for label in labels if not float(label).is_integer()}, key=float)
+    if len(reals) > _MOST_REALS:
+        raise DataError(
+            f"{len(reals)} different real numbers in {len(labels)} labels (such as {', '.join(reals[:3])})",
+            expected="the names of classes",
+            fix="replace the numbers by classes, for example low, medium and high between thresholds",
+            field=field,
+        )
+    return labels if reals else [re.sub(r"\.0*$", "", label) for label in labels]
 
 
 def _whole(value: Any) -> int | None:

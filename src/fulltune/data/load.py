@@ -15,13 +15,14 @@ from fulltune.config import DataConfig, Source
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
-from fulltune.data.label_values import LabelReader, kind_of_label
-from fulltune.data.raw import SPLIT_NAMES, Opened, Options
+from fulltune.data.label_values import LabelReader, kind_of_label, with_whole_numbers
+from fulltune.data.raw import Opened, Options
 from fulltune.data.read import open_source, source_name
 from fulltune.data.values import clean, clean_number
 from fulltune.errors import DataError, Problem, closest
 from fulltune.records.run import FileFormat, SplitInfo
 from fulltune.runtime.config_file import as_value
+from fulltune.runtime.split_names import SPLIT_NAMES
 
 #: Number of JSON rows whose keys are read to list the columns.
 _LOOK_AHEAD = 1000
@@ -181,6 +182,7 @@ def load_table(
     _check_columns(readers, loading.names, opened.doubt, source, lambda: columns_of(source, split, _DESCRIBED, options))
     loading.refuse_vectors(named)
     kind = loading.refuse_mixed_types()
+    loading.write_numbers()
     if not loading.rows and not (may_be_empty and loading.others):
         raise DataError(loading.problems or [_no_rows(data, split, loading.others, named)])
     return Table(named, tuple(loading.rows), tuple(loading.problems), kind, _merged(loading.files))
@@ -334,7 +336,8 @@ class _Loading:
         Raises:
             DataError: They are 0/1 vectors.
         """
-        problem = self._labels and self._labels.labels and self._labels.labels.vectors(self._lists)
+        reader = self._labels and self._labels.labels
+        problem = reader and (reader.vectors(self._lists) or reader.wrong_separator(self._lists))
         if problem:
             raise DataError(replace(problem, where=source))
 
@@ -359,6 +362,24 @@ class _Loading:
             )
         self.rows = kept
         return usual
+
+    def write_numbers(self) -> None:
+        """Write whole numbers as labels in one way: in CSV, 1.0 is text, in JSON it is a number.
+
+        Raises:
+            DataError: The labels are real numbers.
+        """
+        if self._labels is None or self._named:
+            return
+        role = self._labels.column.role
+        each = [row.fields.get(role, ()) for row in self.rows]
+        flat = [label for value in each for label in ([value] if isinstance(value, str) else value)]
+        written = iter(with_whole_numbers(flat, f"data.{role}"))
+        values = [next(written) if isinstance(value, str) else [next(written) for _ in value] for value in each]
+        self.rows = [
+            row if row.fields.get(role, ()) == value else replace(row, fields={**row.fields, role: value})
+            for row, value in zip(self.rows, values, strict=True)
+        ]
 
     @property
     def _named(self) -> bool:

@@ -9,13 +9,6 @@ from typing import Any
 from fulltune.errors import Problem
 from fulltune.records.run import FileFormat
 
-#: Names of splits in files, folders and columns, by their name on the hub.
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "development"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-
 #: Position of a row (file and line), and its values by column.
 RawRow = tuple[str, Mapping[str, Any]]
 

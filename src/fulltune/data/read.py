@@ -32,6 +32,7 @@ from fulltune.data.raw import Item, Opened, Options
 from fulltune.errors import DataError, Problem
 from fulltune.records.run import FileFormat
 from fulltune.runtime import paths
+from fulltune.runtime.rows_file import is_cached
 
 #: Delimiter of a CSV file by its suffix, if several are equally likely.
 _DELIMITERS = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
@@ -197,6 +198,8 @@ def _in_part(item: Item, part: str) -> Item:
 
 def _file(path: Path, part: str, split: str, wanted: Collection[str] | None, options: Options) -> Opened:
     paths.check_regular_file(path, DataError, FORMATS)
+    if is_cached(path):
+        return _in_memory(path, split)
     head, stated = head_of(path), by_name(path)
     kind = by_content(head, path)
     if kind in ("", "packed"):
@@ -211,6 +214,28 @@ def _file(path: Path, part: str, split: str, wanted: Collection[str] | None, opt
         else columnar.open_arrow(path, wanted)
     )
     return opened if kind == stated else _noting(opened, _misnamed(path, kind))
+
+
+#: Config keys that rows in memory are given in, by split.
+_KEYS = {"train": "data.train", "validation": "data.valid", "test": "data.eval"}
+
+
+def _in_memory(path: Path, split: str) -> Opened:
+    """Open rows that were given from Python and written to the cache; they are located by their number, from 1."""
+    name = _KEYS.get(split, f"data.{split}")
+
+    def place(where: str) -> str:
+        return f"row {where.rpartition(':')[2]} of {name}"
+
+    def rows() -> Iterator[Item]:
+        form = FileFormat(file=name, format="memory")
+        for item in json_rows(text_of(path).text + "\n", form, split):
+            if isinstance(item, Problem):
+                yield replace(item, where=place(item.where))
+            else:
+                yield item if isinstance(item, FileFormat) else (place(item[0]), item[1])
+
+    return Opened(None, rows())
 
 
 def _text_file(

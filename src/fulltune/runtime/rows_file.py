@@ -23,6 +23,7 @@ from uuid import UUID
 from fulltune.errors import ConfigError, Problem, shortened
 from fulltune.runtime import paths
 from fulltune.runtime.class_labels import class_names, features_of, ids_to_names
+from fulltune.runtime.split_names import SPLIT_NAMES
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +52,45 @@ def as_source(value: Any, field: str, read: Collection[str] = ()) -> Any:
             raise ConfigError("an empty list", expected=_ACCEPTED, field=field)
         return value
     return str(_written(_rows(value, field), field, read))
+
+
+def is_cached(path: Path) -> bool:
+    """Return True if this module wrote the file."""
+    return path.suffix == ".jsonl" and path.absolute().parent == (paths.cache_folder() / "rows").absolute()
+
+
+def with_splits(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a section ``data`` in which a ``datasets.DatasetDict`` is replaced by its splits.
+
+    A dictionary in ``train`` also gives ``valid`` and ``eval``, unless these are set. Without a test split, the
+    validation split decides.
+
+    Raises:
+        ConfigError: The dictionary has no such split.
+    """
+    stored = {"train": "train", "valid": "validation", "eval": "test"}
+    given = {key: _split(data[key], name, f"data.{key}") for key, name in stored.items() if key in data}
+    if type(data.get("train")).__name__ == "DatasetDict":
+        parts = {key: _part(data["train"], name) for key, name in stored.items() if data.get(key) is None}
+        if "eval" in parts and parts["eval"] is None:
+            parts["eval"] = parts.pop("valid", None)
+        given |= {key: part for key, part in parts.items() if part is not None}
+    return {**data, **given}
+
+
+def _part(splits: Mapping[str, Any], name: str) -> Any:
+    return next((part for key, part in splits.items() if key.lower() in SPLIT_NAMES[name]), None)
+
+
+def _split(value: Any, name: str, field: str) -> Any:
+    if type(value).__name__ != "DatasetDict":
+        return value
+    part = _part(value, name)
+    if part is None:
+        problem = f"a DatasetDict without a split named {' or '.join(SPLIT_NAMES[name])}"
+        fix = f'choose a split: data["{next(iter(value), "train")}"]'
+        raise ConfigError(problem, expected=f"one of its splits: {', '.join(value)}", fix=fix, field=field)
+    return part
 
 
 def check_model_reference(value: Any) -> None:
@@ -88,6 +128,8 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
         return _of_table(value)
     if package == "datasets" and kind == "Dataset":
         return _of_dataset(value)
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+        _check_items(value, field)
     if isinstance(value, (list, tuple)) and all(isinstance(item, Mapping) for item in value):
         for row in value:
             _check_unique(list(map(str, row)), field)
@@ -96,6 +138,26 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
         'choose a split: data["train"]' if kind in ("DatasetDict", "IterableDatasetDict") else "make it a list of dicts"
     )
     raise ConfigError(f"an object of class {kind}", expected=_ACCEPTED, fix=fix, field=field)
+
+
+def _check_items(items: Sequence[Any], field: str) -> None:
+    """Check that all items of a list of rows are rows.
+
+    Raises:
+        ConfigError: Some are not; lists all of them.
+    """
+    problems = [
+        Problem(
+            f"a value of type {type(item).__name__} ({shortened(item, 40)})",
+            "a dict of values by column, as the other rows are",
+            "write it as a dict, or remove it",
+            f"row {number} of {field}",
+        )
+        for number, item in enumerate(items, start=1)
+        if not isinstance(item, Mapping)
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _has_named_index(frame: Any) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fulltune.data.columns.profile import Profile
-from fulltune.data.raw import SPLIT_NAMES
+from fulltune.runtime.split_names import SPLIT_NAMES
 
 
 def name_words(name: str) -> frozenset[str]:
