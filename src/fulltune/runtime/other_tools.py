@@ -55,7 +55,7 @@ _NAMES = {
     "train.max_grad_norm": "gradient_clip_val gradient_clipping grad_clip clip_grad_norm clipnorm max_gradient_norm",
     "train.label_smoothing": "label_smoothing_factor",
     "train.class_weights": "class_weight balanced weighted_loss",
-    "train.optimizer": "optim optimiser optimizer_type",
+    "train.optimizer": "optim optimizer_type",
     "train.gradient_checkpointing": "activation_checkpointing use_gradient_checkpointing checkpoint_activations",
     "train.evaluations": (
         "eval_strategy evaluation_strategy eval_steps evals_per_epoch val_check_interval "
