@@ -57,6 +57,9 @@ COMMANDS = {
 }
 
 
+QUICK = "plan good.json --quick --json"
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """Return exit code and message of ``fulltune run`` for each config."""
@@ -74,7 +77,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     (folder / "bad.json").write_text(json.dumps(bad), encoding="utf-8")
     leaks = usual | {"data": {"train": "rows.jsonl", "eval": "rows.jsonl"}}
     (folder / "leaks.json").write_text(json.dumps(leaks), encoding="utf-8")
-    commands += [command.split() for command in COMMANDS]
+    (folder / "good.json").write_text(json.dumps(usual), encoding="utf-8")
+    commands += [command.split() for command in (*COMMANDS, QUICK)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
@@ -82,7 +86,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     )  # fmt: skip
     left = [path.name for path in folder.glob("runs/*/audit.json")]
     assert left == ["audit.json"]  # of the refused run, which says where its leaks are
-    return dict(zip([*CONFIGS, *COMMANDS], map(tuple, json.loads(done.stdout.splitlines()[-1])), strict=True))
+    return dict(zip([*CONFIGS, *COMMANDS, QUICK], map(tuple, json.loads(done.stdout.splitlines()[-1])), strict=True))
 
 
 @pytest.mark.parametrize("case", CONFIGS)
@@ -99,3 +103,7 @@ def test_every_command_reports_mistakes_before_torch_is_imported(
     code, message = results[command]
     assert COMMANDS[command] in " ".join(message.replace("│", " ").split())
     assert code == (2 if command.startswith("rum") else 1)
+
+
+def test_a_quick_plan_needs_no_torch(results: dict[str, tuple[int, str]]) -> None:
+    assert results[QUICK] == (0, "None")

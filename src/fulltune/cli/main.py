@@ -87,6 +87,9 @@ def run(
 def plan(
     common: Common,
     config: ConfigFile,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure nothing: data, steps, memory by a formula, in seconds.")
+    ] = False,
     learning_curve: Annotated[
         bool,
         typer.Option("--learning-curve", help="Train on growing parts of the rows, and estimate the gain from more."),
@@ -94,13 +97,15 @@ def plan(
     overrides: Overrides = None,
 ) -> None:
     """Show what a run of a config would do, and every problem that it has, without training."""
+    if learning_curve and quick:
+        raise typer.BadParameter("a learning curve needs trainings", param_hint="--quick")
     if learning_curve:
         _learning_curve(common, config, overrides)
         return
     with common.answering():
         from fulltune.cli.render import runs
 
-        found = fulltune.plan(config, out=common.out, overrides=overrides or ())
+        found = fulltune.plan(config, out=common.out, overrides=overrides or (), quick=quick)
     common.answer(found.to_json(), runs.plan(found))
 
 

@@ -37,6 +37,22 @@ def smallest_detectable(deltas: Array, confidence: float) -> float:
     return float((z(0.5 + confidence / 2) + z(POWER)) * deltas.std())
 
 
+def expected_detectable(rows: int, confidence: float, spread: float) -> float:
+    """Return the smallest difference that rows will detect with a probability of :data:`POWER`, before any is scored.
+
+    Args:
+        rows: Number of rows; NaN is returned for fewer than :func:`least_rows`.
+        confidence: Confidence level of the test.
+        spread: Standard deviation of the difference of single rows. For a metric that is 0 or 1 on a row it is at most
+            the square root of the fraction of rows that change (their variance is that fraction minus the difference
+            squared).
+    """
+    if rows < least_rows(confidence):
+        return math.nan
+    z = NormalDist().inv_cdf
+    return (z(0.5 + confidence / 2) + z(POWER)) * spread / math.sqrt(rows)
+
+
 def rows_needed(comparison: Comparison, confidence: float = 0.95) -> int | None:
     """Return the number of rows on which the observed difference would be detected with a probability of :data:`POWER`.
 

@@ -13,7 +13,7 @@ from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
 from fulltune.metrics.base import Metric
-from fulltune.models.sources import check_name, find
+from fulltune.models.sources import Source, check_name, find
 from fulltune.pipeline.loading import config_of, load_model
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
@@ -137,18 +137,40 @@ def prepare_job(
     return Job(config, task, method, data, base, audit, features, curve, Path(out))
 
 
-def check_inputs(config: Config, out: str | Path) -> None:
-    """Check all of a config that needs no model: options, files, columns, rows, and the name of the model.
+@dataclass(frozen=True)
+class Inputs:
+    """All of a job that needs no model: what can be checked within a second.
+
+    Attributes:
+        config: The config.
+        task: The task, fitted to the data.
+        method: The method.
+        data: All splits, as examples.
+        audit: What the audit reports of the rows.
+        source: The files of the model.
+    """
+
+    config: Config
+    task: Task
+    method: Method
+    data: Data
+    audit: Audit
+    source: Source
+
+
+def check_inputs(config: Config, out: str | Path) -> Inputs:
+    """Check options, files, columns, rows, and the name of the model; torch is not imported.
 
     Commands that import torch at once call this before, so that a mistake is reported within a second.
 
     Raises:
         FulltuneError: The config, the data or the model cannot be used.
     """
-    task, _ = checked_task_and_method(config)
-    _, _, rows = _read(config, task)
-    rows.raise_if_broken()
-    find(pinned(config, out).model, Path(out))
+    task, method = checked_task_and_method(config)
+    facts, data, audit = _read(config, task)
+    audit.raise_if_broken()
+    source = find(pinned(config, out).model, Path(out))
+    return Inputs(config, task.with_facts(facts), method, data, audit, source)
 
 
 def _read(config: Config, task: Task) -> tuple[Facts, Data, Audit]:

@@ -23,7 +23,9 @@ from fulltune.metrics.compare import RunComparison
 from fulltune.metrics.compare import compare as compare_folders
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
-from fulltune.pipeline.job import Job, checked_task_and_method, dated, dated_as, pinned, prepare_job
+from fulltune.pipeline.job import Job, check_inputs, checked_task_and_method, dated, dated_as, pinned, prepare_job
+from fulltune.pipeline.planning import stored_model
+from fulltune.pipeline.planning.quick_plan import quick_plan
 from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
@@ -192,7 +194,12 @@ def _timeout(trainer: Mapping[str, Any]) -> float:
 
 
 def plan(
-    config: Source | None = None, *, out: str | Path = "runs", overrides: Sequence[str] = (), **options: Any
+    config: Source | None = None,
+    *,
+    out: str | Path = "runs",
+    overrides: Sequence[str] = (),
+    quick: bool = False,
+    **options: Any,
 ) -> Plan:
     """Return the plan of a run: what it does, and the memory and time that it takes.
 
@@ -200,16 +207,33 @@ def plan(
 
     Args:
         config, out, overrides, options: As in :func:`run`.
+        quick: Load no model and measure nothing; memory is computed by a formula, and there is no time.
 
     Raises:
         FulltuneError: Anything that would stop the run before its first step.
     """
     watch = Stopwatch()
-    job = prepare_job(load_config(config, overrides, options=options), out)
+    config = load_config(config, overrides, options=options)
+    if quick:
+        return _quick_plan(config, out)
+    job = prepare_job(config, out)
     job.check_audit()
     from fulltune.pipeline.planning.measured_plan import full_plan
 
     return full_plan(job, prepared=watch.total)
+
+
+def _quick_plan(config: Config, out: str | Path) -> Plan:
+    """Return a plan without measurements; models whose files do not tell their size are loaded for it."""
+    inputs = check_inputs(config, out)
+    model = stored_model.read(inputs.source)
+    if model is not None:
+        return quick_plan(inputs, model)
+    job = prepare_job(config, out)
+    job.check_audit()
+    from fulltune.pipeline.planning.measured_plan import counted_plan
+
+    return counted_plan(job)
 
 
 def evaluate(

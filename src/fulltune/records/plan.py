@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from fulltune.records.base import Model
 from fulltune.records.data import DataSummary
+
+
+class Detectable(Model):
+    """The smallest difference that the evaluation rows detect in four of five cases, expected before the run.
+
+    Attributes:
+        rows: Evaluation rows that decide.
+        metric: The deciding metric.
+        value: The difference, as a fraction for metrics that are 0 or 1 on a row.
+        unit: ``fraction``, or ``standard deviations`` of the differences of single rows.
+        changed: Fraction of rows that is assumed to become right or wrong; None for ``standard deviations``.
+    """
+
+    rows: int
+    metric: str
+    value: float
+    unit: Literal["fraction", "standard deviations"]
+    changed: float | None = None
 
 
 class Plan(Model):
@@ -23,7 +43,8 @@ class Plan(Model):
         parameters: Parameters of the model, all of them trained by the ``full`` method.
         memory_bytes: Lower bound on the memory of training; activations come on top.
         machine_bytes: Memory that this process may use; None if unknown.
-        memory: Bytes at the peak of training, by part; empty if nothing was measured.
+        memory: Bytes at the peak of training, by part; empty if it was not estimated.
+        is_measured: ``memory`` was measured; otherwise it is an estimate from counts.
         seconds: Wall time of a run, by stage; empty if nothing was measured.
         baselines: Systems that are scored without training.
         evaluations: Optimizer steps after which the evaluation curve gets a point.
@@ -31,6 +52,7 @@ class Plan(Model):
         too_long: Sentences about rows, prompts and answers that do not fit into the model's positions.
         warnings: Sentences for the other warnings of the audit.
         data: Truncation, classes, spelling of labels, padding, and rows of eval that also occur in train.
+        detectable: What the evaluation rows can decide; None for a metric that is unknown before the run.
         advice: Sentences of advice; none of them stops a run.
     """
 
@@ -57,10 +79,12 @@ class Plan(Model):
     too_long: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     data: DataSummary = DataSummary()
+    detectable: Detectable | None = None
+    is_measured: bool = True
 
     @property
     def peak_bytes(self) -> int | None:
-        """Predicted peak of the memory; None if nothing was measured."""
+        """Predicted peak of the memory; None if it was not estimated."""
         return sum(self.memory.values()) or None
 
     @property

@@ -77,7 +77,7 @@ class CausalLM(Task):
         tokens = prompts.text_ids(bundle, example.answer) + prompts.end_ids(bundle)
         return [
             Features(text.context + text.target, [-100] * len(text.context) + text.target, example.id)
-            for text in _windows(prompts.start_ids(bundle), tokens, window, is_given=not prompts.start_ids(bundle))
+            for text in windows(prompts.start_ids(bundle), tokens, window, is_given=not prompts.start_ids(bundle))
         ]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
@@ -170,11 +170,11 @@ class CausalLM(Task):
         if not example.input:
             tokens = prompts.text_ids(bundle, example.answer)
             is_given = not prompts.start_ids(bundle)
-            return _windows(prompt.ids, tokens, self._window(bundle), is_given=is_given)
+            return windows(prompt.ids, tokens, self._window(bundle), is_given=is_given)
         answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
         tokens = answer[: len(answer) - len(prompts.end_ids(bundle))]
         without_shots = self._prompt(example, bundle) if prompt.shots else prompt
-        return _windows(prompt.ids, tokens, self._window(bundle) + len(prompt.ids) - len(without_shots.ids))
+        return windows(prompt.ids, tokens, self._window(bundle) + len(prompt.ids) - len(without_shots.ids))
 
     def _documents(self, bundle: Bundle, shots: Sequence[Example], room: int) -> Fitted:
         """Return the shots as documents before a text: as many as fit into ``room`` tokens, at least the end of one."""
@@ -267,7 +267,7 @@ def _decoded(bundle: Bundle, tokens: list[int], size: int) -> str:
     return clip(longer, len(text)) if longer.startswith(text) else text
 
 
-def _windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[Text]:
+def windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[Text]:
     """Divide a document so that every token is a target once; later windows begin with the preceding token.
 
     Args:

@@ -16,7 +16,7 @@ from fulltune.data.findings import first_warnings
 from fulltune.metrics.compare import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
-from fulltune.records.plan import Plan
+from fulltune.records.plan import Detectable, Plan
 from fulltune.records.run import EvaluationRecord, Record, Retention
 from fulltune.report import dataset, display, retention
 from fulltune.report.methods import rows as method_rows
@@ -221,6 +221,7 @@ def plan(plan: Plan) -> RenderableType:
         **dataset.facts(plan.data),
         "memory": _memory(plan),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
+        **({"decides": _detectable(plan.detectable)} if plan.detectable else {}),
         "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",
         **({"computed by": "; ".join(plan.fast_paths)} if plan.fast_paths else {}),
     }
@@ -233,9 +234,18 @@ def plan(plan: Plan) -> RenderableType:
     return Group(_facts(facts), *data.classes(plan.data), *tables, *map(Text, lines))
 
 
+def _detectable(found: Detectable) -> str:
+    metric = display.metric_label(found.metric)
+    if found.changed is None:
+        return f"{found.rows:,} rows detect {found.value:.2g} standard deviations of the rows' differences in {metric}"
+    points = f"{100 * found.value:.1f} points of {metric}"
+    return f"{found.rows:,} rows detect {points}, if {found.changed:.0%} of the rows become right or wrong"
+
+
 def _memory(plan: Plan) -> str:
     peak = plan.peak_bytes
-    needs = f"at least {gib(plan.memory_bytes)}, activations on top" if peak is None else f"{gib(peak)} at the peak"
+    how = "at the peak" if plan.is_measured else "at the peak, by a formula"
+    needs = f"at least {gib(plan.memory_bytes)}, activations on top" if peak is None else f"{gib(peak)} {how}"
     return needs if plan.machine_bytes is None else f"{needs}; this machine has {gib(plan.machine_bytes)}"
 
 

@@ -135,12 +135,19 @@ def gathered(shape: Shape, units: int) -> float:
 def activation_bytes(shape: Shape, tokens: int) -> float:
     """Return the bytes of activations with every block recomputed: block inputs, one active block, and three logits.
 
-    An active block holds about ``8 h + 3 f`` numbers per token (h: hidden, f: feed-forward width): the linear and
-    attention parts of Korthikanti et al. 2022, equation 1, without dropout masks and, with fused attention, without its
-    scores.
+    The active block is that of :func:`block_numbers`.
     """
-    block = 8 * shape.hidden + 3 * shape.feed_forward
+    block = block_numbers(shape.hidden, shape.feed_forward)
     return float(_FLOAT * tokens * (shape.layers * shape.hidden + block + 3 * shape.vocabulary))
+
+
+def block_numbers(hidden: int, feed_forward: int) -> int:
+    """Return the numbers per token that a block keeps for its backward pass, ``8 h + 3 f``.
+
+    These are the linear and attention parts of Korthikanti et al. 2022, equation 1, without dropout masks and, with
+    fused attention, without its scores.
+    """
+    return 8 * hidden + 3 * feed_forward
 
 
 def what_fits(

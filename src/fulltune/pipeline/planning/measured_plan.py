@@ -59,7 +59,7 @@ def checked_plan(job: Job) -> Plan:
     Raises:
         ConfigError: The job cannot work, or does not fit in memory.
     """
-    plan = _counted(job)
+    plan = counted_plan(job)
     if _plainly_fits(job, plan):
         return plan
     with _Rehearsal(job) as rehearsal:
@@ -76,14 +76,14 @@ def full_plan(job: Job, prepared: float) -> Plan:
     Raises:
         ConfigError: The job cannot work, or does not fit in memory.
     """
-    plan = _counted(job)
+    plan = counted_plan(job)
     with pinned_kernels(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
         plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
         seconds = {"load and audit": prepared, **rehearsal.seconds(plan)}
     return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
 
 
-def _counted(job: Job) -> Plan:
+def counted_plan(job: Job) -> Plan:
     """Return the plan before anything is measured, with the findings of the audit about rows that do not fit."""
     findings = job.audit.findings
     unscored = sum(
@@ -314,6 +314,8 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
         batches=job.micro_batches(sequences),
         padding=buckets.padding_shares(config, sequences),
         unscored=unscored,
+        metric=job.task.metrics[0],
+        scored=len(data.eval.examples) - len(job.left_out),
     )
     with pinned_kernels(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config.trainer), config, choices)})

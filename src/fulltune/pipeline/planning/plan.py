@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from fulltune.config import BaselineConfig, Config
 from fulltune.errors import ConfigError, Problem
-from fulltune.records.plan import Plan
+from fulltune.metrics.base import Metric
+from fulltune.metrics.power import expected_detectable
+from fulltune.records.plan import Detectable, Plan
 from fulltune.training.advice import advice, advice_on_choice
 from fulltune.training.arguments import evaluation_steps, warmup_steps
 from fulltune.training.arguments import steps_per_epoch as steps_per_epoch
@@ -20,6 +23,13 @@ from fulltune.training.regularization.costs import advice_on_regularizers, extra
 #: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
 #: copies). Activations come on top.
 BYTES_PER_PARAMETER = 16
+
+#: Fraction of evaluation rows that are assumed to become right or wrong by tuning. Between systems that differ by a few
+#: points it is usually between a tenth and a third.
+CHANGED = 0.2
+
+#: Deciding metrics that are 0 or 1 on a row, or close to the mean of one (macro-F1 and accuracy).
+_EXACT = ("accuracy", "macro_f1", "execution_accuracy", "spider_accuracy")
 
 
 def build_plan(
@@ -36,6 +46,8 @@ def build_plan(
     batches: int | None = None,
     padding: Mapping[str, float] | None = None,
     unscored: int = 0,
+    metric: Metric | None = None,
+    scored: int | None = None,
 ) -> Plan:
     """Return a plan from counts.
 
@@ -50,6 +62,8 @@ def build_plan(
         batches: Micro-batches per epoch if ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
         padding: See :class:`Plan`.
         unscored: Rows of ``eval_rows`` that cannot be scored.
+        metric: The deciding metric, if it is known.
+        scored: Evaluation rows that decide, if some of them do not.
 
     Raises:
         ConfigError: The job cannot work; all problems at once.
@@ -77,11 +91,30 @@ def build_plan(
         machine_bytes=machine_memory,
         baselines=tuple(baselines),
         evaluations=evaluation_steps(total, config.train.evaluations),
+        detectable=_detectable(config, metric, (eval_rows if scored is None else scored) - unscored),
         advice=(
             *advice(config, total, parameters),
             *_fit(config, rows, sequences, memory, machine_memory, unscored),
             *advice_on_regularizers(config, parameters),
         ),
+    )
+
+
+def _detectable(config: Config, metric: Metric | None, rows: int) -> Detectable | None:
+    """Return what rows will be able to decide, if :data:`CHANGED` of them become right or wrong."""
+    if metric is None:
+        return None
+    is_exact = metric.name in _EXACT
+    spread = math.sqrt(CHANGED) if is_exact else 1.0
+    value = expected_detectable(rows, config.evaluation.confidence, spread)
+    if not math.isfinite(value):
+        return None
+    return Detectable(
+        rows=rows,
+        metric=metric.name,
+        value=value,
+        unit="fraction" if is_exact else "standard deviations",
+        changed=CHANGED if is_exact else None,
     )
 
 

@@ -1,0 +1,124 @@
+"""Plan a run in seconds: data, audit, steps, memory by formula, and what the evaluation rows can decide.
+
+No model is loaded and no step is measured, so torch is not imported. Rows are counted as tokens by the tokenizer's own
+file, without a chat template; a prompt may therefore have a few tokens more in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from fulltune.config import Config
+from fulltune.data import tokens
+from fulltune.data.findings import Finding
+from fulltune.data.summary import data_summary
+from fulltune.pipeline.job import Inputs, choosing_metric
+from fulltune.pipeline.planning.formula import memory_by_formula
+from fulltune.pipeline.planning.plan import build_plan
+from fulltune.pipeline.planning.stored_model import StoredModel
+from fulltune.records.plan import Plan
+from fulltune.runtime import machine
+from fulltune.tasks.base import Example, Features, Task
+from fulltune.tasks.causal_lm import windows
+from fulltune.training.regularization.costs import replayed
+
+#: Rows per split whose tokens are counted; more are counted by evenly spaced ones.
+COUNTED = 5_000
+
+#: Default windows in tokens, where ``data.max_length`` is not set: of classes, of documents, of sources.
+_WINDOWS = {"classification": 512, "causal-lm": 1024}
+_SOURCE = 512
+
+#: Stands for the end-of-text token.
+_END = 0
+
+
+def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
+    """Return a plan with nothing measured.
+
+    Args:
+        inputs: The checked config with its rows.
+        model: The sizes of its model.
+
+    Raises:
+        ConfigError: The job cannot work.
+    """
+    config, task, data = inputs.config, inputs.task, inputs.data
+    choosing_metric(config, task)
+    encode = encoder(task, config, model)
+    train, evaluation = _sample(data.train.examples), _sample(data.eval.examples)
+    # Keyed by identity: rows of two splits may have the same id.
+    encoded = {id(example): encode(example) for example in (*train, *evaluation)}
+    features = [item for example in train for item in encoded[id(example)]]
+    own = round(len(features) * len(data.train.examples) / max(1, len(train)))
+    sequences = own + replayed(config.regularize, own)
+    mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
+    total = round(mean * sequences)
+    plan = build_plan(
+        config,
+        train_rows=len(data.train.examples),
+        eval_rows=len(data.eval.examples),
+        valid_rows=len(data.valid.examples) if data.valid else 0,
+        sequences=sequences,
+        tokens=total,
+        parameters=model.parameters,
+        machine_memory=machine.memory_bytes(),
+        baselines=task.baselines,
+        batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
+        metric=task.metrics[0],
+        scored=len(data.eval.examples) - (0 if config.data.allow_leaks else len(inputs.audit.leaked_ids)),
+    )
+    lengths = _lengths({"train": train, "eval": evaluation}, config, lambda example: encoded[id(example)])
+    are_all = len(train) + len(evaluation) == len(data.train.examples) + len(data.eval.examples)
+    audit = inputs.audit.extended(found for found in lengths if are_all or found.kind == "lengths")
+    audit.raise_if_broken()
+    settings = config.data
+    return plan.model_copy(
+        update={
+            "memory": memory_by_formula(inputs, model, features, plan.total_steps),
+            "is_measured": False,
+            "too_long": tuple(found.message for found in audit.findings if found.kind in tokens.LENGTH_KINDS),
+            "warnings": audit.warnings(without=tokens.LENGTH_KINDS),
+            "data": data_summary(audit, plan.rows, max_length=settings.max_length, count_leaks=settings.allow_leaks),
+        }
+    )
+
+
+def encoder(task: Task, config: Config, model: StoredModel) -> Callable[[Example], list[Features]]:
+    """Return the function from an example to sequences as long as those that the task makes of it."""
+    usual = min(_WINDOWS.get(task.name, _SOURCE), model.window)
+    window = min(config.data.max_length or usual, model.window)
+    start = model.start_ids
+
+    def encode(example: Example) -> list[Features]:
+        texts = (config.data.instruction, task.reads(example), example.input)
+        [ids] = model.ids(["\n\n".join(text for text in texts if text)])
+        if task.head == "classification":
+            return [_cut(ids, 0, example, "input", window)]
+        [answer] = model.ids([example.answer], special=False)
+        if model.is_encoder_decoder:
+            return [_cut(ids, [*answer, _END][: config.data.max_target_length], example, "input", window)]
+        if example.input:
+            return [_cut([*ids, *answer, _END], [*answer, _END], example, "input", window)]
+        parts = windows(start, [*answer, _END], window, is_given=not start)
+        return [Features(part.context + part.target, part.target, example.id) for part in parts]
+
+    return encode
+
+
+def _cut(ids: list[int], labels: list[int] | int, example: Example, part: str, window: int) -> Features:
+    lost = len(ids) - window
+    return Features(ids[:window], labels, example.id, {part: lost} if lost > 0 else {})
+
+
+def _sample(examples: Sequence[Example]) -> Sequence[Example]:
+    """Return at most :data:`COUNTED` evenly spaced examples."""
+    return examples[:: max(1, -(-len(examples) // COUNTED))]
+
+
+def _lengths(
+    splits: Mapping[str, Sequence[Example]], config: Config, encode: Callable[[Example], Sequence[Features]]
+) -> Iterator[Finding]:
+    for split, examples in splits.items():
+        if examples:
+            yield from tokens.length_findings(split, examples, encode, config)

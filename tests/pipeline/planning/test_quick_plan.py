@@ -1,0 +1,168 @@
+"""A quick plan against the plan of the loaded model: counts are the same, and memory is a formula."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fulltune.cli.main import app
+from fulltune.config import load_config
+from fulltune.errors import ModelError
+from fulltune.metrics.power import expected_detectable
+from fulltune.models.sources import find
+from fulltune.pipeline import run
+from fulltune.pipeline.job import check_inputs, prepare_job
+from fulltune.pipeline.planning import measured_plan, quick_plan, stored_model
+from fulltune.pipeline.planning.formula import PROGRAM
+from fulltune.records.plan import Plan
+
+#: Kind of model → its task, and the columns of its rows.
+TASKS = {
+    "bert": ("classification", ("text", "label")),
+    "gpt2": ("causal-lm", ("text",)),
+    "t5": ("seq2seq", ("source", "target")),
+}
+
+
+def config(place: Path, kind: str, **sections: Any) -> dict[str, Any]:
+    """Write a model and 40 rows of different lengths, some of them longer than the window of 24 tokens."""
+    task, columns = TASKS[kind]
+    if not (place / kind).exists():
+        fakes.save(kind, place / kind)
+    rows = []
+    for number in range(40):
+        text = " ".join(fakes.WORDS[number + place] for place in range(2 + number % 13))
+        values = {"text": text, "label": "ab"[number % 2], "source": text, "target": text.split()[0]}
+        rows.append({name: values[name] for name in columns})
+    for name, part in (("train", rows[:30]), ("eval", rows[30:])):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    data = {"train": str(place / "train.jsonl"), "eval": str(place / "eval.jsonl"), "max_length": 24}
+    return {
+        "model": str(place / kind),
+        "task": task,
+        "data": data | {"allow_leaks": True, "max_truncated": 1.0} | sections.pop("data", {}),
+        "train": {"batch_size": 4, "epochs": 2},
+        **sections,
+    }
+
+
+def loaded(raw: dict[str, Any], out: Path) -> Plan:
+    return measured_plan.counted_plan(prepare_job(load_config(raw), out))
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_counts_are_those_of_the_loaded_model(kind: str, tmp_path: Path) -> None:
+    raw = config(tmp_path, kind)
+    quick, known = run.plan(raw, out=tmp_path / "runs", quick=True), loaded(raw, tmp_path)
+    names = ("task", "method", "rows", "sequences", "total_steps", "warmup_steps", "evaluations", "effective_batch")
+    assert [getattr(quick, name) for name in names] == [getattr(known, name) for name in names]
+    assert quick.parameters == known.parameters
+    assert quick.tokens == pytest.approx(known.tokens, rel=0.02)
+    assert quick.data.classes == known.data.classes
+    assert quick.detectable == known.detectable
+    assert not (tmp_path / "runs").exists()
+
+
+def test_truncated_rows_are_those_of_the_loaded_model(tmp_path: Path) -> None:
+    raw = config(tmp_path, "bert", data={"max_length": 10})
+    quick, known = run.plan(raw, out=tmp_path, quick=True), loaded(raw, tmp_path)
+    assert known.data.truncation
+    assert quick.data.truncation == known.data.truncation
+    assert quick.data.lengths == known.data.lengths
+    assert quick.too_long == known.too_long
+
+
+def test_memory_is_an_estimate_by_the_parts_of_a_measured_plan(tmp_path: Path) -> None:
+    raw = config(tmp_path, "bert", speed={"kernels": "off"})
+    quick = run.plan(raw, out=tmp_path, quick=True)
+    assert not quick.is_measured
+    assert quick.seconds == {}
+    weights = 4 * quick.parameters
+    exact = {"weights": weights, "gradients": weights, "optimizer state": 2 * weights, "base model": weights}
+    assert exact.items() <= quick.memory.items()
+    assert quick.memory["program and data"] == PROGRAM
+    longest = max(len(ids) for ids in lengths_of(raw))
+    assert quick.memory["activations"] == 4 * 4 * longest * layers(tmp_path / "bert")
+
+
+def lengths_of(raw: dict[str, Any]) -> list[list[int]]:
+    rows = [json.loads(line) for line in Path(raw["data"]["train"]).read_text().splitlines()]
+    model = stored_model.read(find(raw["model"]))
+    assert model is not None
+    return [ids[:24] for ids in model.ids([row["text"] for row in rows])]
+
+
+def layers(folder: Path) -> int:
+    """Return the numbers per token of all blocks: 8 widths of the residual stream and 3 of the feed-forward layer."""
+    sizes = json.loads((folder / "config.json").read_text())
+    return int(sizes["num_hidden_layers"] * (8 * sizes["hidden_size"] + 3 * sizes["intermediate_size"]))
+
+
+def test_large_data_is_counted_by_evenly_spaced_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = config(tmp_path, "gpt2")
+    exact = run.plan(raw, out=tmp_path, quick=True)
+    monkeypatch.setattr(quick_plan, "COUNTED", 10)
+    sampled = run.plan(raw, out=tmp_path, quick=True)
+    assert sampled.sequences == pytest.approx(exact.sequences, rel=0.2)
+    assert sampled.tokens == pytest.approx(exact.tokens, rel=0.2)
+
+
+def test_a_model_whose_files_do_not_tell_its_size_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = config(tmp_path, "bert")
+    monkeypatch.setattr(stored_model, "read", lambda source: None)
+    assert run.plan(raw, out=tmp_path, quick=True) == loaded(raw, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
+    raw = config(tmp_path, "bert")
+    (tmp_path / "bert" / name).write_bytes(b"{")
+    with pytest.raises(ModelError, match=f"{name}.*the file is damaged"):
+        run.plan(raw, out=tmp_path, quick=True)
+
+
+def test_problems_of_the_data_stop_a_quick_plan(tmp_path: Path) -> None:
+    raw = config(tmp_path, "bert", data={"allow_leaks": False})
+    raw["data"]["eval"] = raw["data"]["train"]
+    result = CliRunner().invoke(app, ["plan", write(tmp_path, raw), "--quick", "--json"])
+    assert result.exit_code == 1
+    assert "also occur in train" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_the_command_shows_what_is_estimated(tmp_path: Path) -> None:
+    path = write(tmp_path, config(tmp_path, "bert"))
+    shown = " ".join(CliRunner().invoke(app, ["plan", path, "--quick"]).stdout.split())
+    assert "at the peak, by a formula" in shown
+    assert "10 rows detect 39.6 points of Macro-F1, if 20% of the rows become right or wrong" in shown
+    parsed = json.loads(CliRunner().invoke(app, ["plan", path, "--quick", "--json"]).stdout)
+    assert parsed["is_measured"] is False
+    wrong = CliRunner().invoke(app, ["plan", path, "--quick", "--learning-curve"])
+    assert wrong.exit_code == 2
+    assert "a learning curve needs trainings" in wrong.stderr
+
+
+def write(place: Path, raw: dict[str, Any]) -> str:
+    path = place / "config.json"
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("rows", [30, 400])
+def test_the_expected_difference_is_detected_in_four_of_five_draws(rows: int) -> None:
+    value = expected_detectable(rows, 0.95, spread=1.0)
+    draws = np.random.default_rng(rows).normal(value, 1.0, size=(20_000, rows)).mean(axis=1)
+    detected = np.abs(draws) > 1.959964 / np.sqrt(rows)
+    assert detected.mean() == pytest.approx(0.8, abs=0.01)
+    assert np.isnan(expected_detectable(5, 0.95, 1.0))
+
+
+def test_inputs_are_checked_without_a_model(tmp_path: Path) -> None:
+    inputs = check_inputs(load_config(config(tmp_path, "bert")), tmp_path)
+    assert inputs.task.labels == ("a", "b")
+    assert inputs.source.folder == tmp_path / "bert"
