@@ -59,7 +59,7 @@ def write(folder: Path) -> None:
     good = {"model": "starter:bert", "task": "classification", "data": data}
     configs = {
         "good": good,
-        "key": good | {"trian": {}},
+        "key": good | {"trainn": {}},
         "file": good | {"data": data | {"train": "rows.jsonl"}},
         "column": good | {"data": data | {"text": "body"}},
         "model": good | {"model": "starter:brt"},

@@ -24,7 +24,7 @@ print(json.dumps([[one.exit_code, one.stderr or repr(one.exception)] for one in 
 #: Case → config, or None for a file that does not exist, and part of the message.
 CONFIGS: dict[str, tuple[dict[str, Any] | None, str]] = {
     "a missing config": (None, "the config file does not exist"),
-    "an unknown key": ({"trian": {}}, "Did you mean 'train'"),
+    "an unknown key": ({"trainn": {}}, "Did you mean 'train'"),
     "a missing key": ({"data": {}}, "field 'data.train': missing"),
     "an unknown task": ({"task": "clasification"}, "Did you mean 'classification'"),
     "an option of another method": ({"adapter": {"rank": 4}}, "field 'adapter.rank'"),
