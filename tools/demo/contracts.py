@@ -65,7 +65,7 @@ def _clause(writer: Writer, label: str) -> str:
     if random.random() < ONE_STATEMENT:
         return _one_statement(writer, label)
     bound, free = PARTIES if label == "supplier" else PARTIES[::-1]
-    frame = random.choices(tuple(FRAMES), FRAMES.values())[0]
+    frame = random.choices(tuple(FRAMES), tuple(FRAMES.values()))[0]
     parties = [(bound, True), (free, False)] if frame == "plain" else [(free, False), (bound, True)]
     acts = _Acts(writer)
     statements = [_statement(writer, "bound" if is_bound else "free", acts, party) for party, is_bound in parties]

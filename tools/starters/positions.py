@@ -67,7 +67,8 @@ def _least_used(tokens: Tensor, frequency: Tensor) -> Tensor:
     project = torch.eye(width, dtype=torch.float64) - ones @ ones.T
     covariance = project @ centered.T @ centered @ project
     last = covariance.trace() * ones @ ones.T
-    return torch.linalg.eigh(covariance + last).eigenvectors[:, : 2 * len(FREQUENCIES)].float()
+    vectors: torch.Tensor = torch.linalg.eigh(covariance + last).eigenvectors
+    return vectors[:, : 2 * len(FREQUENCIES)].float()
 
 
 def _compare_positions(model: Any, free: Tensor, others: Tensor) -> None:

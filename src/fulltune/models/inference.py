@@ -147,7 +147,7 @@ def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batc
         for part in fast_paths.batches(model, batch, lambda row: (len(row),)):
             ids, mask = pad(part, pad_id(bundle), model.device)
             masks = (ids == mask_id).sum(dim=1).tolist()
-            results += F.log_softmax(logits(ids, mask).float(), dim=-1).split(masks)
+            results += F.log_softmax(logits(ids, mask).float(), dim=-1).split(masks)  # type: ignore[no-untyped-call]
         return results
 
     fast_paths.require_computable(model)
