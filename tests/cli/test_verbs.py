@@ -50,7 +50,7 @@ def test_a_command_is_only_named_if_it_exists() -> None:
 
 def test_misspelled_commands() -> None:
     assert "Did you mean 'run'?" in refused("rnu", "c.yaml")
-    assert "Did you mean 'show'?" in refused("models", "shwo")
+    assert "Did you mean 'show'?" in refused("models", "sshow")
 
 
 def test_a_config_or_data_without_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
