@@ -50,7 +50,7 @@ def test_no_run_of_eight_words_occurs_in_two_tales() -> None:
 
 def test_the_narrator_keeps_to_her_dialect() -> None:
     words = Counter(word for tale in TALES for word in re.findall(r"[\w']+", tale["text"].lower()))
-    assert all(words[word] >= 30 for word in ("t'", "nowt", "nobbut", "owd", "tha", "wi'", "o'", "says"))
+    assert all(words[word] >= 30 for word in ("t'", "nowt", "nobbut", "owd", "wi'", "o'", "says"))
     for standard in ("the", "nothing", "something", "with", "until", "always", "himself", "your", "was", "take"):
         assert words[standard] == 0, standard
 
