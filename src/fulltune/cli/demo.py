@@ -45,7 +45,7 @@ DEMOS: dict[str, dict[str, Any]] = {
             "warmup": 0.06,
             "weight_decay": 0,
         },
-        "regularize": {"l2_sp": 0.02},  # stays near the base, which otherwise forgets a tenth of its general English
+        "regularize": {"l2_sp": 0.02},  # keeps the general English of the base
         "baselines": {"few_shot": 1},
         "evaluation": {"continuations": 6, "max_new_tokens": 80},
     },
