@@ -50,6 +50,7 @@ class Case:
     kept: Any = "kept"
     guards: tuple[GuardEvent, ...] = ()
     moved: float = 1.0
+    steps: int = 400
 
     def record(self) -> Record:
         points = [[20 * place, value] for place, value in enumerate(self.curve)]
@@ -70,6 +71,7 @@ class Case:
             details=details,
             retention={"general text (en)": retention(self.kept)},
             guards=self.guards,
+            training=base.training.model_copy(update={"steps": self.steps}),
             parameters=base.parameters.model_copy(update={"moved": self.moved}),
         )
 
@@ -118,7 +120,13 @@ CASES = {
     "forgot too much, rejected": Case("rejected", WINS, "", "keep more", "models interpolate", FLAT, kept="lost"),
     "nothing moved": Case("rejected", AHEAD, "", "raise the rate", "No weight changed", FLAT, moved=0.0),
     "base kept": Case(
-        "rejected", LOSES, "", "lower the rate", "No step was better than the base", NEVER,
+        "rejected", LOSES, "tfidf", "lower the rate", "No step was better than the base", NEVER,
+        guards=(GuardEvent(guard="overfitting", step=0, verdict="continue", message="Nothing beat step 0."),),
+    ),
+    # A rate is not too high because 12 steps of a new head, of which a hundred are needed, did not beat a guess.
+    "base kept after a few steps": Case(
+        "rejected", LOSES, "tfidf", "train longer",
+        "12 steps were too few for a new head to learn anything: raise train.epochs (3 → 25)", NEVER, mcc=0.01, steps=12,
         guards=(GuardEvent(guard="overfitting", step=0, verdict="continue", message="Nothing beat step 0."),),
     ),
     "not a number": Case("rejected", AHEAD, "", "lower the rate", "lower train.learning_rate", tuned=float("nan")),

@@ -41,7 +41,7 @@ def config(base: str, **changes: Any) -> dict[str, Any]:
 def test_a_run_with_unchanged_weights_reports_that_first(base: str, tmp_path: Path) -> None:
     train = {"max_steps": 1, "learning_rate": 1e-11, "warmup": 0, "evaluations": 0}
     record = fulltune.run(config(base, train=train), out=tmp_path)
-    assert record.headline.startswith("Nothing was learned.")
+    assert record.headline.startswith("Raise the rate. Nothing was learned.")
     assert "raise train.learning_rate" in record.reasons[0]
     assert record.parameters.largest_change is not None
     assert record.parameters.largest_change < 1e-6

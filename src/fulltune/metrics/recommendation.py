@@ -27,6 +27,9 @@ LOST_AGAIN = 0.1
 #: Times as many evaluation rows as there are that can reasonably be asked for.
 AFFORDABLE = 20
 
+#: Fewer optimizer steps than this may not be enough for a new head to beat a guess.
+FEW_STEPS = 100
+
 #: Relative changes of weights below this are no training: float32 is exact to 6e-8.
 _NOTHING = 1e-6
 
@@ -50,7 +53,8 @@ def recommend(record: Record) -> Recommendation:
 
     1. Training was stopped: free memory, keep more of the base, or lower the rate, depending on the guard.
     2. No weight changed: raise the rate.
-    3. No step was better than the base, or the score is not a number: lower the rate.
+    3. No step was better than the base, or the score is not a number: lower the rate; train longer if a classifier
+       guesses after fewer than :data:`FEW_STEPS` steps.
     4. There are fewer rows than any test needs: get more evaluation rows.
     5. A baseline is better: use it; train longer if validation was still improving, lower the rate if it was past its
        best, get more training rows if it was flat.
@@ -151,16 +155,26 @@ def _after_stop(record: Record) -> Recommendation:
 
 
 def _nothing_learned(record: Record) -> Recommendation | None:
-    if base_kept(record.guards) is None and (sentence := unchanged(record.parameters)):
+    is_base = base_kept(record.guards) is not None
+    if not is_base and (sentence := unchanged(record.parameters)):
         return Recommendation(use="", action="raise the rate", sentence=sentence)
-    if base_kept(record.guards) is not None or not math.isfinite(_tuned(record)):
+    if not is_base and math.isfinite(_tuned(record)):
+        return None
+    use, steps = _winner(record) or "", record.training.steps
+    if is_base and _is_guess(record) and steps < FEW_STEPS:
+        longer = math.ceil(record.training.epochs * FEW_STEPS / max(1, steps))
         return Recommendation(
-            use="",
-            action="lower the rate",
-            sentence=f"No step was better than the base: lower train.learning_rate ({_rate(record, 1 / 3)}), raise "
-            "train.evaluations to see earlier steps, or bring more training rows.",
+            use=use,
+            action="train longer",
+            sentence=f"{steps} steps were too few for a new head to learn anything: raise train.epochs "
+            f"({record.training.epochs:.3g} → {longer}).",
         )
-    return None
+    return Recommendation(
+        use=use,
+        action="lower the rate",
+        sentence=f"No step was better than the base: lower train.learning_rate ({_rate(record, 1 / 3)}), raise "
+        "train.evaluations to see earlier steps, or bring more training rows.",
+    )
 
 
 def _too_few(record: Record) -> Recommendation | None:
@@ -175,7 +189,7 @@ def _too_few(record: Record) -> Recommendation | None:
 
 
 def _beaten(record: Record, curve: Curve) -> Recommendation | None:
-    best = next((name for name, found in _ranked(record) if found.verdict == "worse"), None)
+    best = _winner(record)
     if best is None:
         return None
     name = wording.system(best)
@@ -194,9 +208,7 @@ def _beaten(record: Record, curve: Curve) -> Recommendation | None:
 
 
 def _guessing(record: Record, curve: Curve) -> Recommendation | None:
-    mcc = record.scores["tuned"].get("mcc")
-    is_guess = mcc is not None and not mcc.low > 0
-    if not is_guess and (record.outcome != "rejected" or _forgot(record)):
+    if not _is_guess(record) and (record.outcome != "rejected" or _forgot(record)):
         return None
     if curve.trend == "improving":
         return Recommendation(use="", action="train longer", sentence=_longer(record, curve))
@@ -265,6 +277,17 @@ def _ranked(record: Record) -> list[tuple[str, Comparison]]:
 
 def _best(record: Record) -> tuple[str, Comparison] | None:
     return next(iter(_ranked(record)), None)
+
+
+def _winner(record: Record) -> str | None:
+    """Return the best of the baselines that beat the tuned model."""
+    return next((name for name, found in _ranked(record) if found.verdict == "worse"), None)
+
+
+def _is_guess(record: Record) -> bool:
+    """Return True if the answers of a classifier cannot be told from guessing."""
+    mcc = record.scores["tuned"].get("mcc")
+    return mcc is not None and not mcc.low > 0
 
 
 def _tuned(record: Record) -> float:

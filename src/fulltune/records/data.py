@@ -70,7 +70,7 @@ class Leaks(Model):
     Attributes:
         rows: Number of these rows.
         of: All evaluation rows.
-        kinds: Their number by kind: ``exact``, ``normalised``, ``near``.
+        kinds: Their number by kind, e.g. ``exact``, ``near``.
         ids: Ids of the rows if they are left out; otherwise of the first ones, at most 20.
         counted: True if they count in the deciding scores (``data.allow_leaks``); otherwise they are left out.
     """

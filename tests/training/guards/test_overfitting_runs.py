@@ -96,7 +96,7 @@ def test_a_base_that_nothing_beats_is_kept_and_recorded(tmp_path: Path) -> None:
     assert watched(record)[-1] == ("continue", 0)
     assert record.parameters.moved == 0.0
     assert record.outcome == "rejected"
-    assert record.headline.startswith("The base was kept because no training step beat it.")
+    assert "The base was kept because no training step beat it." in record.headline
     assert "Nothing beat step 0" in record.reasons[0]
     base = AutoModelForCausalLM.from_pretrained(config["model"]).state_dict()
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "runs" / record.run_id / "model").state_dict()

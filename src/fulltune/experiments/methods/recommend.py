@@ -58,7 +58,7 @@ def _chosen(own: MethodResult, others: Sequence[MethodResult], metric: Metric) -
             best,
             f"{best.method} is better than {own.method} by {_gain(best.against, metric, 1)}{_costs(best, own)}.",
         )
-    alike = [result for result in others if _verdict(result) == "no detectable change"]
+    alike = [result for result in others if _verdict(result) in ("no detectable change", "too few rows")]
     if not alike:
         rival = others[0]
         gain = _gain(rival.against, metric, -1)
