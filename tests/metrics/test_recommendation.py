@@ -126,7 +126,8 @@ CASES = {
     # A rate is not too high because 12 steps of a new head, of which a hundred are needed, did not beat a guess.
     "base kept after a few steps": Case(
         "rejected", LOSES, "tfidf", "train longer",
-        "12 steps were too few for a new head to learn anything: raise train.epochs (3 → 25)", NEVER, mcc=0.01, steps=12,
+        "12 steps were too few for a new head to learn anything: raise train.epochs (3 → 25)", NEVER, mcc=0.01,
+        steps=12,
         guards=(GuardEvent(guard="overfitting", step=0, verdict="continue", message="Nothing beat step 0."),),
     ),
     "not a number": Case("rejected", AHEAD, "", "lower the rate", "lower train.learning_rate", tuned=float("nan")),

@@ -197,6 +197,9 @@ def test_few_leaks_are_left_out_and_scored_beside(place: Path) -> None:
     assert "The same on all rows" in page
     again = fulltune.compare(record.run_id, record.run_id, out=place / "runs")
     assert again.differences[0].n == 19
+    scored = fulltune.evaluate(record.run_id, out=place / "runs")
+    assert scored.scores == record.scores["tuned"]
+    assert scored.warnings[-1] == "1 row of eval is left out of the scores, as in the run: also in train"
 
 
 def test_more_leaks_stop_the_run_unless_allowed_and_are_then_counted(place: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from fulltune.models import save
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import find_model, load_model
-from fulltune.records.run import Model, Record, Retention, Score
+from fulltune.records.run import Model, Record, Retention, Score, left_out
 from fulltune.report import pareto
 from fulltune.report.retention import worst
 from fulltune.runtime.files import atomic_text
@@ -145,6 +145,7 @@ def interpolate(
     task, tuned, _ = find_model(config, task, folder.name, folder.parent)
     base_outputs = BaseOutputs.collect(config, base, Path(out), progress, data.train.examples)
     mixture = Mixture(base, tuned)
+    data = replace(data, eval=data.eval.without(left_out(folder, data.eval.table.sha256)))
     chooses = data.valid or data.eval
     points = []
     with progress.stage("interpolate", total=len(wanted), unit="point") as bar:

@@ -20,7 +20,7 @@ from fulltune.evaluation import evaluate
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import load_model
-from fulltune.records.run import Model, Record, Retention, Score, read_record
+from fulltune.records.run import Model, Record, Retention, Score, left_out, read_record
 from fulltune.runtime.files import store_errors
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
@@ -171,6 +171,7 @@ def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progre
     bundle = load_model(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
     task = task.adopt(bundle)
     evaluation = evaluate.score_system(task, bundle, "soup", data, progress)
+    evaluation = evaluation.without(left_out(first, data.eval.table.sha256))
     records = {
         name: read_record(folder.parent / "record.json")
         for name, folder in zip(found.sources, folders, strict=True)

@@ -11,8 +11,9 @@ from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError, StoreError
 from fulltune.models.sources import check_name, find
 from fulltune.models.token_ids import answer_window
+from fulltune.records.run import left_out as recorded_left_out
 from fulltune.runtime import distributed, plugins
-from fulltune.store.registry.registry import Registry, reference
+from fulltune.store.registry.registry import Registry, evidence, reference
 from fulltune.store.runs import named, resolve
 from fulltune.tasks.base import Task
 from fulltune.tasks.chat import check_template, content_fact
@@ -202,3 +203,17 @@ def _noting(bundle: Bundle, fact: str) -> Bundle:
 def _under_own_head(base: Bundle) -> Bundle:
     """Return the base under the head that it was stored with, if that has the task's labels."""
     return base if base.with_own_head is None else replace(base.with_own_head(), info=base.info)
+
+
+def left_out(name: str, out: str | Path, eval_sha256: str) -> frozenset[str]:
+    """Return the ids of the evaluation rows that the run of a model leaves out of its scores; empty without a run.
+
+    Args:
+        name: Run, version, or any other model.
+        out: The runs folder.
+        eval_sha256: Hash of the rows that are scored now.
+    """
+    try:
+        return recorded_left_out(evidence(name, out), eval_sha256)
+    except StoreError:  # any other checkpoint
+        return frozenset()

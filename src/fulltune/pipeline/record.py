@@ -225,8 +225,13 @@ def evaluation_record(
     evaluation: Evaluation,
     asked: Mapping[str, PromptUse],
     warned: Warnings,
+    left_out: frozenset[str] = frozenset(),
 ) -> EvaluationRecord:
-    """Return the record of one model on one split: its scores, how its rows were asked, and the warnings."""
+    """Return the record of one model on one split: its scores, how its rows were asked, and the warnings.
+
+    Rows that the run of the model leaves out, because they also occur in train, do not count here either.
+    """
+    leaks = f"{rows(len(left_out), 'be', 'eval')} left out of the scores, as in the run: also in train"
     return EvaluationRecord(
         model=bundle.info,
         system=evaluation.system,
@@ -235,11 +240,11 @@ def evaluation_record(
         metric=task.metrics[0].name,
         metrics={metric.name: metric.info() for metric in task.metrics},
         data=data.eval.table.info,
-        scores=evaluation.scores(config.evaluation),
+        scores=evaluation.without(left_out).scores(config.evaluation),
         seconds=round(evaluation.seconds, 3),
         chat_date=config.data.chat_date,
         prompts=dict(asked),
-        warnings=(*warned.messages, *sentences(asked)),
+        warnings=(*warned.messages, *sentences(asked), *((leaks,) if left_out else ())),
     )
 
 

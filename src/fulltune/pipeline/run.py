@@ -280,7 +280,8 @@ def evaluate(
     asked = PromptCounter()
     with pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
         evaluation = score_system(task, bundle, system, data, progress, asked)
-    return evaluation_record(config, task, data, bundle, evaluation, asked.uses(), warned)
+    leaked = loading.left_out(name, out, data.eval.table.sha256)
+    return evaluation_record(config, task, data, bundle, evaluation, asked.uses(), warned, leaked)
 
 
 def compare(a: str | Path | Record, b: str | Path | Record, *, out: str | Path = "runs") -> RunComparison:

@@ -523,3 +523,17 @@ def read_record(path: str | Path) -> Record:
             where=str(path),
             fix="run it again, or restore the file",
         ) from error
+
+
+def left_out(folder: Path, eval_sha256: str) -> frozenset[str]:
+    """Return the ids of the evaluation rows that a run leaves out of its deciding scores.
+
+    Args:
+        folder: Folder of the run, or of a version.
+        eval_sha256: Hash of the rows that are scored now; no row is left out of others.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        return frozenset()
+    record = read_record(path)
+    return record.left_out if record.data.eval.sha256 == eval_sha256 else frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,10 @@ class Split:
 
     table: Table
     examples: tuple[Example, ...]
+
+    def without(self, ids: Container[str]) -> Split:
+        """Return the split with the examples of all other rows; the table is that of all rows."""
+        return replace(self, examples=tuple(example for example in self.examples if example.id not in ids))
 
 
 @dataclass(frozen=True)
