@@ -310,7 +310,7 @@ def test_utf16_without_a_mark_is_read_and_noted(encoding: str, tmp_path: Path) -
     table = load(path, TEXT)
     assert fields(table) == [{"text": "hello there"}]
     assert table.files[0].encoding == encoding
-    assert "UTF-16 without a byte-order mark" in table.files[0].assumed[0]
+    assert "no byte-order mark: read as UTF-16" in table.files[0].assumed[0]
 
 
 def test_a_cut_utf16_file_is_refused(tmp_path: Path) -> None:

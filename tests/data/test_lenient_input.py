@@ -232,7 +232,9 @@ def test_nested_files_of_rows_are_one_source(tmp_path: Path) -> None:
 def test_a_folder_of_texts_and_files_of_rows_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "README.txt", "x")
     write(tmp_path / "data.csv", delimited(ROWS))
-    with pytest.raises(DataError, match=r"1 text documents \(README\.txt.*1 files of rows.*by a pattern"):
+    with pytest.raises(
+        DataError, match=r"both text documents \(README\.txt, 1 in all\) and files of rows.*by a pattern"
+    ):
         load(tmp_path)
 
 

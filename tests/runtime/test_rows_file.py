@@ -85,7 +85,7 @@ def test_holes_in_a_data_frame_are_missing_values_and_other_objects_are_left_out
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}), "without a split named train"),
+        (datasets.DatasetDict({"fit": datasets.Dataset.from_list(ROWS)}), "without a split named train"),
         (datasets.Dataset.from_list(ROWS).to_iterable_dataset(), "object of class IterableDataset"),
         ((row for row in ROWS), "object of class generator"),
         (pd.Series(["a"]), "object of class Series"),

@@ -232,7 +232,7 @@ def _rows(text: str, name: str, dialect: _Dialect, before: int) -> Iterator[Cell
             continue
         finally:
             csv.field_size_limit(limit)
-        if cells:
+        if any(map(str.strip, cells)):  # spreadsheets write rows of empty cells below a table
             yield where, cells
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fulltune.data.encoding_guess import guess_encoding
 from fulltune.errors import DataError, Problem, shortened
@@ -59,8 +59,11 @@ def decode(data: bytes, where: str, encoding: str = "auto") -> Decoded:
         return _strictly(data, marked, where)
     if encoding != "auto":
         return _strictly(data, encoding, where)
+    if (codec := _unmarked_utf16(data)) is not None:
+        assumed = "it has NUL bytes as UTF-16 has, but no byte-order mark: read as UTF-16"
+        return replace(_strictly(data, codec, where), assumed=assumed)
     try:
-        return Decoded(data.decode("utf-8"), "utf-8") if not _looks_like_utf16(data) else _utf16(data, where)
+        return Decoded(data.decode("utf-8"), "utf-8")
     except UnicodeDecodeError:
         return _inferred(data, where)
 
@@ -74,15 +77,13 @@ def _strictly(data: bytes, codec: str, where: str) -> Decoded:
         raise _refusal(data, error, where) from None
 
 
-def _looks_like_utf16(data: bytes) -> bool:
-    head = data[:2000]
-    return len(head) >= 4 and max(head[::2].count(0), head[1::2].count(0)) > len(head) * 0.4
-
-
-def _utf16(data: bytes, where: str) -> Decoded:
-    codec = "utf-16-le" if data[1] == 0 else "utf-16-be"
-    decoded = _strictly(data, codec, where)
-    return Decoded(decoded.text, codec, "every other byte is NUL: read as UTF-16 without a byte-order mark")
+def _unmarked_utf16(data: bytes) -> str | None:
+    """Return the codec of UTF-16 without a byte-order mark: ASCII characters have a NUL byte, always on one side."""
+    head = data[:20_000]
+    first, second = head[::2].count(0), head[1::2].count(0)
+    if len(head) < 4 or max(first, second) < 0.1 * len(head) / 2 or min(first, second) > 0.05 * max(first, second):
+        return None
+    return "utf-16-le" if second > first else "utf-16-be"
 
 
 def _inferred(data: bytes, where: str) -> Decoded:

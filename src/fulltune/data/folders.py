@@ -108,8 +108,8 @@ def refuse_both(folder: Folder) -> None:
     """
     if folder.documents and folder.tables:
         raise DataError(
-            f"{len(folder.documents)} text documents ({folder.documents[0]}, …) and {len(folder.tables)} files of rows "
-            f"({folder.tables[0]}, …)",
+            f"both text documents ({folder.documents[0]}, {len(folder.documents)} in all) and files of rows "
+            f"({folder.tables[0]}, {len(folder.tables)} in all)",
             expected="either documents or files of rows",
             where=str(folder.path),
             fix=f"name the files by a pattern: {folder.path}/**/*.txt or "

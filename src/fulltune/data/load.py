@@ -444,4 +444,8 @@ def _missing(reader: _Reader, names: Sequence[str], free: Sequence[Profile], sou
     binary = [column.name for column in free if column.is_numeric and column.distinct == 2]
     if role == "label" and not close and len(binary) > 1:
         fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
-    return Problem(f"no column {reader.name!r}", f"one of {', '.join(names)}", fix, source, DataConfig.column_key(role))
+    return Problem(f"no column {reader.name!r}", f"one of {_some(names)}", fix, source, DataConfig.column_key(role))
+
+
+def _some(names: Sequence[str], shown: int = 30) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

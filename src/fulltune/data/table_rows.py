@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
 
@@ -66,7 +67,8 @@ def _check_unique(columns: Sequence[str], place: str, wanted: Collection[str] | 
     Raises:
         DataError: Columns that are read have the same name.
     """
-    repeated = sorted({column for column in columns if columns.count(column) > 1 and column in (wanted or ())})
+    counts = Counter(columns)
+    repeated = sorted(column for column in set(wanted or ()) if counts[column] > 1)
     if repeated:
         called = repr(repeated[0]) if repeated[0] else "nothing"
         problem = Problem(f"two columns are called {called}", where=place, fix="rename one of them")
