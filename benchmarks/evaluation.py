@@ -54,7 +54,7 @@ def main() -> None:
     task, _ = job.checked_task_and_method(config)
     task, data = dataset.prepare(config, task)
     base = loading.load_model(config, task, "runs")
-    shots = choose_shots(task, config, base.family, data.train.examples, data.eval.examples)
+    shots = choose_shots(task, config.baselines, base.family, data.train.examples, data.eval.examples)
     rows, found = data.eval.examples[: asked.rows], dict[str, Any]()
     for name in ("zero_shot", "few_shot"):
 

@@ -105,19 +105,19 @@ def test_shots_come_from_train_are_seeded_and_never_scored() -> None:
     task = classification()
     leaked = [*EVAL, Example("e:9", TRAIN[0].input, TRAIN[0].target)]
     for family in ("encoder", "decoder"):
-        shots = choose_shots(task, task.config, family, TRAIN, leaked)
-        assert shots == choose_shots(task, task.config, family, TRAIN, leaked)
+        shots = choose_shots(task, task.config.baselines, family, TRAIN, leaked)
+        assert shots == choose_shots(task, task.config.baselines, family, TRAIN, leaked)
         assert {shot.id for shot in shots} <= {row.id for row in TRAIN}
         assert not {shot.input for shot in shots} & {row.input for row in leaked}
     other = Config(model="m", task="classification", data={"train": "t"}, baselines={"few_shot": 2, "seed": 18})
-    assert shots != choose_shots(task, other, "decoder", TRAIN, leaked)
+    assert shots != choose_shots(task, other.baselines, "decoder", TRAIN, leaked)
 
 
 def test_an_encoder_gets_shots_per_label_and_a_prompt_cycles_through_the_labels() -> None:
     task = classification(few_shot=3)
-    per_label = choose_shots(task, task.config, "encoder", TRAIN, EVAL)
+    per_label = choose_shots(task, task.config.baselines, "encoder", TRAIN, EVAL)
     assert sorted(str(shot.target) for shot in per_label) == ["film"] * 3 + ["law"] * 3
-    prompt = choose_shots(task, task.config, "decoder", TRAIN, EVAL)
+    prompt = choose_shots(task, task.config.baselines, "decoder", TRAIN, EVAL)
     assert len(prompt) == 3
     assert {str(shot.target) for shot in prompt[:2]} == {"film", "law"}
 
@@ -125,7 +125,7 @@ def test_an_encoder_gets_shots_per_label_and_a_prompt_cycles_through_the_labels(
 def test_tasks_without_labels_get_plain_shots() -> None:
     task = CausalLM(Config(model="m", task="causal-lm", data={"train": "t"}, baselines={"few_shot": 2}))
     texts = [Example(f"t:{i}", "", f"tale {i}") for i in range(5)]
-    assert len(choose_shots(task, task.config, "decoder", texts, [])) == 2
+    assert len(choose_shots(task, task.config.baselines, "decoder", texts, [])) == 2
 
 
 def test_the_cache_answers_the_second_time_and_only_for_the_same_key(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fulltune.config import Config
+from fulltune.config import Config, TrainConfig
 from fulltune.data import tokens
 from fulltune.data.findings import Audit, BadRow, ExampleLike, Finding, bad_rows, rows, some
 from fulltune.data.labels import kind_findings, label_findings
@@ -71,7 +71,7 @@ def audit(
     findings = [
         *_bad_rows(tables, config.data.bad_rows == "skip"),
         *_assumed(tables),
-        *_sizes(train_examples, eval_examples, config),
+        *_sizes(train_examples, eval_examples, config.train),
     ]
     findings += overlapping.findings
     if classes:
@@ -151,8 +151,8 @@ def _assumed(tables: Mapping[str, Table]) -> Iterator[Finding]:
                     )
 
 
-def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], config: Config) -> Iterator[Finding]:
-    batch = config.train.batch_size
+def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], settings: TrainConfig) -> Iterator[Finding]:
+    batch = settings.batch_size
     if len(train) < batch:
         yield Finding(
             kind="less_than_a_batch",

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from fulltune.config import Config
+from fulltune.config import Config, DataConfig
 from fulltune.data.findings import LONE_TOKEN_KIND, ExampleLike, Finding, Level, listed, percent, rows, some
 from fulltune.data.values import is_blank
 
@@ -63,9 +63,9 @@ def length_findings(
             cut.append(example.id)
     yield _lengths(split, lengths)
     if cut:
-        yield _cut(split, cut, parts, len(examples), config)
+        yield _cut(split, cut, parts, len(examples), config.data)
     if lost:
-        yield _lost(split, lost, len(examples), config)
+        yield _lost(split, lost, len(examples), config.data)
 
 
 def _has_label(features: FeaturesLike) -> bool:
@@ -86,10 +86,10 @@ def _lengths(split: str, lengths: Sequence[int]) -> Finding:
     )
 
 
-def _cut(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, config: Config) -> Finding:
+def _cut(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, settings: DataConfig) -> Finding:
     fraction = percent(len(ids), total)
-    if config.data.max_length:
-        fraction += f", data.max_length: {config.data.max_length}"
+    if settings.max_length:
+        fraction += f", data.max_length: {settings.max_length}"
     lost = ", ".join(f"{count:,} tokens of the {part}" for part, count in parts.items())
     prompts = "; their prompts lack these tokens too" if split == "eval" and set(parts) - {"answer"} else ""
     return Finding(
@@ -104,8 +104,8 @@ def _cut(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, c
     )
 
 
-def _lost(split: str, ids: Sequence[str], total: int, config: Config) -> Finding:
-    limit = config.data.max_truncated
+def _lost(split: str, ids: Sequence[str], total: int, settings: DataConfig) -> Finding:
+    limit = settings.max_truncated
     too_many = len(ids) > limit * total
     return Finding(
         kind="nothing_to_learn",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fulltune.config import Config
+from fulltune.config import BaselineConfig, Config
 from fulltune.data.load import Table
 from fulltune.metrics.base import Array
 from fulltune.models import inference, reconcile
@@ -73,7 +73,7 @@ def _own_head(task: Task, load: Callable[[], Bundle]) -> Predictor:
 
 
 def choose_shots(
-    task: Task, config: Config, family: str, train: Sequence[Example], scored: Sequence[Example]
+    task: Task, settings: BaselineConfig, family: str, train: Sequence[Example], scored: Sequence[Example]
 ) -> list[Example]:
     """Choose few-shot examples from train by seed, never one that also occurs in the scored examples.
 
@@ -82,18 +82,18 @@ def choose_shots(
 
     Args:
         task: Task whose labels are cycled through.
-        config: Its section ``baselines`` is read.
+        settings: Number of shots and seed.
         family: Family of the base model.
         train: Examples to choose from.
         scored: Evaluation examples, which are excluded.
     """
     excluded = {(example.input, example.target) for example in scored}
     pool = [example for example in train if (example.input, example.target) not in excluded]
-    random.Random(config.baselines.seed).shuffle(pool)
+    random.Random(settings.seed).shuffle(pool)
     if not task.labels:
-        return pool[: config.baselines.few_shot]
-    shots = _cycle_labels(pool, task.labels, config.baselines.few_shot)
-    return shots if family == "encoder" else shots[: config.baselines.few_shot]
+        return pool[: settings.few_shot]
+    shots = _cycle_labels(pool, task.labels, settings.few_shot)
+    return shots if family == "encoder" else shots[: settings.few_shot]
 
 
 def _cycle_labels(pool: Sequence[Example], labels: Sequence[str], per_label: int) -> list[Example]:

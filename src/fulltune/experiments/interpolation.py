@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fulltune.config import Config, ForgettingConfig, load_config
+from fulltune.config import Config, EvaluationConfig, ForgettingConfig, GuardsConfig, load_config
 from fulltune.errors import ConfigError
 from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import BaseOutputs
@@ -173,7 +173,7 @@ def interpolate(
     source = f"the interpolation of {folder.name} at {best.alpha:g}"
     register_derived(out, goal, of=[folder], kind="interpolation", source=source)
     atomic_text(folder / "interpolation.json", found.to_json())
-    atomic_text(folder / "interpolation.svg", _picture(found, _budget(config)))
+    atomic_text(folder / "interpolation.svg", _picture(found, _budget(config.guards)))
     return found
 
 
@@ -217,8 +217,8 @@ def _with_budget(config: Config) -> Config:
     return config.model_copy(update={"guards": guards})
 
 
-def _budget(config: Config) -> float:
-    return config.guards.forgetting.budget if config.guards.forgetting else math.inf
+def _budget(settings: GuardsConfig) -> float:
+    return settings.forgetting.budget if settings.forgetting else math.inf
 
 
 def _point(
@@ -229,7 +229,7 @@ def _point(
     lost = worst(retention)
     return Point(
         alpha=alpha,
-        score=_score(config, task, bundle, examples),
+        score=_score(config.evaluation, task, bundle, examples),
         retention=retention,
         loss=max(0.0, lost[1].change) if lost and not math.isnan(lost[1].change) else (math.nan if lost else 0.0),
         within_budget=all(map(_is_within, retention.values())),
@@ -241,10 +241,10 @@ def _is_within(found: Retention) -> bool:
     return found.verdict != "lost" and not found.change > found.budget
 
 
-def _score(config: Config, task: Task, bundle: Bundle, examples: Sequence[Example]) -> Score:
+def _score(settings: EvaluationConfig, task: Task, bundle: Bundle, examples: Sequence[Example]) -> Score:
     deciding = task.metrics[0]
     found = score(task.predictor(bundle, "tuned"), examples, (deciding,), system="interpolated")
-    return found.scores(config.evaluation)[deciding.name]
+    return found.scores(settings)[deciding.name]
 
 
 def _final(
@@ -255,7 +255,7 @@ def _final(
     if data.valid is None:
         return {name: point.score for name, point in asked.items()}
     scores = {
-        alpha: _score(config, task, mixture.at(alpha), data.eval.examples)
+        alpha: _score(config.evaluation, task, mixture.at(alpha), data.eval.examples)
         for alpha in sorted({point.alpha for point in asked.values()})
     }
     return {name: scores[point.alpha] for name, point in asked.items()}

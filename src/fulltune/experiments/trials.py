@@ -79,7 +79,7 @@ def objective(config: Config) -> Objective:
     Raises:
         ConfigError: ``guards.overfitting.metric`` is not a metric of the task.
     """
-    return Objective(choosing_metric(config, plugins.load("task", config.task)(config)))
+    return Objective(choosing_metric(config.guards, plugins.load("task", config.task)(config)))
 
 
 class Bench:
@@ -102,7 +102,7 @@ class Bench:
         """
         job = self._job(with_validation_rows(config))
         make_plan(job)
-        return Objective(choosing_metric(job.config, job.task)), len(job.data.shown)
+        return Objective(choosing_metric(job.config.guards, job.task)), len(job.data.shown)
 
     def train(self, config: Config, name: str, report: Report = lambda number, value: False) -> Trial:
         """Train and judge one trial.
@@ -167,7 +167,7 @@ class Bench:
 
 def _answers(job: Job, model: Bundle) -> Accumulator | None:
     """Return the statistics of each validation row; None if the objective is the loss."""
-    metric = choosing_metric(job.config, job.task)
+    metric = choosing_metric(job.config.guards, job.task)
     if metric is None:
         return None
     predict = job.task.predictor(model, "tuned")

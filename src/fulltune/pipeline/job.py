@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fulltune.config import Config, load_config
+from fulltune.config import Config, GuardsConfig, load_config
 from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
@@ -281,13 +281,13 @@ def on_day(config: Config, day: date | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"chat_date": day})})
 
 
-def choosing_metric(config: Config, task: Task) -> Metric | None:
+def choosing_metric(settings: GuardsConfig, task: Task) -> Metric | None:
     """Return the metric of the task that the best step is chosen by; None for the evaluation loss.
 
     Raises:
         ConfigError: ``guards.overfitting.metric`` is neither a metric of the task nor ``loss``.
     """
-    asked = config.guards.overfitting.metric if config.guards.overfitting else None
+    asked = settings.overfitting.metric if settings.overfitting else None
     if asked is None:
         return task.metrics[0] if task.head == "classification" else None
     known = {metric.name: metric for metric in task.metrics}

@@ -120,7 +120,9 @@ def run(
 
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
-                shots = choose_shots(job.task, config, job.base.family, job.data.train.examples, job.data.eval.examples)
+                shots = choose_shots(
+                    job.task, config.baselines, job.base.family, job.data.train.examples, job.data.eval.examples
+                )
                 systems = score_baselines(
                     config, job.task, job.data, job.base, shots, out=job.out, sink=sink, progress=progress
                 )

@@ -134,7 +134,7 @@ def overfitting_guard(job: Job, model: Bundle) -> OverfittingGuard | None:
     settings = job.config.guards.overfitting
     if settings is None or job.data.valid is None or not job.config.train.evaluations:
         return None
-    metric = choosing_metric(job.config, job.task)
+    metric = choosing_metric(job.config.guards, job.task)
     if metric is None:
         return OverfittingGuard("loss", settings.patience, settings.min_delta)
 

@@ -191,7 +191,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
     task: Task = plugins.load("task", job.task)(job)
     if base.family not in task.families:
         raise _unsupported(name, f"a base of the {base.family} family", f"{' or '.join(task.families)} for {task.name}")
-    source, split = _source(job)
+    source, split = _source(job.data)
     table = load_table(
         source,
         task.columns(available_columns(source, split, job.data)),
@@ -213,10 +213,10 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
     )
 
 
-def _source(job: Config) -> tuple[Source, str]:
+def _source(settings: DataConfig) -> tuple[Source, str]:
     """Return the source of the rows of a set, and its split if it is a hub id."""
-    source = job.data.eval
-    return (job.data.train, "train") if isinstance(source, float) else (source, "test")
+    source = settings.eval
+    return (settings.train, "train") if isinstance(source, float) else (source, "test")
 
 
 def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:
@@ -224,7 +224,7 @@ def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:
     if base.family == "encoder-decoder" or not base.has_lm_head:
         kind = base.family if base.has_lm_head else f"{base.family} without a language-modeling head"
         raise _unsupported(name, f"minimal pairs for an {kind}", "a decoder, or an encoder with a masked-LM head")
-    source, split = _source(job)
+    source, split = _source(job.data)
     available = available_columns(source, split, job.data)
     good, bad = next((pair for pair in _PAIR_COLUMNS if set(pair) <= set(available)), _PAIR_COLUMNS[0])
     # The loader's roles "source" and "target" carry one text each.

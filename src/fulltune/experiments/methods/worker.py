@@ -142,7 +142,7 @@ def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     job = prepare_job(config, spec.out)
     job.check_audit()
     plan = make_plan(job)
-    shots = choose_shots(job.task, config, job.base.family, job.data.train.examples, job.data.eval.examples)
+    shots = choose_shots(job.task, config.baselines, job.base.family, job.data.train.examples, job.data.eval.examples)
     # A method that uses positions of the window leaves fewer to the baselines that it is compared with.
     windows = {plugins.load("method", name).reserved(of_method(config, name).adapter): name for name in spec.methods}
     for name in windows.values():

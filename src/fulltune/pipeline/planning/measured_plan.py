@@ -163,7 +163,9 @@ class _Rehearsal:
     def seconds(self, plan: Plan) -> dict[str, float]:
         """Return the seconds of each stage of a run."""
         job = self.job
-        shots = choose_shots(job.task, job.config, job.base.family, job.data.train.examples, job.data.eval.examples)
+        shots = choose_shots(
+            job.task, job.config.baselines, job.base.family, job.data.train.examples, job.data.eval.examples
+        )
         systems = {
             name: baseline(name, job.task, job.base, job.data.train.examples, shots) for name in job.task.baselines
         }
@@ -189,7 +191,7 @@ class _Rehearsal:
         points = len(plan.evaluations) + 1  # before the first step too
         loss = a_token * sum(len(item.input_ids) for item in job.curve)
         chooses = job.config.guards.overfitting is not None and job.data.valid is not None
-        answers = chooses and choosing_metric(job.config, job.task) is not None
+        answers = chooses and choosing_metric(job.config.guards, job.task) is not None
         rows = len(job.data.shown) / len(job.data.eval.examples)
         return points * (loss + (evaluated * rows if answers else 0.0))
 
@@ -294,7 +296,7 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
     config, data = job.config, job.data
     _check_base(job.base)
     all_or_problems(
-        lambda: choosing_metric(config, job.task),
+        lambda: choosing_metric(config.guards, job.task),
         lambda: general_text.check(config, job.task.head, job.base),
     )
     replayed = costs.replayed(config.regularize, len(job.features))

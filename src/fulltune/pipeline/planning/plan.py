@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fulltune.config import BaselineConfig, Config
+from fulltune.config import BaselineConfig, Config, EvaluationConfig, TrainConfig
 from fulltune.errors import ConfigError, Problem
 from fulltune.metrics.base import Metric
 from fulltune.metrics.power import expected_detectable
@@ -70,7 +70,7 @@ def build_plan(
     """
     rows = {"train": train_rows, "eval": eval_rows} | ({"valid": valid_rows} if valid_rows else {})
     memory = parameters * (BYTES_PER_PARAMETER + 4 * extra_copies(config.regularize))
-    problems = _problems(config, rows, sequences, memory, machine_memory)
+    problems = _problems(config.baselines, rows, sequences, memory, machine_memory)
     if problems:
         raise ConfigError(problems)
     total = total_steps(config.train, sequences, batches)
@@ -84,14 +84,14 @@ def build_plan(
         steps_per_epoch=steps_per_epoch(config.train, sequences, batches),
         total_steps=total,
         warmup_steps=warmup_steps(config.train, total),
-        effective_batch=_effective_batch(config, sequences, batches),
+        effective_batch=_effective_batch(config.train, sequences, batches),
         padding=dict(padding or {}),
         parameters=parameters,
         memory_bytes=memory,
         machine_bytes=machine_memory,
         baselines=tuple(baselines),
         evaluations=evaluation_steps(total, config.train.evaluations),
-        detectable=_detectable(config, metric, (eval_rows if scored is None else scored) - unscored),
+        detectable=_detectable(config.evaluation, metric, (eval_rows if scored is None else scored) - unscored),
         advice=(
             *advice(config, total, parameters),
             *_fit(config, rows, sequences, memory, machine_memory, unscored),
@@ -100,13 +100,13 @@ def build_plan(
     )
 
 
-def _detectable(config: Config, metric: Metric | None, rows: int) -> Detectable | None:
+def _detectable(settings: EvaluationConfig, metric: Metric | None, rows: int) -> Detectable | None:
     """Return what rows will be able to decide, if :data:`CHANGED` of them become right or wrong."""
     if metric is None:
         return None
     is_exact = metric.name in _EXACT
     spread = math.sqrt(CHANGED) if is_exact else 1.0
-    value = expected_detectable(rows, config.evaluation.confidence, spread)
+    value = expected_detectable(rows, settings.confidence, spread)
     if not math.isfinite(value):
         return None
     return Detectable(
@@ -118,12 +118,14 @@ def _detectable(config: Config, metric: Metric | None, rows: int) -> Detectable 
     )
 
 
-def _effective_batch(config: Config, sequences: int, batches: int | None) -> int:
-    size = config.train.batch_size if batches is None else sequences / max(1, batches)
-    return round(size * config.train.accumulation)
+def _effective_batch(settings: TrainConfig, sequences: int, batches: int | None) -> int:
+    size = settings.batch_size if batches is None else sequences / max(1, batches)
+    return round(size * settings.accumulation)
 
 
-def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int, machine: int | None) -> list[Problem]:
+def _problems(
+    settings: BaselineConfig, rows: dict[str, int], sequences: int, memory: int, machine: int | None
+) -> list[Problem]:
     problems = []
     for split in ("train", "eval"):
         if rows[split] == 0:
@@ -137,7 +139,7 @@ def _problems(config: Config, rows: dict[str, int], sequences: int, memory: int,
                 field="data",
             )
         )
-    shots = config.baselines.few_shot
+    shots = settings.few_shot
     if 0 < rows["train"] < shots != BaselineConfig().few_shot:
         fix = f"set baselines.few_shot to {rows['train']} or less, or bring more rows"
         problems.append(

@@ -44,7 +44,7 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
         ConfigError: The job cannot work.
     """
     config, task, data = inputs.config, inputs.task, inputs.data
-    choosing_metric(config, task)
+    choosing_metric(config.guards, task)
     encode = encoder(task, config, model)
     train, evaluation = _sample(data.train.examples), _sample(data.eval.examples)
     # Keyed by identity: rows of two splits may have the same id.
