@@ -27,7 +27,7 @@ DEMOS: dict[str, dict[str, Any]] = {
         "train": {
             "epochs": 2,
             "batch_size": 16,
-            "learning_rate": 5e-4,
+            "learning_rate": 1.5e-4,
             "scheduler": "cosine",
             "warmup": 0.06,
             "evaluations": 4,
