@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +186,7 @@ def test_an_unknown_codec_is_refused_with_the_closest_one() -> None:
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes(bytes(range(128, 160)) * 20)
+    path.write_bytes(random.Random(1).randbytes(2000))
     with pytest.raises(DataError, match="is not UTF-8; expected text in a known encoding"):
         read(path)
 
@@ -199,3 +201,16 @@ def test_lines_of_two_encodings_in_one_file_are_bad_rows(tmp_path: Path) -> None
     table = read(path)
     assert len(table) == 3
     assert [problem.where for problem in table.problems] == ["a.csv:3", "a.csv:6"]
+
+
+def test_signs_that_are_frequent_in_english_do_not_outweigh_its_words() -> None:
+    text = "The supplier’s notice—“in writing”—was sent on [***] and the buyer didn’t reply… " * 200
+    assert decode(text.encode("cp1252"), "a").codec == "cp1252"
+    assert decode(text.encode("cp1252")[:80], "a").codec == "cp1252"
+
+
+def test_long_lines_are_decoded_quickly() -> None:
+    data = ("plain words " * 200_000 + "\nDvořák přišel domů\n").encode("cp1250")
+    start = time.process_time()
+    assert decode(data, "a").codec == "cp1250"
+    assert time.process_time() - start < 5

@@ -137,8 +137,9 @@ _CAPITAL_INSIDE, _TWO_SCRIPTS, _SIGN_INSIDE = -3.0, -4.0, -5.0
 #: Signs that may be between letters.
 _JOINING = "’‘…–—·\xad"
 
-#: Log-likelihood ratio of a frequent word, and the highest sum of these.
-_WORD, _ALL_WORDS = 2.0, 20.0
+#: Log-likelihood ratio for a text that consists of the frequent words of a language, and the number of words from which
+#: it is complete.
+_WORDS_RATIO, _ENOUGH_WORDS = 60.0, 20
 
 #: Frequency of a capital letter relative to the small one.
 _CAPITAL = 0.1
@@ -176,7 +177,7 @@ def guess_encoding(data: bytes) -> Guess | None:
     scores = {codec: _score(codec, seen, words) for codec in _LANGUAGES}
     codec = max(scores, key=lambda name: scores[name][0])
     best, language = scores[codec]
-    if seen and best / sum(seen.values()) >= _PLAUSIBLE:
+    if seen and best / _weight(seen) >= _PLAUSIBLE:
         rivals = [name for name, (score, _) in scores.items() if best - score < _CLEAR and _differ(name, codec, seen)]
         return Guess(codec, language, max(rivals, key=lambda name: scores[name][0], default=""))
     match = charset_normalizer.from_bytes(data[: 1 << 20], cp_isolation=list(_SEVERAL_BYTES)).best()
@@ -189,10 +190,10 @@ def _sample(data: bytes) -> bytes:
         return data
     lines = list[bytes]()
     size = 0
-    for match in re.finditer(rb"[^\n]*[\x80-\xff][^\n]*", data):
-        line = match[0][:_SAMPLE]
-        lines.append(line)
-        size += len(line)
+    for line in data.split(b"\n"):
+        if not line.isascii():
+            lines.append(line[:_SAMPLE])
+            size += len(line)
         if size > _SAMPLE:
             break
     return b"\n".join(lines)
@@ -207,14 +208,21 @@ def _triples(sample: bytes) -> Iterator[_Triple]:
 
 
 def _score(codec: str, seen: Mapping[_Triple, int], words: Mapping[bytes, int]) -> tuple[float, str]:
-    """Return the log-likelihood of an encoding for its best language, and that language."""
+    """Return the log-likelihood of an encoding for its best language, and that language.
+
+    A character counts by the logarithm of its number: its occurrences are not independent, and a single sign that is
+    common in a text would outweigh all others.
+    """
     table = _table(codec)
     counts = Counter[str]()
-    score = -_RARE.get(codec, _RARITY[re.split(r"[\d_]", codec, maxsplit=1)[0]])
+    neighbors = Counter[str]()
     for (before, byte, after), count in seen.items():
         counts[table[byte]] += count
-        score += count * _neighbors(table[before], table[byte], table[after])
-    by_language = {one: _likelihood(counts, one) + _frequent_words(words, one) for one in _LANGUAGES[codec]}
+        neighbors[table[byte]] += count * _neighbors(table[before], table[byte], table[after])
+    weights = {character: 1 + math.log2(count) for character, count in counts.items()}
+    score = sum(weights[character] * neighbors[character] / count for character, count in counts.items())
+    score -= _RARE.get(codec, _RARITY[re.split(r"[\d_]", codec, maxsplit=1)[0]])
+    by_language = {one: _likelihood(weights, one) + _frequent_words(words, one) for one in _LANGUAGES[codec]}
     language = max(by_language, key=lambda name: by_language[name])
     return score + by_language[language], language
 
@@ -232,13 +240,13 @@ def _neighbors(before: str, character: str, after: str) -> float:
 
 
 def _frequent_words(words: Mapping[bytes, int], language: str) -> float:
-    frequent = _WORDS.get(language, "").split()
-    return min(_ALL_WORDS, _WORD * sum(words.get(word.encode(), 0) for word in frequent))
+    frequent = sum(words.get(word.encode(), 0) for word in _WORDS.get(language, "").split())
+    return _WORDS_RATIO * frequent / max(_ENOUGH_WORDS, sum(words.values()))
 
 
-def _likelihood(counts: Mapping[str, int], language: str) -> float:
+def _likelihood(weights: Mapping[str, float], language: str) -> float:
     frequencies = _frequencies(language)
-    return sum(count * frequencies.get(character, _unusual(character)) for character, count in counts.items())
+    return sum(weight * frequencies.get(character, _unusual(character)) for character, weight in weights.items())
 
 
 def _unusual(character: str) -> float:
@@ -269,6 +277,14 @@ def _logs(weights: Mapping[str, float], part: float) -> dict[str, float]:
 def _table(codec: str) -> tuple[str, ...]:
     """Return the character of each byte; U+0080, which no text contains, for bytes without one."""
     return tuple(bytes([byte]).decode(codec, errors="replace").replace("\ufffd", "\x80") for byte in range(256))
+
+
+def _weight(seen: Mapping[_Triple, int]) -> float:
+    """Return the sum of the weights of all characters."""
+    counts = Counter[int]()
+    for (_, byte, _), count in seen.items():
+        counts[byte] += count
+    return sum(1 + math.log2(count) for count in counts.values())
 
 
 def _differ(one: str, other: str, seen: Iterable[_Triple]) -> bool:
