@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -215,7 +215,7 @@ def _score(codec: str, seen: Mapping[_Triple, int], words: Mapping[bytes, int]) 
     """
     table = _table(codec)
     counts = Counter[str]()
-    neighbors = Counter[str]()
+    neighbors: defaultdict[str, float] = defaultdict(float)
     for (before, byte, after), count in seen.items():
         counts[table[byte]] += count
         neighbors[table[byte]] += count * _neighbors(table[before], table[byte], table[after])
