@@ -97,6 +97,9 @@ CASES = {
         "1e-05), or train for fewer epochs", PAST,
     ),
     "beaten, flat": Case("rejected", LOSES, "tfidf", "get more training rows", "(there are 2,133)", FLAT),
+    "beaten, flat after a few steps": Case(
+        "rejected", LOSES, "tfidf", "train longer", "18 steps are few: raise train.epochs (3 → 17).", FLAT, steps=18,
+    ),
     "beaten, no curve": Case("rejected", LOSES, "tfidf", "use the baseline", "With data.valid: 0.1 the next run shows"),
     "ahead, affordable rows": Case(
         "undecided", AHEAD, "", "get more evaluation rows",

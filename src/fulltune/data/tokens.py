@@ -33,6 +33,8 @@ _NOTABLE = 0.01
 _HOPELESS = 0.5
 #: Kinds of findings about rows that exceed the model's positions.
 LENGTH_KINDS = ("truncated", "nothing_to_learn", "short_answers", "window")
+#: Words of the finding about truncated rows.
+TRUNCATED = "longer than the window and truncated"
 #: Number of texts per call of the tokenizer.
 _BATCH = 256
 
@@ -95,7 +97,7 @@ def _cut(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, s
     return Finding(
         kind="truncated",
         level="warning" if len(ids) > _NOTABLE * total else "info",
-        message=f"{rows(len(ids), 'be', split)} longer than the window and truncated ({fraction}) by {lost}{prompts}",
+        message=f"{rows(len(ids), 'be', split)} {TRUNCATED} ({fraction}) by {lost}{prompts}",
         fix="raise data.max_length (or data.max_target_length) if the model allows it, or shorten the rows",
         split=split,
         count=len(ids),

@@ -27,7 +27,7 @@ LOST_AGAIN = 0.1
 #: Times as many evaluation rows as there are that can reasonably be asked for.
 AFFORDABLE = 20
 
-#: Fewer optimizer steps than this may not be enough for a new head to beat a guess.
+#: Fewer optimizer steps than this may be too few: a new head may not even beat a guess, and a curve looks flat.
 FEW_STEPS = 100
 
 #: Relative changes of weights below this are no training: float32 is exact to 6e-8.
@@ -57,7 +57,7 @@ def recommend(record: Record) -> Recommendation:
        guesses after fewer than :data:`FEW_STEPS` steps.
     4. There are fewer rows than any test needs: get more evaluation rows.
     5. A baseline is better: use it; train longer if validation was still improving, lower the rate if it was past its
-       best, get more training rows if it was flat.
+       best, get more training rows if it was flat. Fewer than :data:`FEW_STEPS` steps are too few to call it flat.
     6. The tuned model is no better than guessing: train longer if validation was still improving; else check the data.
     7. More was forgotten than the budget allows: keep more.
     8. The outcome is undecided: train longer if validation was still improving; get more evaluation rows if the tuned
@@ -162,12 +162,11 @@ def _nothing_learned(record: Record) -> Recommendation | None:
         return None
     use, steps = _winner(record) or "", record.training.steps
     if is_base and _is_guess(record) and steps < FEW_STEPS:
-        longer = math.ceil(record.training.epochs * FEW_STEPS / max(1, steps))
         return Recommendation(
             use=use,
             action="train longer",
             sentence=f"{steps} steps were too few for a new head to learn anything: raise train.epochs "
-            f"({record.training.epochs:.3g} → {longer}).",
+            f"({record.training.epochs:.3g} → {_enough(record)}).",
         )
     return Recommendation(
         use=use,
@@ -193,8 +192,8 @@ def _beaten(record: Record, curve: Curve) -> Recommendation | None:
     if best is None:
         return None
     name = wording.system(best)
-    if curve.trend == "improving":
-        return Recommendation(use=best, action="train longer", sentence=_longer(record, curve))
+    if longer := _longer(record, curve):
+        return Recommendation(use=best, action="train longer", sentence=longer)
     if curve.trend == "past its best":
         return Recommendation(use=best, action="lower the rate", sentence=_lower(record, curve))
     if curve.trend == "flat":
@@ -210,8 +209,8 @@ def _beaten(record: Record, curve: Curve) -> Recommendation | None:
 def _guessing(record: Record, curve: Curve) -> Recommendation | None:
     if not _is_guess(record) and (record.outcome != "rejected" or _forgot(record)):
         return None
-    if curve.trend == "improving":
-        return Recommendation(use="", action="train longer", sentence=_longer(record, curve))
+    if longer := _longer(record, curve):
+        return Recommendation(use="", action="train longer", sentence=longer)
     return Recommendation(
         use="",
         action="check the data",
@@ -231,8 +230,8 @@ def _undecided(record: Record, curve: Curve) -> Recommendation | None:
     if alike is None:
         return Recommendation(use="", action="get more evaluation rows", sentence=_unproven(record))
     name, found = alike
-    if curve.trend == "improving":
-        return Recommendation(use="", action="train longer", sentence=_longer(record, curve))
+    if longer := _longer(record, curve):
+        return Recommendation(use="", action="train longer", sentence=longer)
     needed = rows_needed(found, record.confidence)
     if needed is not None and needed <= AFFORDABLE * found.n and _is_ahead(record, found):
         needed = max(needed, found.n + 1)
@@ -306,11 +305,21 @@ def _forgot(record: Record) -> bool:
 
 
 def _longer(record: Record, curve: Curve) -> str:
-    epochs = record.training.epochs
-    return (
-        f"Training ended while it was still improving ({curve.words}): raise train.epochs ({epochs:.3g} → "
-        f"{2 * epochs:.3g})."
-    )
+    """Return that training ended too early; empty if nothing shows it."""
+    epochs, steps = record.training.epochs, record.training.steps
+    if curve.trend == "improving":
+        return (
+            f"Training ended while it was still improving ({curve.words}): raise train.epochs ({epochs:.3g} → "
+            f"{2 * epochs:.3g})."
+        )
+    if curve.trend in ("flat", "unknown") and steps < FEW_STEPS:
+        return f"{steps} steps are few: raise train.epochs ({epochs:.3g} → {_enough(record)})."
+    return ""
+
+
+def _enough(record: Record) -> int:
+    """Return the epochs that :data:`FEW_STEPS` steps take."""
+    return math.ceil(record.training.epochs * FEW_STEPS / max(1, record.training.steps))
 
 
 def _lower(record: Record, curve: Curve) -> str:

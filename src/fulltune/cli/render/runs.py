@@ -13,6 +13,7 @@ from rich.text import Text
 from fulltune.cli.doctor import Diagnosis
 from fulltune.cli.render import data
 from fulltune.data.findings import first_warnings
+from fulltune.data.tokens import TRUNCATED
 from fulltune.metrics.compare import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
@@ -83,9 +84,11 @@ def spent(record: Record) -> list[Text]:
 
 
 def audited(record: Record) -> list[Text]:
-    """Return one line per warning of the audit, for the first warnings."""
+    """Return one line per warning of the audit, for the first warnings; truncation is among the facts of the data."""
     audit = record.data.audit
     warnings = [" ".join(line.split()) for line in audit.findings[audit.errors :][: audit.warnings]]
+    if record.data.summary.truncation:
+        warnings = [line for line in warnings if TRUNCATED not in line]
     return [Text(line) for line in first_warnings(warnings, "in audit.json")]
 
 
