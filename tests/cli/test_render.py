@@ -141,18 +141,20 @@ def test_a_comparison_names_both_runs_and_the_rows_that_changed() -> None:
         b="20260102-b",
         task="classification",
         metric="macro_f1",
-        headline="A is better.",
+        headline="B is better.",
         metrics={"macro_f1": INFO},
-        scores={"a": {"macro_f1": score(0.9)}, "b": {"macro_f1": score(0.79)}},
+        scores={"a": {"macro_f1": score(0.79)}, "b": {"macro_f1": score(0.9)}},
         differences=(difference("improved"),),
         row_metric="accuracy",
         fixed=tuple(f"test.jsonl:{line}" for line in range(1, 8)),
         broken=("test.jsonl:9",),
     )
     shown = text(runs.comparison(found))
-    assert shown.splitlines()[0].strip() == "A is better."
-    assert "A = 20260101-a" in shown
-    assert "B = 20260102-b" in shown
+    assert shown.splitlines()[0].strip() == "B is better."
+    assert "From A = 20260101-a" in shown
+    assert "to   B = 20260102-b" in shown
+    assert "B − A" in shown
+    assert "right only in B" in shown
     assert "[+0.090, +0.130]" in shown
     assert "7: test.jsonl:1, test.jsonl:2, test.jsonl:3, test.jsonl:4, test.jsonl:5 …" in shown
     assert "1: test.jsonl:9" in shown

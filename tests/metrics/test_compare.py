@@ -115,7 +115,7 @@ def class_runs(tmp_path: Path, a: Predictions, b: Predictions, **changes: Any) -
 def test_two_classifiers(tmp_path: Path) -> None:
     a = classified(lambda row: row % 10 != 0)
     b = classified(lambda row: row % 2 == 0)
-    found = compare(*class_runs(tmp_path, a, [*classified(lambda row: True, "zero_shot"), *b]))
+    found = compare(*class_runs(tmp_path, b, [*classified(lambda row: True, "zero_shot"), *a]))
     assert [difference.metric for difference in found.differences] == list(CLASSES)
     assert found.differences[1].delta == pytest.approx(0.9 - 0.5)
     assert found.differences[0].verdict == "improved"
@@ -123,7 +123,7 @@ def test_two_classifiers(tmp_path: Path) -> None:
     assert found.fixed == tuple(f"r{row}" for row in range(40) if row % 2)
     assert found.broken == ("r0", "r10", "r20", "r30")
     assert found.most_improved == found.most_worsened == ()
-    assert found.headline.startswith("run-a is better than run-b in macro-F1 by 40.1 points (")
+    assert found.headline.startswith("run-b is better than run-a in macro-F1 by 40.1 points (")
     scores = [f1_score([p.reference for p in run], [p.output for p in run], average="macro") for run in (b, a)]
     assert found.headline.endswith(f", {scores[0]:.3f} → {scores[1]:.3f}, n = 40.")
     assert found.differences[0].delta == pytest.approx(scores[1] - scores[0])
@@ -135,8 +135,8 @@ def test_the_other_way_round_is_worse_by_as_much(tmp_path: Path) -> None:
     runs = class_runs(tmp_path, classified(lambda row: row % 10 != 0), classified(lambda row: row % 2 == 0))
     there, back = compare(*runs), compare(*reversed(runs))
     assert back.differences[0].delta == -there.differences[0].delta
-    assert back.differences[0].verdict == "worse"
-    assert back.headline.startswith("run-b is worse than run-a in macro-F1 by 40.1 points (")
+    assert (there.differences[0].verdict, back.differences[0].verdict) == ("worse", "improved")
+    assert there.headline.startswith("run-b is worse than run-a in macro-F1 by 40.1 points (")
     assert (back.fixed, back.broken) == (there.broken, there.fixed)
 
 
@@ -148,7 +148,7 @@ def test_a_run_against_itself_has_no_change(tmp_path: Path) -> None:
     }
     assert found.fixed == found.broken == ()
     assert found.headline == (
-        "No detectable change in macro-F1 from run-b to run-a (0.750 → 0.750): +0.0 points (+0.0 to +0.0), n = 40."
+        "No detectable change in macro-F1 from run-a to run-b (0.750 → 0.750): +0.0 points (+0.0 to +0.0), n = 40."
     )
 
 
@@ -161,14 +161,14 @@ def test_rows_of_a_metric_that_is_not_0_or_1_are_ranked(tmp_path: Path) -> None:
         record("b", metrics, metric="bits_per_byte"),
         likelihoods(lambda i: 10.0 + worse_at.get(i, 2 * i)),
     )
-    found = compare(a, b)
+    found = compare(b, a)
     assert [difference.metric for difference in found.differences] == ["bits_per_byte", "perplexity"]
     assert found.row_metric == "bits_per_byte"
     assert found.most_improved[:2] == ("r3", "r7")
     assert len(found.most_improved) == SHOWN_ROWS
     assert found.most_worsened == ()
-    assert "is better than b in bits per byte by " in found.headline
-    assert compare(b, a).most_worsened == found.most_improved
+    assert "a is better than b in bits per byte by " in found.headline
+    assert compare(a, b).most_worsened == found.most_improved
 
 
 def test_metrics_that_cannot_be_compared_are_left_out(tmp_path: Path) -> None:
@@ -264,9 +264,9 @@ def test_too_few_rows_cannot_decide(rows: int, tmp_path: Path) -> None:
     )
     found = compare(a, b)
     assert found.differences[0].verdict == "too few rows"
-    assert (found.differences[0].n, found.differences[0].high) == (rows, pytest.approx(-10 / 20 / math.log(2)))
+    assert (found.differences[0].n, found.differences[0].high) == (rows, pytest.approx(10 / 20 / math.log(2)))
     assert found.headline == (
-        f"{rows} rows cannot decide (no test at 95% can with fewer than 6): bits per byte 1.443 → 0.721 from b to a."
+        f"{rows} rows cannot decide (no test at 95% can with fewer than 6): bits per byte 0.721 → 1.443 from a to b."
     )
 
 
@@ -274,7 +274,7 @@ def test_rows_that_also_occur_in_train_are_left_out(tmp_path: Path) -> None:
     leaks = Leaks(rows=2, of=40, ids=("r1", "r3"))
     data = record().data.model_copy(update={"summary": DataSummary(leaks=leaks)})
     runs = class_runs(tmp_path, classified(lambda row: row > 2), classified(lambda row: row != 1), data=data)
-    found = compare(*runs)
+    found = compare(*reversed(runs))
     assert found.broken == ("r0", "r2")
     assert found.fixed == ()
     assert found.differences[1].n == 38

@@ -28,7 +28,7 @@ def against_scratch(name: str, tmp_path: Path, **config: Any) -> RunComparison:
         made[model] = record
         shutil.rmtree(tmp_path / record.run_id / "model")
     tuned, scratch = made.values()
-    comparison = fulltune.compare(tuned.run_id, scratch.run_id, out=tmp_path)
+    comparison = fulltune.compare(scratch.run_id, tuned.run_id, out=tmp_path)
     print(f"  {comparison.headline}")
     assert tuned.comparison["tuned vs zero_shot"].verdict == "improved"
     assert tuned.comparison["tuned vs few_shot"].verdict == "improved"

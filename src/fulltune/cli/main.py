@@ -134,7 +134,7 @@ def evaluate(
 def compare(
     common: Common,
     a: Annotated[str, typer.Argument(metavar="A", help="A run: its id, the beginning of its id, a path, or `latest`.")],
-    b: Annotated[str | None, typer.Argument(metavar="B", help="The run to compare it with.")] = None,
+    b: Annotated[str | None, typer.Argument(metavar="B", help="The run that is compared with A.")] = None,
     question: Annotated[
         str | None,
         typer.Option("--ask", metavar="TEXT", help="Ask both models this; of one run: its base and its tuned model."),
@@ -148,7 +148,9 @@ def compare(
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compare two runs, row by row, by one question (--ask) or by what changed (--data).
+    """Compare from A to B: two runs row by row, one question (--ask), or rows that changed (--data).
+
+    Every difference is B minus A, so `improved` says that B is better.
 
     `base` and `tuned` name the two ends of the newest run.
     """

@@ -26,11 +26,11 @@ _TUNED = "tuned"
 
 
 class RunComparison(Model):
-    """Comparison of the tuned models of two runs on the same rows, ``a`` minus ``b``.
+    """Comparison of the tuned models of two runs on the same rows, from ``a`` to ``b``: every difference is b − a.
 
     Attributes:
-        a: Run id of the first.
-        b: Run id of the second.
+        a: Run id of the first, which is the reference.
+        b: Run id of the second; ``improved`` means that it is better than ``a``.
         task: Task of both.
         metric: The deciding metric.
         headline: The result in one sentence.
@@ -38,9 +38,9 @@ class RunComparison(Model):
         scores: ``scores["a"][metric]`` and ``scores["b"][metric]``, as in the records.
         differences: Paired difference of each shared metric that can be compared, the deciding one first.
         row_metric: The metric that the lists of rows are based on.
-        fixed: Rows that are correct in ``a`` but not in ``b``; empty unless the metric is 0 or 1 on every row.
-        broken: Rows that are correct in ``b`` but not in ``a``; likewise.
-        most_improved: Otherwise the rows where ``a`` gains most over ``b``, at most :data:`SHOWN_ROWS`.
+        fixed: Rows that are correct in ``b`` but not in ``a``; empty unless the metric is 0 or 1 on every row.
+        broken: Rows that are correct in ``a`` but not in ``b``; likewise.
+        most_improved: Otherwise the rows where ``b`` gains most over ``a``, at most :data:`SHOWN_ROWS`.
         most_worsened: Likewise where it loses most.
         left_out: Metrics of only one run, or of a plugin, which cannot be computed here.
     """
@@ -64,11 +64,11 @@ class RunComparison(Model):
 def compare(
     a: str | Path, b: str | Path, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17
 ) -> RunComparison:
-    """Compare the tuned models of two run folders by the paired bootstrap.
+    """Compare the tuned models of two run folders by the paired bootstrap, from ``a`` to ``b``.
 
     Args:
-        a: Folder with ``record.json`` and ``predictions.jsonl``.
-        b: The run to compare it with.
+        a: Folder with ``record.json`` and ``predictions.jsonl``: the reference.
+        b: The run that is compared with it; differences are b − a.
         resamples: Bootstrap resamples.
         confidence: Confidence level of the intervals.
         seed: Seed of the bootstrap.
@@ -83,7 +83,7 @@ def compare(
     left_out = first.left_out | second.left_out
     one, two = (scored(Path(folder), metrics).without(left_out) for folder in (a, b))
     differences = tuple(
-        paired(one, two, metric, resamples=resamples, confidence=confidence, seed=seed)
+        paired(two, one, metric, resamples=resamples, confidence=confidence, seed=seed)
         for metric in metrics
         if metric.name not in INFORMATIONAL
     )
@@ -97,7 +97,7 @@ def compare(
         scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
         differences=differences,
         left_out=tuple(sorted((first.metrics.keys() | second.metrics.keys()) - one.metrics.keys())),
-        **_changed_rows(one, two, metrics[0]),
+        **_changed_rows(two, one, metrics[0]),
     )
 
 
@@ -274,17 +274,17 @@ def _tuned_scores(record: Record, metrics: list[Metric]) -> dict[str, Score]:
 def _run_headline(
     a: str, b: str, metric: Metric, difference: Comparison, systems: tuple[Accumulator, Accumulator], confidence: float
 ) -> str:
-    new, old = (_value(system, metric) for system in systems)
+    old, new = (_value(system, metric) for system in systems)
     label = wording.label(metric)
     change = f"{wording.figure(old)} → {wording.figure(new)}"
     if difference.verdict == "too few rows":
-        return f"{wording.too_few(difference, confidence)}: {label} {change} from {b} to {a}."
+        return f"{wording.too_few(difference, confidence)}: {label} {change} from {a} to {b}."
     n = difference.n
     if difference.verdict == "no detectable change":
         signed = wording.signed(difference, metric)
-        return f"No detectable change in {label} from {b} to {a} ({change}): {signed}, n = {n}."
+        return f"No detectable change in {label} from {a} to {b} ({change}): {signed}, n = {n}."
     verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)
-    return f"{a} is {verb} than {b} in {label} by {wording.gain(difference, metric, sign)}, {change}, n = {n}."
+    return f"{b} is {verb} than {a} in {label} by {wording.gain(difference, metric, sign)}, {change}, n = {n}."
 
 
 def _value(system: Accumulator, metric: Metric) -> float:

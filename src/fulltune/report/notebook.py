@@ -150,8 +150,8 @@ def _comparison(found: RunComparison) -> list[Markup]:
         shown = [display.number(value, digits) for value in values]
         delta = display.difference(item.delta, digits)
         rows.append((display.metric_label(item.metric), *shown, delta, bounds, item.verdict))
-    table = _table(("Metric", "A", "B", "A − B", "Interval", "Verdict"), rows)
-    return [_headline(found.headline), _sentences([f"A = {found.a}", f"B = {found.b}"]), table]
+    table = _table(("Metric", "A", "B", "B − A", "Interval", "Verdict"), rows)
+    return [_headline(found.headline), _sentences([f"From A = {found.a} to B = {found.b}"]), table]
 
 
 def _learning_curve(found: LearningCurve) -> list[Markup]:

@@ -125,8 +125,8 @@ def evaluation(found: EvaluationRecord) -> RenderableType:
 
 
 def comparison(found: RunComparison) -> RenderableType:
-    """Show a comparison of two runs: the result, each metric with its paired difference, and the rows that changed."""
-    table = wrapping_table("metric", "A", "B", "A − B", "interval", "verdict")
+    """Show a comparison from A to B: the result, each metric with its paired difference, and the rows that changed."""
+    table = wrapping_table("metric", "A", "B", "B − A", "interval", "verdict")
     for item in found.differences:
         values = [found.scores[side][item.metric].value for side in ("a", "b")]
         digits = display.decimals(values)
@@ -135,14 +135,14 @@ def comparison(found: RunComparison) -> RenderableType:
         delta = display.difference(item.delta, digits)
         table.add_row(display.metric_label(item.metric), *shown, delta, bounds, item.verdict)
     lists = {
-        "right only in A": found.fixed,
-        "right only in B": found.broken,
-        "better in A": found.most_improved,
-        "better in B": found.most_worsened,
+        "right only in B": found.fixed,
+        "right only in A": found.broken,
+        "better in B": found.most_improved,
+        "better in A": found.most_worsened,
         "left out": found.left_out,
     }
     changed = {name: _some(rows) for name, rows in lists.items() if rows}
-    named = Text(f"A = {found.a}\nB = {found.b}", overflow="fold")
+    named = Text(f"From A = {found.a}\nto   B = {found.b}", overflow="fold")
     return Group(Text(found.headline, style="bold"), named, table, _facts(changed))
 
 

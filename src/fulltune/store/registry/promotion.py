@@ -164,13 +164,13 @@ def _better(folder: Path, before: Path, version: Version, current: Version) -> t
         missing = f"{current.ref}, the current version, has no predictions to compare with"
         return "", [Problem(missing, "a run", f"promote {version.ref} with --force and a reason")]
     try:
-        comparison = compare(folder, before)
+        comparison = compare(before, folder)
     except IncompatibleError as error:
         fix = f"score both on the same rows, {_FORCE}"
         return "", [Problem(problem.found, problem.expected, fix, field=problem.field) for problem in error.problems]
     except StoreError as error:
         return "", [Problem(str(error), f"predictions of {version.ref} and {current.ref}", f"promote {_FORCE[3:]}")]
-    sentence = comparison.headline.replace(comparison.a, version.ref).replace(comparison.b, current.ref)
+    sentence = comparison.headline.replace(comparison.b, version.ref).replace(comparison.a, current.ref)
     if comparison.differences[0].verdict == "improved":
         return sentence, []
     expected = f"better than {current.ref} in {comparison.metric} by the paired test"
