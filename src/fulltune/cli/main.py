@@ -71,10 +71,11 @@ def run(
     if config is None and resume is None:
         raise typer.BadParameter("name a config, or a run with --resume", param_hint="CONFIG")
     with common.answering() as progress:
+        loaded = common.load(config, overrides) if config else None
         record = fulltune.run(
-            config,
+            loaded,
             out=common.out,
-            overrides=overrides or (),
+            overrides=() if config else overrides or (),
             progress=progress,
             resume=resume,
             allow_changed=allow_changed,
@@ -103,9 +104,10 @@ def plan(
         _learning_curve(common, config, overrides)
         return
     with common.answering():
+        loaded = common.load(config, overrides)
+        found = fulltune.plan(loaded, out=common.out, quick=quick)
         from fulltune.cli.render import runs
 
-        found = fulltune.plan(config, out=common.out, overrides=overrides or (), quick=quick)
     common.answer(found.to_json(), runs.plan(found))
 
 

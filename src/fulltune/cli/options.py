@@ -25,6 +25,7 @@ from fulltune.runtime.terminal import EscapedRenderable, discard_output, plain_c
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from fulltune.config import Config
     from fulltune.runtime.progress import Progress
 
 
@@ -93,16 +94,26 @@ class Common:
             self._refuse(str(error) or "interrupted", "KeyboardInterrupt", [])
             raise typer.Exit(130) from None
 
+    def load(self, config: Path, overrides: Sequence[str] | None) -> Config:
+        """Return a config with its overrides, before a command imports anything else.
+
+        Raises:
+            ConfigError: It cannot be read, or a key is wrong.
+        """
+        from fulltune.config import load_config
+
+        return load_config(config, overrides or ())
+
     def check(self, config: Path, overrides: Sequence[str] | None) -> None:
         """Check all of a config that needs no model, before a command imports torch.
 
         Raises:
             FulltuneError: The config, the data or the model cannot be used.
         """
-        from fulltune.config import load_config
+        loaded = self.load(config, overrides)
         from fulltune.pipeline.job import check_inputs
 
-        check_inputs(load_config(config, overrides or ()), self.out)
+        check_inputs(loaded, self.out)
 
     def answer(self, text: str, human: RenderableType) -> None:
         """Print the result of a command on stdout, from the main process alone.

@@ -192,7 +192,7 @@ def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resample
     tables = []
     for system in systems:
         rows, applies = system.statistics(metric.name)
-        order = _matching(systems[0].ids, system.ids)
+        order = matching(systems[0].ids, system.ids)
         tables.append(np.where(applies[:, None], rows, 0.0)[order])
     return np.stack([metric.value(sums) for sums in _resampled(tables, resamples, seed)])
 
@@ -203,7 +203,7 @@ def row_values(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]
     Raises:
         IncompatibleError: The two were not scored on the same rows.
     """
-    return _row_values(a, name), _row_values(b, name)[_matching(a.ids, b.ids)]
+    return _row_values(a, name), _row_values(b, name)[matching(a.ids, b.ids)]
 
 
 def _row_values(accumulator: Accumulator, name: str) -> Array:
@@ -306,14 +306,14 @@ def verdict_of(delta: float, certain: bool, direction: str) -> Verdict:
 
 def _aligned(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
     """Return the vectors of both, ``(n, k)`` each, matched by id, of the rows that the metric applies to in both."""
-    order = _matching(a.ids, b.ids)
+    order = matching(a.ids, b.ids)
     rows_a, applies_a = a.statistics(name)
     rows_b, applies_b = b.statistics(name)
     both = applies_a & applies_b[order]
     return rows_a[both], rows_b[order][both]
 
 
-def _matching(a: Sequence[str], b: Sequence[str]) -> NDArray[np.intp]:
+def matching(a: Sequence[str], b: Sequence[str]) -> NDArray[np.intp]:
     """Return the positions in ``b`` of the rows of ``a``.
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fulltune.errors import IncompatibleError, Problem, StoreError
 from fulltune.metrics import INFORMATIONAL, known, wording
-from fulltune.metrics.accumulate import Accumulator, paired, row_values
+from fulltune.metrics.accumulate import Accumulator, matching, paired, row_values
 from fulltune.metrics.base import Metric
 from fulltune.records.run import Comparison, MetricInfo, Model, Prediction, Record, Score, read_record
 from fulltune.runtime.validation import first_problem, read_failure
@@ -82,6 +82,7 @@ def compare(
     metrics = _shared_metrics(first, second)
     left_out = first.left_out | second.left_out
     one, two = (scored(Path(folder), metrics).without(left_out) for folder in (a, b))
+    matching(one.ids, two.ids)
     differences = tuple(
         paired(two, one, metric, resamples=resamples, confidence=confidence, seed=seed)
         for metric in metrics

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, dump_config, load_config
 from fulltune.data.findings import Audit, first_warnings
-from fulltune.metrics.compare import RunComparison
-from fulltune.metrics.compare import compare as compare_folders
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
 from fulltune.pipeline.job import Job, check_inputs, checked_task_and_method, dated, dated_as, pinned, prepare_job
@@ -28,7 +26,6 @@ from fulltune.pipeline.planning import stored_model
 from fulltune.pipeline.planning.quick_plan import quick_plan
 from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record
-from fulltune.report import write_report
 from fulltune.runtime import distributed
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.logs import run_log
@@ -41,6 +38,7 @@ from fulltune.tasks import dataset
 
 if TYPE_CHECKING:
     from fulltune.evaluation.retention import BaseOutputs
+    from fulltune.metrics.compare import RunComparison
     from fulltune.models.bundle import Bundle
     from fulltune.training.fit import TrainingResult
 
@@ -101,6 +99,7 @@ def run(
         from fulltune.models.fast_kernels import fast_kernels
         from fulltune.pipeline.planning.measured_plan import checked_plan
         from fulltune.pipeline.record import build, versions
+        from fulltune.report import write_report
 
         folder = stack.enter_context(resuming.locked(out, resume, run_id))
         if distributed.is_main():
@@ -296,4 +295,6 @@ def compare(a: str | Path | Record, b: str | Path | Record, *, out: str | Path =
     Raises:
         IncompatibleError: The scores of the two runs do not mean the same.
     """
+    from fulltune.metrics.compare import compare as compare_folders
+
     return compare_folders(evidence(*named(a, out)), evidence(*named(b, out)))

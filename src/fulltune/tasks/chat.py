@@ -12,10 +12,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, time
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
-
-from jinja2.exceptions import TemplateError
 
 from fulltune.errors import ModelError
 from fulltune.models import chat as limits
@@ -53,12 +51,6 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
 #: Directives of ``strftime``; a flag before the letter is specific to glibc.
 _DIRECTIVES = tuple(f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ")
-
-#: Exceptions of templates besides Jinja's own: a template may call its inputs with any arguments.
-_RAISED: tuple[type[Exception], ...] = (
-    *(TemplateError, limits.EndlessTemplate, ArithmeticError, AttributeError, LookupError, MemoryError),
-    *(RecursionError, TypeError, ValueError),
-)
 
 
 def wants_chat(bundle: Bundle, setting: str) -> bool:
@@ -127,7 +119,7 @@ def _form(tokenizer: Any, template: str, day: date) -> tuple[bool, str]:
             text = _apply(tokenizer, template, _as_parts(messages) if is_list else messages, day, tokenize=False)
         except limits.EndlessTemplate:
             raise  # a second attempt would not end either
-        except _RAISED as error:
+        except _raised() as error:
             failure = failure or _need(tokenizer, template, messages, day) or _reason(error)
             continue
         if _contains(text) and not (is_list and _PRINTED.search(text)):
@@ -145,7 +137,7 @@ def _need(tokenizer: Any, template: str, messages: list[Any], day: date) -> str:
     for name in _EXTRAS:
         if name not in template:
             continue
-        with suppress(*_RAISED):
+        with suppress(*_raised()):
             _apply(tokenizer, template, messages, day, tokenize=False, **{name: []})
             return f"it needs {name}, which rows do not have"
     return ""
@@ -203,6 +195,17 @@ def _check_turns(bundle: Bundle, day: date) -> None:
         )
 
 
+@cache
+def _raised() -> tuple[type[Exception], ...]:
+    """Return exceptions of templates: Jinja's own and others, as a template may call its inputs with any arguments."""
+    from jinja2.exceptions import TemplateError
+
+    return (
+        *(TemplateError, limits.EndlessTemplate, ArithmeticError, AttributeError, LookupError, MemoryError),
+        *(RecursionError, TypeError, ValueError),
+    )
+
+
 def _template(bundle: Bundle) -> str:
     return str(bundle.tokenizer.get_chat_template())
 
@@ -234,7 +237,7 @@ def _failures(bundle: Bundle) -> Iterator[None]:
     try:
         with limits.limited(limits.SECONDS):
             yield
-    except _RAISED as error:
+    except _raised() as error:
         raise _error(bundle, f"fails ({_reason(error)})", _EXPECTED) from error
 
 
