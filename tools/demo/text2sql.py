@@ -22,7 +22,7 @@ from demo.question_forms import FORMS, Form
 #: Fraction of the templates of each form that go to eval.
 EVAL_SHARE = 0.25
 #: Attempts at another question per template; those of a template that has no values are soon the same.
-TRIES = {"train": 4, "eval": 2}
+TRIES = {"train": 5, "eval": 2}
 _LIMIT = re.compile(r"SELECT .+? FROM (?P<rest>.+ ORDER BY (?P<key>\S+)(?: DESC)?) LIMIT (?P<k>\d+)")
 
 

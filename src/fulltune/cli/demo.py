@@ -60,7 +60,7 @@ DEMOS: dict[str, dict[str, Any]] = {
             "max_length": 512,
             "max_target_length": 128,
         },
-        "train": {"epochs": 4, "batch_size": 8, "learning_rate": 5e-3, "scheduler": "cosine", "warmup": 0.06},
+        "train": {"epochs": 6, "batch_size": 8, "learning_rate": 5e-3, "scheduler": "cosine", "warmup": 0.06},
         "evaluation": {"max_new_tokens": 64},
         "guards": {"forgetting": {"keep": []}},  # general text is only reported: this model writes nothing but SQL
     },
