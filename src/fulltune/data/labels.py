@@ -42,37 +42,10 @@ def label_findings(
     if lonely := sorted(label for label, count in in_train.items() if count == 1):
         verb = "has one row in train" if len(lonely) == 1 else "have one row in train"
         findings.append(_names("rare_labels", "warning", lonely, verb, "add rows: one is hardly enough to learn from"))
-    findings += [*_placeholders(in_train), *([] if several else _joined_names(in_train))]
     if unscored := sorted(in_train.keys() - in_eval.keys()):
         verb = "never occurs in eval" if len(unscored) == 1 else "never occur in eval"
         findings.append(_names("unscored_labels", "info", unscored, f"of train {verb}"))
     return findings
-
-
-#: Labels that programs write for a missing value.
-_MISSING = frozenset({"na", "n/a", "#n/a", "nan", "none", "null", "nil", "<na>", "-", "?"})
-
-
-def _placeholders(in_train: Mapping[str, int]) -> Iterator[Finding]:
-    """Yield a finding if labels look like missing values."""
-    names = sorted(label for label in in_train if label.strip().casefold() in _MISSING)
-    if names:
-        count = sum(in_train[label] for label in names)
-        message = f"{rows(count, 'have', 'train')} a label that usually stands for a missing value: {quoted(names)}"
-        fix = "remove these rows, unless it is a class"
-        yield Finding(kind="missing_labels", level="warning", message=message, fix=fix, split="train", count=count)
-
-
-def _joined_names(in_train: Mapping[str, int]) -> Iterator[Finding]:
-    """Yield a finding if labels consist of other labels: several labels in one cell."""
-    for sign in "|;":
-        parts = {label: [part.strip() for part in label.split(sign)] for label in in_train if sign in label}
-        joined = sorted(label for label, names in parts.items() if all(name in in_train for name in names))
-        if joined:
-            count = sum(in_train[label] for label in joined)
-            message = f"{rows(count, 'have', 'train')} a label that consists of other labels: {quoted(joined)}"
-            fix = f"for several labels per row, set data.labels to the column, and data.label_separator: '{sign}'"
-            yield Finding(kind="joined_labels", level="warning", message=message, fix=fix, split="train", count=count)
 
 
 def _labels(example: ExampleLike) -> tuple[str, ...]:
