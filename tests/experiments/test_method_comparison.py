@@ -25,6 +25,7 @@ from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied
 from fulltune.metrics import known
 from fulltune.records.methods import MethodComparison, MethodResult, SystemResult
 from fulltune.records.run import Comparison, Score, read_record
+from fulltune.runtime.config_file import to_yaml
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 
@@ -282,13 +283,18 @@ def test_a_part_runs_in_a_process_of_its_own(job: dict[str, Any], tmp_path: Path
 
 
 def test_the_command_and_the_terminal(
-    compared: tuple[MethodComparison, Counting, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    compared: tuple[MethodComparison, Counting, Path],
+    job: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     found, asked = compared[0], dict[str, Any]()
+    config = tmp_path / "job.yaml"
+    config.write_text(to_yaml(job), encoding="utf-8")
     monkeypatch.setitem(vars(fulltune), "compare_methods", lambda config, **options: asked.update(options) or found)
     words = [
         "methods",
-        "job.yaml",
+        str(config),
         "--methods",
         "full, bitfit",
         "--seeds",

@@ -100,7 +100,7 @@ def test_a_run_killed_in_evaluation_is_not_trained_again(
     place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fulltune.pipeline.run.score_system", lambda *args, **kwargs: die())
+        patch.setattr("fulltune.evaluation.evaluate.score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
     monkeypatch.setattr("fulltune.pipeline.train.train", lambda *args: pytest.fail("it is trained"))
     fulltune.run(out=tmp_path, resume=run)
@@ -111,7 +111,7 @@ def test_a_run_killed_after_its_last_step_keeps_its_best_weights(
     place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fulltune.pipeline.run.finish", lambda *args: die())
+        patch.setattr("fulltune.pipeline.finish.finish", lambda *args: die())
         run = killed(job(place, "classification"), tmp_path)
     fulltune.run(out=tmp_path, resume=run)
     assert outcome(tmp_path / run) == uninterrupted("classification")

@@ -79,7 +79,7 @@ def test_the_readme_runs_from_top_to_bottom(workspace: Path) -> None:
             for line in body.splitlines():
                 done += _command(shlex.split(line, comments=True), targets)
     assert done >= 9
-    assert len(list((workspace / "runs").glob("*/report.html"))) >= 4
+    assert len(list((workspace / "runs").glob("*/report.html"))) >= 3
 
 
 def test_the_russian_readme_has_the_blocks_of_the_english_one() -> None:

@@ -82,6 +82,14 @@ def test_a_missing_deepspeed_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
         accelerate_config(Launch("zero2", 2))
 
 
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a config that can be read: it is checked before any process starts."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("{model: m, task: causal-lm, data: {train: x}}", encoding="utf-8")
+
+
+@pytest.mark.usefixtures("job")
 def test_arguments_after_the_command_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
@@ -97,6 +105,7 @@ def test_arguments_after_the_command_are_passed_on(monkeypatch: pytest.MonkeyPat
     ]
 
 
+@pytest.mark.usefixtures("job")
 def test_common_options_before_the_command_are_meant_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(launching, "_accelerate", lambda words: started.append(words) or 0)
@@ -106,6 +115,7 @@ def test_common_options_before_the_command_are_meant_for_it(monkeypatch: pytest.
     assert command == ["run", "--out", "a", "--quiet", "--log-level", "error", "x.yaml", "--out", "b"]
 
 
+@pytest.mark.usefixtures("job")
 def test_launch_exits_with_the_code_that_the_first_worker_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(words: list[str]) -> int:
         monkeypatch.setenv("WORLD_SIZE", "2")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fulltune.errors import DataError, ProcessError
 from fulltune.runtime import distributed
-from fulltune.runtime.kernels import active
+from fulltune.runtime.kernels import active, calibration
 from fulltune.runtime.kernels.products import Choices
 
 
@@ -152,7 +152,7 @@ def test_all_processes_use_the_kernels_of_the_first_which_alone_writes_them(
     chosen = [Choices(frozenset({("forward", (2**number, 64, 64))}), "measured") for number in (6, 8)]
     write = active.atomic_text
     monkeypatch.setattr(active, "_machine_choices", {})
-    monkeypatch.setattr(active, "machine_choices", lambda: chosen[distributed.rank()])
+    monkeypatch.setattr(calibration, "machine_choices", lambda: chosen[distributed.rank()])
     monkeypatch.setattr(active, "atomic_text", lambda *given: (seen.append(distributed.rank()), write(*given)))
 
     def work() -> Choices | None:

@@ -35,7 +35,7 @@ def config(trainer: dict[str, Any], **train: Any) -> Config:
         ({"adam_beta1": 2}, "Invalid beta parameter"),
         ({"lr_scheduler_kwargs": "x"}, "must be a mapping"),
         ({"optim_args": "zzz"}, "ValueError"),
-        ({"accelerator_config": "nope.json"}, "No such file"),
+        ({"accelerator_config": "nope.json"}, "there is no file 'nope.json'"),
     ],
 )
 def test_an_option_that_cannot_work_is_named(options: dict[str, Any], words: str) -> None:

@@ -138,11 +138,11 @@ def test_measuring_leaves_torchs_generator_alone(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_run_continues_with_the_kernels_that_it_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(active, "machine_choices", lambda: SOME)
+    monkeypatch.setattr(calibration, "machine_choices", lambda: SOME)
     with pinned_kernels("auto", tmp_path / "kernels.json") as first:
         assert first == current() == SOME
     monkeypatch.setattr(active, "_machine_choices", {})
-    monkeypatch.setattr(active, "machine_choices", lambda: OTHER)
+    monkeypatch.setattr(calibration, "machine_choices", lambda: OTHER)
     with pinned_kernels("auto", tmp_path / "kernels.json") as again:
         assert again == current() == SOME
         assert again.digest == SOME.digest != OTHER.digest
