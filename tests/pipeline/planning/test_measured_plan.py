@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,42 @@ def test_a_batch_has_rows_of_like_length() -> None:
 def test_fixed_costs_are_separated_from_costs_per_row(once: float, a_row: float, count: int) -> None:
     found = measured_plan.extrapolated((2, once + 2 * a_row), (8, once + 8 * a_row), count)
     assert found == pytest.approx(once + a_row * count)
+
+
+class Clock:
+    """A clock that a predictor advances: ``once`` seconds for each call, and a number of seconds for each row."""
+
+    def __init__(self, once: float, a_row: float) -> None:
+        self.now, self.once, self.a_row = 0.0, once, a_row
+        self.calls = list[int]()
+
+    def predict(self, rows: Sequence[Example]) -> Iterator[Any]:
+        self.calls.append(len(rows))
+        self.now += self.once + self.a_row * len(rows)
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("a_row", "calls"), [(0.01, [2, 8, 8, 8]), (0.3, [2, 8]), (2.0, [2])], ids=["fast", "slow", "very slow"]
+)
+def test_slow_answers_are_measured_on_fewer_rows(
+    a_row: float, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(0.0, a_row)
+    monkeypatch.setattr(measured_plan.time, "perf_counter", lambda: clock.now)
+    rows = [Example(str(number), "x" * number, "") for number in range(40)]
+    assert measured_plan.answering_seconds(clock.predict, rows) == pytest.approx(40 * a_row)
+    assert clock.calls == calls
+
+
+def test_a_plan_without_time_for_more_steps_uses_those_of_the_footprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured_plan, "SECONDS", 0.0)
+    monkeypatch.setattr(measured_plan, "timing", lambda *args: pytest.fail("more steps are timed"))
+    plan = measured_plan.full_plan(job(config(tmp_path, "gpt2"), tmp_path), prepared=0.0)
+    assert plan.seconds["train"] > 0
+    assert plan.seconds["evaluate"] == plan.seconds["zero_shot"] > 0
 
 
 def test_without_growth_over_rows_the_larger_sample_is_extrapolated() -> None:

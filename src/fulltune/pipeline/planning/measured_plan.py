@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.device import fast_paths, training_device
 from fulltune.training.regularization import costs, general_text
 
-#: Most seconds that real steps may take.
-STEP_SECONDS = 60.0
+#: Seconds that timed steps and answers may take together, and those of one system's answers among them. Both are
+#: exceeded only by the least that must be measured: two rows of each system.
+SECONDS, ANSWER_SECONDS = 40.0, 5.0
 
 #: Rows of a small and a larger batch that each system answers; and rows per retention set.
 ROWS = (2, 8)
@@ -163,6 +164,7 @@ class _Rehearsal:
     def seconds(self, plan: Plan) -> dict[str, float]:
         """Return the seconds of each stage of a run."""
         job = self.job
+        end = time.perf_counter() + SECONDS
         shots = choose_shots(
             job.task, job.config.baselines, job.base.family, job.data.train.examples, job.data.eval.examples
         )
@@ -171,9 +173,11 @@ class _Rehearsal:
         }
         with fast_kernels(job.base.model), fast_kernels(self.probe.student.model):
             known = {name: self._answering(name, predict) for name, predict in systems.items()}
-            evaluated = self._answering("tuned", job.task.predictor(self.probe.student, "tuned"))
+            evaluated = self._evaluated(known)
             retention = self._retention_seconds()
-        timed = self._timing(plan.effective_batch, self.job.curve if plan.evaluations else ())
+        timed = self._timing(
+            plan.effective_batch, self.job.curve if plan.evaluations else (), end - time.perf_counter()
+        )
         a_step, a_token = line(timed.steps)
         epochs = plan.total_steps / plan.steps_per_epoch
         steps = a_step * plan.total_steps + a_token * plan.tokens * epochs
@@ -206,12 +210,12 @@ class _Rehearsal:
         train = config.train.model_copy(update={"gradient_checkpointing": True})
         return footprint(self.probe, config.model_copy(update={"train": train}))
 
-    def _timing(self, batch: int, curve: Sequence[Features]) -> Timing:
-        """Time as many real steps as there is time for; none if a single one takes too long."""
+    def _timing(self, batch: int, curve: Sequence[Features], room: float) -> Timing:
+        """Time as many real steps as ``room`` seconds allow; none beyond those of the footprint if one takes longer."""
         config = self.job.config
         rows, seconds = max(self.found.seconds.items())
         measured = rows * (2 if self.found.is_accumulated else 1)
-        steps = min(TIMED, int(STEP_SECONDS / (seconds * batch / measured)) - 1)
+        steps = min(TIMED, int(room / (seconds * batch / measured)) - 1)
         if steps < 1:
             return Timing([(self.found.width * measured, seconds)])
         return timing(self.probe, config, batch, steps, curve)
@@ -221,21 +225,27 @@ class _Rehearsal:
         examples = self.job.data.eval.examples
         if name in ("majority", "tfidf"):
             return _timed(lambda: list(predict(examples)))
-        # Two batch sizes separate the cost per row from what is done once, such as reading shots.
-        few = neighbors(examples, ROWS[0], 0.5)
-        batches = [neighbors(examples, ROWS[1], (part + 0.5) / BATCHES) for part in range(BATCHES)]
-        short = _timed(lambda: list(predict(few)))
-        long = statistics.fmean(_timed(lambda rows=rows: list(predict(rows))) for rows in batches)  # type: ignore[misc]
-        return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
+        return answering_seconds(predict, examples)
+
+    def _evaluated(self, known: Mapping[str, float]) -> float:
+        """Return the seconds of the tuned model's answers.
+
+        A model with the head of its base answers as the base does zero-shot, unless the method adds to its inputs.
+        """
+        if not self._keeps_base and not self.job.method.stays_apart and "zero_shot" in known:
+            return known["zero_shot"]
+        return self._answering("tuned", self.job.task.predictor(self.probe.student, "tuned"))
 
     def _retention_seconds(self) -> float:
         """Return the seconds for the retention sets, before and after training."""
         settings = self.job.config.guards.forgetting
         if settings is None:
             return 0.0
-        (few, short), (more, long) = (self._retention_cost(count) for count in ROWS)
         asked = sum(ability.rows for ability in abilities(self.job.config, self.job.base))
-        return 2 * extrapolated((few, short), (more, long), asked)
+        few, short = self._retention_cost(ROWS[0])
+        if short * ROWS[1] / ROWS[0] > ANSWER_SECONDS:
+            return 2 * short * asked / max(1, few)
+        return 2 * extrapolated((few, short), self._retention_cost(ROWS[1]), asked)
 
     def _retention_cost(self, limit: int) -> tuple[int, float]:
         """Return rows and seconds of asking the base, with at most ``limit`` rows per retention set."""
@@ -246,6 +256,24 @@ class _Rehearsal:
         started = time.perf_counter()
         base_outputs = BaseOutputs.collect(config, self.job.base)
         return sum(ability.rows for ability, _ in base_outputs.outputs), time.perf_counter() - started
+
+
+def answering_seconds(predict: Predictor, examples: Sequence[Example]) -> float:
+    """Return the seconds for all examples, extrapolated from a few of them.
+
+    Two batch sizes separate the cost per row from what is done once, such as reading shots. The larger batches are of
+    short, medium and long rows; if they would take more than :data:`ANSWER_SECONDS`, only the medium ones are measured,
+    or none.
+    """
+    few = neighbors(examples, ROWS[0], 0.5)
+    short = _timed(lambda: list(predict(few)))
+    batch = short * ROWS[1] / ROWS[0]
+    count = BATCHES if batch * BATCHES <= ANSWER_SECONDS else 1 if batch <= ANSWER_SECONDS else 0
+    if not count:
+        return short * len(examples) / max(1, len(few))
+    batches = [neighbors(examples, ROWS[1], (part + 0.5) / count) for part in range(count)]
+    long = statistics.fmean(_timed(lambda rows=rows: list(predict(rows))) for rows in batches)  # type: ignore[misc]
+    return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
 
 
 def line(pace: Pace) -> tuple[float, float]:
