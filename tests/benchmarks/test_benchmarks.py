@@ -121,7 +121,7 @@ def demo_record(tuned: float, tfidf: float, outcome: str = "accepted") -> dict[s
 
 
 def test_the_margin_of_the_demo_is_that_over_the_strongest_baseline(script: Any) -> None:
-    demo = script("demo")
+    demo = script("demo_contracts")
     one = demo.result("default", 1, demo_record(0.9, 0.6), {"n-gram svm": 0.7})
     assert (one["strongest"], one["margin"], one["lost"]) == ("n-gram svm", pytest.approx(0.2), 0.02)
     assert demo.passes(one, 0.1)

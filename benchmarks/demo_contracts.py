@@ -1,7 +1,7 @@
 """Margin of the contracts demo over every cheap baseline, with several seeds, rows and kinds of machine.
 
-    python benchmarks/demo.py                                              # ten seeds, with the settings of the demo
-    python benchmarks/demo.py --seeds 1 2 --settings off avx2 avx2-off threads-1 threads-2
+    python benchmarks/demo_contracts.py                 # ten seeds, with the settings of the demo
+    python benchmarks/demo_contracts.py --seeds 1 2 --settings off avx2 avx2-off threads-1 threads-2
 
 Each run is ``fulltune run`` of the demo's config in a process of its own, with another ``train.seed``, on rows of one
 of ``--rows`` seeds of the generator in ``tools/demo``; the first rows are those of the package. Baselines are those of
