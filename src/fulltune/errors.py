@@ -61,7 +61,7 @@ class Problem:
         if self.expected:
             text += f"; expected {self.expected}"
         if self.fix:
-            text += f". {self.fix[0].upper()}{self.fix[1:]}"
+            text += f". {capitalized(self.fix)}"
         return text if text.endswith((".", "!", "?")) else text + "."
 
     def to_dict(self) -> dict[str, str]:
@@ -284,6 +284,19 @@ def shortened(value: object, length: int = 80) -> str:
         return f"a number of {value.bit_length():,} bits"
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]} …"
+
+
+#: A first word that may be capitalized: letters, and an apostrophe or a mark after it.
+_PLAIN_WORD = re.compile(r"[a-z]+('[a-z]+)?[,;:]?( |$)")
+
+#: Commands that a fix may begin with.
+_PROGRAMS = ("apt-get ", "fulltune ", "git ", "pip ", "python ")
+
+
+def capitalized(text: str) -> str:
+    """Return a sentence with a capital letter; keys of a config, options and commands keep their case."""
+    is_word = _PLAIN_WORD.match(text) and not text.startswith(_PROGRAMS)
+    return f"{text[0].upper()}{text[1:]}" if is_word else text
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

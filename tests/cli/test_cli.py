@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import fulltune
 from fulltune.cli import layout as layouts
 from fulltune.cli.main import app
+from fulltune.errors import Problem
 from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
 
@@ -81,6 +82,23 @@ def test_help_shows_every_command_in_the_order_of_use_with_an_example(
         assert example
         assert f"Example: {example}" in " ".join(call(*group, name, "-h").stdout.split())
         assert example.split()[: len(group) + 2] == ["fulltune", *group, name]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("check the path", "Check the path"),
+        ("don't", "Don't"),
+        ("remove it; or set a key", "Remove it; or set a key"),
+        ("pip install gguf", "pip install gguf"),
+        ("data.databases is a folder", "data.databases is a folder"),
+        ("--out sets the folder", "--out sets the folder"),
+        ("`git lfs pull`", "`git lfs pull`"),
+        ("max_length is 5", "max_length is 5"),
+    ],
+)
+def test_identifiers_and_commands_keep_their_case_at_the_start_of_a_sentence(text: str, shown: str) -> None:
+    assert str(Problem("wrong", fix=text)) == f"wrong. {shown}."
 
 
 def test_version() -> None:

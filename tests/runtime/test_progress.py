@@ -8,6 +8,7 @@ import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from rich.cells import cell_len
 
 from fulltune.runtime.progress import (
     LOG_LINES,
@@ -17,6 +18,7 @@ from fulltune.runtime.progress import (
     Progress,
     open_progress,
     progress_of,
+    stage_line,
 )
 
 
@@ -83,6 +85,35 @@ def test_bars_on_a_terminal_nest_and_show_notes_verbatim() -> None:
     with progress.stage("again", total=1) as bar:
         bar.advance()
     assert "again" in stream.getvalue()
+
+
+def test_an_ended_stage_is_not_drawn_again() -> None:
+    stream = Terminal()
+    progress = open_progress(stream=stream)
+    with progress.stage("first", total=1) as bar:
+        bar.advance()
+    stream.truncate(0)
+    with progress.stage("second", total=1) as bar:
+        bar.advance()
+    assert "second" in stream.getvalue()
+    assert "first" not in stream.getvalue()
+
+
+NAMES = ["tuned: general text (en)", "tuned: general text (ru)", "trial 3: train.learning_rate=0.0003, train.epochs=2"]
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_a_line_fits_with_its_count_and_names_stay_different(width: int) -> None:
+    lines = [stage_line(name, "120/1,200", ["1:02", "9:18 left"], "loss 1.2345", width) for name in [*NAMES, "文" * 50]]
+    assert max(map(cell_len, lines)) <= width
+    assert all("120/1,200" in line for line in lines)
+    assert len({line.partition("120/1,200")[0] for line in lines}) == len(lines)
+    assert ("loss 1.2345" in lines[0]) == (width >= 80)
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(open_progress(stream=Terminal()), LogProgress)
 
 
 @pytest.mark.parametrize("progress", [NullProgress(), Progress.quiet(), open_progress(quiet=True)])

@@ -91,7 +91,9 @@ def run(
         run_id = distributed.broadcast(new_run_id(config.task, config.model))
         # Rows of a resumed run are compared with those that it began with, which says more than their audit.
         refuse = partial(_refuse, config, out, run_id) if resume is None else _ignore
-        job = prepare_job(config, out, watch, refuse)
+        with progress.stage("data and model", total=1, unit="step") as bar:
+            job = prepare_job(config, out, watch, refuse)
+            bar.advance()
         config = job.config
         from fulltune.evaluation.baselines import choose_shots
         from fulltune.evaluation.evaluate import score_baselines, score_system

@@ -9,21 +9,32 @@ Everything but the lines of a notebook is written to stderr, so that stdout cont
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
 from fulltune.runtime import distributed
 from fulltune.runtime.terminal import escape_controls, plain_console, write_line
 
 #: Maximum number of lines per stage, besides the first and the last.
 LOG_LINES = 8
+
+#: Columns of a bar, and of the terminals that have room for one.
+BAR_WIDTH, WIDE = 24, 100
+
+#: Columns up to which the counts of all stages are aligned.
+NAME_WIDTH = 52
 
 #: Minimum seconds between two lines.
 LOG_SECONDS = 2.0
@@ -59,7 +70,7 @@ class Progress(ABC):
 
 
 def open_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress:
-    """Return the progress for a stream: bars on a terminal, lines elsewhere.
+    """Return the progress for a stream: one line per stage that is redrawn on a terminal, a few lines elsewhere.
 
     Args:
         quiet: Print nothing.
@@ -68,7 +79,8 @@ def open_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress
     stream = stream or sys.stderr
     if quiet or stream is None:
         return NullProgress()
-    return BarProgress(stream) if stream.isatty() else LogProgress(stream)
+    can_redraw = stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return BarProgress(stream) if can_redraw else LogProgress(stream)
 
 
 def progress_of(progress: Progress | bool | None) -> Progress:
@@ -180,21 +192,66 @@ class _RichBar(Bar):
             self.bars.update(self.task, advance=count)
 
 
+class _Line(ProgressColumn):
+    """The line of a stage, without its bar."""
+
+    def __init__(self, console: Console, reserved: int) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.console, self.reserved = console, reserved
+
+    def render(self, task: Task) -> Text:
+        count = f"{task.completed:,.0f}" + (f"/{task.total:,.0f}" if task.total is not None else "")
+        times = [_clock(task.finished_time or task.elapsed)]
+        if not task.finished and task.time_remaining is not None:
+            times.append(f"{_clock(task.time_remaining)} left")
+        note = str(task.fields["note"])
+        return Text(stage_line(task.description, count, times, note, self.console.width - self.reserved))
+
+
+def stage_line(name: str, count: str, times: Sequence[str], note: str, width: int) -> str:
+    """Return the line of a stage in at most ``width`` columns.
+
+    The count always stays. If there is no room, the note is left out, then the times, and then the middle of the name:
+    names of stages often differ at their end alone.
+
+    Args:
+        name: Name of the stage.
+        count: Completed units, and their total.
+        times: Elapsed and remaining time.
+        note: Last note of the stage.
+        width: Columns of the terminal.
+    """
+    for shown in ([count, *times, note], [count, *times], [count, *times[:1]], [count]):
+        room = width - sum(cell_len(part) + 2 for part in shown if part)
+        if cell_len(name) <= room:
+            break
+    name = _without_middle(name, max(1, room))
+    return "  ".join(filter(None, [name + " " * (min(room, NAME_WIDTH) - cell_len(name)), *shown])).rstrip()
+
+
+def _without_middle(text: str, width: int) -> str:
+    """Return a text in at most ``width`` columns, with a mark in place of its middle."""
+    if cell_len(text) <= width:
+        return text
+    end = set_cell_size(text[::-1], (width - 1) // 2)[::-1]
+    return set_cell_size(text, width - 1 - cell_len(end)) + "…" + end
+
+
+def _clock(seconds: float | None) -> str:
+    minutes, rest = divmod(int(seconds or 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class BarProgress(Progress):
     """A progress of :mod:`rich` bars; nested stages share one live display."""
 
     def __init__(self, stream: TextIO) -> None:
         self.console = plain_console(stream)
         self.depth = 0
-        self.bars = RichProgress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=self.console,
-        )
+        bar = [BarColumn(BAR_WIDTH)] if self.console.width >= WIDE else []
+        line = _Line(self.console, reserved=BAR_WIDTH + 1 if bar else 0)
+        self.bars = RichProgress(line, *bar, console=self.console)
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "row") -> Iterator[Bar]:
@@ -209,6 +266,8 @@ class BarProgress(Progress):
             self.bars.stop_task(task)
             if self.depth == 0:
                 self.bars.stop()
+                for ended in self.bars.task_ids:  # its line stays on the screen; the next stage has its own
+                    self.bars.remove_task(ended)
 
     def note(self, text: str) -> None:
         self.console.print(escape_controls(text))
