@@ -17,7 +17,7 @@ import fulltune
 from fulltune.cli.main import app
 from fulltune.cli.render import runs
 from fulltune.config import load_config
-from fulltune.errors import ConfigError, DataError, FulltuneError
+from fulltune.errors import ConfigError, DataError, FulltuneError, StoreError
 from fulltune.experiments.methods import worker
 from fulltune.experiments.methods.comparison import compare_methods, grid
 from fulltune.experiments.methods.recommend import recommend
@@ -26,6 +26,7 @@ from fulltune.metrics import known
 from fulltune.records.methods import MethodComparison, MethodResult, SystemResult
 from fulltune.records.run import Comparison, Score, read_record
 from fulltune.runtime.config_file import to_yaml
+from fulltune.store.runs import resolve
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 
@@ -137,6 +138,8 @@ def test_all_methods_see_the_same_rows_steps_and_tokens(compared: tuple[MethodCo
         assert len({getattr(record.data, name).sha256 for record in records}) == 1
     assert {record.training.steps for record in records} == {found.steps} == {16}
     assert len({run.tokens for method in found.methods for run in method.runs}) == 1
+    with pytest.raises(StoreError, match="there is no run with a record"):  # `latest` is none of these runs
+        resolve("latest", out)
     assert {record.training.seed for record in records} == {17, 18}
     assert found.rows == {"train": 58, "eval": 24, "valid": 6}
 

@@ -18,7 +18,7 @@ import pytest
 from fulltune.errors import DataError, StoreError, TrainingStopped
 from fulltune.records.run import Step
 from fulltune.runtime.files import atomic_text, unfinished_path
-from fulltune.store.runs import RunFolder, list_runs, new_run_id, resolve, status
+from fulltune.store.runs import RunFolder, list_runs, new_run_id, part_of, resolve, status
 
 
 def make(out: Path, *names: str) -> None:
@@ -185,6 +185,16 @@ def test_resolve_by_id_prefix_path_and_latest(tmp_path: Path) -> None:
     assert resolve("20260102", tmp_path) == tmp_path / "20260102-b"
     assert resolve(str(tmp_path / "20260103-c"), "elsewhere") == tmp_path / "20260103-c"
     assert resolve("latest", tmp_path) == tmp_path / "20260102-b", "a run without a record has nothing to show"
+
+
+def test_the_latest_run_is_none_of_an_experiment(tmp_path: Path) -> None:
+    make(tmp_path, "20260101-a")
+    with part_of("methods-1"):
+        make(tmp_path, "20260102-b")
+    make(tmp_path, "20260100-c")
+    assert resolve("latest", tmp_path) == tmp_path / "20260101-a"
+    assert resolve("20260102", tmp_path) == tmp_path / "20260102-b"
+    assert [run.run_id for run in list_runs(tmp_path)] == ["20260100-c", "20260101-a", "20260102-b"]
 
 
 def test_the_latest_of_two_runs_in_one_second_is_the_one_that_ended_later(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def named(run: str | Path, out: str | Path) -> tuple[str, Path]:
     """
     if run != "latest":
         return runs.named(run, out)
-    open_runs = [run.run_id for run in list_runs(out) if run.status.state not in ("finished", "running")]
+    ended = ("finished", "running")
+    open_runs = [run.run_id for run in list_runs(out) if run.status.state not in ended and not runs.is_part(run.path)]
     if not open_runs:
         raise StoreError("there is no run to resume", where=str(out), fix="start one with `fulltune run`")
     return open_runs[-1], Path(out)

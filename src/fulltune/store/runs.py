@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,6 +34,12 @@ State = Literal["running", "finished", "refused", "failed", "stopped", "killed"]
 
 _STATUS = "status.json"
 _LOCK = ".lock"
+
+#: File that marks a run as part of a larger experiment, with the name of its folder.
+_PART_OF = "part_of.txt"
+
+#: The experiment that new runs are part of; empty for none.
+_experiment: ContextVar[str] = ContextVar("experiment", default="")
 
 #: Seconds to wait for a lock: listing runs takes it for a moment, a running process keeps it.
 _PATIENCE = 0.5
@@ -61,6 +68,21 @@ def new_run_id(task: str, model: str) -> str:
     """Return a name that sorts by time, e.g. ``20260131-235959-causal-lm-gpt2-1f0a`` (UTC, task, model, random hex)."""
     now = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     return f"{now}-{slug(task)}-{slug(model.rstrip('/').rpartition('/')[2])}-{secrets.token_hex(2)}"
+
+
+@contextmanager
+def part_of(experiment: str) -> Iterator[None]:
+    """Mark runs that are created within the block as part of an experiment: ``latest`` never means them."""
+    token = _experiment.set(experiment)
+    try:
+        yield
+    finally:
+        _experiment.reset(token)
+
+
+def is_part(folder: Path) -> bool:
+    """Return True if a run was made by an experiment that compares several, such as ``fulltune methods``."""
+    return (folder / _PART_OF).exists()
 
 
 class RunFolder:
@@ -95,6 +117,8 @@ class RunFolder:
                 raise StoreError("the run folder exists already", where=str(path), fix="start the run again") from None
             lock = _acquire(path)
         folder = cls(path, lock)
+        if _experiment.get():
+            folder.write_text(_PART_OF, f"{_experiment.get()}\n")
         folder.set_status("running")
         return folder
 
@@ -209,6 +233,8 @@ def named(run: str | Path | Record, out: str | Path = "runs") -> tuple[str, Path
 def resolve(name: str, out: str | Path = "runs") -> Path:
     """Return the folder of a run: by id, prefix of the id, path, or ``latest`` (the newest run with a record).
 
+    Runs of an experiment (:func:`part_of`) are found by name alone.
+
     Raises:
         StoreError: No run matches, or several do.
     """
@@ -238,7 +264,7 @@ def _unknown(name: str, known: list[str], out: Path) -> StoreError:
 
 
 def _latest(folders: list[Path], out: Path) -> Path:
-    finished = [path for path in folders if (path / "record.json").exists()]
+    finished = [path for path in folders if (path / "record.json").exists() and not is_part(path)]
     if not finished:
         raise StoreError("there is no run with a record", where=str(out), fix="start one with `fulltune run`")
     # Names have a resolution of one second; within it, the run that ended later is the newer one.

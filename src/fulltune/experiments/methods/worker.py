@@ -23,7 +23,7 @@ from fulltune.records.methods import Tried
 from fulltune.records.run import Model
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, open_progress
-from fulltune.store.runs import list_runs
+from fulltune.store.runs import list_runs, part_of
 
 
 class WorkerDied(FulltuneError):
@@ -197,7 +197,8 @@ def _run(spec: JobSpec, progress: Progress) -> Answer:
     config = of_method(load_config(spec.config), method)
     train = config.train.model_copy(update={"learning_rate": rate, "seed": spec.seed})
     config = config.model_copy(update={"train": train})
-    record = run(config, out=spec.out, progress=progress, resume=_unfinished(config, spec.out))
+    with part_of(Path(spec.folder).name):
+        record = run(config, out=spec.out, progress=progress, resume=_unfinished(config, spec.out))
     device = torch.accelerator.max_memory_allocated() if torch.accelerator.is_available() else 0
     return Answer(run_id=record.run_id, device_bytes=device)
 
