@@ -151,15 +151,23 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("a_row", "calls"), [(0.01, [2, 8, 8, 8]), (0.3, [2, 8]), (2.0, [2])], ids=["fast", "slow", "very slow"]
+    ("once", "a_row", "calls"),
+    [
+        (0.1, 0.01, [2, 2, 8, 8, 8]),
+        (0.0, 0.3, [2, 2, 4]),
+        (0.0, 2.0, [2, 4]),
+        (7.0, 0.01, [2, 4, 24]),
+        (0.0, 6.0, [2]),
+    ],
+    ids=["fast", "slow", "very slow", "slow once", "slowest"],
 )
 def test_slow_answers_are_measured_on_fewer_rows(
-    a_row: float, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    once: float, a_row: float, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(0.0, a_row)
+    clock = Clock(once, a_row)
     monkeypatch.setattr(measured_plan.time, "perf_counter", lambda: clock.now)
     rows = [Example(str(number), "x" * number, "") for number in range(40)]
-    assert measured_plan.answering_seconds(clock.predict, rows) == pytest.approx(40 * a_row)
+    assert measured_plan.answering_seconds(clock.predict, rows) == pytest.approx(once + 40 * a_row)
     assert clock.calls == calls
 
 

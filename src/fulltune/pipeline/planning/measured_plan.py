@@ -40,11 +40,14 @@ from fulltune.training.regularization import costs, general_text
 #: exceeded only by the least that must be measured: two rows of each system.
 SECONDS, ANSWER_SECONDS = 40.0, 5.0
 
-#: Rows of a small and a larger batch that each system answers; and rows per retention set.
+#: Rows of the small number that each system answers, and of each part of the larger one; and rows per retention set.
 ROWS = (2, 8)
 
-#: Number of larger batches, of rows of similar length, from short to long.
+#: Parts of the larger number, of rows of similar length, from short to long.
 BATCHES = 3
+
+#: Seconds up to which answers are measured a second time.
+_CHECKED = 1.0
 
 #: Seconds of a forward pass for one of forward and backward (2 of 6 operations a weight and token: Kaplan et al. 2020,
 #: "Scaling Laws for Neural Language Models", table 1).
@@ -261,19 +264,29 @@ class _Rehearsal:
 def answering_seconds(predict: Predictor, examples: Sequence[Example]) -> float:
     """Return the seconds for all examples, extrapolated from a few of them.
 
-    Two batch sizes separate the cost per row from what is done once, such as reading shots. The larger batches are of
-    short, medium and long rows; if they would take more than :data:`ANSWER_SECONDS`, only the medium ones are measured,
-    or none.
+    Two numbers of rows separate the cost per row from what is done once, such as reading shots. The larger number are
+    short, medium and long rows; if they may take more than :data:`ANSWER_SECONDS`, a few medium ones tell whether the
+    time is spent per row. If even two rows take twice as long, they are scaled.
     """
-    few = neighbors(examples, ROWS[0], 0.5)
-    short = _timed(lambda: list(predict(few)))
-    batch = short * ROWS[1] / ROWS[0]
-    count = BATCHES if batch * BATCHES <= ANSWER_SECONDS else 1 if batch <= ANSWER_SECONDS else 0
-    if not count:
-        return short * len(examples) / max(1, len(few))
-    batches = [neighbors(examples, ROWS[1], (part + 0.5) / count) for part in range(count)]
-    long = statistics.fmean(_timed(lambda rows=rows: list(predict(rows))) for rows in batches)  # type: ignore[misc]
-    return extrapolated((len(few), short), (len(batches[0]), long), len(examples))
+
+    def cost(rows: Sequence[Example]) -> tuple[int, float]:
+        return len(rows), _timed(lambda: list(predict(rows)))
+
+    two = neighbors(examples, ROWS[0], 0.5)
+    few = cost(two)
+    if few[1] <= _CHECKED:  # the first answers of a model include checks of how it computes
+        few = cost(two)
+    if few[1] > 2 * ANSWER_SECONDS:
+        return few[1] * len(examples) / max(1, len(two))
+    parts = [neighbors(examples, ROWS[1], (part + 0.5) / BATCHES) for part in range(BATCHES)]
+    if few[1] * BATCHES * ROWS[1] / ROWS[0] <= ANSWER_SECONDS:
+        costs = [cost(part) for part in parts]
+        mean = statistics.fmean(seconds for _, seconds in costs)
+        return extrapolated(few, (costs[0][0], mean), len(examples))
+    more = cost(neighbors(examples, 2 * ROWS[0], 0.5))
+    if more[1] <= 1.5 * few[1]:  # most of the time is spent once, so that more rows cost little more
+        more = cost([row for part in parts for row in part])
+    return extrapolated(few, more, len(examples))
 
 
 def line(pace: Pace) -> tuple[float, float]:
