@@ -273,8 +273,10 @@ def test_comparable_runs_are_compared_and_others_refused(place: Path) -> None:
         config(place, "bert", "classification", "clauses", max_steps=1, learning_rate=1e-9), out=place / "runs"
     )
     long = fulltune.run(config(place, "bert", "classification", "clauses", epochs=12), out=place / "runs")
-    found = fulltune.compare(long.run_id, short.run_id, out=place / "runs")
-    assert found.differences[0].verdict == "improved"
+    forward = fulltune.compare(short.run_id, long.run_id, out=place / "runs")
+    backward = fulltune.compare(long.run_id, short.run_id, out=place / "runs")
+    assert [forward.differences[0].verdict, backward.differences[0].verdict] == ["improved", "worse"]
+    assert forward.differences[0].delta == pytest.approx(-backward.differences[0].delta)
     other = fulltune.run(config(place, "gpt2", "causal-lm", "tales"), out=place / "runs")
     with pytest.raises(IncompatibleError, match="task"):
         fulltune.compare(long.run_id, other.run_id, out=place / "runs")

@@ -90,7 +90,7 @@ def test_a_missing_database_lists_the_existing_ones(tmp_path: Path) -> None:
 def test_a_folder_that_is_empty_or_is_none_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no \.sqlite or \.db file"):
         find_database(tmp_path, "x")
-    with pytest.raises(DataError, match=r"Data\.databases must name a folder"):
+    with pytest.raises(DataError, match=r"data\.databases must name a folder"):
         find_database(tmp_path / "none", "x")
 
 
