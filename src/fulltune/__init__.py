@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fulltune.pipeline.export import export as export
     from fulltune.pipeline.loaded import LoadedModel as LoadedModel
     from fulltune.pipeline.loaded import load as load
+    from fulltune.pipeline.predict import predict as predict
     from fulltune.pipeline.proposal.propose import init as init
     from fulltune.pipeline.run import compare as compare
     from fulltune.pipeline.run import evaluate as evaluate
@@ -75,6 +76,7 @@ _EXPORTS = {
     "export": "fulltune.pipeline.export",
     "load": "fulltune.pipeline.loaded",
     "LoadedModel": "fulltune.pipeline.loaded",
+    "predict": "fulltune.pipeline.predict",
     "interpolate": "fulltune.experiments.interpolation",
     "find_learning_rate": "fulltune.experiments.lr_find",
     "compare_methods": "fulltune.experiments.methods.comparison",

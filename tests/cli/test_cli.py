@@ -20,7 +20,10 @@ from fulltune.errors import Problem
 from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
 
-VERBS = ("init", "run", "plan", "evaluate", "compare", "demo", "doctor", "lr-find", "methods", "sweep", "launch")
+VERBS = (
+    *("init", "run", "plan", "evaluate", "predict", "compare"),
+    *("demo", "doctor", "lr-find", "methods", "sweep", "launch"),
+)
 #: Commands that have subcommands.
 GROUPS = {
     "models": (

@@ -2,94 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import fakes
 import numpy as np
 import pytest
+from answering import Run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
 import fulltune
 from fulltune.errors import ConfigError, DataError, StoreError
-from fulltune.records.run import Prediction, Record
 from fulltune.tasks.class_probabilities import BATCH_ERROR, DECIMALS, is_settled
-
-WORDS = ("court", "state", "party", "term", "film", "star", "good", "great", "king", "fox")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, with its evaluation rows and the predictions of the tuned model."""
-
-    record: Record
-    rows: list[dict[str, Any]]
-    predictions: list[Prediction]
-
-
-def sentence(index: int) -> str:
-    """Return a text whose length depends on the index, so that batches are padded."""
-    return " ".join(WORDS[(index * step) % len(WORDS)] for step in range(1, 3 + index % 7))
-
-
-def execute(folder: Path, kind: str, task: str, rows: list[dict[str, Any]], **data: Any) -> Run:
-    folder.mkdir()
-    fakes.save(kind, folder / "base")
-    for name, part in (("train", rows[:24]), ("eval", rows[24:])):
-        text = "".join(json.dumps(row) + "\n" for row in part)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    record = fulltune.run(
-        model=str(folder / "base"),
-        task=task,
-        data={"train": str(folder / "train.jsonl"), "eval": str(folder / "eval.jsonl"), "allow_leaks": True} | data,
-        train={"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2, "evaluations": 0},
-        baselines={"few_shot": 1},
-        evaluation={"resamples": 100, "max_new_tokens": 6, "continuations": 3, "batch_size": 5},
-        guards={"forgetting": None},
-        out=folder / "runs",
-    )
-    lines = (record.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    predictions = [Prediction.model_validate_json(line) for line in lines]
-    return Run(record, rows[24:], [one for one in predictions if one.system == "tuned"])
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    rows = [{"body": sentence(i), "label": ("law", "film", "tale")[i % 3]} for i in range(44)]
-    return execute(tmp_path_factory.mktemp("classes") / "job", "bert", "classification", rows, text="body")
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    rows = [{"text": sentence(i), "labels": [name for name in ("law", "film") if len(name) * i % 3]} for i in range(36)]
-    return execute(tmp_path_factory.mktemp("several") / "job", "bert", "classification", rows)
-
-
-@pytest.fixture(scope="module")
-def queries(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    place = tmp_path_factory.mktemp("queries")
-    folder = place / "databases"
-    folder.mkdir()
-    for name in ("zoo", "park"):
-        with sqlite3.connect(folder / f"{name}.sqlite") as connection:
-            connection.execute(f"CREATE TABLE {name} (name TEXT, legs INTEGER)")
-        connection.close()
-    rows = [
-        {"question": f"{sentence(i)}?", "sql": f"SELECT name FROM {db} WHERE legs = {i}", "db_id": db}
-        for i, db in ((i, ("zoo", "park")[i % 2]) for i in range(36))
-    ]
-    return execute(place / "job", "t5", "text2sql", rows, databases=str(folder))
-
-
-@pytest.fixture(scope="module")
-def tales(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    rows = [{"text": f"{i}: {sentence(i)}. " * 3} for i in range(32)]
-    return execute(tmp_path_factory.mktemp("tales") / "job", "gpt2", "causal-lm", rows)
 
 
 def test_labels_and_probabilities_are_those_of_the_run(classes: Run) -> None:

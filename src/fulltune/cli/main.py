@@ -25,6 +25,7 @@ from fulltune.cli.options import (
     Overrides,
     with_common_options,
 )
+from fulltune.cli.predict import predict
 from fulltune.cli.verbs import Program
 from fulltune.runtime import distributed
 from fulltune.runtime.launch import report_exit_code
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 
 app.command("init")(init)
+app.command("predict")(predict)
 app.add_typer(models, name="models")
 app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 

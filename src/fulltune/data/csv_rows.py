@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -29,6 +29,9 @@ _UNUSUAL = ("\x1f", "\x01", "¦", "§", "~", "^", ":", "#", "/")
 
 #: Number of rows, and of characters, that are parsed to infer the delimiter.
 _SAMPLE_ROWS, _SAMPLE = 50, 1 << 17
+
+#: Maximum length in characters of a cell of a file that is read line by line.
+_LONGEST_CELL = 1 << 27
 
 #: Column names, as they are written in a header with an unusual delimiter.
 _NAME = re.compile(r"[^\W\d][\w .-]{0,40}")
@@ -78,13 +81,40 @@ def open_csv(
         DataError: The header is missing or ambiguous.
     """
     text = text.lstrip("\ufeff").replace("\n\ufeff", "\n")  # concatenated files each begin with a byte-order mark
+    dialect, rows, _, assumed = _inferred(text, name, wanted, delimiter, usual)
+    form = form.model_copy(update={"delimiter": dialect.delimiter, "assumed": (*form.assumed, *assumed)})
+    return open_table(iter(rows), name, form, wanted, trimmed=dialect.skipinitialspace)
+
+
+def stream_csv(
+    sample: str, lines: Iterator[str], name: str, form: FileFormat, delimiter: str | None = None, usual: str = ","
+) -> Opened:
+    """Open a CSV file that is read line by line; delimiter and quoting are inferred from its beginning.
+
+    Args:
+        sample: Complete lines from the beginning of the file.
+        lines: All lines, with their ends.
+        name, form, delimiter, usual: As in :func:`open_csv`.
+
+    Raises:
+        DataError: The header is missing or ambiguous.
+    """
+    dialect, _, before, assumed = _inferred(sample.lstrip("\ufeff"), name, None, delimiter, usual)
+    form = form.model_copy(update={"delimiter": dialect.delimiter, "assumed": (*form.assumed, *assumed)})
+    rows = _parsed(islice(lines, before, None), name, dialect, before, _LONGEST_CELL)
+    return open_table(rows, name, form, None, trimmed=dialect.skipinitialspace)
+
+
+def _inferred(
+    text: str, name: str, wanted: Collection[str] | None, delimiter: str | None, usual: str
+) -> tuple[_Dialect, list[Cells], int, list[str]]:
+    """Return the dialect of a text, its rows, the number of lines before its header, and what was assumed."""
     declared = _DECLARED.match(text)
     body = text[declared.end() :] if declared else text
     before = 1 if declared else 0
     chosen = delimiter or (declared[1] if declared else _delimiter(body, usual, wanted or ()))
     dialect, rows, assumed = _best(body, name, _dialect(body, chosen), before)
-    form = form.model_copy(update={"delimiter": chosen, "assumed": (*form.assumed, *assumed)})
-    return open_table(iter(rows), name, form, wanted, trimmed=dialect.skipinitialspace)
+    return dialect, rows, before, assumed
 
 
 def is_table(text: str, wanted: Collection[str] = ()) -> bool:
@@ -207,22 +237,28 @@ def _joins_rows(rows: Sequence[Cells], dialect: _Dialect) -> bool:
 
 
 def _rows(text: str, name: str, dialect: _Dialect, before: int) -> Iterator[Cells]:
+    """Yield the cells of each row of a text after its ``before`` first lines."""
+    return _parsed(io.StringIO(text, newline=""), name, dialect, before, len(text))
+
+
+def _parsed(lines: Iterable[str], name: str, dialect: _Dialect, before: int, longest: int) -> Iterator[Cells]:
     """Yield the cells of each row that is not blank, with the position of its first line.
 
     Parsing is strict, so that an unclosed quote does not hide the rest of the file.
 
     Args:
-        text: Text of the file after the ``before`` first lines.
+        lines: Lines of the file after the ``before`` first ones.
         name: Name of the file.
         dialect: How cells are separated and quoted.
         before: Number of lines that were removed.
+        longest: Maximum length of a cell in characters.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect.options)
+    reader = csv.reader(lines, strict=True, **dialect.options)
     while True:
         line = before + reader.line_num + 1
         where = f"{name}:{line}"
         # The limit is global in the csv module; documents are longer than its default of 128 KiB.
-        limit = csv.field_size_limit(max(len(text), 131072))
+        limit = csv.field_size_limit(max(longest, 131072))
         try:
             cells = next(reader)
         except StopIteration:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
+import io
 import lzma
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -21,6 +24,12 @@ _USUAL_MEMORY = 16 << 30
 #: accepted.
 _DENSEST = 100
 _SMALL = 1 << 28
+
+#: Number of bytes from which a file that is read line by line is recognized.
+_SAMPLE = 1 << 22
+
+#: Number of bytes that are read at a time.
+_PART = 1 << 24
 
 _TOOLS = {".gz": "gzip", ".xz": "xz", ".bz2": "bzip2"}
 
@@ -45,6 +54,33 @@ def text_of(path: Path, name: str = "", encoding: str = "auto") -> Decoded:
         raise DataError(problem, where=str(path), fix="download it again") from None
     refuse_other_kinds(data[:512], path)
     return decode(data, name or path.name, encoding)
+
+
+def stream_text(path: Path) -> tuple[str, Iterator[str]]:
+    """Open a large UTF-8 file to read it line by line, decompressed if it is compressed.
+
+    Bytes that are not UTF-8 are kept as lone surrogates, which the checks of values report for their row.
+
+    Returns:
+        The beginning as one text of complete lines, and all lines, with their ends as they are.
+
+    Raises:
+        DataError: The file cannot be read, or is not text.
+        UnicodeDecodeError: Its beginning is not UTF-8.
+    """
+    packed = packing(head_of(path))
+    with _open(path, packed) as file:
+        data = file.read(_SAMPLE)
+    refuse_other_kinds(data[:512], path)
+    sample = codecs.getincrementaldecoder("utf-8")().decode(data)
+    end = sample.rfind("\n") + 1 or len(sample)
+    return sample[:end], _lines(path, packed)
+
+
+def _lines(path: Path, packed: str) -> Iterator[str]:
+    file = _open(path, packed)
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        yield from lines
 
 
 def head_of(path: Path) -> bytes:
@@ -98,13 +134,22 @@ def _bytes(path: Path) -> bytes:
         raise DataError(f"the {tool} file is damaged: it has no {tool} header", where=str(path), fix=fix)
     limit = min(most, max(_SMALL, _DENSEST * size)) if packed else most
     with _open(path, packed) as file:
-        data = file.read(limit + 1)
+        data = _up_to(file, limit + 1)
     if len(data) <= limit:
         return data
     if limit == most:
         raise too_large(path)
     fix = "decompress it, and check its contents"
     raise DataError(f"unpacks to more than {_DENSEST} times its size", where=str(path), fix=fix)
+
+
+def _up_to(file: IO[bytes], size: int) -> bytes:
+    """Return at most ``size`` bytes, read in parts: ``read(size)`` would reserve all of them at once."""
+    parts = list[bytes]()
+    while size > 0 and (part := file.read(min(size, _PART))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def _open(path: Path, packed: str) -> IO[bytes]:

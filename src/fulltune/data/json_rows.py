@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,21 @@ def json_rows(
     yield from _document(value, form, split, named_part, wanted)
 
 
+def stream_json_lines(lines: Iterable[str], form: FileFormat) -> Iterator[Item]:
+    """Yield the format and the rows of JSON Lines that are read line by line."""
+    yield form
+    yield from _line_objects(lines, form.file)
+
+
+def is_json_lines(text: str) -> bool:
+    """Return True if the first line of a text that is not blank is a JSON object."""
+    line = _LINE_END.split(text.lstrip("\ufeff \t\r\n"), maxsplit=1)[0]
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def starts_with_object(text: str) -> bool:
     """Return True if text begins with a JSON object, or with an array of objects."""
     try:
@@ -94,7 +109,11 @@ def _no_splits(name: str, named_part: str, value: Any = None) -> DataError:
 
 def _json_lines(text: str, name: str) -> Iterator[RawRow | Problem]:
     # str.splitlines would also split at U+2028 and U+0085, which may occur inside a JSON string.
-    for number, raw in enumerate(_LINE_END.split(text), start=1):
+    return _line_objects(_LINE_END.split(text), name)
+
+
+def _line_objects(lines: Iterable[str], name: str) -> Iterator[RawRow | Problem]:
+    for number, raw in enumerate(lines, start=1):
         line = raw.lstrip("\ufeff")  # concatenated files each begin with a byte-order mark
         if line.strip():
             yield _json_object(line, f"{name}:{number}")

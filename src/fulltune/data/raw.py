@@ -38,7 +38,10 @@ class Options:
     Attributes:
         encoding: Codec of text files, or ``auto``.
         delimiter: Character between the cells of CSV files, or None to infer it.
+        stream_from: Size in bytes from which JSON Lines and CSV files are read line by line, in constant memory; what
+            is inferred about such a file is inferred from its beginning. None reads every file at once.
     """
 
     encoding: str = "auto"
     delimiter: str | None = None
+    stream_from: int | None = None

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.data import columnar
-from fulltune.data.csv_rows import is_table, open_csv
+from fulltune.data.csv_rows import is_table, open_csv, stream_csv
 from fulltune.data.excel import open_excel
-from fulltune.data.file_text import head_of, text_of
+from fulltune.data.file_text import head_of, stream_text, text_of
 from fulltune.data.folders import (
     DOCUMENT_COLUMNS,
     Folder,
@@ -25,7 +25,7 @@ from fulltune.data.folders import (
     refuse_both,
     shards,
 )
-from fulltune.data.json_rows import json_rows, starts_with_object
+from fulltune.data.json_rows import is_json_lines, json_rows, starts_with_object, stream_json_lines
 from fulltune.data.kinds import FORMATS, by_content, by_name, suffix, unknown_kind
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Item, Opened, Options
@@ -243,6 +243,9 @@ def _text_file(
 ) -> Opened:
     if not head and stated in ("parquet", "excel", "arrow"):
         raise DataError("the file is empty (0 bytes)", expected="at least one row", where=str(path), fix="write again")
+    streamed = _streamed(path, stated, part, options)
+    if streamed is not None:
+        return streamed
     decoded = text_of(path, encoding=options.encoding)
     kind = _kind_of_text(decoded.text, stated, wanted or (), options.delimiter)
     if not kind and stated in ("parquet", "excel", "arrow"):
@@ -261,6 +264,28 @@ def _text_file(
         return open_csv(decoded.text, path.name, form, wanted, options.delimiter, usual)
     row = {"text": decoded.text, "folder": path.absolute().parent.name, "file": path.name}
     return Opened(DOCUMENT_COLUMNS, chain([form], [(path.name, row)]), documents_doubt(path.name))
+
+
+def _streamed(path: Path, stated: str, part: str, options: Options) -> Opened | None:
+    """Open a large file of JSON Lines or a large CSV file line by line; None if it has to be read at once.
+
+    Other JSON, and encodings that are not UTF-8, are recognized only by the whole text.
+    """
+    if options.stream_from is None or part or path.stat().st_size < options.stream_from:
+        return None
+    if options.encoding.lower().replace("-", "").replace("_", "") not in ("auto", "utf8", "utf8sig"):
+        return None
+    try:
+        sample, lines = stream_text(path)
+    except UnicodeDecodeError:
+        return None
+    kind = _kind_of_text(sample, stated, (), options.delimiter)
+    form = FileFormat(file=path.name, format=kind, encoding="utf-8")
+    if kind == "csv":
+        return stream_csv(sample, lines, path.name, form, options.delimiter, _DELIMITERS.get(suffix(path), ","))
+    if kind == "json" and is_json_lines(sample):
+        return Opened(None, stream_json_lines(lines, form))
+    return None
 
 
 def _kind_of_text(text: str, stated: str, wanted: Collection[str], delimiter: str | None) -> str:

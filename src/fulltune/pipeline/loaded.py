@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -66,10 +67,19 @@ class LoadedModel:
         if isinstance(inputs, (str, Mapping)):
             return self([inputs], database=database)[0]
         examples = self._examples(list(inputs), database)
-        if not examples:
-            return []
+        return list(self.answer(examples)) if examples else []
+
+    def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield the answers to examples, in their order and in batches."""
         with pinned_kernels(self.config.speed.kernels), fast_kernels(self.model):
-            return list(self.task.answers(self._bundle, self._system, examples))
+            yield from self.task.answers(self._bundle, self._system, examples)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the answers depend on besides the inputs, as plain data."""
+        info = self._bundle.info
+        settings = self.config.model_dump(mode="json", include={"data", "evaluation", "task"})
+        return [info.sha256, info.reconciled, self._system, self.task.version, self.task.labels, settings]
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.task.name} by {type(self.model).__name__}>"
@@ -111,6 +121,51 @@ class LoadedModel:
         return given
 
 
+@dataclass(frozen=True)
+class Asking:
+    """A model and how it is asked, before it is loaded: what can be checked within a second.
+
+    Attributes:
+        name: Name for people: the run, the version, or any other model.
+        source: Name to load it by.
+        out: Folder of the runs and the registry.
+        config: Task and data.
+        task: The task, with its labels if it has any.
+    """
+
+    name: str
+    source: str
+    out: Path
+    config: Config
+    task: Task
+
+    def load(self) -> LoadedModel:
+        """Load the model.
+
+        Raises:
+            FulltuneError: It cannot be loaded, or does not fit the task.
+        """
+        task, bundle, system = find_model(self.config, self.task, self.source, self.out)
+        return LoadedModel(self.name, dated(self.config, task, bundle), task, bundle, system)
+
+
+def asking(
+    name: str | Path | Record,
+    config: Config | Mapping[str, Any] | str | Path | None,
+    out: str | Path,
+    overrides: Sequence[str],
+    options: Mapping[str, Any],
+) -> Asking:
+    """Return how a model is asked, with the arguments of :func:`load`."""
+    source, folder = named(name, out)
+    run = None if config is not None else named_run(source, None, folder)
+    settings = load_config(run.folder / "config.yaml" if run else config, overrides, options=options)
+    task = with_labels(checked_task_and_method(settings)[0], settings, run)
+    if run is None:
+        return Asking(source, source, folder, settings, task)
+    return Asking(run.name, run.name, run.out, settings, task)
+
+
 def load(
     name: str | Path | Record,
     config: Config | Mapping[str, Any] | str | Path | None = None,
@@ -132,10 +187,4 @@ def load(
     Raises:
         FulltuneError: The run, the model or the config cannot be loaded.
     """
-    source, folder = named(name, out)
-    run = None if config is not None else named_run(source, None, folder)
-    settings = load_config(run.folder / "config.yaml" if run else config, overrides, options=options)
-    task = with_labels(checked_task_and_method(settings)[0], settings, run)
-    task, bundle, system = find_model(settings, task, run.name if run else source, run.out if run else folder)
-    settings = dated(settings, task, bundle)
-    return LoadedModel(run.name if run else source, settings, task, bundle, system)
+    return asking(name, config, out, overrides, options).load()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, tee
 from typing import TYPE_CHECKING, Any
 
 from fulltune.data.load import available_columns
@@ -123,11 +123,13 @@ class CausalLM(Task):
 
         settings = self.config.evaluation
         has_prompts = self._trains_on_prompts()
-        ids = (
-            self._asked(example.input, bundle, example.meta.get("is_prompt", has_prompts)).ids for example in examples
+        asked, later = tee(
+            self._asked(example.input, bundle, example.meta.get("is_prompt", has_prompts)) for example in examples
         )
-        for generated in inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens):
-            yield {"prediction": generated.text, "text": generated.text}
+        ids = (prompt.ids for prompt in asked)
+        answers = inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens)
+        for prompt, generated in zip(later, answers, strict=True):
+            yield {"prediction": generated.text, "text": generated.text} | prompts.truncated(prompt.values())
 
     def _asked(self, text: str, bundle: Bundle, has_prompts: bool) -> Fitted:
         """Return the prompt of a text: as in training if that had prompts, otherwise the text itself."""

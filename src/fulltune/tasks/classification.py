@@ -154,13 +154,13 @@ class Classification(Task):
 
     def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """Yield the label, or the list of labels, as ``prediction``, and the ``probabilities`` of all labels."""
-        for example, (probabilities, _) in zip(examples, self._probabilities(bundle, examples), strict=True):
+        for example, (probabilities, values) in zip(examples, self._probabilities(bundle, examples), strict=True):
             output = self.prediction(system, example, probabilities).output
             rounded = np.round(probabilities, DECIMALS).tolist()
             yield {
                 "prediction": output if isinstance(output, str) else list(output),
                 "probabilities": dict(zip(self.labels, rounded, strict=True)),
-            }
+            } | prompts.truncated(values)
 
     def _probabilities(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example] = ()

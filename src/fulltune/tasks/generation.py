@@ -64,10 +64,12 @@ class TextToText(Task):
         from fulltune.models import inference
 
         settings = self.config.evaluation
-        ids = (self._prompt(example, bundle).ids for example in examples)
-        for generated in inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens):
+        asked, later = tee(self._prompt(example, bundle) for example in examples)
+        ids = (prompt.ids for prompt in asked)
+        answers = inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens)
+        for prompt, generated in zip(later, answers, strict=True):
             text = self.answer_text(generated)
-            yield {"prediction": text, self.answer_name: text}
+            yield {"prediction": text, self.answer_name: text} | prompts.truncated(prompt.values())
 
     def answer_text(self, generated: Generated) -> str:
         """Return the answer in a generated text."""

@@ -99,6 +99,11 @@ class Fitted:
         return used | ({"cut_tokens": sum(self.cut.values()), "cut": ", ".join(self.cut)} if self.cut else {})
 
 
+def truncated(values: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of tokens that an answer was given without, if there are any, from the values of its prompt."""
+    return {"truncated": values["cut_tokens"]} if values.get("cut_tokens") else {}
+
+
 def fingerprint(bundle: Bundle, chat: str, day: date) -> str:
     """Return a hash of what prompts and answers depend on, besides rows and config.
 

@@ -15,6 +15,7 @@ from fulltune.runtime.graphemes import clip
 
 if TYPE_CHECKING:
     from fulltune.pipeline.ask import Asked
+    from fulltune.records.predictions import Predictions
 
 #: Characters of a text that a terminal shows.
 _LONG = 600
@@ -44,6 +45,26 @@ def changed_rows(found: ChangedRows) -> RenderableType:
                 table.add_row(Text(name, style="dim"), Text(_said(value), overflow="fold"))
             parts += [table, Text("")]
     return Group(*parts)
+
+
+def predictions(found: Predictions) -> RenderableType:
+    """Show how many rows were answered, where they are, and the first rows without an answer."""
+    parts: list[RenderableType] = [Text(predictions_line(found), style="bold"), Text(f"Written: {found.output}")]
+    parts += [Text(f"Read: {form.file}: {assumption}") for form in found.files for assumption in form.assumed]
+    parts += [Text(f"No answer: {one.where}: {one.reason}") for one in found.unanswered]
+    more = found.total - found.answered - len(found.unanswered)
+    return Group(*parts, *([Text(f"… and {more:,} more, which have a reason in `error`")] if more else []))
+
+
+def predictions_line(found: Predictions) -> str:
+    """Return the counts of answered, truncated and failed rows as one sentence."""
+    failed = found.total - found.answered
+    rate = (found.total - found.resumed) / found.seconds if found.seconds else 0.0
+    parts = [f"{found.answered:,} of {found.total:,} rows answered by {found.model}"]
+    parts += [f"{found.truncated:,} truncated"] if found.truncated else []
+    parts += [f"{failed:,} without an answer"] if failed else []
+    parts += [f"{found.resumed:,} resumed"] if found.resumed else []
+    return ", ".join(parts) + f" ({found.seconds:,.1f} s, {rate:,.0f} rows per second)"
 
 
 def _details(values: Mapping[str, Any]) -> list[str]:

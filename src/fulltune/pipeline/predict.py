@@ -1,0 +1,359 @@
+"""Answer the rows of a file with a tuned model: ``fulltune predict MODEL DATA``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from fulltune.config import Config
+from fulltune.data.locate import expanded, locate
+from fulltune.data.raw import Options
+from fulltune.data.read import open_source
+from fulltune.data.values import clean
+from fulltune.errors import ConfigError, DataError, FulltuneError, Problem, closest
+from fulltune.pipeline.answer_files import Journal, check_output, json_line, open_journal, write_rows
+from fulltune.pipeline.loaded import LoadedModel, asking
+from fulltune.records.predictions import Predictions, Unanswered
+from fulltune.records.run import FileFormat, Record
+from fulltune.runtime.progress import Progress, progress_of
+from fulltune.runtime.rows_file import as_source
+from fulltune.runtime.version import __version__
+from fulltune.tasks.base import Example, Task
+
+#: Batches per block. Rows of a block are sorted by length together, as the evaluation of a run does.
+_BATCHES = 32
+
+#: Size in bytes from which text files are read line by line.
+_LARGE = 64 << 20
+
+#: Rows whose keys are read to list the columns of JSON.
+_LOOK_AHEAD = 1000
+
+#: Rows without an answer that the summary lists.
+_LISTED = 20
+
+#: A row of the input, or why it cannot be read.
+_Item = tuple[str, Mapping[str, Any]] | Problem
+
+
+class Writable(Protocol):
+    """A stream of text."""
+
+    def write(self, text: str, /) -> object:
+        """Write a text."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows to answer; they can be read several times.
+
+    Attributes:
+        names: Files, folders, patterns or hub ids.
+        options: Encoding and delimiter.
+    """
+
+    names: tuple[str, ...]
+    options: Options
+
+    def items(self) -> Iterator[_Item | FileFormat]:
+        """Yield the rows, and how each file is read."""
+        yield from open_source(self.names, "test", options=self.options).rows
+
+    def rows(self, start: int = 0) -> Iterator[_Item]:
+        """Yield the rows from a number on."""
+        return islice((item for item in self.items() if not isinstance(item, FileFormat)), start, None)
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the column names.
+
+        Raises:
+            DataError: The source does not exist, cannot be read or has no rows.
+        """
+        opened = open_source(self.names, "test", options=self.options)
+        if opened.columns is not None:
+            return opened.columns
+        rows = [item for item in islice(opened.rows, _LOOK_AHEAD) if not isinstance(item, FileFormat)]
+        names = dict.fromkeys(name for row in rows if isinstance(row, tuple) for name in row[1])
+        problems = [row for row in rows if isinstance(row, Problem)]
+        if not names:
+            raise DataError(problems or [Problem("no rows", "at least one", "check the file", self.names[0])])
+        return tuple(names)
+
+    def fingerprint(self) -> list[Any]:
+        """Return name, size and time of every file, which change when its rows do."""
+        found: list[Any] = []
+        for name in expanded(self.names):
+            path, part = locate(name)
+            files = [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path]
+            states = [(str(file), file.stat()) for file in files if file.is_file()]
+            found.append([name, part, [[file, state.st_size, state.st_mtime_ns] for file, state in states]])
+        return found
+
+
+@dataclass(frozen=True)
+class Request:
+    """How rows become inputs of a task, and answers columns of the output.
+
+    Attributes:
+        task: The task.
+        columns: Column of each role that the data has.
+        database: text2sql: the database of rows that name none.
+        prefix: Begins the names of the columns of an answer.
+    """
+
+    task: Task
+    columns: Mapping[str, str]
+    database: str
+    prefix: str
+
+    def example(self, item: _Item) -> Example | Problem:
+        """Return the input of a row, or why it has none."""
+        if isinstance(item, Problem):
+            return item
+        row = item[1]
+        values = {role: clean(row[name], role) for role, name in self.columns.items() if row.get(name) is not None}
+        problems = [value for value in values.values() if isinstance(value, Problem)]
+        if problems:
+            return problems[0]
+        if not values.keys() - {"db_id"}:
+            return Problem("nothing (the column is missing or null)", "a text")
+        try:
+            return self.task.request(values, self.database)
+        except FulltuneError as error:
+            return error.problems[0]
+
+    def merged(self, item: _Item, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with the columns of its answer."""
+        row = {} if isinstance(item, Problem) else item[1]
+        return {**row, **{self.prefix + name: value for name, value in answer.items()}}
+
+
+def predict(
+    name: str | Path | Record,
+    data: Any,
+    *,
+    output: str | Path | Writable | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    out: str | Path = "runs",
+    overrides: Sequence[str] = (),
+    database: str = "",
+    prefix: str = "",
+    force: bool = False,
+    progress: Progress | bool | None = None,
+    **options: Any,
+) -> Predictions:
+    """Answer rows without labels as the evaluation of the run does.
+
+    The output has the rows of the input in their order and with all of their columns. ``prediction`` is added, and by
+    task ``probabilities``, ``text`` or ``sql``; ``truncated`` counts the tokens of a text that the model did not read,
+    and ``error`` says why a row has no answer. A call that was interrupted is resumed by the same call.
+
+    Args:
+        name: A run (its id, the beginning of it, its folder, its record, or ``latest``), a version of the registry, or
+            any other model, which then needs a config.
+        data: A file, a folder, a pattern or a hub id, several of them, a data frame, a dataset, or a list of dicts.
+        output: A file (``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``), or a stream, which gets each row as a line of
+            JSON when its block is answered. Without an output, the rows are returned.
+        config: Task and columns; by default those of the run.
+        out: The runs folder.
+        overrides: ``a.b=value`` texts, applied last.
+        database: text2sql: the database of rows without a ``db_id``.
+        prefix: Begins the names of the added columns.
+        force: Replace the output, and discard an interrupted call with other arguments.
+        progress: Where the stage reports: by default a terminal or a notebook; False for nothing.
+        options: Keys of the config, such as ``evaluation={"batch_size": 64}``.
+
+    Raises:
+        FulltuneError: The model or the data cannot be used, or the output cannot be written.
+    """
+    if isinstance(output, (str, Path)):
+        output = Path(output).expanduser()
+        check_output(output, force=force)
+    asked = asking(name, config, out, overrides, options)
+    source = source_of(data, asked.config)
+    request = request_of(asked.task, asked.config, source, database, prefix)
+    model = asked.load()
+    work = _Work(model, source, request, progress_of(progress))
+    if isinstance(output, Path):
+        return work.to_file(output, force=force)
+    return work.in_memory() if output is None else work.to_stream(output)
+
+
+def source_of(data: Any, config: Config) -> Source:
+    """Return the rows of a file, several files, or an object of Python.
+
+    Raises:
+        ConfigError: The object holds no rows.
+    """
+    named = as_source(data, "data")
+    names = (str(named),) if isinstance(named, (str, Path)) else tuple(map(str, named))
+    return Source(names, Options(config.data.encoding, config.data.delimiter, stream_from=_LARGE))
+
+
+def request_of(task: Task, config: Config, source: Source, database: str, prefix: str) -> Request:
+    """Return how the rows of a source are asked.
+
+    Raises:
+        DataError: The source cannot be read, or has no column with inputs.
+        ConfigError: A column of the answers exists already.
+    """
+    available = source.columns()
+    columns = dict[str, str]()
+    for role in task.inputs:
+        column = next((name for name in (config.data.column(role), role) if name in available), None)
+        if column is not None:
+            columns[role] = column
+    if not columns.keys() - {"db_id"}:
+        raise _no_input(task, config, available, source)
+    taken = [prefix + name for name in ("prediction", "error") if prefix + name in available]
+    if taken:
+        raise ConfigError(
+            f"the data has a column {taken[0]!r} already",
+            expected="a new name for the answers",
+            fix='add a prefix, such as --prefix tuned_ (in Python: prefix="tuned_")',
+            where=", ".join(source.names[:3]),
+        )
+    return Request(task, columns, database, prefix)
+
+
+def _no_input(task: Task, config: Config, available: Sequence[str], source: Source) -> DataError:
+    role = task.inputs[0]
+    wanted = config.data.column(role)
+    near = closest(wanted, available)
+    fix = f"name the column of the texts: --set {config.data.column_key(role)}={near or available[0]}"
+    found = f"the columns {', '.join(map(repr, available[:20]))}"
+    return DataError(found, expected=f"a column {wanted!r}", fix=fix, where=", ".join(source.names[:3]))
+
+
+def _blocks(
+    model: LoadedModel, source: Source, request: Request, start: int
+) -> Iterator[tuple[list[_Item], list[dict[str, Any]]]]:
+    """Yield blocks of rows and their answers, from a row on."""
+    rows = source.rows(start)
+    while items := list(islice(rows, _block(model))):
+        examples = [request.example(item) for item in items]
+        answers = iter(list(model.answer([example for example in examples if isinstance(example, Example)])))
+        yield items, [_unanswered(example) if isinstance(example, Problem) else next(answers) for example in examples]
+
+
+def _block(model: LoadedModel) -> int:
+    return model.config.evaluation.batch_size * _BATCHES
+
+
+def _unanswered(problem: Problem) -> dict[str, Any]:
+    reason = problem.found + (f"; expected {problem.expected}" if problem.expected else "")
+    return {"prediction": None, "error": reason}
+
+
+class _Survey:
+    """What is known of the output once all rows are answered: counts, column names, and how files were read."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.truncated = 0
+        self.failed = 0
+        self.listed = list[Unanswered]()
+        self.columns = dict[str, None]()
+        self.forms = dict[str, FileFormat]()
+
+    def add_form(self, form: FileFormat) -> None:
+        """Add how a file is read; files that are read in the same way are listed once."""
+        self.forms.setdefault(form.model_copy(update={"file": ""}).model_dump_json(), form)
+
+    def add(self, item: _Item, answer: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        """Add a row, its answer, and both merged."""
+        self.total += 1
+        self.truncated += "truncated" in answer
+        self.columns |= dict.fromkeys(row)
+        if "error" in answer:
+            self.failed += 1
+            where = item.where if isinstance(item, Problem) else item[0]
+            if len(self.listed) < _LISTED:
+                self.listed.append(Unanswered(where=where, reason=answer["error"]))
+
+
+class _Work:
+    """One call: a model, rows, and where it reports."""
+
+    def __init__(self, model: LoadedModel, source: Source, request: Request, progress: Progress) -> None:
+        self.model = model
+        self.source = source
+        self.request = request
+        self.progress = progress
+        self.started = time.perf_counter()
+
+    def in_memory(self) -> Predictions:
+        """Return the rows with their answers."""
+        rows, answers = list[dict[str, Any]](), list[dict[str, Any]]()
+        with self.progress.stage("predict") as bar:
+            for items, block in _blocks(self.model, self.source, self.request, start=0):
+                answers += block
+                rows += map(self.request.merged, items, block)
+                bar.advance(len(items))
+        return self._summary(self._survey(answers), rows=tuple(rows))
+
+    def to_stream(self, stream: Writable) -> Predictions:
+        """Write each row as a line of JSON."""
+        survey = _Survey()
+        with self.progress.stage("predict") as bar:
+            for items, answers in _blocks(self.model, self.source, self.request, start=0):
+                for item, answer in zip(items, answers, strict=True):
+                    row = self.request.merged(item, answer)
+                    survey.add(item, answer, row)
+                    stream.write(f"{json_line(row)}\n")
+                bar.advance(len(items))
+        return self._summary(survey)
+
+    def to_file(self, path: Path, *, force: bool) -> Predictions:
+        """Write the rows with their answers to a file."""
+        data = self.source.fingerprint()
+        key: dict[str, Any] = {"fulltune": __version__, "model": self.model.identity, "data": data}
+        key |= {"columns": dict(self.request.columns), "database": self.request.database}
+        with open_journal(path, key, _block(self.model), force=force) as journal:
+            resumed = journal.done
+            self._answer(journal)
+            if self.source.fingerprint() != data:
+                raise DataError("the data changed while it was read", fix="start again with --force", where=str(path))
+            survey = self._survey(journal)
+            write_rows(path, list(survey.columns), lambda: map(self.request.merged, self.source.rows(), journal))
+            journal.path.unlink()
+        return self._summary(survey, output=str(path), resumed=resumed)
+
+    def _answer(self, journal: Journal) -> None:
+        """Answer all rows that the journal has no answer of."""
+        with self.progress.stage("predict") as bar:
+            bar.advance(journal.done)
+            try:
+                for items, answers in _blocks(self.model, self.source, self.request, start=journal.done):
+                    journal.append(answers)
+                    bar.advance(len(items))
+            except KeyboardInterrupt:
+                kept = f"interrupted: {journal.done:,} answered rows are kept; the same command resumes"
+                raise KeyboardInterrupt(kept) from None
+
+    def _survey(self, answers: Iterable[Mapping[str, Any]]) -> _Survey:
+        survey, later = _Survey(), iter(answers)
+        for item in self.source.items():
+            if isinstance(item, FileFormat):
+                survey.add_form(item)
+            else:
+                answer = next(later)
+                survey.add(item, answer, self.request.merged(item, answer))
+        return survey
+
+    def _summary(self, survey: _Survey, **more: Any) -> Predictions:
+        return Predictions(
+            model=self.model.name,
+            task=self.model.task.name,
+            total=survey.total,
+            answered=survey.total - survey.failed,
+            truncated=survey.truncated,
+            seconds=round(time.perf_counter() - self.started, 3),
+            unanswered=tuple(survey.listed),
+            files=tuple(survey.forms.values()),
+            **more,
+        )

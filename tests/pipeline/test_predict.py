@@ -1,0 +1,336 @@
+"""Answers of a file: those of the evaluation, in the order and with the columns of the input, in every format."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from answering import Run, sentence
+from typer.testing import CliRunner, Result
+
+import fulltune
+from fulltune.cli.main import app
+from fulltune.errors import ConfigError, DataError, FulltuneError, StoreError
+from fulltune.pipeline import predict as predicting
+from fulltune.pipeline.loaded import LoadedModel
+
+#: Rows per block with this batch size.
+SIZE, BLOCK = 1, 32
+
+
+def rows_of(count: int) -> list[dict[str, Any]]:
+    return [{"number": number, "body": sentence(number)} for number in range(count)]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def command(*arguments: object, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, ["predict", *map(str, arguments)], input=stdin)
+
+
+def test_answers_are_those_of_the_evaluation(classes: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"note": index, **row} for index, row in enumerate(classes.rows)])
+    found = fulltune.predict(classes.record, data, output=tmp_path / "out.jsonl")
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["prediction"] for row in rows] == [one.output for one in classes.predictions]
+    assert [max(row["probabilities"].values()) for row in rows] == [
+        one.values["confidence"] for one in classes.predictions
+    ]
+    assert [{name: row[name] for name in ("note", "body", "label")} for row in rows] == [
+        {"note": index, **row} for index, row in enumerate(classes.rows)
+    ]
+    assert (found.total, found.answered, found.truncated, found.resumed) == (len(rows), len(rows), 0, 0)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_queries_are_those_of_the_evaluation(queries: Run, tmp_path: Path) -> None:
+    found = fulltune.predict(queries.record, [{"question": r["question"], "db_id": r["db_id"]} for r in queries.rows])
+    assert [row["sql"] for row in found.rows] == [one.output for one in queries.predictions]
+    [alone] = fulltune.predict(queries.record, [{"question": queries.rows[0]["question"]}], database="zoo").rows
+    assert alone["sql"] == queries.predictions[0].output
+    [missing] = fulltune.predict(queries.record, [{"question": "How many?"}]).rows
+    assert missing["prediction"] is None
+    assert missing["error"].startswith("2 databases")
+
+
+@pytest.mark.parametrize("size", [2, 7, 64])
+def test_the_batch_size_changes_no_byte(classes: Run, tmp_path: Path, size: int) -> None:
+    data = write(tmp_path / "rows.jsonl", rows_of(70))
+    for name, batch in (("one", 1), ("other", size)):
+        fulltune.predict(classes.record, data, output=tmp_path / f"{name}.jsonl", evaluation={"batch_size": batch})
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "other.jsonl").read_bytes()
+
+
+def test_every_format_has_the_same_rows(classes: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", rows_of(20))
+    for suffix in ("jsonl", "csv", "tsv", "parquet"):
+        fulltune.predict(classes.record, data, output=tmp_path / f"out.{suffix}")
+    expected = read(tmp_path / "out.jsonl")
+    assert [
+        {**row, "probabilities": dict(row["probabilities"])}
+        for row in pq.read_table(tmp_path / "out.parquet").to_pylist()
+    ] == expected
+    for suffix, delimiter in (("csv", ","), ("tsv", "\t")):
+        with (tmp_path / f"out.{suffix}").open(encoding="utf-8", newline="") as file:
+            cells = list(csv.DictReader(file, delimiter=delimiter))
+        assert [
+            {**row, "number": int(row["number"]), "probabilities": json.loads(row["probabilities"])} for row in cells
+        ] == expected
+
+
+def test_columns_keep_their_types_from_parquet_to_parquet(classes: Run, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    table = pa.table({"body": ["a court", "a film"], "day": [date(2026, 1, 2), None], "tags": [["a"], []]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    fulltune.predict(classes.record, tmp_path / "rows.parquet", output=tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").select(table.column_names).to_pydict() == table.to_pydict()
+
+
+def test_rows_of_python_are_answered_in_memory(classes: Run) -> None:
+    import pandas as pd
+
+    rows = rows_of(5)
+    found = fulltune.predict(classes.record, pd.DataFrame(rows))
+    assert [{name: row[name] for name in ("number", "body")} for row in found.rows] == rows
+    assert [row["prediction"] for row in found.rows] == [
+        answer["prediction"] for answer in fulltune.load(classes.record)([row["body"] for row in rows])
+    ]
+
+
+def test_a_stream_gets_json_lines(classes: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", rows_of(3))
+    stream = io.StringIO()
+    fulltune.predict(classes.record, data, output=stream)
+    fulltune.predict(classes.record, data, output=tmp_path / "out.jsonl")
+    assert stream.getvalue() == (tmp_path / "out.jsonl").read_text(encoding="utf-8")
+
+
+def test_rows_without_an_answer_say_why(classes: Run, tmp_path: Path) -> None:
+    lines = ['{"body": "a court"}', '{"body": " "}', '{"body": 5}', "{oops", '{"other": 1}', '{"body": "a\\ud83d"}']
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = fulltune.predict(classes.record, data, output=tmp_path / "out.jsonl")
+    rows = read(tmp_path / "out.jsonl")
+    assert [row["prediction"] is None for row in rows] == [False, True, True, True, True, True]
+    assert [row.get("error", "").split(";")[0] for row in rows[1:]] == [
+        "text of whitespace only",
+        "a number (5)",
+        "not valid JSON (the word oops without quotes at column 2)",
+        "nothing (the column is missing or null)",
+        "half of a surrogate pair",
+    ]
+    assert rows[4]["other"] == 1
+    assert (found.total, found.answered) == (6, 1)
+    assert [one.where for one in found.unanswered] == [f"rows.jsonl:{line}" for line in range(2, 7)]
+    for suffix in ("csv", "parquet"):  # a lone surrogate has no UTF-8
+        output = tmp_path / f"out.{suffix}"
+        fulltune.predict(classes.record, write(tmp_path / "half.jsonl", [{"body": "a\ud83d"}]), output=output)
+        assert rb"a\ud83d" in output.read_bytes()
+
+
+def test_a_long_text_is_answered_and_counted(classes: Run, tmp_path: Path) -> None:
+    rows = [{"body": "court " * 600}, {"body": "court"}]
+    found = fulltune.predict(classes.record, rows)
+    assert found.rows[0]["truncated"] > 0
+    assert "truncated" not in found.rows[1]
+    assert found.truncated == 1
+
+
+class _Killed(BaseException):
+    """The end of a process, which nothing catches."""
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, blocks: int, error: BaseException) -> None:
+    """Let the model answer a number of blocks, then raise."""
+    answer: Callable[..., Iterator[dict[str, Any]]] = LoadedModel.answer
+    calls = 0
+
+    def limited(model: LoadedModel, examples: Any) -> Iterator[dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        if calls > blocks:
+            raise error
+        yield from answer(model, examples)
+
+    monkeypatch.setattr(LoadedModel, "answer", limited)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_an_interrupted_call_resumes(
+    classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    data = write(tmp_path / "rows.jsonl", rows_of(BLOCK * 3 + 5))
+    whole, output = tmp_path / f"whole.{suffix}", tmp_path / f"out.{suffix}"
+    fulltune.predict(classes.record, data, output=whole, evaluation={"batch_size": SIZE})
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2, _Killed())
+        with pytest.raises(_Killed):
+            fulltune.predict(classes.record, data, output=output, evaluation={"batch_size": SIZE})
+    assert not output.exists()
+    with (tmp_path / "out.partial").open("a", encoding="utf-8") as file:
+        file.write('{"prediction": "torn')  # the write of a block that a kill has cut
+    found = fulltune.predict(classes.record, data, output=output, evaluation={"batch_size": SIZE})
+    assert found.resumed == 2 * BLOCK
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_ctrl_c_says_that_the_call_resumes(classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(tmp_path / "rows.jsonl", rows_of(BLOCK * 2))
+    _stop_after(monkeypatch, 1, KeyboardInterrupt())
+    result = command(
+        classes.record.folder, data, "-o", tmp_path / "out.csv", "--quiet", "--set", f"evaluation.batch_size={SIZE}"
+    )
+    assert result.exit_code == 130
+    assert "32 answered rows are kept; the same command resumes" in result.stderr
+
+
+def test_answers_of_another_call_are_not_mixed_in(
+    classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, output = write(tmp_path / "rows.jsonl", rows_of(BLOCK * 2)), tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 1, _Killed())
+        with pytest.raises(_Killed):
+            fulltune.predict(classes.record, data, output=output, evaluation={"batch_size": SIZE})
+    write(data, rows_of(BLOCK * 2 + 1))
+    with pytest.raises(ConfigError, match=r"interrupted call with another model, input or option.*--force"):
+        fulltune.predict(classes.record, data, output=output, evaluation={"batch_size": SIZE})
+    found = fulltune.predict(classes.record, data, output=output, evaluation={"batch_size": SIZE}, force=True)
+    assert (found.total, found.resumed) == (BLOCK * 2 + 1, 0)
+
+
+def test_another_process_at_the_same_file_is_refused(classes: Run, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    data = write(tmp_path / "rows.jsonl", rows_of(2))
+    with FileLock(tmp_path / "out.partial.lock"), pytest.raises(StoreError, match="another process writes this file"):
+        fulltune.predict(classes.record, data, output=tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_large_file_is_read_line_by_line_and_gives_the_same_rows(
+    classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, packed: bool
+) -> None:
+    rows = [{"number": str(number), "body": f'{sentence(number)}; "so"\nit is'} for number in range(40)]
+    text = "\ufeff" + "".join(json.dumps(row) + "\r\n" for row in rows)
+    if suffix == "csv":
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, ["number", "body"], delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows)
+        text = "sep=;\r\n" + buffer.getvalue()
+    data = tmp_path / f"rows.{suffix}{'.gz' if packed else ''}"
+    data.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    at_once = fulltune.predict(classes.record, data)
+    monkeypatch.setattr(predicting, "_LARGE", 1)
+    streamed = fulltune.predict(classes.record, data)
+    assert streamed.rows == at_once.rows
+    assert [{name: row[name] for name in rows[0]} for row in streamed.rows] == rows
+
+
+def test_a_large_file_in_another_encoding_is_read_at_once(
+    classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predicting, "_LARGE", 1)
+    text = "number;body\n" + "".join(f"{number};Příliš žluťoučký kůň běžel k soudu.\n" for number in range(9))
+    (tmp_path / "rows.csv").write_bytes(text.encode("cp1250"))
+    found = fulltune.predict(classes.record, tmp_path / "rows.csv")
+    assert {row["body"] for row in found.rows} == {"Příliš žluťoučký kůň běžel k soudu."}
+    assert found.files[0].encoding == "cp1250"
+
+
+def test_bytes_that_are_not_utf8_far_into_a_large_file_are_reported(
+    classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fulltune.data import file_text
+
+    monkeypatch.setattr(predicting, "_LARGE", 1)
+    monkeypatch.setattr(file_text, "_SAMPLE", 64)
+    lines = [f"row {number} of the court".encode() for number in range(20)]
+    lines[15] = b"caf\xe9 of the court"
+    (tmp_path / "rows.csv").write_bytes(b"body,number\n" + b"".join(line + b",1\n" for line in lines))
+    found = fulltune.predict(classes.record, tmp_path / "rows.csv", output=tmp_path / "out.jsonl")
+    assert (found.total, found.answered) == (20, 19)
+    assert found.unanswered[0].where == "rows.csv:17"
+    assert "the byte 0xE9, which is not UTF-8" in found.unanswered[0].reason
+
+
+def test_wrong_calls_say_how_to_correct_them(classes: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", rows_of(2))
+    other = write(tmp_path / "other.jsonl", [{"bodies": "a", "prediction": "b"}])
+    (tmp_path / "there.csv").write_text("kept")
+    (tmp_path / "empty.jsonl").write_text("")
+    cases: list[tuple[Any, dict[str, Any], type[FulltuneError], str]] = [
+        (data, {"output": tmp_path / "out.jsn"}, ConfigError, r"suffix '\.jsn'.*Did you mean '\.jsonl'"),
+        (data, {"output": tmp_path / "out"}, ConfigError, r"no suffix.*Name it out\.jsonl"),
+        (data, {"output": tmp_path / "there.csv"}, ConfigError, "the file exists.*--force"),
+        (tmp_path / "missing.csv", {}, DataError, "no such file"),
+        (tmp_path / "empty.jsonl", {}, DataError, "no rows"),
+        (other, {}, DataError, "a column 'body'.*--set data.text=bodies"),
+        (other, {"overrides": ["data.text=bodies"]}, ConfigError, "column 'prediction' already.*--prefix"),
+        ([], {}, ConfigError, "an empty list"),
+    ]
+    for source, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            fulltune.predict(classes.record, source, **options)
+    assert (tmp_path / "there.csv").read_text() == "kept"
+    found = fulltune.predict(classes.record, other, overrides=["data.text=bodies"], prefix="tuned_")
+    assert set(found.rows[0]) == {"bodies", "prediction", "tuned_prediction", "tuned_probabilities"}
+
+
+def test_values_of_several_types_are_refused_by_parquet_and_kept_for_another_format(
+    classes: Run, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"body": "a", "n": 1}, {"body": "b", "n": "two"}])
+    with pytest.raises(StoreError, match=r"several types.*\.jsonl or \.csv"):
+        fulltune.predict(classes.record, data, output=tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+    fulltune.predict(classes.record, data, output=tmp_path / "out.jsonl")
+    assert [row["n"] for row in read(tmp_path / "out.jsonl")] == [1, "two"]
+
+
+def test_the_command_writes_json_lines_and_reads_stdin(classes: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", rows_of(4))
+    piped = command(classes.record.folder, "-", "--quiet", stdin=data.read_text())
+    named = command(classes.record.folder, data, "--quiet")
+    assert piped.exit_code == named.exit_code == 0
+    assert piped.stdout == named.stdout
+    assert [json.loads(line)["number"] for line in named.stdout.splitlines()] == [0, 1, 2, 3]
+    table = command(classes.record.folder, "-", "--quiet", stdin=b"number;body\n7;a court\n")
+    assert json.loads(table.stdout)["number"] == "7"
+    empty = command(classes.record.folder, "-", stdin="")
+    assert (empty.exit_code, empty.stdout) == (1, "")
+    assert "nothing on stdin" in empty.stderr
+
+
+def test_the_command_summarizes_a_file(classes: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", [*rows_of(3), {"body": ""}])
+    result = command(classes.record.folder, data, "--output", tmp_path / "out.csv", "--json")
+    assert json.loads(result.stdout)["answered"] == 3
+    shown = command(classes.record.folder, data, "--output", tmp_path / "out.csv", "--force")
+    text = " ".join(shown.stdout.split())
+    assert "3 of 4 rows answered" in text
+    assert "1 without an answer" in text
+    assert "rows.jsonl:4: empty text" in text
+    usage = command(classes.record.folder, data, "--json")
+    assert usage.exit_code == 2
+    assert "the rows go to stdout" in usage.stderr
+    nothing = command(classes.record.folder, write(tmp_path / "bad.jsonl", [{"body": ""}]), "--quiet")
+    assert nothing.exit_code == 1
