@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 from fulltune.config import load_config
-from fulltune.evaluation.baselines import baseline, choose_shots
+from fulltune.evaluation.baselines.catalog import gather, predictor
 from fulltune.models import likelihoods
 from fulltune.models.prefix_cache import PrefixCache
 from fulltune.pipeline import job, loading
@@ -54,13 +54,13 @@ def main() -> None:
     task, _ = job.checked_task_and_method(config)
     task, data = dataset.prepare(config, task)
     base = loading.load_model(config, task, "runs")
-    shots = choose_shots(task, config.baselines, base.family, data.train.examples, data.eval.examples)
+    given = gather(config, task, data, base)
     rows, found = data.eval.examples[: asked.rows], dict[str, Any]()
     for name in ("zero_shot", "few_shot"):
 
         def answer(name: str = name) -> tuple[float, list[Any]]:
             started = time.perf_counter()
-            predictions = list(baseline(name, task, base, data.train.examples, shots)(rows))
+            predictions = list(predictor(name, given)(rows))
             return time.perf_counter() - started, predictions
 
         seconds: dict[str, list[float]] = {"shared": [], "plain": []}

@@ -252,8 +252,11 @@ class TrainConfig(Section):
 
 
 class BaselineConfig(Section):
-    """Baselines that the tuned model is compared with. They cannot be turned off; their size can be set."""
+    """Baselines that the tuned model is compared with."""
 
+    skip: list[str] = Field(
+        default_factory=list, description="baselines of the task to leave out; the record then names them"
+    )
     few_shot: int = Field(4, gt=0, description="examples from train (per class for classification with an encoder)")
     seed: int = Field(17, ge=0)
 

@@ -13,6 +13,7 @@ from fulltune.metrics.compare import RunComparison
 from fulltune.pipeline.planning.plan import build_plan
 from fulltune.records.run import (
     AuditSummary,
+    BaselineUse,
     Comparison,
     DataInfo,
     EvaluationRecord,
@@ -204,3 +205,14 @@ def test_the_first_warnings_of_the_audit_take_one_line_each() -> None:
         "Audit: … and 2 more in audit.json",
     ]
     assert "Audit" not in text(runs.record(record(), Path("runs/a")))
+
+
+def test_seconds_of_baselines_and_their_samples_are_shown() -> None:
+    uses = {
+        "majority": BaselineUse(seconds=0.2),
+        "tfidf": BaselineUse(seconds=3.4, sampled="40 of 99 rows of train, drawn at random"),
+        "zero_shot": BaselineUse(seconds=30.0, is_cached=True),
+    }
+    shown = text(runs.record(record(baselines=uses), Path("r")))
+    assert "; baselines: TF-IDF 3\n" in "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
+    assert "TF-IDF: 40 of 99 rows of train, drawn at random" in shown

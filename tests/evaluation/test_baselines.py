@@ -1,4 +1,4 @@
-"""Baselines without training: floors against scikit-learn, honest shots, and a correctly keyed cache."""
+"""Baselines without training: the majority, shots that are not scored, and a correctly keyed cache."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import fakes
 import pytest
 
 from fulltune.config import Config
-from fulltune.evaluation.baselines import baseline, cached, choose_shots
+from fulltune.errors import ConfigError
+from fulltune.evaluation.baselines.base import Answers, Given
+from fulltune.evaluation.baselines.cache import cached
+from fulltune.evaluation.baselines.catalog import answers, chosen
+from fulltune.evaluation.baselines.shots import choose_shots
 from fulltune.evaluation.evaluate import evaluate
+from fulltune.pipeline.job import checked_task_and_method
 from fulltune.tasks.base import Example
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.classification import Classification
@@ -33,71 +38,14 @@ def classification(train: list[Example] = TRAIN, few_shot: int = 2) -> Classific
     return task
 
 
+def given(task: Classification, train: list[Example] = TRAIN) -> Given:
+    return Given(task, fakes.bundle("bert"), task.config.baselines, train)
+
+
 def test_majority_gives_the_most_frequent_label_with_its_fraction() -> None:
-    predictions = list(baseline("majority", classification(), fakes.bundle("bert"), TRAIN, ())(EVAL))
+    predictions = list(answers("majority", given(classification()), EVAL).predictions)
     assert [prediction.output for prediction in predictions] == ["law"] * 3
     assert predictions[0].values["confidence"] == pytest.approx(12 / 20)
-
-
-def test_tfidf_equals_scikit_learn() -> None:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=30.0, max_iter=1000)
-    )
-    model.fit([row.input for row in TRAIN], [row.target for row in TRAIN])
-    expected = model.predict_proba([row.input for row in EVAL])
-    predictions = list(baseline("tfidf", classification(), fakes.bundle("bert"), TRAIN, ())(EVAL))
-    assert [p.output for p in predictions] == list(model.classes_[expected.argmax(1)])
-    assert [p.values["confidence"] for p in predictions] == pytest.approx(expected.max(1).tolist())
-
-
-def test_tfidf_with_several_labels_and_labels_that_train_lacks() -> None:
-    train = [Example(row.id, row.input, (str(row.target), "always")) for row in TRAIN]
-    evaluation = [Example("e:0", "court law", ("law", "new"))]
-    task = Classification(Config(model="m", task="classification", data={"train": "t"}))
-    task = task.fit(train, evaluation)
-    [prediction] = baseline("tfidf", task, fakes.bundle("bert"), train, ())(evaluation)
-    assert prediction.output == ("always", "law")
-    assert prediction.values["probabilities"]["new"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("good", "bad"),
-    [
-        ("😀", "😡"),
-        ("a", "b"),
-        ("!!", "??"),
-        ("很好的电影", "很差的餐厅"),
-        ("とても良いです", "ひどいです"),
-        ("ก ข", "ค ง"),
-        ("👍🏽", "👎🏽"),
-        ("+", "-"),
-        ("\x01", "\x02"),
-    ],
-)
-@pytest.mark.parametrize("several", [False, True])
-def test_texts_without_common_words_are_classified_by_their_characters(
-    good: str, bad: str, several: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Sentences of a script without spaces are one word each: no two sentences of these rows are equal."""
-    ends = [chr(0x4E00 + n) if len(good) > 3 else "" for n in range(24)]
-    rows = [(text + end, label) for end in ends for text, label in ((good, "good"), (bad, "bad"))]
-    train = [Example(f"t:{n}", text, (label,) if several else label) for n, (text, label) in enumerate(rows[:40])]
-    asked = [Example(f"e:{n}", text, (label,) if several else label) for n, (text, label) in enumerate(rows[40:])]
-    task = classification(train)
-    with caplog.at_level("INFO", "fulltune"):
-        predictions = list(baseline("tfidf", task, fakes.bundle("bert"), train, ())(asked))
-    assert [prediction.output for prediction in predictions] == [example.target for example in asked]
-    assert "the tfidf baseline uses characters: 0 of 8 rows contain a word of train" in caplog.text
-
-
-def test_one_label_in_train_is_still_answered() -> None:
-    train = [Example(f"t:{i}", f"law {i}", "law") for i in range(4)]
-    task = classification(train)
-    assert [p.output for p in baseline("tfidf", task, fakes.bundle("bert"), train, ())(EVAL)] == ["law"] * 3
 
 
 def test_shots_come_from_train_are_seeded_and_never_scored() -> None:
@@ -127,37 +75,71 @@ def test_tasks_without_labels_get_plain_shots() -> None:
     assert len(choose_shots(task, task.config.baselines, "decoder", texts, [])) == 2
 
 
+def test_shots_are_not_even_nearly_equal_to_scored_rows() -> None:
+    long = (
+        "the party of the first part shall deliver the goods within {} days of the date on which the order was signed"
+    )
+    texts = [long.format("ten"), long.format("twelve"), "a film", "the court", "the law of the state"]
+    train = [Example(f"t:{n}", text, "law") for n, text in enumerate(texts)]
+    scored = [Example("e:0", long.format("TEN"), "film"), Example("e:1", "A film!", "film")]
+    task = classification(train, few_shot=5)
+    for family in ("encoder", "decoder"):
+        shots = choose_shots(task, task.config.baselines, family, train, scored)
+        assert {shot.input for shot in shots} == {"the court", "the law of the state"}
+
+
+def test_documents_without_an_input_are_compared_by_their_text(caplog: pytest.LogCaptureFixture) -> None:
+    task = CausalLM(Config(model="m", task="causal-lm", data={"train": "t"}, baselines={"few_shot": 2}))
+    train = [Example(f"t:{i}", "", f"the tale of the {kind}") for i, kind in enumerate(["fox", "king"])]
+    with caplog.at_level("INFO", "fulltune"):
+        shots = choose_shots(task, task.config.baselines, "decoder", train, [Example("e", "", "The tale of the fox.")])
+    assert [shot.id for shot in shots] == ["t:1"]
+    assert "1 of 2 shots: all other rows of train also occur in the scored rows, at least nearly" in caplog.text
+
+
 def test_the_cache_answers_the_second_time_and_only_for_the_same_key(tmp_path: Path) -> None:
     calls, made = [], []
-
-    def predict(examples):
-        calls.append(len(examples))
-        return baseline("majority", task, fakes.bundle("bert"), TRAIN, ())(examples)
-
     task = classification()
-    first = list(cached(predict, "majority", {"eval": "a"}, tmp_path, lambda: made.append(1))(EVAL))
-    again = list(cached(predict, "majority", {"eval": "a"}, tmp_path, lambda: made.append(1))(EVAL))
+
+    def answer(examples):
+        calls.append(len(examples))
+        return Answers(answers("majority", given(task), examples).predictions, "C = 1", "2 of 3 rows")
+
+    def ask(key: str):
+        found = cached(answer, EVAL, "majority", {"eval": key}, tmp_path, lambda: made.append(1))
+        return list(found.predictions), found.use()
+
+    first, computed = ask("a")
+    again, read = ask("a")
     assert first == again
     assert (calls, len(made)) == ([3], 3)
-    list(cached(predict, "majority", {"eval": "b"}, tmp_path, lambda: None)(EVAL))
+    assert (computed.setting, computed.sampled, computed.is_cached) == ("C = 1", "2 of 3 rows", False)
+    assert read == computed.model_copy(update={"is_cached": True})
+    ask("b")
     assert calls == [3, 3]
 
 
 def test_a_damaged_cache_entry_is_recomputed(tmp_path: Path) -> None:
     task = classification()
-    predict = cached(
-        baseline("majority", task, fakes.bundle("bert"), TRAIN, ()), "majority", {}, tmp_path, lambda: None
-    )
-    first = list(predict(EVAL))
+
+    def ask():
+        found = cached(
+            lambda rows: answers("majority", given(task), rows), EVAL, "majority", {}, tmp_path, lambda: None
+        )
+        return list(found.predictions), found.use()
+
+    first, _ = ask()
     [entry] = (tmp_path / "cache").iterdir()
     entry.write_bytes(entry.read_bytes().replace(b"law", b"lew"))
-    assert list(predict(EVAL)) == first
+    again, use = ask()
+    assert again == first
+    assert not use.is_cached
 
 
 def test_evaluation_scores_stream_and_reach_the_sink_in_order() -> None:
     task, seen = classification(), []
     evaluation = evaluate(
-        baseline("majority", task, fakes.bundle("bert"), TRAIN, ()),
+        lambda rows: answers("majority", given(task), rows).predictions,
         EVAL,
         task.metrics,
         system="majority",
@@ -165,3 +147,23 @@ def test_evaluation_scores_stream_and_reach_the_sink_in_order() -> None:
     )
     assert [prediction.id for prediction in seen] == [row.id for row in EVAL]
     assert evaluation.scores(task.config.evaluation)["accuracy"].value == pytest.approx(1 / 3)
+
+
+def test_unknown_names_of_skipped_baselines_are_refused() -> None:
+    config = Config(
+        model="m", task="classification", data={"train": "t"}, baselines={"skip": ["tfdf", "lead", "few_shot"]}
+    )
+    with pytest.raises(ConfigError) as caught:
+        checked_task_and_method(config)
+    first, second = caught.value.problems
+    assert (first.field, first.found) == ("baselines.skip", "classification has no baseline 'tfdf'")
+    assert "tfidf" in first.fix
+    assert second.found == "classification has no baseline 'lead'"
+    assert "majority, tfidf" in second.expected
+
+
+def test_skipped_baselines_are_not_run() -> None:
+    task = classification()
+    settings = task.config.baselines.model_copy(update={"skip": ["tfidf"]})
+    assert "tfidf" in chosen(task, task.config.baselines)
+    assert chosen(task, settings) == tuple(name for name in task.baselines if name != "tfidf")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from fulltune.config import Config, EvaluationConfig
-from fulltune.evaluation.baselines import baseline, cache_parts, cached
+from fulltune.config import EvaluationConfig
+from fulltune.evaluation.baselines.base import Answers, Given
+from fulltune.evaluation.baselines.cache import cached
+from fulltune.evaluation.baselines.catalog import answers, chosen
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.models.bundle import Bundle
-from fulltune.records.run import Prediction, Score
+from fulltune.records.run import BaselineUse, Prediction, Score
 from fulltune.runtime import distributed
 from fulltune.runtime.progress import Progress
 from fulltune.tasks.base import Example, Predictor, Task
@@ -28,11 +31,13 @@ class Evaluation:
         system: Name of the system.
         accumulator: Statistics per row, for paired comparison.
         seconds: Time of prediction and scoring.
+        use: How a baseline was computed; None for the tuned model.
     """
 
     system: str
     accumulator: Accumulator
     seconds: float
+    use: BaselineUse | None = None
 
     def without(self, ids: Container[str]) -> Evaluation:
         """Return the result on all other rows."""
@@ -80,25 +85,28 @@ Sink = Callable[[Prediction], object]
 
 
 def score_baselines(
-    config: Config,
-    task: Task,
-    data: Data,
-    base: Bundle,
-    shots: Sequence[Example],
-    out: Path,
-    sink: Sink,
-    progress: Progress,
+    given: Given, data: Data, key: Mapping[str, Any], out: Path, sink: Sink, progress: Progress
 ) -> dict[str, Evaluation]:
-    """Evaluate every baseline of the task, from the cache if it was computed before; results by name."""
-    key = cache_parts(task, config, base, data.train.table, data.eval.table)
-    systems = {}
-    for name in task.baselines:
-        with progress.stage(name, total=len(data.eval.examples), unit="row") as bar:
-            predict = baseline(name, task, base, data.train.examples, shots)
-            if name in ("zero_shot", "few_shot"):
-                predict = distributed.sharded(predict)
-            predict = cached(predict, name, key, out, bar.advance)
-            systems[name] = evaluate(predict, data.eval.examples, task.metrics, system=name, sink=sink)
+    """Evaluate every baseline of the task, from the cache if it was computed before; results by name.
+
+    Args:
+        given: What baselines may read.
+        data: All splits.
+        key: Everything that predictions depend on, see :func:`~fulltune.evaluation.baselines.cache.cache_parts`.
+        out: The runs folder, which contains the cache.
+        sink: Called with every prediction.
+        progress: Where the stages report.
+    """
+    systems, examples = dict[str, Evaluation](), data.eval.examples
+    for name in chosen(given.task, given.settings):
+
+        def answer(rows: Sequence[Example], name: str = name) -> Answers:
+            return answers(name, given, rows)
+
+        with progress.stage(name, total=len(examples), unit="row") as bar:
+            found = cached(answer, examples, name, key, out, bar.advance)
+            scored = evaluate(lambda _: found.predictions, examples, given.task.metrics, system=name, sink=sink)  # noqa: B023
+            systems[name] = replace(scored, use=found.use())
     return systems
 
 

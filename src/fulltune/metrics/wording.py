@@ -8,7 +8,17 @@ from fulltune.metrics.base import Metric
 from fulltune.metrics.power import least_rows, rows_needed
 from fulltune.records.run import Comparison
 
-_SYSTEMS = {"tfidf": "TF-IDF", "majority": "the majority class", "tuned": "the tuned model"}
+_SYSTEMS = {
+    "majority": "the majority class",
+    "tfidf": "TF-IDF",
+    "linear_probe": "the linear probe",
+    "copy": "the copied input",
+    "lead": "the first sentences",
+    "nearest": "the nearest row of train",
+    "nearest_values": "the nearest row of train with its values swapped",
+    "ngram": "the n-gram model",
+    "tuned": "the tuned model",
+}
 
 
 def system(name: str) -> str:

@@ -192,6 +192,7 @@ def checked_task_and_method(config: Config) -> tuple[Task, Method]:
         lambda: engine_check.check(config),
         lambda: _check_r_drop(config),
         lambda: _check_class_weights(config),
+        lambda: _check_baselines(config),
         lambda: check_sets(config),
     )
     return task, method
@@ -224,6 +225,23 @@ def _check_class_weights(config: Config) -> None:
         fix="remove it",
         field="train.class_weights",
     )
+
+
+def _check_baselines(config: Config) -> None:
+    """Check that the task has the baselines that are switched off."""
+    known = plugins.load("task", config.task).baselines
+    problems = [
+        Problem(
+            f"{config.task} has no baseline {name!r}",
+            expected=f"some of {', '.join(known)}",
+            fix=did_you_mean(name, known) or "remove it",
+            field="baselines.skip",
+        )
+        for name in config.baselines.skip
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def all_or_problems(*makers: Callable[[], Any]) -> list[Any]:

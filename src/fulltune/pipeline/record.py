@@ -15,6 +15,7 @@ from fulltune.data.findings import rows
 from fulltune.evaluation.evaluate import Evaluation
 from fulltune.evaluation.prompt_use import prompt_uses, sentences
 from fulltune.evaluation.retention import sentence
+from fulltune.metrics import wording
 from fulltune.metrics.accumulate import paired
 from fulltune.metrics.decide import Decision, decide
 from fulltune.metrics.memorization import memorization
@@ -80,7 +81,7 @@ def build(
     verdict = _not_forgetting(_verdict(job, counted, comparison, scores), config, retention)
     verdict = _conclusion(verdict, trained)
     asked = prompt_uses(lines)
-    noted = (*sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
+    noted = (*_skipped(config), *sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
     draft = Record(
         run_id=folder.run_id,
         fulltune=__version__,
@@ -106,6 +107,7 @@ def build(
         scores=scores,
         scores_all_rows=_scores(systems, config) if audit.leaked_ids else {},
         scores_without_leaks=_scores(_without(systems, audit.leaked_ids), config) if audit.leaked_ids else {},
+        baselines={name: one.use for name, one in systems.items() if one.use is not None},
         shots=tuple(shot.id for shot in shots),
         chat_date=config.data.chat_date,
         prompts=asked,
@@ -211,6 +213,12 @@ def constant_answer(predictions: Iterable[Prediction]) -> tuple[str, ...]:
         return ()
     answer = str(next(iter(given)))
     return (f"The tuned model gives the same answer to all {rows} rows: {answer[:80]!r}.",)
+
+
+def _skipped(config: Config) -> tuple[str, ...]:
+    """Return a warning about the baselines that were switched off: "better than every baseline" is not about them."""
+    names = [wording.system(name) for name in config.baselines.skip]
+    return (f"Not compared with {wording.listed(names)} (baselines.skip).",) if names else ()
 
 
 def _answers(data: Data) -> Iterator[str]:

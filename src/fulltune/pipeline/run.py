@@ -95,7 +95,8 @@ def run(
             job = prepare_job(config, out, watch, refuse)
             bar.advance()
         config = job.config
-        from fulltune.evaluation.baselines import choose_shots
+        from fulltune.evaluation.baselines.cache import cache_parts
+        from fulltune.evaluation.baselines.catalog import gather
         from fulltune.evaluation.evaluate import score_baselines, score_system
         from fulltune.evaluation.retention import BaseOutputs
         from fulltune.models.fast_kernels import fast_kernels
@@ -121,12 +122,9 @@ def run(
 
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
-                shots = choose_shots(
-                    job.task, config.baselines, job.base.family, job.data.train.examples, job.data.eval.examples
-                )
-                systems = score_baselines(
-                    config, job.task, job.data, job.base, shots, out=job.out, sink=sink, progress=progress
-                )
+                given = gather(config, job.task, job.data, job.base)
+                key = cache_parts(job.task, config, job.base, job.data.train.table, job.data.eval.table)
+                systems = score_baselines(given, job.data, key, job.out, sink, progress)
                 scores = {name: one.without(job.left_out).scores(config.evaluation) for name, one in systems.items()}
                 folder.write_json("baselines.json", scores)
             with watch("base retention"):
@@ -144,7 +142,7 @@ def run(
             lambda: build(
                 job,
                 summary=planned.data,
-                shots=shots,
+                shots=given.shots,
                 systems=systems,
                 trained=trained,
                 retention=retention,

@@ -291,6 +291,22 @@ class PromptUse(Model):
     limited_rows: int = 0
 
 
+class BaselineUse(Model):
+    """How a baseline was computed.
+
+    Attributes:
+        seconds: Wall time of its answers when they were computed.
+        setting: What it chose on rows of train, such as ``C = 3 (3-fold cross-validation on train)``.
+        sampled: Which rows it read or answered, if not all of them; else empty.
+        is_cached: The answers are those of an earlier run.
+    """
+
+    seconds: float
+    setting: str = ""
+    sampled: str = ""
+    is_cached: bool = False
+
+
 #: What to do after a run.
 Action = Literal[
     "use it",
@@ -326,8 +342,8 @@ class Record(Model):
     """The record of a run.
 
     ``confidence`` is the level of every interval. ``scores[system][metric]`` holds the deciding scores; systems are
-    ``majority``, ``tfidf``, ``zero_shot``, ``few_shot`` and ``tuned``. If evaluation rows also occur in train,
-    ``scores_all_rows`` holds the scores on all rows and ``scores_without_leaks`` those without these rows; one of them
+    the baselines of the task (``docs/baselines.md``) and ``tuned``. ``baselines[system]`` describes how a baseline was
+    computed. If evaluation rows also occur in train, ``scores_all_rows`` holds the scores on all rows and ``scores_without_leaks`` those without these rows; one of them
     is ``scores`` (``data.summary.leaks.counted`` says which). Otherwise both are empty. ``prompts[system]`` describes
     the prompts of a system. ``chat_date`` is the date that chat templates used as today.
 
@@ -353,6 +369,7 @@ class Record(Model):
     scores: dict[str, dict[str, Score]]
     scores_all_rows: dict[str, dict[str, Score]] = Field(default_factory=dict)
     scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
+    baselines: dict[str, BaselineUse] = Field(default_factory=dict)
     shots: tuple[str, ...] = ()
     chat_date: date | None = None
     prompts: dict[str, PromptUse] = Field(default_factory=dict)

@@ -11,6 +11,12 @@ from typing import Any
 SYSTEMS = {
     "majority": "Majority class",
     "tfidf": "TF-IDF",
+    "linear_probe": "Linear probe",
+    "copy": "Copied input",
+    "lead": "First sentences",
+    "nearest": "Nearest row",
+    "nearest_values": "Nearest, values swapped",
+    "ngram": "N-gram model",
     "zero_shot": "Zero-shot",
     "few_shot": "Few-shot",
     "tuned": "Tuned",

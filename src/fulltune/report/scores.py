@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fulltune.records.run import Comparison, Record, Score
+from fulltune.records.run import BaselineUse, Comparison, Record, Score
 from fulltune.report import svg
 from fulltune.report.display import (
     better,
@@ -183,6 +183,18 @@ def _versus(record: Record, pair: str, item: Comparison) -> Versus:
         verdict=item.verdict,
         sign=SIGNS[item.verdict],
     )
+
+
+def baseline_uses(record: Record) -> list[str]:
+    """Return a line per baseline: its time, what it chose on train, and which rows it read if not all of them."""
+    return [
+        f"{system_label(name)}: " + "; ".join(_parts(record.baselines[name])) for name in in_order(record.baselines)
+    ]
+
+
+def _parts(use: BaselineUse) -> Iterator[str]:
+    yield f"{use.seconds:.1f} s" + (", from the cache" if use.is_cached else "")
+    yield from filter(None, (use.setting, use.sampled))
 
 
 def beaten(record: Record) -> str:

@@ -92,7 +92,7 @@ class Task(ABC):
 
     ``families`` lists the model families that the task supports. ``head`` is the head on the pretrained body for
     training: ``lm`` (of the checkpoint) or ``classification``. ``baselines`` lists the baselines that
-    :mod:`fulltune.evaluation.baselines` runs for the task.
+    :mod:`fulltune.evaluation.baselines` runs for the task; any other name is passed to :meth:`predictor`.
     """
 
     name: ClassVar[str]

@@ -18,7 +18,7 @@ from fulltune.cli.render.answers import _details
 from fulltune.config import Config, load_config
 from fulltune.data.findings import Audit
 from fulltune.errors import ConfigError, DataError
-from fulltune.evaluation.baselines import cache_parts
+from fulltune.evaluation.baselines.cache import cache_parts
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.models.inference import Generated
 from fulltune.pipeline import run as pipeline

@@ -76,11 +76,22 @@ def described(record: Record) -> list[Text]:
 
 
 def spent(record: Record) -> list[Text]:
-    """Return one line with the seconds of the run and of its stages, the longest first; nothing under a second."""
+    """Return the seconds of the run and of its stages, the longest first, and those of baselines, from a second on.
+
+    Baselines that read a sample of the rows are named in a line of their own.
+    """
     resources = record.resources
     stages = sorted(resources.stage_seconds.items(), key=lambda stage: -stage[1])
     long = ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages if seconds >= 1)
-    return [Text(f"Seconds: {resources.total_seconds:.0f}" + (f" ({long})" if long else ""))]
+    seconds = f"Seconds: {resources.total_seconds:.0f}" + (f" ({long})" if long else "")
+    uses = sorted(record.baselines.items(), key=lambda item: -item[1].seconds)
+    slow = ", ".join(
+        f"{display.system_label(name)} {use.seconds:.0f}"
+        for name, use in uses
+        if use.seconds >= 1 and not use.is_cached
+    )
+    sampled = [Text(f"{display.system_label(name)}: {use.sampled}") for name, use in uses if use.sampled]
+    return [Text(seconds + (f"; baselines: {slow}" if slow else "")), *sampled]
 
 
 def audited(record: Record) -> list[Text]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -129,7 +130,8 @@ def of_method(config: Config, method: str) -> Config:
 
 def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     """Check the job once, and write the answers of the baselines to the cache, so that no run pays for them."""
-    from fulltune.evaluation.baselines import choose_shots
+    from fulltune.evaluation.baselines.cache import cache_parts
+    from fulltune.evaluation.baselines.catalog import gather
     from fulltune.evaluation.evaluate import score_baselines
     from fulltune.experiments.trials import objective
     from fulltune.pipeline.job import prepare_job
@@ -142,20 +144,14 @@ def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     job = prepare_job(config, spec.out)
     job.check_audit()
     plan = make_plan(job)
-    shots = choose_shots(job.task, config.baselines, job.base.family, job.data.train.examples, job.data.eval.examples)
+    given = gather(job.config, job.task, job.data, job.base)
     # A method that uses positions of the window leaves fewer to the baselines that it is compared with.
     windows = {plugins.load("method", name).reserved(of_method(config, name).adapter): name for name in spec.methods}
     for name in windows.values():
         base = load_model(of_method(job.config, name), job.task, spec.out)
+        key = cache_parts(job.task, job.config, base, job.data.train.table, job.data.eval.table)
         score_baselines(
-            job.config,
-            job.task,
-            job.data,
-            base,
-            shots,
-            out=job.out,
-            sink=lambda prediction: None,
-            progress=progress,
+            replace(given, base=base), job.data, key, job.out, sink=lambda prediction: None, progress=progress
         )
     goal = objective(config)
     return Answer(

@@ -17,7 +17,7 @@ from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
 from fulltune.data.summary import data_summary
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
-from fulltune.evaluation.baselines import baseline, choose_shots
+from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, chosen, gather, predictor
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.evaluation.retention.abilities import abilities
 from fulltune.models.bundle import Bundle
@@ -168,12 +168,8 @@ class _Rehearsal:
         """Return the seconds of each stage of a run."""
         job = self.job
         end = time.perf_counter() + SECONDS
-        shots = choose_shots(
-            job.task, job.config.baselines, job.base.family, job.data.train.examples, job.data.eval.examples
-        )
-        systems = {
-            name: baseline(name, job.task, job.base, job.data.train.examples, shots) for name in job.task.baselines
-        }
+        given = gather(job.config, job.task, job.data, job.base)
+        systems = {name: predictor(name, given) for name in chosen(job.task, job.config.baselines)}
         with fast_kernels(job.base.model), fast_kernels(self.probe.student.model):
             known = {name: self._answering(name, predict) for name, predict in systems.items()}
             evaluated = self._evaluated(known)
@@ -226,7 +222,7 @@ class _Rehearsal:
     def _answering(self, name: str, predict: Predictor) -> float:
         """Return the seconds for all evaluation rows, extrapolated from a few rows of all lengths."""
         examples = self.job.data.eval.examples
-        if name in ("majority", "tfidf"):
+        if name in WITHOUT_MODEL:
             return _timed(lambda: list(predict(examples)))
         return answering_seconds(predict, examples)
 
@@ -353,7 +349,7 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
         tokens=round(mean * len(sequences)),
         parameters=job.base.model.num_parameters(),
         machine_memory=machine.memory_bytes(),
-        baselines=job.task.baselines,
+        baselines=chosen(job.task, config.baselines),
         batches=job.micro_batches(sequences),
         padding=buckets.padding_shares(config, sequences),
         unscored=unscored,

@@ -63,7 +63,7 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
         tokens=total,
         parameters=model.parameters,
         machine_memory=machine.memory_bytes(),
-        baselines=task.baselines,
+        baselines=tuple(name for name in task.baselines if name not in config.baselines.skip),
         batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
         metric=task.metrics[0],
         scored=len(data.eval.examples) - (0 if config.data.allow_leaks else len(inputs.audit.leaked_ids)),

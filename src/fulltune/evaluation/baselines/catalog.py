@@ -1,0 +1,50 @@
+"""Name all baselines, and gather what they may read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fulltune.config import BaselineConfig, Config
+from fulltune.evaluation.baselines.base import Answers, Baseline, Given
+from fulltune.evaluation.baselines.constant import majority
+from fulltune.evaluation.baselines.prompted import few_shot, zero_shot
+from fulltune.evaluation.baselines.shots import choose_shots
+from fulltune.evaluation.baselines.text_svm import tfidf
+from fulltune.models.bundle import Bundle
+from fulltune.tasks.base import Example, Predictor, Task
+from fulltune.tasks.dataset import Data
+
+#: All baselines. Those of a task are named by its attribute ``baselines``.
+BASELINES: Mapping[str, Baseline] = {
+    "majority": majority,
+    "tfidf": tfidf,
+    "zero_shot": zero_shot,
+    "few_shot": few_shot,
+}
+
+#: Baselines that compute nothing with the base model.
+WITHOUT_MODEL = ("majority", "tfidf")
+
+
+def gather(config: Config, task: Task, data: Data, base: Bundle) -> Given:
+    """Return what the baselines of a config may read."""
+    train = data.train.examples
+    groups = tuple(str(row.fields["group"]) for row in data.train.table) if config.data.group else ()
+    shots = choose_shots(task, config.baselines, base.family, train, data.eval.examples)
+    return Given(task, base, config.baselines, train, groups, tuple(shots))
+
+
+def chosen(task: Task, settings: BaselineConfig) -> tuple[str, ...]:
+    """Return the names of the baselines of a task, without those that are switched off."""
+    return tuple(name for name in task.baselines if name not in settings.skip)
+
+
+def answers(name: str, given: Given, examples: Sequence[Example]) -> Answers:
+    """Return the answers of a baseline; a name of another package's task is a system of its predictor."""
+    known = BASELINES.get(name)
+    return Answers(given.task.predictor(given.base, name)(examples)) if known is None else known(given, examples)
+
+
+def predictor(name: str, given: Given) -> Predictor:
+    """Return a baseline as a function from examples to predictions."""
+    return lambda examples: answers(name, given, examples).predictions
