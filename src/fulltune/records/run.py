@@ -343,9 +343,10 @@ class Record(Model):
 
     ``confidence`` is the level of every interval. ``scores[system][metric]`` holds the deciding scores; systems are
     the baselines of the task (``docs/baselines.md``) and ``tuned``. ``baselines[system]`` describes how a baseline was
-    computed. If evaluation rows also occur in train, ``scores_all_rows`` holds the scores on all rows and ``scores_without_leaks`` those without these rows; one of them
-    is ``scores`` (``data.summary.leaks.counted`` says which). Otherwise both are empty. ``prompts[system]`` describes
-    the prompts of a system. ``chat_date`` is the date that chat templates used as today.
+    computed. If evaluation rows also occur in train, ``scores_all_rows`` holds the scores on all rows and
+    ``scores_without_leaks`` those without these rows; one of them is ``scores`` (``data.summary.leaks.counted`` says
+    which). Otherwise both are empty. ``prompts[system]`` describes the prompts of a system. ``chat_date`` is the date
+    that chat templates used as today.
 
     A record knows the folder that it was read from: see :attr:`folder`, :attr:`report` and :attr:`plan`.
     """
