@@ -36,7 +36,7 @@ class LabelledTask(Protocol):
         ...
 
 
-def labelled(task: Task) -> LabelledTask:
+def labeled(task: Task) -> LabelledTask:
     """Return a task as one with labels.
 
     Raises:

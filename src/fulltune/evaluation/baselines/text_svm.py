@@ -15,7 +15,7 @@ from fulltune.evaluation.baselines.labels import (
     Rows,
     choose,
     known_labels,
-    labelled,
+    labeled,
     members,
     probabilities,
     sample,
@@ -37,7 +37,7 @@ def tfidf(given: Given, examples: Sequence[Example]) -> Answers:
     The strength is chosen by cross-validation on train. A label that occurs in no training row (or in all, if rows have
     several) cannot be fitted and gets its frequency in train.
     """
-    task, seed = labelled(given.task), given.settings.seed
+    task, seed = labeled(given.task), given.settings.seed
     train, groups, note = sample(given.train, given.groups, lambda row: len(row.input), CHARACTERS, seed)
     features, asked = text_features([row.input for row in train], [row.input for row in examples])
     member = members(task, train)
