@@ -150,7 +150,7 @@ def nan(job: Job) -> Any:
     plain, expected = trained(job, [])
     total, found = plain.training.steps, []
     for broken in (1, total // 3, total // 2 + 1, total):
-        taken, guard = Taken(broken), DivergenceGuard(cut=1.0)
+        taken, guard = Taken(broken), DivergenceGuard(rate_factor=1.0)
         _, sha256 = trained(job, [guard, taken])
         found.append(
             {

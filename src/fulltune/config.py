@@ -306,7 +306,7 @@ class DivergenceConfig(Section):
     )
     patience: int = Field(5, gt=0, description="consecutive spikes that count as divergence; fewer have recovered")
     retries: int = Field(2, ge=0, description="roll-backs before training stops")
-    cut: float = Field(0.3, gt=0, lt=1, description="factor on the learning rate at a roll-back")
+    rate_factor: float = Field(0.3, gt=0, lt=1, description="factor on the learning rate at a roll-back")
 
 
 class OverfittingConfig(Section):
@@ -485,7 +485,7 @@ def load_config(
 def _later_problems(raw: Mapping[str, Any], where: str) -> list[Problem]:
     """Return problems that are otherwise found once the config is valid: names of plug-ins, and of trainer options."""
     problems = []
-    for kind in get_args(plugins.Kind):
+    for kind in get_args(plugins.PluginKind):
         name = raw.get(kind)
         if isinstance(name, str) and name not in plugins.names(kind):
             fix = did_you_mean(name, plugins.names(kind)) or "use one of these"

@@ -32,7 +32,7 @@ class Example:
 class Features:
     input_ids: list[int] = field(default_factory=lambda: [1, 2, 3])
     labels: Any = 0
-    cut: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
 
 
 def distinct(number: int) -> str:
@@ -332,7 +332,7 @@ def test_lengths_count_what_was_cut() -> None:
 
     def encode(example: Example) -> list[Features]:
         size = next(sizes)
-        return [Features(input_ids=[1] * min(size, 50), cut={"input": size - 50} if size > 50 else {})]
+        return [Features(input_ids=[1] * min(size, 50), removed={"input": size - 50} if size > 50 else {})]
 
     result = look(TRAIN, EVAL, encode=encode)
     train = next(finding for finding in result.findings if finding.kind == "lengths")
@@ -355,7 +355,7 @@ def test_too_many_rows_without_a_label_stop_the_run(count: int, level: str) -> N
     numbers = iter(range(1000))
 
     def encode(example: Example) -> list[Features]:
-        return [Features(labels=[-100] if next(numbers) < count else [7], cut={"input": 1})]
+        return [Features(labels=[-100] if next(numbers) < count else [7], removed={"input": 1})]
 
     result = look(TRAIN, EVAL, encode=encode, config=config(data={"max_truncated": 0.05}))
     finding = found(result, "nothing_to_learn")

@@ -367,7 +367,7 @@ def test_without_a_detectable_difference_the_cheaper_method_is_recommended_with_
     methods = [method("full", 0.9, 2000), method("lora", 0.89, 1000, (-0.01, -0.03, 0.01, "no detectable change"))]
     choice = recommend(methods, [], "full", F1)
     assert choice.method == "lora"
-    assert "No difference between lora and full was detected (-1.0 points, -3.0 to +1.0)" in choice.headline
+    assert "No difference between lora and full was detected: −1.0 points (−3.0 to +1.0) at " in choice.headline
     assert "up to 3.0 points that full may be better by" in choice.headline
 
 

@@ -41,7 +41,7 @@ def blocks(document: str) -> list[tuple[str, str, str]]:
     return [(match["kind"], match["file"] or "", match["body"]) for match in BLOCK.finditer(text)]
 
 
-def test_the_documents_have_blocks_and_none_of_an_unknown_kind() -> None:
+def test_the_documents_have_blocks_and_none_of_an_unknown_format() -> None:
     kinds = [kind for document in DOCUMENTS for kind, _, _ in blocks(document)]
     assert len(kinds) >= 9
     assert set(kinds) <= {"bash", "yaml", "python", "text", "toml"}

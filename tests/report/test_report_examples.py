@@ -136,7 +136,7 @@ def test_long_texts_are_folded_and_very_long_ones_cut() -> None:
     assert not short.head
     assert long.head
     assert long.body == "word " * 100
-    assert huge.cut == 5000 - 1500
+    assert huge.hidden == 5000 - 1500
     predictions = rows("zero_shot", ["x"], ["word " * 1000]) + rows("tuned", ["word " * 1000], ["word " * 1000])
     found = PageReader(render(samples.record(task="seq2seq"), [], predictions, None))
     assert sum(name == "details" for name, _ in found.elements) == 3  # answer, reference and the shots

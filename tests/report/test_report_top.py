@@ -114,7 +114,7 @@ def test_the_data_section_begins_with_what_the_model_gets_to_see() -> None:
 def test_the_terminal_states_the_same_facts() -> None:
     lines = [line.plain for line in terminal.described(with_summary(SUMMARY))]
 
-    assert lines == [f"Data, {name}: {fact}" for name, fact in dataset.facts(SUMMARY).items()]
+    assert lines == [f"Data, {name}: {fact}" for name, fact in dataset.details(SUMMARY).items()]
     assert len(lines) == 5
 
 
@@ -125,8 +125,8 @@ def test_facts_that_need_no_attention_are_not_marked() -> None:
         padding={"used": 0.4, "random": 0.5},
     )
     assert dataset.notable(fine) == set()
-    assert list(dataset.facts(fine)) == ["truncated", "padding"]
-    assert dataset.facts(DataSummary()) == {}
+    assert list(dataset.details(fine)) == ["truncated", "padding"]
+    assert dataset.details(DataSummary()) == {}
     assert dataset.classes(DataSummary()) is None
 
 

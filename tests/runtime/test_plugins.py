@@ -28,7 +28,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, row in plugins.BUILT_IN.items() for name in row])
-def test_every_built_in_loads_and_knows_its_name(kind: plugins.Kind, name: str) -> None:
+def test_every_built_in_loads_and_knows_its_name(kind: plugins.PluginKind, name: str) -> None:
     assert plugins.load(kind, name).name == name
 
 
@@ -55,7 +55,7 @@ def test_a_package_cannot_replace_a_built_in(package: Path) -> None:
         ("method", "fulll", "did you mean 'full'"),
     ],
 )
-def test_an_unknown_name_names_the_known_ones(kind: plugins.Kind, name: str, message: str) -> None:
+def test_an_unknown_name_names_the_known_ones(kind: plugins.PluginKind, name: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plugins.load(kind, name)
     assert message in str(caught.value).replace("Did", "did")

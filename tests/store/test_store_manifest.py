@@ -26,23 +26,23 @@ def fill(folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_folder(tmp_path / "deep" / "whole", fill, facts={"step": 3, "rate": 0.1})
+    write_folder(tmp_path / "deep" / "whole", fill, properties={"step": 3, "rate": 0.1})
     return tmp_path / "deep" / "whole"
 
 
 def test_a_folder_is_described_and_verified(folder: Path) -> None:
     found = verify(folder)
     assert set(found.files) == set(CONTENT)
-    assert found.facts == {"step": 3, "rate": 0.1}
+    assert found.properties == {"step": 3, "rate": 0.1}
     assert found.size == sum(map(len, CONTENT.values()))
     assert found == read_manifest(folder)
     assert [path.name for path in folder.parent.iterdir()] == ["whole"]
 
 
 def test_equal_content_has_an_equal_digest(folder: Path, tmp_path: Path) -> None:
-    again = write_folder(tmp_path / "again", fill, facts={"rate": 0.1, "step": 3})
+    again = write_folder(tmp_path / "again", fill, properties={"rate": 0.1, "step": 3})
     assert again.sha256 == read_manifest(folder).sha256
-    assert write_folder(tmp_path / "other", fill, facts={"step": 4}).sha256 != again.sha256
+    assert write_folder(tmp_path / "other", fill, properties={"step": 4}).sha256 != again.sha256
 
 
 def cut(path: Path) -> None:

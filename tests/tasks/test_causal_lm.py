@@ -141,7 +141,7 @@ def test_a_chat_template_is_used_where_there_is_one_and_can_be_turned_off() -> N
 def test_the_middle_of_a_long_prompt_is_cut_and_counted() -> None:
     bundle, task = fakes.bundle("gpt2"), make(max_length=30)
     [item] = task.encode(Example("t:0", "b" + "a" * 50 + "e", "xyz"), bundle)
-    assert item.truncated == item.cut["input"] == 52 - 20
+    assert item.truncated == item.removed["input"] == 52 - 20
     assert bundle.tokenizer.decode(item.input_ids, skip_special_tokens=True) == "baaaaaaa ... aaaaaaexyz"
 
 
@@ -152,7 +152,7 @@ def test_a_completion_longer_than_the_window_is_scored_completely(kind: str) -> 
     [item] = task.encode(row, bundle)
     asked = len(bundle.tokenizer("abc").input_ids)
     assert len(item.input_ids) == bundle.window
-    assert item.cut == {"answer": 301 + asked - bundle.window}
+    assert item.removed == {"answer": 301 + asked - bundle.window}
     [zero] = task.predictor(bundle, "zero_shot")([row])
     [few] = task.predictor(bundle, "few_shot", [Example("s", "de", "fgh")])([row])
     assert zero.values["tokens"] == few.values["tokens"] == zero.values["bytes"] == 300

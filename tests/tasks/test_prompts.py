@@ -54,7 +54,7 @@ def test_the_prompt_in_inference_is_that_of_training(kind: str, max_new_tokens: 
         assert text.startswith("Say it back.\n\n")
         assert bundle.family != "decoder" or text.endswith("\nOutput:")
         whole = prompts.prompt_ids(bundle, task.wording(row, bundle), row.input)
-        assert len(asked.ids) + sum(asked.cut.values()) == len(whole)
+        assert len(asked.ids) + sum(asked.removed.values()) == len(whole)
 
 
 def test_a_prompt_fills_the_available_positions() -> None:
@@ -77,9 +77,9 @@ def test_the_schema_is_cut_before_the_question(kind: str) -> None:
     text = bundle.tokenizer.decode(fitted.ids, skip_special_tokens=True)
     assert text.startswith("Write SQL.\nSchema: animal(name text")
     assert text.endswith("Question: how many?\nSQL:")
-    assert set(fitted.cut) == {"schema"}
+    assert set(fitted.removed) == {"schema"}
     tight = prompts.fit(bundle, wording, "how many?" * 20, 60)
-    assert set(tight.cut) == {"schema", "input"}
+    assert set(tight.removed) == {"schema", "input"}
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -112,8 +112,8 @@ def test_shots_are_left_out_one_by_one_and_counted(kind: str) -> None:
         assert asked.shots == count
         assert len(asked.ids) <= bundle.window
     use = prompt_uses(found)["few_shot"]
-    assert (use.rows, sum(use.shots.values()), use.cut_rows) == (3, 3, 1)
-    assert use.cut_tokens == found[2].values["cut_tokens"] > 0
+    assert (use.rows, sum(use.shots.values()), use.truncated_rows) == (3, 3, 1)
+    assert use.removed_tokens == found[2].values["removed_tokens"] > 0
     cut, fewer = sentences({"few_shot": use}, 5)
     assert cut.startswith("few_shot: 1 of 3 prompts were truncated")
     assert fewer.startswith("few_shot: 3 of 3 prompts had no room for all 5 shots")
@@ -164,7 +164,7 @@ def test_a_long_text_to_continue_keeps_its_end(tmp_path: Path) -> None:
         Config(model="m", task="causal-lm", data={"train": str(tmp_path)}, evaluation={"max_new_tokens": 500})
     )
     found = task.ask(fakes.bundle("gpt2"), "tuned", "a" * 5000)
-    assert found.values["cut_tokens"] == 5000 - (128 - 128 // 3)
+    assert found.values["removed_tokens"] == 5000 - (128 - 128 // 3)
 
 
 def test_a_soft_prompt_uses_positions_of_the_window() -> None:
@@ -182,7 +182,7 @@ def test_a_soft_prompt_uses_positions_of_the_window() -> None:
 def test_one_shot_is_cut_like_the_rows() -> None:
     bundle = fakes.bundle("gpt2")
     fitted = prompts.fit(bundle, Wording("", "Q", "A"), "q", 60, [Shot("s", "t")] * 9, 100)
-    assert (fitted.shots, fitted.cut) == (8, {})
+    assert (fitted.shots, fitted.removed) == (8, {})
     assert len(fitted.ids) == 8 * len("Q: s\nA: t\n\n") + len("Q: q\nA:")
 
 

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from fulltune import Config, ModelError, Trainer
 from fulltune.tasks.base import Features
 from fulltune.training.batches import packing
-from fulltune.training.loss_check import LossFacts, check_loss
+from fulltune.training.loss_check import LossCheck, check_loss
 from fulltune.training.next_tokens import aligned_labels
 
 PAD = 1
@@ -237,7 +237,7 @@ def test_a_model_that_predicts_several_tokens_is_trained_on_all_of_them(tmp_path
             count += labels.numel()
     for batch in (6, 2):
         assert step(make(), data, tmp_path, batch)[0] == pytest.approx(losses / count, abs=1e-4)
-    assert check_loss(model, "seq2seq") == LossFacts("seq2seq", is_cross_entropy=False)
+    assert check_loss(model, "seq2seq") == LossCheck("seq2seq", is_cross_entropy=False)
 
 
 @pytest.mark.parametrize("name", ["T5", "Bart"])

@@ -164,8 +164,8 @@ def _flash_sdpa(torch: Any) -> bool:
 
 def _blas(torch: Any) -> str:
     """Return the library that torch reports for FP32 matrix products on the CPU."""
-    found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    return found[1] if found else "unknown"
+    match = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return match[1] if match else "unknown"
 
 
 def _existing(path: Path) -> Path:

@@ -30,5 +30,5 @@ def init(
     from fulltune.cli.render import proposal
 
     with common.answering():
-        found = fulltune.init(data, task=task, model=model, output=output, force=force)
-    common.answer(found.to_json(), proposal.proposal(found))
+        proposed = fulltune.init(data, task=task, model=model, output=output, force=force)
+    common.answer(proposed.to_json(), proposal.proposal(proposed))

@@ -72,5 +72,5 @@ def _table(common: Common, words: list[str], offload: bool) -> None:
         from fulltune.pipeline.planning.model_shapes import published, shape_of_config
 
         shapes = [shape_of_config(Path(word)) for word in words] or published()
-        found = Table(offload=offload, rows=tuple(what_fits(shapes, offload=offload)))
-    common.answer(found.model_dump_json(indent=2), runs.what_fits(found))
+        table = Table(offload=offload, rows=tuple(what_fits(shapes, offload=offload)))
+    common.answer(table.model_dump_json(indent=2), runs.what_fits(table))

@@ -107,10 +107,10 @@ def plan(
         return
     with common.answering():
         loaded = common.load(config, overrides)
-        found = fulltune.plan(loaded, out=common.out, quick=quick)
+        result = fulltune.plan(loaded, out=common.out, quick=quick)
         from fulltune.cli.render import runs
 
-    common.answer(found.to_json(), runs.plan(found))
+    common.answer(result.to_json(), runs.plan(result))
 
 
 @app.command()
@@ -129,8 +129,8 @@ def evaluate(
     from fulltune.cli.render import runs
 
     with common.answering() as progress:
-        found = fulltune.evaluate(model, config, out=common.out, overrides=overrides or (), progress=progress)
-    common.answer(found.to_json(), runs.evaluation(found))
+        evaluation = fulltune.evaluate(model, config, out=common.out, overrides=overrides or (), progress=progress)
+    common.answer(evaluation.to_json(), runs.evaluation(evaluation))
 
 
 @app.command()
@@ -186,8 +186,8 @@ def lr_find(
         common.check(config, overrides)
         from fulltune.cli.render import runs
 
-        found = fulltune.find_learning_rate(config, out=common.out, overrides=overrides or (), progress=progress)
-    common.answer(found.to_json(), runs.learning_rate(found))
+        result = fulltune.find_learning_rate(config, out=common.out, overrides=overrides or (), progress=progress)
+    common.answer(result.to_json(), runs.learning_rate(result))
 
 
 @app.command()
@@ -217,7 +217,7 @@ def methods(
         common.check(config, overrides)
         from fulltune.cli.render import runs
 
-        found = fulltune.compare_methods(
+        comparison = fulltune.compare_methods(
             config,
             methods=[name.strip() for name in names.split(",")],
             rates=rates,
@@ -230,7 +230,7 @@ def methods(
             progress=progress,
             quiet=common.quiet,
         )
-    common.answer(found.to_json(), runs.methods(found))
+    common.answer(comparison.to_json(), runs.methods(comparison))
 
 
 @app.command()
@@ -254,7 +254,7 @@ def sweep(
         common.check(config, overrides)
         from fulltune.cli.render import runs
 
-        found = fulltune.sweep(
+        result = fulltune.sweep(
             config,
             over=over or (),
             trials=trials,
@@ -264,7 +264,7 @@ def sweep(
             overrides=overrides or (),
             progress=progress,
         )
-    common.answer(found.to_json(), runs.sweep(found))
+    common.answer(result.to_json(), runs.sweep(result))
 
 
 @app.command()
@@ -301,8 +301,8 @@ def doctor(
     from fulltune.cli.render import runs
 
     with common.answering():
-        found = diagnose(common.out)
-    common.answer(found.to_json(), runs.diagnosis(found))
+        result = diagnose(common.out)
+    common.answer(result.to_json(), runs.diagnosis(result))
 
 
 def _check_resume(common: Common, config: Path, steps: int, overrides: list[str] | None) -> None:
@@ -311,9 +311,9 @@ def _check_resume(common: Common, config: Path, steps: int, overrides: list[str]
         from fulltune.cli.render import runs
         from fulltune.pipeline.resume_check import check_resume
 
-        found = check_resume(config, steps=steps, overrides=overrides or (), progress=progress)
-    common.answer(found.to_json(), runs.resume_check(found))
-    if not found.is_exact:
+        result = check_resume(config, steps=steps, overrides=overrides or (), progress=progress)
+    common.answer(result.to_json(), runs.resume_check(result))
+    if not result.is_exact:
         raise typer.Exit(1)
 
 
@@ -329,8 +329,8 @@ def _compare_runs(common: Common, a: str, b: str) -> None:
 
     with common.answering():
         # `fulltune.compare` is the same, but it imports torch.
-        found = compare(evidence(a, common.out), evidence(b, common.out))
-    common.answer(found.to_json(), runs.comparison(found))
+        result = compare(evidence(a, common.out), evidence(b, common.out))
+    common.answer(result.to_json(), runs.comparison(result))
 
 
 def _ends(a: str, b: str | None) -> tuple[str, str | None]:
@@ -355,8 +355,8 @@ def _changed_rows(common: Common, a: str, b: str | None) -> None:
 
     before, after = _ends(a, b)
     with common.answering():
-        found = changed_rows(evidence(before, common.out), evidence(after, common.out) if after else None)
-    common.answer(found.to_json(), answers.changed_rows(found))
+        result = changed_rows(evidence(before, common.out), evidence(after, common.out) if after else None)
+    common.answer(result.to_json(), answers.changed_rows(result))
 
 
 def _learning_curve(common: Common, config: Path, overrides: list[str] | None) -> None:
@@ -364,8 +364,8 @@ def _learning_curve(common: Common, config: Path, overrides: list[str] | None) -
         common.check(config, overrides)
         from fulltune.cli.render import runs
 
-        found = fulltune.learning_curve(config, out=common.out, overrides=overrides or (), progress=progress)
-    common.answer(found.to_json(), runs.learning_curve(found))
+        result = fulltune.learning_curve(config, out=common.out, overrides=overrides or (), progress=progress)
+    common.answer(result.to_json(), runs.learning_curve(result))
 
 
 def _version(wanted: bool) -> None:
@@ -405,8 +405,8 @@ def _answer_record(common: Common, record: fulltune.Record, hint: str = "") -> N
     common.answer(record.to_json(), runs.record(record, common.out / record.run_id, "\n".join(filter(None, hints))))
 
 
-def _unexpected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    write_line(sys.stderr, "".join(traceback.format_exception(kind, error, trace)).rstrip())
+def _unexpected(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    write_line(sys.stderr, "".join(traceback.format_exception(error_type, error, trace)).rstrip())
     write_line(sys.stderr, "error: this is a bug in fulltune; please report it with the lines above.")
 
 

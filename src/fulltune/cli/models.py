@@ -32,8 +32,8 @@ def list_models(common: Common) -> None:
     from fulltune.store.registry.registry import Registry
 
     with common.answering():
-        found = listing(Registry(common.out))
-    common.answer(found.to_json(), render.listing(found))
+        result = listing(Registry(common.out))
+    common.answer(result.to_json(), render.listing(result))
 
 
 @models.command()
@@ -45,8 +45,8 @@ def show(common: Common, name: Ref) -> None:
     from fulltune.store.registry.registry import Registry
 
     with common.answering():
-        found = story(Registry(common.out), name)
-    common.answer(found.to_json(), render.story(found))
+        result = story(Registry(common.out), name)
+    common.answer(result.to_json(), render.story(result))
 
 
 @models.command()
@@ -67,8 +67,8 @@ def promote(
     with common.answering():
         registry = Registry(common.out)
         version = registry.version(name if "@" in name else f"{name}@{LATEST}")
-        found = promote(registry, version, alias, force=force)
-    common.answer(found.to_json(), move(found, version.name))
+        result = promote(registry, version, alias, force=force)
+    common.answer(result.to_json(), move(result, version.name))
 
 
 @models.command()
@@ -89,8 +89,8 @@ def rollback(
     from fulltune.store.registry.registry import Registry
 
     with common.answering():
-        found = rollback(Registry(common.out), name, alias, to=to, reason=reason)
-    common.answer(found.to_json(), move(found, name))
+        result = rollback(Registry(common.out), name, alias, to=to, reason=reason)
+    common.answer(result.to_json(), move(result, name))
 
 
 @models.command()
@@ -105,8 +105,8 @@ def verify(
     from fulltune.store.registry.registry import Registry
 
     with common.answering():
-        found = verify(Registry(common.out), name)
-    common.answer(found.to_json(), verified(found))
+        result = verify(Registry(common.out), name)
+    common.answer(result.to_json(), verified(result))
 
 
 @models.command()
@@ -127,8 +127,8 @@ def export(
     with common.answering():
         from fulltune.pipeline.export import export
 
-        found = export(name, out=common.out, to=to, delta_file=delta, push=push, private=private)
-    common.answer(found.to_json(), exported(found))
+        result = export(name, out=common.out, to=to, delta_file=delta, push=push, private=private)
+    common.answer(result.to_json(), exported(result))
 
 
 @models.command("apply-delta")
@@ -145,8 +145,8 @@ def apply_delta(
     with common.answering():
         from fulltune.pipeline.export import restore
 
-        found = restore(source, delta, to, out=common.out)
-    common.answer(found.to_json(), restored(found))
+        result = restore(source, delta, to, out=common.out)
+    common.answer(result.to_json(), restored(result))
 
 
 @models.command()
@@ -164,8 +164,8 @@ def gc(
     from fulltune.store.registry.registry import Registry
 
     with common.answering():
-        found = collect(Registry(common.out), common.out, keep=keep, delete=delete)
-    common.answer(found.to_json(), garbage(found))
+        result = collect(Registry(common.out), common.out, keep=keep, delete=delete)
+    common.answer(result.to_json(), garbage(result))
 
 
 @models.command()
@@ -180,8 +180,8 @@ def register(
     from fulltune.store.runs import resolve
 
     with common.answering():
-        found = register_run(common.out, resolve(run, common.out))
-    common.answer(found.to_json(), registered(found))
+        result = register_run(common.out, resolve(run, common.out))
+    common.answer(result.to_json(), registered(result))
 
 
 @models.command()
@@ -199,8 +199,8 @@ def interpolate(
 
     with common.answering() as progress:
         chosen = {} if alphas is None else {"alphas": _numbers(alphas)}
-        found = fulltune.interpolate(run, out=common.out, to=to, progress=progress, **chosen)
-    common.answer(found.to_json(), runs.interpolation(found))
+        result = fulltune.interpolate(run, out=common.out, to=to, progress=progress, **chosen)
+    common.answer(result.to_json(), runs.interpolation(result))
 
 
 @models.command()
@@ -214,8 +214,8 @@ def soup(
     from fulltune.cli.render import runs
 
     with common.answering() as progress:
-        found = fulltune.soup(sources, out=common.out, to=to, progress=progress)
-    common.answer(found.to_json(), runs.soup(found))
+        result = fulltune.soup(sources, out=common.out, to=to, progress=progress)
+    common.answer(result.to_json(), runs.soup(result))
 
 
 def _numbers(text: str) -> list[float]:

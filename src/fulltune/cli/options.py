@@ -148,10 +148,10 @@ class Common:
         written += [name for name, is_set in switches.items() if is_set]
         return written + (["--log-level", self.log_level.value] if self.log_level else [])
 
-    def _refuse(self, message: str, kind: str, problems: list[dict[str, str]]) -> None:
+    def _refuse(self, message: str, error_type: str, problems: list[dict[str, str]]) -> None:
         write_line(sys.stderr, f"error: {message}")
         if self.as_json and sys.stdout is not None:
-            error = {"type": kind, "message": message, "problems": problems}
+            error = {"type": error_type, "message": message, "problems": problems}
             _print_json(json.dumps({"error": error}, ensure_ascii=False))
 
 

@@ -75,10 +75,12 @@ def _check_unique(names: tuple[str, ...], wanted: Collection[str] | None, path: 
         raise DataError(f"two columns are called {repeated[0]!r}", where=str(path), fix="rename one of them")
 
 
-def _of_batches(schema: Any, batches: Iterable[Any], path: Path, kind: str, wanted: Collection[str] | None) -> Opened:
+def _of_batches(
+    schema: Any, batches: Iterable[Any], path: Path, file_format: str, wanted: Collection[str] | None
+) -> Opened:
     rows = _readable(_rows(batches, path), path)
     classes = _classes(features_of(schema.metadata or {}, path.name), wanted)
-    form = FileFormat(file=path.name, format=kind)
+    form = FileFormat(file=path.name, format=file_format)
     return Opened(tuple(dict.fromkeys(schema.names)), chain([form], _named(rows, classes, path.name)))
 
 
@@ -184,12 +186,12 @@ def _no_split(split: str, splits: list[str], where: str) -> DataError:
     return DataError(f"no split {split!r}", expected=f"one of {', '.join(splits)}", where=where, fix=hint)
 
 
-def _opened(data: Any, name: str, wanted: Collection[str] | None, kind: str, part: str = "") -> Opened:
+def _opened(data: Any, name: str, wanted: Collection[str] | None, file_format: str, part: str = "") -> Opened:
     """Convert a ``datasets.Dataset``."""
     names = tuple(data.column_names)
     kept = data.select_columns(_chosen(names, wanted))
     place = f"{name}#{part}" if part else name
-    form = FileFormat(file=name, format=kind, part=part)
+    form = FileFormat(file=name, format=file_format, part=part)
     return Opened(names, chain([form], _named(_readable(kept, Path(place)), _classes(kept.features, wanted), place)))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from fulltune.data.encoding import Decoded, decode
-from fulltune.data.kinds import packing, refuse_other_kinds
+from fulltune.data.formats import packing, refuse_other_formats
 from fulltune.errors import DataError
 from fulltune.runtime import machine
 
@@ -52,7 +52,7 @@ def text_of(path: Path, name: str = "", encoding: str = "auto") -> Decoded:
             raise unreadable(path, error) from None
         problem = "the compressed file is damaged or cut off"
         raise DataError(problem, where=str(path), fix="download it again") from None
-    refuse_other_kinds(data[:512], path)
+    refuse_other_formats(data[:512], path)
     return decode(data, name or path.name, encoding)
 
 

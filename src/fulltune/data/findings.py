@@ -166,9 +166,9 @@ def listed(names: Sequence[str]) -> str:
 
 def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:
     """Return the first five labels in quotes, long ones shortened, and the count of the others."""
-    return listed([cut(spell(label)) for label in labels])
+    return listed([shorten(spell(label)) for label in labels])
 
 
-def cut(text: str, size: int = 60) -> str:
+def shorten(text: str, size: int = 60) -> str:
     """Return the text, shortened to ``size`` characters with an ellipsis if it is longer."""
     return text if len(text) <= size else f"{clip(text, size - 1)}…"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fulltune.data.file_text import text_of, unreadable
-from fulltune.data.kinds import by_name
+from fulltune.data.formats import by_name
 from fulltune.data.raw import Item, Opened, Options
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.records.run import FileFormat

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from fulltune.data.findings import ExampleLike, Finding, Level, cut, percent, quoted, rows, some
+from fulltune.data.findings import ExampleLike, Finding, Level, percent, quoted, rows, shorten, some
 from fulltune.data.spellings import places, similar_to, spelled, spelling_findings
 
 #: Fraction of evaluation rows with a label that train lacks, above which the run stops.
@@ -34,7 +34,7 @@ def label_findings(
         message = f"none of {rows(len(train), of='train')} has a label: nothing to learn"
         findings.append(Finding(kind="no_labels", level="error", message=message, split="train", fix="add labels"))
     if len(in_train) < 2 and not several:
-        label = cut(repr(next(iter(in_train), "")))
+        label = shorten(repr(next(iter(in_train), "")))
         message = f"all {rows(len(train), of='train')} have the label {label}: there is nothing to distinguish"
         findings.append(
             Finding(kind="one_label", level="error", message=message, split="train", fix="add other labels")
@@ -64,7 +64,7 @@ def _balance(in_train: Counter[str], in_eval: Counter[str], in_valid: Counter[st
         ranked = in_train.most_common()
         most, high = ranked[0]
         least, low = ranked[-1]
-        message += f": from {high} ({cut(repr(most))}) down to {rows(low)} ({cut(repr(least))})"
+        message += f": from {high} ({shorten(repr(most))}) down to {rows(low)} ({shorten(repr(least))})"
     return Finding(kind="class_balance", level="info", message=message, count=len(in_train), details={"counts": counts})
 
 

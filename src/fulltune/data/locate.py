@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fulltune.data.kinds import FORMATS, is_known
+from fulltune.data.formats import FORMATS, is_known
 from fulltune.errors import DataError
 from fulltune.runtime import paths
 

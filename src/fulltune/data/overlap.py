@@ -16,9 +16,9 @@ from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, percent,
 #: split itself is doubtful (``docs/decisions/0002``).
 TOLERATED_LEAKS = 0.05
 
-Kind = Literal["exact", "normalised", "near"]
+MatchKind = Literal["exact", "normalised", "near"]
 
-_WORDS: Mapping[Kind, str] = {
+_WORDS: Mapping[MatchKind, str] = {
     "exact": "identical to",
     "normalised": "equal, except for case, whitespace, punctuation, and invisible or look-alike characters, to",
     "near": f"nearly equal (Jaccard ≥ {THRESHOLD} of character 5-grams, or at most one word in 20 differs) to",
@@ -47,7 +47,7 @@ class Entry:
 class Match:
     """A row, and an earlier row with the same input in one of three senses."""
 
-    kind: Kind
+    kind: MatchKind
     entry: Entry
     other: Entry
     similarity: float = 1.0
@@ -173,7 +173,7 @@ def _within(matches: Sequence[Match], total: int) -> Iterator[Finding]:
 def _leaks(matches: Sequence[Match], total: int, allowed: bool) -> Iterator[Finding]:
     kinds = Counter(match.kind for match in matches)
     split = ", ".join(f"{kinds[kind]} {kind}" for kind in _WORDS if kinds[kind])
-    found = f"{len(matches)} of {rows(total)} of eval also occur in train with the same target ({split})"
+    text = f"{len(matches)} of {rows(total)} of eval also occur in train with the same target ({split})"
     too_many = len(matches) > TOLERATED_LEAKS * total
     fix = "remove those rows from train or eval"
     level: Level
@@ -187,7 +187,7 @@ def _leaks(matches: Sequence[Match], total: int, allowed: bool) -> Iterator[Find
         )
     else:
         level, effect = "warning", "they are left out of the deciding scores"
-    yield from _finding("leaks", level, f"{found}: {effect}", "eval", matches, fix=fix)
+    yield from _finding("leaks", level, f"{text}: {effect}", "eval", matches, fix=fix)
 
 
 def _number_variants(matches: Sequence[Match]) -> Iterator[Finding]:

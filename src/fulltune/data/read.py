@@ -25,8 +25,8 @@ from fulltune.data.folders import (
     refuse_both,
     shards,
 )
+from fulltune.data.formats import FORMATS, by_content, by_name, suffix, unknown_format
 from fulltune.data.json_rows import is_json_lines, json_rows, starts_with_object, stream_json_lines
-from fulltune.data.kinds import FORMATS, by_content, by_name, suffix, unknown_kind
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Item, Opened, Options
 from fulltune.errors import DataError, Problem
@@ -201,19 +201,19 @@ def _file(path: Path, part: str, split: str, wanted: Collection[str] | None, opt
     if is_cached(path):
         return _in_memory(path, split)
     head, stated = head_of(path), by_name(path)
-    kind = by_content(head, path)
-    if kind in ("", "packed"):
+    file_format = by_content(head, path)
+    if file_format in ("", "packed"):
         return _text_file(path, head, stated, part, split, wanted, options)
-    if part and kind != "excel":
+    if part and file_format != "excel":
         raise _no_parts(path, part)
     opened = (
         open_excel(path, part, split, wanted)
-        if kind == "excel"
+        if file_format == "excel"
         else columnar.open_parquet(path, wanted)
-        if kind == "parquet"
+        if file_format == "parquet"
         else columnar.open_arrow(path, wanted)
     )
-    return opened if kind == stated else _noting(opened, _misnamed(path, kind))
+    return opened if file_format == stated else _noting(opened, _misnamed(path, file_format))
 
 
 #: Config keys that rows in memory are given in, by split.
@@ -247,19 +247,19 @@ def _text_file(
     if streamed is not None:
         return streamed
     decoded = text_of(path, encoding=options.encoding)
-    kind = _kind_of_text(decoded.text, stated, wanted or (), options.delimiter)
-    if not kind and stated in ("parquet", "excel", "arrow"):
+    file_format = _kind_of_text(decoded.text, stated, wanted or (), options.delimiter)
+    if not file_format and stated in ("parquet", "excel", "arrow"):
         problem = f"not a readable {_NAMES[stated]} file (it has no {_NAMES[stated]} header)"
         raise DataError(problem, where=str(path), fix="write it again, or give it the suffix of its format")
-    if not kind:
-        raise unknown_kind(path)
-    notes = [note for note in (decoded.assumed, "" if kind == stated else _misnamed(path, kind)) if note]
-    form = FileFormat(file=path.name, format=kind, encoding=decoded.codec, assumed=tuple(notes))
-    if kind == "json":
+    if not file_format:
+        raise unknown_format(path)
+    notes = [note for note in (decoded.assumed, "" if file_format == stated else _misnamed(path, file_format)) if note]
+    form = FileFormat(file=path.name, format=file_format, encoding=decoded.codec, assumed=tuple(notes))
+    if file_format == "json":
         return Opened(None, json_rows(decoded.text, form, split, part, wanted or ()))
     if part:
         raise _no_parts(path, part)
-    if kind == "csv":
+    if file_format == "csv":
         usual = _DELIMITERS.get(suffix(path), ",")
         return open_csv(decoded.text, path.name, form, wanted, options.delimiter, usual)
     row = {"text": decoded.text, "folder": path.absolute().parent.name, "file": path.name}
@@ -305,8 +305,8 @@ def _kind_of_text(text: str, stated: str, wanted: Collection[str], delimiter: st
 _NAMES = {"json": "JSON", "csv": "CSV", "text": "text", "parquet": "Parquet", "arrow": "Arrow", "excel": "Excel"}
 
 
-def _misnamed(path: Path, kind: str) -> str:
-    return f"its name ends in {path.suffix or 'no suffix'}, but its content is {_NAMES[kind]}: read as such"
+def _misnamed(path: Path, file_format: str) -> str:
+    return f"its name ends in {path.suffix or 'no suffix'}, but its content is {_NAMES[file_format]}: read as such"
 
 
 def _noting(opened: Opened, note: str) -> Opened:

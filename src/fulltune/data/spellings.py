@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fulltune.data.duplicates import fold
-from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, cut, listed, quoted, rows, some
+from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, listed, quoted, rows, shorten, some
 from fulltune.data.values import is_invisible
 
 #: Ids of the rows with each label, over all splits.
@@ -76,7 +76,7 @@ def spelled(labels: Sequence[str]) -> list[str]:
     """Return the labels in quotes, with escape codes for non-ASCII characters if two labels would look alike."""
     plain = {" ".join(label.casefold().split()) for label in labels}
     look_alike = len(plain) > len(set(map(fold, labels)))
-    return [cut(ascii(label) if look_alike else repr(label)) for label in labels]
+    return [shorten(ascii(label) if look_alike else repr(label)) for label in labels]
 
 
 def _similar(rows_of: Places) -> Iterator[Finding]:

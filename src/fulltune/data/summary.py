@@ -25,16 +25,16 @@ def data_summary(
         padding: Fractions of padding in the inputs of training.
         count_leaks: Evaluation rows that also occur in train count in the deciding scores.
     """
-    found = {(finding.kind, finding.split): finding for finding in audit.findings}
-    truncation = {split: _truncation(found, split, rows[split]) for split in rows}
-    balance = found.get(("class_balance", ""))
+    findings = {(finding.kind, finding.split): finding for finding in audit.findings}
+    truncation = {split: _truncation(findings, split, rows[split]) for split in rows}
+    balance = findings.get(("class_balance", ""))
     return DataSummary(
         rows=dict(rows),
         max_length=max_length,
         truncation={split: one for split, one in truncation.items() if one.rows},
-        lengths={split: _lengths(found["lengths", split]) for split in rows if ("lengths", split) in found},
+        lengths={split: _lengths(findings["lengths", split]) for split in rows if ("lengths", split) in findings},
         classes=_classes(balance) if balance else (),
-        labels=_spellings(found, balance) if balance else None,
+        labels=_spellings(findings, balance) if balance else None,
         padding=dict(padding or {}),
         leaks=_leaks(audit, rows.get("eval", 0), count_leaks),
     )
@@ -43,11 +43,13 @@ def data_summary(
 _Findings = Mapping[tuple[str, str], Finding]
 
 
-def _truncation(found: _Findings, split: str, of: int) -> Truncation:
-    cut, lost = found.get(("truncated", split)), found.get(("nothing_to_learn", split))
+def _truncation(findings: _Findings, split: str, of: int) -> Truncation:
+    truncated, lost = findings.get(("truncated", split)), findings.get(("nothing_to_learn", split))
     unlearnable = lost.count if lost else 0
-    tokens = cut.details["tokens"] if cut else {}
-    return Truncation(rows=(cut.count if cut else 0) + unlearnable, unlearnable=unlearnable, of=of, tokens=tokens)
+    tokens = truncated.details["tokens"] if truncated else {}
+    return Truncation(
+        rows=(truncated.count if truncated else 0) + unlearnable, unlearnable=unlearnable, of=of, tokens=tokens
+    )
 
 
 def _lengths(finding: Finding) -> Lengths:
@@ -61,9 +63,9 @@ def _classes(balance: Finding) -> tuple[ClassRows, ...]:
     return tuple(sorted(rows, key=lambda row: (-row.train, -row.eval)))
 
 
-def _spellings(found: _Findings, balance: Finding) -> LabelSpellings:
+def _spellings(findings: _Findings, balance: Finding) -> LabelSpellings:
     """Return the spellings; without a finding about them, every label has one."""
-    similar, padded = found.get(("similar_labels", "")), found.get(("padded_labels", ""))
+    similar, padded = findings.get(("similar_labels", "")), findings.get(("padded_labels", ""))
     written = len(set().union(*balance.details["counts"].values()))
     return LabelSpellings(
         written=written,

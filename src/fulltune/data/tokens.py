@@ -22,7 +22,7 @@ class FeaturesLike(Protocol):
     @property
     def labels(self) -> list[int] | int | list[float]: ...
     @property
-    def cut(self) -> Mapping[str, int]: ...
+    def removed(self) -> Mapping[str, int]: ...
 
 
 E = TypeVar("E", bound=ExampleLike)
@@ -51,21 +51,21 @@ def length_findings(
         config: Limits.
     """
     lengths = list[int]()
-    cut = list[str]()
+    truncated = list[str]()
     lost = list[str]()
     parts = Counter[str]()
     for example in examples:
         features = encode(example)
-        missing = sum((Counter(feature.cut) for feature in features), Counter[str]())
+        missing = sum((Counter(feature.removed) for feature in features), Counter[str]())
         lengths.append(sum(len(feature.input_ids) for feature in features) + missing.total())
         parts += missing
         if not any(map(_has_label, features)):
             lost.append(example.id)
         elif missing:
-            cut.append(example.id)
+            truncated.append(example.id)
     yield _lengths(split, lengths)
-    if cut:
-        yield _cut(split, cut, parts, len(examples), config.data)
+    if truncated:
+        yield _truncated(split, truncated, parts, len(examples), config.data)
     if lost:
         yield _lost(split, lost, len(examples), config.data)
 
@@ -88,7 +88,7 @@ def _lengths(split: str, lengths: Sequence[int]) -> Finding:
     )
 
 
-def _cut(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, settings: DataConfig) -> Finding:
+def _truncated(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, settings: DataConfig) -> Finding:
     fraction = percent(len(ids), total)
     if settings.max_length:
         fraction += f", data.max_length: {settings.max_length}"

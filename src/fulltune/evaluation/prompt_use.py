@@ -24,9 +24,9 @@ class PromptCounter:
         values = prediction.values
         counts = self._counts.setdefault(system, Counter())
         counts["rows"] += 1
-        if tokens := int(values.get("cut_tokens", 0)):
-            counts.update(cut_rows=1, cut_tokens=tokens)
-            self._parts.setdefault(system, Counter()).update(str(values["cut"]).split(", "))
+        if tokens := int(values.get("removed_tokens", 0)):
+            counts.update(truncated_rows=1, removed_tokens=tokens)
+            self._parts.setdefault(system, Counter()).update(str(values["removed_parts"]).split(", "))
         if "shots" in values:
             self._shots.setdefault(system, Counter())[int(values["shots"])] += 1
         counts["limited_rows"] += "limit" in values
@@ -35,9 +35,9 @@ class PromptCounter:
         """Return the counts by system."""
         uses = {}
         for system, counts in self._counts.items():
-            cut_parts = dict(self._parts.get(system, {}))
+            truncated_parts = dict(self._parts.get(system, {}))
             shots = dict(sorted(self._shots.get(system, {}).items()))
-            uses[system] = PromptUse(**counts, cut_parts=cut_parts, shots=shots)
+            uses[system] = PromptUse(**counts, truncated_parts=truncated_parts, shots=shots)
         return uses
 
 
@@ -57,11 +57,11 @@ def sentences(uses: Mapping[str, PromptUse], shots: int = 0) -> Iterator[str]:
         shots: Number of examples that each few-shot prompt should contain.
     """
     for system, use in uses.items():
-        if use.cut_rows:
-            parts = " and the ".join(use.cut_parts)
+        if use.truncated_rows:
+            parts = " and the ".join(use.truncated_parts)
             yield (
-                f"{system}: {use.cut_rows} of {use.rows} prompts were truncated "
-                f"({use.cut_tokens:,} tokens of the {parts} removed)."
+                f"{system}: {use.truncated_rows} of {use.rows} prompts were truncated "
+                f"({use.removed_tokens:,} tokens of the {parts} removed)."
             )
         fewer = {count: rows for count, rows in use.shots.items() if count < shots}
         if fewer:

@@ -157,7 +157,7 @@ def interpolate(
     goal = Path(to) if to else folder / "interpolated"
     final = _final(config, task, mixture, data, points, best)
     save.save_model(mixture.at(best.alpha), goal)
-    found = Interpolation(
+    result = Interpolation(
         run_id=folder.name,
         metric=task.metrics[0].name,
         direction=task.metrics[0].direction,
@@ -172,9 +172,9 @@ def interpolate(
     )
     source = f"the interpolation of {folder.name} at {best.alpha:g}"
     register_derived(out, goal, of=[folder], kind="interpolation", source=source)
-    atomic_text(folder / "interpolation.json", found.to_json())
-    atomic_text(folder / "interpolation.svg", _picture(found, _budget(config.guards)))
-    return found
+    atomic_text(folder / "interpolation.json", result.to_json())
+    atomic_text(folder / "interpolation.svg", _picture(result, _budget(config.guards)))
+    return result
 
 
 def choose(points: Sequence[Point], direction: str) -> Point:
@@ -236,15 +236,15 @@ def _point(
     )
 
 
-def _is_within(found: Retention) -> bool:
+def _is_within(ability: Retention) -> bool:
     """Return True unless a loss is beyond its budget; without enough rows to tell, the loss itself decides."""
-    return found.verdict != "lost" and not found.change > found.budget
+    return ability.verdict != "lost" and not ability.change > ability.budget
 
 
 def _score(settings: EvaluationConfig, task: Task, bundle: Bundle, examples: Sequence[Example]) -> Score:
     deciding = task.metrics[0]
-    found = score(task.predictor(bundle, "tuned"), examples, (deciding,), system="interpolated")
-    return found.scores(settings)[deciding.name]
+    evaluation = score(task.predictor(bundle, "tuned"), examples, (deciding,), system="interpolated")
+    return evaluation.scores(settings)[deciding.name]
 
 
 def _final(
@@ -272,9 +272,9 @@ def _headline(task: Task, data: Data, points: Sequence[Point], best: Point) -> s
     )
 
 
-def _picture(found: Interpolation, budget: float) -> str:
+def _picture(result: Interpolation, budget: float) -> str:
     dots = [
-        pareto.Dot(point.alpha, point.loss, point.score.value, point.on_front, point.alpha == found.alpha)
-        for point in found.points
+        pareto.Dot(point.alpha, point.loss, point.score.value, point.on_front, point.alpha == result.alpha)
+        for point in result.points
     ]
-    return pareto.picture(found.headline, found.metric, found.direction, dots, budget)
+    return pareto.picture(result.headline, result.metric, result.direction, dots, budget)

@@ -160,7 +160,7 @@ def find_learning_rate(
             kept.restore()
     advised, reason = _answer(reading, tried, start)
     swept = zip(points, range_test.smoothed([loss for _, loss in points]), strict=True)
-    found = LearningRate(
+    result = LearningRate(
         task=config.task,
         model=config.model,
         rate=advised,
@@ -175,8 +175,8 @@ def find_learning_rate(
         seconds=round(time.perf_counter() - started, 3),
         plot=str(Path(out) / f"lr-find-{new_run_id(config.task, config.model)}.svg"),
     )
-    _draw(found)
-    return found
+    _draw(result)
+    return result
 
 
 def _prepared(config: Config, out: str | Path) -> _Bench:
@@ -267,12 +267,12 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _draw(found: LearningRate) -> None:
-    path = Path(found.plot)
+def _draw(result: LearningRate) -> None:
+    path = Path(result.plot)
     path.parent.mkdir(parents=True, exist_ok=True)
-    points = [(point.rate, point.loss, point.smoothed) for point in found.sweep]
-    tried = [(candidate.rate, candidate.loss) for candidate in found.candidates]
-    path.write_text(report.plot(points, tried, found.rate, found.reason), encoding="utf-8")
+    points = [(point.rate, point.loss, point.smoothed) for point in result.sweep]
+    tried = [(candidate.rate, candidate.loss) for candidate in result.candidates]
+    path.write_text(report.plot(points, tried, result.rate, result.reason), encoding="utf-8")
 
 
 class _Weights:
@@ -290,9 +290,9 @@ class _Weights:
             ModelError: The weights are not the same as before.
         """
         self.model.load_state_dict(self.state, strict=False)  # it has no frozen parameters
-        found = weights_sha256(self.model)
-        if found != self.sha256:
-            raise ModelError(f"the weights did not come back ({found})", expected=self.sha256, field="model")
+        actual = weights_sha256(self.model)
+        if actual != self.sha256:
+            raise ModelError(f"the weights did not come back ({actual})", expected=self.sha256, field="model")
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

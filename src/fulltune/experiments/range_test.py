@@ -65,11 +65,11 @@ def rates(low: float, high: float, steps: int) -> list[float]:
 
 def smoothed(losses: Sequence[float]) -> list[float]:
     """Return the exponential mean at each loss."""
-    average, found = 0.0, []
+    average, means = 0.0, []
     for count, loss in enumerate(losses, start=1):
         average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        found.append(average / (1 - SMOOTHING**count))
-    return found
+        means.append(average / (1 - SMOOTHING**count))
+    return means
 
 
 def read(points: Sequence[tuple[float, float]], *, is_whole: bool) -> Reading:

@@ -110,7 +110,7 @@ def search(
         while len(ended := _ended(study)) < (min(trials, len(points)) if _is_finite(space) else trials):
             _propose(study, points, len(ended), seed)
             _try(study, len(ended), space, config, folder, bench)
-        return [_told(number, trial) for number, trial in enumerate(ended)]
+        return [_tried(number, trial) for number, trial in enumerate(ended)]
 
 
 def best(tried: Sequence[Tried], direction: str) -> Tried | None:
@@ -207,8 +207,8 @@ def _try(study: optuna.Study, number: int, space: Space, config: Config, folder:
     state = "whole" if is_whole else "pruned" if trial.ended_early else "broke"
     if is_whole:
         _keep_answers(folder, number, trial)
-    told = {"value": trial.value, "seconds": trial.seconds, "tokens": trial.tokens, "reason": trial.broke}
-    for key, value in (told | {"state": state}).items():
+    outcome = {"value": trial.value, "seconds": trial.seconds, "tokens": trial.tokens, "reason": trial.broke}
+    for key, value in (outcome | {"state": state}).items():
         asked.set_user_attr(key, value)
     if is_whole:
         study.tell(asked, trial.value)
@@ -234,7 +234,7 @@ def answers_path(folder: Path, number: int) -> Path:
     return folder / f"answers-{number}.json"
 
 
-def _told(number: int, trial: FrozenTrial) -> Tried:
+def _tried(number: int, trial: FrozenTrial) -> Tried:
     kept = {name: trial.user_attrs[name] for name in ("value", "state", "seconds", "tokens", "reason")}
     return Tried(number=number, settings=dict(trial.params), **kept)
 

@@ -77,11 +77,11 @@ def soup(
     digest = hashlib.sha256("\n".join(map(str, sorted(folders))).encode()).hexdigest()[:8]
     goal = Path(to) if to else Path(out) / f"soup-{len(folders)}-{digest}"
     average(folders, goal)
-    found = Soup(sources=tuple(names), model=str(goal))
+    result = Soup(sources=tuple(names), model=str(goal))
     source = f"the mean of {', '.join(folder.parent.name for folder in folders)}"
     register_derived(out, goal, of=[folder.parent for folder in folders], kind="soup", source=source)
     first = folders[0].parent
-    return _scored(found, first, folders, Path(out), progress_of(progress)) if _is_run(first) else found
+    return _scored(result, first, folders, Path(out), progress_of(progress)) if _is_run(first) else result
 
 
 def average(folders: Sequence[Path], goal: Path) -> None:
@@ -109,16 +109,16 @@ def average(folders: Sequence[Path], goal: Path) -> None:
 
 def _tensors(folder: Path, opened: ExitStack) -> dict[str, Any]:
     """Return the open file that holds each tensor."""
-    found = {}
+    files = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             file = opened.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
             raise StoreError(f"the weights cannot be read ({error})", where=str(path), fix="train it again") from error
-        found.update(dict.fromkeys(file.keys(), file))
-    if not found:
+        files.update(dict.fromkeys(file.keys(), file))
+    if not files:
         raise StoreError("there are no weights", expected="a *.safetensors file", where=str(folder))
-    return found
+    return files
 
 
 def _check_tensors(folders: Sequence[Path], models: Sequence[Mapping[str, Any]]) -> None:
@@ -132,8 +132,8 @@ def _check_tensors(folders: Sequence[Path], models: Sequence[Mapping[str, Any]])
         raise IncompatibleError(problems)
 
 
-def _some(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+def _some(wanted: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    differing = sorted(name for name in {*wanted, *other} if wanted.get(name) != other.get(name))
     return ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
 
 
@@ -163,18 +163,18 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (folder / "record.json").is_file()
 
 
-def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progress: Progress) -> Soup:
+def _scored(soup: Soup, first: Path, folders: Sequence[Path], out: Path, progress: Progress) -> Soup:
     """Return the mean with its score on the evaluation rows of the first run, and the scores of the sources."""
     config: Config = load_config(first / "config.yaml")
     task, data = dataset.prepare(config, checked_task_and_method(config)[0])
     base_outputs = BaseOutputs.collect(config, load_model(config, task, out), out, progress, data.train.examples)
-    bundle = load_model(config.model_copy(update={"model": found.model}), task, out, head=task.head, labels=())
+    bundle = load_model(config.model_copy(update={"model": soup.model}), task, out, head=task.head, labels=())
     task = task.adopt(bundle)
     evaluation = evaluate.score_system(task, bundle, "soup", data, progress)
     evaluation = evaluation.without(left_out(first, data.eval.table.sha256))
     records = {
         name: read_record(folder.parent / "record.json")
-        for name, folder in zip(found.sources, folders, strict=True)
+        for name, folder in zip(soup.sources, folders, strict=True)
         if _is_run(folder.parent)
     }
     deciding = task.metrics[0].name
@@ -183,7 +183,7 @@ def _scored(found: Soup, first: Path, folders: Sequence[Path], out: Path, progre
         for name, record in records.items()
         if record.data.eval.sha256 == data.eval.table.sha256 and deciding in record.scores["tuned"]
     }
-    return found.model_copy(
+    return soup.model_copy(
         update={
             "metric": deciding,
             "scores": scores | {"soup": evaluation.scores(config.evaluation)[deciding]},

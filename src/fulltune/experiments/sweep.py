@@ -129,9 +129,9 @@ def sweep(
     default = _default(config, space)
     first = [] if default is None else [default]
     tried = search(config, space, folder, bench, trials=trials, seed=seed, prune=prune, first=first)
-    found = _told(config, goal, dict(part.split("=", 1) for part in over), tried, default is not None, rows, folder)
-    atomic_text(folder / "sweep.json", found.to_json())
-    return found
+    result = _summary(config, goal, dict(part.split("=", 1) for part in over), tried, default is not None, rows, folder)
+    atomic_text(folder / "sweep.json", result.to_json())
+    return result
 
 
 def parse_space(config: Config, over: Sequence[str]) -> Space:
@@ -169,18 +169,18 @@ def _check_field(field: str, text: str, known: Mapping[str, Any]) -> None:
 
 def _values(config: Config, field: str, text: str) -> Range | Choice:
     """Return the values of a key; each is one that the config takes."""
-    found = _RANGE.match(text)
-    if found:
-        return _range(config, field, found)
+    match = _RANGE.match(text)
+    if match:
+        return _range(config, field, match)
     choice = Choice(tuple(dict.fromkeys(_read(value) for value in text.split(","))))
     _require_valid(config, field, choice.values)
     return choice
 
 
-def _range(config: Config, field: str, found: re.Match[str]) -> Range:
-    ends = [_read(found[name]) for name in ("low", "high")]
+def _range(config: Config, field: str, match: re.Match[str]) -> Range:
+    ends = [_read(match[name]) for name in ("low", "high")]
     numbers = [value for value in ends if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    is_log, text = found["scale"] == "log", found[0]
+    is_log, text = match["scale"] == "log", match[0]
     if len(numbers) < 2 or not all(map(math.isfinite, numbers)) or not numbers[0] < numbers[1]:
         raise ConfigError(f"{text!r}", expected="two numbers, the lower one first", where="--over", field=field)
     if is_log and numbers[0] <= 0:
@@ -227,7 +227,7 @@ def _default(config: Config, space: Space) -> dict[str, Value] | None:
     return values if all(space[field].holds(value) for field, value in values.items()) else None
 
 
-def _told(
+def _summary(
     config: Config,
     goal: Objective,
     space: dict[str, str],
@@ -321,10 +321,12 @@ def _caution(
     measured = (
         f"{points * gain.value:.3g}{unit} ({points * gain.low:.3g} to {points * gain.high:.3g} at {confidence:.0%})"
     )
-    told = f"{base} On rows that did not choose, the gain over the default is {measured}, not {points * gain.seen:.3g}"
+    caution = (
+        f"{base} On rows that did not choose, the gain over the default is {measured}, not {points * gain.seen:.3g}"
+    )
     if gain.low > 0:
-        return f"{told}{unit}."
-    return f"{told}{unit}: it could be chance. More validation rows narrow the interval."
+        return f"{caution}{unit}."
+    return f"{caution}{unit}: it could be chance. More validation rows narrow the interval."
 
 
 def _figure(value: Value) -> str:

@@ -136,10 +136,10 @@ def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batc
         def is_plain(fast: torch.Tensor) -> bool:
             return fast_paths.agree([plain(ids, mask)], [fast])
 
-        found = fast_paths.verified(
+        at_once = fast_paths.verified(
             model, "an output layer at masks only", [ids.shape[1]], lambda: at_masks(ids, mask), is_plain
         )
-        return plain(ids, mask) if found is None else found
+        return plain(ids, mask) if at_once is None else at_once
 
     @torch.inference_mode()
     def run(batch: Sequence[Sequence[int]]) -> list[torch.Tensor]:

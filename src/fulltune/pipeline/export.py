@@ -57,16 +57,16 @@ def export(
     registry = Registry(out)
     version = registry.version(ref)
     folder = registry.checkout(version)
-    found = Exported(version=version.ref)
+    result = Exported(version=version.ref)
     if to:
         write_folder(version, folder, Path(to))
-        found = found.model_copy(update={"folder": str(to)})
+        result = result.model_copy(update={"folder": str(to)})
     if delta_file:
         base = _base(version, Path(out))
-        found = found.model_copy(update={"delta": delta.write_delta(base, folder / "model", Path(delta_file))})
+        result = result.model_copy(update={"delta": delta.write_delta(base, folder / "model", Path(delta_file))})
     if push:
-        found = found.model_copy(update={"pushed": _push(version, folder, push, private)})
-    return found
+        result = result.model_copy(update={"pushed": _push(version, folder, push, private)})
+    return result
 
 
 def restore(source: str, file: str | Path, to: str | Path, *, out: str | Path = "runs") -> Restored:
@@ -108,9 +108,9 @@ def _base(version: Version, out: Path) -> Path:
     """Return the folder of the base that a version was tuned from, after checking that it has not changed."""
     base = version.lineage.base
     source = _source(base.source, out)
-    if (found := source.sha256()) != base.sha256:
+    if (sha256 := source.sha256()) != base.sha256:
         raise ModelError(
-            f"the base {base.source!r} has changed: its SHA-256 is {found[:12]}…",
+            f"the base {base.source!r} has changed: its SHA-256 is {sha256[:12]}…",
             expected=f"{base.sha256[:12]}…, as when {version.ref} was tuned",
             fix="restore the original files",
             field="model",

@@ -186,8 +186,8 @@ def _with_own_head(base: Bundle, config: Config, task: Task, out: str | Path) ->
     def own() -> Bundle:
         from fulltune.models.load import load_own_head
 
-        found = load_own_head(config.model, task.labels, runs=Path(out), seed=config.train.seed)
-        return replace(found, window=base.window)
+        own_head = load_own_head(config.model, task.labels, runs=Path(out), seed=config.train.seed)
+        return replace(own_head, window=base.window)
 
     return replace(_noting(base, fact), with_own_head=None if obstacle else own)
 

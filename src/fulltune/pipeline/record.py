@@ -148,7 +148,7 @@ def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, R
     Such a model is not accepted; ``guards.forgetting.action`` says whether it is rejected.
     """
     settings = config.guards.forgetting
-    lost = tuple(sentence(name, found) for name, found in retention.items() if found.verdict == "lost")
+    lost = tuple(sentence(name, ability) for name, ability in retention.items() if ability.verdict == "lost")
     if not lost or settings is None:
         return verdict
     rejects = settings.action == "reject" or verdict.outcome == "rejected"
@@ -179,8 +179,8 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
 
 def _recommending(record: Record) -> Record:
     """Return the record with what to do next, which its headline begins with."""
-    found = recommend(record)
-    return record.model_copy(update={"recommendation": found, "headline": f"{lead(found)}. {record.headline}"})
+    advice = recommend(record)
+    return record.model_copy(update={"recommendation": advice, "headline": f"{lead(advice)}. {record.headline}"})
 
 
 def _without(systems: Mapping[str, Evaluation], ids: Container[str]) -> dict[str, Evaluation]:
@@ -258,13 +258,13 @@ def evaluation_record(
 
 def versions() -> dict[str, str]:
     """Return the versions of the installed packages that results depend on."""
-    found = {"python": platform.python_version(), "fulltune": __version__}
+    installed = {"python": platform.python_version(), "fulltune": __version__}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _comparisons(config: Config, task: Task, systems: Mapping[str, Evaluation]) -> dict[str, Comparison]:

@@ -122,7 +122,7 @@ def check(folder: RunFolder, job: Job, allow_changed: bool) -> None:
     Raises:
         ConfigError: It has changed; names every field with both values.
     """
-    distributed.on_main(lambda: _compare(folder, _facts(job), allow_changed))
+    distributed.on_main(lambda: _compare(folder, _dependencies(job), allow_changed))
 
 
 def _compare(folder: RunFolder, now: dict[str, Any], allow_changed: bool) -> None:
@@ -188,7 +188,7 @@ def _result(raw: dict[str, Any]) -> TrainingResult:
 # ---- What a run depends on ----
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _dependencies(job: Job) -> dict[str, Any]:
     """Return everything that must be the same when the run is resumed."""
     from fulltune.pipeline.record import versions as installed
 
@@ -196,16 +196,16 @@ def _facts(job: Job) -> dict[str, Any]:
     splits = {"train": data.train, "eval": data.eval, "valid": data.valid}
     versions = {name: version.split(".")[0] for name, version in installed().items() if name in _PACKAGES}
     own = config.model_dump(mode="json", exclude=set(_FREE))
-    facts: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         f"rows of {name}": split.table.sha256 for name, split in splits.items() if split is not None
     }
     asked = prompts.fingerprint(base, config.data.chat, config.data.chat_date or date.today())
-    facts |= {"base": base.info.sha256, "parameters": base.model.num_parameters(), "prompts": asked}
-    facts |= {"tokenizer": tokenizer_sha256(base.tokenizer)}
-    facts |= {"checkpoint": list(base.info.reconciled), "wording of prompts": prompts.VERSION}
-    facts |= {f"major version of {name}": version for name, version in versions.items()}
-    found: dict[str, Any] = json.loads(to_json(dict(_flat(own)) | facts))
-    return found
+    inputs |= {"base": base.info.sha256, "parameters": base.model.num_parameters(), "prompts": asked}
+    inputs |= {"tokenizer": tokenizer_sha256(base.tokenizer)}
+    inputs |= {"checkpoint": list(base.info.reconciled), "wording of prompts": prompts.VERSION}
+    inputs |= {f"major version of {name}": version for name, version in versions.items()}
+    as_stored: dict[str, Any] = json.loads(to_json(dict(_flat(own)) | inputs))
+    return as_stored
 
 
 def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

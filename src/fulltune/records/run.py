@@ -277,16 +277,16 @@ class PromptUse(Model):
 
     Attributes:
         rows: Number of prompts.
-        cut_rows, cut_tokens: Rows whose own text was truncated, and the number of tokens removed.
-        cut_parts: Number of rows by the truncated part (``input``, ``schema``).
+        truncated_rows, removed_tokens: Rows whose own text was truncated, and the number of tokens removed.
+        truncated_parts: Number of rows by the truncated part (``input``, ``schema``).
         shots: Number of rows by the number of shots in their prompt; empty if no shots were requested.
         limited_rows: Rows with fewer than ``evaluation.max_new_tokens`` positions left for the answer.
     """
 
     rows: int = 0
-    cut_rows: int = 0
-    cut_tokens: int = 0
-    cut_parts: dict[str, int] = Field(default_factory=dict)
+    truncated_rows: int = 0
+    removed_tokens: int = 0
+    truncated_parts: dict[str, int] = Field(default_factory=dict)
     shots: dict[int, int] = Field(default_factory=dict)
     limited_rows: int = 0
 

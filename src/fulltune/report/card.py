@@ -49,7 +49,7 @@ def card(version: Version, record: Record | None, *, is_adapter: bool = False) -
         auto=_auto_class(version.lineage.task, version.lineage.base.family),
         systems=_systems(record) if record else [],
         retained=_retained(record) if record else [],
-        data=dataset.facts(record.data.summary) if record else {},
+        data=dataset.details(record.data.summary) if record else {},
         label=display.metric_label,
     )
 

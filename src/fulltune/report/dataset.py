@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fulltune.data.findings import cut, listed, percent
+from fulltune.data.findings import listed, percent, shorten
 from fulltune.records.data import ClassRows, DataSummary, Leaks, Truncation
 from fulltune.records.run import Record
 from fulltune.report.display import percentage
@@ -14,12 +14,12 @@ from fulltune.report.display import percentage
 _NOTABLE = 0.05
 
 
-def facts(summary: DataSummary) -> dict[str, str]:
+def details(summary: DataSummary) -> dict[str, str]:
     """Return one fact per line, by its name; only what the data has."""
-    return dict(_facts(summary))
+    return dict(_details(summary))
 
 
-def _facts(summary: DataSummary) -> Iterator[tuple[str, str]]:
+def _details(summary: DataSummary) -> Iterator[tuple[str, str]]:
     if summary.truncation:
         yield "truncated", _truncated(summary.truncation, summary.max_length)
     if summary.classes:
@@ -36,8 +36,8 @@ def _facts(summary: DataSummary) -> Iterator[tuple[str, str]]:
 
 
 def notable(summary: DataSummary) -> set[str]:
-    """Return the names of the facts that need attention."""
-    is_cut = any(cut.fraction >= _NOTABLE for cut in summary.truncation.values())
+    """Return the names of the details that need attention."""
+    is_cut = any(part.fraction >= _NOTABLE for part in summary.truncation.values())
     marks = {"truncated": is_cut, "labels": _is_divided(summary), "leaks": summary.leaks is not None}
     return {name for name, is_marked in marks.items() if is_marked}
 
@@ -49,7 +49,8 @@ def _is_divided(summary: DataSummary) -> bool:
 
 def _truncated(splits: Mapping[str, Truncation], max_length: int | None) -> str:
     parts = [
-        f"{percent(cut.rows, cut.of)} of {split} rows ({cut.rows:,} of {cut.of:,})" for split, cut in splits.items()
+        f"{percent(part.rows, part.of)} of {split} rows ({part.rows:,} of {part.of:,})"
+        for split, part in splits.items()
     ]
     limit = f" to data.max_length: {max_length}" if max_length else " to the model's window"
     return " and ".join(parts) + limit
@@ -63,7 +64,7 @@ def _range(classes: tuple[ClassRows, ...]) -> str:
 
 def named(label: str) -> str:
     """Return a label in quotes, shortened if it is long."""
-    return cut(repr(label), 40)
+    return shorten(repr(label), 40)
 
 
 def _variants(labels: Mapping[str, int]) -> str:
@@ -109,8 +110,8 @@ def splits(record: Record) -> list[Split]:
 
 
 def _lengths(summary: DataSummary, split: str) -> str:
-    found = summary.lengths.get(split)
-    return f"{found.median:,} / {found.p95:,} / {found.max:,}" if found else ""
+    lengths = summary.lengths.get(split)
+    return f"{lengths.median:,} / {lengths.p95:,} / {lengths.max:,}" if lengths else ""
 
 
 @dataclass(frozen=True)

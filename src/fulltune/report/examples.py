@@ -210,7 +210,7 @@ class Text:
 
     body: str
     head: str = ""
-    cut: int = 0
+    hidden: int = 0
 
 
 def text(value: str | tuple[str, ...]) -> Text:

@@ -84,7 +84,7 @@ def render(comparison: MethodComparison) -> str:
         better=better(comparison.metric, comparison.direction),
         objective=metric_label(comparison.objective),
         runs=[(result.method, run) for result in comparison.methods for run in result.runs],
-        facts=_facts(comparison),
+        pairs=_pairs(comparison),
     )
 
 
@@ -219,7 +219,7 @@ def _value(trial: Tried) -> str:
     return "failed" if trial.state == "broke" else trial.state
 
 
-def _facts(comparison: MethodComparison) -> list[tuple[str, str]]:
+def _pairs(comparison: MethodComparison) -> list[tuple[str, str]]:
     rows = ", ".join(f"{rows:,} {split}" for split, rows in comparison.rows.items())
     return [
         ("Task", comparison.task),

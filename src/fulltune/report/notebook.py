@@ -62,8 +62,8 @@ def _row(tag: str, cells: Sequence[str]) -> Markup:
     return _ROW.format(_LINE, Markup("").join(aligned))
 
 
-def _facts(facts: Mapping[str, str]) -> Markup:
-    return _table((), facts.items())
+def _pairs(pairs: Mapping[str, str]) -> Markup:
+    return _table((), pairs.items())
 
 
 def _record(record: Record) -> list[Markup]:
@@ -93,11 +93,11 @@ def _record(record: Record) -> list[Markup]:
 
 
 def _retained(item: tuple[str, Any]) -> tuple[str, ...]:
-    name, found = item
-    digits = display.decimals((found.base.value, found.tuned.value))
-    values = (display.number(found.base.value, digits), display.number(found.tuned.value, digits))
-    return (f"{name}, {display.metric_label(found.metric)}", *values, display.signed_percentage(found.change),
-            found.verdict)  # fmt: skip
+    name, ability = item
+    digits = display.decimals((ability.base.value, ability.tuned.value))
+    values = (display.number(ability.base.value, digits), display.number(ability.tuned.value, digits))
+    return (f"{name}, {display.metric_label(ability.metric)}", *values, display.signed_percentage(ability.change),
+            ability.verdict)  # fmt: skip
 
 
 def _link(record: Record) -> Markup:
@@ -107,9 +107,9 @@ def _link(record: Record) -> Markup:
     return Markup('<p style="margin: 0.3em 0"><a href="{0}" target="_blank">{0}</a></p>').format(record.report)
 
 
-def _evaluation(found: EvaluationRecord) -> list[Markup]:
-    title = f"{found.model.source}, {display.system_label(found.system)}, {found.data.rows:,} rows"
-    ranked = sorted(found.scores.items(), key=lambda item: item[0] != found.metric)
+def _evaluation(record: EvaluationRecord) -> list[Markup]:
+    title = f"{record.model.source}, {display.system_label(record.system)}, {record.data.rows:,} rows"
+    ranked = sorted(record.scores.items(), key=lambda item: item[0] != record.metric)
     rows = [
         (
             display.metric_label(name),
@@ -119,12 +119,12 @@ def _evaluation(found: EvaluationRecord) -> list[Markup]:
         )
         for name, score in ranked
     ]
-    notes = _sentences(found.warnings, "Note: ")
+    notes = _sentences(record.warnings, "Note: ")
     return [_headline(title), _table(("Metric", "Value", "Interval", "Rows"), rows), notes]
 
 
 def _plan(plan: Plan) -> list[Markup]:
-    facts = {
+    pairs = {
         "Rows": ", ".join(f"{count:,} {split}" for split, count in plan.rows.items()),
         "Optimizer steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} per epoch, {plan.effective_batch} "
         "sequences each)",
@@ -135,47 +135,47 @@ def _plan(plan: Plan) -> list[Markup]:
         else f"at least {display.size(plan.memory_bytes)}",
     }
     if plan.total_seconds:
-        facts["Time"] = display.duration(plan.total_seconds)
-    facts["Baselines"] = ", ".join(map(display.system_label, plan.baselines))
+        pairs["Time"] = display.duration(plan.total_seconds)
+    pairs["Baselines"] = ", ".join(map(display.system_label, plan.baselines))
     sentences = [*plan.too_long, *plan.warnings, *plan.advice]
-    return [_headline(f"Plan: {plan.task} on {plan.model}", plan.method), _facts(facts), _sentences(sentences)]
+    return [_headline(f"Plan: {plan.task} on {plan.model}", plan.method), _pairs(pairs), _sentences(sentences)]
 
 
-def _comparison(found: RunComparison) -> list[Markup]:
+def _comparison(compared: RunComparison) -> list[Markup]:
     rows = []
-    for item in found.differences:
-        values = [found.scores[side][item.metric].value for side in ("a", "b")]
+    for item in compared.differences:
+        values = [compared.scores[side][item.metric].value for side in ("a", "b")]
         digits = display.decimals(values)
         bounds = display.interval(item.low, item.high, digits, sign=True)
         shown = [display.number(value, digits) for value in values]
         delta = display.difference(item.delta, digits)
         rows.append((display.metric_label(item.metric), *shown, delta, bounds, item.verdict))
     table = _table(("Metric", "A", "B", "B − A", "Interval", "Verdict"), rows)
-    return [_headline(found.headline), _sentences([f"From A = {found.a} to B = {found.b}"]), table]
+    return [_headline(compared.headline), _sentences([f"From A = {compared.a} to B = {compared.b}"]), table]
 
 
-def _learning_curve(found: LearningCurve) -> list[Markup]:
-    digits = display.decimals(point.score.value for point in found.points)
+def _learning_curve(curve: LearningCurve) -> list[Markup]:
+    digits = display.decimals(point.score.value for point in curve.points)
     rows = [
         (
             display.count(point.rows),
             display.number(point.score.value, digits),
             display.interval(point.score.low, point.score.high, digits),
         )
-        for point in found.points
+        for point in curve.points
     ]
-    table = _table(("Training rows", display.metric_label(found.metric), "Interval"), rows)
-    return [_headline(found.headline, found.verdict), table]
+    table = _table(("Training rows", display.metric_label(curve.metric), "Interval"), rows)
+    return [_headline(curve.headline, curve.verdict), table]
 
 
-def _learning_rate(found: LearningRate) -> list[Markup]:
-    title = "No learning rate can be recommended" if found.rate is None else f"Learning rate: {found.rate:.1e}"
-    rows = [(display.compact(one.rate), display.number(one.loss)) for one in found.candidates]
-    return [_headline(title), _sentences([found.reason]), _table(("Rate", "Held-out loss"), rows)]
+def _learning_rate(result: LearningRate) -> list[Markup]:
+    title = "No learning rate can be recommended" if result.rate is None else f"Learning rate: {result.rate:.1e}"
+    rows = [(display.compact(one.rate), display.number(one.loss)) for one in result.candidates]
+    return [_headline(title), _sentences([result.reason]), _table(("Rate", "Held-out loss"), rows)]
 
 
-def _sweep(found: Sweep) -> list[Markup]:
-    marks = {found.default: "the config as it is", found.best: "best"}
+def _sweep(result: Sweep) -> list[Markup]:
+    marks = {result.default: "the config as it is", result.best: "best"}
     rows = [
         (
             str(trial.number),
@@ -183,22 +183,22 @@ def _sweep(found: Sweep) -> list[Markup]:
             display.number(trial.value, 4),
             marks.get(trial.number, ""),
         )
-        for trial in found.trials
+        for trial in result.trials
     ]
-    table = _table(("Trial", "Settings", display.metric_label(found.objective), ""), rows)
-    return [_headline(found.headline), _sentences([found.caution]), table]
+    table = _table(("Trial", "Settings", display.metric_label(result.objective), ""), rows)
+    return [_headline(result.headline), _sentences([result.caution]), table]
 
 
-def _methods(found: MethodComparison) -> list[Markup]:
-    digits = display.decimals(result.score.value for result in found.methods if result.score)
+def _methods(compared: MethodComparison) -> list[Markup]:
+    digits = display.decimals(result.score.value for result in compared.methods if result.score)
     rows = []
-    for result in found.methods:
+    for result in compared.methods:
         score = display.number(result.score.value, digits) if result.score else result.reason
         against = result.against
         gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
         rows.append((result.method, score, gain, display.duration(result.seconds)))
-    headers = ("Method", display.metric_label(found.metric), f"Minus {found.reference}", "Time")
-    return [_headline(found.headline), _table(headers, rows), _sentences(found.notes, "Note: ")]
+    headers = ("Method", display.metric_label(compared.metric), f"Minus {compared.reference}", "Time")
+    return [_headline(compared.headline), _table(headers, rows), _sentences(compared.notes, "Note: ")]
 
 
 _VIEWS: dict[str, Callable[[Any], list[Markup]]] = {

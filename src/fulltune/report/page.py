@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fulltune.records.run import Prediction, Record, Step
-from fulltune.report import curves, dataset, facts, retention, scores, task, tiles
+from fulltune.report import curves, dataset, details, retention, scores, task, tiles
 from fulltune.report.display import metric_label, moment, percentage
 from fulltune.report.examples import gallery
 
@@ -67,19 +67,19 @@ def render(
         queries=task.queries(shown.survey),
         gallery=shown,
         splits=dataset.splits(record),
-        data_facts=dataset.facts(record.data.summary),
+        data_details=dataset.details(record.data.summary),
         notable=dataset.notable(record.data.summary),
         class_table=dataset.classes(record.data.summary),
         tiles=tiles.tiles(record),
         reasons=[reason for reason in record.reasons if reason not in record.headline],
         outcome_sign=tiles.SIGNS[record.outcome],
         outcome_meaning=tiles.OUTCOMES[record.outcome],
-        levels=facts.findings(record, audit),
-        weights=facts.weights(record),
-        training=facts.training(record),
-        cost=facts.cost(record),
+        levels=details.findings(record, audit),
+        weights=details.weights(record),
+        training=details.training(record),
+        cost=details.cost(record),
         stages=task.stages(record.resources.stage_seconds),
-        definitions=facts.definitions(record),
+        definitions=details.definitions(record),
         **drawn,
     )
 

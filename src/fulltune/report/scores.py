@@ -206,8 +206,8 @@ def beaten(record: Record) -> str:
     if not winners:
         return ""
     headline = _plain(record.headline)
-    said = headline + _plain(" ".join(record.reasons))
-    if any(_plain(name) in headline for name in winners) and all(_plain(name) in said for name in winners):
+    mentioned = headline + _plain(" ".join(record.reasons))
+    if any(_plain(name) in headline for name in winners) and all(_plain(name) in mentioned for name in winners):
         return ""
     tuned = record.scores["tuned"][record.metric].value
     rivals = [record.scores[name][record.metric].value for name in winners]

@@ -74,8 +74,8 @@ def _tiles(record: Record) -> Iterator[Tile]:
     if lost:
         name, result = lost
         budget = f"{verdict_text(result)}, budget {percentage(result.budget)}"
-        kind = "worse" if result.verdict == "lost" else ""
-        yield Tile("Largest loss of retention", signed_percentage(result.change), (name, budget), kind)
+        verdict = "worse" if result.verdict == "lost" else ""
+        yield Tile("Largest loss of retention", signed_percentage(result.change), (name, budget), verdict)
     used = record.resources
     notes = (f"training {duration(used.train_seconds)}", f"{size(used.peak_rss_bytes)} of memory")
     yield Tile("Time", duration(used.total_seconds), notes)
@@ -87,5 +87,5 @@ def _score(name: str, score: Score, digits: int, note: str) -> Tile:
 
 def _difference(comparison: Comparison, digits: int) -> Tile:
     span = interval(comparison.low, comparison.high, digits, sign=True)
-    kind = comparison.verdict if comparison.verdict in ("improved", "worse") else ""
-    return Tile("Difference", difference(comparison.delta, digits), (span, comparison.verdict), kind)
+    verdict = comparison.verdict if comparison.verdict in ("improved", "worse") else ""
+    return Tile("Difference", difference(comparison.delta, digits), (span, comparison.verdict), verdict)

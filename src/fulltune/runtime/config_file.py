@@ -102,11 +102,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     text = _text(path)
     raw = _from_json(text, str(path)) if path.suffix.lower() == ".json" else _from_yaml(text, str(path))
     if not isinstance(raw, dict):
-        kind = next((name for kind, name in _KINDS if isinstance(raw, kind)), "a number")
+        type_name = next((name for type_, name in _KINDS if isinstance(raw, type_)), "a number")
         fix = "write `model: …`, `task: …` and `data: …` on separate lines"
         if isinstance(raw, list):
             fix = f"if these are rows, `{_init(path)}` writes a config for them; otherwise {fix}"
-        raise ConfigError(f"found {kind}", expected="a mapping with model, task and data", where=str(path), fix=fix)
+        raise ConfigError(
+            f"found {type_name}", expected="a mapping with model, task and data", where=str(path), fix=fix
+        )
     check_size(raw, str(path))
     return raw
 
@@ -318,10 +320,10 @@ def _from_yaml(text: str, where: str) -> Any:
 
 def _check_colons(text: str, where: str) -> None:
     """Raise an error at a key whose colon and space only look like them, as pasted text often has it."""
-    found = _LOOKALIKE.search(text)
-    if found is not None:
-        line = text.count("\n", 0, found.start(1)) + 1
-        codes = " ".join(f"U+{ord(one):04X}" for one in found[1] if ord(one) > 127)
+    match = _LOOKALIKE.search(text)
+    if match is not None:
+        line = text.count("\n", 0, match.start(1)) + 1
+        codes = " ".join(f"U+{ord(one):04X}" for one in match[1] if ord(one) > 127)
         message = f"not valid YAML: the character {codes} after a key"
         raise ConfigError(message, where=f"{where}:{line}", fix="type the colon and the space again") from None
 

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from fulltune.errors import ConfigError, did_you_mean
 
-Kind = Literal["task", "method"]
+PluginKind = Literal["task", "method"]
 
-BUILT_IN: dict[Kind, dict[str, str]] = {
+BUILT_IN: dict[PluginKind, dict[str, str]] = {
     "task": {
         "causal-lm": "fulltune.tasks.causal_lm:CausalLM",
         "classification": "fulltune.tasks.classification:Classification",
@@ -32,12 +32,12 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
 }
 
 
-def names(kind: Kind) -> tuple[str, ...]:
+def names(kind: PluginKind) -> tuple[str, ...]:
     """Return every name that :func:`load` accepts, sorted."""
     return tuple(sorted(BUILT_IN[kind].keys() | _external(kind).keys()))
 
 
-def load(kind: Kind, name: str) -> Any:
+def load(kind: PluginKind, name: str) -> Any:
     """Return the class registered under a name.
 
     Raises:
@@ -54,12 +54,12 @@ def load(kind: Kind, name: str) -> Any:
     return _load_external(kind, external[name])
 
 
-def _external(kind: Kind) -> dict[str, EntryPoint]:
+def _external(kind: PluginKind) -> dict[str, EntryPoint]:
     """Return the entry points of other packages by name."""
     return {point.name: point for point in entry_points(group=f"fulltune.{kind}s") if point.name not in BUILT_IN[kind]}
 
 
-def _load_external(kind: Kind, point: EntryPoint) -> Any:
+def _load_external(kind: PluginKind, point: EntryPoint) -> Any:
     package = point.dist.name if point.dist else "its package"
     try:
         return point.load()

@@ -116,17 +116,17 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
         ConfigError: The type is not supported, or two columns have the same name.
     """
     package = type(value).__module__.partition(".")[0]
-    kind = type(value).__name__
-    if package == "pandas" and kind == "DataFrame":
+    type_name = type(value).__name__
+    if package == "pandas" and type_name == "DataFrame":
         frame = value.reset_index() if _has_named_index(value) else value
         _check_unique(list(map(str, frame.columns)), field)
         return _records(frame.astype(object).where(frame.notna(), None).to_dict("records"))
-    if package == "polars" and kind in ("DataFrame", "LazyFrame"):
-        return _records((value.collect() if kind == "LazyFrame" else value).to_dicts())
-    if package == "pyarrow" and kind == "Table":
+    if package == "polars" and type_name in ("DataFrame", "LazyFrame"):
+        return _records((value.collect() if type_name == "LazyFrame" else value).to_dicts())
+    if package == "pyarrow" and type_name == "Table":
         _check_unique(value.column_names, field)
         return _of_table(value)
-    if package == "datasets" and kind == "Dataset":
+    if package == "datasets" and type_name == "Dataset":
         return _of_dataset(value)
     if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
         _check_items(value, field)
@@ -135,9 +135,11 @@ def _rows(value: Any, field: str) -> Iterable[Mapping[str, Any]]:
             _check_unique(list(map(str, row)), field)
         return _records(value)
     fix = (
-        'choose a split: data["train"]' if kind in ("DatasetDict", "IterableDatasetDict") else "make it a list of dicts"
+        'choose a split: data["train"]'
+        if type_name in ("DatasetDict", "IterableDatasetDict")
+        else "make it a list of dicts"
     )
-    raise ConfigError(f"an object of class {kind}", expected=_ACCEPTED, fix=fix, field=field)
+    raise ConfigError(f"an object of class {type_name}", expected=_ACCEPTED, fix=fix, field=field)
 
 
 def _check_items(items: Sequence[Any], field: str) -> None:

@@ -56,6 +56,6 @@ class Warnings:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._catch.__exit__(kind, error, trace)
+        self._catch.__exit__(error_type, error, trace)

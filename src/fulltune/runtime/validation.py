@@ -45,11 +45,11 @@ _EXPECTED = (
 
 def expected_input(item: ErrorDetails) -> str:
     """Return a description of the values that a field accepts."""
-    kind = item["type"]
+    error_type = item["type"]
     details = item.get("ctx", {})
-    if kind == "string_too_short" and details.get("min_length") == 1:
+    if error_type == "string_too_short" and details.get("min_length") == 1:
         return "text that is not empty"
-    template = next((text for start, text in _EXPECTED if kind.startswith(start)), None)
+    template = next((text for start, text in _EXPECTED if error_type.startswith(start)), None)
     if template is None:
         message = item["msg"]
         return (message[:1].lower() + message[1:]).removeprefix("input should be ")

@@ -44,17 +44,17 @@ class Manifest(Model):
 
     Attributes:
         files: Entries by path inside the folder, with ``/`` as separator on all systems.
-        facts: Information from the writer that readers need without opening a file; plain JSON.
+        properties: Information from the writer that readers need without opening a file; plain JSON.
         sha256: Hash of all other fields, which detects damage to the manifest itself.
     """
 
     schema_version: int = SCHEMA
     files: dict[str, FileEntry]
-    facts: dict[str, Any] = Field(default_factory=dict)
+    properties: dict[str, Any] = Field(default_factory=dict)
     sha256: str = ""
 
     def digest(self) -> str:
-        """Return the expected :attr:`sha256`: one hash over the contents, the names and the facts."""
+        """Return the expected :attr:`sha256`: one hash over the contents, the names and the properties."""
         return cache_key(self.model_dump(exclude={"sha256"}))
 
     @property
@@ -64,14 +64,14 @@ class Manifest(Model):
 
 
 def write_folder(
-    target: Path, fill: Callable[[Path], object], *, facts: Mapping[str, Any] | None = None, replace: bool = False
+    target: Path, fill: Callable[[Path], object], *, properties: Mapping[str, Any] | None = None, replace: bool = False
 ) -> Manifest:
     """Create a folder atomically from what ``fill`` writes.
 
     Args:
         target: The folder; its parent is created.
         fill: Function that writes files into the folder it receives.
-        facts: Plain JSON for the manifest.
+        properties: Plain JSON for the manifest.
         replace: Replace an existing folder; between the two renames neither exists.
 
     Raises:
@@ -86,20 +86,20 @@ def write_folder(
         unfinished.mkdir()
         try:
             fill(unfinished)
-            manifest = seal(unfinished, target, dict(facts or {}))
+            manifest = seal(unfinished, target, dict(properties or {}))
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
 
 
-def seal(unfinished: Path, target: Path, facts: dict[str, Any]) -> Manifest:
+def seal(unfinished: Path, target: Path, properties: dict[str, Any]) -> Manifest:
     """Write the manifest of a complete folder and rename it to the target, replacing an existing folder.
 
     Raises:
         StoreError: The disk is full or read-only.
     """
     with store_errors(target):
-        manifest = _described(unfinished, facts)
+        manifest = _described(unfinished, properties)
         _write(unfinished / MANIFEST, manifest.to_json().encode())
         sync_folder(unfinished)
         _put(unfinished, target)
@@ -185,7 +185,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _described(folder: Path, facts: dict[str, Any]) -> Manifest:
+def _described(folder: Path, properties: dict[str, Any]) -> Manifest:
     """Flush all files of a folder to disk and return their manifest."""
     files = {}
     for path in _files(folder):
@@ -195,7 +195,7 @@ def _described(folder: Path, facts: dict[str, Any]) -> Manifest:
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
-    manifest = Manifest(files=files, facts=facts)
+    manifest = Manifest(files=files, properties=properties)
     return manifest.model_copy(update={"sha256": manifest.digest()})
 
 

@@ -60,18 +60,18 @@ class Features:
     """One training sequence: token ids, labels (-100 for positions without a loss), and the id of its row.
 
     ``labels`` is a list of token ids for text, a class index, or a list of 0/1 floats for several classes.
-    ``cut`` counts the truncated tokens by part of the row (``input``, ``answer``, …).
+    ``removed`` counts the truncated tokens by part of the row (``input``, ``answer``, …).
     """
 
     input_ids: list[int]
     labels: list[int] | int | list[float]
     row_id: str
-    cut: Mapping[str, int] = field(default_factory=dict)
+    removed: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def truncated(self) -> int:
         """Number of truncated tokens."""
-        return sum(self.cut.values())
+        return sum(self.removed.values())
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class CausalLM(Task):
         ids = prompts.text_ids(bundle, text)
         room = bundle.window - self._reserve(bundle) - len(start)
         lost = max(0, len(ids) - room)
-        return Fitted(start + ids[lost:], cut={"input": lost} if lost else {})
+        return Fitted(start + ids[lost:], removed={"input": lost} if lost else {})
 
     def _reserve(self, bundle: Bundle) -> int:
         """Return the number of tokens that are reserved for a continuation."""

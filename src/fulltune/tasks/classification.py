@@ -134,11 +134,11 @@ class Classification(Task):
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         ids, lost = self._input_ids(example.input, bundle)
-        cut = {"input": lost} if lost else {}
+        removed = {"input": lost} if lost else {}
         chosen = example.labels
         if self.multi_label:
-            return [Features(ids, [float(label in chosen) for label in self.labels], example.id, cut)]
-        return [Features(ids, self.labels.index(chosen[0]), example.id, cut)]
+            return [Features(ids, [float(label in chosen) for label in self.labels], example.id, removed)]
+        return [Features(ids, self.labels.index(chosen[0]), example.id, removed)]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
@@ -174,7 +174,7 @@ class Classification(Task):
             bundle, (ids for ids, _ in inputs), self.config.evaluation.batch_size, multi_label=self.multi_label
         )
         for probabilities, (ids, lost) in zip(rows, inputs_later, strict=True):
-            yield probabilities, Fitted(ids, cut={"input": lost} if lost else {}).values()
+            yield probabilities, Fitted(ids, removed={"input": lost} if lost else {}).values()
 
     def prediction(self, system: str, example: Example, probabilities: Array) -> Prediction:
         """Predict the label with the highest probability, or all labels above one half if several may apply."""

@@ -41,7 +41,7 @@ class TextToText(Task):
         answer = prompts.answer_ids(bundle, example.answer)
         kept = answer[: min(self.config.data.max_target_length, most_new_tokens(bundle, len(prompt.ids)))]
         lost = {"answer": len(answer) - len(kept)} if len(kept) < len(answer) else {}
-        return [Features(prompt.ids, kept, example.id, {**prompt.cut, **lost})]
+        return [Features(prompt.ids, kept, example.id, {**prompt.removed, **lost})]
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         from fulltune.models import inference

@@ -146,7 +146,7 @@ class LabelScorer:
 
     def _vectors(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
         inputs = (
-            prompts.cut(list(self.bundle.tokenizer(text, truncation=False, verbose=False).input_ids), self.window)
+            prompts.keep_ends(list(self.bundle.tokenizer(text, truncation=False, verbose=False).input_ids), self.window)
             for text in texts
         )
         return inference.sentence_vectors(self.bundle, inputs, self.batch_size)

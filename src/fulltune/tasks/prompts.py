@@ -86,17 +86,21 @@ class Fitted:
     Attributes:
         ids: Token ids, up to the answer's first token.
         shots: Number of shots it contains.
-        cut: Number of truncated tokens of the row's own text, by part (``schema``, ``input``).
+        removed: Number of truncated tokens of the row's own text, by part (``schema``, ``input``).
     """
 
     ids: list[int]
     shots: int = 0
-    cut: Mapping[str, int] = field(default_factory=dict)
+    removed: Mapping[str, int] = field(default_factory=dict)
 
     def values(self, shots: int = 0) -> dict[str, Any]:
         """Return values for a prediction: the shots that were used if ``shots`` is not 0, and the truncated tokens."""
         used = {"shots": self.shots} if shots else {}
-        return used | ({"cut_tokens": sum(self.cut.values()), "cut": ", ".join(self.cut)} if self.cut else {})
+        return used | (
+            {"removed_tokens": sum(self.removed.values()), "removed_parts": ", ".join(self.removed)}
+            if self.removed
+            else {}
+        )
 
 
 def truncated(values: Mapping[str, Any]) -> dict[str, int]:
@@ -194,18 +198,18 @@ def fit(
 def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tuple[Wording, str, Fitted]:
     """Return the truncated wording and question, and the prompt without shots: first the schema is truncated."""
     ids = prompt_ids(bundle, wording, question)
-    cut = {}
+    removed = dict[str, int]()
     if len(ids) > room and wording.schema:
 
         def with_schema(text: str) -> list[int]:
             return prompt_ids(bundle, replace(wording, schema=text), question)
 
         schema, kept = _longest(len(ids), room, wording.schema, _beginning, with_schema)
-        wording, ids, cut = replace(wording, schema=schema), kept, {"schema": len(ids) - len(kept)}
+        wording, ids, removed = replace(wording, schema=schema), kept, {"schema": len(ids) - len(kept)}
     if len(ids) > room:
         shorten = _ends if wording.keeps_end else _beginning
         question, kept = _longest(len(ids), room, question, shorten, lambda text: prompt_ids(bundle, wording, text))
-        ids, cut = kept, cut | {"input": len(ids) - len(kept)}
+        ids, removed = kept, removed | {"input": len(ids) - len(kept)}
     if len(ids) > room:
         raise ConfigError(
             f"the instruction and the words around a row's text take {len(ids)} tokens",
@@ -213,7 +217,7 @@ def _shortened(bundle: Bundle, wording: Wording, question: str, room: int) -> tu
             fix="shorten data.instruction, raise data.max_length, or choose a model with more positions",
             field="data.max_length",
         )
-    return wording, question, Fitted(ids, cut=cut)
+    return wording, question, Fitted(ids, removed=removed)
 
 
 def _longest(
@@ -256,8 +260,8 @@ def _ends(text: str, size: int) -> str:
     return f"{text[: size - half]}{GAP}{text[len(text) - half :]}" if size else ""
 
 
-def cut(ids: list[int], room: int) -> list[int]:
-    """Cut an encoder's input to ``room`` tokens, keeping its last token."""
+def keep_ends(ids: list[int], room: int) -> list[int]:
+    """Truncate an encoder's input to ``room`` tokens, keeping its last token."""
     return ids if len(ids) <= room else [*ids[: room - 1], ids[-1]]
 
 
@@ -269,4 +273,4 @@ def prompt_features(bundle: Bundle, prompt: Fitted, example: Example, wording: W
     answer = answer_ids(bundle, example.answer, wording)
     kept = answer[: window - len(prompt.ids)]
     lost = {"answer": len(answer) - len(kept)} if len(kept) < len(answer) else {}
-    return Features(prompt.ids + kept, [-100] * len(prompt.ids) + kept, example.id, {**prompt.cut, **lost})
+    return Features(prompt.ids + kept, [-100] * len(prompt.ids) + kept, example.id, {**prompt.removed, **lost})

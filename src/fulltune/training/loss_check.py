@@ -21,7 +21,7 @@ from fulltune.models.fast_paths import FAILURES, checking, special_ids
 from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
-from fulltune.training.objective import Kind, Objective, is_of_classes
+from fulltune.training.objective import LabelKind, Objective, is_of_classes
 
 #: Largest relative difference of two losses of the same logits that are equal.
 TOLERANCE = 1e-5
@@ -36,8 +36,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LossFacts:
-    """Facts on the loss of a model.
+class LossCheck:
+    """Result of checking the loss of a model.
 
     Attributes:
         kind: Kind of the labels.
@@ -45,14 +45,14 @@ class LossFacts:
         is_checked: The check succeeded; if not, the kind is that of the class of the model.
     """
 
-    kind: Kind
+    kind: LabelKind
     is_cross_entropy: bool
     is_checked: bool = True
 
 
 @torch.no_grad()
-def check_loss(model: Any, kind: Kind) -> LossFacts:
-    """Return the facts on the loss of a model.
+def check_loss(model: Any, kind: LabelKind) -> LossCheck:
+    """Check the loss of a model.
 
     Decoders that are parts of encoder-decoders read labels without a shift; for ``causal`` this is tested too.
 
@@ -66,7 +66,7 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
             # ``forward`` is called directly, so that hooks of the user are not called.
             loss = _first(model.forward(**batch), "loss")
             logits = _first(model.forward(**without_labels(model, batch, kind)), "logits")
-        known: tuple[Kind, ...] = ("causal", "token") if kind == "causal" else (kind,)
+        known: tuple[LabelKind, ...] = ("causal", "token") if kind == "causal" else (kind,)
         errors = {one: _difference(one, loss, logits, batch["labels"]) for one in known}
     except torch.OutOfMemoryError:
         raise
@@ -82,10 +82,10 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
             reason,
             error,
         )
-        return LossFacts(kind, is_cross_entropy=False, is_checked=False)
+        return LossCheck(kind, is_cross_entropy=False, is_checked=False)
     nearest = min(errors, key=lambda one: errors[one])
-    facts = LossFacts(nearest, is_cross_entropy=errors[nearest] <= TOLERANCE)
-    if not facts.is_cross_entropy:
+    result = LossCheck(nearest, is_cross_entropy=errors[nearest] <= TOLERANCE)
+    if not result.is_cross_entropy:
         log_once(
             _log,
             logging.WARNING,
@@ -95,10 +95,10 @@ def check_loss(model: Any, kind: Kind) -> LossFacts:
             type(model).__name__,
             errors[nearest],
         )
-    return facts
+    return result
 
 
-def without_labels(model: Any, batch: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+def without_labels(model: Any, batch: Mapping[str, Any], kind: LabelKind) -> dict[str, Any]:
     """Return a batch for a forward pass with the logits from which the model computes its loss.
 
     The cache is disabled, as with labels: some models (FSMT) otherwise read only the last token.
@@ -116,7 +116,7 @@ def without_labels(model: Any, batch: Mapping[str, Any], kind: Kind) -> dict[str
     return rest
 
 
-def _difference(kind: Kind, loss: Tensor, logits: Tensor, labels: Tensor) -> float:
+def _difference(kind: LabelKind, loss: Tensor, logits: Tensor, labels: Tensor) -> float:
     """Return the relative difference between the loss of the model and that of a kind."""
     sums, counts = Objective(kind)(logits, labels)
     expected = float(sums.sum() / counts.sum())
@@ -129,7 +129,7 @@ def _first(outputs: Any, name: str) -> Tensor:
     return value
 
 
-def _sample(model: Any, kind: Kind) -> dict[str, Tensor]:
+def _sample(model: Any, kind: LabelKind) -> dict[str, Tensor]:
     """Return a fixed batch of rows of one length; the number of labels differs between rows."""
     random = torch.Generator().manual_seed(0)
     ids = _ordinary_ids(model)
@@ -153,7 +153,7 @@ def _sample(model: Any, kind: Kind) -> dict[str, Tensor]:
     return {name: value.to(model.device) for name, value in batch.items()}
 
 
-def _labels(model: Any, kind: Kind, words: Tensor, random: torch.Generator) -> Tensor:
+def _labels(model: Any, kind: LabelKind, words: Tensor, random: torch.Generator) -> Tensor:
     rows = len(words)
     classes = int(getattr(model.config, "num_labels", 2))
     if kind == "class":

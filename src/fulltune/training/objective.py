@@ -22,7 +22,7 @@ from fulltune.training.untouched import is_library_class, library_class
 
 #: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label per row.
 #: ``multi-label``: a vector of zeros and ones per row. ``regression``: one or several numbers per row.
-Kind = Literal["causal", "seq2seq", "token", "class", "multi-label", "regression"]
+LabelKind = Literal["causal", "seq2seq", "token", "class", "multi-label", "regression"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Objective:
         weights: ``(C,)`` class weights (with several labels per row, of the positive ones).
     """
 
-    kind: Kind
+    kind: LabelKind
     smoothing: float = 0.0
     weights: Tensor | None = None
 
@@ -89,7 +89,7 @@ class Objective:
         return Objective(self.kind)
 
 
-def kind_of(model: nn.Module, labels: Tensor | None = None) -> Kind | None:
+def kind_of(model: nn.Module, labels: Tensor | None = None) -> LabelKind | None:
     """Return the kind of labels of the class of a model, or None for a class that is not one of transformers.
 
     The kind of a sequence classifier without a ``problem_type`` is inferred from its labels, as the library does.
@@ -150,13 +150,13 @@ def _check_classifier(model: nn.Module, wanted: str, field: str) -> None:
         )
 
 
-def _kind_of_classifier(config: Any, labels: Tensor | None) -> Kind | None:
+def _kind_of_classifier(config: Any, labels: Tensor | None) -> LabelKind | None:
     problem = getattr(config, "problem_type", None)
     if problem is None:
         several = labels is not None and labels.is_floating_point()
         problem = "multi_label_classification" if several else "single_label_classification"
         problem = problem if config.num_labels > 1 else "regression"
-    kinds: dict[str, Kind] = {
+    kinds: dict[str, LabelKind] = {
         "single_label_classification": "class",
         "multi_label_classification": "multi-label",
         "regression": "regression",
@@ -165,7 +165,7 @@ def _kind_of_classifier(config: Any, labels: Tensor | None) -> Kind | None:
 
 
 @lru_cache(maxsize=256)
-def _kind_of_class(model_class: type) -> Kind | None:
+def _kind_of_class(model_class: type) -> LabelKind | None:
     name = model_class.__name__
     if name in _names("CAUSAL_LM"):
         return "causal"

@@ -15,8 +15,8 @@ from fulltune.training.batches.packing import PaddingCount
 if TYPE_CHECKING:
     from fulltune.models.head_loss import LossAtHead
     from fulltune.training.checkpoints.manager import Checkpoints
-    from fulltune.training.loss_check import LossFacts
-    from fulltune.training.objective import Kind
+    from fulltune.training.loss_check import LossCheck
+    from fulltune.training.objective import LabelKind
     from fulltune.training.protocols import TrainingLoop
     from fulltune.training.regularization.penalties import Regularizer
 
@@ -45,8 +45,8 @@ class OwnState:
         evaluated: ``(2,)``: sums of ``row_losses`` over the evaluation.
         is_loss_only: The current prediction step does not return logits.
         loss_at_head: Computes the loss without logits; None before its first use.
-        facts: Facts on the loss of ``facts_of``, by kind of labels.
-        facts_of: The model that ``facts`` describes.
+        loss_checks: Facts on the loss of ``loss_checks_of``, by kind of labels.
+        loss_checks_of: The model that ``loss_checks`` describes.
         steps_before: Steps before the checkpoint that training resumes from, whose losses are part of the restored sum.
     """
 
@@ -69,12 +69,12 @@ class OwnState:
     evaluated: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
     is_loss_only: bool = False
     loss_at_head: LossAtHead | None = None
-    facts: dict[Kind, LossFacts] = field(default_factory=dict)
-    facts_of: Any = None
+    loss_checks: dict[LabelKind, LossCheck] = field(default_factory=dict)
+    loss_checks_of: Any = None
     steps_before: int = 0
 
     def forget_model(self) -> None:
-        """Drop the facts on a model that is replaced by another one."""
-        self.facts_of = None
-        self.facts = {}
+        """Drop what is known of a model that is replaced by another one."""
+        self.loss_checks_of = None
+        self.loss_checks = {}
         self.loss_at_head = None

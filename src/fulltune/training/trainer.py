@@ -56,7 +56,7 @@ from fulltune.training.batches.collate import (
 )
 from fulltune.training.batches.packing import with_token_mask
 from fulltune.training.batches.row_errors import errors_of_rows
-from fulltune.training.batches.row_groups import Computed, cut, joined, longest_row, row_groups, warn_of_padding
+from fulltune.training.batches.row_groups import Computed, joined, longest_row, part_of, row_groups, warn_of_padding
 from fulltune.training.batches.unpadding import unpadded
 from fulltune.training.checkpoints.format import is_ours, load_weights
 from fulltune.training.checkpoints.manager import Checkpoints
@@ -64,8 +64,8 @@ from fulltune.training.checkpoints.rollback import RollBack
 from fulltune.training.engines import whole_batch
 from fulltune.training.guards.divergence import DivergenceGuard
 from fulltune.training.loop import LoopAdapter
-from fulltune.training.loss_check import LossFacts, check_loss, without_labels
-from fulltune.training.objective import Kind, Objective, checked_class_weights, checked_r_drop, kind_of
+from fulltune.training.loss_check import LossCheck, check_loss, without_labels
+from fulltune.training.objective import LabelKind, Objective, checked_class_weights, checked_r_drop, kind_of
 from fulltune.training.old_names import OldNames
 from fulltune.training.own_state import OwnState
 from fulltune.training.regularization.neftune import noise_in_both_stacks
@@ -158,8 +158,8 @@ class Trainer(OldNames, transformers.Trainer):
         checked_r_drop(self._plain_model(), r_drop)
         self._check_that_loss_is_ours()
         if self._is_sharded:
-            kind = self._kind()  # the model is not sharded yet
-            if kind is not None and self._loss_facts(kind).is_checked:
+            label_kind = self._kind()  # the model is not sharded yet
+            if label_kind is not None and self._loss_check(label_kind).is_checked:
                 warn_of_padding(self._plain_model(), SHORTEST)
 
     # ---- Loss ----
@@ -181,7 +181,7 @@ class Trainer(OldNames, transformers.Trainer):
         if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups = self._row_groups(inputs, objective)
-        parts = [inputs] if groups is None else [cut(inputs, rows, objective.kind) for rows in groups]
+        parts = [inputs] if groups is None else [part_of(inputs, rows, objective.kind) for rows in groups]
         computed = joined([self._computed(model, part, objective, return_outputs) for part in parts], groups or [])
         self._fulltune.row_losses = computed.row_losses
         total = computed.counts.sum() if num_items_in_batch is None else num_items_in_batch
@@ -190,7 +190,7 @@ class Trainer(OldNames, transformers.Trainer):
         return (loss, _with_loss(computed.outputs, loss)) if return_outputs else loss
 
     def _computed(self, model: nn.Module, inputs: dict[str, Any], objective: Objective, with_outputs: bool) -> Computed:
-        if not self._loss_facts(objective.kind).is_cross_entropy:
+        if not self._loss_check(objective.kind).is_cross_entropy:
             return self._from_model(model, inputs, objective)
         at_head = None
         if objective.is_of_tokens and (not with_outputs if model.training else self._fulltune.is_loss_only):
@@ -223,7 +223,7 @@ class Trainer(OldNames, transformers.Trainer):
                 field="r_drop",
             )
         outputs = model(**self._inputs_without_labels(inputs, objective), labels=inputs["labels"])
-        if not self._loss_facts(objective.kind).is_checked:
+        if not self._loss_check(objective.kind).is_checked:
             return self._unchecked(outputs, inputs["labels"], objective, model.training)
         own, logits = (outputs["loss"], outputs["logits"]) if isinstance(outputs, dict) else outputs[:2]
         outputs = outputs if isinstance(outputs, dict) else outputs[1:]
@@ -276,9 +276,9 @@ class Trainer(OldNames, transformers.Trainer):
             return None
         labels = inputs.get("labels")
         promised = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
-        kind = None if promised is None else self._loss_facts(promised).kind
+        label_kind = None if promised is None else self._loss_check(promised).kind
         smoothing = self.args.label_smoothing_factor
-        return None if kind is None else Objective(kind, smoothing, self._fulltune.class_weights)
+        return None if label_kind is None else Objective(label_kind, smoothing, self._fulltune.class_weights)
 
     def _loss_of_others(self) -> str | None:
         """Return the reason why the loss is not computed here, or None."""
@@ -332,21 +332,21 @@ class Trainer(OldNames, transformers.Trainer):
         if problems:
             raise ArgumentError(problems)
 
-    def _loss_facts(self, kind: Kind) -> LossFacts:
-        """Return the facts on the loss of the model, which are determined once per kind of labels."""
+    def _loss_check(self, label_kind: LabelKind) -> LossCheck:
+        """Check the loss of the model, once per kind of labels."""
         model = self._plain_model()
-        if self._fulltune.facts_of is not model and not (self._fulltune.facts and self._is_sharded):
+        if self._fulltune.loss_checks_of is not model and not (self._fulltune.loss_checks and self._is_sharded):
             self._fulltune.forget_model()
-            self._fulltune.facts_of = model
-        if kind not in self._fulltune.facts:
-            facts = check_loss(model, kind)
-            self._fulltune.facts |= {kind: facts, facts.kind: facts}
-        return self._fulltune.facts[kind]
+            self._fulltune.loss_checks_of = model
+        if label_kind not in self._fulltune.loss_checks:
+            checked = check_loss(model, label_kind)
+            self._fulltune.loss_checks |= {label_kind: checked, checked.kind: checked}
+        return self._fulltune.loss_checks[label_kind]
 
-    def _kind(self) -> Kind | None:
+    def _kind(self) -> LabelKind | None:
         """Return the kind of labels as far as it is known without labels, or None."""
         promised = kind_of(self._plain_model())
-        return None if promised is None else self._loss_facts(promised).kind
+        return None if promised is None else self._loss_check(promised).kind
 
     def _row_groups(self, inputs: dict[str, Any], objective: Objective) -> list[list[int]] | None:
         """Return the groups of rows that are computed together, or None for the unchanged batch.
@@ -354,7 +354,7 @@ class Trainer(OldNames, transformers.Trainer):
         The batch is unchanged with several processes, which must all run the same number of passes (a warning is logged
         if this changes the loss), and for a model whose loss cannot be checked.
         """
-        if not self._loss_facts(objective.kind).is_checked or self._is_sharded:
+        if not self._loss_check(objective.kind).is_checked or self._is_sharded:
             return None
         if self.args.world_size > 1:
             warn_of_padding(self._plain_model(), longest_row(inputs))
@@ -519,7 +519,7 @@ class Trainer(OldNames, transformers.Trainer):
         """Return the parts in which a micro-batch is computed for speed."""
         may_split = self._fulltune.unpad and self.args.world_size == 1
         objective = self._objective(batch) if may_split else None
-        if objective is None or not self._loss_facts(objective.kind).is_cross_entropy or not self._can_be_cut(batch):
+        if objective is None or not self._loss_check(objective.kind).is_cross_entropy or not self._can_be_cut(batch):
             return [batch]
         return unpadded(batch, objective.kind) if self._row_groups(batch, objective) is None else [batch]
 
@@ -572,7 +572,7 @@ class Trainer(OldNames, transformers.Trainer):
                 inputs,
                 step=self.state.global_step + 1,
                 adds_up=count is not None and self.args.world_size == 1,
-                cut=self._parts if count is not None else lambda batch: (batch,),
+                parts=self._parts if count is not None else lambda batch: (batch,),
             )
 
     @contextmanager

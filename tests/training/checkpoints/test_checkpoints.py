@@ -191,7 +191,7 @@ def test_a_checkpoint_is_a_model_folder_without_a_pickle(written: Path) -> None:
         *("optimizer.json", "optimizer.safetensors", "scheduler.json", "random.json", "random.safetensors"),
         "progress.json",
     }
-    assert verify(written).facts["step"] == 3
+    assert verify(written).properties["step"] == 3
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_checkpoint_of_transformers_is_accepted_with_a_warning(tmp_path: Path)
     with pytest.warns(UserWarning, match=r"written by transformers.*weights_only"):
         resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 14
-    assert verify(tmp_path / "theirs" / "checkpoint-14").facts["step"] == 14
+    assert verify(tmp_path / "theirs" / "checkpoint-14").properties["step"] == 14
 
 
 def test_a_checkpoint_of_transformers_that_lacks_state_is_refused(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_too_little_space_is_reported_before_the_first_step(tmp_path: Path, monk
 
 def test_an_error_of_the_thread_is_raised_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Any, folder: Path) -> None:
-        if self.facts["step"] == 6:
+        if self.properties["step"] == 6:
             raise OSError(28, "No space left on device")
         fill(self, folder)
 
@@ -374,7 +374,7 @@ def test_without_memory_for_a_copy_the_checkpoint_is_written_synchronously(
     monkeypatch.setattr("fulltune.training.checkpoints.manager.psutil.virtual_memory", Full)
     one = trainer(tmp_path, max_steps=3)
     one.train()
-    assert read_manifest(tmp_path / "checkpoint-3").facts["step"] == 3
+    assert read_manifest(tmp_path / "checkpoint-3").properties["step"] == 3
 
 
 # ---- State as files ----

@@ -12,18 +12,18 @@ from fulltune.training.checkpoints import sharded
 from fulltune.training.checkpoints.state_files import encode
 
 
-def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:
+def _checkpoint(folder: Path, randoms: int, **properties: Any) -> Path:
     path = folder / "checkpoint-2"
 
     def fill(inner: Path) -> None:
         encode([{"now": 1, "epoch": 1}] * randoms).write(inner, "random")
 
-    write_folder(path, fill, facts={"step": 2, "sequence": 1} | facts)
+    write_folder(path, fill, properties={"step": 2, "sequence": 1} | properties)
     return path
 
 
 @pytest.mark.parametrize(
-    ("facts", "engine", "processes", "message"),
+    ("entries", "engine", "processes", "message"),
     [
         ({"engine": "zero2", "processes": 2}, "zero2", 2, ""),
         ({"engine": "zero2", "processes": 2}, "zero2", 4, "one of zero2 on 2 processes; expected one of zero2 on 4"),
@@ -41,10 +41,15 @@ def _checkpoint(folder: Path, randoms: int, **facts: Any) -> Path:
     ],
 )
 def test_the_engine_and_world_size_must_match_to_resume(
-    facts: dict[str, Any], engine: str, processes: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: dict[str, Any],
+    engine: str,
+    processes: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(distributed, "engine", lambda: engine)
-    path = _checkpoint(tmp_path, 2, **facts)
+    path = _checkpoint(tmp_path, 2, **entries)
     if not message:
         sharded.check(path, processes)
         return

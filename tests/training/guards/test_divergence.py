@@ -289,7 +289,7 @@ def test_the_state_is_plain_and_complete(driver: Driver) -> None:
     guard.go_back(NonFiniteError(7, "loss", math.nan, ["a"]), step=0, reached=7)
     saved = json.loads(json.dumps(guard.state()))
     again = DivergenceGuard(**saved["args"])
-    assert (again.patience, again.cut) == (2, 0.3)
+    assert (again.patience, again.rate_factor) == (2, 0.3)
     driver.guard, driver.state.global_step = again, 5
     driver.state.stateful_callbacks = {"DivergenceGuard": saved}  # type: ignore[assignment]
     before = driver.optimizer.param_groups[0]["lr"]

@@ -45,7 +45,7 @@ def train(name, broken):
         train_sampling_strategy="random",
         ddp_backend="gloo",
     )
-    guard = DivergenceGuard(cut=1.0)
+    guard = DivergenceGuard(rate_factor=1.0)
     rows = [{"input_ids": tokenizer(text).input_ids, "row_id": text} for text in texts]
     Trainer(model=model, args=args, train_dataset=rows, callbacks=[guard]).train()
     left = [str(path) for path in (folder / name).iterdir()] if (folder / name).exists() else []

@@ -127,7 +127,7 @@ def test_a_nan_costs_the_steps_since_the_checkpoint_and_nothing_else(
     broken: int, evaluate: bool, tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]
 ) -> None:
     """With a factor of 1 the weights are those of a training without faults: the complete state was restored."""
-    guard, seen = DivergenceGuard(cut=1.0), Seen()
+    guard, seen = DivergenceGuard(rate_factor=1.0), Seen()
     trainer = trained(tmp_path, guard, seen, spoil=lambda model: break_pass(model, broken), evaluate=evaluate)
     assert_same(weights(trainer), undisturbed[evaluate])
     assert [event.verdict for event in guard.events] == ["roll back"]
@@ -139,7 +139,7 @@ def test_a_nan_costs_the_steps_since_the_checkpoint_and_nothing_else(
 @pytest.mark.parametrize("strategy", ["random", "sequential"])
 def test_every_order_of_the_rows_is_restored(strategy: str, tmp_path: Path) -> None:
     options = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 2, "num_train_epochs": 5}
-    guard = DivergenceGuard(cut=1.0)
+    guard = DivergenceGuard(rate_factor=1.0)
     trainer = trained(tmp_path, guard, spoil=lambda model: break_pass(model, 32), **options)
     assert len(guard.events) == 1
     assert_same(weights(trainer), weights(trained(tmp_path, **options)))
@@ -149,7 +149,7 @@ def test_every_order_of_the_rows_is_restored(strategy: str, tmp_path: Path) -> N
 def test_the_rate_is_cut_for_the_rest_of_the_schedule(scheduler: str, tmp_path: Path) -> None:
     """Compare with the weights of a training whose rate was cut by hand at the step of the checkpoint."""
     options = {"lr_scheduler_type": scheduler, "warmup_steps": 3}
-    guard, seen = DivergenceGuard(cut=0.3), Seen()
+    guard, seen = DivergenceGuard(rate_factor=0.3), Seen()
     trainer = trained(tmp_path, guard, seen, spoil=lambda model: break_pass(model, 17), **options)
     plain = Seen()
     assert_same(weights(trainer), weights(trained(tmp_path, CutAfter(10, 0.3), plain, **options)))
@@ -158,7 +158,7 @@ def test_the_rate_is_cut_for_the_rest_of_the_schedule(scheduler: str, tmp_path: 
 
 
 def test_cuts_add_up_from_the_same_checkpoint(tmp_path: Path) -> None:
-    guard = DivergenceGuard(cut=0.5, retries=2)
+    guard = DivergenceGuard(rate_factor=0.5, retries=2)
     trainer = trained(tmp_path, guard, spoil=lambda model: break_pass(model, 14, 19))
     assert [event.verdict for event in guard.events] == ["roll back", "roll back"]
     assert_same(weights(trainer), weights(trained(tmp_path, CutAfter(10, 0.25))))
@@ -243,7 +243,7 @@ def test_weights_that_are_not_finite_at_the_end_are_detected(tmp_path: Path) -> 
 
 def test_a_bad_checkpoint_is_not_used_twice(tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]) -> None:
     """After two faults right after a checkpoint the one before it is used."""
-    guard = DivergenceGuard(cut=1.0)
+    guard = DivergenceGuard(rate_factor=1.0)
     trainer = trained(tmp_path, guard, spoil=lambda model: break_pass(model, 21, 22))
     assert [event.message.split(";")[1].split(",")[0] for event in guard.events] == [
         " training went back to step 20",
@@ -272,7 +272,7 @@ def test_a_spike_that_recovers_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_consecutive_spikes_roll_back(tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]) -> None:
-    guard = DivergenceGuard(cut=1.0)
+    guard = DivergenceGuard(rate_factor=1.0)
     trainer = trained(tmp_path, guard, spoil=lambda model: break_pass(model, *range(15, 20), value=1e3))
     (event,) = guard.events
     assert (event.step, event.verdict) == (19, "roll back")
@@ -304,7 +304,7 @@ def test_a_resumed_training_can_roll_back_to_its_first_checkpoint(tmp_path: Path
     expected = trained(tmp_path, **options)
     model, tokenizer = fakes.gpt2()
     break_pass(model, 1)
-    guard = DivergenceGuard(cut=1.0)
+    guard = DivergenceGuard(rate_factor=1.0)
     trainer = Trainer(model=model, args=expected.args, train_dataset=rows(tokenizer), callbacks=[guard])
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-13"))
     assert "went back to step 13" in guard.events[0].message

@@ -21,27 +21,33 @@ if TYPE_CHECKING:
 _LONG = 600
 
 
-def asked(found: Asked) -> RenderableType:
+def asked(answer: Asked) -> RenderableType:
     """Show one question and both answers, with the details that the task has of each."""
-    parts: list[RenderableType] = [Text(found.input, style="dim")]
-    for name, answer in found.answers.items():
-        parts += [Text(f"\n{name}", style="bold"), Text(_said(answer.output) or "(nothing)", overflow="fold")]
-        parts += [Text(line, style="dim") for line in _details(answer.values)]
+    parts: list[RenderableType] = [Text(answer.input, style="dim")]
+    for name, prediction in answer.answers.items():
+        parts += [Text(f"\n{name}", style="bold"), Text(_said(prediction.output) or "(nothing)", overflow="fold")]
+        parts += [Text(line, style="dim") for line in _details(prediction.values)]
     return Group(*parts)
 
 
-def changed_rows(found: ChangedRows) -> RenderableType:
+def changed_rows(changed: ChangedRows) -> RenderableType:
     """Show rows that became right or wrong, with both answers."""
-    kinds = ("gained most", "lost most") if found.counted is None else ("fixed", "broken")
-    counted = found.counted or (len(found.fixed), len(found.broken))
-    parts: list[RenderableType] = [Text(f"From {found.before} to {found.after}, by {metric_label(found.metric)}")]
-    for kind, rows, count in zip(kinds, (found.fixed, found.broken), counted, strict=True):
+    kinds = ("gained most", "lost most") if changed.counted is None else ("fixed", "broken")
+    counted = changed.counted or (len(changed.fixed), len(changed.broken))
+    parts: list[RenderableType] = [Text(f"From {changed.before} to {changed.after}, by {metric_label(changed.metric)}")]
+    for kind, rows, count in zip(kinds, (changed.fixed, changed.broken), counted, strict=True):
         shown = f", {len(rows)} shown" if len(rows) < count else ""
         parts.append(Text(f"\n{count:,} {kind}{shown}", style="bold"))
         for row in rows:
             table = Table(show_header=False, box=None, pad_edge=False)
-            told = {"row": row.id, "input": row.input, "right": row.reference, "before": row.before, "after": row.after}
-            for name, value in told.items():
+            values = {
+                "row": row.id,
+                "input": row.input,
+                "right": row.reference,
+                "before": row.before,
+                "after": row.after,
+            }
+            for name, value in values.items():
                 table.add_row(Text(name, style="dim"), Text(_said(value), overflow="fold"))
             parts += [table, Text("")]
     return Group(*parts)
@@ -70,8 +76,10 @@ def predictions_line(found: Predictions) -> str:
 def _details(values: Mapping[str, Any]) -> list[str]:
     """Return the details of an answer: a shortened prompt, confidences, rows of a query, a cut at the limit."""
     lines = []
-    if values.get("cut_tokens"):
-        lines.append(f"(asked without {values['cut_tokens']:,} tokens of the {values['cut']}, which did not fit)")
+    if values.get("removed_tokens"):
+        lines.append(
+            f"(asked without {values['removed_tokens']:,} tokens of the {values['removed_parts']}, which did not fit)"
+        )
     if "confidence" in values:
         lines.append(f"confidence {values['confidence']:.3f}")
     if "probabilities" in values:

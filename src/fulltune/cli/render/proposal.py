@@ -12,23 +12,24 @@ from fulltune.pipeline.proposal.propose import Proposal, SeenColumn
 _LISTED, _EXAMPLE = 12, 34
 
 
-def proposal(found: Proposal) -> RenderableType:
+def proposal(proposed: Proposal) -> RenderableType:
     """Show rows, columns, the choices with their reasons, and the next commands."""
-    others = "".join(f"; {count:,} rows of {split}" for split, count in found.rows.items() if split != "train")
-    language = f"; {found.language}" if found.language else ""
-    lines: list[RenderableType] = [Text(f"{found.read}{others}{language}", overflow="fold")]
-    lines += [_columns(found), Text("")]
-    lines += [Text(f"{key:<6} {found.config[key]}: {found.why[key]}", overflow="fold") for key in ("task", "model")]
-    lines += [Text(f"note   {note}", style="dim", overflow="fold") for note in found.notes]
-    lines.append(Text(f"\nWritten: {found.file}, with a reason on every line. Next:", overflow="fold"))
-    return Group(*lines, *(Text(f"  {command}") for command in found.next))
+    others = "".join(f"; {count:,} rows of {split}" for split, count in proposed.rows.items() if split != "train")
+    language = f"; {proposed.language}" if proposed.language else ""
+    lines: list[RenderableType] = [Text(f"{proposed.read}{others}{language}", overflow="fold")]
+    lines += [_columns(proposed), Text("")]
+    for key in ("task", "model"):
+        lines.append(Text(f"{key:<6} {proposed.config[key]}: {proposed.why[key]}", overflow="fold"))
+    lines += [Text(f"note   {note}", style="dim", overflow="fold") for note in proposed.notes]
+    lines.append(Text(f"\nWritten: {proposed.file}, with a reason on every line. Next:", overflow="fold"))
+    return Group(*lines, *(Text(f"  {command}") for command in proposed.next))
 
 
-def _columns(found: Proposal) -> Table:
+def _columns(proposed: Proposal) -> Table:
     table = Table(box=None, pad_edge=False)
     for header in ("column", "holds", "distinct", "example", "read as"):
         table.add_column(header, overflow="fold", justify="right" if header == "distinct" else "left")
-    ranked = sorted(found.columns, key=lambda one: not one.role)
+    ranked = sorted(proposed.columns, key=lambda one: not one.role)
     for column in ranked[:_LISTED]:
         table.add_row(column.name, column.kind, f"{column.distinct:,}", _example(column), column.role or "–")
     if len(ranked) > _LISTED:

@@ -19,31 +19,32 @@ if TYPE_CHECKING:
     from fulltune.pipeline.export import Exported
 
 
-def listing(found: Listing) -> RenderableType:
+def listing(versions: Listing) -> RenderableType:
     """Show every model, its newest version and the targets of its aliases."""
-    if not found.models:
+    if not versions.models:
         return Text("The registry is empty: `fulltune run` fills it; --out says where it is.")
     table = wrapping_table("model", "versions", "newest", "made", "aliases")
-    for model in found.models:
+    for model in versions.models:
         aliases = ", ".join(f"{alias} → {number}" for alias, number in model.aliases.items()) or "none"
         table.add_row(model.name, str(model.versions), model.newest, model.created, aliases)
     return table
 
 
-def story(found: Story) -> RenderableType:
+def story(history: Story) -> RenderableType:
     """Show the versions of a model with their origins, and the history of its aliases."""
     table = wrapping_table("version", "outcome", "made", "from", "bytes", "aliases")
-    for version in found.versions:
-        aliases = ", ".join(alias for alias, number in found.aliases.items() if number == version.number)
-        size = "deleted" if version.ref in found.collected else f"{version.size:,}"
+    for version in history.versions:
+        aliases = ", ".join(alias for alias, number in history.aliases.items() if number == version.number)
+        size = "deleted" if version.ref in history.collected else f"{version.size:,}"
         table.add_row(version.ref, version.outcome, version.created, _origin(version), size, aliases)
-    lines: list[RenderableType] = [Text(f"{found.versions[-1].ref}: {found.versions[-1].headline}")]
-    return Group(table, *(lines if found.versions[-1].headline else []), *(Text(_told(move)) for move in found.history))
+    newest = history.versions[-1]
+    headline = [Text(f"{newest.ref}: {newest.headline}")] if newest.headline else []
+    return Group(table, *headline, *(Text(_described(move)) for move in history.history))
 
 
-def move(found: Move, name: str) -> RenderableType:
+def move(moved: Move, name: str) -> RenderableType:
     """Show the effect of a promotion or a rollback."""
-    return Text(f"{name}: {_told(found)}", overflow="fold")
+    return Text(f"{name}: {_described(moved)}", overflow="fold")
 
 
 def registered(version: Version) -> RenderableType:
@@ -65,41 +66,41 @@ def after_run(run_id: str, out: Path) -> str:
     return f"Version: {version.ref}; `fulltune models promote {version.ref}` to use it as {version.name}"
 
 
-def verified(found: Verified) -> RenderableType:
+def verified(result: Verified) -> RenderableType:
     """Show that no file is missing or corrupt."""
-    return Text(f"{len(found.versions)} versions, {found.files} files, {found.bytes:,} bytes read: all as written")
+    return Text(f"{len(result.versions)} versions, {result.files} files, {result.bytes:,} bytes read: all as written")
 
 
-def garbage(found: Garbage) -> RenderableType:
+def garbage(removable: Garbage) -> RenderableType:
     """Show what is deleted, what is kept, and why."""
     table = wrapping_table("version", "", "why")
-    for ref in found.dropped:
+    for ref in removable.dropped:
         table.add_row(ref, "goes", "nothing needs it")
-    for ref, why in found.kept.items():
+    for ref, why in removable.kept.items():
         table.add_row(ref, "stays", why)
-    freed = f"{len(found.dropped)} versions, {found.files} files, {found.freed_bytes:,} bytes"
-    if found.deleted:
+    freed = f"{len(removable.dropped)} versions, {removable.files} files, {removable.freed_bytes:,} bytes"
+    if removable.deleted:
         return Group(table, Text(f"Deleted: {freed}"))
-    hint = "; add --delete to do it" if found.dropped or found.files else ""
+    hint = "; add --delete to do it" if removable.dropped or removable.files else ""
     return Group(table, Text(f"Would delete: {freed}{hint}"))
 
 
-def exported(found: Exported) -> RenderableType:
+def exported(result: Exported) -> RenderableType:
     """Show where a version was written, and the size of a delta."""
-    lines = [f"{found.version} is in {found.folder}"] if found.folder else []
-    if found.delta:
-        told = found.delta
+    lines = [f"{result.version} is in {result.folder}"] if result.folder else []
+    if result.delta:
+        delta = result.delta
         lines.append(
-            f"{told.path}: {told.delta_bytes:,} bytes, {told.ratio:.1%} of the model's {told.tuned_bytes:,}; "
-            f"{told.as_difference} of {told.tensors} tensors as a difference; both directions checked"
+            f"{delta.path}: {delta.delta_bytes:,} bytes, {delta.ratio:.1%} of the model's {delta.tuned_bytes:,}; "
+            f"{delta.as_difference} of {delta.tensors} tensors as a difference; both directions checked"
         )
-    lines += [f"{found.version} is at {found.pushed}"] if found.pushed else []
+    lines += [f"{result.version} is at {result.pushed}"] if result.pushed else []
     return Text("\n".join(lines), overflow="fold")
 
 
-def restored(found: Restored) -> RenderableType:
+def restored(result: Restored) -> RenderableType:
     """Show what a delta restored."""
-    return Text(f"The {found.side} model, SHA-256 {found.sha256}, is in {found.folder}", overflow="fold")
+    return Text(f"The {result.side} model, SHA-256 {result.sha256}, is in {result.folder}", overflow="fold")
 
 
 def _origin(version: Version) -> str:
@@ -107,6 +108,6 @@ def _origin(version: Version) -> str:
     return f"{version.lineage.source}{parents}"
 
 
-def _told(move: Move) -> str:
+def _described(move: Move) -> str:
     before = "nothing" if move.before is None else str(move.before)
     return f"{move.at} {move.alias} {before} → {move.after} ({move.action} by {move.who}): {move.reason}"

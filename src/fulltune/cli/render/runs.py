@@ -39,40 +39,40 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     advice = [Text(f"Next: {record.recommendation.sentence}")] if record.recommendation else []
     ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
-    told = [*reasons, *watched(record)]
+    reasoned = [*reasons, *watched(record)]
     kept = [*retained(record), *described(record), *audited(record), *spent(record)]
-    return Group(Text(record.headline, style="bold"), *told, systems(record), *kept, *ending)
+    return Group(Text(record.headline, style="bold"), *reasoned, systems(record), *kept, *ending)
 
 
 def retained(record: Record) -> list[Text]:
     """Return a line per ability that was lost, or one about the largest loss; then one about those without a budget."""
-    lost = [name for name, found in record.retention.items() if found.verdict == "lost"]
+    lost = [name for name, ability in record.retention.items() if ability.verdict == "lost"]
     worst = retention.worst(record.retention)
     shown = lost or ([worst[0]] if worst else [])
     lines = [Text(_retained(name, record.retention[name]), style="bold red" if lost else "") for name in shown]
-    free = {name: found for name, found in record.retention.items() if found.verdict == "no budget"}
+    free = {name: ability for name, ability in record.retention.items() if ability.verdict == "no budget"}
     if free:
-        changes = (f"{name} {display.signed_percentage(found.change)}" for name, found in free.items())
+        changes = (f"{name} {display.signed_percentage(ability.change)}" for name, ability in free.items())
         lines.append(Text(f"Retention, without a budget: {', '.join(changes)}"))
     return lines
 
 
-def _retained(name: str, found: Retention) -> str:
-    loss, low, high = map(display.signed_percentage, (found.change, found.low, found.high))
-    values = f"{display.metric_label(found.metric)} {found.base.value:.4g} → {found.tuned.value:.4g}"
-    budget = display.percentage(found.budget)
+def _retained(name: str, ability: Retention) -> str:
+    loss, low, high = map(display.signed_percentage, (ability.change, ability.low, ability.high))
+    values = f"{display.metric_label(ability.metric)} {ability.base.value:.4g} → {ability.tuned.value:.4g}"
+    budget = display.percentage(ability.budget)
     verdict = {
         "kept": f"kept (at most {budget} may be lost)",
         "lost": f"lost (more than the {budget} of the budget)",
-        "cannot tell": f"{found.base.n} rows cannot tell whether this is within the budget of {budget}",
-    }[found.verdict]
+        "cannot tell": f"{ability.base.n} rows cannot tell whether this is within the budget of {budget}",
+    }[ability.verdict]
     return f"Retention: loss of {name} {loss} ({low} to {high}), {values}: {verdict}"
 
 
 def described(record: Record) -> list[Text]:
     """Return one line per fact about the data that the model gets to see."""
-    facts = dataset.facts(record.data.summary)
-    return [Text(f"Data, {name}: {fact}") for name, fact in facts.items()]
+    pairs = dataset.details(record.data.summary)
+    return [Text(f"Data, {name}: {fact}") for name, fact in pairs.items()]
 
 
 def spent(record: Record) -> list[Text]:
@@ -95,7 +95,7 @@ def spent(record: Record) -> list[Text]:
 
 
 def audited(record: Record) -> list[Text]:
-    """Return one line per warning of the audit, for the first warnings; truncation is among the facts of the data."""
+    """Return one line per warning of the audit, for the first warnings; truncation is among the pairs of the data."""
     audit = record.data.audit
     warnings = [" ".join(line.split()) for line in audit.findings[audit.errors :][: audit.warnings]]
     if record.data.summary.truncation:
@@ -105,17 +105,17 @@ def audited(record: Record) -> list[Text]:
 
 def watched(record: Record) -> list[Text]:
     """Return one line per event of a guard, without those that the reasons repeat."""
-    said = [event for event in record.guards if event.message not in record.reasons]
-    return [Text(f"Guard ({event.guard}): {event.message}") for event in said]
+    events = [event for event in record.guards if event.message not in record.reasons]
+    return [Text(f"Guard ({event.guard}): {event.message}") for event in events]
 
 
 def systems(record: Record) -> Table:
     """Show every system by the deciding metric, with the paired difference of the tuned model from it."""
-    found = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
-    digits = display.decimals(score.value for score in found.values())
+    scores = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
+    digits = display.decimals(score.value for score in scores.values())
     table = wrapping_table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
-    for name in display.in_order(found):
-        score, against = found[name], record.comparison.get(f"tuned vs {name}")
+    for name in display.in_order(scores):
+        score, against = scores[name], record.comparison.get(f"tuned vs {name}")
         bounds = display.interval(score.low, score.high, digits)
         gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
         table.add_row(
@@ -124,115 +124,115 @@ def systems(record: Record) -> Table:
     return table
 
 
-def evaluation(found: EvaluationRecord) -> RenderableType:
+def evaluation(record: EvaluationRecord) -> RenderableType:
     """Show an evaluation: every metric of one system, the deciding one first."""
-    system = display.system_label(found.system)
-    title = f"{found.model.source}, {system}, on {found.data.rows:,} rows of {found.data.source}"
+    system = display.system_label(record.system)
+    title = f"{record.model.source}, {system}, on {record.data.rows:,} rows of {record.data.source}"
     table = wrapping_table("metric", "value", "interval", "rows")
-    for name, score in sorted(found.scores.items(), key=lambda item: item[0] != found.metric):
+    for name, score in sorted(record.scores.items(), key=lambda item: item[0] != record.metric):
         bounds = display.interval(score.low, score.high)
         table.add_row(display.metric_label(name), display.number(score.value), bounds, display.count(score.n))
-    return Group(Text(title, style="bold"), table, *(Text(f"Note: {line}") for line in found.warnings))
+    return Group(Text(title, style="bold"), table, *(Text(f"Note: {line}") for line in record.warnings))
 
 
-def comparison(found: RunComparison) -> RenderableType:
+def comparison(compared: RunComparison) -> RenderableType:
     """Show a comparison from A to B: the result, each metric with its paired difference, and the rows that changed."""
     table = wrapping_table("metric", "A", "B", "B − A", "interval", "verdict")
-    for item in found.differences:
-        values = [found.scores[side][item.metric].value for side in ("a", "b")]
+    for item in compared.differences:
+        values = [compared.scores[side][item.metric].value for side in ("a", "b")]
         digits = display.decimals(values)
         bounds = display.interval(item.low, item.high, digits, sign=True)
         shown = [display.number(value, digits) for value in values]
         delta = display.difference(item.delta, digits)
         table.add_row(display.metric_label(item.metric), *shown, delta, bounds, item.verdict)
     lists = {
-        "right only in B": found.fixed,
-        "right only in A": found.broken,
-        "better in B": found.most_improved,
-        "better in A": found.most_worsened,
-        "left out": found.left_out,
+        "right only in B": compared.fixed,
+        "right only in A": compared.broken,
+        "better in B": compared.most_improved,
+        "better in A": compared.most_worsened,
+        "left out": compared.left_out,
     }
     changed = {name: _some(rows) for name, rows in lists.items() if rows}
-    named = Text(f"From A = {found.a}\nto   B = {found.b}", overflow="fold")
-    return Group(Text(found.headline, style="bold"), named, table, _facts(changed))
+    named = Text(f"From A = {compared.a}\nto   B = {compared.b}", overflow="fold")
+    return Group(Text(compared.headline, style="bold"), named, table, _pairs(changed))
 
 
-def interpolation(found: Interpolation) -> RenderableType:
+def interpolation(result: Interpolation) -> RenderableType:
     """Show an interpolation: the choice, every point with its score and its losses, and the files."""
-    label = display.metric_label(found.metric)
-    digits = display.decimals(point.score.value for point in found.points)
+    label = display.metric_label(result.metric)
+    digits = display.decimals(point.score.value for point in result.points)
     table = wrapping_table("α", label, "interval", "largest loss", "inside the budget", "")
-    for point in found.points:
+    for point in result.points:
         bounds = display.interval(point.score.low, point.score.high, digits)
-        sign = "chosen" if point.alpha == found.alpha else "on the front" if point.on_front else ""
+        sign = "chosen" if point.alpha == result.alpha else "on the front" if point.on_front else ""
         inside = "yes" if point.within_budget else "no"
         score = display.number(point.score.value, digits)
         table.add_row(f"{point.alpha:g}", score, bounds, display.signed_percentage(point.loss), inside, sign)
-    facts = {f"eval, {name}": display.number(score.value, digits) for name, score in found.final.items()}
-    if found.kept_as_tuned:
-        facts["as tuned at every α"] = _some(found.kept_as_tuned) + " (the base has none)"
-    facts |= {"model": found.model, "figure": "interpolation.svg and interpolation.json in the run's folder"}
-    return Group(Text(found.headline, style="bold"), table, _facts(facts))
+    pairs = {f"eval, {name}": display.number(score.value, digits) for name, score in result.final.items()}
+    if result.kept_as_tuned:
+        pairs["as tuned at every α"] = _some(result.kept_as_tuned) + " (the base has none)"
+    pairs |= {"model": result.model, "figure": "interpolation.svg and interpolation.json in the run's folder"}
+    return Group(Text(result.headline, style="bold"), table, _pairs(pairs))
 
 
-def soup(found: Soup) -> RenderableType:
+def soup(result: Soup) -> RenderableType:
     """Show the mean of several models: its score and those of its sources."""
-    title = Text(f"The mean of {len(found.sources)} models is in {found.model}", style="bold")
-    if not found.scores:
+    title = Text(f"The mean of {len(result.sources)} models is in {result.model}", style="bold")
+    if not result.scores:
         return title
-    digits = display.decimals(score.value for score in found.scores.values())
-    table = wrapping_table("model", display.metric_label(found.metric), "interval", "rows")
-    for name, score in found.scores.items():
+    digits = display.decimals(score.value for score in result.scores.values())
+    table = wrapping_table("model", display.metric_label(result.metric), "interval", "rows")
+    for name, score in result.scores.items():
         bounds = display.interval(score.low, score.high, digits)
         table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
     return Group(title, table)
 
 
-def methods(found: MethodComparison) -> RenderableType:
+def methods(compared: MethodComparison) -> RenderableType:
     """Show a comparison of methods: the result, one line per method, caveats, and the page."""
-    score = display.metric_label(found.metric)
+    score = display.metric_label(compared.metric)
     table = wrapping_table(
-        "method", score, f"minus {found.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost"
+        "method", score, f"minus {compared.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost"
     )
-    for row in method_rows(found):
+    for row in method_rows(compared):
         if row.reason:
             continue
         name = f"{row.name} ✓" if row.chosen else row.name
         values = [f"{row.score} {row.score_interval}", f"{row.against} {row.against_interval}"]
         table.add_row(name, *values, row.part, row.memory, row.time, row.speed, row.disk, row.retention)
-    absent = [f"{result.method} {result.status}: {result.reason}" for result in found.methods if result.reason]
-    notes = [Text(line) for line in (*absent, *(f"Note: {note}" for note in found.notes))]
-    page = Text(f"Page: {Path(found.folder) / 'methods.html'}", overflow="fold")
-    return Group(Text(found.headline, style="bold"), table, *notes, page)
+    absent = [f"{result.method} {result.status}: {result.reason}" for result in compared.methods if result.reason]
+    notes = [Text(line) for line in (*absent, *(f"Note: {note}" for note in compared.notes))]
+    page = Text(f"Page: {Path(compared.folder) / 'methods.html'}", overflow="fold")
+    return Group(Text(compared.headline, style="bold"), table, *notes, page)
 
 
-def sweep(found: Sweep) -> RenderableType:
+def sweep(result: Sweep) -> RenderableType:
     """Show a search: its trials, the best first, the gain of the choice, and the config to run."""
     table = wrapping_table(
-        *(field.rpartition(".")[2] for field in found.space), display.metric_label(found.objective), "", ""
+        *(field.rpartition(".")[2] for field in result.space), display.metric_label(result.objective), "", ""
     )
-    sign = -1 if found.direction == "higher" else 1
-    for trial in sorted(found.trials, key=lambda trial: (trial.state != "whole", sign * trial.value)):
-        marks = {found.best: "best", found.default: "the config as it is"}
+    sign = -1 if result.direction == "higher" else 1
+    for trial in sorted(result.trials, key=lambda trial: (trial.state != "whole", sign * trial.value)):
+        marks = {result.best: "best", result.default: "the config as it is"}
         settings = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.settings.values())
         state = "" if trial.state == "whole" else trial.state
         table.add_row(*settings, display.number(trial.value, 4), state, marks.get(trial.number, ""))
-    facts = {"run it": f"fulltune run {found.config}"} if found.config else {}
-    reasons = {trial.reason for trial in found.trials if trial.reason}
-    told = [Text(f"Broke: {reason}") for reason in sorted(reasons)]
-    return Group(Text(found.headline, style="bold"), table, *told, Text(found.caution), _facts(facts))
+    pairs = {"run it": f"fulltune run {result.config}"} if result.config else {}
+    reasons = {trial.reason for trial in result.trials if trial.reason}
+    broken = [Text(f"Broke: {reason}") for reason in sorted(reasons)]
+    return Group(Text(result.headline, style="bold"), table, *broken, Text(result.caution), _pairs(pairs))
 
 
 def plan(plan: Plan) -> RenderableType:
     """Show a plan: one fact per line, memory by part and time by stage if they were measured, and the advice."""
-    facts = {
+    pairs = {
         "task": f"{plan.task}, method {plan.method}",
         "model": f"{plan.model}, {plan.parameters:,} parameters",
         "rows": ", ".join(f"{count:,} {split}" for split, count in plan.rows.items()),
         "sequences": f"{plan.sequences:,} an epoch, {plan.tokens:,} tokens",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps:,} of them warm-up",
         "effective batch": f"{plan.effective_batch} sequences",
-        **dataset.facts(plan.data),
+        **dataset.details(plan.data),
         "memory": _memory(plan),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
         **({"decides": _detectable(plan.detectable)} if plan.detectable else {}),
@@ -245,15 +245,16 @@ def plan(plan: Plan) -> RenderableType:
         *first_warnings(plan.warnings, "(--json shows all)"),
         *(f"Advice: {line}" for line in plan.advice),
     ]
-    return Group(_facts(facts), *data.classes(plan.data), *tables, *map(Text, lines))
+    return Group(_pairs(pairs), *data.classes(plan.data), *tables, *map(Text, lines))
 
 
-def _detectable(found: Detectable) -> str:
-    metric = display.metric_label(found.metric)
-    if found.changed is None:
-        return f"{found.rows:,} rows detect {found.value:.2g} standard deviations of the rows' differences in {metric}"
-    points = f"{100 * found.value:.1f} points of {metric}"
-    return f"{found.rows:,} rows detect {points}, if {found.changed:.0%} of the rows become right or wrong"
+def _detectable(detectable: Detectable) -> str:
+    metric = display.metric_label(detectable.metric)
+    if detectable.changed is None:
+        deviations = f"{detectable.value:.2g} standard deviations of the rows' differences in {metric}"
+        return f"{detectable.rows:,} rows detect {deviations}"
+    points = f"{100 * detectable.value:.1f} points of {metric}"
+    return f"{detectable.rows:,} rows detect {points}, if {detectable.changed:.0%} of the rows become right or wrong"
 
 
 def _memory(plan: Plan) -> str:
@@ -284,70 +285,70 @@ def _shares(title: str, parts: dict[str, str]) -> Table:
     return table
 
 
-def what_fits(found: FitTable) -> RenderableType:
+def what_fits(fits: FitTable) -> RenderableType:
     """Show the fewest devices on which each engine trains a model."""
-    engines = list(found.rows[0].fits)
+    engines = list(fits.rows[0].fits)
     table = wrapping_table("model", "parameters", "device", *engines)
-    for row in found.rows:
+    for row in fits.rows:
         fewest = [str(row.fits[engine] or "–") for engine in engines]
         table.add_row(row.model, display.count(row.parameters), f"{row.device_bytes >> 30} GiB", *fewest)
     how = (
         "Fewest devices, of 1 to 64, for full FP32 training with AdamW, 1,024 tokens per device, activations recomputed"
     )
-    return Group(table, Text(f"{how}{', with --offload' if found.offload else ''}.", style="dim"))
+    return Group(table, Text(f"{how}{', with --offload' if fits.offload else ''}.", style="dim"))
 
 
-def learning_curve(found: LearningCurve) -> RenderableType:
+def learning_curve(curve: LearningCurve) -> RenderableType:
     """Show scores by number of training rows, and the gain from twice as many."""
-    label = display.metric_label(found.metric)
+    label = display.metric_label(curve.metric)
     table = wrapping_table("training rows", label, "interval")
-    for point in found.points:
+    for point in curve.points:
         bounds = display.interval(point.score.low, point.score.high)
         table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
     how = (
-        f"Each part was trained for {found.steps:,} steps and scored on all rows of eval; better is {found.direction}."
+        f"Each part was trained for {curve.steps:,} steps and scored on all rows of eval; better is {curve.direction}."
     )
-    return Group(Text(found.headline, style="bold"), table, Text(how, style="dim"))
+    return Group(Text(curve.headline, style="bold"), table, Text(how, style="dim"))
 
 
-def learning_rate(found: LearningRate) -> RenderableType:
+def learning_rate(result: LearningRate) -> RenderableType:
     """Show the search for a learning rate: the result, the short trainings, the plot, and the line for the config."""
     table = wrapping_table("learning rate", "held-out loss", "")
-    digits = display.decimals(candidate.loss for candidate in found.candidates)
-    for candidate in found.candidates:
-        chosen = "advised" if candidate.rate == found.rate else ""
+    digits = display.decimals(candidate.loss for candidate in result.candidates)
+    for candidate in result.candidates:
+        chosen = "advised" if candidate.rate == result.rate else ""
         table.add_row(f"{candidate.rate:.1e}", display.number(candidate.loss, digits), chosen)
-    facts = {"the config has": f"{found.asked:.1e}", "plot": found.plot}
-    if found.rate is not None:
-        facts["to take it"] = found.line
-    tried = [table] if found.candidates else []
-    return Group(Text(found.reason, style="bold"), *tried, _facts(facts))
+    pairs = {"the config has": f"{result.asked:.1e}", "plot": result.plot}
+    if result.rate is not None:
+        pairs["to take it"] = result.line
+    tried = [table] if result.candidates else []
+    return Group(Text(result.reason, style="bold"), *tried, _pairs(pairs))
 
 
-def diagnosis(found: Diagnosis) -> RenderableType:
+def diagnosis(result: Diagnosis) -> RenderableType:
     """Show a diagnosis: versions, machine, fast paths, and the command for each missing feature."""
-    facts = {
-        "python": found.python,
-        **{name: version or "not installed" for name, version in found.versions.items()},
-        "platform": found.platform,
-        "device": found.device,
-        "cpu": found.cpu,
-        "cores, threads": f"{found.cores}, {found.threads}",
-        "memory": f"{gib(found.memory_bytes)}, {gib(found.memory_free_bytes)} free",
-        "disk": f"{gib(found.disk_free_bytes)} free",
-        "FP32 products": f"{found.products} (BLAS: {found.blas})",
-        **{name: "on" if active else "off" for name, active in found.fast_paths.items()},
-        **{item.name: "ready" if item.available else f"missing: {item.command}" for item in found.features},
+    pairs = {
+        "python": result.python,
+        **{name: version or "not installed" for name, version in result.versions.items()},
+        "platform": result.platform,
+        "device": result.device,
+        "cpu": result.cpu,
+        "cores, threads": f"{result.cores}, {result.threads}",
+        "memory": f"{gib(result.memory_bytes)}, {gib(result.memory_free_bytes)} free",
+        "disk": f"{gib(result.disk_free_bytes)} free",
+        "FP32 products": f"{result.products} (BLAS: {result.blas})",
+        **{name: "on" if active else "off" for name, active in result.fast_paths.items()},
+        **{item.name: "ready" if item.available else f"missing: {item.command}" for item in result.features},
     }
-    return _facts(facts)
+    return _pairs(pairs)
 
 
-def resume_check(found: ResumeCheck) -> RenderableType:
+def resume_check(result: ResumeCheck) -> RenderableType:
     """Show whether a resumed training is the same, part by part."""
-    same = f"{found.steps} steps, and {found.stopped_at} + resume + {found.steps - found.stopped_at}"
-    title = f"{same}: {'equal, bit for bit' if found.is_exact else 'not equal'}"
-    parts = {name: "equal" if equal else "different" for name, equal in found.parts.items()}
-    return Group(Text(title, style="bold" if found.is_exact else "bold red"), _facts(parts))
+    same = f"{result.steps} steps, and {result.stopped_at} + resume + {result.steps - result.stopped_at}"
+    title = f"{same}: {'equal, bit for bit' if result.is_exact else 'not equal'}"
+    parts = {name: "equal" if equal else "different" for name, equal in result.parts.items()}
+    return Group(Text(title, style="bold" if result.is_exact else "bold red"), _pairs(parts))
 
 
 def _some(ids: Sequence[str], shown: int = 5) -> str:
@@ -355,8 +356,8 @@ def _some(ids: Sequence[str], shown: int = 5) -> str:
     return f"{len(ids):,}: {', '.join(ids[:shown])}" + (" …" if len(ids) > shown else "")
 
 
-def _facts(facts: dict[str, str]) -> Table:
+def _pairs(pairs: dict[str, str]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in facts.items():
+    for name, value in pairs.items():
         table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     return table

@@ -17,7 +17,7 @@ from fulltune.data.values import is_blank
 #: ``text``: long varied strings; ``short text``: varied strings of a few words; ``category``: few repeated values;
 #: ``repeated``: values that occur several times, but too many of them to be classes; ``labels``: several categories
 #: per cell; ``tokens`` and ``tags``: two lists of the same length per row.
-Kind = Literal[
+ColumnKind = Literal[
     "text", "short text", "category", "repeated", "labels", "id", "date", "URL", "number", "constant", "empty",
     "SQL", "tokens", "tags", "messages", "vector", "list", "object",
 ]  # fmt: skip
@@ -71,7 +71,7 @@ class Profile:
     """
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     filled: int
     rows: int
     distinct: int = 0
@@ -159,7 +159,7 @@ def _of_texts(empty: Profile, values: Sequence[str], are_floats: bool) -> Profil
     words = sum(len(value.split()) for value in values[:2000]) / len(values[:2000])
     repeated = len(counts) < len(values)
     shown = [value for value, _ in counts.most_common(50)] if repeated else list(values[:3])
-    found = replace(
+    profile = replace(
         empty,
         distinct=len(counts),
         words=words,
@@ -168,27 +168,27 @@ def _of_texts(empty: Profile, values: Sequence[str], are_floats: bool) -> Profil
         runs=sum(one == other for one, other in pairwise(values)) / len(values),
         largest=counts.most_common(1)[0][1] / len(values),
     )
-    separated = _separated(found, values, counts)
-    return separated or replace(found, kind=_kind(found, values, counts, are_floats))
+    separated = _separated(profile, values, counts)
+    return separated or replace(profile, kind=_kind(profile, values, counts, are_floats))
 
 
-def _kind(found: Profile, values: Sequence[str], counts: Counter[str], are_floats: bool) -> Kind:
+def _kind(profile: Profile, values: Sequence[str], counts: Counter[str], are_floats: bool) -> ColumnKind:
     if len(counts) == 1 and len(values) > 1:
         return "constant"
-    patterns: Sequence[tuple[Kind, re.Pattern[str]]] = (("URL", _URL), ("date", _DATE), ("SQL", _SQL))
+    patterns: Sequence[tuple[ColumnKind, re.Pattern[str]]] = (("URL", _URL), ("date", _DATE), ("SQL", _SQL))
     for kind, pattern in patterns:
         if _share(pattern, values) >= _MOST:
             return kind
     if _share(_NUMBER, values) >= _MOST:
         return "category" if not are_floats and _share(_INTEGER, values) == 1 and _are_classes(counts) else "number"
-    if found.words <= _CATEGORY_WORDS and _is_repeated(counts):
+    if profile.words <= _CATEGORY_WORDS and _is_repeated(counts):
         return "category" if len(counts) <= 1000 else "repeated"
     is_unspaced = _is_unspaced(values)
-    if found.words < 1.5 and not is_unspaced and (_share(_ID, values) >= _MOST or len(counts) == len(values) > 2):
+    if profile.words < 1.5 and not is_unspaced and (_share(_ID, values) >= _MOST or len(counts) == len(values) > 2):
         return "repeated" if 2 * len(counts) <= len(values) else "id"
-    if 2 * len(counts) <= len(values) and found.words <= 2 * _CATEGORY_WORDS:
+    if 2 * len(counts) <= len(values) and profile.words <= 2 * _CATEGORY_WORDS:
         return "repeated"
-    return "text" if found.words >= _TEXT_WORDS or is_unspaced else "short text"
+    return "text" if profile.words >= _TEXT_WORDS or is_unspaced else "short text"
 
 
 def _share(pattern: re.Pattern[str], values: Sequence[str]) -> float:
@@ -216,9 +216,9 @@ def _is_unspaced(values: Sequence[str]) -> bool:
     return sum(wide) >= 8 * len(head)
 
 
-def _separated(found: Profile, values: Sequence[str], counts: Counter[str]) -> Profile | None:
+def _separated(profile: Profile, values: Sequence[str], counts: Counter[str]) -> Profile | None:
     """Return the description of a column with several labels per cell, or None."""
-    if found.words > 3 * _CATEGORY_WORDS:
+    if profile.words > 3 * _CATEGORY_WORDS:
         return None
     for sign in _SEPARATORS:
         cells = [[part.strip() for part in value.split(sign) if part.strip()] for value in values]
@@ -233,7 +233,7 @@ def _separated(found: Profile, values: Sequence[str], counts: Counter[str]) -> P
         if words <= 4 and _is_repeated(parts) and 3 * len(others) >= len(later) and not _is_number(parts):
             shown = parts.most_common(50)
             return replace(
-                found,
+                profile,
                 kind="labels",
                 distinct=len(parts),
                 examples=tuple(part for part, _ in shown),
@@ -264,7 +264,7 @@ def _of_lists(empty: Profile, lists: Sequence[Sequence[Any]]) -> Profile:
     counts = Counter(texts)
     words = sum(len(text.split()) for text in texts) / len(texts)
     shown = counts.most_common(50)
-    found = replace(
+    profile = replace(
         empty,
         distinct=len(counts),
         words=words,
@@ -272,20 +272,20 @@ def _of_lists(empty: Profile, lists: Sequence[Sequence[Any]]) -> Profile:
         counts=tuple(count for _, count in shown),
     )
     is_labels = words <= _CATEGORY_WORDS and _is_repeated(counts)
-    return replace(found, kind="labels" if is_labels else "list")
+    return replace(profile, kind="labels" if is_labels else "list")
 
 
-def _paired(found: Sequence[Profile], columns: Mapping[str, Sequence[Any]]) -> tuple[Profile, ...]:
+def _paired(parts: Sequence[Profile], columns: Mapping[str, Sequence[Any]]) -> tuple[Profile, ...]:
     """Return the descriptions with tokens and tags: two columns of lists that have the same length in every row."""
-    lists = [one for one in found if one.kind in ("labels", "list") and not one.separator]
+    lists = [one for one in parts if one.kind in ("labels", "list") and not one.separator]
     for tags in lists:
         if not all(_TAG.fullmatch(text) for text in tags.examples):
             continue
         for tokens in lists:
             if tokens is not tags and _same_lengths(columns[tokens.name], columns[tags.name]):
-                kinds: dict[str, Kind] = {tokens.name: "tokens", tags.name: "tags"}
-                return tuple(replace(one, kind=kinds.get(one.name, one.kind)) for one in found)
-    return tuple(found)
+                kinds: dict[str, ColumnKind] = {tokens.name: "tokens", tags.name: "tags"}
+                return tuple(replace(one, kind=kinds.get(one.name, one.kind)) for one in parts)
+    return tuple(parts)
 
 
 def _same_lengths(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -195,8 +195,8 @@ def likely(role: str, columns: Sequence[Profile]) -> Profile | None:
     if role in ("label", "labels"):
         return label(columns, required=True).column
     if role in ("source", "target", "completion"):
-        found = pair(columns) or (None, None)
-        return found[role != "source"]
+        matched = pair(columns) or (None, None)
+        return matched[role != "source"]
     if role == "group":
         return group(columns, ())
     fitting = [one for one in columns if one.kind == kinds.get(role) or (role == "db_id" and is_called(one, role))]

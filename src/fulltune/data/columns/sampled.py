@@ -34,7 +34,7 @@ def columns_of(
             elif isinstance(item, tuple):
                 yield item[1]
 
-    found = profiles(good())
-    if not found:
+    columns = profiles(good())
+    if not columns:
         raise DataError(problems or [Problem("no rows", "at least one", "check the file", source_name(source))])
-    return found
+    return columns

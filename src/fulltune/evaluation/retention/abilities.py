@@ -77,7 +77,7 @@ class RepresentationAbility(Ability):
         inputs = []
         for passage in self.passages:
             ids = bundle.tokenizer(passage.text, truncation=False, verbose=False).input_ids
-            inputs.append(prompts.cut(list(ids), bundle.window))
+            inputs.append(prompts.keep_ends(list(ids), bundle.window))
         return (vector.tolist() for vector in inference.sentence_vectors(bundle, inputs, self.batch_size))
 
     def topics(self, vectors: Array) -> list[Prediction]:

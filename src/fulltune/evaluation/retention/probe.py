@@ -34,8 +34,8 @@ def load_probe(name: str, limit: int) -> tuple[Passage, ...]:
         ConfigError: There is no built-in text in that language.
         DataError: The file is missing or has no column ``text``.
     """
-    kind, _, language = name.partition(":")
-    passages = _builtin(language) if kind == BUILTIN else _file(name)
+    prefix, _, language = name.partition(":")
+    passages = _builtin(language) if prefix == BUILTIN else _file(name)
     return thinned(passages, limit)
 
 

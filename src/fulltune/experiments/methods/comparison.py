@@ -95,10 +95,10 @@ def compare_methods(
             scheduler, prepared = scheduler.for_steps(steps), prepared.model_copy(update={"steps": steps})
         numbers = [config.train.seed + index for index in range(seeds)]
         results = [scheduler.method(name, grid(config, name, rates), numbers, prepared) for name in methods]
-        found = _told(config, prepared, results, numbers, folder, Path(out))
-        atomic_text(folder / "methods.json", found.to_json())
-        atomic_text(folder / "methods.html", render(found))
-    return found
+        result = _summary(config, prepared, results, numbers, folder, Path(out))
+        atomic_text(folder / "methods.json", result.to_json())
+        atomic_text(folder / "methods.html", render(result))
+    return result
 
 
 def grid(config: Config, method: str, rates: int) -> tuple[float, ...]:
@@ -215,8 +215,8 @@ class _Scheduler:
         return _seed_run(read_record(self.out / answer.run_id / "record.json"), seed, answer.device_bytes)
 
     def _parameters(self, run: SeedRun) -> tuple[int, int]:
-        found = read_record(self.out / run.run_id / "record.json").parameters
-        return found.trainable, found.total
+        parameters = read_record(self.out / run.run_id / "record.json").parameters
+        return parameters.trainable, parameters.total
 
     def _spec(self, **fields: Any) -> JobSpec:
         config = self.config.model_dump(mode="json")
@@ -280,7 +280,7 @@ def _seed_run(record: Record, seed: int, device_bytes: int) -> SeedRun:
         device_bytes=device_bytes,
         optimizer_bytes=record.training.optimizer_bytes,
         disk_bytes=adapter.bytes if adapter else used.model_bytes,
-        retention={name: found.change for name, found in record.retention.items()},
+        retention={name: ability.change for name, ability in record.retention.items()},
         warnings=(*stopped, *record.warnings),
     )
 
@@ -313,7 +313,7 @@ def _measured(
     )
 
 
-def _told(
+def _summary(
     config: Config, prepared: Answer, results: Sequence[MethodResult], numbers: Sequence[int], folder: Path, out: Path
 ) -> MethodComparison:
     measured = {result.method: result for result in results if result.status == "measured"}

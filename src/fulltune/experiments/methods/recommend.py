@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fulltune.metrics import wording
 from fulltune.metrics.base import Metric
 from fulltune.records.methods import MethodResult, SystemResult
-from fulltune.records.run import Comparison
 
 #: Relative difference of a cost below which it is no reason to prefer a method.
 _ALIKE = 0.05
@@ -50,31 +50,34 @@ def recommend(
 
 def _chosen(own: MethodResult, others: Sequence[MethodResult], metric: Metric) -> tuple[MethodResult, str]:
     if not others:
-        return own, f"Only {own.method} was measured: {_score(own, metric)}."
+        value = own.score.value if own.score else math.nan
+        return own, f"Only {own.method} was measured: {wording.label(metric)} {wording.figure(value)}."
     better = [result for result in others if _verdict(result) == "improved"]
     if better:
         best = better[0]
-        return (
-            best,
-            f"{best.method} is better than {own.method} by {_gain(best.against, metric, 1)}{_costs(best, own)}.",
-        )
+        return best, f"{best.method} is better than {own.method} by {_gain(best, metric)}{_costs(best, own)}."
     alike = [result for result in others if _verdict(result) in ("no detectable change", "too few rows")]
     if not alike:
         rival = others[0]
-        gain = _gain(rival.against, metric, -1)
+        gain = _gain(rival, metric, -1)
         return own, f"{own.method} is better than {rival.method}, the next best, by {gain}{_costs(own, rival)}."
     cheapest = min([own, *filter(_learnt, alike)], key=lambda result: result.memory_bytes)
-    if cheapest.memory_bytes > (1 - _ALIKE) * own.memory_bytes:
-        cheapest = own
-    if cheapest is own:
+    if cheapest is own or cheapest.memory_bytes > (1 - _ALIKE) * own.memory_bytes:
         rival = alike[0]
-        difference = _signed(rival.against, metric)
-        found = f"No difference between {own.method} and {rival.method} was detected ({difference})"
         why = "saves no memory here" if _learnt(rival) else "never beat its base"
-        return own, f"{found}, and {rival.method} {why}: take {own.method}."
-    difference = _signed(cheapest.against, metric)
-    found = f"No difference between {cheapest.method} and {own.method} was detected ({difference})"
-    return cheapest, f"{found}{_costs(cheapest, own)}. {_risk(cheapest, own, metric)}"
+        return own, f"{_undetected(own, rival, rival, metric)}. {rival.method} {why}: take {own.method}."
+    undetected = _undetected(cheapest, own, cheapest, metric)
+    return cheapest, f"{undetected}{_costs(cheapest, own)}. {_risk(cheapest, own, metric)}"
+
+
+def _gain(result: MethodResult, metric: Metric, sign: int = 1) -> str:
+    """Format how much better a method is than the reference, or with ``sign`` -1 the reference than the method."""
+    return wording.gain(result.against, metric, sign) if result.against else "an unknown amount"
+
+
+def _undetected(one: MethodResult, other: MethodResult, compared: MethodResult, metric: Metric) -> str:
+    difference = f": {wording.signed(compared.against, metric)}" if compared.against else ""
+    return f"No difference between {one.method} and {other.method} was detected{difference}"
 
 
 def _learnt(result: MethodResult) -> bool:
@@ -84,12 +87,12 @@ def _learnt(result: MethodResult) -> bool:
 
 def _risk(cheap: MethodResult, own: MethodResult, metric: Metric) -> str:
     """Return how much better the more expensive method may be, by the interval."""
-    _, _, most = _oriented(cheap.against, metric, -1)
-    if not math.isfinite(most) or most <= 0:
+    most = wording.oriented(cheap.against, metric, -1)[2] if cheap.against else math.nan
+    if not most > 0 or math.isinf(most):
         return f"Take {cheap.method}."
     return (
-        f"Take {cheap.method}, unless up to {_amount(most, metric)} that {own.method} may be better by are worth its "
-        "cost; more evaluation rows and seeds narrow the interval."
+        f"Take {cheap.method}, unless up to {wording.amount(most, metric)} that {own.method} may be better by "
+        "are worth its cost; more evaluation rows and seeds narrow the interval."
     )
 
 
@@ -103,7 +106,7 @@ def _costs(result: MethodResult, than: MethodResult) -> str:
         )
         if math.isfinite(ratio)
     ]
-    return f" at {' and '.join(parts)}" if parts else ""
+    return f" at {wording.listed(parts)}" if parts else ""
 
 
 def _ratio(a: float, b: float) -> float:
@@ -119,8 +122,8 @@ def _against_baselines(chosen: MethodResult, baselines: Sequence[SystemResult], 
     if not ahead:
         return ""
     best = max(ahead, key=lambda one: sign * one.score.value)
-    name = best.system.replace("_", "-")
-    return f" But {name}, which trains nothing here, scores higher: {best.score.value:.3f}."
+    name = wording.system(best.system)
+    return f" But {name}, which trains nothing here, scores higher: {wording.figure(best.score.value)}."
 
 
 def _edges(measured: Sequence[MethodResult]) -> list[str]:
@@ -160,37 +163,3 @@ def _several(measured: Sequence[MethodResult]) -> list[str]:
 
 def _verdict(result: MethodResult) -> str:
     return result.against.verdict if result.against else ""
-
-
-def _score(result: MethodResult, metric: Metric) -> str:
-    value = result.score.value if result.score else math.nan
-    return f"{metric.label or metric.name} {value:.3f}"
-
-
-def _gain(comparison: Comparison | None, metric: Metric, sign: int) -> str:
-    """Format ``2.1 points (0.9–3.3)``: how much better, or with ``sign`` -1 worse, in the direction of the metric."""
-    delta, low, high = _oriented(comparison, metric, sign)
-    return f"{_amount(delta, metric)} ({_bare(low, metric)} to {_bare(high, metric)})"
-
-
-def _signed(comparison: Comparison | None, metric: Metric) -> str:
-    delta, low, high = _oriented(comparison, metric, 1)
-    unit = " points" if metric.percent else ""
-    return f"{_bare(delta, metric, '+')}{unit}, {_bare(low, metric, '+')} to {_bare(high, metric, '+')}"
-
-
-def _oriented(comparison: Comparison | None, metric: Metric, sign: int) -> tuple[float, float, float]:
-    """Return difference and interval, above 0 if the method (or with ``sign`` -1 the reference) is better."""
-    if comparison is None:
-        return math.nan, math.nan, math.nan
-    if sign * (1 if metric.direction == "higher" else -1) > 0:
-        return comparison.delta, comparison.low, comparison.high
-    return -comparison.delta, -comparison.high, -comparison.low
-
-
-def _amount(value: float, metric: Metric) -> str:
-    return f"{_bare(value, metric)}{' points' if metric.percent else ''}"
-
-
-def _bare(value: float, metric: Metric, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f}" if metric.percent else f"{value:{sign},.3f}"

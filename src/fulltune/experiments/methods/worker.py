@@ -64,9 +64,9 @@ class Refusal(Model):
     problems: tuple[dict[str, str], ...]
 
     def error(self) -> FulltuneError:
-        found = getattr(errors, self.kind, FulltuneError)
-        plain = found.__init__ is FulltuneError.__init__
-        return (found if plain else FulltuneError)([Problem(**problem) for problem in self.problems])
+        error_class = getattr(errors, self.kind, FulltuneError)
+        plain = error_class.__init__ is FulltuneError.__init__
+        return (error_class if plain else FulltuneError)([Problem(**problem) for problem in self.problems])
 
 
 class Answer(Model):

@@ -127,21 +127,24 @@ class Origin(Model):
         """
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
-        kind = config.get("peft_type")
-        if kind == "LORA":
+        adapter_type = config.get("peft_type")
+        if adapter_type == "LORA":
             if self.quantized:
                 nf4.quantize(base.model, self.quantized)
                 nf4.restore(base.model)
             lora.apply(base.model, folder, _without(tensors, LORA_PREFIX), with_head=with_head)
             return base
-        if kind == "PROMPT_TUNING":
+        if adapter_type == "PROMPT_TUNING":
             vectors = tensors.pop(PROMPT_KEY)
             soft_prompt.attach(base.model, vectors)
             copy_tensors(base.model, _without(tensors, PROMPT_PREFIX) if with_head else {}, folder)
             return replace(base, window=base.window - len(vectors))
-        if kind is not None:
+        if adapter_type is not None:
             raise ModelError(
-                f"an adapter of the kind {kind}", expected="LORA or PROMPT_TUNING", where=str(folder), field="model"
+                f"an adapter of the kind {adapter_type}",
+                expected="LORA or PROMPT_TUNING",
+                where=str(folder),
+                field="model",
             )
         if not (with_head or self.head == base.head):
             tensors = _matching(tensors, dict(base.model.named_parameters()))

@@ -46,25 +46,25 @@ class Proposal:
     bytes: int
 
 
-def parts(config: Config, found: Footprint, *, program: int, base: int, steps: int) -> dict[str, int]:
+def parts(config: Config, footprint: Footprint, *, program: int, base: int, steps: int) -> dict[str, int]:
     """Return bytes at the peak of training, by part; parts of 0 bytes are left out.
 
     Args:
         config: The config.
-        found: Footprint of one step.
+        footprint: Memory of one step.
         program: Bytes of the process before any model: the interpreter, libraries, rows.
         base: Bytes of the base if it is kept alongside the trained model.
         steps: Optimizer steps of the training; one that ends before its first checkpoint writes none.
     """
     writes = config.checkpoints is not None and spacing(steps, config.checkpoints.every) < steps
-    step = found.step_bytes(accumulated=config.train.accumulation > 1)
+    step = footprint.step_bytes(accumulated=config.train.accumulation > 1)
     training = {
-        "weights": found.weights,
-        "gradients": found.gradients,
-        "optimizer state": found.optimizer,
-        "activations": max(0, step - found.gradients),
-        "copies for regularizers": found.weights * extra_copies(config.regularize),
-        COPY: (found.gradients + found.optimizer) if writes else 0,
+        "weights": footprint.weights,
+        "gradients": footprint.gradients,
+        "optimizer state": footprint.optimizer,
+        "activations": max(0, step - footprint.gradients),
+        "copies for regularizers": footprint.weights * extra_copies(config.regularize),
+        COPY: (footprint.gradients + footprint.optimizer) if writes else 0,
     }
     slack = round(SLACK * sum(training.values()))
     whole = {"program and data": program, "base model": base, **training, "allocator": slack}
@@ -77,43 +77,43 @@ def essential(taken: Mapping[str, int]) -> int:
 
 
 def proposals(
-    config: Config, found: Footprint, recomputing: Footprint | None, limit: int, **fixed: int
+    config: Config, footprint: Footprint, recomputing: Footprint | None, limit: int, **fixed: int
 ) -> Iterator[Proposal]:
     """Yield changes that save memory, the least costly first.
 
     Args:
         config: The config.
-        found: Footprint of one step.
+        footprint: Memory of one step.
         recomputing: The same with gradient checkpointing; None if the model does not support it or already uses it.
         limit: Memory of the machine in bytes.
         fixed: As in :func:`parts`.
     """
-    smaller = _smaller(config, found, limit, fixed)
+    smaller = _smaller(config, footprint, limit, fixed)
     if smaller is not None:
-        yield Proposal(_change(config, found, smaller), _total(_accumulating(config), smaller, fixed))
+        yield Proposal(_change(config, footprint, smaller), _total(_accumulating(config), smaller, fixed))
     if recomputing is not None:
         yield Proposal("train.gradient_checkpointing: true", _total(config, recomputing, fixed))
-    small = (found.gradients - found.embeddings) / 4 * _BYTES_OF_8BIT
-    light = replace(found, optimizer=round(small) + 2 * found.embeddings)  # embeddings keep float32 moments
-    if light.optimizer < found.optimizer:
+    small = (footprint.gradients - footprint.embeddings) / 4 * _BYTES_OF_8BIT
+    light = replace(footprint, optimizer=round(small) + 2 * footprint.embeddings)  # embeddings keep float32 moments
+    if light.optimizer < footprint.optimizer:
         yield Proposal("train.optimizer: adamw-8bit", _total(config, light, fixed))
-        best = replace(recomputing or found, rows=(smaller or found).rows, optimizer=light.optimizer)
+        best = replace(recomputing or footprint, rows=(smaller or footprint).rows, optimizer=light.optimizer)
         yield Proposal("all of these together", _total(_accumulating(config), best, fixed))
-    yield Proposal("sharding over 2 processes (fulltune launch)", _sharded(config, found, 2, fixed))
+    yield Proposal("sharding over 2 processes (fulltune launch)", _sharded(config, footprint, 2, fixed))
 
 
 def refusal(taken: Mapping[str, int], limit: int, ways: Sequence[Proposal]) -> ConfigError:
     """Return the error for a job that does not fit: memory by part, and each proposal with its own figure."""
     total = essential(taken)
     largest = sorted(taken.items(), key=lambda item: -item[1])[:3]
-    told = ", ".join(f"{name} {gib(size)}" for name, size in largest)
+    largest_parts = ", ".join(f"{name} {gib(size)}" for name, size in largest)
     fits = [f"{way.change} ({gib(way.bytes)})" for way in ways if way.bytes <= limit]
     short = [f"{way.change} ({gib(way.bytes)})" for way in ways if way.bytes > limit]
     fix = f"any of these makes it fit: {'; '.join(fits)}" if fits else "choose a smaller model, or more memory"
     if short:
         fix += f". Not enough alone: {'; '.join(short)}"
     return ConfigError(
-        f"training needs {gib(total)} ({told})",
+        f"training needs {gib(total)} ({largest_parts})",
         expected=f"at most {gib(limit)}, which this machine has",
         fix=fix,
         field="train.batch_size",
@@ -144,34 +144,34 @@ def _size(model: Any, name: str) -> int | None:
         return None
 
 
-def _total(config: Config, found: Footprint, fixed: Mapping[str, int]) -> int:
-    return essential(parts(config, found, **fixed))
+def _total(config: Config, footprint: Footprint, fixed: Mapping[str, int]) -> int:
+    return essential(parts(config, footprint, **fixed))
 
 
-def _sharded(config: Config, found: Footprint, processes: int, fixed: Mapping[str, int]) -> int:
+def _sharded(config: Config, footprint: Footprint, processes: int, fixed: Mapping[str, int]) -> int:
     """Return the part of one process if weights, gradients and state are sharded (ZeRO-3, FSDP)."""
-    part = replace(found, rows=max(1, found.rows // processes))
+    part = replace(footprint, rows=max(1, footprint.rows // processes))
     taken = parts(config, part, **fixed)
     shared = ("weights", "gradients", "optimizer state", COPY)
     return essential({name: size // processes if name in shared else size for name, size in taken.items()})
 
 
-def _smaller(config: Config, found: Footprint, limit: int, fixed: Mapping[str, int]) -> Footprint | None:
+def _smaller(config: Config, footprint: Footprint, limit: int, fixed: Mapping[str, int]) -> Footprint | None:
     """Return a config whose micro-batches are halved until they fit; None if they already have one row."""
-    smaller, accumulating = found, _accumulating(config)
+    smaller, accumulating = footprint, _accumulating(config)
     while smaller.rows > 1:
         smaller = replace(smaller, rows=-(-smaller.rows // 2))
         if _total(accumulating, smaller, fixed) <= limit:
             break
-    return None if smaller is found else smaller
+    return None if smaller is footprint else smaller
 
 
-def _change(config: Config, found: Footprint, smaller: Footprint) -> str:
-    accumulation = config.train.accumulation * -(-found.rows // smaller.rows)
+def _change(config: Config, footprint: Footprint, smaller: Footprint) -> str:
+    accumulation = config.train.accumulation * -(-footprint.rows // smaller.rows)
     # The footprint has fewer rows than the batch if batches are computed in parts.
-    key, size = "train.batch_size", max(1, config.train.batch_size * smaller.rows // found.rows)
+    key, size = "train.batch_size", max(1, config.train.batch_size * smaller.rows // footprint.rows)
     if config.speed.batch_tokens is not None:
-        key, size = "speed.batch_tokens", config.speed.batch_tokens * smaller.rows // found.rows
+        key, size = "speed.batch_tokens", config.speed.batch_tokens * smaller.rows // footprint.rows
     return f"{key}: {size} with train.accumulation: {accumulation}"
 
 

@@ -46,10 +46,10 @@ class BaseModel:
     @property
     def folder(self) -> Path | None:
         """The folder of its files, or None if it is not on this machine."""
-        kind, _, rest = self.name.partition(":")
-        if kind == "starter" and rest in starters.NAMES:
+        origin, _, rest = self.name.partition(":")
+        if origin == "starter" and rest in starters.NAMES:
             return starters.folder(rest)
-        if kind != "package":
+        if origin != "package":
             path = paths.user_path(self.name)
             return path if paths.is_folder(path) else None
         package, _, inner = rest.partition("/")

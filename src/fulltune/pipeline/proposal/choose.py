@@ -104,10 +104,10 @@ def _with_vectors(columns: Sequence[Profile]) -> Choice:
 def _with_folders(columns: Sequence[Profile], text: Profile) -> Choice:
     """Return the task for documents in several folders, which are labels of short texts, or parts of a collection."""
     if text.words > _LONG:
-        found, other = _causal_lm([text], ()), "to learn the folders as labels: --task classification"
+        choice, other = _causal_lm([text], ()), "to learn the folders as labels: --task classification"
     else:
-        found, other = _classification(columns, ()), "to learn the texts themselves: --task causal-lm"
-    return replace(found, notes=(*found.notes, other))
+        choice, other = _classification(columns, ()), "to learn the texts themselves: --task causal-lm"
+    return replace(choice, notes=(*choice.notes, other))
 
 
 def _without_labels(columns: Sequence[Profile]) -> Choice:
@@ -124,12 +124,12 @@ def _without_labels(columns: Sequence[Profile]) -> Choice:
 
 
 def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
-    found = roles.label(columns, required=True)
-    if found.column is None and any(one.kind == "vector" for one in columns) and roles.texts(columns):
+    labels = roles.label(columns, required=True)
+    if labels.column is None and any(one.kind == "vector" for one in columns) and roles.texts(columns):
         return _with_vectors(columns)
-    if found.column is None:
+    if labels.column is None:
         raise _nothing(columns, "no column of labels: few values, each in many rows", task="classification")
-    label = found.column
+    label = labels.column
     texts = roles.texts(columns, without={label.name})
     if not texts:
         raise _nothing(columns, "no column of text beside the labels", task="classification")
@@ -142,7 +142,7 @@ def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Ch
     because = f"`{label.name}` has {label.distinct:,} values in {label.filled:,} rows"
     because += ", several of them per row" if several else ""
     group = roles.group(columns, {texts[0].name, label.name})
-    notes = [_other("label", other) for other in found.others[:3] if other is not group]
+    notes = [_other("label", other) for other in labels.others[:3] if other is not group]
     notes += [_unread(other, "text") for other in texts[1:] if other.kind == "text"]
     role = "labels" if several else "label"
     return Choice("classification", {"text": texts[0], role: label}, because, label.separator, notes=tuple(notes))
@@ -206,8 +206,8 @@ _TASKS: dict[str, Callable[[Sequence[Profile], Sequence[Path]], Choice]] = {
 def _named_pair(columns: Sequence[Profile]) -> Choice | None:
     """Return the task of two columns whose names say which is the source and which the target, or None."""
     words = {one.name: roles.name_words(one.name) for one in columns if one.kind in ("text", "short text", "repeated")}
-    prompts = [name for name, found in words.items() if found & _PROMPTS]
-    completions = [name for name, found in words.items() if found & _COMPLETIONS]
+    prompts = [name for name, parts in words.items() if parts & _PROMPTS]
+    completions = [name for name, parts in words.items() if parts & _COMPLETIONS]
     if prompts and completions and prompts != completions:
         return _causal_lm([one for one in columns if one.name in words], ())
     pair = roles.pair([one for one in columns if one.kind in ("text", "short text")])
@@ -255,7 +255,7 @@ def _is_twin(column: Profile, columns: Sequence[Profile]) -> bool:
     if roles.name_words(column.name) & _TWINS:
         return True
     numbered = _NUMBERED.fullmatch(column.name)
-    stems = [found[1] for one in columns if (found := _NUMBERED.fullmatch(one.name))]
+    stems = [match[1] for one in columns if (match := _NUMBERED.fullmatch(one.name))]
     return numbered is not None and stems.count(numbered[1]) > 1
 
 

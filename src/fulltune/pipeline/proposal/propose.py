@@ -175,8 +175,8 @@ class _Draft:
         named |= {"label_names": list(choice.names)} if choice.names else {}
         config = DataConfig(train=sources.train, **named)
         fraction = settings.held_out(columns[0].rows)[0]
-        found = reading.read(sources.splits(), config, list(choice.columns), fraction)
-        inputs = found.values(next(iter(choice.columns)))
+        rows = reading.read(sources.splits(), config, list(choice.columns), fraction)
+        inputs = rows.values(next(iter(choice.columns)))
         language = language_of(inputs)
         family = _FAMILIES[choice.task]
         base = base_models.named(model, family) if model else base_models.choose(family, language)
@@ -187,11 +187,11 @@ class _Draft:
             choice,
             group,
             marks,
-            found,
+            rows,
             base,
             language,
             settings.count_tokens(inputs, base),
-            settings.count_tokens(found.values(answers[0]), base) if answers else (),
+            settings.count_tokens(rows.values(answers[0]), base) if answers else (),
             file,
         )
 
@@ -290,29 +290,30 @@ class _Draft:
         return lines + (self._databases() if self.choice.task == "text2sql" else [])
 
     def _databases(self) -> list[Line]:
-        found = self.sources.databases
+        databases = self.sources.databases
         if "db_id" not in self.choice.columns:
-            return [Line("databases", self._path(found[0]), "the database that all queries are run on")]
-        folder = os.path.commonpath([path.parent for path in found])
+            return [Line("databases", self._path(databases[0]), "the database that all queries are run on")]
+        folder = os.path.commonpath([path.parent for path in databases])
         return [Line("databases", self._path(Path(folder)), "folder of the SQLite files that db_id names")]
 
     def _lengths(self) -> list[Line]:
         if self.choice.task == "text2sql":
             why = "tokens of schema and question; longer schemas are cut"
             return [Line("max_length", 512, why), self._target_length()]
-        found = settings.lengths(self.counts)
-        window = found.window(self.base.window or _WINDOW)
+        lengths = settings.lengths(self.counts)
+        window = lengths.window(self.base.window or _WINDOW)
         if self.choice.task == "causal-lm" and "text" in self.choice.columns:
-            why = f"tokens per window; longer texts are divided (median {found.median:,})"
+            why = f"tokens per window; longer texts are divided (median {lengths.median:,})"
             return [Line("max_length", window, why)]
         over = sum(count > window for count in self.counts) / len(self.counts)
-        cut = f"; {over:.1%} of the texts are cut" if over else "; no text is cut"
-        lines = [Line("max_length", window, f"tokens; the median is {found.median:,}{cut}")]
+        ending = f"; {over:.1%} of the texts are cut" if over else "; no text is cut"
+        lines = [Line("max_length", window, f"tokens; the median is {lengths.median:,}{ending}")]
         return lines + ([self._target_length()] if self.choice.task == "seq2seq" else [])
 
     def _target_length(self) -> Line:
-        found = settings.lengths(self.answers)
-        return Line("max_target_length", found.window(None, 16), f"tokens of an answer; the median is {found.median:,}")
+        lengths = settings.lengths(self.answers)
+        why = f"tokens of an answer; the median is {lengths.median:,}"
+        return Line("max_target_length", lengths.window(None, 16), why)
 
     def _training(self) -> list[Line]:
         rows = self._trained_rows()

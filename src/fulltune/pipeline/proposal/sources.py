@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fulltune.data.columnar import is_datasets_folder
 from fulltune.data.columns.roles import SPLITS
-from fulltune.data.kinds import FORMATS, by_name, suffix
+from fulltune.data.formats import FORMATS, by_name, suffix
 from fulltune.errors import DataError
 from fulltune.runtime import paths
 
@@ -50,16 +50,16 @@ def sort_sources(names: Sequence[str]) -> Sources:
     Raises:
         DataError: There are no rows: nothing is named, or databases alone.
     """
-    given = [found for name in names for found in paths.matches(name) or [name]]
+    given = [path for name in names for path in paths.matches(name) or [name]]
     if not given:
         raise DataError("no data", expected=FORMATS, fix="name a file or a folder: fulltune init DATA")
     databases = [Path(name) for name in given if is_database(Path(name))]
     rest = [name for name in given if not is_database(Path(name))]
-    found = _of_folder(Path(rest[0])) if len(rest) == 1 and _is_plain_folder(Path(rest[0])) else _of_files(rest)
-    if not found.train:
+    sources = _of_folder(Path(rest[0])) if len(rest) == 1 and _is_plain_folder(Path(rest[0])) else _of_files(rest)
+    if not sources.train:
         raise _nothing(given, databases)
-    near = databases or list(_databases_near(Path(found.train[0])))
-    return Sources(found.train, found.valid, found.eval, tuple(near), found.others, found.ignored)
+    near = databases or list(_databases_near(Path(sources.train[0])))
+    return Sources(sources.train, sources.valid, sources.eval, tuple(near), sources.others, sources.ignored)
 
 
 def is_database(path: Path) -> bool:
@@ -120,9 +120,9 @@ def _of_folder(folder: Path) -> Sources:
         return Sources((str(folder),))
     nested = [path for path in inner if any(_has_rows(Path(name)) for name in paths.files_in(path))]
     if nested:
-        found = _of_folder(nested[0])
-        others = (*found.others, *(str(path) for path in nested[1:]))
-        return Sources(found.train, found.valid, found.eval, (), others, found.ignored)
+        sources = _of_folder(nested[0])
+        others = (*sources.others, *(str(path) for path in nested[1:]))
+        return Sources(sources.train, sources.valid, sources.eval, (), others, sources.ignored)
     return Sources(())
 
 

@@ -87,18 +87,18 @@ def model_name(task: str, base: str) -> str:
 
 
 def _lineage(
-    record: Record, folder: Path, source: str, kind: Literal["run", "interpolation", "soup"], parents: list[Version]
+    record: Record, folder: Path, source: str, origin: Literal["run", "interpolation", "soup"], parents: list[Version]
 ) -> Lineage:
     return Lineage(
         source=source,
-        kind=kind,
+        kind=origin,
         task=record.task,
         method=record.method,
         base=record.model,
         train_sha256=record.data.train.sha256,
         eval_sha256=record.data.eval.sha256,
         config_sha256=file_sha256(folder / "config.yaml"),
-        fulltune=__version__ if kind != "run" else record.fulltune,
+        fulltune=__version__ if origin != "run" else record.fulltune,
         parents=tuple(dict.fromkeys(version.ref for version in parents)),
     )
 

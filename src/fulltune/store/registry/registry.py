@@ -294,9 +294,9 @@ class Registry:
                 db.execute("DELETE FROM collected WHERE name = ? AND number = ?", (name, version.number))
             else:
                 (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
-                facts = {"name": name, "number": (newest or 0) + 1, "sha256": sha256, "created": now()}
-                facts |= {"outcome": outcome, "headline": headline, "lineage": lineage, "files": entries}
-                version = Version.model_validate(facts)
+                fields = {"name": name, "number": (newest or 0) + 1, "sha256": sha256, "created": now()}
+                fields |= {"outcome": outcome, "headline": headline, "lineage": lineage, "files": entries}
+                version = Version.model_validate(fields)
                 row = (name, version.number, sha256, lineage.source, version.model_dump_json())
                 db.execute("INSERT INTO versions (name, number, sha256, source, body) VALUES (?, ?, ?, ?, ?)", row)
         self.checkout(version)

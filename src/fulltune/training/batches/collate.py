@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from fulltune.models.token_ids import IGNORED
 from fulltune.tasks.base import Features
 from fulltune.training.batches import packing
-from fulltune.training.objective import Kind
+from fulltune.training.objective import LabelKind
 from fulltune.training.untouched import has_only_tokens
 
 #: Key of the row numbers in a training batch; they are removed before the batch is computed.
@@ -149,7 +149,7 @@ class RowCollator:
     """
 
     collate: Callable[[list[Any]], Any]
-    kind: Kind | None
+    kind: LabelKind | None
     trim: bool
     relabel: bool = False
     numbered: bool = False
@@ -213,7 +213,7 @@ def take_row_numbers(batch: Any) -> list[int]:
     return [] if numbers is None else numbers.tolist()
 
 
-def trim(batch: MutableMapping[str, Any], kind: Kind) -> None:
+def trim(batch: MutableMapping[str, Any], kind: LabelKind) -> None:
     """Remove the columns on the right that are padding in every row, in place, if all inputs per token are known."""
     if not has_only_tokens(batch):
         return

@@ -72,7 +72,7 @@ class MicroBatches:
         *,
         step: int,
         adds_up: bool,
-        cut: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
+        parts: Callable[[Any], Sequence[Any]] = lambda batch: (batch,),
     ) -> Tensor:
         """Return the loss of a micro-batch, and add its gradients to those of the model.
 
@@ -82,7 +82,7 @@ class MicroBatches:
             batch: ``(B, …)`` tensors by name.
             step: The optimizer step, from 1.
             adds_up: The losses of parts add up to the loss of the micro-batch, so that it may be split.
-            cut: Splits a micro-batch for speed, whether or not it fits in memory.
+            parts: Splits a micro-batch for speed, whether or not it fits in memory.
 
         Raises:
             MemoryExhausted: A single row does not fit, or the batch cannot be split; the weights are those of the last
@@ -91,7 +91,7 @@ class MicroBatches:
         todo = [batch]
         while True:
             try:
-                losses = [self._in_parts(compute, cut(one)) for one in todo]
+                losses = [self._in_parts(compute, parts(one)) for one in todo]
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -100,7 +100,7 @@ class MicroBatches:
             # Outside the except block the traceback is freed, and with it the tensors of the failed pass.
             model.zero_grad()
             _release()
-            self._halve([part for one in todo for part in cut(one)], step, adds_up, reason)
+            self._halve([part for one in todo for part in parts(one)], step, adds_up, reason)
             _set_random_states(self._draws)
             todo = [*self._batches[: self._done], batch]
         self._done += 1

@@ -45,8 +45,8 @@ def packs(model: Any, config: Config) -> bool:
         logging.getLogger("transformers.modeling_utils").addFilter(_is_not_about_masks)
     if not is_wanted or kind_of(model) != "causal":
         return False
-    facts = check_loss(model, "causal")
-    if facts.kind != "causal" or not facts.is_cross_entropy:
+    loss = check_loss(model, "causal")
+    if loss.kind != "causal" or not loss.is_cross_entropy:
         return False
     is_exact = keeps_documents_apart(model)
     if not is_exact:

@@ -21,7 +21,7 @@ from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.batches.collate import INPUT_COLUMNS
 from fulltune.training.batches.out_of_memory import row_count, take
-from fulltune.training.objective import Kind
+from fulltune.training.objective import LabelKind
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Computed:
     row_losses: Tensor | None = None
 
 
-def row_groups(model: Any, batch: Mapping[str, Any], kind: Kind) -> list[list[int]] | None:
+def row_groups(model: Any, batch: Mapping[str, Any], kind: LabelKind) -> list[list[int]] | None:
     """Return the numbers of the rows of each group; None if the batch can be computed unchanged.
 
     Args:
@@ -100,7 +100,7 @@ def warn_of_padding(model: Any, length: int) -> None:
         )
 
 
-def cut(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]:
+def part_of(batch: Mapping[str, Any], rows: list[int], kind: LabelKind) -> dict[str, Any]:
     """Return some rows of a batch, without the columns on both sides that are padding in all of them."""
     part = take(batch, rows)
     mask = part["attention_mask"]
@@ -139,12 +139,12 @@ def _alike(keys: Sequence[tuple[int, ...]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _target_width(batch: Mapping[str, Any], kind: Kind) -> int:
+def _target_width(batch: Mapping[str, Any], kind: LabelKind) -> int:
     """Return the width of labels that are a separate text; 0 for any other labels."""
     return batch["labels"].shape[1] if kind == "seq2seq" and "decoder_input_ids" not in batch else 0
 
 
-def _extents(batch: Mapping[str, Any], mask: Tensor, kind: Kind) -> list[Extent]:
+def _extents(batch: Mapping[str, Any], mask: Tensor, kind: LabelKind) -> list[Extent]:
     is_text = _target_width(batch, kind) > 0
     ends = [_used(row[None])[1] for row in batch["labels"] != IGNORED] if is_text else [0] * len(mask)
     return [(*_used(row[None] != 0), end) for row, end in zip(mask, ends, strict=True)]
@@ -156,7 +156,7 @@ def _used(used: Tensor) -> tuple[int, int]:
     return (int(columns[0]), int(columns[-1]) + 1) if columns.numel() else (0, 1)
 
 
-def _end_tokens(model: Any, batch: Mapping[str, Any], kind: Kind, rows: int) -> list[tuple[int, ...]]:
+def _end_tokens(model: Any, batch: Mapping[str, Any], kind: LabelKind, rows: int) -> list[tuple[int, ...]]:
     """Return the number of end tokens of each row if a classifier reads the last one (BART, T5)."""
     end = getattr(model.config, "eos_token_id", None)
     ids = batch.get("input_ids")

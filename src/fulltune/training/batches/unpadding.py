@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fulltune.training.batches.collate import trim
 from fulltune.training.batches.out_of_memory import take
-from fulltune.training.objective import Kind
+from fulltune.training.objective import LabelKind
 
 #: Fixed cost of a part, in tokens. A token takes 6 operations per parameter (Kaplan et al. 2020, table 1). Adding
 #: gradients moves 12 bytes per parameter, which takes as long as about 40 tokens on two cores; the rest is for calls.
@@ -57,7 +57,7 @@ def parts(lengths: Sequence[Lengths]) -> list[list[int]]:
     return split[::-1] if len(split) > 1 else [list(range(len(lengths)))]
 
 
-def unpadded(batch: Any, kind: Kind) -> list[Any]:
+def unpadded(batch: Any, kind: LabelKind) -> list[Any]:
     """Return the parts of a batch, each as wide as its longest row; only the batch itself if splitting is not faster.
 
     Args:
@@ -82,7 +82,7 @@ def _used(mask: Tensor) -> list[int]:
     return widths
 
 
-def _part(batch: Mapping[str, Any], rows: list[int], kind: Kind) -> dict[str, Any]:
+def _part(batch: Mapping[str, Any], rows: list[int], kind: LabelKind) -> dict[str, Any]:
     part = take(batch, rows)
     trim(part, kind)
     return part

@@ -4,7 +4,7 @@
       config.json, model.safetensors      the model (trained.safetensors if only the trainable parameters are stored)
       trainer_state.json                  as transformers writes it, with the states of callbacks
       optimizer, scheduler, random, progress   each a .json, and a .safetensors if it has tensors
-      manifest.json                       size and SHA-256 of every file, and facts
+      manifest.json                       size and SHA-256 of every file, and properties
 
 No file is a pickle. The newest checkpoint is the one with the highest sequence number in its manifest, whatever the
 names of the folders are. A corrupt or unfinished checkpoint is skipped.
@@ -55,14 +55,14 @@ class Snapshot:
     """The content of a checkpoint.
 
     Attributes:
-        facts: Entries of the manifest; ``step`` is one of them.
+        properties: Entries of the manifest; ``step`` is one of them.
         texts: Small files by name.
         weights: Tensors of the model by name; tied tensors occur once.
         is_complete: ``weights`` has all tensors of the model, not only the trainable parameters.
         parts: States of the optimizer, the random number generators and so on, by name.
     """
 
-    facts: dict[str, Any]
+    properties: dict[str, Any]
     texts: dict[str, bytes]
     weights: dict[str, Tensor]
     is_complete: bool
@@ -76,7 +76,7 @@ class Snapshot:
     def copied(self) -> Snapshot:
         """Return a snapshot with copies of the tensors, which training does not change."""
         parts = {name: part.copied() for name, part in self.parts.items()}
-        return Snapshot(self.facts, self.texts, copies(self.weights), self.is_complete, parts)
+        return Snapshot(self.properties, self.texts, copies(self.weights), self.is_complete, parts)
 
     def write(self, target: Path) -> Manifest:
         """Write the checkpoint atomically.
@@ -88,7 +88,7 @@ class Snapshot:
             StoreError: The disk is full, or a file cannot be written.
         """
         require_space(target.parent, self.size, "a checkpoint")
-        return write_folder(target, self._fill, facts=self.facts, replace=True)
+        return write_folder(target, self._fill, properties=self.properties, replace=True)
 
     def _fill(self, folder: Path) -> None:
         for name, data in self.texts.items():
@@ -106,7 +106,7 @@ def snapshot(
     *,
     texts: Mapping[str, bytes],
     is_complete: bool,
-    **facts: Any,
+    **properties: Any,
 ) -> Snapshot:
     """Return a snapshot of the current state, without a copy of its tensors.
 
@@ -116,11 +116,11 @@ def snapshot(
         parts: States other than the weights, by name.
         texts: Small files by name, in addition to those that describe the model.
         is_complete: Include all tensors of the model, not only the trainable parameters.
-        facts: Further entries of the manifest.
+        properties: Further entries of the manifest.
     """
     weights = _each_once(model.state_dict()) if is_complete else trained_state(model)
     known = {"format": FORMAT, "step": step, "fulltune": __version__}
-    return Snapshot(known | facts, {**_descriptions(model), **texts}, weights, is_complete, dict(parts))
+    return Snapshot(known | properties, {**_descriptions(model), **texts}, weights, is_complete, dict(parts))
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
@@ -178,12 +178,12 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """Optimizer steps before it."""
-        return int(self.manifest.facts["step"])
+        return int(self.manifest.properties["step"])
 
     @property
     def sequence(self) -> int:
         """Number that increases with every checkpoint of a folder, whatever its step is."""
-        return int(self.manifest.facts["sequence"])
+        return int(self.manifest.properties["sequence"])
 
 
 def is_ours(folder: Path) -> bool:
@@ -237,10 +237,10 @@ def check(folder: Path) -> None:
         CheckpointError: The folder is not a checkpoint.
     """
     if is_ours(folder):
-        facts = verify(folder, allow_others=True).facts
-        if int(facts.get("format", 0)) > FORMAT:
+        properties = verify(folder, allow_others=True).properties
+        if int(properties.get("format", 0)) > FORMAT:
             raise StoreError(
-                f"the checkpoint has format {facts['format']}",
+                f"the checkpoint has format {properties['format']}",
                 expected=f"at most {FORMAT}",
                 where=str(folder),
                 fix="upgrade fulltune",

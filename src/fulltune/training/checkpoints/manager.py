@@ -250,7 +250,7 @@ class Checkpoints(TrainerCallback):
         except StoreError as error:
             problem = error.problems[0]
             raise StoreError(
-                f"the checkpoint of step {snapshot.facts['step']} cannot be written: {problem.found}",
+                f"the checkpoint of step {snapshot.properties['step']} cannot be written: {problem.found}",
                 expected=problem.expected or f"disk space for {snapshot.size / 1e9:.3g} GB",
                 fix="free some space and resume: the checkpoints before it are intact (checkpoints: null and "
                 "guards.divergence: null write none)",

@@ -24,7 +24,7 @@ from fulltune.training.protocols import ShardedTraining
 
 
 def save(
-    training: ShardedTraining, write: Callable[[], None], target: Path, states: dict[str, Any], **facts: Any
+    training: ShardedTraining, write: Callable[[], None], target: Path, states: dict[str, Any], **properties: Any
 ) -> None:
     """Write the checkpoint of this step. All processes must call it together, on one shared file system.
 
@@ -33,7 +33,7 @@ def save(
         write: Writes the engine's checkpoint to ``args.output_dir``.
         target: Folder of the checkpoint.
         states: States of all processes that are stored alongside the shards.
-        facts: Entries of the manifest.
+        properties: Entries of the manifest.
     """
     unfinished = broadcast_object_list([unfinished_folder(target)])[0]
     with _written_to(training.args, unfinished):
@@ -44,7 +44,7 @@ def save(
         for name, state in states.items():
             encode(state).write(inner, name)
         shards = {"engine": distributed.engine(), "processes": training.args.world_size}
-        seal(inner, target, {"format": FORMAT, "step": training.state.global_step, **shards, **facts})
+        seal(inner, target, {"format": FORMAT, "step": training.state.global_step, **shards, **properties})
         shutil.rmtree(unfinished, ignore_errors=True)
     training.accelerator.wait_for_everyone()
 
@@ -76,10 +76,10 @@ def check(source: Path, processes: int) -> None:
     Raises:
         StoreError: They cannot.
     """
-    facts = read_manifest(source).facts
-    writer = str(facts.get("engine", ""))
+    properties = read_manifest(source).properties
+    writer = str(properties.get("engine", ""))
     engine = "" if distributed.engine() == "ddp" else distributed.engine()
-    count = int(facts.get("processes", 0)) or len(read(source, "random"))
+    count = int(properties.get("processes", 0)) or len(read(source, "random"))
     if writer == engine and (count == processes or (not writer and count > processes)):
         return
     raise StoreError(

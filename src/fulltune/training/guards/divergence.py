@@ -142,11 +142,11 @@ class DivergenceGuard(Guard):
     computes, or the logged one if the model computes none (label smoothing).
 
     In :class:`fulltune.Trainer`, training returns to the last good checkpoint with all of its state (weights,
-    optimizer, schedule, random numbers, position in the data), and the learning rate is cut. After ``retries``
+    optimizer, schedule, random numbers, position in the data), and the learning rate is reduced. After ``retries``
     roll-backs it stops with the weights of that checkpoint. Models that are sharded over processes (FSDP, DeepSpeed)
     are stopped the first time.
 
-    A resumed run keeps the window, the cut and the number of roll-backs. Leave
+    A resumed run keeps the window, the rate and the number of roll-backs. Leave
     ``restore_callback_states_from_checkpoint`` off: the guard reads its state itself.
 
     Args:
@@ -154,7 +154,7 @@ class DivergenceGuard(Guard):
         threshold: As in :class:`SpikeDetector`.
         patience: As in :class:`SpikeDetector`.
         retries: Roll-backs before training stops.
-        cut: Factor on the learning rate at each roll-back.
+        rate_factor: Factor on the learning rate at each roll-back.
 
     Attributes:
         events: Decisions of this training.
@@ -165,14 +165,14 @@ class DivergenceGuard(Guard):
     name: ClassVar[GuardName] = "divergence"
 
     def __init__(
-        self, window: int = 50, threshold: float = 10.0, patience: int = 5, retries: int = 2, cut: float = 0.3
+        self, window: int = 50, threshold: float = 10.0, patience: int = 5, retries: int = 2, rate_factor: float = 0.3
     ) -> None:
         super().__init__()
         self.window = window
         self.threshold = threshold
         self.patience = patience
         self.retries = retries
-        self.cut = cut
+        self.rate_factor = rate_factor
         self.detector = SpikeDetector(window, threshold, patience)
         self.roll_backs = 0
         self.rate = 1.0
@@ -197,7 +197,7 @@ class DivergenceGuard(Guard):
 
     def state(self) -> dict[str, Any]:
         """Return the arguments and plain numbers for ``trainer_state.json``."""
-        names = ("window", "threshold", "patience", "retries", "cut")
+        names = ("window", "threshold", "patience", "retries", "rate_factor")
         return {
             "args": {name: getattr(self, name) for name in names},
             "attributes": {
@@ -296,7 +296,7 @@ class DivergenceGuard(Guard):
     # ---- Decisions of a trainer that can roll back ----
 
     def go_back(self, error: TrainingStopped, step: int, reached: int) -> None:
-        """Record a roll-back and cut the learning rate.
+        """Record a roll-back and reduce the learning rate.
 
         Args:
             error: The reason.
@@ -304,7 +304,7 @@ class DivergenceGuard(Guard):
             reached: Step in which the error was raised.
         """
         self.roll_backs += 1
-        self.rate *= self.cut
+        self.rate *= self.rate_factor
         self._is_rolling_back = True
         self.decide(
             "roll back",

@@ -112,24 +112,24 @@ def _is_workbook(path: Path) -> bool:
         return False
 
 
-def refuse_other_kinds(head: bytes, path: Path) -> None:
+def refuse_other_formats(head: bytes, path: Path) -> None:
     """Check by its first bytes that a file is text.
 
     Raises:
         DataError: The file is of another kind.
     """
-    kind = next(((what, fix) for mark, what, fix in _OTHER if head.startswith(mark)), None)
-    if kind is not None and head.startswith(_WORDS) and not re.search(rb"[\0-\x08]", head):
-        kind = None
-    if kind is None and head[:100].lstrip().lower().startswith(_PAGES):
-        kind = ("a web page", "download the file itself (a link to the raw file), not the page about it")
-    if kind is None and head[257:262] == b"ustar":
-        kind = ("a tar archive", _UNPACK)
-    if kind is not None:
-        raise DataError(f"this is {kind[0]}", expected=FORMATS, where=str(path), fix=kind[1])
+    other = next(((what, fix) for mark, what, fix in _OTHER if head.startswith(mark)), None)
+    if other is not None and head.startswith(_WORDS) and not re.search(rb"[\0-\x08]", head):
+        other = None
+    if other is None and head[:100].lstrip().lower().startswith(_PAGES):
+        other = ("a web page", "download the file itself (a link to the raw file), not the page about it")
+    if other is None and head[257:262] == b"ustar":
+        other = ("a tar archive", _UNPACK)
+    if other is not None:
+        raise DataError(f"this is {other[0]}", expected=FORMATS, where=str(path), fix=other[1])
 
 
-def unknown_kind(path: Path) -> DataError:
+def unknown_format(path: Path) -> DataError:
     """Return the error of a file whose format neither its name nor its content shows."""
     fix = _ADVICE.get(suffix(path), "give it the suffix of its format, or write the rows in one of these formats")
     problem = f"a file of unknown kind ({path.suffix or 'no suffix'})"

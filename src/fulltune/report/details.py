@@ -1,4 +1,4 @@
-"""List the facts of a record as terms and values: trained parameters, audit and cost."""
+"""List details of a record as terms and values: trained parameters, audit and cost."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SIGNS = {"error": "✕", "warning": "!", "info": "i"}
 
 
 def weights(record: Record) -> Facts:
-    """Return facts about the weights."""
+    """Return details about the weights."""
     parameters = record.parameters
-    facts = [
+    pairs = [
         ("Base model", record.model.source),
         ("Architecture", f"{record.model.architecture}, {record.model.family}"),
         ("Parameters", count(parameters.total)),
@@ -32,17 +32,17 @@ def weights(record: Record) -> Facts:
         ("Number format", parameters.dtype),
         ("Changed tensors", percentage(parameters.moved)),
     ]
-    return facts + ([("Tied weights", ", ".join(parameters.tied))] if parameters.tied else [])
+    return pairs + ([("Tied weights", ", ".join(parameters.tied))] if parameters.tied else [])
 
 
 def training(record: Record) -> Facts:
-    """Return facts about training."""
+    """Return details about training."""
     used = record.training
     optimizer = used.optimizer
     if used.optimizer_bytes:
         optimizer += f", {size(used.optimizer_bytes)} of state"
     rows = used.batch_size * used.accumulation
-    facts = [
+    pairs = [
         ("Optimizer", optimizer),
         ("Learning rate", f"{compact(used.learning_rate)}, {used.scheduler}"),
         ("Warm-up", f"{used.warmup_steps:,} steps"),
@@ -53,19 +53,19 @@ def training(record: Record) -> Facts:
         ("Final training loss", compact(used.final_loss)),
         ("Seed", str(used.seed)),
     ]
-    return facts + ([("Computed by", "; ".join(used.fast_paths))] if used.fast_paths else [])
+    return pairs + ([("Computed by", "; ".join(used.fast_paths))] if used.fast_paths else [])
 
 
 def cost(record: Record) -> Facts:
-    """Return facts about time and memory."""
+    """Return details about time and memory."""
     used = record.resources
-    facts = [
+    pairs = [
         ("Entire run", duration(used.total_seconds)),
         ("Training", duration(used.train_seconds)),
         ("Peak memory", size(used.peak_rss_bytes)),
         ("Tokens per second", compact(used.tokens_per_second)),
     ]
-    return facts + ([("Machine", used.machine)] if used.machine else [])
+    return pairs + ([("Machine", used.machine)] if used.machine else [])
 
 
 @dataclass(frozen=True)
