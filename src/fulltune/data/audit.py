@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fulltune.config import Config, TrainConfig
+from fulltune.config import Config, DataConfig, TrainConfig
 from fulltune.data import tokens
 from fulltune.data.findings import Audit, BadRow, ExampleLike, Finding, bad_rows, rows, some
 from fulltune.data.labels import kind_findings, label_findings
@@ -79,7 +79,7 @@ def audit(
         findings += kind_findings({split: table.label_kind for split, table in tables.items()})
     findings += token_findings(
         {"train": train_examples, "eval": eval_examples},
-        config,
+        config.data,
         generated=not classes,
         encode=encode,
         tokenizer=tokenizer,
@@ -90,7 +90,7 @@ def audit(
 
 def token_findings(
     splits: Mapping[str, Sequence[E]],
-    config: Config,
+    settings: DataConfig,
     *,
     generated: bool,
     encode: Callable[[E], Sequence[FeaturesLike]] | None,
@@ -100,14 +100,14 @@ def token_findings(
 
     Args:
         splits: Rows of ``train`` and ``eval`` as the task sees them.
-        config: Thresholds.
+        settings: Thresholds.
         generated: The target is text that the model writes, not a class.
         encode: See :func:`audit`.
         tokenizer: See :func:`audit`.
     """
     for split, examples in splits.items():
         if encode is not None and examples:
-            yield from tokens.length_findings(split, examples, encode, config)
+            yield from tokens.length_findings(split, examples, encode, settings)
         if tokenizer is not None:
             yield from _vocabulary(split, examples, tokenizer, generated)
 

@@ -71,7 +71,7 @@ def stream_text(path: Path) -> tuple[str, Iterator[str]]:
     packed = packing(head_of(path))
     with _open(path, packed) as file:
         data = file.read(_SAMPLE)
-    refuse_other_kinds(data[:512], path)
+    refuse_other_formats(data[:512], path)
     sample = codecs.getincrementaldecoder("utf-8")().decode(data)
     end = sample.rfind("\n") + 1 or len(sample)
     return sample[:end], _lines(path, packed)

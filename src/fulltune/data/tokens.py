@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from fulltune.config import Config, DataConfig
+from fulltune.config import DataConfig
 from fulltune.data.findings import LONE_TOKEN_KIND, ExampleLike, Finding, Level, listed, percent, rows, some
 from fulltune.data.values import is_blank
 
@@ -40,7 +40,7 @@ _BATCH = 256
 
 
 def length_findings(
-    split: str, examples: Sequence[E], encode: Callable[[E], Sequence[FeaturesLike]], config: Config
+    split: str, examples: Sequence[E], encode: Callable[[E], Sequence[FeaturesLike]], settings: DataConfig
 ) -> Iterator[Finding]:
     """Yield findings about lengths before truncation, truncated rows, and rows without any label left.
 
@@ -48,7 +48,7 @@ def length_findings(
         split: Name of the split.
         examples: Its rows.
         encode: Function from an example to its training sequences.
-        config: Limits.
+        settings: Limits.
     """
     lengths = list[int]()
     truncated = list[str]()
@@ -65,9 +65,9 @@ def length_findings(
             truncated.append(example.id)
     yield _lengths(split, lengths)
     if truncated:
-        yield _truncated(split, truncated, parts, len(examples), config.data)
+        yield _truncated(split, truncated, parts, len(examples), settings)
     if lost:
-        yield _lost(split, lost, len(examples), config.data)
+        yield _lost(split, lost, len(examples), settings)
 
 
 def _has_label(features: FeaturesLike) -> bool:

@@ -150,12 +150,12 @@ def interpolate(
     points = []
     with progress.stage("interpolate", total=len(wanted), unit="point") as bar:
         for alpha in wanted:
-            points.append(_point(config, task, mixture, base_outputs, chooses.examples, alpha))
+            points.append(_point(config.evaluation, task, mixture, base_outputs, chooses.examples, alpha))
             bar.advance(note=f"α = {alpha:g}")
     points = with_front(points, task.metrics[0].direction)
     best = choose(points, task.metrics[0].direction)
     goal = Path(to) if to else folder / "interpolated"
-    final = _final(config, task, mixture, data, points, best)
+    final = _final(config.evaluation, task, mixture, data, points, best)
     save.save_model(mixture.at(best.alpha), goal)
     result = Interpolation(
         run_id=folder.name,
@@ -222,14 +222,19 @@ def _budget(settings: GuardsConfig) -> float:
 
 
 def _point(
-    config: Config, task: Task, mixture: Mixture, base_outputs: BaseOutputs, examples: Sequence[Example], alpha: float
+    settings: EvaluationConfig,
+    task: Task,
+    mixture: Mixture,
+    base_outputs: BaseOutputs,
+    examples: Sequence[Example],
+    alpha: float,
 ) -> Point:
     bundle = mixture.at(alpha)
     retention = base_outputs.compare(bundle)
     lost = worst(retention)
     return Point(
         alpha=alpha,
-        score=_score(config.evaluation, task, bundle, examples),
+        score=_score(settings, task, bundle, examples),
         retention=retention,
         loss=max(0.0, lost[1].change) if lost and not math.isnan(lost[1].change) else (math.nan if lost else 0.0),
         within_budget=all(map(_is_within, retention.values())),
@@ -248,14 +253,14 @@ def _score(settings: EvaluationConfig, task: Task, bundle: Bundle, examples: Seq
 
 
 def _final(
-    config: Config, task: Task, mixture: Mixture, data: Data, points: Sequence[Point], best: Point
+    settings: EvaluationConfig, task: Task, mixture: Mixture, data: Data, points: Sequence[Point], best: Point
 ) -> dict[str, Score]:
     """Return the scores of both ends and of the choice on the evaluation rows."""
     asked = {"base": points[0], "interpolated": best, "tuned": points[-1]}
     if data.valid is None:
         return {name: point.score for name, point in asked.items()}
     scores = {
-        alpha: _score(config.evaluation, task, mixture.at(alpha), data.eval.examples)
+        alpha: _score(settings, task, mixture.at(alpha), data.eval.examples)
         for alpha in sorted({point.alpha for point in asked.values()})
     }
     return {name: scores[point.alpha] for name, point in asked.items()}

@@ -104,7 +104,7 @@ def search(
         StoreError: The journal belongs to another space, or cannot be written.
     """
     with _quiet_optuna(), locked(folder):
-        study = _study(folder, config, prune)
+        study = _study(folder, objective(config).direction, prune)
         _close_what_was_killed(study)
         points = _points(space, first, seed)
         while len(ended := _ended(study)) < (min(trials, len(points)) if _is_finite(space) else trials):
@@ -131,7 +131,7 @@ def with_settings(config: Config, settings: Mapping[str, Value]) -> Config:
     return load_config(config, [f"{key}={to_json(value)}" for key, value in settings.items()])
 
 
-def _study(folder: Path, config: Config, prune: bool) -> optuna.Study:
+def _study(folder: Path, direction: str, prune: bool) -> optuna.Study:
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -141,7 +141,7 @@ def _study(folder: Path, config: Config, prune: bool) -> optuna.Study:
         return optuna.create_study(
             study_name=_STUDY,
             storage=optuna.storages.JournalStorage(backend),
-            direction="maximize" if objective(config).direction == "higher" else "minimize",
+            direction="maximize" if direction == "higher" else "minimize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP) if prune else optuna.pruners.NopPruner(),
             load_if_exists=True,
         )

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fulltune.config import Config, dump_config, load_config, with_validation_rows
+from fulltune.config import Config, EvaluationConfig, dump_config, load_config, with_validation_rows
 from fulltune.errors import ConfigError, FulltuneError, Problem
 from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, with_settings
 from fulltune.experiments.trials import Bench, Objective
@@ -237,7 +237,7 @@ def _summary(
     folder: Path,
 ) -> Sweep:
     chosen, default = best(tried, goal.direction), tried[0] if has_default and tried else None
-    gain = None if chosen is None or default is None else _gain(config, goal, tried, chosen, default, folder)
+    gain = None if chosen is None or default is None else _gain(config.evaluation, goal, tried, chosen, default, folder)
     path = ""
     if chosen is not None:
         text = dump_config(with_settings(config, chosen.settings))
@@ -262,7 +262,12 @@ def _summary(
 
 
 def _gain(
-    config: Config, goal: Objective, tried: Sequence[Tried], chosen: Tried, default: Tried, folder: Path
+    settings: EvaluationConfig,
+    goal: Objective,
+    tried: Sequence[Tried],
+    chosen: Tried,
+    default: Tried,
+    folder: Path,
 ) -> Selection:
     sign, nan = 1 if goal.direction == "higher" else -1, math.nan
     seen = sign * (chosen.value - default.value)
@@ -270,7 +275,6 @@ def _gain(
     if goal.metric is None or default.number not in whole:
         return Selection(seen=seen, value=nan, low=nan, high=nan)
     tables = [_table(answers_path(folder, number)) for number in whole]
-    settings = config.evaluation
     judged = gain_of_choosing(
         tables,
         whole.index(default.number),

@@ -10,13 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config
+from fulltune.config import Config, EvaluationConfig, ForgettingConfig
 from fulltune.data.findings import rows
 from fulltune.evaluation.evaluate import Evaluation
 from fulltune.evaluation.prompt_use import prompt_uses, sentences
 from fulltune.evaluation.retention import sentence
 from fulltune.metrics import wording
 from fulltune.metrics.accumulate import paired
+from fulltune.metrics.base import Metric
 from fulltune.metrics.decide import Decision, decide
 from fulltune.metrics.memorization import memorization
 from fulltune.metrics.recommendation import lead, recommend, unchanged
@@ -76,9 +77,10 @@ def build(
     config, task, data, audit = job.config, job.task, job.data, job.audit
     settings, deciding = config.evaluation, task.metrics[0]
     counted = _without(systems, job.left_out)
-    scores = _scores(counted, config)
-    comparison, lines = _comparisons(config, task, counted), Lines(folder.path / "predictions.jsonl", Prediction)
-    verdict = _not_forgetting(_verdict(job, counted, comparison, scores), config, retention)
+    scores = _scores(counted, settings)
+    comparison, lines = _comparisons(settings, deciding, counted), Lines(folder.path / "predictions.jsonl", Prediction)
+    verdict = _verdict(job, counted, comparison, scores)
+    verdict = _not_forgetting(verdict, config.guards.forgetting, retention)
     verdict = _conclusion(verdict, trained)
     asked = prompt_uses(lines)
     noted = (*_skipped(config), *sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
@@ -105,8 +107,8 @@ def build(
         training=trained.training,
         confidence=settings.confidence,
         scores=scores,
-        scores_all_rows=_scores(systems, config) if audit.leaked_ids else {},
-        scores_without_leaks=_scores(_without(systems, audit.leaked_ids), config) if audit.leaked_ids else {},
+        scores_all_rows=_scores(systems, settings) if audit.leaked_ids else {},
+        scores_without_leaks=_scores(_without(systems, audit.leaked_ids), settings) if audit.leaked_ids else {},
         baselines={name: one.use for name, one in systems.items() if one.use is not None},
         shots=tuple(shot.id for shot in shots),
         chat_date=config.data.chat_date,
@@ -128,26 +130,26 @@ def _verdict(
     job: Job, systems: Mapping[str, Evaluation], comparison: Mapping[str, Comparison], scores: Mapping[str, Any]
 ) -> Decision:
     """Return the verdict on the scores; a gain that only rows of train show is not accepted."""
-    config, deciding, leaked = job.config, job.task.metrics[0], job.audit.leaked_ids
-    verdict = decide(comparison, scores, deciding, config.evaluation.confidence)
+    settings, deciding, leaked = job.config.evaluation, job.task.metrics[0], job.audit.leaked_ids
+    verdict = decide(comparison, scores, deciding, settings.confidence)
     if verdict.outcome != "accepted" or not leaked or job.left_out:
         return verdict
     clean = _without(systems, leaked)
-    without = decide(
-        _comparisons(config, job.task, clean), _scores(clean, config), deciding, config.evaluation.confidence
-    )
+    comparison = _comparisons(settings, deciding, clean)
+    without = decide(comparison, _scores(clean, settings), deciding, settings.confidence)
     if without.outcome == "accepted":
         return verdict
     reason = f"without the {rows(len(leaked), of='eval')} that also occur in train: {without.headline}"
     return Decision("undecided", (reason,), f"{verdict.headline} But {reason}")
 
 
-def _not_forgetting(verdict: Decision, config: Config, retention: Mapping[str, Retention]) -> Decision:
+def _not_forgetting(
+    verdict: Decision, settings: ForgettingConfig | None, retention: Mapping[str, Retention]
+) -> Decision:
     """Return the verdict on the scores, unless more was forgotten than the budget allows.
 
     Such a model is not accepted; ``guards.forgetting.action`` says whether it is rejected.
     """
-    settings = config.guards.forgetting
     lost = tuple(sentence(name, ability) for name, ability in retention.items() if ability.verdict == "lost")
     if not lost or settings is None:
         return verdict
@@ -187,8 +189,8 @@ def _without(systems: Mapping[str, Evaluation], ids: Container[str]) -> dict[str
     return {name: evaluation.without(ids) for name, evaluation in systems.items()}
 
 
-def _scores(systems: Mapping[str, Evaluation], config: Config) -> dict[str, dict[str, Score]]:
-    return {name: evaluation.scores(config.evaluation) for name, evaluation in systems.items()}
+def _scores(systems: Mapping[str, Evaluation], settings: EvaluationConfig) -> dict[str, dict[str, Score]]:
+    return {name: evaluation.scores(settings) for name, evaluation in systems.items()}
 
 
 def _details(
@@ -267,13 +269,14 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _comparisons(config: Config, task: Task, systems: Mapping[str, Evaluation]) -> dict[str, Comparison]:
-    settings = config.evaluation
+def _comparisons(
+    settings: EvaluationConfig, deciding: Metric, systems: Mapping[str, Evaluation]
+) -> dict[str, Comparison]:
     return {
         f"tuned vs {name}": paired(
             systems["tuned"].accumulator,
             evaluation.accumulator,
-            task.metrics[0],
+            deciding,
             resamples=settings.resamples,
             confidence=settings.confidence,
         )

@@ -83,10 +83,11 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     _check_roles(settings, columns, task.name)
     train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
     marked = _marked(settings, columns, train)
-    train, evaluation = _given_or_held_out(config, settings.eval, columns, train, "eval", marked)
+    seed = config.train.seed if settings.seed is None else settings.seed
+    train, evaluation = _given_or_held_out(settings, seed, settings.eval, columns, train, "eval", marked)
     valid = None
     if settings.valid is not None or "valid" in marked:
-        train, valid = _given_or_held_out(config, settings.valid, columns, train, "valid", marked)
+        train, valid = _given_or_held_out(settings, seed, settings.valid, columns, train, "valid", marked)
     skips = settings.bad_rows == "skip"
     splits = [_examples(task, table, skips) for table in (train, evaluation, valid) if table is not None]
     data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
@@ -154,40 +155,38 @@ def inspect(
     examples = [*data.train.examples, *data.eval.examples]
     # Keyed by identity: rows of two splits may have the same id.
     encoded = dict(zip(map(id, examples), encode(task, examples, bundle, out), strict=True))
-    report = rows.extended(
-        [
-            *token_findings(
-                {"train": data.train.examples, "eval": data.eval.examples},
-                config,
-                generated=task.head == "lm",
-                encode=lambda example: encoded[id(example)],
-                tokenizer=bundle.tokenizer,
-            ),
-            *_limits(config, task, bundle, [(one.id, encoded[id(one)]) for one in data.eval.examples]),
-        ]
+    findings = token_findings(
+        {"train": data.train.examples, "eval": data.eval.examples},
+        config.data,
+        generated=task.head == "lm",
+        encode=lambda example: encoded[id(example)],
+        tokenizer=bundle.tokenizer,
     )
+    evaluation = [(example.id, encoded[id(example)]) for example in data.eval.examples]
+    limits = _limits(config.data, config.evaluation.max_new_tokens, task, bundle, evaluation)
+    report = rows.extended([*findings, *limits])
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return report, [features for example in data.train.examples for features in encoded[id(example)]], curve
 
 
 def _limits(
-    config: Config, task: Task, bundle: Bundle, rows: Sequence[tuple[str, Sequence[Features]]]
+    data: DataConfig, new_tokens: int, task: Task, bundle: Bundle, rows: Sequence[tuple[str, Sequence[Features]]]
 ) -> Iterator[Finding]:
     """Yield findings about limits in the config that exceed the model's, given ids and sequences of evaluation rows."""
-    yield from tokens.window_finding("data.max_length", config.data.max_length or 0, bundle.window)
+    yield from tokens.window_finding("data.max_length", data.max_length or 0, bundle.window)
     if task.head != "lm":
         return
     if bundle.family == "encoder-decoder":
         limit = answer_window(bundle)
-        yield from tokens.window_finding("data.max_target_length", config.data.max_target_length, limit)
-        yield from tokens.window_finding("evaluation.max_new_tokens", config.evaluation.max_new_tokens, limit)
+        yield from tokens.window_finding("data.max_target_length", data.max_target_length, limit)
+        yield from tokens.window_finding("evaluation.max_new_tokens", new_tokens, limit)
         return
     ends = set(end_ids(bundle))
     lone = [row for row, sequences in rows if _has_only_ends(sequences, ends)]
     yield from tokens.lone_token_finding("eval", lone, len(rows))
     left = [most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in rows]
     ids = [row for row, _ in rows]
-    yield from tokens.short_answer_finding("eval", ids, left, config.evaluation.max_new_tokens)
+    yield from tokens.short_answer_finding("eval", ids, left, new_tokens)
 
 
 def _has_only_ends(sequences: Sequence[Features], ends: set[int]) -> bool:
@@ -239,7 +238,8 @@ def _limit(data: DataConfig, name: str) -> int | None:
 
 
 def _given_or_held_out(
-    config: Config,
+    data: DataConfig,
+    seed: int,
     given: Source | float | None,
     columns: Sequence[Column],
     train: Table,
@@ -250,16 +250,15 @@ def _given_or_held_out(
 
     Rows are held out by group, by default by clusters of near duplicates, stratified by label.
     """
-    limit = _limit(config.data, name)
+    limit = _limit(data, name)
     if isinstance(given, str | tuple):
-        return train, load_table(given, columns, config.data, limit=limit, split=_SPLITS[name])
+        return train, load_table(given, columns, data, limit=limit, split=_SPLITS[name])
     if name in marked:
         return train, marked[name]
     assert given is not None
     stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
-    groups = "group" if config.data.group else None
-    seed = config.train.seed if config.data.seed is None else config.data.seed
-    spare = name == "eval" and isinstance(config.data.valid, float)
+    groups = "group" if data.group else None
+    spare = name == "eval" and isinstance(data.valid, float)
     rest, held_out = split_table(train, given, groups=groups, stratify=stratify, seed=seed, name=name, spare=spare)
     return rest, replace(held_out, rows=held_out.rows[:limit])
 

@@ -95,17 +95,15 @@ class Fitted:
 
     def values(self, shots: int = 0) -> dict[str, Any]:
         """Return values for a prediction: the shots that were used if ``shots`` is not 0, and the truncated tokens."""
-        used = {"shots": self.shots} if shots else {}
-        return used | (
-            {"removed_tokens": sum(self.removed.values()), "removed_parts": ", ".join(self.removed)}
-            if self.removed
-            else {}
-        )
+        used: dict[str, Any] = {"shots": self.shots} if shots else {}
+        if self.removed:
+            used |= {"removed_tokens": sum(self.removed.values()), "removed_parts": ", ".join(self.removed)}
+        return used
 
 
 def truncated(values: Mapping[str, Any]) -> dict[str, int]:
     """Return the number of tokens that an answer was given without, if there are any, from the values of its prompt."""
-    return {"truncated": values["cut_tokens"]} if values.get("cut_tokens") else {}
+    return {"truncated": values["removed_tokens"]} if values.get("removed_tokens") else {}
 
 
 def fingerprint(bundle: Bundle, chat: str, day: date) -> str:

@@ -147,7 +147,9 @@ def training_arguments(config: Config, output_dir: Path, rows: int, batches: int
 
     fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     options = _from_config(config, output_dir, rows, batches)
-    problems = [problem for name in config.trainer for problem in _problems_of(name, config, options, fields)]
+    problems = list[Problem]()
+    for name, value in config.trainer.items():
+        problems += _problems_of(name, value, options, fields)
     try:
         optimizer_name(config.train.optimizer)
     except ConfigError as error:
@@ -233,18 +235,18 @@ def _from_config(config: Config, output_dir: Path, rows: int, batches: int | Non
     }
 
 
-def _problems_of(name: str, config: Config, options: dict[str, Any], fields: set[str]) -> list[Problem]:
+def _problems_of(name: str, value: Any, options: dict[str, Any], fields: set[str]) -> list[Problem]:
     key = f"trainer.{name}"
     if name in FIRST_CLASS:
         option = FIRST_CLASS[name]
-        if config.trainer[name] == options.get(name):
+        if value == options.get(name):
             return []
         fix = f"set {option} and remove {key}"
-        value = config_spelling(config.trainer[name])
-        return [Problem(f"{value}, but {option} sets this field", "one name for each option", fix, field=key)]
+        problem = f"{config_spelling(value)}, but {option} sets this field"
+        return [Problem(problem, "one name for each option", fix, field=key)]
     if name not in fields:
         return [Problem("no field of TrainingArguments", fix=_right_name(name, fields), field=key)]
-    return _problems_of_value(name, config.trainer[name], key)
+    return _problems_of_value(name, value, key)
 
 
 def _right_name(name: str, fields: set[str]) -> str:

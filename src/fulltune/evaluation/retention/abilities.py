@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from fulltune.config import Config, DataConfig, ForgettingConfig, Source
+from fulltune.config import Config, DataConfig, EvaluationConfig, ForgettingConfig, Source
 from fulltune.data.load import Column, available_columns, load_table
 from fulltune.data.probe import BUILTIN
 from fulltune.errors import ConfigError
@@ -113,7 +113,7 @@ def abilities(config: Config, base: Bundle, train: Sequence[Example] = ()) -> li
     if settings is None:
         return []
     passages = load_probe(settings.probe, settings.limit)
-    general = list(_general_text(config, base, passages, _Kept.of(settings, train)))
+    general = list(_general_text(config.model, config.evaluation, base, passages, _Kept.of(settings, train)))
     return [*general, *(_of_set(name, options, config, base) for name, options in settings.sets.items())]
 
 
@@ -150,31 +150,33 @@ class _Kept:
         return why or (unread(base, [passage.text for passage in rows]) if self.inferred else "")
 
 
-def _general_text(config: Config, base: Bundle, passages: Sequence[Passage], kept: _Kept) -> Iterator[Ability]:
+def _general_text(
+    model: str, settings: EvaluationConfig, base: Bundle, passages: Sequence[Passage], kept: _Kept
+) -> Iterator[Ability]:
     """Yield the abilities on general text, one per language."""
     for language, rows in by_language(passages):
         suffix = f" ({language})" if language else ""
         digest = cache_key({"passages": [[passage.id, passage.text] for passage in rows]})
         why = _Reason(unbudgeted=kept.why_not(base, language, rows), is_inferred=kept.inferred)
         if base.family == "encoder" and not base.has_lm_head:
-            batch_size, names = config.evaluation.batch_size, (f"representation{suffix}", f"topics{suffix}")
+            batch_size, names = settings.batch_size, (f"representation{suffix}", f"topics{suffix}")
             yield RepresentationAbility(names[0], len(rows), digest, rows, batch_size, names[1], **why)
         else:
-            metric, predict = _text_score(config, base, rows)
+            metric, predict = _text_score(model, settings, base, rows)
             yield ScoredAbility(f"general text{suffix}", len(rows), digest, metric, predict, **why)
 
 
 def _text_score(
-    config: Config, base: Bundle, passages: Sequence[Passage]
+    model: str, settings: EvaluationConfig, base: Bundle, passages: Sequence[Passage]
 ) -> tuple[Metric, Callable[[Bundle], Iterator[Prediction]]]:
     """Return the metric of general text for a model family, and the function that computes its predictions."""
-    size = config.evaluation.batch_size
+    size = settings.batch_size
     if base.family == "encoder":
         return likelihoods.masked_loss, lambda bundle: likelihoods.masking(bundle, passages, size)
     if base.family == "encoder-decoder":
         return likelihoods.denoising_metric(base), lambda bundle: likelihoods.denoising(bundle, passages, size)
-    evaluation = config.evaluation.model_copy(update={"continuations": 0})
-    job = Config(model=config.model, task="causal-lm", data=DataConfig(train="probe"), evaluation=evaluation)
+    evaluation = settings.model_copy(update={"continuations": 0})
+    job = Config(model=model, task="causal-lm", data=DataConfig(train="probe"), evaluation=evaluation)
     task = plugins.load("task", job.task)(job)
     examples = [Example(passage.id, "", passage.text) for passage in passages]
     return task.metrics[0], lambda bundle: task.predictor(bundle, "retention")(examples)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from fulltune.config import Config
+from fulltune.config import DataConfig
 from fulltune.data import tokens
 from fulltune.data.findings import Finding
 from fulltune.data.summary import data_summary
@@ -45,7 +45,7 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
     """
     config, task, data = inputs.config, inputs.task, inputs.data
     choosing_metric(config.guards, task)
-    encode = encoder(task, config, model)
+    encode = encoder(task, config.data, model)
     train, evaluation = _sample(data.train.examples), _sample(data.eval.examples)
     # Keyed by identity: rows of two splits may have the same id.
     encoded = {id(example): encode(example) for example in (*train, *evaluation)}
@@ -68,45 +68,45 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
         metric=task.metrics[0],
         scored=len(data.eval.examples) - (0 if config.data.allow_leaks else len(inputs.audit.leaked_ids)),
     )
-    lengths = _lengths({"train": train, "eval": evaluation}, config, lambda example: encoded[id(example)])
+    lengths = _lengths({"train": train, "eval": evaluation}, config.data, lambda example: encoded[id(example)])
     are_all = len(train) + len(evaluation) == len(data.train.examples) + len(data.eval.examples)
-    audit = inputs.audit.extended(found for found in lengths if are_all or found.kind == "lengths")
+    audit = inputs.audit.extended(finding for finding in lengths if are_all or finding.kind == "lengths")
     audit.raise_if_broken()
     settings = config.data
     return plan.model_copy(
         update={
             "memory": memory_by_formula(inputs, model, features, plan.total_steps),
             "is_measured": False,
-            "too_long": tuple(found.message for found in audit.findings if found.kind in tokens.LENGTH_KINDS),
+            "too_long": tuple(finding.message for finding in audit.findings if finding.kind in tokens.LENGTH_KINDS),
             "warnings": audit.warnings(without=tokens.LENGTH_KINDS),
             "data": data_summary(audit, plan.rows, max_length=settings.max_length, count_leaks=settings.allow_leaks),
         }
     )
 
 
-def encoder(task: Task, config: Config, model: StoredModel) -> Callable[[Example], list[Features]]:
+def encoder(task: Task, settings: DataConfig, model: StoredModel) -> Callable[[Example], list[Features]]:
     """Return the function from an example to sequences as long as those that the task makes of it."""
     usual = min(_WINDOWS.get(task.name, _SOURCE), model.window)
-    window = min(config.data.max_length or usual, model.window)
+    window = min(settings.max_length or usual, model.window)
     start = model.start_ids
 
     def encode(example: Example) -> list[Features]:
-        texts = (config.data.instruction, task.reads(example), example.input)
+        texts = (settings.instruction, task.reads(example), example.input)
         [ids] = model.ids(["\n\n".join(text for text in texts if text)])
         if task.head == "classification":
-            return [_cut(ids, 0, example, "input", window)]
+            return [_shortened(ids, 0, example, "input", window)]
         [answer] = model.ids([example.answer], special=False)
         if model.is_encoder_decoder:
-            return [_cut(ids, [*answer, _END][: config.data.max_target_length], example, "input", window)]
+            return [_shortened(ids, [*answer, _END][: settings.max_target_length], example, "input", window)]
         if example.input:
-            return [_cut([*ids, *answer, _END], [*answer, _END], example, "input", window)]
+            return [_shortened([*ids, *answer, _END], [*answer, _END], example, "input", window)]
         parts = windows(start, [*answer, _END], window, is_given=not start)
         return [Features(part.context + part.target, part.target, example.id) for part in parts]
 
     return encode
 
 
-def _cut(ids: list[int], labels: list[int] | int, example: Example, part: str, window: int) -> Features:
+def _shortened(ids: list[int], labels: list[int] | int, example: Example, part: str, window: int) -> Features:
     lost = len(ids) - window
     return Features(ids[:window], labels, example.id, {part: lost} if lost > 0 else {})
 
@@ -117,8 +117,8 @@ def _sample(examples: Sequence[Example]) -> Sequence[Example]:
 
 
 def _lengths(
-    splits: Mapping[str, Sequence[Example]], config: Config, encode: Callable[[Example], Sequence[Features]]
+    splits: Mapping[str, Sequence[Example]], settings: DataConfig, encode: Callable[[Example], Sequence[Features]]
 ) -> Iterator[Finding]:
     for split, examples in splits.items():
         if examples:
-            yield from tokens.length_findings(split, examples, encode, config)
+            yield from tokens.length_findings(split, examples, encode, settings)
