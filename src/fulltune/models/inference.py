@@ -171,9 +171,15 @@ def _only_rows(layer: Any, chosen: torch.Tensor) -> Iterator[None]:
 
 def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
     """Yield unit vectors ``(hidden,)``: the mean of the last hidden states (Reimers & Gurevych 2019, mean pooling)."""
+    return (F.normalize(mean, dim=-1) for mean in mean_states(bundle, inputs, batch_size))
+
+
+def mean_states(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield the mean of the last hidden states of each text, ``(hidden,)``; of an encoder-decoder, its encoder's."""
     prompt_length = len(bundle.prompt_ids)
+    model: Any = bundle.model
     # Hidden states of Perceiver's body belong to a fixed number of latents, not to tokens.
-    has_latents = getattr(bundle.model.config, "num_latents", None) is not None
+    has_latents = getattr(model.config, "num_latents", None) is not None
 
     def embed(outputs: Any, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         hidden = outputs.last_hidden_state.float()
@@ -182,10 +188,10 @@ def sentence_vectors(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size
         # A soft prompt is not part of the text.
         hidden = hidden[:, prompt_length:]
         mask = mask[:, prompt_length:]
-        mean = (hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        return list(F.normalize(mean, dim=-1))
+        return list((hidden * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True))
 
-    return _read(bundle, bundle.model.base_model, inputs, batch_size, embed)
+    body = model.get_encoder() if bundle.family == "encoder-decoder" else model.base_model
+    return _read(bundle, body, inputs, batch_size, embed)
 
 
 def _read(

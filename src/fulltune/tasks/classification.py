@@ -46,7 +46,7 @@ class Classification(Task):
     version = 1
     head = "classification"
     families = ("encoder", "decoder", "encoder-decoder")
-    baselines = ("majority", "tfidf", "zero_shot", "few_shot")
+    baselines = ("majority", "tfidf", "linear_probe", "zero_shot", "few_shot")
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         several = self._has_several(available)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fulltune.config import BaselineConfig, Config
 from fulltune.evaluation.baselines.base import Answers, Baseline, Given
 from fulltune.evaluation.baselines.constant import majority
+from fulltune.evaluation.baselines.probe import linear_probe
 from fulltune.evaluation.baselines.prompted import few_shot, zero_shot
 from fulltune.evaluation.baselines.shots import choose_shots
 from fulltune.evaluation.baselines.text_svm import tfidf
@@ -18,6 +19,7 @@ from fulltune.tasks.dataset import Data
 BASELINES: Mapping[str, Baseline] = {
     "majority": majority,
     "tfidf": tfidf,
+    "linear_probe": linear_probe,
     "zero_shot": zero_shot,
     "few_shot": few_shot,
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from fulltune.tasks.base import Example, Task
 
 Rows = NDArray[np.intp]
 
+#: Which labels apply to which rows, ``(rows, labels)``.
+Members = NDArray[np.bool_]
+
 #: Returns the decision values ``(held, labels)`` of a classifier that was fitted on some rows: strength, rows, held.
 Decide = Callable[[float, Rows, Rows], Array]
 
@@ -25,7 +29,7 @@ Decide = Callable[[float, Rows, Rows], Array]
 FOLDS, CHOOSING_ROWS = 3, 2000
 
 
-class LabelledTask(Protocol):
+class LabeledTask(Protocol):
     """A task with a closed set of labels, as baselines for labels need it."""
 
     labels: tuple[str, ...]
@@ -36,7 +40,7 @@ class LabelledTask(Protocol):
         ...
 
 
-def labeled(task: Task) -> LabelledTask:
+def labeled(task: Task) -> LabeledTask:
     """Return a task as one with labels.
 
     Raises:
@@ -47,9 +51,76 @@ def labeled(task: Task) -> LabelledTask:
     return task  # type: ignore[return-value]
 
 
-def members(task: LabelledTask, examples: Sequence[Example]) -> NDArray[np.bool_]:
-    """Return which labels apply to which rows, ``(rows, labels)``."""
-    return np.array([[label in example.labels for label in task.labels] for example in examples], dtype=bool)
+def classified(
+    task: LabeledTask,
+    train: Sequence[Example],
+    groups: Sequence[str],
+    features: Any,
+    asked: Any,
+    strengths: Sequence[float],
+    make: Callable[[float], Any],
+    seed: int,
+) -> tuple[Array, str]:
+    """Return the probabilities ``(asked, labels)`` of a linear classifier, and what was chosen on train.
+
+    A label that occurs in no training row (or in all, if rows have several) cannot be fitted and gets its frequency.
+
+    Args:
+        task: Task with labels.
+        train: Training examples.
+        groups: Group of each; may be empty.
+        features: Their features, ``(rows, features)``, dense or sparse.
+        asked: Features of the rows to answer.
+        strengths: Strengths to choose from; see :func:`choose`.
+        make: Returns an unfitted classifier of scikit-learn with ``decision_function``, given its strength.
+        seed: Seed of the folds.
+    """
+    member = np.array([[label in example.labels for label in task.labels] for example in train], dtype=bool)
+    known = _known_labels(member, several=task.multi_label)
+    found = np.tile(member.mean(axis=0), (asked.shape[0], 1))
+    if len(known) < (1 if task.multi_label else 2):
+        return found, ""
+    fit = _Fit(features, member[:, known], make, several=task.multi_label)
+    chosen = choose(strengths, fit.member, groups, fit.held_out, several=task.multi_label, seed=seed)
+    decisions = fit.decisions(chosen.strength, np.arange(len(train)), asked)
+    found[:, known] = probabilities(decisions, chosen.scale, several=task.multi_label)
+    return found, str(chosen)
+
+
+class _Fit:
+    """Fits on rows of a matrix of features."""
+
+    def __init__(self, features: Any, member: Members, make: Callable[[float], Any], *, several: bool) -> None:
+        self.features = features
+        self.member = member
+        self.make = make
+        self.several = several
+
+    def held_out(self, strength: float, rows: Rows, held: Rows) -> Array:
+        return self.decisions(strength, rows, self.features[held])
+
+    def decisions(self, strength: float, rows: Rows, asked: Any) -> Array:
+        """Return the decision values of a classifier fitted on some rows, ``(asked, labels)``.
+
+        Those of a label that none of the rows have are minus infinity; one that all rows have is always decided for.
+        """
+        member = self.member[rows]
+        found = np.where(member.all(axis=0), 1.0, -np.inf) * np.ones((asked.shape[0], 1))
+        known = np.flatnonzero(member.any(axis=0) & ~member.all(axis=0))
+        if self.several:
+            for label in known:
+                found[:, label] = self._fitted(strength, rows, member[:, label]).decision_function(asked)
+        elif len(known) > 1:
+            values = self._fitted(strength, rows, member.argmax(axis=1)).decision_function(asked)
+            found[:, known] = np.stack([-values, values], axis=1) / 2 if values.ndim == 1 else values
+        return found
+
+    def _fitted(self, strength: float, rows: Rows, labels: Any) -> Any:
+        from sklearn.exceptions import ConvergenceWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return self.make(strength).fit(self.features[rows], labels)
 
 
 class Choice(NamedTuple):
@@ -65,7 +136,7 @@ class Choice(NamedTuple):
 
 def choose(
     strengths: Sequence[float],
-    member: NDArray[np.bool_],
+    member: Members,
     groups: Sequence[str],
     decide: Decide,
     *,
@@ -107,12 +178,6 @@ def probabilities(decisions: Array, scale: float, *, several: bool) -> Array:
     return np.asarray(expit(scale * decisions) if several else softmax(scale * decisions, axis=1))
 
 
-def known_labels(member: NDArray[np.bool_], *, several: bool) -> Rows:
-    """Return the labels that can be fitted: some row has them and, if rows have several, some row does not."""
-    found = member.any(axis=0)
-    return np.flatnonzero(found & ~member.all(axis=0) if several else found)
-
-
 def sample(
     examples: Sequence[Example], groups: Sequence[str], size: Callable[[Example], int], limit: int, seed: int
 ) -> tuple[list[Example], list[str], str]:
@@ -131,6 +196,12 @@ def sample(
     chosen.sort()
     note = f"{len(chosen):,} of {len(examples):,} rows of train, drawn at random"
     return [examples[number] for number in chosen], [groups[number] for number in chosen] if groups else [], note
+
+
+def _known_labels(member: Members, *, several: bool) -> Rows:
+    """Return the labels that can be fitted: some row has them and, if rows have several, some row does not."""
+    found = member.any(axis=0)
+    return np.flatnonzero(found & ~member.all(axis=0) if several else found)
 
 
 def _labels_first(examples: Sequence[Example], seed: int) -> Iterator[int]:
@@ -163,7 +234,7 @@ def _folds(strata: Sequence[tuple[bool, ...]], groups: Sequence[str], seed: int)
     return fold
 
 
-def _macro_f1(decisions: Array, member: NDArray[np.bool_], *, several: bool) -> float:
+def _macro_f1(decisions: Array, member: Members, *, several: bool) -> float:
     if several:
         given = decisions > 0
     else:
@@ -173,7 +244,7 @@ def _macro_f1(decisions: Array, member: NDArray[np.bool_], *, several: bool) -> 
     return float((2 * right / np.maximum(total, 1))[total > 0].mean())
 
 
-def _scale(decisions: Array, member: NDArray[np.bool_], *, several: bool) -> float:
+def _scale(decisions: Array, member: Members, *, several: bool) -> float:
     """Return the scale of decision values with the least log loss; labels unknown to a fold do not count."""
     known = np.isfinite(decisions)
     finite = np.where(known, decisions, -1e9)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
 from fulltune.data.summary import data_summary
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
+from fulltune.evaluation.baselines import probe
+from fulltune.evaluation.baselines.base import Given
 from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, chosen, gather, predictor
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.evaluation.retention.abilities import abilities
@@ -30,7 +33,7 @@ from fulltune.pipeline.planning.probe_steps import TIMED, Pace, Probe, Timing, f
 from fulltune.records.plan import Plan
 from fulltune.runtime import distributed, machine, plugins
 from fulltune.runtime.kernels.active import pinned_kernels
-from fulltune.tasks.base import Example, Features, Predictor
+from fulltune.tasks.base import Example, Features
 from fulltune.training.batches import buckets
 from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.device import fast_paths, training_device
@@ -169,9 +172,8 @@ class _Rehearsal:
         job = self.job
         end = time.perf_counter() + SECONDS
         given = gather(job.config, job.task, job.data, job.base)
-        systems = {name: predictor(name, given) for name in chosen(job.task, job.config.baselines)}
         with fast_kernels(job.base.model), fast_kernels(self.probe.student.model):
-            known = {name: self._answering(name, predict) for name, predict in systems.items()}
+            known = {name: self._baseline(name, given) for name in chosen(job.task, job.config.baselines)}
             evaluated = self._evaluated(known)
             retention = self._retention_seconds()
         timed = self._timing(
@@ -219,12 +221,14 @@ class _Rehearsal:
             return Timing([(self.found.width * measured, seconds)])
         return timing(self.probe, config, batch, steps, curve)
 
-    def _answering(self, name: str, predict: Predictor) -> float:
-        """Return the seconds for all evaluation rows, extrapolated from a few rows of all lengths."""
+    def _baseline(self, name: str, given: Given) -> float:
+        """Return the seconds of a baseline for all evaluation rows."""
         examples = self.job.data.eval.examples
         if name in WITHOUT_MODEL:
-            return _timed(lambda: list(predict(examples)))
-        return answering_seconds(predict, examples)
+            return _timed(lambda: list(predictor(name, given)(examples)))
+        if name == "linear_probe":  # reading takes most of its time
+            return answering_seconds(partial(probe.vectors, given), [*given.train[: probe.ROWS], *examples])
+        return answering_seconds(predictor(name, given), examples)
 
     def _evaluated(self, known: Mapping[str, float]) -> float:
         """Return the seconds of the tuned model's answers.
@@ -233,7 +237,8 @@ class _Rehearsal:
         """
         if not self._keeps_base and not self.job.method.stays_apart and "zero_shot" in known:
             return known["zero_shot"]
-        return self._answering("tuned", self.job.task.predictor(self.probe.student, "tuned"))
+        predict = self.job.task.predictor(self.probe.student, "tuned")
+        return answering_seconds(predict, self.job.data.eval.examples)
 
     def _retention_seconds(self) -> float:
         """Return the seconds for the retention sets, before and after training."""
@@ -257,7 +262,7 @@ class _Rehearsal:
         return sum(ability.rows for ability, _ in base_outputs.outputs), time.perf_counter() - started
 
 
-def answering_seconds(predict: Predictor, examples: Sequence[Example]) -> float:
+def answering_seconds(predict: Callable[[Sequence[Example]], Iterable[object]], examples: Sequence[Example]) -> float:
     """Return the seconds for all examples, extrapolated from a few of them.
 
     Two numbers of rows separate the cost per row from what is done once, such as reading shots. The larger number are
