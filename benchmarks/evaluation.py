@@ -54,7 +54,7 @@ def main() -> None:
     task, _ = job.checked_task_and_method(config)
     task, data = dataset.prepare(config, task)
     base = loading.load_model(config, task, "runs")
-    given = gather(config, task, data, base)
+    given = gather(config, task, data, base, len(data.train.examples))
     rows, found = data.eval.examples[: asked.rows], dict[str, Any]()
     for name in ("zero_shot", "few_shot"):
 

@@ -257,6 +257,13 @@ class BaselineConfig(Section):
     skip: list[str] = Field(
         default_factory=list, description="baselines of the task to leave out; the record then names them"
     )
+    time: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="highest fraction of the run's computation that one baseline may take; beyond 1,000 rows it then "
+        "reads or answers random rows, and the record says so",
+    )
     few_shot: int = Field(4, gt=0, description="examples from train (per class for classification with an encoder)")
     seed: int = Field(17, ge=0)
 

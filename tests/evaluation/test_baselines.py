@@ -7,11 +7,11 @@ from pathlib import Path
 import fakes
 import pytest
 
-from fulltune.config import Config
+from fulltune.config import BaselineConfig, Config, TrainConfig
 from fulltune.errors import ConfigError
-from fulltune.evaluation.baselines.base import Answers, Given
+from fulltune.evaluation.baselines.base import Answers, Given, allowed_rows
 from fulltune.evaluation.baselines.cache import cached
-from fulltune.evaluation.baselines.catalog import answers, chosen
+from fulltune.evaluation.baselines.catalog import answered_rows, answers, chosen, extent
 from fulltune.evaluation.baselines.shots import choose_shots
 from fulltune.evaluation.evaluate import evaluate
 from fulltune.pipeline.job import checked_task_and_method
@@ -167,3 +167,26 @@ def test_skipped_baselines_are_not_run() -> None:
     settings = task.config.baselines.model_copy(update={"skip": ["tfidf"]})
     assert "tfidf" in chosen(task, task.config.baselines)
     assert chosen(task, settings) == tuple(name for name in task.baselines if name != "tfidf")
+
+
+def test_the_rows_of_a_baseline_are_a_fraction_of_those_of_the_run() -> None:
+    settings, train = BaselineConfig(time=0.1), TrainConfig(epochs=2)
+    assert allowed_rows(settings, train, sequences=20_000, scored=5_000) == (3 * 2 * 20_000 + 5_000) // 10
+    steps = TrainConfig(epochs=2, max_steps=500, batch_size=8, accumulation=2)
+    assert allowed_rows(settings, steps, sequences=20_000, scored=5_000) == (3 * 500 * 16 + 5_000) // 10
+    assert allowed_rows(settings, train, sequences=100, scored=5_000) == 1000
+
+
+def test_few_shot_answers_random_rows_if_all_take_too_long() -> None:
+    rows = [Example(f"e:{number}", "text", "law") for number in range(3000)]
+    what = dataclasses.replace(given(classification()), rows=2400)
+    answered, note = answered_rows("few_shot", what, rows)
+    assert note == "1,200 of 3,000 evaluation rows, drawn at random"
+    numbers = [int(row.id[2:]) for row in answered]
+    assert len(numbers) == 1200
+    assert numbers == sorted(set(numbers))
+    assert answered_rows("few_shot", what, rows)[0] == answered
+    assert answered_rows("zero_shot", what, rows) == (rows, "")
+    assert answered_rows("few_shot", dataclasses.replace(what, rows=6000), rows) == (rows, "")
+    assert extent("few_shot", what, 1200) == {"answered": 1200}
+    assert extent("linear_probe", what, 3) == {"answered": 3, "read": 20}

@@ -12,7 +12,7 @@ from typing import Any
 from fulltune.config import EvaluationConfig
 from fulltune.evaluation.baselines.base import Answers, Given
 from fulltune.evaluation.baselines.cache import cached
-from fulltune.evaluation.baselines.catalog import answers, chosen
+from fulltune.evaluation.baselines.catalog import answered_rows, answers, chosen, extent
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.models.bundle import Bundle
@@ -42,6 +42,10 @@ class Evaluation:
     def without(self, ids: Container[str]) -> Evaluation:
         """Return the result on all other rows."""
         return replace(self, accumulator=self.accumulator.without(ids))
+
+    def on(self, ids: Sequence[str]) -> Evaluation:
+        """Return the result on some of its rows: those that another system answered."""
+        return self.without(frozenset(self.accumulator.ids).difference(ids))
 
     def scores(self, settings: EvaluationConfig) -> dict[str, Score]:
         """Return every metric with its bootstrap interval."""
@@ -104,9 +108,12 @@ def score_baselines(
             return answers(name, given, rows)
 
         with progress.stage(name, total=len(examples), unit="row") as bar:
-            found = cached(answer, examples, name, key, out, bar.advance)
-            scored = evaluate(lambda _: found.predictions, examples, given.task.metrics, system=name, sink=sink)  # noqa: B023
-            systems[name] = replace(scored, use=found.use())
+            rows, note = answered_rows(name, given, examples)
+            known = {**key, "rows": extent(name, given, len(rows))}
+            found = cached(answer, rows, name, known, out, bar.advance)
+            scored = evaluate(lambda _: found.predictions, rows, given.task.metrics, system=name, sink=sink)  # noqa: B023
+            use = found.use()
+            systems[name] = replace(scored, use=use.model_copy(update={"sampled": note}) if note else use)
     return systems
 
 

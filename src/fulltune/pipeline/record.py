@@ -274,7 +274,7 @@ def _comparisons(
 ) -> dict[str, Comparison]:
     return {
         f"tuned vs {name}": paired(
-            systems["tuned"].accumulator,
+            systems["tuned"].on(evaluation.accumulator.ids).accumulator,
             evaluation.accumulator,
             deciding,
             resamples=settings.resamples,

@@ -122,7 +122,7 @@ def run(
 
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
-                given = gather(config, job.task, job.data, job.base)
+                given = gather(config, job.task, job.data, job.base, len(job.features))
                 key = cache_parts(job.task, config, job.base, job.data.train.table, job.data.eval.table)
                 systems = score_baselines(given, job.data, key, job.out, sink, progress)
                 scores = {name: one.without(job.left_out).scores(config.evaluation) for name, one in systems.items()}

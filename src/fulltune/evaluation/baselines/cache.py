@@ -92,7 +92,7 @@ def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: 
         "eval": scored.sha256,
         "ids": [train.source, scored.source],
         "data": config.data.model_dump(include=options),
-        "baselines": [VERSION, config.baselines.model_dump(exclude={"skip"})],
+        "baselines": [VERSION, config.baselines.model_dump(exclude={"skip", "time"})],
         "evaluation": config.evaluation.model_dump(
             include={"max_new_tokens", "continuations", "sql_seconds", "sql_match"}
         ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fulltune.evaluation.baselines.base import Answers, Given
+from fulltune.evaluation.baselines.base import FEWEST_ROWS, Answers, Given
 from fulltune.evaluation.baselines.labels import classified, labeled, sample
 from fulltune.metrics.base import Array
 from fulltune.models import inference
@@ -29,7 +29,7 @@ def linear_probe(given: Given, examples: Sequence[Example]) -> Answers:
     :func:`~fulltune.evaluation.baselines.labels.classified`.
     """
     task, seed = labeled(given.task), given.settings.seed
-    train, groups, note = sample(given.train, given.groups, lambda row: 1, ROWS, seed)
+    train, groups, note = sample(given.train, given.groups, lambda row: 1, rows_read(given, len(examples)), seed)
     features = np.stack(list(vectors(given, train)))
     middle, width = features.mean(axis=0), features.std(axis=0)
     width[width == 0] = 1.0
@@ -43,6 +43,12 @@ def linear_probe(given: Given, examples: Sequence[Example]) -> Answers:
     found, setting = classified(task, train, groups, (features - middle) / width, asked, STRENGTHS, regression, seed)
     predictions = (task.prediction("linear_probe", row, one) for row, one in zip(examples, found, strict=True))
     return Answers(predictions, setting, note)
+
+
+def rows_read(given: Given, answered: int) -> int:
+    """Return how many rows of train are read, if ``answered`` rows are read to be answered."""
+    allowed = ROWS if given.rows is None else min(ROWS, max(FEWEST_ROWS, given.rows - answered))
+    return min(len(given.train), allowed)
 
 
 def vectors(given: Given, examples: Sequence[Example]) -> Iterator[Array]:

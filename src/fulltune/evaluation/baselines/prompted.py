@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 
-from fulltune.evaluation.baselines.base import Answers, Given
+from fulltune.evaluation.baselines.base import FEWEST_ROWS, Answers, Given
 from fulltune.records.run import Prediction
 from fulltune.runtime import distributed
 from fulltune.tasks.base import Example
@@ -20,6 +21,19 @@ def zero_shot(given: Given, examples: Sequence[Example]) -> Answers:
         yield from task.predictor(own(), "zero_shot")(rows)
 
     return Answers(distributed.map_sharded(predict, examples))
+
+
+#: A row with examples before it costs about as much as this many without, because prompts share their beginning.
+_COST = 2
+
+
+def few_shot_rows(given: Given, examples: Sequence[Example]) -> tuple[Sequence[Example], str]:
+    """Return the rows to answer with examples in the context, and a note if they are not all rows."""
+    if given.rows is None or len(examples) <= (allowed := max(FEWEST_ROWS, given.rows // _COST)):
+        return examples, ""
+    chosen = sorted(random.Random(given.settings.seed).sample(range(len(examples)), allowed))
+    note = f"{allowed:,} of {len(examples):,} evaluation rows, drawn at random"
+    return [examples[number] for number in chosen], note
 
 
 def few_shot(given: Given, examples: Sequence[Example]) -> Answers:

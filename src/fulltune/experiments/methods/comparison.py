@@ -362,14 +362,14 @@ def _baselines(
     record: Record, out: Path, reference: Sequence[Accumulator], metric: Metric, settings: Mapping[str, Any]
 ) -> tuple[SystemResult, ...]:
     """Return the systems without training, from a run of the reference."""
+
+    def difference(system: str) -> Comparison:
+        own = scored(out / record.run_id, [metric], system).without(record.left_out)
+        same = [one.without(frozenset(one.ids).difference(own.ids)) for one in reference]
+        return seeds.difference([own], same, metric, **settings)
+
     return tuple(
-        SystemResult(
-            system=system,
-            score=scores[metric.name],
-            against=seeds.difference(
-                [scored(out / record.run_id, [metric], system).without(record.left_out)], reference, metric, **settings
-            ),
-        )
+        SystemResult(system=system, score=scores[metric.name], against=difference(system))
         for system, scores in record.scores.items()
         if system != "tuned" and metric.name in scores
     )

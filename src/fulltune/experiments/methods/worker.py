@@ -144,7 +144,7 @@ def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     job = prepare_job(config, spec.out)
     job.check_audit()
     plan = make_plan(job)
-    given = gather(job.config, job.task, job.data, job.base)
+    given = gather(job.config, job.task, job.data, job.base, len(job.features))
     # A method that uses positions of the window leaves fewer to the baselines that it is compared with.
     windows = {plugins.load("method", name).reserved(of_method(config, name).adapter): name for name in spec.methods}
     for name in windows.values():

@@ -20,7 +20,7 @@ from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
 from fulltune.evaluation.baselines import probe
 from fulltune.evaluation.baselines.base import Given
-from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, chosen, gather, predictor
+from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, answered_rows, chosen, gather, predictor
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.evaluation.retention.abilities import abilities
 from fulltune.models.bundle import Bundle
@@ -171,7 +171,7 @@ class _Rehearsal:
         """Return the seconds of each stage of a run."""
         job = self.job
         end = time.perf_counter() + SECONDS
-        given = gather(job.config, job.task, job.data, job.base)
+        given = gather(job.config, job.task, job.data, job.base, len(job.features))
         with fast_kernels(job.base.model), fast_kernels(self.probe.student.model):
             known = {name: self._baseline(name, given) for name in chosen(job.task, job.config.baselines)}
             evaluated = self._evaluated(known)
@@ -227,8 +227,9 @@ class _Rehearsal:
         if name in WITHOUT_MODEL:
             return _timed(lambda: list(predictor(name, given)(examples)))
         if name == "linear_probe":  # reading takes most of its time
-            return answering_seconds(partial(probe.vectors, given), [*given.train[: probe.ROWS], *examples])
-        return answering_seconds(predictor(name, given), examples)
+            read = given.train[: probe.rows_read(given, len(examples))]
+            return answering_seconds(partial(probe.vectors, given), [*read, *examples])
+        return answering_seconds(predictor(name, given), answered_rows(name, given, examples)[0])
 
     def _evaluated(self, known: Mapping[str, float]) -> float:
         """Return the seconds of the tuned model's answers.
