@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
@@ -179,7 +180,7 @@ def test_the_rows_of_a_baseline_are_a_fraction_of_those_of_the_run() -> None:
 
 def test_few_shot_answers_random_rows_if_all_take_too_long() -> None:
     rows = [Example(f"e:{number}", "text", "law") for number in range(3000)]
-    what = dataclasses.replace(given(classification()), rows=2400)
+    what = replace(given(classification()), rows=2400)
     answered, note = answered_rows("few_shot", what, rows)
     assert note == "1,200 of 3,000 evaluation rows, drawn at random"
     numbers = [int(row.id[2:]) for row in answered]
@@ -187,6 +188,6 @@ def test_few_shot_answers_random_rows_if_all_take_too_long() -> None:
     assert numbers == sorted(set(numbers))
     assert answered_rows("few_shot", what, rows)[0] == answered
     assert answered_rows("zero_shot", what, rows) == (rows, "")
-    assert answered_rows("few_shot", dataclasses.replace(what, rows=6000), rows) == (rows, "")
+    assert answered_rows("few_shot", replace(what, rows=6000), rows) == (rows, "")
     assert extent("few_shot", what, 1200) == {"answered": 1200}
     assert extent("linear_probe", what, 3) == {"answered": 3, "read": 20}

@@ -170,7 +170,7 @@ def test_costs_and_scores_are_those_of_the_runs(compared: tuple[MethodComparison
     assert bitfit.against is not None
     assert bitfit.against.delta == pytest.approx(bitfit.score.value - full.score.value if bitfit.score else 0)
     assert full.retention.keys() == records[0].retention.keys() != set()
-    assert {one.system for one in found.baselines} == {"majority", "tfidf", "zero_shot", "few_shot"}
+    assert {one.system for one in found.baselines} == {"majority", "tfidf", "linear_probe", "zero_shot", "few_shot"}
 
 
 def test_baselines_are_computed_once(compared: tuple[MethodComparison, Counting, Path]) -> None:

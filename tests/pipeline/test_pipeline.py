@@ -96,6 +96,10 @@ JOBS = [
 ]
 
 
+#: Baselines besides zero-shot and few-shot.
+BASELINES = {"classification": ("majority", "tfidf", "linear_probe")}
+
+
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
 @pytest.mark.parametrize(("kind", "task", "data"), JOBS, ids=[f"{kind}-{task}" for kind, task, _ in JOBS])
 def test_every_family_and_task_runs_end_to_end(kind: str, task: str, data: str, place: Path) -> None:
@@ -110,7 +114,8 @@ def test_every_family_and_task_runs_end_to_end(kind: str, task: str, data: str, 
     assert (record.parameters.frozen, record.parameters.dtype) == (0, "float32")
     assert record.parameters.moved > 0.9
     assert record.training.steps == len(clauses(0, 40)) // 4 if data == "clauses" else record.training.steps > 0
-    systems = {"zero_shot", "few_shot", "tuned"} | ({"majority", "tfidf"} if task == "classification" else set())
+    systems = {"zero_shot", "few_shot", "tuned", *BASELINES.get(task, ())}
+    assert set(record.baselines) == systems - {"tuned"}
     assert set(record.scores) == systems
     assert {name.removeprefix("tuned vs ") for name in record.comparison} == systems - {"tuned"}
     rows = {score.n for score in (scores[record.metric] for scores in record.scores.values())}

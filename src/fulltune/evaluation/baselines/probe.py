@@ -58,7 +58,7 @@ def vectors(given: Given, examples: Sequence[Example]) -> Iterator[Array]:
 
     def ids(text: str) -> list[int]:
         tokens = list(base.tokenizer(text, truncation=False, verbose=False).input_ids)
-        return prompts.cut(tokens or prompts.opening_ids(base), window)
+        return prompts.keep_ends(tokens or prompts.opening_ids(base), window)
 
     def read(rows: Sequence[Example]) -> Iterator[Array]:
         states = inference.mean_states(base, (ids(row.input) for row in rows), batch_size)

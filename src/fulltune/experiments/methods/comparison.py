@@ -27,7 +27,7 @@ from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.metrics.compare import scored
 from fulltune.records.methods import MethodComparison, MethodResult, SeedRun, SystemResult, Tried
-from fulltune.records.run import Record, base_kept, read_record
+from fulltune.records.run import Comparison, Record, base_kept, read_record
 from fulltune.report.methods import render
 from fulltune.runtime import machine, plugins
 from fulltune.runtime.files import atomic_text
