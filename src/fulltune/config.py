@@ -276,8 +276,15 @@ class EvaluationConfig(Section):
         128, gt=0, description="limit of a generated answer; the fraction that reaches it is reported"
     )
     continuations: int = Field(8, ge=0, description="causal-lm: documents continued before and after training")
-    resamples: int = Field(1000, ge=100, le=100_000, description="bootstrap resamples")
+    resamples: int = Field(2000, ge=100, le=100_000, description="bootstrap resamples")
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    min_effect: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="smallest difference that counts as better or worse: 0.005 is half a point of a score between 0 "
+        "and 1, and 0.5% of bits per byte",
+    )
     sql_seconds: float = Field(2.0, gt=0, le=86_400, description="text2sql: time limit of one query")
     sql_match: Literal["strict", "spider"] = Field(
         "strict",

@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 
 from fulltune.cli.render import runs
 from fulltune.config import load_config
-from fulltune.metrics.compare import RunComparison
+from fulltune.metrics.run_comparison import RunComparison
 from fulltune.pipeline.planning.plan import build_plan
 from fulltune.records.run import (
     AuditSummary,

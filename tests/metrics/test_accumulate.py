@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulltune.errors import IncompatibleError
-from fulltune.metrics import accumulate
-from fulltune.metrics.accumulate import Accumulator, paired, row_values
+from fulltune.metrics.accumulate import Accumulator, row_values
 from fulltune.metrics.base import Array, Metric
-from fulltune.metrics.classification import classification_metrics
+from fulltune.metrics.compare import paired
 from fulltune.metrics.likelihood import bits_per_byte
 from fulltune.metrics.text import exact_match
 from fulltune.records.run import Prediction
@@ -101,17 +100,6 @@ def test_the_interval_holds_the_value_and_repeats_by_seed(pattern: list[bool], s
     assert score == hits(pattern).scores(resamples=200, seed=seed)["exact_match"]
 
 
-def test_a_resample_is_a_draw_of_rows_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare with a plain loop over drawn rows; chunks of any size give the same result."""
-    pattern = np.random.default_rng(0).random(50) < 0.6
-    draws = np.random.default_rng(17)
-    means = np.sort([pattern[draws.integers(50, size=50)].mean() for _ in range(1000)])
-    whole = hits(pattern.tolist()).scores()["exact_match"]
-    assert (whole.low, whole.high) == pytest.approx((means[24], means[974]))
-    monkeypatch.setattr(accumulate, "_BUDGET", 7 * 50 * 8)
-    assert hits(pattern.tolist()).scores()["exact_match"] == whole
-
-
 def test_the_bootstrap_of_many_rows_stays_within_its_budget() -> None:
     """All weights together would take 160 MB."""
     metric = mean_of("x")
@@ -122,57 +110,6 @@ def test_the_bootstrap_of_many_rows_stays_within_its_budget() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 48 * 2**20
-
-
-def test_the_interval_has_about_its_nominal_coverage() -> None:
-    random = np.random.default_rng(1)
-    covered = 0
-    trials = 300
-    for trial in range(trials):
-        values = random.exponential(size=60)
-        found = filled([mean_of("x")], [prediction(str(row), x=float(value)) for row, value in enumerate(values)])
-        score = found.scores(resamples=300, seed=trial)["x"]
-        covered += score.low <= 1.0 <= score.high
-    assert 0.89 <= covered / trials <= 0.98
-
-
-def random_classifier(random: np.random.Generator, truth: Sequence[str]) -> Accumulator:
-    labels = ["a", "b", "c"]
-    metrics = classification_metrics(labels, multi_label=False)
-    outputs = random.choice(labels, size=len(truth))
-    return filled(metrics, [prediction(str(i), t, str(o)) for i, (t, o) in enumerate(zip(truth, outputs, strict=True))])
-
-
-def test_a_null_effect_is_seldom_called_a_difference() -> None:
-    random = np.random.default_rng(2)
-    truth = [str(label) for label in random.choice(["a", "b", "c"], size=80)]
-    verdicts = [
-        paired(random_classifier(random, truth), random_classifier(random, truth), "macro_f1", resamples=300).verdict
-        for _ in range(200)
-    ]
-    assert verdicts.count("improved") / 200 <= 0.05
-    assert verdicts.count("worse") / 200 <= 0.05
-    assert verdicts.count("no detectable change") >= 180
-
-
-def test_a_system_against_itself_is_no_change() -> None:
-    system = hits([True, False] * 20)
-    found = paired(system, hits([True, False] * 20), exact_match)
-    assert (found.delta, found.low, found.high, found.p) == (0, 0, 0, 1)
-    assert found.verdict == "no detectable change"
-
-
-def test_delta_is_the_first_minus_the_second_and_p_is_as_defined() -> None:
-    random = np.random.default_rng(3)
-    a, b = random.random(120) < 0.8, random.random(120) < 0.7
-    found = paired(hits(a.tolist()), hits(b.tolist()), "exact_match", resamples=500, seed=9)
-    draws = np.random.default_rng(9)
-    rows = [draws.integers(120, size=120) for _ in range(500)]
-    deltas = np.array([a[row].mean() - b[row].mean() for row in rows]).round(12)
-    assert found.delta == pytest.approx(a.mean() - b.mean())
-    smaller = min((deltas <= 0).sum(), (deltas >= 0).sum())
-    assert found.p == pytest.approx(2 * (smaller + 1) / 501)
-    assert found.low <= found.delta <= found.high
 
 
 def test_pairing_detects_what_two_separate_intervals_would_miss() -> None:

@@ -1,288 +1,370 @@
-"""Comparing two run folders."""
+"""Tests and intervals of two systems: against scipy, against published numbers, and by simulation."""
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
-from fulltune.errors import IncompatibleError, StoreError
-from fulltune.metrics import get
+from fulltune.metrics import get, known
+from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
-from fulltune.metrics.compare import SHOWN_ROWS, changed_rows, compare
-from fulltune.records.data import DataSummary, Leaks
-from fulltune.records.run import (
-    AuditSummary,
-    DataInfo,
-    ModelInfo,
-    Parameters,
-    Prediction,
-    Record,
-    Resources,
-    Score,
-    SplitInfo,
-    Training,
+from fulltune.metrics.compare import agreed, holm, not_worse, paired, relative_loss, smallest_that_counts
+from fulltune.metrics.fractions import mcnemar, tango, tango_z, wilson
+from fulltune.metrics.resampling import Statistic, _bca, grouped, interval_of, standard_error, swap_test
+from fulltune.records.run import Prediction
+
+EXACT, BITS = get("exact_match"), get("bits_per_byte")
+LABELS = ("a", "b", "c")
+MACRO_F1, ACCURACY, MCC = (known(LABELS)[name] for name in ("macro_f1", "accuracy", "mcc"))
+
+Numbers = Sequence[float] | np.ndarray
+
+
+def filled(metric: Metric, predictions: Sequence[Prediction]) -> Accumulator:
+    accumulator = Accumulator([metric])
+    for item in predictions:
+        accumulator.add(item)
+    return accumulator
+
+
+def row(index: int, group: str = "", reference: str = "", output: str = "", **values: float) -> Prediction:
+    return Prediction(
+        system="s", id=str(index), input="", reference=reference, output=output, values=values, group=group
+    )
+
+
+def hits(pattern: Sequence[bool] | np.ndarray, groups: Sequence[object] | None = None) -> Accumulator:
+    names = [""] * len(pattern) if groups is None else [f"g{group}" for group in groups]
+    rows = [row(i, names[i], "yes", "yes" if hit else "no") for i, hit in enumerate(pattern)]
+    return filled(EXACT, rows)
+
+
+def losses(nats: Numbers, sizes: Numbers | None = None, groups: Sequence[object] | None = None) -> Accumulator:
+    names = [""] * len(nats) if groups is None else [f"g{group}" for group in groups]
+    count = np.full(len(nats), 1 / math.log(2)) if sizes is None else sizes
+    return filled(BITS, [row(i, names[i], nll=float(x), bytes=float(count[i])) for i, x in enumerate(nats)])
+
+
+def labeled(truth: Sequence[str] | np.ndarray, answers: Sequence[str] | np.ndarray, metric: Metric) -> Accumulator:
+    rows = [row(i, reference=str(t), output=str(o)) for i, (t, o) in enumerate(zip(truth, answers, strict=True))]
+    return filled(metric, rows)
+
+
+# ---- Fractions ----
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (7, 20), (198, 200)])
+def test_wilson_equals_scipy(right: int, n: int) -> None:
+    expected = stats.binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert wilson(right, n) == pytest.approx((expected.low, expected.high))
+    score = hits([True] * right + [False] * (n - right)).scores()["exact_match"]
+    assert (score.low, score.high) == pytest.approx((expected.low, expected.high))
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_the_sign_test_of_the_rows_that_differ(wins: int, lost: int) -> None:
+    expected = stats.binomtest(wins, wins + lost).pvalue if wins + lost else 1.0
+    assert mcnemar(wins, lost) == pytest.approx(expected)
+
+
+def test_tango_equals_the_published_intervals() -> None:
+    """Fagerland, Lydersen & Laake 2014, table 6 (airway hyper-responsiveness): 1 and 7 discordant pairs of 21."""
+    assert tango(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 40))
+def test_limits_of_tango_are_the_differences_that_are_just_not_rejected(wins: int, lost: int, ties: int) -> None:
+    n = wins + lost + ties
+    if n == 0:
+        return
+    low, high = tango(wins, lost, n)
+    assert -1 <= low <= (wins - lost) / n <= high <= 1
+    for limit, sign in ((low, 1), (high, -1)):
+        if abs(limit) < 1 - 1e-6:
+            assert tango_z(wins, lost, n, limit) == pytest.approx(sign * stats.norm.ppf(0.975), abs=1e-4)
+    assert tango(lost, wins, n) == pytest.approx((-high, -low), abs=1e-6)
+
+
+def test_the_exact_test_never_finds_what_the_interval_does_not() -> None:
+    for wins in range(40):
+        for lost in range(wins):
+            if mcnemar(wins, lost) <= 0.05:
+                assert tango(wins, lost, wins + lost)[0] > 0
+                assert tango(wins, lost, 300)[0] > 0
+
+
+def test_four_wins_and_no_loss_decide_nothing_whatever_the_other_answers_are() -> None:
+    truth = ["a"] * 30
+    base = ["a"] * 20 + ["b"] * 10
+    tuned = ["a"] * 24 + ["c"] * 6  # the six others are wrong in both, in different ways
+    found = paired(labeled(truth, tuned, ACCURACY), labeled(truth, base, ACCURACY), ACCURACY)
+    assert (found.p, found.test) == (pytest.approx(0.125), "exact McNemar test")
+    assert (found.low, found.verdict) == (0, "no detectable change")
+
+
+def test_no_difference_on_few_rows_does_not_exclude_one() -> None:
+    found = paired(hits([True] * 20), hits([True] * 20), EXACT)
+    assert (found.delta, found.p, found.verdict) == (0, 1, "no detectable change")
+    assert (found.low, found.high) == pytest.approx((-0.161, 0.161), abs=1e-3)
+    assert found.smallest_detectable == pytest.approx(6 / 20)
+
+
+# ---- Swaps ----
+
+
+@pytest.mark.parametrize("n", [4, 7, 12])
+def test_all_swaps_of_a_mean_are_scipys_sign_flips(n: int) -> None:
+    random = np.random.default_rng(n)
+    a, b = random.normal(5, 1, n), random.normal(5.4, 1, n)
+    expected = stats.permutation_test(
+        (a - b,), lambda x: x.mean(), permutation_type="samples", n_resamples=np.inf, vectorized=False
+    )
+    found = paired(losses(a), losses(b), BITS)
+    assert found.p == pytest.approx(expected.pvalue) or found.p > 0.05
+    assert swap_test(*(np.stack([x, np.ones(n)], axis=1) for x in (a, b)), BITS.value)[0] == pytest.approx(
+        expected.pvalue
+    )
+    assert found.test == f"sign-flip test of rows, all {2**n:,} swaps"
+
+
+def test_drawn_swaps_are_close_to_all_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(2)
+    a, b = (np.stack([random.normal(0, 1, 13), np.ones(13)], axis=1) for _ in range(2))
+    exact, swaps = swap_test(a, b, BITS.value)
+    monkeypatch.setattr("fulltune.metrics.resampling.ENUMERATED", 5)
+    drawn, none = swap_test(a, b, BITS.value)
+    assert (swaps, none) == (2**13, 0)
+    assert drawn == pytest.approx(exact, abs=0.015)
+
+
+def test_corpus_scores_are_compared_by_swapping_answers() -> None:
+    """Compare with a plain loop over all swaps of nine rows."""
+    random = np.random.default_rng(5)
+    truth, one, two = (random.choice(LABELS, 9) for _ in range(3))
+    one[:5] = truth[:5]
+
+    def f1(answers: np.ndarray) -> float:
+        return labeled(truth, answers, MACRO_F1).scores(resamples=100)["macro_f1"].value
+
+    observed = abs(f1(one) - f1(two))
+    masks = [np.array([bits >> i & 1 for i in range(9)], dtype=bool) for bits in range(2**9)]
+    gaps = [abs(f1(np.where(mask, two, one)) - f1(np.where(mask, one, two))) for mask in masks[:: 2**2]]
+    rows = [labeled(truth, answers, MACRO_F1).rows("macro_f1").units for answers in (one, two)]
+    p, swaps = swap_test(*rows, MACRO_F1.value)
+    same = sum((a == b).all() for a, b in zip(*rows, strict=True))
+    assert swaps == 2 ** (9 - same)
+    sample = np.mean(np.array(gaps) >= observed - 1e-12)
+    assert p == pytest.approx(sample, abs=0.15)
+
+
+# ---- Intervals ----
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bca_equals_scipys(seed: int) -> None:
+    values = np.random.default_rng(seed).exponential(size=40)
+    expected = stats.bootstrap(
+        (values,), np.mean, method="BCa", n_resamples=20_000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    units = np.stack([values, np.ones(40)], axis=1)
+    found = _bca(units, Statistic(BITS.value), 20_000, 1, expanded=False)(0.95)
+    scale = 1 / math.log(2)
+    assert found == pytest.approx((scale * expected.low, scale * expected.high), rel=0.02)
+
+
+def test_the_standard_error_is_the_jackknifes() -> None:
+    values = np.random.default_rng(3).normal(size=25)
+    units = np.stack([values, np.ones(25)], axis=1)
+    assert standard_error(units, lambda sums: sums[..., 0] / sums[..., 1]) == pytest.approx(stats.sem(values))
+    assert math.isnan(standard_error(units[:1], BITS.value))
+
+
+def test_a_group_counts_as_one_row_with_the_sum_of_its_rows() -> None:
+    random = np.random.default_rng(6)
+    groups = np.repeat(np.arange(12), 5)
+    a, b = (random.normal(3, 1, 60) + np.repeat(random.normal(0, 1, 12), 5) for _ in range(2))
+    sizes = random.integers(5, 50, 60).astype(float)
+    order = random.permutation(60)
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.array([values[groups == group].sum() for group in range(12)])
+
+    by_group = paired(losses(a, sizes, groups), losses(b, sizes, groups), BITS)
+    by_sums = paired(losses(summed(a), summed(sizes)), losses(summed(b), summed(sizes)), BITS)
+    assert (by_group.delta, by_group.p) == (pytest.approx(by_sums.delta), by_sums.p)
+    assert (by_group.low, by_group.high) == pytest.approx((by_sums.low, by_sums.high))
+    assert (by_group.n, by_group.groups, by_sums.groups) == (60, 12, 0)
+    assert by_group.test.startswith("sign-flip test of groups, all")
+    shuffled = grouped(np.stack([a, b], axis=1)[order], groups[order])
+    assert shuffled == pytest.approx(grouped(np.stack([a, b], axis=1), groups))
+
+
+def test_five_groups_never_decide_however_many_rows_they_have() -> None:
+    groups = [index % 5 for index in range(200)]
+    found = paired(hits([True] * 200, groups), hits([False] * 200, groups), EXACT)
+    assert (found.n, found.groups, found.verdict) == (200, 5, "too few rows")
+    six = [index % 6 for index in range(200)]
+    assert paired(hits([True] * 200, six), hits([False] * 200, six), EXACT).verdict == "improved"
+
+
+def test_rows_without_a_group_are_groups_of_their_own() -> None:
+    rows = [row(i, "g" if i < 4 else "", "yes", "yes") for i in range(10)]
+    assert filled(EXACT, rows).rows("exact_match").size == 7
+
+
+def test_scores_of_all_right_groups_are_not_certain() -> None:
+    groups = [index // 4 for index in range(40)]
+    score = hits([True] * 40, groups).scores()["exact_match"]
+    assert score.high == 1
+    assert 0.6 < score.low < 0.75  # as for ten rows, not forty
+    assert math.isnan(hits([True] * 4, [0] * 4).scores()["exact_match"].low)
+
+
+# ---- Verdicts ----
+
+
+@given(st.floats(0, 1), st.floats(-2, 1), st.floats(0.01, 3), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_test_and_interval_agree(p: float, low: float, width: float, confidence: float) -> None:
+    def interval(level: float) -> tuple[float, float]:
+        reach = (width / 2) * stats.norm.ppf(0.5 + level / 2) / stats.norm.ppf(0.5 + confidence / 2)
+        return low + width / 2 - reach, low + width / 2 + reach
+
+    new, least, most = agreed(p, interval, confidence)
+    assert (new <= 1 - confidence + 1e-6) == (least > 0 or most < 0) or abs(new - (1 - confidence)) < 1e-4
+    assert new >= p
+    assert least <= low + 1e-9
+    assert most >= low + width - 1e-9
+
+
+@pytest.mark.parametrize("metric", [EXACT, BITS], ids=lambda metric: metric.name)
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_a_certain_but_tiny_difference_is_no_improvement(metric: Metric, factor: float) -> None:
+    if metric is EXACT:
+        count = 10_000
+        a = hits([index % 2 == 0 or index < 2 * 50 * factor for index in range(count)])
+        b = hits([index % 2 == 0 for index in range(count)])
+    else:
+        a, b = (losses([level * (1 + 0.1 * math.sin(i)) for i in range(200)]) for level in (1 - 0.005 * factor, 1.0))
+    found = paired(a, b, metric)
+    assert found.is_certain
+    assert found.verdict == ("improved" if factor > 1 else "no detectable change")
+    reversed_ = paired(b, a, metric)
+    assert reversed_.verdict in ("worse", "no detectable change")
+    assert paired(a, b, metric, min_effect=0.0).verdict == "improved"
+
+
+def test_min_effect_is_relative_where_a_score_has_no_bounds() -> None:
+    assert smallest_that_counts(EXACT, 0.9, 0.005) == 0.005
+    assert smallest_that_counts(MCC, 0.2, 0.005) == 0.005
+    assert smallest_that_counts(BITS, 1.4, 0.005) == pytest.approx(0.007)
+
+
+def test_holm_steps_down() -> None:
+    assert holm([0.01, 0.04, 0.03, math.nan]) == pytest.approx([0.03, 0.06, 0.06, math.nan], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+def test_not_worse_needs_rows_and_a_margin() -> None:
+    random = np.random.default_rng(9)
+    a = random.random(800) < 0.8
+    b = np.where(random.random(800) < 0.05, ~a, a)
+    wide, narrow = (not_worse(hits(b), hits(a), EXACT, margin) for margin in (0.07, 0.01))
+    assert wide.verdict == "not worse"
+    assert wide.p < 0.025
+    assert narrow.verdict == "cannot tell"
+    assert narrow.p > 0.025
+    assert not_worse(hits(a[:5]), hits(a[:5]), EXACT, 0.5).verdict == "too few rows"
+    few = not_worse(hits(a[:30]), hits(a[:30]), EXACT, 0.02)
+    assert few.verdict == "cannot tell"  # equal answers of 30 rows do not exclude a loss of two points
+    with pytest.raises(ValueError, match="margin must be above 0"):
+        not_worse(hits(a), hits(b), EXACT, 0.0)
+
+
+def test_not_worse_and_the_interval_say_the_same() -> None:
+    random = np.random.default_rng(10)
+    a, b = losses(random.normal(2.00, 0.3, 60)), losses(random.normal(2.02, 0.3, 60))
+    interval = paired(a, b, BITS, min_effect=0)
+    assert interval.low < 0 < interval.high
+    reference = 2.02
+    for margin in (interval.high / reference * 1.2, interval.high / reference * 0.7):
+        found = not_worse(a, b, BITS, margin)
+        assert found.verdict == ("not worse" if found.margin > interval.high else "cannot tell")
+        assert (found.p <= 0.025) == (found.verdict == "not worse")
+    assert not_worse(losses(np.full(20, 3.0) + random.normal(0, 0.01, 20)), losses([2.0] * 20), BITS, 0.1).p > 0.9
+
+
+def test_the_relative_loss_has_a_width_even_if_no_answer_changed() -> None:
+    value, low, high = relative_loss(hits([True] * 30), hits([True] * 30), EXACT)
+    assert value == 0
+    assert low == pytest.approx(-high)
+    assert 0.1 < high < 0.13
+
+
+# ---- Simulation ----
+
+
+def null_of_fractions(random: np.random.Generator, n: int) -> tuple[Accumulator, Accumulator]:
+    hard = random.random(n)
+    one, two = (np.where(random.random(n) < 0.5, hard, random.random(n)) < 0.8 for _ in range(2))
+    return hits(one), hits(two)
+
+
+def null_of_losses(random: np.random.Generator, n: int) -> tuple[Accumulator, Accumulator]:
+    sizes = random.lognormal(5, 0.7, n)
+    level = random.normal(1, 0.2, n)
+    one, two = (sizes * (level + random.normal(0, 0.1, n)) for _ in range(2))
+    return losses(one, sizes), losses(two, sizes)
+
+
+def null_of_groups(random: np.random.Generator, n: int) -> tuple[Accumulator, Accumulator]:
+    groups = [index // 5 for index in range(n)]
+    one, two = (np.repeat(random.normal(1, 0.1, n // 5 + 1), 5)[:n] + random.normal(0, 0.1, n) for _ in range(2))
+    return losses(one, groups=groups), losses(two, groups=groups)
+
+
+def null_of_labels(random: np.random.Generator, n: int) -> tuple[Accumulator, Accumulator]:
+    truth = random.choice(LABELS, n)
+    one, two = (np.where(random.random(n) < 0.6, truth, random.choice(LABELS, n)) for _ in range(2))
+    return labeled(truth, one, MACRO_F1), labeled(truth, two, MACRO_F1)
+
+
+@pytest.mark.parametrize(
+    ("null", "metric", "n"),
+    [
+        (null_of_fractions, EXACT, 20),
+        (null_of_losses, BITS, 8),
+        (null_of_losses, BITS, 30),
+        (null_of_groups, BITS, 50),
+        (null_of_labels, MACRO_F1, 30),
+    ],
+    ids=["fractions-20", "losses-8", "losses-30", "groups-50", "macro-f1-30"],
 )
-
-LABELS = ("lease", "sale", "trust")
-CLASSES = ("macro_f1", "accuracy", "micro_f1", "mcc", "ece")
-BITS = get("bits_per_byte")
-
-Predictions = Sequence[Prediction]
-
-
-def record(run_id: str = "run-a", measured: Sequence[Metric] = (), **changes: Any) -> Record:
-    """Return a minimal record; ``changes`` replace complete fields."""
-    split = SplitInfo(source="rows.jsonl", rows=40, sha256="e" * 64)
-    fields: dict[str, Any] = {
-        "run_id": run_id,
-        "fulltune": "0.1.0",
-        "created": "2026-01-01T00:00:00+00:00",
-        "task": "classification",
-        "task_version": 1,
-        "method": "full",
-        "headline": "",
-        "metric": measured[0].name if measured else "",
-        "metrics": {metric.name: metric.info() for metric in measured},
-        "model": ModelInfo(source="base", sha256="b" * 64, family="encoder", architecture="Bert"),
-        "data": DataInfo(train=split, eval=split, audit=AuditSummary(errors=0, warnings=0, findings=(), leaked_rows=0)),
-        "parameters": Parameters(total=1, trainable=1, frozen=0, dtype="float32"),
-        "training": Training(
-            optimizer="adamw", scheduler="linear", learning_rate=1e-5, warmup_steps=0, weight_decay=0.0, batch_size=1,
-            accumulation=1, epochs=1.0, steps=1, seed=17, tokens=1, rows=1, final_loss=1.0,
-        ),
-        "scores": {"tuned": {metric.name: Score(value=0.5, low=0.4, high=0.6, n=40) for metric in measured}},
-        "comparison": {},
-        "resources": Resources(peak_rss_bytes=1, train_seconds=1.0, tokens_per_second=1.0, total_seconds=1.0),
-        "versions": {},
-        "outcome": "accepted",
-    }  # fmt: skip
-    return Record(**fields | changes)
+def test_equal_systems_are_seldom_told_apart_and_the_interval_covers_zero(
+    null: Callable[[np.random.Generator, int], tuple[Accumulator, Accumulator]], metric: Metric, n: int
+) -> None:
+    """At most 2.5% per side within three Monte Carlo errors; the complete table is in docs/evidence.md."""
+    random = np.random.default_rng(11)
+    trials = 200
+    found = [paired(*null(random, n), metric, resamples=300, min_effect=0) for _ in range(trials)]
+    for verdict in ("improved", "worse"):
+        assert sum(one.verdict == verdict for one in found) <= trials * 0.025 + 3 * math.sqrt(trials * 0.025 * 0.975)
+    assert sum(one.low <= 0 <= one.high for one in found) >= 0.93 * trials
 
 
-def folder(path: Path, found: Record, predictions: Predictions) -> Path:
-    path.mkdir()
-    (path / "record.json").write_text(found.to_json(), encoding="utf-8")
-    lines = "".join(item.model_dump_json() + "\n" for item in predictions)
-    (path / "predictions.jsonl").write_text(lines, encoding="utf-8")
-    return path
-
-
-def classified(right: Callable[[int], bool], system: str = "tuned", rows: int = 40) -> list[Prediction]:
-    """Return a run whose row ``i`` has label ``i mod 3`` and is answered correctly where ``right(i)``."""
-    return [
-        Prediction(
-            system=system,
-            id=f"r{row}",
-            input="text",
-            reference=LABELS[row % 3],
-            output=LABELS[(row + (0 if right(row) else 1)) % 3],
-            values={"confidence": 0.8},
-        )
-        for row in range(rows)
-    ]
-
-
-def likelihoods(nll: Callable[[int], object], rows: int = 50) -> list[Prediction]:
-    return [
-        Prediction(
-            system="tuned",
-            id=f"r{i}",
-            input="",
-            reference="",
-            output="",
-            values={"nll": nll(i), "tokens": 5, "bytes": 20},
-        )
-        for i in range(rows)
-    ]
-
-
-def class_runs(tmp_path: Path, a: Predictions, b: Predictions, **changes: Any) -> tuple[Path, Path]:
-    metrics = [get(name, LABELS) for name in CLASSES]
-    details = {"labels": list(LABELS), "multi_label": False}
-    first = record("run-a", metrics, details=details)
-    second = record("run-b", metrics, **{"details": details} | changes)
-    return folder(tmp_path / "a", first, a), folder(tmp_path / "b", second, b)
-
-
-def test_two_classifiers(tmp_path: Path) -> None:
-    a = classified(lambda row: row % 10 != 0)
-    b = classified(lambda row: row % 2 == 0)
-    found = compare(*class_runs(tmp_path, b, [*classified(lambda row: True, "zero_shot"), *a]))
-    assert [difference.metric for difference in found.differences] == list(CLASSES)
-    assert found.differences[1].delta == pytest.approx(0.9 - 0.5)
-    assert found.differences[0].verdict == "improved"
-    assert found.row_metric == "accuracy"
-    assert found.fixed == tuple(f"r{row}" for row in range(40) if row % 2)
-    assert found.broken == ("r0", "r10", "r20", "r30")
-    assert found.most_improved == found.most_worsened == ()
-    assert found.headline.startswith("run-b is better than run-a in macro-F1 by 40.1 points (")
-    scores = [f1_score([p.reference for p in run], [p.output for p in run], average="macro") for run in (b, a)]
-    assert found.headline.endswith(f", {scores[0]:.3f} → {scores[1]:.3f}, n = 40.")
-    assert found.differences[0].delta == pytest.approx(scores[1] - scores[0])
-    assert found.scores["b"]["macro_f1"].n == 40
-    assert json.loads(found.to_json())["differences"][0]["metric"] == "macro_f1"
-
-
-def test_the_other_way_round_is_worse_by_as_much(tmp_path: Path) -> None:
-    runs = class_runs(tmp_path, classified(lambda row: row % 10 != 0), classified(lambda row: row % 2 == 0))
-    there, back = compare(*runs), compare(*reversed(runs))
-    assert back.differences[0].delta == -there.differences[0].delta
-    assert (there.differences[0].verdict, back.differences[0].verdict) == ("worse", "improved")
-    assert there.headline.startswith("run-b is worse than run-a in macro-F1 by 40.1 points (")
-    assert (back.fixed, back.broken) == (there.broken, there.fixed)
-
-
-def test_a_run_against_itself_has_no_change(tmp_path: Path) -> None:
-    same = classified(lambda row: row % 4 != 0)
-    found = compare(*class_runs(tmp_path, same, list(reversed(same))))
-    assert {(d.delta, d.low, d.high, d.p, d.verdict) for d in found.differences} == {
-        (0.0, 0.0, 0.0, 1.0, "no detectable change")
-    }
-    assert found.fixed == found.broken == ()
-    assert found.headline == (
-        "No detectable change in macro-F1 from run-a to run-b (0.750 → 0.750): +0.0 points (+0.0 to +0.0), n = 40."
-    )
-
-
-def test_rows_of_a_metric_that_is_not_0_or_1_are_ranked(tmp_path: Path) -> None:
-    metrics = [get("perplexity"), BITS]
-    a = folder(tmp_path / "a", record("a", metrics, metric="bits_per_byte"), likelihoods(lambda i: 10.0 + i))
-    worse_at = {3: 90.0, 7: 80.0}
-    b = folder(
-        tmp_path / "b",
-        record("b", metrics, metric="bits_per_byte"),
-        likelihoods(lambda i: 10.0 + worse_at.get(i, 2 * i)),
-    )
-    found = compare(b, a)
-    assert [difference.metric for difference in found.differences] == ["bits_per_byte", "perplexity"]
-    assert found.row_metric == "bits_per_byte"
-    assert found.most_improved[:2] == ("r3", "r7")
-    assert len(found.most_improved) == SHOWN_ROWS
-    assert found.most_worsened == ()
-    assert "a is better than b in bits per byte by " in found.headline
-    assert compare(a, b).most_worsened == found.most_improved
-
-
-def test_metrics_that_cannot_be_compared_are_left_out(tmp_path: Path) -> None:
-    shared = [get("rougeLsum"), get("length_ratio")]
-    own = Metric("own", "higher", 1, "a package", lambda item: None, lambda sums: sums)
-    rows = [Prediction(system="tuned", id=str(i), input="", reference="a b", output="a b") for i in range(8)]
-    a = folder(tmp_path / "a", record("a", [*shared, own, get("chrf")]), rows)
-    b = folder(tmp_path / "b", record("b", [*shared, own]), rows)
-    found = compare(a, b)
-    assert [difference.metric for difference in found.differences] == ["rougeLsum"]
-    assert found.scores["a"].keys() == {"rougeLsum", "length_ratio"}
-    assert found.left_out == ("chrf", "own")
-
-
-def test_labels_of_both_runs_count(tmp_path: Path) -> None:
-    predictions = classified(lambda row: True)
-    details = {"labels": ["lease"], "multi_label": False}
-    found = compare(*class_runs(tmp_path, predictions, predictions, details=details))
-    assert found.differences[0].delta == 0
-    assert "(1.000 → 1.000)" in found.headline
-
-
-def test_all_differing_fields_are_named_at_once(tmp_path: Path) -> None:
-    rows = classified(lambda row: True)
-    data = record().data
-    newer = {name: get(name, LABELS).info().model_copy(update={"version": 2}) for name in ("macro_f1", "mcc")}
-    a, b = class_runs(
-        tmp_path,
-        rows,
-        rows,
-        task="seq2seq",
-        task_version=3,
-        metrics=newer,
-        data=data.model_copy(update={"eval": data.eval.model_copy(update={"sha256": "f" * 64})}),
-    )
-    with pytest.raises(IncompatibleError) as caught:
-        compare(a, b)
-    assert [problem.field for problem in caught.value.problems] == [
-        "task",
-        "task_version",
-        "data.eval.sha256",
-        "metrics.macro_f1.version",
-        "metrics.mcc.version",
-    ]
-    message = str(caught.value)
-    assert message.startswith("5 problems:")
-    assert "field 'task': 'classification' in run-a, 'seq2seq' in run-b; expected the same in both runs" in message
-    assert "field 'task_version': 1 in run-a, 3 in run-b" in message
-    assert "e" * 64 in message
-    assert "f" * 64 in message
-
-
-def test_runs_without_a_common_metric_are_refused(tmp_path: Path) -> None:
-    a = folder(tmp_path / "a", record("a", [BITS]), likelihoods(float))
-    b = folder(tmp_path / "b", record("b", [get("bleu")]), likelihoods(float))
-    with pytest.raises(IncompatibleError, match="field 'metrics': bits_per_byte in a, bleu in b"):
-        compare(a, b)
-
-
-def test_other_rows_are_refused(tmp_path: Path) -> None:
-    runs = class_runs(tmp_path, classified(lambda row: True), classified(lambda row: True, rows=39))
-    with pytest.raises(IncompatibleError, match="'r39' only in the first"):
-        compare(*runs)
-
-
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    a, b = class_runs(tmp_path, classified(lambda row: True), classified(lambda row: True))
-    with (b / "predictions.jsonl").open("a", encoding="utf-8") as file:
-        file.write('\n{"system": "tuned"}\n')
-    with pytest.raises(StoreError, match=r"predictions\.jsonl:42: not a prediction \(id: missing\)"):
-        compare(a, b)
-    (b / "predictions.jsonl").write_text('{"system":', encoding="utf-8")
-    with pytest.raises(StoreError, match=r"predictions\.jsonl:1: not a prediction \(not valid JSON"):
-        compare(a, b)
-
-
-def test_missing_files_and_systems_are_named(tmp_path: Path) -> None:
-    a, b = class_runs(tmp_path, classified(lambda row: True), classified(lambda row: True, "zero_shot"))
-    with pytest.raises(StoreError, match="no prediction of the tuned model"):
-        compare(a, b)
-    (b / "predictions.jsonl").unlink()
-    with pytest.raises(StoreError, match="the predictions cannot be read"):
-        compare(a, b)
-    with pytest.raises(StoreError, match=r"there is no record\.json"):
-        compare(a, tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("rows", [4, 5])
-def test_too_few_rows_cannot_decide(rows: int, tmp_path: Path) -> None:
-    a, b = (
-        folder(tmp_path / name, record(name, [BITS], metric="bits_per_byte"), likelihoods(lambda _, nll=nll: nll, rows))  # type: ignore[misc]
-        for name, nll in (("a", 10.0), ("b", 20.0))
-    )
-    found = compare(a, b)
-    assert found.differences[0].verdict == "too few rows"
-    assert (found.differences[0].n, found.differences[0].high) == (rows, pytest.approx(10 / 20 / math.log(2)))
-    assert found.headline == (
-        f"{rows} rows cannot decide (no test at 95% can with fewer than 6): bits per byte 0.721 → 1.443 from a to b."
-    )
-
-
-def test_rows_that_also_occur_in_train_are_left_out(tmp_path: Path) -> None:
-    leaks = Leaks(rows=2, of=40, ids=("r1", "r3"))
-    data = record().data.model_copy(update={"summary": DataSummary(leaks=leaks)})
-    runs = class_runs(tmp_path, classified(lambda row: row > 2), classified(lambda row: row != 1), data=data)
-    found = compare(*reversed(runs))
-    assert found.broken == ("r0", "r2")
-    assert found.fixed == ()
-    assert found.differences[1].n == 38
-    assert found.differences[1].delta == pytest.approx(-2 / 38)
-    assert [row.id for row in changed_rows(runs[1], runs[0]).broken] == ["r0", "r2"]
-
-
-def test_comparing_loads_no_model_library() -> None:
-    code = "import sys, fulltune.metrics.compare\n"
-    code += "sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'sklearn')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_intervals_of_skewed_scores_cover() -> None:
+    random = np.random.default_rng(12)
+    covered = 0
+    for _ in range(200):
+        values = random.exponential(size=20)
+        units = np.stack([values, np.ones(20)], axis=1)
+        low, high = interval_of(units, Statistic(lambda s: s[..., 0] / s[..., 1]), resamples=300, seed=1)(0.95)
+        covered += low <= 1 <= high
+    assert covered >= 0.9 * 200

@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_told_from_the_best_baseline_is_undecided() -> No
     assert (outcome, reasons) == ("undecided", ("cannot be told from TF-IDF: +0.4 points (−1.2 to +2.0), n = 828",))
     assert headline == (
         "The tuned model cannot be told from TF-IDF: macro-F1 0.875 → 0.879, +0.4 points (−1.2 to +2.0), n = 828; "
-        "better than few-shot and zero-shot."
+        "better than few-shot and zero-shot (adjusted for several comparisons, Holm)."
     )
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from fulltune.errors import IncompatibleError
 from fulltune.metrics import known, seeds
-from fulltune.metrics.accumulate import Accumulator, paired
+from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
+from fulltune.metrics.compare import paired
 from fulltune.records.run import Prediction
 
 LABELS = ("no", "yes")

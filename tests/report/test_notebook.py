@@ -10,7 +10,7 @@ import pytest
 import samples
 
 from fulltune.errors import StoreError
-from fulltune.metrics.compare import RunComparison
+from fulltune.metrics.run_comparison import RunComparison
 from fulltune.records.base import Model
 from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, MetricInfo, ModelInfo, SplitInfo, read_record

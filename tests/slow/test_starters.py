@@ -13,7 +13,7 @@ from typing import Any
 from real import DATA, real_data, show
 
 import fulltune
-from fulltune.metrics.compare import RunComparison
+from fulltune.metrics.run_comparison import RunComparison
 from starters import make
 
 pytestmark = real_data

@@ -319,7 +319,7 @@ def _check_resume(common: Common, config: Path, steps: int, overrides: list[str]
 
 def _compare_runs(common: Common, a: str, b: str) -> None:
     from fulltune.cli.render import runs
-    from fulltune.metrics.compare import compare
+    from fulltune.metrics.run_comparison import compare
 
     if {a, b} & {"base", "tuned"}:
         run = next((name for name in (a, b) if name not in ("base", "tuned")), "latest")
@@ -350,7 +350,7 @@ def _ends(a: str, b: str | None) -> tuple[str, str | None]:
 
 def _changed_rows(common: Common, a: str, b: str | None) -> None:
     from fulltune.cli.render import answers
-    from fulltune.metrics.compare import changed_rows
+    from fulltune.metrics.run_comparison import changed_rows
     from fulltune.store.registry.registry import evidence
 
     before, after = _ends(a, b)

@@ -48,7 +48,7 @@ class Evaluation:
         return self.without(frozenset(self.accumulator.ids).difference(ids))
 
     def scores(self, settings: EvaluationConfig) -> dict[str, Score]:
-        """Return every metric with its bootstrap interval."""
+        """Return every metric with its interval."""
         return self.accumulator.scores(resamples=settings.resamples, confidence=settings.confidence)
 
     def value(self, name: str) -> float:
@@ -78,7 +78,9 @@ def evaluate(
     """
     started = time.perf_counter()
     accumulator = Accumulator(metrics)
-    for prediction in predict(examples):
+    for example, prediction in zip(examples, predict(examples), strict=True):
+        if example.group:
+            prediction = prediction.model_copy(update={"group": example.group})
         accumulator.add(prediction)
         sink(prediction)
         advance()

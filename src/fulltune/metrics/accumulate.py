@@ -1,25 +1,19 @@
-"""Accumulate scores in one pass, with bootstrap intervals and the paired bootstrap of two systems.
-
-The rows are the population: a resample draws as many rows as there are, with replacement. Intervals are percentile
-intervals (Efron & Tibshirani 1993, chapter 13). Two systems are compared under the same draws (Koehn 2004), so that
-differences in difficulty between rows cancel out.
-"""
+"""Accumulate scores in one pass: one short vector per row is kept, and the group that the row belongs to."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fulltune.errors import IncompatibleError
+from fulltune.metrics import intervals
 from fulltune.metrics.base import Array, Metric
-from fulltune.metrics.power import least_rows, smallest_detectable
-from fulltune.records.run import Comparison, Prediction, Score, Verdict
-
-#: Maximum size in bytes of the weights of one chunk of resamples.
-_BUDGET = 32 * 2**20
+from fulltune.metrics.resampling import grouped, resampled
+from fulltune.records.run import Prediction, Score
 
 _Mask = NDArray[np.bool_]
 
@@ -32,11 +26,13 @@ class Accumulator:
     Attributes:
         metrics: Metrics by name, in the given order.
         ids: Row ids in the order of the predictions.
+        groups: The group of each row; empty for a row that belongs to none.
     """
 
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self.metrics = {metric.name: metric for metric in metrics}
         self.ids: list[str] = []
+        self.groups: list[str] = []
         self._tables = {metric.statistics: _Table() for metric in metrics}
 
     @property
@@ -48,6 +44,7 @@ class Accumulator:
         for table, vector in vectors:
             table.add(vector)
         self.ids.append(prediction.id)
+        self.groups.append(prediction.group)
 
     def statistics(self, name: str) -> tuple[Array, _Mask]:
         """Return the vectors ``(n, k)`` of a metric (zeros where it does not apply) and the mask of the rest."""
@@ -60,141 +57,56 @@ class Accumulator:
             return self
         others = Accumulator(tuple(self.metrics.values()))
         others.ids = [row_id for row_id, keep in zip(self.ids, kept, strict=True) if keep]
+        others.groups = [group for group, keep in zip(self.groups, kept, strict=True) if keep]
         others._tables = {statistics: table.at(kept) for statistics, table in self._tables.items()}
         return others
 
-    def scores(self, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17) -> dict[str, Score]:
-        """Return each metric with its percentile interval.
+    def rows(self, name: str) -> Rows:
+        """Return the rows that a metric applies to."""
+        vectors, applies = self.statistics(name)
+        return _rows(vectors, self.groups, applies)
 
-        Without rows the value is NaN. With one row there is a value but no interval (NaN).
+    def scores(self, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 17) -> dict[str, Score]:
+        """Return each metric with its interval (:func:`fulltune.metrics.intervals.of_score`).
+
+        Without rows the value is NaN. With one row, or one group, there is a value but no interval (NaN).
 
         Args:
             resamples: Number of bootstrap resamples.
             confidence: Confidence level of the interval, e.g. 0.95.
             seed: Seed; the same seed and rows give the same interval.
         """
-        scores: dict[str, Score] = {}
-        for statistics, table in self._tables.items():
-            rows, applies = table.arrays()
-            rows = rows[applies]
-            (sums,) = _resampled((rows,), resamples, seed)
-            for metric in self._sharing(statistics):
-                scores[metric.name] = _score(metric, rows, sums, confidence)
-        return {name: scores[name] for name in self.metrics}
-
-    def _sharing(self, statistics: Callable[[Prediction], Array | None]) -> Iterator[Metric]:
-        return (metric for metric in self.metrics.values() if metric.statistics == statistics)
+        settings = {"resamples": resamples, "seed": seed}
+        return {name: _score(metric, self.rows(name), confidence, settings) for name, metric in self.metrics.items()}
 
 
-def paired(
-    a: Accumulator,
-    b: Accumulator,
-    metric: str | Metric,
-    *,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 17,
-) -> Comparison:
-    """Compare two systems on the same rows by the paired bootstrap: ``a`` minus ``b``.
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a metric applies to, as the units that are resampled and swapped.
 
-    The two-sided p-value is ``min(1, 2 min(P(δ ≤ 0), P(δ ≥ 0)))`` over the resamples, with one added to each count and
-    to the number of resamples. A bootstrap of very few rows is overconfident, so p is never below ``2^(1 - d)``, where
-    ``d`` is the number of rows on which the systems differ. Under the null hypothesis each of the ``2^d`` swaps is
-    equally likely, and no two-sided test can give a smaller p-value. The verdict is ``improved`` or ``worse`` if the
-    interval excludes 0 and ``p ≤ 1 - confidence``, and ``too few rows`` below
-    :func:`~fulltune.metrics.power.least_rows`.
-
-    Rows are matched by id; a row counts if the metric applies to both systems. Without such rows all numbers are NaN.
-
-    Raises:
-        IncompatibleError: The two were not scored on the same rows.
-    """
-    name = metric if isinstance(metric, str) else metric.name
-    rows_a, rows_b = _aligned(a, b, name)
-    if not len(rows_a):
-        nan = math.nan
-        return Comparison(metric=name, delta=nan, low=nan, high=nan, p=nan, verdict="too few rows")
-    measure = a.metrics[name]
-    draws = [measure.value(sums) for sums in _resampled((rows_a, rows_b), resamples, seed)]
-    with np.errstate(invalid="ignore"):  # inf - inf, if both perplexities overflow
-        deltas = draws[0] - draws[1]
-        delta = float(measure.value(rows_a.sum(axis=0)) - measure.value(rows_b.sum(axis=0)))
-    differing = int((rows_a != rows_b).any(axis=1).sum())
-    return judged(measure, delta, deltas, n=len(rows_a), differing=differing, confidence=confidence)
-
-
-def judged(metric: Metric, delta: float, deltas: Array, *, n: int, differing: int, confidence: float) -> Comparison:
-    """Return the comparison of two systems from the resamples of their difference; see :func:`paired`.
-
-    Args:
-        metric: The metric.
-        delta: The difference on all rows.
-        deltas: Resampled differences, ``(resamples,)``.
+    Attributes:
+        units: Vectors of the rows, or sums of their groups, ``(size, k)``.
         n: Number of rows.
-        differing: Number of rows on which the systems differ.
-        confidence: Confidence level of the interval.
+        grouped: True if units are groups.
     """
-    low, high = percentile_interval(deltas, confidence)
-    p = bootstrap_p(deltas, differing)
-    certain = p <= 1 - confidence and (low > 0 or high < 0)
-    return Comparison(
-        metric=metric.name,
-        delta=delta,
-        low=low,
-        high=high,
-        p=p,
-        verdict="too few rows" if n < least_rows(confidence) else verdict_of(delta, certain, metric.direction),
-        n=n,
-        smallest_detectable=smallest_detectable(deltas, confidence),
-    )
+
+    units: Array
+    n: int
+    grouped: bool
+
+    @property
+    def size(self) -> int:
+        return len(self.units)
 
 
-def relative_loss(
-    tuned: Accumulator,
-    base: Accumulator,
-    metric: str | Metric,
-    *,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 17,
-) -> tuple[float, float, float]:
-    """Return the relative loss of ``tuned`` against ``base``, and its paired bootstrap interval.
-
-    The loss is a fraction of the base's value; above 0 is worse, whatever the metric's direction. It is NaN if the
-    base's value is 0 or either is undefined. Rows are matched as in :func:`paired`.
-
-    Raises:
-        IncompatibleError: The two were not scored on the same rows.
-    """
-    name = metric if isinstance(metric, str) else metric.name
-    rows = _aligned(tuned, base, name)
-    measure = base.metrics[name]
-
-    def loss(sums: Sequence[Array]) -> Array:
-        now, before = (measure.value(part) for part in sums)
-        worse = now - before if measure.direction == "lower" else before - now
-        return np.asarray(np.divide(worse, abs(before), out=np.full_like(worse, np.nan), where=before != 0))
-
-    if not len(rows[0]):
-        return math.nan, math.nan, math.nan
-    with np.errstate(invalid="ignore"):  # inf - inf, as in `paired`
-        value = float(loss([np.atleast_2d(part.sum(axis=0)) for part in rows])[0])
-        draws = loss(_resampled(rows, resamples, seed))
-    return value, *percentile_interval(draws, confidence)
-
-
-def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, seed: int = 17) -> Array:
-    """Return a metric of several systems under the same draws of their rows, shape ``(systems, resamples)``.
+def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 2000, seed: int = 17) -> Array:
+    """Return a metric of several systems under the same draws of rows (or groups), shape ``(systems, resamples)``.
 
     Raises:
         IncompatibleError: The systems were not scored on the same rows.
     """
-    tables = []
-    for system in systems:
-        rows, applies = system.statistics(metric.name)
-        order = matching(systems[0].ids, system.ids)
-        tables.append(np.where(applies[:, None], rows, 0.0)[order])
-    return np.stack([metric.value(sums) for sums in _resampled(tables, resamples, seed)])
+    tables = [rows.units for rows in common_rows(systems, metric.name)]
+    return np.stack([metric.value(sums) for sums in resampled(tables, resamples, seed)])
 
 
 def row_values(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
@@ -244,73 +156,45 @@ class _Table:
         return self._rows[: self._n], self._applies[: self._n]
 
 
-def _resampled(tables: Sequence[Array], resamples: int, seed: int) -> list[Array]:
-    """Return sums of resampled rows, ``(resamples, k)`` for each table ``(n, k)``, all under the same draws.
-
-    Weights are created for as many resamples at a time as fit into :data:`_BUDGET`; the result does not depend on it.
-    """
-    n = len(tables[0])
-    sums = [np.zeros((resamples, table.shape[1])) for table in tables]
-    if n == 0:
-        return [np.full_like(part, np.nan) for part in sums]
-    random = np.random.default_rng(seed)
-    size = max(1, min(resamples, _BUDGET // (8 * n)))
-    buffer = np.empty((size, n))
-    for start in range(0, resamples, size):
-        stop = min(start + size, resamples)
-        weights = buffer[: stop - start]
-        for weight in weights:
-            weight[:] = np.bincount(random.integers(n, size=n), minlength=n)
-        with np.errstate(invalid="ignore"):  # 0 times infinity: an infinite row leaves no interval
-            for part, table in zip(sums, tables, strict=True):
-                part[start:stop] = weights @ table
-    return sums
-
-
-def _score(metric: Metric, rows: Array, sums: Array, confidence: float) -> Score:
-    if not len(rows):
+def _score(metric: Metric, rows: Rows, confidence: float, settings: dict[str, int]) -> Score:
+    if not rows.n:
         return Score(value=math.nan, low=math.nan, high=math.nan, n=0)
-    value = float(metric.value(rows.sum(axis=0)))
-    if len(rows) == 1:
-        return Score(value=value, low=math.nan, high=math.nan, n=1)
-    low, high = percentile_interval(metric.value(sums), confidence)
-    return Score(value=value, low=low, high=high, n=len(rows))
+    value = float(metric.value(rows.units.sum(axis=0)))
+    low, high = intervals.of_score(metric, rows.units, confidence=confidence, rows=not rows.grouped, **settings)
+    return Score(value=value, low=low, high=high, n=rows.n)
 
 
-def percentile_interval(values: Array, confidence: float) -> tuple[float, float]:
-    """Return the percentile interval; resamples with an undefined metric are skipped."""
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return math.nan, math.nan
-    tail = (1 - confidence) / 2
-    # Use observed values: interpolation between infinities is undefined.
-    low, high = np.quantile(defined, [tail, 1 - tail], method="inverted_cdf")
-    return float(low), float(high)
+def aligned(a: Accumulator, b: Accumulator, name: str) -> tuple[Rows, Rows]:
+    """Return the rows of both, matched by id, that a metric applies to in both.
+
+    Raises:
+        IncompatibleError: The two were not scored on the same rows.
+    """
+    one, two = common_rows((a, b), name)
+    return one, two
 
 
-def bootstrap_p(deltas: Array, differing: int) -> float:
-    """Return the two-sided p-value of resampled differences; see :func:`paired` for ``differing``, a number of rows."""
-    defined = deltas[~np.isnan(deltas)]
-    if not len(defined):
-        return math.nan
-    smaller = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return min(1.0, max(2 * (smaller + 1) / (len(defined) + 1), 2.0 ** (1 - differing)))
+def common_rows(systems: Sequence[Accumulator], name: str) -> list[Rows]:
+    """Return the rows of several systems, in the order of the first, that a metric applies to in all of them.
+
+    Raises:
+        IncompatibleError: The systems were not scored on the same rows.
+    """
+    orders = [matching(systems[0].ids, system.ids) for system in systems]
+    tables = [system.statistics(name) for system in systems]
+    applies = np.logical_and.reduce([mask[order] for (_, mask), order in zip(tables, orders, strict=True)])
+    groups = systems[0].groups
+    return [_rows(vectors[order], groups, applies) for (vectors, _), order in zip(tables, orders, strict=True)]
 
 
-def verdict_of(delta: float, certain: bool, direction: str) -> Verdict:
-    """Return the verdict for a difference, given the metric's direction and the certainty."""
-    if not certain:
-        return "no detectable change"
-    return "improved" if (delta > 0) == (direction == "higher") else "worse"
-
-
-def _aligned(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
-    """Return the vectors of both, ``(n, k)`` each, matched by id, of the rows that the metric applies to in both."""
-    order = matching(a.ids, b.ids)
-    rows_a, applies_a = a.statistics(name)
-    rows_b, applies_b = b.statistics(name)
-    both = applies_a & applies_b[order]
-    return rows_a[both], rows_b[order][both]
+def _rows(vectors: Array, groups: Sequence[str], applies: _Mask) -> Rows:
+    vectors = vectors[applies]
+    if not any(groups):
+        return Rows(vectors, len(vectors), grouped=False)
+    # A row without a group is one by itself.
+    keys = [(group, -1 if group else row) for row, group in enumerate(groups) if applies[row]]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return Rows(grouped(vectors, np.array([numbers[key] for key in keys], dtype=np.intp)), len(vectors), grouped=True)
 
 
 def matching(a: Sequence[str], b: Sequence[str]) -> NDArray[np.intp]:

@@ -36,6 +36,9 @@ class Metric:
         percent: True if the value is shown times 100 (accuracy), False if it is shown as it is (perplexity).
         label: Name in texts.
         worthless: Value of a system that knows nothing; None: 0 if higher is better, otherwise there is none.
+        ratio: Columns of numerator and denominator if the value is their ratio times a constant; None for any other
+            function. It selects the test and the interval (:mod:`fulltune.metrics.compare`).
+        bounds: Lowest and highest value; by default 0 and 1 for a percentage, and none for others.
     """
 
     name: str
@@ -47,6 +50,12 @@ class Metric:
     percent: bool = True
     label: str = ""
     worthless: float | None = None
+    ratio: tuple[int, int] | None = None
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bounds is None and self.percent:
+            object.__setattr__(self, "bounds", (0.0, 1.0))
 
     def knows_nothing(self, value: float) -> bool:
         """Return True if a value is no better than that of a system that knows nothing."""

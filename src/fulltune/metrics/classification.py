@@ -57,13 +57,17 @@ def classification_metrics(labels: Sequence[str], multi_label: bool) -> tuple[Me
         Metric(
             "macro_f1", "higher", 1, "scikit-learn f1_score(average='macro')", counts, counts.macro_f1, label="macro-F1"
         ),
-        Metric("accuracy", "higher", 1, _ACCURACY[multi_label], counts, counts.accuracy, label="accuracy"),
+        Metric(
+            "accuracy", "higher", 1, _ACCURACY[multi_label], counts, counts.accuracy, label="accuracy", ratio=(0, 1)
+        ),
         Metric(
             "micro_f1", "higher", 1, "scikit-learn f1_score(average='micro')", counts, counts.micro_f1, label="micro-F1"
         ),
     ]
     if not multi_label:
-        metrics.append(Metric("mcc", "higher", 1, _MCC, counts, counts.mcc, percent=False, label="MCC"))
+        metrics.append(
+            Metric("mcc", "higher", 1, _MCC, counts, counts.mcc, percent=False, label="MCC", bounds=(-1.0, 1.0))
+        )
     gaps = _decision_gaps if multi_label else _answer_gaps
     metrics.append(Metric("ece", "lower", 1, _ECE[multi_label], gaps, _ece, label="calibration error"))
     return tuple(metrics)

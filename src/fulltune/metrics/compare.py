@@ -1,311 +1,291 @@
-"""Compare two runs by their records and predictions; no model is loaded."""
+"""Compare systems on the same rows: one test and one interval per kind of score, and one verdict from both.
+
+================================  ===========================================  ========================================
+score                             test                                         interval of the difference
+================================  ===========================================  ========================================
+0 or 1 per row (accuracy)         exact McNemar                                Tango's score interval
+mean or ratio (bits per byte)     sign flips, all of them up to 14 rows        studentized bootstrap, jackknife t
+of the corpus (macro-F1, BLEU)    approximate randomization                    BCa bootstrap, jackknife t
+================================  ===========================================  ========================================
+
+If rows come in groups (``data.group``), complete groups are swapped and resampled, and scores of 0 and 1 are means. The
+sources are cited in :mod:`fulltune.metrics.fractions` and :mod:`fulltune.metrics.resampling`; simulated error rates and
+coverage are in docs/evidence.md.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
+from scipy.optimize import brentq
 
-from fulltune.errors import IncompatibleError, Problem, StoreError
-from fulltune.metrics import INFORMATIONAL, known, wording
-from fulltune.metrics.accumulate import Accumulator, matching, paired, row_values
-from fulltune.metrics.base import Metric
-from fulltune.records.run import Comparison, MetricInfo, Model, Prediction, Record, Score, read_record
-from fulltune.runtime.validation import first_problem, read_failure
+from fulltune.metrics import intervals
+from fulltune.metrics.accumulate import Accumulator, Rows, aligned
+from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.fractions import mcnemar
+from fulltune.metrics.power import least_rows, smallest_detectable
+from fulltune.metrics.resampling import Interval, standard_error, swap_test
+from fulltune.records.run import Comparison, Verdict
 
-#: Maximum number of the most improved and most worsened rows that are listed.
-SHOWN_ROWS = 20
-
-#: Metrics that are not informative for a single row, and the metric that is used for rows instead.
-_ROW_METRIC = {"macro_f1": "accuracy"}
-
-_TUNED = "tuned"
+#: Default of ``evaluation.min_effect``: half a point, or 0.5% of a score without bounds.
+MIN_EFFECT = 0.005
 
 
-class RunComparison(Model):
-    """Comparison of the tuned models of two runs on the same rows, from ``a`` to ``b``: every difference is b − a.
+def paired(
+    a: Accumulator,
+    b: Accumulator,
+    metric: str | Metric,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 17,
+    min_effect: float = MIN_EFFECT,
+) -> Comparison:
+    """Compare two systems on the same rows: ``a`` minus ``b``, by the test and the interval of the module's table.
 
-    Attributes:
-        a: Run id of the first, which is the reference.
-        b: Run id of the second; ``improved`` means that it is better than ``a``.
-        task: Task of both.
-        metric: The deciding metric.
-        headline: The result in one sentence.
-        metrics: Definitions of the shared metrics.
-        scores: ``scores["a"][metric]`` and ``scores["b"][metric]``, as in the records.
-        differences: Paired difference of each shared metric that can be compared, the deciding one first.
-        row_metric: The metric that the lists of rows are based on.
-        fixed: Rows that are correct in ``b`` but not in ``a``; empty unless the metric is 0 or 1 on every row.
-        broken: Rows that are correct in ``a`` but not in ``b``; likewise.
-        most_improved: Otherwise the rows where ``b`` gains most over ``a``, at most :data:`SHOWN_ROWS`.
-        most_worsened: Likewise where it loses most.
-        left_out: Metrics of only one run, or of a plugin, which cannot be computed here.
-    """
+    The verdict is ``improved`` or ``worse`` if the test rejects at level ``1 - confidence``, the interval excludes 0,
+    and the difference is at least ``min_effect``. With fewer than :func:`~fulltune.metrics.power.least_rows` rows (or
+    groups) it is ``too few rows``. Test and interval are made to agree: see :func:`agreed`.
 
-    a: str
-    b: str
-    task: str
-    metric: str
-    headline: str
-    metrics: dict[str, MetricInfo]
-    scores: dict[str, dict[str, Score]]
-    differences: tuple[Comparison, ...]
-    row_metric: str
-    fixed: tuple[str, ...] = ()
-    broken: tuple[str, ...] = ()
-    most_improved: tuple[str, ...] = ()
-    most_worsened: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-
-
-def compare(
-    a: str | Path, b: str | Path, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17
-) -> RunComparison:
-    """Compare the tuned models of two run folders by the paired bootstrap, from ``a`` to ``b``.
+    Rows are matched by id; a row counts if the metric applies to both systems. Without such rows all numbers are NaN.
 
     Args:
-        a: Folder with ``record.json`` and ``predictions.jsonl``: the reference.
-        b: The run that is compared with it; differences are b − a.
+        a, b: The systems.
+        metric: The metric, or its name.
         resamples: Bootstrap resamples.
-        confidence: Confidence level of the intervals.
-        seed: Seed of the bootstrap.
+        confidence: Confidence level of the interval.
+        seed: Seed of swaps and resamples.
+        min_effect: Smallest difference that counts, see :func:`smallest_that_counts`.
 
     Raises:
-        StoreError: A file is missing, damaged or written by a newer fulltune.
-        IncompatibleError: The runs differ in task, task version, evaluation rows or a metric's version; lists all.
+        IncompatibleError: The two were not scored on the same rows.
     """
-    first, second = (read_record(Path(folder) / "record.json") for folder in (a, b))
-    _check(first, second)
-    metrics = _shared_metrics(first, second)
-    left_out = first.left_out | second.left_out
-    one, two = (scored(Path(folder), metrics).without(left_out) for folder in (a, b))
-    matching(one.ids, two.ids)
-    differences = tuple(
-        paired(two, one, metric, resamples=resamples, confidence=confidence, seed=seed)
-        for metric in metrics
-        if metric.name not in INFORMATIONAL
-    )
-    return RunComparison(
-        a=first.run_id,
-        b=second.run_id,
-        task=first.task,
-        metric=metrics[0].name,
-        headline=_run_headline(first.run_id, second.run_id, metrics[0], differences[0], (one, two), confidence),
-        metrics={metric.name: metric.info() for metric in metrics},
-        scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
-        differences=differences,
-        left_out=tuple(sorted((first.metrics.keys() | second.metrics.keys()) - one.metrics.keys())),
-        **_changed_rows(two, one, metrics[0]),
-    )
+    return _pair(a, b, metric, resamples, seed).comparison(confidence, min_effect)
 
 
-class Row(Model):
-    """One row before and after: input, reference, and both answers."""
+def relative_loss(
+    tuned: Accumulator,
+    base: Accumulator,
+    metric: str | Metric,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 17,
+) -> tuple[float, float, float]:
+    """Return the relative loss of ``tuned`` against ``base``, and its interval.
 
-    id: str
-    input: str
-    reference: str | tuple[str, ...]
-    before: str | tuple[str, ...]
-    after: str | tuple[str, ...]
+    The loss is a fraction of the base's value; above 0 is worse, whatever the metric's direction. It is NaN if the
+    base's value is 0 or either is undefined. Rows are matched as in :func:`paired`.
+
+    Raises:
+        IncompatibleError: The two were not scored on the same rows.
+    """
+    measure = base.metrics[metric if isinstance(metric, str) else metric.name]
+    one, two = aligned(tuned, base, measure.name)
+    if not one.n:
+        return math.nan, math.nan, math.nan
+    value = float(intervals.relative_loss(measure, one.units.sum(axis=0), two.units.sum(axis=0)))
+    interval = intervals.of_relative_loss(measure, one.units, two.units, resamples=resamples, seed=seed)
+    return value, *interval(confidence)
 
 
-class ChangedRows(Model):
-    """Changes between two systems on the rows that both answered, with a limited number of rows of each kind.
+@dataclass(frozen=True)
+class NonInferiority:
+    """Result of a test whether the first system is not worse than the second by more than a margin.
 
     Attributes:
-        before, after: Run ids, with the name of the system if it is not the tuned one.
-        metric: The metric that rows are judged by. If it is not 0 or 1 on every row, ``fixed`` are the rows that gained
-            most and ``broken`` those that lost most.
-        counted: Total numbers of fixed and broken rows; None if rows change gradually.
+        margin: The margin in the unit of the metric.
+        p: One-sided p-value of the hypothesis that it is worse by at least the margin.
+        verdict: ``not worse`` if p is at most half of ``1 - confidence``: the interval lies above ``-margin``.
     """
 
-    before: str
-    after: str
-    metric: str
-    counted: tuple[int, int] | None
-    fixed: tuple[Row, ...]
-    broken: tuple[Row, ...]
+    margin: float
+    p: float
+    verdict: Literal["not worse", "cannot tell", "too few rows"]
 
 
-def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: int = SHOWN_ROWS) -> ChangedRows:
-    """Return the rows that changed between the tuned models of two runs, or from a run's base to its tuned model.
+def not_worse(
+    a: Accumulator,
+    b: Accumulator,
+    metric: str | Metric,
+    margin: float,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 17,
+) -> NonInferiority:
+    """Test that ``a`` is not worse than ``b`` by ``margin`` or more.
+
+    The test inverts the interval of the difference (for 0/1 scores it is the equivalence test of Tango 1998). That no
+    difference was detected proves nothing of the kind: few rows never detect one.
 
     Args:
-        before: Folder of a run.
-        after: Folder of the run to compare with; None compares the base (zero-shot) of the same run with its tuned
-            model.
-        shown: Maximum number of rows of each kind.
+        a, b, metric, resamples, confidence, seed: As in :func:`paired`.
+        margin: Smallest loss that matters, above 0, as :func:`smallest_that_counts` reads it.
 
     Raises:
-        StoreError: A file is missing or damaged.
-        IncompatibleError: The scores of the two are not comparable.
+        IncompatibleError: The two were not scored on the same rows.
     """
-    system = _TUNED if after else "zero_shot"
-    old = Path(before)
-    new = Path(after or before)
-    first, second = (read_record(folder / "record.json") for folder in (old, new))
-    _check(first, second)
-    metrics = _shared_metrics(first, second)
-    left_out = first.left_out | second.left_out
-    rows = (scored(new, metrics).without(left_out), scored(old, metrics, system).without(left_out))
-    changes = _changed_rows(*rows, metrics[0])
-    exact = "fixed" in changes
-    fixed = changes["fixed" if exact else "most_improved"]
-    broken = changes["broken" if exact else "most_worsened"]
-    wanted = {*fixed[:shown], *broken[:shown]}
-    was = _answers(old, system, wanted)
-    became = _answers(new, _TUNED, wanted)
-    return ChangedRows(
-        before=first.run_id + ("" if after else ", base"),
-        after=second.run_id,
-        metric=changes["row_metric"],
-        counted=(len(fixed), len(broken)) if exact else None,
-        fixed=tuple(_row(was[row], became[row]) for row in fixed[:shown]),
-        broken=tuple(_row(was[row], became[row]) for row in broken[:shown]),
-    )
+    return _pair(a, b, metric, resamples, seed).not_worse(margin, confidence)
 
 
-def _answers(folder: Path, system: str, wanted: set[str]) -> dict[str, Prediction]:
-    lines = _predictions(folder / "predictions.jsonl")
-    return {line.id: line for line in lines if line.system == system and line.id in wanted}
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number (Holm 1979, "A simple sequentially rejective multiple test procedure").
 
-
-def _row(before: Prediction, after: Prediction) -> Row:
-    return Row(id=after.id, input=after.input, reference=after.reference, before=before.output, after=after.output)
-
-
-def _check(a: Record, b: Record) -> None:
-    """Check that the scores of both are comparable; raise :class:`IncompatibleError` with all differing fields."""
-    fields = [
-        ("task", a.task, b.task),
-        ("task_version", a.task_version, b.task_version),
-        ("data.eval.sha256", a.data.eval.sha256, b.data.eval.sha256),
-    ]
-    shared = [name for name in a.metrics if name in b.metrics]
-    fields += [(f"metrics.{name}.version", a.metrics[name].version, b.metrics[name].version) for name in shared]
-    problems = [
-        _differs(field, f"{one!r} in {a.run_id}, {two!r} in {b.run_id}") for field, one, two in fields if one != two
-    ]
-    if problems:
-        raise IncompatibleError(problems)
-
-
-def _differs(field: str, values: str) -> Problem:
-    return Problem(values, "the same in both runs", _FIXES.get(field, _RESCORE), field=field)
-
-
-_RESCORE = "run both with the same fulltune"
-_FIXES = {
-    "task": "compare runs of one task",
-    "data.eval.sha256": "score both on the same evaluation rows: name one eval file in both configs",
-}
-
-
-def _shared_metrics(a: Record, b: Record) -> list[Metric]:
-    """Return the metrics of both runs that can be computed here, the deciding one first."""
-    labels = list(dict.fromkeys([*a.details.get("labels", ()), *b.details.get("labels", ())]))
-    metrics = known(labels, bool(a.details.get("multi_label", False)))
-    shared = [name for name in a.metrics if name in b.metrics and name in metrics]
-    if not shared:
-        raise IncompatibleError(
-            f"{', '.join(a.metrics) or 'no metric'} in {a.run_id}, {', '.join(b.metrics) or 'no metric'} in {b.run_id}",
-            expected="a metric of both that fulltune itself can compute",
-            fix="read the scores in the two records instead",
-            field="metrics",
-        )
-    return [metrics[name] for name in sorted(shared, key=lambda name: name != a.metric)]
-
-
-def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Accumulator:
-    """Return the rows of a system in a run, from its predictions.
-
-    Raises:
-        StoreError: There are no predictions, or they cannot be read.
+    Each adjusted value can be compared with the level of a single test: the probability of any false claim among all
+    stays below that level. NaN stays NaN and does not count.
     """
-    accumulator = Accumulator(metrics)
-    path = folder / "predictions.jsonl"
-    for prediction in _predictions(path):
-        if prediction.system == system:
-            accumulator.add(prediction)
-    if not accumulator.n:
-        raise StoreError(
-            "there is no prediction of the tuned model" if system == _TUNED else f"there is no prediction of {system}",
-            expected=f'lines with "system": "{system}"',
-            fix="name a finished run",
-            where=str(path),
+    known = sorted((p, index) for index, p in enumerate(values) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(values), 0.0
+    for rank, (p, index) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        adjusted[index] = highest
+    return adjusted
+
+
+def smallest_that_counts(metric: Metric, reference: float, min_effect: float) -> float:
+    """Return the smallest difference that counts, in the unit of the metric.
+
+    It is ``min_effect`` for a score with bounds, such as accuracy, and that fraction of the ``reference`` score for one
+    without, such as bits per byte.
+    """
+    return min_effect if metric.bounds is not None else min_effect * abs(reference)
+
+
+def agreed(p: float, interval: Interval, confidence: float) -> tuple[float, float, float]:
+    """Return p and interval such that p is at most ``1 - confidence`` exactly if the interval excludes 0.
+
+    The two are computed in different ways and may disagree close to the level. The more cautious one wins: the interval
+    is extended to 0 if the test does not reject, and p is that of the interval if only the interval includes 0.
+    """
+    low, high = interval(confidence)
+    if math.isnan(p) or math.isnan(low) or math.isnan(high):
+        return p, low, high
+    if p > 1 - confidence:
+        return p, min(low, 0.0), max(high, 0.0)
+    if low <= 0 <= high:
+        return max(p, _level(interval, 0.0, confidence)), low, high
+    return p, low, high
+
+
+def verdict_of(delta: float, certain: bool, direction: str) -> Verdict:
+    """Return the verdict for a difference, given the metric's direction and the certainty."""
+    if not certain:
+        return "no detectable change"
+    return "improved" if (delta > 0) == (direction == "higher") else "worse"
+
+
+def _pair(a: Accumulator, b: Accumulator, metric: str | Metric, resamples: int, seed: int) -> _Pair:
+    measure = a.metrics[metric if isinstance(metric, str) else metric.name]
+    return _Pair(measure, *aligned(a, b, measure.name), resamples, seed)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two systems on the same rows."""
+
+    metric: Metric
+    a: Rows
+    b: Rows
+    resamples: int
+    seed: int
+
+    @property
+    def delta(self) -> float:
+        one, two = (float(self.metric.value(rows.units.sum(axis=0))) for rows in (self.a, self.b))
+        return one - two
+
+    def comparison(self, confidence: float, min_effect: float) -> Comparison:
+        nan, n = math.nan, self.a.n
+        delta = self.delta if n else nan
+        if not math.isfinite(delta):
+            verdict: Verdict = "no detectable change" if self.enough(confidence) else "too few rows"
+            return Comparison(metric=self.metric.name, delta=delta, low=nan, high=nan, p=nan, verdict=verdict, n=n)
+        p, test = self.test()
+        p, low, high = agreed(p, self.interval(), confidence)
+        counts = smallest_that_counts(self.metric, float(self.metric.value(self.b.units.sum(axis=0))), min_effect)
+        certain = p <= 1 - confidence and (low > 0 or high < 0)
+        verdict = verdict_of(delta, certain and abs(delta) >= counts * (1 - 1e-9), self.metric.direction)
+        return Comparison(
+            metric=self.metric.name,
+            delta=delta,
+            low=low,
+            high=high,
+            p=p,
+            verdict=verdict if self.enough(confidence) else "too few rows",
+            n=n,
+            smallest_detectable=self.detectable(confidence),
+            groups=self.a.size if self.a.grouped else 0,
+            test=test,
+            min_effect=counts,
         )
-    return accumulator
+
+    def enough(self, confidence: float) -> bool:
+        """Return True if there are as many rows (or groups) as any test needs."""
+        return self.a.size >= least_rows(confidence)
+
+    def test(self) -> tuple[float, str]:
+        """Return the two-sided p-value and the name of the test."""
+        if self.is_fraction:
+            return mcnemar(*intervals.wins_and_losses(self.metric, self.a.units, self.b.units)), "exact McNemar test"
+        p, swaps = swap_test(self.a.units, self.b.units, self.metric.value, seed=self.seed)
+        name = "sign-flip test" if self.metric.ratio else "approximate randomization"
+        return p, f"{name} of {'groups' if self.a.grouped else 'rows'}{f', all {swaps:,} swaps' if swaps else ''}"
+
+    def interval(self) -> Interval:
+        settings = {"resamples": self.resamples, "seed": self.seed}
+        return intervals.of_difference(self.metric, self.a.units, self.b.units, rows=not self.a.grouped, **settings)
+
+    def not_worse(self, margin: float, confidence: float) -> NonInferiority:
+        if not margin > 0:
+            raise ValueError(f"margin must be above 0, not {margin}")
+        margin = smallest_that_counts(self.metric, float(self.metric.value(self.b.units.sum(axis=0))), margin)
+        if not self.enough(confidence) or not math.isfinite(self.delta):
+            return NonInferiority(margin, math.nan, "too few rows")
+        higher = self.metric.direction == "higher"
+        interval, bound = self.interval(), -margin if higher else margin
+        low, high = interval(confidence)
+        holds = low > bound if higher else high < bound
+        beyond = self.delta <= bound if higher else self.delta >= bound
+        level = _level(interval, bound, 0.0)
+        return NonInferiority(margin, 1 - level / 2 if beyond else level / 2, "not worse" if holds else "cannot tell")
+
+    def detectable(self, confidence: float) -> float:
+        """Return the smallest detectable difference; for 0/1 scores at least that of the fewest rows that decide."""
+        units = np.hstack([self.a.units, self.b.units])
+        least = least_rows(confidence) / self.a.n if self.is_fraction else 0.0
+        found = smallest_detectable(standard_error(units, self._difference), confidence)
+        return max(found, least) if not math.isnan(found) else found
+
+    def _difference(self, sums: Array) -> Array:
+        width = self.a.units.shape[1]
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.metric.value(sums[..., :width]) - self.metric.value(sums[..., width:]))
+
+    @property
+    def is_fraction(self) -> bool:
+        return not self.a.grouped and intervals.is_fraction(self.metric, self.a.units, self.b.units)
 
 
-def _predictions(path: Path) -> Iterator[Prediction]:
-    """Yield the predictions of a file; only one line is in memory at a time."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _prediction(line, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(
-            f"the predictions cannot be read ({read_failure(error)})",
-            where=str(path),
-            fix="name a finished run, or run it again",
-        ) from error
+def _level(interval: Interval, bound: float, confidence: float) -> float:
+    """Return the level ``1 - c`` at which the interval of confidence ``c`` touches a bound; ``c`` above ``confidence``.
 
+    ``confidence`` is the lowest one to look at. Intervals grow with the confidence.
+    """
 
-def _prediction(line: str, where: str) -> Prediction:
-    try:
-        return Prediction.model_validate_json(line)
-    except ValidationError as error:
-        raise StoreError(
-            f"not a prediction ({first_problem(error)})",
-            expected="a JSON object with system, id, input, reference and output",
-            where=where,
-            fix="run it again, or restore the file",
-        ) from error
+    def includes(c: float) -> float:
+        low, high = interval(c)
+        return 1.0 if low <= bound <= high else -1.0
 
-
-def _tuned_scores(record: Record, metrics: list[Metric]) -> dict[str, Score]:
-    scores = record.scores.get(_TUNED, {})
-    return {metric.name: scores[metric.name] for metric in metrics if metric.name in scores}
-
-
-def _run_headline(
-    a: str, b: str, metric: Metric, difference: Comparison, systems: tuple[Accumulator, Accumulator], confidence: float
-) -> str:
-    old, new = (_value(system, metric) for system in systems)
-    label = wording.label(metric)
-    change = f"{wording.figure(old)} → {wording.figure(new)}"
-    if difference.verdict == "too few rows":
-        return f"{wording.too_few(difference, confidence)}: {label} {change} from {a} to {b}."
-    n = difference.n
-    if difference.verdict == "no detectable change":
-        signed = wording.signed(difference, metric)
-        return f"No detectable change in {label} from {a} to {b} ({change}): {signed}, n = {n}."
-    verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)
-    return f"{b} is {verb} than {a} in {label} by {wording.gain(difference, metric, sign)}, {change}, n = {n}."
-
-
-def _value(system: Accumulator, metric: Metric) -> float:
-    return float(metric.value(system.statistics(metric.name)[0].sum(axis=0)))
-
-
-def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:
-    """Return the rows that changed, by a metric that is meaningful for a single row."""
-    metric = a.metrics.get(_ROW_METRIC.get(deciding.name, ""), deciding)
-    one, two = row_values(a, b, metric.name)
-    gain = (one - two) if metric.direction == "higher" else (two - one)
-    values = np.concatenate([one, two])
-    if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
-        fixed, broken = (tuple(a.ids[row] for row in np.flatnonzero(mask)) for mask in (gain > 0, gain < 0))
-        return {"row_metric": metric.name, "fixed": fixed, "broken": broken}
-    order = np.argsort(-gain, kind="stable")  # NaN comes last and is neither above nor below 0
-    improved = [a.ids[row] for row in order if gain[row] > 0]
-    worsened = [a.ids[row] for row in order[::-1] if gain[row] < 0]
-    return {
-        "row_metric": metric.name,
-        "most_improved": tuple(improved[:SHOWN_ROWS]),
-        "most_worsened": tuple(worsened[:SHOWN_ROWS]),
-    }
+    lowest, highest = 1e-9, 1 - 1e-9
+    if confidence > 0:  # the bound is inside at this confidence: look below it
+        highest = confidence
+    if includes(lowest) > 0:
+        return 1.0
+    if includes(highest) < 0:
+        return 1 - highest
+    return 1 - float(brentq(includes, lowest, highest, xtol=1e-6))

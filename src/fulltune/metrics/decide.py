@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fulltune.metrics import wording
 from fulltune.metrics.base import Metric
 from fulltune.metrics.power import least_rows
-from fulltune.records.run import Comparison, Outcome, Score
+from fulltune.records.run import Comparison, Outcome, Score, Verdict
 
 _TUNED = "tuned"
 
@@ -34,12 +34,15 @@ def decide(
     The first rule that applies decides:
 
     1. The tuned model has no finite score: ``rejected``.
-    2. There are fewer rows than any test needs (:func:`~fulltune.metrics.power.least_rows`): ``undecided``.
-    3. A baseline is better by the paired test: ``rejected``.
+    2. There are fewer rows (or groups) than any test needs (:func:`~fulltune.metrics.power.least_rows`): ``undecided``.
+    3. A baseline is better by the paired test, adjusted for the number of baselines (Holm 1979): ``rejected``.
     4. The tuned model knows nothing, e.g. no answer is right (:attr:`Metric.worthless`): ``rejected``.
-    5. It is better than every baseline, and its answers depend on the input (the interval of the MCC of a classifier is
-       above 0, which a guess cannot reach): ``accepted``.
-    6. Otherwise it is ``undecided``: another sample of rows might show the opposite.
+    5. It is better than every baseline, each by a test at the full level, and its answers depend on the input (the
+       interval of the MCC of a classifier is above 0, which a guess cannot reach): ``accepted``. No adjustment is
+       needed, because all tests have to succeed: an intersection-union test (Berger 1982, "Multiparameter hypothesis
+       testing and acceptance sampling").
+    6. Otherwise it is ``undecided``: another sample of rows might show the opposite, or the difference is too small to
+       count.
 
     Args:
         comparison: Tuned model against each baseline on the deciding metric, keyed ``tuned vs NAME`` or ``NAME``.
@@ -54,9 +57,10 @@ def decide(
     if not math.isfinite(case.tuned.value):
         reason = f"the tuned model's {wording.label(metric)} is not a finite number (n = {case.tuned.n})"
         return Decision("rejected", (reason,), f"No verdict is possible for this run: {reason}.")
-    if case.tuned.n < least_rows(confidence):
+    few_groups = any(0 < one.groups < least_rows(confidence) for one in against.values())
+    if case.tuned.n < least_rows(confidence) or few_groups:
         return Decision("undecided", (case.few(),), f"{case.few()}{case.seen()}.")
-    if winners := [name for name in case.ranked if against[name].verdict == "worse"]:
+    if winners := [name for name in case.ranked if case.is_certain(name, "worse")]:
         reasons = (
             f"worse than {wording.system(name)} by {wording.gain(against[name], metric, -1)}" for name in winners
         )
@@ -85,6 +89,11 @@ class _Case:
         scored = [name for name, score in self.baselines.items() if not math.isnan(score.value)]
         return sorted(scored, key=lambda name: self.baselines[name].value, reverse=self.metric.direction == "higher")
 
+    def is_certain(self, name: str, verdict: Verdict) -> bool:
+        """Return True if a verdict on one of several baselines holds after the adjustment for their number."""
+        found = self.against[name]
+        return found.verdict == verdict and not found.p_holm > 1 - self.confidence
+
     @property
     def _label(self) -> str:
         return wording.label(self.metric)
@@ -94,7 +103,7 @@ class _Case:
         if not self.ranked:
             return ("there is no baseline to compare with",)
         alike = (name for name in self.ranked if self.against[name].verdict != "improved")
-        lines = [f"cannot be told from {wording.system(name)}: {self._difference(name)}" for name in alike]
+        lines = [f"{self._doubt(name)}: {self._difference(name)}" for name in alike]
         if self.mcc is not None and not self.mcc.low > 0:
             low, high = wording.figure(self.mcc.low), wording.figure(self.mcc.high)
             lines.append(f"cannot be told from guessing: MCC {wording.figure(self.mcc.value)} ({low} to {high})")
@@ -120,7 +129,7 @@ class _Case:
         winner = wording.system(name)
         return (
             f"{winner[:1].upper()}{winner[1:]} beats the tuned model: {self._label} "
-            f"{wording.figure(self.baselines[name].value)} against {wording.figure(self.tuned.value)}, "
+            f"{' against '.join(wording.figures(self.baselines[name].value, self.tuned.value))}, "
             f"better by {wording.gain(self.against[name], self.metric, -1)}, n = {self.tuned.n}."
         )
 
@@ -139,14 +148,29 @@ class _Case:
         if alike is None:
             return f"The tuned model {self.doubts()[-1]}, n = {self.tuned.n}."
         change = f"{self._label} {self._change(alike)}, {self._difference(alike)}"
-        return f"The tuned model cannot be told from {wording.system(alike)}: {change}{self._rest()}."
+        return f"The tuned model {self._doubt(alike)}: {change}{self._rest()}."
+
+    def _doubt(self, name: str) -> str:
+        """Return why the comparison with a baseline does not support the tuned model."""
+        found, baseline = self.against[name], wording.system(name)
+        if found.verdict == "worse":
+            return (
+                f"is worse than {baseline} by a test of its own, but not if adjusted for {len(self.against)} baselines "
+                f"(Holm, p = {found.p_holm:.2g})"
+            )
+        if not found.is_certain:
+            return f"cannot be told from {baseline}"
+        ahead = (found.delta > 0) == (self.metric.direction == "higher")
+        side = "better" if ahead else "worse"
+        return f"is {side} than {baseline} by {wording.counting(found, self.metric)}"
 
     def _rest(self) -> str:
-        beaten = [wording.system(name) for name in self.ranked if self.against[name].verdict == "improved"]
-        return f"; better than {wording.listed(beaten)}" if beaten else ""
+        beaten = [wording.system(name) for name in self.ranked if self.is_certain(name, "improved")]
+        adjusted = " (adjusted for several comparisons, Holm)" if len(self.against) > 1 else ""
+        return f"; better than {wording.listed(beaten)}{adjusted}" if beaten else ""
 
     def _change(self, name: str) -> str:
-        return f"{wording.figure(self.baselines[name].value)} → {wording.figure(self.tuned.value)}"
+        return wording.change(self.baselines[name].value, self.tuned.value)
 
     def _difference(self, name: str) -> str:
         return f"{wording.signed(self.against[name], self.metric)}, n = {self.tuned.n}"

@@ -41,6 +41,7 @@ bits_per_byte = Metric(
     value=_bits_per_byte,
     percent=False,
     label="bits per byte",
+    ratio=(0, 1),
     worthless=8.0,  # all 256 bytes are equally likely
 )
 

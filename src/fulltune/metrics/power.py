@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-import numpy as np
-
-from fulltune.metrics.base import Array
 from fulltune.records.run import Comparison
 
 #: Probability of detecting a difference that is called detectable (Cohen 1988, "Statistical Power Analysis").
@@ -25,16 +22,14 @@ def least_rows(confidence: float = 0.95) -> int:
     return 1 + math.ceil(-math.log2(1 - confidence))
 
 
-def smallest_detectable(deltas: Array, confidence: float) -> float:
+def smallest_detectable(error: float, confidence: float) -> float:
     """Return the smallest difference that as many rows detect with a probability of :data:`POWER`.
 
-    This is ``(z(1 - α/2) + z(power)) · SE`` for a test at level ``α = 1 - confidence`` (Cohen 1988), with the standard
-    deviation of the resampled differences as the standard error; NaN if they are not finite.
+    This is ``(z(1 - α/2) + z(power)) · SE`` for a test at level ``α = 1 - confidence`` (Cohen 1988); NaN if the
+    standard error is not finite.
     """
-    if not len(deltas) or not np.isfinite(deltas).all():
-        return math.nan
     z = NormalDist().inv_cdf
-    return float((z(0.5 + confidence / 2) + z(POWER)) * deltas.std())
+    return (z(0.5 + confidence / 2) + z(POWER)) * error if math.isfinite(error) else math.nan
 
 
 def expected_detectable(rows: int, confidence: float, spread: float) -> float:

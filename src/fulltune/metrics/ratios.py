@@ -43,4 +43,4 @@ def fraction_of(
         value = prediction.values.get(key)
         return None if value is None else np.array([float(bool(value)), 1.0])
 
-    return Metric(name, direction, version, source, statistics, mean, label=label)
+    return Metric(name, direction, version, source, statistics, mean, label=label, ratio=(0, 1))

@@ -177,14 +177,23 @@ def _nothing_learned(record: Record) -> Recommendation | None:
 
 
 def _too_few(record: Record) -> Recommendation | None:
-    n, least = record.scores["tuned"][record.metric].n, least_rows(record.confidence)
+    best, least = _best(record), least_rows(record.confidence)
+    n = record.scores["tuned"][record.metric].n
+    if best and best[1].groups:
+        return _too_few_groups(best[1].groups, least)
     if n >= least:
         return None
-    best = _best(record)
     needed = (rows_needed(best[1], record.confidence) if best else None) or least
     larger = f", and about {needed:,} to show a difference of this size" if needed > least else ""
     sentence = f"Bring more evaluation rows: {wording.rows(n)} cannot decide, at least {least} are needed{larger}."
     return Recommendation(use="", action="get more evaluation rows", sentence=sentence, rows=needed)
+
+
+def _too_few_groups(groups: int, least: int) -> Recommendation | None:
+    if groups >= least:
+        return None
+    sentence = f"Bring evaluation rows of more groups (data.group): {groups} cannot decide, {least} are needed."
+    return Recommendation(use="", action="get more evaluation rows", sentence=sentence)
 
 
 def _beaten(record: Record, curve: Curve) -> Recommendation | None:
@@ -280,7 +289,10 @@ def _best(record: Record) -> tuple[str, Comparison] | None:
 
 def _winner(record: Record) -> str | None:
     """Return the best of the baselines that beat the tuned model."""
-    return next((name for name, found in _ranked(record) if found.verdict == "worse"), None)
+    level = 1 - record.confidence
+    return next(
+        (name for name, found in _ranked(record) if found.verdict == "worse" and not found.p_holm > level), None
+    )
 
 
 def _is_guess(record: Record) -> bool:

@@ -1,10 +1,9 @@
 """Scores of a system that was trained with several seeds, with intervals over rows and seeds.
 
-A score is the mean over the seeds. Its interval resamples rows and seeds independently: the pigeonhole bootstrap (Owen
-2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1), because every seed answers the same rows. Of ``k``
-seeds, ``k - 1`` are drawn with replacement (McCarthy & Snowden 1985, "The bootstrap and finite population sampling"):
-the plain bootstrap of three values would underestimate their variance by a third. With one seed, the interval covers
-the rows only.
+A score is the mean over the seeds. Its variance has two parts: other rows, by the jackknife, and other seeds, by the
+spread between seeds. Both count, because every seed answers the same rows (two-way random effects; Searle, Casella &
+McCulloch 1992, "Variance components"). Few seeds say little about their spread, so limits use Student's t with the
+degrees of freedom of Satterthwaite 1946. With one seed, the interval covers the rows only.
 """
 
 from __future__ import annotations
@@ -14,33 +13,34 @@ from collections.abc import Sequence
 from statistics import stdev
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
-from fulltune.metrics.accumulate import (
-    Accumulator,
-    judged,
-    paired,
-    percentile_interval,
-    resampled_values,
-)
+from fulltune.metrics.accumulate import Accumulator, Rows, common_rows
 from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.compare import MIN_EFFECT, agreed, paired, smallest_that_counts, verdict_of
+from fulltune.metrics.power import least_rows, smallest_detectable
+from fulltune.metrics.resampling import Interval, standard_error
 from fulltune.records.run import Comparison, Score
+
+#: Fewest seeds of a trained system from which a difference is claimed; fewer describe the trained models alone.
+LEAST_SEEDS = 3
 
 
 def spread(systems: Sequence[Accumulator], metric: Metric) -> float:
     """Return the standard deviation of the score between seeds (sample, k - 1); NaN with one seed."""
-    values = [_value(system, metric) for system in systems]
+    values = _values([system.rows(metric.name) for system in systems], metric)
     return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def score(
-    systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 17
+    systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 17
 ) -> Score:
     """Return the mean score of one system over its seeds.
 
     Args:
         systems: One per seed, scored on the same rows.
         metric: The metric.
-        resamples: Number of bootstrap resamples.
+        resamples: Number of bootstrap resamples, which only one seed needs.
         confidence: Confidence level of the interval.
         seed: Seed of the bootstrap.
 
@@ -49,10 +49,11 @@ def score(
     """
     if len(systems) == 1:
         return systems[0].scores(resamples=resamples, confidence=confidence, seed=seed)[metric.name]
-    draws = resampled_values(systems, metric, resamples=resamples, seed=seed)
-    low, high = percentile_interval(_over_seeds(draws, np.random.default_rng(seed + 1)), confidence)
-    value = _mean_value(systems, metric)
-    return Score(value=value, low=low, high=high, n=int(systems[0].statistics(metric.name)[1].sum()))
+    rows = common_rows(systems, metric.name)
+    value = _mean(rows, metric)
+    low, high = _t_interval(value, *_error([rows], metric))(confidence)
+    least, most = metric.bounds or (-math.inf, math.inf)
+    return Score(value=value, low=max(least, low), high=min(most, high), n=rows[0].n)
 
 
 def difference(
@@ -60,54 +61,90 @@ def difference(
     b: Sequence[Accumulator],
     metric: Metric,
     *,
-    resamples: int = 1000,
+    resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 17,
+    min_effect: float = MIN_EFFECT,
 ) -> Comparison:
     """Return the mean of ``a`` over its seeds minus that of ``b``, paired by row.
 
-    With one seed each this is :func:`~fulltune.metrics.accumulate.paired`. The seeds of the two are drawn
-    independently, because equal seeds of two methods have nothing in common. The p-value and the verdict are computed
-    as in that function.
+    With one seed each this is :func:`~fulltune.metrics.compare.paired`. The seeds of the two are independent, because
+    equal seeds of two methods have nothing in common.
 
     Raises:
         IncompatibleError: The systems were not scored on the same rows.
     """
     if len(a) == len(b) == 1:
-        return paired(a[0], b[0], metric, resamples=resamples, confidence=confidence, seed=seed)
-    draws = resampled_values([*a, *b], metric, resamples=resamples, seed=seed)
-    random = np.random.default_rng(seed + 1)
-    deltas = _over_seeds(draws[: len(a)], random) - _over_seeds(draws[len(a) :], random)
-    delta = _mean_value(a, metric) - _mean_value(b, metric)
-    n = int(a[0].statistics(metric.name)[1].sum())
-    return judged(metric, delta, deltas, n=n, differing=_differing(a, b, metric), confidence=confidence)
+        return paired(a[0], b[0], metric, resamples=resamples, confidence=confidence, seed=seed, min_effect=min_effect)
+    rows = common_rows([*a, *b], metric.name)
+    sides = rows[: len(a)], rows[len(a) :]
+    if not rows[0].n:
+        nan = math.nan
+        return Comparison(metric=metric.name, delta=nan, low=nan, high=nan, p=nan, verdict="too few rows")
+    delta = _mean(sides[0], metric) - _mean(sides[1], metric)
+    error, freedom = _error(sides, metric)
+    p = 2 * float(stdtr(freedom, -abs(delta) / error)) if error > 0 else float(delta == 0)
+    p, low, high = agreed(p, _t_interval(delta, error, freedom), confidence)
+    counts = smallest_that_counts(metric, _mean(sides[1], metric), min_effect)
+    certain = p <= 1 - confidence and abs(delta) >= counts
+    return Comparison(
+        metric=metric.name,
+        delta=delta,
+        low=low,
+        high=high,
+        p=p,
+        verdict="too few rows"
+        if rows[0].size < least_rows(confidence)
+        else verdict_of(delta, certain, metric.direction),
+        n=rows[0].n,
+        smallest_detectable=smallest_detectable(error, confidence),
+        groups=rows[0].size if rows[0].grouped else 0,
+        test="t test of rows and seeds",
+        min_effect=counts,
+    )
 
 
-def _over_seeds(draws: Array, random: np.random.Generator) -> Array:
-    """Average ``(seeds, resamples)`` over ``seeds - 1`` seeds drawn per resample; the shape is ``(resamples,)``."""
-    seeds, resamples = draws.shape
-    if seeds == 1:
-        return np.asarray(draws[0])
-    chosen = random.integers(seeds, size=(seeds - 1, resamples))
-    return np.asarray(np.take_along_axis(draws, chosen, axis=0).mean(axis=0))
+def _t_interval(middle: float, error: float, freedom: float) -> Interval:
+    def interval(confidence: float) -> tuple[float, float]:
+        half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
+        return middle - half, middle + half
+
+    return interval
 
 
-def _differing(a: Sequence[Accumulator], b: Sequence[Accumulator], metric: Metric) -> int:
-    """Return the number of rows on which the means over the seeds differ."""
-    one, two = (_mean_rows(systems, metric) for systems in (a, b))
-    return int((one != two).any(axis=1).sum())
+def _error(sides: Sequence[Sequence[Rows]], metric: Metric) -> tuple[float, float]:
+    """Return the standard error of a mean over seeds, or of the difference of two, and its degrees of freedom."""
+    size = sides[0][0].size
+    parts = [(standard_error(_stacked(sides), _contrast(sides, metric)) ** 2, size - 1)]
+    for side in sides:
+        if len(side) > 1:
+            parts.append((stdev(_values(side, metric)) ** 2 / len(side), len(side) - 1))
+    variance = sum(part for part, _ in parts)
+    if not variance > 0:
+        return math.sqrt(variance) if variance == 0 else math.nan, float(max(1, size - 1))
+    return math.sqrt(variance), variance**2 / sum(part**2 / max(1, freedom) for part, freedom in parts)
 
 
-def _mean_rows(systems: Sequence[Accumulator], metric: Metric) -> Array:
-    """Return the vectors of each row, averaged over the seeds, sorted by row id."""
-    rows = [system.statistics(metric.name)[0][np.argsort(system.ids, kind="stable")] for system in systems]
-    return np.asarray(np.mean(rows, axis=0))
+def _stacked(sides: Sequence[Sequence[Rows]]) -> Array:
+    return np.hstack([rows.units for side in sides for rows in side])
 
 
-def _mean_value(systems: Sequence[Accumulator], metric: Metric) -> float:
-    return sum(_value(system, metric) for system in systems) / len(systems)
+def _contrast(sides: Sequence[Sequence[Rows]], metric: Metric):  # type: ignore[no-untyped-def]
+    """Return the mean over the seeds of the first side, minus that of the second, as a function of stacked sums."""
+    width = sides[0][0].units.shape[1]
+    factors = [sign / len(side) for sign, side in zip((1, -1), sides, strict=False) for _ in side]
+
+    def value(sums: Array) -> Array:
+        parts = (metric.value(sums[..., width * i : width * (i + 1)]) for i in range(len(factors)))
+        return np.asarray(sum(factor * part for factor, part in zip(factors, parts, strict=True)))
+
+    return value
 
 
-def _value(system: Accumulator, metric: Metric) -> float:
-    rows, applies = system.statistics(metric.name)
-    return float(metric.value(rows[applies].sum(axis=0))) if applies.any() else math.nan
+def _mean(rows: Sequence[Rows], metric: Metric) -> float:
+    values = _values(rows, metric)
+    return sum(values) / len(values)
+
+
+def _values(rows: Sequence[Rows], metric: Metric) -> list[float]:
+    return [float(metric.value(one.units.sum(axis=0))) if one.n else math.nan for one in rows]

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fulltune.metrics.accumulate import percentile_interval
 from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.resampling import percentile_interval
 
 
 class Gain(NamedTuple):

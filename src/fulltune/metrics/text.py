@@ -59,7 +59,7 @@ def _rouge_metric(name: str, label: str) -> Metric:
         return ratio(sums[..., column], sums[..., -1])
 
     source = f"Lin 2004; rouge-score {version('rouge-score')}, mean F of the rows, Unicode words, no stemming"
-    return Metric(name, "higher", 1, source, _rouge, value, label=label)
+    return Metric(name, "higher", 1, source, _rouge, value, label=label, ratio=(column, len(_ROUGE)))
 
 
 rouge1 = _rouge_metric("rouge1", "ROUGE-1")
@@ -106,15 +106,17 @@ def _bleu(prediction: Prediction) -> Array:
 
 
 def _bleu_value(sums: Array) -> Array:
-    from sacrebleu.metrics.bleu import BLEU
-
-    def corpus(counts: Array) -> float:
-        output, reference, *rest = counts.tolist()
-        matches = rest[:_BLEU_ORDER]
-        totals = rest[_BLEU_ORDER:]
-        return float(BLEU.compute_bleu(matches, totals, int(output), int(reference), smooth_method="exp").score) / 100
-
-    return np.apply_along_axis(corpus, -1, sums)
+    """Return BLEU with exponential smoothing, as sacrebleu computes it, for sums ``(..., 10)`` at once."""
+    output, reference = sums[..., 0], sums[..., 1]
+    matches, totals = sums[..., 2 : 2 + _BLEU_ORDER], sums[..., 2 + _BLEU_ORDER :]
+    # Each order without a match halves the count that it is given: 1/2, 1/4, ... (Chen & Cherry 2014, method 3).
+    counts = np.where(matches > 0, matches, 0.5 ** np.cumsum(matches == 0, axis=-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.exp(np.log(counts / totals).mean(axis=-1))
+        brevity = np.where(output < reference, np.exp(1 - reference / output), 1.0)
+        score = brevity * precision
+    defined = (matches > 0).any(axis=-1) & (totals > 0).all(axis=-1)
+    return np.where(defined, score, 0.0)
 
 
 def _char_ngrams(text: str) -> list[Counter[str]]:
@@ -176,6 +178,7 @@ exact_match = Metric(
     source="equal to the reference, runs of white space counted as one",
     statistics=_same_text,
     value=mean,
+    ratio=(0, 1),
     label="exact match",
 )
 
@@ -191,6 +194,7 @@ length_ratio = Metric(
     source="words of all outputs / words of all references; best near 1, so it is shown and not judged",
     statistics=_lengths,
     value=mean,
+    ratio=(0, 1),
     percent=False,
     label="length ratio",
 )
@@ -232,6 +236,7 @@ distinct_2 = Metric(
     source="different bigrams / bigrams of a continuation (Li et al. 2016), mean of the continuations",
     statistics=_distinct,
     value=mean,
+    ratio=(0, 1),
     label="distinct bigrams",
 )
 
@@ -242,6 +247,7 @@ repetition_4 = Metric(
     source="4-grams that occurred before / 4-grams of a continuation (Welleck et al. 2020), mean of the continuations",
     statistics=_repeated,
     value=mean,
+    ratio=(0, 1),
     label="repeated 4-grams",
 )
 
@@ -272,6 +278,7 @@ continuation_rougeL = Metric(
     rougeL.source,
     _continuation_rouge,
     rougeL.value,
+    ratio=rougeL.ratio,
     label="ROUGE-L of continuations",
 )
 

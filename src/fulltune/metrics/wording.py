@@ -66,9 +66,34 @@ def number(value: float, metric: Metric, sign: str = "") -> str:
     return text.replace("-", "−")
 
 
-def figure(value: float) -> str:
+def figures(*values: float) -> list[str]:
+    """Return scores with as many digits as it takes to see that they differ, at most six decimals."""
+    for digits in range(3, 7):
+        shown = [figure(value, digits) for value in values]
+        if len(set(shown)) == len(set(values)):
+            break
+    return shown
+
+
+def change(before: float, after: float) -> str:
+    """Return e.g. ``0.780 → 0.903``."""
+    return " → ".join(figures(before, after))
+
+
+def verdict(comparison: Comparison) -> str:
+    """Return the verdict of a comparison; a certain difference that does not count is named as such."""
+    small = comparison.verdict == "no detectable change" and comparison.is_certain
+    return "below min_effect" if small else comparison.verdict
+
+
+def counting(comparison: Comparison, metric: Metric) -> str:
+    """Return e.g. ``less than 0.5 points, the smallest that counts (evaluation.min_effect)``."""
+    return f"less than {amount(comparison.min_effect, metric)}, the smallest that counts (evaluation.min_effect)"
+
+
+def figure(value: float, digits: int = 3) -> str:
     """Return a score."""
-    return (f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}").replace("-", "−")
+    return (f"{value:.{digits}f}" if abs(value) < 100 else f"{value:,.{digits - 3}f}").replace("-", "−")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -81,9 +106,18 @@ def rows(count: int) -> str:
     return f"{count:,} row" + ("s" if count != 1 else "")
 
 
+def units(comparison: Comparison) -> str:
+    """Return what was swapped and resampled: ``1,200 rows``, or ``40 groups of rows``."""
+    if not comparison.groups:
+        return rows(comparison.n)
+    return f"{comparison.groups:,} group{'s' if comparison.groups > 1 else ''} of rows"
+
+
 def too_few(comparison: Comparison, confidence: float) -> str:
-    """Return that so few rows cannot decide, and how many could."""
+    """Return that so few rows (or groups of them) cannot decide, and how many could."""
     least = least_rows(confidence)
-    found = f"{rows(comparison.n).capitalize()} cannot decide (no test at {confidence:.0%} can with fewer than {least})"
+    found = f"{units(comparison)} cannot decide (no test at {confidence:.0%} can with fewer than {least})"
+    if comparison.groups:
+        return found
     needed = rows_needed(comparison, confidence) or 0
     return found + (f"; about {needed:,} would show a difference of this size" if needed > least else "")

@@ -16,8 +16,8 @@ from fulltune.evaluation.evaluate import Evaluation
 from fulltune.evaluation.prompt_use import prompt_uses, sentences
 from fulltune.evaluation.retention import sentence
 from fulltune.metrics import wording
-from fulltune.metrics.accumulate import paired
 from fulltune.metrics.base import Metric
+from fulltune.metrics.compare import holm, paired
 from fulltune.metrics.decide import Decision, decide
 from fulltune.metrics.memorization import memorization
 from fulltune.metrics.recommendation import lead, recommend, unchanged
@@ -272,16 +272,23 @@ def versions() -> dict[str, str]:
 def _comparisons(
     settings: EvaluationConfig, deciding: Metric, systems: Mapping[str, Evaluation]
 ) -> dict[str, Comparison]:
-    return {
+    """Compare the tuned model with each baseline; p-values are also adjusted for their number."""
+    comparisons = {
         f"tuned vs {name}": paired(
             systems["tuned"].on(evaluation.accumulator.ids).accumulator,
             evaluation.accumulator,
             deciding,
             resamples=settings.resamples,
             confidence=settings.confidence,
+            min_effect=settings.min_effect,
         )
         for name, evaluation in systems.items()
         if name != "tuned"
+    }
+    adjusted = holm([comparison.p for comparison in comparisons.values()])
+    return {
+        name: comparison.model_copy(update={"p_holm": p})
+        for (name, comparison), p in zip(comparisons.items(), adjusted, strict=True)
     }
 
 

@@ -38,7 +38,7 @@ from fulltune.tasks import dataset
 
 if TYPE_CHECKING:
     from fulltune.evaluation.retention import BaseOutputs
-    from fulltune.metrics.compare import RunComparison
+    from fulltune.metrics.run_comparison import RunComparison
     from fulltune.models.bundle import Bundle
     from fulltune.training.fit import TrainingResult
 
@@ -295,6 +295,6 @@ def compare(a: str | Path | Record, b: str | Path | Record, *, out: str | Path =
     Raises:
         IncompatibleError: The scores of the two runs do not mean the same.
     """
-    from fulltune.metrics.compare import compare as compare_folders
+    from fulltune.metrics.run_comparison import compare as compare_folders
 
     return compare_folders(evidence(*named(a, out)), evidence(*named(b, out)))

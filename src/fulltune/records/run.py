@@ -22,8 +22,9 @@ from fulltune.runtime.validation import first_problem, read_failure
 
 SCHEMA = 1
 
-#: Verdict on a difference. ``too few rows``: no difference whatever could be detected on so few.
-Verdict = Literal["improved", "no detectable change", "worse", "too few rows"]
+#: Verdict on a difference. ``too few rows``: no difference whatever could be detected on so few. ``too few seeds``: the
+#: trained models differ, but other seeds of the same methods might not.
+Verdict = Literal["improved", "no detectable change", "worse", "too few rows", "too few seeds"]
 
 #: Outcome of a run (``docs/decisions/0005``). ``accepted``: better than every baseline, and not more was forgotten than
 #: the budget allows. ``undecided``: the rows do not show this, a person has to decide. ``rejected``: a baseline is
@@ -32,7 +33,7 @@ Outcome = Literal["accepted", "undecided", "rejected", "stopped"]
 
 
 class Score(Model):
-    """The value of a metric on ``n`` rows with its bootstrap interval ``[low, high]``."""
+    """The value of a metric on ``n`` rows with its confidence interval ``[low, high]``."""
 
     value: float
     low: float
@@ -43,10 +44,21 @@ class Score(Model):
 class Comparison(Model):
     """Paired difference between two systems on the same rows.
 
-    ``delta`` is first minus second in the unit of the metric; ``low`` and ``high`` bound it; ``p`` is the two-sided
-    bootstrap p-value. ``verdict`` accounts for the direction of the metric. ``n`` is the number of rows, and
-    ``smallest_detectable`` the smallest difference that as many rows detect in four of five cases (80% power); NaN if
-    it is unknown.
+    Attributes:
+        metric: Name of the metric.
+        delta: First minus second, in the unit of the metric.
+        low, high: Its interval.
+        p: Two-sided p-value. It is at most one minus the confidence exactly if the interval excludes 0.
+        verdict: Accounts for the direction of the metric. ``improved`` and ``worse`` need an interval that excludes 0
+            and a difference of at least ``min_effect``.
+        n: Number of rows.
+        smallest_detectable: Smallest difference that as many rows detect in four of five cases (80% power); NaN if it
+            is unknown.
+        groups: Number of groups that were swapped and resampled; 0 if every row is independent.
+        test: Name of the test.
+        min_effect: Smallest difference that counts, in the unit of the metric.
+        p_holm: p-value adjusted for the number of comparisons (Holm 1979), for the claim that the first is better (or
+            worse) than this one of several systems; NaN if there is only one comparison.
     """
 
     metric: str
@@ -57,6 +69,15 @@ class Comparison(Model):
     verdict: Verdict
     n: int = 0
     smallest_detectable: float = float("nan")
+    groups: int = 0
+    test: str = ""
+    min_effect: float = 0.0
+    p_holm: float = float("nan")
+
+    @property
+    def is_certain(self) -> bool:
+        """True if the interval excludes 0, however small the difference is."""
+        return self.low > 0 or self.high < 0
 
 
 class MetricInfo(Model):
@@ -497,6 +518,7 @@ class Prediction(Model):
         output: The system's answer, of the same type as the reference.
         values: Named numbers and strings that metrics read, e.g. ``nll``, ``tokens``, ``bytes``, ``confidence``,
             ``capped``.
+        group: The group of the row (``data.group``), such as its document; empty if rows are independent.
     """
 
     system: str
@@ -505,6 +527,7 @@ class Prediction(Model):
     reference: str | tuple[str, ...]
     output: str | tuple[str, ...]
     values: dict[str, Any] = Field(default_factory=dict)
+    group: str = ""
 
 
 def read_record(path: str | Path) -> Record:

@@ -91,11 +91,16 @@ def as_float(value: Any) -> float:
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Return the number of decimals for a column: three, fewer if its smallest value exceeds 10, 100 or 1000."""
-    sizes = [abs(value) for value in values if math.isfinite(value) and value != 0]
-    if not sizes:
-        return 3
-    return min(3, max(0, 3 - math.floor(math.log10(min(sizes)))))
+    """Return the number of decimals for a column: three, fewer if its smallest value exceeds 10, 100 or 1000.
+
+    There are up to six if values that differ would otherwise look equal.
+    """
+    finite = {value for value in values if math.isfinite(value)}
+    sizes = [abs(value) for value in finite if value != 0]
+    digits = min(3, max(0, 3 - math.floor(math.log10(min(sizes))))) if sizes else 3
+    while digits < 6 and len({round(value, digits) for value in finite}) < len(finite):
+        digits += 1
+    return digits
 
 
 def number(value: float, digits: int = 3, *, sign: bool = False) -> str:

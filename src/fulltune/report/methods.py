@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fulltune.metrics import wording
 from fulltune.records.methods import MethodComparison, MethodResult, Tried
 from fulltune.records.run import Comparison, Score
 from fulltune.report import svg
@@ -32,7 +33,7 @@ from fulltune.report.display import (
 from fulltune.report.page import asset, environment
 from fulltune.report.task import Chart
 
-_SIGNS = {"improved": "▲", "no detectable change": "≈", "worse": "▼", "too few rows": "?"}
+_SIGNS = {"improved": "▲", "no detectable change": "≈", "worse": "▼", "too few rows": "?", "too few seeds": "?"}
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _against(comparison: Comparison | None, reference: str, digits: int) -> dict
     return {
         "against": difference(comparison.delta, digits),
         "against_interval": f"{interval(comparison.low, comparison.high, digits, sign=True)}, {p_value(comparison.p)}",
-        "verdict": comparison.verdict,
+        "verdict": wording.verdict(comparison),
         "sign": _SIGNS[comparison.verdict],
     }
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from fulltune.metrics import wording
 from fulltune.report import display
 
 if TYPE_CHECKING:
     from fulltune.experiments.learning_curve import LearningCurve
     from fulltune.experiments.lr_find import LearningRate
     from fulltune.experiments.sweep import Sweep
-    from fulltune.metrics.compare import RunComparison
+    from fulltune.metrics.run_comparison import RunComparison
     from fulltune.records.methods import MethodComparison
     from fulltune.records.plan import Plan
     from fulltune.records.run import EvaluationRecord, Record
@@ -72,7 +73,7 @@ def _record(record: Record) -> list[Markup]:
     rows = []
     for name in display.in_order(scores):
         score, against = scores[name], record.comparison.get(f"tuned vs {name}")
-        gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
+        gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
         bounds = display.interval(score.low, score.high, digits)
         value = display.number(score.value, digits)
         rows.append((display.system_label(name), value, bounds, display.count(score.n), gain))
@@ -149,7 +150,7 @@ def _comparison(compared: RunComparison) -> list[Markup]:
         bounds = display.interval(item.low, item.high, digits, sign=True)
         shown = [display.number(value, digits) for value in values]
         delta = display.difference(item.delta, digits)
-        rows.append((display.metric_label(item.metric), *shown, delta, bounds, item.verdict))
+        rows.append((display.metric_label(item.metric), *shown, delta, bounds, wording.verdict(item)))
     table = _table(("Metric", "A", "B", "B − A", "Interval", "Verdict"), rows)
     return [_headline(compared.headline), _sentences([f"From A = {compared.a} to B = {compared.b}"]), table]
 
@@ -195,7 +196,7 @@ def _methods(compared: MethodComparison) -> list[Markup]:
     for result in compared.methods:
         score = display.number(result.score.value, digits) if result.score else result.reason
         against = result.against
-        gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
+        gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
         rows.append((result.method, score, gain, display.duration(result.seconds)))
     headers = ("Method", display.metric_label(compared.metric), f"Minus {compared.reference}", "Time")
     return [_headline(compared.headline), _table(headers, rows), _sentences(compared.notes, "Note: ")]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from fulltune.metrics import wording
 from fulltune.records.run import BaselineUse, Comparison, Record, Score
 from fulltune.report import svg
 from fulltune.report.display import (
@@ -27,7 +28,7 @@ from fulltune.report.display import (
 
 Scores = Mapping[str, Mapping[str, Score]]
 
-SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "=", "too few rows": "?"}
+SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "=", "too few rows": "?", "too few seeds": "?"}
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _versus(record: Record, pair: str, item: Comparison) -> Versus:
         delta=difference(item.delta, digits),
         interval=interval(item.low, item.high, digits, sign=True),
         p=p_value(item.p),
-        verdict=item.verdict,
+        verdict=wording.verdict(item),
         sign=SIGNS[item.verdict],
     )
 

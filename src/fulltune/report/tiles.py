@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fulltune.metrics import wording
 from fulltune.records.run import Comparison, Record, Score
 from fulltune.report.display import (
     decimals,
@@ -88,4 +89,4 @@ def _score(name: str, score: Score, digits: int, note: str) -> Tile:
 def _difference(comparison: Comparison, digits: int) -> Tile:
     span = interval(comparison.low, comparison.high, digits, sign=True)
     verdict = comparison.verdict if comparison.verdict in ("improved", "worse") else ""
-    return Tile("Difference", difference(comparison.delta, digits), (span, comparison.verdict), verdict)
+    return Tile("Difference", difference(comparison.delta, digits), (span, wording.verdict(comparison)), verdict)

@@ -37,12 +37,14 @@ class Example:
         input: Input of the model: the text, the source, the prompt.
         target: Expected output: a text, a label, or a tuple of labels.
         meta: Further data for scoring (such as the database of a query).
+        group: The group of the row (``data.group``); empty if it belongs to none.
     """
 
     id: str
     input: str
     target: str | tuple[str, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    group: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -273,7 +273,7 @@ def _examples(task: Task, table: Table, skips: bool) -> Split:
     problems = list[Problem]()
     for row in table:
         try:
-            examples.append(task.example(row))
+            examples.append(replace(task.example(row), group=str(row.fields.get("group") or "")))
             rows.append(row)
         except DataError as error:
             problems += [_placed(problem, row) for problem in error.problems]

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fulltune.metrics.compare import ChangedRows
+from fulltune.metrics.run_comparison import ChangedRows
 from fulltune.report.display import metric_label
 from fulltune.runtime.graphemes import clip
 

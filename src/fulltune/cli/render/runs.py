@@ -14,7 +14,8 @@ from fulltune.cli.doctor import Diagnosis
 from fulltune.cli.render import data
 from fulltune.data.findings import first_warnings
 from fulltune.data.tokens import TRUNCATED
-from fulltune.metrics.compare import RunComparison
+from fulltune.metrics import wording
+from fulltune.metrics.run_comparison import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
 from fulltune.records.plan import Detectable, Plan
@@ -117,7 +118,7 @@ def systems(record: Record) -> Table:
     for name in display.in_order(scores):
         score, against = scores[name], record.comparison.get(f"tuned vs {name}")
         bounds = display.interval(score.low, score.high, digits)
-        gain = f"{display.difference(against.delta, digits)}, {against.verdict}" if against else ""
+        gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
         table.add_row(
             display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
         )
@@ -144,7 +145,7 @@ def comparison(compared: RunComparison) -> RenderableType:
         bounds = display.interval(item.low, item.high, digits, sign=True)
         shown = [display.number(value, digits) for value in values]
         delta = display.difference(item.delta, digits)
-        table.add_row(display.metric_label(item.metric), *shown, delta, bounds, item.verdict)
+        table.add_row(display.metric_label(item.metric), *shown, delta, bounds, wording.verdict(item))
     lists = {
         "right only in B": compared.fixed,
         "right only in A": compared.broken,

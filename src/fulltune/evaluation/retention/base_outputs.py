@@ -12,8 +12,9 @@ from fulltune.config import Config
 from fulltune.evaluation.retention import features
 from fulltune.evaluation.retention.abilities import Ability, RepresentationAbility, ScoredAbility, abilities, vectors
 from fulltune.evaluation.retention.language import unknown_to
-from fulltune.metrics.accumulate import Accumulator, relative_loss
+from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
+from fulltune.metrics.compare import relative_loss
 from fulltune.metrics.power import least_rows
 from fulltune.models import reconcile
 from fulltune.models.bundle import Bundle, with_base_head

@@ -27,6 +27,7 @@ topic_accuracy = Metric(
     source="accuracy of a logistic regression on frozen mean-pooled features, cross-validated (Alain & Bengio 2017)",
     statistics=_is_correct,
     value=mean,
+    ratio=(0, 1),
     label="topics right from frozen features",
 )
 

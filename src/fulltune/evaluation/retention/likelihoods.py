@@ -29,7 +29,7 @@ def _per_token(sums: Array) -> Array:
 
 
 def _loss(name: str, label: str, source: str) -> Metric:
-    return Metric(name, "lower", 1, source, _nll_per_token, _per_token, percent=False, label=label)
+    return Metric(name, "lower", 1, source, _nll_per_token, _per_token, percent=False, label=label, ratio=(0, 1))
 
 
 span_loss = _loss(
@@ -53,6 +53,7 @@ pair_accuracy = Metric(
     source="fraction of pairs whose good text is more likely (Warstadt et al. 2020, BLiMP)",
     statistics=_prefers_good,
     value=mean,
+    ratio=(0, 1),
     label="pairs right",
 )
 

@@ -25,7 +25,7 @@ from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied, ans
 from fulltune.metrics import known, seeds
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
-from fulltune.metrics.compare import scored
+from fulltune.metrics.run_comparison import scored
 from fulltune.records.methods import MethodComparison, MethodResult, SeedRun, SystemResult, Tried
 from fulltune.records.run import Comparison, Record, base_kept, read_record
 from fulltune.report.methods import render
@@ -329,7 +329,7 @@ def _summary(
         name: [scored(out / run.run_id, [metric]).without(record.left_out) for run in result.runs]
         for name, result in measured.items()
     }
-    settings: dict[str, Any] = {"resamples": config.evaluation.resamples, "confidence": config.evaluation.confidence}
+    settings = config.evaluation.model_dump(include={"resamples", "confidence", "min_effect"})
     compared = [_scored(result, rows, reference, metric, settings) for result in results]
     baselines = _baselines(record, out, rows[reference], metric, settings)
     choice = recommend(compared, baselines, reference, metric)
@@ -405,8 +405,18 @@ def _scored(
     own, is_reference = rows[result.method], result.method == reference
     return result.model_copy(
         update={
-            "score": seeds.score(own, metric, **settings),
+            "score": seeds.score(own, metric, **{key: settings[key] for key in ("resamples", "confidence")}),
             "spread": seeds.spread(own, metric),
-            "against": None if is_reference else seeds.difference(own, rows[reference], metric, **settings),
+            "against": None if is_reference else _claimed(own, rows[reference], metric, settings),
         }
     )
+
+
+def _claimed(
+    own: Sequence[Accumulator], reference: Sequence[Accumulator], metric: Metric, settings: Mapping[str, Any]
+) -> Comparison:
+    """Return the difference of two methods; no claim is made from fewer seeds than show how much seeds differ."""
+    found = seeds.difference(own, reference, metric, **settings)
+    if min(len(own), len(reference)) >= seeds.LEAST_SEEDS or found.verdict not in ("improved", "worse"):
+        return found
+    return found.model_copy(update={"verdict": "too few seeds"})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fulltune.metrics import wording
 from fulltune.metrics.base import Metric
+from fulltune.metrics.seeds import LEAST_SEEDS
 from fulltune.records.methods import MethodResult, SystemResult
 
 #: Relative difference of a cost below which it is no reason to prefer a method.
@@ -56,7 +57,7 @@ def _chosen(own: MethodResult, others: Sequence[MethodResult], metric: Metric) -
     if better:
         best = better[0]
         return best, f"{best.method} is better than {own.method} by {_gain(best, metric)}{_costs(best, own)}."
-    alike = [result for result in others if _verdict(result) in ("no detectable change", "too few rows")]
+    alike = [result for result in others if _verdict(result) not in ("improved", "worse")]
     if not alike:
         rival = others[0]
         gain = _gain(rival, metric, -1)
@@ -76,7 +77,10 @@ def _gain(result: MethodResult, metric: Metric, sign: int = 1) -> str:
 
 
 def _undetected(one: MethodResult, other: MethodResult, compared: MethodResult, metric: Metric) -> str:
+    """Return that two methods cannot be told apart; a difference between few models is described, not claimed."""
     difference = f": {wording.signed(compared.against, metric)}" if compared.against else ""
+    if _verdict(compared) == "too few seeds":
+        return f"Too few seeds to claim a difference between {one.method} and {other.method}{difference}"
     return f"No difference between {one.method} and {other.method} was detected{difference}"
 
 
@@ -154,9 +158,12 @@ def _several(measured: Sequence[MethodResult]) -> list[str]:
     lines = []
     if compared > 1:
         lines.append(f"{compared} methods are compared with one; p-values and intervals are not corrected for that.")
-    if any(len(result.runs) == 1 for result in measured):
+    fewest = min((len(result.runs) for result in measured), default=LEAST_SEEDS)
+    if fewest < LEAST_SEEDS:
+        covered = "rows alone" if fewest == 1 else "rows and seeds"
         lines.append(
-            "One seed: intervals cover the choice of rows alone, and another seed may reverse a small difference."
+            f"Descriptive: with fewer than {LEAST_SEEDS} seeds per method (seeds: {LEAST_SEEDS}) no difference is "
+            f"claimed. Intervals cover {covered}, and other seeds may reverse a difference."
         )
     return lines
 

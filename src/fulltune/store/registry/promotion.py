@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fulltune.errors import IncompatibleError, Problem, PromotionRefused, StoreError
-from fulltune.metrics.compare import compare
+from fulltune.metrics.run_comparison import compare
 from fulltune.records.run import read_record
 from fulltune.store.registry.registry import PRODUCTION, Move, Registry, Version
 

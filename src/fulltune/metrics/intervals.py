@@ -1,0 +1,165 @@
+"""Confidence intervals of metrics: of one score, of a difference, of a relative loss.
+
+Scores that are 0 or 1 on every row have intervals of their own (:mod:`fulltune.metrics.fractions`), unless rows come in
+groups. All others are resampled (:mod:`fulltune.metrics.resampling`).
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from scipy.special import stdtrit
+
+from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.fractions import tango, wilson
+from fulltune.metrics.resampling import Interval, Ratio, Statistic, interval_of, standard_error
+
+
+def is_fraction(metric: Metric, *tables: Array) -> bool:
+    """Return True if the metric is 0 or 1 on every row of these tables ``(n, k)``."""
+    if metric.ratio is None:
+        return False
+    above, below = metric.ratio
+    return all(np.isin(rows[:, above], (0.0, 1.0)).all() and (rows[:, below] == 1).all() for rows in tables)
+
+
+def of_score(
+    metric: Metric, units: Array, *, confidence: float, resamples: int, seed: int, rows: bool = True
+) -> tuple[float, float]:
+    """Return the interval of one score; NaN for fewer than two units.
+
+    An interval of a bounded score is at least as wide as Wilson's for an effective number of units, the number whose
+    fraction would have the same standard error (Korn & Graubard 1998, "Confidence intervals for proportions with small
+    expected number of positive counts estimated from survey data"; Dean & Pagano 2015). If all units have the same
+    extreme value, it is their number: that no row of ten is wrong does not mean that none ever is.
+
+    Args:
+        metric: The metric.
+        units: Vectors of rows, or sums of groups, ``(n, k)``.
+        confidence: Confidence level.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resamples.
+        rows: True if units are rows, False if they are groups.
+    """
+    if len(units) < 2:
+        return math.nan, math.nan
+    value = float(metric.value(units.sum(axis=0)))
+    if rows and is_fraction(metric, units):
+        return wilson(value * len(units), len(units), confidence)
+    statistic = Statistic(metric.value, _ratios(metric))
+    low, high = interval_of(units, statistic, resamples=resamples, seed=seed)(confidence)
+    if metric.bounds is None or not metric.bounds[0] <= value <= metric.bounds[1]:
+        return low, high
+    least, most = metric.bounds
+    width = most - least
+    error = standard_error(units, metric.value) / width
+    outer = _effective_wilson((value - least) / width, error, len(units), confidence)
+    return max(least, min(low, least + width * outer[0])), min(most, max(high, least + width * outer[1]))
+
+
+def of_difference(metric: Metric, a: Array, b: Array, *, resamples: int, seed: int, rows: bool = True) -> Interval:
+    """Return the interval of a paired difference, ``a`` minus ``b``, as a function of the confidence level.
+
+    Args:
+        metric: The metric.
+        a, b: Vectors of the same rows, or sums of the same groups, ``(n, k)`` each.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resamples.
+        rows: True if units are rows, False if they are groups.
+    """
+    n, width = a.shape
+    if n < 2:
+        return lambda confidence: (math.nan, math.nan)
+    if rows and is_fraction(metric, a, b):
+        wins, losses = wins_and_losses(metric, a, b)
+        return lambda confidence: tango(wins, losses, n, confidence)
+    if metric.bounds is not None and (a == b).all():
+        return _unseen(n, metric.bounds[1] - metric.bounds[0])
+
+    def value(sums: Array) -> Array:
+        with np.errstate(invalid="ignore"):  # inf - inf, if both perplexities overflow
+            return np.asarray(metric.value(sums[..., :width]) - metric.value(sums[..., width:]))
+
+    statistic = Statistic(value, (*_ratios(metric), *_ratios(metric, width, -1.0)))
+    return _within(interval_of(np.hstack([a, b]), statistic, resamples=resamples, seed=seed), metric)
+
+
+def of_relative_loss(metric: Metric, tuned: Array, base: Array, *, resamples: int, seed: int) -> Interval:
+    """Return the interval of the loss of a score as a fraction of the base's, above 0 if it is worse.
+
+    Args:
+        metric: The metric.
+        tuned, base: Vectors of the same rows, or sums of the same groups, ``(n, k)`` each.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resamples.
+    """
+    n, width = base.shape
+    if n < 2:
+        return lambda confidence: (math.nan, math.nan)
+    before = abs(float(metric.value(base.sum(axis=0))))
+    if metric.bounds is not None and (tuned == base).all() and before > 0:
+        return _unseen(n, (metric.bounds[1] - metric.bounds[0]) / before)
+
+    def loss(sums: Array) -> Array:
+        return relative_loss(metric, sums[..., :width], sums[..., width:])
+
+    return interval_of(np.hstack([tuned, base]), Statistic(loss), resamples=resamples, seed=seed)
+
+
+def relative_loss(metric: Metric, tuned: Array, base: Array) -> Array:
+    """Return the loss of a score as a fraction of the base's, from sums ``(..., k)``; NaN if the base's is 0."""
+    with np.errstate(invalid="ignore"):  # inf - inf, as in `of_difference`
+        now, before = np.asarray(metric.value(tuned)), np.asarray(metric.value(base))
+        worse = now - before if metric.direction == "lower" else before - now
+    return np.asarray(np.divide(worse, abs(before), out=np.full(worse.shape, np.nan), where=before != 0))
+
+
+def wins_and_losses(metric: Metric, a: Array, b: Array) -> tuple[int, int]:
+    """Return the numbers of rows that only the first and only the second system has right (0/1 scores)."""
+    assert metric.ratio is not None
+    gaps = a[:, metric.ratio[0]] - b[:, metric.ratio[0]]
+    return int((gaps > 0).sum()), int((gaps < 0).sum())
+
+
+def _ratios(metric: Metric, offset: int = 0, sign: float = 1.0) -> tuple[Ratio, ...]:
+    """Return the metric as a ratio of columns of stacked systems; empty if it is none."""
+    if metric.ratio is None:
+        return ()
+    above, below = metric.ratio
+    ones = np.zeros(max(above, below) + 1)
+    ones[[above, below]] = 1.0
+    return (Ratio(offset + above, offset + below, sign * float(metric.value(ones))),)
+
+
+def _effective_wilson(value: float, error: float, n: int, confidence: float) -> tuple[float, float]:
+    effective = float(n)
+    if error > 0 and 0 < value < 1:
+        effective = value * (1 - value) / error**2
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    effective *= (z / float(stdtrit(n - 1, 0.5 + confidence / 2))) ** 2
+    return wilson(value * effective, effective, confidence)
+
+
+def _unseen(n: int, width: float) -> Interval:
+    """Return the interval of a difference that none of ``n`` units shows, by the limits of paired fractions."""
+
+    def interval(confidence: float) -> tuple[float, float]:
+        low, high = tango(0, 0, n, confidence)
+        return width * low, width * high
+
+    return interval
+
+
+def _within(interval: Interval, metric: Metric) -> Interval:
+    """Limit the differences of a bounded metric to those that are possible."""
+    if metric.bounds is None:
+        return interval
+    most = metric.bounds[1] - metric.bounds[0]
+
+    def limited(confidence: float) -> tuple[float, float]:
+        low, high = interval(confidence)
+        return (low, high) if abs(low + high) > 2 * most else (max(-most, low), min(most, high))
+
+    return limited

@@ -1,0 +1,322 @@
+"""Compare two runs by their records and predictions; no model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from fulltune.errors import IncompatibleError, Problem, StoreError
+from fulltune.metrics import INFORMATIONAL, known, wording
+from fulltune.metrics.accumulate import Accumulator, matching, row_values
+from fulltune.metrics.base import Metric
+from fulltune.metrics.compare import MIN_EFFECT, paired
+from fulltune.records.run import Comparison, MetricInfo, Model, Prediction, Record, Score, read_record
+from fulltune.runtime.validation import first_problem, read_failure
+
+#: Maximum number of the most improved and most worsened rows that are listed.
+SHOWN_ROWS = 20
+
+#: Metrics that are not informative for a single row, and the metric that is used for rows instead.
+_ROW_METRIC = {"macro_f1": "accuracy"}
+
+_TUNED = "tuned"
+
+
+class RunComparison(Model):
+    """Comparison of the tuned models of two runs on the same rows, from ``a`` to ``b``: every difference is b − a.
+
+    Attributes:
+        a: Run id of the first, which is the reference.
+        b: Run id of the second; ``improved`` means that it is better than ``a``.
+        task: Task of both.
+        metric: The deciding metric.
+        headline: The result in one sentence.
+        metrics: Definitions of the shared metrics.
+        scores: ``scores["a"][metric]`` and ``scores["b"][metric]``, as in the records.
+        differences: Paired difference of each shared metric that can be compared, the deciding one first.
+        row_metric: The metric that the lists of rows are based on.
+        fixed: Rows that are correct in ``b`` but not in ``a``; empty unless the metric is 0 or 1 on every row.
+        broken: Rows that are correct in ``a`` but not in ``b``; likewise.
+        most_improved: Otherwise the rows where ``b`` gains most over ``a``, at most :data:`SHOWN_ROWS`.
+        most_worsened: Likewise where it loses most.
+        left_out: Metrics of only one run, or of a plugin, which cannot be computed here.
+    """
+
+    a: str
+    b: str
+    task: str
+    metric: str
+    headline: str
+    metrics: dict[str, MetricInfo]
+    scores: dict[str, dict[str, Score]]
+    differences: tuple[Comparison, ...]
+    row_metric: str
+    fixed: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    most_improved: tuple[str, ...] = ()
+    most_worsened: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 17,
+    min_effect: float = MIN_EFFECT,
+) -> RunComparison:
+    """Compare the tuned models of two run folders by the tests of a run, from ``a`` to ``b``.
+
+    Args:
+        a: Folder with ``record.json`` and ``predictions.jsonl``: the reference.
+        b: The run that is compared with it; differences are b − a.
+        resamples: Bootstrap resamples.
+        confidence: Confidence level of the intervals.
+        seed: Seed of the bootstrap.
+        min_effect: Smallest difference that counts, as ``evaluation.min_effect``.
+
+    Raises:
+        StoreError: A file is missing, damaged or written by a newer fulltune.
+        IncompatibleError: The runs differ in task, task version, evaluation rows or a metric's version; lists all.
+    """
+    first, second = (read_record(Path(folder) / "record.json") for folder in (a, b))
+    _check(first, second)
+    metrics = _shared_metrics(first, second)
+    left_out = first.left_out | second.left_out
+    one, two = (scored(Path(folder), metrics).without(left_out) for folder in (a, b))
+    matching(one.ids, two.ids)
+    differences = tuple(
+        paired(two, one, metric, resamples=resamples, confidence=confidence, seed=seed, min_effect=min_effect)
+        for metric in metrics
+        if metric.name not in INFORMATIONAL
+    )
+    return RunComparison(
+        a=first.run_id,
+        b=second.run_id,
+        task=first.task,
+        metric=metrics[0].name,
+        headline=_run_headline(first.run_id, second.run_id, metrics[0], differences[0], (one, two), confidence),
+        metrics={metric.name: metric.info() for metric in metrics},
+        scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
+        differences=differences,
+        left_out=tuple(sorted((first.metrics.keys() | second.metrics.keys()) - one.metrics.keys())),
+        **_changed_rows(two, one, metrics[0]),
+    )
+
+
+class Row(Model):
+    """One row before and after: input, reference, and both answers."""
+
+    id: str
+    input: str
+    reference: str | tuple[str, ...]
+    before: str | tuple[str, ...]
+    after: str | tuple[str, ...]
+
+
+class ChangedRows(Model):
+    """Changes between two systems on the rows that both answered, with a limited number of rows of each kind.
+
+    Attributes:
+        before, after: Run ids, with the name of the system if it is not the tuned one.
+        metric: The metric that rows are judged by. If it is not 0 or 1 on every row, ``fixed`` are the rows that gained
+            most and ``broken`` those that lost most.
+        counted: Total numbers of fixed and broken rows; None if rows change gradually.
+    """
+
+    before: str
+    after: str
+    metric: str
+    counted: tuple[int, int] | None
+    fixed: tuple[Row, ...]
+    broken: tuple[Row, ...]
+
+
+def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: int = SHOWN_ROWS) -> ChangedRows:
+    """Return the rows that changed between the tuned models of two runs, or from a run's base to its tuned model.
+
+    Args:
+        before: Folder of a run.
+        after: Folder of the run to compare with; None compares the base (zero-shot) of the same run with its tuned
+            model.
+        shown: Maximum number of rows of each kind.
+
+    Raises:
+        StoreError: A file is missing or damaged.
+        IncompatibleError: The scores of the two are not comparable.
+    """
+    system = _TUNED if after else "zero_shot"
+    old = Path(before)
+    new = Path(after or before)
+    first, second = (read_record(folder / "record.json") for folder in (old, new))
+    _check(first, second)
+    metrics = _shared_metrics(first, second)
+    left_out = first.left_out | second.left_out
+    rows = (scored(new, metrics).without(left_out), scored(old, metrics, system).without(left_out))
+    changes = _changed_rows(*rows, metrics[0])
+    exact = "fixed" in changes
+    fixed = changes["fixed" if exact else "most_improved"]
+    broken = changes["broken" if exact else "most_worsened"]
+    wanted = {*fixed[:shown], *broken[:shown]}
+    was = _answers(old, system, wanted)
+    became = _answers(new, _TUNED, wanted)
+    return ChangedRows(
+        before=first.run_id + ("" if after else ", base"),
+        after=second.run_id,
+        metric=changes["row_metric"],
+        counted=(len(fixed), len(broken)) if exact else None,
+        fixed=tuple(_row(was[row], became[row]) for row in fixed[:shown]),
+        broken=tuple(_row(was[row], became[row]) for row in broken[:shown]),
+    )
+
+
+def _answers(folder: Path, system: str, wanted: set[str]) -> dict[str, Prediction]:
+    lines = _predictions(folder / "predictions.jsonl")
+    return {line.id: line for line in lines if line.system == system and line.id in wanted}
+
+
+def _row(before: Prediction, after: Prediction) -> Row:
+    return Row(id=after.id, input=after.input, reference=after.reference, before=before.output, after=after.output)
+
+
+def _check(a: Record, b: Record) -> None:
+    """Check that the scores of both are comparable; raise :class:`IncompatibleError` with all differing fields."""
+    fields = [
+        ("task", a.task, b.task),
+        ("task_version", a.task_version, b.task_version),
+        ("data.eval.sha256", a.data.eval.sha256, b.data.eval.sha256),
+    ]
+    shared = [name for name in a.metrics if name in b.metrics]
+    fields += [(f"metrics.{name}.version", a.metrics[name].version, b.metrics[name].version) for name in shared]
+    problems = [
+        _differs(field, f"{one!r} in {a.run_id}, {two!r} in {b.run_id}") for field, one, two in fields if one != two
+    ]
+    if problems:
+        raise IncompatibleError(problems)
+
+
+def _differs(field: str, values: str) -> Problem:
+    return Problem(values, "the same in both runs", _FIXES.get(field, _RESCORE), field=field)
+
+
+_RESCORE = "run both with the same fulltune"
+_FIXES = {
+    "task": "compare runs of one task",
+    "data.eval.sha256": "score both on the same evaluation rows: name one eval file in both configs",
+}
+
+
+def _shared_metrics(a: Record, b: Record) -> list[Metric]:
+    """Return the metrics of both runs that can be computed here, the deciding one first."""
+    labels = list(dict.fromkeys([*a.details.get("labels", ()), *b.details.get("labels", ())]))
+    metrics = known(labels, bool(a.details.get("multi_label", False)))
+    shared = [name for name in a.metrics if name in b.metrics and name in metrics]
+    if not shared:
+        raise IncompatibleError(
+            f"{', '.join(a.metrics) or 'no metric'} in {a.run_id}, {', '.join(b.metrics) or 'no metric'} in {b.run_id}",
+            expected="a metric of both that fulltune itself can compute",
+            fix="read the scores in the two records instead",
+            field="metrics",
+        )
+    return [metrics[name] for name in sorted(shared, key=lambda name: name != a.metric)]
+
+
+def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Accumulator:
+    """Return the rows of a system in a run, from its predictions.
+
+    Raises:
+        StoreError: There are no predictions, or they cannot be read.
+    """
+    accumulator = Accumulator(metrics)
+    path = folder / "predictions.jsonl"
+    for prediction in _predictions(path):
+        if prediction.system == system:
+            accumulator.add(prediction)
+    if not accumulator.n:
+        raise StoreError(
+            "there is no prediction of the tuned model" if system == _TUNED else f"there is no prediction of {system}",
+            expected=f'lines with "system": "{system}"',
+            fix="name a finished run",
+            where=str(path),
+        )
+    return accumulator
+
+
+def _predictions(path: Path) -> Iterator[Prediction]:
+    """Yield the predictions of a file; only one line is in memory at a time."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _prediction(line, f"{path}:{number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"the predictions cannot be read ({read_failure(error)})",
+            where=str(path),
+            fix="name a finished run, or run it again",
+        ) from error
+
+
+def _prediction(line: str, where: str) -> Prediction:
+    try:
+        return Prediction.model_validate_json(line)
+    except ValidationError as error:
+        raise StoreError(
+            f"not a prediction ({first_problem(error)})",
+            expected="a JSON object with system, id, input, reference and output",
+            where=where,
+            fix="run it again, or restore the file",
+        ) from error
+
+
+def _tuned_scores(record: Record, metrics: list[Metric]) -> dict[str, Score]:
+    scores = record.scores.get(_TUNED, {})
+    return {metric.name: scores[metric.name] for metric in metrics if metric.name in scores}
+
+
+def _run_headline(
+    a: str, b: str, metric: Metric, difference: Comparison, systems: tuple[Accumulator, Accumulator], confidence: float
+) -> str:
+    old, new = (_value(system, metric) for system in systems)
+    label = wording.label(metric)
+    change = wording.change(old, new)
+    if difference.verdict == "too few rows":
+        return f"{wording.too_few(difference, confidence)}: {label} {change} from {a} to {b}."
+    n = difference.n
+    if difference.verdict == "no detectable change":
+        signed = wording.signed(difference, metric)
+        if difference.is_certain:
+            small = wording.counting(difference, metric)
+            return f"{label} changed from {a} to {b} by {small}: {change}, {signed}, n = {n}."
+        return f"No detectable change in {label} from {a} to {b} ({change}): {signed}, n = {n}."
+    verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)
+    return f"{b} is {verb} than {a} in {label} by {wording.gain(difference, metric, sign)}, {change}, n = {n}."
+
+
+def _value(system: Accumulator, metric: Metric) -> float:
+    return float(metric.value(system.statistics(metric.name)[0].sum(axis=0)))
+
+
+def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:
+    """Return the rows that changed, by a metric that is meaningful for a single row."""
+    metric = a.metrics.get(_ROW_METRIC.get(deciding.name, ""), deciding)
+    one, two = row_values(a, b, metric.name)
+    gain = (one - two) if metric.direction == "higher" else (two - one)
+    values = np.concatenate([one, two])
+    if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+        fixed, broken = (tuple(a.ids[row] for row in np.flatnonzero(mask)) for mask in (gain > 0, gain < 0))
+        return {"row_metric": metric.name, "fixed": fixed, "broken": broken}
+    order = np.argsort(-gain, kind="stable")  # NaN comes last and is neither above nor below 0
+    improved = [a.ids[row] for row in order if gain[row] > 0]
+    worsened = [a.ids[row] for row in order[::-1] if gain[row] < 0]
+    return {
+        "row_metric": metric.name,
+        "most_improved": tuple(improved[:SHOWN_ROWS]),
+        "most_worsened": tuple(worsened[:SHOWN_ROWS]),
+    }
