@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
 
 from fulltune.metrics import intervals
 from fulltune.metrics.accumulate import Accumulator, Rows, aligned
 from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.distributions import crossing
 from fulltune.metrics.fractions import mcnemar
 from fulltune.metrics.power import least_rows, smallest_detectable
 from fulltune.metrics.resampling import Interval, standard_error, swap_test
@@ -272,20 +272,17 @@ class _Pair:
 
 
 def _level(interval: Interval, bound: float, confidence: float) -> float:
-    """Return the level ``1 - c`` at which the interval of confidence ``c`` touches a bound; ``c`` above ``confidence``.
+    """Return one minus the confidence at which an interval reaches a bound; intervals grow with the confidence.
 
-    ``confidence`` is the lowest one to look at. Intervals grow with the confidence.
+    Args:
+        interval: The interval.
+        bound: The bound.
+        confidence: A confidence at which the bound is inside; 0 if none is known.
     """
 
-    def includes(c: float) -> float:
-        low, high = interval(c)
-        return 1.0 if low <= bound <= high else -1.0
+    def is_inside(level: float) -> bool:
+        low, high = interval(level)
+        return low <= bound <= high
 
-    lowest, highest = 1e-9, 1 - 1e-9
-    if confidence > 0:  # the bound is inside at this confidence: look below it
-        highest = confidence
-    if includes(lowest) > 0:
-        return 1.0
-    if includes(highest) < 0:
-        return 1 - highest
-    return 1 - float(brentq(includes, lowest, highest, xtol=1e-6))
+    least, most = 1e-9, confidence or 1 - 1e-9
+    return 1.0 if is_inside(least) else 1 - crossing(is_inside, least, most)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
-from scipy.optimize import brentq
-from scipy.special import bdtr
+from fulltune.metrics.distributions import binomial_below, crossing, two_sided_z
 
 
 def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -19,7 +17,7 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, floa
         n: Number of rows; an effective number need not be whole.
         confidence: Confidence level.
     """
-    z2 = _z(confidence) ** 2
+    z2 = two_sided_z(confidence) ** 2
     value = hits / n
     center = (value + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)
@@ -34,7 +32,7 @@ def mcnemar(wins: int, losses: int) -> float:
         wins: Rows that only the first system has right.
         losses: Rows that only the second has right.
     """
-    return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5)))
+    return min(1.0, 2 * binomial_below(min(wins, losses), wins + losses))
 
 
 def tango(wins: int, losses: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -51,10 +49,10 @@ def tango(wins: int, losses: int, n: int, confidence: float = 0.95) -> tuple[flo
         n: Number of rows, those on which the systems agree included.
         confidence: Confidence level.
     """
-    z, difference = _z(confidence), (wins - losses) / n
-    low = _root(lambda delta: tango_z(wins, losses, n, delta) - z, -1.0, difference)
-    high = _root(lambda delta: tango_z(wins, losses, n, delta) + z, difference, 1.0)
-    return low, high
+    z, difference = two_sided_z(confidence), (wins - losses) / n
+    low = crossing(lambda delta: tango_z(wins, losses, n, delta) < z, -1.0, difference)
+    high = crossing(lambda delta: tango_z(wins, losses, n, delta) < -z, difference, 1.0)
+    return (-1.0 if losses == n else low), (1.0 if wins == n else high)
 
 
 def tango_z(wins: int, losses: int, n: int, delta: float) -> float:
@@ -67,18 +65,3 @@ def tango_z(wins: int, losses: int, n: int, delta: float) -> float:
     if variance <= 0:
         return 0.0 if abs(gap) < 1e-9 else math.copysign(math.inf, gap)
     return gap / math.sqrt(variance)
-
-
-def _root(function, low: float, high: float) -> float:  # type: ignore[no-untyped-def]
-    """Return the root of a decreasing function; the end of the range that is nearest if it has none inside."""
-    if not function(low) > 0:
-        return low
-    return high if not function(high) < 0 else float(brentq(lambda x: _finite(function(x)), low, high, xtol=1e-10))
-
-
-def _finite(value: float) -> float:
-    return max(-1e9, min(1e9, value))
-
-
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -7,12 +7,11 @@ groups. All others are resampled (:mod:`fulltune.metrics.resampling`).
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import numpy as np
-from scipy.special import stdtrit
 
 from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.distributions import two_sided_t, two_sided_z
 from fulltune.metrics.fractions import tango, wilson
 from fulltune.metrics.resampling import Interval, Ratio, Statistic, interval_of, standard_error
 
@@ -137,8 +136,7 @@ def _effective_wilson(value: float, error: float, n: int, confidence: float) -> 
     effective = float(n)
     if error > 0 and 0 < value < 1:
         effective = value * (1 - value) / error**2
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    effective *= (z / float(stdtrit(n - 1, 0.5 + confidence / 2))) ** 2
+    effective *= (two_sided_z(confidence) / two_sided_t(confidence, n - 1)) ** 2
     return wilson(value * effective, effective, confidence)
 
 

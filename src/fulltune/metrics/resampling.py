@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtrit
 
 from fulltune.metrics.base import Array
+from fulltune.metrics.distributions import two_sided_t, two_sided_z, z_below, z_quantile
 
 #: Maximum size in bytes of the weights of one chunk of resamples.
 _BUDGET = 4 * 2**20
@@ -171,7 +171,7 @@ def _jackknife_t(units: Array, statistic: Statistic) -> Interval:
     middle, error = float(statistic.value(units.sum(axis=0))), standard_error(units, statistic.value)
 
     def interval(confidence: float) -> tuple[float, float]:
-        half = float(stdtrit(len(units) - 1, 0.5 + confidence / 2)) * error
+        half = two_sided_t(confidence, len(units) - 1) * error
         return middle - half, middle + half
 
     return interval
@@ -226,9 +226,9 @@ def _bca(units: Array, statistic: Statistic, resamples: int, seed: int, *, expan
     def interval(confidence: float) -> tuple[float, float]:
         if not len(draws) or math.isnan(middle):
             return math.nan, math.nan
-        z = float(ndtri(0.5 + confidence / 2))
+        z = two_sided_z(confidence)
         if expanded:
-            z = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 0.5 + confidence / 2))
+            z = math.sqrt(n / (n - 1)) * two_sided_t(confidence, n - 1)
         levels = [_bca_level(below, acceleration, end) for end in (-z, z)]
         low, high = np.quantile(draws, levels, method="inverted_cdf")
         return float(low), float(high)
@@ -246,11 +246,11 @@ def _fraction_below(draws: Array, middle: float) -> float:
 
 
 def _bca_level(below: float, acceleration: float, z: float) -> float:
-    bias = float(ndtri(below))
+    bias = z_quantile(below)
     room = 1 - acceleration * (bias + z)
     if room <= 0:
         return 0.0 if z < 0 else 1.0
-    return float(ndtr(bias + (bias + z) / room))
+    return z_below(bias + (bias + z) / room)
 
 
 # ---- Draws ----

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from statistics import stdev
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from fulltune.metrics.accumulate import Accumulator, Rows, common_rows
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.compare import MIN_EFFECT, agreed, paired, smallest_that_counts, verdict_of
+from fulltune.metrics.distributions import two_sided_t, two_sided_t_p
 from fulltune.metrics.power import least_rows, smallest_detectable
 from fulltune.metrics.resampling import Interval, standard_error
 from fulltune.records.run import Comparison, Score
@@ -83,7 +83,7 @@ def difference(
         return Comparison(metric=metric.name, delta=nan, low=nan, high=nan, p=nan, verdict="too few rows")
     delta = _mean(sides[0], metric) - _mean(sides[1], metric)
     error, freedom = _error(sides, metric)
-    p = 2 * float(stdtr(freedom, -abs(delta) / error)) if error > 0 else float(delta == 0)
+    p = two_sided_t_p(delta / error, freedom) if error > 0 else float(delta == 0)
     p, low, high = agreed(p, _t_interval(delta, error, freedom), confidence)
     counts = smallest_that_counts(metric, _mean(sides[1], metric), min_effect)
     certain = p <= 1 - confidence and abs(delta) >= counts
@@ -106,7 +106,7 @@ def difference(
 
 def _t_interval(middle: float, error: float, freedom: float) -> Interval:
     def interval(confidence: float) -> tuple[float, float]:
-        half = float(stdtrit(freedom, 0.5 + confidence / 2)) * error
+        half = two_sided_t(confidence, freedom) * error
         return middle - half, middle + half
 
     return interval
