@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fulltune.errors import PromotionRefused as PromotionRefused
     from fulltune.errors import StoreError as StoreError
     from fulltune.errors import TrainingStopped as TrainingStopped
+    from fulltune.evaluation.verdict import verdict as verdict
     from fulltune.experiments.interpolation import interpolate as interpolate
     from fulltune.experiments.learning_curve import learning_curve as learning_curve
     from fulltune.experiments.lr_find import find_learning_rate as find_learning_rate
@@ -80,6 +81,7 @@ _EXPORTS = {
     "interpolate": "fulltune.experiments.interpolation",
     "find_learning_rate": "fulltune.experiments.lr_find",
     "compare_methods": "fulltune.experiments.methods.comparison",
+    "verdict": "fulltune.evaluation.verdict",
     "init": "fulltune.pipeline.proposal.propose",
     "compare": "fulltune.pipeline.run",
     "evaluate": "fulltune.pipeline.run",

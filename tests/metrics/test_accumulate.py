@@ -1,4 +1,4 @@
-"""Streaming sums, bootstrap intervals and the paired bootstrap."""
+"""Accumulated sums, intervals of scores, and matched rows."""
 
 from __future__ import annotations
 

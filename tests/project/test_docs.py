@@ -140,7 +140,8 @@ def test_the_documented_signatures_are_those_of_the_functions() -> None:
         assert re.findall(r"(?:^|, )\**(\w+)", parameters) == actual, name
 
 
-def test_the_python_blocks_of_the_other_documents_run(tmp_path: Path) -> None:
+def test_the_python_blocks_of_the_other_documents_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     model, tokenizer = fakes.make("gpt2")
     ids = [tokenizer("a fox").input_ids] * 2
     known = {"fulltune": fulltune, "model": model, "args": fakes.arguments(tmp_path, max_steps=1)}

@@ -17,6 +17,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "fulltune"
 LIGHT = ("config", "cli", "data", "errors", "metrics", "records", "report", "store")
 #: Light modules of packages that are not light otherwise.
 LIGHT_MODULES = (
+    "evaluation.prediction_files",
+    "evaluation.verdict",
     "experiments.methods.recommend",
     "pipeline.planning.engine_memory",
     "pipeline.planning.plan",

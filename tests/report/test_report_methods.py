@@ -128,7 +128,7 @@ def test_the_answer_comes_first_and_the_table_holds_what_was_measured() -> None:
     assert "does not apply: bitsandbytes is not installed" in text
     assert "general text (ru)" in text
     assert "Few-shot no training" in text
-    assert "Owen 2007" in text
+    assert "Satterthwaite 1946" in text
     assert "the base was kept" in text
     assert "at the edge: a better rate may be outside this range" in text
 
@@ -137,7 +137,7 @@ def test_one_seed_and_no_search_are_reported_as_such() -> None:
     methods = (measured("full", 0.9, 10, 1.0, rates=(), spread=math.nan, runs=(seed_run(17, 0.9),)),)
     page = render(comparison(methods=methods, baselines=(), seeds=(17,), notes=()))
     found = PageReader(page)
-    assert "Intervals cover the rows only, as there is one seed." in found.text
+    assert "Intervals cover the rows only, as there is one seed; the comparison is descriptive" in found.text
     assert "rates" not in found.ids()
     assert "between seeds" not in found.text
 

@@ -14,6 +14,7 @@ PROGRAM: Layout = {
         "run": "fulltune run config.yaml --set train.epochs=3",
         "evaluate": "fulltune evaluate latest --set data.eval=new_rows.jsonl",
         "compare": "fulltune compare latest --data",
+        "verdict": "fulltune verdict before.jsonl after.jsonl --metric accuracy --require not-worse",
     },
     "Use and keep models": {
         "predict": "fulltune predict latest new_rows.csv --output answers.csv",

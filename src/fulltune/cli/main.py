@@ -1,7 +1,7 @@
 """The command line: commands, options and exit codes. What a command does is imported only when it runs.
 
-Exit codes: 0 done; 1 an error that a user can fix; 2 usage; 3 training was stopped or the tuned model was rejected;
-130 interrupted.
+Exit codes: 0 done; 1 an error that a user can fix; 2 usage; 3 training was stopped, the tuned model was rejected, or a
+required verdict does not hold; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fulltune.cli.options import (
 )
 from fulltune.cli.predict import predict
 from fulltune.cli.verbs import Program
+from fulltune.cli.verdict import verdict
 from fulltune.runtime import distributed
 from fulltune.runtime.launch import report_exit_code
 from fulltune.runtime.terminal import escape_controls, replace_unknown_characters, write_line
@@ -44,6 +45,7 @@ app = typer.Typer(
 
 app.command("init")(init)
 app.command("predict")(predict)
+app.command("verdict")(verdict)
 app.add_typer(models, name="models")
 app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 

@@ -11,7 +11,7 @@ import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,6 +129,20 @@ class Common:
                 _print_json(text)
             else:
                 plain_console().print(EscapedRenderable(human))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output(sys.stdout)
+
+    def in_json(self, wanted: bool = True) -> Common:
+        """Return the same options with an answer in JSON, if that is wanted in another way than by ``--json``."""
+        return replace(self, as_json=self.as_json or wanted)
+
+    def write(self, text: str) -> None:
+        """Print a result that has a format of its own, such as XML, on stdout from the main process alone."""
+        if not distributed.shows_output() or sys.stdout is None:
+            return
+        try:
+            sys.stdout.write(text)
             sys.stdout.flush()
         except BrokenPipeError:
             discard_output(sys.stdout)

@@ -67,6 +67,20 @@ def paired(
     return _pair(a, b, metric, resamples, seed).comparison(confidence, min_effect)
 
 
+def paired_rows(
+    metric: Metric,
+    a: Rows,
+    b: Rows,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 17,
+    min_effect: float = MIN_EFFECT,
+) -> Comparison:
+    """Compare two systems as :func:`paired` does, given the vectors of the same rows in the same order."""
+    return _Pair(metric, a, b, resamples, seed).comparison(confidence, min_effect)
+
+
 def relative_loss(
     tuned: Accumulator,
     base: Accumulator,

@@ -47,6 +47,13 @@ def binomial_below(successes: int, n: int) -> float:
     return float(bdtr(successes, n, 0.5))
 
 
+def poisson_mean(events: int, probability: float) -> float:
+    """Return the Poisson mean at which this many events, or more, have a probability."""
+    from scipy.special import gammaincinv
+
+    return float(gammaincinv(events, probability))
+
+
 def crossing(is_beyond: Callable[[float], bool], low: float, high: float) -> float:
     """Return where a condition turns from False at ``low`` to True at ``high``, by bisection to 1e-9 of the range."""
     for _ in range(30):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 
-from fulltune.metrics.distributions import binomial_below, crossing, two_sided_z
+from fulltune.metrics.distributions import binomial_below, crossing, poisson_mean, two_sided_z
+
+#: Numbers of hits, or of misses, that are few enough for the Poisson limit.
+_FEW = 3
 
 
 def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return the score interval of a fraction (Wilson 1927, "Probable inference, the law of succession").
 
-    Unlike the interval of the bootstrap it has a width if no row or every row is right.
+    Unlike the interval of the bootstrap it has a width if no row or every row is right. It covers too seldom if the
+    true fraction is close to 0 or 1; for up to three hits or misses, the limit on that side is therefore that of a
+    Poisson distribution (Brown, Cai & DasGupta 2001, "Interval estimation for a binomial proportion", section 4.1.1).
 
     Args:
         hits: Number of rows that are right.
@@ -21,8 +26,13 @@ def wilson(hits: float, n: float, confidence: float = 0.95) -> tuple[float, floa
     value = hits / n
     center = (value + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low, high = center - half, center + half
+    if 1 <= hits <= _FEW:
+        low = min(low, poisson_mean(round(hits), 1 - confidence) / n)
+    if 1 <= n - hits <= _FEW:
+        high = max(high, 1 - poisson_mean(round(n - hits), 1 - confidence) / n)
     # Rounding must not move a limit past the value itself.
-    return max(0.0, min(center - half, value)), min(1.0, max(center + half, value))
+    return max(0.0, min(low, value)), min(1.0, max(high, value))
 
 
 def mcnemar(wins: int, losses: int) -> float:

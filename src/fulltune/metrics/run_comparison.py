@@ -101,7 +101,15 @@ def compare(
         b=second.run_id,
         task=first.task,
         metric=metrics[0].name,
-        headline=_run_headline(first.run_id, second.run_id, metrics[0], differences[0], (one, two), confidence),
+        headline=wording.headline(
+            first.run_id,
+            second.run_id,
+            _value(one, metrics[0]),
+            _value(two, metrics[0]),
+            metrics[0],
+            differences[0],
+            confidence,
+        ),
         metrics={metric.name: metric.info() for metric in metrics},
         scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
         differences=differences,
@@ -234,18 +242,29 @@ def scored(folder: Path, metrics: Sequence[Metric], system: str = _TUNED) -> Acc
         StoreError: There are no predictions, or they cannot be read.
     """
     accumulator = Accumulator(metrics)
-    path = folder / "predictions.jsonl"
+    for prediction in predictions_of(folder, system):
+        accumulator.add(prediction)
+    return accumulator
+
+
+def predictions_of(folder: Path, system: str = _TUNED) -> Iterator[Prediction]:
+    """Yield the predictions of one system of a run.
+
+    Raises:
+        StoreError: There are none, or they cannot be read.
+    """
+    path, is_empty = folder / "predictions.jsonl", True
     for prediction in _predictions(path):
         if prediction.system == system:
-            accumulator.add(prediction)
-    if not accumulator.n:
+            is_empty = False
+            yield prediction
+    if is_empty:
         raise StoreError(
             "there is no prediction of the tuned model" if system == _TUNED else f"there is no prediction of {system}",
             expected=f'lines with "system": "{system}"',
             fix="name a finished run",
             where=str(path),
         )
-    return accumulator
 
 
 def _predictions(path: Path) -> Iterator[Prediction]:
@@ -278,25 +297,6 @@ def _prediction(line: str, where: str) -> Prediction:
 def _tuned_scores(record: Record, metrics: list[Metric]) -> dict[str, Score]:
     scores = record.scores.get(_TUNED, {})
     return {metric.name: scores[metric.name] for metric in metrics if metric.name in scores}
-
-
-def _run_headline(
-    a: str, b: str, metric: Metric, difference: Comparison, systems: tuple[Accumulator, Accumulator], confidence: float
-) -> str:
-    old, new = (_value(system, metric) for system in systems)
-    label = wording.label(metric)
-    change = wording.change(old, new)
-    if difference.verdict == "too few rows":
-        return f"{wording.too_few(difference, confidence)}: {label} {change} from {a} to {b}."
-    n = difference.n
-    if difference.verdict == "no detectable change":
-        signed = wording.signed(difference, metric)
-        if difference.is_certain:
-            small = wording.counting(difference, metric)
-            return f"{label} changed from {a} to {b} by {small}: {change}, {signed}, n = {n}."
-        return f"No detectable change in {label} from {a} to {b} ({change}): {signed}, n = {n}."
-    verb, sign = ("better", 1) if difference.verdict == "improved" else ("worse", -1)
-    return f"{b} is {verb} than {a} in {label} by {wording.gain(difference, metric, sign)}, {change}, n = {n}."
 
 
 def _value(system: Accumulator, metric: Metric) -> float:

@@ -106,6 +106,43 @@ def rows(count: int) -> str:
     return f"{count:,} row" + ("s" if count != 1 else "")
 
 
+def headline(
+    a: str, b: str, before: float, after: float, metric: Metric, comparison: Comparison, confidence: float
+) -> str:
+    """Return the result of a comparison in one sentence.
+
+    Args:
+        a, b: Names of both systems; the comparison is ``b`` minus ``a``.
+        before, after: Their scores.
+        metric: The metric.
+        comparison: The comparison.
+        confidence: Its confidence level.
+    """
+    name, values, n = label(metric), change(before, after), f"n = {comparison.n}"
+    if comparison.groups:
+        n += f" in {comparison.groups} groups"
+    if comparison.verdict == "too few rows":
+        return f"{too_few(comparison, confidence)}: {name} {values} from {a} to {b}."
+    if comparison.verdict == "no detectable change":
+        difference = signed(comparison, metric)
+        if not comparison.is_certain:
+            return f"No detectable change in {name} from {a} to {b} ({values}): {difference}, {n}."
+        if abs(comparison.delta) < comparison.min_effect:
+            return f"{name} changed from {a} to {b} by {counting(comparison, metric)}: {values}, {difference}, {n}."
+        adjusted = f"adjusted for several comparisons (Holm, p = {comparison.p_holm:.2g})"
+        return f"No detectable change in {name} from {a} to {b} ({values}), {adjusted}: {difference}, {n}."
+    verb, sign = ("better", 1) if comparison.verdict == "improved" else ("worse", -1)
+    return f"{b} is {verb} than {a} in {name} by {gain(comparison, metric, sign)}, {values}, {n}."
+
+
+def detectable(comparison: Comparison, metric: Metric) -> str:
+    """Return the smallest difference that as many rows detect; empty if it is unknown."""
+    if not comparison.smallest_detectable > 0 or comparison.verdict == "too few rows":
+        return ""
+    size = amount(comparison.smallest_detectable, metric)
+    return f"With {units(comparison)}, a difference of {size} is detected in four of five cases."
+
+
 def units(comparison: Comparison) -> str:
     """Return what was swapped and resampled: ``1,200 rows``, or ``40 groups of rows``."""
     if not comparison.groups:

@@ -20,7 +20,9 @@ from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
 from fulltune.records.plan import Detectable, Plan
 from fulltune.records.run import EvaluationRecord, Record, Retention
+from fulltune.records.verdict import ManyVerdicts, PairVerdict
 from fulltune.report import dataset, display, retention
+from fulltune.report import verdict as verdicts
 from fulltune.report.methods import rows as method_rows
 from fulltune.runtime.terminal import wrapping_table
 
@@ -123,6 +125,15 @@ def systems(record: Record) -> Table:
             display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
         )
     return table
+
+
+def verdict(found: PairVerdict | ManyVerdicts) -> RenderableType:
+    """Show the verdict on two or more systems: sentences, then one row per system."""
+    table = wrapping_table(*verdicts.header(found))
+    for row in verdicts.rows(found):
+        table.add_row(*row)
+    first, *others = verdicts.sentences(found)
+    return Group(Text(first, style="bold"), *(Text(line) for line in others), table)
 
 
 def evaluation(record: EvaluationRecord) -> RenderableType:

@@ -1,0 +1,258 @@
+"""Verdicts on prediction files of any tool, from the command line and from Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import fulltune
+from fulltune.cli.main import app
+from fulltune.metrics.fractions import mcnemar, tango, wilson
+from fulltune.records.verdict import ManyVerdicts, PairVerdict
+from fulltune.testing import assert_improved, assert_not_worse
+
+Row = dict[str, Any]
+
+
+def answers(wrong: Sequence[int], n: int = 100, **more: Any) -> list[Row]:
+    """Return answers that are right but for some rows."""
+    targets = ["cat" if row % 3 else "dog" for row in range(n)]
+    return [
+        {"id": row, "target": target, "prediction": "bird" if row in set(wrong) else target}
+        | {name: values[row] for name, values in more.items()}
+        for row, target in enumerate(targets)
+    ]
+
+
+def written(path: Path, rows: Sequence[Row]) -> str:
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def told(*words: str) -> tuple[int, str]:
+    """Return exit code and output of ``fulltune verdict``."""
+    result = CliRunner().invoke(app, ["verdict", *words])
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    """Return files of two systems; B has 20 rows right that A has not, and the reverse in 3."""
+    a = written(tmp_path / "a.jsonl", answers([*range(20), *range(50, 60)]))
+    b = written(tmp_path / "b.csv", list(reversed(answers([*range(50, 60), 90, 91, 92]))))
+    return a, b
+
+
+def test_the_numbers_are_those_of_the_tests(pair: tuple[str, str]) -> None:
+    found = fulltune.verdict(*pair)
+    assert isinstance(found, PairVerdict)
+    assert (found.metric, found.n, found.verdict, found.test) == ("accuracy", 100, "improved", "exact McNemar test")
+    assert found.difference.value == pytest.approx(0.17)
+    assert found.difference.interval == pytest.approx(tango(20, 3, 100))
+    assert found.p == found.p_holm == pytest.approx(mcnemar(20, 3))
+    assert (found.a.value, found.a.interval) == (pytest.approx(0.7), pytest.approx(wilson(70, 100)))
+    assert found.headline.startswith("b.csv is better than a.jsonl in accuracy by 17.0 points (")
+    assert "in four of five cases" in found.notes[0]
+    turned = fulltune.verdict(*reversed(pair))
+    assert isinstance(turned, PairVerdict)
+    assert (turned.verdict, turned.difference.value) == ("worse", pytest.approx(-0.17))
+
+
+def test_the_json_has_the_documented_keys(pair: tuple[str, str]) -> None:
+    for option in (("--format", "json"), ("--json",)):
+        code, output = told(*pair, *option)
+        found = json.loads(output)
+        assert code == 0
+        assert found["difference"].keys() >= {"value", "interval"}
+        assert found.keys() >= {"metric", "n", "a", "b", "difference", "p", "test", "smallest_detectable", "verdict"}
+        assert found["verdict"] == "improved"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_file_types_agree(tmp_path: Path, ending: str) -> None:
+    """Ids and labels are numbers in one file and texts in another."""
+    rows = [{"id": row, "target": row % 2, "prediction": (row % 5 > 0) * (row % 2)} for row in range(40)]
+    a = written(tmp_path / "a.jsonl", rows)
+    b = written(tmp_path / f"b.{ending}", rows[::-1])
+    found = fulltune.verdict(a, b, metric="macro_f1")
+    assert isinstance(found, PairVerdict)
+    assert (found.difference.value, found.verdict) == (0, "no detectable change")
+
+
+def test_lists_of_labels_are_sets(tmp_path: Path) -> None:
+    rows = [{"id": row, "target": ["x", "y"], "prediction": ["y", "x"] if row % 2 else ["x"]} for row in range(20)]
+    found = fulltune.verdict(rows, rows)
+    assert isinstance(found, PairVerdict)
+    assert (found.a.value, found.metric) == (0.5, "accuracy")
+
+
+def test_a_column_of_numbers_is_a_score(tmp_path: Path) -> None:
+    a = [{"id": row, "score": 3.0 + row % 4} for row in range(30)]
+    b = [{"id": row, "score": 2.5 + row % 4 + 0.1 * (row % 3)} for row in range(30)]
+    found = fulltune.verdict(a, b, lower_is_better=True)
+    assert isinstance(found, PairVerdict)
+    assert (found.metric, found.verdict, found.direction) == ("score", "improved", "lower")
+    assert found.min_effect == pytest.approx(0.005 * found.a.value)
+    named = fulltune.verdict(
+        *([{"id": row["id"], "wer": row["score"]} for row in rows] for rows in (a, b)), metric="wer"
+    )
+    assert isinstance(named, PairVerdict)
+    assert (named.metric, named.verdict) == ("wer", "worse")
+
+
+def test_groups_are_swapped_as_a_whole(tmp_path: Path) -> None:
+    documents = [f"d{row // 20}" for row in range(100)]
+    a, b = answers(range(40), document=documents), answers([], document=documents)
+    assert isinstance(alone := fulltune.verdict(a, b), PairVerdict)
+    assert isinstance(together := fulltune.verdict(a, b, group="document"), PairVerdict)
+    assert (alone.verdict, alone.groups) == ("improved", 0)
+    assert (together.verdict, together.groups, together.n) == ("too few rows", 5, 100)
+    assert together.headline.startswith("5 groups of rows cannot decide")
+
+
+def test_requirements_set_the_exit_code(pair: tuple[str, str]) -> None:
+    a, b = pair
+    assert told(a, b, "--require", "improved")[0] == 0
+    assert told(a, b, "--require", "not-worse")[0] == 0
+    code, output = told(b, a, "--require", "not-worse", "--margin", "0.05")
+    assert code == 3
+    assert "A loss of 5.0 points or more cannot be excluded" in output
+    assert told(a, a, "--require", "improved")[0] == 3
+    assert told(a, a, "--require", "not-worse", "--margin", "0.05")[0] == 0
+    assert told(a, a, "--require", "not-worse", "--margin", "0.03")[0] == 3  # 100 rows cannot exclude 3 points
+
+
+def test_several_systems_are_adjusted(tmp_path: Path) -> None:
+    a = answers(range(30))
+    almost = answers([*range(6, 30)])  # 6 wins, no loss: p = 0.031
+    files = [written(tmp_path / f"{name}.jsonl", rows) for name, rows in (("a", a), ("b", almost), ("c", answers([])))]
+    alone = fulltune.verdict(*files[:2])
+    assert isinstance(alone, PairVerdict)
+    assert (alone.verdict, alone.p) == ("improved", 0.03125)
+    both = fulltune.verdict(files[0], files[1], files[1].replace("b.", "b."), files[2])
+    assert isinstance(both, ManyVerdicts)
+    assert [one.verdict for one in both.comparisons] == ["no detectable change"] * 2 + ["improved"]
+    assert both.comparisons[0].p_holm == pytest.approx(0.0625)
+    assert "adjusted for several comparisons (Holm, p = 0.062)" in both.comparisons[0].headline
+    code, output = told(*files, "--format", "markdown", "--require", "improved")
+    assert code == 0
+    assert "| p (Holm) |" in output
+
+
+def test_junit_and_html_are_well_formed(pair: tuple[str, str]) -> None:
+    a, b = pair
+    code, output = told(b, a, "--format", "junit", "--require", "not-worse")
+    suite = ElementTree.fromstring(output.encode())
+    assert code == 3
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "1")
+    assert suite[0].get("name") == "a.jsonl is not worse than b.csv"
+    assert "worse than b.csv" in str(suite[0][0].get("message"))
+    page = told(a, b, "--format", "html")[1]
+    assert page.startswith("<!doctype html>")
+    assert "b.csv is better than a.jsonl" in page
+    assert "http" not in page
+    assert told(a, b, "--format", "markdown")[1].startswith("### ▲ b.csv against a.jsonl: improved")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[1:], "a.jsonl has no answer here: '0'"),
+        (lambda rows: [*rows, {"id": "new", "target": "dog", "prediction": "dog"}], "has no answer here: 'new'"),
+        (lambda rows: [*rows, rows[0]], "1 id is used by several rows: '0'"),
+        (lambda rows: [rows[0] | {"target": "bird"}, *rows[1:]], "'0' has 'bird' here and 'dog' there"),
+        (lambda rows: [rows[0] | {"prediction": None}, *rows[1:]], "a row has no prediction"),
+        (lambda rows: [rows[0] | {"id": None}, *rows[1:]], "a row has no id"),
+        (lambda rows: [{"key": i, **row} for i, row in enumerate(rows) if row.pop("id") is not None], "no column 'id'"),
+        (
+            lambda rows: [{"id": r["id"], "target": r["target"], "predictoin": r["prediction"]} for r in rows],
+            "did you mean 'predictoin'? name it with --column prediction=NAME",
+        ),
+        (lambda rows: [{"id": r["id"], "prediction": r["prediction"]} for r in rows], "there is no column 'target'"),
+        (lambda rows: [{"id": r["id"], "score": "NaN"} for r in rows], "the score 'NaN' is not a finite number"),
+    ],
+    ids=["missing", "more", "twice", "target", "no-answer", "no-id", "id", "typo", "no-target", "nan"],
+)
+def test_each_problem_is_one_clear_message(tmp_path: Path, change: Any, message: str) -> None:
+    a = written(tmp_path / "a.jsonl", answers([1], n=20))
+    b = written(tmp_path / "b.jsonl", change(answers([2], n=20)))
+    code, output = told(a, b)
+    assert code == 1
+    assert message.lower() in " ".join(output.lower().split())
+    assert "Traceback" not in output
+
+
+def test_all_problems_are_reported_at_once_and_each_kind_briefly(tmp_path: Path) -> None:
+    rows = [row | {"prediction": None} for row in answers([], n=50)]
+    code, output = told(written(tmp_path / "a.jsonl", answers([], n=50)), written(tmp_path / "b.jsonl", rows))
+    assert code == 1
+    assert "b.jsonl:3" in output
+    assert "b.jsonl:4" not in output
+    assert "a row has no prediction" in output
+    assert "47 more problems of these kinds" in output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--metric", "acuracy"), 1, "did you mean 'accuracy'?"),
+        (("--group", "documnet"), 1, "there is no column 'documnet'"),
+        (("--margin", "5"), 1, "a number between 0 and 1"),
+        (("--lower-is-better",), 1, "the direction of 'accuracy' is known"),
+        (("--column", "prediction"), 2, "'prediction' is not ROLE=NAME"),
+        (("--column", "answer=x"), 1, "unknown roles of columns: answer"),
+        (("--require", "better"), 2, "not-worse"),
+    ],
+    ids=["metric", "group", "margin", "direction", "column", "role", "require"],
+)
+def test_wrong_options_are_explained(pair: tuple[str, str], words: tuple[str, ...], code: int, message: str) -> None:
+    found, output = told(*pair, *words)
+    assert found == code, output
+    assert message.lower() in " ".join(output.lower().replace("│", " ").split())
+
+
+def test_one_file_and_missing_files_are_explained(pair: tuple[str, str], tmp_path: Path) -> None:
+    assert told(pair[0])[0] == 2
+    code, output = told(pair[0], str(tmp_path / "b.jsonl"))
+    assert (code, "there is no such file" in " ".join(output.split())) == (1, True)
+    code, output = told(pair[0], "20260101-unknown", "--out", str(tmp_path))
+    assert code == 1
+
+
+def test_assertions_for_pytest(pair: tuple[str, str]) -> None:
+    a, b = pair
+    assert assert_not_worse(b, a).verdict == "improved"
+    assert assert_improved(b, a).passed
+    with pytest.raises(AssertionError, match=r"a\.jsonl is worse than b\.csv"):
+        assert_not_worse(a, b, margin=0.02)
+    with pytest.raises(AssertionError, match="No detectable change"):
+        assert_improved(a, a)
+
+
+def test_it_starts_without_torch(pair: tuple[str, str]) -> None:
+    code = (
+        "import sys, fulltune\n"
+        f"fulltune.verdict({pair[0]!r}, {pair[1]!r})\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
