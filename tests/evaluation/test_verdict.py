@@ -214,8 +214,8 @@ def test_all_problems_are_reported_at_once_and_each_kind_briefly(tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--metric", "acuracy"), 1, "did you mean 'accuracy'?"),
-        (("--group", "documnet"), 1, "there is no column 'documnet'"),
+        (("--metric", "accurate"), 1, "did you mean 'accuracy'?"),
+        (("--group", "documents"), 1, "there is no column 'documents'"),
         (("--margin", "5"), 1, "a number between 0 and 1"),
         (("--lower-is-better",), 1, "the direction of 'accuracy' is known"),
         (("--column", "prediction"), 2, "'prediction' is not ROLE=NAME"),
