@@ -382,6 +382,21 @@ class SpeedConfig(Section):
     )
 
 
+class PromoteConfig(Section):
+    """Conditions for a version of the run to replace another in the registry."""
+
+    require: Literal["improved", "not-worse"] = Field(
+        "improved", description="what the version must be, compared with the current one on the same evaluation rows"
+    )
+    margin: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="not-worse: a loss of this size is excluded; 0.01 is a point of a score between 0 and 1, and 1% of "
+        "bits per byte",
+    )
+
+
 class AdapterConfig(Section):
     """Options of the methods with adapters; `full` reads none of them."""
 
@@ -413,6 +428,7 @@ class Config(Section):
     checkpoints: CheckpointConfig | None = CheckpointConfig()
     speed: SpeedConfig = SpeedConfig()
     adapter: AdapterConfig = AdapterConfig()
+    promote: PromoteConfig = PromoteConfig()
     trainer: dict[str, Any] = Field(
         default_factory=dict, description="any field of TrainingArguments; names are checked"
     )

@@ -170,3 +170,45 @@ def test_large_figures_have_no_decimals() -> None:
     )
     assert "by 23,010 (22,000 to 24,000)" in headline
     assert "(23,045 → 35.500)" in headline
+
+
+def judged(verdict_: Verdict, delta: tuple[float, float, float], *, p_holm: float, min_effect: float = 0.005) -> Any:
+    """Return the decision on a tuned model and two baselines, of which the first is far behind."""
+    d, low, high = delta
+    worst = Comparison(metric="macro_f1", delta=0.5, low=0.4, high=0.6, p=1e-6, verdict="improved", n=800, p_holm=1e-6)
+    best = Comparison(
+        metric="macro_f1", delta=d, low=low, high=high, p=0.03, verdict=verdict_, n=800, p_holm=p_holm,
+        min_effect=min_effect,
+    )  # fmt: skip
+    values = {"tuned": 0.9, "majority": 0.4, "tfidf": 0.9 - d}
+    scores = {name: {"macro_f1": Score(value=value, low=0.3, high=1, n=800)} for name, value in values.items()}
+    return decide({"tuned vs majority": worst, "tuned vs tfidf": best}, scores, MACRO_F1)
+
+
+def test_one_of_several_baselines_beats_only_after_the_adjustment() -> None:
+    found = judged("worse", (-0.02, -0.038, -0.002), p_holm=0.06)
+    assert found.outcome == "undecided"
+    assert "is worse than TF-IDF by a test of its own, but not if adjusted for 2 baselines (Holm, p = 0.06)" in (
+        found.headline
+    )
+    assert judged("worse", (-0.02, -0.038, -0.002), p_holm=0.04).outcome == "rejected"
+
+
+def test_every_baseline_is_beaten_at_the_full_level() -> None:
+    """Accepting needs all tests to succeed, so that none is adjusted."""
+    assert judged("improved", (0.02, 0.002, 0.038), p_holm=0.06).outcome == "accepted"
+
+
+def test_a_certain_gain_that_is_too_small_is_undecided_and_named() -> None:
+    found = judged("no detectable change", (0.002, 0.001, 0.003), p_holm=0.001)
+    assert found.outcome == "undecided"
+    assert found.headline == (
+        "The tuned model is better than TF-IDF by less than 0.5 points, the smallest that counts "
+        "(evaluation.min_effect): macro-F1 0.898 → 0.900, +0.2 points (+0.1 to +0.3), n = 800; better than the "
+        "majority class (adjusted for several comparisons, Holm)."
+    )
+
+
+def test_scores_that_differ_never_look_equal() -> None:
+    found = judged("no detectable change", (0.0001, -0.001, 0.0012), p_holm=0.5)
+    assert "0.8999 → 0.9000" in found.headline

@@ -118,7 +118,17 @@ def test_every_config_key_is_documented_with_its_default() -> None:
     keys = [f"data.{name}" for name in DataConfig.model_fields]
     config = load_config({"model": "m", "task": "t", "data": {"train": "x"}})
     guards = [f"guards.{name}" for name in type(config.guards).model_fields]
-    for section in ("train", "baselines", "evaluation", "regularize", "checkpoints", "speed", "adapter", *guards):
+    for section in (
+        "train",
+        "baselines",
+        "evaluation",
+        "regularize",
+        "checkpoints",
+        "speed",
+        "adapter",
+        "promote",
+        *guards,
+    ):
         for name, default in attrgetter(section)(config):
             assert f"| `{section}.{name}` | `{default}` |" in text, f"{section}.{name}"
             keys.append(f"{section}.{name}")

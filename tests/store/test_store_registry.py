@@ -268,7 +268,7 @@ def test_aliases_always_match_the_history(steps: list[tuple[str, int]], tmp_path
 ACCURACY = {"accuracy": MetricInfo(direction="higher", version=get("accuracy").version, source="share right")}
 
 
-def finished(out: Path, name: str, right: int, **changes: Any) -> Path:
+def finished(out: Path, name: str, right: int, config: str = "", **changes: Any) -> Path:
     """Return a run folder whose model answers ``right`` of its rows correctly."""
     facts = {
         "run_id": name,
@@ -278,7 +278,7 @@ def finished(out: Path, name: str, right: int, **changes: Any) -> Path:
         "details": {"labels": ["no", "yes"]},
     }
     with RunFolder.create(out, name) as folder:
-        folder.write_text("config.yaml", "model: tiny\n")
+        folder.write_text("config.yaml", f"model: tiny\n{config}")
         folder.write_text("record.json", samples.record(**(facts | changes)).to_json())
         (folder.path / "model").mkdir()
         (folder.path / "model" / "model.safetensors").write_bytes(name.encode())
@@ -385,6 +385,20 @@ def test_the_gate_needs_a_significant_gain(out: Path) -> None:
         promote(registry, two)
     assert promote(registry, two, force="it is smaller", who="me").reason == "forced: it is smaller"
     assert registry.history(one.name)[-1].who == "me"
+
+
+@pytest.mark.parametrize(("margin", "passes"), [(0.05, True), (0.001, False)])
+def test_a_version_that_is_not_worse_passes_if_that_is_enough(margin: float, passes: bool, out: Path) -> None:
+    config = f"promote:\n  require: not-worse\n  margin: {margin}\n"
+    registry = Registry(out)
+    one, two = (register_run(out, finished(out, name, 100, config, details={"labels": ["no", "yes"], "run": name}))
+                for name in ("one", "two"))  # fmt: skip
+    promote(registry, one)
+    if passes:
+        assert "not worse by 0.05 or more" in promote(registry, two).reason
+    else:
+        with pytest.raises(PromotionRefused, match=r"not worse than .* by 0\.001 \(promote\.margin\)"):
+            promote(registry, two)
 
 
 @pytest.mark.parametrize(

@@ -165,8 +165,7 @@ class _Judge:
     def _not_worse(self, index: int) -> NotWorse | None:
         if self.margin is None:
             return None
-        found = not_worse(self.scored[index], self.scored[0], self.metric, self.margin, **self.settings)
-        return NotWorse(margin=found.margin, p=found.p, verdict=found.verdict)
+        return not_worse(self.scored[index], self.scored[0], self.metric, self.margin, **self.settings)
 
     def _passed(self, found: Comparison, margin: NotWorse | None) -> bool:
         if self.require == "improved":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from fulltune.metrics.fractions import mcnemar
 from fulltune.metrics.power import least_rows, smallest_detectable
 from fulltune.metrics.resampling import Interval, standard_error, swap_test
 from fulltune.records.run import Comparison, Verdict
+from fulltune.records.verdict import NotWorse
 
 #: Default of ``evaluation.min_effect``: half a point, or 0.5% of a score without bounds.
 MIN_EFFECT = 0.005
@@ -107,21 +107,6 @@ def relative_loss(
     return value, *interval(confidence)
 
 
-@dataclass(frozen=True)
-class NonInferiority:
-    """Result of a test whether the first system is not worse than the second by more than a margin.
-
-    Attributes:
-        margin: The margin in the unit of the metric.
-        p: One-sided p-value of the hypothesis that it is worse by at least the margin.
-        verdict: ``not worse`` if p is at most half of ``1 - confidence``: the interval lies above ``-margin``.
-    """
-
-    margin: float
-    p: float
-    verdict: Literal["not worse", "cannot tell", "too few rows"]
-
-
 def not_worse(
     a: Accumulator,
     b: Accumulator,
@@ -131,7 +116,7 @@ def not_worse(
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 17,
-) -> NonInferiority:
+) -> NotWorse:
     """Test that ``a`` is not worse than ``b`` by ``margin`` or more.
 
     The test inverts the interval of the difference (for 0/1 scores it is the equivalence test of Tango 1998). That no
@@ -254,19 +239,23 @@ class _Pair:
         settings = {"resamples": self.resamples, "seed": self.seed}
         return intervals.of_difference(self.metric, self.a.units, self.b.units, rows=not self.a.grouped, **settings)
 
-    def not_worse(self, margin: float, confidence: float) -> NonInferiority:
+    def not_worse(self, margin: float, confidence: float) -> NotWorse:
         if not margin > 0:
             raise ValueError(f"margin must be above 0, not {margin}")
         margin = smallest_that_counts(self.metric, float(self.metric.value(self.b.units.sum(axis=0))), margin)
         if not self.enough(confidence) or not math.isfinite(self.delta):
-            return NonInferiority(margin, math.nan, "too few rows")
+            return NotWorse(margin=margin, p=math.nan, verdict="too few rows")
         higher = self.metric.direction == "higher"
         interval, bound = self.interval(), -margin if higher else margin
         low, high = interval(confidence)
         holds = low > bound if higher else high < bound
         beyond = self.delta <= bound if higher else self.delta >= bound
         level = _level(interval, bound, 0.0)
-        return NonInferiority(margin, 1 - level / 2 if beyond else level / 2, "not worse" if holds else "cannot tell")
+        return NotWorse(
+            margin=margin,
+            p=1 - level / 2 if beyond else level / 2,
+            verdict="not worse" if holds else "cannot tell",
+        )
 
     def detectable(self, confidence: float) -> float:
         """Return the smallest detectable difference; for 0/1 scores at least that of the fewest rows that decide."""

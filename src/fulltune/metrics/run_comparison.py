@@ -13,8 +13,9 @@ from fulltune.errors import IncompatibleError, Problem, StoreError
 from fulltune.metrics import INFORMATIONAL, known, wording
 from fulltune.metrics.accumulate import Accumulator, matching, row_values
 from fulltune.metrics.base import Metric
-from fulltune.metrics.compare import MIN_EFFECT, paired
+from fulltune.metrics.compare import MIN_EFFECT, not_worse, paired
 from fulltune.records.run import Comparison, MetricInfo, Model, Prediction, Record, Score, read_record
+from fulltune.records.verdict import NotWorse
 from fulltune.runtime.validation import first_problem, read_failure
 
 #: Maximum number of the most improved and most worsened rows that are listed.
@@ -44,6 +45,7 @@ class RunComparison(Model):
         most_improved: Otherwise the rows where ``b`` gains most over ``a``, at most :data:`SHOWN_ROWS`.
         most_worsened: Likewise where it loses most.
         left_out: Metrics of only one run, or of a plugin, which cannot be computed here.
+        not_worse: Test that ``b`` is not worse than ``a`` by a margin; None without one.
     """
 
     a: str
@@ -60,6 +62,7 @@ class RunComparison(Model):
     most_improved: tuple[str, ...] = ()
     most_worsened: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    not_worse: NotWorse | None = None
 
 
 def compare(
@@ -70,6 +73,7 @@ def compare(
     confidence: float = 0.95,
     seed: int = 17,
     min_effect: float = MIN_EFFECT,
+    margin: float | None = None,
 ) -> RunComparison:
     """Compare the tuned models of two run folders by the tests of a run, from ``a`` to ``b``.
 
@@ -80,6 +84,7 @@ def compare(
         confidence: Confidence level of the intervals.
         seed: Seed of the bootstrap.
         min_effect: Smallest difference that counts, as ``evaluation.min_effect``.
+        margin: Loss that a test should exclude, as ``promote.margin``; None makes no such test.
 
     Raises:
         StoreError: A file is missing, damaged or written by a newer fulltune.
@@ -114,6 +119,7 @@ def compare(
         scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
         differences=differences,
         left_out=tuple(sorted((first.metrics.keys() | second.metrics.keys()) - one.metrics.keys())),
+        not_worse=None if margin is None else not_worse(two, one, metrics[0], margin, confidence=confidence),
         **_changed_rows(two, one, metrics[0]),
     )
 

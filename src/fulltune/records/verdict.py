@@ -20,7 +20,13 @@ class Measured(Model):
 
 
 class NotWorse(Model):
-    """Test that B is not worse than A by a margin or more; ``margin`` is in the unit of the metric."""
+    """Test that B is not worse than A by a margin or more.
+
+    Attributes:
+        margin: The margin in the unit of the metric.
+        p: One-sided p-value of the hypothesis that it is worse by at least the margin.
+        verdict: ``not worse`` if p is at most half of ``1 - confidence``: the interval lies above minus the margin.
+    """
 
     margin: float
     p: float

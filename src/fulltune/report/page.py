@@ -58,6 +58,7 @@ def render(
         other_table=scores.table(record, scores.beside(record)),
         forest=scores.forest(record),
         comparisons=scores.comparisons(record),
+        how_compared=scores.how_compared(record),
         baseline_uses=scores.baseline_uses(record),
         curves=curves.curves(steps, record.guards, record.details),
         retention=retention.rows(record),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from fulltune.metrics import wording
+from fulltune.metrics import known, wording
 from fulltune.records.run import BaselineUse, Comparison, Record, Score
 from fulltune.report import svg
 from fulltune.report.display import (
@@ -171,6 +171,22 @@ def comparisons(record: Record) -> list[Versus]:
     order = in_order(name.removeprefix("tuned vs ") for name in record.comparison)
     pairs = sorted(record.comparison.items(), key=lambda item: order.index(item[0].removeprefix("tuned vs ")))
     return [_versus(record, pair, comparison) for pair, comparison in pairs]
+
+
+def how_compared(record: Record) -> str:
+    """Return how differences are tested, and what these rows can detect; empty without a comparison."""
+    best = next(iter(record.comparison.values()), None)
+    if best is None:
+        return ""
+    lines = ["A difference whose interval includes 0 may be due to chance."]
+    if best.test:
+        lines.append(f"Test: {best.test}.")
+    metrics = known(record.details.get("labels", ()), bool(record.details.get("multi_label", False)))
+    if record.metric in metrics:
+        metric = metrics[record.metric]
+        lines.append(f"A difference below {wording.amount(best.min_effect, metric)} does not count.")
+        lines.append(wording.detectable(best, metric))
+    return " ".join(filter(None, lines))
 
 
 def _versus(record: Record, pair: str, item: Comparison) -> Versus:

@@ -1,17 +1,19 @@
 """Promote versions through a gate, and roll them back.
 
 A version is promoted if its run was accepted, if it lost no more than the budget allows, and if it is better than the
-current version of the alias, by the paired test on the deciding metric. Anything else needs ``force``: a reason, which
-is recorded.
+current version of the alias, by the paired test on the deciding metric; with ``promote.require: not-worse`` in its
+config, if it is not worse by ``promote.margin``. Anything else needs ``force``: a reason, which is recorded.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from fulltune.config import PromoteConfig
 from fulltune.errors import IncompatibleError, Problem, PromotionRefused, StoreError
 from fulltune.metrics.run_comparison import compare
 from fulltune.records.run import read_record
+from fulltune.runtime.config_file import read_mapping
 from fulltune.store.registry.registry import PRODUCTION, Move, Registry, Version
 
 _FORCE = 'or give a reason with --force "…", which is recorded in the history'
@@ -159,12 +161,20 @@ def _forgotten(version: Version, folder: Path) -> list[Problem]:
     ]
 
 
+def _settings(folder: Path) -> PromoteConfig:
+    """Return the section ``promote`` of the config of a run; its defaults for a version without a config."""
+    path = folder / "config.yaml"
+    return PromoteConfig.model_validate(read_mapping(path).get("promote") or {}) if path.is_file() else PromoteConfig()
+
+
 def _better(folder: Path, before: Path, version: Version, current: Version) -> tuple[str, list[Problem]]:
     if "record.json" not in current.files:
         missing = f"{current.ref}, the current version, has no predictions to compare with"
         return "", [Problem(missing, "a run", f"promote {version.ref} with --force and a reason")]
+    settings = _settings(folder)
+    margin = settings.margin if settings.require == "not-worse" else None
     try:
-        comparison = compare(before, folder)
+        comparison = compare(before, folder, margin=margin)
     except IncompatibleError as error:
         fix = f"score both on the same rows, {_FORCE}"
         return "", [Problem(problem.found, problem.expected, fix, field=problem.field) for problem in error.problems]
@@ -174,4 +184,8 @@ def _better(folder: Path, before: Path, version: Version, current: Version) -> t
     if comparison.differences[0].verdict == "improved":
         return sentence, []
     expected = f"better than {current.ref} in {comparison.metric} by the paired test"
+    if margin is not None and comparison.not_worse is not None:
+        if comparison.not_worse.verdict == "not worse":
+            return f"{sentence.rstrip('.')}; not worse by {margin:g} or more (p = {comparison.not_worse.p:.2g}).", []
+        expected = f"not worse than {current.ref} in {comparison.metric} by {margin:g} (promote.margin)"
     return "", [Problem(sentence.rstrip("."), expected, f"tune further, score on more rows, {_FORCE}")]
