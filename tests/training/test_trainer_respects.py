@@ -387,3 +387,20 @@ def test_generating_does_not_change_the_evaluation_loss(tmp_path: Path) -> None:
     whole = translator(Seq2SeqTrainer, tmp_path, predict_with_generate=False).evaluate()["eval_loss"]
     trainer = translator(Seq2SeqTrainer, tmp_path)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(whole, abs=1e-5)
+
+
+# ---- What it costs ----
+
+
+def test_a_step_unwraps_the_model_at_most_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Counter[int]()
+    trainer = built(Trainer, tmp_path, max_steps=6, save_strategy="no", logging_strategy="no")
+    unwrap = trainer.accelerator.unwrap_model
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls[trainer.state.global_step] += 1
+        return unwrap(*given, **named)
+
+    monkeypatch.setattr(trainer.accelerator, "unwrap_model", counted)
+    trainer.train()
+    assert max(calls[step] for step in range(2, 5)) <= 2

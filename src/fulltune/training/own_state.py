@@ -47,6 +47,7 @@ class OwnState:
         loss_at_head: Computes the loss without logits; None before its first use.
         loss_checks: Facts on the loss of ``loss_checks_of``, by kind of labels.
         loss_checks_of: The model that ``loss_checks`` describes.
+        unwrapped: The trainer's model, and the same without its wrappers; unwrapping costs milliseconds.
         steps_before: Steps before the checkpoint that training resumes from, whose losses are part of the restored sum.
     """
 
@@ -71,10 +72,12 @@ class OwnState:
     loss_at_head: LossAtHead | None = None
     loss_checks: dict[LabelKind, LossCheck] = field(default_factory=dict)
     loss_checks_of: Any = None
+    unwrapped: tuple[Any, Any] = (None, None)
     steps_before: int = 0
 
     def forget_model(self) -> None:
         """Drop what is known of a model that is replaced by another one."""
         self.loss_checks_of = None
+        self.unwrapped = (None, None)
         self.loss_checks = {}
         self.loss_at_head = None

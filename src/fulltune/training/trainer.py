@@ -386,8 +386,12 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _plain_model(self) -> Any:
         """Return the model without the wrappers of Accelerate and PEFT."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        wrapped, plain = self._fulltune.unwrapped
+        if wrapped is not self.model or plain is None:
+            plain = self.accelerator.unwrap_model(self.model)
+            plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+            self._fulltune.unwrapped = (self.model, plain)
+        return plain
 
     def call_model_init(self, trial: Any = None) -> Any:
         self._fulltune.forget_model()
