@@ -97,7 +97,12 @@ JOBS = [
 
 
 #: Baselines besides zero-shot and few-shot.
-BASELINES = {"classification": ("majority", "tfidf", "linear_probe")}
+BASELINES = {
+    "classification": ("majority", "tfidf", "linear_probe"),
+    "causal-lm": ("ngram",),
+    "seq2seq": ("copy", "lead", "nearest"),
+    "text2sql": ("nearest", "nearest_values"),
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")

@@ -52,6 +52,7 @@ class CausalLM(Task):
     version = 2
     families = ("decoder",)
     inputs = ("text", "prompt")
+    baselines = ("ngram", "zero_shot", "few_shot")
     facts: ContinuedDocuments = ContinuedDocuments()
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
@@ -98,7 +99,7 @@ class CausalLM(Task):
                     values = {
                         "nll": sum(part.nll for part in parts),
                         "tokens": sum(part.tokens for part in parts),
-                        "bytes": _scored_bytes(example, bundle),
+                        "bytes": len(self.scored_bytes(example, bundle)[1]),
                     }
                     extra = continued.get(example.id, {})
                     yield Prediction(
@@ -111,6 +112,14 @@ class CausalLM(Task):
                     )
 
         return predict
+
+    def scored_bytes(self, example: Example, bundle: Bundle) -> tuple[bytes, bytes]:
+        """Return what is given and what is scored of an example: all but a first token that nothing predicts."""
+        given, text = example.input.encode(), example.answer.encode()
+        if example.input or prompts.start_ids(bundle):
+            return given, text
+        size = _first_token_bytes(bundle, example.answer)
+        return text[:size], text[size:]
 
     def request(self, row: Mapping[str, str], place: str = "") -> Example:
         """Return the example of a text to continue or of a prompt; a row alone says which by its column."""
@@ -288,14 +297,6 @@ def windows(context: list[int], tokens: list[int], window: int, *, is_given: boo
         first = texts[0]
         texts[0] = Text(first.context + first.target[:1], first.target[1:])
     return [text for text in texts if text.target]
-
-
-def _scored_bytes(example: Example, bundle: Bundle) -> int:
-    """Return the number of bytes that are scored: all, except those of a first token that nothing predicts."""
-    text = example.answer
-    if example.input or prompts.start_ids(bundle):
-        return len(text.encode())
-    return len(text.encode()) - _first_token_bytes(bundle, text)
 
 
 def _first_token_bytes(bundle: Bundle, text: str) -> int:

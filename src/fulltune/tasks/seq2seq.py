@@ -21,6 +21,7 @@ class Seq2Seq(TextToText):
     name = "seq2seq"
     version = 1
     inputs = ("source",)
+    baselines = ("copy", "lead", "nearest", "zero_shot", "few_shot")
 
     def columns(self, available: Sequence[str]) -> tuple[Column, ...]:
         return Column("source", str), Column("target", str)

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from fulltune.config import BaselineConfig, Config
 from fulltune.evaluation.baselines.base import Answers, Baseline, Given, allowed_rows
 from fulltune.evaluation.baselines.constant import majority
+from fulltune.evaluation.baselines.ngrams import ngram
 from fulltune.evaluation.baselines.probe import linear_probe, rows_read
 from fulltune.evaluation.baselines.prompted import few_shot, few_shot_rows, zero_shot
 from fulltune.evaluation.baselines.shots import choose_shots
 from fulltune.evaluation.baselines.text_svm import tfidf
+from fulltune.evaluation.baselines.texts import copy, lead, nearest, nearest_values
 from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Example, Predictor, Task
 from fulltune.tasks.dataset import Data
@@ -20,12 +22,17 @@ BASELINES: Mapping[str, Baseline] = {
     "majority": majority,
     "tfidf": tfidf,
     "linear_probe": linear_probe,
+    "copy": copy,
+    "lead": lead,
+    "nearest": nearest,
+    "nearest_values": nearest_values,
+    "ngram": ngram,
     "zero_shot": zero_shot,
     "few_shot": few_shot,
 }
 
 #: Baselines that compute nothing with the base model.
-WITHOUT_MODEL = ("majority", "tfidf")
+WITHOUT_MODEL = ("majority", "tfidf", "copy", "lead", "nearest", "nearest_values", "ngram")
 
 
 def gather(config: Config, task: Task, data: Data, base: Bundle, sequences: int) -> Given:

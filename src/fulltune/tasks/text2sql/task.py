@@ -56,6 +56,7 @@ class Text2SQL(TextToText):
     name = "text2sql"
     version = 2
     inputs = ("question", "db_id")
+    baselines = ("nearest", "nearest_values", "zero_shot", "few_shot")
     question = "Question"
     answer = "SQL"
     answer_name = "sql"
