@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fulltune.experiments.learning_curve import learning_curve as learning_curve
     from fulltune.experiments.lr_find import find_learning_rate as find_learning_rate
     from fulltune.experiments.methods.comparison import compare_methods as compare_methods
+    from fulltune.experiments.seeded_runs import run_seeds as run_seeds
     from fulltune.experiments.soup import soup as soup
     from fulltune.experiments.sweep import sweep as sweep
     from fulltune.models.auto_tokenizer import AutoTokenizer as AutoTokenizer
@@ -90,6 +91,7 @@ _EXPORTS = {
     "learning_curve": "fulltune.experiments.learning_curve",
     "Record": "fulltune.records.run",
     "read_record": "fulltune.records.run",
+    "run_seeds": "fulltune.experiments.seeded_runs",
     "sweep": "fulltune.experiments.sweep",
     "Registry": "fulltune.store.registry.registry",
     "Seq2SeqTrainer": "fulltune.training.seq2seq_trainer",

@@ -69,11 +69,17 @@ def run(
     allow_changed: Annotated[
         bool, typer.Option("--allow-changed", help="Resume even if data, config or packages have changed.")
     ] = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Run N seeds, and judge their mean; the same call resumes.")
+    ] = 1,
     overrides: Overrides = None,
 ) -> None:
     """Train, measure against the baselines, and write the record and the report."""
     if config is None and resume is None:
         raise typer.BadParameter("name a config, or a run with --resume", param_hint="CONFIG")
+    if seeds != 1:
+        _run_seeds(common, config, resume, seeds, overrides)
+        return
     with common.answering() as progress:
         loaded = common.load(config, overrides) if config else None
         record = fulltune.run(
@@ -305,6 +311,22 @@ def doctor(
     with common.answering():
         result = diagnose(common.out)
     common.answer(result.to_json(), runs.diagnosis(result))
+
+
+def _run_seeds(
+    common: Common, config: Path | None, resume: str | None, seeds: int, overrides: list[str] | None
+) -> None:
+    if config is None or resume is not None:
+        raise typer.BadParameter("the same call with the config resumes", param_hint="--resume")
+    with common.answering() as progress:
+        common.check(config, overrides)
+        from fulltune.cli.render import runs
+        from fulltune.experiments.seeded_runs import run_seeds
+
+        found = run_seeds(config, seeds=seeds, out=common.out, overrides=overrides or (), progress=progress)
+    common.answer(found.to_json(), runs.seeded(found))
+    if found.outcome in ("rejected", "stopped"):
+        raise typer.Exit(3)
 
 
 def _check_resume(common: Common, config: Path, steps: int, overrides: list[str] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from fulltune.errors import IncompatibleError, Problem, StoreError
+from fulltune.errors import ConfigError, IncompatibleError, Problem, StoreError
 from fulltune.metrics import INFORMATIONAL, known, wording
 from fulltune.metrics.accumulate import Accumulator, matching, row_values
 from fulltune.metrics.base import Metric
@@ -298,6 +298,23 @@ def _prediction(line: str, where: str) -> Prediction:
             where=where,
             fix="run it again, or restore the file",
         ) from error
+
+
+def deciding_metric(record: Record) -> Metric:
+    """Return the deciding metric for the labels of the run.
+
+    Raises:
+        ConfigError: The metric is of another package, and cannot be computed again from predictions.
+    """
+    metrics = known(record.details.get("labels", ()), bool(record.details.get("multi_label", False)))
+    if record.metric not in metrics:
+        raise ConfigError(
+            f"the metric {record.metric!r} of the task {record.task} is none of fulltune's own",
+            expected="a task whose deciding metric fulltune can compute",
+            fix="run each method by itself",
+            field="task",
+        )
+    return metrics[record.metric]
 
 
 def _tuned_scores(record: Record, metrics: list[Metric]) -> dict[str, Score]:

@@ -20,6 +20,7 @@ from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
 from fulltune.records.plan import Detectable, Plan
 from fulltune.records.run import EvaluationRecord, Record, Retention
+from fulltune.records.seeded import SeededRuns
 from fulltune.records.verdict import ManyVerdicts, PairVerdict
 from fulltune.report import dataset, display, retention
 from fulltune.report import verdict as verdicts
@@ -125,6 +126,21 @@ def systems(record: Record) -> Table:
             display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
         )
     return table
+
+
+def seeded(found: SeededRuns) -> RenderableType:
+    """Show several seeds: the result, the mean of each system, and the runs."""
+    digits = display.decimals([score.value for score in found.scores.values()])
+    table = wrapping_table("system", display.metric_label(found.metric), "interval", "tuned against it")
+    for name in display.in_order(found.scores):
+        score, against = found.scores[name], found.comparison.get(f"tuned vs {name}")
+        gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
+        bounds = display.interval(score.low, score.high, digits)
+        table.add_row(display.system_label(name), display.number(score.value, digits), bounds, gain)
+    lines = [f"seed {run.seed}: {run.run_id} {display.number(run.value, digits)}, {run.outcome}" for run in found.runs]
+    reasons = [f"Reason: {reason}" for reason in found.reasons]
+    texts = [Text(line, overflow="fold") for line in (*reasons, *lines)]
+    return Group(Text(f"{found.outcome}. {found.headline}", style="bold"), table, *texts)
 
 
 def verdict(found: PairVerdict | ManyVerdicts) -> RenderableType:

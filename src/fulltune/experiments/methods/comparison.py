@@ -22,10 +22,10 @@ from fulltune.config import LEARNING_RATES, Config, load_config, with_validation
 from fulltune.errors import ConfigError, Problem, did_you_mean
 from fulltune.experiments.methods.recommend import recommend
 from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied, answer_path, execute_in_worker
-from fulltune.metrics import known, seeds
+from fulltune.metrics import seeds
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
-from fulltune.metrics.run_comparison import scored
+from fulltune.metrics.run_comparison import deciding_metric, scored
 from fulltune.records.methods import MethodComparison, MethodResult, SeedRun, SystemResult, Tried
 from fulltune.records.run import Comparison, Record, base_kept, read_record
 from fulltune.report.methods import render
@@ -324,7 +324,7 @@ def _summary(
     reference = wanted if wanted in measured else next(iter(measured))
     instead = () if reference == wanted else (f"{wanted} has no score; others are compared with {reference}.",)
     record = read_record(out / measured[reference].runs[0].run_id / "record.json")
-    metric = _metric(record)
+    metric = deciding_metric(record)
     rows = {
         name: [scored(out / run.run_id, [metric]).without(record.left_out) for run in result.runs]
         for name, result in measured.items()
@@ -373,23 +373,6 @@ def _baselines(
         for system, scores in record.scores.items()
         if system != "tuned" and metric.name in scores
     )
-
-
-def _metric(record: Record) -> Metric:
-    """Return the deciding metric for the labels of the run.
-
-    Raises:
-        ConfigError: The metric is of another package, and cannot be computed again from predictions.
-    """
-    metrics = known(record.details.get("labels", ()), bool(record.details.get("multi_label", False)))
-    if record.metric not in metrics:
-        raise ConfigError(
-            f"the metric {record.metric!r} of the task {record.task} is none of fulltune's own",
-            expected="a task whose deciding metric fulltune can compute",
-            fix="run each method by itself",
-            field="task",
-        )
-    return metrics[record.metric]
 
 
 def _scored(

@@ -1,0 +1,100 @@
+"""Several seeds of one config: the mean over rows and seeds, the spread, resuming."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+from typer.testing import CliRunner
+
+from fulltune.cli.main import app
+from fulltune.errors import ConfigError
+from fulltune.experiments import seeded_runs
+from fulltune.experiments.seeded_runs import run_seeds
+from fulltune.metrics.decide import Decision
+from fulltune.records.run import GuardEvent, read_record
+from fulltune.runtime.config_file import to_yaml
+
+WORDS = ("court", "state", "party", "good", "great", "red", "blue", "green")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a config; a fraction of its rows is held out."""
+    place, drawn = tmp_path_factory.mktemp("seeds"), random.Random(1)
+    lines = [
+        {"text": f"{' '.join(drawn.choice(WORDS[index % 2 :: 2]) for _ in range(6))} {index}", "label": "ab"[index % 2]}
+        for index in range(60)
+    ]
+    (place / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    fakes.save("bert", place / "bert")
+    config: dict[str, Any] = {
+        "model": str(place / "bert"),
+        "task": "classification",
+        "data": {"train": str(place / "rows.jsonl"), "eval": 0.3},
+        "train": {"batch_size": 16, "max_steps": 2, "evaluations": 0},
+        "baselines": {"few_shot": 1},
+        "evaluation": {"resamples": 100},
+        "guards": {"forgetting": None},
+    }
+    (place / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    return place
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_seeds_share_rows_and_are_judged_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = place / "runs"
+    words = ["run", str(place / "config.yaml"), "--seeds", "3", "--out", str(runs), "--json"]
+    first = CliRunner().invoke(app, words)
+    found = json.loads(first.stdout)
+    assert first.exit_code == (3 if found["outcome"] in ("rejected", "stopped") else 0), first.output
+    assert [run["seed"] for run in found["runs"]] == [17, 18, 19]
+    records = [read_record(runs / run["run_id"]) for run in found["runs"]]
+    assert len({record.data.eval.sha256 for record in records}) == 1
+    assert [record.training.seed for record in records] == [17, 18, 19]
+    mean = sum(run["value"] for run in found["runs"]) / 3
+    assert found["scores"]["tuned"]["value"] == pytest.approx(mean)
+    assert found["comparison"]["tuned vs majority"]["test"] == "t test of rows and seeds"
+    assert "3 seeds (" in found["headline"]
+    assert "apart (standard deviation)" in found["headline"]
+    folder = Path(found["folder"])
+    assert json.loads((folder / "seeds.json").read_text())["runs"] == found["runs"]
+
+    def never(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("a finished run is repeated")
+
+    monkeypatch.setattr(seeded_runs, "run", never)
+    again = CliRunner().invoke(app, words[:-1])
+    assert again.exit_code == first.exit_code
+    assert "seed 18" in again.stdout
+    assert found["runs"][1]["run_id"] in again.stdout.replace("\n", "")
+
+
+def test_a_training_that_failed_is_no_accepted_one(place: Path) -> None:
+    record = read_record(next((place / "runs").glob("*/record.json")))
+    accepted = Decision("accepted", (), "Tuning improved accuracy.")
+    good = record.model_copy(update={"guards": (), "retention": {}, "outcome": "accepted"})
+    assert seeded_runs._together(accepted, [good, good]) == accepted
+    stopped = good.model_copy(update={"outcome": "stopped", "reasons": ("the loss rose",)})
+    assert seeded_runs._together(accepted, [good, stopped]).outcome == "stopped"
+    event = GuardEvent(guard="overfitting", step=0, verdict="continue", message="the base is best")
+    kept = good.model_copy(update={"guards": (event,)})
+    some, every = (seeded_runs._together(accepted, records) for records in ([good, kept], [kept, kept]))
+    assert (some.outcome, every.outcome) == ("undecided", "rejected")
+    assert some.headline.startswith("1 of 2 runs kept the base.")
+
+
+@pytest.mark.parametrize("words", [("--seeds", "2", "--resume", "latest"), ("--seeds", "0")], ids=["resume", "none"])
+def test_wrong_numbers_are_explained(place: Path, words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["run", str(place / "config.yaml"), *words, "--out", str(place / "runs")])
+    assert result.exit_code in (1, 2)
+    assert "resumes" in result.output or "at least 1" in result.output
+
+
+def test_no_seed_is_an_error(place: Path) -> None:
+    with pytest.raises(ConfigError, match="0 seeds"):
+        run_seeds(place / "config.yaml", seeds=0)
