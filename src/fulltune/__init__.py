@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fulltune.pipeline.run import run as run
     from fulltune.records.run import Record as Record
     from fulltune.records.run import read_record as read_record
+    from fulltune.serve import serve as serve
     from fulltune.store.registry.registry import Registry as Registry
     from fulltune.training.script_arguments import Seq2SeqTrainingArguments as Seq2SeqTrainingArguments
     from fulltune.training.script_arguments import TrainingArguments as TrainingArguments
@@ -93,6 +94,7 @@ _EXPORTS = {
     "read_record": "fulltune.records.run",
     "run_seeds": "fulltune.experiments.seeded_runs",
     "sweep": "fulltune.experiments.sweep",
+    "serve": "fulltune.serve",
     "Registry": "fulltune.store.registry.registry",
     "Seq2SeqTrainer": "fulltune.training.seq2seq_trainer",
     "Trainer": "fulltune.training.trainer",

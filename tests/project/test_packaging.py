@@ -16,7 +16,7 @@ import fulltune
 
 #: Packages that always come with a declared one, and packages of extras.
 CAME_ALONG = {"pydantic_core", "typing_extensions", "tokenizers", "huggingface_hub", "pyarrow", "scipy"}
-OPTIONAL = {"gguf", "openpyxl", "optuna", "sentencepiece"}
+OPTIONAL = {"fastapi", "gguf", "openpyxl", "optuna", "prometheus_client", "sentencepiece", "starlette", "uvicorn"}
 
 ROOT = Path(__file__).parents[2]
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")

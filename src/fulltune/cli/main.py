@@ -26,6 +26,7 @@ from fulltune.cli.options import (
     with_common_options,
 )
 from fulltune.cli.predict import predict
+from fulltune.cli.serve import serve
 from fulltune.cli.verbs import Program
 from fulltune.cli.verdict import verdict
 from fulltune.runtime import distributed
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command("init")(init)
 app.command("predict")(predict)
 app.command("verdict")(verdict)
+app.command("serve")(serve)
 app.add_typer(models, name="models")
 app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 

@@ -18,6 +18,7 @@ _COMMANDS = {
     "plan CONFIG": "check validate dry-run dryrun estimate lint preview",
     "evaluate MODEL": "eval test score benchmark metrics",
     "predict MODEL DATA": "predict infer inference generate classify apply pipeline answer",
+    "serve MODEL": "server api http rest host listen endpoint",
     "compare base tuned --ask TEXT": "predict infer inference generate classify apply answer ask chat query prompt",
     "init DATA": "new create setup config configure autoconfig quickstart wizard prepare preprocess load convert-data",
     "sweep CONFIG --over KEY=LOW..HIGH": "hpo search optimize hyperopt grid hyperparameter-search",

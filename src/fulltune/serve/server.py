@@ -1,0 +1,167 @@
+"""Run a server until it is asked to stop: ``fulltune serve MODEL``."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fulltune.config import Config
+from fulltune.errors import ConfigError
+from fulltune.pipeline.loaded import LoadedModel, asking
+from fulltune.records.run import Record
+from fulltune.runtime.signals import handled
+from fulltune.serve.access import CONNECTIONS
+from fulltune.serve.limits import Limits
+from fulltune.store.registry.registry import reference
+from fulltune.store.runs import named
+
+#: Seconds that are left, after the time limit of the last request, to write its response.
+_SLACK = 5
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a server reports once it answers.
+
+    Attributes:
+        url: Its address.
+        model: The run or the version.
+        task: The task.
+    """
+
+    url: str
+    model: str
+    task: str
+
+
+def server_of(
+    name: str | Path | Record,
+    config: Config | Mapping[str, Any] | str | Path | None,
+    out: str | Path,
+    overrides: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    token: str = "",
+    database: str = "",
+    execute: bool = False,
+    limits: Limits | None = None,
+) -> Server:
+    """Return a server of a model, after checking all that needs no model.
+
+    Args:
+        name, config, out, overrides, options: As in :func:`fulltune.load`.
+        token: Token that requests must carry; may be empty.
+        database, execute, limits: As in :func:`fulltune.serve.serve`.
+
+    Raises:
+        FulltuneError: There is no such model, or it cannot be asked like this.
+    """
+    given, folder = named(name, out)
+    version = reference(given, folder)
+    task = asking(version.ref if version else name, config, out, overrides, options).task
+    if (execute or database) and task.name != "text2sql":
+        raise ConfigError(f"the task {task.name}", expected="text2sql for --execute and --db", fix="leave them out")
+
+    def load(ref: str) -> LoadedModel:
+        return asking(ref if version else name, config, out, overrides, options).load()
+
+    return Server(given, folder, load, token=token, database=database, execute=execute, limits=limits)
+
+
+class Server:
+    """The threads and the application of a server.
+
+    Args:
+        name: Name of the model, as given by the user.
+        out: Folder of the runs and the registry.
+        load: Loads a model by its name or version.
+        token: Token that requests must carry; may be empty.
+        database, execute, limits: As in :func:`fulltune.serve.serve`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out: Path,
+        load: Callable[[str], LoadedModel],
+        *,
+        token: str = "",
+        database: str = "",
+        execute: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        import uvicorn
+
+        from fulltune.serve.app import create_app
+        from fulltune.serve.batching import Batcher
+        from fulltune.serve.metrics import Metrics
+        from fulltune.serve.models import Models
+        from fulltune.serve.service import Service
+
+        limits = limits or Limits()
+        metrics = Metrics()
+        self.batcher = Batcher(limits.queue, metrics)
+        self.models = Models(name, out, load, self.batcher, metrics, database)
+        service = Service(limits, self.models, self.batcher, metrics, database, execute)
+        #: The ASGI application.
+        self.app = create_app(service, token, self._lifespan)
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self._loaded: Callable[[], None] | None = None
+        settings = uvicorn.Config(
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            server_header=False,
+            ws="none",
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=math.ceil(limits.seconds) + _SLACK,
+        )
+        self.uvicorn = uvicorn.Server(settings)
+
+    def run(self, listening: socket.socket, ready: Callable[[Ready], None] | None = None) -> None:
+        """Answer requests until SIGTERM or Ctrl-C.
+
+        Raises:
+            FulltuneError: The model cannot be loaded.
+        """
+        host, port = listening.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        if ready is not None:
+            self._loaded = lambda: ready(Ready(address, self.models.current.name, self.models.current.task.name))
+        # uvicorn sends itself the signal again once it has stopped.
+        with handled(_ignore):
+            self.uvicorn.run(sockets=[listening])
+        if self._error is not None:
+            raise self._error
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+        loader = threading.Thread(target=self._load_and_follow, name="fulltune-loader", daemon=True)
+        self.batcher.start()
+        loader.start()
+        yield
+        self._stop.set()
+        self.batcher.close()
+
+    def _load_and_follow(self) -> None:
+        try:
+            self.models.load()
+            if self._loaded is not None:
+                self._loaded()
+            self.models.follow(self._stop)
+        except Exception as error:  # noqa: BLE001 - the main thread raises it
+            self._error = error
+            self.uvicorn.should_exit = True
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Let a signal that was handled already pass."""
