@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrix import often
 
 from fulltune.errors import ModelError
 from fulltune.models import inference, load
@@ -43,7 +44,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("model_type", "column"), SAMPLE, ids=["-".join(cell) for cell in SAMPLE])
+@pytest.mark.parametrize(
+    ("model_type", "column"),
+    often(SAMPLE, lambda cell: cell not in [("big_bird", "cls"), ("trocr", "pc"), ("llama", "pc")]),
+    ids=["-".join(cell) for cell in SAMPLE],
+)
 def test_an_architecture_answers_as_plain_transformers_does(
     model_type: str, column: str, script: Any, tmp_path: Path
 ) -> None:

@@ -33,7 +33,8 @@ def test_no_poisoned_pickle_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-@pytest.mark.parametrize("count", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/pipeline/test_resumed_runs.py kills a run in make test
+@pytest.mark.parametrize("count", [1, 6])
 def test_killed_runs_end_like_uninterrupted_ones(count: int, tmp_path: Path) -> None:
     from kills import kills
 

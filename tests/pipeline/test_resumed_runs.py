@@ -13,6 +13,7 @@ from typing import Any
 
 import fakes
 import pytest
+from matrix import often
 from transformers import TrainerCallback
 from typer.testing import CliRunner
 
@@ -81,7 +82,7 @@ def killed(config: dict[str, Any], out: Path) -> str:
     return folder.name
 
 
-@pytest.mark.parametrize("task", JOBS)
+@pytest.mark.parametrize("task", often(JOBS, lambda task: task == "classification"))
 def test_a_run_killed_in_training_ends_like_an_uninterrupted_one(
     task: str, place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,10 +284,10 @@ WAYS = {
 }
 
 #: Checked in the fast tests; the others are slow.
-USUAL = ("plain", "classes", "pairs", "a budget of tokens, packed", "penalties", "bfloat16", "lora")
+USUAL = ("plain", "lora")
 
 
-@pytest.mark.parametrize("way", [way if way in USUAL else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
+@pytest.mark.parametrize("way", often(WAYS, lambda way: way in USUAL))
 def test_a_config_is_proven_to_resume_exactly(way: str, place: Path) -> None:
     task, overrides = WAYS[way]
     found = check_resume(job(place, task), steps=4, overrides=overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from matrix import often
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -136,12 +138,12 @@ def test_evaluation_loss_is_the_likelihood_without_smoothing(tmp_path: Path) -> 
 
 
 def _all_objectives() -> list[Any]:
-    cases: list[Any] = [pytest.param(kind, {}, None, id=kind) for kind in KINDS]
-    cases += [pytest.param(kind, {"label_smoothing_factor": 0.2}, None, id=f"{kind}-smooth") for kind in KINDS]
-    cases += [pytest.param("class", {"label_smoothing_factor": s}, w, id=f"class-{s}-{w}") for s, w in CLASS_SETTINGS]
-    cases += [pytest.param("multi-label", {}, weights, id=f"multi-{weights}") for weights in (None, [1.0, 2.0, 5.0])]
+    cases: list[tuple[str, Any, Any]] = [(kind, {}, None) for kind in KINDS]
+    cases += [(kind, {"label_smoothing_factor": 0.2}, None) for kind in KINDS]
+    cases += [("class", {"label_smoothing_factor": smoothing}, weights) for smoothing, weights in CLASS_SETTINGS]
+    cases += [("multi-label", {}, weights) for weights in (None, [1.0, 2.0, 5.0])]
     assert len(cases) == 16
-    return cases
+    return often(cases, lambda case: case in [cases[place] for place in (0, 2, 3, 6, 13, 15)])
 
 
 CLASS_SETTINGS = ((0.0, None), (0.2, None), (0.0, [1.0, 2.0, 5.0]), (0.2, [1.0, 2.0, 5.0]))
@@ -198,7 +200,11 @@ def _equal_lengths(kind: str) -> tuple[Any, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "smoothing"), [*((kind, s) for kind in (*KINDS, "class") for s in (0.0, 0.1)), ("multi-label", 0.0)]
+    ("kind", "smoothing"),
+    often(
+        [*product((*KINDS, "class"), (0.0, 0.1)), ("multi-label", 0.0)],
+        lambda case: case in [("gpt2", 0.1), ("t5", 0.0), ("bert", 0.0), ("class", 0.1), ("multi-label", 0.0)],
+    ),
 )
 def test_same_losses_as_the_plain_trainer_on_equal_lengths(kind: str, smoothing: float, tmp_path: Path) -> None:
     histories = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import fakes
 import pytest
 import torch
 import transformers
+from matrix import often
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -121,8 +123,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, dict[str
 # ---- Rolling back ----
 
 
-@pytest.mark.parametrize("broken", [1, 11, 18])
-@pytest.mark.parametrize("evaluate", [False, True])
+@pytest.mark.parametrize(
+    ("broken", "evaluate"),
+    often(product([1, 11, 18], [False, True]), lambda case: case in [(1, False), (18, True)]),
+)
 def test_a_nan_costs_the_steps_since_the_checkpoint_and_nothing_else(
     broken: int, evaluate: bool, tmp_path: Path, undisturbed: dict[bool, dict[str, Tensor]]
 ) -> None:
@@ -136,7 +140,7 @@ def test_a_nan_costs_the_steps_since_the_checkpoint_and_nothing_else(
     assert trainer.state.global_step == STEPS
 
 
-@pytest.mark.parametrize("strategy", ["random", "sequential"])
+@pytest.mark.parametrize("strategy", often(["random", "sequential"], lambda strategy: strategy == "random"))
 def test_every_order_of_the_rows_is_restored(strategy: str, tmp_path: Path) -> None:
     options = {"train_sampling_strategy": strategy, "gradient_accumulation_steps": 2, "num_train_epochs": 5}
     guard = DivergenceGuard(rate_factor=1.0)
@@ -145,7 +149,9 @@ def test_every_order_of_the_rows_is_restored(strategy: str, tmp_path: Path) -> N
     assert_same(weights(trainer), weights(trained(tmp_path, **options)))
 
 
-@pytest.mark.parametrize("scheduler", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize(
+    "scheduler", often(["linear", "cosine", "constant_with_warmup"], lambda scheduler: scheduler == "cosine")
+)
 def test_the_rate_is_cut_for_the_rest_of_the_schedule(scheduler: str, tmp_path: Path) -> None:
     """Compare with the weights of a training whose rate was cut by hand at the step of the checkpoint."""
     options = {"lr_scheduler_type": scheduler, "warmup_steps": 3}
@@ -215,8 +221,9 @@ def test_after_the_last_try_the_weights_are_those_of_the_checkpoint(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("rate", [1.0, 1e3, 1e38])
-@pytest.mark.parametrize("clip", [1.0, 0.0])
+@pytest.mark.parametrize(
+    ("rate", "clip"), often(product([1.0, 1e3, 1e38], [1.0, 0.0]), lambda case: case in [(1e3, 1.0), (1e38, 0.0)])
+)
 def test_a_rate_far_too_high_ends_with_finite_weights(rate: float, clip: float, tmp_path: Path) -> None:
     guard = DivergenceGuard()
     trainer = trained(tmp_path, guard, learning_rate=rate, max_grad_norm=clip, evaluate=True)

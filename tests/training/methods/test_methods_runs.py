@@ -10,6 +10,7 @@ import fakes
 import peft
 import pytest
 import torch
+from matrix import often
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 import fulltune
@@ -77,7 +78,9 @@ def head_of(task: str) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
-@pytest.mark.parametrize(("method", "kind", "task"), RUNS)
+@pytest.mark.parametrize(
+    ("method", "kind", "task"), often(RUNS, lambda case: case in [RUNS[place] for place in (0, 4, 7, 8, 9, 10)])
+)
 def test_the_scored_model_is_the_stored_one(method: str, kind: str, task: str, tmp_path: Path) -> None:
     record = run(tmp_path, method, kind, task)
     folder = tmp_path / "runs" / record.run_id
@@ -285,7 +288,11 @@ class Spoil(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("lora", "t5"), ("qlora", "gpt2"), ("prompt-tuning", "gpt2"), ("bitfit", "gpt2")]
+    ("name", "kind"),
+    often(
+        [("lora", "t5"), ("qlora", "gpt2"), ("prompt-tuning", "gpt2"), ("bitfit", "gpt2")],
+        lambda case: case[0] in ("lora", "prompt-tuning"),
+    ),
 )
 def test_a_rollback_restores_the_trained_parameters(name: str, kind: str, tmp_path: Path) -> None:
     config = fulltune.Config(
