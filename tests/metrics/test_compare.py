@@ -16,7 +16,7 @@ from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.metrics.compare import agreed, holm, not_worse, paired, relative_loss, smallest_that_counts
 from fulltune.metrics.fractions import mcnemar, tango, tango_z, wilson
-from fulltune.metrics.resampling import Statistic, _bca, grouped, interval_of, standard_error, swap_test
+from fulltune.metrics.resampling import _bca, grouped, interval_of, standard_error, swap_test
 from fulltune.records.run import Prediction
 
 EXACT, BITS = get("exact_match"), get("bits_per_byte")
@@ -173,7 +173,7 @@ def test_bca_equals_scipys(seed: int) -> None:
         (values,), np.mean, method="BCa", n_resamples=20_000, rng=np.random.default_rng(0)
     ).confidence_interval
     units = np.stack([values, np.ones(40)], axis=1)
-    found = _bca(units, Statistic(BITS.value), 20_000, 1, expanded=False)(0.95)
+    found = _bca(units, BITS.value, 20_000, 1, expanded=False)(0.95)
     scale = 1 / math.log(2)
     assert found == pytest.approx((scale * expected.low, scale * expected.high), rel=0.02)
 
@@ -365,6 +365,6 @@ def test_intervals_of_skewed_scores_cover() -> None:
     for _ in range(200):
         values = random.exponential(size=20)
         units = np.stack([values, np.ones(20)], axis=1)
-        low, high = interval_of(units, Statistic(lambda s: s[..., 0] / s[..., 1]), resamples=300, seed=1)(0.95)
+        low, high = interval_of(units, lambda s: s[..., 0] / s[..., 1], resamples=300, seed=1)(0.95)
         covered += low <= 1 <= high
     assert covered >= 0.9 * 200

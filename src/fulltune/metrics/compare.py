@@ -4,8 +4,8 @@
 score                             test                                         interval of the difference
 ================================  ===========================================  ========================================
 0 or 1 per row (accuracy)         exact McNemar                                Tango's score interval
-mean or ratio (bits per byte)     sign flips, all of them up to 14 rows        studentized bootstrap, jackknife t
-of the corpus (macro-F1, BLEU)    approximate randomization                    BCa bootstrap, jackknife t
+mean or ratio (bits per byte)     sign flips, all of them up to 14 rows        BCa bootstrap and jackknife t
+of the corpus (macro-F1, BLEU)    approximate randomization                    BCa bootstrap and jackknife t
 ================================  ===========================================  ========================================
 
 If rows come in groups (``data.group``), complete groups are swapped and resampled, and scores of 0 and 1 are means. The

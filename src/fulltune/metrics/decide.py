@@ -98,6 +98,12 @@ class _Case:
     def _label(self) -> str:
         return wording.label(self.metric)
 
+    @property
+    def _n(self) -> str:
+        """The number of rows, and of their groups, e.g. ``n = 510 in 34 groups``."""
+        groups = max((found.groups for found in self.against.values()), default=0)
+        return f"n = {self.tuned.n}" + (f" in {groups} groups" if groups else "")
+
     def doubts(self) -> tuple[str, ...]:
         """Return what stands against accepting a model that no baseline beats; empty if nothing does."""
         if not self.ranked:
@@ -123,30 +129,30 @@ class _Case:
     def worthless(self) -> str:
         """Return that the tuned model knows nothing."""
         value = wording.figure(self.tuned.value)
-        return f"The tuned model is no better than guessing: {self._label} {value}, n = {self.tuned.n}"
+        return f"The tuned model is no better than guessing: {self._label} {value}, {self._n}"
 
     def beaten_by(self, name: str) -> str:
         winner = wording.system(name)
         return (
             f"{winner[:1].upper()}{winner[1:]} beats the tuned model: {self._label} "
             f"{' against '.join(wording.figures(self.baselines[name].value, self.tuned.value))}, "
-            f"better by {wording.gain(self.against[name], self.metric, -1)}, n = {self.tuned.n}."
+            f"better by {wording.gain(self.against[name], self.metric, -1)}, {self._n}."
         )
 
     def improved(self) -> str:
         best, *_ = self.ranked
         gain = wording.gain(self.against[best], self.metric)
         change = f"{wording.system(best)} ({self._change(best)})"
-        return f"Tuning improved {self._label} by {gain} over the best baseline, {change}, n = {self.tuned.n}."
+        return f"Tuning improved {self._label} by {gain} over the best baseline, {change}, {self._n}."
 
     def not_told(self) -> str:
         """Return the sentence of a run whose rows do not show that tuning helped."""
         if not self.ranked:
             value = wording.figure(self.tuned.value)
-            return f"The tuned model has no baseline to compare with: {self._label} {value}, n = {self.tuned.n}."
+            return f"The tuned model has no baseline to compare with: {self._label} {value}, {self._n}."
         alike = next((name for name in self.ranked if self.against[name].verdict != "improved"), None)
         if alike is None:
-            return f"The tuned model {self.doubts()[-1]}, n = {self.tuned.n}."
+            return f"The tuned model {self.doubts()[-1]}, {self._n}."
         change = f"{self._label} {self._change(alike)}, {self._difference(alike)}"
         return f"The tuned model {self._doubt(alike)}: {change}{self._rest()}."
 
@@ -173,7 +179,7 @@ class _Case:
         return wording.change(self.baselines[name].value, self.tuned.value)
 
     def _difference(self, name: str) -> str:
-        return f"{wording.signed(self.against[name], self.metric)}, n = {self.tuned.n}"
+        return f"{wording.signed(self.against[name], self.metric)}, {self._n}"
 
 
 def _unknown(metric: Metric, n: int) -> Comparison:

@@ -13,7 +13,7 @@ import numpy as np
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.distributions import two_sided_t, two_sided_z
 from fulltune.metrics.fractions import tango, wilson
-from fulltune.metrics.resampling import Interval, Ratio, Statistic, interval_of, standard_error
+from fulltune.metrics.resampling import Interval, interval_of, standard_error
 
 
 def is_fraction(metric: Metric, *tables: Array) -> bool:
@@ -47,8 +47,7 @@ def of_score(
     value = float(metric.value(units.sum(axis=0)))
     if rows and is_fraction(metric, units):
         return wilson(value * len(units), len(units), confidence)
-    statistic = Statistic(metric.value, _ratios(metric))
-    low, high = interval_of(units, statistic, resamples=resamples, seed=seed)(confidence)
+    low, high = interval_of(units, metric.value, resamples=resamples, seed=seed)(confidence)
     if metric.bounds is None or not metric.bounds[0] <= value <= metric.bounds[1]:
         return low, high
     least, most = metric.bounds
@@ -81,8 +80,7 @@ def of_difference(metric: Metric, a: Array, b: Array, *, resamples: int, seed: i
         with np.errstate(invalid="ignore"):  # inf - inf, if both perplexities overflow
             return np.asarray(metric.value(sums[..., :width]) - metric.value(sums[..., width:]))
 
-    statistic = Statistic(value, (*_ratios(metric), *_ratios(metric, width, -1.0)))
-    return _within(interval_of(np.hstack([a, b]), statistic, resamples=resamples, seed=seed), metric)
+    return _within(interval_of(np.hstack([a, b]), value, resamples=resamples, seed=seed), metric)
 
 
 def of_relative_loss(metric: Metric, tuned: Array, base: Array, *, resamples: int, seed: int) -> Interval:
@@ -104,7 +102,7 @@ def of_relative_loss(metric: Metric, tuned: Array, base: Array, *, resamples: in
     def loss(sums: Array) -> Array:
         return relative_loss(metric, sums[..., :width], sums[..., width:])
 
-    return interval_of(np.hstack([tuned, base]), Statistic(loss), resamples=resamples, seed=seed)
+    return interval_of(np.hstack([tuned, base]), loss, resamples=resamples, seed=seed)
 
 
 def relative_loss(metric: Metric, tuned: Array, base: Array) -> Array:
@@ -120,16 +118,6 @@ def wins_and_losses(metric: Metric, a: Array, b: Array) -> tuple[int, int]:
     assert metric.ratio is not None
     gaps = a[:, metric.ratio[0]] - b[:, metric.ratio[0]]
     return int((gaps > 0).sum()), int((gaps < 0).sum())
-
-
-def _ratios(metric: Metric, offset: int = 0, sign: float = 1.0) -> tuple[Ratio, ...]:
-    """Return the metric as a ratio of columns of stacked systems; empty if it is none."""
-    if metric.ratio is None:
-        return ()
-    above, below = metric.ratio
-    ones = np.zeros(max(above, below) + 1)
-    ones[[above, below]] = 1.0
-    return (Ratio(offset + above, offset + below, sign * float(metric.value(ones))),)
 
 
 def _effective_wilson(value: float, error: float, n: int, confidence: float) -> tuple[float, float]:

@@ -6,10 +6,11 @@ vector is the sum of its rows' (Cameron & Miller 2015, "A practitioner's guide t
 Limits are the outer ones of two intervals, because neither covers in all cases (docs/evidence.md):
 
 - the jackknife's standard error with a quantile of Student's t (Efron & Stein 1981), which is exact for normal
-  differences and too short for skewed ones;
-- the studentized bootstrap for means and ratios (Efron & Tibshirani 1993, section 12.5; Hall 1992), or the
-  bias-corrected and accelerated bootstrap (Efron 1987) for all others, with its levels expanded for few units
-  (Hesterberg 2015, "What teachers should know about the bootstrap").
+  differences, and too short on one side for skewed ones;
+- the bias-corrected and accelerated bootstrap (Efron 1987), with its levels expanded for few units (Hesterberg 2015,
+  "What teachers should know about the bootstrap"), which is too short if some units weigh far more than others.
+
+The studentized bootstrap covers too, but is up to a third wider on few rows of very different lengths.
 
 :class:`scipy.stats.bootstrap` needs the rows and calls the statistic on every resample of them; with a matrix of sums
 all resamples are one product, which is some hundred times faster.
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,28 +42,6 @@ Interval = Callable[[float], tuple[float, float]]
 
 #: Function from sums ``(..., k)`` to values ``(...)``.
 Value = Callable[[Array], Array]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A quotient of two columns of the sums, times a factor: ``factor * sums[numerator] / sums[denominator]``."""
-
-    numerator: int
-    denominator: int
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """What an interval is wanted for.
-
-    Attributes:
-        value: Function from sums to values.
-        ratios: The same as a sum of ratios; empty if it is none.
-    """
-
-    value: Value
-    ratios: tuple[Ratio, ...] = ()
 
 
 def grouped(rows: Array, groups: NDArray[np.intp]) -> Array:
@@ -130,20 +108,19 @@ def _drawn_signs(n: int, count: int, random: np.random.Generator) -> Iterator[Ar
 # ---- Intervals ----
 
 
-def interval_of(units: Array, statistic: Statistic, *, resamples: int, seed: int) -> Interval:
-    """Return the interval of a statistic as a function of the confidence level; see the module.
+def interval_of(units: Array, value: Value, *, resamples: int, seed: int) -> Interval:
+    """Return the interval of a function of sums, which is itself a function of the confidence level; see the module.
 
     Args:
         units: Vectors of the units, ``(n, k)``; at least two.
-        statistic: The statistic.
+        value: Function from sums to values.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        if not math.isfinite(float(statistic.value(units.sum(axis=0)))):
+        if not math.isfinite(float(value(units.sum(axis=0)))):
             return lambda confidence: (math.nan, math.nan)
-    outer = _studentized if statistic.ratios else _bca
-    both = _jackknife_t(units, statistic), outer(units, statistic, resamples, seed)
+    both = _jackknife_t(units, value), _bca(units, value, resamples, seed)
 
     def interval(confidence: float) -> tuple[float, float]:
         lows, highs = zip(*(one(confidence) for one in both), strict=True)
@@ -167,8 +144,8 @@ def _left_out(units: Array, value: Value) -> Array:
     return np.where(defined, values - values[defined].mean(), 0.0) if defined.any() else np.zeros(len(units))
 
 
-def _jackknife_t(units: Array, statistic: Statistic) -> Interval:
-    middle, error = float(statistic.value(units.sum(axis=0))), standard_error(units, statistic.value)
+def _jackknife_t(units: Array, value: Value) -> Interval:
+    middle, error = float(value(units.sum(axis=0))), standard_error(units, value)
 
     def interval(confidence: float) -> tuple[float, float]:
         half = two_sided_t(confidence, len(units) - 1) * error
@@ -177,48 +154,14 @@ def _jackknife_t(units: Array, statistic: Statistic) -> Interval:
     return interval
 
 
-def _studentized(units: Array, statistic: Statistic, resamples: int, seed: int) -> Interval:
-    """Return the interval of the studentized bootstrap; each resample has the jackknife's error of its own."""
-    middle, error = float(statistic.value(units.sum(axis=0))), standard_error(units, statistic.value)
-    parts = [_deviations(units, weights, statistic.ratios) for weights in _weights(len(units), resamples, seed)]
-    values, errors = (np.concatenate(column) for column in zip(*parts, strict=True))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pivots = (values - middle) / errors
-    pivots = pivots[np.isfinite(pivots)]
-
-    def interval(confidence: float) -> tuple[float, float]:
-        if not len(pivots):
-            return middle, middle
-        low, high = np.quantile(pivots, [0.5 - confidence / 2, 0.5 + confidence / 2])
-        return middle - float(high) * error, middle - float(low) * error
-
-    return interval
-
-
-def _deviations(units: Array, weights: Array, ratios: Sequence[Ratio]) -> tuple[Array, Array]:
-    """Return the sum of ratios of each resample, and its standard error, ``(resamples,)`` each."""
-    n = len(units)
-    values, deviations = np.zeros(len(weights)), np.zeros(weights.shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for ratio in ratios:
-            above, below = units[:, ratio.numerator], units[:, ratio.denominator]
-            total = weights @ below
-            quotient = (weights @ above) / total
-            values += ratio.factor * quotient
-            left = total[:, None] - below
-            deviations -= ratio.factor * (above - quotient[:, None] * below) / left
-    deviations = np.where(weights > 0, deviations, 0.0)
-    return values, np.sqrt((n - 1) / n * (weights * deviations**2).sum(axis=1))
-
-
-def _bca(units: Array, statistic: Statistic, resamples: int, seed: int, *, expanded: bool = True) -> Interval:
+def _bca(units: Array, value: Value, resamples: int, seed: int, *, expanded: bool = True) -> Interval:
     """Return the bias-corrected and accelerated interval; observed values only, so that infinities are kept apart."""
-    n, middle = len(units), float(statistic.value(units.sum(axis=0)))
+    n, middle = len(units), float(value(units.sum(axis=0)))
     (sums,) = resampled((units,), resamples, seed)
     with np.errstate(invalid="ignore"):
-        draws = statistic.value(sums)
+        draws = value(sums)
     draws = np.sort(draws[~np.isnan(draws)])
-    left = -_left_out(units, statistic.value)
+    left = -_left_out(units, value)
     spread = float((left**2).sum())
     acceleration = float((left**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
     below = _fraction_below(draws, middle)
