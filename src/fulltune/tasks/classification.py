@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from fulltune.data.load import Row
     from fulltune.models.bundle import Bundle
-    from fulltune.tasks.label_words import Answer
+    from fulltune.tasks.label_words import Answer, LabelScorer
 
 _DEFAULT_LENGTH = 512
 _DEFAULTS = DataConfig.model_fields
@@ -142,15 +142,22 @@ class Classification(Task):
 
     def predictor(self, bundle: Bundle, system: str, shots: Sequence[Example] = ()) -> Predictor:
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
-            rows = self._probabilities(bundle, examples, shots)
-            for example, (probabilities, values) in zip(examples, rows, strict=True):
-                result = self.prediction(system, example, probabilities)
-                confidence = {
-                    name: round(value, DECIMALS) for name, value in result.values.items() if name == "confidence"
-                }
-                yield result.model_copy(update={"values": result.values | confidence | values})
+            return self.predicted(system, examples, self._probabilities(bundle, examples, shots))
 
         return predict
+
+    def predicted(self, system: str, examples: Sequence[Example], rows: Iterable[Answer]) -> Iterator[Prediction]:
+        """Yield the prediction for the probabilities and further values of each example."""
+        for example, (probabilities, values) in zip(examples, rows, strict=True):
+            result = self.prediction(system, example, probabilities)
+            confidence = {name: round(value, DECIMALS) for name, value in result.values.items() if name == "confidence"}
+            yield result.model_copy(update={"values": result.values | confidence | values})
+
+    def scorer(self, bundle: Bundle) -> LabelScorer:
+        """Return the scorer of labels for a model without a classification head."""
+        from fulltune.tasks.label_words import LabelScorer
+
+        return LabelScorer(bundle, self.labels, self.multi_label, self.config, self.day)
 
     def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """Yield the label, or the list of labels, as ``prediction``, and the ``probabilities`` of all labels."""
@@ -202,9 +209,7 @@ class Classification(Task):
         }
 
     def _without_head(self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
-        from fulltune.tasks.label_words import LabelScorer
-
-        scorer = LabelScorer(bundle, self.labels, self.multi_label, self.config, self.day)
+        scorer = self.scorer(bundle)
         return scorer.few_shot(examples, shots) if shots else scorer.zero_shot(examples)
 
     def longest_input(self, bundle: Bundle) -> int:

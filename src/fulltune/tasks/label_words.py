@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from itertools import islice, tee
 from typing import Any
@@ -46,6 +47,21 @@ _SHARPNESS = 20.0
 _CLOZE = "Topic:"
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How a decoder or an encoder-decoder is asked for a label.
+
+    Attributes:
+        chat: Use the tokenizer's chat template.
+        ends: Score the end token after the label too. A model that goes on after an answer finds it unlikely.
+        prior: Log-probabilities of the labels whatever the text is, which are subtracted; may be empty.
+    """
+
+    chat: bool
+    ends: bool = True
+    prior: tuple[float, ...] = ()
+
+
 class LabelScorer:
     """Scorer of labels with a base model that has no head for them."""
 
@@ -63,24 +79,33 @@ class LabelScorer:
     def zero_shot(self, examples: Sequence[Example]) -> Iterator[Answer]:
         """Yield probabilities from the label names only."""
         if self.bundle.family != "encoder":
-            scores = self._by_likelihood(examples, ())
-        elif self.bundle.has_lm_head and self.bundle.tokenizer.mask_token_id is not None:
-            scores = ((row, {}) for row in self._by_cloze(examples))
-        else:
-            scores = ((row, {}) for row in self._by_similarity(examples))
-        return ((self._best_only(softmax(row)), values) for row, values in scores)
+            return self.asked(examples, (), self.usual)
+        has_mask = self.bundle.has_lm_head and self.bundle.tokenizer.mask_token_id is not None
+        scores = self._by_cloze(examples) if has_mask else self._by_similarity(examples)
+        return ((self._best_only(softmax(row)), {}) for row in scores)
 
     def few_shot(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
         """Yield probabilities from the label names and labeled rows."""
         if self.bundle.family != "encoder":
-            scores = self._by_likelihood(examples, shots)
-            return ((self._best_only(softmax(row)), values) for row, values in scores)
+            return self.asked(examples, shots, self.usual)
         return ((row, {"shots": len(shots)}) for row in self._by_class_means(examples, shots))
 
-    def _by_likelihood(self, examples: Sequence[Example], shots: Sequence[Example]) -> Iterator[Answer]:
-        wording = Wording(self._listed(), "Text", "Label", self._chat(), day=self.day)
+    @property
+    def usual(self) -> Asking:
+        """How the model is asked unless something else was chosen: as ``data.chat`` says, with end tokens."""
+        return Asking(prompts.wants_chat(self.bundle, self.config.data.chat))
+
+    def asked(self, examples: Sequence[Example], shots: Sequence[Example], asking: Asking) -> Iterator[Answer]:
+        """Yield probabilities from the likelihoods of the labels after a prompt."""
+        prior = np.array(asking.prior or [0.0] * len(self.labels))
+        for row, values in self.by_likelihood(examples, shots, asking):
+            yield self._best_only(softmax(row - prior)), values
+
+    def by_likelihood(self, examples: Sequence[Example], shots: Sequence[Example], asking: Asking) -> Iterator[Answer]:
+        """Yield the mean log-likelihood per token of each label, ``(labels,)``, without the prior."""
+        wording = Wording(self._listed(), "Text", "Label", asking.chat, day=self.day)
         names = [prompts.answer_ids(self.bundle, label, wording) for label in self.labels]
-        answers = [ids[: self._longest_label()] for ids in names]
+        answers = [(ids if asking.ends else self._without_end(ids))[: self._longest_label()] for ids in names]
         shots_room = self.bundle.window - (max(map(len, answers)) if self.bundle.family == "decoder" else 0)
         shown = [Shot(shot.input, shot.answer or "none") for shot in shots]
         room = min(self.window, shots_room)
@@ -158,8 +183,9 @@ class LabelScorer:
         best = probabilities == probabilities.max()
         return np.where(best, 0.5 + probabilities / 2, probabilities / 2)
 
-    def _chat(self) -> bool:
-        return prompts.wants_chat(self.bundle, self.config.data.chat)
+    def _without_end(self, ids: list[int]) -> list[int]:
+        ends = set(prompts.end_ids(self.bundle))
+        return [token for token in ids if token not in ends] or ids
 
 
 def _instruction(labels: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
 from fulltune.data.summary import data_summary
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
-from fulltune.evaluation.baselines import probe
+from fulltune.evaluation.baselines import probe, prompted
 from fulltune.evaluation.baselines.base import Given
 from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, answered_rows, chosen, gather, predictor
 from fulltune.evaluation.retention import BaseOutputs
@@ -229,7 +229,11 @@ class _Rehearsal:
         if name == "linear_probe":  # reading takes most of its time
             read = given.train[: probe.rows_read(given, len(examples))]
             return answering_seconds(partial(probe.vectors, given), [*read, *examples])
-        return answering_seconds(predictor(name, given), answered_rows(name, given, examples)[0])
+        rows, _ = answered_rows(name, given, examples)
+        if name not in prompted.NAMES:
+            return answering_seconds(predictor(name, given), rows)
+        asked = answering_seconds(prompted.usual(name, given), rows)
+        return asked * (1 + prompted.choosing_rows(name, given) / len(rows))
 
     def _evaluated(self, known: Mapping[str, float]) -> float:
         """Return the seconds of the tuned model's answers.
