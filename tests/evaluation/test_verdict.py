@@ -14,12 +14,16 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from report import samples
 from typer.testing import CliRunner
 
 import fulltune
 from fulltune.cli.main import app
+from fulltune.metrics import get
 from fulltune.metrics.fractions import mcnemar, tango, wilson
+from fulltune.records.run import MetricInfo, Prediction
 from fulltune.records.verdict import ManyVerdicts, PairVerdict
+from fulltune.store.runs import RunFolder
 from fulltune.testing import assert_improved, assert_not_worse
 
 Row = dict[str, Any]
@@ -256,3 +260,31 @@ def test_it_starts_without_torch(pair: tuple[str, str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_runs_are_named_like_files(tmp_path: Path) -> None:
+    """The metric is that of the run; a baseline of a run is named after ``#``."""
+    info = {"accuracy": MetricInfo(direction="higher", version=get("accuracy").version, source="")}
+    names = {"one": 10, "two": 40}
+    for name, right in names.items():
+        details = {"labels": ["no", "yes"]}
+        record = samples.record(run_id=name, metric="accuracy", metrics=info, details=details, retention={})
+        with RunFolder.create(tmp_path, name) as folder:
+            folder.write_text("record.json", record.to_json())
+            with folder.append("predictions.jsonl") as write:
+                for system, hits in (("tuned", right), ("tfidf", 30)):
+                    for row in range(50):
+                        output = "yes" if row < hits else "no"
+                        write(Prediction(system=system, id=str(row), input="", reference="yes", output=output))
+    found = fulltune.verdict("one", "two", out=tmp_path)
+    assert isinstance(found, PairVerdict)
+    assert (found.metric, found.verdict, found.difference.value) == ("accuracy", "improved", pytest.approx(0.6))
+    baseline = fulltune.verdict("two#tfidf", "two", out=tmp_path)
+    assert isinstance(baseline, PairVerdict)
+    assert (baseline.a.name, baseline.a.value, baseline.b.value) == ("two#tfidf", 0.6, 0.8)
+    with pytest.raises(fulltune.StoreError, match="there is no prediction of few_shot"):
+        fulltune.verdict("two#few_shot", "two", out=tmp_path)
+    own = [{"id": row, "target": "yes", "prediction": "yes"} for row in range(50)]
+    mixed = fulltune.verdict("two", own, out=tmp_path)
+    assert isinstance(mixed, PairVerdict)
+    assert (mixed.verdict, mixed.b.value) == ("improved", 1.0)
