@@ -42,6 +42,7 @@ BEFORE_THE_MODEL = (
     "pipeline.job",
     "pipeline.loading",
     "pipeline.resume",
+    "evaluation.prompt_use",
     "pipeline.run",
     "tasks.causal_lm",
     "tasks.classification",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +38,11 @@ from fulltune.report.files import Lines
 from fulltune.runtime import machine
 from fulltune.runtime.files import folder_bytes
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
-from fulltune.runtime.version import __version__
+from fulltune.runtime.version import __version__, versions
 from fulltune.store.runs import RunFolder
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.dataset import Data
 from fulltune.training.fit import TrainingResult
-
-_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "scikit-learn", "sacrebleu")
 
 
 @dataclass(frozen=True)
@@ -256,17 +252,6 @@ def evaluation_record(
         prompts=dict(asked),
         warnings=(*warned.messages, *sentences(asked), *((leaks,) if left_out else ())),
     )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the installed packages that results depend on."""
-    installed = {"python": platform.python_version(), "fulltune": __version__}
-    for package in _PACKAGES:
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return installed
 
 
 def _comparisons(

@@ -23,7 +23,7 @@ from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.models.tokenizing import tokenizer_sha256
 from fulltune.pipeline.job import Job, on_day
 from fulltune.pipeline.loading import load_model
-from fulltune.runtime import distributed
+from fulltune.runtime import distributed, version
 from fulltune.runtime.files import to_json
 from fulltune.runtime.signals import terminable
 from fulltune.store import runs
@@ -190,11 +190,9 @@ def _result(raw: dict[str, Any]) -> TrainingResult:
 
 def _dependencies(job: Job) -> dict[str, Any]:
     """Return everything that must be the same when the run is resumed."""
-    from fulltune.pipeline.record import versions as installed
-
     config, data, base = job.config, job.data, job.base
     splits = {"train": data.train, "eval": data.eval, "valid": data.valid}
-    versions = {name: version.split(".")[0] for name, version in installed().items() if name in _PACKAGES}
+    versions = {name: number.split(".")[0] for name, number in version.versions().items() if name in _PACKAGES}
     own = config.model_dump(mode="json", exclude=set(_FREE))
     inputs: dict[str, Any] = {
         f"rows of {name}": split.table.sha256 for name, split in splits.items() if split is not None

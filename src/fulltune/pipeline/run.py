@@ -15,32 +15,31 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fulltune.config import Config, dump_config, load_config
 from fulltune.data.findings import Audit, first_warnings
+from fulltune.evaluation.prompt_use import PromptCounter
+from fulltune.metrics.run_comparison import RunComparison
+from fulltune.metrics.run_comparison import compare as compare_folders
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
-from fulltune.pipeline.job import Job, check_inputs, checked_task_and_method, dated, dated_as, pinned, prepare_job
+from fulltune.pipeline.job import check_inputs, checked_task_and_method, dated, dated_as, pinned, prepare_job
 from fulltune.pipeline.planning import stored_model
 from fulltune.pipeline.planning.quick_plan import quick_plan
 from fulltune.records.plan import Plan
 from fulltune.records.run import EvaluationRecord, Record
+from fulltune.report import write_report
 from fulltune.runtime import distributed
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.logs import run_log
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
+from fulltune.runtime.version import versions
 from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
-from fulltune.store.runs import RunFolder, named, new_run_id
+from fulltune.store.runs import named, new_run_id
 from fulltune.tasks import dataset
-
-if TYPE_CHECKING:
-    from fulltune.evaluation.retention import BaseOutputs
-    from fulltune.metrics.run_comparison import RunComparison
-    from fulltune.models.bundle import Bundle
-    from fulltune.training.fit import TrainingResult
 
 _log = logging.getLogger(__name__)
 
@@ -94,16 +93,9 @@ def run(
         with progress.stage("data and model", total=1, unit="step") as bar:
             job = prepare_job(config, out, watch, refuse)
             bar.advance()
-        config = job.config
-        from fulltune.evaluation.baselines.cache import cache_parts
-        from fulltune.evaluation.baselines.catalog import gather
-        from fulltune.evaluation.evaluate import score_baselines, score_system
-        from fulltune.evaluation.retention import BaseOutputs
-        from fulltune.models.fast_kernels import fast_kernels
-        from fulltune.pipeline.planning.measured_plan import checked_plan
-        from fulltune.pipeline.record import build, versions
-        from fulltune.report import write_report
+        from fulltune.pipeline import stages  # they import torch: by now the config and the rows are known to be valid
 
+        config = job.config
         folder = stack.enter_context(resuming.locked(out, resume, run_id))
         if distributed.is_main():
             log_to(folder.path / "run.log")
@@ -112,37 +104,36 @@ def run(
         resuming.check(folder, job, allow_changed)
         folder.write_text("config.yaml", dump_config(config))
         stack.enter_context(pinned_kernels(config.speed.kernels, folder.path / "kernels.json"))
-        stack.enter_context(fast_kernels(job.base.model))
+        stack.enter_context(stages.fast_kernels(job.base.model))
         audit_file = folder.write_text("audit.json", job.audit.to_json())
         job.check_audit(where=str(audit_file))
-        planned = checked_plan(job)
+        planned = stages.checked_plan(job)
         folder.write_json("plan.json", planned)
         for line in first_warnings(job.audit.warnings(), "in audit.json"):
             progress.note(line)
 
         with folder.append("predictions.jsonl") as sink:
             with watch("baselines"):
-                given = gather(config, job.task, job.data, job.base, len(job.features))
-                key = cache_parts(job.task, config, job.base, job.data.train.table, job.data.eval.table)
-                systems = score_baselines(given, job.data, key, job.out, sink, progress)
+                shots, systems = stages.score_baselines(job, sink, progress)
                 scores = {name: one.without(job.left_out).scores(config.evaluation) for name, one in systems.items()}
                 folder.write_json("baselines.json", scores)
             with watch("base retention"):
-                base_outputs = BaseOutputs.collect(config, job.base, job.out, progress, job.data.train.examples)
+                base_outputs = stages.collect_base_outputs(job, progress)
 
-            tuned, trained = resuming.read_back(job, folder) or _trained(job, base_outputs, folder, progress, watch)
+            finished = resuming.read_back(job, folder)
+            tuned, trained = finished or stages.train_model(job, base_outputs, folder, progress, watch)
 
-            stack.enter_context(fast_kernels(tuned.model))
+            stack.enter_context(stages.fast_kernels(tuned.model))
             with watch("evaluate"):
-                systems["tuned"] = score_system(job.task, tuned, "tuned", job.data, progress, sink)
+                systems["tuned"] = stages.score_tuned(job, tuned, sink, progress)
             with watch("retention"):
                 retention = base_outputs.compare(tuned, progress)
 
         record = distributed.on_main(
-            lambda: build(
+            lambda: stages.build(
                 job,
                 summary=planned.data,
-                shots=given.shots,
+                shots=shots,
                 systems=systems,
                 trained=trained,
                 retention=retention,
@@ -170,22 +161,6 @@ def _refuse(config: Config, out: str | Path, run_id: str, audit: Audit) -> None:
         folder.write_text("config.yaml", dump_config(config))
         where = folder.write_text("audit.json", audit.to_json())
         audit.raise_if_broken(where=str(where))
-
-
-def _trained(
-    job: Job, base_outputs: BaseOutputs, folder: RunFolder, progress: Progress, watch: Stopwatch
-) -> tuple[Bundle, TrainingResult]:
-    """Train a model, save it, and return it with the account of its training."""
-    from fulltune.pipeline.finish import finish
-    from fulltune.pipeline.train import train
-
-    with watch("train"):
-        model = job.model_to_train()
-        trained = train(job, model, base_outputs, folder, progress)
-    with watch("save"):
-        trained = finish(job, model, trained, folder)
-        resuming.keep(trained, folder)
-    return model, trained
 
 
 def _timeout(trainer: Mapping[str, Any]) -> float:
@@ -219,9 +194,9 @@ def plan(
         return _quick_plan(config, out)
     job = prepare_job(config, out)
     job.check_audit()
-    from fulltune.pipeline.planning.measured_plan import full_plan
+    from fulltune.pipeline import stages
 
-    return full_plan(job, prepared=watch.total)
+    return stages.full_plan(job, prepared=watch.total)
 
 
 def _quick_plan(config: Config, out: str | Path) -> Plan:
@@ -232,9 +207,9 @@ def _quick_plan(config: Config, out: str | Path) -> Plan:
         return quick_plan(inputs, model)
     job = prepare_job(config, out)
     job.check_audit()
-    from fulltune.pipeline.planning.measured_plan import counted_plan
+    from fulltune.pipeline import stages
 
-    return counted_plan(job)
+    return stages.counted_plan(job)
 
 
 def evaluate(
@@ -273,16 +248,13 @@ def evaluate(
         task.findings({"eval": data.eval.examples})
     task, bundle, system = loading.find_model(config, task, name, out)
     config = dated(config, task, bundle)
-    from fulltune.evaluation.evaluate import score_system
-    from fulltune.evaluation.prompt_use import PromptCounter
-    from fulltune.models.fast_kernels import fast_kernels
-    from fulltune.pipeline.record import evaluation_record
+    from fulltune.pipeline import stages
 
-    asked = PromptCounter()
-    with pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
-        evaluation = score_system(task, bundle, system, data, progress, asked)
+    prompts = PromptCounter()
+    with pinned_kernels(config.speed.kernels), stages.fast_kernels(bundle.model):
+        evaluation = stages.score_system(task, bundle, system, data, progress, prompts)
     leaked = loading.left_out(name, out, data.eval.table.sha256)
-    return evaluation_record(config, task, data, bundle, evaluation, asked.uses(), warned, leaked)
+    return stages.evaluation_record(config, task, data, bundle, evaluation, prompts.uses(), warned, leaked)
 
 
 def compare(a: str | Path | Record, b: str | Path | Record, *, out: str | Path = "runs") -> RunComparison:
@@ -295,6 +267,4 @@ def compare(a: str | Path | Record, b: str | Path | Record, *, out: str | Path =
     Raises:
         IncompatibleError: The scores of the two runs do not mean the same.
     """
-    from fulltune.metrics.run_comparison import compare as compare_folders
-
     return compare_folders(evidence(*named(a, out)), evidence(*named(b, out)))
