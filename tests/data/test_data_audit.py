@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fulltune.config import Config
-from fulltune.data.audit import Audit, Finding, audit
+from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Column, Row, Table, load_table
 from fulltune.errors import DataError, Problem
 
@@ -61,16 +61,20 @@ def look(train: Pairs, evaluation: Pairs, role: str = "label", valid: Pairs = ()
     def examples(name: str, rows: Pairs) -> list[Example]:
         return [Example(f"{name}:{n}", text, target) for n, (text, target) in enumerate(rows, start=1)]
 
-    problems = options.pop("problems", ())
-    return audit(
+    problems, settings = options.pop("problems", ()), options.pop("config", config())
+    splits = {"train": examples("train", train), "eval": examples("eval", evaluation)}
+    report = audit(
         train=table("train", train, role, problems),
         evaluation=table("eval", evaluation, role),
         valid=table("valid", valid, role) if valid else None,
-        train_examples=examples("train", train),
-        eval_examples=examples("eval", evaluation),
-        config=options.pop("config", config()),
-        **options,
+        train_examples=splits["train"],
+        eval_examples=splits["eval"],
+        config=settings,
     )
+    if not options:
+        return report
+    encoded = {"encode": lambda example: [Features()], "tokenizer": tokenizer()} | options
+    return report.extended(token_findings(splits, settings.data, generated=role not in ("label", "labels"), **encoded))
 
 
 def rows(start: int, count: int, labels: str = "ab") -> list[tuple[str, str]]:
@@ -401,8 +405,9 @@ def test_targets_that_do_not_survive(broken: int, level: str) -> None:
 
 def test_names_of_classes_need_not_be_tokenizable() -> None:
     train = [(text, {"a": "{A}", "b": "</s>"}[label]) for text, label in TRAIN]
-    assert kinds(look(train, train[:0] + [(t, "{A}") for t, _ in EVAL], tokenizer=tokenizer())) == {
+    assert kinds(look(train, [(text, "{A}") for text, _ in EVAL], tokenizer=tokenizer())) == {
         "class_balance",
+        "lengths",
         "unscored_labels",
     }
 

@@ -18,8 +18,9 @@ import pytest
 from fulltune.config import Config, DataConfig, load_config
 from fulltune.data.audit import audit
 from fulltune.data.load import Column, Table, load_table
-from fulltune.data.read import read_rows
-from fulltune.errors import ConfigError, DataError
+from fulltune.data.read import open_source
+from fulltune.errors import ConfigError, DataError, Problem
+from fulltune.records.run import FileFormat
 from fulltune.runtime import plugins
 from fulltune.tasks.dataset import Data, prepare
 
@@ -30,6 +31,13 @@ ROWS = [{"text": f"row {number}, of five", "label": "yes" if number % 2 else "no
 def load(source: Any, split: str = "train", **data: Any) -> Table:
     settings = DataConfig(train=source if isinstance(source, tuple) else str(source), **data)
     return load_table(settings.train, COLUMNS, settings, split=split)
+
+
+def read(source: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows of a source without roles, and the places of its bad rows."""
+    items = [item for item in open_source(str(source), "train").rows if not isinstance(item, FileFormat)]
+    rows = [dict(item[1]) for item in items if not isinstance(item, Problem)]
+    return rows, [item.where for item in items if isinstance(item, Problem)]
 
 
 def fields(table: Table) -> list[dict[str, Any]]:
@@ -362,23 +370,21 @@ def test_a_delimiter_in_the_config_decides(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_dialects_of_programs_and_people(tmp_path: Path, text: str, expected: Any) -> None:
-    rows = read_rows(str(write(tmp_path / "a.csv", text)))
-    assert rows.problems == ()
-    assert list(rows.rows) == expected
+    assert read(write(tmp_path / "a.csv", text)) == (expected, [])
 
 
 def test_a_broken_quote_in_a_quoted_file_does_not_turn_quoting_off(tmp_path: Path) -> None:
     text = '"text","label"\n' + '"good, row","x"\n' * 5 + '"broken"row","x"\n'
-    rows = read_rows(str(write(tmp_path / "a.csv", text)))
-    assert [row["text"] for row in rows.rows] == ["good, row"] * 5
-    assert [problem.where for problem in rows.problems] == ["a.csv:7"]
+    rows, bad = read(write(tmp_path / "a.csv", text))
+    assert [row["text"] for row in rows] == ["good, row"] * 5
+    assert bad == ["a.csv:7"]
 
 
 def test_a_text_with_commas_in_every_row_is_not_taken_for_row_numbers(tmp_path: Path) -> None:
     table = load(write(tmp_path / "a.csv", delimited(ROWS) + "Hello, world,x\nGood, bye,y\n"))
     assert len(table.problems) == 2
-    rows = read_rows(str(write(tmp_path / "b.csv", "text,label\nHello, world,x\nGood, bye,y\n")))
-    assert (len(rows.rows), len(rows.problems)) == (0, 2)
+    rows, bad = read(write(tmp_path / "b.csv", "text,label\nHello, world,x\nGood, bye,y\n"))
+    assert (len(rows), len(bad)) == (0, 2)
 
 
 # Labels

@@ -43,8 +43,6 @@ def audit(
     eval_examples: Sequence[E],
     config: Config,
     valid: Table | None = None,
-    encode: Callable[[E], Sequence[FeaturesLike]] | None = None,
-    tokenizer: Any = None,
 ) -> Audit:
     """Check the data for all problems that are known to break runs.
 
@@ -55,8 +53,6 @@ def audit(
         eval_examples: Rows of ``eval`` as the task sees them.
         config: Thresholds, batch size, and whether leaks are allowed.
         valid: The same as ``train`` for ``valid``, or None.
-        encode: Function from an example to its training sequences; None skips lengths and truncation.
-        tokenizer: A `transformers` tokenizer; None skips unknown tokens and round trips.
     """
     fields = train[0].fields if train else {}
     classes = "label" in fields or "labels" in fields
@@ -77,13 +73,6 @@ def audit(
     if classes:
         findings += label_findings(train_examples, eval_examples, [_LabeledRow.of(row) for row in valid or ()])
         findings += kind_findings({split: table.label_kind for split, table in tables.items()})
-    findings += token_findings(
-        {"train": train_examples, "eval": eval_examples},
-        config.data,
-        generated=not classes,
-        encode=encode,
-        tokenizer=tokenizer,
-    )
     problems = [problem for table in (train, valid, evaluation) if table is not None for problem in table.problems]
     return Audit(findings=tuple(findings), leaked_ids=overlapping.leaked, bad_rows=bad_rows(problems))
 
@@ -93,23 +82,22 @@ def token_findings(
     settings: DataConfig,
     *,
     generated: bool,
-    encode: Callable[[E], Sequence[FeaturesLike]] | None,
+    encode: Callable[[E], Sequence[FeaturesLike]],
     tokenizer: Any,
 ) -> Iterator[Finding]:
-    """Yield what the tokens of the rows show; the arguments are those of :func:`audit`.
+    """Yield what the tokens of the rows show.
 
     Args:
         splits: Rows of ``train`` and ``eval`` as the task sees them.
         settings: Thresholds.
         generated: The target is text that the model writes, not a class.
-        encode: See :func:`audit`.
-        tokenizer: See :func:`audit`.
+        encode: Function from an example to its training sequences.
+        tokenizer: A `transformers` tokenizer.
     """
     for split, examples in splits.items():
-        if encode is not None and examples:
+        if examples:
             yield from tokens.length_findings(split, examples, encode, settings)
-        if tokenizer is not None:
-            yield from _vocabulary(split, examples, tokenizer, generated)
+        yield from _vocabulary(split, examples, tokenizer, generated)
 
 
 def _bad_rows(tables: Mapping[str, Table], skips: bool) -> Iterator[Finding]:

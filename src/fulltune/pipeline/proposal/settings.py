@@ -43,9 +43,6 @@ class Lengths:
         rounded = step * math.ceil((self.p99 + 4) / step)
         return min(rounded, limit or rounded)
 
-    def fraction_over(self, window: int, counts: Sequence[int]) -> float:
-        return sum(count > window for count in counts) / max(1, len(counts))
-
 
 def count_tokens(texts: Sequence[str], base: BaseModel | None) -> list[int]:
     """Return the number of tokens of (the first) texts: by the tokenizer of the model, or estimated by words."""
