@@ -115,7 +115,7 @@ def test_a_stopped_run_without_scores_can_be_shown() -> None:
 
 def test_nan_stays_nan() -> None:
     nan = Score(value=float("nan"), low=float("nan"), high=float("nan"), n=0)
-    assert "NaN" in text(runs.systems(record(scores={"tuned": {"macro_f1": nan}})))
+    assert "NaN" in text(runs.record(record(scores={"tuned": {"macro_f1": nan}}), Path("r")))
 
 
 def test_an_evaluation_puts_the_deciding_metric_first() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from fulltune.metrics import wording
-from fulltune.report import display
+from fulltune.report import display, tables
 
 if TYPE_CHECKING:
     from fulltune.experiments.learning_curve import LearningCurve
@@ -54,7 +54,7 @@ def _sentences(lines: Iterable[str], lead: str = "") -> Markup:
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
     """Return a table whose first column is text; the others are aligned right."""
-    head = _row("th", headers) if any(headers) else Markup("")
+    head = _row("th", [header[:1].upper() + header[1:] for header in headers]) if any(headers) else Markup("")
     return _TABLE.format(head, Markup("").join(_row("td", row) for row in rows))
 
 
@@ -68,22 +68,12 @@ def _pairs(pairs: Mapping[str, str]) -> Markup:
 
 
 def _record(record: Record) -> list[Markup]:
-    scores = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
-    digits = display.decimals(score.value for score in scores.values())
-    rows = []
-    for name in display.in_order(scores):
-        score, against = scores[name], record.comparison.get(f"tuned vs {name}")
-        gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
-        bounds = display.interval(score.low, score.high, digits)
-        value = display.number(score.value, digits)
-        rows.append((display.system_label(name), value, bounds, display.count(score.n), gain))
-    headers = ("System", display.metric_label(record.metric), "Interval", "Rows", "Tuned against it")
     events = [event.message for event in record.guards if event.message not in record.reasons]
     return [
         _headline(record.headline, record.outcome),
         _sentences([record.recommendation.sentence] if record.recommendation else []),
         _sentences(record.reasons),
-        _table(headers, rows),
+        _table(*tables.systems(record)),
         _table(("Retention", "Base", "Tuned", "Loss", "Verdict"), map(_retained, record.retention.items()))
         if record.retention
         else Markup(""),
@@ -110,18 +100,8 @@ def _link(record: Record) -> Markup:
 
 def _evaluation(record: EvaluationRecord) -> list[Markup]:
     title = f"{record.model.source}, {display.system_label(record.system)}, {record.data.rows:,} rows"
-    ranked = sorted(record.scores.items(), key=lambda item: item[0] != record.metric)
-    rows = [
-        (
-            display.metric_label(name),
-            display.number(score.value),
-            display.interval(score.low, score.high),
-            display.count(score.n),
-        )
-        for name, score in ranked
-    ]
     notes = _sentences(record.warnings, "Note: ")
-    return [_headline(title), _table(("Metric", "Value", "Interval", "Rows"), rows), notes]
+    return [_headline(title), _table(*tables.evaluation(record)), notes]
 
 
 def _plan(plan: Plan) -> list[Markup]:
@@ -143,51 +123,21 @@ def _plan(plan: Plan) -> list[Markup]:
 
 
 def _comparison(compared: RunComparison) -> list[Markup]:
-    rows = []
-    for item in compared.differences:
-        values = [compared.scores[side][item.metric].value for side in ("a", "b")]
-        digits = display.decimals(values)
-        bounds = display.interval(item.low, item.high, digits, sign=True)
-        shown = [display.number(value, digits) for value in values]
-        delta = display.difference(item.delta, digits)
-        rows.append((display.metric_label(item.metric), *shown, delta, bounds, wording.verdict(item)))
-    table = _table(("Metric", "A", "B", "B − A", "Interval", "Verdict"), rows)
-    return [_headline(compared.headline), _sentences([f"From A = {compared.a} to B = {compared.b}"]), table]
+    named = _sentences([f"From A = {compared.a} to B = {compared.b}"])
+    return [_headline(compared.headline), named, _table(*tables.comparison(compared))]
 
 
 def _learning_curve(curve: LearningCurve) -> list[Markup]:
-    digits = display.decimals(point.score.value for point in curve.points)
-    rows = [
-        (
-            display.count(point.rows),
-            display.number(point.score.value, digits),
-            display.interval(point.score.low, point.score.high, digits),
-        )
-        for point in curve.points
-    ]
-    table = _table(("Training rows", display.metric_label(curve.metric), "Interval"), rows)
-    return [_headline(curve.headline, curve.verdict), table]
+    return [_headline(curve.headline, curve.verdict), _table(*tables.learning_curve(curve))]
 
 
 def _learning_rate(result: LearningRate) -> list[Markup]:
     title = "No learning rate can be recommended" if result.rate is None else f"Learning rate: {result.rate:.1e}"
-    rows = [(display.compact(one.rate), display.number(one.loss)) for one in result.candidates]
-    return [_headline(title), _sentences([result.reason]), _table(("Rate", "Held-out loss"), rows)]
+    return [_headline(title), _sentences([result.reason]), _table(*tables.learning_rate(result))]
 
 
 def _sweep(result: Sweep) -> list[Markup]:
-    marks = {result.default: "the config as it is", result.best: "best"}
-    rows = [
-        (
-            str(trial.number),
-            ", ".join(f"{field} = {value}" for field, value in trial.settings.items()),
-            display.number(trial.value, 4),
-            marks.get(trial.number, ""),
-        )
-        for trial in result.trials
-    ]
-    table = _table(("Trial", "Settings", display.metric_label(result.objective), ""), rows)
-    return [_headline(result.headline), _sentences([result.caution]), table]
+    return [_headline(result.headline), _sentences([result.caution]), _table(*tables.sweep(result))]
 
 
 def _methods(compared: MethodComparison) -> list[Markup]:

@@ -14,7 +14,6 @@ from fulltune.cli.doctor import Diagnosis
 from fulltune.cli.render import data
 from fulltune.data.findings import first_warnings
 from fulltune.data.tokens import TRUNCATED
-from fulltune.metrics import wording
 from fulltune.metrics.run_comparison import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
@@ -22,7 +21,7 @@ from fulltune.records.plan import Detectable, Plan
 from fulltune.records.run import EvaluationRecord, Record, Retention
 from fulltune.records.seeded import SeededRuns
 from fulltune.records.verdict import ManyVerdicts, PairVerdict
-from fulltune.report import dataset, display, retention
+from fulltune.report import dataset, display, retention, tables
 from fulltune.report import verdict as verdicts
 from fulltune.report.methods import rows as method_rows
 from fulltune.runtime.terminal import wrapping_table
@@ -45,7 +44,7 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
     reasoned = [*reasons, *watched(record)]
     kept = [*retained(record), *described(record), *audited(record), *spent(record)]
-    return Group(Text(record.headline, style="bold"), *reasoned, systems(record), *kept, *ending)
+    return Group(Text(record.headline, style="bold"), *reasoned, _table(tables.systems(record)), *kept, *ending)
 
 
 def retained(record: Record) -> list[Text]:
@@ -113,42 +112,27 @@ def watched(record: Record) -> list[Text]:
     return [Text(f"Guard ({event.guard}): {event.message}") for event in events]
 
 
-def systems(record: Record) -> Table:
-    """Show every system by the deciding metric, with the paired difference of the tuned model from it."""
-    scores = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
-    digits = display.decimals(score.value for score in scores.values())
-    table = wrapping_table("system", display.metric_label(record.metric), "interval", "rows", "tuned against it")
-    for name in display.in_order(scores):
-        score, against = scores[name], record.comparison.get(f"tuned vs {name}")
-        bounds = display.interval(score.low, score.high, digits)
-        gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
-        table.add_row(
-            display.system_label(name), display.number(score.value, digits), bounds, display.count(score.n), gain
-        )
-    return table
-
-
-def seeded(found: SeededRuns) -> RenderableType:
+def seeded(result: SeededRuns) -> RenderableType:
     """Show several seeds: the result, the mean of each system, and the runs."""
-    digits = display.decimals([score.value for score in found.scores.values()])
-    table = wrapping_table("system", display.metric_label(found.metric), "interval", "tuned against it")
-    for name in display.in_order(found.scores):
-        score, against = found.scores[name], found.comparison.get(f"tuned vs {name}")
+    digits = display.decimals([score.value for score in result.scores.values()])
+    table = wrapping_table("system", display.metric_label(result.metric), "interval", "tuned against it")
+    for name in display.in_order(result.scores):
+        score, against = result.scores[name], result.comparison.get(f"tuned vs {name}")
         gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
         bounds = display.interval(score.low, score.high, digits)
         table.add_row(display.system_label(name), display.number(score.value, digits), bounds, gain)
-    lines = [f"seed {run.seed}: {run.run_id} {display.number(run.value, digits)}, {run.outcome}" for run in found.runs]
-    reasons = [f"Reason: {reason}" for reason in found.reasons]
+    lines = [f"seed {run.seed}: {run.run_id} {display.number(run.value, digits)}, {run.outcome}" for run in result.runs]
+    reasons = [f"Reason: {reason}" for reason in result.reasons]
     texts = [Text(line, overflow="fold") for line in (*reasons, *lines)]
-    return Group(Text(f"{found.outcome}. {found.headline}", style="bold"), table, *texts)
+    return Group(Text(f"{result.outcome}. {result.headline}", style="bold"), table, *texts)
 
 
-def verdict(found: PairVerdict | ManyVerdicts) -> RenderableType:
+def verdict(result: PairVerdict | ManyVerdicts) -> RenderableType:
     """Show the verdict on two or more systems: sentences, then one row per system."""
-    table = wrapping_table(*verdicts.header(found))
-    for row in verdicts.rows(found):
+    table = wrapping_table(*verdicts.header(result))
+    for row in verdicts.rows(result):
         table.add_row(*row)
-    first, *others = verdicts.sentences(found)
+    first, *others = verdicts.sentences(result)
     return Group(Text(first, style="bold"), *(Text(line) for line in others), table)
 
 
@@ -156,23 +140,12 @@ def evaluation(record: EvaluationRecord) -> RenderableType:
     """Show an evaluation: every metric of one system, the deciding one first."""
     system = display.system_label(record.system)
     title = f"{record.model.source}, {system}, on {record.data.rows:,} rows of {record.data.source}"
-    table = wrapping_table("metric", "value", "interval", "rows")
-    for name, score in sorted(record.scores.items(), key=lambda item: item[0] != record.metric):
-        bounds = display.interval(score.low, score.high)
-        table.add_row(display.metric_label(name), display.number(score.value), bounds, display.count(score.n))
-    return Group(Text(title, style="bold"), table, *(Text(f"Note: {line}") for line in record.warnings))
+    notes = [Text(f"Note: {line}") for line in record.warnings]
+    return Group(Text(title, style="bold"), _table(tables.evaluation(record)), *notes)
 
 
 def comparison(compared: RunComparison) -> RenderableType:
     """Show a comparison from A to B: the result, each metric with its paired difference, and the rows that changed."""
-    table = wrapping_table("metric", "A", "B", "B − A", "interval", "verdict")
-    for item in compared.differences:
-        values = [compared.scores[side][item.metric].value for side in ("a", "b")]
-        digits = display.decimals(values)
-        bounds = display.interval(item.low, item.high, digits, sign=True)
-        shown = [display.number(value, digits) for value in values]
-        delta = display.difference(item.delta, digits)
-        table.add_row(display.metric_label(item.metric), *shown, delta, bounds, wording.verdict(item))
     lists = {
         "right only in B": compared.fixed,
         "right only in A": compared.broken,
@@ -182,6 +155,7 @@ def comparison(compared: RunComparison) -> RenderableType:
     }
     changed = {name: _some(rows) for name, rows in lists.items() if rows}
     named = Text(f"From A = {compared.a}\nto   B = {compared.b}", overflow="fold")
+    table = _table(tables.comparison(compared))
     return Group(Text(compared.headline, style="bold"), named, table, _pairs(changed))
 
 
@@ -236,19 +210,12 @@ def methods(compared: MethodComparison) -> RenderableType:
 
 def sweep(result: Sweep) -> RenderableType:
     """Show a search: its trials, the best first, the gain of the choice, and the config to run."""
-    table = wrapping_table(
-        *(field.rpartition(".")[2] for field in result.space), display.metric_label(result.objective), "", ""
-    )
-    sign = -1 if result.direction == "higher" else 1
-    for trial in sorted(result.trials, key=lambda trial: (trial.state != "whole", sign * trial.value)):
-        marks = {result.best: "best", result.default: "the config as it is"}
-        settings = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial.settings.values())
-        state = "" if trial.state == "whole" else trial.state
-        table.add_row(*settings, display.number(trial.value, 4), state, marks.get(trial.number, ""))
     pairs = {"run it": f"fulltune run {result.config}"} if result.config else {}
     reasons = {trial.reason for trial in result.trials if trial.reason}
     broken = [Text(f"Broke: {reason}") for reason in sorted(reasons)]
-    return Group(Text(result.headline, style="bold"), table, *broken, Text(result.caution), _pairs(pairs))
+    return Group(
+        Text(result.headline, style="bold"), _table(tables.sweep(result)), *broken, Text(result.caution), _pairs(pairs)
+    )
 
 
 def plan(plan: Plan) -> RenderableType:
@@ -328,28 +295,18 @@ def what_fits(fits: FitTable) -> RenderableType:
 
 def learning_curve(curve: LearningCurve) -> RenderableType:
     """Show scores by number of training rows, and the gain from twice as many."""
-    label = display.metric_label(curve.metric)
-    table = wrapping_table("training rows", label, "interval")
-    for point in curve.points:
-        bounds = display.interval(point.score.low, point.score.high)
-        table.add_row(display.count(point.rows), display.number(point.score.value), bounds)
     how = (
         f"Each part was trained for {curve.steps:,} steps and scored on all rows of eval; better is {curve.direction}."
     )
-    return Group(Text(curve.headline, style="bold"), table, Text(how, style="dim"))
+    return Group(Text(curve.headline, style="bold"), _table(tables.learning_curve(curve)), Text(how, style="dim"))
 
 
 def learning_rate(result: LearningRate) -> RenderableType:
     """Show the search for a learning rate: the result, the short trainings, the plot, and the line for the config."""
-    table = wrapping_table("learning rate", "held-out loss", "")
-    digits = display.decimals(candidate.loss for candidate in result.candidates)
-    for candidate in result.candidates:
-        chosen = "advised" if candidate.rate == result.rate else ""
-        table.add_row(f"{candidate.rate:.1e}", display.number(candidate.loss, digits), chosen)
     pairs = {"the config has": f"{result.asked:.1e}", "plot": result.plot}
     if result.rate is not None:
         pairs["to take it"] = result.line
-    tried = [table] if result.candidates else []
+    tried = [_table(tables.learning_rate(result))] if result.candidates else []
     return Group(Text(result.reason, style="bold"), *tried, _pairs(pairs))
 
 
@@ -382,6 +339,13 @@ def resume_check(result: ResumeCheck) -> RenderableType:
 def _some(ids: Sequence[str], shown: int = 5) -> str:
     """Format a list: ``12: a, b, c, d, e …``."""
     return f"{len(ids):,}: {', '.join(ids[:shown])}" + (" …" if len(ids) > shown else "")
+
+
+def _table(table: tables.Table) -> Table:
+    shown = wrapping_table(*table.headers)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
 
 
 def _pairs(pairs: dict[str, str]) -> Table:
