@@ -62,7 +62,7 @@ def test_a_run_without_retention_has_no_section() -> None:
 def test_abilities_without_a_budget_are_not_said_to_be_within_it() -> None:
     free = found(0.3, "no budget", math.inf, "linear_cka").model_copy(update={"reason": "features may rotate"})
     [row] = retention.rows(record(representation=free))
-    assert (row.verdict, row.budget, row.kind) == ("no budget", "features may rotate", "kept")
+    assert (row.verdict, row.budget, row.css_class) == ("no budget", "features may rotate", "kept")
     assert row.metric.startswith("Linear CKA")
 
 

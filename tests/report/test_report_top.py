@@ -69,7 +69,7 @@ def test_the_figures_are_those_of_the_record() -> None:
     kept = lost.model_copy(update={"change": 0.01, "low": 0.0, "high": 0.02, "verdict": "kept"})
     shown = tiles.tiles(samples.record(retention={"tales": kept, "law": lost}))
 
-    assert [(tile.name, tile.value, tile.kind) for tile in shown] == [
+    assert [(tile.name, tile.value, tile.css_class) for tile in shown] == [
         ("Macro-F1, tuned model", "0.903", ""),
         ("Macro-F1, best baseline", "0.871", ""),
         ("Difference", "+0.032", "improved"),
@@ -177,7 +177,7 @@ def test_a_loss_that_cannot_be_told_is_not_shown_as_one() -> None:
     )
     [tile] = [tile for tile in tiles.tiles(samples.record(retention={"general text": unclear})) if "loss" in tile.name]
 
-    assert tile.kind == ""
+    assert tile.css_class == ""
     assert tile.notes == ("general text", "cannot tell with 20 rows, budget 5.0%")
 
 

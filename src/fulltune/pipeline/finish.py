@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fulltune.evaluation.evaluate import evaluate
 from fulltune.metrics.base import Metric
+from fulltune.metrics.wording import label
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job
@@ -70,6 +71,6 @@ def _dropped(adapter: AdapterInfo, metric: Metric) -> tuple[str, ...]:
     if not adapter.rows or loss <= _ROUNDING * max(abs(adapter.before), _ROUNDING):
         return ()
     return (
-        f"Merging changed {metric.name} from {adapter.before:.4g} to {adapter.after:.4g} on {adapter.rows} rows; "
+        f"Merging changed {label(metric)} from {adapter.before:.4g} to {adapter.after:.4g} on {adapter.rows} rows; "
         "the merged model is the one that is reported.",
     )

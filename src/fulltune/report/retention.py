@@ -17,7 +17,7 @@ SIGNS = {"kept": "=", "lost": "▼", "cannot tell": "?", "no budget": "·"}
 
 @dataclass(frozen=True)
 class Row:
-    """One ability; ``kind`` is the CSS class of its verdict."""
+    """One ability; ``css_class`` is that of its verdict."""
 
     name: str
     metric: str
@@ -30,7 +30,7 @@ class Row:
     budget: str
     verdict: str
     sign: str
-    kind: str
+    css_class: str
 
 
 def rows(record: Record) -> list[Row]:
@@ -90,5 +90,5 @@ def _row(name: str, result: Retention) -> Row:
         budget=result.reason if math.isinf(result.budget) else f"budget {percentage(result.budget)}",
         verdict=verdict_text(result),
         sign=SIGNS[result.verdict],
-        kind="worse" if result.verdict == "lost" else "kept",
+        css_class="worse" if result.verdict == "lost" else "kept",
     )

@@ -81,10 +81,10 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}%"
 
 
-def figure(title: str, description: str, height: float, *parts: Markup, kind: str = "chart") -> Markup:
+def figure(title: str, description: str, height: float, *parts: Markup, css_class: str = "chart") -> Markup:
     """Return the outer element, with a title and a description for screen readers."""
     head = (tag("title", title), tag("desc", description))
-    return tag("svg", *head, *parts, class_=kind, role="img", width="100%", height=f"{height:g}", aria_label=title)
+    return tag("svg", *head, *parts, class_=css_class, role="img", width="100%", height=f"{height:g}", aria_label=title)
 
 
 def bottom_axis(
@@ -206,10 +206,10 @@ def forest(title: str, rows: Sequence[Bar], *, tick: Callable[[float], str] = co
     return figure(title, _description(rows), bottom + 20, *parts)
 
 
-def _across(value: float, kind: str, axis: Axis, strip: _Strip) -> Markup:
+def _across(value: float, css_class: str, axis: Axis, strip: _Strip) -> Markup:
     """Return a vertical line behind the marker of a row."""
     place = percent(axis.at(value))
-    return tag("line", class_=kind, x1=place, x2=place, y1=strip.middle - 8, y2=strip.middle + 9)
+    return tag("line", class_=css_class, x1=place, x2=place, y1=strip.middle - 8, y2=strip.middle + 9)
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
@@ -314,7 +314,7 @@ def lines(
     for curve in curves:
         parts += [_path(curve, x_axis, y_axis), _dots(curve, x_axis, y_axis, unit)]
     parts.append(_marks(marks, x_axis, unit))
-    return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
+    return figure(title, description, _TOP + _HEIGHT + 22, *parts, css_class="chart curve")
 
 
 def _steps_axis(first: float, last: float, log: bool) -> Axis:
@@ -439,7 +439,7 @@ def scatter(title: str, description: str, dots: Sequence[Dot], tick: Callable[[f
     parts.append(_path(Line("front", front), x_axis, y_axis) if len(front) > 1 else Markup(""))
     parts += [_scattered(dot, x_axis, y_axis) for dot in drawn]
     parts += _names(drawn, front, x_axis, y_axis)
-    return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
+    return figure(title, description, _TOP + _HEIGHT + 22, *parts, css_class="chart curve")
 
 
 def _scattered(dot: Dot, x_axis: Axis, y_axis: Axis) -> Markup:
@@ -514,4 +514,4 @@ def calibration(title: str, bins: Sequence[Bin]) -> Markup:
     description = "; ".join(
         f"{b.low:g} to {b.high:g}: {b.accuracy:.2f} correct, {b.count} rows" for b in bins if b.count
     )
-    return figure(title, description, _TOP + _HEIGHT + 22, *parts, kind="chart curve")
+    return figure(title, description, _TOP + _HEIGHT + 22, *parts, css_class="chart curve")

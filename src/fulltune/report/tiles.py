@@ -41,7 +41,7 @@ class Tile:
     name: str
     value: str
     notes: tuple[str, ...]
-    kind: str = ""
+    css_class: str = ""
 
 
 def tiles(record: Record) -> list[Tile]:

@@ -285,7 +285,9 @@ def test_a_model_with_nan_scores_has_forgotten(probe: str) -> None:
     base_outputs = BaseOutputs.collect(config(probe), fakes.bundle("gpt2"))
     found = base_outputs.compare(shaken(fakes.bundle("gpt2"), math.nan))["general text"]
     assert found.verdict == "lost"
-    assert sentence("general text", found).endswith("nan% better (+nan% to +nan%): lost, beyond the budget of 0.05")
+    text = sentence("general text", found)
+    assert text.startswith("general text: Bits per byte ")
+    assert text.endswith("nan% better (+nan% to +nan%): lost, beyond the budget of 0.05")
 
 
 def test_the_builtin_probe_keeps_its_languages_apart_and_a_file_may_name_them(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_merge_is_checked_and_reported(tmp_path: Path, monkeypatch: pytest.Mon
     record = run(tmp_path, "lora", "llama", "causal-lm")
     assert record.adapter is not None
     assert record.adapter.after > record.adapter.before
-    merge_warnings = [line for line in record.warnings if line.startswith("Merging changed bits_per_byte from")]
+    merge_warnings = [line for line in record.warnings if line.startswith("Merging changed bits per byte from")]
     assert len(merge_warnings) == 1
     assert "on 6 rows; the merged model is the one that is reported" in merge_warnings[0]
     assert record.scores["tuned"]["bits_per_byte"].value == pytest.approx(record.adapter.after)

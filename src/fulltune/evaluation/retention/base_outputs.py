@@ -20,6 +20,7 @@ from fulltune.models import reconcile
 from fulltune.models.bundle import Bundle, with_base_head
 from fulltune.models.modes import in_mode
 from fulltune.records.run import Prediction, Retention, Score
+from fulltune.report.display import metric_label
 from fulltune.runtime import distributed
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.cache import cache_key, cache_path, cached_rows
@@ -174,10 +175,10 @@ def verdict_of(change: float, low: float, high: float, budget: float, n: int, co
 
 
 def sentence(name: str, retention: Retention) -> str:
-    """Return a line such as ``topics (en): topic_accuracy 0.9 → 0.8, 11.1% worse (+2.8% to +25.1%): …``."""
+    """Return a line such as ``general text (en): Bits per byte 1.1 → 1.2, 9.1% worse (+2.8% to +15.1%): …``."""
     direction = "worse" if retention.change > 0 else "better"
     return (
-        f"{name}: {retention.metric} {retention.base.value:.4g} → {retention.tuned.value:.4g}, "
+        f"{name}: {metric_label(retention.metric)} {retention.base.value:.4g} → {retention.tuned.value:.4g}, "
         f"{abs(retention.change):.1%} {direction} ({retention.low:+.1%} to {retention.high:+.1%}): {outcome(retention)}"
     )
 
