@@ -155,13 +155,14 @@ def sweep(
     trainer.remove_callback(PrinterCallback)
     optimizer = trainer.create_optimizer()
     trainer.lr_scheduler = LambdaLR(optimizer, lambda step: wanted[min(step, len(wanted) - 1)] / args.learning_rate)
+    is_finite = True
     try:
         with pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
             trainer.train()
     except NonFiniteError:
-        seen.is_whole = False
+        is_finite = False
     bundle.model.zero_grad(set_to_none=True)
-    return seen.points, seen.is_whole
+    return seen.points, is_finite and seen.is_whole
 
 
 def _arguments(config: Config, output_dir: Path, rows: int, steps: int) -> TrainingArguments:
@@ -201,5 +202,6 @@ class _Seen(TrainerCallback):
         self.on_step(*point)
         curve = smoothed([loss for _, loss in self.points])
         if curve[-1] > min(curve) + (CEILING - 1) * max(abs(min(curve)), LEAST):
-            self.is_whole, control.should_training_stop = False, True
+            self.is_whole = False
+            control.should_training_stop = True
         return control
