@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, EvaluationConfig, ForgettingConfig
+from fulltune.config import BaselineConfig, Config, EvaluationConfig, ForgettingConfig
 from fulltune.data.findings import rows
 from fulltune.evaluation.evaluate import Evaluation
 from fulltune.evaluation.prompt_use import prompt_uses, sentences
@@ -79,7 +79,7 @@ def build(
     verdict = _not_forgetting(verdict, config.guards.forgetting, retention)
     verdict = _conclusion(verdict, trained)
     asked = prompt_uses(lines)
-    noted = (*_skipped(config), *sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
+    noted = (*_skipped(config.baselines), *sentences(asked, len(shots)), *constant_answer(_Of(lines, "tuned")))
     draft = Record(
         run_id=folder.run_id,
         fulltune=__version__,
@@ -213,9 +213,9 @@ def constant_answer(predictions: Iterable[Prediction]) -> tuple[str, ...]:
     return (f"The tuned model gives the same answer to all {rows} rows: {answer[:80]!r}.",)
 
 
-def _skipped(config: Config) -> tuple[str, ...]:
+def _skipped(settings: BaselineConfig) -> tuple[str, ...]:
     """Return a warning about the baselines that were switched off: "better than every baseline" is not about them."""
-    names = [wording.system(name) for name in config.baselines.skip]
+    names = [wording.system(name) for name in settings.skip]
     return (f"Not compared with {wording.listed(names)} (baselines.skip).",) if names else ()
 
 
