@@ -6,10 +6,11 @@ once. What a file holds is decided by its content, with a note if its name state
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from fulltune.data import columnar
 from fulltune.data.csv_rows import is_table, open_csv, stream_csv
@@ -37,6 +38,56 @@ from fulltune.runtime.rows_file import is_cached
 _DELIMITERS = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
 
 _DEFAULT = Options()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source, before any column is given a role.
+
+    Attributes:
+        columns: Column names in their order.
+        rows: Values by column.
+        places: Position of each row: file and line.
+        problems: Rows that cannot be parsed.
+        files: How each file was read, and what was assumed.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    places: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    files: tuple[FileFormat, ...]
+
+
+def read_rows(
+    source: str | Sequence[str], *, split: str = "train", options: Options = _DEFAULT, limit: int | None = None
+) -> Rows:
+    """Read a source as it is: rows, column names, and what was inferred to read them.
+
+    Args:
+        source: A file, folder, pattern or hub id, or a list of these, as in a config.
+        split: The split to read if the source has several and names none: ``train``, ``validation`` or ``test``.
+        options: Encoding and delimiter, if they are known.
+        limit: Maximum number of rows.
+
+    Raises:
+        DataError: The source does not exist or cannot be read.
+    """
+    opened = open_source(source, split, options=options)
+    columns = dict.fromkeys(opened.columns or ())
+    rows, places, problems, files = list[Mapping[str, Any]](), list[str](), list[Problem](), list[FileFormat]()
+    for item in opened.rows:
+        if isinstance(item, Problem):
+            problems.append(item)
+        elif isinstance(item, FileFormat):
+            files.append(item)
+        else:
+            places.append(item[0])
+            rows.append(item[1])
+            columns.update(dict.fromkeys(item[1]))
+        if len(rows) == limit:
+            break
+    return Rows(tuple(columns), tuple(rows), tuple(places), tuple(problems), tuple(files))
 
 
 def open_source(
