@@ -70,7 +70,10 @@ def outcome(run: Path) -> dict[str, str]:
     files = [*sorted((run / "model").iterdir()), run / "steps.jsonl", run / "predictions.jsonl"]
     found = {str(path.relative_to(run)): file_sha256(path) for path in files}
     measured: Any = {
-        **{"run_id": True, "created": True, "resources": True, "training": {"peak_bytes"}},
+        "run_id": True,
+        "created": True,
+        "resources": True,
+        "training": {"peak_bytes"},
         "baselines": {"__all__": {"seconds", "is_cached"}},
     }
     measured["baselines"] = {"__all__": {"seconds", "is_cached"}}

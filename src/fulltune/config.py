@@ -472,6 +472,7 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     options: Mapping[str, Any] | None = None,
+    base: Path | None = None,
 ) -> Config:
     """Read a config from a YAML or JSON file or a mapping, then apply options and ``a.b=value`` overrides.
 
@@ -481,6 +482,7 @@ def load_config(
         source: The config; None if ``options`` has all of it.
         overrides: ``a.b=value`` texts, applied last.
         options: Sections and values that are merged over the config key by key, such as ``{"train": {"epochs": 1}}``.
+        base: Folder for relative data paths; by default that of the file.
 
     Raises:
         ConfigError: The file is missing or not YAML; a key is unknown; a value has the wrong type. All problems at
@@ -506,7 +508,8 @@ def load_config(
         )
     if problems:
         raise ConfigError([*problems, *_later_problems(merged, where)])
-    return _resolve_paths(config, Path(where).parent) if where else config
+    folder = base or (Path(where).parent if where else None)
+    return _resolve_paths(config, folder) if folder else config
 
 
 def _later_problems(raw: Mapping[str, Any], where: str) -> list[Problem]:
