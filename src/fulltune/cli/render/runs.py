@@ -14,6 +14,7 @@ from fulltune.cli.doctor import Diagnosis
 from fulltune.cli.render import data
 from fulltune.data.findings import first_warnings
 from fulltune.data.tokens import TRUNCATED
+from fulltune.metrics import wording
 from fulltune.metrics.run_comparison import RunComparison
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
