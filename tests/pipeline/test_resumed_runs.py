@@ -100,12 +100,13 @@ def test_a_run_killed_in_training_ends_like_an_uninterrupted_one(
 def test_a_run_killed_in_evaluation_is_not_trained_again(
     place: Path, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    expected = uninterrupted("classification")
     with monkeypatch.context() as patch:
         patch.setattr("fulltune.evaluation.evaluate.score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
     monkeypatch.setattr("fulltune.pipeline.train.train", lambda *args: pytest.fail("it is trained"))
     fulltune.run(out=tmp_path, resume=run)
-    assert outcome(tmp_path / run) == uninterrupted("classification")
+    assert outcome(tmp_path / run) == expected
 
 
 def test_a_run_killed_after_its_last_step_keeps_its_best_weights(

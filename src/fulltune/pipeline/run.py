@@ -125,7 +125,7 @@ def run(
 
             stack.enter_context(stages.fast_kernels(tuned.model))
             with watch("evaluate"):
-                systems["tuned"] = stages.score_tuned(job, tuned, sink, progress)
+                systems["tuned"] = stages.score_system(job.task, tuned, "tuned", job.data, progress, sink)
             with watch("retention"):
                 retention = base_outputs.compare(tuned, progress)
 

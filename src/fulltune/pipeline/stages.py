@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fulltune.evaluation import evaluate
 from fulltune.evaluation.baselines.cache import cache_parts
 from fulltune.evaluation.baselines.catalog import gather
-from fulltune.evaluation.evaluate import Evaluation, Sink, score_system
+from fulltune.evaluation.evaluate import Evaluation, Sink
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
@@ -18,7 +18,8 @@ from fulltune.pipeline.record import build, evaluation_record
 from fulltune.runtime.progress import Progress
 from fulltune.runtime.stopwatch import Stopwatch
 from fulltune.store.runs import RunFolder
-from fulltune.tasks.base import Example
+from fulltune.tasks.base import Example, Task
+from fulltune.tasks.dataset import Data
 from fulltune.training.fit import TrainingResult
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "full_plan",
     "score_baselines",
     "score_system",
-    "score_tuned",
     "train_model",
 ]
 
@@ -61,6 +61,6 @@ def train_model(
     return model, trained
 
 
-def score_tuned(job: Job, tuned: Bundle, sink: Sink, progress: Progress) -> Evaluation:
-    """Evaluate the tuned model on the evaluation rows."""
-    return evaluate.score_system(job.task, tuned, "tuned", job.data, progress, sink)
+def score_system(task: Task, bundle: Bundle, system: str, data: Data, progress: Progress, sink: Sink) -> Evaluation:
+    """Evaluate a model on the evaluation rows."""
+    return evaluate.score_system(task, bundle, system, data, progress, sink)
