@@ -25,6 +25,7 @@ from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied, ans
 from fulltune.metrics import seeds
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
+from fulltune.metrics.compare import holm
 from fulltune.metrics.run_comparison import deciding_metric, scored
 from fulltune.records.methods import MethodComparison, MethodResult, SeedRun, SystemResult, Tried
 from fulltune.records.run import Comparison, Record, base_kept, read_record
@@ -330,7 +331,9 @@ def _summary(
         for name, result in measured.items()
     }
     settings = config.evaluation.model_dump(include={"resamples", "confidence", "min_effect"})
-    compared = [_scored(result, rows, reference, metric, settings) for result in results]
+    compared = _adjusted(
+        [_scored(result, rows, reference, metric, settings) for result in results], config.evaluation.confidence
+    )
     baselines = _baselines(record, out, rows[reference], metric, settings)
     choice = recommend(compared, baselines, reference, metric)
     return MethodComparison(
@@ -393,6 +396,21 @@ def _scored(
             "against": None if is_reference else _claimed(own, rows[reference], metric, settings),
         }
     )
+
+
+def _adjusted(results: Sequence[MethodResult], confidence: float) -> list[MethodResult]:
+    """Return the results with p-values adjusted for the number of methods; a claim must hold for these."""
+    adjusted = holm([result.against.p if result.against else math.nan for result in results])
+    return [_as_one_of_several(result, p, confidence) for result, p in zip(results, adjusted, strict=True)]
+
+
+def _as_one_of_several(result: MethodResult, p_holm: float, confidence: float) -> MethodResult:
+    if result.against is None:
+        return result
+    changes: dict[str, Any] = {"p_holm": p_holm}
+    if result.against.verdict in ("improved", "worse") and p_holm > 1 - confidence:
+        changes["verdict"] = "no detectable change"
+    return result.model_copy(update={"against": result.against.model_copy(update=changes)})
 
 
 def _claimed(

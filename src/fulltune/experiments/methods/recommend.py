@@ -157,7 +157,7 @@ def _several(measured: Sequence[MethodResult]) -> list[str]:
     compared = sum(result.against is not None for result in measured)
     lines = []
     if compared > 1:
-        lines.append(f"{compared} methods are compared with one; p-values and intervals are not corrected for that.")
+        lines.append(f"{compared} methods are compared with one: verdicts are adjusted (Holm), intervals are not.")
     fewest = min((len(result.runs) for result in measured), default=LEAST_SEEDS)
     if fewest < LEAST_SEEDS:
         covered = "rows alone" if fewest == 1 else "rows and seeds"
