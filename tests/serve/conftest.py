@@ -63,5 +63,5 @@ def questions(tmp_path_factory: pytest.TempPathFactory, databases: Path) -> Load
         folder,
         task="text2sql",
         data={"train": rows, "eval": rows, "databases": str(databases), "allow_leaks": True},
-        evaluation={"batch_size": 4, "max_new_tokens": 6},
+        evaluation={"batch_size": 4, "max_new_tokens": 6, "sql_seconds": 0.2},
     )

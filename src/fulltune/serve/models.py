@@ -91,7 +91,7 @@ class Models:
 
     def follow(self, stop: threading.Event) -> None:
         """Follow the registry until ``stop`` is set; returns at once for a name that cannot move."""
-        if self._can_move():
+        if self.can_move():
             while not stop.wait(INTERVAL):
                 self.check()
 
@@ -112,7 +112,8 @@ class Models:
             _log.exception("%s could not be loaded", wanted)
             self._keep(wanted, f"{type(error).__name__}: {error}")
 
-    def _can_move(self) -> bool:
+    def can_move(self) -> bool:
+        """Return True if the name may refer to another version later."""
         return reference(self.name, self._out) is not None and not self.name.partition("@")[2].isdecimal()
 
     def _take_over(self, model: LoadedModel) -> None:
