@@ -43,6 +43,34 @@ def classifier(classifier_folder: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """Return a decoder without a chat template."""
+    folder = tmp_path_factory.mktemp("writer")
+    fakes.save("gpt2", folder / "model")
+    rows = str(rows_file(folder / "rows.jsonl", [{"text": sentence(i)} for i in range(4)]))
+    data = {"train": rows, "eval": rows, "allow_leaks": True}
+    return load(folder, task="causal-lm", data=data, evaluation={"batch_size": 4, "max_new_tokens": 12})
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """Return a decoder with a chat template, trained on prompts."""
+    folder = tmp_path_factory.mktemp("talker")
+    model, tokenizer = fakes.llama()
+    tokenizer.chat_template = TEMPLATE
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = str(rows_file(folder / "rows.jsonl", [{"prompt": sentence(i), "completion": "yes"} for i in range(4)]))
+    data = {"train": rows, "eval": rows, "allow_leaks": True}
+    return load(folder, task="causal-lm", data=data, evaluation={"batch_size": 4, "max_new_tokens": 12})
+
+
+@pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("databases")
     for name in ("zoo", "park"):

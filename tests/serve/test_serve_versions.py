@@ -21,6 +21,7 @@ from fulltune.serve import server as servers
 from fulltune.serve.server import Server
 from fulltune.store.registry.promotion import rollback
 from fulltune.store.registry.registry import Lineage, Registry, Version
+from fulltune.tasks.generating import Generation
 
 NAME = "classification-tiny"
 TEXTS = [sentence(index) for index in range(12)]
@@ -173,7 +174,11 @@ def test_names_without_a_number_are_followed(registry: Registry, name: str, move
 def executing(questions: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     """Yield a server whose model answers with the question itself."""
     monkeypatch.setattr(
-        questions, "answer", lambda examples: [{"prediction": one.input, "sql": one.input} for one in examples]
+        questions,
+        "generations",
+        lambda examples, *_, **__: [
+            Generation(one.input, {"prediction": one.input, "sql": one.input}, 1, 1, False) for one in examples
+        ],
     )
     with site(server_of(questions, database="zoo", execute=True)) as place:
         yield place
@@ -188,7 +193,7 @@ def test_queries_are_executed_within_limits(executing: Site, databases: Path) ->
     queries = [
         "SELECT name, legs, photo FROM zoo ORDER BY legs",
         "DELETE FROM zoo",
-        "SELECT nothing",
+        "SELECT heads FROM zoo",
         ENDLESS,
         COUNTING,
     ]
@@ -198,7 +203,7 @@ def test_queries_are_executed_within_limits(executing: Site, databases: Path) ->
     assert "more_rows" not in outputs[0]
     assert [output.get("sql_error", "") for output in outputs[1:]] == [
         "refused: DELETE is not a query",
-        "no such column: nothing",
+        "no such column: heads",
         "stopped: it ran longer than 0.2 s",
         "",
     ]

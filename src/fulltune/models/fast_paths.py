@@ -209,8 +209,7 @@ def verified(
         is_plain: Compares its output with the plain one.
     """
     results = _results.setdefault(model, {})
-    length = probe_length(model, sizes[0])
-    key = path, length, *((size.bit_length() + 1) // 2 for size in sizes[1:])
+    key = _key(model, path, sizes)
     if any(name == path and not passed for (name, *_), passed in results.items()):
         return None
     if results.get(key):
@@ -218,8 +217,17 @@ def verified(
     output, reason = attempt(compute, model)
     results[key] = output is not None and is_plain(output)
     if not results[key]:
-        _log_failure(model, path, length, reason)
+        _log_failure(model, path, probe_length(model, sizes[0]), reason)
     return output if results[key] else None
+
+
+def has_passed(model: PreTrainedModel, path: str, sizes: Sequence[int]) -> bool:
+    """Return True if :func:`verified` has compared batches of these sizes, and they agreed."""
+    return _results.get(model, {}).get(_key(model, path, sizes), False)
+
+
+def _key(model: PreTrainedModel, path: str, sizes: Sequence[int]) -> Key:
+    return path, probe_length(model, sizes[0]), *((size.bit_length() + 1) // 2 for size in sizes[1:])
 
 
 def _log_failure(model: PreTrainedModel, path: str, length: int, reason: str | None) -> None:

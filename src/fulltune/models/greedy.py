@@ -39,6 +39,10 @@ TOLERANCE = 3e-4
 
 Rows = Sequence[Sequence[int]]
 
+#: Called before each new token of a row with the row and those new tokens that are certain; it may raise an exception
+#: to end decoding.
+Watch = Callable[[Sequence[int], Sequence[int]], None]
+
 
 def decoding_settings(bundle: Bundle, max_new_tokens: int, *, sampled: bool = False) -> GenerationConfig:
     """Return settings for greedy decoding, or plain sampling, with only the special tokens of the checkpoint."""
@@ -95,12 +99,15 @@ class _TopLogits(LogitsProcessor):
     ``(B,)`` whose two best logits are so close that the batch could have changed their order.
     """
 
-    def __init__(self, rows: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[int], follow: Callable[[Tensor, Sequence[Tensor]], None] | None = None) -> None:
         self.rows = list(rows)
+        self.follow = follow
         self.steps = list[tuple[Tensor, Tensor]]()
         self.is_close = list[Tensor]()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.follow is not None:
+            self.follow(input_ids, self.is_close)
         best = scores.float().topk(min(2, scores.shape[-1])).values
         self.is_close.append(best[:, 0] - best[:, -1] <= BATCH_ERROR * (1 + best[:, 0].abs()))
         values, tokens = scores[self.rows].float().topk(min(COMPARED, scores.shape[-1]))
@@ -115,10 +122,12 @@ class GreedyDecoding:
         bundle: A decoder or an encoder-decoder.
         prefixes: Cache of prefixes that rows share.
         max_new_tokens: Maximum number of new tokens.
+        watch: Is told the tokens as they are generated.
     """
 
-    def __init__(self, bundle: Bundle, prefixes: PrefixCache, max_new_tokens: int) -> None:
+    def __init__(self, bundle: Bundle, prefixes: PrefixCache, max_new_tokens: int, watch: Watch | None = None) -> None:
         self.bundle = bundle
+        self.watch = watch
         self.max_new_tokens = max_new_tokens
         self.model: Any = bundle.model
         self.is_decoder = bundle.family == "decoder"
@@ -146,38 +155,63 @@ class GreedyDecoding:
             return row
         return self.continued([batch[place]])[0]
 
-    def _paths(self, batch: Rows) -> list[tuple[str, Callable[[], _Output]]]:
-        """Return the fast paths for a batch, the fastest first."""
-        paths = list[tuple[str, Callable[[], _Output]]]()
+    def _paths(self, batch: Rows) -> list[tuple[str, Callable[[bool], _Output]]]:
+        """Return the fast paths for a batch, the fastest first; they take whether they were checked before."""
+        paths = list[tuple[str, Callable[[bool], _Output]]]()
         # A row alone is computed in one way, whatever came before it.
         shared = self.prefixes.length(batch) if len(batch) > 1 else 0
         if shared:
-            paths.append(("a shared beginning in generation", lambda: self._generated(batch, shared)))
+            paths.append(
+                ("a shared beginning in generation", lambda is_checked: self._generated(batch, shared, is_checked))
+            )
         is_ragged = len({len(row) for row in batch}) > 1
         batched = "padding in generation" if is_ragged else "a batch in generation"
         name = batched if len(batch) > 1 else "a cache in generation"
-        paths.append((name, lambda: self._generated(batch, 0)))
+        paths.append((name, lambda is_checked: self._generated(batch, 0, is_checked)))
         return paths
 
-    def _checked(self, path: str, batch: Rows, compute: Callable[[], _Output]) -> _Output | None:
+    def _checked(self, path: str, batch: Rows, compute: Callable[[bool], _Output]) -> _Output | None:
         """Return the output of a fast path; None if it differs from plain decoding."""
         lengths = [len(row) for row in batch]
         cap = self.max_new_tokens
         sizes = (max(lengths) + cap, max(lengths) - min(lengths)) if self.is_decoder else (max(lengths), cap)
-        return fast_paths.verified(self.model, path, sizes, compute, lambda output: self._is_plain(batch, output))
+        is_checked = fast_paths.has_passed(self.model, path, sizes)
+        return fast_paths.verified(
+            self.model, path, sizes, lambda: compute(is_checked), lambda output: self._is_plain(batch, output)
+        )
 
-    def _generated(self, batch: Rows, shared: int) -> _Output:
+    def _generated(self, batch: Rows, shared: int, is_checked: bool) -> _Output:
         """Decode with ``generate``; the first ``shared`` ids of all rows come from the prefix cache."""
         ids, mask = pad(batch, pad_id(self.bundle), self.model.device, left=self.is_decoder)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if shared:
             padding = [ids.shape[1] - len(row) for row in batch]
             inputs["past_key_values"] = self.prefixes.placed(batch[0][:shared], padding)
-        top_logits = _TopLogits(_compared_rows(batch))
+        top_logits = _TopLogits(_compared_rows(batch), self._follower(batch, ids.shape[1], is_checked))
         with quiet():
             output = generated(self.model, self.settings, inputs, logits_processor=LogitsProcessorList([top_logits]))
         new = output[:, ids.shape[1] if self.is_decoder else 1 :]
         return _Output(new.tolist(), top_logits.steps, torch.stack(top_logits.is_close).cpu())
+
+    def _follower(self, batch: Rows, width: int, is_checked: bool) -> Callable[[Tensor, Sequence[Tensor]], None] | None:
+        """Return a function that passes the new tokens of each row to the watch, as far as they are certain.
+
+        They are if the path was checked before, and up to the first token that another batch could change.
+        """
+        if self.watch is None:
+            return None
+        watch, start = self.watch, width if self.is_decoder else 1
+        certain: list[list[int]] = [[] for _ in batch]
+        doubtful = [not is_checked] * len(batch)
+
+        def follow(ids: Tensor, is_close: Sequence[Tensor]) -> None:
+            if is_close and len(batch) > 1:
+                doubtful[:] = [old or new for old, new in zip(doubtful, is_close[-1].tolist(), strict=True)]
+            for place, new in enumerate(ids[:, start:].tolist()):
+                certain[place] = certain[place] if doubtful[place] else new
+                watch(batch[place], certain[place])
+
+        return follow
 
     # ---- Plain decoding ----
 
@@ -210,6 +244,8 @@ class GreedyDecoding:
         while len(new) < self.max_new_tokens and not (new and new[-1] in self.stops):
             is_forced = not new and forced is not None
             new.append(int(forced) if is_forced else int(self._logits(prompt, new, 1)[-1].argmax()))
+            if self.watch is not None:
+                self.watch(prompt, new)
         return new
 
     def _logits(self, prompt: Sequence[int], new: Sequence[int], count: int) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from fulltune.models import fast_paths
 from fulltune.models.bundle import Bundle, quiet
-from fulltune.models.greedy import GreedyDecoding, decoding_settings, generated
+from fulltune.models.greedy import GreedyDecoding, Watch, decoding_settings, generated
 from fulltune.models.likelihoods import Likelihood as Likelihood
 from fulltune.models.likelihoods import checked_length, pad_id
 from fulltune.models.likelihoods import likelihoods as likelihoods
@@ -56,7 +56,11 @@ class Generated:
 
 
 def generate(
-    bundle: Bundle, prompts: Iterable[Sequence[int]], batch_size: int, max_new_tokens: int
+    bundle: Bundle,
+    prompts: Iterable[Sequence[int]],
+    batch_size: int,
+    max_new_tokens: int,
+    watch: Watch | None = None,
 ) -> Iterator[Generated]:
     """Yield the greedy continuation of each prompt.
 
@@ -65,12 +69,17 @@ def generate(
         prompts: Token ids.
         batch_size: Prompts per batch.
         max_new_tokens: Maximum number of new tokens; less if the model has fewer positions left.
+        watch: Called with a prompt and its new tokens, as far as they are certain, before each further token.
 
     Raises:
         ModelError: A prompt is longer than the model's positions.
     """
     fast_paths.require_computable(bundle.model)
     prefixes = PrefixCache(bundle)
+
+    def watch_row(row: Sequence[int], new: Sequence[int]) -> None:
+        if watch is not None:
+            watch(row[len(bundle.prompt_ids) :], new)
 
     def cap(prompt: Sequence[int]) -> int:
         return min(max_new_tokens, most_new_tokens(bundle, len(prompt) - len(bundle.prompt_ids)))
@@ -79,13 +88,18 @@ def generate(
         # Rows with the same limit form a batch, so that a long prompt does not shorten other answers.
         results: list[Generated] = []
         for limit, rows in groupby(batch, key=cap):
-            decoding = GreedyDecoding(bundle, prefixes, limit)
+            decoding = GreedyDecoding(bundle, prefixes, limit, watch_row if watch else None)
             for row in decoding.continued(list(rows)):
                 result = _until_stop(bundle, row, decoding.stops, limit)
                 results.append(result if limit == max_new_tokens else replace(result, limit=limit))
         return results
 
     return sorted_batches(_prompted(bundle, prompts), generate_batch, len, batch_size)
+
+
+def text_of(bundle: Bundle, tokens: Sequence[int]) -> str:
+    """Return the text of new tokens up to the first stop token, without special tokens."""
+    return _until_stop(bundle, list(tokens), stop_ids(bundle.model, bundle.tokenizer)[0], len(tokens) + 1).text
 
 
 def sample(bundle: Bundle, count: int, batch_size: int, max_new_tokens: int, seed: int) -> Iterator[str]:

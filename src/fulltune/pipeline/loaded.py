@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from fulltune.config import Config, load_config
-from fulltune.errors import DataError, Problem, shortened
+from fulltune.errors import ConfigError, DataError, Problem, shortened
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline.ask import named_run, with_labels
@@ -18,6 +18,7 @@ from fulltune.records.run import Record
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.store.runs import named
 from fulltune.tasks.base import Example, Task
+from fulltune.tasks.generating import Generating, Generation, Messages, Watch
 
 #: One input: a text, or a row with the columns of the input.
 Input = str | Mapping[str, Any]
@@ -73,6 +74,50 @@ class LoadedModel:
         """Yield the answers to examples, in their order and in batches."""
         with pinned_kernels(self.config.speed.kernels), fast_kernels(self.model):
             yield from self.task.answers(self._bundle, self._system, examples)
+
+    @property
+    def generates(self) -> bool:
+        """True if answers are generated texts."""
+        return isinstance(self.task, Generating)
+
+    def generations(
+        self,
+        examples: Sequence[Example],
+        max_new_tokens: int | None = None,
+        watch: Watch | None = None,
+        *,
+        is_strict: bool = False,
+    ) -> Iterator[Generation]:
+        """Yield generated answers, as :meth:`Generating.generations` does."""
+        task = self._generating()
+        with pinned_kernels(self.config.speed.kernels), fast_kernels(self.model):
+            yield from task.generations(self._bundle, examples, max_new_tokens, watch, is_strict=is_strict)
+
+    def beginning(self, tokens: Sequence[int]) -> str:
+        """Return the beginning of an answer that its first tokens determine."""
+        return self._generating().beginning(self._bundle, tokens)
+
+    def continuation(self, text: str, database: str = "") -> Example:
+        """Return the example of a text to continue; of a task with an input, of the input.
+
+        Raises:
+            ConfigError: The database of a question is not known.
+        """
+        return self._generating().continuation(text, database)
+
+    def conversation(self, messages: Messages, database: str = "") -> Example:
+        """Return the example of a chat.
+
+        Raises:
+            DataError: The model takes no such chat.
+            ConfigError: The database of a question is not known.
+        """
+        return self._generating().conversation(messages, self._bundle, database)
+
+    def _generating(self) -> Generating:
+        if isinstance(self.task, Generating):
+            return self.task
+        raise ConfigError(f"the task {self.task.name}", expected="a task that generates text", fix="use `predict`")
 
     @property
     def identity(self) -> list[Any]:

@@ -16,7 +16,9 @@ from starlette.types import ASGIApp
 from fulltune.errors import Problem, shortened
 from fulltune.pipeline.answer_files import json_line
 from fulltune.runtime.version import __version__
-from fulltune.serve.bodies import ErrorBody, Health, PredictRequest, PredictResponse
+from fulltune.serve import openai
+from fulltune.serve.batching import Job
+from fulltune.serve.bodies import ErrorBody, Health, OpenAIError, PredictRequest, PredictResponse
 from fulltune.serve.execution import executed
 from fulltune.serve.guard import Guard
 from fulltune.serve.inputs import database_of, examples_of
@@ -60,6 +62,7 @@ def create_app(service: Service, token: str = "", lifespan: Lifespan | None = No
     )
     app.state.service = service
     app.include_router(routes)
+    app.include_router(openai.routes, responses={status: {"model": OpenAIError} for status in (400, 401, 404, 429)})
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
@@ -77,7 +80,7 @@ async def predict(body: PredictRequest, request: Request) -> Response:
         model = service.models.current
         database = database_of(model, body.database) or service.database
         examples = await asyncio.to_thread(examples_of, model, body.inputs, database, service.limits)
-        outputs = await service.answers(model, examples)
+        outputs = [answer.fields for answer in await service.answers(Job(model, examples))]
         if service.execute:
             outputs = await executed(model, examples, outputs, service.limits)
         return _json({"model": model.name, "outputs": outputs})

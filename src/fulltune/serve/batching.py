@@ -11,10 +11,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fulltune.errors import Problem
@@ -34,6 +34,30 @@ _RECENT = 0.2
 _LONGEST_RETRY = 60
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """How the inputs of a job are answered by a task that generates; jobs with different wishes share no batch.
+
+    Attributes:
+        max_new_tokens: Maximum number of new tokens; None for that of the config.
+        is_strict: Refuse prompts that are too long.
+    """
+
+    max_new_tokens: int | None = None
+    is_strict: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to an input: its plain fields, and of a generated one its text and how it came to be."""
+
+    fields: dict[str, Any]
+    text: str = ""
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    is_capped: bool = False
+
+
 class Job:
     """The inputs of one request, all for one model.
 
@@ -42,29 +66,68 @@ class Job:
     Args:
         model: The model.
         examples: The inputs.
+        wishes: How they are answered.
+        stops: Texts at which a generated answer ends; they are not part of it.
+        listener: Called with the number of an input and the beginning of its answer, whenever that grows.
     """
 
-    def __init__(self, model: LoadedModel, examples: Sequence[Example]) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        examples: Sequence[Example],
+        wishes: Wishes | None = None,
+        stops: Sequence[str] = (),
+        listener: Callable[[int, str], None] | None = None,
+    ) -> None:
         self.model = model
         self.examples = examples
+        self.wishes = wishes or Wishes()
+        self.stops = stops
+        self.listener = listener
         #: The answers in the order of the inputs.
-        self.future: Future[list[dict[str, Any]]] = Future()
-        self._answers = dict[int, dict[str, Any]]()
+        self.future: Future[list[Answer]] = Future()
+        self._answers = dict[int, Answer]()
         # Inputs of similar length form a batch, as in `predict`.
         order = sorted(range(len(examples)), key=lambda index: len(examples[index].input), reverse=True)
         self.waiting = deque(order)
 
-    def answer(self, index: int, answer: dict[str, Any]) -> None:
-        """Store the answer to an input; the last one completes the job."""
-        self._answers[index] = answer
+    def answer(self, index: int, answer: Answer) -> None:
+        """Store the answer to an input unless it has one; the last one completes the job."""
+        end = first_stop(answer.text, self.stops)
+        if end is not None:
+            answer = replace(answer, text=answer.text[:end], is_capped=False)
+        self._answers.setdefault(index, answer)
         if len(self._answers) == len(self.examples):
             with suppress(InvalidStateError):  # canceled in the meantime
                 self.future.set_result([self._answers[place] for place in range(len(self.examples))])
+
+    def follow(self, index: int, prompt_tokens: int, tokens: Sequence[int]) -> None:
+        """Pass the beginning of a generated answer on, and end it at a stop text."""
+        if index in self._answers or not (self.stops or self.listener):
+            return
+        text = self.model.beginning(tokens)
+        if first_stop(text, self.stops) is not None:
+            self.answer(index, Answer({}, text, prompt_tokens, len(tokens)))
+        elif self.listener is not None:
+            self.listener(index, text)
+
+    def is_done(self, index: int) -> bool:
+        """Return True if nobody waits for the answer to an input any more."""
+        return index in self._answers or self.future.done()
 
     def fail(self, error: Exception) -> None:
         """End the job with an error."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
+
+
+def first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Return the position of the first stop text; None if there is none."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+
+
+class Abandoned(Exception):
+    """Nobody waits for the answers of a batch any more."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +157,8 @@ class Batcher:
         self._changed = threading.Condition()
         self._is_closed = False
         self._rows_per_second = 0.0
+        #: The batch that is computed now.
+        self.running: list[Row] = []
         self._thread = threading.Thread(target=self._run, name="fulltune-model", daemon=True)
         metrics.queue.set_function(lambda: self.waiting)
 
@@ -150,7 +215,9 @@ class Batcher:
     def _run(self) -> None:
         while batch := self._next():
             started = time.perf_counter()
+            self.running = batch
             self._answer(batch)
+            self.running = []
             seconds = time.perf_counter() - started
             self._metrics.batch.observe(len(batch))
             self._metrics.batch_seconds.observe(seconds)
@@ -175,17 +242,40 @@ class Batcher:
 
     def _turn(self, rows: Sequence[Row]) -> Job | None:
         """Return the job whose turn it is, of those that can be answered together with the rows."""
-        return next((job for job in self._jobs if not rows or job.model is rows[0].job.model), None)
+        if not rows:
+            return self._jobs[0] if self._jobs else None
+        first = rows[0].job
+        return next((job for job in self._jobs if job.model is first.model and job.wishes == first.wishes), None)
 
     def _answer(self, rows: Sequence[Row]) -> None:
         try:
-            answers = list(rows[0].job.model.answer([row.example for row in rows]))
+            answers = self._computed(rows)
+        except Abandoned:
+            return
         except Exception as error:  # noqa: BLE001 - each request gets its own error, and the thread goes on
             self._answer_alone(rows, error)
             return
         self._metrics.rows.inc(len(rows))
         for row, answer in zip(rows, answers, strict=True):
             row.job.answer(row.index, answer)
+
+    def _computed(self, rows: Sequence[Row]) -> list[Answer]:
+        model, wishes = rows[0].job.model, rows[0].job.wishes
+        examples = [row.example for row in rows]
+        if not model.generates:
+            return [Answer(fields) for fields in model.answer(examples)]
+
+        def watch(number: int, prompt_tokens: int, tokens: Sequence[int]) -> None:
+            row = rows[number]
+            row.job.follow(row.index, prompt_tokens, tokens)
+            if all(row.job.is_done(row.index) for row in rows):
+                raise Abandoned
+
+        found = model.generations(examples, wishes.max_new_tokens, watch, is_strict=wishes.is_strict)
+        answers = [Answer(one.fields, one.text, one.prompt_tokens, one.new_tokens, one.is_capped) for one in found]
+        self._metrics.tokens.labels("input").inc(sum(answer.prompt_tokens for answer in answers))
+        self._metrics.tokens.labels("output").inc(sum(answer.new_tokens for answer in answers))
+        return answers
 
     def _answer_alone(self, rows: Sequence[Row], error: Exception) -> None:
         """Answer the rows of a batch that failed one at a time, so that only those that cannot be answered fail."""

@@ -75,6 +75,21 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class OpenAIErrorDetail(BaseModel):
+    """Why a request under /v1 has no answer."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """The body of a refusal under /v1."""
+
+    error: OpenAIErrorDetail
+
+
 class Health(BaseModel):
     """State of the server; `trouble` says why a newer version does not answer."""
 

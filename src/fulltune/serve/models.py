@@ -56,6 +56,8 @@ class Models:
         self.database = database
         #: Why the version that the name refers to now does not answer; empty if it does.
         self.trouble = ""
+        #: When the current model took over, in seconds since 1970.
+        self.since = 0
         self._out = out
         self._load = load
         self._batcher = batcher
@@ -127,7 +129,7 @@ class Models:
             job = Job(model, [first])
             self._batcher.submit(job)
             job.future.result()
-        self._current = model
+        self._current, self.since = model, int(time.time())
         self.trouble = ""
         self._metrics.serving(model.name)
         _log.info("%s answers new requests", model.name)

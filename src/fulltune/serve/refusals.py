@@ -72,7 +72,8 @@ class Refusal(Exception):
             return {"type": self.code, "message": self.message, "problems": problems}
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        field = next((problem.field for problem in self.problems if problem.field), None)
+        fields = (problem.field or problem.where for problem in self.problems)
+        field = next(fields) or None if self.status in (400, 404, 422) else None
         return {"message": self.message, "type": kind, "param": field, "code": self.code}
 
 

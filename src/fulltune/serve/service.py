@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from fulltune.errors import ConfigError, DataError, ModelError, Problem
-from fulltune.pipeline.loaded import LoadedModel
-from fulltune.serve.batching import Batcher, Job
+from fulltune.serve.batching import Answer, Batcher, Job
 from fulltune.serve.limits import Limits
 from fulltune.serve.metrics import Metrics
 from fulltune.serve.models import Models
 from fulltune.serve.refusals import Refusal, invalid
-from fulltune.tasks.base import Example
 
 Result = TypeVar("Result")
 
@@ -41,13 +39,12 @@ class Service:
     database: str = ""
     execute: bool = False
 
-    async def answers(self, model: LoadedModel, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Return the answers to examples; the places of a request that is canceled are free at once.
+    async def answers(self, job: Job) -> list[Answer]:
+        """Return the answers of a job; the places of one that is canceled are free at once.
 
         Raises:
-            Refusal: The queue is full, or an example cannot be answered.
+            Refusal: The queue is full, or an input cannot be answered.
         """
-        job = Job(model, examples)
         self.batcher.submit(job)
         try:
             return await asyncio.wrap_future(job.future)

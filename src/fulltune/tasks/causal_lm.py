@@ -11,8 +11,9 @@ rows with ``prompt`` and ``completion``, only the completion is learned and scor
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice, tee
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from fulltune.data.load import available_columns
@@ -25,7 +26,9 @@ from fulltune.records.run import Prediction
 from fulltune.runtime import distributed
 from fulltune.runtime.graphemes import clip
 from fulltune.tasks import prompts
-from fulltune.tasks.base import Column, Example, Facts, Features, Predictor, Task
+from fulltune.tasks.base import Column, Example, Facts, Features, Predictor
+from fulltune.tasks.chat import chat_ids
+from fulltune.tasks.generating import Generating, Messages
 from fulltune.tasks.prompts import Fitted, Shot, Wording
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class ContinuedDocuments(Facts):
     ids: frozenset[str] = frozenset()
 
 
-class CausalLM(Task):
+class CausalLM(Generating):
     """Causal language modeling on text, or on prompt and completion, with a decoder."""
 
     name = "causal-lm"
@@ -126,23 +129,40 @@ class CausalLM(Task):
         is_prompt = {} if "text" in row else {"is_prompt": True}
         return Example("asked", next(iter(row.values())), "", is_prompt)
 
-    def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        """Yield the continuation of each text, or the answer to each prompt, as ``prediction`` and as ``text``."""
-        from fulltune.models import inference
+    def prompt(self, example: Example, bundle: Bundle) -> Fitted:
+        """Return the prompt of a text to continue, of a prompt, or of a chat."""
+        messages = example.meta.get("messages")
+        if messages is not None:
+            return self._conversation(messages, bundle)
+        return self._asked(example.input, bundle, example.meta.get("is_prompt", self._has_prompts))
 
-        settings = self.config.evaluation
-        has_prompts = self._trains_on_prompts()
-        asked, later = tee(
-            self._asked(example.input, bundle, example.meta.get("is_prompt", has_prompts)) for example in examples
-        )
-        ids = (prompt.ids for prompt in asked)
-        answers = inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens)
-        for prompt, generated in zip(later, answers, strict=True):
-            yield {"prediction": generated.text, "text": generated.text} | prompts.truncated(prompt.values())
+    def continuation(self, text: str, place: str = "") -> Example:
+        """Return the example of a text to continue as it is, also if the model was trained on prompts."""
+        return Example("asked", text, "", {"is_prompt": False})
+
+    def conversation(self, messages: Messages, bundle: Bundle, place: str = "") -> Example:
+        """Return the example of a chat; without a chat template, of a single message, which is a prompt."""
+        if not prompts.wants_chat(bundle, self.config.data.chat):
+            return replace(super().conversation(messages, bundle, place), meta={"is_prompt": True})
+        if not messages or messages[-1]["role"] != "user":
+            found = f"the role {messages[-1]['role']}" if messages else "no message"
+            raise DataError(found, expected="a last message of the role user", field="messages")
+        text = "\n".join(message["content"] for message in messages)
+        return Example("asked", text, "", {"messages": tuple(messages)})
+
+    def _conversation(self, messages: Messages, bundle: Bundle) -> Fitted:
+        """Return the prompt of a chat; it is not shortened, but reported as too long."""
+        ids = chat_ids(bundle, messages, self.day)
+        lost = max(0, len(ids) - bundle.window)
+        return Fitted(ids[lost:], removed={"input": lost} if lost else {})
 
     def _asked(self, text: str, bundle: Bundle, has_prompts: bool) -> Fitted:
         """Return the prompt of a text: as in training if that had prompts, otherwise the text itself."""
         return self._prompt(Example("asked", text, ""), bundle) if has_prompts else self._end_of(text, bundle)
+
+    @cached_property
+    def _has_prompts(self) -> bool:
+        return self._trains_on_prompts()
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Continue a text: as the user's turn of a chat if the model was trained on prompts, otherwise as it is."""

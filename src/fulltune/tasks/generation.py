@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import tee
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fulltune.models.token_ids import most_new_tokens
 from fulltune.records.run import Prediction
 from fulltune.tasks import prompts
-from fulltune.tasks.base import Example, Features, Predictor, Task
+from fulltune.tasks.base import Example, Features, Predictor
+from fulltune.tasks.generating import Generating
 from fulltune.tasks.prompts import Fitted, Shot, Wording
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _SOURCE_LENGTH = 512
 _DECODER_LENGTH = 768
 
 
-class TextToText(Task):
+class TextToText(Generating):
     """Base of tasks whose answer is a generated text."""
 
     families = ("encoder-decoder", "decoder")
@@ -29,9 +30,6 @@ class TextToText(Task):
     #: Labels before the input and the answer in a decoder's prompt and between shots.
     question: ClassVar[str] = "Input"
     answer: ClassVar[str] = "Output"
-
-    #: Name of the answer in plain results.
-    answer_name: ClassVar[str] = "text"
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         prompt = self._prompt(example, bundle)
@@ -59,21 +57,11 @@ class TextToText(Task):
 
         return predict
 
-    def answers(self, bundle: Bundle, system: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        """Yield the generated text, as ``prediction`` and under :attr:`answer_name`."""
-        from fulltune.models import inference
+    def prompt(self, example: Example, bundle: Bundle) -> Fitted:
+        return self._prompt(example, bundle)
 
-        settings = self.config.evaluation
-        asked, later = tee(self._prompt(example, bundle) for example in examples)
-        ids = (prompt.ids for prompt in asked)
-        answers = inference.generate(bundle, ids, settings.batch_size, settings.max_new_tokens)
-        for prompt, generated in zip(later, answers, strict=True):
-            text = self.answer_text(generated)
-            yield {"prediction": text, self.answer_name: text} | prompts.truncated(prompt.values())
-
-    def answer_text(self, generated: Generated) -> str:
-        """Return the answer in a generated text."""
-        return generated.text.strip()
+    def answer_text(self, text: str) -> str:
+        return text.strip()
 
     def prediction(self, system: str, example: Example, generated: Generated) -> Prediction:
         """Return a generated answer as a prediction, with the values that the metrics read."""
@@ -82,7 +70,7 @@ class TextToText(Task):
             id=example.id,
             input=example.input,
             reference=example.target,
-            output=self.answer_text(generated),
+            output=self.answer_text(generated.text),
             values={"capped": generated.capped, "tokens": generated.tokens},
         )
 

@@ -60,6 +60,7 @@ class Text2SQL(TextToText):
     question = "Question"
     answer = "SQL"
     answer_name = "sql"
+    streams = False
     facts: Databases = Databases()
 
     def __init__(self, config: Config) -> None:
@@ -166,12 +167,12 @@ class Text2SQL(TextToText):
             return Shot(shot.input, shot.answer)
         return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", shot.answer)
 
-    def answer_text(self, generated: Generated) -> str:
-        return normalize.strip_fences(generated.text)
+    def answer_text(self, text: str) -> str:
+        return normalize.strip_fences(text)
 
     def prediction(self, system: str, example: Example, generated: Generated) -> Prediction:
         """Return a query and its match with the reference result; None if the reference query itself fails."""
-        query = self.answer_text(generated)
+        query = self.answer_text(generated.text)
         gold = example.answer
         expected = self._reference(example)
         given = self._results.execute(example.meta["database"], query)
