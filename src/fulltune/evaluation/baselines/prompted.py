@@ -64,7 +64,7 @@ def few_shot(given: Given, examples: Sequence[Example]) -> Answers:
 
 
 #: Rows of train that choose how labels are asked for.
-CHOOSING_ROWS = 64
+CHOOSING_ROWS = 40
 
 #: Texts without content (Zhao et al. 2021, "Calibrate Before Use", section 5).
 _NO_CONTENT = ("N/A", "", "[MASK]")
