@@ -122,7 +122,7 @@ def score_baselines(
 def score_system(
     task: Task, bundle: Bundle, system: str, data: Data, progress: Progress, sink: Sink = lambda prediction: None
 ) -> Evaluation:
-    """Evaluate a model on the evaluation rows, zero-shot."""
+    """Evaluate a model, tuned or not, on the evaluation rows; there are no examples in its context."""
     with progress.stage(system, total=len(data.eval.examples), unit="row") as bar:
         predict = distributed.sharded(task.predictor(bundle, system))
         return evaluate(predict, data.eval.examples, task.metrics, system=system, sink=sink, advance=bar.advance)

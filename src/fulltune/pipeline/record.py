@@ -57,7 +57,7 @@ class _Of:
         return (line for line in self.lines if line.system == self.system and line.id not in self.left_out)
 
 
-def build(
+def build_record(
     job: Job,
     *,
     summary: DataSummary,

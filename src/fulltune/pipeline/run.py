@@ -130,7 +130,7 @@ def run(
                 retention = base_outputs.compare(tuned, progress)
 
         record = distributed.on_main(
-            lambda: stages.build(
+            lambda: stages.build_record(
                 job,
                 summary=planned.data,
                 shots=shots,

@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from fulltune.evaluation import evaluate
 from fulltune.evaluation.baselines.cache import cache_parts
 from fulltune.evaluation.baselines.catalog import gather
-from fulltune.evaluation.evaluate import Evaluation, Sink
+from fulltune.evaluation.evaluate import Evaluation, Sink, score_system
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline import finish, resume, train
 from fulltune.pipeline.job import Job
 from fulltune.pipeline.planning.measured_plan import checked_plan, counted_plan, full_plan
-from fulltune.pipeline.record import build, evaluation_record
+from fulltune.pipeline.record import build_record, evaluation_record
 from fulltune.runtime.progress import Progress
 from fulltune.runtime.stopwatch import Stopwatch
 from fulltune.store.runs import RunFolder
-from fulltune.tasks.base import Example, Task
-from fulltune.tasks.dataset import Data
+from fulltune.tasks.base import Example
 from fulltune.training.fit import TrainingResult
 
 __all__ = [
-    "build",
+    "build_record",
     "checked_plan",
     "collect_base_outputs",
     "counted_plan",
@@ -59,8 +58,3 @@ def train_model(
         trained = finish.finish(job, model, trained, folder)
         resume.keep(trained, folder)
     return model, trained
-
-
-def score_system(task: Task, bundle: Bundle, system: str, data: Data, progress: Progress, sink: Sink) -> Evaluation:
-    """Evaluate a model on the evaluation rows."""
-    return evaluate.score_system(task, bundle, system, data, progress, sink)
