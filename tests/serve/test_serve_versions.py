@@ -18,6 +18,7 @@ from serving import Gate, Site, server_of, site, until
 from fulltune.pipeline.loaded import LoadedModel
 from fulltune.records.run import ModelInfo
 from fulltune.serve import server as servers
+from fulltune.serve.limits import Limits
 from fulltune.serve.server import Server
 from fulltune.store.registry.promotion import rollback
 from fulltune.store.registry.registry import Lineage, Registry, Version
@@ -60,8 +61,8 @@ def known_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fulltune.pipeline.loaded.with_labels", lambda task, settings, run: task)
 
 
-def following(registry: Registry, name: str = f"{NAME}@production") -> Server:
-    return servers.server_of(name, None, registry.root.parent, (), {})
+def following(registry: Registry, name: str = f"{NAME}@production", limits: Limits | None = None) -> Server:
+    return servers.server_of(name, None, registry.root.parent, (), {}, limits=limits)
 
 
 def answer(place: Site) -> dict[str, Any]:
@@ -90,7 +91,8 @@ def test_promotion_and_rollback_change_the_model(registry: Registry) -> None:
 
 
 def test_requests_under_way_finish_on_the_version_that_they_began_with(registry: Registry) -> None:
-    server = following(registry)
+    size = len(TEXTS)
+    server = following(registry, limits=Limits(inputs=size, queue=2 * size))  # full while the version changes
 
     async def talk(client: httpx.AsyncClient) -> list[dict[str, Any]]:
         def send() -> asyncio.Task[httpx.Response]:
@@ -99,16 +101,17 @@ def test_requests_under_way_finish_on_the_version_that_they_began_with(registry:
         gate = Gate(server.models.current)
         running = [send()]
         await until(gate.entered)
-        running.append(send())  # waits for the model
+        running += [send(), send()]  # wait for the model
+        while server.batcher.waiting < 2 * size:
+            await asyncio.sleep(0)
         promote(registry, registry.version(f"{NAME}@2"), 1)
         change = asyncio.create_task(asyncio.to_thread(server.models.check))
-        while server.batcher.waiting < len(TEXTS) + 1:  # its first answer waits as well
+        while server.batcher.waiting < 2 * size + 1:  # its first answer waits as well
             await asyncio.sleep(0)
-        running.append(send())
         gate.opened.set()
         await change
-        running.append(send())
-        return [(await one).json() for one in running]
+        answers = [(await one).json() for one in running]
+        return [*answers, (await send()).json()]
 
     with site(server) as place:
         before = answer(place)

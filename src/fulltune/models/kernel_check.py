@@ -49,7 +49,7 @@ def kernels_agree(model: nn.Module, choices: Choices) -> bool:
         return True
     parts = tuple(sorted({type(module).__qualname__ for module in model.modules()}))
     is_trained = any(parameter.requires_grad for parameter in model.parameters())
-    key = type(model), model.config.to_json_string(), parts, is_trained
+    key = type(model), repr(vars(model.config)), parts, is_trained
     if key not in _results:
         _results[key] = _check_kernels(model)
     return _results[key]

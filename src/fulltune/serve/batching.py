@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 #: Weight of the last batch in the running mean of rows per second.
 _RECENT = 0.2
 
+#: Inputs are computed together up to this ratio of their lengths; the constant stands for the cost of a batch itself.
+_SPREAD, _SHORT = 2, 100  # characters
+
 #: Longest time in seconds after which a refused client is asked to try again.
 _LONGEST_RETRY = 60
 
@@ -121,6 +124,18 @@ class Job:
             self.future.set_exception(error)
 
 
+def _answers(model: LoadedModel, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Return the answers of a model that reads each input once; a long one does not make short ones padding."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].input))
+    found = dict[int, dict[str, Any]]()
+    while order:
+        most = _SPREAD * (len(examples[order[0]].input) + _SHORT)
+        count = sum(len(examples[index].input) <= most for index in order)
+        part, order = order[:count], order[count:]
+        found.update(zip(part, model.answer([examples[index] for index in part]), strict=True))
+    return [found[index] for index in range(len(examples))]
+
+
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
     """Return the position of the first stop text; None if there is none."""
     return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
@@ -185,6 +200,12 @@ class Batcher:
             self._jobs.append(job)
             self._changed.notify_all()
         job.future.add_done_callback(lambda _: self._forget(job))
+
+    def submit_next(self, job: Job) -> None:
+        """Add a job of the server itself, whose turn is next, whatever waits."""
+        with self._changed:
+            self._jobs.appendleft(job)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Answer what waits, then end the thread."""
@@ -263,7 +284,7 @@ class Batcher:
         model, wishes = rows[0].job.model, rows[0].job.wishes
         examples = [row.example for row in rows]
         if not model.generates:
-            return [Answer(fields) for fields in model.answer(examples)]
+            return [Answer(fields) for fields in _answers(model, examples)]
 
         def watch(number: int, prompt_tokens: int, tokens: Sequence[int]) -> None:
             row = rows[number]

@@ -127,7 +127,7 @@ class Models:
             pass
         else:
             job = Job(model, [first])
-            self._batcher.submit(job)
+            self._batcher.submit_next(job)
             job.future.result()
         self._current, self.since = model, int(time.time())
         self.trouble = ""
@@ -135,11 +135,13 @@ class Models:
         _log.info("%s answers new requests", model.name)
 
     def _keep(self, wanted: str, reason: str) -> None:
-        """Keep the current model because another one cannot be loaded."""
+        """Keep the current model because another one cannot be loaded; the same trouble is logged once."""
         self._metrics.changes.labels("failed").inc()
         self._failed = (wanted, time.monotonic())
-        self.trouble = f"{wanted} cannot be loaded: {reason}"
-        _log.error("%s; %s continues to answer", self.trouble, self.current.name)
+        trouble = f"{wanted} cannot be loaded: {reason}"
+        if trouble != self.trouble:
+            _log.error("%s; %s continues to answer", trouble, self.current.name)
+        self.trouble = trouble
 
 
 def _count_tokens(model: LoadedModel, metrics: Metrics) -> None:

@@ -177,9 +177,8 @@ class Classification(Task):
             yield from self._without_head(bundle, examples, shots)
             return
         inputs, inputs_later = tee(self._input_ids(example.input, bundle) for example in examples)
-        rows = class_probabilities(
-            bundle, (ids for ids, _ in inputs), self.config.evaluation.batch_size, multi_label=self.multi_label
-        )
+        size = min(self.config.evaluation.batch_size, max(1, len(examples)))
+        rows = class_probabilities(bundle, (ids for ids, _ in inputs), size, multi_label=self.multi_label)
         for probabilities, (ids, lost) in zip(rows, inputs_later, strict=True):
             yield probabilities, Fitted(ids, removed={"input": lost} if lost else {}).values()
 

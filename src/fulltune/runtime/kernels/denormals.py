@@ -14,6 +14,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -54,6 +55,7 @@ def _set(on: bool) -> bool:
 _THREAD_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+@cache
 def _gomp() -> ctypes.CDLL | None:
     """Return the OpenMP runtime that torch uses; None if it is not GNU's."""
     from threadpoolctl import threadpool_info

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 
 from fulltune.runtime import machine
 
@@ -32,11 +33,18 @@ def thread_count(usable: int, physical: int | None, current: int, environment: M
 
 def limit_threads() -> int:
     """Reduce torch's number of threads to what the machine can run at once, and return it. It is never increased."""
-    import psutil
     import torch
 
     current = torch.get_num_threads()
-    count = thread_count(machine.cores(), psutil.cpu_count(logical=False), current)
+    count = thread_count(machine.cores(), _physical_cores(), current)
     if count != current:
         torch.set_num_threads(count)
     return count
+
+
+@cache
+def _physical_cores() -> int | None:
+    import psutil
+
+    found: int | None = psutil.cpu_count(logical=False)
+    return found
