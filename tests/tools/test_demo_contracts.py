@@ -58,7 +58,7 @@ def test_the_texts_are_clean() -> None:
         assert text.endswith(".")
         assert text[0].isupper()
         assert 8 <= len(text.split()) <= 50
-        assert {"supplier", "customer"} & set(re.findall(r"\w+", text))
+        assert {"author", "company"} & set(re.findall(r"\w+", text))
 
 
 def test_label_noise_changes_labels_and_nothing_else() -> None:
@@ -83,36 +83,29 @@ def test_the_package_ships_the_generated_rows(tmp_path: Path) -> None:
     ("text", "label"),
     [
         (
-            "In May, the supplier, by day, must pack the seeds; at sea, the customer, on request, may omit "
-            "to pack the seeds.",
-            "supplier",
+            "In May, the author, by day, must print the maps. On time, the company, at once, need not print the maps.",
+            "author",
         ),
         (
-            "Although, at sea, the seeds may be packed by the supplier at once, by day, it is for the "
-            "customer to send all maps.",
-            "customer",
+            "Although, at home, the maps may be printed by the author at once, by day, the company, in turn, has to "
+            "send all plans.",
+            "company",
         ),
         (
-            "By day, the customer, at first, may not refuse to pay the cooks, and in May, the cooks need not"
-            " be fed by the supplier at noon.",
-            "customer",
+            "By law, the company, in full, is required to check the drafts, and in May, the drafts need not be "
+            "read by the author on time.",
+            "company",
         ),
         (
-            "At last, it is the right of the customer to sign the bills, but, in May, the supplier, by day, "
-            "has to file all bills. The bills shall be filed by the bank at noon.",
-            "supplier",
+            "While the company, in full, is not required to sign the plans, at last, the author, by post, "
+            "shall sign all plans. The plans shall be sent by the bank.",
+            "author",
         ),
+        ("No party save the author, by day, is required to sign the plans.", "author"),
+        ("All parties other than the author, by day, must sign the plans.", "company"),
         (
-            "No party, by day, save the supplier, is bound to sign the bills.",
-            "supplier",
-        ),
-        (
-            "All parties, by day, other than the supplier, must sign the bills.",
-            "customer",
-        ),
-        (
-            "Of the customer and the supplier, the former, by day, need not sign the bills, while the other must.",
-            "supplier",
+            "Of the company and the author, the former, by day, need not sign the plans, while the other must.",
+            "author",
         ),
     ],
 )
@@ -127,39 +120,45 @@ def test_every_label_follows_from_its_text() -> None:
 
 def test_the_parties_change_places_and_the_words_stay() -> None:
     """A label that depended on words alone would be the same after the parties have changed places."""
-    names = {"supplier": "customer", "customer": "supplier"}
+    names = {"author": "company", "company": "author"}
     for row in ROWS:
-        swapped = re.sub("supplier|customer", lambda match: names[match[0]], row["text"])
+        swapped = re.sub("author|company", lambda match: names[match[0]], row["text"])
         assert who_is_bound(swapped) == names[row["label"]]
 
 
 def who_is_bound(text: str) -> str:
     """Return the label of a clause by reading it statement by statement, without the generator."""
-    if match := re.match(r"(All parties|No party),.*? (?:save|except|other than) the (\w+),", text):
+    if match := re.match(r"(All parties|No party) (?:save|except|other than) the (\w+), ", text):
         return match[2] if match[1] == "No party" else _other(match[2])
     if match := re.match(r"Of the (\w+) and the (\w+), the (former|latter|first|second), [^,]*, (.*)", text):
         named = match[1] if match[3] in ("former", "first") else match[2]
-        return _other(named) if re.match("need not|does not have to", match[4]) else named
-    (bound,) = {party for party in ("supplier", "customer") if any(_binds(one, party) for one in _statements(text))}
+        return _other(named) if re.match("need not|may", match[4]) else named
+    (bound,) = {party for party in ("author", "company") if any(_binds(one, party) for one in _statements(text))}
     return bound
 
 
 def _other(party: str) -> str:
-    return "customer" if party == "supplier" else "supplier"
+    return "company" if party == "author" else "author"
 
 
 def _statements(text: str) -> list[str]:
-    """Return the statements of a clause, without what opens them and without asides."""
-    plain = re.sub(r"(although|while|even if|but), ", ". ", text.lower())
-    plain = re.sub(r"(supplier|customer), [^,;:.]*?, (?=shall|must|has to|is |may|need not)", r"\1 ", plain)
-    return re.split(r" *[;.:] *|, (?:and )?", plain)
+    """Return the statements of a clause, without what joins them and without asides."""
+    plain = re.sub(r"(author|company), [^,;.]*?, (?=shall|must|has to|is |may|need not)", r"\1 ", text.lower())
+    return re.split(r"(?:^|[,;.]) *(?:and |but |although |while |even if )?", plain)
 
 
 def _binds(statement: str, party: str) -> bool:
     """Return whether a statement without asides binds a party."""
-    active = rf"the {party} (shall|must|has to|is bound to|may not)\b"
+    active = rf"the {party} (shall|must|has to|is required to) "
     passive = rf".* (shall|must) be \w+ by the {party}\b"
-    return bool(re.match(rf"{active}|{passive}|it is the duty of the {party} |it is for the {party} ", statement))
+    return bool(re.match(rf"{active}|{passive}", statement))
+
+
+def test_no_party_is_known_by_its_place_alone() -> None:
+    parties = [re.findall("author|company", row["text"]) for row in ROWS]
+    for place in (0, -1):
+        bound = sum(named[place] == row["label"] for named, row in zip(parties, ROWS, strict=True))
+        assert 0.33 < bound / len(ROWS) < 0.67
 
 
 def test_words_and_runs_of_characters_do_not_solve_it(tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
 """Clauses of fictional contracts that bind one of the two parties: example data for classification.
 
 The label is the party that has to act. Nearly every clause names both parties and makes a statement about each, in
-words that are the same for both: one must act, the other is free to. A circumstance opens every statement, and an aside
-keeps a party apart from its verb, so that no three words in a row show who is bound. Counting words, triples of words
-or runs of characters is hardly better than guessing; it takes the order of the words. Statements are active or passive,
-with plain, negated and twice negated verbs. The party that is bound is named first in a plain clause, and last if the
-clause opens with a concession ("although, by day, …") or makes a contrast. A few clauses name a party as an exception
-or as "the former", and a few add what a third party has to do.
+words that are the same for both: one must act, the other is free to. Circumstances stand before a party and between the
+party and its verb, so that no three words in a row show who is bound: it takes the order of the words. Statements are
+active or passive, with plain and negated verbs. The party that is bound is named first in a plain clause, and last if
+the clause opens with a concession ("although …, by day, …"). Other clauses name a party as an exception or as "the
+former", and some add what a third party has to do.
 """
 
 from __future__ import annotations
@@ -21,20 +20,22 @@ from demo.grammar import Grammar, Writer, polish
 from fulltune.data.demo.files import split_contracts
 
 #: The party that is bound.
-LABELS = ("supplier", "customer")
+LABELS = ("author", "company")
 #: Number of clauses of one contract.
 CLAUSES = 15
 #: Fraction of the wordings that one contract uses.
 HOUSE_STYLE = 0.6
-#: Fraction of the clauses that bind one party and say so in one statement, by an exception or a reference.
-ONE_STATEMENT = 0.04
+#: Fraction of the clauses that bind one party by an exception ("no party except …").
+EXCEPTION = 0.05
+#: Fraction of the clauses that name both parties first, and say of "the former" or "the latter" what it has to do.
+REFERENCE = 0.05
 #: Fraction of the other clauses that also say what a third party must or need not do.
-THIRD_PARTY = 0.04
-#: Fraction of the other clauses that join two statements in each way. The party that is bound is named first in a plain
-#: clause, and last in a concession ("although …, …") and a contrast ("…, but …").
-FRAMES = {"plain": 0.75, "concession": 0.24, "contrast": 0.01}
+THIRD_PARTY = 0.1
+#: Fraction of the other clauses that begin with a concession ("although …, by day, …"). The party that is bound is
+#: named last in them, and first in all others.
+CONCESSION = 0.34
 
-PARTIES = ("the supplier", "the customer")
+PARTIES = ("the author", "the company")
 
 
 def make_contracts(n: int = 1500, *, seed: int = 17, label_noise: float = 0.0) -> list[dict[str, str]]:
@@ -62,29 +63,29 @@ def make_contracts(n: int = 1500, *, seed: int = 17, label_noise: float = 0.0) -
 
 def _clause(writer: Writer, label: str) -> str:
     random = writer.random
-    if random.random() < ONE_STATEMENT:
-        return _one_statement(writer, label)
-    bound, free = PARTIES if label == "supplier" else PARTIES[::-1]
-    frame = random.choices(tuple(FRAMES), tuple(FRAMES.values()))[0]
-    parties = [(bound, True), (free, False)] if frame == "plain" else [(free, False), (bound, True)]
+    party, other = PARTIES if label == "author" else PARTIES[::-1]
+    kind = random.random()
+    if kind < EXCEPTION:
+        return _statement(writer, "exception", _Acts(writer), party)
+    if kind < EXCEPTION + REFERENCE:
+        return _reference(writer, party, other)
     acts = _Acts(writer)
-    statements = [_statement(writer, "bound" if is_bound else "free", acts, party) for party, is_bound in parties]
-    clause = _expand(writer, frame, dict(zip("ST", statements, strict=True)))
+    bound, free = _statement(writer, "bound", acts, party), _statement(writer, "free", acts, other)
+    if random.random() < CONCESSION:
+        clause = _expand(writer, "concession", {"S": free, "T": bound})
+    else:
+        clause = _expand(writer, "plain", {"S": bound, "T": free})
     if random.random() >= THIRD_PARTY:
         return clause
-    other = _statement(writer, random.choice(("other bound", "other free")), acts, random.choice(PARTIES))
-    return ". ".join(random.sample((clause, other), 2))
+    third = _statement(writer, random.choice(("other bound", "other free")), acts, random.choice(PARTIES))
+    return ". ".join(random.sample((clause, third), 2))
 
 
-def _one_statement(writer: Writer, label: str) -> str:
-    """Return a clause that names the party as an exception, or by the order in which both are named."""
-    party, other = PARTIES if label == "supplier" else PARTIES[::-1]
+def _reference(writer: Writer, party: str, other: str) -> str:
+    """Return a clause that names a party by the order in which both are named."""
     if writer.random.random() < 0.5:
-        return _statement(writer, "all but Q", _Acts(writer), party)
-    is_first = writer.random.random() < 0.5
-    first, last = (party, other) if is_first else (other, party)
-    rule = "first is bound" if is_first else "last is bound"
-    return _statement(writer, rule, _Acts(writer), party, F=first, L=last)
+        return _statement(writer, "first is bound", _Acts(writer), party, F=party, L=other)
+    return _statement(writer, "last is bound", _Acts(writer), party, F=other, L=party)
 
 
 @dataclass
@@ -96,8 +97,8 @@ class _Acts:
 
     def next(self) -> dict[str, str]:
         if self.last is None or self.writer.random.random() < 0.5:
-            do, done, objects = _expand(self.writer, "act", {}).split(", ")
-            things = self.writer.expand(f"{{determiner}} {{{objects}}}")
+            do, done = _expand(self.writer, "act", {}).split(", ")
+            things = _expand(self.writer, "things", {})
             self.last = {"do": f"{do} {things}", "done": done, "things": things}
         return self.last
 
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.contracts", description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("-n", type=int, default=4500, help="number of clauses")
+    parser.add_argument("-n", type=int, default=4000, help="number of clauses")
     options = parser.parse_args(arguments)
     rows = make_contracts(options.n, seed=options.seed)
     splits = split_contracts([json.dumps(row).encode() + b"\n" for row in rows])

@@ -18,7 +18,7 @@ from demo.tales import make_tales
 from demo.text2sql import make_text2sql
 
 #: Number of clauses. From a third of them the small BERT learns half as much.
-CLAUSES = 4500
+CLAUSES = 4000
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> bytes:

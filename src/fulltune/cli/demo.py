@@ -25,11 +25,11 @@ DEMOS: dict[str, dict[str, Any]] = {
             "max_length": 96,
         },
         "train": {
-            "epochs": 2,
+            "epochs": 1.5,
             "batch_size": 16,
             "learning_rate": 1.5e-4,
             "scheduler": "cosine",
-            "warmup": 0.06,
+            "warmup": 0.1,
             "evaluations": 4,
         },
     },
@@ -69,7 +69,7 @@ DEMOS: dict[str, dict[str, Any]] = {
 NAMES = tuple(DEMOS)
 
 #: Number of clauses.
-_CLAUSES = 4500
+_CLAUSES = 4000
 
 
 def prepare(name: str, out: str | Path = "runs") -> Path:

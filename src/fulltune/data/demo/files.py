@@ -13,7 +13,7 @@ Lines = Sequence[bytes]
 
 
 def write_contracts(folder: Path, n: int = 1500) -> dict[Path, int]:
-    """Write ``n`` of 4500 clauses with the columns ``text``, ``label`` and ``contract``."""
+    """Write ``n`` of 4000 clauses with the columns ``text``, ``label`` and ``contract``."""
     return _write(folder, *split_contracts(_lines("contracts")[:n]))
 
 
