@@ -75,3 +75,8 @@ def test_directions() -> None:
     assert {bits_per_byte.direction, perplexity.direction} == {"lower"}
     assert not bits_per_byte.percent
     assert not perplexity.percent
+
+
+def test_a_perplexity_close_to_the_largest_number_has_an_interval() -> None:
+    found = score(*(row(index, 700.0 + index, 1, 1) for index in range(8)))
+    assert found["perplexity"] == pytest.approx(math.exp(703.5))

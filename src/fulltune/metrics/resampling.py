@@ -134,7 +134,11 @@ def standard_error(units: Array, value: Value) -> float:
     n = len(units)
     if n < 2 or not np.isfinite(units).all():
         return math.nan
-    return math.sqrt((n - 1) / n * float((_left_out(units, value) ** 2).sum()))
+    deviations = _left_out(units, value)
+    largest = float(np.abs(deviations).max())
+    if not 0 < largest < math.inf:
+        return largest
+    return largest * math.sqrt((n - 1) / n * float(((deviations / largest) ** 2).sum()))
 
 
 def _left_out(units: Array, value: Value) -> Array:
@@ -161,9 +165,7 @@ def _bca(units: Array, value: Value, resamples: int, seed: int, *, expanded: boo
     with np.errstate(invalid="ignore"):
         draws = value(sums)
     draws = np.sort(draws[~np.isnan(draws)])
-    left = -_left_out(units, value)
-    spread = float((left**2).sum())
-    acceleration = float((left**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    acceleration = _acceleration(-_left_out(units, value))
     below = _fraction_below(draws, middle)
 
     def interval(confidence: float) -> tuple[float, float]:
@@ -177,6 +179,15 @@ def _bca(units: Array, value: Value, resamples: int, seed: int, *, expanded: boo
         return float(low), float(high)
 
     return interval
+
+
+def _acceleration(deviations: Array) -> float:
+    """Return a sixth of the skewness of the jackknife's deviations (Efron 1987); 0 if they do not vary."""
+    largest = float(np.abs(deviations).max())
+    if not 0 < largest < math.inf:
+        return 0.0
+    scaled = deviations / largest  # powers of values of any size neither overflow nor vanish
+    return float((scaled**3).sum()) / (6 * float((scaled**2).sum()) ** 1.5)
 
 
 def _fraction_below(draws: Array, middle: float) -> float:
