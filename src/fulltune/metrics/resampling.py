@@ -187,7 +187,7 @@ def _acceleration(deviations: Array) -> float:
     if not 0 < largest < math.inf:
         return 0.0
     scaled = deviations / largest  # powers of values of any size neither overflow nor vanish
-    return float((scaled**3).sum()) / (6 * float((scaled**2).sum()) ** 1.5)
+    return float((scaled**3).sum() / (6 * (scaled**2).sum() ** 1.5))
 
 
 def _fraction_below(draws: Array, middle: float) -> float:
