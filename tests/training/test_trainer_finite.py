@@ -27,16 +27,16 @@ def _rows(tokenizer: Any, named: bool = False) -> list[dict[str, Any]]:
     return [{"input_ids": ids} | ({"row_id": f"tales:{i + 1}"} if named else {}) for i, ids in enumerate(encoded)]
 
 
-def _break_loss(model: nn.Module, at: int, value: float = float("nan")) -> None:
+def _break_loss(model: Any, at: int, value: float = float("nan")) -> None:
     """Multiply the logits of forward pass ``at`` (counted from 1) by ``value``."""
     calls = iter(range(1, 1000))
 
     def spoil(module: nn.Module, args: Any, output: Any) -> Any:
         if next(calls) == at:
-            output["logits"] = output["logits"] * value
+            return output * value
         return output
 
-    model.register_forward_hook(spoil)
+    model.get_output_embeddings().register_forward_hook(spoil)
 
 
 def _break_gradient(model: Any, at: int) -> None:

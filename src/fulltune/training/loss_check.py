@@ -23,8 +23,14 @@ from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.objective import LabelKind, Objective, is_of_classes
 
-#: Largest relative difference of two losses of the same logits that are equal.
+#: Largest relative difference of two losses of the same logits that are equal, in float32.
 TOLERANCE = 1e-5
+
+#: The same in 16 bits, in units of the rounding of the loss.
+_ROUNDINGS = 4
+
+#: Config values of losses of routers, which a loss in 16 bits may be too coarse to show.
+_ROUTERS = ("router_aux_loss_coef", "router_z_loss_coef")
 
 #: Tokens per row of the check.
 _LENGTH = 6
@@ -84,7 +90,7 @@ def check_loss(model: Any, kind: LabelKind) -> LossCheck:
         )
         return LossCheck(kind, is_cross_entropy=False, is_checked=False)
     nearest = min(errors, key=lambda one: errors[one])
-    result = LossCheck(nearest, is_cross_entropy=errors[nearest] <= TOLERANCE)
+    result = LossCheck(nearest, is_cross_entropy=errors[nearest] <= _tolerance(model, loss))
     if not result.is_cross_entropy:
         log_once(
             _log,
@@ -122,6 +128,14 @@ def _difference(kind: LabelKind, loss: Tensor, logits: Tensor, labels: Tensor) -
     expected = float(sums.sum() / counts.sum())
     difference = abs(float(loss) - expected) / max(abs(expected), 1e-6)
     return difference if math.isfinite(difference) else math.inf
+
+
+def _tolerance(model: Any, loss: Tensor) -> float:
+    """Return the largest relative difference of equal losses, by the precision in which the model computes its loss."""
+    config = model.config.get_text_config()
+    is_routed = any(getattr(config, name, None) for name in _ROUTERS)
+    coarse = loss.dtype in (torch.float16, torch.bfloat16) and not is_routed
+    return _ROUNDINGS * torch.finfo(loss.dtype).eps if coarse else TOLERANCE
 
 
 def _first(outputs: Any, name: str) -> Tensor:

@@ -70,7 +70,14 @@ from fulltune.training.old_names import OldNames
 from fulltune.training.own_state import OwnState
 from fulltune.training.regularization.neftune import noise_in_both_stacks
 from fulltune.training.regularization.penalties import Regularizer, decay_by_layer
-from fulltune.training.untouched import accepts_any_width, changed_in_model, has_only_tokens, overridden, pads_freely
+from fulltune.training.untouched import (
+    accepts_any_width,
+    changed_in_model,
+    has_only_tokens,
+    hooked,
+    overridden,
+    pads_freely,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -250,6 +257,9 @@ class Trainer(OldNames, transformers.Trainer):
         """
         at_head = self._fulltune.loss_at_head or LossAtHead.of(self, self._plain_model())
         self._fulltune.loss_at_head = at_head
+        head = at_head.head
+        if head is not None and self._leaves("computing the loss in the head", hooked((head,))):
+            return None
         smoothing = objective.smoothing if model.training else 0.0
         labels = objective.aligned(inputs["labels"])
         run = at_head.run(model, self._inputs_without_labels(inputs, objective), labels, smoothing)
@@ -292,7 +302,11 @@ class Trainer(OldNames, transformers.Trainer):
             return "compute_loss is overridden"
         if self.compute_loss_func is not None:
             return "compute_loss_func is given"
-        return changed_in_model(self._plain_model())
+        return changed_in_model(self._plain_model()) or self._hook()
+
+    def _hook(self) -> str | None:
+        """Return which wrapper of the model, or the model itself, has a hook of the user, or None."""
+        return hooked((*self._wrappers(), self._plain_model()))
 
     def _left_alone(self) -> bool:
         """Return True if the library computes the loss because the user has replaced a part of it; log why."""
@@ -373,6 +387,8 @@ class Trainer(OldNames, transformers.Trainer):
             reason = f"{type(model).__name__} depends on the width of a batch"
         if reason is None and not has_only_tokens(inputs):
             reason = "the inputs are not text alone"
+        if reason is None and not is_run:
+            reason = hooked(model.modules())
         return not self._leaves("computing rows of a batch in groups", reason)
 
     def _second_pass(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Tensor:
@@ -383,6 +399,11 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _inputs_without_labels(self, inputs: dict[str, Any], objective: Objective) -> dict[str, Any]:
         return without_labels(self._plain_model(), inputs, objective.kind)
+
+    def _wrappers(self) -> tuple[Any, ...]:
+        """Return the model as it is given, and that of PEFT in it."""
+        model: Any = self.model
+        return (model, model.base_model) if hasattr(model, "get_base_model") else (model,)
 
     def _plain_model(self) -> Any:
         """Return the model without the wrappers of Accelerate and PEFT."""
@@ -453,9 +474,11 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _row_collator(self, inner: Any, given: Any, description: str | None) -> RowCollator:
         is_ours = not self._left_alone()
+        # A hook does not change what the labels of a text are.
+        has_kind = is_ours or self._loss_of_user() == self._hook()
         return RowCollator(
             collate=inner,
-            kind=self._kind() if is_ours else None,
+            kind=self._kind() if has_kind else None,
             trim=is_ours and not self._leaves("cutting columns of padding", self._padding_of_user(given, description)),
             relabel=type(given) is DataCollatorForLanguageModeling and not given.mlm,
         )
@@ -468,6 +491,10 @@ class Trainer(OldNames, transformers.Trainer):
             return f"{getattr(collator, '__name__', type(collator).__name__)} decides on the padding"
         if not accepts_any_width(self._plain_model()):
             return f"{type(self._plain_model()).__name__} depends on the width of a batch"
+        if description == "Evaluation" and (self.compute_metrics or self.preprocess_logits_for_metrics):
+            return "compute_metrics gets the predictions"
+        if (reason := hooked(self._plain_model().modules())) is not None:
+            return reason
         return self._own_methods(*(_TRAINING if description == "Training" else _EVALUATION))
 
     def _prepare_for_training(self, *args: Any) -> tuple[Any, Any]:

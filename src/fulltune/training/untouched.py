@@ -6,7 +6,9 @@ loss or collator of the user may have any meaning; for these the trainer uses th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,24 @@ import accelerate
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 from transformers import default_data_collator
-from transformers.loss.loss_utils import LOSS_MAPPING
+from transformers.loss import loss_utils
 
 _PACKAGES = tuple(str(Path(str(package.__file__)).parent) for package in (transformers, accelerate, torch))
+
+#: Packages that install hooks which change neither labels nor loss.
+_OF_HOOKS = _PACKAGES + tuple(
+    str(Path(spec.origin).parent)
+    for name in ("fulltune", "peft", "deepspeed")
+    if (spec := find_spec(name)) is not None and spec.origin is not None
+)
+
+#: Attributes of a module with the hooks that see the inputs or outputs of its forward pass.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+#: Losses of torch that forward methods of the library call by these names.
+_TORCH_LOSSES = ("CrossEntropyLoss", "MSELoss", "BCEWithLogitsLoss")
 
 #: Collators whose padding the attention mask marks.
 _COLLATORS = (
@@ -56,11 +72,25 @@ def changed_in_model(model: Any) -> str | None:
         return f"{name} is not a class of transformers"
     if not _is_of_library(model.__dict__.get("_original_forward", model.forward)):
         return f"the forward method of {name} was replaced"
-    losses = (model.__dict__.get("_loss_function"), LOSS_MAPPING.get(getattr(model, "loss_type", None) or ""))
-    replaced = any(one is not None and not _is_of_library(one) for one in losses)
-    if replaced or not isinstance(getattr(type(model), "loss_function", None), property):
+    own_property = getattr(type(model), "loss_function", None)
+    if not isinstance(own_property, property) or not all(_is_of_library(one) for one in _losses(model)):
         return f"the loss function of {name} was replaced"
     return None
+
+
+def hooked(modules: Iterable[nn.Module]) -> str | None:
+    """Return which of these modules has hooks of the user, which may read or change labels, loss and outputs, or None.
+
+    Hooks of fulltune, transformers, Accelerate, PEFT, DeepSpeed and torch do not count.
+
+    Args:
+        modules: A model and its wrappers, or parts of a model.
+    """
+    if any(_has_hooks(vars(torch_modules), f"_global{name}") for name in _HOOKS):
+        return "a hook is registered for all modules"
+    names = (type(one).__name__ for one in modules if any(_has_hooks(vars(one), name) for name in _HOOKS))
+    name = next(names, None)
+    return None if name is None else f"{name} has a hook"
 
 
 def overridden(one: object, base: type, names: Iterable[str]) -> list[str]:
@@ -94,8 +124,36 @@ def has_only_tokens(batch: Mapping[str, Any]) -> bool:
     return wide.keys() <= _PER_TOKEN and all(value.dim() == 2 for name, value in wide.items() if name != "labels")
 
 
-def _is_of_library(function: Any) -> bool:
-    function = getattr(function, "__func__", function)
-    function = getattr(function, "func", function)  # Accelerate's hooks are partial functions
-    code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename.startswith(_PACKAGES)
+def _losses(model: Any) -> Iterator[Any]:
+    """Yield the functions that compute the loss of a model of the library."""
+    own = model.__dict__.get("_loss_function")
+    if own is not None:
+        yield own
+    mapping = loss_utils.LOSS_MAPPING
+    known = mapping.get(getattr(model, "loss_type", None) or "")
+    # As the library does for a type that it does not know.
+    yield mapping["ForCausalLM"] if known is None else known
+    yield loss_utils.fixed_cross_entropy
+    module = sys.modules.get(library_class(model).__module__)
+    known_losses = (getattr(module, name, None) for name in _TORCH_LOSSES)
+    yield from (getattr(one, "forward", one) for one in known_losses if one is not None)
+
+
+def _has_hooks(attributes: Mapping[str, Any], name: str) -> bool:
+    hooks = attributes.get(name) or {}
+    return not all(_is_of_library(one, _OF_HOOKS) for one in hooks.values())
+
+
+def _is_of_library(function: Any, packages: tuple[str, ...] = _PACKAGES) -> bool:
+    """Return True if the code of a function, and of those that it wraps, is in one of these packages."""
+    codes = [getattr(one, "__code__", None) for one in _wrapped(function)]
+    return all(code is not None and code.co_filename.startswith(packages) for code in codes)
+
+
+def _wrapped(function: Any) -> Iterator[Any]:
+    """Yield a function, and those that its decorators wrap."""
+    while function is not None:
+        function = getattr(function, "__func__", function)
+        function = getattr(function, "func", function)  # Accelerate's hooks are partial functions
+        yield function
+        function = getattr(function, "__wrapped__", None)

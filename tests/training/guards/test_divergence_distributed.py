@@ -33,10 +33,10 @@ def train(name, broken):
         nonlocal passes
         passes += torch.is_grad_enabled()  # a trial pass before the first step is none of training
         if passes == broken and rank == 1:
-            output["logits"] = output["logits"] * float("nan")
+            return output * float("nan")
         return output
 
-    model.register_forward_hook(spoil)
+    model.get_output_embeddings().register_forward_hook(spoil)
     args = fakes.arguments(
         folder / name,
         per_device_train_batch_size=2,

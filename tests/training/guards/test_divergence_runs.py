@@ -29,7 +29,7 @@ def rows(tokenizer: Any) -> list[dict[str, Any]]:
     return [{"input_ids": tokenizer(text).input_ids, "row_id": f"tales:{i}"} for i, text in enumerate(TEXTS)]
 
 
-def break_pass(model: nn.Module, *passes: int, value: float = float("nan")) -> None:
+def break_pass(model: Any, *passes: int, value: float = float("nan")) -> None:
     """Multiply the logits of these training passes (counted from 1) by ``value``."""
     count = 0
 
@@ -38,10 +38,10 @@ def break_pass(model: nn.Module, *passes: int, value: float = float("nan")) -> N
         if module.training:
             count += 1
             if count in passes:
-                output["logits"] = output["logits"] * value
+                return output * value
         return output
 
-    model.register_forward_hook(spoil)
+    model.get_output_embeddings().register_forward_hook(spoil)
 
 
 class CutAfter(TrainerCallback):

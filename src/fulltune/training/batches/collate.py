@@ -235,7 +235,7 @@ def _cut(batch: MutableMapping[str, Any], names: Sequence[str], used: Tensor) ->
     for name in names:
         value = batch.get(name)
         if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == width:
-            batch[name] = value[:, :last]
+            batch[name] = value[:, :last].contiguous()  # models call view() on their labels
 
 
 def _pad(tensors: Sequence[Tensor], fill: int, side: str) -> Tensor:

@@ -110,9 +110,9 @@ def part_of(batch: Mapping[str, Any], rows: list[int], kind: LabelKind) -> dict[
     for name in names:
         value = part.get(name)
         if isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == width:
-            part[name] = value[:, begin:end]
+            part[name] = value[:, begin:end].contiguous()  # models call view() on their labels
     if kind == "seq2seq" and "decoder_input_ids" not in part:
-        part["labels"] = part["labels"][:, : _used(part["labels"] != IGNORED)[1]]
+        part["labels"] = part["labels"][:, : _used(part["labels"] != IGNORED)[1]].contiguous()
     return part
 
 
