@@ -13,11 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from accelerate import Accelerator
 from matrix import often
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from fulltune import ConfigError, DataError, Trainer
+from fulltune.training.batches.collate import Collator
 
 TEXTS = (
     "the court shall",
@@ -239,6 +241,49 @@ def test_a_model_outside_the_library_keeps_its_own_loss(tmp_path: Path) -> None:
     trainer = Trainer(model=Own(), args=args, train_dataset=rows)
     trainer.train()
     assert trainer.state.log_history[-2]["loss"] < trainer.state.log_history[0]["loss"]
+
+
+def test_without_a_count_the_loss_is_the_mean_of_the_batch_on_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = _class_rows()
+    args = fakes.arguments(tmp_path)
+    ours = Trainer(model=model, args=args)
+    plain = transformers.Trainer(model=model, args=args, data_collator=ours.data_collator)
+    batch = ours.data_collator(rows)
+    for processes in (1, 2):
+        monkeypatch.setattr(Accelerator, "num_processes", processes)
+        torch.testing.assert_close(ours.compute_loss(model, dict(batch)), plain.compute_loss(model, dict(batch)))
+
+
+def test_without_a_count_micro_batches_are_averaged_as_in_transformers(tmp_path: Path) -> None:
+    norms: dict[str, list[float]] = {}
+    for name, base in (("ours", Trainer), ("plain", transformers.Trainer)):
+
+        class Uncounted(base):  # type: ignore[valid-type,misc]
+            def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> None:
+                return None
+
+        model, rows = _class_rows()
+        args = fakes.arguments(
+            tmp_path / name, per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=1
+        )
+        Uncounted(
+            model=model, args=args, train_dataset=rows, data_collator=Collator(0), callbacks=[_Norms(norms, name)]
+        ).train()
+    assert norms["ours"] == pytest.approx(norms["plain"], rel=1e-4)
+    assert len(norms["ours"]) == 2
+
+
+class _Norms(TrainerCallback):
+    """Store the norm of all gradients at each optimizer step."""
+
+    def __init__(self, norms: dict[str, list[float]], name: str) -> None:
+        self.norms = norms.setdefault(name, [])
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        grads = [value.grad.norm() for value in kwargs["model"].parameters() if value.grad is not None]
+        self.norms.append(float(torch.stack(grads).norm()))
 
 
 def test_a_users_own_loss_function_is_called(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Define ``fulltune.Trainer``: a ``transformers.Trainer`` with a correct loss, exact resume and guards.
 
-It differs from the library in these points only:
+It differs from the library in these points:
 
 * The loss is the sum over all tokens (or rows) of the effective batch, divided by their number, so that accumulation
   equals one large batch. Models that the library trains with another loss (that of a router, for example) keep it, and
@@ -11,8 +11,14 @@ It differs from the library in these points only:
 * A loss or gradient norm that is not finite stops training before the optimizer step; the error lists the rows.
 * With a :class:`~fulltune.training.guards.divergence.DivergenceGuard` among the callbacks, training that diverges is
   rolled back to its last good checkpoint instead, with a lower learning rate.
+* Checkpoints have a format of their own, which is written atomically, checked when it is read, and resumed from bit for
+  bit (:mod:`~fulltune.training.checkpoints.format`). Checkpoints of the library are read too.
+* Columns that are padding only are cut off, and rows that padding would change are computed in groups of equal length.
 * The noise of NEFTune is added to both stacks of an encoder-decoder.
 * The dataset may be the output of a tokenizer. For a decoder, text without labels is its own labels.
+
+Options of its own, all off by default, add class weights, R-Drop, a learning rate that decays by layer, penalties,
+batches by a budget of tokens, and micro-batches in parts of similar length; see :class:`Trainer`.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -191,9 +197,11 @@ class Trainer(OldNames, transformers.Trainer):
         parts = [inputs] if groups is None else [part_of(inputs, rows, objective.kind) for rows in groups]
         computed = joined([self._computed(model, part, objective, return_outputs) for part in parts], groups or [])
         self._fulltune.row_losses = computed.row_losses
-        total = computed.counts.sum() if num_items_in_batch is None else num_items_in_batch
-        # Distributed data parallelism averages gradients over processes; the denominator already spans all of them.
-        loss = computed.total / total * (self.accelerator.num_processes // self.get_tp_size())
+        if num_items_in_batch is None:
+            loss = computed.total / computed.counts.sum()
+        else:
+            # Distributed data parallelism averages gradients over processes; this denominator spans all of them.
+            loss = computed.total / num_items_in_batch * (self.accelerator.num_processes // self.get_tp_size())
         return (loss, _with_loss(computed.outputs, loss)) if return_outputs else loss
 
     def _computed(self, model: nn.Module, inputs: dict[str, Any], objective: Objective, with_outputs: bool) -> Computed:
@@ -594,7 +602,8 @@ class Trainer(OldNames, transformers.Trainer):
         """Return the loss of a micro-batch, computed in parts if their result is known to be the same."""
         if self._objective(inputs) is None:
             return plain(model, inputs, count)
-        with self._loss_is_scaled():
+        # Without a count the loss is the mean of one micro-batch, which the library divides by their number.
+        with nullcontext() if count is None else self._loss_is_scaled():
             if self._leaves("training a batch in parts where memory runs out", self._own_methods(*_TRAINING)):
                 return plain(model, inputs, count)
             return self._fulltune.micro_batches.run(
