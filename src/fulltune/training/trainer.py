@@ -30,7 +30,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import datasets
 import torch
@@ -184,12 +184,22 @@ class Trainer(OldNames, transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        """Return the loss of a batch, and its outputs if asked for.
+
+        Args:
+            model: The model, with its wrappers.
+            inputs: The batch.
+            return_outputs: Return a pair of loss and outputs.
+            num_items_in_batch: Number of labels in the effective batch over all processes, the denominator; None for
+                the mean of this batch alone.
+        """
         with errors_of_rows(self._plain_model(), inputs):
             return self._loss_of(model, inputs, return_outputs, num_items_in_batch)
 
     def _loss_of(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Tensor | int | None
     ) -> Any:
+        """Compute as :meth:`compute_loss`, without naming the rows in errors."""
         objective = self._objective(inputs)
         if objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -205,6 +215,7 @@ class Trainer(OldNames, transformers.Trainer):
         return (loss, _with_loss(computed.outputs, loss)) if return_outputs else loss
 
     def _computed(self, model: nn.Module, inputs: dict[str, Any], objective: Objective, with_outputs: bool) -> Computed:
+        """Compute the summed loss of rows in the way that suits the model, at its head if no outputs are needed."""
         if not self._loss_check(objective.kind).is_cross_entropy:
             return self._from_model(model, inputs, objective)
         at_head = None
@@ -213,6 +224,7 @@ class Trainer(OldNames, transformers.Trainer):
         return at_head or self._from_logits(model, inputs, objective)
 
     def _from_logits(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Computed:
+        """Compute the loss from the logits of the model."""
         labels = inputs["labels"]
         outputs = model(**self._inputs_without_labels(inputs, objective))
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
@@ -266,7 +278,7 @@ class Trainer(OldNames, transformers.Trainer):
         at_head = self._fulltune.loss_at_head or LossAtHead.of(self, self._plain_model())
         self._fulltune.loss_at_head = at_head
         head = at_head.head
-        if head is not None and self._leaves("computing the loss in the head", hooked((head,))):
+        if head is not None and self._defers_to_library("computing the loss in the head", hooked((head,))):
             return None
         smoothing = objective.smoothing if model.training else 0.0
         labels = objective.aligned(inputs["labels"])
@@ -290,7 +302,7 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _objective(self, inputs: Any) -> Objective | None:
         """Return the loss to compute, or None if that of the library or the user must be used."""
-        if "shift_labels" in inputs or self._leaves("the loss", self._loss_of_others()):
+        if "shift_labels" in inputs or self._defers_to_library("the loss", self._foreign_loss_reason()):
             return None
         labels = inputs.get("labels")
         promised = kind_of(self._plain_model(), labels) if isinstance(labels, Tensor) else None
@@ -298,13 +310,13 @@ class Trainer(OldNames, transformers.Trainer):
         smoothing = self.args.label_smoothing_factor
         return None if label_kind is None else Objective(label_kind, smoothing, self._fulltune.class_weights)
 
-    def _loss_of_others(self) -> str | None:
+    def _foreign_loss_reason(self) -> str | None:
         """Return the reason why the loss is not computed here, or None."""
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
             return "sequences are split over processes"
-        return "use_liger_kernel is set" if self.args.use_liger_kernel else self._loss_of_user()
+        return "use_liger_kernel is set" if self.args.use_liger_kernel else self._replaced_loss_reason()
 
-    def _loss_of_user(self) -> str | None:
+    def _replaced_loss_reason(self) -> str | None:
         """Return which part of the loss computation the user has replaced, or None."""
         if self._overrides("compute_loss"):
             return "compute_loss is overridden"
@@ -316,11 +328,11 @@ class Trainer(OldNames, transformers.Trainer):
         """Return which wrapper of the model, or the model itself, has a hook of the user, or None."""
         return hooked((*self._wrappers(), self._plain_model()))
 
-    def _left_alone(self) -> bool:
+    def _loss_is_replaced(self) -> bool:
         """Return True if the library computes the loss because the user has replaced a part of it; log why."""
-        return self._leaves("the loss", self._loss_of_user())
+        return self._defers_to_library("the loss", self._replaced_loss_reason())
 
-    def _leaves(self, what: str, reason: str | None) -> bool:
+    def _defers_to_library(self, what: str, reason: str | None) -> bool:
         """Return True if there is a reason to leave a feature to the library; log it once."""
         if reason is not None:
             log_once(_log, logging.INFO, (what, reason), "left to transformers: %s (%s)", what, reason)
@@ -331,7 +343,7 @@ class Trainer(OldNames, transformers.Trainer):
         ours = next(one for one in type(self).__mro__ if one.__module__.startswith("fulltune.training."))
         return overridden(self, ours, names)
 
-    def _own_methods(self, *names: str) -> str | None:
+    def _override_reason(self, *names: str) -> str | None:
         """Return which of these methods are overridden, as a reason, or None."""
         changed = self._overrides(*names)
         return f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} overridden" if changed else None
@@ -339,7 +351,7 @@ class Trainer(OldNames, transformers.Trainer):
     def _check_that_loss_is_ours(self) -> None:
         """Check that settings of the loss are not ignored because another loss is computed."""
         own = self._fulltune
-        reason = self._loss_of_others()
+        reason = self._foreign_loss_reason()
         wanted = {"class_weights": own.class_weights is not None, "r_drop": bool(own.r_drop)}
         problems = [
             Problem(
@@ -388,7 +400,7 @@ class Trainer(OldNames, transformers.Trainer):
     def _can_be_cut(self, inputs: dict[str, Any]) -> bool:
         """Return True if padding columns can be removed without changing what the model computes."""
         model: Any = self._plain_model()
-        reason = self._own_methods(*(_TRAINING if model.training else _EVALUATION))
+        reason = self._override_reason(*(_TRAINING if model.training else _EVALUATION))
         # Rows of a run are not padded by anybody else, so they may be computed alone; a script may pad on purpose.
         is_run = isinstance(self.train_dataset, FeatureDataset)
         if reason is None and not is_run and not accepts_any_width(model):
@@ -397,7 +409,7 @@ class Trainer(OldNames, transformers.Trainer):
             reason = "the inputs are not text alone"
         if reason is None and not is_run:
             reason = hooked(model.modules())
-        return not self._leaves("computing rows of a batch in groups", reason)
+        return not self._defers_to_library("computing rows of a batch in groups", reason)
 
     def _second_pass(self, model: nn.Module, inputs: dict[str, Any], objective: Objective) -> Tensor:
         """Return the logits of a second pass, under another dropout mask."""
@@ -445,7 +457,7 @@ class Trainer(OldNames, transformers.Trainer):
         plain = getattr(optimizer, "optimizer", optimizer)  # without the wrapper of Accelerate
         if own.layer_decay == 1 or plain is getattr(own.decayed, "optimizer", own.decayed):
             return
-        reason = self._own_methods("create_optimizer", "create_optimizer_and_scheduler") or "an optimizer is given"
+        reason = self._override_reason("create_optimizer", "create_optimizer_and_scheduler") or "an optimizer is given"
         raise ArgumentError(
             f"layer_decay is set, and {reason}",
             expected="the optimizer of fulltune.Trainer, the only one that uses it",
@@ -481,13 +493,14 @@ class Trainer(OldNames, transformers.Trainer):
         return self._row_collator(inner, data_collator, description)
 
     def _row_collator(self, inner: Any, given: Any, description: str | None) -> RowCollator:
-        is_ours = not self._left_alone()
+        is_ours = not self._loss_is_replaced()
         # A hook does not change what the labels of a text are.
-        has_kind = is_ours or self._loss_of_user() == self._hook()
+        has_kind = is_ours or self._replaced_loss_reason() == self._hook()
         return RowCollator(
             collate=inner,
             kind=self._kind() if has_kind else None,
-            trim=is_ours and not self._leaves("cutting columns of padding", self._padding_of_user(given, description)),
+            trim=is_ours
+            and not self._defers_to_library("cutting columns of padding", self._padding_of_user(given, description)),
             relabel=type(given) is DataCollatorForLanguageModeling and not given.mlm,
         )
 
@@ -503,7 +516,7 @@ class Trainer(OldNames, transformers.Trainer):
             return "compute_metrics gets the predictions"
         if (reason := hooked(self._plain_model().modules())) is not None:
             return reason
-        return self._own_methods(*(_TRAINING if description == "Training" else _EVALUATION))
+        return self._override_reason(*(_TRAINING if description == "Training" else _EVALUATION))
 
     def _prepare_for_training(self, *args: Any) -> tuple[Any, Any]:
         model, loader = super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
@@ -538,7 +551,7 @@ class Trainer(OldNames, transformers.Trainer):
         self._fulltune.row_numbers = [take_row_numbers(batch) for batch in batches]
         self._fulltune.micro_batch = 0
         self._fulltune.micro_batches.begin(batches)
-        if count is not None and float(torch.as_tensor(count).sum()) == 0 and not self._left_alone():
+        if count is not None and float(torch.as_tensor(count).sum()) == 0 and not self._loss_is_replaced():
             if getattr(self.data_collator, "mlm", False):
                 return batches, torch.ones_like(torch.as_tensor(count))  # no token was masked by chance: no gradient
             raise DataError(
@@ -604,7 +617,9 @@ class Trainer(OldNames, transformers.Trainer):
             return plain(model, inputs, count)
         # Without a count the loss is the mean of one micro-batch, which the library divides by their number.
         with nullcontext() if count is None else self._loss_is_scaled():
-            if self._leaves("training a batch in parts where memory runs out", self._own_methods(*_TRAINING)):
+            if self._defers_to_library(
+                "training a batch in parts where memory runs out", self._override_reason(*_TRAINING)
+            ):
                 return plain(model, inputs, count)
             return self._fulltune.micro_batches.run(
                 lambda batch: plain(model, batch, count),
@@ -635,7 +650,8 @@ class Trainer(OldNames, transformers.Trainer):
             self._stop(model, "gradient norm", float(norm), self._row_ids())
         return norm
 
-    def _stop(self, model: nn.Module, quantity: str, value: float, row_ids: Sequence[str]) -> None:
+    def _stop(self, model: nn.Module, quantity: str, value: float, row_ids: Sequence[str]) -> NoReturn:
+        """Raise the error of a number that is not finite, without the gradients that it is part of."""
         model.zero_grad()
         raise NonFiniteError(self.state.global_step + 1, quantity, value, row_ids)
 
@@ -653,8 +669,8 @@ class Trainer(OldNames, transformers.Trainer):
         own.evaluated = torch.zeros(2, dtype=torch.float64)
         own.row_losses = None
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        changed = self._own_methods("prediction_step")
-        if own.row_losses is not None and not self._leaves("the mean of the evaluation loss", changed):
+        changed = self._override_reason("prediction_step")
+        if own.row_losses is not None and not self._defers_to_library("the mean of the evaluation loss", changed):
             total, count = own.evaluated.tolist()
             metrics: Any = output.metrics
             metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
@@ -758,10 +774,10 @@ class Trainer(OldNames, transformers.Trainer):
 
     def _writes_own_format(self) -> bool:
         """Return False if a subclass or PEFT decides on the content of checkpoints; log why."""
-        reason = self._own_methods(*_WRITERS)
+        reason = self._override_reason(*_WRITERS)
         if reason is None and hasattr(self.accelerator.unwrap_model(self.model), "get_base_model"):
             reason = None if self._fulltune.trained_only else "PEFT saves the adapter only"
-        return not self._leaves("writing checkpoints", reason)
+        return not self._defers_to_library("writing checkpoints", reason)
 
     def _has_callback(self, event: str, *, outside: tuple[str, ...]) -> bool:
         """Return True if a callback from outside these packages handles an event."""
@@ -811,6 +827,7 @@ class Trainer(OldNames, transformers.Trainer):
         own._tr_loss.zero_()
 
     def _guard(self) -> DivergenceGuard | None:
+        """Return the guard against divergence among the callbacks, if there is one."""
         return next((one for one in self.callback_handler.callbacks if isinstance(one, DivergenceGuard)), None)
 
     def _check_best_metric(self) -> None:
