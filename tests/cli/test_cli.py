@@ -21,7 +21,7 @@ from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
 
 VERBS = (
-    *("init", "run", "plan", "evaluate", "predict", "compare", "verdict"),
+    *("init", "run", "plan", "evaluate", "predict", "serve", "compare", "verdict"),
     *("demo", "doctor", "lr-find", "methods", "sweep", "launch"),
 )
 #: Commands that have subcommands.
@@ -116,6 +116,29 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     assert result.exit_code == 2
     assert "Usage" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "reason"),
+    [
+        ("run c.yaml --allow-changed", ("--allow-changed",), "only with --resume"),
+        ("run c.yaml --seeds 3 --allow-changed", ("--allow-changed",), "only with --resume"),
+        ("compare one two --db zoo", ("--db",), "only with --ask"),
+        ("compare one two --config c.yaml --set train.epochs=1", ("--config", "--set"), "only with --ask"),
+        ("compare one --data --db zoo", ("--db",), "only with --ask"),
+        ("compare one --ask why --data", ("--data",), "only without --ask"),
+        ("doctor --steps 8", ("--steps",), "only with --resume"),
+        ("doctor --steps 0 --set train.epochs=1", ("--steps", "--set"), "only with --resume"),
+        ("predict one rows.jsonl --force", ("--force",), "only with --output"),
+        ("models export one --to two --private", ("--private",), "only with --push"),
+    ],
+)
+def test_options_that_a_call_would_not_read_are_refused(words: str, options: tuple[str, ...], reason: str) -> None:
+    result = call(*words.split())
+    shown = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert f"Invalid value for {' and '.join(options)}: read {reason}" in shown
 
 
 @pytest.mark.parametrize("verb", ["run", "plan"])

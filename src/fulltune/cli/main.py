@@ -23,6 +23,7 @@ from fulltune.cli.options import (
     Common,
     ConfigFile,
     Overrides,
+    refuse_unread,
     with_common_options,
 )
 from fulltune.cli.predict import predict
@@ -79,6 +80,8 @@ def run(
     """Train, measure against the baselines, and write the record and the report."""
     if config is None and resume is None:
         raise typer.BadParameter("name a config, or a run with --resume", param_hint="CONFIG")
+    if resume is None:
+        refuse_unread("with --resume", allow_changed=allow_changed)
     if seeds != 1:
         _run_seeds(common, config, resume, seeds, overrides)
         return
@@ -170,6 +173,10 @@ def compare(
     """
     from fulltune.cli.render import answers
 
+    if question is None:
+        refuse_unread("with --ask", db=database, config=config, set=overrides)
+    else:
+        refuse_unread("without --ask", data=data)
     if question is not None:
         with common.answering():
             from fulltune.pipeline.ask import ask
@@ -300,13 +307,16 @@ def doctor(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="CONFIG", help="Check that a run of this config resumes exactly.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Number of training steps for --resume.")] = 8,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Number of training steps for --resume.  [default: 8]")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Show versions, the machine, fast paths, and what is missing for which feature."""
     if resume is not None:
-        _check_resume(common, resume, steps, overrides)
+        _check_resume(common, resume, 8 if steps is None else steps, overrides)
         return
+    refuse_unread("with --resume", steps=steps, set=overrides)
     from fulltune.cli.doctor import diagnose
     from fulltune.cli.render import runs
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import fulltune
-from fulltune.cli.options import Common, RunName, with_common_options
+from fulltune.cli.options import Common, RunName, refuse_unread, with_common_options
 from fulltune.cli.verbs import Models
 from fulltune.errors import ConfigError
 
@@ -124,6 +124,8 @@ def export(
     """Write a version as a plain folder, as a delta that restores it bit for bit, or to the hub."""
     from fulltune.cli.render.registry import exported
 
+    if push is None:
+        refuse_unread("with --push", private=private)
     with common.answering():
         from fulltune.pipeline.export import export
 

@@ -203,5 +203,21 @@ def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def refuse_unread(reason: str, **options: object) -> None:
+    """Check that no option is set that this call does not read.
+
+    Args:
+        reason: When the options are read, such as ``with --ask``.
+        options: Values by the name of the option, with ``_`` for ``-``; None, False and empty ones are not set.
+
+    Raises:
+        typer.BadParameter: Options are set; it names all of them.
+    """
+    is_set = [name for name, value in options.items() if not (value is None or value is False or value in ("", []))]
+    names = [f"--{name.replace('_', '-')}" for name in is_set]
+    if names:
+        raise typer.BadParameter(f"read only {reason}", param_hint=" and ".join(names))
+
+
 def _print_json(text: str) -> None:
     print(portable_json(text.rstrip(), sys.stdout.encoding))

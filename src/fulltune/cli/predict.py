@@ -13,7 +13,7 @@ from typing import Annotated, TextIO
 import typer
 
 import fulltune
-from fulltune.cli.options import Common, Overrides, with_common_options
+from fulltune.cli.options import Common, Overrides, refuse_unread, with_common_options
 from fulltune.errors import DataError
 from fulltune.runtime.terminal import discard_output
 
@@ -54,6 +54,8 @@ def predict(
     """
     from fulltune.cli.render import answers
 
+    if output is None:
+        refuse_unread("with --output", force=force)
     if output is None and common.as_json:
         raise typer.BadParameter("the rows go to stdout: name a file for them", param_hint="--json")
     if "-" in data and len(data) > 1:
