@@ -41,6 +41,7 @@ CONFIGS: dict[str, tuple[dict[str, Any] | None, str]] = {
 
 #: Command → part of the message, with a config whose file of rows does not exist.
 COMMANDS = {
+    "run bad.json --seeds 2": "there is no such file or folder",
     "plan bad.json": "there is no such file or folder",
     "plan bad.json --learning-curve": "there is no such file or folder",
     "evaluate starter:bert --config bad.json": "there is no such file or folder",

@@ -200,10 +200,10 @@ def lr_find(
 ) -> None:
     """Find a learning rate: a range test, then short trainings compared on held-out rows."""
     with common.answering() as progress:
-        common.check(config, overrides)
+        job = common.prepare(config, overrides)
         from fulltune.cli.render import runs
 
-        result = fulltune.find_learning_rate(config, out=common.out, overrides=overrides or (), progress=progress)
+        result = fulltune.find_learning_rate(job, out=common.out, progress=progress)
     common.answer(result.to_json(), runs.learning_rate(result))
 
 
@@ -331,11 +331,9 @@ def _run_seeds(
     if config is None or resume is not None:
         raise typer.BadParameter("the same call with the config resumes", param_hint="--resume")
     with common.answering() as progress:
-        common.check(config, overrides)
         from fulltune.cli.render import runs
-        from fulltune.experiments.seeded_runs import run_seeds
 
-        found = run_seeds(config, seeds=seeds, out=common.out, overrides=overrides or (), progress=progress)
+        found = fulltune.run_seeds(config, seeds=seeds, out=common.out, overrides=overrides or (), progress=progress)
     common.answer(found.to_json(), runs.seeded(found))
     if found.outcome in ("rejected", "stopped"):
         raise typer.Exit(3)
@@ -355,17 +353,13 @@ def _check_resume(common: Common, config: Path, steps: int, overrides: list[str]
 
 def _compare_runs(common: Common, a: str, b: str) -> None:
     from fulltune.cli.render import runs
-    from fulltune.metrics.run_comparison import compare
 
     if {a, b} & {"base", "tuned"}:
         run = next((name for name in (a, b) if name not in ("base", "tuned")), "latest")
         hint = f"the record of a run has this comparison; its rows: `fulltune compare {run} --data`"
         raise typer.BadParameter(hint, param_hint="A B")
-    from fulltune.store.registry.registry import evidence
-
     with common.answering():
-        # `fulltune.compare` is the same, but it imports torch.
-        result = compare(evidence(a, common.out), evidence(b, common.out))
+        result = fulltune.compare(a, b, out=common.out)
     common.answer(result.to_json(), runs.comparison(result))
 
 
@@ -397,10 +391,10 @@ def _changed_rows(common: Common, a: str, b: str | None) -> None:
 
 def _learning_curve(common: Common, config: Path, overrides: list[str] | None) -> None:
     with common.answering() as progress:
-        common.check(config, overrides)
+        job = common.prepare(config, overrides)
         from fulltune.cli.render import runs
 
-        result = fulltune.learning_curve(config, out=common.out, overrides=overrides or (), progress=progress)
+        result = fulltune.learning_curve(job, out=common.out, progress=progress)
     common.answer(result.to_json(), runs.learning_curve(result))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fulltune.config import Config
+    from fulltune.pipeline.job import Job
     from fulltune.runtime.progress import Progress
 
 
@@ -104,8 +105,21 @@ class Common:
 
         return load_config(config, overrides or ())
 
+    def prepare(self, config: Path, overrides: Sequence[str] | None) -> Job:
+        """Return the job of a config, whose mistakes are reported before torch is imported.
+
+        Raises:
+            FulltuneError: The config, the data or the model cannot be used.
+        """
+        loaded = self.load(config, overrides)
+        from fulltune.pipeline.job import prepare_job
+
+        return prepare_job(loaded, self.out)
+
     def check(self, config: Path, overrides: Sequence[str] | None) -> None:
         """Check all of a config that needs no model, before a command imports torch.
+
+        It is for commands that load the config several times, or with other rows held out; others :meth:`prepare` it.
 
         Raises:
             FulltuneError: The config, the data or the model cannot be used.

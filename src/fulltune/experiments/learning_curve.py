@@ -76,7 +76,7 @@ class LearningCurve(Model):
 
 
 def learning_curve(
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: Config | Mapping[str, Any] | str | Path | Job | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
@@ -90,14 +90,14 @@ def learning_curve(
     costs about as much as one run per part.
 
     Args:
-        config, overrides, progress, options: As in :func:`fulltune.run`.
+        config: As in :func:`fulltune.run`, or a job that is prepared.
+        overrides, progress, options: As in :func:`fulltune.run`; a job has them already.
         out: The runs folder.
 
     Raises:
         FulltuneError: Anything that would stop the run before its first step, or a training that was stopped.
     """
-    job = prepare_job(load_config(config, overrides, options=options), out)
-    job.check_audit()
+    job = config if isinstance(config, Job) else prepare_job(load_config(config, overrides, options=options), out)
     steps = make_plan(job).total_steps
     train = job.config.train.model_copy(update={"max_steps": steps})
     whole = job.config.model_copy(update={"train": train})

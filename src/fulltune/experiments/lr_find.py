@@ -117,7 +117,7 @@ class _Bench:
 
 
 def find_learning_rate(
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: Config | Mapping[str, Any] | str | Path | Job | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
@@ -133,7 +133,8 @@ def find_learning_rate(
     then not trained on.
 
     Args:
-        config, overrides, progress, options: As in :func:`fulltune.run`.
+        config: As in :func:`fulltune.run`, or a job that is prepared.
+        overrides, progress, options: As in :func:`fulltune.run`; a job has them already.
         out: Folder of the plot.
         steps: Rates of the range test, one optimizer step each.
         confirm_steps: Optimizer steps of a short training.
@@ -142,10 +143,11 @@ def find_learning_rate(
         FulltuneError: Anything that would stop the run before its first step.
     """
     started = time.perf_counter()
-    config = load_config(config, overrides, options=options)
     progress = progress_of(progress)
     with randomness_kept(), tempfile.TemporaryDirectory() as place:
-        bench = _prepared(config, out)
+        job = config if isinstance(config, Job) else prepare_job(load_config(config, overrides, options=options), out)
+        config = job.config
+        bench = _bench(job)
         bench.job.method.prepare(bench.model)
         kept = _Weights(bench.model)
         points, is_whole = _sweep(bench, steps, Path(place), progress)
@@ -179,9 +181,7 @@ def find_learning_rate(
     return result
 
 
-def _prepared(config: Config, out: str | Path) -> _Bench:
-    job = prepare_job(config, out)
-    job.check_audit()
+def _bench(job: Job) -> _Bench:
     make_plan(job)
     model = job.model_to_train()
     job.task.begin(model, job.data.train.examples)

@@ -106,6 +106,8 @@ def prepare_job(
     config: Config,
     out: str | Path,
     watch: Stopwatch | None = None,
+    *,
+    checks_audit: bool = True,
     refuse: Callable[[Audit], object] = Audit.raise_if_broken,
 ) -> Job:
     """Load, audit and encode the data of a config, and load its base model.
@@ -117,7 +119,9 @@ def prepare_job(
         config: The config.
         out: The runs folder.
         watch: Records the seconds of the stages ``data``, ``load`` and ``audit``.
-        refuse: Is given an audit of the rows that has errors, and raises them.
+        checks_audit: Raise the errors of the complete audit; if False, call :meth:`Job.check_audit`.
+        refuse: Called with the audit of the rows if it has errors, before the model is loaded. Usually it raises them;
+            if it returns, the model is loaded nevertheless.
 
     Raises:
         FulltuneError: The config, the data or the model cannot be used.
@@ -134,6 +138,8 @@ def prepare_job(
         config = dated(config, task, base)
     with watch("audit"):
         audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, rows, Path(out)))
+    if checks_audit:
+        audit.raise_if_broken()
     return Job(config, task, method, data, base, audit, features, curve, Path(out))
 
 

@@ -103,7 +103,6 @@ class _StopAt(TrainerCallback):
 def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
     """Train in a folder up to a step, from its checkpoint if it has one; everything is loaded again."""
     job = prepare_job(config, place.parent)
-    job.check_audit()
     base_outputs = BaseOutputs.collect(job.config, job.base, place.parent, progress, job.data.train.examples)
     model = job.model_to_train()
     folder = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)

@@ -91,7 +91,8 @@ def run(
         # Rows of a resumed run are compared with those that it began with, which says more than their audit.
         refuse = partial(_refuse, config, out, run_id) if resume is None else _ignore
         with progress.stage("data and model", total=1, unit="step") as bar:
-            job = prepare_job(config, out, watch, refuse)
+            # The audit is written to the run folder before its errors are raised.
+            job = prepare_job(config, out, watch, checks_audit=False, refuse=refuse)
             bar.advance()
         from fulltune.pipeline import stages  # they import torch: by now the config and the rows are known to be valid
 
@@ -193,7 +194,6 @@ def plan(
     if quick:
         return _quick_plan(config, out)
     job = prepare_job(config, out)
-    job.check_audit()
     from fulltune.pipeline import stages
 
     return stages.full_plan(job, prepared=watch.total)
@@ -206,7 +206,6 @@ def _quick_plan(config: Config, out: str | Path) -> Plan:
     if model is not None:
         return quick_plan(inputs, model)
     job = prepare_job(config, out)
-    job.check_audit()
     from fulltune.pipeline import stages
 
     return stages.counted_plan(job)

@@ -142,7 +142,6 @@ def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     config = load_config(spec.config)
     config = of_method(config, config.method)
     job = prepare_job(config, spec.out)
-    job.check_audit()
     plan = make_plan(job)
     given = gather(job.config, job.task, job.data, job.base, len(job.features))
     # A method that uses positions of the window leaves fewer to the baselines that it is compared with.
