@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -19,6 +20,7 @@ from serving import Site, listening, server_of, site
 from fulltune.models import inference
 from fulltune.pipeline.loaded import LoadedModel
 from fulltune.serve.limits import Limits
+from fulltune.serve.streaming import Piece, Stream
 from fulltune.tasks.chat import chat_ids
 
 TEXTS = [sentence(index) for index in range(6)]
@@ -196,6 +198,34 @@ def test_a_client_that_goes_ends_the_generation(
     assert counts[0] <= 3  # of 100 tokens
     with pytest.raises(CancelledError):
         row.job.future.result()
+
+
+def test_a_stream_ends_at_the_time_limit(writer: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def endless(stream: Stream) -> AsyncIterator[Piece]:
+        yield Piece(0, "a")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Stream, "pieces", endless)
+    with site(server_of(writer, limits=Limits(seconds=1.5))) as place:
+        answer = place.post("/v1/completions", {"model": writer.name, "prompt": "a", "stream": True})
+    first, last, end = answer.text.split("\n\n")
+    assert json.loads(first[6:])["choices"][0]["text"] == "a"
+    assert json.loads(last[6:])["error"]["code"] == "timeout"
+    assert end == ""
+
+
+def test_a_body_that_ends_early_leaves_no_trace_in_the_log(
+    writer: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with caplog.at_level(logging.WARNING), listening(server_of(writer)) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+            connection.sendall(head + b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+            connection.sendall(b'{"model": "')
+        while 'path="/v1/completions",status="499"' not in httpx.get(f"{url}/metrics").text:
+            pass
+    assert caplog.records == []
 
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str, str]] = {

@@ -15,6 +15,7 @@ import pytest
 from answering import sentence
 from serving import Gate, Site, server_of, site, until
 
+from fulltune.errors import FulltuneError
 from fulltune.pipeline.loaded import LoadedModel
 from fulltune.records.run import ModelInfo
 from fulltune.serve import server as servers
@@ -185,6 +186,11 @@ def executing(questions: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterat
     )
     with site(server_of(questions, database="zoo", execute=True)) as place:
         yield place
+
+
+def test_an_unknown_database_is_refused_at_the_start(questions: LoadedModel) -> None:
+    with pytest.raises(FulltuneError, match="zoos"):
+        servers.server_of(questions.name, questions.config, "no-runs", (), {}, database="zoos")
 
 
 ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"

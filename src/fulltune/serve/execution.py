@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from fulltune.pipeline.loaded import LoadedModel
 from fulltune.serve.limits import Limits
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql.execution import Result, execute
+
+#: Queries run one at a time in the sandbox: those that wait for it take no thread from other work.
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="fulltune-sql")
 
 
 async def executed(
@@ -23,10 +27,11 @@ async def executed(
     query failed. Queries only read, within ``evaluation.sql_seconds`` each.
     """
     seconds = model.config.evaluation.sql_seconds
+    loop = asyncio.get_running_loop()
     found = list[dict[str, Any]]()
     for example, output in zip(examples, outputs, strict=True):
         database = Path(example.meta["database"])
-        result = await asyncio.to_thread(_result, database, output["sql"], seconds, limits.rows)
+        result = await loop.run_in_executor(_THREAD, _result, database, output["sql"], seconds, limits.rows)
         found.append(output | _fields(result))
     return found
 

@@ -68,6 +68,8 @@ def server_of(
     task = asking(version.ref if version else name, config, out, overrides, options).task
     if (execute or database) and task.name != "text2sql":
         raise ConfigError(f"the task {task.name}", expected="text2sql for --execute and --db", fix="leave them out")
+    if database:
+        task.request({task.inputs[0]: "first"}, database)  # an unknown database is an error now, not in every response
 
     def load(ref: str) -> LoadedModel:
         return asking(ref if version else name, config, out, overrides, options).load()
