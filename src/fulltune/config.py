@@ -88,20 +88,20 @@ class Section(BaseModel):
 
 
 #: Source of rows: a file, folder, hub id or pattern, or several of these, read one after another.
-Source = str | tuple[str, ...]
+DataSource = str | tuple[str, ...]
 
 
 class DataConfig(Section):
     """Sources of the rows and names of their columns."""
 
-    train: Source = Field(
+    train: DataSource = Field(
         description="JSONL, CSV, Parquet, a folder of .txt, a `datasets` folder, a hub id, a pattern such as "
         "`train-*.parquet`, or a list of these"
     )
-    valid: Source | float | None = Field(
+    valid: DataSource | float | None = Field(
         None, description="rows of the evaluation curve, which select the best step; a fraction is held out of train"
     )
-    eval: Source | float = Field(
+    eval: DataSource | float = Field(
         0.1, description="rows that decide; a fraction (between 0 and 1) is held out of train, by group"
     )
 
@@ -467,8 +467,12 @@ class Config(Section):
         return self
 
 
+#: A config, a mapping of its keys, or the path of a YAML or JSON file.
+ConfigSource = Config | Mapping[str, Any] | str | Path
+
+
 def load_config(
-    source: Config | str | Path | Mapping[str, Any] | None = None,
+    source: ConfigSource | None = None,
     overrides: Sequence[str] = (),
     *,
     options: Mapping[str, Any] | None = None,

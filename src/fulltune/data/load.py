@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, overload
 
-from fulltune.config import DataConfig, Source
+from fulltune.config import DataConfig, DataSource
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
@@ -121,7 +121,7 @@ class Table(Sequence[Row]):
         return self
 
 
-def available_columns(source: Source, split: str = "train", data: DataConfig | None = None) -> tuple[str, ...]:
+def available_columns(source: DataSource, split: str = "train", data: DataConfig | None = None) -> tuple[str, ...]:
     """Return the column names of the data in their order, before any mapping.
 
     Args:
@@ -147,7 +147,7 @@ def _options(data: DataConfig | None) -> Options:
 
 
 def load_table(
-    source: Source,
+    source: DataSource,
     columns: Sequence[Column],
     data: DataConfig,
     *,
@@ -390,7 +390,7 @@ def _check_columns(
     readers: Sequence[_Reader],
     names: Mapping[str, type | None],
     doubt: Problem | None,
-    source: Source,
+    source: DataSource,
     describe: Callable[[], tuple[Profile, ...]],
 ) -> None:
     """Check that each column occurs in some row; a column that no row has is one problem, not one per row.

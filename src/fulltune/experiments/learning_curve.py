@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fulltune.config import Config, load_config
+from fulltune.config import ConfigSource, load_config
 from fulltune.evaluation.evaluate import Evaluation, score_system
 from fulltune.metrics.accumulate import resampled_values
 from fulltune.metrics.base import Metric
@@ -76,7 +76,7 @@ class LearningCurve(Model):
 
 
 def learning_curve(
-    config: Config | Mapping[str, Any] | str | Path | Job | None = None,
+    config: ConfigSource | Job | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),

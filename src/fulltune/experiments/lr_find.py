@@ -12,14 +12,14 @@ import hashlib
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fulltune.config import Config, load_config
+from fulltune.config import ConfigSource, load_config
 from fulltune.errors import DataError, ModelError
 from fulltune.experiments import range_test
 from fulltune.models.bundle import Bundle, trained_state
@@ -117,7 +117,7 @@ class _Bench:
 
 
 def find_learning_rate(
-    config: Config | Mapping[str, Any] | str | Path | Job | None = None,
+    config: ConfigSource | Job | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, load_config
+from fulltune.config import Config, ConfigSource, load_config
 from fulltune.errors import ConfigError
 from fulltune.metrics import seeds as over_seeds
 from fulltune.metrics import wording
@@ -19,7 +19,7 @@ from fulltune.metrics.base import Metric
 from fulltune.metrics.compare import holm
 from fulltune.metrics.decide import Decision, decide
 from fulltune.metrics.run_comparison import deciding_metric, scored
-from fulltune.pipeline.run import Source, run
+from fulltune.pipeline.run import run
 from fulltune.records.run import Comparison, Record, Score, base_kept, read_record
 from fulltune.records.seeded import SeededRuns, SeedOutcome
 from fulltune.runtime import distributed
@@ -29,7 +29,7 @@ from fulltune.store.jobs import job_folder, locked
 
 
 def run_seeds(
-    config: Source | None = None,
+    config: ConfigSource | None = None,
     *,
     seeds: int = 3,
     out: str | Path = "runs",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fulltune.config import Config, EvaluationConfig, dump_config, load_config, with_validation_rows
+from fulltune.config import Config, ConfigSource, EvaluationConfig, dump_config, load_config, with_validation_rows
 from fulltune.errors import ConfigError, FulltuneError, Problem
 from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, with_settings
 from fulltune.experiments.trials import Bench, Objective
@@ -93,7 +93,7 @@ class Sweep(Model):
 
 
 def sweep(
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: ConfigSource | None = None,
     *,
     over: Sequence[str],
     trials: int = 20,

@@ -33,7 +33,7 @@ from fulltune.errors import ModelError
 from fulltune.models import files, heads, reconcile
 from fulltune.models.bundle import Bundle, Head, family_of, quiet
 from fulltune.models.languages import set_languages
-from fulltune.models.sources import Source, find
+from fulltune.models.sources import ModelFiles, find
 from fulltune.models.sparse_attention import choose_attention_by_length
 from fulltune.records.run import ModelInfo
 
@@ -96,7 +96,7 @@ def load(
 
 
 def _load_adapter(
-    source: Source,
+    source: ModelFiles,
     head: Head,
     labels: Sequence[str],
     multi_label: bool,
@@ -155,7 +155,7 @@ def load_own_head(name: str, labels: Sequence[str], *, runs: Path | None = None,
 
 
 def _load_model(
-    source: Source,
+    source: ModelFiles,
     config: PretrainedConfig,
     head: Head,
     labels: Sequence[str],
@@ -212,7 +212,7 @@ def _load_classifier(
     return model, fresh, (change,) if change else ()
 
 
-def _check(source: Source, config: PretrainedConfig, head: Head) -> None:
+def _check(source: ModelFiles, config: PretrainedConfig, head: Head) -> None:
     """Check that a checkpoint can be loaded, before its weights are read.
 
     Raises:

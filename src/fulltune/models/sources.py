@@ -28,7 +28,7 @@ _MISSING = (
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """Files of a model.
 
     Attributes:
@@ -76,7 +76,7 @@ def check_name(name: str) -> None:
     raise ModelError(problem, expected="a folder, a hub id, a run or a registered model", field="model")
 
 
-def find(name: str, runs: Path | None = None) -> Source:
+def find(name: str, runs: Path | None = None) -> ModelFiles:
     """Locate the files of a source; a hub id is downloaded into the hub's cache. Nothing is loaded.
 
     Raises:
@@ -104,19 +104,19 @@ def find(name: str, runs: Path | None = None) -> Source:
     version = reference(name, runs) if runs else None
     if runs and version:
         return _local(version.ref, Registry(runs).checkout(version) / "model")
-    return Source(name, _fetch(name))
+    return ModelFiles(name, _fetch(name))
 
 
-def _local(name: str, path: Path) -> Source:
+def _local(name: str, path: Path) -> ModelFiles:
     if path.is_file() and path.suffix == ".gguf":
-        return Source(name, path.parent, path.name)
+        return ModelFiles(name, path.parent, path.name)
     if not path.exists():
         raise ModelError(f"{name!r} does not exist", expected=_MISSING, fix="check the path", field="model")
     if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
         raise ModelError(
             f"{name!r} has no config.json", expected="a checkpoint as save_pretrained writes it", field="model"
         )
-    return Source(name, path)
+    return ModelFiles(name, path)
 
 
 def _starter(name: str) -> Path:

@@ -118,7 +118,7 @@ def _base(version: Version, out: Path) -> Path:
     return source.folder
 
 
-def _source(name: str, out: Path) -> sources.Source:
+def _source(name: str, out: Path) -> sources.ModelFiles:
     source = sources.find(name, out)
     if source.gguf:
         fix = "convert it to a folder with safetensors first"

@@ -13,7 +13,7 @@ from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
 from fulltune.metrics.base import Metric
-from fulltune.models.sources import Source, check_name, find
+from fulltune.models.sources import ModelFiles, check_name, find
 from fulltune.pipeline.loading import config_of, load_model
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
@@ -161,7 +161,7 @@ class Inputs:
     method: Method
     data: Data
     audit: Audit
-    source: Source
+    source: ModelFiles
 
 
 def check_inputs(config: Config, out: str | Path) -> Inputs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from fulltune.config import Config, load_config
+from fulltune.config import Config, ConfigSource, load_config
 from fulltune.errors import ConfigError, DataError, Problem, shortened
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
@@ -196,7 +196,7 @@ class Asking:
 
 def asking(
     name: str | Path | Record,
-    config: Config | Mapping[str, Any] | str | Path | None,
+    config: ConfigSource | None,
     out: str | Path,
     overrides: Sequence[str],
     options: Mapping[str, Any],
@@ -213,7 +213,7 @@ def asking(
 
 def load(
     name: str | Path | Record,
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: ConfigSource | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),

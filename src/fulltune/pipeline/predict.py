@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from fulltune.config import Config
+from fulltune.config import Config, ConfigSource
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Options
 from fulltune.data.read import open_source
@@ -48,7 +48,7 @@ class Writable(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """The rows to answer; they can be read several times.
 
     Attributes:
@@ -137,7 +137,7 @@ def predict(
     data: Any,
     *,
     output: str | Path | Writable | None = None,
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: ConfigSource | None = None,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     database: str = "",
@@ -183,7 +183,7 @@ def predict(
     return work.in_memory() if output is None else work.to_stream(output)
 
 
-def source_of(data: Any, config: Config) -> Source:
+def source_of(data: Any, config: Config) -> RowSource:
     """Return the rows of a file, several files, or an object of Python.
 
     Raises:
@@ -191,10 +191,10 @@ def source_of(data: Any, config: Config) -> Source:
     """
     named = as_source(data, "data")
     names = (str(named),) if isinstance(named, (str, Path)) else tuple(map(str, named))
-    return Source(names, Options(config.data.encoding, config.data.delimiter, stream_from=_LARGE))
+    return RowSource(names, Options(config.data.encoding, config.data.delimiter, stream_from=_LARGE))
 
 
-def request_of(task: Task, config: Config, source: Source, database: str, prefix: str) -> Request:
+def request_of(task: Task, config: Config, source: RowSource, database: str, prefix: str) -> Request:
     """Return how the rows of a source are asked.
 
     Raises:
@@ -220,7 +220,7 @@ def request_of(task: Task, config: Config, source: Source, database: str, prefix
     return Request(task, columns, database, prefix)
 
 
-def _no_input(task: Task, config: Config, available: Sequence[str], source: Source) -> DataError:
+def _no_input(task: Task, config: Config, available: Sequence[str], source: RowSource) -> DataError:
     role = task.inputs[0]
     wanted = config.data.column(role)
     near = closest(wanted, available)
@@ -230,7 +230,7 @@ def _no_input(task: Task, config: Config, available: Sequence[str], source: Sour
 
 
 def _blocks(
-    model: LoadedModel, source: Source, request: Request, start: int
+    model: LoadedModel, source: RowSource, request: Request, start: int
 ) -> Iterator[tuple[list[_Item], list[dict[str, Any]]]]:
     """Yield blocks of rows and their answers, from a row on."""
     rows = source.rows(start)
@@ -279,7 +279,7 @@ class _Survey:
 class _Work:
     """One call: a model, rows, and where it reports."""
 
-    def __init__(self, model: LoadedModel, source: Source, request: Request, progress: Progress) -> None:
+    def __init__(self, model: LoadedModel, source: RowSource, request: Request, progress: Progress) -> None:
         self.model = model
         self.source = source
         self.request = request

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, dump_config, load_config
+from fulltune.config import Config, ConfigSource, dump_config, load_config
 from fulltune.data.findings import Audit, first_warnings
 from fulltune.evaluation.prompt_use import PromptCounter
 from fulltune.metrics.run_comparison import RunComparison
@@ -43,11 +43,9 @@ from fulltune.tasks import dataset
 
 _log = logging.getLogger(__name__)
 
-Source = Config | Mapping[str, Any] | str | Path
-
 
 def run(
-    config: Source | None = None,
+    config: ConfigSource | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
@@ -171,7 +169,7 @@ def _timeout(trainer: Mapping[str, Any]) -> float:
 
 
 def plan(
-    config: Source | None = None,
+    config: ConfigSource | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
@@ -213,7 +211,7 @@ def _quick_plan(config: Config, out: str | Path) -> Plan:
 
 def evaluate(
     name: str | Path | Record,
-    config: Source | None = None,
+    config: ConfigSource | None = None,
     *,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fulltune.config import Config
+    from fulltune.config import ConfigSource
     from fulltune.records.run import Record
     from fulltune.serve.limits import Limits
     from fulltune.serve.server import Ready
@@ -25,7 +25,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token_file: str | Path | None = None,
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: ConfigSource | None = None,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     database: str = "",

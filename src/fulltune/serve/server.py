@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fulltune.config import Config
+from fulltune.config import ConfigSource
 from fulltune.errors import ConfigError
 from fulltune.pipeline.loaded import LoadedModel, asking
 from fulltune.records.run import Record
@@ -43,7 +43,7 @@ class Ready:
 
 def server_of(
     name: str | Path | Record,
-    config: Config | Mapping[str, Any] | str | Path | None,
+    config: ConfigSource | None,
     out: str | Path,
     overrides: Sequence[str],
     options: Mapping[str, Any],

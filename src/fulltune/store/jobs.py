@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fulltune.config import Config, Source
+from fulltune.config import Config, DataSource
 from fulltune.errors import StoreError
 from fulltune.runtime import paths
 from fulltune.runtime.files import file_sha256, files_sha256, store_errors, to_json
@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fingerprint(name: Source | float | None) -> str:
+def _fingerprint(name: DataSource | float | None) -> str:
     """Return a hash of the contents of a file, folder, pattern or list; for any other name, the name itself."""
     if isinstance(name, tuple):
         return hashlib.sha256("\n".join(map(_fingerprint, name)).encode()).hexdigest()

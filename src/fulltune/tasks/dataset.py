@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fulltune.config import Config, DataConfig, Source
+from fulltune.config import Config, DataConfig, DataSource
 from fulltune.data import tokens
 from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
@@ -240,7 +240,7 @@ def _limit(data: DataConfig, name: str) -> int | None:
 def _given_or_held_out(
     data: DataConfig,
     seed: int,
-    given: Source | float | None,
+    given: DataSource | float | None,
     columns: Sequence[Column],
     train: Table,
     name: str,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from fulltune.config import Source
+from fulltune.config import DataSource
 from fulltune.data.columns.profile import SAMPLE, Profile, profiles
 from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.data.raw import Options
@@ -15,7 +15,7 @@ from fulltune.errors import DataError, Problem
 
 
 def columns_of(
-    source: Source, split: str = "train", most: int = SAMPLE, options: Options | None = None
+    source: DataSource, split: str = "train", most: int = SAMPLE, options: Options | None = None
 ) -> tuple[Profile, ...]:
     """Return what the columns of a source hold, by its first rows.
 

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from fulltune.config import Config, DataConfig, EvaluationConfig, ForgettingConfig, Source
+from fulltune.config import Config, DataConfig, DataSource, EvaluationConfig, ForgettingConfig
 from fulltune.data.load import Column, available_columns, load_table
 from fulltune.data.probe import BUILTIN
 from fulltune.errors import ConfigError
@@ -215,7 +215,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
     )
 
 
-def _source(settings: DataConfig) -> tuple[Source, str]:
+def _source(settings: DataConfig) -> tuple[DataSource, str]:
     """Return the source of the rows of a set, and its split if it is a hub id."""
     source = settings.eval
     return (settings.train, "train") if isinstance(source, float) else (source, "test")

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fulltune.config import LEARNING_RATES, Config, load_config, with_validation_rows
+from fulltune.config import LEARNING_RATES, Config, ConfigSource, load_config, with_validation_rows
 from fulltune.errors import ConfigError, Problem, did_you_mean
 from fulltune.experiments.methods.recommend import recommend
 from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied, answer_path, execute_in_worker
@@ -49,7 +49,7 @@ Runner = Callable[[JobSpec, Path], Answer]
 
 
 def compare_methods(
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: ConfigSource | None = None,
     *,
     methods: Sequence[str] = METHODS,
     rates: int = 3,

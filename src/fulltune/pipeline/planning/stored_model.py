@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.errors import ModelError
-from fulltune.models.sources import Source
+from fulltune.models.sources import ModelFiles
 
 #: Positions of models without a limit, and of those whose files do not tell it.
 _WINDOW = 512
@@ -69,7 +69,7 @@ class StoredModel:
         return [encoded.ids for encoded in self.tokenizer.encode_batch(list(texts), add_special_tokens=special)]
 
 
-def read(source: Source) -> StoredModel | None:
+def read(source: ModelFiles) -> StoredModel | None:
     """Return the sizes of a model; None if its files do not tell them without the library that reads them.
 
     These are GGUF files, adapters, tokenizers without ``tokenizer.json``, and configs with other names for sizes.

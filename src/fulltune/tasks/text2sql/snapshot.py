@@ -22,14 +22,14 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
-class Source:
+class DatabaseSource:
     """The URI that SQLite opens, and a stamp that changes with the file."""
 
     uri: str
     stamp: Stamp
 
 
-def source(path: Path) -> Source:
+def source(path: Path) -> DatabaseSource:
     """Return how to open a database without changing any file.
 
     A plain file is opened as immutable. SQLite then reads no journal, so a database with a journal (``-wal`` in
@@ -54,7 +54,7 @@ def source(path: Path) -> Source:
             f"this cannot be read ({error.strerror})", expected="a SQLite file", where=printable(str(path))
         ) from error
     mode = "mode=rw" if len(stamp) > 1 else "mode=ro&immutable=1"
-    return Source(f"{opened.as_uri()}?{mode}", stamp)
+    return DatabaseSource(f"{opened.as_uri()}?{mode}", stamp)
 
 
 def printable(text: str, most: int = 200) -> str:
