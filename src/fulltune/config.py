@@ -49,6 +49,9 @@ COLUMN_KEYS = (
 #: Largest number in a config: the largest seed that NumPy accepts.
 MAX_NUMBER = 2**32 - 1
 
+#: Smallest normal number in float32: steps with a smaller learning rate change no weight.
+_MIN_RATE = 2.0**-126
+
 #: Numbers in the notations of YAML 1.2, which are taken from quoted text too.
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
@@ -249,6 +252,13 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     evaluations: int = Field(4, ge=0, le=10_000, description="points of the evaluation curve; at most one per step")
     seed: int = Field(17, ge=0)
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _rate(cls, value: float) -> float:
+        if value < _MIN_RATE:
+            raise ValueError(f"found {value:g}, expected at least {_MIN_RATE:.3g}: a lower rate changes no weight")
+        return value
 
 
 class BaselineConfig(Section):
@@ -506,7 +516,7 @@ def load_config(
     except ValidationError as error:
         problems += _joined(
             [
-                _problem(item, _origin(item["loc"], where, overridden, options if raw else None))
+                _problem(item, _origin(_keys(item), where, overridden, options if raw else None))
                 for item in error.errors()
             ]
         )
@@ -592,9 +602,8 @@ def _plain_section(value: Any) -> Any:
     return value.model_dump(mode="json", exclude_unset=True) if isinstance(value, BaseModel) else value
 
 
-def _origin(location: Sequence[Any], where: str, overridden: Sequence[str], options: Mapping[str, Any] | None) -> str:
-    """Return where the value at a pydantic location was given: in the file, in options or in overrides."""
-    keys = [str(part) for part in location if not _is_type(part)]
+def _origin(keys: Sequence[str], where: str, overridden: Sequence[str], options: Mapping[str, Any] | None) -> str:
+    """Return where the value below these keys was given: in the file, in options or in overrides."""
     if any(f"{'.'.join(keys)}.".startswith(f"{key}.") for key in overridden):
         return _OVERRIDES
     node: Any = options or {}
@@ -616,7 +625,10 @@ def _apply(raw: dict[str, Any], override: str) -> str:
             f"found {override!r}", expected="a.b=value", where=_OVERRIDES, fix="write it like train.epochs=1"
         )
     node: Any = raw
-    *parents, last = key.strip().split(".")
+    *parents, last = (part.strip() for part in key.split("."))
+    if not all([*parents, last]):
+        fix = "write one dot between two keys, as in train.epochs=1"
+        raise ConfigError(f"an empty key in {shortened(key)}", expected="a.b=value", where=_OVERRIDES, fix=fix)
     for part in parents:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
@@ -627,7 +639,7 @@ def _apply(raw: dict[str, Any], override: str) -> str:
             f"found {override!r}, without a value after the =", expected="a.b=value", where=_OVERRIDES, fix=fix
         )
     node[last] = read_value(value, _OVERRIDES)
-    return key.strip()
+    return ".".join([*parents, last])
 
 
 def _without_objects(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -692,9 +704,17 @@ def _is_type(part: Any) -> bool:
     return isinstance(part, str) and (part in ("str", "float", "int") or "[" in part)
 
 
+def _keys(item: Any) -> list[str]:
+    """Return the keys that lead to a value that pydantic reports; an unknown key may look like a type."""
+    *parents, last = item["loc"] or [""]
+    keys = [str(part) for part in parents if not _is_type(part)]
+    is_key = item["type"] == "extra_forbidden" or not _is_type(last)
+    return [*keys, str(last)] if is_key and item["loc"] else keys
+
+
 def _problem(item: Any, where: str) -> Problem:
     """Convert a pydantic error to a problem; an unknown key gets a suggestion."""
-    path = ".".join(str(part) for part in item["loc"] if not _is_type(part))
+    path = ".".join(_keys(item))
     if item["type"] == "extra_forbidden":
         *parents, key = item["loc"]
         known = _known_keys(parents)

@@ -97,7 +97,7 @@ class FulltuneError(Exception):
         that differ in values only: the line has the values of the first row.
         """
         shown = _joined(self.problems)
-        if len(self.problems) == 1:
+        if len(shown) == 1:
             return str(shown[0])
         lines = [f"{len(self.problems)} problems:"]
         lines += [f"  - {problem}" for problem in shown[:SHOWN]]

@@ -112,6 +112,30 @@ def test_all_problems_are_reported_at_once_with_their_place(name: str, file: Pat
     assert not list(tmp_path.glob("2*"))
 
 
+@pytest.mark.parametrize("key", ["\x1b[31mred", "train[0]", "str", "\u202ename"], ids=ascii)
+def test_unknown_keys_are_named_whatever_they_contain(key: str, file: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key") as caught:
+        load_config(file, options={key: 1})
+    assert [(problem.field, problem.where) for problem in caught.value.problems] == [(key, "keyword arguments")]
+    assert str(caught.value).isprintable()
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, options={"train": {key: 1}})
+    assert [problem.field for problem in caught.value.problems] == [f"train.{key}"]
+
+
+@pytest.mark.parametrize("override", ["train..epochs=1", ".epochs=1", "train.=1", "train. .x=1"])
+def test_an_override_with_an_empty_key_shows_how_to_write_it(override: str, file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"an empty key in .*Write one dot between two keys") as caught:
+        load_config(file, [override])
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-320, 1e-39])
+def test_a_rate_that_float32_cannot_hold_is_refused(rate: float, file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected at least 1\.18e-38: a lower rate changes no weight"):
+        load_config(file, options={"train": {"learning_rate": rate}})
+
+
 def test_a_config_can_consist_of_keywords_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         fulltune.run(train={"epochs": 1}, out=tmp_path)

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from fulltune import Config, ConfigError
+from fulltune.training.arguments import checkpointing_name
 from fulltune.training.option_check import check_options
+
+CHECKPOINTING = f"{checkpointing_name()}_kwargs"
 
 
 def config(trainer: dict[str, Any], **train: Any) -> Config:
@@ -25,7 +28,21 @@ def config(trainer: dict[str, Any], **train: Any) -> Config:
         ({"use_cpu": "yes"}, "true or false"),
         ({"adam_epsilon": float("inf")}, "finite numbers"),
         ({"lr_scheduler_kwargs": {"num_cycles": float("nan")}}, "finite numbers"),
-        ({"log_level": "loud"}, "KeyError"),
+        ({"log_level": "loud"}, "one of detail, debug, info, warning, error, critical, passive"),
+        ({"dataloader_num_workers": 100_000}, r"at most \d+ processes, 16 per core"),
+        ({"dataloader_prefetch_factor": 10**7}, "at most 1,024"),
+        ({"dataloader_persistent_workers": True}, "num_workers > 0"),
+        ({"ddp_bucket_cap_mb": 10**9}, "at most 65,536"),
+        ({"logging_steps": -5}, "above 0"),
+        ({"logging_steps": -0.5}, "above 0"),
+        ({"save_steps": 0}, "above 0"),
+        ({"label_names": ["a"]}, "use data.columns"),
+        ({"local_rank": 3}, "use `torchrun`"),
+        ({"parallelism_config": {"a": 1}}, "trainer.fsdp_config"),
+        ({"include_for_metrics": ["input"]}, "one of inputs, loss. Did you mean 'inputs'"),
+        ({CHECKPOINTING: {"reentrant": True}}, "Did you mean 'use_reentrant'"),
+        ({"torch_compile_backend": "inductr"}, "Did you mean 'inductor'"),
+        ({"torch_compile_mode": "fast"}, "one of default"),
         ({"train_sampling_strategy": "weird"}, "one of random"),
         ({"disable_tqdm": False}, "fulltune draws its own progress"),
         ({"save_strategy": "best"}, "guards.overfitting"),
@@ -44,6 +61,13 @@ def test_an_option_that_cannot_work_is_named(options: dict[str, Any], words: str
     assert [problem.field for problem in caught.value.problems] == [f"trainer.{name}" for name in options]
 
 
+def test_arguments_of_checkpointing_are_checked_by_name() -> None:
+    with pytest.raises(ConfigError, match="'x'; expected true or false") as caught:
+        check_options(config({CHECKPOINTING: {"use_reentrant": "x", "determinism_check": "all"}}))
+    names = [f"trainer.{CHECKPOINTING}.{name}" for name in ("use_reentrant", "determinism_check")]
+    assert [problem.field for problem in caught.value.problems] == names
+
+
 def test_wrong_types_and_values_refused_in_training_are_reported_together() -> None:
     options = {"adam_beta1": 2, "dataloader_num_workers": -1, "lr_scheduler_kwargs": {"nope": 1}, "adam_beta3": 1}
     with pytest.raises(ConfigError) as caught:
@@ -52,7 +76,20 @@ def test_wrong_types_and_values_refused_in_training_are_reported_together() -> N
     assert fields == {f"trainer.{name}" for name in options}
 
 
-@pytest.mark.parametrize("options", [{}, {"report_to": None}, {"adam_beta2": 0.95, "neftune_noise_alpha": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"report_to": None},
+        {"adam_beta2": 0.95, "neftune_noise_alpha": 5},
+        {"local_rank": -1, "label_names": None, "include_for_metrics": ["loss"], "log_level": "error"},
+        {
+            CHECKPOINTING: {"use_reentrant": False},
+            "logging_steps": 0.1,
+            "torch_compile_backend": None,
+        },
+    ],
+)
 def test_options_that_work_pass(options: dict[str, Any]) -> None:
     check_options(config(options))
 

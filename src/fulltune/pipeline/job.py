@@ -261,7 +261,9 @@ def all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
         try:
             made.append(make())
         except ConfigError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
+            known = {problem.field for problem in problems if problem.field.startswith("trainer.")}
+            # A later check of the same option has no other cause.
+            problems += [one for one in error.problems if one not in problems and one.field not in known]
     if problems:
         raise ConfigError(problems)
     return made

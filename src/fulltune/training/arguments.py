@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, TrainConfig
-from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shortened
-from fulltune.runtime import paths
+from fulltune.errors import ConfigError, Problem, closest, did_you_mean
 from fulltune.runtime.other_tools import key_for
-from fulltune.runtime.validation import config_spelling, expected_input
+from fulltune.runtime.validation import config_spelling
 from fulltune.training import trackers
 from fulltune.training.optimizers import NAMES, optimizer_name
+from fulltune.training.option_values import problems_of_value
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -66,26 +63,6 @@ _RENAMED = {
     "include_inputs_for_metrics": "trainer.include_for_metrics",
 }
 
-#: Fields of features that fulltune implements itself, and how; the values ``False`` and ``None`` are accepted.
-_OWNED = {
-    "push_to_hub": "`fulltune models export --push REPO`, once the run has its record",
-    "hub_model_id": "`fulltune models export --push REPO`",
-    "hub_token": "the environment variable HF_TOKEN",
-    "hub_always_push": "`fulltune models export --push REPO`",
-    "hub_private_repo": "`fulltune models export --push REPO --private`",
-    "load_best_model_at_end": "data.valid and guards.overfitting, which keep the best step",
-    "metric_for_best_model": "guards.overfitting.metric",
-    "greater_is_better": "guards.overfitting.metric, whose direction is known",
-    "resume_from_checkpoint": "`fulltune run --resume RUN`",
-    "enable_jit_checkpoint": "checkpoints.every",
-}
-
-#: Values that fulltune does not accept, and what to write instead.
-_REFUSED_VALUES = {
-    ("disable_tqdm", False): "remove it: fulltune draws its own progress (--quiet turns it off)",
-    ("save_strategy", "best"): "remove it: data.valid and guards.overfitting keep the best step",
-}
-
 #: Errors that a library may raise for an invalid value: there is no common class.
 REFUSALS = (
     ArithmeticError,
@@ -98,23 +75,6 @@ REFUSALS = (
     TypeError,
     ValueError,
 )
-
-#: Smallest values of integers that the library does not check.
-_SMALLEST = {
-    "eval_accumulation_steps": 1,
-    "dataloader_num_workers": 0,
-    "dataloader_prefetch_factor": 1,
-    "torch_empty_cache_steps": 1,
-    "save_total_limit": 1,
-    "ddp_timeout": 1,
-    "data_seed": 0,
-}
-
-#: Fields that take the path of a JSON file.
-_FILES = frozenset({"deepspeed", "fsdp_config", "accelerator_config"})
-
-#: Sampling strategies. The library treats any other name as ``random``.
-_SAMPLING = ("random", "sequential", "group_by_length")
 
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -246,7 +206,7 @@ def _problems_of(name: str, value: Any, options: dict[str, Any], fields: set[str
         return [Problem(problem, "one name for each option", fix, field=key)]
     if name not in fields:
         return [Problem("no field of TrainingArguments", fix=_right_name(name, fields), field=key)]
-    return _problems_of_value(name, value, key)
+    return problems_of_value(name, value)
 
 
 def _right_name(name: str, fields: set[str]) -> str:
@@ -258,49 +218,3 @@ def _right_name(name: str, fields: set[str]) -> str:
     if close in FIRST_CLASS:
         return f"did you mean {FIRST_CLASS[close]}?"
     return did_you_mean(name, fields) or "see the documentation of transformers.TrainingArguments"
-
-
-def _problems_of_value(name: str, value: Any, key: str) -> list[Problem]:
-    """Return the problems of a value that is passed to transformers: owned here, refused, or of another type."""
-    if name in _OWNED and value not in (None, False):
-        return [Problem("fulltune implements this itself", fix=f"remove it, and use {_OWNED[name]}", field=key)]
-    if isinstance(value, (str, bool)) and (name, value) in _REFUSED_VALUES:
-        return [Problem(f"{value!r}", fix=_REFUSED_VALUES[name, value], field=key)]
-    if name in _SMALLEST and isinstance(value, int) and value < _SMALLEST[name]:
-        return [Problem(f"{value}", f"at least {_SMALLEST[name]}", field=key)]
-    if name in _FILES and isinstance(value, str) and value.endswith(".json") and not paths.is_file(value):
-        fix = "correct the path; a relative one starts at the working directory"
-        return [Problem(f"there is no file {value!r}", "the path of a JSON file, or its keys", fix, field=key)]
-    if not _is_finite(value):
-        return [Problem(shortened(value), "finite numbers", field=key)]
-    if name == "train_sampling_strategy" and value not in _SAMPLING:
-        return [Problem(shortened(value), f"one of {', '.join(_SAMPLING)}", field=key)]
-    try:
-        _types()[name].validate_python(value)
-    except ValidationError as error:
-        wanted = " or ".join(dict.fromkeys(map(expected_input, error.errors())))
-        return [Problem(config_spelling(value), wanted, field=key)]
-    return []
-
-
-def _is_finite(value: Any) -> bool:
-    """Return True if all numbers in a value of a config are finite."""
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-@cache
-def _types() -> dict[str, TypeAdapter[Any]]:
-    """Return the declared type of each field of ``TrainingArguments``, checked strictly and for finite numbers."""
-    from transformers import TrainingArguments
-
-    strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-    hints = get_type_hints(TrainingArguments)
-    return {
-        field.name: TypeAdapter(hints[field.name], config=strict)
-        for field in dataclasses.fields(TrainingArguments)
-        if field.init
-    }

@@ -42,7 +42,7 @@ def check_options(config: Config) -> None:
     except ConfigError as error:
         problems += error.problems
     if distributed.launched() == 1 and not _NOT_TRIED & config.trainer.keys():
-        named = {problem.field for problem in problems}
+        named = {".".join(problem.field.split(".")[:2]) for problem in problems}
         problems = [problem for problem in problems if problem.field != "trainer"]
         problems += _refused_in_training(_without(config, named))
     if problems:
@@ -115,6 +115,7 @@ def _try_out(config: Config, folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer
 
     own = {name: value for name, value in config.trainer.items() if name not in FIRST_CLASS}
+    own |= {name: 1 for name in ("dataloader_num_workers",) if own.get(name, 0) > 1}  # any number of them works as one
     single = config.train.model_copy(update={"batch_size": 1, "accumulation": 1, "max_steps": 1})
     evaluation = config.evaluation.model_copy(update={"batch_size": 1})
     trial = config.model_copy(update={"trainer": own | _TRIAL, "train": single, "evaluation": evaluation})
