@@ -101,10 +101,14 @@ def test_the_package_ships_the_generated_rows(tmp_path: Path) -> None:
             "shall sign all plans. The plans shall be sent by the bank.",
             "author",
         ),
-        ("No party save the author, by day, is required to sign the plans.", "author"),
-        ("All parties other than the author, by day, must sign the plans.", "company"),
+        ("In May, no party save the author, by day, is required to sign the plans.", "author"),
         (
-            "Of the company and the author, the former, by day, need not sign the plans, while the other must.",
+            "The bank may sign the plans. By law, all parties other than the author, by day, must sign the plans.",
+            "company",
+        ),
+        (
+            "In turn, of the company and the author, the former, by day, need not sign the plans, while the other "
+            "must.",
             "author",
         ),
     ],
@@ -128,9 +132,9 @@ def test_the_parties_change_places_and_the_words_stay() -> None:
 
 def who_is_bound(text: str) -> str:
     """Return the label of a clause by reading it statement by statement, without the generator."""
-    if match := re.match(r"(All parties|No party) (?:save|except|other than) the (\w+), ", text):
-        return match[2] if match[1] == "No party" else _other(match[2])
-    if match := re.match(r"Of the (\w+) and the (\w+), the (former|latter|first|second), [^,]*, (.*)", text):
+    if match := re.search(r"(all parties|no party) (?:save|except|other than) the (\w+), ", text):
+        return match[2] if match[1] == "no party" else _other(match[2])
+    if match := re.search(r", of the (\w+) and the (\w+), the (former|latter|first|second), [^,]*, (.*)", text):
         named = match[1] if match[3] in ("former", "first") else match[2]
         return _other(named) if re.match("need not|may", match[4]) else named
     (bound,) = {party for party in ("author", "company") if any(_binds(one, party) for one in _statements(text))}

@@ -29,7 +29,8 @@ HOUSE_STYLE = 0.6
 EXCEPTION = 0.05
 #: Fraction of the clauses that name both parties first, and say of "the former" or "the latter" what it has to do.
 REFERENCE = 0.05
-#: Fraction of the other clauses that also say what a third party must or need not do.
+#: Fraction of the other clauses that also say what a third party must or need not do. Those above always do: batches
+#: hold rows of similar length, and batches of one kind of clause alone are hard to learn from.
 THIRD_PARTY = 0.1
 #: Fraction of the other clauses that begin with a concession ("although …, by day, …"). The party that is bound is
 #: named last in them, and first in all others.
@@ -62,30 +63,33 @@ def make_contracts(n: int = 1500, *, seed: int = 17, label_noise: float = 0.0) -
 
 
 def _clause(writer: Writer, label: str) -> str:
-    random = writer.random
     party, other = PARTIES if label == "author" else PARTIES[::-1]
-    kind = random.random()
-    if kind < EXCEPTION:
-        return _statement(writer, "exception", _Acts(writer), party)
-    if kind < EXCEPTION + REFERENCE:
-        return _reference(writer, party, other)
     acts = _Acts(writer)
+    kind = writer.random.random()
+    if kind < EXCEPTION:
+        return _with_third_party(writer, acts, _statement(writer, "exception", acts, party))
+    if kind < EXCEPTION + REFERENCE:
+        return _with_third_party(writer, acts, _reference(writer, acts, party, other))
     bound, free = _statement(writer, "bound", acts, party), _statement(writer, "free", acts, other)
-    if random.random() < CONCESSION:
+    if writer.random.random() < CONCESSION:
         clause = _expand(writer, "concession", {"S": free, "T": bound})
     else:
         clause = _expand(writer, "plain", {"S": bound, "T": free})
-    if random.random() >= THIRD_PARTY:
-        return clause
-    third = _statement(writer, random.choice(("other bound", "other free")), acts, random.choice(PARTIES))
-    return ". ".join(random.sample((clause, third), 2))
+    return _with_third_party(writer, acts, clause) if writer.random.random() < THIRD_PARTY else clause
 
 
-def _reference(writer: Writer, party: str, other: str) -> str:
+def _with_third_party(writer: Writer, acts: _Acts, clause: str) -> str:
+    """Return a clause before or after a statement about a third party."""
+    rule = writer.random.choice(("other bound", "other free"))
+    third = _statement(writer, rule, acts, writer.random.choice(PARTIES))
+    return ". ".join(writer.random.sample((clause, third), 2))
+
+
+def _reference(writer: Writer, acts: _Acts, party: str, other: str) -> str:
     """Return a clause that names a party by the order in which both are named."""
     if writer.random.random() < 0.5:
-        return _statement(writer, "first is bound", _Acts(writer), party, F=party, L=other)
-    return _statement(writer, "last is bound", _Acts(writer), party, F=other, L=party)
+        return _statement(writer, "first is bound", acts, party, F=party, L=other)
+    return _statement(writer, "last is bound", acts, party, F=other, L=party)
 
 
 @dataclass
