@@ -18,7 +18,7 @@ from fulltune.config import Config, load_config
 from fulltune.errors import ModelError
 from fulltune.evaluation import baselines
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline.job import checked_task_and_method, dated
+from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
 from fulltune.pipeline.loading import load_model
 from fulltune.tasks import chat, dataset, prompts
 from fulltune.tasks.causal_lm import CausalLM
@@ -203,9 +203,9 @@ def test_a_config_may_set_the_date_and_others_are_unchanged(job: dict[str, Any],
     config = load_config(named)
     task, _ = checked_task_and_method(config)
     base = load_model(config, task, tmp_path)
-    assert dated(config, task, base).data.chat_date == date(2025, 12, 24)
+    assert with_current_chat_date(config, task, base).data.chat_date == date(2025, 12, 24)
     plain = replace(base, tokenizer=fakes.llama_tokenizer())
-    assert dated(load_config(job), task, plain).data.chat_date is None
+    assert with_current_chat_date(load_config(job), task, plain).data.chat_date is None
     task, data = dataset.prepare(config, task)
     key = baselines.cache_parts(task, config, base, data.train.table, data.eval.table)
     assert json.dumps(key)  # plain values

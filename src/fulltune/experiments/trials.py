@@ -20,13 +20,14 @@ from fulltune.evaluation.evaluate import evaluate
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline.job import Job, choosing_metric, prepare_job
+from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import general_features, mover, overfitting_guard
 from fulltune.runtime import plugins
 from fulltune.runtime.progress import Progress
 from fulltune.training.arguments import total_steps
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.guards.choosing_metric import choosing_metric
 from fulltune.training.guards.overfitting import OverfittingGuard
 from fulltune.training.regularization import costs, general_text
 from fulltune.training.regularization.penalties import regularizers

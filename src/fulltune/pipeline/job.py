@@ -8,11 +8,10 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fulltune.config import Config, GuardsConfig, load_config
+from fulltune.config import Config, load_config
 from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
-from fulltune.metrics.base import Metric
 from fulltune.models.sources import ModelFiles, check_name, find
 from fulltune.pipeline.loading import config_of, load_model
 from fulltune.runtime import distributed, plugins
@@ -32,19 +31,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
-    """Everything that is known before the first step of a training.
+class Inputs:
+    """All of a job that needs no model: what can be checked within a second.
 
     Attributes:
-        config: The config, with the day that its chat template is given.
+        config: The config; in a job, with the day that its chat template is given.
         task: The task, fitted to the data.
         method: The method, which has not trained anything yet.
         data: All splits, as examples.
-        base: The base model. A run trains it in place if it already has the head of the task, so its outputs are
-            collected before.
-        audit: What the audit reports of the data.
-        features: Training sequences.
-        curve: Sequences of the evaluation curve.
+        audit: What the audit reports of the rows; in a job, of the training sequences too.
         out: The runs folder.
     """
 
@@ -52,11 +47,24 @@ class Job:
     task: Task
     method: Method
     data: Data
-    base: Bundle
     audit: Audit
+    out: Path
+
+
+@dataclass(frozen=True)
+class Job(Inputs):
+    """Everything that is known before the first step of a training.
+
+    Attributes:
+        base: The base model. A run trains it in place if it already has the head of the task, so its outputs are
+            collected before.
+        features: Training sequences.
+        curve: Sequences of the evaluation curve.
+    """
+
+    base: Bundle
     features: Sequence[Features]
     curve: Sequence[Features]
-    out: Path
 
     def check_audit(self, where: str = "") -> None:
         """Check that the audit reports no error.
@@ -86,9 +94,8 @@ class Job:
 
     def with_config(self, config: Config) -> Job:
         """Return the job with another config for the same rows and the same base: only the training differs."""
-        config = on_day(config, self.config.data.chat_date)
-        task, method = _task_and_method(config)
-        return replace(self, config=config, task=task.with_facts(self.task.facts), method=method)
+        config = with_chat_date(config, self.config.data.chat_date)
+        return replace(self, config=config, task=_task(config).with_facts(self.task.facts), method=_method(config))
 
     def micro_batches(self, features: Sequence[Features]) -> int | None:
         """Count the micro-batches of an epoch; None if that is simply rows divided by ``train.batch_size``."""
@@ -135,37 +142,16 @@ def prepare_job(
         refuse(rows)
     with watch("load"):
         base = load_model(config, task, out)
-        config = dated(config, task, base)
+        config = with_current_chat_date(config, task, base)
     with watch("audit"):
         audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, rows, Path(out)))
     if checks_audit:
         audit.raise_if_broken()
-    return Job(config, task, method, data, base, audit, features, curve, Path(out))
+    return Job(config, task, method, data, audit, Path(out), base, features, curve)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """All of a job that needs no model: what can be checked within a second.
-
-    Attributes:
-        config: The config.
-        task: The task, fitted to the data.
-        method: The method.
-        data: All splits, as examples.
-        audit: What the audit reports of the rows.
-        source: The files of the model.
-    """
-
-    config: Config
-    task: Task
-    method: Method
-    data: Data
-    audit: Audit
-    source: ModelFiles
-
-
-def check_inputs(config: Config, out: str | Path) -> Inputs:
-    """Check options, files, columns, rows, and the name of the model; torch is not imported.
+def check_inputs(config: Config, out: str | Path) -> tuple[Inputs, ModelFiles]:
+    """Check options, files, columns, rows, and the name of the model, and return them; torch is not imported.
 
     Commands that import torch at once call this before, so that a mistake is reported within a second.
 
@@ -175,8 +161,8 @@ def check_inputs(config: Config, out: str | Path) -> Inputs:
     task, method = checked_task_and_method(config)
     facts, data, audit = _read(config, task)
     audit.raise_if_broken()
-    source = find(pinned(config, out).model, Path(out))
-    return Inputs(config, task.with_facts(facts), method, data, audit, source)
+    files = find(with_resolved_model(config, out).model, Path(out))
+    return Inputs(config, task.with_facts(facts), method, data, audit, Path(out)), files
 
 
 def _read(config: Config, task: Task) -> tuple[Facts, Data, Audit]:
@@ -192,8 +178,8 @@ def checked_task_and_method(config: Config) -> tuple[Task, Method]:
         ConfigError: Options contradict each other or would be refused later; all problems at once.
     """
     task, method, *_ = all_or_problems(
-        lambda: plugins.load("task", config.task)(config),
-        lambda: plugins.load("method", config.method)(config),
+        lambda: _task(config),
+        lambda: _method(config),
         lambda: check_options(config),
         lambda: engine_check.check(config),
         lambda: _check_r_drop(config),
@@ -204,8 +190,14 @@ def checked_task_and_method(config: Config) -> tuple[Task, Method]:
     return task, method
 
 
-def _task_and_method(config: Config) -> tuple[Task, Method]:
-    return plugins.load("task", config.task)(config), plugins.load("method", config.method)(config)
+def _task(config: Config) -> Task:
+    task: Task = plugins.load("task", config.task)(config)
+    return task
+
+
+def _method(config: Config) -> Method:
+    method: Method = plugins.load("method", config.method)(config)
+    return method
 
 
 def _check_r_drop(config: Config) -> None:
@@ -269,7 +261,7 @@ def all_or_problems(*makers: Callable[[], Any]) -> list[Any]:
     return made
 
 
-def pinned(config: Config, out: str | Path) -> Config:
+def with_resolved_model(config: Config, out: str | Path) -> Config:
     """Return the config with an alias of the registry, or ``latest``, replaced by what it names: a base never changes.
 
     Raises:
@@ -282,14 +274,14 @@ def pinned(config: Config, out: str | Path) -> Config:
     return config if version is None else config.model_copy(update={"model": version.ref})
 
 
-def dated(config: Config, task: Task, bundle: Bundle) -> Config:
+def with_current_chat_date(config: Config, task: Task, bundle: Bundle) -> Config:
     """Return the config with the current day if the chat template of the model asks for it."""
     if config.data.chat_date is not None or not reads_clock(bundle):
         return config
-    return on_day(config, task.day)
+    return with_chat_date(config, task.day)
 
 
-def dated_as(config: Config, name: str, out: str | Path) -> Config:
+def with_chat_date_of(config: Config, name: str, out: str | Path) -> Config:
     """Return the config with the day that a run or a version used, unless the config has one."""
     if config.data.chat_date is not None:
         return config
@@ -297,32 +289,11 @@ def dated_as(config: Config, name: str, out: str | Path) -> Config:
         day = load_config(config_of(name, out)).data.chat_date
     except StoreError:  # any other checkpoint
         return config
-    return on_day(config, day)
+    return with_chat_date(config, day)
 
 
-def on_day(config: Config, day: date | None) -> Config:
+def with_chat_date(config: Config, day: date | None) -> Config:
     """Return the config with a day for its chat template, unless it has one or the day is None."""
     if day is None or config.data.chat_date is not None:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"chat_date": day})})
-
-
-def choosing_metric(settings: GuardsConfig, task: Task) -> Metric | None:
-    """Return the metric of the task that the best step is chosen by; None for the evaluation loss.
-
-    Raises:
-        ConfigError: ``guards.overfitting.metric`` is neither a metric of the task nor ``loss``.
-    """
-    asked = settings.overfitting.metric if settings.overfitting else None
-    if asked is None:
-        return task.metrics[0] if task.head == "classification" else None
-    known = {metric.name: metric for metric in task.metrics}
-    name = asked.removeprefix("eval_")
-    if name != "loss" and name not in known:
-        raise ConfigError(
-            f"{asked!r} is no metric of {task.name}",
-            expected=f"one of loss, {', '.join(known)}",
-            fix=did_you_mean(name, ["loss", *known]) or "choose one of these",
-            field="guards.overfitting.metric",
-        )
-    return known.get(name)

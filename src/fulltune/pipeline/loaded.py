@@ -12,7 +12,7 @@ from fulltune.errors import ConfigError, DataError, Problem, shortened
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline.ask import named_run, with_labels
-from fulltune.pipeline.job import checked_task_and_method, dated
+from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
 from fulltune.pipeline.loading import find_model
 from fulltune.records.run import Record
 from fulltune.runtime.kernels.active import pinned_kernels
@@ -191,7 +191,7 @@ class Asking:
             FulltuneError: It cannot be loaded, or does not fit the task.
         """
         task, bundle, system = find_model(self.config, self.task, self.source, self.out)
-        return LoadedModel(self.name, dated(self.config, task, bundle), task, bundle, system)
+        return LoadedModel(self.name, with_current_chat_date(self.config, task, bundle), task, bundle, system)
 
 
 def asking(

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.models.tokenizing import tokenizer_sha256
-from fulltune.pipeline.job import Job, on_day
+from fulltune.pipeline.job import Job, with_chat_date
 from fulltune.pipeline.loading import load_model
 from fulltune.runtime import distributed, version
 from fulltune.runtime.files import to_json
@@ -76,12 +76,12 @@ def config_of(run: str | Path, out: str | Path) -> Path:
     return path
 
 
-def on_its_day(config: Config, resume: str | Path, out: str | Path) -> Config:
+def with_chat_date_of_run(config: Config, resume: str | Path, out: str | Path) -> Config:
     """Return the config with the day that the run to resume used, unless the config has one."""
     path = resolve(str(resume), out) / "config.yaml"
     if config.data.chat_date is not None or not path.exists():
         return config
-    return on_day(config, load_config(path).data.chat_date)
+    return with_chat_date(config, load_config(path).data.chat_date)
 
 
 def restarted(out: str | Path) -> str | None:

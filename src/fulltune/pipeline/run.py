@@ -24,7 +24,14 @@ from fulltune.metrics.run_comparison import RunComparison
 from fulltune.metrics.run_comparison import compare as compare_folders
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
-from fulltune.pipeline.job import check_inputs, checked_task_and_method, dated, dated_as, pinned, prepare_job
+from fulltune.pipeline.job import (
+    check_inputs,
+    checked_task_and_method,
+    prepare_job,
+    with_chat_date_of,
+    with_current_chat_date,
+    with_resolved_model,
+)
 from fulltune.pipeline.planning import stored_model
 from fulltune.pipeline.planning.quick_plan import quick_plan
 from fulltune.records.plan import Plan
@@ -76,14 +83,14 @@ def run(
     if resume is not None:
         resume, out = resuming.named(resume, out)
         config = resuming.config_of(resume, out) if config is None else config
-    config = pinned(load_config(config, overrides, options=options), out)
+    config = with_resolved_model(load_config(config, overrides, options=options), out)
     watch = Stopwatch()
     with contextlib.ExitStack() as stack, Warnings() as warned:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
         log_to = stack.enter_context(run_log())
         progress = progress_of(progress)
         resume = resume or distributed.on_main(lambda: resuming.restarted(out))
-        config = config if resume is None else resuming.on_its_day(config, resume, out)
+        config = config if resume is None else resuming.with_chat_date_of_run(config, resume, out)
 
         run_id = distributed.broadcast(new_run_id(config.task, config.model))
         # Rows of a resumed run are compared with those that it began with, which says more than their audit.
@@ -199,8 +206,8 @@ def plan(
 
 def _quick_plan(config: Config, out: str | Path) -> Plan:
     """Return a plan without measurements; models whose files do not tell their size are loaded for it."""
-    inputs = check_inputs(config, out)
-    model = stored_model.read(inputs.source)
+    inputs, files = check_inputs(config, out)
+    model = stored_model.read(files)
     if model is not None:
         return quick_plan(inputs, model)
     job = prepare_job(config, out)
@@ -237,14 +244,14 @@ def evaluate(
     name, out = named(name, out)
     if config is None:
         config = loading.config_of(name, out)
-    config = dated_as(load_config(config, overrides, options=options), name, out)
+    config = with_chat_date_of(load_config(config, overrides, options=options), name, out)
     task, _ = checked_task_and_method(config)
     with Warnings() as warned:
         task, data = dataset.prepare(config, task)
         data.eval.table.complete(config.data)
         task.findings({"eval": data.eval.examples})
     task, bundle, system = loading.find_model(config, task, name, out)
-    config = dated(config, task, bundle)
+    config = with_current_chat_date(config, task, bundle)
     from fulltune.pipeline import stages
 
     prompts = PromptCounter()

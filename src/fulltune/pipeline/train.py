@@ -12,7 +12,7 @@ from fulltune.config import Config, ForgettingConfig
 from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline.job import Job, choosing_metric
+from fulltune.pipeline.job import Job
 from fulltune.records.run import Step
 from fulltune.runtime import distributed
 from fulltune.runtime.progress import Bar, Progress
@@ -21,6 +21,7 @@ from fulltune.tasks.base import Features
 from fulltune.training.arguments import total_steps
 from fulltune.training.checkpoints import format
 from fulltune.training.fit import TrainingResult, fit
+from fulltune.training.guards.choosing_metric import choosing_metric
 from fulltune.training.guards.forgetting import ForgettingGuard
 from fulltune.training.guards.overfitting import OverfittingGuard
 from fulltune.training.regularization import costs, general_text

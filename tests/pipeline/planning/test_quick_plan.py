@@ -163,6 +163,6 @@ def test_the_expected_difference_is_detected_in_four_of_five_draws(rows: int) ->
 
 
 def test_inputs_are_checked_without_a_model(tmp_path: Path) -> None:
-    inputs = check_inputs(load_config(config(tmp_path, "bert")), tmp_path)
+    inputs, files = check_inputs(load_config(config(tmp_path, "bert")), tmp_path)
     assert inputs.task.labels == ("a", "b")
-    assert inputs.source.folder == tmp_path / "bert"
+    assert files.folder == tmp_path / "bert"

@@ -25,7 +25,7 @@ from fulltune.evaluation.retention import BaseOutputs
 from fulltune.evaluation.retention.abilities import abilities
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
-from fulltune.pipeline.job import Job, all_or_problems, choosing_metric
+from fulltune.pipeline.job import Job, all_or_problems
 from fulltune.pipeline.planning import plan as planning
 from fulltune.pipeline.planning.footprint import Footprint
 from fulltune.pipeline.planning.memory import COPY, SMALL, essential, parts, proposals, refusal, rough_step_bytes
@@ -37,6 +37,7 @@ from fulltune.tasks.base import Example, Features
 from fulltune.training.batches import buckets
 from fulltune.training.checkpoints.random_state import randomness_kept
 from fulltune.training.device import fast_paths, training_device
+from fulltune.training.guards.choosing_metric import choosing_metric
 from fulltune.training.regularization import costs, general_text
 
 #: Seconds that timed steps and answers may take together, and those of one system's answers among them. Both are

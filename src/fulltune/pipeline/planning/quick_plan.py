@@ -12,7 +12,7 @@ from fulltune.config import DataConfig
 from fulltune.data import tokens
 from fulltune.data.findings import Finding
 from fulltune.data.summary import data_summary
-from fulltune.pipeline.job import Inputs, choosing_metric
+from fulltune.pipeline.job import Inputs
 from fulltune.pipeline.planning.formula import memory_by_formula
 from fulltune.pipeline.planning.plan import build_plan
 from fulltune.pipeline.planning.stored_model import StoredModel
@@ -20,6 +20,7 @@ from fulltune.records.plan import Plan
 from fulltune.runtime import machine
 from fulltune.tasks.base import Example, Features, Task
 from fulltune.tasks.causal_lm import windows
+from fulltune.training.guards.choosing_metric import choosing_metric
 from fulltune.training.regularization.costs import replayed
 
 #: Rows per split whose tokens are counted; more are counted by evenly spaced ones.
