@@ -288,6 +288,19 @@ def test_few_rows() -> None:
     assert "less_than_a_batch" not in kinds(look(rows(0, 8), EVAL))
 
 
+@pytest.mark.parametrize("bad", [10, 110])
+def test_a_label_that_only_bad_rows_have_is_no_second_problem(bad: int) -> None:
+    problems = [Problem("a number (2)", "a label", where=f"train:{number}", field="label") for number in range(bad)]
+    result = look(rows(0, 100, "a"), rows(1000, 60, "a"), problems=problems)
+    assert "one_label" not in kinds(result)
+    assert ("data.bad_rows: skip" in found(result, "bad_rows").fix) == (bad == 10)
+    skipping = look(rows(0, 100, "a"), rows(1000, 60, "a"), problems=problems[:10], config=SKIPPING)
+    assert {"bad_rows", "one_label"} <= kinds(skipping)
+
+
+SKIPPING = config(data={"bad_rows": "skip"})
+
+
 def test_bad_rows_and_other_errors_are_raised_together() -> None:
     problems = [Problem("empty text", "text", "fill it in", f"train.jsonl:{n}", "text") for n in range(1, 31)]
     result = look(TRAIN, [*EVAL, *TRAIN[:9]], problems=problems)

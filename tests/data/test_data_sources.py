@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import socket
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from fulltune.config import DataConfig
 from fulltune.data.load import Column, Table, load_table
 from fulltune.errors import DataError
+from fulltune.runtime.rows_file import as_source
 
 COLUMNS = (Column("text", str), Column("label", str))
 ROWS = [{"text": f"row {number}, of five", "label": "yes" if number % 2 else "no"} for number in range(5)]
@@ -358,3 +360,55 @@ def test_text_that_is_not_utf8_in_a_parquet_file_is_named_by_row_and_column(tmp_
         ("train.parquet:2", "text"),
         ("train.parquet:4", "text"),
     ]
+
+
+# ---- What the message of a refused file says ----
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"data": %s, "data": %s}', "data"),
+        ('{"train": %s, "train": %s}', "train"),
+        ('{"train": {"rows": %s, "rows": %s}}', "rows"),
+        ('{"data": %s, "version": 1, "version": 2, "rest": %s}', "version"),
+    ],
+    ids=["wrapper", "split", "wrapper of a split", "other"],
+)
+def test_a_repeated_key_around_rows_is_named(text: str, key: str, tmp_path: Path) -> None:
+    rows = json.dumps(ROWS)
+    with pytest.raises(DataError, match=f"the key '{key}' 2 times; expected each key once"):
+        load(write(tmp_path / "rows.json", text % (rows, rows)))
+
+
+@pytest.mark.parametrize("name", ["rows.pkl", "rows.jsonl", "rows.csv", "rows.pickle"])
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_named_with_a_way_to_convert_it(name: str, protocol: int, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps(ROWS, protocol=protocol))
+    with pytest.raises(DataError, match=r"this is a pickle of Python.*to_json\('rows.jsonl'") as caught:
+        load(path)
+    assert "data.encoding" not in str(caught.value)
+
+
+def test_zip_archives_with_a_name_of_their_own_are_called_so(tmp_path: Path) -> None:
+    for name, kind in {"a.npz": "a NumPy archive", "b.pt": "a file of torch", "c.docx": "a Word document"}.items():
+        path = tmp_path / name
+        path.write_bytes(b"PK\x03\x04" + bytes(60))
+        with pytest.raises(DataError, match=f"this is {kind}") as caught:
+            load(path)
+        assert "Unpack it" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "key"), [("train", "data.train"), ("validation", "data.valid"), ("test", "data.eval")]
+)
+def test_rows_in_memory_are_located_by_their_config_key(
+    split: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FULLTUNE_CACHE", str(tmp_path))
+    source = as_source([{"body": row["text"], "label": row["label"]} for row in ROWS], key)
+    assert str(tmp_path) in source
+    with pytest.raises(DataError, match="no column 'text'") as caught:
+        load(source, split)
+    assert [problem.where for problem in caught.value.problems] == [key]

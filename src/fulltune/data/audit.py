@@ -35,6 +35,10 @@ class _LabeledRow:
         return cls(row.id, input_text(row.fields), label)
 
 
+#: Kinds of findings about labels that bad rows may cause.
+_FROM_MISSING_LABELS = ("one_label", "no_labels")
+
+
 def audit(
     *,
     train: Table,
@@ -71,7 +75,12 @@ def audit(
     ]
     findings += overlapping.findings
     if classes:
-        findings += label_findings(train_examples, eval_examples, [_LabeledRow.of(row) for row in valid or ()])
+        of_labels = label_findings(train_examples, eval_examples, [_LabeledRow.of(row) for row in valid or ()])
+        # Rows that cannot be used may have the labels that the others lack.
+        derived = (
+            _FROM_MISSING_LABELS if any(one.kind == "bad_rows" and one.level == "error" for one in findings) else ()
+        )
+        findings += [one for one in of_labels if one.kind not in derived]
         findings += kind_findings({split: table.label_kind for split, table in tables.items()})
     problems = [problem for table in (train, valid, evaluation) if table is not None for problem in table.problems]
     return Audit(findings=tuple(findings), leaked_ids=overlapping.leaked, bad_rows=bad_rows(problems))
@@ -108,7 +117,7 @@ def _bad_rows(tables: Mapping[str, Table], skips: bool) -> Iterator[Finding]:
             continue
         are_few = len(places) <= len(table)
         skipped = skips and are_few
-        fix = "fix or remove them" + ("" if skips else ", or set data.bad_rows: skip")
+        fix = "fix or remove them" + (", or set data.bad_rows: skip" if are_few and not skips else "")
         yield Finding(
             kind="bad_rows",
             level="warning" if skipped else "error",

@@ -26,12 +26,28 @@ PACKED = (".gz", ".xz", ".bz2")
 
 _SHEET = "save the sheet as .xlsx or as CSV UTF-8"
 _UNPACK = "unpack it, and name the file in it"
+_UNPICKLE = (
+    "if you trust it, load it in Python (unpickling runs code) and pass its rows as data.train, or write them as "
+    "JSONL: pandas.DataFrame(rows).to_json('rows.jsonl', orient='records', lines=True)"
+)
+
+#: Kinds of files that are zip archives or pickles inside, by suffix.
+_BY_OWN_NAME = {
+    ".npz": "a NumPy archive",
+    ".pt": "a file of torch",
+    ".pth": "a file of torch",
+    ".docx": "a Word document",
+    ".ods": "an OpenDocument sheet",
+    ".odt": "an OpenDocument text",
+}
 
 #: Fixes for files in other formats, by suffix.
 _ADVICE = {
     **dict.fromkeys((".xls", ".ods", ".xlsb", ".numbers"), _SHEET),
     **dict.fromkeys((".zip", ".zst", ".7z", ".tar", ".tgz", ".rar"), _UNPACK),
-    **dict.fromkeys((".orc", ".avro", ".pkl", ".pickle", ".h5"), "write the rows as Parquet"),
+    **dict.fromkeys((".orc", ".avro", ".h5"), "write the rows as Parquet"),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib", ".pt", ".pth"), _UNPICKLE),
+    **dict.fromkeys((".npy", ".npz"), "write the rows as JSONL or CSV"),
     **dict.fromkeys((".pdf", ".doc", ".docx", ".odt", ".rtf", ".html", ".md"), "write its text to a .txt file"),
     **dict.fromkeys((".sqlite", ".db"), "export the rows as JSONL or CSV"),
     **dict.fromkeys((".yaml", ".yml", ".xml"), "write the rows as JSONL"),
@@ -60,6 +76,8 @@ _OTHER = (
     (b"SQLite format 3\0", "a SQLite database", "export the rows as JSONL or CSV"),
     (b"ORC", "an ORC file", "write it as Parquet"),
     (b"Obj\x01", "an Avro file", "write it as Parquet"),
+    *((bytes([0x80, protocol]), "a pickle of Python", _UNPICKLE) for protocol in range(2, 6)),
+    (b"\x89HDF", "an HDF5 file", "write the rows as Parquet"),
     (b"\x93NUMPY", "a NumPy array", "write the rows as JSONL or CSV"),
     (b"\x89PNG", "an image", "name a file with text"),
     (b"\xff\xd8\xff", "an image", "name a file with text"),
@@ -125,6 +143,8 @@ def refuse_other_formats(head: bytes, path: Path) -> None:
         other = ("a web page", "download the file itself (a link to the raw file), not the page about it")
     if other is None and head[257:262] == b"ustar":
         other = ("a tar archive", _UNPACK)
+    if other is not None and suffix(path) in _BY_OWN_NAME:
+        other = (_BY_OWN_NAME[suffix(path)], _ADVICE[suffix(path)])
     if other is not None:
         raise DataError(f"this is {other[0]}", expected=FORMATS, where=str(path), fix=other[1])
 

@@ -207,6 +207,8 @@ def _has_splits(value: Any) -> bool:
 
 
 def _holds_rows(part: Any) -> bool:
+    if isinstance(part, _Repeating):
+        return True  # reported as such
     if isinstance(part, list):
         return all(isinstance(item, dict) for item in part)
     return isinstance(part, dict) and (_wrapping_key(part) is not None or _is_columns(part))
@@ -263,7 +265,8 @@ def _frame_rows(value: Any) -> list[Any] | None:
 
 def _is_columns(value: Any) -> bool:
     """Return True if an object holds columns, as ``Dataset.to_dict()`` does: a list of values under each key."""
-    return isinstance(value, dict) and bool(value) and all(_is_values(part) for part in value.values())
+    is_object = isinstance(value, dict) and not isinstance(value, _Repeating)
+    return is_object and bool(value) and all(_is_values(part) for part in value.values())
 
 
 def _is_values(part: Any) -> bool:

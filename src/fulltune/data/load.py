@@ -17,7 +17,7 @@ from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
 from fulltune.data.label_values import LabelReader, kind_of_label, with_whole_numbers
 from fulltune.data.raw import Opened, Options
-from fulltune.data.read import open_source, source_name
+from fulltune.data.read import open_source, place_of, source_name
 from fulltune.data.values import clean, clean_number
 from fulltune.errors import DataError, Problem, closest
 from fulltune.records.run import FileFormat, SplitInfo
@@ -179,12 +179,13 @@ def load_table(
     loading = _Loading(readers, opened, split)
     loading.read(limit)
     named = source_name(source)
-    _check_columns(readers, loading.names, opened.doubt, source, lambda: columns_of(source, split, _DESCRIBED, options))
-    loading.refuse_vectors(named)
+    place = place_of(source, split)
+    _check_columns(readers, loading.names, opened.doubt, place, lambda: columns_of(source, split, _DESCRIBED, options))
+    loading.refuse_vectors(place)
     kind = loading.refuse_mixed_types()
     loading.write_numbers()
     if not loading.rows and not (may_be_empty and loading.others):
-        raise DataError(loading.problems or [_no_rows(data, split, loading.others, named)])
+        raise DataError(loading.problems or [_no_rows(data, split, loading.others, place)])
     return Table(named, tuple(loading.rows), tuple(loading.problems), kind, _merged(loading.files))
 
 
@@ -390,7 +391,7 @@ def _check_columns(
     readers: Sequence[_Reader],
     names: Mapping[str, type | None],
     doubt: Problem | None,
-    source: DataSource,
+    place: str,
     describe: Callable[[], tuple[Profile, ...]],
 ) -> None:
     """Check that each column occurs in some row; a column that no row has is one problem, not one per row.
@@ -399,7 +400,7 @@ def _check_columns(
         readers: The columns to read.
         names: Names of all columns.
         doubt: Possible reason for missing columns.
-        source: The source, for messages.
+        place: Name of the source, for messages.
         describe: Returns what the columns hold.
 
     Raises:
@@ -414,7 +415,7 @@ def _check_columns(
     if missing:
         used = {reader.name for reader in readers}
         free = [column for column in describe() if column.name not in used]
-        problems = [_missing(reader, list(names), free, source_name(source)) for reader in missing]
+        problems = [_missing(reader, list(names), free, place) for reader in missing]
         objects = [column.name for column in free if column.kind in ("object", "messages")]
         hint = f"; {', '.join(objects)} holds objects: write their texts to separate columns" if objects else ""
         if [reader.column.role for reader in readers if reader.column.required] == ["text"] and len(free) > 1:

@@ -109,11 +109,21 @@ def open_source(
     return _all(expanded(source), split, wanted, options)
 
 
+#: Config keys that rows in memory are given in, by split.
+_KEYS = {"train": "data.train", "validation": "data.valid", "test": "data.eval"}
+
+
 def source_name(source: str | Sequence[str]) -> str:
     """Return the name of a source for messages and records."""
     if isinstance(source, str):
         return source
     return ", ".join(source[:3]) + (f" and {len(source) - 3} more" if len(source) > 3 else "")
+
+
+def place_of(source: str | Sequence[str], split: str) -> str:
+    """Return the name of a source for messages: of rows that were given from Python, their config key."""
+    in_memory = isinstance(source, str) and is_cached(Path(source))
+    return _KEYS.get(split, f"data.{split}") if in_memory else source_name(source)
 
 
 def _all(names: Sequence[str], split: str, wanted: Collection[str] | None, options: Options) -> Opened:
@@ -216,13 +226,9 @@ def _file(path: Path, part: str, split: str, wanted: Collection[str] | None, opt
     return opened if file_format == stated else _noting(opened, _misnamed(path, file_format))
 
 
-#: Config keys that rows in memory are given in, by split.
-_KEYS = {"train": "data.train", "validation": "data.valid", "test": "data.eval"}
-
-
 def _in_memory(path: Path, split: str) -> Opened:
     """Open rows that were given from Python and written to the cache; they are located by their number, from 1."""
-    name = _KEYS.get(split, f"data.{split}")
+    name = place_of(str(path), split)
 
     def place(where: str) -> str:
         return f"row {where.rpartition(':')[2]} of {name}"
