@@ -15,10 +15,13 @@ import httpx
 import openai
 import pytest
 from answering import sentence
+from hypothesis import given
+from hypothesis import strategies as st
 from serving import Site, listening, server_of, site
 
 from fulltune.models import inference
 from fulltune.pipeline.loaded import LoadedModel
+from fulltune.serve.batching import first_stop
 from fulltune.serve.limits import Limits
 from fulltune.serve.streaming import Piece, Stream
 from fulltune.tasks.chat import chat_ids
@@ -128,6 +131,14 @@ def test_answers_end_at_stop_texts(writing: openai.OpenAI, writer: LoadedModel) 
         assert (found.choices[0].text, found.choices[0].finish_reason) == (expected, "stop")
         chunks = list(writing.completions.create(model=writer.name, prompt=TEXTS[1], stop=stops, stream=True))
         assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+
+
+@given(st.text("ab", max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_a_growing_text_ends_where_the_complete_one_does(text: str, stops: list[str]) -> None:
+    growing = (text[:size] for size in range(len(text) + 1))
+    at_once = first_stop(text, stops)
+    stopped = next((part[:end] for part in growing if (end := first_stop(part, stops)) is not None), None)
+    assert stopped == (None if at_once is None else text[:at_once])
 
 
 def _doubtful(monkeypatch: pytest.MonkeyPatch) -> None:

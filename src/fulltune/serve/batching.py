@@ -137,8 +137,9 @@ def _answers(model: LoadedModel, examples: Sequence[Example]) -> list[dict[str, 
 
 
 def first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Return the position of the first stop text; None if there is none."""
-    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+    """Return the position of the stop text that is complete first as the text grows; None if there is none."""
+    found = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
 
 
 class Abandoned(Exception):
