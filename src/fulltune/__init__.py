@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fulltune.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from fulltune import callbacks as callbacks
     from fulltune.config import Config as Config
     from fulltune.config import load_config as load_config
     from fulltune.errors import ConfigError as ConfigError
@@ -102,10 +103,15 @@ _EXPORTS = {
     "TrainingArguments": "fulltune.training.script_arguments",
 }
 
-__all__ = [*_EXPORTS, "__version__"]  # noqa: PLE0604 - names of _EXPORTS, all strings
+#: Modules with public names of their own.
+_MODULES = ("callbacks",)
+
+__all__ = [*_EXPORTS, *_MODULES, "__version__"]  # noqa: PLE0604 - names of _EXPORTS, all strings
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"fulltune.{name}")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -153,9 +153,9 @@ def test_the_documented_signatures_are_those_of_the_functions() -> None:
 def test_the_python_blocks_of_the_other_documents_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, tokenizer = fakes.make("gpt2")
-    ids = [tokenizer("a fox").input_ids] * 2
+    ids = tokenizer("a fox").input_ids
     known = {"fulltune": fulltune, "model": model, "args": fakes.arguments(tmp_path, max_steps=1)}
-    known["rows"] = {"input_ids": ids, "labels": ids}
+    known["rows"] = [{"input_ids": ids, "labels": ids}] * 2
     has_own_test = {"docs/report.md"}  # tests/report/test_report_docs.py
     documents = [name for name in DOCUMENTS if name.startswith("docs/") and name not in has_own_test]
     bodies = [body for document in documents for kind, _, body in blocks(document) if kind == "python"]

@@ -106,6 +106,22 @@ def seal(unfinished: Path, target: Path, properties: dict[str, Any]) -> Manifest
     return manifest
 
 
+def describe(folder: Path, properties: Mapping[str, Any]) -> Manifest:
+    """Write the manifest of a folder that another program has written; one that it has is replaced.
+
+    Raises:
+        StoreError: The disk is full or read-only.
+    """
+    with store_errors(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        manifest = _described(folder, dict(properties))
+        unfinished = unfinished_path(folder / MANIFEST)
+        _write(unfinished, manifest.to_json().encode())
+        os.replace(unfinished, folder / MANIFEST)
+        sync_folder(folder)
+    return manifest
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder after checking its own hash; the files are not read.
 

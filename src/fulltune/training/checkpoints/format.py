@@ -43,6 +43,9 @@ PREFIX = "checkpoint-"
 #: Increase it when the files of a checkpoint change so that an older version would misread them.
 FORMAT = 1
 
+#: ``writer`` in the manifest of a checkpoint of transformers (:class:`fulltune.callbacks.Guards` writes it).
+LIBRARY = "transformers"
+
 _WEIGHTS = "model.safetensors"
 _TRAINED = "trained.safetensors"
 
@@ -188,7 +191,16 @@ class Checkpoint:
 
 def is_ours(folder: Path) -> bool:
     """Return True if a folder is a checkpoint of this format, intact or not."""
-    return (folder / MANIFEST).exists() or (folder / "progress.json").exists()
+    has_manifest = (folder / MANIFEST).exists() and not _is_of_library(folder)
+    return has_manifest or (folder / "progress.json").exists()
+
+
+def _is_of_library(folder: Path) -> bool:
+    """Return True if the manifest of a folder, intact or not, describes a checkpoint of transformers."""
+    try:
+        return bool(read_manifest(folder).properties.get("writer") == LIBRARY)
+    except StoreError:
+        return (folder / _OF_LIBRARY[1]).is_file()
 
 
 def has_state(folder: Path) -> bool:
@@ -206,7 +218,8 @@ def checkpoints_in(folder: Path, warn: Callable[[str], object] = lambda message:
     checkpoints = []
     for path in _folders(folder):
         try:
-            checkpoints.append(Checkpoint(path, read_manifest(path)))
+            one = Checkpoint(path, read_manifest(path))
+            checkpoints += [one] if is_ours(path) else []
         except StoreError as error:
             if is_ours(path):
                 warn(f"{path.name} is skipped: {error.message()}")
@@ -253,6 +266,9 @@ def check(folder: Path) -> None:
             expected="a folder checkpoint-N that a training has written, with the state of its optimizer",
             fix="name another folder, or train from the beginning",
         )
+    if (folder / MANIFEST).exists():
+        verify(folder, allow_others=True)
+        return
     warnings.warn(
         f"{folder} was written by transformers: its files cannot be verified, and its pickles are read with "
         "weights_only. The next checkpoint has the format of fulltune.",

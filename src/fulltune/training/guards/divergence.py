@@ -362,7 +362,11 @@ class DivergenceGuard(Guard):
         return self._row_ids() if self._row_ids else ()
 
     def _stop(
-        self, error: TrainingStopped, state: TrainerState, control: TrainerControl, model: nn.Module
+        self,
+        error: NonFiniteError | DivergenceError,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
     ) -> TrainerControl:
         if self._row_ids is not None:
             raise error
