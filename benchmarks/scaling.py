@@ -61,7 +61,8 @@ def measure(request: Found) -> Found:
         if request["rows"]:
             seconds = fit(bundle, method, features, None, config, output_dir=Path(folder)).train_seconds
         else:
-            probe = Probe(method.prepare(bundle), method, features, None, Path(folder))
+            method.prepare(bundle)
+            probe = Probe(bundle, method, features, None, Path(folder))
             seconds = statistics.median(one for _, one in timing(probe, config, request["batch"]).steps)
     return {"seconds": seconds, "peak_bytes": machine.peak_rss_bytes()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 import fakes
@@ -116,6 +117,15 @@ def test_an_answer_is_right_when_it_returns_what_the_gold_returns(
     )
     with sqlite3.connect(databases / "zoo.sqlite") as connection:
         assert connection.execute("SELECT count(*) FROM animal").fetchone() == (3,)
+
+
+def test_a_question_without_a_target_goes_through_the_request_of_the_task() -> None:
+    class Placed(Seq2Seq):
+        def request(self, row: Mapping[str, str], place: str = "") -> Example:
+            return Example("asked", f"{row['source']} in {place}", "")
+
+    task = Placed(make().config)
+    assert task.ask(fakes.bundle("t5"), "tuned", "who", "Rome").input == "who in Rome"
 
 
 def test_two_empty_results_are_counted_separately(databases: Path) -> None:

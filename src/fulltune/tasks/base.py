@@ -232,7 +232,7 @@ class Task(ABC):
         Raises:
             ConfigError: There is no such place, or the place must be named.
         """
-        return next(self.predictor(bundle, system)([Example("asked", text, "")]))
+        return next(self.predictor(bundle, system)([self.request({self.inputs[0]: text}, place)]))
 
     def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
         """Return task-specific data for the report (such as a confusion matrix) from the tuned model's predictions.

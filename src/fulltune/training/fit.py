@@ -41,7 +41,7 @@ from fulltune.training.optimizers import state_bytes
 from fulltune.training.regularization.costs import advice_on_regularizers
 from fulltune.training.regularization.dropout import set_dropout
 from fulltune.training.regularization.penalties import Regularizer
-from fulltune.training.trainer import Trainer
+from fulltune.training.trainer import Trainer, state_of
 
 #: Guards that are responsible for an error, by its type; any other error is one of numbers that are not finite.
 _GUARD_OF: dict[type[TrainingStopped], GuardName] = {DivergenceError: "divergence", MemoryExhausted: "memory"}
@@ -83,7 +83,7 @@ def fit(
     bundle: Bundle,
     method: Method,
     features: Sequence[Features],
-    valid: Sequence[Features] | None,
+    curve: Sequence[Features] | None,
     config: Config,
     *,
     output_dir: Path,
@@ -102,7 +102,7 @@ def fit(
         bundle: The model; it is in eval mode afterwards.
         method: Chooses the trainable parameters.
         features: Training sequences.
-        valid: Sequences of the evaluation curve, which has a point before the first step and ``train.evaluations``
+        curve: Sequences of the evaluation curve, which has a point before the first step and ``train.evaluations``
             more. There is no curve without sequences or without ``train.evaluations``.
         config: The config of the run.
         output_dir: Folder of trackers and checkpoints, if there are any.
@@ -123,84 +123,174 @@ def fit(
     if not features:
         raise DataError("there is nothing to train on", expected="at least 1 sequence", field="data.train")
     keep_freed_pages()
-    bundle = method.prepare(bundle)
-    if config.regularize.dropout is not None:
-        set_dropout(bundle.model, config.regularize.dropout)
-    features = method.features(bundle, aligned_labels(bundle, features))
-    shown = method.features(bundle, aligned_labels(bundle, valid)) if valid and config.train.evaluations else None
-    curve = _by_length(shown) if shown else None
-    # These features already contain the tokens that the method inserts, so none are reserved here.
-    batches = micro_batches(config.speed.batch_tokens, features, is_encoder_decoder=bundle.family == "encoder-decoder")
-    log = StepLog(on_step)
-    refreshed = Refresh(bundle.model)
-    callbacks = [*_divergence_guard(config.guards.divergence), *([refreshed] if is_sharded() else ()), *callbacks]
-    guards = [callback for callback in callbacks if isinstance(callback, Guard)]
-    choosing = [guard for guard in guards if isinstance(guard, OverfittingGuard)]
+    rows, points = _prepare(bundle, method, config, features, curve)
+    watchers = _Watchers.of(bundle, config, on_step, callbacks)
     with _settings_kept(bundle.model), pinned_kernels(config.speed.kernels), fast_kernels(bundle.model):
         choices = choices_for(bundle.model)
-        trainer = Trainer(
-            model=to_train(bundle.model),
-            args=training_arguments(config, output_dir, len(features), batches),
-            data_collator=Collator(int(bundle.tokenizer.pad_token_id or 0), packed=packs(bundle.model, config)),
-            train_dataset=FeatureDataset(features),
-            eval_dataset=FeatureDataset(curve) if curve else None,
+        trainer = _trainer(
+            bundle,
+            method,
+            config,
+            rows,
+            points,
+            output_dir=output_dir,
             class_weights=class_weights,
-            r_drop=config.regularize.r_drop,
-            layer_decay=config.regularize.layer_decay,
             regularizers=regularize(bundle),
-            trained_only=not method.trains_all,
-            batch_tokens=config.speed.batch_tokens,
-            unpad=unpads(config, training_device(config.trainer)),
-            callbacks=[
-                EvaluateAt(config.train.evaluations if curve else 0),
-                log,
-                *method.callbacks(),
-                *callbacks,
-                *([] if checkpoints is None else [SaveEvery(checkpoints.every)]),
-                GiveBackPages(),  # after the guards, whose evaluations fragment the heap too
-            ],
+            callbacks=watchers.in_order(method, config.train.evaluations if points else 0, checkpoints),
         )
-        trainer.remove_callback(PrinterCallback)
-        prepare(trainer)
-        refreshed.attach(trainer)
-        for guard in choosing:
-            guard.attach(bundle.model, keeps_file=checkpoints is not None)
-        trainer.args.eval_on_start = bool(curve)
+        watchers.attach(trainer, keeps_file=checkpoints is not None)
         with _stoppable(trainer, checkpoints):
-            machine.reset_peak_rss()
-            seconds, stopped = _train(trainer, resume)
-            peak = machine.peak_rss_since_reset()
-        if stopped is not None:
-            refresh(bundle.model, trainer)
-        for guard in choosing:
-            guard.finish(bundle.model, trainer.state.global_step)
+            ended = _train(trainer, resume)
+        watchers.finish(trainer, ended.error)
         bundle.model.zero_grad(set_to_none=True)
-    last = trainer.state.global_step
     # A training that was stopped was rolled back: steps logged after that are not those of its weights.
-    steps = [step for step in log.steps if step.step <= last]
-    tokens = trainer.state.num_input_tokens_seen - log.tokens_before
-    guard_seconds = sum(guard.seconds for guard in guards)
-    decisions = [event for guard in guards for event in guard.events] + trainer._fulltune.micro_batches.events
+    steps = [step for step in watchers.log.steps if step.step <= trainer.state.global_step]
     return TrainingResult(
         training=_training_record(
-            trainer, bundle, config, steps=steps, rows=len(features), peak_bytes=peak, choices=choices
+            trainer, bundle, config, steps=steps, rows=len(rows), peak_bytes=ended.peak_bytes, choices=choices
         ),
         parameters=method.proof(bundle),
-        train_seconds=seconds + log.seconds_before,
-        tokens_per_second=tokens / (seconds - log.evaluation_seconds - guard_seconds),
+        train_seconds=ended.seconds + watchers.log.seconds_before,
+        tokens_per_second=watchers.tokens_per_second(trainer, ended.seconds),
         steps=tuple(steps),
-        stopped=stopped,
-        guards=tuple(decision.record() for decision in _with_reason(decisions, stopped, last)),
-        validation=_validation(choosing),
+        stopped=ended.error,
+        guards=watchers.events(trainer, ended.error),
+        validation=_validation(watchers.choosing),
     )
 
 
-def _by_length(features: Sequence[Features]) -> list[Features]:
-    """Sort features by length, which reduces padding in evaluations; the loss does not depend on the order."""
-    return sorted(features, key=lambda item: len(item.input_ids))
+def _prepare(
+    bundle: Bundle, method: Method, config: Config, features: Sequence[Features], curve: Sequence[Features] | None
+) -> tuple[Sequence[Features], Sequence[Features]]:
+    """Prepare a model in place; return the sequences of training and of the curve as it reads them."""
+    method.prepare(bundle)
+    if config.regularize.dropout is not None:
+        set_dropout(bundle.model, config.regularize.dropout)
+    rows = method.features(bundle, aligned_labels(bundle, features))
+    if not curve or not config.train.evaluations:
+        return rows, []
+    points = method.features(bundle, aligned_labels(bundle, curve))
+    # Sorting reduces padding in evaluations; the loss does not depend on the order.
+    return rows, sorted(points, key=lambda item: len(item.input_ids))
+
+
+@dataclass(frozen=True)
+class _Watchers:
+    """The callbacks that are asked for their results after a training.
+
+    Attributes:
+        model: The unsharded model.
+        log: Collects the logged steps.
+        refreshed: Copies the weights of a sharded engine into the model.
+        callbacks: The guards, and all callbacks of the caller.
+    """
+
+    model: Any
+    log: StepLog
+    refreshed: Refresh
+    callbacks: Sequence[TrainerCallback]
+
+    @classmethod
+    def of(cls, bundle: Bundle, config: Config, on_step: OnStep, callbacks: Sequence[TrainerCallback]) -> _Watchers:
+        refreshed = Refresh(bundle.model)
+        divergence = _divergence_guard(config.guards.divergence)
+        watching = [*divergence, *([refreshed] if is_sharded() else ()), *callbacks]
+        return cls(bundle.model, StepLog(on_step), refreshed, watching)
+
+    @property
+    def guards(self) -> list[Guard]:
+        return [callback for callback in self.callbacks if isinstance(callback, Guard)]
+
+    @property
+    def choosing(self) -> list[OverfittingGuard]:
+        """The guards that choose the best step."""
+        return [guard for guard in self.guards if isinstance(guard, OverfittingGuard)]
+
+    def in_order(self, method: Method, evaluations: int, checkpoints: CheckpointConfig | None) -> list[TrainerCallback]:
+        """Return all callbacks of a training in the order in which they are called."""
+        return [
+            EvaluateAt(evaluations),
+            self.log,
+            *method.callbacks(),
+            *self.callbacks,
+            *([] if checkpoints is None else [SaveEvery(checkpoints.every)]),
+            GiveBackPages(),  # after the guards, whose evaluations fragment the heap too
+        ]
+
+    def attach(self, trainer: Trainer, *, keeps_file: bool) -> None:
+        """Connect the callbacks with the trainer, which exists only after them, and with the unsharded model."""
+        self.refreshed.attach(trainer)
+        for guard in self.choosing:
+            guard.attach(self.model, keeps_file=keeps_file)
+
+    def finish(self, trainer: Trainer, error: TrainingStopped | None) -> None:
+        """Give the model the weights of the best step, or those that training was rolled back to."""
+        if error is not None:
+            refresh(self.model, trainer)
+        for guard in self.choosing:
+            guard.finish(self.model, trainer.state.global_step)
+
+    def tokens_per_second(self, trainer: Trainer, seconds: float) -> float:
+        """Return the tokens per second of this training, without what came before it and what evaluations take."""
+        tokens = trainer.state.num_input_tokens_seen - self.log.tokens_before
+        return tokens / (seconds - self.log.evaluation_seconds - sum(guard.seconds for guard in self.guards))
+
+    def events(self, trainer: Trainer, error: TrainingStopped | None) -> tuple[GuardEvent, ...]:
+        """Return what the guards decided, with lacks of memory, and the reason why training was stopped."""
+        decisions = [event for guard in self.guards for event in guard.events]
+        decisions += state_of(trainer).micro_batches.events
+        return tuple(one.record() for one in _with_reason(decisions, error, trainer.state.global_step))
+
+
+def _trainer(
+    bundle: Bundle,
+    method: Method,
+    config: Config,
+    rows: Sequence[Features],
+    points: Sequence[Features],
+    *,
+    output_dir: Path,
+    class_weights: Sequence[float] | None,
+    regularizers: Sequence[Regularizer],
+    callbacks: Sequence[TrainerCallback],
+) -> Trainer:
+    """Build the trainer of a prepared model.
+
+    Args:
+        bundle: The model.
+        method: The method that prepared it.
+        config: The config of the run.
+        rows: Training sequences, as the prepared model reads them.
+        points: Sequences of the evaluation curve; none for no curve.
+        output_dir, class_weights: As in :func:`fit`.
+        regularizers: Penalties.
+        callbacks: All callbacks, in their order.
+    """
+    # These sequences already contain the tokens that the method inserts, so none are reserved here.
+    batches = micro_batches(config.speed.batch_tokens, rows, is_encoder_decoder=bundle.family == "encoder-decoder")
+    trainer = Trainer(
+        model=to_train(bundle.model),
+        args=training_arguments(config, output_dir, len(rows), batches),
+        data_collator=Collator(int(bundle.tokenizer.pad_token_id or 0), packed=packs(bundle.model, config)),
+        train_dataset=FeatureDataset(rows),
+        eval_dataset=FeatureDataset(points) if points else None,
+        class_weights=class_weights,
+        r_drop=config.regularize.r_drop,
+        layer_decay=config.regularize.layer_decay,
+        regularizers=regularizers,
+        trained_only=not method.trains_all,
+        batch_tokens=config.speed.batch_tokens,
+        unpad=unpads(config, training_device(config.trainer)),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.args.eval_on_start = bool(points)
+    prepare(trainer)
+    return trainer
 
 
 def _validation(guards: Sequence[OverfittingGuard]) -> dict[str, Any]:
+    """Return the metric and the points by which the best step was chosen; empty without such a guard."""
     return {"metric": guards[0].metric, "points": [list(point) for point in guards[0].history]} if guards else {}
 
 
@@ -225,7 +315,7 @@ def _stoppable(trainer: Trainer, settings: CheckpointConfig | None) -> Iterator[
     if settings is None:
         yield
         return
-    checkpoints = trainer._fulltune.checkpoints
+    checkpoints = state_of(trainer).checkpoints
     checkpoints.plan(settings.keep)
     stop = StopWhenAsked(checkpoints.wait)
     trainer.add_callback(stop)
@@ -233,14 +323,24 @@ def _stoppable(trainer: Trainer, settings: CheckpointConfig | None) -> Iterator[
         yield
 
 
-def _train(trainer: Trainer, resume: Path | None) -> tuple[float, TrainingStopped | None]:
-    started = time.perf_counter()
-    stopped = None
+@dataclass(frozen=True)
+class _Ended:
+    """How the training loop ended: wall time, peak memory, and the error that stopped it early, if any."""
+
+    seconds: float
+    peak_bytes: int
+    error: TrainingStopped | None
+
+
+def _train(trainer: Trainer, resume: Path | None) -> _Ended:
+    """Run the training loop and measure it; an error that stops training is returned."""
+    machine.reset_peak_rss()
+    started, error = time.perf_counter(), None
     try:
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    except TrainingStopped as error:
-        stopped = error
-    return time.perf_counter() - started, stopped
+    except TrainingStopped as stopped:
+        error = stopped
+    return _Ended(time.perf_counter() - started, machine.peak_rss_since_reset(), error)
 
 
 @contextmanager
@@ -271,6 +371,7 @@ def _training_record(
     peak_bytes: int,
     choices: Choices | None,
 ) -> Training:
+    """Return the settings that were in effect, as the trainer has them, and the sizes that were measured."""
     args = trainer.args
     state = trainer.state
     losses = [step.loss for step in steps if step.loss is not None]
@@ -292,7 +393,7 @@ def _training_record(
         tokens=state.num_input_tokens_seen,
         rows=rows,
         final_loss=losses[-1] if losses else math.nan,
-        padding=round(trainer._fulltune.padding.fraction, 4),
+        padding=round(state_of(trainer).padding.fraction, 4),
         packed=getattr(trainer.data_collator, "packed", False),
         fast_paths=fast_paths(args.device.type, config, choices),
         advice=_advice(config, state.max_steps, bundle.model.num_parameters()),
@@ -300,6 +401,7 @@ def _training_record(
 
 
 def _advice(config: Config, steps: int, parameters: int) -> tuple[str, ...]:
+    """Return advice on the settings of a training of this length and size."""
     return (
         *advice(config, steps, parameters),
         *advice_on_choice(config),

@@ -853,6 +853,11 @@ class Trainer(OldNames, transformers.Trainer):
             )
 
 
+def state_of(trainer: Trainer) -> OwnState:
+    """Return the settings and the state of a trainer, which has no attribute for them that a subclass might use."""
+    return trainer._fulltune
+
+
 def _losses_and_counts(sums: Tensor, counts: Tensor) -> Tensor:
     """Return losses and counts as ``(B, 2)`` for rows, or ``(2,)`` for a batch, in float64."""
     return torch.stack([sums.double(), counts.double()], dim=-1)

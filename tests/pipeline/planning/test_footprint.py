@@ -87,7 +87,8 @@ def probe(kind: str, folder: Path, lengths: list[int]) -> Probe:
     labels: Any = [1 if kind == "bert" else [7] * length for length in lengths]
     features = [Features([7] * length, label, f"row {length}") for length, label in zip(lengths, labels, strict=True)]
     method = plugins.load("method", "full")(job())
-    return Probe(method.prepare(bundle), method, features, None, folder)
+    method.prepare(bundle)
+    return Probe(bundle, method, features, None, folder)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])

@@ -135,7 +135,7 @@ class _Rehearsal:
         loaded = time.perf_counter()
         task.begin(student, examples)
         method = plugins.load("method", config.method)(config)
-        student = method.prepare(student)
+        method.prepare(student)
         prepared = time.perf_counter() - loaded
         # A method records the weights before training and compares them afterwards.
         self.around_training = 2 * prepared + (loaded - started if self._keeps_base else 0.0)

@@ -47,8 +47,8 @@ class _Prepared(Method):
     def __init__(self, method: Method) -> None:
         self.method, self.trains_all = method, method.trains_all  # type: ignore[misc]
 
-    def prepare(self, bundle: Bundle) -> Bundle:
-        return bundle
+    def prepare(self, bundle: Bundle) -> None:
+        """Leave the model as it is."""
 
     def features(self, bundle: Bundle, features: Sequence[Features]) -> Sequence[Features]:
         return self.method.features(bundle, features)
@@ -211,7 +211,7 @@ def timing(probe: Probe, config: Config, batch: int, steps: int = TIMED, curve: 
     warm, clock = _stretch(ordered, 0.5, batch), _Clock()
     train = {"epochs": 1, "max_steps": None, "evaluations": min(1, len(scored))}
     started = time.perf_counter()
-    _steps(probe, [*warm, *chosen], config, clock, train, valid=scored)
+    _steps(probe, [*warm, *chosen], config, clock, train, curve=scored)
     evaluation = (sum(len(item.input_ids) for item in scored), clock.evaluation) if scored else None
     return Timing(clock.pace[1:] or clock.pace, evaluation, clock.began - started)
 
@@ -230,7 +230,7 @@ def _steps(
     callback: TrainerCallback,
     train: dict[str, Any],
     speed: Mapping[str, Any] = MappingProxyType({}),
-    valid: Sequence[Features] | None = None,
+    curve: Sequence[Features] | None = None,
 ) -> TrainingResult:
     """Train briefly without guards, checkpoints and trackers."""
     plain = config.model_copy(
@@ -246,7 +246,7 @@ def _steps(
         probe.student,
         _Prepared(probe.method),
         features,
-        valid,
+        curve,
         plain,
         output_dir=probe.folder,
         class_weights=probe.class_weights,

@@ -51,7 +51,7 @@ class Partial(Method):
             ModelError: The model has no such tensors.
         """
 
-    def prepare(self, bundle: Bundle) -> Bundle:
+    def prepare(self, bundle: Bundle) -> None:
         import torch
 
         from fulltune.models.adapters.files import Origin
@@ -59,7 +59,7 @@ class Partial(Method):
 
         model: Any = bundle.model
         if model is self._prepared:
-            return bundle
+            return
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         self._origin = Origin.of(bundle, self.name)
@@ -72,7 +72,6 @@ class Partial(Method):
         self._total = total + sum(value.numel() for name, value in trained.items() if self.is_added(name))
         self._prepared = model
         self._before = fingerprints(model)
-        return bundle
 
     def is_added(self, name: str) -> bool:
         """Return True if the method has added a trained tensor to the model."""

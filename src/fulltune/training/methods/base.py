@@ -65,8 +65,8 @@ class Method(ABC):
         return 0
 
     @abstractmethod
-    def prepare(self, bundle: Bundle) -> Bundle:
-        """Make the parameters of the method trainable, in place if possible, and return the bundle to train.
+    def prepare(self, bundle: Bundle) -> None:
+        """Make the parameters of the method trainable, in place: guards and evaluations read the same bundle.
 
         A second call with the same model has no effect.
 
@@ -94,9 +94,8 @@ class Method(ABC):
         """Write the trained tensors without the base to a folder; only for methods that do not train all parameters."""
         raise NotImplementedError
 
-    def merge(self, bundle: Bundle) -> Bundle:
-        """Merge the trained tensors into the weights, in place, and return the plain model."""
-        return bundle
+    def merge(self, bundle: Bundle) -> None:  # noqa: B027 - most methods train the weights themselves
+        """Merge the trained tensors into the weights, in place."""
 
     def _unread_keys(self) -> Iterator[Problem]:
         default = AdapterConfig()

@@ -38,7 +38,7 @@ class Full(Method):
 
         return FirstStep(is_8bit=has_8bit_state(self.config.train.optimizer))
 
-    def prepare(self, bundle: Bundle) -> Bundle:
+    def prepare(self, bundle: Bundle) -> None:
         import torch
 
         from fulltune.training.methods.proof import fingerprints, require, samples, tied_parameters
@@ -52,7 +52,6 @@ class Full(Method):
         require("are not float32", [n for n, p in model.named_parameters() if p.dtype != torch.float32])
         self._before = fingerprints(model)
         self._sample = samples(model)
-        return bundle
 
     def callbacks(self) -> Sequence[TrainerCallback]:
         return (self._first_step,)

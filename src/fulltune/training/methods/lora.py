@@ -62,12 +62,11 @@ class Lora(Partial):
         tensors = {f"{files.LORA_PREFIX}{name}": value for name, value in lora.state(self._tuner).items()}
         return lora.config_of(self._tuner), tensors
 
-    def merge(self, bundle: Bundle) -> Bundle:
+    def merge(self, bundle: Bundle) -> None:
         from fulltune.models.adapters import lora
 
         lora.merge(self._tuner)
         bundle.model.requires_grad_(True)
-        return bundle
 
     def _check_tokens(self, bundle: Bundle) -> None:
         """Accept new tokens: their embeddings are trained."""
