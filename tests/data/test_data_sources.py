@@ -392,7 +392,12 @@ def test_a_pickle_is_named_with_a_way_to_convert_it(name: str, protocol: int, tm
 
 
 def test_zip_archives_with_a_name_of_their_own_are_called_so(tmp_path: Path) -> None:
-    for name, kind in {"a.npz": "a NumPy archive", "b.pt": "a file of torch", "c.docx": "a Word document"}.items():
+    for name, kind in {
+        "a.npz": "a NumPy archive",
+        "b.pt": "a file of torch",
+        "c.docx": "a Word document",
+        "d.xlsx": "a damaged workbook",
+    }.items():
         path = tmp_path / name
         path.write_bytes(b"PK\x03\x04" + bytes(60))
         with pytest.raises(DataError, match=f"this is {kind}") as caught:

@@ -36,6 +36,8 @@ _BY_OWN_NAME = {
     ".npz": "a NumPy archive",
     ".pt": "a file of torch",
     ".pth": "a file of torch",
+    ".xlsx": "a damaged workbook, without sheets",
+    ".xlsm": "a damaged workbook, without sheets",
     ".docx": "a Word document",
     ".ods": "an OpenDocument sheet",
     ".odt": "an OpenDocument text",
@@ -44,6 +46,7 @@ _BY_OWN_NAME = {
 #: Fixes for files in other formats, by suffix.
 _ADVICE = {
     **dict.fromkeys((".xls", ".ods", ".xlsb", ".numbers"), _SHEET),
+    **dict.fromkeys((".xlsx", ".xlsm"), "open it in a spreadsheet and save it again"),
     **dict.fromkeys((".zip", ".zst", ".7z", ".tar", ".tgz", ".rar"), _UNPACK),
     **dict.fromkeys((".orc", ".avro", ".h5"), "write the rows as Parquet"),
     **dict.fromkeys((".pkl", ".pickle", ".joblib", ".pt", ".pth"), _UNPICKLE),
