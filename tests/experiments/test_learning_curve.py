@@ -18,7 +18,8 @@ from fulltune.cli.main import app
 from fulltune.cli.render import runs
 from fulltune.errors import ConfigError
 from fulltune.experiments import learning_curve as more_data
-from fulltune.experiments.learning_curve import LearningCurve, learning_curve, nested
+from fulltune.experiments.learning_curve import learning_curve, nested
+from fulltune.records.learning_curve import LearningCurve
 from fulltune.tasks.base import Example
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")

@@ -22,8 +22,9 @@ import fulltune
 from fulltune.cli.main import app
 from fulltune.config import LEARNING_RATES
 from fulltune.errors import ConfigError, DataError
-from fulltune.experiments.lr_find import LearningRate, weights_sha256
+from fulltune.experiments.lr_find import weights_sha256
 from fulltune.experiments.range_test import EDGE, SMOOTHING, rates, read, smoothed
+from fulltune.records.learning_rate import LearningRate
 from fulltune.report.rates import plot
 
 # ---- Reading a sweep ----

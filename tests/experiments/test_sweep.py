@@ -20,10 +20,11 @@ from fulltune.cli.render import runs
 from fulltune.config import load_config
 from fulltune.errors import ConfigError, StoreError
 from fulltune.experiments.search import Choice, Range, Tried, best
-from fulltune.experiments.sweep import Sweep, parse_space, sweep
+from fulltune.experiments.sweep import parse_space, sweep
 from fulltune.experiments.trials import Bench, Trial
 from fulltune.metrics import known
 from fulltune.metrics.selection import gain_of_choosing
+from fulltune.records.sweep import Sweep
 from fulltune.runtime.progress import NullProgress
 from fulltune.store.jobs import job_folder, locked
 

@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fulltune.metrics.power_law import SIZES, Doubling, doubling
 from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import mover, overfitting_guard
-from fulltune.records.run import Model, Score
+from fulltune.records.learning_curve import Change, LearningCurve, Point
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.tasks.base import Example
 from fulltune.training.fit import fit
@@ -28,51 +28,6 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 
 #: Fewest rows of a part.
 FEWEST = 8
-
-
-class Point(Model):
-    """A part of the training rows and the score of the model tuned on it."""
-
-    rows: int
-    score: Score
-
-
-class Change(Model):
-    """Gain from twice the rows, in the direction of the metric (above 0 is better), with its interval."""
-
-    rows: int
-    value: float
-    low: float
-    high: float
-    exponent: float
-
-
-class LearningCurve(Model):
-    """Scores by number of training rows.
-
-    Attributes:
-        task: Name of the task.
-        model: The base model.
-        metric: The deciding metric.
-        direction: ``higher`` or ``lower`` is better.
-        steps: Optimizer steps per part, the same for all.
-        confidence: Level of the intervals.
-        points: From the smallest part to all rows.
-        doubled: Gain from twice the rows; None if no power law can be fitted.
-        verdict: ``more data helps`` if the interval of the gain is above 0.
-        headline: The result in a sentence or two.
-    """
-
-    task: str
-    model: str
-    metric: str
-    direction: Literal["higher", "lower"]
-    steps: int
-    confidence: float
-    points: tuple[Point, ...]
-    doubled: Change | None
-    verdict: Literal["more data helps", "undecided"]
-    headline: str
 
 
 def learning_curve(

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from fulltune.experiments.trials import Bench, Objective
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.pipeline import job
 from fulltune.records.methods import Tried, Value
-from fulltune.records.run import Model
+from fulltune.records.sweep import Selection, Sweep
 from fulltune.runtime.config_file import read_value
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, progress_of
@@ -41,55 +41,6 @@ _FIXED = (
 _RANGE = re.compile(r"^(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?::(?P<scale>log))?$")
 
 _WAYS = "field=LOW..HIGH, field=LOW..HIGH:log, or field=A,B,C"
-
-
-class Selection(Model):
-    """Gain of the search over the original config, in the unit of the objective; above 0 is better.
-
-    ``seen`` is the gain on the rows that chose; ``value`` with its interval is the gain on rows that did not, NaN if it
-    cannot be computed (the loss is the objective, or the default is not among the complete trials).
-    """
-
-    seen: float
-    value: float
-    low: float
-    high: float
-
-
-class Sweep(Model):
-    """The result of :func:`sweep`.
-
-    Attributes:
-        task, model: As in the config.
-        objective, direction: The criterion of the trials.
-        rows: Number of validation rows.
-        space: Each key and its values, as they were written.
-        trials: Trials in the order in which they ended.
-        default: Number of the trial with the original config; None if that is outside the space.
-        best: Number of the best trial; None if all failed.
-        gain: Gain over the default.
-        confidence: Level of the interval.
-        headline: The result.
-        caution: How far the result can be trusted.
-        config: Path of the best config, ready to run; empty without one.
-        folder: Folder of the journal.
-    """
-
-    task: str
-    model: str
-    objective: str
-    direction: Literal["higher", "lower"]
-    rows: int
-    space: dict[str, str]
-    trials: tuple[Tried, ...]
-    default: int | None
-    best: int | None
-    gain: Selection | None
-    confidence: float
-    headline: str
-    caution: str
-    config: str
-    folder: str
 
 
 def sweep(

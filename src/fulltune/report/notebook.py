@@ -15,13 +15,13 @@ from fulltune.metrics import wording
 from fulltune.report import display, tables
 
 if TYPE_CHECKING:
-    from fulltune.experiments.learning_curve import LearningCurve
-    from fulltune.experiments.lr_find import LearningRate
-    from fulltune.experiments.sweep import Sweep
     from fulltune.metrics.run_comparison import RunComparison
+    from fulltune.records.learning_curve import LearningCurve
+    from fulltune.records.learning_rate import LearningRate
     from fulltune.records.methods import MethodComparison
     from fulltune.records.plan import Plan
     from fulltune.records.run import EvaluationRecord, Record
+    from fulltune.records.sweep import Sweep
 
 _LINE = "1px solid color-mix(in srgb, currentColor 25%, transparent)"
 _BOX = Markup('<div style="font-size: 0.95em; line-height: 1.4; color: inherit; max-width: 60em">{}</div>')

@@ -19,10 +19,10 @@ from fulltune.report.display import (
 )
 
 if TYPE_CHECKING:
-    from fulltune.experiments.learning_curve import LearningCurve
-    from fulltune.experiments.lr_find import LearningRate
-    from fulltune.experiments.sweep import Sweep
     from fulltune.metrics.run_comparison import RunComparison
+    from fulltune.records.learning_curve import LearningCurve
+    from fulltune.records.learning_rate import LearningRate
+    from fulltune.records.sweep import Sweep
 
 Row = tuple[str, ...]
 

@@ -29,12 +29,12 @@ from fulltune.runtime.terminal import wrapping_table
 
 if TYPE_CHECKING:
     from fulltune.experiments.interpolation import Interpolation
-    from fulltune.experiments.learning_curve import LearningCurve
-    from fulltune.experiments.lr_find import LearningRate
     from fulltune.experiments.soup import Soup
-    from fulltune.experiments.sweep import Sweep
     from fulltune.pipeline.resume_check import ResumeCheck
+    from fulltune.records.learning_curve import LearningCurve
+    from fulltune.records.learning_rate import LearningRate
     from fulltune.records.methods import MethodComparison
+    from fulltune.records.sweep import Sweep
 
 
 def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
