@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fulltune.metrics import get, intervals, known, resampling
 from fulltune.metrics.accumulate import Rows
 from fulltune.metrics.base import Metric
-from fulltune.metrics.compare import paired_rows
+from fulltune.metrics.compare import PairedRows
 from fulltune.metrics.fractions import mcnemar, tango, wilson
 
 ROWS = (5, 6, 10, 20, 50, 200, 800)
@@ -171,7 +171,7 @@ def null_cell(kind: Kind, n: int, trials: int, seed: int) -> list[float]:
     for _ in range(trials):
         a, b = kind.draw(random, n, 0.0)
         draws = {"resamples": 500, "seed": int(random.integers(2**31))}
-        found = paired_rows(kind.metric, *_rows(kind, a, b), min_effect=0, **draws)
+        found = PairedRows(kind.metric, *_rows(kind, a, b), **draws).comparison(min_effect=0)
         low, high = intervals.of_score(kind.metric, a, confidence=0.95, rows=not kind.grouped, **draws)
         claims = found.verdict == "improved", found.verdict == "worse"
         counts += [*claims, found.low <= 0 <= found.high, low <= truth <= high, *_rivals(kind, a, b, random)]
@@ -210,7 +210,7 @@ def power_cell(kind: Kind, n: int, gain: float, trials: int, seed: int) -> list[
     for _ in range(trials):
         a, b = kind.draw(random, n, gain)
         rows = _rows(kind, a, b)
-        found = paired_rows(kind.metric, *rows, resamples=500, seed=int(random.integers(2**31)))
+        found = PairedRows(kind.metric, *rows, resamples=500, seed=int(random.integers(2**31))).comparison()
         better = (found.delta > 0) == (kind.metric.direction == "higher")
         alone = better and _test(kind, *rows) <= 0.05
         counts += [found.verdict == "improved", alone, any(_rivals(kind, a, b, random)[3:])]

@@ -328,6 +328,7 @@ def doctor(
 def _run_seeds(
     common: Common, config: Path | None, resume: str | None, seeds: int, overrides: list[str] | None
 ) -> None:
+    """Run several seeds, print the verdict on their mean, and exit with 3 if it is rejected."""
     if config is None or resume is not None:
         raise typer.BadParameter("the same call with the config resumes", param_hint="--resume")
     with common.answering() as progress:
@@ -340,6 +341,7 @@ def _run_seeds(
 
 
 def _check_resume(common: Common, config: Path, steps: int, overrides: list[str] | None) -> None:
+    """Check that a training resumes exactly, print what was compared, and exit with 1 if it does not."""
     with common.answering() as progress:
         common.check(config, overrides)
         from fulltune.cli.render import runs
@@ -352,6 +354,7 @@ def _check_resume(common: Common, config: Path, steps: int, overrides: list[str]
 
 
 def _compare_runs(common: Common, a: str, b: str) -> None:
+    """Compare two runs row by row, and print the result."""
     from fulltune.cli.render import runs
 
     if {a, b} & {"base", "tuned"}:
@@ -379,6 +382,7 @@ def _ends(a: str, b: str | None) -> tuple[str, str | None]:
 
 
 def _changed_rows(common: Common, a: str, b: str | None) -> None:
+    """Print the rows that became right or wrong from A to B."""
     from fulltune.cli.render import answers
     from fulltune.metrics.run_comparison import changed_rows
     from fulltune.store.registry.registry import evidence
@@ -390,6 +394,7 @@ def _changed_rows(common: Common, a: str, b: str | None) -> None:
 
 
 def _learning_curve(common: Common, config: Path, overrides: list[str] | None) -> None:
+    """Train on growing parts of the rows, and print the scores."""
     with common.answering() as progress:
         job = common.prepare(config, overrides)
         from fulltune.cli.render import runs
@@ -399,6 +404,7 @@ def _learning_curve(common: Common, config: Path, overrides: list[str] | None) -
 
 
 def _version(wanted: bool) -> None:
+    """Print the version and exit, if that is wanted."""
     if wanted:
         print(__version__)
         raise typer.Exit
@@ -410,7 +416,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options of the program itself."""
+    """Read the options of the program itself; commands have their own."""
 
 
 def _finish_run(common: Common, record: fulltune.Record) -> None:
@@ -436,6 +442,7 @@ def _answer_record(common: Common, record: fulltune.Record, hint: str = "") -> N
 
 
 def _unexpected(error_type: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug, and ask for a report."""
     write_line(sys.stderr, "".join(traceback.format_exception(error_type, error, trace)).rstrip())
     write_line(sys.stderr, "error: this is a bug in fulltune; please report it with the lines above.")
 
@@ -443,4 +450,5 @@ def _unexpected(error_type: type[BaseException], error: BaseException, trace: Tr
 def _visible_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
+    """Format a warning in one line without control characters."""
     return f"{filename}:{lineno}: {category.__name__}: {escape_controls(str(message))}\n"

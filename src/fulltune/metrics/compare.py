@@ -64,21 +64,7 @@ def paired(
     Raises:
         IncompatibleError: The two were not scored on the same rows.
     """
-    return _pair(a, b, metric, resamples, seed).comparison(confidence, min_effect)
-
-
-def paired_rows(
-    metric: Metric,
-    a: Rows,
-    b: Rows,
-    *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 17,
-    min_effect: float = MIN_EFFECT,
-) -> Comparison:
-    """Compare two systems as :func:`paired` does, given the vectors of the same rows in the same order."""
-    return _Pair(metric, a, b, resamples, seed).comparison(confidence, min_effect)
+    return PairedRows.of(a, b, metric, resamples, seed).comparison(confidence, min_effect)
 
 
 def relative_loss(
@@ -129,7 +115,7 @@ def not_worse(
     Raises:
         IncompatibleError: The two were not scored on the same rows.
     """
-    return _pair(a, b, metric, resamples, seed).not_worse(margin, confidence)
+    return PairedRows.of(a, b, metric, resamples, seed).not_worse(margin, confidence)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -178,27 +164,41 @@ def verdict_of(delta: float, certain: bool, direction: str) -> Verdict:
     return "improved" if (delta > 0) == (direction == "higher") else "worse"
 
 
-def _pair(a: Accumulator, b: Accumulator, metric: str | Metric, resamples: int, seed: int) -> _Pair:
-    measure = a.metrics[metric if isinstance(metric, str) else metric.name]
-    return _Pair(measure, *aligned(a, b, measure.name), resamples, seed)
-
-
 @dataclass(frozen=True)
-class _Pair:
-    """Two systems on the same rows."""
+class PairedRows:
+    """Two systems on the same rows.
+
+    Attributes:
+        metric: The metric.
+        a, b: Vectors of the same rows in the same order.
+        resamples: Bootstrap resamples.
+        seed: Seed of swaps and resamples.
+    """
 
     metric: Metric
     a: Rows
     b: Rows
-    resamples: int
-    seed: int
+    resamples: int = 2000
+    seed: int = 17
+
+    @classmethod
+    def of(cls, a: Accumulator, b: Accumulator, metric: str | Metric, resamples: int, seed: int) -> PairedRows:
+        """Match the rows of two systems by id.
+
+        Raises:
+            IncompatibleError: The two were not scored on the same rows.
+        """
+        measure = a.metrics[metric if isinstance(metric, str) else metric.name]
+        return cls(measure, *aligned(a, b, measure.name), resamples, seed)
 
     @property
     def delta(self) -> float:
+        """The score of ``a`` minus that of ``b``."""
         one, two = (float(self.metric.value(rows.units.sum(axis=0))) for rows in (self.a, self.b))
         return one - two
 
-    def comparison(self, confidence: float, min_effect: float) -> Comparison:
+    def comparison(self, confidence: float = 0.95, min_effect: float = MIN_EFFECT) -> Comparison:
+        """Return test, interval and verdict, see :func:`paired`."""
         nan, n = math.nan, self.a.n
         delta = self.delta if n else nan
         if not math.isfinite(delta):
@@ -236,10 +236,12 @@ class _Pair:
         return p, f"{name} of {'groups' if self.a.grouped else 'rows'}{f', all {swaps:,} swaps' if swaps else ''}"
 
     def interval(self) -> Interval:
+        """Return the interval of the difference, as a function of its confidence level."""
         settings = {"resamples": self.resamples, "seed": self.seed}
         return intervals.of_difference(self.metric, self.a.units, self.b.units, rows=not self.a.grouped, **settings)
 
     def not_worse(self, margin: float, confidence: float) -> NotWorse:
+        """Return the result of the test of :func:`not_worse`."""
         if not margin > 0:
             raise ValueError(f"margin must be above 0, not {margin}")
         margin = smallest_that_counts(self.metric, float(self.metric.value(self.b.units.sum(axis=0))), margin)
