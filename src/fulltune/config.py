@@ -560,7 +560,7 @@ def with_validation_rows(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update=data)})
 
 
-def _read(source: Config | str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], str]:
+def _read(source: ConfigSource | None) -> tuple[dict[str, Any], str]:
     """Return a config as a mapping, and its file if it is one."""
     if isinstance(source, Config):
         return _without_usual_rate(source), ""

@@ -24,6 +24,7 @@ from fulltune.config import LEARNING_RATES
 from fulltune.errors import ConfigError, DataError
 from fulltune.experiments.lr_find import weights_sha256
 from fulltune.experiments.range_test import EDGE, SMOOTHING, rates, read, smoothed
+from fulltune.pipeline.job import Job
 from fulltune.records.learning_rate import LearningRate
 from fulltune.report.rates import plot
 
@@ -186,10 +187,17 @@ def test_a_hash_detects_one_bit() -> None:
 def test_the_command_prints_a_table_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job(tmp_path)), encoding="utf-8")
-    monkeypatch.setattr("fulltune.experiments.lr_find.find_learning_rate", lambda *args, **options: answer(tmp_path))
+    given = []
+
+    def find(config: Any, **options: Any) -> LearningRate:
+        given.append(config)
+        return answer(tmp_path)
+
+    monkeypatch.setattr("fulltune.experiments.lr_find.find_learning_rate", find)
     monkeypatch.delitem(vars(fulltune), "find_learning_rate", raising=False)
     shown = CliRunner().invoke(app, ["lr-find", str(path), "--out", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
+    assert isinstance(given[0], Job)  # rows are read once, by the command
     assert "The loss fell." in shown.output
     assert "1.0e-04" in shown.output
     assert "advised" in shown.output
