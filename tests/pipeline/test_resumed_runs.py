@@ -102,7 +102,7 @@ def test_a_run_killed_in_evaluation_is_not_trained_again(
 ) -> None:
     expected = uninterrupted("classification")
     with monkeypatch.context() as patch:
-        patch.setattr("fulltune.evaluation.evaluate.score_system", lambda *args, **kwargs: die())
+        patch.setattr("fulltune.pipeline.stages.score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
     monkeypatch.setattr("fulltune.pipeline.train.train", lambda *args: pytest.fail("it is trained"))
     fulltune.run(out=tmp_path, resume=run)

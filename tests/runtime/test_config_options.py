@@ -148,7 +148,7 @@ def test_a_config_can_consist_of_keywords_alone(tmp_path: Path) -> None:
 def test_a_run_uses_the_options(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[Config]()
 
-    def prepare(config: Config, *args: Any) -> Record:
+    def prepare(config: Config, *args: Any, **options: Any) -> Record:
         seen.append(config)
         raise ConfigError("stopped here")
 
