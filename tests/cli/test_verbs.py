@@ -76,7 +76,7 @@ def _command(text: str) -> str:
         ("--per_device_train_batch_size 8", "Write --set train.batch_size=VALUE"),
         ("--task classification", "Write --set task=VALUE"),
         ("--output_dir x", "Instead, use --out DIR"),
-        ("--sett a=1", "Possible options: --quiet, --set"),
+        ("--sett a=1", "Possible options: --quiet, --seeds, --set"),
         ("train.epochs=1 lr=2", "set by options: --set train.epochs=1 --set lr=2"),
     ],
 )

@@ -76,7 +76,7 @@ def test_forgetting_is_recorded_and_has_its_consequence(action: str, outcome: st
     assert "More of general text was lost than the budget allows" in record.recommendation.sentence
     if action != "stop":
         assert record.headline.startswith("Keep more. Too much was forgotten. Tuning improved bits per byte")
-        assert record.reasons[0].startswith("general text: bits_per_byte")
+        assert record.reasons[0].startswith("general text: Bits per byte")
     if action == "stop":
         [event] = [event for event in record.guards if event.guard == "forgetting"]
         assert event.verdict == "stop"
