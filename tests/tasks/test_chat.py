@@ -195,7 +195,7 @@ def test_a_run_and_its_later_evaluations_use_the_same_date(job: dict[str, Any], 
     assert second.chat_date == date(2026, 4, 20)
     assert second.scores["zero_shot"] == base.scores
     assert second.scores["zero_shot"] != first.scores["zero_shot"]
-    assert len(list((out / "cache").iterdir())) == entries + 2  # zero-shot and few-shot of another date
+    assert len(list((out / "cache").iterdir())) == entries + 3  # zero-shot, few-shot and n-gram of another date
 
 
 def test_a_config_may_set_the_date_and_others_are_unchanged(job: dict[str, Any], tmp_path: Path, clock: Any) -> None:
