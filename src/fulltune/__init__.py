@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fulltune.models.auto_tokenizer import AutoTokenizer as AutoTokenizer
     from fulltune.pipeline.ask import ask as ask
     from fulltune.pipeline.export import export as export
+    from fulltune.pipeline.judge import Judge as Judge
     from fulltune.pipeline.loaded import LoadedModel as LoadedModel
     from fulltune.pipeline.loaded import load as load
     from fulltune.pipeline.predict import predict as predict
@@ -78,6 +79,7 @@ _EXPORTS = {
     "AutoTokenizer": "fulltune.models.auto_tokenizer",
     "soup": "fulltune.experiments.soup",
     "export": "fulltune.pipeline.export",
+    "Judge": "fulltune.pipeline.judge",
     "load": "fulltune.pipeline.loaded",
     "LoadedModel": "fulltune.pipeline.loaded",
     "predict": "fulltune.pipeline.predict",

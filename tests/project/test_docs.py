@@ -154,7 +154,12 @@ def test_the_python_blocks_of_the_other_documents_run(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     model, tokenizer = fakes.make("gpt2")
     ids = tokenizer("a fox").input_ids
-    known = {"fulltune": fulltune, "model": model, "args": fakes.arguments(tmp_path, max_steps=1)}
+    known = {
+        "fulltune": fulltune,
+        "model": model,
+        "tokenizer": tokenizer,
+        "args": fakes.arguments(tmp_path, max_steps=1),
+    }
     known["rows"] = [{"input_ids": ids, "labels": ids}] * 2
     has_own_test = {"docs/report.md"}  # tests/report/test_report_docs.py
     documents = [name for name in DOCUMENTS if name.startswith("docs/") and name not in has_own_test]

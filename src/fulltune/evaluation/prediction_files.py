@@ -63,7 +63,8 @@ def read_answers(
     """Read the answers of one system.
 
     Args:
-        source: A file, rows in memory, or a run or version; ``RUN#SYSTEM`` names one of its baselines.
+        source: A file, rows in memory, or a run or version; ``RUN#SYSTEM`` names one of its baselines. Answers that
+            were read before are returned.
         out: The runs folder.
         columns: Names of columns by role (:data:`NAMES`), if they are not the usual ones.
         score: A column of numbers that is the score of each row; empty to find out.
@@ -73,6 +74,8 @@ def read_answers(
         DataError: The file cannot be read, or its rows have no ids, answers or numbers; lists all problems.
         StoreError: There is no such run.
     """
+    if isinstance(source, Answers):
+        return source
     if isinstance(source, str | Path) and not _is_file(source):
         return _of_run(str(source), out)
     name = str(source) if isinstance(source, str | Path) else "rows in memory"

@@ -92,7 +92,9 @@ def load(
         architecture=type(model).__name__,
         reconciled=(*replaced, *invalid, *head_changes, *settled.changes, *languages),
     )
-    return Bundle(model, tokenizer, family, head, _window(model, tokenizer), info, fresh, settled.grown, stored_head)
+    return Bundle(
+        model, tokenizer, family, head, position_window(model, tokenizer), info, fresh, settled.grown, stored_head
+    )
 
 
 def _load_adapter(
@@ -261,7 +263,8 @@ def _has_head(config: PretrainedConfig, ending: str) -> bool:
     return any(name.endswith(ending) for name in config.architectures or [])
 
 
-def _window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def position_window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the longest input of a model in tokens."""
     limit = reconcile.position_limit(model, tokenizer) or _DEFAULT_WINDOW
     # T5 has relative positions: longer inputs work, but the tokenizer's limit is the length of pretraining.
     return max(_DEFAULT_WINDOW, limit) if model.config.model_type in ("t5", "mt5", "longt5", "umt5") else limit

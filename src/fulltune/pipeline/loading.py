@@ -44,7 +44,6 @@ def load_model(
     """
     distributed.main_first(lambda: find(config.model, Path(out)))  # a wrong name is reported before torch is imported
     from fulltune.models import load as models
-    from fulltune.models.causality import check_causality
     from fulltune.models.fast_paths import require_trainable
     from fulltune.models.files import check_config
 
@@ -60,6 +59,23 @@ def load_model(
             target_language=config.data.target_language,
         )
     )
+    bundle = for_task(bundle, config, task)
+    if head == task.head:  # this head will be trained
+        require_trainable(bundle.model)
+    if task.head == "classification":  # a head that cannot be trained is refused before the baselines run
+        check_config(config.model, bundle.model.config, task.head)
+    return _with_own_head(bundle, config, task, out) if task.head != head else bundle
+
+
+def for_task(bundle: Bundle, config: Config, task: Task) -> Bundle:
+    """Return a loaded model with the limits of a config, once it is known to fit a task.
+
+    Raises:
+        ModelError: Its family does not fit the task, it attends to later tokens, or its chat template fails.
+        ConfigError: The tokens that the method puts before every input leave no room for a text.
+    """
+    from fulltune.models.causality import check_causality
+
     if bundle.family not in task.families:
         raise ModelError(
             f"{config.model!r} is of the {bundle.family} family ({bundle.info.architecture})",
@@ -67,17 +83,11 @@ def load_model(
             fix="choose another model or another task",
             field="model",
         )
-    if task.head == head == "lm" and bundle.family == "decoder":
+    if task.head == bundle.head == "lm" and bundle.family == "decoder":
         check_causality(config.model, bundle.model)
-    if head == task.head:  # this head will be trained
-        require_trainable(bundle.model)
-    if task.head == "classification":  # a head that cannot be trained is refused before the baselines run
-        check_config(config.model, bundle.model.config, task.head)
     check_template(bundle, config.data.chat, task.day)
     bundle = _noting(bundle, content_fact(bundle, config.data.chat, task.day))
-    bundle = _without_reserved(bundle, config)
-    bundle = _limited(bundle, config, task)
-    return _with_own_head(bundle, config, task, out) if task.head != head else bundle
+    return _limited(_without_reserved(bundle, config), config, task)
 
 
 def _without_reserved(bundle: Bundle, config: Config) -> Bundle:
