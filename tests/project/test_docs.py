@@ -62,7 +62,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return original(source, [*overrides, *changes, *tiny], **options)
 
     monkeypatch.setitem(fulltune.run.__globals__, "load_config", quick)
-    monkeypatch.setattr("fulltune.experiments.lr_find.load_config", quick)
+    monkeypatch.setattr("fulltune.config.load_config", quick)  # commands read it there
     return tmp_path
 
 
