@@ -16,7 +16,7 @@ from transformers.utils import chat_template_utils
 import fulltune
 from fulltune.config import Config, load_config
 from fulltune.errors import ModelError
-from fulltune.evaluation import baselines
+from fulltune.evaluation.baselines.cache import cache_parts
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
 from fulltune.pipeline.loading import load_model
@@ -207,7 +207,7 @@ def test_a_config_may_set_the_date_and_others_are_unchanged(job: dict[str, Any],
     plain = replace(base, tokenizer=fakes.llama_tokenizer())
     assert with_current_chat_date(load_config(job), task, plain).data.chat_date is None
     task, data = dataset.prepare(config, task)
-    key = baselines.cache_parts(task, config, base, data.train.table, data.eval.table)
+    key = cache_parts(task, config, base, data.train.table, data.eval.table)
     assert json.dumps(key)  # plain values
 
 
