@@ -11,6 +11,7 @@ import fakes
 import pytest
 from typer.testing import CliRunner
 
+import fulltune
 from fulltune.cli.main import app
 from fulltune.errors import ConfigError
 from fulltune.experiments import seeded_runs
@@ -74,8 +75,8 @@ def test_seeds_share_rows_and_are_judged_together(place: Path, monkeypatch: pyte
     assert found["runs"][1]["run_id"] in again.stdout.replace("\n", "")
 
 
-def test_a_training_that_failed_is_no_accepted_one(place: Path) -> None:
-    record = read_record(next((place / "runs").glob("*/record.json")))
+def test_a_training_that_failed_is_no_accepted_one(place: Path, tmp_path: Path) -> None:
+    record = fulltune.run(place / "config.yaml", out=tmp_path)
     accepted = Decision("accepted", (), "Tuning improved accuracy.")
     good = record.model_copy(update={"guards": (), "retention": {}, "outcome": "accepted"})
     assert seeded_runs._together(accepted, [good, good]) == accepted
