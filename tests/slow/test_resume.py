@@ -41,7 +41,9 @@ def command(*words: str) -> list[str]:
 
 def outcome(run: Path) -> dict[str, object]:
     names = ("model/model.safetensors", "steps.jsonl", "predictions.jsonl")
-    return {name: file_sha256(run / name) for name in names} | {"scores": read_record(run / "record.json").scores}
+    record = read_record(run / "record.json")
+    scores = record.model_dump(mode="json", include={"scores"})  # NaN as text, which equals itself
+    return {name: file_sha256(run / name) for name in names} | scores
 
 
 @pytest.mark.gate
