@@ -42,7 +42,7 @@ def command(*words: str) -> list[str]:
 def outcome(run: Path) -> dict[str, object]:
     names = ("model/model.safetensors", "steps.jsonl", "predictions.jsonl")
     record = read_record(run / "record.json")
-    scores = record.model_dump(mode="json", include={"scores"})  # NaN as text, which equals itself
+    scores = {"scores": record.model_dump_json(include={"scores"})}  # as text, since NaN does not equal itself
     return {name: file_sha256(run / name) for name in names} | scores
 
 
