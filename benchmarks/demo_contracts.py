@@ -31,6 +31,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.svm import LinearSVC
+from tools.settings import SETTINGS
 
 from fulltune.cli.demo import prepare
 from fulltune.models import inference
@@ -39,16 +40,6 @@ from fulltune.models.load import load
 ROOT = Path(__file__).parents[1]
 #: Seed of the package's rows; further ones follow it.
 FIRST_ROWS = 17
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-#: Environment and options of each setting.
-SETTINGS: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {
-    "default": ({}, ()),
-    "off": ({}, ("speed.kernels=off",)),
-    "avx2": (AVX2, ()),
-    "avx2-off": (AVX2, ("speed.kernels=off",)),
-    "threads-1": ({"OMP_NUM_THREADS": "1"}, ()),
-    "threads-2": ({"OMP_NUM_THREADS": "2"}, ()),
-}
 
 Rows = list[dict[str, str]]
 

@@ -30,21 +30,12 @@ from typing import Any
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tools import processes
+from tools.settings import SETTINGS
 
 from fulltune.cli.demo import prepare
 from fulltune.tasks.text2sql import execution, schema
 
 MARGIN = 0.1
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-#: Environment and options of each setting.
-SETTINGS: dict[str, tuple[Mapping[str, str], Sequence[str]]] = {
-    "default": ({}, ()),
-    "off": ({}, ("speed.kernels=off",)),
-    "avx2": (AVX2, ()),
-    "avx2-off": (AVX2, ("speed.kernels=off",)),
-    "threads-1": ({"OMP_NUM_THREADS": "1"}, ()),
-    "threads-2": ({"OMP_NUM_THREADS": "2"}, ()),
-}
 
 Row = dict[str, str]
 _VALUE = re.compile(r"'(?:[^']|'')*'|\b\d+(?:\.\d+)?\b")

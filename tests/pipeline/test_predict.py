@@ -334,3 +334,16 @@ def test_the_command_summarizes_a_file(classes: Run, tmp_path: Path) -> None:
     assert "the rows go to stdout" in usage.stderr
     nothing = command(classes.record.folder, write(tmp_path / "bad.jsonl", [{"body": ""}]), "--quiet")
     assert nothing.exit_code == 1
+
+
+def test_quoting_is_inferred_from_complete_rows_of_a_large_file(
+    classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fulltune.data import file_text
+
+    monkeypatch.setattr(predicting, "_LARGE", 1)
+    monkeypatch.setattr(file_text, "_SAMPLE", 40)
+    body = 'the ""court\\"" said,\nit is so,\nand so on'
+    (tmp_path / "rows.csv").write_text(f'body,number\n"a film",0\n"{body}",1\n"{body}",2\n', encoding="utf-8")
+    found = fulltune.predict(classes.record, tmp_path / "rows.csv")
+    assert [row["body"] for row in found.rows] == ["a film", *[body.replace('""', '"')] * 2]

@@ -49,8 +49,9 @@ def predict(
 ) -> None:
     """Answer rows without labels, in their order, with all of their columns; an interrupted call resumes.
 
-    Adds `prediction`, and by task `probabilities`, `text` or `sql`. `truncated` counts the tokens that the model did
-    not read; `error` says why a row has no answer.
+    Adds `prediction`, and by task `probabilities`, `text` or `sql`.
+
+    `truncated` counts the tokens that were not read; `error` says why a row has no answer.
     """
     from fulltune.cli.render import answers
 

@@ -99,10 +99,20 @@ def stream_csv(
     Raises:
         DataError: The header is missing or ambiguous.
     """
-    dialect, _, before, assumed = _inferred(sample.lstrip("\ufeff"), name, None, delimiter, usual)
+    dialect, _, before, assumed = _inferred(_complete_rows(sample.lstrip("\ufeff")), name, None, delimiter, usual)
     form = form.model_copy(update={"delimiter": dialect.delimiter, "assumed": (*form.assumed, *assumed)})
     rows = _parsed(islice(lines, before, None), name, dialect, before, _LONGEST_CELL)
     return open_table(rows, name, form, None, trimmed=dialect.skipinitialspace)
+
+
+def _complete_rows(sample: str) -> str:
+    """Return the lines of a sample up to the last one that no quoted cell continues; all, if quotes are not paired."""
+    quotes, end = sample.count('"'), len(sample)
+    while quotes % 2 and end:
+        start = sample.rfind("\n", 0, end - 1) + 1
+        quotes -= sample.count('"', start, end)
+        end = start
+    return sample[:end] or sample
 
 
 def _inferred(

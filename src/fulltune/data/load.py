@@ -132,13 +132,25 @@ def available_columns(source: DataSource, split: str = "train", data: DataConfig
     Raises:
         DataError: The source does not exist or cannot be read.
     """
-    opened = open_source(source, split, options=_options(data))
+    return listed_columns(open_source(source, split, options=_options(data)))
+
+
+def listed_columns(opened: Opened) -> tuple[str, ...]:
+    """Return the column names of an opened source; those of JSON are the keys of its first rows.
+
+    Raises:
+        DataError: None of the first rows can be read; lists their problems.
+    """
     if opened.columns is not None:
         return opened.columns
-    names: dict[str, None] = {}
+    names, problems = dict[str, None](), list[Problem]()
     for item in islice(opened.rows, _LOOK_AHEAD):
         if isinstance(item, tuple):
             names.update(dict.fromkeys(item[1]))
+        elif isinstance(item, Problem):
+            problems.append(item)
+    if problems and not names:
+        raise DataError(problems)
     return tuple(names)
 
 

@@ -285,11 +285,11 @@ def _streamed(path: Path, stated: str, part: str, options: Options) -> Opened | 
         sample, lines = stream_text(path)
     except UnicodeDecodeError:
         return None
-    kind = _kind_of_text(sample, stated, (), options.delimiter)
-    form = FileFormat(file=path.name, format=kind, encoding="utf-8")
-    if kind == "csv":
+    file_format = _kind_of_text(sample, stated, (), options.delimiter)
+    form = FileFormat(file=path.name, format=file_format, encoding="utf-8")
+    if file_format == "csv":
         return stream_csv(sample, lines, path.name, form, options.delimiter, _DELIMITERS.get(suffix(path), ","))
-    if kind == "json" and is_json_lines(sample):
+    if file_format == "json" and is_json_lines(sample):
         return Opened(None, stream_json_lines(lines, form))
     return None
 

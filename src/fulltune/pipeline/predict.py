@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fulltune.config import Config, ConfigSource
+from fulltune.data.load import listed_columns
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Options
 from fulltune.data.read import open_source
@@ -29,9 +30,6 @@ _BATCHES = 32
 
 #: Size in bytes from which text files are read line by line.
 _LARGE = 64 << 20
-
-#: Rows whose keys are read to list the columns of JSON.
-_LOOK_AHEAD = 1000
 
 #: Rows without an answer that the summary lists.
 _LISTED = 20
@@ -73,15 +71,10 @@ class RowSource:
         Raises:
             DataError: The source does not exist, cannot be read or has no rows.
         """
-        opened = open_source(self.names, "test", options=self.options)
-        if opened.columns is not None:
-            return opened.columns
-        rows = [item for item in islice(opened.rows, _LOOK_AHEAD) if not isinstance(item, FileFormat)]
-        names = dict.fromkeys(name for row in rows if isinstance(row, tuple) for name in row[1])
-        problems = [row for row in rows if isinstance(row, Problem)]
+        names = listed_columns(open_source(self.names, "test", options=self.options))
         if not names:
-            raise DataError(problems or [Problem("no rows", "at least one", "check the file", self.names[0])])
-        return tuple(names)
+            raise DataError("no rows", expected="at least one", fix="check the file", where=self.names[0])
+        return names
 
     def fingerprint(self) -> list[Any]:
         """Return name, size and time of every file, which change when its rows do."""
