@@ -342,7 +342,7 @@ def test_quoting_is_inferred_from_complete_rows_of_a_large_file(
     from fulltune.data import file_text
 
     monkeypatch.setattr(predicting, "_LARGE", 1)
-    monkeypatch.setattr(file_text, "_SAMPLE", 40)
+    monkeypatch.setattr(file_text, "_SAMPLE", 50)  # ends inside a cell
     body = 'the ""court\\"" said,\nit is so,\nand so on'
     (tmp_path / "rows.csv").write_text(f'body,number\n"a film",0\n"{body}",1\n"{body}",2\n', encoding="utf-8")
     found = fulltune.predict(classes.record, tmp_path / "rows.csv")
