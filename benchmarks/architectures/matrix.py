@@ -3,9 +3,9 @@
     python benchmarks/architectures/matrix.py [--only TYPE ...] [--tasks COLUMN ...] [--again STATUS ...]
                                               [--seconds N] [--results FILE] [--write]
 
-Each model type gets a two-layer checkpoint with random weights and is tested in a separate process, with a time limit
-for each cell, so that a hang or a crash does not stop the others. Results are appended to a JSON lines file as they
-arrive; a cell that has one is not measured again unless `--again` names its status. `--write` creates
+Each model type gets a two-layer checkpoint with random weights and is tested in a separate process, with a limit of
+computing time for each cell, so that a hang or a crash does not stop the others. Results are appended to a JSON lines
+file as they arrive; a cell that has one is not measured again unless `--again` names its status. `--write` creates
 docs/architectures.md from all results.
 """
 
@@ -27,6 +27,9 @@ import transformers
 
 from architectures import cells, checkpoints, page
 from architectures.cells import COLUMNS, Cell
+
+#: Longest time of a cell on a busy machine, in multiples of its computation.
+_PATIENCE = 20
 
 RESULTS = Path(__file__).parents[1] / "results" / "architectures.jsonl"
 
@@ -66,7 +69,7 @@ def _try(model_type: str, columns: Iterable[str], results: Path, seconds: int) -
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        signal.alarm(seconds)
+        _limit(seconds)
         try:
             checkpoint = checkpoints.save(model_type, Path(folder) / "base")
         except Exception as error:  # noqa: BLE001 - whatever the library raises is why this type is left out
@@ -75,8 +78,14 @@ def _try(model_type: str, columns: Iterable[str], results: Path, seconds: int) -
                 _append(results, Cell(model_type, column, "not built", reason))
             return
         for column in columns:
-            signal.alarm(seconds)
+            _limit(seconds)
             _append(results, cells.measure(checkpoint, column, Path(folder)))
+
+
+def _limit(seconds: int) -> None:
+    """End this process after so many seconds of computation, or much later if it waits without computing."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(_PATIENCE * seconds)
 
 
 def _in_child(work: Callable[[], None]) -> str:
@@ -86,7 +95,7 @@ def _in_child(work: Callable[[], None]) -> str:
         work()
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status == -signal.SIGALRM:
+    if -status in (signal.SIGALRM, signal.SIGPROF):
         return "no result within the time limit"
     return f"killed by signal {-status}" if status < 0 else f"exit code {status}" if status else ""
 
@@ -118,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[], help="model types (default: all)")
     parser.add_argument("--tasks", nargs="+", default=list(COLUMNS), choices=COLUMNS)
     parser.add_argument("--again", nargs="+", default=[], help="statuses whose cells are measured again")
-    parser.add_argument("--seconds", type=int, default=300, help="time limit of a cell")
+    parser.add_argument("--seconds", type=int, default=300, help="time limit of a cell, of one core")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--write", action="store_true", help="write docs/architectures.md")
     return parser
