@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -204,3 +205,12 @@ def test_many_rows_from_one_template_stay_cheap() -> None:
     template = " ".join(WORDS * 8)
     texts = [f"{template} {number}" for number in range(400)]
     assert set(clusters(texts)) == {0}
+
+
+def test_a_text_of_millions_of_characters_stays_cheap() -> None:
+    generator = random.Random(3)
+    words = generator.choices(WORDS, k=300_000)
+    changed = [*words[:150_000], "violin", *words[150_001:]]
+    start = time.process_time()
+    assert clusters([" ".join(words), " ".join(changed)]) == [0, 0]
+    assert time.process_time() - start < 8

@@ -111,15 +111,28 @@ def _distinct(text: str) -> NDArray[np.uint32]:
     return np.unique(_hashes(text))
 
 
-def _numbered(text: str) -> NDArray[np.uint32]:
-    """Return the distinct hashes of the 5-grams; the second, third, … occurrence of a 5-gram has a hash of its own."""
+def _sketched(text: str) -> NDArray[np.uint32]:
+    """Return the smallest distinct hashes of the 5-grams, at most :data:`_SKETCHED`.
+
+    The second, third, … occurrence of a 5-gram has a hash of its own.
+    """
     ordered = _hashes(text)
     first = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint32(1)))
     if len(first) == len(ordered):
-        return ordered
+        return ordered[:_SKETCHED]
     rank = np.arange(len(ordered)) - np.repeat(first, np.diff(first, append=len(ordered)))
     mixed = (ordered ^ (rank.astype(np.uint32) * np.uint32(0x9E3779B1))) * np.uint32(0x85EBCA6B)
-    return np.unique(np.where(rank > 0, mixed ^ (mixed >> np.uint32(15)), ordered))
+    return _smallest(np.where(rank > 0, mixed ^ (mixed >> np.uint32(15)), ordered), _SKETCHED)
+
+
+def _smallest(values: NDArray[np.uint32], count: int) -> NDArray[np.uint32]:
+    """Return the ``count`` smallest distinct values; sorting millions of them all would take seconds."""
+    few = 2 * count
+    if len(values) > few:
+        smallest = np.unique(np.partition(values, few)[:few])
+        if len(smallest) >= count:
+            return smallest[:count]
+    return np.unique(values)[:count]
 
 
 def similarity(one: str, other: str) -> float:
@@ -223,7 +236,7 @@ def _root(parents: list[int], number: int) -> int:
 def _sketch(text: str) -> Any:
     """Return a datasketch MinHash, cached between the lookup and the insertion of a text."""
     sketch = _empty_sketch().copy()
-    sketch.update_batch(_numbered(text)[:_SKETCHED].tolist())
+    sketch.update_batch(_sketched(text).tolist())
     return sketch
 
 
