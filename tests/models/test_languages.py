@@ -152,3 +152,21 @@ def test_the_saved_settings_are_read_back(tmp_path: Path) -> None:
     assert (again.tokenizer.src_lang, again.tokenizer.tgt_lang) == ("rus_Cyrl", "fra_Latn")
     stored = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert stored["forced_bos_token_id"] == again.tokenizer.convert_tokens_to_ids("fra_Latn")
+
+
+def test_an_assumed_target_language_is_a_warning_of_the_audit(tmp_path: Path) -> None:
+    rows = [json.dumps({"source": f"house {row}", "target": f"maison {row}"}) + "\n" for row in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    config = {
+        "model": str(save("nllb", tmp_path / "base")),
+        "task": "seq2seq",
+        "data": {"train": str(tmp_path / "rows.jsonl"), "eval": 0.25, "allow_leaks": True},
+    }
+
+    def warnings(**data: str) -> list[str]:
+        prepared = job.prepare_job(load_config(config | {"data": config["data"] | data}), tmp_path / "runs")
+        return [one for one in prepared.audit.warnings() if "language" in one]
+
+    [warning] = warnings()
+    assert warning.startswith("no target language is set: eng_Latn, the source language, is used")
+    assert warnings(target_language="fra_Latn") == []

@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 #: Formats of a language code: eng_Latn, en_XX, __eng__.
 _CODE = re.compile(r"[a-z]{2,4}(_[A-Za-z]{2,8})+|__[a-z]{2,4}__")
 
+#: First words of the sentence about a target language that nothing defines.
+ASSUMED = "no target language is set"
+
 #: Config keys of the languages.
 _SOURCE = "data.source_language"
 _TARGET = "data.target_language"
@@ -125,7 +128,7 @@ def _target(
         )
     if not (language or any_tokenizer.tgt_lang):
         reason = "the model's forced start token" if forced else "the source language"
-        yield f"no target language is set: {target}, {reason}, is used; set {_TARGET} to change it"
+        yield f"{ASSUMED}: {target}, {reason}, is used; set {_TARGET} to change it"
     any_tokenizer.tgt_lang = tokenizer.init_kwargs["tgt_lang"] = target
     token = codes[target]
     labels = list(tokenizer(text_target="a").input_ids)

@@ -164,7 +164,7 @@ def inspect(
     )
     evaluation = [(example.id, encoded[id(example)]) for example in data.eval.examples]
     limits = _limits(config.data, config.evaluation.max_new_tokens, task, bundle, evaluation)
-    report = rows.extended([*findings, *limits])
+    report = rows.extended([*findings, *limits, *_assumed_language(bundle)])
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return report, [features for example in data.train.examples for features in encoded[id(example)]], curve
 
@@ -187,6 +187,15 @@ def _limits(
     left = [most_new_tokens(bundle, _prompt_length(sequences)) for _, sequences in rows]
     ids = [row for row, _ in rows]
     yield from tokens.short_answer_finding("eval", ids, left, new_tokens)
+
+
+def _assumed_language(bundle: Bundle) -> Iterator[Finding]:
+    """Yield a finding if neither the config nor the checkpoint defines the language of the answers."""
+    from fulltune.models.languages import ASSUMED
+
+    for sentence in bundle.info.reconciled:
+        if sentence.startswith(ASSUMED):
+            yield Finding(kind="language", level="warning", message=sentence, fix="set data.target_language")
 
 
 def _has_only_ends(sequences: Sequence[Features], ends: set[int]) -> bool:
