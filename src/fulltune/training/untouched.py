@@ -86,11 +86,14 @@ def hooked(modules: Iterable[nn.Module]) -> str | None:
     Args:
         modules: A model and its wrappers, or parts of a model.
     """
-    if any(_has_hooks(vars(torch_modules), f"_global{name}") for name in _HOOKS):
-        return "a hook is registered for all modules"
-    names = (type(one).__name__ for one in modules if any(_has_hooks(vars(one), name) for name in _HOOKS))
-    name = next(names, None)
-    return None if name is None else f"{name} has a hook"
+    hook = next(_own_hooks(vars(torch_modules), "_global"), None)
+    if hook is not None:
+        return f"all modules have the hook {_name_of(hook)}, which may change their outputs"
+    for module in modules:
+        hook = next(_own_hooks(vars(module)), None)
+        if hook is not None:
+            return f"{type(module).__name__} has the hook {_name_of(hook)}, which may change its outputs"
+    return None
 
 
 def overridden(one: object, base: type, names: Iterable[str]) -> list[str]:
@@ -139,9 +142,18 @@ def _losses(model: Any) -> Iterator[Any]:
     yield from (getattr(one, "forward", one) for one in known_losses if one is not None)
 
 
-def _has_hooks(attributes: Mapping[str, Any], name: str) -> bool:
-    hooks = attributes.get(name) or {}
-    return not all(_is_of_library(one, _OF_HOOKS) for one in hooks.values())
+def _own_hooks(attributes: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:
+    """Yield the hooks of the user among the attributes of a module."""
+    for name in _HOOKS:
+        hooks = attributes.get(f"{prefix}{name}") or {}
+        yield from (one for one in hooks.values() if not _is_of_library(one, _OF_HOOKS))
+
+
+def _name_of(hook: Any) -> str:
+    """Return the name of a function, or the class of any other hook, with its module."""
+    function = list(_wrapped(hook))[-1]
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _is_of_library(function: Any, packages: tuple[str, ...] = _PACKAGES) -> bool:
