@@ -69,6 +69,15 @@ def test_common_models_accept_padding(kind: str, head: str) -> None:
     assert fast_paths.batching_is_neutral(model, 20)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_rounding_to_16_bits_does_not_count_as_an_effect_of_padding(kind: str, dtype: torch.dtype) -> None:
+    model, _ = fakes.make(kind)
+    assert fast_paths.padding_is_neutral(model.to(dtype), 20)
+    other = xlnet()
+    assert not fast_paths.padding_is_neutral(other.to(dtype), 20)
+
+
 @pytest.mark.parametrize("make", [convbert, fnet, xlnet])
 def test_padding_that_changes_answers_is_detected_and_logged_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = make()
