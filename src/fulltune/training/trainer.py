@@ -68,7 +68,7 @@ from fulltune.training.checkpoints.format import is_ours, load_weights
 from fulltune.training.checkpoints.manager import Checkpoints
 from fulltune.training.checkpoints.rollback import RollBack
 from fulltune.training.engines import whole_batch
-from fulltune.training.guards.divergence import DivergenceGuard
+from fulltune.training.guards.divergence import DivergenceGuard, batch_width
 from fulltune.training.loop import LoopAdapter
 from fulltune.training.loss_check import LossCheck, check_loss, without_labels
 from fulltune.training.objective import LabelKind, Objective, checked_class_weights, checked_r_drop, kind_of
@@ -594,7 +594,7 @@ class Trainer(OldNames, transformers.Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         loss = self._computed_step(super().training_step, model, inputs, num_items_in_batch)
-        everywhere = (self.accelerator.gather(loss) if self.args.world_size > 1 else loss).flatten()
+        everywhere = self._everywhere(loss)
         broken = everywhere[~torch.isfinite(everywhere)]
         if broken.numel():
             # Only the process itself knows its rows.
@@ -602,12 +602,17 @@ class Trainer(OldNames, transformers.Trainer):
             self._stop(model, "loss", broken[0].item(), rows)
         guard = self._guard()
         if guard is not None:
-            guard.add(float(everywhere.mean()))
+            width = self._everywhere(loss.new_tensor(batch_width(inputs), dtype=torch.float32))
+            guard.add(float(everywhere.mean()), float(width.mean()))
         self._fulltune.micro_batch += 1
         if self._fulltune.micro_batch == len(self._fulltune.row_numbers):
             for regularizer in self._fulltune.regularizers:
                 regularizer.backward(self.state.global_step)
         return loss
+
+    def _everywhere(self, value: Tensor) -> Tensor:
+        """Return a number of all processes, ``(P,)``."""
+        return (self.accelerator.gather(value) if self.args.world_size > 1 else value).flatten()
 
     def _computed_step(
         self, plain: Callable[..., Tensor], model: nn.Module, inputs: dict[str, Any], count: Tensor | int | None

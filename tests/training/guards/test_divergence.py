@@ -23,7 +23,9 @@ from fulltune.training.guards.divergence import (
     LEAST,
     DivergenceGuard,
     SpikeDetector,
+    batch_width,
     weight_norms,
+    weighted_median,
 )
 
 LOSSES = st.floats(0.01, 20.0)
@@ -99,6 +101,60 @@ def test_a_curve_that_falls_with_noise_gives_no_alarm(seed: int, level: float) -
     decay = 0.1 + 0.9 * np.exp(-np.arange(300) / 60)
     detector = SpikeDetector()
     assert "diverged" not in {detector.see(float(loss)) for loss in level * decay * np.exp(noise)}
+
+
+def grouped_by_length(random: np.random.Generator, cycles: int) -> list[tuple[float, float]]:
+    """Return losses and widths of batches that are sorted by length, fifty at a time, as the library groups them.
+
+    Seven of fifty batches are of short texts, whose loss per token is three times that of the others. Training lowers
+    both.
+    """
+    steps = []
+    for cycle in range(cycles):
+        widths = np.sort(np.exp([*random.normal(6, 0.3, 43), *random.normal(2, 0.3, 7)]))[::-1]
+        level = 1.0 - 0.3 * cycle / cycles
+        losses = level * (1.2 + 12.0 / np.sqrt(widths)) + random.normal(0, 0.03, 50)
+        steps += list(zip(losses.tolist(), widths.tolist(), strict=True))
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_short_batches_in_a_row_are_no_divergence(seed: int) -> None:
+    detector = SpikeDetector()
+    detector.anchor(2.4)
+    sights = [detector.see(loss, width) for loss, width in grouped_by_length(np.random.default_rng(seed), 6)]
+    assert "diverged" not in sights
+    assert sights.count("spike") < 3
+    unaware = SpikeDetector()
+    unaware.anchor(2.4)
+    assert "diverged" in [unaware.see(loss) for loss, _ in grouped_by_length(np.random.default_rng(seed), 6)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_divergence_of_batches_grouped_by_length_is_found(seed: int) -> None:
+    detector, steps = SpikeDetector(), grouped_by_length(np.random.default_rng(seed), 4)
+    detector.anchor(2.4)
+    for loss, width in steps[:160]:
+        detector.see(loss, width)
+    sights = [detector.see(3 * loss + 2, width) for loss, width in steps[160:175]]
+    assert "diverged" in sights
+
+
+def test_the_middle_is_that_of_tokens() -> None:
+    detector = SpikeDetector()
+    for loss, width in ((1.0, 400.0), (3.0, 4.0), (3.0, 4.0), (1.2, 300.0)):
+        detector.see(loss, width)
+    assert detector.middle() == 1.0
+    assert detector.middle(4.0) == 3.0
+    assert weighted_median([3.0, 1.0, 2.0], [0.0, 0.0, 0.0]) == 2.0
+
+
+def test_the_width_is_that_of_the_labels_or_of_the_inputs() -> None:
+    ids = torch.zeros(4, 30, dtype=torch.long)
+    assert batch_width({"input_ids": ids, "labels": torch.zeros(4, 7, dtype=torch.long)}) == 7
+    assert batch_width({"input_ids": ids, "labels": torch.zeros(4, 7)}) == 30
+    assert batch_width({"input_ids": ids, "labels": torch.zeros(4)}) == 30
+    assert batch_width({"pixels": ids}) == 0
 
 
 def test_without_a_history_only_the_ceiling_counts() -> None:

@@ -9,6 +9,7 @@ A single spike that recovers is not a divergence; ``patience`` consecutive spike
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,9 @@ WORSE = 0.5
 #: A state is not worth a checkpoint to roll back to if the median exceeds that loss by this fraction.
 NO_BETTER = 0.1
 
+#: Batches are compared if neither is wider than the other by more than this factor, and if there are at least five.
+SIMILAR, _LIKE = 2.0, 5
+
 #: Lower bound of the level of a loss, in nats: near 0, a loss may grow by a large factor without any meaning.
 LEAST = 0.5
 
@@ -51,6 +55,10 @@ class SpikeDetector:
     loss. MAD is the median absolute deviation, which is robust to outliers (Hampel 1974). Spikes and losses that are
     not finite do not enter the window.
 
+    Batches that are grouped by length differ in their loss by their length, and several short ones may follow each
+    other. A loss is therefore compared with those of batches of similar width; if the window holds few of these, only
+    :data:`CEILING` applies.
+
     If the loss of the base is known (:meth:`anchor`), a window whose median exceeds it by half is a divergence too.
     Losses that are high from the first steps on are never far above those before them.
 
@@ -61,6 +69,7 @@ class SpikeDetector:
 
     Attributes:
         losses: The window.
+        widths: Widths of the batches of these losses, in tokens; 0 if unknown.
         start: Initial loss; NaN before the first one.
         is_anchored: ``start`` is at least the evaluation loss of the base.
         spikes: Consecutive spikes so far.
@@ -70,6 +79,7 @@ class SpikeDetector:
         self.threshold = threshold
         self.patience = patience
         self.losses: deque[float] = deque(maxlen=window)
+        self.widths: deque[float] = deque(maxlen=window)
         self.start = math.nan
         self.is_anchored = False
         self.spikes = 0
@@ -84,21 +94,38 @@ class SpikeDetector:
         if not self.start >= loss:
             self.start = loss
 
-    def middle(self) -> float:
-        """Return the median of the window, or the initial loss if the window is empty."""
-        return median(self.losses) if self.losses else self.start
+    def middle(self, width: float = 0.0) -> float:
+        """Return the median of the window, or the initial loss if the window is empty.
 
-    def limit(self) -> float:
-        """Return the loss above which the next one is a spike; infinity before the first loss."""
+        Args:
+            width: Width of the batches that it is for; by default each loss counts by its width, as in the evaluation
+                loss, which is a mean of tokens.
+        """
+        if not self.losses:
+            return self.start
+        return median(self._like(width) or self.losses) if width else weighted_median(self.losses, self.widths)
+
+    def limit(self, width: float = 0.0) -> float:
+        """Return the loss above which the next one is a spike; infinity before the first loss.
+
+        Args:
+            width: Width of the next batch; 0 if unknown.
+        """
         if math.isnan(self.start):
             return math.inf
         ceiling = self.start + (CEILING - 1) * max(abs(self.start), LEAST)
-        if not self.has_history:
+        losses = self._like(width)
+        if not self.has_history or len(losses) < min(_LIKE, len(self.losses)):
             return ceiling
-        middle = self.middle()
-        spread = median(abs(loss - middle) for loss in self.losses)
+        middle = median(losses)
+        spread = median(abs(loss - middle) for loss in losses)
         level = max(abs(middle), abs(self.start), LEAST)
         return min(ceiling, middle + self.threshold * max(spread, FLOOR * level))
+
+    def _like(self, width: float) -> list[float]:
+        """Return the losses of the window whose batches have a similar width; all of them if it is unknown."""
+        known = zip(self.losses, self.widths, strict=True)
+        return [loss for loss, other in known if not width or not other or 1 / SIMILAR <= other / width <= SIMILAR]
 
     @property
     def has_history(self) -> bool:
@@ -109,12 +136,13 @@ class SpikeDetector:
         """Return the initial loss, raised by a fraction of it; infinity if the loss of the base is not known."""
         return self.start + fraction * max(abs(self.start), LEAST) if self.is_anchored else math.inf
 
-    def see(self, loss: float) -> Sight:
-        """Judge the loss of the next step."""
-        if math.isfinite(loss) and loss <= self.limit():
+    def see(self, loss: float, width: float = 0.0) -> Sight:
+        """Judge the loss of the next step, whose batch has a width in tokens (0 if unknown)."""
+        if math.isfinite(loss) and loss <= self.limit(width):
             if not self.losses:
                 self._begin(loss)
             self.losses.append(loss)
+            self.widths.append(width)
             self.spikes = 0
             return "diverged" if self.has_history and self.middle() > self.above_start(WORSE) else "good"
         self.spikes += 1
@@ -123,15 +151,29 @@ class SpikeDetector:
     def state(self) -> dict[str, Any]:
         """Return plain numbers for :meth:`restore`."""
         names = ("start", "is_anchored", "spikes")
-        return {"losses": list(self.losses)} | {name: getattr(self, name) for name in names}
+        return {"losses": list(self.losses), "widths": list(self.widths)} | {
+            name: getattr(self, name) for name in names
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a :meth:`state`; an empty one resets the detector."""
         self.losses.clear()
         self.losses.extend(state.get("losses", ()))
+        self.widths.clear()
+        self.widths.extend(state.get("widths", [0.0] * len(self.losses)))
         self.start = float(state.get("start", math.nan))
         self.spikes = int(state.get("spikes", 0))
         self.is_anchored = bool(state.get("is_anchored", False))
+
+
+def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the value up to which half of the weights lie; the plain median if no weight is above 0."""
+    total = sum(weights)
+    if not total > 0:
+        return median(values)
+    ordered = sorted(zip(values, weights, strict=True))
+    below = itertools.accumulate(weight for _, weight in ordered)
+    return next(value for (value, _), mass in zip(ordered, below, strict=True) if 2 * mass >= total)
 
 
 class DivergenceGuard(Guard):
@@ -179,6 +221,7 @@ class DivergenceGuard(Guard):
         self._row_ids: Callable[[], Sequence[str]] | None = None
         self._is_rolling_back = False
         self._loss: float | None = None
+        self._widths: list[float] = []
         self._suspects: Sequence[str] = ()
         self._hook: Any = None
         self._receives_losses = False
@@ -213,9 +256,10 @@ class DivergenceGuard(Guard):
         """True if the current state is worth a checkpoint: no open spike, and losses not above the initial one."""
         return self.detector.spikes == 0 and not self.detector.middle() > self.detector.above_start(NO_BETTER)
 
-    def add(self, loss: float) -> None:
-        """Add the loss of a micro-batch to the loss of the step."""
+    def add(self, loss: float, width: float = 0.0) -> None:
+        """Add the loss of a micro-batch, and its width in tokens, to those of the step."""
         self._loss = loss + (self._loss or 0.0)
+        self._widths.append(width)
 
     # ---- Events of training ----
 
@@ -235,7 +279,7 @@ class DivergenceGuard(Guard):
             self.rate = written
             self.events = [GuardDecision(**event) for event in saved.get("events", ())]
         self.detector.restore(saved.get("seen", {}))
-        self._loss = None
+        self._loss, self._widths = None, []
         self._suspects = ()
         # The schedule in the checkpoint already has the factor that was in effect when it was written.
         scale_learning_rate(kwargs["optimizer"], kwargs["lr_scheduler"], self.rate / written)
@@ -255,8 +299,8 @@ class DivergenceGuard(Guard):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        loss = self._loss
-        self._loss = None
+        loss, width = self._loss, sum(self._widths) / max(1, len(self._widths))
+        self._loss, self._widths = None, []
         # A loss scaler (FP16) skips steps with infinite gradients on purpose.
         if self._row_ids is None and getattr(kwargs["optimizer"], "scaler", None) is None:
             error = self._not_finite(state.global_step + 1, _mean_over_processes(loss, args), kwargs["model"])
@@ -264,8 +308,9 @@ class DivergenceGuard(Guard):
                 return self._stop(error, state, control, kwargs["model"])
         if loss is None:
             return control
-        loss = loss if self._row_ids is not None else _mean_over_processes(loss, args)
-        return self._judge(loss, state.global_step + 1, state, control, kwargs["model"])
+        if self._row_ids is None:
+            loss, width = _mean_over_processes(loss, args), _mean_over_processes(width, args)
+        return self._judge(loss, width, state.global_step + 1, state, control, kwargs["model"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -285,7 +330,7 @@ class DivergenceGuard(Guard):
     ) -> TrainerControl:
         # Without losses from the model, those of the log are used.
         if self._row_ids is None and not self._receives_losses and "loss" in (logs or {}):
-            return self._judge(float((logs or {})["loss"]), state.global_step, state, control, kwargs["model"])
+            return self._judge(float((logs or {})["loss"]), 0.0, state.global_step, state, control, kwargs["model"])
         return control
 
     def on_train_end(
@@ -334,11 +379,11 @@ class DivergenceGuard(Guard):
     # ---- Detection ----
 
     def _judge(
-        self, loss: float, step: int, state: TrainerState, control: TrainerControl, model: nn.Module
+        self, loss: float, width: float, step: int, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> TrainerControl:
-        limit = self.detector.limit()
-        middle = self.detector.middle()
-        sight = self.detector.see(loss)
+        limit = self.detector.limit(width)
+        middle = self.detector.middle(width)
+        sight = self.detector.see(loss, width)
         spikes = self.detector.spikes
         if spikes == 1:
             # The rows of the first spike are the suspects; those of the steps after it may be fine.
@@ -387,18 +432,28 @@ class DivergenceGuard(Guard):
         self._remove_hook()
         self._receives_losses = self._row_ids is not None
         if self._row_ids is None:
-            self._hook = model.register_forward_hook(self._receive)
+            self._hook = model.register_forward_hook(self._receive, with_kwargs=True)
 
-    def _receive(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _receive(self, module: nn.Module, inputs: Any, options: Mapping[str, Any], output: Any) -> None:
         loss = _loss_in(output)
         if module.training and isinstance(loss, Tensor) and loss.numel() == 1:
             self._receives_losses = True
-            self.add(float(loss.detach()))
+            self.add(float(loss.detach()), batch_width(options))
 
     def _remove_hook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+
+def batch_width(batch: Mapping[str, Any]) -> float:
+    """Return the width of a batch in tokens: of its labels if there is one per token, else of its inputs; 0 if unknown.
+
+    Padding counts; batches that are grouped by length have little.
+    """
+    tables = [value for value in (batch.get("labels"), batch.get("input_ids")) if isinstance(value, Tensor)]
+    # Labels that are real numbers are those of several classes.
+    return float(next((ids.shape[1] for ids in tables if ids.ndim == 2 and not ids.is_floating_point()), 0))
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
