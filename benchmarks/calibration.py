@@ -3,6 +3,7 @@
     python benchmarks/calibration.py null [KIND …]     # no true difference
     python benchmarks/calibration.py power [KIND …]    # true gains
     python benchmarks/calibration.py enumerate         # 0/1 scores, every possible outcome
+    python benchmarks/calibration.py skewed            # mean difference 0, but not symmetric: what no test withstands
 
 Each command prints a Markdown table (docs/evidence.md). ``--rows 5,6,10`` selects the numbers of rows, ``--trials 500``
 the number of pairs per cell, ``--seed 1`` other random pairs. Percentages of ``null``:
@@ -95,6 +96,17 @@ def likelihoods(random: Random, n: int, gain: float) -> tuple[Array, Array]:
     return np.stack([one - gain * two.sum() / sizes.sum() * sizes, sizes], axis=1), np.stack([two, sizes], axis=1)
 
 
+def skewed(sigma: float) -> Draw:
+    """Return a draw of costs that differ by skewed values with a mean of 0: documents of one length."""
+
+    def draw(random: Random, n: int, gain: float) -> tuple[Array, Array]:
+        gaps = random.lognormal(0, sigma, n) - math.exp(sigma**2 / 2)
+        sides = np.full(n, 50.0) + gaps, np.full(n, 50.0)
+        return tuple(np.stack([side, np.ones(n)], axis=1) for side in sides)  # type: ignore[return-value]
+
+    return draw
+
+
 def overlaps(random: Random, n: int, gain: float) -> tuple[Array, Array]:
     """Draw scores such as ROUGE-2: many are 0, the rest is skewed."""
     sides = []
@@ -163,6 +175,10 @@ KINDS = {
     )
 }
 
+SKEWED = {
+    f"log-normal {sigma}": Kind(f"log-normal {sigma}", get("bits_per_byte"), skewed(sigma)) for sigma in (1.0, 1.5)
+}
+
 
 def null_cell(kind: Kind, n: int, trials: int, seed: int) -> list[float]:
     """Return the percentages of one row of the table without a true difference."""
@@ -217,6 +233,18 @@ def power_cell(kind: Kind, n: int, gain: float, trials: int, seed: int) -> list[
     return (100 * counts / trials).tolist()
 
 
+def skewed_cell(kind: Kind, n: int, trials: int, seed: int) -> list[float]:
+    """Return the percentages of claims about skewed differences with a mean of 0: both sides, and the test alone."""
+    random = np.random.default_rng(seed)
+    counts = np.zeros(3)
+    for _ in range(trials):
+        rows = _rows(kind, *kind.draw(random, n, 0.0))
+        draws = {"resamples": 500, "seed": int(random.integers(2**31))}
+        found = PairedRows(kind.metric, *rows, **draws).comparison(min_effect=0)
+        counts += [found.verdict == "improved", found.verdict == "worse", _test(kind, *rows) <= 0.05]
+    return (100 * counts / trials).tolist()
+
+
 def _test(kind: Kind, a: Rows, b: Rows) -> float:
     """Return the p-value of the test alone."""
     if not kind.grouped and intervals.is_fraction(kind.metric, a.units, b.units):
@@ -261,7 +289,7 @@ def table(header: Sequence[str], lines: Iterable[tuple[Sequence[str], Sequence[f
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["null", "power", "enumerate"])
+    parser.add_argument("part", choices=["null", "power", "enumerate", "skewed"])
     parser.add_argument("kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--rows", default=",".join(map(str, ROWS)))
     parser.add_argument("--trials", type=int)
@@ -281,6 +309,10 @@ def main() -> None:
         header = ("score", "n", "better", "worse", "difference", "score covered", "strict", "unpaired", "bootstrap")
         cells = ((kind, n) for kind in kinds for n in sizes)
         table(header, (((k.name, str(n)), null_cell(k, n, trials(n), options.seed)) for k, n in cells))
+    elif options.part == "skewed":
+        header = ("differences", "n", "better", "worse", "test alone")
+        cases = ((kind, n) for kind in SKEWED.values() for n in sizes)
+        table(header, (((k.name, str(n)), skewed_cell(k, n, trials(n) // 2, options.seed)) for k, n in cases))
     else:
         header = ("score", "n", "gain", "improved", "test alone", "bootstrap")
         cases = ((kind, n, gain) for kind in kinds for gain in kind.gains for n in sizes)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fulltune.metrics import get, known
-from fulltune.metrics.accumulate import Accumulator
+from fulltune.metrics.accumulate import Accumulator, Rows
 from fulltune.metrics.base import Metric
-from fulltune.metrics.compare import agreed, holm, not_worse, paired, relative_loss, smallest_that_counts
+from fulltune.metrics.compare import PairedRows, agreed, holm, not_worse, paired, relative_loss, smallest_that_counts
 from fulltune.metrics.fractions import mcnemar, tango, tango_z, wilson
 from fulltune.metrics.resampling import _bca, grouped, interval_of, standard_error, swap_test
 from fulltune.records.run import Prediction
@@ -368,3 +368,35 @@ def test_intervals_of_skewed_scores_cover() -> None:
         low, high = interval_of(units, lambda s: s[..., 0] / s[..., 1], resamples=300, seed=1)(0.95)
         covered += low <= 1 <= high
     assert covered >= 0.9 * 200
+
+
+def test_documents_of_very_different_length_cost_little_power() -> None:
+    """The jackknife's limit does not decide: the exact test and BCa do, of which the second withstands skewness."""
+    random = np.random.default_rng(3)
+    test = verdict = both = 0
+    for _ in range(120):
+        sizes = random.lognormal(6, 1, 10)
+        level = np.exp(random.normal(0, 0.3, 10))
+        one, two = (np.stack([sizes * (level + random.normal(-gain, 0.08, 10)), sizes], axis=1) for gain in (0.1, 0))
+        rows = PairedRows(BITS, Rows(one, 10, False), Rows(two, 10, False), 500)
+        found = rows.comparison()
+        low, high = rows.interval()(0.95)
+        rejected = rows.test()[0] <= 0.05
+        test += rejected
+        verdict += found.verdict == "improved"
+        both += rejected and (low > 0 or high < 0)
+        assert (found.p <= 0.05) == (found.high < 0 or found.low > 0)
+    assert both < verdict <= test
+    assert verdict >= 0.9 * test
+
+
+def test_skewed_differences_are_claimed_less_often_than_by_the_test() -> None:
+    random = np.random.default_rng(4)
+    test = verdict = 0
+    for _ in range(150):
+        gaps = random.lognormal(0, 1.5, 30) - math.exp(1.5**2 / 2)
+        one, two = (np.stack([50 + values, np.ones(30)], axis=1) for values in (gaps, np.zeros(30)))
+        rows = PairedRows(BITS, Rows(one, 30, False), Rows(two, 30, False), 500)
+        test += rows.test()[0] <= 0.05
+        verdict += rows.comparison(min_effect=0).verdict in ("improved", "worse")
+    assert verdict < 0.85 * test

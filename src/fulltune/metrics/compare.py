@@ -205,7 +205,7 @@ class PairedRows:
             verdict: Verdict = "no detectable change" if self.enough(confidence) else "too few rows"
             return Comparison(metric=self.metric.name, delta=delta, low=nan, high=nan, p=nan, verdict=verdict, n=n)
         p, test = self.test()
-        p, low, high = agreed(p, self.interval(), confidence)
+        p, low, high = agreed(p, self.interval(p), confidence)
         counts = smallest_that_counts(self.metric, float(self.metric.value(self.b.units.sum(axis=0))), min_effect)
         certain = p <= 1 - confidence and (low > 0 or high < 0)
         verdict = verdict_of(delta, certain and abs(delta) >= counts * (1 - 1e-9), self.metric.direction)
@@ -235,10 +235,21 @@ class PairedRows:
         name = "sign-flip test" if self.metric.ratio else "approximate randomization"
         return p, f"{name} of {'groups' if self.a.grouped else 'rows'}{f', all {swaps:,} swaps' if swaps else ''}"
 
-    def interval(self) -> Interval:
-        """Return the interval of the difference, as a function of its confidence level."""
-        settings = {"resamples": self.resamples, "seed": self.seed}
-        return intervals.of_difference(self.metric, self.a.units, self.b.units, rows=not self.a.grouped, **settings)
+    def interval(self, p: float = math.nan) -> Interval:
+        """Return the interval of the difference, as a function of its confidence level.
+
+        Args:
+            p: P-value of the test that there is no difference; NaN for an interval without a test.
+        """
+        return intervals.of_difference(
+            self.metric,
+            self.a.units,
+            self.b.units,
+            resamples=self.resamples,
+            seed=self.seed,
+            rows=not self.a.grouped,
+            p=p,
+        )
 
     def not_worse(self, margin: float, confidence: float) -> NotWorse:
         """Return the result of the test of :func:`not_worse`."""

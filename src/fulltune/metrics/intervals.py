@@ -57,7 +57,9 @@ def of_score(
     return max(least, min(low, least + width * outer[0])), min(most, max(high, least + width * outer[1]))
 
 
-def of_difference(metric: Metric, a: Array, b: Array, *, resamples: int, seed: int, rows: bool = True) -> Interval:
+def of_difference(
+    metric: Metric, a: Array, b: Array, *, resamples: int, seed: int, rows: bool = True, p: float = math.nan
+) -> Interval:
     """Return the interval of a paired difference, ``a`` minus ``b``, as a function of the confidence level.
 
     Args:
@@ -66,6 +68,7 @@ def of_difference(metric: Metric, a: Array, b: Array, *, resamples: int, seed: i
         resamples: Bootstrap resamples.
         seed: Seed of the resamples.
         rows: True if units are rows, False if they are groups.
+        p: P-value of the test that the two are equal, see :mod:`fulltune.metrics.resampling`; NaN if there is none.
     """
     n, width = a.shape
     if n < 2:
@@ -80,7 +83,7 @@ def of_difference(metric: Metric, a: Array, b: Array, *, resamples: int, seed: i
         with np.errstate(invalid="ignore"):  # inf - inf, if both perplexities overflow
             return np.asarray(metric.value(sums[..., :width]) - metric.value(sums[..., width:]))
 
-    return _within(interval_of(np.hstack([a, b]), value, resamples=resamples, seed=seed), metric)
+    return _within(interval_of(np.hstack([a, b]), value, resamples=resamples, seed=seed, p=p), metric)
 
 
 def of_relative_loss(metric: Metric, tuned: Array, base: Array, *, resamples: int, seed: int) -> Interval:

@@ -10,6 +10,11 @@ Limits are the outer ones of two intervals, because neither covers in all cases 
 - the bias-corrected and accelerated bootstrap (Efron 1987), with its levels expanded for few units (Hesterberg 2015,
   "What teachers should know about the bootstrap"), which is too short if some units weigh far more than others.
 
+The second interval alone decides whether 0 is excluded if a test of its own rejects 0, as for the difference of two
+systems. Requiring the jackknife's limit too would only cost power: units of very different weights, which its quantile
+is for, are no problem of a test that swaps them. The second one cannot be left out: it protects against skewed
+differences, which such a test takes for differences of 0.
+
 The studentized bootstrap covers too, but is up to a third wider on few rows of very different lengths.
 
 :class:`scipy.stats.bootstrap` needs the rows and calls the statistic on every resample of them; with a matrix of sums
@@ -108,7 +113,7 @@ def _drawn_signs(n: int, count: int, random: np.random.Generator) -> Iterator[Ar
 # ---- Intervals ----
 
 
-def interval_of(units: Array, value: Value, *, resamples: int, seed: int) -> Interval:
+def interval_of(units: Array, value: Value, *, resamples: int, seed: int, p: float = math.nan) -> Interval:
     """Return the interval of a function of sums, which is itself a function of the confidence level; see the module.
 
     Args:
@@ -116,15 +121,21 @@ def interval_of(units: Array, value: Value, *, resamples: int, seed: int) -> Int
         value: Function from sums to values.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples.
+        p: P-value of a test that the true value is 0; NaN if there is none.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         if not math.isfinite(float(value(units.sum(axis=0)))):
             return lambda confidence: (math.nan, math.nan)
-    both = _jackknife_t(units, value), _bca(units, value, resamples, seed)
+    jackknife, bootstrap = _jackknife_t(units, value), _bca(units, value, resamples, seed)
 
     def interval(confidence: float) -> tuple[float, float]:
-        lows, highs = zip(*(one(confidence) for one in both), strict=True)
-        return float(np.min(lows)), float(np.max(highs))
+        inner = bootstrap(confidence)
+        lows, highs = zip(jackknife(confidence), inner, strict=True)
+        low, high = float(np.min(lows)), float(np.max(highs))
+        if p <= 1 - confidence:
+            low = inner[0] if low <= 0 < inner[0] else low
+            high = inner[1] if inner[1] < 0 <= high else high
+        return low, high
 
     return interval
 
