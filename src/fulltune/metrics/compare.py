@@ -89,7 +89,9 @@ def relative_loss(
     if not one.n:
         return math.nan, math.nan, math.nan
     value = float(intervals.relative_loss(measure, one.units.sum(axis=0), two.units.sum(axis=0)))
-    interval = intervals.of_relative_loss(measure, one.units, two.units, resamples=resamples, seed=seed)
+    interval = intervals.of_relative_loss(
+        measure, one.units, two.units, resamples=resamples, seed=seed, rows=not one.grouped
+    )
     return value, *interval(confidence)
 
 

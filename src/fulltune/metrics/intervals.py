@@ -86,14 +86,20 @@ def of_difference(
     return _within(interval_of(np.hstack([a, b]), value, resamples=resamples, seed=seed, p=p), metric)
 
 
-def of_relative_loss(metric: Metric, tuned: Array, base: Array, *, resamples: int, seed: int) -> Interval:
+def of_relative_loss(
+    metric: Metric, tuned: Array, base: Array, *, resamples: int, seed: int, rows: bool = True
+) -> Interval:
     """Return the interval of the loss of a score as a fraction of the base's, above 0 if it is worse.
+
+    That of a score of 0 and 1 is at least as wide as Tango's for the difference (:mod:`fulltune.metrics.fractions`), as
+    a fraction of the base's score: answers that are all the same exclude a loss only as far as their number does.
 
     Args:
         metric: The metric.
         tuned, base: Vectors of the same rows, or sums of the same groups, ``(n, k)`` each.
         resamples: Bootstrap resamples.
         seed: Seed of the resamples.
+        rows: True if units are rows, False if they are groups.
     """
     n, width = base.shape
     if n < 2:
@@ -105,7 +111,18 @@ def of_relative_loss(metric: Metric, tuned: Array, base: Array, *, resamples: in
     def loss(sums: Array) -> Array:
         return relative_loss(metric, sums[..., :width], sums[..., width:])
 
-    return interval_of(np.hstack([tuned, base]), loss, resamples=resamples, seed=seed)
+    found = interval_of(np.hstack([tuned, base]), loss, resamples=resamples, seed=seed)
+    if not (rows and before > 0 and is_fraction(metric, tuned, base)):
+        return found
+    wins, losses = wins_and_losses(metric, tuned, base)
+    lost, gained = (losses, wins) if metric.direction == "higher" else (wins, losses)
+
+    def outer(confidence: float) -> tuple[float, float]:
+        low, high = found(confidence)
+        least, most = tango(lost, gained, n, confidence)
+        return min(low, least / before), max(high, most / before)
+
+    return outer
 
 
 def relative_loss(metric: Metric, tuned: Array, base: Array) -> Array:

@@ -24,6 +24,7 @@ from fulltune.evaluation.retention.features import jackknife, linear_cka, topics
 from fulltune.evaluation.retention.language import languages_of
 from fulltune.evaluation.retention.probe import load_probe
 from fulltune.evaluation.retention_sets import check_sets
+from fulltune.metrics import get
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.compare import relative_loss
 from fulltune.metrics.likelihood import bits_per_byte
@@ -281,13 +282,44 @@ def test_the_interval_against_the_budget_decides(change: float, low: float, high
     assert verdict_of(change, low, high, math.inf, n, 0.95) == "no budget"
 
 
+@pytest.mark.parametrize(
+    ("rows", "changed", "verdict"),
+    [(40, 0, "cannot tell"), (72, 0, "cannot tell"), (74, 0, "kept"), (74, 1, "cannot tell"), (120, 1, "kept")],
+)
+def test_as_many_equal_answers_exclude_a_loss_as_the_score_interval_needs(
+    rows: int, changed: int, verdict: str
+) -> None:
+    """No answer of n changed: with z = 1.96, a loss of up to z² / (n + z²) is possible (Tango 1998), 5% for n = 73."""
+    base, tuned = (fraction([index >= lost for index in range(rows)]) for lost in (0, changed))
+    change, low, high = relative_loss(tuned, base, "exact_match")
+    assert change == pytest.approx(changed / rows)
+    assert low <= change <= high
+    if not changed:
+        assert high == pytest.approx(1.959964**2 / (rows + 1.959964**2), rel=1e-4)
+    assert verdict_of(change, low, high, 0.05, rows, 0.95) == verdict
+
+
+def fraction(hits: list[bool]) -> Accumulator:
+    found = Accumulator((get("exact_match"),))
+    for row, hit in enumerate(hits):
+        found.add(Prediction(system="", id=str(row), input="", reference="a", output="a" if hit else "b"))
+    return found
+
+
+def test_a_budget_of_nothing_ignores_differences_that_do_not_count(probe: str) -> None:
+    base = fakes.bundle("gpt2")
+    found = BaseOutputs.collect(config(probe, budget=0.0), base).compare(base)["general text"]
+    assert found.budget == config(probe).evaluation.min_effect
+    assert BaseOutputs.collect(config(probe), base).compare(base)["general text"].budget == 0.05
+
+
 def test_a_model_with_nan_scores_has_forgotten(probe: str) -> None:
     base_outputs = BaseOutputs.collect(config(probe), fakes.bundle("gpt2"))
     found = base_outputs.compare(shaken(fakes.bundle("gpt2"), math.nan))["general text"]
     assert found.verdict == "lost"
     text = sentence("general text", found)
     assert text.startswith("general text: Bits per byte ")
-    assert text.endswith("nan% better (+nan% to +nan%): lost, beyond the budget of 0.05")
+    assert text.endswith("nan% better (+nan% to +nan%): lost, beyond the budget of 5%")
 
 
 def test_the_builtin_probe_keeps_its_languages_apart_and_a_file_may_name_them(tmp_path: Path) -> None:

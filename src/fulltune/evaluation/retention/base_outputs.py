@@ -32,6 +32,9 @@ VERSION = 2
 
 _NO_BUDGET = math.inf
 
+#: Differences of relative losses that rounding may cause.
+_ROUNDING = 1e-12
+
 Verdict = Literal["kept", "lost", "cannot tell", "no budget"]
 
 
@@ -148,8 +151,9 @@ class BaseOutputs:
 
     @property
     def _budget(self) -> float:
+        """The highest accepted loss: differences that do not count are no losses."""
         settings = self.config.guards.forgetting
-        return settings.budget if settings else _NO_BUDGET
+        return max(settings.budget, self.config.evaluation.min_effect) if settings else _NO_BUDGET
 
 
 def verdict_of(change: float, low: float, high: float, budget: float, n: int, confidence: float) -> Verdict:
@@ -169,9 +173,10 @@ def verdict_of(change: float, low: float, high: float, budget: float, n: int, co
         return "no budget"
     if math.isnan(change):
         return "lost"
-    if n < least_rows(confidence) or not (low > budget or high <= budget):
+    limit = budget + _ROUNDING
+    if n < least_rows(confidence) or not (low > limit or high <= limit):
         return "cannot tell"
-    return "lost" if low > budget else "kept"
+    return "lost" if low > limit else "kept"
 
 
 def sentence(name: str, retention: Retention) -> str:
@@ -185,7 +190,7 @@ def sentence(name: str, retention: Retention) -> str:
 
 def outcome(retention: Retention) -> str:
     """Return the verdict in words, with the budget that it refers to."""
-    budget = f"the budget of {retention.budget:.3g}"
+    budget = f"the budget of {100 * retention.budget:.3g}%"
     return {
         "kept": f"kept, within {budget}",
         "lost": f"lost, beyond {budget}",
