@@ -23,6 +23,7 @@ from fulltune.experiments.search import Choice, Range, Tried, best
 from fulltune.experiments.sweep import parse_space, sweep
 from fulltune.experiments.trials import Bench, Trial
 from fulltune.metrics import known
+from fulltune.metrics.compare import PairedRows
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.records.sweep import Sweep
 from fulltune.runtime.progress import NullProgress
@@ -224,19 +225,23 @@ def table(hits: np.ndarray) -> Any:
     for row, hit in enumerate(hits):
         answer = "yes" if hit else "no"
         found.add(Prediction(system="t", id=str(row), input="", reference="yes", output=answer))
-    return found.statistics("accuracy")[0]
+    return found.rows("accuracy")
 
 
 def test_the_best_of_equal_trials_gains_nothing_on_rows_that_did_not_choose() -> None:
     draw = np.random.default_rng(0)
     seen = []
     judged = []
+    claims = 0
     for _ in range(40):
         tables = [table(draw.random(40) < 0.7) for _ in range(10)]
-        shares = [float(ACCURACY.value(rows.sum(axis=0))) for rows in tables]
+        shares = [float(ACCURACY.value(rows.units.sum(axis=0))) for rows in tables]
         seen.append(max(shares) - shares[0])
-        judged.append(gain_of_choosing(tables, 0, ACCURACY, resamples=100).value)
+        gain = gain_of_choosing(tables, 0, int(np.argmax(shares)), ACCURACY, resamples=100)
+        judged.append(gain.value)
+        claims += gain.verdict == "improved"
     assert np.mean(seen) > 0.07
+    assert claims <= 3  # each with a probability of 2.5%, although the best of ten was chosen
     # In a sample the chosen trial keeps some of its luck; what remains is well below half of what is seen.
     assert np.mean(judged) < np.mean(seen) / 2
 
@@ -244,13 +249,19 @@ def test_the_best_of_equal_trials_gains_nothing_on_rows_that_did_not_choose() ->
 def test_a_true_gain_is_reported() -> None:
     draw = np.random.default_rng(1)
     tables = [table(draw.random(200) < share) for share in (0.5, 0.9, 0.6)]
-    gain = gain_of_choosing(tables, 0, ACCURACY)
+    gain = gain_of_choosing(tables, 0, 1, ACCURACY)
     assert gain.low > 0.2
     assert gain.low < gain.value < gain.high < 0.6
+    assert (gain.verdict, gain.p < 1e-6) == ("improved", True)
+    paired = PairedRows(ACCURACY, tables[1], tables[0]).comparison(1 - 0.05 / 2)
+    assert (gain.low, gain.high) == (paired.low, paired.high)  # at the level of one of two rivals
+    assert gain_of_choosing(tables, 0, 1, ACCURACY, min_effect=0.9).verdict == "no detectable change"
 
 
 def test_one_row_decides_nothing() -> None:
-    assert math.isnan(gain_of_choosing([table(np.ones(1))], 0, ACCURACY).value)
+    found = gain_of_choosing([table(np.ones(1))], 0, 0, ACCURACY)
+    assert math.isnan(found.value)
+    assert found.verdict == "too few rows"
 
 
 # ---- Real trials ----

@@ -8,14 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from fulltune.metrics.power_law import doubling
+from fulltune.metrics.power_law import doubling, gain_of_doubling
+from fulltune.metrics.resampling import Interval
 
 ROWS = (25, 50, 100, 200)
 
 
-def still(errors: list[float], spread: float = 0.0, seed: int = 0) -> np.ndarray:
-    noise = np.random.default_rng(seed).normal(0, spread, (len(errors), 400))
-    return np.asarray(errors)[:, None] * np.exp(noise)
+def still(errors: list[float], spread: float = 0.0, seed: int = 0) -> Interval:
+    """Return the interval of the gain whose errors vary by so much over evaluation rows."""
+    noise = np.random.default_rng(seed).normal(0, spread, (400, len(errors)))
+    gains = gain_of_doubling(ROWS[: len(errors)], np.asarray(errors) * np.exp(noise))
+    return lambda confidence: (float(np.quantile(gains, 0.025)), float(np.quantile(gains, 0.975)))
 
 
 @given(scale=st.floats(0.1, 9), exponent=st.floats(0.05, 1.0))
@@ -26,6 +29,8 @@ def test_an_exact_law_is_fitted_and_extrapolated(scale: float, exponent: float) 
     assert (law.scale, law.exponent) == pytest.approx((scale, exponent))
     gain = scale * 200**-exponent - scale * 400**-exponent
     assert (law.gain, law.low, law.high) == pytest.approx((gain, gain, gain), rel=1e-4)
+    assert float(gain_of_doubling(ROWS, np.array(errors))) == pytest.approx(gain)
+    assert np.isnan(gain_of_doubling(ROWS, np.array([[0.5, 0.4, 0.3, 0.0]]))).all()
 
 
 def test_the_fit_is_scipys_in_log_space() -> None:
@@ -67,7 +72,7 @@ def test_no_law_is_fitted_without_evidence(rows: tuple[int, ...], errors: list[f
 
 def test_resamples_without_any_error_leave_everything_open() -> None:
     errors = [0.5, 0.4, 0.3, 0.2]
-    law = doubling(ROWS, errors, np.zeros((4, 10)), 0.95)
+    law = doubling(ROWS, errors, lambda confidence: (math.nan, math.nan), 0.95)
     assert law is not None
     assert (law.low, law.high) == (-math.inf, math.inf)
 

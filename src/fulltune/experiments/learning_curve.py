@@ -12,9 +12,12 @@ import numpy as np
 
 from fulltune.config import ConfigSource, load_config
 from fulltune.evaluation.evaluate import Evaluation, score_system
-from fulltune.metrics.accumulate import resampled_values
-from fulltune.metrics.base import Metric
-from fulltune.metrics.power_law import SIZES, Doubling, doubling
+from fulltune.metrics.accumulate import Rows, common_rows
+from fulltune.metrics.base import Array, Metric
+from fulltune.metrics.compare import smallest_that_counts
+from fulltune.metrics.power import least_rows
+from fulltune.metrics.power_law import SIZES, Doubling, doubling, gain_of_doubling
+from fulltune.metrics.resampling import Interval, interval_of
 from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import mover, overfitting_guard
@@ -100,12 +103,12 @@ def _curve(job: Job, steps: int, rows: Sequence[int], scored: Sequence[Evaluatio
     config, metric = job.config, job.task.metrics[0]
     settings = config.evaluation
     values = [evaluation.value(metric.name) for evaluation in scored]
-    draws = resampled_values([item.accumulator for item in scored], metric, resamples=settings.resamples)
-    # A power law needs errors: a score with a best value of 1 becomes the fraction that is missing.
-    turned = metric.direction == "higher"
-    errors = [1 - value for value in values] if turned else values
-    law = doubling(rows, errors, 1 - draws if turned else draws, settings.confidence)
-    helps = law is not None and law.low > 0
+    found = common_rows([item.accumulator for item in scored], metric.name)
+    errors = [float(error) for error in _errors(metric, np.array(values))]
+    law = doubling(rows, errors, _over_rows(rows, found, metric, settings.resamples), settings.confidence)
+    counts = smallest_that_counts(metric, values[-1], settings.min_effect)
+    few = found[0].size < least_rows(settings.confidence)
+    helps = law is not None and law.low > 0 and law.gain >= counts and not few
     points = [
         Point(rows=count, score=item.scores(settings)[metric.name]) for count, item in zip(rows, scored, strict=True)
     ]
@@ -119,15 +122,35 @@ def _curve(job: Job, steps: int, rows: Sequence[int], scored: Sequence[Evaluatio
         points=tuple(points),
         doubled=None if law is None else _change(law, 2 * rows[-1]),
         verdict="more data helps" if helps else "undecided",
-        headline=_headline(metric, rows[-1], values[-1], law, settings.confidence),
+        headline=_headline(metric, rows[-1], values[-1], law, settings.confidence, counts, few),
     )
 
 
 def _change(law: Doubling, rows: int) -> Change:
+def _errors(metric: Metric, values: Array) -> Array:
+    """Return errors, which a power law needs: of a score with a best value of 1, the fraction that is missing."""
+    return 1 - values if metric.direction == "higher" else values
+
+
+def _over_rows(rows: Sequence[int], scored: Sequence[Rows], metric: Metric, resamples: int) -> Interval:
+    """Return the interval of the gain from twice the training rows, over evaluation rows (or their groups)."""
+    if scored[0].size < 2:
+        return lambda confidence: (math.nan, math.nan)
+    units, width = np.hstack([one.units for one in scored]), scored[0].units.shape[1]
+
+    def gain(sums: Array) -> Array:
+        values = [metric.value(sums[..., width * part : width * (part + 1)]) for part in range(len(scored))]
+        return gain_of_doubling(rows, _errors(metric, np.stack(values, axis=-1)))
+
+    return interval_of(units, gain, resamples=resamples, seed=17)
+
+
     return Change(rows=rows, value=law.gain, low=law.low, high=law.high, exponent=law.exponent)
 
 
-def _headline(metric: Metric, rows: int, value: float, law: Doubling | None, confidence: float) -> str:
+def _headline(
+    metric: Metric, rows: int, value: float, law: Doubling | None, confidence: float, counts: float, few: bool
+) -> str:
     name = metric.label or metric.name
     if law is None:
         needed = f"a power law needs {SIZES} sizes, each with some error left"
@@ -135,12 +158,17 @@ def _headline(metric: Metric, rows: int, value: float, law: Doubling | None, con
         return f"The gain from twice the rows cannot be estimated: {why}."
     better = "higher" if metric.direction == "higher" else "lower"
     interval = f"{law.low:.3g} to {law.high:.3g} at {confidence:.0%}"
-    if law.low <= 0:
+    if law.low <= 0 or few:
         return (
             f"The gain in {name} from twice the rows ({2 * rows:,}) cannot be estimated: {law.gain:.3g} {better} by "
             f"the fitted power law, with an interval from {interval}. More evaluation rows narrow it."
         )
     return (
+    if law.gain < counts:
+        return (
+            f"Twice the rows ({2 * rows:,}) would change {name} by {law.gain:.3g} ({interval}), less than the "
+            f"{counts:.3g} that count (evaluation.min_effect)."
+        )
         f"Twice the rows ({2 * rows:,}) would make {name} about {law.gain:.3g} {better} than {value:.3g} ({interval}), "
         f"if the power law of these {rows:,} rows continues."
     )

@@ -226,6 +226,7 @@ def _keep_answers(folder: Path, number: int, trial: Trial) -> None:
     (name,) = trial.answers.metrics
     rows, applies = trial.answers.statistics(name)
     kept = {"ids": trial.answers.ids, "rows": rows.tolist(), "applies": applies.tolist()}
+    kept["groups"] = trial.answers.groups
     atomic_text(answers_path(folder, number), to_json(kept) + "\n")
 
 

@@ -31,6 +31,7 @@ from fulltune.runtime.config_file import read_value
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.jobs import job_folder
+from fulltune.metrics.accumulate import Rows, rows_of
 
 #: Keys that decide how a trial is judged, or what happens alongside it: a search over them compares nothing.
 _FIXED = (
@@ -225,9 +226,8 @@ def _gain(
     whole = [trial.number for trial in tried if trial.state == "whole"]
     if goal.metric is None or default.number not in whole:
         return Selection(seen=seen, value=nan, low=nan, high=nan)
-    tables = [_table(answers_path(folder, number)) for number in whole]
     judged = gain_of_choosing(
-        tables,
+        _rows_of([answers_path(folder, number) for number in whole]),
         whole.index(default.number),
         goal.metric,
         resamples=settings.resamples,
@@ -236,11 +236,11 @@ def _gain(
     return Selection(seen=seen, **judged._asdict())
 
 
-def _table(path: Path) -> Any:
-    """Return the statistics per row of a trial, zeros for rows to which the metric does not apply."""
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    rows = np.array(kept["rows"], dtype=float)
-    return np.where(np.array(kept["applies"], dtype=bool)[:, None], rows, 0.0)
+def _rows_of(paths: Sequence[Path]) -> list[Rows]:
+    """Return the validation rows of trials that the metric applies to in all of them."""
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    applies = np.logical_and.reduce([np.array(one["applies"], dtype=bool) for one in kept])
+    return [rows_of(np.array(one["rows"], dtype=float), one["groups"], applies) for one in kept]
 
 
 def _headline(goal: Objective, chosen: Tried | None, default: Tried | None) -> str:
@@ -249,6 +249,7 @@ def _headline(goal: Objective, chosen: Tried | None, default: Tried | None) -> s
     settings = ", ".join(f"{field} {_figure(value)}" for field, value in chosen.settings.items())
     name = goal.metric.label or goal.name if goal.metric else "evaluation loss"
     if default is None:
+        whole.index(chosen.number),
         return f"Best of the trials: {settings}, with {name} {chosen.value:.4g} on validation rows."
     if chosen.number == default.number:
         return f"Nothing beat the config as it is ({settings}): {name} {chosen.value:.4g} on validation rows."
@@ -279,10 +280,12 @@ def _caution(
     caution = (
         f"{base} On rows that did not choose, the gain over the default is {measured}, not {points * gain.seen:.3g}"
     )
-    if gain.low > 0:
+    if gain.verdict == "improved":
         return f"{caution}{unit}."
     return f"{caution}{unit}: it could be chance. More validation rows narrow the interval."
 
 
 def _figure(value: Value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if gain.low > 0:
+        return f"{caution}{unit}: less than counts (evaluation.min_effect)."

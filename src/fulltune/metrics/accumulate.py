@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fulltune.errors import IncompatibleError
 from fulltune.metrics import intervals
 from fulltune.metrics.base import Array, Metric
-from fulltune.metrics.resampling import grouped, resampled
+from fulltune.metrics.resampling import grouped
 from fulltune.records.run import Prediction, Score
 
 _Mask = NDArray[np.bool_]
@@ -64,7 +64,7 @@ class Accumulator:
     def rows(self, name: str) -> Rows:
         """Return the rows that a metric applies to."""
         vectors, applies = self.statistics(name)
-        return _rows(vectors, self.groups, applies)
+        return rows_of(vectors, self.groups, applies)
 
     def scores(self, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 17) -> dict[str, Score]:
         """Return each metric with its interval (:func:`fulltune.metrics.intervals.of_score`).
@@ -97,16 +97,6 @@ class Rows:
     @property
     def size(self) -> int:
         return len(self.units)
-
-
-def resampled_values(systems: Sequence[Accumulator], metric: Metric, *, resamples: int = 2000, seed: int = 17) -> Array:
-    """Return a metric of several systems under the same draws of rows (or groups), shape ``(systems, resamples)``.
-
-    Raises:
-        IncompatibleError: The systems were not scored on the same rows.
-    """
-    tables = [rows.units for rows in common_rows(systems, metric.name)]
-    return np.stack([metric.value(sums) for sums in resampled(tables, resamples, seed)])
 
 
 def row_values(a: Accumulator, b: Accumulator, name: str) -> tuple[Array, Array]:
@@ -184,10 +174,11 @@ def common_rows(systems: Sequence[Accumulator], name: str) -> list[Rows]:
     tables = [system.statistics(name) for system in systems]
     applies = np.logical_and.reduce([mask[order] for (_, mask), order in zip(tables, orders, strict=True)])
     groups = systems[0].groups
-    return [_rows(vectors[order], groups, applies) for (vectors, _), order in zip(tables, orders, strict=True)]
+    return [rows_of(vectors[order], groups, applies) for (vectors, _), order in zip(tables, orders, strict=True)]
 
 
-def _rows(vectors: Array, groups: Sequence[str], applies: _Mask) -> Rows:
+def rows_of(vectors: Array, groups: Sequence[str], applies: _Mask) -> Rows:
+    """Return the rows ``(n, k)`` that a metric applies to as units; a group is one unit."""
     vectors = vectors[applies]
     if not any(groups):
         return Rows(vectors, len(vectors), grouped=False)

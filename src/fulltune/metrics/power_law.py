@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fulltune.metrics.base import Array
+from fulltune.metrics.resampling import Interval
 
 #: Fewest sizes for a fit: with two parameters, fewer sizes leave no residual to judge it by.
 SIZES = 3
@@ -38,17 +39,17 @@ class Doubling:
     high: float
 
 
-def doubling(rows: Sequence[int], errors: Sequence[float], resampled: Array, confidence: float) -> Doubling | None:
+def doubling(rows: Sequence[int], errors: Sequence[float], of_rows: Interval, confidence: float) -> Doubling | None:
     """Fit the law by least squares on logarithms.
 
-    There are two sources of error: other evaluation rows, and other training rows and seeds. The bootstrap covers the
-    first, the residuals of the fit the second (Student's t for the slope, k − 2 degrees of freedom). On each side, the
-    wider of the two intervals is used.
+    There are two sources of error: other evaluation rows, and other training rows and seeds. The interval over
+    evaluation rows covers the first, the residuals of the fit the second (Student's t for the slope, k − 2 degrees of
+    freedom). On each side, the wider of the two intervals is used.
 
     Args:
         rows: ``k`` sizes, increasing.
         errors: Error at each size, above 0.
-        resampled: ``(k, resamples)`` errors of the same models on resampled evaluation rows, under the same draws.
+        of_rows: Interval of the gain (:func:`gain_of_doubling`) over evaluation rows; NaN limits leave it open.
         confidence: Confidence level of the interval, e.g. 0.95.
 
     Returns:
@@ -63,25 +64,21 @@ def doubling(rows: Sequence[int], errors: Sequence[float], resampled: Array, con
     reach = t.ppf((1 + confidence) / 2, len(rows) - 2) * line.stderr
     at_last = math.exp(line.intercept + line.slope * x[-1])
     gains = [at_last * (1 - 2.0**slope) for slope in (line.slope, line.slope + reach, line.slope - reach)]
-    low, high = _bootstrapped(x, resampled, confidence)
+    low, high = of_rows(confidence)
     return Doubling(
         scale=math.exp(line.intercept),
         exponent=-float(line.slope),
         gain=float(gains[0]),
-        low=float(min(gains[1], low)),
-        high=float(max(gains[2], high)),
+        low=-math.inf if math.isnan(low) else float(min(gains[1], low)),
+        high=math.inf if math.isnan(high) else float(max(gains[2], high)),
     )
 
 
-def _bootstrapped(x: Array, resampled: Array, confidence: float) -> tuple[float, float]:
-    """Return the percentile interval of the gain over resampled rows; resamples with an error of 0 are skipped."""
-    kept = resampled[:, (resampled > 0).all(axis=0) & np.isfinite(resampled).all(axis=0)]
-    if not kept.shape[1]:
-        return -math.inf, math.inf
+def gain_of_doubling(rows: Sequence[int], errors: Array) -> Array:
+    """Return the gain that laws fitted to errors ``(..., k)`` predict, ``(...)``; NaN if an error is not above 0."""
+    x = np.log(np.asarray(rows, dtype=np.float64))
     centered = x - x.mean()
-    y = np.log(kept)
-    slopes = centered @ y / (centered @ centered)
-    gains = np.exp(y.mean(axis=0) + slopes * centered[-1]) * (1 - 2.0**slopes)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(gains, [tail, 1 - tail], method="inverted_cdf")
-    return float(low), float(high)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        y = np.where(errors > 0, np.log(errors), np.nan)
+    slopes = y @ centered / (centered @ centered)
+    return np.asarray(np.exp(y.mean(axis=-1) + slopes * centered[-1]) * (1 - 2.0**slopes))

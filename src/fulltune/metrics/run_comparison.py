@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from fulltune.config import EvaluationConfig
 from fulltune.errors import ConfigError, IncompatibleError, Problem, StoreError
 from fulltune.metrics import INFORMATIONAL, known, wording
 from fulltune.metrics.accumulate import Accumulator, matching, row_values
 from fulltune.metrics.base import Metric
-from fulltune.metrics.compare import MIN_EFFECT, not_worse, paired
+from fulltune.metrics.compare import not_worse, paired
 from fulltune.records.run import Comparison, MetricInfo, Model, Prediction, Record, Score, read_record
 from fulltune.records.verdict import NotWorse
+from fulltune.runtime.config_file import read_mapping
 from fulltune.runtime.validation import first_problem, read_failure
 
 #: Maximum number of the most improved and most worsened rows that are listed.
@@ -69,10 +71,8 @@ def compare(
     a: str | Path,
     b: str | Path,
     *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
+    settings: EvaluationConfig | None = None,
     seed: int = 17,
-    min_effect: float = MIN_EFFECT,
     margin: float | None = None,
 ) -> RunComparison:
     """Compare the tuned models of two run folders by the tests of a run, from ``a`` to ``b``.
@@ -80,10 +80,9 @@ def compare(
     Args:
         a: Folder with ``record.json`` and ``predictions.jsonl``: the reference.
         b: The run that is compared with it; differences are b − a.
-        resamples: Bootstrap resamples.
-        confidence: Confidence level of the intervals.
+        settings: Resamples, confidence level and smallest difference that counts; those of the config of ``b`` by
+            default.
         seed: Seed of the bootstrap.
-        min_effect: Smallest difference that counts, as ``evaluation.min_effect``.
         margin: Loss that a test should exclude, as ``promote.margin``; None makes no such test.
 
     Raises:
@@ -92,12 +91,14 @@ def compare(
     """
     first, second = (read_record(Path(folder) / "record.json") for folder in (a, b))
     _check(first, second)
+    settings = settings or _settings(Path(b))
+    tested = settings.model_dump(include={"resamples", "confidence"})
     metrics = _shared_metrics(first, second)
     left_out = first.left_out | second.left_out
     one, two = (scored(Path(folder), metrics).without(left_out) for folder in (a, b))
     matching(one.ids, two.ids)
     differences = tuple(
-        paired(two, one, metric, resamples=resamples, confidence=confidence, seed=seed, min_effect=min_effect)
+        paired(two, one, metric, seed=seed, min_effect=settings.min_effect, **tested)
         for metric in metrics
         if metric.name not in INFORMATIONAL
     )
@@ -113,15 +114,21 @@ def compare(
             _value(two, metrics[0]),
             metrics[0],
             differences[0],
-            confidence,
+            settings.confidence,
         ),
         metrics={metric.name: metric.info() for metric in metrics},
         scores={"a": _tuned_scores(first, metrics), "b": _tuned_scores(second, metrics)},
         differences=differences,
         left_out=tuple(sorted((first.metrics.keys() | second.metrics.keys()) - one.metrics.keys())),
-        not_worse=None if margin is None else not_worse(two, one, metrics[0], margin, confidence=confidence),
+        not_worse=None if margin is None else not_worse(two, one, metrics[0], margin, seed=seed, **tested),
         **_changed_rows(two, one, metrics[0]),
     )
+
+
+def _settings(folder: Path) -> EvaluationConfig:
+    """Return the section ``evaluation`` of the config of a run; its defaults if there is no config."""
+    path = folder / "config.yaml"
+    return EvaluationConfig.model_validate((read_mapping(path) if path.is_file() else {}).get("evaluation") or {})
 
 
 class Row(Model):

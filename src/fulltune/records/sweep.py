@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from fulltune.records.methods import Tried
-from fulltune.records.run import Model
+from fulltune.records.run import Model, Verdict
 
 
 class Selection(Model):
     """Gain of the search over the original config, in the unit of the objective; above 0 is better.
 
-    ``seen`` is the gain on the rows that chose; ``value`` with its interval is the gain on rows that did not, NaN if it
-    cannot be computed (the loss is the objective, or the default is not among the complete trials).
+    ``seen`` is the gain on the rows that chose; ``value`` is the gain on rows that did not, NaN if it cannot be
+    computed (the loss is the objective, or the default is not among the complete trials). The interval, the p-value and
+    the verdict of the paired test are adjusted for the number of trials.
     """
 
     seen: float
     value: float
     low: float
     high: float
+    p: float = math.nan
+    verdict: Verdict = "no detectable change"
 
 
 class Sweep(Model):
