@@ -93,3 +93,13 @@ def test_chance_between_seeds_and_rows_is_seldom_called_a_difference(metric: Met
         blind += paired(a[0], b[0], metric, resamples=200).verdict != "no detectable change"
     assert wrong <= 14
     assert blind > wrong
+
+
+def test_an_interval_over_rows_gets_the_spread_between_seeds() -> None:
+    assert seeds.with_spread([0.1], [(0.05, 0.2)], 0.95) == pytest.approx((0.05, 0.2))
+    low, high = seeds.with_spread([0.1, 0.1, 0.1], [(0.0, 0.3), (0.05, 0.2), (0.1, 0.1)], 0.95)
+    assert (low, high) == pytest.approx((0.05, 0.2))
+    values = [0.1, 0.2, 0.3]
+    wide = seeds.with_spread(values, [(value, value) for value in values], 0.95)
+    reach = 4.302652729911275 * 0.1 / math.sqrt(3)  # Student's t, 2 degrees of freedom
+    assert wide == pytest.approx((0.2 - reach, 0.2 + reach))

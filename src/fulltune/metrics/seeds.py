@@ -104,6 +104,20 @@ def difference(
     )
 
 
+def with_spread(
+    values: Sequence[float], intervals: Sequence[tuple[float, float]], confidence: float
+) -> tuple[float, float]:
+    """Return the interval of a mean over seeds from an interval over rows for each of them.
+
+    On each side the mean reach of the intervals and Student's t of the spread between seeds are added as squares: all
+    seeds answer the same rows, so that their mean is not closer to that of other rows.
+    """
+    middle = sum(values) / len(values)
+    of_seeds = two_sided_t(confidence, len(values) - 1) * stdev(values) / math.sqrt(len(values)) if values[1:] else 0.0
+    low, high = (sum(limits) / len(limits) for limits in zip(*intervals, strict=True))
+    return middle - math.hypot(middle - low, of_seeds), middle + math.hypot(high - middle, of_seeds)
+
+
 def _t_interval(middle: float, error: float, freedom: float) -> Interval:
     def interval(confidence: float) -> tuple[float, float]:
         half = two_sided_t(confidence, freedom) * error

@@ -41,7 +41,8 @@ class SeedRun(Model):
     """A run with the chosen learning rate; its run folder holds the rest.
 
     ``memory_bytes`` is the peak of resident memory of the run's own process while it trained; ``device_bytes`` that of
-    an accelerator, 0 without one. ``retention`` is the relative loss of each ability (above 0 is worse).
+    an accelerator, 0 without one. ``retention`` is the relative loss of each ability (above 0 is worse), and
+    ``retention_interval`` its interval.
     """
 
     seed: int
@@ -57,6 +58,7 @@ class SeedRun(Model):
     optimizer_bytes: int
     disk_bytes: int
     retention: dict[str, float]
+    retention_interval: dict[str, tuple[float, float]] = Field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -78,6 +80,7 @@ class MethodResult(Model):
         spread: Standard deviation between seeds; NaN with one.
         against: Difference from the reference, paired by row; None for the reference itself.
         retention: Relative loss of each ability, mean over the seeds.
+        retention_interval: Its interval over rows and seeds.
         runs: One per seed.
     """
 
@@ -99,6 +102,7 @@ class MethodResult(Model):
     spread: float = float("nan")
     against: Comparison | None = None
     retention: dict[str, float] = Field(default_factory=dict)
+    retention_interval: dict[str, tuple[float, float]] = Field(default_factory=dict)
     runs: tuple[SeedRun, ...] = ()
 
     @property

@@ -57,6 +57,7 @@ class Row:
     speed: str = ""
     disk: str = ""
     retention: str = ""
+    retention_interval: str = ""
     ability: str = ""
     rate: str = ""
     reason: str = ""
@@ -179,10 +180,15 @@ def _method(result: MethodResult, comparison: MethodComparison, digits: int) -> 
         speed=count(result.tokens_per_second),
         disk=size(result.disk_bytes),
         retention=signed_percentage(worst[1]) if worst else "",
+        retention_interval=_bounds(result.retention_interval.get(worst[0])) if worst else "",
         ability=worst[0] if worst else "",
         rate=f"{result.rate:.3g}" if result.rate is not None else "",
         chosen=result.method == comparison.recommended,
     )
+
+
+def _bounds(bounds: tuple[float, float] | None) -> str:
+    return f"[{signed_percentage(bounds[0])}, {signed_percentage(bounds[1])}]" if bounds else ""
 
 
 def _score(score: Score, digits: int) -> dict[str, Any]:

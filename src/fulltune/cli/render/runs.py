@@ -202,7 +202,16 @@ def methods(compared: MethodComparison) -> RenderableType:
             continue
         name = f"{row.name} ✓" if row.chosen else row.name
         values = [f"{row.score} {row.score_interval}", f"{row.against} {row.against_interval}"]
-        table.add_row(name, *values, row.part, row.memory, row.time, row.speed, row.disk, row.retention)
+        table.add_row(
+            name,
+            *values,
+            row.part,
+            row.memory,
+            row.time,
+            row.speed,
+            row.disk,
+            f"{row.retention} {row.retention_interval}".strip(),
+        )
     absent = [f"{result.method} {result.status}: {result.reason}" for result in compared.methods if result.reason]
     notes = [Text(line) for line in (*absent, *(f"Note: {note}" for note in compared.notes))]
     page = Text(f"Page: {Path(compared.folder) / 'methods.html'}", overflow="fold")

@@ -199,7 +199,8 @@ class _Scheduler:
             reason = f"the score of seed {broken.seed} is not a finite number"
             return MethodResult(method=name, status="failed", reason=reason, rates=tried, rate=chosen, runs=runs)
         at_edge = len(rates) > 1 and chosen in (rates[0], rates[-1])
-        return _measured(name, tried, chosen, at_edge, runs, self._parameters(runs[0]))
+        confidence = self.config.evaluation.confidence
+        return _measured(name, tried, chosen, at_edge, runs, self._parameters(runs[0]), confidence)
 
     def _search(self, name: str, rates: Sequence[float]) -> tuple[Tried, ...]:
         if len(rates) == 1:
@@ -293,6 +294,7 @@ def _measured(
     at_edge: bool,
     runs: tuple[SeedRun, ...],
     parameters: tuple[int, int],
+        retention_interval={name: (ability.low, ability.high) for name, ability in record.retention.items()},
 ) -> MethodResult:
     """Return the costs of a method; its score over seeds is added once all methods are done."""
     return MethodResult(
@@ -304,6 +306,7 @@ def _measured(
         trainable=parameters[0],
         total=parameters[1],
         memory_bytes=max(run.device_bytes or run.memory_bytes for run in runs),
+    confidence: float,
         optimizer_bytes=round(mean(run.optimizer_bytes for run in runs)),
         seconds=round(mean(run.seconds for run in runs), 3),
         tokens_per_second=round(mean(run.tokens_per_second for run in runs), 1),
@@ -321,6 +324,12 @@ def _summary(
     if not measured:
         raise ConfigError([Problem(f"{result.method}: {result.reason}", field="method") for result in results])
     names = [result.method for result in results]
+        retention_interval={
+            ability: seeds.with_spread(
+                [run.retention[ability] for run in runs], [run.retention_interval[ability] for run in runs], confidence
+            )
+            for ability in runs[0].retention_interval
+        },
     wanted = "full" if "full" in names else names[0]
     reference = wanted if wanted in measured else next(iter(measured))
     instead = () if reference == wanted else (f"{wanted} has no score; others are compared with {reference}.",)
