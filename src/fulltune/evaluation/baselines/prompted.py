@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from fulltune.evaluation.baselines.base import FEWEST_ROWS, Answers, Given
+from fulltune.evaluation.baselines.shot_regression import by_regression
 from fulltune.metrics.base import Array
 from fulltune.records.run import Prediction
 from fulltune.runtime import distributed
@@ -58,8 +59,8 @@ def few_shot_rows(given: Given, examples: Sequence[Example]) -> tuple[Sequence[E
 
 
 def few_shot(given: Given, examples: Sequence[Example]) -> Answers:
-    """Ask the base with examples from train."""
-    found = _by_likelihood("few_shot", given, examples, given.shots)
+    """Ask the base with examples from train; an encoder gets a classifier of its vectors of them."""
+    found = _by_likelihood("few_shot", given, examples, given.shots) or by_regression(given, examples)
     return found or Answers(distributed.map_sharded(usual("few_shot", given), examples))
 
 
