@@ -104,8 +104,18 @@ class DataConfig(Section):
     valid: DataSource | float | None = Field(
         None, description="rows of the evaluation curve, which select the best step; a fraction is held out of train"
     )
-    eval: DataSource | float = Field(
+    eval: DataSource | float | None = Field(
         0.1, description="rows that decide; a fraction (between 0 and 1) is held out of train, by group"
+    )
+    folds: int | None = Field(
+        None,
+        ge=2,
+        le=100,
+        description="cross-validation instead of data.eval: number of parts, each of which is evaluated by a model "
+        "that is trained on the others; the final model is trained on all rows",
+    )
+    fold: int | None = Field(
+        None, ge=1, description="number of the one of data.folds that is evaluated; default: all, one after another"
     )
 
     encoding: str = Field("auto", description="codec of text files, such as cp1250; auto infers it for each file")
@@ -187,6 +197,35 @@ class DataConfig(Section):
         "the run",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_eval_with_folds(cls, raw: Any) -> Any:
+        is_crossed = isinstance(raw, Mapping) and raw.get("folds") is not None and "eval" not in raw
+        return {**raw, "eval": None} if is_crossed else raw
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> DataConfig:
+        if self.folds is None:
+            if self.fold is not None:
+                raise ValueError("data.fold is one of data.folds, which is not set: set it, or remove data.fold")
+            if self.eval is None:
+                raise ValueError("data.eval is null; expected rows that decide. Name a file or a fraction")
+            return self
+        given = {"data.eval": self.eval, "data.split": self.split, "data.eval_limit": self.eval_limit}
+        if surplus := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"data.folds evaluates every row of train, and {' and '.join(surplus)} would select others. Remove "
+                f"{'it' if len(surplus) == 1 else 'them'}, or data.folds"
+            )
+        if self.fold is not None and self.fold > self.folds:
+            raise ValueError(f"data.fold is {self.fold}; expected at most data.folds, {self.folds}")
+        return self
+
+    @property
+    def is_crossed(self) -> bool:
+        """True if every row is evaluated once, by cross-validation."""
+        return self.folds is not None and self.fold is None
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, name: str) -> str:
@@ -252,6 +291,9 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     evaluations: int = Field(4, ge=0, le=10_000, description="points of the evaluation curve; at most one per step")
     seed: int = Field(17, ge=0)
+    seeds: int = Field(
+        1, gt=0, le=1000, description="trainings with train.seed and the seeds after it; their mean is judged"
+    )
 
     @field_validator("learning_rate")
     @classmethod
@@ -469,6 +511,11 @@ class Config(Section):
                 is_count = name == "eval" and fraction > 1
                 fix = "For a number of rows set data.eval_limit" if is_count else "Write the name of a file as text"
                 raise ValueError(f"data.{name} is {fraction:g}; expected a fraction between 0 and 1, or a file. {fix}")
+        if self.data.is_crossed and self.train.seeds > 1:
+            raise ValueError(
+                f"data.folds and train.seeds ask for {self.data.folds} × {self.train.seeds} trainings; expected one of "
+                "them. Remove train.seeds"
+            )
         held_out = sum(fraction for fraction in (self.data.valid, self.data.eval) if isinstance(fraction, float))
         if held_out >= 1:
             raise ValueError(
@@ -546,6 +593,26 @@ def _later_problems(raw: Mapping[str, Any], where: str) -> list[Problem]:
 def dump_config(config: Config) -> str:
     """Return the config as YAML with every key, so that a run can be repeated from its folder."""
     return to_yaml(config.model_dump(mode="json"))
+
+
+def refuse_folds(config: Config, what: str) -> None:
+    """Check that a config names rows that decide, for what cannot cross-validate.
+
+    Raises:
+        ConfigError: It has ``data.folds``.
+    """
+    if config.data.is_crossed:
+        raise ConfigError(
+            f"cross-validation ({config.data.folds} folds) in {what}",
+            expected="rows that decide",
+            fix="remove data.folds (or set it to null) and name them in data.eval",
+            field="data.folds",
+        )
+
+
+def with_one_seed(config: Config) -> Config:
+    """Return the config of one of the trainings that ``train.seeds`` asks for."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"seeds": 1})})
 
 
 def with_validation_rows(config: Config) -> Config:

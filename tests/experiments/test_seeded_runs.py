@@ -96,6 +96,47 @@ def test_wrong_numbers_are_explained(place: Path, words: tuple[str, ...]) -> Non
     assert "resumes" in result.output or "at least 1" in result.output
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_config_asks_for_seeds_and_the_option_overrides_it(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+
+    def recorded(config: Any, **options: Any) -> Any:
+        asked.append(config.train.seed)
+        assert config.train.seeds == 1
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(seeded_runs, "run", recorded)
+    words = ["run", str(place / "config.yaml"), "--set", "train.seeds=2", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, words).exit_code == 1
+    with pytest.raises(ConfigError, match="enough"):
+        run_seeds(place / "config.yaml", out=tmp_path, train={"seeds": 2})
+    assert asked == [17, 17]
+    [folder] = tmp_path.glob("seeds-*")  # the option and the key name the same job
+    with pytest.raises(ConfigError, match="enough"):
+        run_seeds(place / "config.yaml", seeds=2, out=tmp_path, train={"seeds": 5})
+    assert [*tmp_path.glob("seeds-*")] == [folder]
+    monkeypatch.undo()
+    record = CliRunner().invoke(app, [*words, "--seeds", "1", "--json"])
+    assert json.loads(record.stdout)["training"]["seed"] == 17, record.output
+
+
+def test_one_run_refuses_several_seeds(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"fulltune\.run_seeds"):
+        fulltune.run(place / "config.yaml", out=tmp_path, train={"seeds": 3})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_plan_is_that_of_all_seeds(place: Path, tmp_path: Path) -> None:
+    one = fulltune.plan(place / "config.yaml", out=tmp_path, quick=True)
+    many = fulltune.plan(place / "config.yaml", out=tmp_path, train={"seeds": 4})
+    assert (one.trainings, many.trainings) == (1, 4)
+    assert many.total_seconds is not None
+    shown = CliRunner().invoke(app, ["plan", str(place / "config.yaml"), "--quick", "--set", "train.seeds=4"])
+    assert "4, which differ in their seed" in shown.output
+
+
 def test_no_seed_is_an_error(place: Path) -> None:
     with pytest.raises(ConfigError, match="0 seeds"):
         run_seeds(place / "config.yaml", seeds=0)

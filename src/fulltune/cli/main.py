@@ -11,7 +11,7 @@ import traceback
 import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,6 +34,9 @@ from fulltune.runtime import distributed
 from fulltune.runtime.launch import report_exit_code
 from fulltune.runtime.terminal import escape_controls, replace_unknown_characters, write_line
 from fulltune.runtime.version import __version__
+
+if TYPE_CHECKING:
+    from fulltune.config import Config
 
 app = typer.Typer(
     name="fulltune",
@@ -73,8 +76,14 @@ def run(
         bool, typer.Option("--allow-changed", help="Resume even if data, config or packages have changed.")
     ] = False,
     seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", help="Run N seeds, and judge their mean; the same call resumes.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--seeds",
+            metavar="N",
+            help="Run N seeds, and judge their mean; default: train.seeds. The same call resumes.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Train, measure against the baselines, and write the record and the report."""
@@ -82,11 +91,19 @@ def run(
         raise typer.BadParameter("name a config, or a run with --resume", param_hint="CONFIG")
     if resume is None:
         refuse_unread("with --resume", allow_changed=allow_changed)
-    if seeds != 1:
-        _run_seeds(common, config, resume, seeds, overrides)
+    if seeds is not None and resume is not None:
+        raise typer.BadParameter("the same call with the config resumes", param_hint="--seeds with --resume")
+    loaded = None
+    if config is not None:
+        with common.answering():
+            loaded = common.load(config, overrides)
+            from fulltune.config import with_one_seed
+
+            loaded = loaded if seeds != 1 else with_one_seed(loaded)
+    if loaded is not None and resume is None and (loaded.train.seeds if seeds is None else seeds) != 1:
+        _run_seeds(common, loaded, seeds)
         return
     with common.answering() as progress:
-        loaded = common.load(config, overrides) if config else None
         record = fulltune.run(
             loaded,
             out=common.out,
@@ -216,7 +233,12 @@ def methods(
         str, typer.Option("--methods", metavar="A,B,…", help="Methods; the others are compared with full.")
     ] = "full,lora,qlora,prompt-tuning",
     rates: Annotated[int, typer.Option("--rates", metavar="N", help="Learning rates to try per method.")] = 3,
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs per method at its best rate.")] = 1,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds", metavar="N", help="Runs per method at its best rate; default: train.seeds.", show_default=False
+        ),
+    ] = None,
     max_steps: Annotated[
         int | None, typer.Option("--max-steps", metavar="N", help="Optimizer steps per training.")
     ] = None,
@@ -325,16 +347,12 @@ def doctor(
     common.answer(result.to_json(), runs.diagnosis(result))
 
 
-def _run_seeds(
-    common: Common, config: Path | None, resume: str | None, seeds: int, overrides: list[str] | None
-) -> None:
+def _run_seeds(common: Common, config: Config, seeds: int | None) -> None:
     """Run several seeds, print the verdict on their mean, and exit with 3 if it is rejected."""
-    if config is None or resume is not None:
-        raise typer.BadParameter("the same call with the config resumes", param_hint="--resume")
     with common.answering() as progress:
         from fulltune.cli.render import runs
 
-        found = fulltune.run_seeds(config, seeds=seeds, out=common.out, overrides=overrides or (), progress=progress)
+        found = fulltune.run_seeds(config, seeds=seeds, out=common.out, progress=progress)
     common.answer(found.to_json(), runs.seeded(found))
     if found.outcome in ("rejected", "stopped"):
         raise typer.Exit(3)

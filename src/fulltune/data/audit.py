@@ -163,7 +163,7 @@ def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], sett
         ("train", train, "full tuning overfits on so few"),
         ("eval", evaluation, "intervals will be wide"),
     ):
-        if len(examples) < _FEW:
+        if (split == "train" or examples) and len(examples) < _FEW:
             message = f"{rows(len(examples))} in {split}: {words}"
             yield Finding(kind=f"few_{split}_rows", level="info", message=message, split=split, count=len(examples))
 

@@ -64,6 +64,61 @@ def split_table(
     return replace(table, rows=rest_rows), Table(source, held_out_rows, label_kind=table.label_kind, files=table.files)
 
 
+def fold_tables(
+    table: Table, folds: int, *, groups: str | None = None, stratify: str | None = None, seed: int = 17
+) -> list[tuple[Table, Table]]:
+    """Divide the rows into folds, and return the rest and the fold for each of them.
+
+    Rows of one group stay together, as in :func:`split_table`. Groups are dealt in the order of their rarest label,
+    each to the fold with the fewest rows of that label, so that all folds have all labels at about the same rate. A
+    label that only one group has stays in the rest: no model could have learned it.
+
+    Args:
+        table: The rows.
+        folds: Number of folds.
+        groups, stratify, seed: As in :func:`split_table`.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+    """
+    members = [_Group.of(table, rows, stratify, seed) for rows in _members(table, groups)]
+    counts = Counter(label for group in members for label in group.labels)
+    free = [group for group in members if all(counts[label] > 1 for label in group.labels)]
+    if len(free) < folds:
+        raise _too_few_for_folds(table, groups, len(free), folds)
+    dealt = _deal(free, counts, folds)
+    pairs = []
+    for number, chosen in enumerate(dealt, start=1):
+        rest = tuple(row for place, row in enumerate(table) if place not in chosen)
+        fold = tuple(row for place, row in enumerate(table) if place in chosen)
+        source = f"fold {number} of {folds} of {table.source}"
+        pairs.append((replace(table, rows=rest), Table(source, fold, label_kind=table.label_kind, files=table.files)))
+    return pairs
+
+
+def _deal(groups: Sequence[_Group], counts: Mapping[str, int], folds: int) -> list[set[int]]:
+    """Return the numbers of the rows of each fold; no fold is empty."""
+    dealt = [set[int]() for _ in range(folds)]
+    of_label = [Counter[str]() for _ in range(folds)]
+    for group in sorted(groups, key=lambda group: (_rarest(group, counts), -len(group.rows), group.lot)):
+        label = _rarest(group, counts)
+        place = min(range(folds), key=lambda fold: (of_label[fold][label], len(dealt[fold]), fold))
+        dealt[place].update(group.rows)
+        of_label[place][label] += len(group.rows)
+    return dealt
+
+
+def _too_few_for_folds(table: Table, groups: str | None, count: int, folds: int) -> DataError:
+    kind = "values of the group column" if groups else "rows without near duplicates"
+    return DataError(
+        f"{count} {kind} for {folds} folds",
+        expected=f"at least {folds}, without those that alone have a label",
+        where=table.source,
+        fix=f"lower data.folds to {count} or less" if count >= 2 else "bring more rows, and remove data.folds",
+        field="data.folds",
+    )
+
+
 @dataclass(frozen=True)
 class _Group:
     """Rows that stay together: their numbers, their labels, and a seeded hash of their content."""

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fulltune.config import Config, EvaluationConfig, ForgettingConfig, GuardsConfig, load_config
+from fulltune.config import Config, EvaluationConfig, ForgettingConfig, GuardsConfig, load_config, refuse_folds
 from fulltune.errors import ConfigError
 from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import BaseOutputs
@@ -140,6 +140,7 @@ def interpolate(
     run, out = named(run, out)
     folder = resolve(run, out)
     config = _with_budget(load_config(folder / "config.yaml"))
+    refuse_folds(config, "the choice of a mixture")
     task, data = dataset.prepare(config, checked_task_and_method(config)[0])
     base = load_model(config, task, out)
     task, tuned, _ = find_model(config, task, folder.name, folder.parent)

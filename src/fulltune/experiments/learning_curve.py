@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fulltune.config import ConfigSource, load_config
+from fulltune.config import ConfigSource, load_config, refuse_folds
 from fulltune.evaluation.evaluate import Evaluation, score_system
 from fulltune.metrics.accumulate import Rows, common_rows
 from fulltune.metrics.base import Array, Metric
@@ -56,6 +56,7 @@ def learning_curve(
         FulltuneError: Anything that would stop the run before its first step, or a training that was stopped.
     """
     job = config if isinstance(config, Job) else prepare_job(load_config(config, overrides, options=options), out)
+    refuse_folds(job.config, "a learning curve")
     steps = make_plan(job).total_steps
     train = job.config.train.model_copy(update={"max_steps": steps})
     whole = job.config.model_copy(update={"train": train})
@@ -126,7 +127,6 @@ def _curve(job: Job, steps: int, rows: Sequence[int], scored: Sequence[Evaluatio
     )
 
 
-def _change(law: Doubling, rows: int) -> Change:
 def _errors(metric: Metric, values: Array) -> Array:
     """Return errors, which a power law needs: of a score with a best value of 1, the fraction that is missing."""
     return 1 - values if metric.direction == "higher" else values
@@ -145,6 +145,7 @@ def _over_rows(rows: Sequence[int], scored: Sequence[Rows], metric: Metric, resa
     return interval_of(units, gain, resamples=resamples, seed=17)
 
 
+def _change(law: Doubling, rows: int) -> Change:
     return Change(rows=rows, value=law.gain, low=law.low, high=law.high, exponent=law.exponent)
 
 
@@ -163,12 +164,12 @@ def _headline(
             f"The gain in {name} from twice the rows ({2 * rows:,}) cannot be estimated: {law.gain:.3g} {better} by "
             f"the fitted power law, with an interval from {interval}. More evaluation rows narrow it."
         )
-    return (
     if law.gain < counts:
         return (
             f"Twice the rows ({2 * rows:,}) would change {name} by {law.gain:.3g} ({interval}), less than the "
             f"{counts:.3g} that count (evaluation.min_effect)."
         )
+    return (
         f"Twice the rows ({2 * rows:,}) would make {name} about {law.gain:.3g} {better} than {value:.3g} ({interval}), "
         f"if the power law of these {rows:,} rows continues."
     )

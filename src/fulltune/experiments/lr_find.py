@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fulltune.config import ConfigSource, load_config
+from fulltune.config import ConfigSource, load_config, refuse_folds
 from fulltune.errors import DataError, ModelError
 from fulltune.experiments import range_test
 from fulltune.models.bundle import Bundle, trained_state
@@ -93,6 +93,7 @@ def find_learning_rate(
     progress = progress_of(progress)
     with randomness_kept(), tempfile.TemporaryDirectory() as place:
         job = config if isinstance(config, Job) else prepare_job(load_config(config, overrides, options=options), out)
+        refuse_folds(job.config, "a search for a learning rate")
         config = job.config
         bench = _bench(job)
         bench.job.method.prepare(bench.model)

@@ -1,4 +1,4 @@
-"""Run a config with several seeds, and judge the mean over rows and seeds: ``fulltune run CONFIG --seeds 3``.
+"""Run a config with several seeds, and judge the mean over rows and seeds: ``train.seeds``, ``fulltune run --seeds 3``.
 
 The runs are complete runs of their own. They share the rows, the split and the baselines, which come from the cache.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, ConfigSource, load_config
+from fulltune.config import Config, ConfigSource, load_config, refuse_folds, with_one_seed
 from fulltune.errors import ConfigError
 from fulltune.metrics import seeds as over_seeds
 from fulltune.metrics import wording
@@ -31,7 +31,7 @@ from fulltune.store.jobs import job_folder, locked
 def run_seeds(
     config: ConfigSource | None = None,
     *,
-    seeds: int = 3,
+    seeds: int | None = None,
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | bool | None = None,
@@ -42,6 +42,7 @@ def run_seeds(
     Args:
         config, out, overrides, progress, options: As in :func:`fulltune.run`.
         seeds: Number of trainings: ``train.seed`` and the seeds after it. The split keeps the seed of the config.
+            Default: ``train.seeds``, or :data:`~fulltune.metrics.seeds.LEAST_SEEDS` if it is 1.
 
     Returns:
         The verdict on the mean over the seeds, and the runs.
@@ -49,11 +50,15 @@ def run_seeds(
     Raises:
         FulltuneError: Anything that stops a run.
     """
+    loaded, progress = load_config(config, overrides, options=options), progress_of(progress)
+    if seeds is None:
+        seeds = loaded.train.seeds if loaded.train.seeds > 1 else over_seeds.LEAST_SEEDS
     if seeds < 1:
         raise ConfigError(f"{seeds} seeds", expected="at least 1", field="seeds")
     if distributed.launched() > 1:
         raise ConfigError("several seeds and several processes", expected="one of them", fix="run each seed by itself")
-    config, progress = _one_split(load_config(config, overrides, options=options)), progress_of(progress)
+    refuse_folds(loaded, "a run of several seeds")
+    config = _one_split(loaded)
     folder = job_folder(out, "seeds", config, {"seeds": seeds})
     with locked(folder):
         records = _records(config, seeds, folder, Path(out), progress)
@@ -63,10 +68,9 @@ def run_seeds(
 
 
 def _one_split(config: Config) -> Config:
-    """Return the config with the seed of its split, which otherwise follows the seed of training."""
-    if config.data.seed is not None:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"seed": config.train.seed})})
+    """Return the config of one training, with the seed of its split, which otherwise follows the seed of training."""
+    seed = config.train.seed if config.data.seed is None else config.data.seed
+    return with_one_seed(config).model_copy(update={"data": config.data.model_copy(update={"seed": seed})})
 
 
 def _records(config: Config, seeds: int, folder: Path, out: Path, progress: Progress) -> dict[int, Record]:

@@ -14,7 +14,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fulltune.config import Config, load_config
+from fulltune.config import Config, load_config, refuse_folds
 from fulltune.errors import IncompatibleError, Problem, StoreError
 from fulltune.evaluation import evaluate
 from fulltune.evaluation.retention import BaseOutputs
@@ -166,6 +166,7 @@ def _is_run(folder: Path) -> bool:
 def _scored(soup: Soup, first: Path, folders: Sequence[Path], out: Path, progress: Progress) -> Soup:
     """Return the mean with its score on the evaluation rows of the first run, and the scores of the sources."""
     config: Config = load_config(first / "config.yaml")
+    refuse_folds(config, "the score of a mean of models")
     task, data = dataset.prepare(config, checked_task_and_method(config)[0])
     base_outputs = BaseOutputs.collect(config, load_model(config, task, out), out, progress, data.train.examples)
     bundle = load_model(config.model_copy(update={"model": soup.model}), task, out, head=task.head, labels=())

@@ -19,10 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from fulltune.config import Config, ConfigSource, EvaluationConfig, dump_config, load_config, with_validation_rows
+from fulltune.config import (
+    Config,
+    ConfigSource,
+    EvaluationConfig,
+    dump_config,
+    load_config,
+    refuse_folds,
+    with_validation_rows,
+)
 from fulltune.errors import ConfigError, FulltuneError, Problem
 from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, with_settings
 from fulltune.experiments.trials import Bench, Objective
+from fulltune.metrics.accumulate import Rows, rows_of
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.pipeline import job
 from fulltune.records.methods import Tried, Value
@@ -31,12 +40,22 @@ from fulltune.runtime.config_file import read_value
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.jobs import job_folder
-from fulltune.metrics.accumulate import Rows, rows_of
 
 #: Keys that decide how a trial is judged, or what happens alongside it: a search over them compares nothing.
 _FIXED = (
-    *("task", "data.valid", "data.eval", "data.eval_limit", "data.seed", "evaluation", "baselines", "checkpoints"),
-    *("guards.overfitting", "guards.forgetting", "train.evaluations", "train.seed"),
+    *(
+        "task",
+        "data.valid",
+        "data.eval",
+        "data.eval_limit",
+        "data.folds",
+        "data.fold",
+        "data.seed",
+        "evaluation",
+        "baselines",
+        "checkpoints",
+    ),
+    *("guards.overfitting", "guards.forgetting", "train.evaluations", "train.seed", "train.seeds"),
 )
 
 _RANGE = re.compile(r"^(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?::(?P<scale>log))?$")
@@ -72,6 +91,7 @@ def sweep(
         FulltuneError: Anything that would stop the run before its first step.
     """
     config, progress = with_validation_rows(load_config(config, overrides, options=options)), progress_of(progress)
+    refuse_folds(config, "a search")
     space = parse_space(config, over)
     if trials < 1:
         raise ConfigError(f"{trials} trials", expected="at least 1", where="--trials")
@@ -229,9 +249,11 @@ def _gain(
     judged = gain_of_choosing(
         _rows_of([answers_path(folder, number) for number in whole]),
         whole.index(default.number),
+        whole.index(chosen.number),
         goal.metric,
         resamples=settings.resamples,
         confidence=settings.confidence,
+        min_effect=settings.min_effect,
     )
     return Selection(seen=seen, **judged._asdict())
 
@@ -249,7 +271,6 @@ def _headline(goal: Objective, chosen: Tried | None, default: Tried | None) -> s
     settings = ", ".join(f"{field} {_figure(value)}" for field, value in chosen.settings.items())
     name = goal.metric.label or goal.name if goal.metric else "evaluation loss"
     if default is None:
-        whole.index(chosen.number),
         return f"Best of the trials: {settings}, with {name} {chosen.value:.4g} on validation rows."
     if chosen.number == default.number:
         return f"Nothing beat the config as it is ({settings}): {name} {chosen.value:.4g} on validation rows."
@@ -282,10 +303,10 @@ def _caution(
     )
     if gain.verdict == "improved":
         return f"{caution}{unit}."
+    if gain.low > 0:
+        return f"{caution}{unit}: less than counts (evaluation.min_effect)."
     return f"{caution}{unit}: it could be chance. More validation rows narrow the interval."
 
 
 def _figure(value: Value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-    if gain.low > 0:
-        return f"{caution}{unit}: less than counts (evaluation.min_effect)."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -81,6 +81,10 @@ class Job(Inputs):
     def left_out(self) -> frozenset[str]:
         """Ids of evaluation rows that do not count in the deciding scores, because they also occur in train."""
         return frozenset() if self.config.data.allow_leaks else frozenset(self.audit.leaked_ids)
+
+    def with_leaks(self, ids: Iterable[str]) -> Job:
+        """Return the job with the ids of evaluation rows that also occur in train, as the folds report them."""
+        return replace(self, audit=self.audit.model_copy(update={"leaked_ids": tuple(ids)}))
 
     def model_to_train(self) -> Bundle:
         """Return the base itself if it has the head of the task, else the checkpoint loaded again with a new head."""
@@ -163,6 +167,15 @@ def check_inputs(config: Config, out: str | Path) -> tuple[Inputs, ModelFiles]:
     audit.raise_if_broken()
     files = find(with_resolved_model(config, out).model, Path(out))
     return Inputs(config, task.with_facts(facts), method, data, audit, Path(out)), files
+
+
+def check_rows(config: Config, task: Task) -> None:
+    """Check the rows of a config.
+
+    Raises:
+        DataError: They cannot be used.
+    """
+    _read(config, task)[2].raise_if_broken()
 
 
 def _read(config: Config, task: Task) -> tuple[Facts, Data, Audit]:

@@ -26,6 +26,8 @@ from fulltune.records.run import (
     Comparison,
     DataInfo,
     EvaluationRecord,
+    FoldOutcome,
+    Outcome,
     Prediction,
     PromptUse,
     Record,
@@ -68,6 +70,7 @@ def build_record(
     watch: Stopwatch,
     warned: Warnings,
     folder: RunFolder,
+    folds: Sequence[FoldOutcome] = (),
 ) -> Record:
     """Return the record of a finished or stopped run."""
     config, task, data, audit = job.config, job.task, job.data, job.audit
@@ -76,6 +79,7 @@ def build_record(
     scores = _scores(counted, settings)
     comparison, lines = _comparisons(settings, deciding, counted), Lines(folder.path / "predictions.jsonl", Prediction)
     verdict = _verdict(job, counted, comparison, scores)
+    verdict = _of_folds(verdict, folds)
     verdict = _not_forgetting(verdict, config.guards.forgetting, retention)
     verdict = _conclusion(verdict, trained)
     asked = prompt_uses(lines)
@@ -107,6 +111,7 @@ def build_record(
         scores_without_leaks=_scores(_without(systems, audit.leaked_ids), settings) if audit.leaked_ids else {},
         baselines={name: one.use for name, one in systems.items() if one.use is not None},
         shots=tuple(shot.id for shot in shots),
+        folds=tuple(folds),
         chat_date=config.data.chat_date,
         prompts=asked,
         comparison=comparison,
@@ -137,6 +142,17 @@ def _verdict(
         return verdict
     reason = f"without the {rows(len(leaked), of='eval')} that also occur in train: {without.headline}"
     return Decision("undecided", (reason,), f"{verdict.headline} But {reason}")
+
+
+def _of_folds(verdict: Decision, folds: Sequence[FoldOutcome]) -> Decision:
+    """Return the verdict on the scores, unless the training of a fold was stopped: its answers show a broken model."""
+    stopped = [fold for fold in folds if fold.outcome == "stopped"]
+    if not stopped:
+        return verdict
+    reasons = tuple(f"the training of fold {fold.fold} was stopped ({fold.run_id})" for fold in stopped)
+    outcome: Outcome = "rejected" if verdict.outcome == "rejected" else "undecided"
+    lead = f"{len(stopped)} of {len(folds)} folds stopped."
+    return Decision(outcome, (*reasons, *verdict.reasons), f"{lead} {verdict.headline}")
 
 
 def _not_forgetting(
@@ -195,7 +211,9 @@ def _details(
     details = dict(task.details(_Of(predictions, "tuned", left_out)))
     if trained.validation:
         details["validation"] = trained.validation
-    copied = memorization(predictions, _answers(data)) if task.head == "lm" else None
+    # With folds, the rows of train are those that were answered.
+    compares = task.head == "lm" and data.train.table.rows != data.eval.table.rows
+    copied = memorization(predictions, _answers(data)) if compares else None
     return details | ({"memorisation": copied} if copied else {})
 
 

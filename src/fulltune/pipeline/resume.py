@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from fulltune.config import Config, load_config
+from fulltune.config import Config, dump_config, load_config
 from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.models.tokenizing import tokenizer_sha256
 from fulltune.pipeline.job import Job, with_chat_date
@@ -62,6 +62,18 @@ def named(run: str | Path, out: str | Path) -> tuple[str, Path]:
     if not open_runs:
         raise StoreError("there is no run to resume", where=str(out), fix="start one with `fulltune run`")
     return open_runs[-1], Path(out)
+
+
+def unfinished(config: Config, out: str | Path) -> str | None:
+    """Return the newest run of the same config that was interrupted or killed and can be resumed."""
+    text = dump_config(config)
+    for run in reversed(list_runs(out)):
+        kept = run.path / "config.yaml"
+        is_cut = run.status.state in ("stopped", "killed") and not (run.path / "record.json").exists()
+        # A run that ended before its dependencies were written cannot be resumed.
+        if is_cut and (run.path / _FACTS).exists() and kept.read_text(encoding="utf-8") == text:
+            return run.run_id
+    return None
 
 
 def config_of(run: str | Path, out: str | Path) -> Path:

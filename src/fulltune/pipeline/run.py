@@ -17,13 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, ConfigSource, dump_config, load_config
+from fulltune.config import Config, ConfigSource, dump_config, load_config, refuse_folds
 from fulltune.data.findings import Audit, first_warnings
+from fulltune.errors import ConfigError
 from fulltune.evaluation.prompt_use import PromptCounter
 from fulltune.metrics.run_comparison import RunComparison
 from fulltune.metrics.run_comparison import compare as compare_folders
 from fulltune.pipeline import loading
 from fulltune.pipeline import resume as resuming
+from fulltune.pipeline.fold_configs import check_folds, of_fold
 from fulltune.pipeline.job import (
     check_inputs,
     checked_task_and_method,
@@ -47,6 +49,7 @@ from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
 from fulltune.store.runs import named, new_run_id
 from fulltune.tasks import dataset
+from fulltune.tasks.base import Example
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ def run(
         resume, out = resuming.named(resume, out)
         config = resuming.config_of(resume, out) if config is None else config
     config = with_resolved_model(load_config(config, overrides, options=options), out)
+    _check_single(config)
     watch = Stopwatch()
     with contextlib.ExitStack() as stack, Warnings() as warned:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
@@ -97,6 +101,8 @@ def run(
         refuse = partial(_refuse, config, out, run_id) if resume is None else _ignore
         with progress.stage("data and model", total=1, unit="step") as bar:
             # The audit is written to the run folder before its errors are raised.
+            if config.data.is_crossed:
+                check_folds(config)
             job = prepare_job(config, out, watch, checks_audit=False, refuse=refuse)
             bar.advance()
         from fulltune.pipeline import stages  # they import torch: by now the config and the rows are known to be valid
@@ -119,10 +125,19 @@ def run(
             progress.note(line)
 
         with folder.append("predictions.jsonl") as sink:
-            with watch("baselines"):
-                shots, systems = stages.score_baselines(job, sink, progress)
-                scores = {name: one.without(job.left_out).scores(config.evaluation) for name, one in systems.items()}
-                folder.write_json("baselines.json", scores)
+            shots: Sequence[Example] = ()
+            crossed, summary = None, planned.data
+            if config.data.is_crossed:
+                with watch("folds"):
+                    train = partial(_train_fold, out, progress)
+                    crossed = stages.cross_validate(job, folder, sink, train)
+                systems, summary = crossed.systems, crossed.described(summary)
+                job = job.with_leaks(crossed.leaks.ids if crossed.leaks else ())
+            else:
+                with watch("baselines"):
+                    shots, systems = stages.score_baselines(job, sink, progress)
+            known = {name: one.without(job.left_out) for name, one in systems.items() if name != "tuned"}
+            folder.write_json("baselines.json", {name: one.scores(config.evaluation) for name, one in known.items()})
             with watch("base retention"):
                 base_outputs = stages.collect_base_outputs(job, progress)
 
@@ -131,14 +146,16 @@ def run(
 
             stack.enter_context(stages.fast_kernels(tuned.model))
             with watch("evaluate"):
-                systems["tuned"] = stages.score_system(job.task, tuned, "tuned", job.data, progress, sink)
+                systems["tuned"] = systems.get("tuned") or stages.score_system(
+                    job.task, tuned, "tuned", job.data, progress, sink
+                )
             with watch("retention"):
                 retention = base_outputs.compare(tuned, progress)
 
         record = distributed.on_main(
             lambda: stages.build_record(
                 job,
-                summary=planned.data,
+                summary=summary,
                 shots=shots,
                 systems=systems,
                 trained=trained,
@@ -146,6 +163,7 @@ def run(
                 watch=watch,
                 warned=warned,
                 folder=folder,
+                folds=crossed.folds if crossed else (),
             )
         )
         _log.info("outcome: %s. %s", record.outcome, record.headline)
@@ -153,8 +171,24 @@ def run(
         resuming.clean(folder.path)
         with watch("report"):
             distributed.on_main(lambda: write_report(folder.path))
-        distributed.on_main(lambda: register_run(out, folder.path))
+        if config.data.fold is None:  # a fold evaluates the config, and is no version of the model
+            distributed.on_main(lambda: register_run(out, folder.path))
     return record.stored_in(folder.path)
+
+
+def _train_fold(out: str | Path, progress: Progress, config: Config, resume: str | None) -> Record:
+    return run(config, out=out, progress=progress, resume=resume)
+
+
+def _check_single(config: Config) -> None:
+    """Check that the config asks for a single training."""
+    if config.train.seeds > 1:
+        raise ConfigError(
+            f"{config.train.seeds} trainings in one run",
+            expected="1",
+            fix="call fulltune.run_seeds, which `fulltune run` does, or set train.seeds: 1",
+            field="train.seeds",
+        )
 
 
 def _ignore(audit: Audit) -> None:
@@ -198,10 +232,15 @@ def plan(
     config = load_config(config, overrides, options=options)
     if quick:
         return _quick_plan(config, out)
+    if config.data.is_crossed:
+        check_folds(config)
     job = prepare_job(config, out)
     from fulltune.pipeline import stages
 
-    return stages.full_plan(job, prepared=watch.total)
+    if not config.data.is_crossed:
+        return stages.full_plan(job, prepared=watch.total)
+    fold = prepare_job(of_fold(config, 1), out, watch)
+    return stages.crossed_plan(job, stages.full_plan(fold, prepared=watch.total))
 
 
 def _quick_plan(config: Config, out: str | Path) -> Plan:
@@ -245,6 +284,7 @@ def evaluate(
     if config is None:
         config = loading.config_of(name, out)
     config = with_chat_date_of(load_config(config, overrides, options=options), name, out)
+    refuse_folds(config, "the rows of an evaluation")
     task, _ = checked_task_and_method(config)
     with Warnings() as warned:
         task, data = dataset.prepare(config, task)

@@ -12,8 +12,9 @@ from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline import finish, resume, train
+from fulltune.pipeline.folds import cross_validate
 from fulltune.pipeline.job import Job
-from fulltune.pipeline.planning.measured_plan import checked_plan, counted_plan, full_plan
+from fulltune.pipeline.planning.measured_plan import checked_plan, counted_plan, crossed_plan, full_plan
 from fulltune.pipeline.record import build_record, evaluation_record
 from fulltune.runtime.progress import Progress
 from fulltune.runtime.stopwatch import Stopwatch
@@ -26,6 +27,8 @@ __all__ = [
     "checked_plan",
     "collect_base_outputs",
     "counted_plan",
+    "cross_validate",
+    "crossed_plan",
     "evaluation_record",
     "fast_kernels",
     "full_plan",

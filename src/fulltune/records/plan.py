@@ -52,6 +52,9 @@ class Plan(Model):
         too_long: Sentences about rows, prompts and answers that do not fit into the model's positions.
         warnings: Sentences for the other warnings of the audit.
         data: Truncation, classes, spelling of labels, padding, and rows of eval that also occur in train.
+        trainings: Trainings that the config asks for: ``train.seeds``, or the folds and the final one; ``seconds`` are
+            those of all of them.
+        folds: ``data.folds``; None without cross-validation.
         detectable: What the evaluation rows can decide; None for a metric that is unknown before the run.
         advice: Sentences of advice; none of them stops a run.
     """
@@ -81,6 +84,8 @@ class Plan(Model):
     data: DataSummary = DataSummary()
     detectable: Detectable | None = None
     is_measured: bool = True
+    trainings: int = 1
+    folds: int | None = None
 
     @property
     def peak_bytes(self) -> int | None:

@@ -312,6 +312,24 @@ class PromptUse(Model):
     limited_rows: int = 0
 
 
+class FoldOutcome(Model):
+    """A fold of cross-validation.
+
+    Attributes:
+        fold: Its number, from 1.
+        run_id: The run that was trained on the other folds.
+        train_rows: Rows that it was trained on.
+        score: Score of its tuned model in the deciding metric, on the rows of the fold.
+        outcome: Its own outcome.
+    """
+
+    fold: int
+    run_id: str
+    train_rows: int
+    score: Score
+    outcome: Outcome
+
+
 class BaselineUse(Model):
     """How a baseline was computed.
 
@@ -393,6 +411,7 @@ class Record(Model):
     scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
     baselines: dict[str, BaselineUse] = Field(default_factory=dict)
     shots: tuple[str, ...] = ()
+    folds: tuple[FoldOutcome, ...] = ()
     chat_date: date | None = None
     prompts: dict[str, PromptUse] = Field(default_factory=dict)
     comparison: dict[str, Comparison]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fulltune.records.run import MetricInfo, Record
-from fulltune.report.display import compact, count, duration, metric_label, percentage, size
+from fulltune.report.display import compact, count, decimals, duration, interval, metric_label, number, percentage, size
 
 Facts = list[tuple[str, str]]
 
@@ -54,6 +54,20 @@ def training(record: Record) -> Facts:
         ("Seed", str(used.seed)),
     ]
     return pairs + ([("Computed by", "; ".join(used.fast_paths))] if used.fast_paths else [])
+
+
+def folds(record: Record) -> Facts:
+    """Return the score of each fold of cross-validation; empty without folds."""
+    digits = decimals(fold.score.value for fold in record.folds)
+    return [
+        (
+            f"Fold {fold.fold}",
+            f"{metric_label(record.metric)} {number(fold.score.value, digits)} "
+            f"{interval(fold.score.low, fold.score.high, digits)} on {count(fold.score.n)} rows, trained on "
+            f"{count(fold.train_rows)}; {fold.outcome} ({fold.run_id})",
+        )
+        for fold in record.folds
+    ]
 
 
 def cost(record: Record) -> Facts:

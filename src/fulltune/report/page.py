@@ -77,6 +77,7 @@ def render(
         outcome_meaning=tiles.OUTCOMES[record.outcome],
         levels=details.findings(record, audit),
         weights=details.weights(record),
+        folds=details.folds(record),
         training=details.training(record),
         cost=details.cost(record),
         stages=task.stages(record.resources.stage_seconds),

@@ -12,7 +12,7 @@ from fulltune.config import Config, DataConfig, DataSource
 from fulltune.data import tokens
 from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
-from fulltune.data.split import split_table
+from fulltune.data.split import fold_tables, split_table
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.models.token_ids import IGNORED, answer_window, end_ids, most_new_tokens
 from fulltune.tasks.base import Column, Example, Features, Task
@@ -84,7 +84,10 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
     marked = _marked(settings, columns, train)
     seed = config.train.seed if settings.seed is None else settings.seed
-    train, evaluation = _given_or_held_out(settings, seed, settings.eval, columns, train, "eval", marked)
+    if settings.folds is not None:
+        train, evaluation = _folded(settings, settings.folds, seed, columns, train)
+    else:
+        train, evaluation = _given_or_held_out(settings, seed, settings.eval, columns, train, "eval", marked)
     valid = None
     if settings.valid is not None or "valid" in marked:
         train, valid = _given_or_held_out(settings, seed, settings.valid, columns, train, "valid", marked)
@@ -102,12 +105,14 @@ def audit_rows(config: Config, task: Task, data: Data) -> Audit:
         task: The task, fitted to the data.
         data: All splits.
     """
+    # Rows that are cross-validated are those of train; the audits of the folds compare them.
+    evaluation = Split(replace(data.eval.table, rows=()), ()) if config.data.is_crossed else data.eval
     report = audit(
         train=data.train.table,
-        evaluation=data.eval.table,
+        evaluation=evaluation.table,
         valid=data.valid.table if data.valid else None,
         train_examples=data.train.examples,
-        eval_examples=data.eval.examples,
+        eval_examples=evaluation.examples,
         config=config,
     )
     splits = {"train": data.train.examples, "eval": data.eval.examples}
@@ -265,11 +270,28 @@ def _given_or_held_out(
     if name in marked:
         return train, marked[name]
     assert given is not None
-    stratify = next((column.role for column in columns if column.role in ("label", "labels")), None)
     groups = "group" if data.group else None
     spare = name == "eval" and isinstance(data.valid, float)
-    rest, held_out = split_table(train, given, groups=groups, stratify=stratify, seed=seed, name=name, spare=spare)
+    rest, held_out = split_table(
+        train, given, groups=groups, stratify=_stratified(columns), seed=seed, name=name, spare=spare
+    )
     return rest, replace(held_out, rows=held_out.rows[:limit])
+
+
+def _folded(data: DataConfig, folds: int, seed: int, columns: Sequence[Column], train: Table) -> tuple[Table, Table]:
+    """Return train and eval of a fold, or all rows and those that some fold evaluates."""
+    groups = "group" if data.group else None
+    pairs = fold_tables(train, folds, groups=groups, stratify=_stratified(columns), seed=seed)
+    if data.fold is not None:
+        return pairs[data.fold - 1]
+    evaluated = {row.id for _, fold in pairs for row in fold}
+    rows = tuple(row for row in train if row.id in evaluated)
+    return train, replace(train, source=f"{folds} folds of {train.source}", rows=rows, problems=())
+
+
+def _stratified(columns: Sequence[Column]) -> str | None:
+    """Return the role of the labels, if there are any."""
+    return next((column.role for column in columns if column.role in ("label", "labels")), None)
 
 
 def _examples(task: Task, table: Table, skips: bool) -> Split:

@@ -44,8 +44,21 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     advice = [Text(f"Next: {record.recommendation.sentence}")] if record.recommendation else []
     ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
     reasoned = [*reasons, *watched(record)]
-    kept = [*retained(record), *described(record), *audited(record), *spent(record)]
+    kept = [*folded(record), *retained(record), *described(record), *audited(record), *spent(record)]
     return Group(Text(record.headline, style="bold"), *reasoned, _table(tables.systems(record)), *kept, *ending)
+
+
+def folded(record: Record) -> list[Text]:
+    """Return the scores of the folds of cross-validation in a line."""
+    if not record.folds:
+        return []
+    scores = wording.figures(*(fold.score.value for fold in record.folds))
+    return [
+        Text(
+            f"Folds: {', '.join(scores)} (each answered by a model trained on the others; the final model was trained "
+            "on all rows)"
+        )
+    ]
 
 
 def retained(record: Record) -> list[Text]:
@@ -236,6 +249,7 @@ def plan(plan: Plan) -> RenderableType:
         "rows": ", ".join(f"{count:,} {split}" for split, count in plan.rows.items()),
         "sequences": f"{plan.sequences:,} an epoch, {plan.tokens:,} tokens",
         "steps": f"{plan.total_steps:,} ({plan.steps_per_epoch:,} an epoch), {plan.warmup_steps:,} of them warm-up",
+        **({"trainings": _trainings(plan)} if plan.trainings > 1 else {}),
         "effective batch": f"{plan.effective_batch} sequences",
         **dataset.details(plan.data),
         "memory": _memory(plan),
@@ -251,6 +265,12 @@ def plan(plan: Plan) -> RenderableType:
         *(f"Advice: {line}" for line in plan.advice),
     ]
     return Group(_pairs(pairs), *data.classes(plan.data), *tables, *map(Text, lines))
+
+
+def _trainings(plan: Plan) -> str:
+    if plan.folds is None:
+        return f"{plan.trainings}, which differ in their seed"
+    return f"{plan.trainings}: {plan.folds} folds, and the final model on all rows"
 
 
 def _detectable(detectable: Detectable) -> str:

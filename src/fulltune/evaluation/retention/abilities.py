@@ -218,7 +218,7 @@ def _of_set(name: str, options: Mapping[str, Any], config: Config, base: Bundle)
 def _source(settings: DataConfig) -> tuple[DataSource, str]:
     """Return the source of the rows of a set, and its split if it is a hub id."""
     source = settings.eval
-    return (settings.train, "train") if isinstance(source, float) else (source, "test")
+    return (settings.train, "train") if source is None or isinstance(source, float) else (source, "test")
 
 
 def _minimal_pairs(name: str, job: Config, base: Bundle) -> Ability:

@@ -18,7 +18,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fulltune.config import LEARNING_RATES, Config, ConfigSource, load_config, with_validation_rows
+from fulltune.config import (
+    LEARNING_RATES,
+    Config,
+    ConfigSource,
+    load_config,
+    refuse_folds,
+    with_one_seed,
+    with_validation_rows,
+)
 from fulltune.errors import ConfigError, Problem, did_you_mean
 from fulltune.experiments.methods.recommend import recommend
 from fulltune.experiments.methods.worker import Answer, JobSpec, WorkerDied, answer_path, execute_in_worker
@@ -53,7 +61,7 @@ def compare_methods(
     *,
     methods: Sequence[str] = METHODS,
     rates: int = 3,
-    seeds: int = 1,
+    seeds: int | None = None,
     max_steps: int | None = None,
     tokens: int | None = None,
     prune: bool = False,
@@ -71,7 +79,7 @@ def compare_methods(
             rates of the config's own method.
         methods: Names; the others are compared with ``full``, or with the first one if it is not among them.
         rates: Learning rates to try per method.
-        seeds: Runs per method at the chosen rate: ``train.seed`` and the seeds after it.
+        seeds: Runs per method at the chosen rate, with ``train.seed`` and the seeds after it. Default: ``train.seeds``.
         max_steps: Optimizer steps per training; the default is that of the config.
         tokens: Training tokens per training, approximately, instead of steps.
         prune: End trials early that fall behind.
@@ -84,8 +92,11 @@ def compare_methods(
         its
             row has the reason.
     """
+    loaded, progress = load_config(config, overrides, options=options), progress_of(progress)
+    refuse_folds(loaded, "a comparison of methods")
+    seeds = loaded.train.seeds if seeds is None else seeds
     _check(methods, rates, seeds, max_steps, tokens)
-    config, progress = _fair(load_config(config, overrides, options=options), max_steps), progress_of(progress)
+    config = _fair(with_one_seed(loaded), max_steps)
     arguments = {"methods": list(methods), "rates": rates, "seeds": seeds, "tokens": tokens, "prune": prune}
     folder = job_folder(out, "methods", config, arguments)
     with locked(folder):
@@ -283,6 +294,7 @@ def _seed_run(record: Record, seed: int, device_bytes: int) -> SeedRun:
         optimizer_bytes=record.training.optimizer_bytes,
         disk_bytes=adapter.bytes if adapter else used.model_bytes,
         retention={name: ability.change for name, ability in record.retention.items()},
+        retention_interval={name: (ability.low, ability.high) for name, ability in record.retention.items()},
         warnings=(*stopped, *record.warnings),
     )
 
@@ -294,7 +306,7 @@ def _measured(
     at_edge: bool,
     runs: tuple[SeedRun, ...],
     parameters: tuple[int, int],
-        retention_interval={name: (ability.low, ability.high) for name, ability in record.retention.items()},
+    confidence: float,
 ) -> MethodResult:
     """Return the costs of a method; its score over seeds is added once all methods are done."""
     return MethodResult(
@@ -306,13 +318,18 @@ def _measured(
         trainable=parameters[0],
         total=parameters[1],
         memory_bytes=max(run.device_bytes or run.memory_bytes for run in runs),
-    confidence: float,
         optimizer_bytes=round(mean(run.optimizer_bytes for run in runs)),
         seconds=round(mean(run.seconds for run in runs), 3),
         tokens_per_second=round(mean(run.tokens_per_second for run in runs), 1),
         tokens=round(mean(run.tokens for run in runs)),
         disk_bytes=round(mean(run.disk_bytes for run in runs)),
         retention={ability: mean(run.retention[ability] for run in runs) for ability in runs[0].retention},
+        retention_interval={
+            ability: seeds.with_spread(
+                [run.retention[ability] for run in runs], [run.retention_interval[ability] for run in runs], confidence
+            )
+            for ability in runs[0].retention_interval
+        },
         runs=runs,
     )
 
@@ -324,12 +341,6 @@ def _summary(
     if not measured:
         raise ConfigError([Problem(f"{result.method}: {result.reason}", field="method") for result in results])
     names = [result.method for result in results]
-        retention_interval={
-            ability: seeds.with_spread(
-                [run.retention[ability] for run in runs], [run.retention_interval[ability] for run in runs], confidence
-            )
-            for ability in runs[0].retention_interval
-        },
     wanted = "full" if "full" in names else names[0]
     reference = wanted if wanted in measured else next(iter(measured))
     instead = () if reference == wanted else (f"{wanted} has no score; others are compared with {reference}.",)

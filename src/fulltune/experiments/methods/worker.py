@@ -18,13 +18,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fulltune import errors
-from fulltune.config import AdapterConfig, Config, dump_config, load_config
+from fulltune.config import AdapterConfig, Config, load_config
 from fulltune.errors import FulltuneError, Problem
+from fulltune.pipeline.resume import unfinished
 from fulltune.records.methods import Tried
 from fulltune.records.run import Model
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, open_progress
-from fulltune.store.runs import list_runs, part_of
+from fulltune.store.runs import part_of
 
 
 class WorkerDied(FulltuneError):
@@ -193,21 +194,9 @@ def _run(spec: JobSpec, progress: Progress) -> Answer:
     train = config.train.model_copy(update={"learning_rate": rate, "seed": spec.seed})
     config = config.model_copy(update={"train": train})
     with part_of(Path(spec.folder).name):
-        record = run(config, out=spec.out, progress=progress, resume=_unfinished(config, spec.out))
+        record = run(config, out=spec.out, progress=progress, resume=unfinished(config, spec.out))
     device = torch.accelerator.max_memory_allocated() if torch.accelerator.is_available() else 0
     return Answer(run_id=record.run_id, device_bytes=device)
-
-
-def _unfinished(config: Config, out: str) -> str | None:
-    """Return the newest run of the same config that was interrupted or killed and can be resumed."""
-    text = dump_config(config)
-    for run in reversed(list_runs(out)):
-        kept = run.path / "config.yaml"
-        is_cut = run.status.state in ("stopped", "killed") and not (run.path / "record.json").exists()
-        # A run that ended before its dependencies were written cannot be resumed.
-        if is_cut and (run.path / "resume.json").exists() and kept.read_text(encoding="utf-8") == text:
-            return run.run_id
-    return None
 
 
 def execute_and_write(spec: JobSpec, path: Path) -> Answer:

@@ -88,7 +88,26 @@ def full_plan(job: Job, prepared: float) -> Plan:
     with pinned_kernels(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
         plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
         seconds = {"load and audit": prepared, **rehearsal.seconds(plan)}
+    seconds = {name: value * (1 if name in plan.baselines else plan.trainings) for name, value in seconds.items()}
     return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
+
+
+def crossed_plan(job: Job, fold: Plan) -> Plan:
+    """Return the plan of cross-validation: that of the final model, and the time of all trainings.
+
+    Args:
+        job: The job of the run, whose training rows are all rows.
+        fold: The measured plan of one fold.
+    """
+    plan, folds = counted_plan(job), job.config.data.folds or 1
+    seconds = {name: folds * value for name, value in fold.seconds.items()}
+    longer = plan.total_steps / max(1, fold.total_steps)
+    # The final model is trained and looked at too, but its answers are not needed.
+    for name in ("load and audit", "train", "evaluation curve"):
+        seconds[name] = seconds.get(name, 0.0) + longer * fold.seconds.get(name, 0.0)
+    return plan.model_copy(
+        update={"memory": fold.memory, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
+    )
 
 
 def counted_plan(job: Job) -> Plan:

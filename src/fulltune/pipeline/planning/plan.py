@@ -91,6 +91,8 @@ def build_plan(
         machine_bytes=machine_memory,
         baselines=tuple(baselines),
         evaluations=evaluation_steps(total, config.train.evaluations),
+        trainings=config.data.folds + 1 if config.data.is_crossed and config.data.folds else config.train.seeds,
+        folds=config.data.folds if config.data.is_crossed else None,
         detectable=_detectable(config.evaluation, metric, (eval_rows if scored is None else scored) - unscored),
         advice=(
             *advice(config, total, parameters),

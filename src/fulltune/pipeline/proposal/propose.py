@@ -329,6 +329,7 @@ class _Draft:
             Line("learning_rate", self.base.learning_rate, f"usual for {self.base.size}"),
             Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
             Line("warmup", 0.06, "fraction of the steps in which the rate rises"),
+            Line("seeds", 3, "trainings that differ in their seed; their mean is judged", active=False),
         ]
 
     def _trained_rows(self) -> int:
