@@ -1,15 +1,22 @@
-"""Outcomes of real runs in which tuning cannot help: shuffled labels, or a learning rate close to 0.
+"""Outcomes of real runs in which tuning cannot help.
 
-    python benchmarks/null_runs.py [RUNS] [CASE …]
+Labels or targets are permuted, texts were written by the base model itself, or the learning rate is close to 0:
+
+    python benchmarks/null_runs.py [--first SEED] [RUNS] [CASE …]
 
 Each case is run RUNS times (10 by default) with different seeds and rows, on the starters and the example data of the
-package. Printed per case: outcomes, and how often the tuned model was called better than all and than any of its
-baselines. None should be accepted beyond chance. Shuffled labels may teach how often each label occurs, so that a
-tuned classifier beats an untuned one; it does not beat the majority class in accuracy, and its MCC is that of a guess.
+package. Printed per case: outcomes, and how often the tuned model was called better than any of its baselines; then
+accepted runs of all with their exact interval (Clopper & Pearson 1934). None should be accepted beyond chance.
+
+Permuted labels may teach how often each label occurs, so that a tuned classifier beats an untuned one; it does not beat
+the majority class in accuracy, and its MCC is that of a guess. Permuted targets teach how targets look, which is a true
+gain over a base that does not know it, but none over the baselines that answer with targets of train. A language model
+cannot become better on texts that were drawn from itself: any claim of a gain is false.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
@@ -18,6 +25,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import beta
 
 import fulltune
 from fulltune.data.demo.files import write_contracts, write_tales, write_text2sql
@@ -78,13 +87,51 @@ def tales_untrained(folder: Path, seed: int) -> dict[str, Any]:
     return {"model": "starter:gpt2", "task": "causal-lm", "data": data, "steps": 4, "rate": 1e-9}
 
 
+def tales_of_the_base(folder: Path, seed: int) -> dict[str, Any]:
+    """Texts that the base model itself wrote: it is the best model of them."""
+    texts = written(40, 200, seed)
+    data = save(folder, [{"text": text} for text in texts[:20]], [{"text": text} for text in texts[20:]])
+    return {"model": "starter:gpt2", "task": "causal-lm", "data": data | {"max_length": 128}, "steps": 15, "rate": 4e-4}
+
+
+def written(count: int, length: int, seed: int) -> list[str]:
+    """Return texts drawn from the starter's distribution that ended within so many tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fulltune.models.sources import find
+
+    place = find("starter:gpt2").folder
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    torch.manual_seed(seed)
+    options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": length}
+    texts = list[str]()
+    while len(texts) < count:
+        start = torch.full((2 * count, 1), tokenizer.eos_token_id)
+        for row in model.generate(start, pad_token_id=tokenizer.eos_token_id, **options)[:, 1:]:
+            text = tokenizer.decode(row, skip_special_tokens=True)
+            texts += [text] if row[-1] == tokenizer.eos_token_id and text.strip() else []
+    return texts[:count]
+
+
+def frozen_shuffled(folder: Path, seed: int) -> dict[str, Any]:
+    """Permuted labels, and a classifier on the frozen features of the base."""
+    return labels_shuffled(folder, seed) | {"method": "linear-probe", "steps": 60, "rate": 1e-3}
+
+
+def queries_shuffled(folder: Path, seed: int) -> dict[str, Any]:
+    parts = [shuffled(part, "sql", seed) for part in rows_of(write_text2sql, folder, seed, 60, 24)]
+    data = save(folder, parts[0], parts[1]) | {"databases": str(folder / "databases"), "max_length": 256}
+    return {"model": "starter:t5", "task": "text2sql", "data": data, "steps": 12, "rate": 5e-3}
+
+
 def targets_shuffled(folder: Path, seed: int) -> dict[str, Any]:
     parts = [
         [{"source": row["question"], "target": row["sql"][:60]} for row in shuffled(part, "sql", seed)]
         for part in rows_of(write_text2sql, folder, seed, 60, 24)
     ]
     data = save(folder, parts[0], parts[1]) | {"max_length": 64, "max_target_length": 32}
-    return {"model": "starter:t5", "task": "seq2seq", "data": data, "steps": 8, "rate": 1e-3}
+    return {"model": "starter:t5", "task": "seq2seq", "data": data, "steps": 15, "rate": 5e-3}
 
 
 def text2sql_untrained(folder: Path, seed: int) -> dict[str, Any]:
@@ -95,9 +142,12 @@ def text2sql_untrained(folder: Path, seed: int) -> dict[str, Any]:
 
 CASES = {
     "classification, labels shuffled": labels_shuffled,
+    "classification, labels shuffled, frozen features": frozen_shuffled,
+    "causal-lm, texts of the base": tales_of_the_base,
     "classification, rate 1e-9": classification_untrained,
     "causal-lm, rate 1e-9": tales_untrained,
     "seq2seq, targets shuffled": targets_shuffled,
+    "text2sql, queries shuffled": queries_shuffled,
     "text2sql, rate 1e-9": text2sql_untrained,
 }
 
@@ -114,21 +164,36 @@ def run(case: str, seed: int) -> Record:
         return fulltune.run(config, out=folder / "runs", progress=False)
 
 
-def main(runs: int, cases: list[str]) -> None:
-    """Print one line per case."""
+def exact(events: int, n: int) -> tuple[float, float]:
+    """Return the exact 95% interval of a probability (Clopper & Pearson 1934)."""
+    low = 0.0 if events == 0 else float(beta.ppf(0.025, events, n - events + 1))
+    return low, 1.0 if events == n else float(beta.ppf(0.975, events + 1, n - events))
+
+
+def main(runs: int, first: int, cases: list[str]) -> None:
+    """Print one line per case, and one about all of them."""
     header = ("case", "runs", "accepted", "undecided", "rejected", "better than any baseline", "score")
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    accepted = total = 0
     for case in cases:
-        records = [run(case, seed) for seed in range(1, runs + 1)]
+        records = [run(case, seed) for seed in range(first, first + runs)]
         outcomes = Counter(record.outcome for record in records)
         better = sum(any(one.verdict == "improved" for one in record.comparison.values()) for record in records)
         scores = {record.metric for record in records}
         counts = " | ".join(str(outcomes[name]) for name in ("accepted", "undecided", "rejected"))
         print(f"| {case} | {runs} | {counts} | {better} | {', '.join(scores)} |", flush=True)
+        accepted, total = accepted + outcomes["accepted"], total + runs
         for record in records:
             if record.outcome == "accepted":
                 print(f"  {record.headline}", file=sys.stderr, flush=True)
+    low, high = exact(accepted, total)
+    print(f"\n{accepted} of {total} runs are accepted: {accepted / total:.1%} ({low:.1%} to {high:.1%})")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10, sys.argv[2:] or list(CASES))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="?", type=int, default=10)
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("--first", type=int, default=1, help="seed of the first run")
+    options = parser.parse_args()
+    main(options.runs, options.first, options.cases)
