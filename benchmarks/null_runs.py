@@ -108,7 +108,8 @@ def written(count: int, length: int, seed: int) -> list[str]:
     texts = list[str]()
     while len(texts) < count:
         start = torch.full((2 * count, 1), tokenizer.eos_token_id)
-        for row in model.generate(start, pad_token_id=tokenizer.eos_token_id, **options)[:, 1:]:
+        seen = torch.ones_like(start)
+        for row in model.generate(start, attention_mask=seen, pad_token_id=tokenizer.eos_token_id, **options)[:, 1:]:
             text = tokenizer.decode(row, skip_special_tokens=True)
             texts += [text] if row[-1] == tokenizer.eos_token_id and text.strip() else []
     return texts[:count]
