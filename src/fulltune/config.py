@@ -226,6 +226,14 @@ class DataConfig(Section):
         """True if every row is evaluated once, by cross-validation."""
         return self.folds is not None and self.fold is None
 
+    @field_validator("chat_date", mode="before")
+    @classmethod
+    def _date(cls, value: Any) -> Any:
+        """Refuse numbers, which would count as seconds since 1970."""
+        if isinstance(value, (int, float)):
+            raise ValueError(f"found {shortened(value)}, expected a date such as 2026-01-31")
+        return value
+
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -180,6 +181,12 @@ def test_too_few_groups(rows: list[dict[str, str]], groups: str | None, message:
     with pytest.raises(DataError, match=message) as caught:
         split_table(table(rows), 0.1, groups=groups)
     assert "data.eval" in str(caught.value)
+
+
+def test_rows_that_cannot_be_used_are_named_where_too_few_are_left() -> None:
+    lost = Problem("the id '1' is used before", where="made.jsonl:2", field="id")
+    with pytest.raises(DataError, match=r"(?s)1 row to split.*made\.jsonl:2.*the id '1' is used before"):
+        split_table(replace(table([{"text": "alone"}]), problems=(lost,)), 0.1)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])

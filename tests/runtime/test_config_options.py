@@ -163,3 +163,9 @@ def test_columns_of_plug_ins_are_named_by_role(file: Path) -> None:
     assert [data.column(role) for role in ("text", "domain", "other")] == ["body", "field", "other"]
     with pytest.raises(ConfigError, match=r"names the column of 'text': write `data\.text: body`"):
         load_config(file, options={"data": {"columns": {"text": "body"}}})
+
+
+@pytest.mark.parametrize("value", [20260131, 0, 1.5, True])
+def test_a_number_is_no_date(value: object, file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.chat_date.*expected a date such as 2026-01-31"):
+        load_config(file, options={"data": {"chat_date": value}})

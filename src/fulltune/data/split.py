@@ -10,7 +10,7 @@ from typing import Any
 
 from fulltune.data.duplicates import clusters, normalize
 from fulltune.data.load import Table
-from fulltune.errors import DataError
+from fulltune.errors import DataError, Problem
 
 #: Roles of the model's input; the first one that a row has is used.
 _INPUTS = ("text", "source", "question", "prompt", "completion")
@@ -206,4 +206,5 @@ def _too_few(table: Table, groups: str | None, name: str) -> DataError:
     else:
         problem = f"all {rows} are near duplicates of each other"
         fix = f"add other rows, name a file in data.{name}, or set data.group to a column that distinguishes them"
-    return DataError(problem, expected="at least two groups of rows, to hold one out", where=table.source, fix=fix)
+    few = Problem(problem, "at least two groups of rows, to hold one out", fix, table.source)
+    return DataError([few, *table.problems])
