@@ -162,8 +162,8 @@ class _Scorer:
             # The number of tokens is added, so that the tolerance is relative even if all losses are near 0.
             tokens = torch.tensor([[len(texts[index].target)] for index in compared], dtype=torch.float64)
             fast = [nlls[index] for index in compared]
-            pair = ([tokens + torch.tensor(losses)[:, None]] for losses in (plain, fast))
-            return fast_paths.agree(*pair, fast_paths.tolerance_of(self.model))
+            sums, fast_sums = (tokens + torch.tensor(losses)[:, None] for losses in (plain, fast))
+            return fast_paths.agree([sums], [fast_sums], fast_paths.tolerance_of(self.model))
 
         lengths = [len(text) for text in texts]
         sizes = (max(lengths), max(lengths) - min(lengths))
