@@ -68,6 +68,14 @@ def test_arguments_of_checkpointing_are_checked_by_name() -> None:
     assert [problem.field for problem in caught.value.problems] == names
 
 
+def test_options_of_accelerate_are_checked_by_name() -> None:
+    options = {"split_batches": "x", "even_batch": True, "dispatch_batches": None}
+    with pytest.raises(ConfigError, match="Did you mean 'even_batches'") as caught:
+        check_options(config({"accelerator_config": options}))
+    fields = [problem.field for problem in caught.value.problems]
+    assert fields == ["trainer.accelerator_config.split_batches", "trainer.accelerator_config"]
+
+
 def test_wrong_types_and_values_refused_in_training_are_reported_together() -> None:
     options = {"adam_beta1": 2, "dataloader_num_workers": -1, "lr_scheduler_kwargs": {"nope": 1}, "adam_beta3": 1}
     with pytest.raises(ConfigError) as caught:

@@ -82,11 +82,11 @@ def problems_of_value(name: str, value: Any) -> list[Problem]:
         problem = Problem(shortened(value), "finite numbers", field=key)
     if problem is not None:
         return [problem]
-    try:
-        _types()[name].validate_python(value)
-    except ValidationError as error:
-        wanted = " or ".join(dict.fromkeys(map(expected_input, error.errors())))
-        return [Problem(config_spelling(value), wanted, field=key)]
+    problem = _of_another_type(_types()[name], value, key)
+    if problem is not None:
+        return [problem]
+    if name == "accelerator_config" and isinstance(value, dict):
+        return _accelerator_problems(value, key)
     return _checkpointing_problems(value, key) if name.endswith("checkpointing_kwargs") else []
 
 
@@ -168,6 +168,31 @@ def _checkpointing_problems(value: Any, key: str) -> list[Problem]:
     return problems
 
 
+def _accelerator_problems(value: dict[str, Any], key: str) -> list[Problem]:
+    """Return the problems of the options of Accelerate: transformers takes any text for true."""
+    from transformers.trainer_pt_utils import AcceleratorConfig
+
+    known = _types(AcceleratorConfig)
+    problems = []
+    for name, given in value.items():
+        if name not in known:
+            fix = did_you_mean(str(name), known)
+            problems.append(Problem(f"unknown key {shortened(name)}", f"one of {', '.join(known)}", fix, field=key))
+        elif (problem := _of_another_type(known[name], given, f"{key}.{name}")) is not None:
+            problems.append(problem)
+    return problems
+
+
+def _of_another_type(wanted: TypeAdapter[Any], value: Any, key: str) -> Problem | None:
+    """Return the problem of a value that is not of the declared type, or None."""
+    try:
+        wanted.validate_python(value)
+    except ValidationError as error:
+        expected = " or ".join(dict.fromkeys(map(expected_input, error.errors())))
+        return Problem(config_spelling(value), expected, field=key)
+    return None
+
+
 @cache
 def _defaults() -> dict[str, Any]:
     """Return the default of each field of ``TrainingArguments``."""
@@ -186,14 +211,19 @@ def _is_finite(value: Any) -> bool:
 
 
 @cache
-def _types() -> dict[str, TypeAdapter[Any]]:
-    """Return the declared type of each field of ``TrainingArguments``, checked strictly and for finite numbers."""
+def _types(arguments: Any = None) -> dict[str, TypeAdapter[Any]]:
+    """Return the declared type of each field of a dataclass, checked strictly and for finite numbers.
+
+    Args:
+        arguments: The dataclass; by default ``TrainingArguments``.
+    """
     from transformers import TrainingArguments
 
+    arguments = arguments or TrainingArguments
     strict = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
-    hints = get_type_hints(TrainingArguments)
+    hints = get_type_hints(arguments)
     return {
         field.name: TypeAdapter(hints[field.name], config=strict)
-        for field in dataclasses.fields(TrainingArguments)
+        for field in dataclasses.fields(arguments)
         if field.init
     }
