@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -56,6 +58,17 @@ class Bundle:
     def prompt_ids(self) -> list[int]:
         """Ids to prepend to every input (of the encoder, if there is one): those of a soft prompt, else none."""
         return list(getattr(reconcile.input_embeddings(self.model), "prompt_ids", ()))
+
+    @cached_property
+    def answer_window(self) -> int:
+        """How many tokens the decoder of an encoder-decoder can generate; unlimited with relative positions.
+
+        Cached because the library copies the config to answer, and every row asks.
+        """
+        config: Any = self.model.config.get_text_config(decoder=True)
+        limit = getattr(config, "max_decoder_position_embeddings", None)
+        limit = limit or getattr(config, "max_position_embeddings", None)
+        return int(limit or sys.maxsize)
 
     @property
     def has_lm_head(self) -> bool:

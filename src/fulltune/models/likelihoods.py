@@ -23,7 +23,7 @@ from fulltune.models.head_loss import LossAtHead, takes_loss_at_head
 from fulltune.models.padding import pad, sorted_batches
 from fulltune.models.prefix_cache import PrefixCache, last_logits
 from fulltune.models.teacher_forcing import decoder_input_ids
-from fulltune.models.token_ids import IGNORED, Text, answer_window
+from fulltune.models.token_ids import IGNORED, Text
 
 #: Maximum bytes of the logits of one forward pass; larger batches are split.
 LOGITS_BYTES = 512 * 1024 * 1024
@@ -82,7 +82,7 @@ def _checked_text(bundle: Bundle, text: Text) -> Text:
         checked_length(bundle, text.context + text.target)
         return text
     checked_length(bundle, text.context)
-    limit = answer_window(bundle)
+    limit = bundle.answer_window
     if len(text.target) > limit:
         raise _too_long(bundle, "a target", len(text.target), limit)
     return text

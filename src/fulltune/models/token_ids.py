@@ -5,10 +5,9 @@ Tasks use this module when they are loaded; torch is not imported by it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,18 +66,11 @@ def end_ids(bundle: Bundle) -> list[int]:
     return [] if bundle.tokenizer.eos_token_id is None else [int(bundle.tokenizer.eos_token_id)]
 
 
-def answer_window(bundle: Bundle) -> int:
-    """Return how many tokens the decoder of an encoder-decoder can generate; unlimited with relative positions."""
-    config: Any = bundle.model.config.get_text_config(decoder=True)
-    limit = getattr(config, "max_decoder_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
-    return int(limit or sys.maxsize)
-
-
 def most_new_tokens(bundle: Bundle, prompt: int) -> int:
     """Return how many tokens can follow a prompt of ``prompt`` tokens; the last one does not need a position."""
     if bundle.family == "decoder":
         return bundle.window - prompt + 1
-    return answer_window(bundle)
+    return bundle.answer_window
 
 
 def decode(bundle: Bundle, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:

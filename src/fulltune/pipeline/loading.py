@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError, StoreError
 from fulltune.models.sources import check_name, find
-from fulltune.models.token_ids import answer_window
 from fulltune.records.run import left_out as recorded_left_out
 from fulltune.runtime import distributed, plugins
 from fulltune.store.registry.registry import Registry, evidence, reference
@@ -118,7 +117,7 @@ def _limited(bundle: Bundle, config: Config, task: Task) -> Bundle:
         reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
         return bundle
     if bundle.family == "encoder-decoder":
-        most = min(cap, answer_window(bundle))
+        most = min(cap, bundle.answer_window)
         reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=most)
         fact = f"an answer has {most} positions: max_new_tokens of the saved model is {most}, not {cap}"
         return _noting(bundle, fact if most < cap else "")

@@ -14,7 +14,7 @@ from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
 from fulltune.data.split import fold_tables, split_table
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
-from fulltune.models.token_ids import IGNORED, answer_window, end_ids, most_new_tokens
+from fulltune.models.token_ids import IGNORED, end_ids, most_new_tokens
 from fulltune.tasks.base import Column, Example, Features, Task
 from fulltune.tasks.encoding import encode
 
@@ -182,7 +182,7 @@ def _limits(
     if task.head != "lm":
         return
     if bundle.family == "encoder-decoder":
-        limit = answer_window(bundle)
+        limit = bundle.answer_window
         yield from tokens.window_finding("data.max_target_length", data.max_target_length, limit)
         yield from tokens.window_finding("evaluation.max_new_tokens", new_tokens, limit)
         return

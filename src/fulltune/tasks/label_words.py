@@ -29,7 +29,6 @@ from fulltune.config import Config
 from fulltune.metrics.base import Array
 from fulltune.models import inference
 from fulltune.models.bundle import Bundle
-from fulltune.models.token_ids import answer_window
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
 from fulltune.tasks.prompts import Shot, Wording
@@ -133,7 +132,7 @@ class LabelScorer:
     def _longest_label(self) -> int:
         """Return the maximum number of tokens of a label name that are scored."""
         limit = self.window // prompts.ANSWER_PART
-        return limit if self.bundle.family != "encoder-decoder" else min(limit, answer_window(self.bundle))
+        return limit if self.bundle.family != "encoder-decoder" else min(limit, self.bundle.answer_window)
 
     def _by_cloze(self, examples: Sequence[Example]) -> Iterator[Array]:
         words = [prompts.text_ids(self.bundle, label)[: self._longest_label()] for label in self.labels]
