@@ -165,3 +165,21 @@ def test_bars_of_zero_have_no_length() -> None:
 
 def test_a_single_step_is_a_dot() -> None:
     assert svg.lines("loss", "", [svg.Line("loss", [(5, 0.3)])]).count("<circle") == 1
+
+
+def numbers(drawn: str) -> list[str]:
+    return [item.text or "" for item in ElementTree.fromstring(drawn).iter("text")]
+
+
+def test_no_two_ticks_of_an_axis_have_the_same_number() -> None:
+    drawn = svg.lines("loss", "", [svg.Line("loss", [(0, 0.69312), (100, 0.69541)])])
+
+    written = numbers(drawn)
+    assert {"0.6935", "0.694", "0.6945"} <= set(written)
+    assert len(written) == len(set(written))
+
+
+def test_ticks_of_steps_are_whole_numbers() -> None:
+    drawn = svg.lines("loss", "", [svg.Line("loss", [(0, 10.0), (1, 30.0)])])
+
+    assert numbers(drawn)[-2:] == ["0", "1"]

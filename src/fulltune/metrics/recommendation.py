@@ -94,7 +94,7 @@ def unchanged(parameters: Parameters) -> str:
     change = parameters.largest_change
     if parameters.moved > 0 if change is None else not change <= _NOTHING:
         return ""
-    size = "" if change is None else f" by more than {change:.1g} of its tensor's largest"
+    size = "" if not change else f" by more than {change:.1g} of its tensor's largest"
     return f"No weight changed{size}: raise train.learning_rate, or train for more steps."
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -33,11 +34,12 @@ def tag(name: str, *children: str | Markup, **attributes: Any) -> Markup:
 
 @dataclass(frozen=True)
 class Axis:
-    """Mapping from values to 0…1, linear or logarithmic."""
+    """Mapping from values to 0…1, linear or logarithmic; the ticks of whole numbers are whole."""
 
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def at(self, value: float) -> float:
         low, high = self.low, self.high
@@ -55,6 +57,7 @@ class Axis:
         rough = (self.high - self.low) / wanted
         unit = 10.0 ** math.floor(math.log10(rough))
         step = min((unit * m for m in (1, 2, 5, 10)), key=lambda size: abs(math.log(size / rough)))
+        step = max(1.0, step) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [float(f"{i * step:.12g}") for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
@@ -92,6 +95,7 @@ def bottom_axis(
 ) -> Markup:
     """Return light vertical lines with numbers below: as many as fit on a narrow screen."""
     parts = []
+    tick = _distinct(axis.ticks(wanted), tick)
     for value in _uncrowded(axis, axis.ticks(wanted), tick):
         place = axis.at(value)
         if bottom > top:
@@ -99,6 +103,19 @@ def bottom_axis(
         number = {"class_": "tick", "x": percent(place), "y": bottom + 15, "text_anchor": _anchor(place)}
         parts.append(tag("text", tick(value), **number))
     return Markup("").join(parts)
+
+
+def _distinct(ticks: Sequence[float], tick: Callable[[float], str]) -> Callable[[float], str]:
+    """Return a format for ticks that gives no two of them the same text."""
+    for digits in range(4, 13):
+        if len({tick(value) for value in ticks}) == len(ticks):
+            break
+        tick = partial(_significant, digits)
+    return tick
+
+
+def _significant(digits: int, value: float) -> str:
+    return f"{value:,.{digits}g}".replace("-", "−")
 
 
 def _anchor(place: float) -> str:
@@ -320,16 +337,18 @@ def lines(
 def _steps_axis(first: float, last: float, log: bool) -> Axis:
     if log:
         return Axis(first, last if first < last else 10 * last, log=True)
-    return Axis(first, last) if first < last else Axis(first - 1, last + 1)
+    return Axis(first, last, whole=True) if first < last else Axis(first - 1, last + 1, whole=True)
 
 
 def _left_axis(axis: Axis) -> Markup:
     """Return light horizontal lines with numbers in the left margin of the page."""
     parts = []
-    for tick in axis.ticks(4):
+    ticks = axis.ticks(4)
+    written = _distinct(ticks, compact)
+    for tick in ticks:
         y = _y(axis, tick)
         parts.append(tag("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
-        parts.append(tag("text", compact(tick), class_="tick", x=-8, y=round(y + 4, 1), text_anchor="end"))
+        parts.append(tag("text", written(tick), class_="tick", x=-8, y=round(y + 4, 1), text_anchor="end"))
     return Markup("").join(parts)
 
 
