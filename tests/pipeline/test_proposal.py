@@ -261,6 +261,13 @@ def test_files_are_splits_by_their_names(folder: Path) -> None:
     assert propose("data/reviews.*.jsonl").rows == found.rows
 
 
+@pytest.mark.parametrize(("rows", "limit"), [(600, None), (601, 500)])
+def test_a_limit_of_scored_rows_leaves_out_more_than_a_few(rows: int, limit: int | None, folder: Path) -> None:
+    write_csv(folder / "d" / "train.csv", reviews())
+    write_csv(folder / "d" / "test.csv", reviews(rows))
+    assert propose("d").config["data"].get("eval_limit") == limit
+
+
 def test_shards_are_one_source(folder: Path) -> None:
     for i in range(3):
         write_jsonl(folder / f"rows-{i}.jsonl", reviews()[i::3])

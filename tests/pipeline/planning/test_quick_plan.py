@@ -139,7 +139,7 @@ def test_the_command_shows_what_is_estimated(tmp_path: Path) -> None:
     path = write(tmp_path, config(tmp_path, "bert"))
     shown = " ".join(CliRunner().invoke(app, ["plan", path, "--quick"]).stdout.split())
     assert "at the peak, by a formula" in shown
-    assert "10 rows detect 39.6 points of Macro-F1, if 20% of the rows become right or wrong" in shown
+    assert "a difference of 39.6 points of Macro-F1, if 20% of 10 rows become right or wrong" in shown
     parsed = json.loads(CliRunner().invoke(app, ["plan", path, "--quick", "--json"]).stdout)
     assert parsed["is_measured"] is False
     wrong = CliRunner().invoke(app, ["plan", path, "--quick", "--learning-curve"])

@@ -254,8 +254,8 @@ def plan(plan: Plan) -> RenderableType:
         **dataset.details(plan.data),
         "memory": _memory(plan),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
-        **({"decides": _detectable(plan.detectable)} if plan.detectable else {}),
-        "evaluated after": ", ".join(map(str, plan.evaluations)) or "training only",
+        **({"detectable": _detectable(plan.detectable)} if plan.detectable else {}),
+        "evaluations": f"after steps {', '.join(map(str, plan.evaluations))}" if plan.evaluations else "after training",
         **({"computed by": "; ".join(plan.fast_paths)} if plan.fast_paths else {}),
     }
     tables = [_shares(title, part) for title, part in _costs(plan).items() if part]
@@ -277,9 +277,9 @@ def _detectable(detectable: Detectable) -> str:
     metric = display.metric_label(detectable.metric)
     if detectable.changed is None:
         deviations = f"{detectable.value:.2g} standard deviations of the rows' differences in {metric}"
-        return f"{detectable.rows:,} rows detect {deviations}"
+        return f"a difference of {deviations}, with {detectable.rows:,} rows"
     points = f"{100 * detectable.value:.1f} points of {metric}"
-    return f"{detectable.rows:,} rows detect {points}, if {detectable.changed:.0%} of the rows become right or wrong"
+    return f"a difference of {points}, if {detectable.changed:.0%} of {detectable.rows:,} rows become right or wrong"
 
 
 def _memory(plan: Plan) -> str:

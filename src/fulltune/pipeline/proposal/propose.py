@@ -197,7 +197,7 @@ class _Draft:
 
     @property
     def _scored(self) -> int:
-        return min(self.rows.evaluated, settings.EVAL_ROWS)
+        return settings.scored(self.rows.evaluated)
 
     def title(self) -> list[str]:
         return [
@@ -253,9 +253,9 @@ class _Draft:
             lines.append(Line("eval", self._source(sources.eval), why))
         elif "eval" not in tables:
             lines.append(Line("eval", evaluate, f"{evaluate:.0%} of the rows are held out and decide{kept}"))
-        if self.rows.evaluated > settings.EVAL_ROWS:
-            why = f"score {settings.EVAL_ROWS} of {self.rows.evaluated:,} rows, so that baselines take minutes"
-            lines.append(Line("eval_limit", settings.EVAL_ROWS, why))
+        if self._scored < self.rows.evaluated:
+            why = f"score {self._scored} of {self.rows.evaluated:,} rows, so that baselines take minutes"
+            lines.append(Line("eval_limit", self._scored, why))
         if self.rows.bad:
             why = f"{len(self.rows.bad):,} rows cannot be used and are left out, such as {self.rows.bad[0]}"
             lines.append(Line("bad_rows", "skip", why))

@@ -13,7 +13,7 @@ from fulltune.data.overlap import Entry, Seen
 from fulltune.data.read import open_source
 from fulltune.data.split import input_text, split_table
 from fulltune.errors import DataError, Problem
-from fulltune.pipeline.proposal.settings import EVAL_ROWS
+from fulltune.pipeline.proposal.settings import scored
 from fulltune.pipeline.proposal.sources import Sources
 from fulltune.records.run import FileFormat
 
@@ -121,7 +121,7 @@ def _leaks(train: Table, evaluation: Table) -> int:
     seen = Seen()
     for entry in _entries(train):
         seen.add(entry)
-    matches = [match for entry in _entries(evaluation)[:EVAL_ROWS] if (match := seen.match(entry))]
+    matches = [match for entry in _entries(evaluation)[: scored(len(evaluation))] if (match := seen.match(entry))]
     return sum(match.same_target and not match.differs_in_numbers for match in matches)
 
 

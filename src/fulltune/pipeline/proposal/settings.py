@@ -24,7 +24,10 @@ _FIT = 0.99
 _MANY, _FEW = 1000, 100
 
 #: Rows that decide on a CPU, so that the baselines take minutes.
-EVAL_ROWS = 500
+_EVAL_ROWS = 500
+
+#: Rows up to which all are scored: leaving a few out saves nothing.
+_ALL_EVAL_ROWS = 600
 
 #: Tokens per word, for models whose tokenizer is not on this machine.
 _TOKENS_PER_WORD = 1.6
@@ -68,6 +71,11 @@ def epochs(rows: int, batch: int, usual: int) -> int:
     """Return the usual number of epochs, or more for few rows, which otherwise give too few steps."""
     needed = math.ceil(_STEPS * batch / max(1, rows))
     return max(usual, min(needed, _MOST_EPOCHS))
+
+
+def scored(rows: int) -> int:
+    """Return how many of the rows for evaluation decide."""
+    return rows if rows <= _ALL_EVAL_ROWS else _EVAL_ROWS
 
 
 def held_out(rows: int) -> tuple[float, float | None]:
