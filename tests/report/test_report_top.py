@@ -27,6 +27,19 @@ SUMMARY = DataSummary(
 )
 
 
+RETAINED = Retention(
+    metric="masked_loss",
+    direction="lower",
+    base=Score(value=1, low=1, high=1, n=9),
+    tuned=Score(value=1.08, low=1, high=1.1, n=9),
+    change=0.08,
+    low=0.07,
+    high=0.09,
+    budget=0.05,
+    verdict="lost",
+)
+
+
 def page(**changes: Any) -> str:
     record = samples.record(**changes)
     return render(record, [], [], None)
@@ -38,11 +51,18 @@ def with_summary(summary: DataSummary, **changes: Any) -> Record:
 
 @pytest.mark.parametrize("outcome", ["accepted", "undecided", "rejected", "stopped"])
 def test_every_outcome_is_explained(outcome: Any) -> None:
-    texts = PageReader(page(outcome=outcome)).texts
+    texts = PageReader(page(outcome=outcome, retention={"law": RETAINED})).texts
 
     assert texts[1] == f"{tiles.SIGNS[outcome]} {outcome}"
     assert texts[2] == tiles.OUTCOMES[outcome]
     assert len(set(tiles.SIGNS.values())) == 4
+
+
+def test_an_accepted_run_without_a_budget_is_not_said_to_keep_one() -> None:
+    free = RETAINED.model_copy(update={"budget": math.nan, "verdict": "no budget"})
+
+    assert PageReader(page(retention={})).texts[2] == "better than every baseline"
+    assert "has no budget" in PageReader(page(retention={"general text (en)": free})).texts[2]
 
 
 def test_the_next_step_comes_before_the_figures() -> None:
@@ -55,17 +75,7 @@ def test_the_next_step_comes_before_the_figures() -> None:
 
 
 def test_the_figures_are_those_of_the_record() -> None:
-    lost = Retention(
-        metric="masked_loss",
-        direction="lower",
-        base=Score(value=1, low=1, high=1, n=9),
-        tuned=Score(value=1.08, low=1, high=1.1, n=9),
-        change=0.08,
-        low=0.07,
-        high=0.09,
-        budget=0.05,
-        verdict="lost",
-    )
+    lost = RETAINED
     kept = lost.model_copy(update={"change": 0.01, "low": 0.0, "high": 0.02, "verdict": "kept"})
     shown = tiles.tiles(samples.record(retention={"tales": kept, "law": lost}))
 

@@ -74,7 +74,7 @@ def render(
         tiles=tiles.tiles(record),
         reasons=[reason for reason in record.reasons if reason not in record.headline],
         outcome_sign=tiles.SIGNS[record.outcome],
-        outcome_meaning=tiles.OUTCOMES[record.outcome],
+        outcome_meaning=tiles.meaning(record),
         levels=details.findings(record, audit),
         weights=details.weights(record),
         folds=details.folds(record),

@@ -20,7 +20,7 @@ from fulltune.report.display import (
     size,
     system_label,
 )
-from fulltune.report.retention import verdict_text, worst
+from fulltune.report.retention import has_budget, verdict_text, worst
 
 #: What the outcome of a run means, for readers who see it for the first time.
 OUTCOMES = {
@@ -32,6 +32,13 @@ OUTCOMES = {
 
 #: A sign for each outcome, so that color is not its only carrier.
 SIGNS = {"accepted": "✓", "undecided": "?", "rejected": "✕", "stopped": "■"}
+
+
+def meaning(record: Record) -> str:
+    """Return what the outcome of a run means; without a budget of forgetting nothing is said about it."""
+    if record.outcome != "accepted" or has_budget(record):
+        return OUTCOMES[record.outcome]
+    return "better than every baseline" + ("; what was forgotten has no budget" if record.retention else "")
 
 
 @dataclass(frozen=True)

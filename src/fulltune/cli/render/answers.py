@@ -34,7 +34,7 @@ def changed_rows(changed: ChangedRows) -> RenderableType:
     """Show rows that became right or wrong, with both answers."""
     kinds = ("gained most", "lost most") if changed.counted is None else ("fixed", "broken")
     counted = changed.counted or (len(changed.fixed), len(changed.broken))
-    parts: list[RenderableType] = [Text(f"From {changed.before} to {changed.after}, by {metric_label(changed.metric)}")]
+    parts: list[RenderableType] = [Text(_between(changed), overflow="fold")]
     for kind, rows, count in zip(kinds, (changed.fixed, changed.broken), counted, strict=True):
         shown = f", {len(rows)} shown" if len(rows) < count else ""
         parts.append(Text(f"\n{count:,} {kind}{shown}", style="bold"))
@@ -51,6 +51,13 @@ def changed_rows(changed: ChangedRows) -> RenderableType:
                 table.add_row(Text(name, style="dim"), Text(_said(value), overflow="fold"))
             parts += [table, Text("")]
     return Group(*parts)
+
+
+def _between(changed: ChangedRows) -> str:
+    metric = f"rows by {metric_label(changed.metric)}"
+    if changed.before == f"{changed.after}, base":
+        return f"From the base to the tuned model of {changed.after}:\n{metric}"
+    return f"From {changed.before}\nto   {changed.after}:\n{metric}"
 
 
 def predictions(found: Predictions) -> RenderableType:
@@ -70,7 +77,7 @@ def predictions_line(found: Predictions) -> str:
     parts += [f"{found.truncated:,} truncated"] if found.truncated else []
     parts += [f"{failed:,} without an answer"] if failed else []
     parts += [f"{found.resumed:,} resumed"] if found.resumed else []
-    return ", ".join(parts) + f" ({found.seconds:,.1f} s, {rate:,.0f} rows per second)"
+    return ", ".join(parts) + f" ({found.seconds:,.1f} s, {rate:,.{0 if rate >= 10 else 1}f} rows per second)"
 
 
 def _details(values: Mapping[str, Any]) -> list[str]:
