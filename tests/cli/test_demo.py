@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 from pathlib import Path
@@ -52,6 +53,17 @@ def test_a_demo_runs_with_no_network(name: str, tmp_path: Path, monkeypatch: pyt
     assert "Report: " in result.stdout
     assert re.search(r"Seconds: \d+", result.stdout)
     assert f"demo/{name}/config.yaml" in result.stdout.replace("\n", "")
+
+
+def test_files_that_did_not_change_are_kept_and_others_written_again(tmp_path: Path) -> None:
+    folder = prepare("text2sql", tmp_path).parent
+    database, train = folder / "databases" / "shop.sqlite", folder / "train.jsonl"
+    os.utime(database, ns=(0, 0))
+    content = train.read_bytes()
+    train.write_bytes(b"")
+    prepare("text2sql", tmp_path)
+    assert database.stat().st_mtime_ns == 0  # cached answers depend on it
+    assert train.read_bytes() == content
 
 
 def test_an_unknown_name_lists_the_known_names(tmp_path: Path) -> None:
