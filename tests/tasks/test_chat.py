@@ -137,6 +137,25 @@ def test_a_failing_template_is_a_clear_error(template: str, reason: str) -> None
     assert "data.chat: off" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("template", "risk"),
+    [
+        ("{{ 'x' * 1000000000 }}", "has the number 1000000000"),
+        ("{{ messages[0].content|center(0x7fffffff) }}", "has the number 0x7fffffff"),
+        ("{{ messages|tojson(indent=99_999_999) }}", "has the number 99_999_999"),
+        ("{{ messages[0].content }}{{ 10 ** (10 ** 9) }}", "computes a power"),
+    ],
+)
+def test_a_template_that_no_limit_stops_is_not_rendered(template: str, risk: str) -> None:
+    with pytest.raises(ModelError, match=rf"the chat template of 'fake-llama' {risk}.*Set data.chat: off"):
+        chat.check_template(bundle(template), "auto", date(2026, 1, 1))
+
+
+def test_keyword_arguments_and_powers_in_text_are_no_power() -> None:
+    template = "2**3 {% macro f(a) %}{{ a ~ '2**9' }}{% endmacro %}{% for m in messages %}{{ f(**{'a': m.content}) }}"
+    chat.check_template(bundle(template + "{% endfor %}"), "auto", date(2026, 1, 1))
+
+
 def test_chat_without_a_template_is_a_clear_error() -> None:
     with pytest.raises(ModelError, match="the chat template of 'fake-llama' fails"):
         chat.check_template(fakes.bundle("llama"), "on", date(2026, 1, 1))

@@ -43,6 +43,10 @@ _WORDS = "zqxjv kwyph"
 #: Matches a list of parts that was printed instead of read.
 _PRINTED = re.compile(r"""['"]text['"]: ?['"]""")
 
+#: Largest number in a template. Text that is repeated or padded as often as that may take all memory, and neither this
+#: nor a power is interrupted by the limit on time.
+_LARGEST = 10_000_000
+
 #: Variables that templates may require and that rows do not have.
 _EXTRAS = ("tools", "documents")
 
@@ -165,6 +169,8 @@ def check_template(bundle: Bundle, setting: str, day: date) -> None:
         return
     before = random.getstate()
     with _failures(bundle):
+        if risk := _unlimited(_template(bundle)):
+            raise _error(bundle, risk, "one whose time and memory are limited")
         _, obstacle = _form(bundle.tokenizer, _template(bundle), day)
     if obstacle:
         raise _error(bundle, f"fails ({obstacle})", _EXPECTED)
@@ -181,6 +187,22 @@ def check_template(bundle: Bundle, setting: str, day: date) -> None:
     finally:
         random.setstate(before)
     _check_turns(bundle, day)
+
+
+def _unlimited(template: str) -> str:
+    """Return which operation of a template may take any time or memory at once, or an empty string."""
+    from jinja2 import Environment
+
+    previous = "("
+    for _, kind, text in Environment().lex(template):
+        if kind == "whitespace":
+            continue
+        if text == "**" and previous not in ("(", ","):  # there it passes keyword arguments on
+            return "computes a power"
+        if kind == "integer" and (len(text) > len(f"{_LARGEST:_}") or int(text, 0) > _LARGEST):
+            return f"has the number {text[:20]}, more than {_LARGEST:,}"
+        previous = text
+    return ""
 
 
 def _check_turns(bundle: Bundle, day: date) -> None:
