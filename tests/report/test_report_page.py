@@ -104,24 +104,52 @@ def test_the_warning_is_not_repeated() -> None:
     assert read(samples.rejected(), headline=headline).texts[0] == headline
 
 
-def test_a_win_within_chance_is_reported_as_such() -> None:
+def test_a_baseline_that_is_ahead_within_chance_does_not_beat() -> None:
     sample = samples.rejected()
-    comparison = sample.record.comparison | {
-        "tuned vs tfidf": samples.versus("macro_f1", -0.03, "no detectable change", half=0.05)
-    }
-    first = read(sample, comparison=comparison).texts[0]
+    unclear = samples.versus("macro_f1", -0.03, "no detectable change", half=0.05)
+    comparison = sample.record.comparison | {"tuned vs tfidf": unclear}
 
-    assert first.startswith("TF-IDF (0.871) beats the tuned model (0.841)")
-    assert "the difference may be due to chance" in first
+    first = read(sample, comparison=comparison).texts[0]
+    assert first == "TF-IDF (0.871) cannot be told from the tuned model (0.841) on Macro-F1."
+
+
+def test_only_baselines_with_a_test_of_their_own_beat() -> None:
+    sample = samples.rejected()
+    ahead = sample.record.scores | {"linear_probe": {"macro_f1": samples.score(0.848)}}
+    unclear = samples.versus("macro_f1", -0.007, "no detectable change", half=0.24)
+    comparison = sample.record.comparison | {"tuned vs linear_probe": unclear}
+
+    assert read(sample, scores=ahead, comparison=comparison).texts[0] == (
+        "TF-IDF (0.871) beats the tuned model (0.841) on Macro-F1; Linear probe (0.848) cannot be told from it."
+    )
+
+
+def test_a_baseline_that_does_not_win_once_adjusted_does_not_beat() -> None:
+    sample = samples.rejected()
+    single = samples.versus("macro_f1", -0.03, "worse").model_copy(update={"p_holm": 0.08})
+
+    first = read(sample, comparison=sample.record.comparison | {"tuned vs tfidf": single}).texts[0]
+    assert "beat" not in first
+
+
+def test_a_certain_difference_that_does_not_count_is_no_win() -> None:
+    sample = samples.rejected()
+    small = samples.versus("macro_f1", -0.03, "no detectable change").model_copy(update={"min_effect": 0.05})
+
+    assert read(sample, comparison=sample.record.comparison | {"tuned vs tfidf": small}).texts[0] == (
+        sample.record.headline
+    )
 
 
 def test_lower_is_better_decides_who_wins() -> None:
     sample = samples.causal_lm()
     scores = sample.record.scores | {"zero_shot": sample.record.scores["tuned"]}
     worse = scores | {"tuned": {"bits_per_byte": samples.score(1.2)}}
+    lost = sample.record.comparison | {"tuned vs zero_shot": samples.versus("bits_per_byte", 0.213, "worse")}
 
     assert read(sample).texts[0] == sample.record.headline
-    assert read(sample, scores=worse).texts[0].startswith("Zero-shot (0.987) beats the tuned model (1.200)")
+    first = read(sample, scores=worse, comparison=lost).texts[0]
+    assert first.startswith("Zero-shot (0.987) beats the tuned model (1.200)")
 
 
 def test_each_baseline_is_listed_with_its_time_its_setting_and_its_sample() -> None:

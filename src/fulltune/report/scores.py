@@ -217,25 +217,31 @@ def _parts(use: BaselineUse) -> Iterator[str]:
 def beaten(record: Record) -> str:
     """Return the sentence that comes first if baselines score better than the tuned model, otherwise an empty string.
 
-    It is also empty if the headline names the first of them, and headline or reasons name the others.
+    Only baselines whose paired test shows it are said to beat the tuned model. The sentence is also empty if the
+    headline names the first of them, and headline or reasons name the others.
     """
-    winners = [name for name in in_order(record.scores) if name != "tuned" and _wins(record, name)]
-    if not winners:
+    ahead = [name for name in in_order(record.scores) if name != "tuned" and _is_ahead(record, name)]
+    if not ahead:
         return ""
     headline = _plain(record.headline)
     mentioned = headline + _plain(" ".join(record.reasons))
-    if any(_plain(name) in headline for name in winners) and all(_plain(name) in mentioned for name in winners):
+    if any(_plain(name) in headline for name in ahead) and all(_plain(name) in mentioned for name in ahead):
         return ""
-    tuned = record.scores["tuned"][record.metric].value
-    rivals = [record.scores[name][record.metric].value for name in winners]
-    digits = decimals([tuned, *rivals])
-    sure = any(_verdict(record, name) == "worse" for name in winners)
-    listed = " and ".join(
-        f"{system_label(name)} ({number(value, digits)})" for name, value in zip(winners, rivals, strict=True)
-    )
+    digits = decimals(record.scores[name][record.metric].value for name in ("tuned", *ahead))
+    tuned = f"the tuned model ({number(record.scores['tuned'][record.metric].value, digits)})"
+    winners = [name for name in ahead if _wins(record, name)]
+    alike = [name for name in ahead if name not in winners]
+    label = metric_label(record.metric)
+    if not winners:
+        return f"{_listed(record, alike, digits)} cannot be told from {tuned} on {label}."
     verb = "beat" if len(winners) > 1 else "beats"
-    doubt = "" if sure else "; the difference may be due to chance"
-    return f"{listed} {verb} the tuned model ({number(tuned, digits)}) on {metric_label(record.metric)}{doubt}."
+    rest = f"; {_listed(record, alike, digits)} cannot be told from it" if alike else ""
+    return f"{_listed(record, winners, digits)} {verb} {tuned} on {label}{rest}."
+
+
+def _listed(record: Record, names: Sequence[str], digits: int) -> str:
+    values = (number(record.scores[name][record.metric].value, digits) for name in names)
+    return wording.listed([f"{system_label(name)} ({value})" for name, value in zip(names, values, strict=True)])
 
 
 def _plain(words: str) -> str:
@@ -243,19 +249,24 @@ def _plain(words: str) -> str:
 
 
 def _wins(record: Record, system: str) -> bool:
-    """Return True if a baseline is better by its comparison, or otherwise by its plain value."""
-    if _verdict(record, system) == "worse":
-        return _has(record, system) and _has(record, "tuned")
+    """Return True if a baseline is better by its paired test, adjusted for the number of baselines."""
+    comparison = record.comparison.get(f"tuned vs {system}")
+    return comparison is not None and comparison.verdict == "worse" and not comparison.p_holm > 1 - record.confidence
+
+
+def _is_ahead(record: Record, system: str) -> bool:
+    """Return True if a baseline is better by its comparison, or otherwise by its plain value.
+
+    One that is certainly better, but by less than counts, is not ahead.
+    """
+    comparison = record.comparison.get(f"tuned vs {system}")
+    if comparison is not None and wording.verdict(comparison) == "below min_effect":
+        return False
     if not (_has(record, system) and _has(record, "tuned")):
         return False
     gain = record.scores[system][record.metric].value - record.scores["tuned"][record.metric].value
-    return gain > 0 if _direction(record, record.metric) == "higher" else gain < 0
+    return _wins(record, system) or (gain > 0 if _direction(record, record.metric) == "higher" else gain < 0)
 
 
 def _has(record: Record, system: str) -> bool:
     return record.metric in record.scores.get(system, {})
-
-
-def _verdict(record: Record, system: str) -> str:
-    comparison = record.comparison.get(f"tuned vs {system}")
-    return comparison.verdict if comparison else ""
