@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from fulltune.experiments.sweep import sweep as sweep
     from fulltune.models.auto_tokenizer import AutoTokenizer as AutoTokenizer
     from fulltune.pipeline.ask import ask as ask
-    from fulltune.pipeline.export import export as export
     from fulltune.pipeline.judge import Judge as Judge
     from fulltune.pipeline.loaded import LoadedModel as LoadedModel
     from fulltune.pipeline.loaded import load as load
     from fulltune.pipeline.predict import predict as predict
     from fulltune.pipeline.proposal.propose import init as init
+    from fulltune.pipeline.publish import publish as publish
     from fulltune.pipeline.run import compare as compare
     from fulltune.pipeline.run import evaluate as evaluate
     from fulltune.pipeline.run import plan as plan
@@ -78,11 +78,11 @@ _EXPORTS = {
     "ask": "fulltune.pipeline.ask",
     "AutoTokenizer": "fulltune.models.auto_tokenizer",
     "soup": "fulltune.experiments.soup",
-    "export": "fulltune.pipeline.export",
     "Judge": "fulltune.pipeline.judge",
     "load": "fulltune.pipeline.loaded",
     "LoadedModel": "fulltune.pipeline.loaded",
     "predict": "fulltune.pipeline.predict",
+    "publish": "fulltune.pipeline.publish",
     "interpolate": "fulltune.experiments.interpolation",
     "find_learning_rate": "fulltune.experiments.lr_find",
     "compare_methods": "fulltune.experiments.methods.comparison",

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def test_minilm_there_and_back(tmp_path: Path) -> None:
-    from fulltune.pipeline.export import restore
+    from fulltune.pipeline.publish import restore
 
     out = tmp_path / "runs"
     config = {
@@ -51,7 +51,7 @@ def test_minilm_there_and_back(tmp_path: Path) -> None:
     assert scores["macro_f1"] == records[0].scores["tuned"]["macro_f1"]
     for version in (one, two):
         started = time.perf_counter()
-        found = fulltune.export(version.ref, out=out, delta_file=tmp_path / f"{version.number}.delta").delta
+        found = fulltune.publish(version.ref, out=out, delta_file=tmp_path / f"{version.number}.delta").delta
         assert found is not None
         print(f"  delta of {version.ref}: {found.ratio:.1%} of {found.tuned_bytes:,} bytes")
         print(f"  written and checked in {time.perf_counter() - started:.1f} s")

@@ -122,15 +122,15 @@ def export(
     private: Annotated[bool, typer.Option("--private", help="Make that repository private.")] = False,
 ) -> None:
     """Write a version as a plain folder, as a delta that restores it bit for bit, or to the hub."""
-    from fulltune.cli.render.registry import exported
+    from fulltune.cli.render.registry import published
 
     if push is None:
         refuse_unread("with --push", private=private)
     with common.answering():
-        from fulltune.pipeline.export import export
+        from fulltune.pipeline.publish import publish
 
-        result = export(name, out=common.out, to=to, delta_file=delta, push=push, private=private)
-    common.answer(result.to_json(), exported(result))
+        result = publish(name, out=common.out, to=to, delta_file=delta, push=push, private=private)
+    common.answer(result.to_json(), published(result))
 
 
 @models.command("apply-delta")
@@ -145,7 +145,7 @@ def apply_delta(
     from fulltune.cli.render.registry import restored
 
     with common.answering():
-        from fulltune.pipeline.export import restore
+        from fulltune.pipeline.publish import restore
 
         result = restore(source, delta, to, out=common.out)
     common.answer(result.to_json(), restored(result))

@@ -16,7 +16,7 @@ from fulltune.store.registry.promotion import refusal
 from fulltune.store.registry.registry import Move, Registry, Version
 
 if TYPE_CHECKING:
-    from fulltune.pipeline.export import Exported
+    from fulltune.pipeline.publish import Published
 
 
 def listing(versions: Listing) -> RenderableType:
@@ -85,7 +85,7 @@ def garbage(removable: Garbage) -> RenderableType:
     return Group(table, Text(f"Would delete: {freed}{hint}"))
 
 
-def exported(result: Exported) -> RenderableType:
+def published(result: Published) -> RenderableType:
     """Show where a version was written, and the size of a delta."""
     lines = [f"{result.version} is in {result.folder}"] if result.folder else []
     if result.delta:

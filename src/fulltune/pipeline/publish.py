@@ -1,4 +1,4 @@
-"""Export versions of the registry: a folder with a model card, a delta against the base, a hub repository."""
+"""Publish versions of the registry: a folder with a model card, a delta against the base, a hub repository."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fulltune.store.delta import DeltaInfo, Restored
 from fulltune.store.registry.registry import Registry, Version
 
 
-class Exported(Model):
+class Published(Model):
     """Where a version was written; a form that was not requested is empty."""
 
     version: str
@@ -28,7 +28,7 @@ class Exported(Model):
     pushed: str = ""
 
 
-def export(
+def publish(
     ref: str,
     *,
     out: str | Path = "runs",
@@ -36,7 +36,7 @@ def export(
     delta_file: str | Path | None = None,
     push: str | None = None,
     private: bool = False,
-) -> Exported:
+) -> Published:
     """Write a version of the registry in one or more of three forms.
 
     Args:
@@ -57,7 +57,7 @@ def export(
     registry = Registry(out)
     version = registry.version(ref)
     folder = registry.checkout(version)
-    result = Exported(version=version.ref)
+    result = Published(version=version.ref)
     if to:
         write_folder(version, folder, Path(to))
         result = result.model_copy(update={"folder": str(to)})
@@ -74,7 +74,7 @@ def restore(source: str, file: str | Path, to: str | Path, *, out: str | Path = 
 
     Args:
         source: Any model that a config takes.
-        file: A delta that :func:`export` wrote.
+        file: A delta that :func:`publish` wrote.
         to: Folder of the restored checkpoint.
         out: Folder of the runs and the registry.
 
