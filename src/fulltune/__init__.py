@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fulltune.errors import ConfigError as ConfigError
     from fulltune.errors import DataError as DataError
     from fulltune.errors import DivergenceError as DivergenceError
+    from fulltune.errors import ExportRefused as ExportRefused
     from fulltune.errors import FulltuneError as FulltuneError
     from fulltune.errors import IncompatibleError as IncompatibleError
     from fulltune.errors import MemoryExhausted as MemoryExhausted
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from fulltune.experiments.sweep import sweep as sweep
     from fulltune.models.auto_tokenizer import AutoTokenizer as AutoTokenizer
     from fulltune.pipeline.ask import ask as ask
+    from fulltune.pipeline.export.export import export as export
     from fulltune.pipeline.judge import Judge as Judge
     from fulltune.pipeline.loaded import LoadedModel as LoadedModel
     from fulltune.pipeline.loaded import load as load
@@ -66,6 +68,7 @@ _EXPORTS = {
     "ConfigError": "fulltune.errors",
     "DataError": "fulltune.errors",
     "DivergenceError": "fulltune.errors",
+    "ExportRefused": "fulltune.errors",
     "FulltuneError": "fulltune.errors",
     "IncompatibleError": "fulltune.errors",
     "MissingDependencyError": "fulltune.errors",
@@ -78,6 +81,7 @@ _EXPORTS = {
     "ask": "fulltune.pipeline.ask",
     "AutoTokenizer": "fulltune.models.auto_tokenizer",
     "soup": "fulltune.experiments.soup",
+    "export": "fulltune.pipeline.export.export",
     "Judge": "fulltune.pipeline.judge",
     "load": "fulltune.pipeline.loaded",
     "LoadedModel": "fulltune.pipeline.loaded",

@@ -9,6 +9,7 @@
     │   └── CheckpointError       there is no checkpoint to resume from; a ValueError too, as in transformers
     ├── IncompatibleError         two runs that must not be compared
     ├── PromotionRefused          exit code 3: the promotion gate failed; the alias is unchanged
+    ├── ExportRefused             exit code 3: an exported model is worse than the margin allows; nothing was written
     ├── MissingDependencyError    a feature needs an extra that is not installed
     ├── ProcessError              another process of the same run died or timed out
     └── TrainingStopped           exit code 3: training ended early, weights intact
@@ -178,6 +179,20 @@ class PromotionRefused(FulltuneError):
     """The promotion gate of the registry rejected a version; the alias is unchanged."""
 
     exit_code = 3
+
+
+class ExportRefused(FulltuneError):
+    """An exported model is worse than the margin allows; nothing was written.
+
+    Attributes:
+        export: The record of the comparison, as JSON.
+    """
+
+    exit_code = 3
+
+    def __init__(self, found: str, *, expected: str, fix: str, export: str) -> None:
+        self.export = export
+        super().__init__(found, expected=expected, fix=fix)
 
 
 class MissingDependencyError(FulltuneError):

@@ -16,7 +16,10 @@ import fulltune
 
 #: Packages that always come with a declared one, and packages of extras.
 CAME_ALONG = {"pydantic_core", "typing_extensions", "tokenizers", "huggingface_hub", "pyarrow", "scipy"}
-OPTIONAL = {"fastapi", "gguf", "openpyxl", "optuna", "prometheus_client", "sentencepiece", "starlette", "uvicorn"}
+OPTIONAL = {
+    *("fastapi", "gguf", "onnx", "onnxruntime", "openpyxl", "optuna", "prometheus_client", "sentencepiece"),
+    *("starlette", "uvicorn"),
+}
 
 ROOT = Path(__file__).parents[2]
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")

@@ -40,6 +40,8 @@ PACKAGES = (
 OPTIONAL = (
     ("gguf", "models from GGUF files", "pip install 'fulltune[gguf]'"),
     ("sentencepiece", "tokenizers kept as SentencePiece files only", "pip install 'fulltune[sentencepiece]'"),
+    ("onnxscript", "`fulltune export` to ONNX", "pip install 'fulltune[export]'"),
+    ("onnxruntime", "models in ONNX", "pip install 'fulltune[export]'"),
     ("fastapi", "`fulltune serve`", "pip install 'fulltune[serve]'"),
     ("bitsandbytes", "8-bit optimizers and the method qlora", "pip install 'fulltune[adapters]'"),
     ("deepspeed", "the presets zero1, zero2 and zero3 of `fulltune launch`", "pip install 'fulltune[deepspeed]'"),

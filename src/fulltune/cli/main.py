@@ -17,6 +17,7 @@ import typer
 
 import fulltune
 from fulltune.cli import launch
+from fulltune.cli.export import export
 from fulltune.cli.init import init
 from fulltune.cli.models import models
 from fulltune.cli.options import (
@@ -52,6 +53,7 @@ app.command("init")(init)
 app.command("predict")(predict)
 app.command("verdict")(verdict)
 app.command("serve")(serve)
+app.command("export")(export)
 app.add_typer(models, name="models")
 app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 

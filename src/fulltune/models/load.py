@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -72,11 +73,12 @@ def load(
     source = find(name, runs)
     if source.is_adapter:
         return _load_adapter(source, head, labels, multi_label, runs, seed, (source_language, target_language))
+    exported = source.sha256() if source.export is not None else ""  # its files are checked before they are read
     with files.errors_of(name, source.folder):
-        config = AutoConfig.from_pretrained(**source.kwargs)
+        config = AutoConfig.from_pretrained(**source.settings)
         stored_head = heads.StoredHead.of(config, source.folder)
         _check(source, config, head)
-        tokenizer = AutoTokenizer.from_pretrained(**source.kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(**source.settings)
         family = family_of(config)
         overrides, replaced = reconcile.config_overrides(config, tokenizer, family)
         with quiet():
@@ -87,7 +89,7 @@ def load(
     languages = set_languages(model, tokenizer, source_language, target_language)
     info = ModelInfo(
         source=name,
-        sha256=source.sha256(),
+        sha256=exported or source.sha256(),
         family=family,
         architecture=type(model).__name__,
         reconciled=(*replaced, *invalid, *head_changes, *settled.changes, *languages),
@@ -156,6 +158,20 @@ def load_own_head(name: str, labels: Sequence[str], *, runs: Path | None = None,
     return bundle
 
 
+def _load_onnx(source: ModelFiles, config: PretrainedConfig, overrides: dict[str, Any]) -> PreTrainedModel:
+    """Return an exported graph as a model, with the generation settings of its folder."""
+    from fulltune.models.onnx_model import onnx_model
+
+    config.update({name: value for name, value in overrides.items() if name != "generation_config"})
+    alone = source.export is not None and source.export.quantization is not None
+    with quiet():
+        model = onnx_model(source.folder, config, alone=alone)
+        if model.can_generate() and (source.folder / "generation_config.json").is_file():
+            stored = overrides.get("generation_config") or GenerationConfig.from_pretrained(source.folder)
+            model.generation_config = stored
+    return model
+
+
 def _load_model(
     source: ModelFiles,
     config: PretrainedConfig,
@@ -166,7 +182,11 @@ def _load_model(
     overrides: dict[str, Any],
 ) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
     """Return the model, the names of parameters that the checkpoint lacks, and the changes of a stored head."""
+    if source.is_onnx:
+        return _load_onnx(source, config, overrides), (), ()
     kwargs = source.kwargs | {"dtype": torch.float32, "use_safetensors": True} | overrides
+    if source.export is not None and source.gguf:
+        kwargs |= {"config": config}  # the format has no place for some of its settings
     if head == "classification":
         return _load_classifier(config, kwargs, labels, multi_label, seed)
     with quiet():
@@ -220,7 +240,7 @@ def _check(source: ModelFiles, config: PretrainedConfig, head: Head) -> None:
     Raises:
         ModelError: It cannot be loaded.
     """
-    if source.gguf is None:
+    if source.gguf is None and not source.is_onnx:
         files.check_files(source.name, source.folder)
     own = {"decoder": "causal-lm", "encoder-decoder": "seq2seq", "encoder": None}[family_of(config)]
     files.check_config(source.name, config, "classification" if head == "classification" else own)

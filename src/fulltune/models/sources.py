@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fulltune.errors import ModelError, did_you_mean
+from fulltune.errors import ModelError, Problem, did_you_mean
 from fulltune.models import starters
+from fulltune.records.export import Export, is_export, read_export
 from fulltune.runtime import paths
 from fulltune.runtime.files import file_sha256
 from fulltune.store.objects import CHECKPOINT_FILES, checkpoint_sha256
@@ -35,11 +36,13 @@ class ModelFiles:
         name: Name that the user gave.
         folder: Folder of its files.
         gguf: Name of the GGUF file, if it is one.
+        export: The record of an exported model; None for any other.
     """
 
     name: str
     folder: Path
     gguf: str | None = None
+    export: Export | None = None
 
     @property
     def is_adapter(self) -> bool:
@@ -47,13 +50,25 @@ class ModelFiles:
         return not (self.folder / "config.json").is_file() and (self.folder / "adapter_config.json").is_file()
 
     @property
+    def is_onnx(self) -> bool:
+        """True if the weights are in ONNX graphs."""
+        return self.export is not None and any(name.endswith(".onnx") for name in self.export.files)
+
+    @property
     def kwargs(self) -> dict[str, Any]:
         """Arguments for ``from_pretrained``: only local files, and never code of the checkpoint."""
         arguments: dict[str, Any] = {"pretrained_model_name_or_path": str(self.folder), "trust_remote_code": False}
         return arguments | ({"gguf_file": self.gguf} if self.gguf else {"local_files_only": True})
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments for ``from_pretrained`` of config and tokenizer: an exported folder has both beside its weights."""
+        return self.kwargs if self.export is None else replace(self, gguf=None).kwargs
+
     def sha256(self) -> str:
         """Return one hash over the names and contents of all files of the checkpoint."""
+        if self.export is not None:
+            return _checked_sha256(self.folder, self.export)
         if self.gguf:
             return file_sha256(self.folder / self.gguf)
         return checkpoint_sha256(self.folder)
@@ -110,6 +125,8 @@ def find(name: str, runs: Path | None = None) -> ModelFiles:
 def _local(name: str, path: Path) -> ModelFiles:
     if path.is_file() and path.suffix == ".gguf":
         return ModelFiles(name, path.parent, path.name)
+    if is_export(path):
+        return _exported(name, path)
     if not path.exists():
         raise ModelError(f"{name!r} does not exist", expected=_MISSING, fix="check the path", field="model")
     if not ((path / "config.json").is_file() or (path / "adapter_config.json").is_file()):
@@ -117,6 +134,40 @@ def _local(name: str, path: Path) -> ModelFiles:
             f"{name!r} has no config.json", expected="a checkpoint as save_pretrained writes it", field="model"
         )
     return ModelFiles(name, path)
+
+
+def exported_folder(name: str) -> Path | None:
+    """Return the folder of an exported model; None if the name is another one."""
+    path = paths.user_path(name)
+    return path if is_export(path) else None
+
+
+def _exported(name: str, folder: Path) -> ModelFiles:
+    """Return the files of an exported model.
+
+    Raises:
+        StoreError: Its record cannot be read.
+    """
+    export = read_export(folder)
+    gguf = next((file for file in export.files if file.endswith(".gguf")), None)
+    return ModelFiles(name, folder, gguf, export)
+
+
+def _checked_sha256(folder: Path, export: Export) -> str:
+    """Return the hash of an exported model.
+
+    Raises:
+        ModelError: Its files are not those that were compared with the original model; lists all of them.
+    """
+    problems = []
+    for name, file in export.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != file.bytes or file_sha256(path) != file.sha256:
+            state = "has changed since it was exported" if path.is_file() else "is missing"
+            problems.append(Problem(f"{name} {state}", "the file as exported", "export it again", str(folder), "model"))
+    if problems:
+        raise ModelError(problems)
+    return export.sha256
 
 
 def _starter(name: str) -> Path:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, StoreError
+from fulltune.models.sources import exported_folder
 from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import find_model
+from fulltune.records.export import is_export, read_export
 from fulltune.records.run import Model, Prediction, Record, read_record
 from fulltune.store.registry.registry import Registry, reference
 from fulltune.store.runs import named, resolve
@@ -30,7 +32,13 @@ class Asked(Model):
 
 @dataclass(frozen=True)
 class NamedRun:
-    """A run or a version: its name in a config, its folder, and the folder in which such names are looked up."""
+    """A run, a version or an exported model.
+
+    Attributes:
+        name: Its name in a config.
+        folder: Its folder.
+        out: The folder in which such names are looked up.
+    """
 
     name: str
     folder: Path
@@ -78,6 +86,9 @@ def named_run(a: str, b: str | None, out: Path) -> NamedRun:
     """Return the run that the task is read from: the first name that is a run or a version, else the newest run."""
     names = [name for name in (a, b) if name not in (None, BASE, TUNED)]
     for name in map(str, names or ["latest"]):
+        exported = exported_folder(name)
+        if exported is not None:
+            return NamedRun(str(exported), exported, out)
         version = reference(name, out)
         if version is not None:
             return NamedRun(version.ref, Registry(out).checkout(version), out)
@@ -107,7 +118,10 @@ def with_labels(task: Task, settings: Config, run: NamedRun | None) -> Task:
     """Return the task with its label names: from the run's record, else from the rows."""
     if task.head != "classification":
         return task
-    if run is not None and (run.folder / "record.json").is_file():
+    if run is not None and is_export(run.folder):
+        export = read_export(run.folder)
+        task = task.with_facts(replace(task.facts, labels=export.labels, multi_label=export.multi_label))
+    elif run is not None and (run.folder / "record.json").is_file():
         details = read_record(run.folder / "record.json").details
         labels, multi_label = tuple(details.get("labels", ())), bool(details.get("multi_label", False))
         task = task.with_facts(replace(task.facts, labels=labels, multi_label=multi_label))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from fulltune.config import Config
 from fulltune.errors import ConfigError, ModelError, StoreError
-from fulltune.models.sources import check_name, find
+from fulltune.models.sources import check_name, exported_folder, find
+from fulltune.records.export import read_export
 from fulltune.records.run import left_out as recorded_left_out
 from fulltune.runtime import distributed, plugins
 from fulltune.store.registry.registry import Registry, evidence, reference
@@ -59,7 +60,7 @@ def load_model(
         )
     )
     bundle = for_task(bundle, config, task)
-    if head == task.head:  # this head will be trained
+    if head == task.head and exported_folder(config.model) is None:  # this head will be trained
         require_trainable(bundle.model)
     if task.head == "classification":  # a head that cannot be trained is refused before the baselines run
         check_config(config.model, bundle.model.config, task.head)
@@ -139,21 +140,27 @@ def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[
     Args:
         config: The config whose rows the model is asked.
         task: The task, fitted to those rows.
-        name: A run, a version of the registry, or any checkpoint.
+        name: A run, a version of the registry, the folder of an exported model, or any checkpoint.
         out: The runs folder.
 
     Returns:
         The task with the labels of the model, the model, and its system: ``tuned`` or ``zero_shot``.
     """
     check_name(name)
+    if exported_folder(name) is not None:
+        return _tuned(config, task, name, out)
     version = reference(name, out)
     name, out = named(name, out)
     is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
     if version is None and not is_run:
         base = load_model(_with_model(config, name), task, out)
         return task, _under_own_head(base), "zero_shot"
-    source = version.ref if version else resolve(name, out).name
-    tuned = load_model(_with_model(config, source), task, out, head=task.head, labels=())
+    return _tuned(config, task, version.ref if version else resolve(name, out).name, out)
+
+
+def _tuned(config: Config, task: Task, name: str, out: str | Path) -> tuple[Task, Bundle, str]:
+    """Return a tuned model with the head that it was trained with, and the task with its labels."""
+    tuned = load_model(_with_model(config, name), task, out, head=task.head, labels=())
     return task.adopt(tuned), tuned, "tuned"
 
 
@@ -162,12 +169,15 @@ def _with_model(config: Config, model: str) -> Config:
 
 
 def config_of(run: str, out: str | Path) -> Path:
-    """Return the path of the config that a run left in its folder, or that a version of the registry was made with.
+    """Return the path of the config of a run, of a version of the registry, or of an exported model.
 
     Raises:
         StoreError: There is no such run or version.
     """
     check_name(run)
+    exported = exported_folder(run)
+    if exported is not None:
+        return exported / "config.yaml"
     version = reference(run, out)
     if version is not None:
         return Registry(out).checkout(version) / "config.yaml"
@@ -218,10 +228,14 @@ def left_out(name: str, out: str | Path, eval_sha256: str) -> frozenset[str]:
     """Return the ids of the evaluation rows that the run of a model leaves out of its scores; empty without a run.
 
     Args:
-        name: Run, version, or any other model.
+        name: Run, version, folder of an exported model, or any other model.
         out: The runs folder.
         eval_sha256: Hash of the rows that are scored now.
     """
+    folder = exported_folder(name)
+    if folder is not None:
+        export = read_export(folder)
+        return frozenset(export.left_out if export.eval_sha256 == eval_sha256 else ())
     try:
         return recorded_left_out(evidence(name, out), eval_sha256)
     except StoreError:  # any other checkpoint
