@@ -115,6 +115,10 @@ def export(
     common: Common,
     name: Ref,
     to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Write a folder with a model card.")] = None,
+    artifact: Annotated[
+        str | None,
+        typer.Option("--artifact", metavar="FORMAT", help="Write the version to --to as it was exported to FORMAT."),
+    ] = None,
     delta: Annotated[
         Path | None, typer.Option("--delta", metavar="FILE", help="Write the difference from the base.")
     ] = None,
@@ -126,10 +130,12 @@ def export(
 
     if push is None:
         refuse_unread("with --push", private=private)
+    if to is None:
+        refuse_unread("with --to", artifact=artifact)
     with common.answering():
         from fulltune.pipeline.publish import publish
 
-        result = publish(name, out=common.out, to=to, delta_file=delta, push=push, private=private)
+        result = publish(name, out=common.out, to=to, artifact=artifact, delta_file=delta, push=push, private=private)
     common.answer(result.to_json(), published(result))
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from fulltune.errors import ModelError, StoreError
 from fulltune.models import sources
 from fulltune.models.adapters.files import rename_base
+from fulltune.records.export import EXPORT_FILE, read_export
 from fulltune.records.run import Model, read_record
 from fulltune.report.card import bare, card
-from fulltune.runtime.files import atomic_text, store_errors
+from fulltune.runtime.files import atomic_text, remove, store_errors
 from fulltune.store import delta
 from fulltune.store.delta import DeltaInfo, Restored
-from fulltune.store.registry.registry import Registry, Version
+from fulltune.store.registry.registry import Artifact, Registry, Version
 
 
 class Published(Model):
@@ -33,6 +34,7 @@ def publish(
     *,
     out: str | Path = "runs",
     to: str | Path | None = None,
+    artifact: str | None = None,
     delta_file: str | Path | None = None,
     push: str | None = None,
     private: bool = False,
@@ -43,8 +45,10 @@ def publish(
         ref: ``NAME`` (its production), ``NAME@ALIAS`` or ``NAME@N``.
         out: Folder of the registry.
         to: A folder for ``from_pretrained``, with a model card.
+        artifact: Write the version in this format, as it was exported, to that folder.
         delta_file: The bitwise difference from the base.
-        push: A repository of the hub, ``owner/name``; it is created if it does not exist.
+        push: A repository of the hub, ``owner/name``; it is created if it does not exist. Other formats that the
+            registry keeps are in folders of their names.
         private: Create a private repository.
 
     Raises:
@@ -58,14 +62,17 @@ def publish(
     version = registry.version(ref)
     folder = registry.checkout(version)
     result = Published(version=version.ref)
-    if to:
+    if to and artifact:
+        _write_artifact(registry, version, artifact, Path(to))
+    elif to:
         write_folder(version, folder, Path(to))
+    if to:
         result = result.model_copy(update={"folder": str(to)})
     if delta_file:
         base = _base(version, Path(out))
         result = result.model_copy(update={"delta": delta.write_delta(base, folder / "model", Path(delta_file))})
     if push:
-        result = result.model_copy(update={"pushed": _push(version, folder, push, private)})
+        result = result.model_copy(update={"pushed": _push(registry, version, folder, push, private)})
     return result
 
 
@@ -97,6 +104,24 @@ def write_folder(version: Version, checkout: Path, to: Path) -> None:
         # A saved model is complete: an adapter that can be merged was merged before it was scored.
         shutil.copytree(checkout / "model", to, copy_function=shutil.copyfile)
     atomic_text(to / "README.md", _card(version, checkout))
+
+
+def _write_artifact(registry: Registry, version: Version, form: str, to: Path) -> None:
+    """Write a version in another format as a folder.
+
+    Raises:
+        StoreError: It is not kept in this format, or the folder already exists or cannot be written.
+    """
+    artifact = registry.artifact(version, form)
+    if to.exists():
+        raise StoreError("the folder already exists", where=str(to), fix="name another folder with --to")
+    with store_errors(to):
+        to.mkdir(parents=True)
+    try:
+        registry.write_artifact(artifact, to)
+    except StoreError:
+        remove(to)
+        raise
 
 
 def _card(version: Version, checkout: Path) -> str:
@@ -146,7 +171,20 @@ def _is_adapter(version: Version) -> bool:
     return "model/adapter_config.json" in version.files
 
 
-def _push(version: Version, checkout: Path, repository: str, private: bool) -> str:
+@contextmanager
+def _public_artifact(registry: Registry, artifact: Artifact) -> Iterator[Path]:
+    """Yield the files of an artifact without paths of this machine: without the config of its run."""
+    with tempfile.TemporaryDirectory(prefix="fulltune-") as place:
+        folder = Path(place)
+        registry.write_artifact(artifact, folder)
+        (folder / "config.yaml").unlink(missing_ok=True)
+        record = read_export(folder).model_copy(update={"artifact": ""})
+        (folder / EXPORT_FILE).unlink()
+        atomic_text(folder / EXPORT_FILE, record.to_json())
+        yield folder
+
+
+def _push(registry: Registry, version: Version, checkout: Path, repository: str, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -157,6 +195,14 @@ def _push(version: Version, checkout: Path, repository: str, private: bool) -> s
         message = f"{version.ref}: {version.headline}".strip(": ")[:200]
         with _public(version, checkout) as folder:
             hub.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message)
+        for artifact in registry.artifacts(version):
+            with _public_artifact(registry, artifact) as folder:
+                hub.upload_folder(
+                    repo_id=made.repo_id,
+                    folder_path=folder,
+                    path_in_repo=artifact.format,
+                    commit_message=f"{message} ({artifact.format})",
+                )
         hub.upload_file(
             path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=made.repo_id, commit_message="Model card"
         )

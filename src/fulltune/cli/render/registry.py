@@ -39,7 +39,12 @@ def story(history: Story) -> RenderableType:
         table.add_row(version.ref, version.outcome, version.created, _origin(version), size, aliases)
     newest = history.versions[-1]
     headline = [Text(f"{newest.ref}: {newest.headline}")] if newest.headline else []
-    return Group(table, *headline, *(Text(_described(move)) for move in history.history))
+    formats = [
+        f"{ref} as {one.format}: {one.size:,} bytes, {one.verdict}{f' (forced: {one.forced})' if one.forced else ''}"
+        for ref, kept in history.artifacts.items()
+        for one in kept
+    ]
+    return Group(table, *headline, *map(Text, formats), *(Text(_described(move)) for move in history.history))
 
 
 def move(moved: Move, name: str) -> RenderableType:

@@ -19,7 +19,15 @@ from fulltune.runtime.files import store_errors, sync_folder
 #: Seconds that a writer waits for other writers.
 PATIENCE = 60.0
 
-SCHEMA = 1
+SCHEMA = 2
+
+#: Versions in other formats; not part of schema 1.
+_ARTIFACTS = """
+CREATE TABLE IF NOT EXISTS artifacts (
+    name TEXT NOT NULL, number INTEGER NOT NULL, format TEXT NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (name, number, format), FOREIGN KEY (name, number) REFERENCES versions
+)
+"""
 
 _TABLES = f"""
 CREATE TABLE versions (
@@ -43,6 +51,7 @@ CREATE TRIGGER versions_stay BEFORE UPDATE ON versions BEGIN SELECT RAISE(ABORT,
 CREATE TRIGGER versions_remain BEFORE DELETE ON versions BEGIN SELECT RAISE(ABORT, 'versions never change'); END;
 CREATE TRIGGER moves_stay BEFORE UPDATE ON moves BEGIN SELECT RAISE(ABORT, 'history never changes'); END;
 CREATE TRIGGER moves_remain BEFORE DELETE ON moves BEGIN SELECT RAISE(ABORT, 'history never changes'); END;
+{_ARTIFACTS};
 PRAGMA user_version = {SCHEMA};
 """
 
@@ -84,7 +93,11 @@ def connect(path: Path | None) -> sqlite3.Connection:
     try:
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")
-        (schema,) = db.execute("PRAGMA user_version").fetchone()
+        if _schema(db) == 1:
+            with transaction(db):
+                db.execute(_ARTIFACTS)
+                db.execute(f"PRAGMA user_version = {SCHEMA}")
+        schema = _schema(db)
         if schema != SCHEMA:
             raise StoreError(
                 f"the registry has schema {schema}", expected=str(SCHEMA), where=str(path), fix="upgrade fulltune"
@@ -93,6 +106,11 @@ def connect(path: Path | None) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _schema(db: sqlite3.Connection) -> int:
+    (schema,) = db.execute("PRAGMA user_version").fetchone()
+    return int(schema)
 
 
 @contextmanager

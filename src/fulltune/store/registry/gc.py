@@ -59,7 +59,7 @@ def collect(registry: Registry, out: Path, *, keep: int = KEEP, delete: bool = F
     with registry.locked():
         gone = registry.collected() | (set() if delete else {version.ref for version in dropped})
         staying = [version for version in registry.versions() if version.ref not in gone]
-        needed = {entry.sha256 for version in staying for entry in version.files.values()}
+        needed = {entry.sha256 for version in staying for entry in registry.all_files(version)}
         files = list(registry.objects.unneeded(needed))
         checkouts = [registry.folder(version) for version in dropped if version not in staying]
         freed = sum(path.stat().st_size for path in files if _is_last_link(path, checkouts))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from fulltune.errors import Problem, StoreError
 from fulltune.records.run import Model
-from fulltune.store.registry.registry import Move, Registry, Version
+from fulltune.store.registry.registry import Artifact, Move, Registry, Version
 
 
 class Summary(Model):
@@ -24,13 +26,17 @@ class Listing(Model):
 
 
 class Story(Model):
-    """One model: its versions, its aliases, and all their moves. ``collected`` lists versions without bytes."""
+    """One model: its versions, its aliases, and all their moves.
+
+    ``collected`` lists versions without bytes, ``artifacts`` the versions in other formats, by their references.
+    """
 
     name: str
     aliases: dict[str, int]
     versions: tuple[Version, ...]
     collected: tuple[str, ...]
     history: tuple[Move, ...]
+    artifacts: dict[str, tuple[Artifact, ...]] = Field(default_factory=dict)
 
 
 class Verified(Model):
@@ -71,7 +77,15 @@ def story(registry: Registry, ref: str) -> Story:
         aliases = {alias: current for alias, current in aliases.items() if current == number}
     refs = {version.ref for version in versions}
     collected = tuple(sorted(refs & registry.collected()))
-    return Story(name=name, aliases=aliases, versions=tuple(versions), collected=collected, history=tuple(moves))
+    kept = {version.ref: tuple(registry.artifacts(version)) for version in versions if version.ref not in collected}
+    return Story(
+        name=name,
+        aliases=aliases,
+        versions=tuple(versions),
+        collected=collected,
+        history=tuple(moves),
+        artifacts={ref: artifacts for ref, artifacts in kept.items() if artifacts},
+    )
 
 
 def verify(registry: Registry, ref: str | None = None) -> Verified:
@@ -88,5 +102,6 @@ def verify(registry: Registry, ref: str | None = None) -> Verified:
     problems += [problem for version in versions for problem in registry.problems(version)]
     if problems:
         raise StoreError(problems)
-    files = {entry.sha256: entry.size for version in versions for entry in version.files.values()}
+    entries = [entry for version in versions for entry in registry.all_files(version)]
+    files = {entry.sha256: entry.size for entry in entries}
     return Verified(versions=tuple(version.ref for version in versions), files=len(files), bytes=sum(files.values()))

@@ -101,6 +101,29 @@ class Version(Model):
         return sum(entry.size for entry in self.files.values())
 
 
+class Artifact(Model):
+    """A version in another format.
+
+    Attributes:
+        format: The format.
+        verdict: How it compares with the version.
+        forced: Why it was kept although it is worse.
+        created: Time (UTC).
+        files: All of its files, by path in its folder.
+    """
+
+    format: str
+    verdict: str
+    forced: str = ""
+    created: str
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Total size of its files in bytes."""
+        return sum(entry.size for entry in self.files.values())
+
+
 class Move(Model):
     """One entry of an alias's history. ``before`` is None for a new alias."""
 
@@ -204,6 +227,33 @@ class Registry:
             row = db.execute(query, (value,)).fetchone()
         return Version.model_validate_json(row[0]) if row else None
 
+    def artifacts(self, version: Version) -> list[Artifact]:
+        """Return a version in its other formats."""
+        query = "SELECT body FROM artifacts WHERE name = ? AND number = ? ORDER BY format"
+        with self._reading() as db:
+            rows = db.execute(query, (version.name, version.number)).fetchall()
+        return [Artifact.model_validate_json(body) for (body,) in rows]
+
+    def artifact(self, version: Version, form: str) -> Artifact:
+        """Return a version in another format.
+
+        Raises:
+            StoreError: It is not kept in this format.
+        """
+        found = {one.format: one for one in self.artifacts(version)}
+        if form not in found:
+            raise StoreError(
+                f"{version.ref} is not kept as {form}",
+                expected=", ".join(found) or "a format that it was exported to",
+                fix=f"`fulltune export {version.ref} DIR --format {form}`",
+            )
+        return found[form]
+
+    def all_files(self, version: Version) -> list[FileEntry]:
+        """Return the files of a version, in all of its formats."""
+        kept = [entry for artifact in self.artifacts(version) for entry in artifact.files.values()]
+        return [*version.files.values(), *kept]
+
     def faults(self) -> list[str]:
         """Return the problems that SQLite's integrity check reports for the database."""
         with self._reading() as db:
@@ -214,7 +264,10 @@ class Registry:
 
     def problems(self, version: Version) -> list[Problem]:
         """Read all bytes of a version and return its missing or damaged files as problems."""
-        checks = (self.objects.problem(entry, f"{version.ref}/{name}") for name, entry in version.files.items())
+        files = {f"{version.ref}/{name}": entry for name, entry in version.files.items()}
+        for artifact in self.artifacts(version):
+            files |= {f"{version.ref} ({artifact.format})/{name}": one for name, one in artifact.files.items()}
+        checks = (self.objects.problem(entry, name) for name, entry in files.items())
         return [problem for problem in checks if problem is not None]
 
     def check(self, version: Version) -> None:
@@ -242,15 +295,28 @@ class Registry:
                 return folder
         except StoreError:
             self.check(version)
-        write_folder(folder, lambda empty: self._fill(empty, version), replace=True)
+        write_folder(folder, lambda empty: self._fill(empty, version.files), replace=True)
         return folder
+
+    def write_artifact(self, artifact: Artifact, folder: Path) -> None:
+        """Write the files of an artifact into an empty folder, after verifying all of them.
+
+        Raises:
+            StoreError: The stored bytes are missing or damaged, or the folder cannot be written.
+        """
+        checks = (self.objects.problem(entry, name) for name, entry in artifact.files.items())
+        problems = [problem for problem in checks if problem is not None]
+        if problems:
+            raise StoreError(problems)
+        with store_errors(folder):
+            self._fill(folder, artifact.files)
 
     def folder(self, version: Version) -> Path:
         """Return the path of the folder that :meth:`checkout` creates; it need not exist."""
         return self.root / "versions" / version.name / str(version.number)
 
-    def _fill(self, folder: Path, version: Version) -> None:
-        for name, entry in version.files.items():
+    def _fill(self, folder: Path, files: Mapping[str, FileEntry]) -> None:
+        for name, entry in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(self.objects.path(entry.sha256), folder / name)
 
@@ -301,6 +367,33 @@ class Registry:
                 db.execute("INSERT INTO versions (name, number, sha256, source, body) VALUES (?, ?, ?, ?, ?)", row)
         self.checkout(version)
         return version
+
+    def keep(self, version: Version, folder: Path, *, form: str, verdict: str, forced: str = "") -> Artifact:
+        """Keep a version in another format; it replaces an earlier one in the same format.
+
+        Args:
+            version: The version.
+            folder: All files of the artifact.
+            form: Its format.
+            verdict: How it compares with the version.
+            forced: Why it is kept although it is worse.
+
+        Raises:
+            StoreError: The version was deleted, the disk is full or read-only, or the registry cannot be written.
+        """
+        paths_by_name = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        entries = {name: self.objects.put(path) for name, path in paths_by_name.items()}
+        artifact = Artifact(format=form, verdict=verdict, forced=forced, created=now(), files=entries)
+        with self.locked() as db:
+            if version.ref in self.collected():
+                raise _deleted(version)
+            # As in `add`: garbage collection takes the same lock.
+            for name, entry in entries.items():
+                if not self.objects.path(entry.sha256).exists():
+                    self.objects.put(paths_by_name[name])
+            row = (version.name, version.number, form, artifact.model_dump_json())
+            db.execute("INSERT OR REPLACE INTO artifacts (name, number, format, body) VALUES (?, ?, ?, ?)", row)
+        return artifact
 
     def move(
         self, version: Version, alias: str, *, expected: int | None, action: str, reason: str, who: str | None = None
