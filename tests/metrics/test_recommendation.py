@@ -9,7 +9,8 @@ import pytest
 from report import samples
 
 from fulltune.metrics.recommendation import curve_of, lead, recommend
-from fulltune.records.run import Comparison, GuardEvent, Outcome, Record, Retention, Score, Verdict
+from fulltune.records.data import DataSummary, LabelSpellings, Truncation
+from fulltune.records.run import Comparison, GuardEvent, LanguageGap, Outcome, Record, Retention, Score, Verdict
 
 
 def against(verdict: Verdict, delta: float, n: int = 400, detectable: float = 0.04) -> Comparison:
@@ -155,6 +156,64 @@ def test_each_recorded_run_has_its_recommendation(name: str) -> None:
     found = recommend(case.record())
     assert (found.use, found.action) == (case.use, case.action)
     assert case.words in found.sentence
+
+
+CZECH = LanguageGap(data="Czech", base=("English", "Russian"), alternative="ufal/robeczech-base")
+CUT = {"train": Truncation(rows=43, of=503)}
+SPLIT = LabelSpellings(written=7, distinct=6, spellings=({"pokuta": 140, "pokuta ": 3},), padded=("pokuta ",))
+
+
+def described(record: Record, gap: LanguageGap | None = None, **summary: Any) -> Record:
+    """Return a record with facts about its data that may explain a weak result."""
+    data = record.data.model_copy(update={"summary": DataSummary(**summary)})
+    return record.model_copy(update={"data": data, "language_gap": gap})
+
+
+@pytest.mark.parametrize("name", ["beaten, flat", "beaten, still improving", "behind", "ahead, affordable rows"])
+def test_spellings_of_a_label_are_merged_before_anything_else(name: str) -> None:
+    found = recommend(described(CASES[name].record(), CZECH, labels=SPLIT, truncation=CUT))
+    assert found.action == "merge the spellings of labels"
+    assert "The 7 classes are 6 labels in several spellings ('pokuta' (140) = 'pokuta ' (3))" in found.sentence
+    assert found.use == ("tfidf" if name.startswith("beaten") else "")
+
+
+def test_an_accepted_model_is_used_whatever_its_labels_are() -> None:
+    assert recommend(described(CASES["better than all"].record(), labels=SPLIT)).action == "use it"
+
+
+def test_another_language_and_truncated_rows_come_before_more_rows() -> None:
+    record = CASES["beaten, flat"].record()
+
+    found = recommend(described(record, CZECH, truncation=CUT))
+    assert (found.use, found.action) == ("tfidf", "choose another base")
+    assert "in Czech, but the base was pretrained on English and Russian" in found.sentence
+    assert found.sentence.endswith("pretrained on Czech, such as ufal/robeczech-base.")
+
+    found = recommend(described(record, truncation=CUT))
+    assert (found.use, found.action) == ("tfidf", "read longer texts")
+    assert found.sentence.startswith("8.5% of the training rows are truncated (43 of 503)")
+
+    assert recommend(described(record, truncation={"train": Truncation(rows=4, of=503)})).action == (
+        "get more training rows"
+    )
+
+
+def test_the_advice_is_the_same_where_a_baseline_is_as_good() -> None:
+    behind = Case("undecided", BEHIND, "tfidf", "use the baseline", "", FLAT)
+    assert "more training rows" in recommend(behind.record()).sentence
+    assert "pretrained on Czech" in recommend(described(behind.record(), CZECH)).sentence
+
+
+@pytest.mark.parametrize(("outcome", "tfidf"), [("rejected", LOSES), ("undecided", BEHIND)])
+@pytest.mark.parametrize("curve", [FLAT, IMPROVING], ids=["flat", "improving"])
+def test_nothing_is_asked_for_where_a_baseline_is_nearly_perfect(
+    outcome: Outcome, tfidf: Comparison, curve: list[float]
+) -> None:
+    case = Case(outcome, tfidf, "", "", "", curve, tuned=0.995 + tfidf.delta)  # TF-IDF has 0.995
+    found = recommend(described(case.record(), CZECH, truncation=CUT))
+
+    assert (found.use, found.action) == ("tfidf", "use the baseline")
+    assert found.sentence == "TF-IDF has a macro f1 of 0.995 and costs less: nothing is left to gain by training."
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.curve == IMPROVING and not case.guards])

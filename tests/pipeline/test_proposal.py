@@ -13,6 +13,7 @@ import pytest
 
 import fulltune
 from fulltune.errors import ConfigError, DataError
+from fulltune.pipeline.proposal.base_models import language_gap
 from fulltune.pipeline.proposal.language import language_of
 from fulltune.pipeline.proposal.propose import Proposal
 
@@ -459,3 +460,13 @@ def test_values_of_the_data_cannot_break_the_file(folder: Path) -> None:
 )
 def test_the_language_is_recognized_by_its_frequent_words(language: str, text: str) -> None:
     assert language_of([text] * 3) == language
+
+
+def test_a_base_of_other_languages_is_told_from_one_of_the_same() -> None:
+    gap = language_gap("starter:bert", "encoder", "Czech")
+
+    assert gap is not None
+    assert (gap.data, gap.base) == ("Czech", ("English", "Russian"))
+    assert language_gap("starter:bert", "encoder", "Russian") is None
+    assert language_gap("starter:bert", "encoder", "") is None
+    assert language_gap("a-model-of-mine", "encoder", "Czech") is None

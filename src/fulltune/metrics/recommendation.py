@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from fulltune.metrics import wording
 from fulltune.metrics.power import least_rows, rows_needed
-from fulltune.records.run import Comparison, Parameters, Recommendation, Record, base_kept
+from fulltune.records.run import Action, Comparison, Parameters, Recommendation, Record, base_kept
 
 Trend = Literal["improving", "flat", "past its best", "never improved", "unknown"]
 
@@ -29,6 +29,16 @@ AFFORDABLE = 20
 
 #: Fewer optimizer steps than this may be too few: a new head may not even beat a guess, and a curve looks flat.
 FEW_STEPS = 100
+
+#: A score of a baseline from which on a better model has nothing left to gain. It is the deciding one: where a class is
+#: rare, a baseline may be right in nearly all rows and know nothing about that class.
+NEAR_PERFECT = 0.98
+
+#: Fraction of training rows that may be truncated before reading more of them is worth more than other advice.
+TRUNCATED = 0.05
+
+#: Labels that a sentence lists.
+_LISTED = 3
 
 #: Relative changes of weights below this are no training: float32 is exact to 6e-8.
 _NOTHING = 1e-6
@@ -56,13 +66,17 @@ def recommend(record: Record) -> Recommendation:
     3. No step was better than the base, or the score is not a number: lower the rate; train longer if a classifier
        guesses after fewer than :data:`FEW_STEPS` steps.
     4. There are fewer rows than any test needs: get more evaluation rows.
-    5. A baseline is better: use it; train longer if validation was still improving, lower the rate if it was past its
-       best, get more training rows if it was flat. Fewer than :data:`FEW_STEPS` steps are too few to call it flat.
-    6. The tuned model is no better than guessing: train longer if validation was still improving; else check the data.
-    7. More was forgotten than the budget allows: keep more.
-    8. The outcome is undecided: train longer if validation was still improving; get more evaluation rows if the tuned
-       model is ahead and an affordable number would show it; otherwise use the baseline, which costs less.
-    9. The outcome is accepted: use it.
+    5. Labels have several spellings, each a class of its own, and the outcome is not ``accepted``: merge them.
+    6. A baseline that the tuned model does not beat is nearly perfect (:data:`NEAR_PERFECT`): use it.
+    7. A baseline is better: use it; train longer if validation was still improving, lower the rate if it was past its
+       best. If it was flat, choose a base that was pretrained on the language of the data, read longer texts if many
+       training rows are truncated (:data:`TRUNCATED`), else get more training rows. Fewer than :data:`FEW_STEPS` steps
+       are too few to call it flat.
+    8. The tuned model is no better than guessing: train longer if validation was still improving; else check the data.
+    9. More was forgotten than the budget allows: keep more.
+    10. The outcome is undecided: train longer if validation was still improving; get more evaluation rows if the tuned
+        model is ahead and an affordable number would show it; otherwise use the baseline, which costs less.
+    11. The outcome is accepted: use it.
     """
     curve = curve_of(record)
     stopped = _after_stop(record) if record.outcome == "stopped" else None
@@ -70,6 +84,8 @@ def recommend(record: Record) -> Recommendation:
         stopped
         or _nothing_learned(record)
         or _too_few(record)
+        or _spelled(record)
+        or _near_perfect(record)
         or _beaten(record, curve)
         or _guessing(record, curve)
         or _forgetful(record)
@@ -196,6 +212,37 @@ def _too_few_groups(groups: int, least: int) -> Recommendation | None:
     return Recommendation(use="", action="get more evaluation rows", sentence=sentence)
 
 
+def _spelled(record: Record) -> Recommendation | None:
+    labels = record.data.summary.labels
+    if labels is None or labels.distinct >= labels.written or record.outcome == "accepted":
+        return None
+    shown = [" = ".join(f"{name!r} ({count:,})" for name, count in one.items()) for one in labels.spellings[:_LISTED]]
+    listed = f" ({'; '.join(shown)}{', …' if len(labels.spellings) > _LISTED else ''})" if shown else ""
+    return Recommendation(
+        use=_winner(record) or "",
+        action="merge the spellings of labels",
+        sentence=f"The {labels.written:,} classes are {labels.distinct:,} labels in several spellings{listed}: write "
+        "each label in one way and run again, because no model can tell spellings apart and each counts as a class.",
+    )
+
+
+def _near_perfect(record: Record) -> Recommendation | None:
+    """Recommend the best of the baselines that the tuned model does not beat, if it leaves nothing to gain."""
+    name = next((name for name, found in _ranked(record) if found.verdict != "improved"), None)
+    if name is None or record.outcome not in ("undecided", "rejected") or _forgot(record):
+        return None
+    score = record.scores[name][record.metric]
+    if record.metrics[record.metric].direction != "higher" or not NEAR_PERFECT <= score.value <= 1:
+        return None
+    system, metric = wording.system(name), record.metric.replace("_", " ")
+    return Recommendation(
+        use=name,
+        action="use the baseline",
+        sentence=f"{system[:1].upper()}{system[1:]} has a {metric} of {wording.figure(score.value)} and costs less: "
+        "nothing is left to gain by training.",
+    )
+
+
 def _beaten(record: Record, curve: Curve) -> Recommendation | None:
     best = _winner(record)
     if best is None:
@@ -206,7 +253,8 @@ def _beaten(record: Record, curve: Curve) -> Recommendation | None:
     if curve.trend == "past its best":
         return Recommendation(use=best, action="lower the rate", sentence=_lower(record, curve))
     if curve.trend == "flat":
-        return Recommendation(use=best, action="get more training rows", sentence=_more_rows(record, curve))
+        action, sentence = _more(record, curve)
+        return Recommendation(use=best, action=action, sentence=sentence)
     return Recommendation(
         use=best,
         action="use the baseline",
@@ -251,7 +299,7 @@ def _undecided(record: Record, curve: Curve) -> Recommendation | None:
             f"there are {found.n:,}.",
             rows=needed,
         )
-    rest = f" {_more_rows(record, curve)}" if curve.trend == "flat" else ""
+    rest = f" {_more(record, curve)[1]}" if curve.trend == "flat" else ""
     return Recommendation(
         use=name,
         action="use the baseline",
@@ -339,6 +387,23 @@ def _lower(record: Record, curve: Curve) -> str:
         f"Training went past its best ({curve.words}): lower train.learning_rate ({_rate(record, 1 / 3)}), or train "
         "for fewer epochs."
     )
+
+
+def _more(record: Record, curve: Curve) -> tuple[Action, str]:
+    """Return what may help a model that longer training does not help, the cheapest first."""
+    if (gap := record.language_gap) is not None:
+        example = f", such as {gap.alternative}" if gap.alternative else ""
+        return "choose another base", (
+            f"The texts are in {gap.data}, but the base was pretrained on {wording.listed(gap.base)}: choose one that "
+            f"was pretrained on {gap.data}{example}."
+        )
+    train = record.data.summary.truncation.get("train")
+    if train is not None and train.fraction >= TRUNCATED:
+        return "read longer texts", (
+            f"{train.fraction:.1%} of the training rows are truncated ({train.rows:,} of {train.of:,}): raise "
+            "data.max_length, or choose a base with more positions."
+        )
+    return "get more training rows", _more_rows(record, curve)
 
 
 def _more_rows(record: Record, curve: Curve) -> str:

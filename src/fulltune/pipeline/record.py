@@ -21,12 +21,15 @@ from fulltune.metrics.memorization import memorization
 from fulltune.metrics.recommendation import lead, recommend, unchanged
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job
+from fulltune.pipeline.proposal.base_models import language_gap
+from fulltune.pipeline.proposal.language import language_of
 from fulltune.records.data import DataSummary
 from fulltune.records.run import (
     Comparison,
     DataInfo,
     EvaluationRecord,
     FoldOutcome,
+    LanguageGap,
     Outcome,
     Prediction,
     PromptUse,
@@ -95,6 +98,7 @@ def build_record(
         metric=deciding.name,
         metrics={metric.name: metric.info() for metric in task.metrics},
         model=job.base.info.model_copy(update={"reconciled": (*job.base.info.reconciled, *trained.reconciled)}),
+        language_gap=_language_gap(job),
         data=DataInfo(
             train=data.train.table.info,
             eval=data.eval.table.info,
@@ -125,6 +129,11 @@ def build_record(
         reasons=verdict.reasons,
     )
     return _recommending(draft)
+
+
+def _language_gap(job: Job) -> LanguageGap | None:
+    texts = (example.input or example.answer for example in job.data.train.examples)
+    return language_gap(job.config.model, job.base.family, language_of(texts))
 
 
 def _verdict(

@@ -106,6 +106,20 @@ class ModelInfo(Model):
     reconciled: tuple[str, ...] = ()
 
 
+class LanguageGap(Model):
+    """Languages of a run whose base was not pretrained on that of the data.
+
+    Attributes:
+        data: English name of the language of the training texts.
+        base: Languages that the base was pretrained on.
+        alternative: A base for the language of the data, by its name on the hub; empty if none is known.
+    """
+
+    data: str
+    base: tuple[str, ...]
+    alternative: str = ""
+
+
 class FileFormat(Model):
     """How a file was read.
 
@@ -352,6 +366,9 @@ Action = Literal[
     "use the baseline",
     "get more evaluation rows",
     "get more training rows",
+    "merge the spellings of labels",
+    "choose another base",
+    "read longer texts",
     "train longer",
     "lower the rate",
     "raise the rate",
@@ -385,7 +402,8 @@ class Record(Model):
     computed. If evaluation rows also occur in train, ``scores_all_rows`` holds the scores on all rows and
     ``scores_without_leaks`` those without these rows; one of them is ``scores`` (``data.summary.leaks.counted`` says
     which). Otherwise both are empty. ``prompts[system]`` describes the prompts of a system. ``chat_date`` is the date
-    that chat templates used as today.
+    that chat templates used as today. ``language_gap`` is None if the base was pretrained on the language of the data,
+    or if one of both is unknown.
 
     A record knows the folder that it was read from: see :attr:`folder`, :attr:`report` and :attr:`plan`.
     """
@@ -401,6 +419,7 @@ class Record(Model):
     metric: str
     metrics: dict[str, MetricInfo]
     model: ModelInfo
+    language_gap: LanguageGap | None = None
     data: DataInfo
     parameters: Parameters
     adapter: AdapterInfo | None = None

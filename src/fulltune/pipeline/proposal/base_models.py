@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fulltune.models import starters
+from fulltune.records.run import LanguageGap
 from fulltune.runtime import machine, paths
 
 Family = Literal["encoder", "decoder", "encoder-decoder"]
@@ -135,6 +136,15 @@ def named(name: str, family: Family) -> BaseModel:
     stored = sum(file.stat().st_size for file in bare.folder.glob("*.safetensors")) if bare.folder else 0
     small = 0 < stored < BYTES_PER_WEIGHT * SMALL
     return replace(bare, parameters=stored // BYTES_PER_WEIGHT, learning_rate=3e-4 if small else 3e-5)
+
+
+def language_gap(name: str, family: Family, language: str) -> LanguageGap | None:
+    """Return the languages of a base and of the data if they differ; None if they agree, or one of both is unknown."""
+    base = named(name, family)
+    if not language or base.suits(language):
+        return None
+    other = alternative(family, language)
+    return LanguageGap(data=language, base=base.languages, alternative=other.name if other else "")
 
 
 def _fits(model: BaseModel) -> bool:
