@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -21,6 +22,7 @@ from fulltune.cli.main import app
 from fulltune.errors import ConfigError, DataError, FulltuneError, StoreError
 from fulltune.pipeline import predict as predicting
 from fulltune.pipeline.loaded import LoadedModel
+from fulltune.records.run import Recommendation
 
 #: Rows per block with this batch size.
 SIZE, BLOCK = 1, 32
@@ -347,3 +349,71 @@ def test_quoting_is_inferred_from_complete_rows_of_a_large_file(
     (tmp_path / "rows.csv").write_text(f'body,number\n"a film",0\n"{body}",1\n"{body}",2\n', encoding="utf-8")
     found = fulltune.predict(classes.record, tmp_path / "rows.csv")
     assert [row["body"] for row in found.rows] == ["a film", *[body.replace('""', '"')] * 2]
+
+
+def _of_baseline(run: Run, name: str) -> list[Any]:
+    lines = read(run.record.folder / "predictions.jsonl")
+    return [line["output"] for line in lines if line["system"] == name]
+
+
+@pytest.mark.parametrize("name", ["tfidf", "majority", "linear_probe", "few_shot"])
+def test_a_baseline_of_a_run_answers_as_in_the_report(classes: Run, name: str) -> None:
+    asked = [{"body": row["body"]} for row in classes.rows]
+    found = fulltune.predict(f"{classes.record.run_id}#{name}", asked, out=classes.record.folder.parent)
+
+    assert [row["prediction"] for row in found.rows] == _of_baseline(classes, name)
+    assert all(0 <= row["confidence"] <= 1 for row in found.rows)
+    assert found.model == f"{classes.record.run_id}#{name}"
+    assert found.warning == ""
+
+
+def test_the_nearest_query_is_that_of_the_report(queries: Run) -> None:
+    asked = [{"question": row["question"], "db_id": row["db_id"]} for row in queries.rows]
+    found = fulltune.predict(f"{queries.record.folder}#nearest", asked)
+
+    assert [row["sql"] for row in found.rows] == _of_baseline(queries, "nearest")
+
+
+def test_a_baseline_writes_a_file_in_one_command(classes: Run, tmp_path: Path) -> None:
+    data, output = write(tmp_path / "rows.jsonl", classes.rows), tmp_path / "out.jsonl"
+    result = command("latest#tfidf", data, "--output", output, "--out", classes.record.folder.parent)
+
+    assert result.exit_code == 0, result.output
+    assert [row["prediction"] for row in read(output)] == _of_baseline(classes, "tfidf")
+
+
+def test_a_baseline_that_a_run_does_not_have_is_refused(classes: Run, tales: Run) -> None:
+    with pytest.raises(ConfigError, match=r"no baseline 'tfdif' of .* Did you mean 'tfidf'\?"):
+        fulltune.predict(f"{classes.record.folder}#tfdif", classes.rows)
+    with pytest.raises(ConfigError, match="scores texts and answers none"):
+        fulltune.predict(f"{tales.record.folder}#ngram", tales.rows)
+
+
+def test_a_baseline_is_not_fitted_on_other_rows_than_those_of_the_run(
+    classes: Run,
+) -> None:
+    train = classes.record.folder.parent.parent / "train.jsonl"
+    kept = train.read_text(encoding="utf-8")
+    train.write_text(kept.replace("law", "film", 1), encoding="utf-8")
+    try:
+        with pytest.raises(DataError, match=r"training rows .* have changed since the run"):
+            fulltune.predict(f"{classes.record.folder}#tfidf", [{"body": "the court"}])
+    finally:
+        train.write_text(kept, encoding="utf-8")
+
+
+def test_the_answers_of_a_rejected_run_come_with_a_warning(classes: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / classes.record.run_id
+    shutil.copytree(classes.record.folder, folder)
+    advice = Recommendation(use="tfidf", action="use the baseline", sentence="Use it.")
+    changes = {"outcome": "rejected", "reasons": ("worse than TF-IDF by 3.0 points",), "recommendation": advice}
+    (folder / "record.json").write_text(classes.record.model_copy(update=changes).to_json(), encoding="utf-8")
+    data = write(tmp_path / "rows.jsonl", classes.rows)
+
+    expected = (
+        "This model was rejected: worse than TF-IDF by 3.0 points; "
+        f"`fulltune predict {classes.record.run_id}#tfidf` answers with TF-IDF."
+    )
+    assert fulltune.predict(folder, classes.rows).warning == expected
+    result = command(folder, data, "--output", tmp_path / "out.jsonl")
+    assert expected in " ".join(result.stdout.split())

@@ -22,7 +22,10 @@ from fulltune.runtime.terminal import discard_output
 def predict(
     common: Common,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run, `latest`, a version (NAME@3, NAME@production), any model.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A run, `latest`, a version (NAME@3), a baseline (latest#tfidf), any model."
+        ),
     ],
     data: Annotated[
         list[str], typer.Argument(metavar="DATA…", help="Files, a folder or a pattern with rows; `-` reads stdin.")
@@ -77,6 +80,8 @@ def predict(
         )
         if output is None:
             progress.note(answers.predictions_line(found))
+            if found.warning:
+                progress.note(found.warning)
     if output is not None:
         common.answer(found.to_json(), answers.predictions(found))
     if found.total and not found.answered:

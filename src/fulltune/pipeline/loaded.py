@@ -20,6 +20,9 @@ from fulltune.store.runs import named
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.generating import Generating, Generation, Messages, Watch
 
+#: Batches per block.
+_BATCHES = 32
+
 #: One input: a text, or a row with the columns of the input.
 Input = str | Mapping[str, Any]
 
@@ -120,6 +123,11 @@ class LoadedModel:
         raise ConfigError(f"the task {self.task.name}", expected="a task that generates text", fix="use `predict`")
 
     @property
+    def block(self) -> int:
+        """Rows that are answered at a time. They are sorted by length together, as the evaluation of a run does."""
+        return self.config.evaluation.batch_size * _BATCHES
+
+    @property
     def identity(self) -> list[Any]:
         """What the answers depend on besides the inputs, as plain data."""
         info = self._bundle.info
@@ -176,6 +184,7 @@ class Asking:
         out: Folder of the runs and the registry.
         config: Task and data.
         task: The task, with its labels if it has any.
+        run: Folder of the run or the version; None for another model.
     """
 
     name: str
@@ -183,6 +192,7 @@ class Asking:
     out: Path
     config: Config
     task: Task
+    run: Path | None = None
 
     def load(self) -> LoadedModel:
         """Load the model.
@@ -208,7 +218,7 @@ def asking(
     task = with_labels(checked_task_and_method(settings)[0], settings, run)
     if run is None:
         return Asking(source, source, folder, settings, task)
-    return Asking(run.name, run.name, run.out, settings, task)
+    return Asking(run.name, run.name, run.out, settings, task, run.folder)
 
 
 def load(

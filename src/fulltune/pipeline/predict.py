@@ -16,17 +16,16 @@ from fulltune.data.raw import Options
 from fulltune.data.read import open_source
 from fulltune.data.values import clean
 from fulltune.errors import ConfigError, DataError, FulltuneError, Problem, closest
+from fulltune.metrics import wording
 from fulltune.pipeline.answer_files import Journal, check_output, json_line, open_journal, write_rows
-from fulltune.pipeline.loaded import LoadedModel, asking
+from fulltune.pipeline.baseline_answers import SCORES_ONLY, check_baseline, load_baseline, parted
+from fulltune.pipeline.loaded import Asking, asking
 from fulltune.records.predictions import Predictions, Unanswered
-from fulltune.records.run import FileFormat, Record
+from fulltune.records.run import FileFormat, Record, read_record
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.rows_file import as_source
 from fulltune.runtime.version import __version__
 from fulltune.tasks.base import Example, Task
-
-#: Batches per block. Rows of a block are sorted by length together, as the evaluation of a run does.
-_BATCHES = 32
 
 #: Size in bytes from which text files are read line by line.
 _LARGE = 64 << 20
@@ -36,6 +35,24 @@ _LISTED = 20
 
 #: A row of the input, or why it cannot be read.
 _Item = tuple[str, Mapping[str, Any]] | Problem
+
+
+class Answering(Protocol):
+    """What answers the rows: a model, or a baseline of a run."""
+
+    name: str
+    task: Task
+
+    @property
+    def block(self) -> int:
+        """Rows that are answered at a time."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the answers depend on besides the inputs, as plain data."""
+
+    def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield the answers to examples, in their order."""
 
 
 class Writable(Protocol):
@@ -147,7 +164,8 @@ def predict(
 
     Args:
         name: A run (its id, the beginning of it, its folder, its record, or ``latest``), a version of the registry, or
-            any other model, which then needs a config.
+            any other model, which then needs a config. ``RUN#BASELINE``, such as ``latest#tfidf``, is a baseline of a
+            run, which is fitted again on the training rows of the run.
         data: A file, a folder, a pattern or a hub id, several of them, a data frame, a dataset, or a list of dicts.
         output: A file (``.jsonl``, ``.csv``, ``.tsv`` or ``.parquet``), or a stream, which gets each row as a line of
             JSON when its block is answered. Without an output, the rows are returned.
@@ -166,14 +184,30 @@ def predict(
     if isinstance(output, (str, Path)):
         output = Path(output).expanduser()
         check_output(output, force=force)
-    asked = asking(name, config, out, overrides, options)
+    run, baseline = parted(name)
+    asked = asking(run, config, out, overrides, options)
+    if baseline:
+        check_baseline(asked, baseline)
     source = source_of(data, asked.config)
     request = request_of(asked.task, asked.config, source, database, prefix)
-    model = asked.load()
-    work = _Work(model, source, request, progress_of(progress))
+    model: Answering = load_baseline(asked, baseline) if baseline else asked.load()
+    work = _Work(model, source, request, progress_of(progress), "" if baseline else _warning(asked))
     if isinstance(output, Path):
         return work.to_file(output, force=force)
     return work.in_memory() if output is None else work.to_stream(output)
+
+
+def _warning(asked: Asking) -> str:
+    """Return that the run of a tuned model was rejected or stopped, and why; empty for any other model."""
+    if asked.run is None or not (asked.run / "record.json").is_file():
+        return ""
+    record = read_record(asked.run)
+    if record.outcome not in ("rejected", "stopped"):
+        return ""
+    why = f": {record.reasons[0].splitlines()[0]}" if record.reasons else ""
+    use = record.recommendation.use if record.recommendation and record.task != SCORES_ONLY else ""
+    instead = f"; `fulltune predict {asked.name}#{use}` answers with {wording.system(use)}" if use else ""
+    return f"This model was {record.outcome}{why}{instead}."
 
 
 def source_of(data: Any, config: Config) -> RowSource:
@@ -223,18 +257,14 @@ def _no_input(task: Task, config: Config, available: Sequence[str], source: RowS
 
 
 def _blocks(
-    model: LoadedModel, source: RowSource, request: Request, start: int
+    model: Answering, source: RowSource, request: Request, start: int
 ) -> Iterator[tuple[list[_Item], list[dict[str, Any]]]]:
     """Yield blocks of rows and their answers, from a row on."""
     rows = source.rows(start)
-    while items := list(islice(rows, _block(model))):
+    while items := list(islice(rows, model.block)):
         examples = [request.example(item) for item in items]
         answers = iter(list(model.answer([example for example in examples if isinstance(example, Example)])))
         yield items, [_unanswered(example) if isinstance(example, Problem) else next(answers) for example in examples]
-
-
-def _block(model: LoadedModel) -> int:
-    return model.config.evaluation.batch_size * _BATCHES
 
 
 def _unanswered(problem: Problem) -> dict[str, Any]:
@@ -272,11 +302,14 @@ class _Survey:
 class _Work:
     """One call: a model, rows, and where it reports."""
 
-    def __init__(self, model: LoadedModel, source: RowSource, request: Request, progress: Progress) -> None:
+    def __init__(
+        self, model: Answering, source: RowSource, request: Request, progress: Progress, warning: str = ""
+    ) -> None:
         self.model = model
         self.source = source
         self.request = request
         self.progress = progress
+        self.warning = warning
         self.started = time.perf_counter()
 
     def in_memory(self) -> Predictions:
@@ -306,7 +339,7 @@ class _Work:
         data = self.source.fingerprint()
         key: dict[str, Any] = {"fulltune": __version__, "model": self.model.identity, "data": data}
         key |= {"columns": dict(self.request.columns), "database": self.request.database}
-        with open_journal(path, key, _block(self.model), force=force) as journal:
+        with open_journal(path, key, self.model.block, force=force) as journal:
             resumed = journal.done
             self._answer(journal)
             if self.source.fingerprint() != data:
@@ -345,6 +378,7 @@ class _Work:
             total=survey.total,
             answered=survey.total - survey.failed,
             truncated=survey.truncated,
+            warning=self.warning,
             seconds=round(time.perf_counter() - self.started, 3),
             unanswered=tuple(survey.listed),
             files=tuple(survey.forms.values()),

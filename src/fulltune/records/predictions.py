@@ -29,6 +29,7 @@ class Predictions(Model):
         seconds: Time of this call after the model was loaded.
         unanswered: The first rows without an answer.
         files: How the input was read.
+        warning: Why the answers should not be used: the run of the model was rejected or stopped; else empty.
         rows: The rows with their answers, if no file was written.
     """
 
@@ -42,4 +43,5 @@ class Predictions(Model):
     seconds: float
     unanswered: tuple[Unanswered, ...] = ()
     files: tuple[FileFormat, ...] = ()
+    warning: str = ""
     rows: tuple[dict[str, Any], ...] = ()

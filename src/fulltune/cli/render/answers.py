@@ -63,6 +63,7 @@ def _between(changed: ChangedRows) -> str:
 def predictions(found: Predictions) -> RenderableType:
     """Show how many rows were answered, where they are, and the first rows without an answer."""
     parts: list[RenderableType] = [Text(predictions_line(found), style="bold"), Text(f"Written: {found.output}")]
+    parts += [Text(found.warning)] if found.warning else []
     parts += [Text(f"Read: {form.file}: {assumption}") for form in found.files for assumption in form.assumed]
     parts += [Text(f"No answer: {one.where}: {one.reason}") for one in found.unanswered]
     more = found.total - found.answered - len(found.unanswered)
