@@ -50,6 +50,15 @@ def test_an_unusable_template_is_refused(template: str, words: str, monkeypatch:
     assert time.monotonic() - started < 5
 
 
+def test_a_template_that_takes_too_much_memory_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "BYTES", 2**26)
+    bundle = fakes.bundle("gpt2")
+    doubled = "{% set n = namespace(x='x') %}{% for i in range(60) %}\n{% set n.x = n.x + n.x %}\n{% endfor %}"
+    bundle.tokenizer.chat_template = doubled
+    with pytest.raises(ModelError, match="it takes more than 64 MiB of memory"):
+        prompts.prompt_ids(bundle, Wording(chat=True), "hello")
+
+
 def test_a_template_in_another_thread_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "SECONDS", 0.2)
     bundle = fakes.bundle("gpt2")

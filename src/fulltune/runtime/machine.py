@@ -72,6 +72,11 @@ def peak_rss_since_reset() -> int:
     for line in _read(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
+    return usage_peak_bytes()
+
+
+def usage_peak_bytes() -> int:
+    """Return the peak resident memory in bytes as ``getrusage`` reports it, which takes a microsecond."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
