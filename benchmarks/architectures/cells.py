@@ -118,8 +118,17 @@ def _differences(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[
 
 
 def _with_dropout(checkpoint: Checkpoint, column: str, folder: Path) -> Iterator[str]:
-    """Train with dropout and every fast path: masks differ, so only a loss that is not finite is a difference."""
-    record = fulltune.run(jobs.config(checkpoint.folder, column, folder, fast=True, dropout=0.1), out=folder / "runs")
+    """Train with dropout and every fast path: masks differ, so only a loss that is not finite is a difference.
+
+    A model without dropout layers has nothing to test.
+    """
+    config = jobs.config(checkpoint.folder, column, folder, fast=True, dropout=0.1)
+    try:
+        record = fulltune.run(config, out=folder / "runs")
+    except FulltuneError as error:
+        if [problem.field for problem in error.problems] == ["regularize.dropout"]:
+            return
+        raise
     losses = [step.loss for step in _steps(folder / "runs" / record.run_id) if step.loss is not None]
     if not all(map(math.isfinite, losses)):
         yield f"dropout: losses {losses}"
