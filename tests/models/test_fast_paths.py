@@ -78,6 +78,13 @@ def test_rounding_to_16_bits_does_not_count_as_an_effect_of_padding(kind: str, d
     assert not fast_paths.padding_is_neutral(other.to(dtype), 20)
 
 
+def test_a_padding_id_of_another_tokenizer_is_no_effect_of_padding(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = fakes.bert()
+    model.config.pad_token_id = 30_000
+    assert fast_paths.padding_is_neutral(model, 20)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("make", [convbert, fnet, xlnet])
 def test_padding_that_changes_answers_is_detected_and_logged_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = make()

@@ -344,8 +344,7 @@ def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     The language-modeling head is skipped: it maps each position independently, and its logits would be the largest
     tensor.
     """
-    fill = int(getattr(model.config, "pad_token_id", None) or 0)
-    ids, mask = pad(rows, fill, model.device)
+    ids, mask = pad(rows, _fill(model), model.device)
     inputs = {input_name(model): ids, "attention_mask": mask, **options(model)}
     widths = [len(row) for row in rows]
     head = model.get_output_embeddings()
@@ -359,6 +358,14 @@ def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     hidden = head_inputs[0] if head_inputs else outputs[0]
     padded = ids.shape[1] if "decoder_input_ids" not in inputs else max(widths)
     return [_without_padding(row, padded, width) for row, width in zip(hidden.float(), widths, strict=True)]
+
+
+def _fill(model: Any) -> int:
+    """Return the id for padding: that of the config, or 0 if it belongs to the vocabulary of another tokenizer."""
+    own = getattr(model.config, "pad_token_id", None)
+    weight = getattr(_embeddings(model), "weight", None)
+    is_known = isinstance(own, int) and own >= 0 and (weight is None or own < weight.shape[0])
+    return int(own) if is_known else 0
 
 
 def _without_padding(output: Tensor, padded: int, width: int) -> Tensor:
