@@ -364,8 +364,9 @@ def _fill(model: Any) -> int:
     """Return the id for padding: that of the config, or 0 if it belongs to the vocabulary of another tokenizer."""
     own = getattr(model.config, "pad_token_id", None)
     weight = getattr(_embeddings(model), "weight", None)
-    is_known = isinstance(own, int) and own >= 0 and (weight is None or own < weight.shape[0])
-    return int(own) if is_known else 0
+    if not isinstance(own, int) or own < 0:
+        return 0
+    return own if weight is None or own < weight.shape[0] else 0
 
 
 def _without_padding(output: Tensor, padded: int, width: int) -> Tensor:
