@@ -2,7 +2,7 @@
 
 All are written by hand, none from a template: tales share a narrator, people and places, but no run of eight words.
 A compressor that has read the tales of ``train`` still needs 2.4 bits per byte for those of ``eval``
-(`benchmarks/demo_tales.py`), so what a model gains on them is the dialect and the voice, not repeated text.
+(`benchmarks/demos.py`), so what a model gains on them is the dialect and the voice, not repeated text.
 """
 
 from __future__ import annotations
