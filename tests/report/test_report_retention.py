@@ -90,7 +90,7 @@ def test_the_terminal_names_what_was_lost_or_the_largest_loss() -> None:
     assert lines(english=wide, free=found(0.2, "no budget", math.inf)) == [
         "Retention: loss of english +10.0% (−46.7% to +47.6%), Bits per byte 1 → 1.1: 40 rows cannot tell whether this "
         "is within the budget of 5.0%",
-        "Retention, without a budget: free +20.0%",
+        "Retention, without a budget: loss of free +20.0%",
     ]
     assert lines() == []
     assert terminal.record(record(), Path("runs/x")) is not None

@@ -15,7 +15,7 @@ SYSTEMS = {
     "copy": "Copied input",
     "lead": "First sentences",
     "nearest": "Nearest row",
-    "nearest_values": "Nearest, values swapped",
+    "nearest_values": "Nearest row with new values",
     "ngram": "N-gram model",
     "zero_shot": "Zero-shot",
     "few_shot": "Few-shot",

@@ -70,7 +70,7 @@ def retained(record: Record) -> list[Text]:
     free = {name: ability for name, ability in record.retention.items() if ability.verdict == "no budget"}
     if free:
         changes = (f"{name} {display.signed_percentage(ability.change)}" for name, ability in free.items())
-        lines.append(Text(f"Retention, without a budget: {', '.join(changes)}"))
+        lines.append(Text(f"Retention, without a budget: loss of {', '.join(changes)}"))
     return lines
 
 
