@@ -88,10 +88,10 @@ def test_the_margin_of_a_demo_is_that_over_the_strongest_rival(script: Any) -> N
     one = demos.result("contracts", "default", 1, record, {"n-gram svm": 0.7}, 107.4)
     assert (one["strongest"], one["margin"], one["lost"]) == ("n-gram svm", pytest.approx(0.2), 0.02)
     assert (one["core_seconds"], one["seconds"]) == (107, {"train": 60.0, "total": 80.0})
-    assert demos.passes(one, 0.1)
-    assert not demos.passes(one, 0.21)
+    assert demos.passes(one)
+    assert not demos.passes({**one, "margin": 0.09})
     rejected = demos.result("contracts", "off", 1, demo_record("rejected", tuned=0.9, tfidf=0.6), {}, 99.0)
-    assert not demos.passes(rejected, 0.1)
+    assert not demos.passes(rejected)
     _, (default, off) = demos.table([one, one, rejected])
     assert default[:4] == ["contracts", "default", "2 of 2", "0.900 to 0.900"]
     assert default[4:] == ["0.700 to 0.700 (n-gram svm)", "+0.200", "+2.0%", "107 to 107"]
