@@ -19,9 +19,11 @@ import torch
 from report import samples
 
 from fulltune.models.adapters.files import Origin, write
+from fulltune.records.export import Export, LogitDifference, Parent, read_export
 from fulltune.records.run import ModelInfo
 from fulltune.store.objects import checkpoint_sha256
 from fulltune.store.registry.register import register_run
+from fulltune.store.registry.registry import Registry
 from fulltune.store.runs import RunFolder
 
 
@@ -71,6 +73,8 @@ class Hub(BaseHTTPRequestHandler):
     def _commit(self, lines: list[dict[str, Any]]) -> None:
         for line in lines:
             value = line["value"]
+            if "path" in value:
+                (self.place / value["path"]).parent.mkdir(parents=True, exist_ok=True)
             if line["key"] == "file":
                 (self.place / value["path"]).write_bytes(base64.b64decode(value["content"]))
             elif line["key"] == "lfsFile":
@@ -145,6 +149,36 @@ def test_a_pushed_adapter_names_no_folder_of_this_machine(hub: str, tmp_path: Pa
     assert Origin.read(Hub.place) == origin.model_copy(update={"source": "tiny"})
     assert not [path for path in Hub.place.iterdir() if str(tmp_path).encode() in path.read_bytes()]
     assert Origin.read(tmp_path / "runs" / "one" / "model") == origin
+
+
+def test_other_formats_are_pushed_along(hub: str, out: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "config.yaml").write_text(f"data: {{train: {tmp_path}}}")
+    export = Export(
+        artifact=str(folder),
+        format="onnx",
+        task="classification",
+        parent=Parent(name="one", sha256="a" * 64, bytes=9),
+        bytes=5,
+        sha256="b" * 64,
+        files={},
+        verdict="not worse",
+        logits=LogitDifference(rows=1, largest=0.0, relative=0.0, source="evaluation rows"),
+        fulltune="0",
+        created="",
+    )
+    (folder / "export.json").write_text(export.to_json())
+    registry = Registry(out)
+    registry.keep(registry.version("classification-tiny@1"), folder, form="onnx", verdict="not worse")
+    done = push(hub, out, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    pushed = Hub.place / "onnx"
+    assert {path.name for path in pushed.iterdir()} == {"model.onnx", "export.json"}
+    assert (pushed / "model.onnx").read_bytes() == b"graph"
+    assert read_export(pushed) == export.model_copy(update={"artifact": ""})
+    assert checkpoint_sha256(Hub.place) == checkpoint_sha256(out / "one" / "model")
 
 
 def test_a_hub_that_refuses_is_one_message(hub: str, out: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,18 @@ def test_a_newer_registry_is_refused(registry: Registry) -> None:
     db.close()
     with pytest.raises(StoreError, match=r"schema 99.*[Uu]pgrade fulltune"):
         registry.names()
+
+
+def test_a_registry_without_a_place_for_exports_gets_one(registry: Registry) -> None:
+    version = add(registry)
+    db = sqlite3.connect(registry.file)
+    db.execute("DROP TABLE artifacts")
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+    assert registry.artifacts(version) == []
+    assert registry.names() == [version.name]
+    with closing(sqlite3.connect(registry.file)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
 
 
 def test_a_damaged_registry_is_one_message(registry: Registry) -> None:
