@@ -168,6 +168,13 @@ def test_onnxruntime_is_named_if_it_is_missing(classifier: Export, monkeypatch: 
         fulltune.load(classifier.artifact)
 
 
+def test_a_graph_cannot_be_trained(classifier: Export, classes: Run) -> None:
+    config = classes.record.folder / "config.yaml"
+    for quick in (True, False):
+        with pytest.raises(ModelError, match="is an ONNX graph, which cannot be trained"):
+            fulltune.plan(config, model=classifier.artifact, quick=quick)
+
+
 def test_the_folder_has_the_config_of_the_run(classifier: Export) -> None:
     folder = Path(classifier.artifact)
     assert {path.name for path in folder.iterdir()} >= {"export.json", "config.yaml", "config.json", "tokenizer.json"}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, load_config
 from fulltune.data.audit import Audit
-from fulltune.errors import ConfigError, Problem, StoreError, did_you_mean
+from fulltune.errors import ConfigError, ModelError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
-from fulltune.models.sources import ModelFiles, check_name, find
+from fulltune.models.sources import ModelFiles, check_name, exported_folder, find
 from fulltune.pipeline.loading import config_of, load_model
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
@@ -138,6 +138,7 @@ def prepare_job(
         FulltuneError: The config, the data or the model cannot be used.
     """
     watch = watch or Stopwatch()
+    _refuse_graph(config.model)
     task, method = checked_task_and_method(config)
     with watch("data"):
         facts, data, rows = distributed.on_main(lambda: _read(config, task))
@@ -279,12 +280,29 @@ def with_resolved_model(config: Config, out: str | Path) -> Config:
 
     Raises:
         StoreError: ``model: NAME@…`` names a version that does not exist, or there is no run for ``latest``.
+        ModelError: The model cannot be trained.
     """
     check_name(config.model)
+    _refuse_graph(config.model)
     if config.model == "latest":
         return config.model_copy(update={"model": resolve("latest", out).name})
     version = reference(config.model, out)
     return config if version is None else config.model_copy(update={"model": version.ref})
+
+
+def _refuse_graph(name: str) -> None:
+    """Check that a model can be trained.
+
+    Raises:
+        ModelError: It is an ONNX graph.
+    """
+    if exported_folder(name) is not None and find(name).is_onnx:
+        raise ModelError(
+            f"{name!r} is an ONNX graph, which cannot be trained",
+            expected="a checkpoint",
+            fix="name the model that it was exported from",
+            field="model",
+        )
 
 
 def with_current_chat_date(config: Config, task: Task, bundle: Bundle) -> Config:

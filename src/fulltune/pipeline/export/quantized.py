@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fulltune.pipeline.export.original import Original
 
 #: Rows that the choice is made on, and those on which each product alone is tried.
-_ROWS, _TRIED = 256, 32
+_ROWS, _TRIED = 128, 32
 
 #: Fractions of the products that stay in float32, tried in this order.
 _FRACTIONS = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
