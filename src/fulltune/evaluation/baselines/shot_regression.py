@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fulltune.evaluation.baselines.base import Answers, Given
 from fulltune.evaluation.baselines.probe import vectors
@@ -13,6 +14,11 @@ from fulltune.metrics.base import Array
 from fulltune.records.run import Prediction
 from fulltune.tasks.base import Example
 from fulltune.tasks.classification import Classification
+
+Labels = NDArray[np.str_]
+
+#: Answers rows from the vectors and the labels of others.
+Answer = Callable[[Array, Labels, Array], Labels]
 
 #: Strengths of logistic regression on unit vectors.
 STRENGTHS = (1.0, 10.0, 100.0)
@@ -34,14 +40,12 @@ def by_regression(given: Given, examples: Sequence[Example]) -> Answers | None:
     if len(set(targets)) < 2 or len(shots) < 2 * len(set(targets)):
         return None
     found = _units(given, shots)
-    strengths = {strength: _accuracy(_regression(strength), found, targets) for strength in STRENGTHS}
-    best = max(strengths, key=lambda strength: strengths[strength])
-    from sklearn.neighbors import NearestCentroid
-
-    if _accuracy(NearestCentroid(), found, targets) >= strengths[best]:
+    accuracies = {strength: _accuracy(_fitted(strength), found, targets) for strength in STRENGTHS}
+    best = max(accuracies, key=lambda strength: accuracies[strength])
+    if _accuracy(_nearest_mean, found, targets) >= accuracies[best]:
         return None
     model = _regression(best).fit(found, targets)
-    setting = f"logistic regression, C = {best:g} (accuracy {strengths[best]:.2f} on the shots, each left out once)"
+    setting = f"logistic regression, C = {best:g} (accuracy {accuracies[best]:.2f} on the shots, each left out once)"
     return Answers(_predictions(given, task, examples, model), setting)
 
 
@@ -60,11 +64,29 @@ def _units(given: Given, examples: Sequence[Example]) -> Array:
     return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12))
 
 
-def _accuracy(model: Any, found: Array, targets: Any) -> float:
-    from sklearn.model_selection import KFold, cross_val_predict
+def _accuracy(answer: Answer, found: Array, targets: Labels) -> float:
+    from sklearn.model_selection import KFold
 
-    parts = KFold(min(PARTS, len(targets)), shuffle=True, random_state=0)
-    return float((cross_val_predict(model, found, targets, cv=parts) == targets).mean())
+    parts = KFold(min(PARTS, len(targets)), shuffle=True, random_state=0).split(found)
+    right = [answer(found[rest], targets[rest], found[part]) == targets[part] for rest, part in parts]
+    return float(np.concatenate(right).mean())
+
+
+def _nearest_mean(found: Array, targets: Labels, asked: Array) -> Labels:
+    """Return the labels whose unit mean vectors are closest, as :mod:`fulltune.tasks.label_words` does."""
+    labels = np.unique(targets)
+    means = np.stack([found[targets == label].mean(axis=0) for label in labels])
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return np.asarray(labels[(asked @ means.T).argmax(axis=1)])
+
+
+def _fitted(strength: float) -> Answer:
+    def answer(found: Array, targets: Labels, asked: Array) -> Labels:
+        if len(set(targets)) < 2:
+            return np.full(len(asked), targets[0])
+        return np.asarray(_regression(strength).fit(found, targets).predict(asked))
+
+    return answer
 
 
 def _regression(strength: float) -> Any:
