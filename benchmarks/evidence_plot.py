@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 #: Size of a panel and of its margins, in pixels.
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 400, 300, 52, 46, 40
 
-OURS, OTHER, GREY = "#1f6feb", "#d9730d", "#777"
+OURS, OTHER, GRAY = "#1f6feb", "#d9730d", "#777"
 
 Row = dict[str, str]
 
@@ -71,7 +71,7 @@ class Panel:
             f"<title>{title}</title></circle>"
         )
 
-    def text(self, x: float, y: float, words: str, anchor: str = "middle", color: str = GREY) -> None:
+    def text(self, x: float, y: float, words: str, anchor: str = "middle", color: str = GRAY) -> None:
         """Add a text at a position in pixels, relative to the panel."""
         self.parts.append(
             f'<text x="{self.offset + x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{words}</text>'
@@ -92,7 +92,7 @@ def false_claims(rows: Sequence[Row]) -> Panel:
     """Return the panel of false claims on the worse side of each cell."""
     panel = Panel((4.4, 900), (0, 9), log=True, offset=0)
     panel.frame("False claims on one side, every score", "rows or groups", (5, 10, 20, 50, 200, 800), (0, 2.5, 5, 7.5))
-    panel.line((4.4, 2.5), (900, 2.5), GREY, "4 3")
+    panel.line((4.4, 2.5), (900, 2.5), GRAY, "4 3")
     for row in rows:
         n, ours = float(row["n"]), max(float(row["better"]), float(row["worse"]))
         panel.dot(n, float(row["bootstrap"]), OTHER, 5, f"{row['score']}, n = {row['n']}: {row['bootstrap']}%")
@@ -106,8 +106,8 @@ def power(rows: Sequence[Row]) -> Panel:
     """Return the panel of detected gains, against what the test alone detects."""
     panel = Panel((0, 100), (0, 100), log=False, offset=WIDTH)
     panel.frame("True gains that are detected", "% by the test alone", range(0, 101, 20), range(0, 101, 20))
-    panel.line((0, 0), (100, 100), GREY)
-    panel.line((3, 0), (100, 97), GREY, "4 3")
+    panel.line((0, 0), (100, 100), GRAY)
+    panel.line((3, 0), (100, 97), GRAY, "4 3")
     for row in rows:
         title = f"{row['score']}, n = {row['n']}, gain {row['true gain']}: {row['improved']}%"
         panel.dot(float(row["test alone"]), float(row["improved"]), OURS, 0, title)
