@@ -221,7 +221,7 @@ def _details(
     if trained.validation:
         details["validation"] = trained.validation
     # With folds, the rows of train are those that were answered.
-    compares = task.head == "lm" and data.train.table.rows != data.eval.table.rows
+    compares = task.head == "lm" and not task.config.data.is_crossed
     copied = memorization(predictions, _answers(data)) if compares else None
     return details | ({"memorisation": copied} if copied else {})
 
