@@ -253,6 +253,9 @@ class _Draft:
             lines.append(Line("eval", self._source(sources.eval), why))
         elif "eval" not in tables:
             lines.append(Line("eval", evaluate, f"{evaluate:.0%} of the rows are held out and decide{kept}"))
+            if len(tables["train"]) <= settings.CROSSED_ROWS and "valid" not in tables:
+                why = "instead of eval, for so few rows: each is answered by a model trained on the other folds"
+                lines.append(Line("folds", settings.FOLDS, why, active=False))
         if self._scored < self.rows.evaluated:
             why = f"score {self._scored} of {self.rows.evaluated:,} rows, so that baselines take minutes"
             lines.append(Line("eval_limit", self._scored, why))

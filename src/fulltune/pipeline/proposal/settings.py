@@ -23,6 +23,9 @@ _FIT = 0.99
 #: Rows from which a tenth is enough to decide, and below which no row is spared for choosing the best step.
 _MANY, _FEW = 1000, 100
 
+#: Rows up to which cross-validation is mentioned, and its folds.
+CROSSED_ROWS, FOLDS = 500, 5
+
 #: Rows that decide on a CPU, so that the baselines take minutes.
 _EVAL_ROWS = 500
 
