@@ -215,3 +215,11 @@ def test_near_duplicates_are_too_few_for_folds() -> None:
     rows = tuple(Row(str(number), "", {"text": "the same text in all of the rows here"}) for number in range(9))
     with pytest.raises(DataError, match="1 rows without near duplicates for 3 folds"):
         fold_tables(Table("rows", rows), 3)
+
+
+def test_a_fold_that_repeats_its_training_rows_is_named(place: Path, tmp_path: Path) -> None:
+    lines = rows()
+    repeated = [{**line, "firm": f"copy of {line['firm']}"} for line in lines[:12]]
+    data = {"train": write(tmp_path / "rows.jsonl", [*lines, *repeated])}
+    with pytest.raises(DataError, match=r"fold 1: .*also"):
+        fulltune.run(place / "config.yaml", out=tmp_path / "runs", data=data)

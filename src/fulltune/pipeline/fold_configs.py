@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fulltune.config import Config
-from fulltune.errors import ConfigError
+from fulltune.errors import ConfigError, DataError
 from fulltune.pipeline.job import check_rows, checked_task_and_method
 from fulltune.runtime import distributed
 
@@ -21,7 +23,13 @@ def check_folds(config: Config) -> None:
         )
     task, _ = checked_task_and_method(config)
     for fold in numbers(config):
-        check_rows(of_fold(config, fold), task)
+        try:
+            check_rows(of_fold(config, fold), task)
+        except DataError as error:
+            if any(problem.field == "data.folds" for problem in error.problems):
+                raise
+            named = [replace(problem, found=f"fold {fold}: {problem.found}") for problem in error.problems]
+            raise DataError(named) from error
 
 
 def of_fold(config: Config, fold: int) -> Config:
