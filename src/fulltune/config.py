@@ -193,8 +193,8 @@ class DataConfig(Section):
     )
     allow_leaks: bool = Field(
         False,
-        description="count rows of eval that also occur in train; default: they are left out, and more than 5% stop "
-        "the run",
+        description="count rows of eval that also occur in train; default: they are left out, and more than 5% in "
+        "files that you name stop the run",
     )
 
     @model_validator(mode="before")

@@ -62,6 +62,7 @@ def look(train: Pairs, evaluation: Pairs, role: str = "label", valid: Pairs = ()
         return [Example(f"{name}:{n}", text, target) for n, (text, target) in enumerate(rows, start=1)]
 
     problems, settings = options.pop("problems", ()), options.pop("config", config())
+    own_split = options.pop("own_split", False)
     splits = {"train": examples("train", train), "eval": examples("eval", evaluation)}
     report = audit(
         train=table("train", train, role, problems),
@@ -70,6 +71,7 @@ def look(train: Pairs, evaluation: Pairs, role: str = "label", valid: Pairs = ()
         train_examples=splits["train"],
         eval_examples=splits["eval"],
         config=settings,
+        own_split=own_split,
     )
     if not options:
         return report
@@ -204,6 +206,16 @@ def test_more_leaks_stop_the_run_unless_they_are_allowed() -> None:
         "they count in the deciding scores, because data.allow_leaks is true"
     )
     assert len(allowed.leaked_ids) == 4
+
+
+def test_leaks_of_a_split_that_is_made_here_never_stop_the_run() -> None:
+    result = look(TRAIN, [*EVAL, *TRAIN[:40]], own_split=True)
+    result.raise_if_broken()
+    assert found(result, "leaks").level == "warning"
+    assert found(result, "leaks").message.endswith("they are left out of the deciding scores, for which 60 remain")
+    assert len(result.leaked_ids) == 40
+    with pytest.raises(DataError, match="also occur in train"):  # no row is left to decide
+        look(TRAIN, TRAIN[:40], own_split=True).raise_if_broken()
 
 
 def test_all_leaked_ids_are_kept_although_the_finding_lists_twenty() -> None:

@@ -48,6 +48,7 @@ def audit(
     config: Config,
     valid: Table | None = None,
 ) -> Audit:
+    own_split: bool = False,
     """Check the data for all problems that are known to break runs.
 
     Args:
@@ -58,6 +59,7 @@ def audit(
         config: Thresholds, batch size, and whether leaks are allowed.
         valid: The same as ``train`` for ``valid``, or None.
     """
+        own_split: The rows of ``eval`` were held out of ``train``, not named or marked by the user.
     fields = train[0].fields if train else {}
     classes = "label" in fields or "labels" in fields
     overlapping = overlap(
@@ -67,6 +69,7 @@ def audit(
         allow_leaks=config.data.allow_leaks,
         one_answer=classes or "sql" in fields,
     )
+        own_split=own_split,
     tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
     findings = [
         *_bad_rows(tables, config.data.bad_rows == "skip"),

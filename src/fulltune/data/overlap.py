@@ -118,7 +118,13 @@ class Overlap:
 
 
 def overlap(
-    train: Sequence[Entry], valid: Sequence[Entry], evaluation: Sequence[Entry], *, allow_leaks: bool, one_answer: bool
+    train: Sequence[Entry],
+    valid: Sequence[Entry],
+    evaluation: Sequence[Entry],
+    *,
+    allow_leaks: bool,
+    one_answer: bool,
+    own_split: bool = False,
 ) -> Overlap:
     """Compare every row of train with the earlier ones, and the splits with each other.
 
@@ -128,6 +134,7 @@ def overlap(
         evaluation: Rows of eval.
         allow_leaks: Rows of eval that also occur in train are intended, and count.
         one_answer: True if an input should have one target (a label, a query), so that two contradict each other.
+        own_split: The rows of eval were held out of train here: leaks are then no fault of the split, however many.
     """
     in_train = Seen()
     within = list[Match]()
@@ -143,7 +150,7 @@ def overlap(
     findings = [
         *_within(within, len(train)),
         *_conflicts(in_train.conflicts(), one_answer),
-        *_leaks(leaks, len(evaluation), allow_leaks),
+        *_leaks(leaks, len(evaluation), allow_leaks, own_split),
         *_number_variants([match for match in same if match.differs_in_numbers]),
         *_other_targets([match for match in across if not match.same_target], one_answer),
         *_curve("valid", "train", _matches(valid, in_train)),
@@ -170,15 +177,19 @@ def _within(matches: Sequence[Match], total: int) -> Iterator[Finding]:
         )
 
 
-def _leaks(matches: Sequence[Match], total: int, allowed: bool) -> Iterator[Finding]:
+def _leaks(matches: Sequence[Match], total: int, allowed: bool, own_split: bool) -> Iterator[Finding]:
     kinds = Counter(match.kind for match in matches)
     split = ", ".join(f"{kinds[kind]} {kind}" for kind in _WORDS if kinds[kind])
     text = f"{len(matches)} of {rows(total)} of eval also occur in train with the same target ({split})"
+    left = total - len(matches)
     too_many = len(matches) > TOLERATED_LEAKS * total
     fix = "remove those rows from train or eval"
     level: Level
     if allowed:
         level, effect = "warning", "they count in the deciding scores, because data.allow_leaks is true"
+    elif own_split and left:
+        level, effect = "warning", f"they are left out of the deciding scores, for which {left} remain"
+        fix = "set data.allow_leaks: true if such repetitions also occur in use (they then count)"
     elif too_many:
         level, effect = "error", f"more than {TOLERATED_LEAKS:.0%}, so that scores would be inflated"
         fix += (

@@ -47,13 +47,15 @@ class Data:
     """All splits.
 
     ``valid`` is used for the evaluation curve and the selection of the best step, never for the verdict. Without it,
-    the curve uses ``eval``, and no step is selected.
+    the curve uses ``eval``, and no step is selected. ``own_split`` is True if the rows of ``eval`` were held out of
+    ``train``, not named or marked by the user.
     """
 
     train: Split
     eval: Split
     valid: Split | None
 
+    own_split: bool = False
     @property
     def held_out(self) -> tuple[Example, ...]:
         """All rows that are not used for training: those of ``eval``, then those of ``valid``."""
@@ -93,7 +95,8 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
         train, valid = _given_or_held_out(settings, seed, settings.valid, columns, train, "valid", marked)
     skips = settings.bad_rows == "skip"
     splits = [_examples(task, table, skips) for table in (train, evaluation, valid) if table is not None]
-    data = Data(splits[0], splits[1], splits[2] if valid is not None else None)
+    own_split = settings.folds is not None or (isinstance(settings.eval, float) and "eval" not in marked)
+    data = Data(splits[0], splits[1], splits[2] if valid is not None else None, own_split)
     return task.fit(data.train.examples, data.held_out), data
 
 
@@ -115,6 +118,7 @@ def audit_rows(config: Config, task: Task, data: Data) -> Audit:
         eval_examples=evaluation.examples,
         config=config,
     )
+        own_split=data.own_split,
     splits = {"train": data.train.examples, "eval": data.eval.examples}
     splits |= {"valid": data.valid.examples} if data.valid else {}
     return report.extended(task.findings(splits))

@@ -174,8 +174,8 @@ class _Draft:
         named |= {"label_separator": choice.separator} if choice.separator else {}
         named |= {"label_names": list(choice.names)} if choice.names else {}
         config = DataConfig(train=sources.train, **named)
-        fraction = settings.held_out(columns[0].rows)[0]
-        rows = reading.read(sources.splits(), config, list(choice.columns), fraction)
+        rows = reading.read(sources.splits(), config, list(choice.columns))
+        choice = _counted(choice, rows)
         inputs = rows.values(next(iter(choice.columns)))
         language = language_of(inputs)
         family = _FAMILIES[choice.task]
@@ -231,6 +231,11 @@ class _Draft:
         other = base_models.alternative(base.family, self.language)
         if other is not None and other.name != base.name:
             of = f" for {self.language}" if other.languages and self.language else ", for many languages"
+    @property
+    def _has_many_leaks(self) -> bool:
+        """True if rows of eval that the user names are also in train, and so many that a run would stop."""
+        return "eval" in self.rows.tables and self.rows.leaks > TOLERATED_LEAKS * self._scored
+
             why = f"larger{of}, from the hub ({other.size}); train.learning_rate: {_rate(other.learning_rate)}"
             lines.append(Line("model", other.name, why, active=False))
         return [*lines, Line("task", self.choice.task, self.choice.because)]
@@ -262,7 +267,7 @@ class _Draft:
         if self.rows.bad:
             why = f"{len(self.rows.bad):,} rows cannot be used and are left out, such as {self.rows.bad[0]}"
             lines.append(Line("bad_rows", "skip", why))
-        if self.rows.leaks > TOLERATED_LEAKS * self._scored:
+        if self._has_many_leaks:
             why = f"{self.rows.leaks:,} of these rows are also in train; the report scores without them too"
             lines.append(Line("allow_leaks", True, why))
         return lines
@@ -372,8 +377,7 @@ class _Draft:
         if self.rows.bad:
             notes.append(f"{len(self.rows.bad):,} rows are left out (data.bad_rows), such as {self.rows.bad[0]}")
         if self.rows.leaks:
-            few = self.rows.leaks <= TOLERATED_LEAKS * self._scored
-            done = "they are left out of the scores" if few else "data.allow_leaks is set"
+            done = "data.allow_leaks is set" if self._has_many_leaks else "they are left out of the scores"
             notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")
         assumed = [
             (one.file, text) for table in self.rows.tables.values() for one in table.files for text in one.assumed

@@ -13,7 +13,7 @@ from fulltune.data.overlap import Entry, Seen
 from fulltune.data.read import open_source
 from fulltune.data.split import input_text, split_table
 from fulltune.errors import DataError, Problem
-from fulltune.pipeline.proposal.settings import scored
+from fulltune.pipeline.proposal.settings import held_out, scored
 from fulltune.pipeline.proposal.sources import Sources
 from fulltune.records.run import FileFormat
 
@@ -72,14 +72,13 @@ def _has_split(source: tuple[str, ...], name: str) -> bool:
     return isinstance(first, FileFormat) and first.part.lower() in SPLITS[name]
 
 
-def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Sequence[str], fraction: float) -> Rows:
+def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Sequence[str]) -> Rows:
     """Read all splits.
 
     Args:
         sources: Files by split.
         settings: The names of the columns.
         roles: Roles that the task reads.
-        fraction: Fraction of train that is held out if no files decide.
 
     Raises:
         DataError: A split has no usable row, or lacks a column.
@@ -100,10 +99,30 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
     if "eval" in tables:
         return Rows(tables, _leaks(train, tables["eval"]), len(tables["eval"]))
     if settings.group is None:  # near duplicates are held out together
-        return Rows(tables, 0, max(1, round(fraction * len(train))))
+        return Rows(tables, 0, max(1, round(held_out(len(train))[0] * len(train))), spellings)
+    rest, decisive = _divided(train, roles, has_valid="valid" in tables)
+    return Rows(tables, _leaks(rest, decisive), len(decisive), spellings)
+
+
+def _divided(train: Table, roles: Sequence[str], *, has_valid: bool) -> tuple[Table, Table]:
+    """Return the rows that a run trains on, and those that it holds out to decide."""
     stratify = next((role for role in ("label", "labels") if role in roles), None)
-    rest, held_out = split_table(train, fraction, groups="group", stratify=stratify)
-    return Rows(tables, _leaks(rest, held_out), len(held_out))
+    evaluate, choose_by = held_out(len(train))
+    spare = choose_by is not None and not has_valid
+    rest, decisive = split_table(train, evaluate, groups="group", stratify=stratify, spare=spare)
+    if choose_by is not None and not has_valid:
+        rest, _ = split_table(rest, choose_by, groups="group", stratify=stratify, name="valid")
+    return rest, decisive
+
+
+def _spellings(tables: Sequence[Table]) -> Iterator[str]:
+    """Yield a sentence for each label whose spellings differ in more than ``data.merge_labels`` merges."""
+    ids = dict[str, list[str]]()
+    for table in tables:
+        for label, rows in label_places(table).items():
+            ids.setdefault(label, []).extend(rows)
+    for group in similar_groups(ids):
+        yield f"one label in several spellings? {variants(group, ids)}: if so, write it in one way"
 
 
 def _marked(files: tuple[str, ...], settings: DataConfig, columns: Sequence[Column]) -> dict[str, Table]:
