@@ -75,7 +75,7 @@ def look(train: Pairs, evaluation: Pairs, role: str = "label", valid: Pairs = ()
     )
     if not options:
         return report
-    encoded = {"encode": lambda example: [Features()], "tokenizer": tokenizer()} | options
+    encoded = {"encode": lambda example: [Features()], "tokenizer": tokenizer(), "positions": 512} | options
     return report.extended(token_findings(splits, settings.data, generated=role not in ("label", "labels"), **encoded))
 
 
@@ -369,6 +369,29 @@ def test_lengths_count_what_was_cut() -> None:
     assert train.message == "train: 1 to 100 tokens per row, median 50, 95% at most 95"
     cut = found(result, "truncated")
     assert (cut.level, cut.count, cut.ids[0]) == ("warning", 50, "train:51")
+
+
+@pytest.mark.parametrize(
+    ("asked", "positions", "message", "fix"),
+    [
+        (50, 512, "(50%, data.max_length: 50)", "raise data.max_length (or data.max_target_length) (the model has 512"),
+        (512, 50, "(50%, the model's limit: 50 tokens, less than data.max_length: 512)", "shorten the rows, or"),
+        (50, 50, "(50%, the model's limit: 50 tokens)", "shorten the rows, or choose a model with more than 50"),
+        (None, 50, "(50%, the model's limit: 50 tokens)", "shorten the rows, or choose a model with more than 50"),
+        (None, 512, "(50%) by", "raise data.max_length"),
+    ],
+)
+def test_truncation_names_what_limits_the_rows(asked: int | None, positions: int, message: str, fix: str) -> None:
+    sizes = iter([*range(1, 101), *[5] * 60])
+
+    def encode(example: Example) -> list[Features]:
+        size = next(sizes)
+        return [Features(input_ids=[1] * min(size, 50), removed={"input": size - 50} if size > 50 else {})]
+
+    settings = config(data={"max_length": asked})
+    cut = found(look(TRAIN, EVAL, encode=encode, positions=positions, config=settings), "truncated")
+    assert message in cut.message
+    assert cut.fix.startswith(fix)
 
 
 @pytest.mark.parametrize(

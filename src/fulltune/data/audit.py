@@ -98,6 +98,7 @@ def token_findings(
     tokenizer: Any,
 ) -> Iterator[Finding]:
     """Yield what the tokens of the rows show.
+    positions: int,
 
     Args:
         splits: Rows of ``train`` and ``eval`` as the task sees them.
@@ -107,8 +108,9 @@ def token_findings(
         tokenizer: A `transformers` tokenizer.
     """
     for split, examples in splits.items():
+        positions: Longest input of the model in tokens.
         if examples:
-            yield from tokens.length_findings(split, examples, encode, settings)
+            yield from tokens.length_findings(split, examples, encode, settings, positions)
         yield from _vocabulary(split, examples, tokenizer, generated)
 
 

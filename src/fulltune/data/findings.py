@@ -133,6 +133,11 @@ def bad_rows(problems: Sequence[Problem]) -> tuple[BadRow, ...]:
     return tuple(BadRow(**asdict(problem)) for problem in problems)
 
 
+    @property
+    def reduced(self) -> tuple[str, ...]:
+        """Sentences about values of the config that exceed the model's limits; the limits are used instead."""
+        return tuple(one.message for one in self.findings if one.kind == REDUCED_KIND)
+
 def first_warnings(sentences: Sequence[str], rest: str, shown: int = 5) -> list[str]:
     """Return the first warnings of an audit for a terminal, and a line that says where the others are."""
     more = len(sentences) - shown

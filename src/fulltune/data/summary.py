@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fulltune.data.findings import Audit, Finding
+from fulltune.data.findings import REDUCED_KIND, Audit, Finding
 from fulltune.records.data import ClassRows, DataSummary, LabelSpellings, Leaks, Lengths, Truncation
 
 
@@ -31,6 +31,7 @@ def data_summary(
     return DataSummary(
         rows=dict(rows),
         max_length=max_length,
+        positions=_positions(audit),
         truncation={split: one for split, one in truncation.items() if one.rows},
         lengths={split: _lengths(findings["lengths", split]) for split in rows if ("lengths", split) in findings},
         classes=_classes(balance) if balance else (),
@@ -38,6 +39,12 @@ def data_summary(
         padding=dict(padding or {}),
         leaks=_leaks(audit, rows.get("eval", 0), count_leaks),
     )
+
+
+def _positions(audit: Audit) -> int | None:
+    """Return the window of the model if it is used instead of ``data.max_length``."""
+    reduced = {one.details["key"]: one.details["used"] for one in audit.findings if one.kind == REDUCED_KIND}
+    return reduced.get("data.max_length")
 
 
 _Findings = Mapping[tuple[str, str], Finding]

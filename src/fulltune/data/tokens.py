@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from fulltune.config import DataConfig
-from fulltune.data.findings import LONE_TOKEN_KIND, ExampleLike, Finding, Level, listed, percent, rows, some
+from fulltune.data.findings import (
+    LONE_TOKEN_KIND,
+    REDUCED_KIND,
+    ExampleLike,
+    Finding,
+    Level,
+    listed,
+    percent,
+    rows,
+    some,
+)
 from fulltune.data.values import is_blank
 
 
@@ -32,15 +43,21 @@ _NOTABLE = 0.01
 #: Fraction of targets that lose characters from which training is pointless.
 _HOPELESS = 0.5
 #: Kinds of findings about rows that exceed the model's positions.
-LENGTH_KINDS = ("truncated", "nothing_to_learn", "short_answers", "window")
+LENGTH_KINDS = ("truncated", "nothing_to_learn", "short_answers", REDUCED_KIND)
 #: Words of the finding about truncated rows.
 TRUNCATED = "longer than the window and truncated"
+#: Positions from which a model counts as unlimited: relative positions, and limits that are placeholders.
+_UNLIMITED = 1_000_000
 #: Number of texts per call of the tokenizer.
 _BATCH = 256
 
 
 def length_findings(
-    split: str, examples: Sequence[E], encode: Callable[[E], Sequence[FeaturesLike]], settings: DataConfig
+    split: str,
+    examples: Sequence[E],
+    encode: Callable[[E], Sequence[FeaturesLike]],
+    settings: DataConfig,
+    positions: int,
 ) -> Iterator[Finding]:
     """Yield findings about lengths before truncation, truncated rows, and rows without any label left.
 
@@ -49,7 +66,9 @@ def length_findings(
         examples: Its rows.
         encode: Function from an example to its training sequences.
         settings: Limits.
+        positions: Longest input of the model in tokens.
     """
+    widest = 0
     lengths = list[int]()
     truncated = list[str]()
     lost = list[str]()
@@ -59,15 +78,49 @@ def length_findings(
         missing = sum((Counter(feature.removed) for feature in features), Counter[str]())
         lengths.append(sum(len(feature.input_ids) for feature in features) + missing.total())
         parts += missing
+        widest = max([widest, *(len(feature.input_ids) for feature in features)])
         if not any(map(_has_label, features)):
             lost.append(example.id)
         elif missing:
             truncated.append(example.id)
     yield _lengths(split, lengths)
+    is_of_model = positions <= (settings.max_length or widest)
+    if set(parts) == {"answer"}:  # data.max_target_length cuts it too
+        is_of_model = positions <= widest
+    limit = _Limit(settings.max_length, positions, is_of_model)
     if truncated:
-        yield _truncated(split, truncated, parts, len(examples), settings)
+        yield _truncated(split, truncated, parts, len(examples), limit)
     if lost:
-        yield _lost(split, lost, len(examples), settings)
+        yield _lost(split, lost, len(examples), settings.max_truncated, limit)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What limits the length of sequences: the config or the model.
+
+    Attributes:
+        asked: ``data.max_length``, or None for the default.
+        positions: Longest input of the model in tokens.
+        is_of_model: No config makes the window longer.
+    """
+
+    asked: int | None
+    positions: int
+    is_of_model: bool
+
+    @property
+    def words(self) -> str:
+        if self.is_of_model:
+            asked = f", less than data.max_length: {self.asked}" if (self.asked or 0) > self.positions else ""
+            return f"the model's limit: {self.positions:,} tokens{asked}"
+        return f"data.max_length: {self.asked}" if self.asked else ""
+
+    def fix(self, keys: str, shorten: str) -> str:
+        """Return how fewer tokens are lost: by keys of the config, as far as the model has positions."""
+        if self.is_of_model:
+            return f"{shorten}, or choose a model with more than {self.positions:,} positions"
+        most = f" (the model has {self.positions:,} positions)" if self.positions < _UNLIMITED else ""
+        return f"raise {keys}{most}, or {shorten}"
 
 
 def _has_label(features: FeaturesLike) -> bool:
@@ -88,17 +141,15 @@ def _lengths(split: str, lengths: Sequence[int]) -> Finding:
     )
 
 
-def _truncated(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, settings: DataConfig) -> Finding:
-    fraction = percent(len(ids), total)
-    if settings.max_length:
-        fraction += f", data.max_length: {settings.max_length}"
+def _truncated(split: str, ids: Sequence[str], parts: Mapping[str, int], total: int, limit: _Limit) -> Finding:
+    fraction = ", ".join(filter(None, [percent(len(ids), total), limit.words]))
     lost = ", ".join(f"{count:,} tokens of the {part}" for part, count in parts.items())
     prompts = "; their prompts lack these tokens too" if split == "eval" and set(parts) - {"answer"} else ""
     return Finding(
         kind="truncated",
         level="warning" if len(ids) > _NOTABLE * total else "info",
         message=f"{rows(len(ids), 'be', split)} {TRUNCATED} ({fraction}) by {lost}{prompts}",
-        fix="raise data.max_length (or data.max_target_length) if the model allows it, or shorten the rows",
+        fix=limit.fix("data.max_length (or data.max_target_length)", "shorten the rows"),
         split=split,
         count=len(ids),
         ids=some(ids),
@@ -106,15 +157,14 @@ def _truncated(split: str, ids: Sequence[str], parts: Mapping[str, int], total: 
     )
 
 
-def _lost(split: str, ids: Sequence[str], total: int, settings: DataConfig) -> Finding:
-    limit = settings.max_truncated
-    too_many = len(ids) > limit * total
+def _lost(split: str, ids: Sequence[str], total: int, allowed: float, limit: _Limit) -> Finding:
+    too_many = len(ids) > allowed * total
     return Finding(
         kind="nothing_to_learn",
         level="error" if too_many else "warning",
         message=f"{rows(len(ids), 'have', split)} no label left after truncation ({percent(len(ids), total)}; "
-        f"data.max_truncated allows {100 * limit:g}%)",
-        fix="raise data.max_length, or shorten the inputs",
+        f"data.max_truncated allows {100 * allowed:g}%)",
+        fix=limit.fix("data.max_length", "shorten the inputs"),
         split=split,
         count=len(ids),
         ids=some(ids),
@@ -169,10 +219,11 @@ def window_finding(field: str, requested: int, window: int) -> Iterator[Finding]
     """Yield a finding about a limit in the config that exceeds the model's."""
     if requested > window:
         yield Finding(
-            kind="window",
+            kind=REDUCED_KIND,
             level="info",
             message=f"{field} is {requested}, but the model has {window} positions: {window} is used",
             fix=f"lower {field}, or choose a model with more positions",
+            details={"key": field, "asked": requested, "used": window},
         )
 
 

@@ -121,7 +121,7 @@ def run(
         job.check_audit(where=str(audit_file))
         planned = stages.checked_plan(job)
         folder.write_json("plan.json", planned)
-        for line in first_warnings(job.audit.warnings(), "in audit.json"):
+        for line in (*job.audit.reduced, *first_warnings(job.audit.warnings(), "in audit.json")):
             progress.note(line)
 
         with folder.append("predictions.jsonl") as sink:

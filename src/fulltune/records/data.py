@@ -95,6 +95,7 @@ class DataSummary(Model):
         max_length: ``data.max_length``, the window in tokens; None for the default of the task and the model.
         truncation: Truncated rows by split (``train``, ``eval``); only splits that have any.
         lengths: Tokens per row by split.
+        positions: Longest input of the model in tokens, if that is less than ``max_length`` and used instead of it.
         classes: Rows of each class, most frequent in train first; empty for tasks without classes.
         labels: Spelling of the labels; None for tasks without classes.
         padding: Fraction of padding in the inputs of training, 0 to 1: of ``random`` batches, and of those that are
@@ -106,6 +107,7 @@ class DataSummary(Model):
     max_length: int | None = None
     truncation: dict[str, Truncation] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)
+    positions: int | None = None
     classes: tuple[ClassRows, ...] = ()
     labels: LabelSpellings | None = None
     padding: dict[str, float] = Field(default_factory=dict)

@@ -21,7 +21,7 @@ def details(summary: DataSummary) -> dict[str, str]:
 
 def _details(summary: DataSummary) -> Iterator[tuple[str, str]]:
     if summary.truncation:
-        yield "truncated", _truncated(summary.truncation, summary.max_length)
+        yield "truncated", _truncated(summary.truncation, _limit(summary))
     if summary.classes:
         yield "classes", _range(summary.classes)
     if _is_divided(summary) and summary.labels:
@@ -47,13 +47,19 @@ def _is_divided(summary: DataSummary) -> bool:
     return summary.labels is not None and summary.labels.distinct < summary.labels.written
 
 
-def _truncated(splits: Mapping[str, Truncation], max_length: int | None) -> str:
+def _limit(summary: DataSummary) -> str:
+    """Return what limits the length of rows: the config, or the model."""
+    if summary.positions is not None:
+        return f"the {summary.positions:,} positions of the model, which are fewer than data.max_length"
+    return f"data.max_length: {summary.max_length}" if summary.max_length else "the model's window"
+
+
+def _truncated(splits: Mapping[str, Truncation], limit: str) -> str:
     parts = [
         f"{percent(part.rows, part.of)} of {split} rows ({part.rows:,} of {part.of:,})"
         for split, part in splits.items()
     ]
-    limit = f" to data.max_length: {max_length}" if max_length else " to the model's window"
-    return " and ".join(parts) + limit
+    return f"{' and '.join(parts)} to {limit}"
 
 
 def _range(classes: tuple[ClassRows, ...]) -> str:

@@ -173,6 +173,7 @@ def inspect(
     )
     evaluation = [(example.id, encoded[id(example)]) for example in data.eval.examples]
     limits = _limits(config.data, config.evaluation.max_new_tokens, task, bundle, evaluation)
+        positions=bundle.window,
     report = rows.extended([*findings, *limits, *_assumed_language(bundle)])
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return report, [features for example in data.train.examples for features in encoded[id(example)]], curve

@@ -21,6 +21,7 @@ from fulltune.pipeline.job import check_inputs, prepare_job
 from fulltune.pipeline.planning import measured_plan, quick_plan, stored_model
 from fulltune.pipeline.planning.formula import PROGRAM
 from fulltune.records.plan import Plan
+from fulltune.report.dataset import details
 
 #: Kind of model → its task, and the columns of its rows.
 TASKS = {
@@ -76,6 +77,23 @@ def test_truncated_rows_are_those_of_the_loaded_model(tmp_path: Path) -> None:
     assert quick.data.truncation == known.data.truncation
     assert quick.data.lengths == known.data.lengths
     assert quick.too_long == known.too_long
+
+
+def test_a_window_that_the_model_reduces_is_named(tmp_path: Path) -> None:
+    raw = config(tmp_path, "bert", data={"max_length": 4 * fakes.WINDOW})
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": " ".join(fakes.WORDS[:40] * fakes.WINDOW), "label": "a"}) + "\n")
+    quick, known = run.plan(raw, out=tmp_path, quick=True), loaded(raw, tmp_path)
+    reduced = f"data.max_length is {4 * fakes.WINDOW}, but the model has {fakes.WINDOW} positions: "
+    reduced += f"{fakes.WINDOW} is used"
+    for plan in (quick, known):
+        assert reduced in plan.too_long
+        assert plan.data.positions == fakes.WINDOW
+        shown = details(plan.data)["truncated"]
+        assert (
+            shown == f"3.2% of train rows (1 of 31) to the {fakes.WINDOW} positions of the model, which are fewer "
+            "than data.max_length"
+        )
 
 
 def test_memory_is_an_estimate_by_the_parts_of_a_measured_plan(tmp_path: Path) -> None:

@@ -69,9 +69,11 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
         metric=task.metrics[0],
         scored=len(data.eval.examples) - (0 if config.data.allow_leaks else len(inputs.audit.leaked_ids)),
     )
-    lengths = _lengths({"train": train, "eval": evaluation}, config.data, lambda example: encoded[id(example)])
+    splits = {"train": train, "eval": evaluation}
+    lengths = _lengths(splits, config.data, lambda example: encoded[id(example)], model.window)
     are_all = len(train) + len(evaluation) == len(data.train.examples) + len(data.eval.examples)
     audit = inputs.audit.extended(finding for finding in lengths if are_all or finding.kind == "lengths")
+    audit = audit.extended(tokens.window_finding("data.max_length", config.data.max_length or 0, model.window))
     audit.raise_if_broken()
     settings = config.data
     return plan.model_copy(
@@ -118,8 +120,11 @@ def _sample(examples: Sequence[Example]) -> Sequence[Example]:
 
 
 def _lengths(
-    splits: Mapping[str, Sequence[Example]], settings: DataConfig, encode: Callable[[Example], Sequence[Features]]
+    splits: Mapping[str, Sequence[Example]],
+    settings: DataConfig,
+    encode: Callable[[Example], Sequence[Features]],
+    positions: int,
 ) -> Iterator[Finding]:
     for split, examples in splits.items():
         if examples:
-            yield from tokens.length_findings(split, examples, encode, settings)
+            yield from tokens.length_findings(split, examples, encode, settings, positions)
