@@ -143,7 +143,7 @@ class DataConfig(Section):
     question: str = "question"
     sql: str = "sql"
     db_id: str = "db_id"
-    id: str | None = Field(None, description="column with row ids; default: file and line")
+    id: str | None = Field(None, description="column with row ids; default: file and line, or row")
     group: str | None = Field(None, description="column of groups; a split made by fulltune never divides a group")
     split: str | None = Field(
         None, description="column of data.train that marks the rows of train, validation (valid, dev) and test (eval)"

@@ -144,12 +144,19 @@ def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
     assert [row.where for row in load(path, TEXT)] == ["rows.jsonl:2", "rows.jsonl:5"]
 
 
-def test_csv_line_numbers_are_those_of_the_file(tmp_path: Path) -> None:
+def test_csv_rows_have_the_numbers_of_a_spreadsheet_and_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.csv", 'text,label\n"two\nlines",a\n\nplain,b\n')
     assert [(row.where, row.fields["text"]) for row in load(path)] == [
         ("rows.csv:2", "two\nlines"),
-        ("rows.csv:5", "plain"),
+        ("rows.csv row 4 (line 5)", "plain"),
     ]
+
+
+def test_bad_rows_of_csv_are_named_as_the_others(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.csv", 'text,label\n"two\nlines",a\n,b\nthree,cells,c\n"open"quote,a\nplain,b\n')
+    table = load(path)
+    assert [problem.where for problem in table.problems] == [f"rows.csv row {n} (line {n + 1})" for n in (3, 4, 5)]
+    assert [row.id for row in table] == ["rows.csv:2", "rows.csv row 6 (line 7)"]
 
 
 def test_csv_cells_longer_than_the_limit_of_the_csv_module(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_usual_shape_gives_the_same_rows(tmp_path: Path, name: str, text: 
 def test_lines_are_counted_from_the_top_of_the_file(tmp_path: Path) -> None:
     declared = load(write(tmp_path / "a.csv", "sep=;\ntext;label\nx;y\n"))
     pretty = load(write(tmp_path / "b.jsonl", "\n".join(json.dumps(row, indent=2) for row in ROWS[:2])))
-    assert [row.where for row in (*declared, *pretty)] == ["a.csv:3", "b.jsonl:1", "b.jsonl:5"]
+    assert [row.where for row in (*declared, *pretty)] == ["a.csv row 2 (line 3)", "b.jsonl:1", "b.jsonl:5"]
 
 
 @pytest.mark.parametrize("orient", ["split", "columns", "index", "records", "table"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -252,7 +253,7 @@ def _rows(text: str, name: str, dialect: _Dialect, before: int) -> Iterator[Cell
 
 
 def _parsed(lines: Iterable[str], name: str, dialect: _Dialect, before: int, longest: int) -> Iterator[Cells]:
-    """Yield the cells of each row that is not blank, with the position of its first line.
+    """Yield the cells of each row that is not blank, with its position.
 
     Parsing is strict, so that an unclosed quote does not hide the rest of the file.
 
@@ -264,9 +265,8 @@ def _parsed(lines: Iterable[str], name: str, dialect: _Dialect, before: int, lon
         longest: Maximum length of a cell in characters.
     """
     reader = csv.reader(lines, strict=True, **dialect.options)
-    while True:
-        line = before + reader.line_num + 1
-        where = f"{name}:{line}"
+    for row in itertools.count(1):
+        where = _place(name, row, before + reader.line_num + 1)
         # The limit is global in the csv module; documents are longer than its default of 128 KiB.
         limit = csv.field_size_limit(max(longest, 131072))
         try:
@@ -280,6 +280,14 @@ def _parsed(lines: Iterable[str], name: str, dialect: _Dialect, before: int, lon
             csv.field_size_limit(limit)
         if any(map(str.strip, cells)):  # spreadsheets write rows of empty cells below a table
             yield where, cells
+
+
+def _place(name: str, row: int, line: int) -> str:
+    """Return the position of a row: its number as spreadsheets count, from the header, and its first line.
+
+    The two differ after cells of several lines, and after a line that declares the delimiter.
+    """
+    return f"{name}:{line}" if row == line else f"{name} row {row} (line {line})"
 
 
 def _backslashes(text: str, name: str, before: int) -> Problem:

@@ -54,7 +54,8 @@ class Row:
 
     Attributes:
         id: The value of the id column, by default ``where``.
-        where: File and line (``tales.jsonl:12``), or file and index in formats without lines.
+        where: File and line (``tales.jsonl:12``), or file and index in formats without lines; in CSV files with cells
+            of several lines the number of the row and its line (``clauses.csv row 504 (line 856)``).
         fields: Values by role (``text``, ``label``, ``labels``, ``source``, ``target``, …), not by column name.
     """
 
