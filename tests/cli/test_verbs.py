@@ -48,6 +48,16 @@ def test_a_command_is_only_named_if_it_exists() -> None:
     assert advice_on_verb("infer", [], {"list"}) == ""
 
 
+@pytest.mark.parametrize(
+    ("word", "command"), [("tran", "run CONFIG"), ("finetun", "run CONFIG"), ("evaluat", ""), ("qwertz", "")]
+)
+def test_misspelled_commands_of_other_tools(word: str, command: str) -> None:
+    message = refused(word, "c.csv")
+    assert message.startswith(f"No such command '{word}'")
+    assert ("the command is `" in message) == bool(command)
+    assert message.endswith(f"{command}`." if command else "Did you mean 'evaluate'?" if word == "evaluat" else ".")
+
+
 def test_misspelled_commands() -> None:
     assert "Did you mean 'run'?" in refused("rnu", "c.yaml")
     assert "Did you mean 'show'?" in refused("models", "sshow")

@@ -392,6 +392,34 @@ def test_sources_that_cannot_be_read(names: list[str], message: str, folder: Pat
         propose(names)
 
 
+def test_a_missing_file_and_an_existing_config_are_one_report(folder: Path) -> None:
+    write_csv(folder / "smlouvy.csv", reviews())
+    (folder / "config.yaml").write_text("task: t")
+    with pytest.raises(ConfigError) as caught:
+        fulltune.init("smlovy.csv")
+    assert [problem.where for problem in caught.value.problems] == ["config.yaml", "smlovy.csv"]
+    assert "Did you mean 'smlouvy.csv'?" in str(caught.value)
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        fulltune.init(["smlouvy.csv", "other.csv"], output="new.yaml")
+    assert not (folder / "new.yaml").exists()
+
+
+def test_a_limit_and_a_tokenizer_that_do_not_suit_the_texts_are_named(folder: Path) -> None:
+    words = ("smlouvu", "nájemník", "který", "odstoupení", "je", "se", "na", "že", "nebo", "podle", "zákona")
+    texts = [" ".join(words[(i * n) % 11] for n in range(1, 20 + 2 * i)) for i in range(90)]
+    rows = [{"znění": text, "typ": "ab"[i % 2]} for i, text in enumerate(texts)]
+    found = propose(write_csv(folder / "smlouvy.csv", rows), model="starter:bert")
+    assert found.language == "Czech"
+    assert found.config["data"]["max_length"] == 256
+    why = found.why["data.max_length"]
+    assert re.search(r"; [1-9][0-9.]*% of the texts are cut: the model reads at most 256$", why)
+    [note] = [note for note in found.notes if "tokens per word" in note]
+    assert note.endswith(
+        "of the texts are cut: the tokenizer of starter:bert was not made for Czech; "
+        "a model for this language reads more of each text"
+    )
+
+
 # ---- The written config ----
 
 

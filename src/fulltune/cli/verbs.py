@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from fulltune.cli import layout
+from fulltune.errors import closest
 
 #: Command, and what other tools call it. Of several commands for one word, the first one that exists is named.
 _COMMANDS = {
@@ -129,7 +130,17 @@ def advice_on_verb(name: str, rest: Iterable[str], commands: Container[str], pat
         return f"A command is missing: `{path} run {words}` trains, `{path} plan {words}` shows what that would do."
     if Path(name).suffix.lower() in _DATA or Path(name).exists():
         return f"A command is missing: `{path} init {words}` writes a config for this data."
-    return ""
+    return _misspelled(name, commands, path)
+
+
+def _misspelled(name: str, commands: Container[str], path: str) -> str:
+    """Return the command that a misspelled word of another tool stands for; typer suggests those of fulltune."""
+    meant = {word: command for command, words in reversed(_COMMANDS.items()) for word in words.split()}
+    close = closest(name, [*meant, *(command.split()[0] for command in _COMMANDS)])
+    command = meant.get(close, "")
+    if not command or close in commands or command.split()[0] not in commands:
+        return ""
+    return f"No such command {name!r}: the command is `{path} {command}`."
 
 
 def _is_config(name: str) -> bool:

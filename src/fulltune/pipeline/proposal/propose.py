@@ -12,8 +12,10 @@ from fulltune.config import DataConfig, load_config
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile
 from fulltune.data.columns.sampled import columns_of
+from fulltune.data.locate import locate
+from fulltune.data.merging import merge_phrases
 from fulltune.data.overlap import TOLERATED_LEAKS
-from fulltune.errors import ConfigError
+from fulltune.errors import ConfigError, DataError, Problem
 from fulltune.pipeline.proposal import base_models, settings
 from fulltune.pipeline.proposal import rows as reading
 from fulltune.pipeline.proposal.base_models import BaseModel
@@ -116,8 +118,9 @@ def init(
         DataError: The data cannot be read, or its columns fit no task; lists what each column holds.
     """
     file = Path(output)
-    _check_output(file, force)
-    sources = reading.with_stored_splits(sort_sources(_names(data)))
+    names = _names(data)
+    _check_names(names, file, force)
+    sources = reading.with_stored_splits(sort_sources(names))
     columns = columns_of(sources.train)
     choice = choose(columns, task, sources.databases)
     draft = _Draft.of(sources, columns, choice, model, file)
@@ -135,6 +138,30 @@ def _check_output(file: Path, force: bool) -> None:
         raise ConfigError(
             f"{str(file)!r}", expected="a file that ends in .yaml", fix="JSON has no comments", field="--output"
         )
+def _check_names(names: Sequence[str], file: Path, force: bool) -> None:
+    """Check that the data exists and the config may be written.
+
+    Raises:
+        ConfigError: The config must not be written; lists missing files too.
+        DataError: Files are missing.
+    """
+    refused, missing = list[Problem](), list[Problem]()
+    try:
+        _check_output(file, force)
+    except ConfigError as error:
+        refused += error.problems
+    for name in names:
+        try:
+            if not paths.matches(name):
+                locate(name)
+        except DataError as error:
+            missing += error.problems
+    if refused:
+        raise ConfigError([*refused, *missing])
+    if missing:
+        raise DataError(missing)
+
+
     if paths.exists(file) and not force:
         fix = "choose another name with --output, or add --force to replace it"
         raise ConfigError("this file exists already", expected="a new file", where=str(file), fix=fix)
