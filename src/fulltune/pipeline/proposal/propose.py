@@ -38,6 +38,9 @@ _FAMILIES: Mapping[str, base_models.Family] = {
 #: Tokens that the training of a small model reads at most, so that a first run takes minutes on two cores.
 _TOKENS = 2_000_000
 
+#: Tokens per word from which a tokenizer does not suit a language; it is 1.2 to 2 where it does.
+_MANY_TOKENS = 2.5
+
 #: Notes of one kind.
 _SHOWN = 3
 
@@ -335,13 +338,12 @@ class _Draft:
         if self.choice.task == "text2sql":
             why = "tokens of schema and question; longer schemas are cut"
             return [Line("max_length", 512, why), self._target_length()]
-        lengths = settings.lengths(self.counts)
-        window = lengths.window(self.base.window or _WINDOW)
+        lengths, window = settings.lengths(self.counts), self._window
         if self.choice.task == "causal-lm" and "text" in self.choice.columns:
             why = f"tokens per window; longer texts are divided (median {lengths.median:,})"
             return [Line("max_length", window, why)]
-        over = sum(count > window for count in self.counts) / len(self.counts)
-        ending = f"; {over:.1%} of the texts are cut" if over else "; no text is cut"
+        ending = f"; {self._cut:.1%} of the texts are cut" if self._cut else "; no text is cut"
+        ending += f": the model reads at most {window:,}" if self._cut and window == self.base.window else ""
         lines = [Line("max_length", window, f"tokens; the median is {lengths.median:,}{ending}")]
         return lines + ([self._target_length()] if self.choice.task == "seq2seq" else [])
 
@@ -351,6 +353,16 @@ class _Draft:
         return Line("max_target_length", lengths.window(None, 16), why)
 
     def _training(self) -> list[Line]:
+    @property
+    def _window(self) -> int:
+        """Tokens that the model is given of a text at most."""
+        return settings.lengths(self.counts).window(self.base.window or _WINDOW)
+
+    @property
+    def _cut(self) -> float:
+        """Fraction of the texts that are longer."""
+        return sum(count > self._window for count in self.counts) / len(self.counts)
+
         rows = self._trained_rows()
         batch = settings.BATCHES[self.choice.task]
         tokens = rows * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
@@ -433,6 +445,7 @@ def _format(form: FileFormat) -> str:
     part = f", part {form.part}" if form.part else ""
     known = {"csv": "CSV", "json": "JSON"}.get(form.format, form.format)
     return f"{known}{between}{encoding}{part}"
+        notes += self._unsuited_tokenizer()
 
 
 def _described(column: Profile) -> str:
@@ -441,6 +454,21 @@ def _described(column: Profile) -> str:
             f"{value} ({count:,})" for value, count in zip(column.examples[:3], column.counts, strict=False)
         )
         return f"{column.distinct:,} labels: {shown}" + (", …" if column.distinct > 3 else "")
+    def _unsuited_tokenizer(self) -> list[str]:
+        """Return a note if the tokenizer of the model divides the words of the language into many tokens."""
+        if self.base.suits(self.language) or self.base.tokenizer_file is None or not self.language:
+            return []
+        texts = self.rows.values(next(iter(self.choice.columns)))[: len(self.counts)]
+        words, tokens = sum(len(text.split()) for text in texts), sum(self.counts)
+        if tokens < _MANY_TOKENS * words:
+            return []
+        is_cut = self._window == self.base.window and self.choice.task in ("classification", "seq2seq")
+        cut = f", and {self._cut:.1%} of the texts are cut" if is_cut and self._cut else ""
+        return [
+            f"{tokens / words:.1f} tokens per word{cut}: the tokenizer of {self.base.name} was not made for "
+            f"{self.language}; a model for this language reads more of each text"
+        ]
+
     if column.kind == "vector":
         return f"0/1 vectors of {column.distinct:,} classes"
     if column.kind in ("text", "short text", "SQL"):
