@@ -138,6 +138,11 @@ class DataConfig(Section):
     label_separator: str | None = Field(
         None, min_length=1, description="separator of the labels in one cell of data.labels"
     )
+    merge_labels: bool = Field(
+        False,
+        description="merge labels that differ only in case, whitespace and Unicode normal form, under their most "
+        "frequent spelling",
+    )
     source: str = "source"
     target: str = "target"
     question: str = "question"

@@ -115,10 +115,39 @@ def test_more_than_five_groups_are_counted() -> None:
     assert of_kind(look(train), "similar_labels")[0].message.endswith(" and 2 more")
 
 
+@pytest.mark.parametrize(
+    ("train", "message", "fix"),
+    [
+        (
+            ["spam", "Spam "],
+            "each a separate label (data.merge_labels: true merges them)",
+            "set data.merge_labels: true",
+        ),
+        (["spam", "spa\u0430m", "sp\u0430m"], "each a separate label: ", "merge them in the data"),
+        (["spam", "Spam", "eggs_1", "eggs 1"], "(data.merge_labels: true merges 1 of them)", "set data.merge_labels"),
+    ],
+)
+def test_the_key_that_merges_spellings_is_the_fix(train: list[str], message: str, fix: str) -> None:
+    [finding] = of_kind(look(train * 20), "similar_labels")
+    assert message in finding.message
+    assert finding.fix.startswith(fix)
+
+
+def test_warnings_about_spellings_come_first() -> None:
+    result = look(["spam", "ham", "Spam "] * 3 + ["eggs"], ["spam", "ham"])
+    assert [line.split(" (")[0] for line in result.warnings()[:2]] == [
+        "1 label is spelled in several ways, each a separate label",
+        "1 label has whitespace or invisible characters at an end",
+    ]
+    assert len(result.warnings()) > 2
+    assert result.summary().findings[: len(result.warnings())] == result.warnings()
+
+
 def test_labels_that_differ_in_white_space_only() -> None:
     [finding] = of_kind(look([" spam", "ham\u200b", "❤️", "بی‌طرف"] * 20), "padded_labels")
     assert finding.message.startswith(
-        "2 labels have whitespace or invisible characters at an end: ' spam', 'ham\\u200b'"
+        "2 labels have whitespace or invisible characters at an end (data.merge_labels: true removes them): "
+        "' spam', 'ham\\u200b'"
     )
     assert finding.count == 40
 

@@ -288,6 +288,49 @@ def test_rows_of_eval_that_are_in_train_are_allowed_and_reported(folder: Path) -
     assert found.notes[-1].startswith("3 of 23 rows of eval are also in train")
 
 
+def test_rows_that_repeat_between_groups_are_left_out_as_in_a_run(folder: Path) -> None:
+    rows = [{**row, "hotel": f"Hotel {i // 6}"} for i, row in enumerate(reviews(180))]
+    for place in range(0, 180, 5):  # every fifth row is that of another hotel
+        rows[place]["opinion"] = "Breakfast is served from seven to ten, on the terrace above the garden."
+        rows[place]["verdict"] = "good"
+    found = propose(write_csv(folder / "r.csv", rows))
+    assert found.config["data"]["group"] == "hotel"
+    assert "allow_leaks" not in found.config["data"]
+    leaks = fulltune.plan(found.file, quick=True).data.leaks
+    assert leaks is not None
+    assert leaks.rows > 0.05 * leaks.of
+    assert not leaks.counted
+    assert f"{leaks.rows} of {leaks.of} rows of eval are also in train: they are left out of the scores" in found.notes
+
+
+def test_spellings_of_a_label_are_shown_and_merged(folder: Path) -> None:
+    rows = reviews()
+    for place, label in ((3, "Good "), (7, "Good "), (4, "BAD")):
+        rows[place]["verdict"] = label
+    found = propose(write_csv(folder / "r.csv", rows))
+    assert found.config["data"]["merge_labels"] is True
+    assert found.why["task"] == "`verdict` has 2 values in 120 rows, if spellings are merged"
+    assert found.why["data.label"] == "2 labels: bad (60), good (60)"
+    assert found.why["data.merge_labels"].startswith("one label in several spellings: 'BAD' = 'bad'; 'Good ' = 'good'.")
+    [warning] = found.warnings
+    assert "'good' (58 rows: r.csv:" in warning
+    assert "and 'Good ' (2 rows: r.csv:5, r.csv:9) as 'good'" in warning
+    assert "data.merge_labels is set" in warning
+    assert fulltune.plan(found.file, quick=True).data.labels.distinct == 2
+    [line] = [line for line in (folder / "config.yaml").read_text().splitlines() if "'Good '" in line]
+    assert line.lstrip().startswith("#")
+
+
+def test_spellings_that_no_key_merges_are_shown(folder: Path) -> None:
+    rows = reviews()
+    rows[3]["verdict"] = "go\u043ed"
+    found = propose(write_csv(folder / "r.csv", rows))
+    assert "merge_labels" not in found.config["data"]
+    [warning] = found.warnings
+    assert warning.startswith("one label in several spellings? 'good' (59 rows: r.csv:3, ")
+    assert "and 'go\\u043ed' (1 row: r.csv:5): if so, write it in one way" in warning
+
+
 def test_a_group_stays_together(folder: Path) -> None:
     rows = [{**row, "hotel": f"Hotel {i // 6}"} for i, row in enumerate(reviews(180))]
     found = propose(write_csv(folder / "r.csv", rows))
@@ -349,6 +392,34 @@ def test_how_files_were_read_is_written_and_noted(folder: Path) -> None:
     assert "`;` between cells, cp1250" in found.read
 
 
+def test_a_missing_file_and_an_existing_config_are_one_report(folder: Path) -> None:
+    write_csv(folder / "smlouvy.csv", reviews())
+    (folder / "config.yaml").write_text("task: t")
+    with pytest.raises(ConfigError) as caught:
+        fulltune.init("smlovy.csv")
+    assert [problem.where for problem in caught.value.problems] == ["config.yaml", "smlovy.csv"]
+    assert "Did you mean 'smlouvy.csv'?" in str(caught.value)
+    with pytest.raises(DataError, match="there is no such file or folder"):
+        fulltune.init(["smlouvy.csv", "other.csv"], output="new.yaml")
+    assert not (folder / "new.yaml").exists()
+
+
+def test_a_limit_and_a_tokenizer_that_do_not_suit_the_texts_are_named(folder: Path) -> None:
+    words = ("smlouvu", "nájemník", "který", "odstoupení", "je", "se", "na", "že", "nebo", "podle", "zákona")
+    texts = [" ".join(words[(i * n) % 11] for n in range(1, 20 + 2 * i)) for i in range(90)]
+    rows = [{"znění": text, "typ": "ab"[i % 2]} for i, text in enumerate(texts)]
+    found = propose(write_csv(folder / "smlouvy.csv", rows), model="starter:bert")
+    assert found.language == "Czech"
+    assert found.config["data"]["max_length"] == 256
+    why = found.why["data.max_length"]
+    assert re.search(r"; [1-9][0-9.]*% of the texts are cut: the model reads at most 256$", why)
+    [note] = [note for note in found.notes if "tokens per word" in note]
+    assert note.endswith(
+        "of the texts are cut: the tokenizer of starter:bert was not made for Czech; "
+        "a model for this language reads more of each text"
+    )
+
+
 def test_a_column_that_marks_splits(folder: Path) -> None:
     rows = [{**row, "set": "train" if i < 100 else "dev" if i < 120 else "test"} for i, row in enumerate(reviews(150))]
     found = propose(write_csv(folder / "r.csv", rows))
@@ -391,34 +462,6 @@ def test_sources_that_cannot_be_read(names: list[str], message: str, folder: Pat
     (folder / "empty").mkdir()
     with pytest.raises((DataError, ConfigError), match=message):
         propose(names)
-
-
-def test_a_missing_file_and_an_existing_config_are_one_report(folder: Path) -> None:
-    write_csv(folder / "smlouvy.csv", reviews())
-    (folder / "config.yaml").write_text("task: t")
-    with pytest.raises(ConfigError) as caught:
-        fulltune.init("smlovy.csv")
-    assert [problem.where for problem in caught.value.problems] == ["config.yaml", "smlovy.csv"]
-    assert "Did you mean 'smlouvy.csv'?" in str(caught.value)
-    with pytest.raises(DataError, match="there is no such file or folder"):
-        fulltune.init(["smlouvy.csv", "other.csv"], output="new.yaml")
-    assert not (folder / "new.yaml").exists()
-
-
-def test_a_limit_and_a_tokenizer_that_do_not_suit_the_texts_are_named(folder: Path) -> None:
-    words = ("smlouvu", "nájemník", "který", "odstoupení", "je", "se", "na", "že", "nebo", "podle", "zákona")
-    texts = [" ".join(words[(i * n) % 11] for n in range(1, 20 + 2 * i)) for i in range(90)]
-    rows = [{"znění": text, "typ": "ab"[i % 2]} for i, text in enumerate(texts)]
-    found = propose(write_csv(folder / "smlouvy.csv", rows), model="starter:bert")
-    assert found.language == "Czech"
-    assert found.config["data"]["max_length"] == 256
-    why = found.why["data.max_length"]
-    assert re.search(r"; [1-9][0-9.]*% of the texts are cut: the model reads at most 256$", why)
-    [note] = [note for note in found.notes if "tokens per word" in note]
-    assert note.endswith(
-        "of the texts are cut: the tokenizer of starter:bert was not made for Czech; "
-        "a model for this language reads more of each text"
-    )
 
 
 # ---- The written config ----

@@ -11,6 +11,7 @@ from fulltune.data import tokens
 from fulltune.data.findings import Audit, BadRow, ExampleLike, Finding, bad_rows, rows, some
 from fulltune.data.labels import kind_findings, label_findings
 from fulltune.data.load import Row, Table
+from fulltune.data.merging import merge_findings
 from fulltune.data.overlap import Entry, overlap
 from fulltune.data.split import input_text
 from fulltune.data.tokens import E, FeaturesLike
@@ -47,8 +48,8 @@ def audit(
     eval_examples: Sequence[E],
     config: Config,
     valid: Table | None = None,
-) -> Audit:
     own_split: bool = False,
+) -> Audit:
     """Check the data for all problems that are known to break runs.
 
     Args:
@@ -58,8 +59,8 @@ def audit(
         eval_examples: Rows of ``eval`` as the task sees them.
         config: Thresholds, batch size, and whether leaks are allowed.
         valid: The same as ``train`` for ``valid``, or None.
-    """
         own_split: The rows of ``eval`` were held out of ``train``, not named or marked by the user.
+    """
     fields = train[0].fields if train else {}
     classes = "label" in fields or "labels" in fields
     overlapping = overlap(
@@ -68,8 +69,8 @@ def audit(
         [Entry.of(example) for example in eval_examples],
         allow_leaks=config.data.allow_leaks,
         one_answer=classes or "sql" in fields,
-    )
         own_split=own_split,
+    )
     tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
     findings = [
         *_bad_rows(tables, config.data.bad_rows == "skip"),
@@ -85,6 +86,7 @@ def audit(
         )
         findings += [one for one in of_labels if one.kind not in derived]
         findings += kind_findings({split: table.label_kind for split, table in tables.items()})
+        findings += merge_findings([table.merged for table in tables.values()])
     problems = [problem for table in (train, valid, evaluation) if table is not None for problem in table.problems]
     return Audit(findings=tuple(findings), leaked_ids=overlapping.leaked, bad_rows=bad_rows(problems))
 
@@ -96,9 +98,9 @@ def token_findings(
     generated: bool,
     encode: Callable[[E], Sequence[FeaturesLike]],
     tokenizer: Any,
+    positions: int,
 ) -> Iterator[Finding]:
     """Yield what the tokens of the rows show.
-    positions: int,
 
     Args:
         splits: Rows of ``train`` and ``eval`` as the task sees them.
@@ -106,9 +108,9 @@ def token_findings(
         generated: The target is text that the model writes, not a class.
         encode: Function from an example to its training sequences.
         tokenizer: A `transformers` tokenizer.
+        positions: Longest input of the model in tokens.
     """
     for split, examples in splits.items():
-        positions: Longest input of the model in tokens.
         if examples:
             yield from tokens.length_findings(split, examples, encode, settings, positions)
         yield from _vocabulary(split, examples, tokenizer, generated)

@@ -25,6 +25,28 @@ UNSCORED_KIND = "reference_queries_fail"
 LONE_TOKEN_KIND = "single_tokens"
 
 
+#: Kinds of findings by how much they distort the scores, the most first: classes that are divided by their spelling,
+#: rows that give the answer away, rows without or with a wrong answer, rows that are not read to their end.
+_DISTORTING = (
+    "similar_labels",
+    "padded_labels",
+    "joined_labels",
+    "vector_labels",
+    "mixed_labels",
+    "missing_labels",
+    "leaks",
+    "labels_only_in_eval",
+    "eval_conflicts",
+    "conflicting_targets",
+    "nothing_to_learn",
+    "truncated",
+)
+
+
+#: Kind of findings about values of the config that the model cannot take.
+REDUCED_KIND = "window"
+
+
 class ExampleLike(Protocol):
     """A row as the task sees it (:class:`fulltune.tasks.base.Example`)."""
 
@@ -91,9 +113,9 @@ class Audit(Model):
         return self.model_copy(update={"findings": (*self.findings, *findings)})
 
     def summary(self) -> AuditSummary:
-        """Return counts and messages for the record, most severe first."""
+        """Return counts and messages for the record, most severe first, then those that distort the scores most."""
         order = ("error", "warning", "info")
-        ranked = sorted(self.findings, key=lambda finding: order.index(finding.level))
+        ranked = sorted(self.findings, key=lambda finding: (order.index(finding.level), _rank(finding)))
         levels = [finding.level for finding in self.findings]
         return AuditSummary(
             errors=levels.count("error"),
@@ -103,9 +125,18 @@ class Audit(Model):
         )
 
     def warnings(self, without: Container[str] = ()) -> tuple[str, ...]:
-        """Return the message of each warning on one line, except for the kinds in ``without``."""
-        warnings = (one for one in self.findings if one.level == "warning" and one.kind not in without)
+        """Return the message of each warning on one line, except for the kinds in ``without``.
+
+        Those that distort the scores most are first.
+        """
+        warnings = [one for one in self.findings if one.level == "warning" and one.kind not in without]
+        warnings.sort(key=_rank)
         return tuple(" ".join(one.message.split()) for one in warnings)
+
+    @property
+    def reduced(self) -> tuple[str, ...]:
+        """Sentences about values of the config that exceed the model's limits; the limits are used instead."""
+        return tuple(one.message for one in self.findings if one.kind == REDUCED_KIND)
 
     def raise_if_broken(self, where: str = "") -> None:
         """Raise if there are problems that make training pointless.
@@ -121,6 +152,11 @@ class Audit(Model):
             raise DataError(problems + [Problem(**row.model_dump()) for row in self.bad_rows])
 
 
+def _rank(finding: Finding) -> int:
+    """Return the place of a finding in the order of :data:`_DISTORTING`; all others share the last one."""
+    return _DISTORTING.index(finding.kind) if finding.kind in _DISTORTING else len(_DISTORTING)
+
+
 def _problem(finding: Finding, where: str) -> Problem:
     shown = ", ".join(finding.ids[:3]) + (" …" if finding.count > 3 else "")
     message = finding.message.rstrip(".") + (f" ({shown})" if finding.ids else "")
@@ -132,11 +168,6 @@ def bad_rows(problems: Sequence[Problem]) -> tuple[BadRow, ...]:
     """Return problems of reading as the rows that an audit lists."""
     return tuple(BadRow(**asdict(problem)) for problem in problems)
 
-
-    @property
-    def reduced(self) -> tuple[str, ...]:
-        """Sentences about values of the config that exceed the model's limits; the limits are used instead."""
-        return tuple(one.message for one in self.findings if one.kind == REDUCED_KIND)
 
 def first_warnings(sentences: Sequence[str], rest: str, shown: int = 5) -> list[str]:
     """Return the first warnings of an audit for a terminal, and a line that says where the others are."""

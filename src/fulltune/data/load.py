@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, overload
@@ -74,6 +74,7 @@ class Table(Sequence[Row]):
         problems: Problems of the bad rows.
         label_kind: How labels are written: ``"text"``, ``"a number"``, or ``""`` without labels.
         files: How the files were read; those read in the same way are listed once, by the first of them.
+        merged: Labels of several spellings that ``data.merge_labels`` merged: name → spelling → ids of its rows.
     """
 
     source: str
@@ -81,6 +82,7 @@ class Table(Sequence[Row]):
     problems: tuple[Problem, ...] = ()
     label_kind: str = ""
     files: tuple[FileFormat, ...] = ()
+    merged: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fulltune.data.duplicates import fold
 from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, listed, quoted, rows, shorten, some
-from fulltune.data.values import is_invisible
+from fulltune.data.values import is_padded, is_padding
 
 #: Ids of the rows with each label, over all splits.
 Places = Mapping[str, Sequence[str]]
@@ -51,6 +51,19 @@ def key(label: str) -> str:
     return re.sub(r"(?<=\w)[-_\s]+(?=\w)", " ", text)
 
 
+def without_padding(label: str) -> str:
+    """Return a label in Unicode's form NFC, without invisible characters at its ends, and with single spaces."""
+    text = unicodedata.normalize("NFC", label)
+    start = next((place for place, character in enumerate(text) if not is_padding(character)), len(text))
+    end = next((place for place in range(len(text), start, -1) if not is_padding(text[place - 1])), start)
+    return " ".join(text[start:end].split())
+
+
+def merge_key(label: str) -> str:
+    """Return what the spellings have in common that ``data.merge_labels`` merges; :func:`key` ignores more."""
+    return unicodedata.normalize("NFC", without_padding(label).lower())
+
+
 def spelling_findings(rows_of: Places, several: bool) -> Iterator[Finding]:
     """Yield findings about suspicious spellings of labels; no labels are merged or changed.
 
@@ -79,29 +92,48 @@ def spelled(labels: Sequence[str]) -> list[str]:
     return [shorten(ascii(label) if look_alike else repr(label)) for label in labels]
 
 
-def _similar(rows_of: Places) -> Iterator[Finding]:
+def similar_groups(rows_of: Places) -> list[list[str]]:
+    """Return the labels with several spellings: their spellings, the most frequent one first."""
     groups: dict[str, list[str]] = defaultdict(list)
     for label in sorted(rows_of, key=lambda label: (-len(rows_of[label]), label)):
         groups[key(label)].append(label)
-    alike = [group for group in groups.values() if len(group) > 1]
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _similar(rows_of: Places) -> Iterator[Finding]:
+    alike = similar_groups(rows_of)
     if not alike:
         return
-    shown = [_variants(group, rows_of) for group in alike[:LISTED]]
-    usual, *others = spelled(alike[0])
+    shown = [variants(group, rows_of) for group in alike[:LISTED]]
+    key_merges, fix = _way_to_merge(alike)
     yield _finding(
         "similar_labels",
-        f"{_labels(len(alike), 'is', 'are')} spelled in several ways, each a separate label: {listed(shown)}",
+        f"{_labels(len(alike), 'is', 'are')} spelled in several ways, each a separate label{key_merges}: "
+        f"{listed(shown)}",
         [name for group in alike for label in group[1:] for name in rows_of[label]],
-        fix=f"merge them in the data if they mean the same: write {usual} for {' and '.join(others)}",
+        fix=fix,
         details={
             "spellings": [{label: len(rows_of[label]) for label in group} for group in alike[:LISTED]],
             "written": len(rows_of),
-            "distinct": len(groups),
+            "distinct": len(rows_of) - sum(len(group) - 1 for group in alike),
         },
     )
 
 
-def _variants(labels: Sequence[str], rows_of: Places) -> str:
+def _way_to_merge(alike: Sequence[Sequence[str]]) -> tuple[str, str]:
+    """Return what ``data.merge_labels`` would do to labels of several spellings, in brackets, and the fix."""
+    rest = [group for group in alike if len(set(map(merge_key, group))) > 1]
+    usual, *others = spelled((rest or alike)[0])
+    in_data = f"merge them in the data if they mean the same: write {usual} for {' and '.join(others)}"
+    if not rest:
+        return " (data.merge_labels: true merges them)", f"set data.merge_labels: true, or {in_data}"
+    if len(rest) < len(alike):
+        fix = f"set data.merge_labels: true; other spellings than in case and whitespace: {in_data}"
+        return f" (data.merge_labels: true merges {len(alike) - len(rest)} of them)", fix
+    return "", in_data
+
+
+def variants(labels: Sequence[str], rows_of: Places) -> str:
     """Return the spellings of one label, each with its number of rows and their first ids."""
     parts = []
     for name, label in zip(spelled(labels), labels, strict=True):
@@ -111,21 +143,17 @@ def _variants(labels: Sequence[str], rows_of: Places) -> str:
 
 
 def _padded(rows_of: Places) -> Iterator[Finding]:
-    padded = [label for label in sorted(rows_of) if _is_padding(label[0]) or _is_padding(label[-1])]
+    padded = [label for label in sorted(rows_of) if is_padded(label)]
     if padded:
         yield _finding(
             "padded_labels",
-            f"{_labels(len(padded), 'has', 'have')} whitespace or invisible characters at an end: "
-            f"{quoted(padded, ascii)}",
+            f"{_labels(len(padded), 'has', 'have')} whitespace or invisible characters at an end "
+            f"(data.merge_labels: true removes them): {quoted(padded, ascii)}",
             [name for label in padded for name in rows_of[label]],
-            fix="remove them in the data: labels are learned, saved and compared as they are written",
+            fix="set data.merge_labels: true, or remove them in the data: labels are learned, saved and compared as "
+            "they are written",
             details={"labels": padded[:LISTED]},
         )
-
-
-def _is_padding(character: str) -> bool:
-    """Return True for an invisible character that is not part of an emoji, as variation selectors are."""
-    return is_invisible(character) and unicodedata.category(character) != "Mn"
 
 
 def _missing(rows_of: Places) -> Iterator[Finding]:

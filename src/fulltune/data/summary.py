@@ -73,12 +73,14 @@ def _classes(balance: Finding) -> tuple[ClassRows, ...]:
 def _spellings(findings: _Findings, balance: Finding) -> LabelSpellings:
     """Return the spellings; without a finding about them, every label has one."""
     similar, padded = findings.get(("similar_labels", "")), findings.get(("padded_labels", ""))
+    merged = findings.get(("merged_labels", ""))
     written = len(set().union(*balance.details["counts"].values()))
     return LabelSpellings(
         written=written,
         distinct=similar.details["distinct"] if similar else written,
         spellings=tuple(similar.details["spellings"]) if similar else (),
         padded=tuple(padded.details["labels"]) if padded else (),
+        merged=merged.details["merged"] if merged else {},
     )
 
 

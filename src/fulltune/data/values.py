@@ -68,6 +68,16 @@ def is_invisible(character: str) -> bool:
     return character.isspace() or unicodedata.category(character) == "Cf" or character in _BLANK
 
 
+def is_padding(character: str) -> bool:
+    """Return True for an invisible character that is not part of an emoji, as variation selectors are."""
+    return is_invisible(character) and unicodedata.category(character) != "Mn"
+
+
+def is_padded(text: str) -> bool:
+    """Return True if a text begins or ends with an invisible character."""
+    return bool(text) and (is_padding(text[0]) or is_padding(text[-1]))
+
+
 def is_blank(text: str) -> bool:
     """Return True if a text has no visible character."""
     return all(map(is_invisible, text))

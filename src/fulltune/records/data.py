@@ -56,12 +56,14 @@ class LabelSpellings(Model):
             characters do not count. If it is below ``written``, classes are probably split by their spelling.
         spellings: Labels with several spellings, at most 20: rows by spelling, the most frequent one first.
         padded: Labels that begin or end with whitespace or invisible characters, at most 20.
+        merged: Labels that ``data.merge_labels`` merged: name → rows by spelling as written, at most 20.
     """
 
     written: int
     distinct: int
     spellings: tuple[dict[str, int], ...] = ()
     padded: tuple[str, ...] = ()
+    merged: dict[str, dict[str, int]] = Field(default_factory=dict)
 
 
 class Leaks(Model):
@@ -93,9 +95,9 @@ class DataSummary(Model):
     Attributes:
         rows: Rows by split: ``train``, ``eval``, and ``valid`` if there is one.
         max_length: ``data.max_length``, the window in tokens; None for the default of the task and the model.
+        positions: Longest input of the model in tokens, if that is less than ``max_length`` and used instead of it.
         truncation: Truncated rows by split (``train``, ``eval``); only splits that have any.
         lengths: Tokens per row by split.
-        positions: Longest input of the model in tokens, if that is less than ``max_length`` and used instead of it.
         classes: Rows of each class, most frequent in train first; empty for tasks without classes.
         labels: Spelling of the labels; None for tasks without classes.
         padding: Fraction of padding in the inputs of training, 0 to 1: of ``random`` batches, and of those that are
@@ -105,9 +107,9 @@ class DataSummary(Model):
 
     rows: dict[str, int] = Field(default_factory=dict)
     max_length: int | None = None
+    positions: int | None = None
     truncation: dict[str, Truncation] = Field(default_factory=dict)
     lengths: dict[str, Lengths] = Field(default_factory=dict)
-    positions: int | None = None
     classes: tuple[ClassRows, ...] = ()
     labels: LabelSpellings | None = None
     padding: dict[str, float] = Field(default_factory=dict)

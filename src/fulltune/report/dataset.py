@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fulltune.data.findings import listed, percent, shorten
 from fulltune.records.data import ClassRows, DataSummary, Leaks, Truncation
 from fulltune.records.run import Record
-from fulltune.report.display import percentage
+from fulltune.report.display import percentage, visible
 
 #: Fraction of truncated rows from which the page marks them.
 _NOTABLE = 0.05
@@ -28,6 +28,9 @@ def _details(summary: DataSummary) -> Iterator[tuple[str, str]]:
         shown = listed([_variants(labels) for labels in summary.labels.spellings])
         merged = f"{summary.labels.distinct} if case, spaces and punctuation are ignored"
         yield "labels", f"{summary.labels.written} as written, {merged}: {shown}"
+    if summary.labels and summary.labels.merged:
+        each = (f"{_variants(rows)}, as {named(name)}" for name, rows in summary.labels.merged.items())
+        yield "merged labels", listed(list(each))
     if summary.padding:
         used, random = percentage(summary.padding["used"]), percentage(summary.padding["random"])
         yield "padding", f"{used} of the inputs, {random} in random batches"
@@ -143,8 +146,9 @@ def classes(summary: DataSummary) -> ClassTable | None:
         return None
     shown = tuple(split for split in ("train", "valid", "eval") if any(getattr(row, split) for row in summary.classes))
     most = max(row.train for row in summary.classes) or 1
-    rows = (
-        ClassCounts(row.label, tuple(f"{getattr(row, split):,}" for split in shown), f"{100 * row.train / most:.0f}%")
-        for row in summary.classes
-    )
-    return ClassTable(shown, tuple(rows))
+    return ClassTable(shown, tuple(_class_counts(row, shown, most) for row in summary.classes))
+
+
+def _class_counts(row: ClassRows, splits: tuple[str, ...], most: int) -> ClassCounts:
+    counts = tuple(f"{getattr(row, split):,}" for split in splits)
+    return ClassCounts(visible(row.label), counts, f"{100 * row.train / most:.0f}%")

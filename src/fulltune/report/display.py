@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from fulltune.data.values import is_padded
+
 #: Systems in the order of the report: from no training to the tuned model.
 SYSTEMS = {
     "majority": "Majority class",
@@ -46,6 +48,11 @@ _METRICS = {
 
 #: Metrics whose best value is 1: shown without a mark for the best.
 _NEAR_ONE = ("length_ratio",)
+
+
+def visible(label: str) -> str:
+    """Return the name of a class, in quotes if it begins or ends with a blank."""
+    return repr(label) if is_padded(label) else label
 
 
 def system_label(name: str) -> str:

@@ -23,6 +23,7 @@ from fulltune.report.display import (
     number,
     percentage,
     system_label,
+    visible,
 )
 from fulltune.report.examples import Survey
 from fulltune.report.labels import width
@@ -77,7 +78,7 @@ def confusion(details: Mapping[str, Any]) -> Confusion | None:
         stored = {"labels": details.get("labels"), "matrix": stored}
     if not stored.get("labels") or not stored.get("matrix"):
         return None
-    labels = tuple(str(label) for label in stored["labels"])
+    labels = tuple(visible(str(label)) for label in stored["labels"])
     matrix = [[int(cell) for cell in row] for row in stored["matrix"]]
     if len(labels) > CLASSES:
         return Confusion(labels, (), _pairs(labels, matrix))
@@ -121,7 +122,7 @@ def _per_class(row: Mapping[str, Any]) -> PerClass:
     precision, recall, f1 = (as_float(row.get(key)) for key in ("precision", "recall", "f1"))
     width = f"{100 * f1:.0f}%" if math.isfinite(f1) else "0%"
     support = number(as_float(row.get("support")), 0)
-    return PerClass(str(row.get("label", "")), number(precision), number(recall), number(f1), width, support)
+    return PerClass(visible(str(row.get("label", ""))), number(precision), number(recall), number(f1), width, support)
 
 
 def calibration(details: Mapping[str, Any]) -> Markup:

@@ -12,6 +12,7 @@ from fulltune.config import Config, DataConfig, DataSource
 from fulltune.data import tokens
 from fulltune.data.audit import Audit, Finding, audit, token_findings
 from fulltune.data.load import Row, Table, available_columns, load_table
+from fulltune.data.merging import merged
 from fulltune.data.split import fold_tables, split_table
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.models.token_ids import IGNORED, end_ids, most_new_tokens
@@ -54,8 +55,8 @@ class Data:
     train: Split
     eval: Split
     valid: Split | None
-
     own_split: bool = False
+
     @property
     def held_out(self) -> tuple[Example, ...]:
         """All rows that are not used for training: those of ``eval``, then those of ``valid``."""
@@ -83,7 +84,7 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     settings = config.data
     columns = task.columns(available_columns(settings.train, data=settings))
     _check_roles(settings, columns, task.name)
-    train = load_table(settings.train, columns, settings, limit=settings.limit, split="train")
+    train = _merged(settings, load_table(settings.train, columns, settings, limit=settings.limit, split="train"))
     marked = _marked(settings, columns, train)
     seed = config.train.seed if settings.seed is None else settings.seed
     if settings.folds is not None:
@@ -117,20 +118,22 @@ def audit_rows(config: Config, task: Task, data: Data) -> Audit:
         train_examples=data.train.examples,
         eval_examples=evaluation.examples,
         config=config,
-    )
         own_split=data.own_split,
+    )
     splits = {"train": data.train.examples, "eval": data.eval.examples}
     splits |= {"valid": data.valid.examples} if data.valid else {}
     return report.extended(task.findings(splits))
 
 
 def _check_roles(settings: DataConfig, columns: Sequence[Column], task: str) -> None:
-    """Check that the task reads every role in ``data.columns``.
+    """Check that the task reads every role in ``data.columns``, and labels if they are merged.
 
     Raises:
         ConfigError: It does not read some of them.
     """
     known = [column.role for column in columns]
+    if settings.merge_labels and _stratified(columns) is None:
+        raise ConfigError(f"{task} reads no labels", fix="remove it", field="data.merge_labels")
     problems = [
         Problem(
             f"{task} reads no column with the role {role!r}",
@@ -170,10 +173,10 @@ def inspect(
         generated=task.head == "lm",
         encode=lambda example: encoded[id(example)],
         tokenizer=bundle.tokenizer,
+        positions=bundle.window,
     )
     evaluation = [(example.id, encoded[id(example)]) for example in data.eval.examples]
     limits = _limits(config.data, config.evaluation.max_new_tokens, task, bundle, evaluation)
-        positions=bundle.window,
     report = rows.extended([*findings, *limits, *_assumed_language(bundle)])
     curve = [features for example in data.shown for features in task.encode(example, bundle)]
     return report, [features for example in data.train.examples for features in encoded[id(example)]], curve
@@ -235,7 +238,9 @@ def _marked(data: DataConfig, columns: Sequence[Column], train: Table) -> dict[s
     if data.split is None:
         return {}
     tables = {
-        name: load_table(data.train, columns, data, limit=_limit(data, name), split=split, may_be_empty=True)
+        name: _merged(
+            data, load_table(data.train, columns, data, limit=_limit(data, name), split=split, may_be_empty=True), train
+        )
         for name, split in _SPLITS.items()
         if not isinstance(getattr(data, name), str | tuple)
     }
@@ -271,7 +276,7 @@ def _given_or_held_out(
     """
     limit = _limit(data, name)
     if isinstance(given, str | tuple):
-        return train, load_table(given, columns, data, limit=limit, split=_SPLITS[name])
+        return train, _merged(data, load_table(given, columns, data, limit=limit, split=_SPLITS[name]), train)
     if name in marked:
         return train, marked[name]
     assert given is not None
@@ -291,7 +296,12 @@ def _folded(data: DataConfig, folds: int, seed: int, columns: Sequence[Column], 
         return pairs[data.fold - 1]
     evaluated = {row.id for _, fold in pairs for row in fold}
     rows = tuple(row for row in train if row.id in evaluated)
-    return train, replace(train, source=f"{folds} folds of {train.source}", rows=rows, problems=())
+    return train, replace(train, source=f"{folds} folds of {train.source}", rows=rows, problems=(), merged={})
+
+
+def _merged(data: DataConfig, table: Table, train: Table | None = None) -> Table:
+    """Return a table whose labels are merged if the config asks for it, under the names that train has."""
+    return merged(table, train) if data.merge_labels else table
 
 
 def _stratified(columns: Sequence[Column]) -> str | None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fulltune.metrics.run_comparison import ChangedRows
-from fulltune.report.display import metric_label
+from fulltune.report.display import metric_label, visible
 from fulltune.runtime.graphemes import clip
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _details(values: Mapping[str, Any]) -> list[str]:
         lines.append(f"confidence {values['confidence']:.3f}")
     if "probabilities" in values:
         ranked = sorted(values["probabilities"].items(), key=lambda item: -item[1])[:5]
-        lines.append(", ".join(f"{label} {share:.3f}" for label, share in ranked))
+        lines.append(", ".join(f"{visible(label)} {share:.3f}" for label, share in ranked))
     if values.get("error"):
         lines.append(f"fails: {values['error']}")
     lines += [", ".join(map(_cell, row)) for row in values.get("rows", ())]
@@ -108,5 +108,5 @@ def _cell(value: object) -> str:
 
 
 def _said(output: str | tuple[str, ...]) -> str:
-    text = output if isinstance(output, str) else ", ".join(output)
+    text = output if isinstance(output, str) else ", ".join(map(visible, output))
     return text if len(text) <= _LONG else f"{clip(text, _LONG)} …"

@@ -20,6 +20,7 @@ def proposal(proposed: Proposal) -> RenderableType:
     lines += [_columns(proposed), Text("")]
     for key in ("task", "model"):
         lines.append(Text(f"{key:<6} {proposed.config[key]}: {proposed.why[key]}", overflow="fold"))
+    lines += [Text(f"check  {warning}", style="yellow", overflow="fold") for warning in proposed.warnings]
     lines += [Text(f"note   {note}", style="dim", overflow="fold") for note in proposed.notes]
     lines.append(Text(f"\nWritten: {proposed.file}, with a reason on every line. Next:", overflow="fold"))
     return Group(*lines, *(Text(f"  {command}") for command in proposed.next))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Proposal(Model):
         language: Language of the texts, or an empty text.
         read: How the rows were read, in a few words.
         columns: The columns of the data.
+        warnings: What is likely wrong in the data; one sentence each.
         notes: What else could have been chosen, and what to check; one sentence each.
         next: Commands to run next.
     """
@@ -83,6 +84,7 @@ class Proposal(Model):
     language: str
     read: str
     columns: tuple[SeenColumn, ...]
+    warnings: tuple[str, ...]
     notes: tuple[str, ...]
     next: tuple[str, ...]
 
@@ -136,11 +138,6 @@ def init(
     return draft.proposal(mapping, reasons(sections))
 
 
-def _check_output(file: Path, force: bool) -> None:
-    if file.suffix.lower() not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"{str(file)!r}", expected="a file that ends in .yaml", fix="JSON has no comments", field="--output"
-        )
 def _check_names(names: Sequence[str], file: Path, force: bool) -> None:
     """Check that the data exists and the config may be written.
 
@@ -165,6 +162,11 @@ def _check_names(names: Sequence[str], file: Path, force: bool) -> None:
         raise DataError(missing)
 
 
+def _check_output(file: Path, force: bool) -> None:
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{str(file)!r}", expected="a file that ends in .yaml", fix="JSON has no comments", field="--output"
+        )
     if paths.exists(file) and not force:
         fix = "choose another name with --output, or add --force to replace it"
         raise ConfigError("this file exists already", expected="a new file", where=str(file), fix=fix)
@@ -229,6 +231,11 @@ class _Draft:
     def _scored(self) -> int:
         return settings.scored(self.rows.evaluated)
 
+    @property
+    def _has_many_leaks(self) -> bool:
+        """True if rows of eval that the user names are also in train, and so many that a run would stop."""
+        return "eval" in self.rows.tables and self.rows.leaks > TOLERATED_LEAKS * self._scored
+
     def title(self) -> list[str]:
         return [
             f"Written by `fulltune init`: {self.choice.task}, because {self.choice.because}.",
@@ -261,11 +268,6 @@ class _Draft:
         other = base_models.alternative(base.family, self.language)
         if other is not None and other.name != base.name:
             of = f" for {self.language}" if other.languages and self.language else ", for many languages"
-    @property
-    def _has_many_leaks(self) -> bool:
-        """True if rows of eval that the user names are also in train, and so many that a run would stop."""
-        return "eval" in self.rows.tables and self.rows.leaks > TOLERATED_LEAKS * self._scored
-
             why = f"larger{of}, from the hub ({other.size}); train.learning_rate: {_rate(other.learning_rate)}"
             lines.append(Line("model", other.name, why, active=False))
         return [*lines, Line("task", self.choice.task, self.choice.because)]
@@ -317,7 +319,9 @@ class _Draft:
         return lines
 
     def _columns(self) -> list[Line]:
-        lines = [Line(role, column.name, _described(column)) for role, column in self.choice.columns.items()]
+        lines = [Line(role, column.name, self._described(role)) for role, column in self.choice.columns.items()]
+        if self.rows.merged:
+            lines.append(Line("merge_labels", True, self._merges()))
         if self.choice.separator:
             lines.append(Line("label_separator", self.choice.separator, "between the labels of one cell"))
         if self.choice.names:
@@ -327,12 +331,38 @@ class _Draft:
             lines.append(Line("group", self.group.name, why))
         return lines + (self._databases() if self.choice.task == "text2sql" else [])
 
+    def _described(self, role: str) -> str:
+        column = self.choice.columns[role]
+        if not self.rows.merged or role not in ("label", "labels"):
+            return _described(column)
+        counts = self.rows.labels.most_common()
+        return _labels([label for label, _ in counts], [count for _, count in counts], len(counts))
+
+    def _merges(self) -> str:
+        """Return which spellings are one label; double blanks are escaped, because comments collapse them."""
+        pairs = [
+            f"{', '.join(repr(label) for label in written if label != name)} = {name!r}"
+            for name, written in self.rows.merged.items()
+        ]
+        listed = "; ".join(pairs).replace("  ", r" \x20")
+        return f"one label in several spellings: {listed}. Remove this line if they mean different things"
+
     def _databases(self) -> list[Line]:
         databases = self.sources.databases
         if "db_id" not in self.choice.columns:
             return [Line("databases", self._path(databases[0]), "the database that all queries are run on")]
         folder = os.path.commonpath([path.parent for path in databases])
         return [Line("databases", self._path(Path(folder)), "folder of the SQLite files that db_id names")]
+
+    @property
+    def _window(self) -> int:
+        """Tokens that the model is given of a text at most."""
+        return settings.lengths(self.counts).window(self.base.window or _WINDOW)
+
+    @property
+    def _cut(self) -> float:
+        """Fraction of the texts that are longer."""
+        return sum(count > self._window for count in self.counts) / len(self.counts)
 
     def _lengths(self) -> list[Line]:
         if self.choice.task == "text2sql":
@@ -353,16 +383,6 @@ class _Draft:
         return Line("max_target_length", lengths.window(None, 16), why)
 
     def _training(self) -> list[Line]:
-    @property
-    def _window(self) -> int:
-        """Tokens that the model is given of a text at most."""
-        return settings.lengths(self.counts).window(self.base.window or _WINDOW)
-
-    @property
-    def _cut(self) -> float:
-        """Fraction of the texts that are longer."""
-        return sum(count > self._window for count in self.counts) / len(self.counts)
-
         rows = self._trained_rows()
         batch = settings.BATCHES[self.choice.task]
         tokens = rows * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
@@ -407,9 +427,16 @@ class _Draft:
             language=self.language,
             read=self._read(),
             columns=tuple(SeenColumn(**one.to_dict(), role=role_of.get(one.name, "")) for one in self.columns),
+            warnings=tuple(self._warnings()),
             notes=tuple(self._notes()),
             next=(f"fulltune plan {_quoted(self.file)}", f"fulltune run {_quoted(self.file)}"),
         )
+
+    def _warnings(self) -> list[str]:
+        phrases = merge_phrases(self.rows.merged)
+        shown = phrases[:_SHOWN] + ([f"{len(phrases) - _SHOWN} more"] if len(phrases) > _SHOWN else [])
+        merges = f"labels are spelled in several ways; data.merge_labels is set and merges {', and '.join(shown)}"
+        return [*([merges] if phrases else []), *self.rows.spellings[:_SHOWN]]
 
     def _notes(self) -> list[str]:
         notes = list(self.choice.notes)
@@ -418,6 +445,7 @@ class _Draft:
         if self.rows.leaks:
             done = "data.allow_leaks is set" if self._has_many_leaks else "they are left out of the scores"
             notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")
+        notes += self._unsuited_tokenizer()
         assumed = [
             (one.file, text) for table in self.rows.tables.values() for one in table.files for text in one.assumed
         ]
@@ -426,34 +454,6 @@ class _Draft:
         notes += [f"another data set there: fulltune init {other}" for other in self.sources.others[:_SHOWN]]
         return notes
 
-    def _source(self, names: tuple[str, ...]) -> Any:
-        written = [self._path(Path(name)) if paths.exists(name) else name for name in names]
-        return written[0] if len(written) == 1 else written
-
-    def _path(self, path: Path) -> str:
-        """Return a path as the config names it: relative to the folder of the config, unless it is absolute."""
-        if path.is_absolute():
-            return str(path)
-        return Path(os.path.relpath(path, self.file.parent)).as_posix()
-
-
-def _format(form: FileFormat) -> str:
-    """Return how a file was read, in a few words."""
-    delimiter = {"\t": "tabs", "": ""}.get(form.delimiter, f"`{form.delimiter}`")
-    between = f" with {delimiter} between cells" if delimiter else ""
-    encoding = f", {form.encoding}" if form.encoding else ""
-    part = f", part {form.part}" if form.part else ""
-    known = {"csv": "CSV", "json": "JSON"}.get(form.format, form.format)
-    return f"{known}{between}{encoding}{part}"
-        notes += self._unsuited_tokenizer()
-
-
-def _described(column: Profile) -> str:
-    if column.kind in ("category", "labels"):
-        shown = ", ".join(
-            f"{value} ({count:,})" for value, count in zip(column.examples[:3], column.counts, strict=False)
-        )
-        return f"{column.distinct:,} labels: {shown}" + (", …" if column.distinct > 3 else "")
     def _unsuited_tokenizer(self) -> list[str]:
         """Return a note if the tokenizer of the model divides the words of the language into many tokens."""
         if self.base.suits(self.language) or self.base.tokenizer_file is None or not self.language:
@@ -469,11 +469,51 @@ def _described(column: Profile) -> str:
             f"{self.language}; a model for this language reads more of each text"
         ]
 
+    def _source(self, names: tuple[str, ...]) -> Any:
+        written = [self._path(Path(name)) if paths.exists(name) else name for name in names]
+        return written[0] if len(written) == 1 else written
+
+    def _path(self, path: Path) -> str:
+        """Return a path as the config names it: relative to the folder of the config, unless it is absolute."""
+        if path.is_absolute():
+            return str(path)
+        return Path(os.path.relpath(path, self.file.parent)).as_posix()
+
+
+def _counted(choice: Choice, rows: reading.Rows) -> Choice:
+    """Return the choice with the number of labels after merging as its reason."""
+    label = choice.columns.get("label") or choice.columns.get("labels")
+    if label is None or not rows.merged:
+        return choice
+    because = f"`{label.name}` has {len(rows.labels):,} values in {label.filled:,} rows, if spellings are merged"
+    because += ", several of them per row" if "labels" in choice.columns else ""
+    return replace(choice, because=because)
+
+
+def _format(form: FileFormat) -> str:
+    """Return how a file was read, in a few words."""
+    delimiter = {"\t": "tabs", "": ""}.get(form.delimiter, f"`{form.delimiter}`")
+    between = f" with {delimiter} between cells" if delimiter else ""
+    encoding = f", {form.encoding}" if form.encoding else ""
+    part = f", part {form.part}" if form.part else ""
+    known = {"csv": "CSV", "json": "JSON"}.get(form.format, form.format)
+    return f"{known}{between}{encoding}{part}"
+
+
+def _described(column: Profile) -> str:
+    if column.kind in ("category", "labels"):
+        return _labels(column.examples, column.counts, column.distinct)
     if column.kind == "vector":
         return f"0/1 vectors of {column.distinct:,} classes"
     if column.kind in ("text", "short text", "SQL"):
         return f"{column.words:.0f} words on average"
     return f"{column.distinct:,} distinct value{'s' * (column.distinct != 1)}"
+
+
+def _labels(names: Sequence[str], counts: Sequence[int], distinct: int) -> str:
+    """Return the number of labels, and the most frequent ones with their rows."""
+    shown = ", ".join(f"{name} ({count:,})" for name, count in zip(names[:3], counts, strict=False))
+    return f"{distinct:,} labels: {shown}" + (", …" if distinct > 3 else "")
 
 
 def _rate(rate: float) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fulltune.config import DataConfig
 from fulltune.data.columns.roles import SPLITS
 from fulltune.data.load import Column, Table, load_table
+from fulltune.data.merging import combined, label_places, merged
 from fulltune.data.overlap import Entry, Seen
 from fulltune.data.read import open_source
+from fulltune.data.spellings import similar_groups, variants
 from fulltune.data.split import input_text, split_table
 from fulltune.errors import DataError, Problem
 from fulltune.pipeline.proposal.settings import held_out, scored
@@ -35,11 +38,23 @@ class Rows:
         tables: Rows by split: ``train``, and those of ``valid`` and ``eval`` that have files of their own.
         leaks: Rows of eval, of the first ones, that also occur in train with the same target.
         evaluated: Rows that decide, or would be held out for it.
+        spellings: Sentences about labels that are written in several ways and stay as they are written.
     """
 
     tables: Mapping[str, Table]
     leaks: int
     evaluated: int
+    spellings: tuple[str, ...] = ()
+
+    @property
+    def merged(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """Labels that ``data.merge_labels`` merges: name → spelling → ids of its rows."""
+        return combined([table.merged for table in self.tables.values()])
+
+    @property
+    def labels(self) -> Counter[str]:
+        """Rows of train with each label, after merging."""
+        return Counter({label: len(ids) for label, ids in label_places(self.tables["train"]).items()})
 
     @property
     def bad(self) -> tuple[Problem, ...]:
@@ -88,7 +103,8 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
     ]
     tables = {split: load_table(files, columns, settings, split=_STORED[split]) for split, files in sources.items()}
     tables |= _marked(sources["train"], settings, columns) if settings.split else {}
-    train = tables["train"]
+    train = merged(tables["train"])
+    tables = {split: train if split == "train" else merged(table, train) for split, table in tables.items()}
     if len(train) < _FEWEST and "eval" not in tables:
         raise DataError(
             f"{len(train)} row{'s' * (len(train) != 1)}",
@@ -96,8 +112,9 @@ def read(sources: Mapping[str, tuple[str, ...]], settings: DataConfig, roles: Se
             where=train.source,
             fix="add rows, divide long texts into several, or name a file with the rows that decide",
         )
+    spellings = tuple(_spellings(list(tables.values())))
     if "eval" in tables:
-        return Rows(tables, _leaks(train, tables["eval"]), len(tables["eval"]))
+        return Rows(tables, _leaks(train, tables["eval"]), len(tables["eval"]), spellings)
     if settings.group is None:  # near duplicates are held out together
         return Rows(tables, 0, max(1, round(held_out(len(train))[0] * len(train))), spellings)
     rest, decisive = _divided(train, roles, has_valid="valid" in tables)
