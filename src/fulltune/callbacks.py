@@ -166,13 +166,10 @@ class Guards(DivergenceGuard):
         model.zero_grad(set_to_none=True)  # the optimizer step that follows skips parameters without a gradient
         verify(good.folder)
         format.load_weights(model, good.folder)
-        if self.roll_backs >= self.retries:
-            self.stop_at(error, good.step, error.step)
+        if self.roll_back(error, good.step, restarts=False) is not None:
             control.should_training_stop = True
         else:
             self._restore_optimizer(good)
-            self.go_back(error, good.step, error.step)
-            self._is_rolling_back = False  # the loop is not started again
             scale_learning_rate(self._optimizer, self._scheduler, self.rate_factor)
         _log.warning("%s", self.events[-1].message)
         return control

@@ -331,7 +331,7 @@ def test_a_trainer_that_rolls_back_gets_the_error(tmp_path: Path) -> None:
 
 def test_the_rate_is_cut_when_training_returns(driver: Driver) -> None:
     guard = driver.guard
-    guard.go_back(NonFiniteError(7, "loss", math.nan, ["a"]), step=0, reached=7)
+    guard.roll_back(NonFiniteError(7, "loss", math.nan, ["a"]), 0)
     driver.begin()
     assert driver.optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
     driver.step(2.0)
@@ -342,7 +342,7 @@ def test_the_rate_is_cut_when_training_returns(driver: Driver) -> None:
 def test_the_state_is_plain_and_complete(driver: Driver) -> None:
     guard = driver.guard
     driver.step(2.0)
-    guard.go_back(NonFiniteError(7, "loss", math.nan, ["a"]), step=0, reached=7)
+    guard.roll_back(NonFiniteError(7, "loss", math.nan, ["a"]), 0)
     saved = json.loads(json.dumps(guard.state()))
     again = DivergenceGuard(**saved["args"])
     assert (again.patience, again.rate_factor) == (2, 0.3)

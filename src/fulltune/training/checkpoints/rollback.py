@@ -111,14 +111,14 @@ class RollBack(TrainerCallback):
         path = self.checkpoints.path(target.step)
         self.loop.accelerator.wait_for_everyone()
         self._model.zero_grad()
-        if self.guard.roll_backs >= self.guard.retries:
+        stopped = self.guard.roll_back(error, target.step)
+        if stopped is not None:
             load_weights(self._model, path)
             self.loop.load_trainer_state(path)
             # All processes have read the file before it is removed.
             self.loop.accelerator.wait_for_everyone()
-            raise self.guard.stop_at(error, target.step, error.step) from error
+            raise stopped from error
         target.tries += 1
-        self.guard.go_back(error, target.step, error.step)
         self.checkpoints.forget_after(target.step)
         self._is_back = True
         self._due = target.step + spacing(self.loop.state.max_steps)

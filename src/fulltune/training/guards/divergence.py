@@ -340,34 +340,36 @@ class DivergenceGuard(Guard):
 
     # ---- Decisions of a trainer that can roll back ----
 
-    def go_back(self, error: TrainingStopped, step: int, reached: int) -> None:
-        """Record a roll-back and reduce the learning rate.
+    def roll_back(
+        self, error: NonFiniteError | DivergenceError, step: int, *, restarts: bool = True
+    ) -> TrainingStopped | None:
+        """Reduce the learning rate and record that training returns to a step, or that it stops.
 
         Args:
             error: The reason.
-            step: Step of the checkpoint that training returns to.
-            reached: Step in which the error was raised.
+            step: The last good step, whose weights are kept.
+            restarts: Training is begun again; False if it continues with the next batch.
+
+        Returns:
+            The error to raise if no roll-back is left; else None.
         """
+        if self.roll_backs >= self.retries:
+            return self._out_of_retries(error, step)
         self.roll_backs += 1
         self.rate *= self.rate_factor
-        self._is_rolling_back = True
+        self._is_rolling_back = restarts
         self.decide(
             "roll back",
-            reached,
+            error.step,
             f"{_sentence(error)}; training went back to step {step}, and the learning rate is {self.rate:.3g} of "
             f"the configured one (roll-back {self.roll_backs} of {self.retries}).",
         )
+        return None
 
-    def stop_at(self, error: TrainingStopped, step: int, reached: int) -> TrainingStopped:
-        """Record that training stops after the last roll-back, and return the error to raise.
-
-        Args:
-            error: The reason.
-            step: Step of the checkpoint whose weights are kept.
-            reached: Step in which the error was raised.
-        """
+    def _out_of_retries(self, error: NonFiniteError | DivergenceError, step: int) -> TrainingStopped:
         again = f", after {self.roll_backs} roll-back{'s' * (self.roll_backs != 1)}" if self.roll_backs else ""
-        self.decide("stop", reached, f"{_sentence(error)}{again}; training stopped with the weights of step {step}.")
+        message = f"{_sentence(error)}{again}; training stopped with the weights of step {step}."
+        self.decide("stop", error.step, message)
         rate = f", with the learning rate at {self.rate:.3g} of the configured one" if self.roll_backs else ""
         return TrainingStopped(
             f"{error.problems[0].found}{again}{rate}",
@@ -454,6 +456,11 @@ def batch_width(batch: Mapping[str, Any]) -> float:
     tables = [value for value in (batch.get("labels"), batch.get("input_ids")) if isinstance(value, Tensor)]
     # Labels that are real numbers are those of several classes.
     return float(next((ids.shape[1] for ids in tables if ids.ndim == 2 and not ids.is_floating_point()), 0))
+
+
+def guard_among(callbacks: Sequence[Any]) -> DivergenceGuard | None:
+    """Return the guard against divergence among the callbacks of a trainer, if there is one."""
+    return next((one for one in callbacks if isinstance(one, DivergenceGuard)), None)
 
 
 def scale_learning_rate(optimizer: Any, scheduler: Any, factor: float) -> None:
