@@ -169,8 +169,8 @@ def test_training_and_evaluation_give_the_same_numbers_either_way(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
     for one, other in zip(trainer.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
-    assert trainer._fulltune.loss_at_head is not None
-    assert trainer._fulltune.loss_at_head.fits is (kind != "bart")
+    assert trainer._fulltune.loss.at_head is not None
+    assert trainer._fulltune.loss.at_head.fits is (kind != "bart")
 
 
 def test_logits_are_available_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,6 @@ from fulltune.models.losses import token_cross_entropy
 from fulltune.models.modes import in_mode
 from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
-
-if TYPE_CHECKING:
-    from transformers import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -106,15 +103,6 @@ class LossAtHead:
     def __init__(self, head: nn.Module | None) -> None:
         self.head = head
         self.fits = None if isinstance(head, nn.Linear) else False
-
-    @classmethod
-    def of(cls, trainer: Trainer, model: Any) -> LossAtHead:
-        """Return the instance for the unwrapped model of a trainer."""
-        # A gradient scaler must see scaled gradients overflow; replicas of DataParallel would share one patched head.
-        args = trainer.args
-        is_plain = trainer.accelerator.scaler is None and args.n_gpu <= 1 and not args.torch_compile
-        is_plain = is_plain and not trainer.is_deepspeed_enabled
-        return cls(model.get_output_embeddings() if is_plain and hasattr(model, "get_output_embeddings") else None)
 
     def run(
         self, model: nn.Module, inputs: Mapping[str, Any], labels: Tensor, smoothing: float

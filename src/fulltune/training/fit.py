@@ -38,10 +38,11 @@ from fulltune.training.interrupt import StopWhenAsked, stopping_after_a_step
 from fulltune.training.methods.base import Method
 from fulltune.training.next_tokens import aligned_labels
 from fulltune.training.optimizers import state_bytes
+from fulltune.training.parts import parts_of
 from fulltune.training.regularization.costs import advice_on_regularizers
 from fulltune.training.regularization.dropout import set_dropout
 from fulltune.training.regularization.penalties import Regularizer
-from fulltune.training.trainer import Trainer, state_of
+from fulltune.training.trainer import Trainer
 
 #: Guards that are responsible for an error, by its type; any other error is one of numbers that are not finite.
 _GUARD_OF: dict[type[TrainingStopped], GuardName] = {DivergenceError: "divergence", MemoryExhausted: "memory"}
@@ -238,7 +239,7 @@ class _Watchers:
     def events(self, trainer: Trainer, error: TrainingStopped | None) -> tuple[GuardEvent, ...]:
         """Return what the guards decided, with lacks of memory, and the reason why training was stopped."""
         decisions = [event for guard in self.guards for event in guard.events]
-        decisions += state_of(trainer).micro_batches.events
+        decisions += parts_of(trainer).step.micro_batches.events
         return tuple(one.record() for one in _with_reason(decisions, error, trainer.state.global_step))
 
 
@@ -315,7 +316,7 @@ def _stoppable(trainer: Trainer, settings: CheckpointConfig | None) -> Iterator[
     if settings is None:
         yield
         return
-    checkpoints = state_of(trainer).checkpoints
+    checkpoints = parts_of(trainer).checkpoints
     checkpoints.plan(settings.keep)
     stop = StopWhenAsked(checkpoints.wait)
     trainer.add_callback(stop)
@@ -325,7 +326,7 @@ def _stoppable(trainer: Trainer, settings: CheckpointConfig | None) -> Iterator[
 
 @dataclass(frozen=True)
 class _Ended:
-    """How the training loop ended: wall time, peak memory, and the error that stopped it early, if any."""
+    """End of the training loop: wall time, peak memory, and the error that stopped it early, if any."""
 
     seconds: float
     peak_bytes: int
@@ -393,7 +394,7 @@ def _training_record(
         tokens=state.num_input_tokens_seen,
         rows=rows,
         final_loss=losses[-1] if losses else math.nan,
-        padding=round(state_of(trainer).padding.fraction, 4),
+        padding=round(parts_of(trainer).step.padding.fraction, 4),
         packed=getattr(trainer.data_collator, "packed", False),
         fast_paths=fast_paths(args.device.type, config, choices),
         advice=_advice(config, state.max_steps, bundle.model.num_parameters()),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
-if TYPE_CHECKING:
-    from fulltune.training.own_state import OwnState
+from fulltune.training.step import Step
 
 
 class LoopAdapter:
@@ -23,12 +22,26 @@ class LoopAdapter:
 
     Args:
         trainer: A :class:`fulltune.Trainer`.
-        own: What the trainer knows beyond the library's.
+        step: Its optimizer step in progress.
+        trained_only: Checkpoints contain trainable parameters only.
     """
 
-    def __init__(self, trainer: Any, own: OwnState) -> None:
+    def __init__(self, trainer: Any, step: Step, *, trained_only: bool) -> None:
         self._trainer = trainer
-        self._own = own
+        self._step = step
+        self._trained_only = trained_only
+        # Trial of a search for hyperparameters; the folder of checkpoints depends on it.
+        self._trial: Any = None
+        # Steps before the checkpoint that training resumes from, whose losses are part of the restored sum.
+        self._steps_before = 0
+
+    def begin(self, trial: Any) -> None:
+        """Start a training, which may be the trial of a search for hyperparameters."""
+        self._trial = trial
+
+    def begin_attempt(self) -> None:
+        """Start the loop of the library, from the beginning unless :meth:`load_progress` follows."""
+        self._steps_before = 0
 
     @property
     def args(self) -> Any:
@@ -53,11 +66,11 @@ class LoopAdapter:
 
     @property
     def folder(self) -> Path:
-        return Path(self._trainer._get_output_dir(self._own.trial))
+        return Path(self._trainer._get_output_dir(self._trial))
 
     @property
     def trained_only(self) -> bool:
-        return self._own.trained_only
+        return self._trained_only
 
     @property
     def callbacks(self) -> Sequence[TrainerCallback]:
@@ -75,8 +88,7 @@ class LoopAdapter:
         return model
 
     def row_ids(self) -> Sequence[str]:
-        ids: Sequence[str] = self._trainer._row_ids()
-        return ids
+        return self._step.row_ids()
 
     def sum_flops(self) -> None:
         self._trainer.store_flos()
@@ -123,19 +135,30 @@ class LoopAdapter:
         self.accelerator.scaler.load_state_dict(scaler)
 
     def process_progress(self) -> dict[str, Any]:
-        return {"loss": float(self._trainer._tr_loss), "padding": asdict(self._own.padding)}
+        return {"loss": float(self._trainer._tr_loss), "padding": asdict(self._step.padding)}
 
     def progress(self) -> dict[str, Any]:
         return {
             "total_loss": self._trainer._total_loss_scalar,
             "last_logged": self._trainer._globalstep_last_logged,
-            "micro_batches": self._own.micro_batches.state(),
+            "micro_batches": self._step.micro_batches.state(),
         }
 
     def load_progress(self, process: dict[str, Any], progress: dict[str, Any]) -> None:
         self._trainer._tr_loss.fill_(process["loss"])
-        self._own.padding = replace(self._own.padding, **process["padding"])
+        self._step.restore_padding(process["padding"])
         self._trainer._total_loss_scalar = progress["total_loss"]
-        self._own.steps_before = self._trainer.state.global_step
+        self._steps_before = self._trainer.state.global_step
         self._trainer._globalstep_last_logged = progress["last_logged"]
-        self._own.micro_batches.restore(progress["micro_batches"])
+        self._step.micro_batches.restore(progress["micro_batches"])
+
+    def scale_loss_of_resumed_training(self) -> None:
+        """Make ``train_loss`` the mean over all steps: transformers divides it by the steps since resuming."""
+        before = self._steps_before
+        if not before:
+            return
+        trainer = self._trainer
+        steps = max(self.state.global_step - trainer._initial_global_step, 0.001)  # the divisor of transformers
+        mean = (trainer._total_loss_scalar + trainer._tr_loss.item()) / (before + int(steps))
+        trainer._total_loss_scalar = mean * steps
+        trainer._tr_loss.zero_()

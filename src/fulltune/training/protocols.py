@@ -1,7 +1,7 @@
 """Define what the collaborators of a trainer know of it.
 
-Checkpoints, roll-back and engines take one of these protocols instead of :class:`fulltune.Trainer`, so that private
-fields of the trainer and of the library are read in one place, :mod:`fulltune.training.loop`.
+Loss, steps, checkpoints, roll-back and engines take one of these protocols instead of :class:`fulltune.Trainer`, so
+that private fields of the library are read in one place, :mod:`fulltune.training.loop`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,55 @@ class ShardedTraining(Protocol):
     @property
     def state(self) -> TrainerState:
         """Progress of the training."""
+
+
+class PublicTrainer(ShardedTraining, Protocol):
+    """The public attributes of :class:`transformers.Trainer` from which losses and batches follow.
+
+    Attributes:
+        callback_handler: Has the callbacks.
+        compute_loss_func: The loss of the user, or None.
+        compute_metrics: The metrics of the user, or None.
+        preprocess_logits_for_metrics: The function of the user that reduces logits, or None.
+        data_collator: The collator, as it was given.
+        train_dataset: The training rows.
+        loss_is_scaled_for_ga: The library does not divide the loss by the number of micro-batches.
+    """
+
+    callback_handler: Any
+    compute_loss_func: Any
+    compute_metrics: Any
+    preprocess_logits_for_metrics: Any
+    data_collator: Any
+    train_dataset: Any
+    loss_is_scaled_for_ga: Any
+
+    @property
+    def is_deepspeed_enabled(self) -> Any:
+        """True if DeepSpeed trains the model."""
+
+    @property
+    def is_fsdp_enabled(self) -> Any:
+        """True if FSDP trains the model."""
+
+    @property
+    def is_distributed_loading_by_transformers(self) -> Any:
+        """True if ``from_pretrained`` has sharded the model."""
+
+    def get_cp_size(self) -> int:
+        """Return the number of processes over which sequences are split (context parallelism)."""
+
+    def get_sp_size(self) -> int:
+        """Return the number of processes over which sequences are split (sequence parallelism)."""
+
+    def get_tp_size(self) -> int:
+        """Return the number of processes over which tensors are split."""
+
+
+def is_sharded(trainer: PublicTrainer) -> bool:
+    """Return True if an engine shards the model over processes and writes its own checkpoints."""
+    engines = (trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled, trainer.is_distributed_loading_by_transformers)
+    return any(engines)
 
 
 class TrainingLoop(ShardedTraining, Protocol):

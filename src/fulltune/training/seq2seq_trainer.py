@@ -29,7 +29,7 @@ class Seq2SeqTrainer(Trainer, transformers.Seq2SeqTrainer):
     ) -> tuple[Any, Any, Any]:
         scores: Any = model
         generates = getattr(self.args, "predict_with_generate", False) and not prediction_loss_only
-        if generates and self._objective(inputs) is not None:
+        if generates and self._fulltune.loss.objective(inputs) is not None:
             # After generation, the library computes the loss with a separate pass.
             scores = partial(self._scored, model)
         return super().prediction_step(scores, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)

@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def hooks_only_observe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let hooks of these tests count as fulltune's own: those of a user leave the batches to transformers."""
-    monkeypatch.setattr("fulltune.training.trainer.hooked", lambda modules: None)
+    monkeypatch.setattr("fulltune.training.user_code.hooked", lambda modules: None)

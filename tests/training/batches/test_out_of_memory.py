@@ -135,7 +135,7 @@ def test_gradients_of_the_failed_pass_and_of_earlier_micro_batches_count_once(tm
         tmp_path, most=2, backward=True, per_device_train_batch_size=4, gradient_accumulation_steps=2
     )
     assert losses == pytest.approx(expected, rel=1e-6)
-    assert len(recovered._fulltune.micro_batches.events) == 1
+    assert len(recovered._fulltune.step.micro_batches.events) == 1
 
 
 def test_the_second_micro_batch_of_a_step_may_be_the_one_that_fails(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_dropout_draws_the_same_as_with_smaller_micro_batches(tmp_path: Path) ->
 
 def test_the_event_names_the_setting_to_change(tmp_path: Path) -> None:
     recovered, _, _ = trained(tmp_path, most=2, per_device_train_batch_size=8)
-    first, second = recovered._fulltune.micro_batches.events
+    first, second = recovered._fulltune.step.micro_batches.events
     assert (first.guard, first.step, first.verdict) == ("memory", 1, "continue")
     assert "train.batch_size: 4" in first.message
     assert "train.batch_size: 2 and multiply train.accumulation by 4" in second.message
@@ -239,7 +239,7 @@ used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesi
 limit = used + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 trainer.train()
-print(trainer.state.global_step, len(trainer._fulltune.micro_batches.events))
+print(trainer.state.global_step, len(trainer._fulltune.step.micro_batches.events))
 """
 
 

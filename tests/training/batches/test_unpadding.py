@@ -143,7 +143,7 @@ def test_parts_make_the_same_step_as_the_complete_batch(
     assert sum(less) < sum(computed) / 2
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (whole, cut)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert cut._fulltune.padding.fraction < whole._fulltune.padding.fraction / 2
+    assert cut._fulltune.step.padding.fraction < whole._fulltune.step.padding.fraction / 2
     for name, value in cut.model.state_dict().items():
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-4, atol=1e-4)
 
@@ -152,7 +152,7 @@ def test_a_part_that_does_not_fit_is_split_again(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(unpadding, "OVERHEAD", 16)
     whole, _ = trained(tmp_path, "bert", False)
     cut, _ = trained(tmp_path, "bert", True, most=3)
-    assert len(cut._fulltune.micro_batches.events) == 1
+    assert len(cut._fulltune.step.micro_batches.events) == 1
     for name, value in cut.model.state_dict().items():
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-4, atol=1e-4)
 

@@ -20,12 +20,11 @@ from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Features
 from fulltune.training.batches.collate import FeatureDataset
 from fulltune.training.regularization import costs, general_text
+from fulltune.training.regularization.layer_decay import decay_by_layer, distances
 from fulltune.training.regularization.penalties import (
     Anchor,
     Distillation,
-    decay_by_layer,
     diagonal_fisher,
-    distances,
     kl_divergence,
     regularizers,
     shared_parameters,

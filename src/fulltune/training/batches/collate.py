@@ -136,6 +136,14 @@ class Collator:
         return _pad(tensors, fill, self.side)
 
 
+def default_collator(processor: Any, model: Any) -> Collator:
+    """Return the collator for a tokenizer, which may be None, and an unwrapped model."""
+    known = [getattr(one, "pad_token_id", None) for one in (processor, model.config)]
+    # Without a padding id any one can be used, because the attention mask hides it.
+    pad = next((int(value) for value in known if value is not None), 0)
+    return Collator(pad, side=getattr(processor, "padding_side", "right"))
+
+
 @dataclass(frozen=True)
 class RowCollator:
     """Wrap a collator: unwrap numbered rows, add missing labels, remove padding columns.

@@ -1,4 +1,4 @@
-"""Keep a tuned model close to the base: penalties, and learning rates that decrease with depth.
+"""Keep a tuned model close to the base by penalties.
 
 A penalty adds its gradient to that of the task once per optimizer step, before clipping. The logged loss is that of the
 task. All penalties refer to the base before the first step.
@@ -7,7 +7,6 @@ task. All penalties refer to the base before the first step.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -30,12 +29,6 @@ DISTILLED = 4
 
 #: Largest number of sequences on which Fisher information is estimated.
 FISHER = 64
-
-#: Names of the blocks of a transformer, followed by their number.
-_BLOCK = re.compile(r"^(.*?\b(?:h|layer|layers|block|blocks))\.(\d+)\.")
-
-#: Names of modules below the first block.
-_BOTTOM = re.compile(r"embed|\bwte\b|\bwpe\b|\bshared\b")
 
 
 class Regularizer(Protocol):
@@ -254,49 +247,3 @@ def _regularizers(config: Config, base: Bundle, tuned: Bundle, features: Sequenc
         yield Distillation(
             weight=wanted.distill, base=base, teacher=teacher, student=tuned, features=features, seed=config.train.seed
         )
-
-
-# ---- Learning rates by depth ----
-
-
-def distances(model: nn.Module) -> dict[str, int]:
-    """Return the distance of each parameter from the top of the model, by name.
-
-    It is 0 for the head and the layers after the last block, 1 for the last block, and the number of blocks plus 1 for
-    the embeddings. The two stacks of an encoder-decoder are counted separately.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    blocks: dict[str, tuple[str, int]] = {}
-    heights: dict[str, int] = {}
-    for name in names:
-        match = _BLOCK.match(name)
-        if match:
-            stack = match[1]
-            number = int(match[2])
-            blocks[name] = (stack, number)
-            heights[stack] = max(heights.get(stack, 0), number + 1)
-    bottom = max(heights.values(), default=0) + 1
-    distances: dict[str, int] = {}
-    for name in names:
-        if name in blocks:
-            stack, number = blocks[name]
-            distances[name] = heights[stack] - number
-        else:
-            distances[name] = bottom if _BOTTOM.search(name) else 0
-    return distances
-
-
-def decay_by_layer(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
-    """Split the groups of an optimizer so that a parameter at distance d has the learning rate ``rate · factor^d``.
-
-    This is discriminative fine-tuning (Howard & Ruder 2018). The first group has the full rate, which is logged. Call
-    it before the first step and before the scheduler is created.
-    """
-    distance_of = distances(model)
-    depth = {id(parameter): distance_of[name] for name, parameter in model.named_parameters()}
-    groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        for distance in sorted({depth[id(parameter)] for parameter in group["params"]}):
-            own = [parameter for parameter in group["params"] if depth[id(parameter)] == distance]
-            groups.append(group | {"params": own, "lr": group["lr"] * factor**distance})
-    optimizer.param_groups = sorted(groups, key=lambda group: -group["lr"])
