@@ -136,6 +136,24 @@ def test_only_commands_that_run_distributed_are_launched(words: list[str]) -> No
     assert "expected a command: run" in result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--table --preset zero3 --processes 8", "--preset and --processes: read only without --table"),
+        ("--table --machines 1 --machine 0", "--machines and --machine: read only without --table"),
+        ("--table --address host:1 --restarts 0", "--address and --restarts: read only without --table"),
+        ("--address host:1 run x.yaml", "an address only with several machines"),
+        ("--restarts -1 run x.yaml", "expected 0 or more"),
+        ("--machines 0 run x.yaml", "at least 2 processes, the same number on each machine"),
+    ],
+)
+def test_options_are_used_or_refused(words: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fulltune.cli.launch._check", lambda command: None)
+    result = CliRunner().invoke(app, ["launch", *words.split()])
+    assert result.exit_code in (1, 2)
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
 def test_the_parallel_section_of_a_config(tmp_path: Path) -> None:
     folder = fakes.save("gpt2", tmp_path / "base")
     config = tmp_path / "job.yaml"

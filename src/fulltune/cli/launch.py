@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fulltune.cli.options import Common, with_common_options
+from fulltune.cli.options import Common, refuse_unread, with_common_options
 
 #: Options after the command to launch belong to that command.
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -20,24 +20,41 @@ def launch(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="run CONFIG …", help="Command to run, with its options.")
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="ddp, fsdp2, zero1, zero2 or zero3.")] = "ddp",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="ddp, fsdp2, zero1, zero2 or zero3.  [default: ddp]")
+    ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", metavar="N", help="Total number of processes, one per device.")
-    ] = 2,
+        int | None,
+        typer.Option("--processes", metavar="N", help="Total number of processes, one per device.  [default: 2]"),
+    ] = None,
     offload: Annotated[bool, typer.Option("--offload", help="Keep sharded tensors in host memory.")] = False,
-    machines: Annotated[int, typer.Option("--machines", metavar="N", help="Number of machines.")] = 1,
-    machine: Annotated[int, typer.Option("--machine", metavar="N", help="Rank of this machine, from 0.")] = 0,
+    machines: Annotated[
+        int | None, typer.Option("--machines", metavar="N", help="Number of machines.  [default: 1]")
+    ] = None,
+    machine: Annotated[
+        int | None, typer.Option("--machine", metavar="N", help="Rank of this machine, from 0.  [default: 0]")
+    ] = None,
     address: Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Address of machine 0.")] = "",
     restarts: Annotated[
-        int, typer.Option("--restarts", metavar="N", help="Number of restarts after a process died.")
-    ] = 0,
+        int | None,
+        typer.Option("--restarts", metavar="N", help="Number of restarts after a process died.  [default: 0]"),
+    ] = None,
     table: Annotated[
         bool,
         typer.Option("--table", help="Show what fits on how many devices: known models, or the model of a CONFIG."),
     ] = False,
 ) -> None:
     """Run a command on several processes with a preset of accelerate (DDP, FSDP2, DeepSpeed ZeRO)."""
+    settings = {
+        "preset": preset,
+        "processes": processes,
+        "machines": machines,
+        "machine": machine,
+        "address": address or None,
+        "restarts": restarts,
+    }
     if table:
+        refuse_unread("without --table", **settings)
         _table(common, words or [], offload)
         return
     from fulltune.runtime.launch import Launch
@@ -48,7 +65,8 @@ def launch(
         _check(command)
         # Common options before the command are meant for it; its own come later, so that they win.
         command = [*command[:1], *common.words(), *command[1:]]
-        code = start(Launch(preset, processes, offload, machines, machine, address, restarts), command)
+        chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        code = start(Launch(offload=offload, **chosen), command)
     raise typer.Exit(code)
 
 

@@ -48,8 +48,8 @@ class Launch:
         restarts: How often the processes are restarted when one of them dies.
     """
 
-    preset: str
-    processes: int
+    preset: str = "ddp"
+    processes: int = 2
     offload: bool = False
     machines: int = 1
     machine: int = 0
@@ -96,7 +96,7 @@ def _check(job: Launch) -> None:
         raise ConfigError(f"there is no preset {job.preset!r}", expected=f"one of {known}", fix=fix, where="--preset")
     if job.offload and job.preset == "ddp":
         raise ConfigError("ddp cannot offload", fix="choose fsdp2, zero2 or zero3", where="--offload")
-    if job.processes < 2 or job.processes % job.machines:
+    if job.processes < 2 or job.machines < 1 or job.processes % job.machines:
         raise ConfigError(
             f"{job.processes} processes on {job.machines} machines",
             expected="at least 2 processes, the same number on each machine",
@@ -109,6 +109,15 @@ def _check(job: Launch) -> None:
             expected="HOST:PORT of machine 0",
             where="--address",
         )
+    if job.machines == 1 and job.address:
+        raise ConfigError(
+            f"the address {job.address!r} for one machine",
+            expected="an address only with several machines",
+            fix="leave it out, or add --machines",
+            where="--address",
+        )
+    if job.restarts < 0:
+        raise ConfigError(f"{job.restarts} restarts", expected="0 or more", where="--restarts")
     if not 0 <= job.machine < job.machines:
         raise ConfigError(f"machine {job.machine} of {job.machines}", expected="a number from 0", where="--machine")
     if job.preset.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
