@@ -98,24 +98,41 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class CompletionChoice(BaseModel):
-    """The continuation of a prompt."""
+class Choice(BaseModel):
+    """One of the answers of a response.
+
+    Attributes:
+        index: Number of the prompt.
+        finish_reason: None while the answer grows.
+        logprobs: Not supported.
+    """
 
     index: int
-    text: str
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length"] | None = None
     logprobs: None = None
 
 
-class Completion(BaseModel):
-    """Continuations in the order of the prompts."""
+class Answered(BaseModel):
+    """The fields that all responses and chunks have."""
 
     id: str
-    object: Literal["text_completion"] = "text_completion"
+    object: str
     created: int
     model: str
-    choices: list[CompletionChoice]
     usage: Usage | None = None
+
+
+class CompletionChoice(Choice):
+    """The continuation of a prompt."""
+
+    text: str
+
+
+class Completion(Answered):
+    """Continuations in the order of the prompts."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
 
 
 class AnswerMessage(BaseModel):
@@ -126,51 +143,37 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
+class ChatChoice(Choice):
     """The answer of a chat."""
 
-    index: int
     message: AnswerMessage
-    finish_reason: Literal["stop", "length"]
-    logprobs: None = None
 
 
-class Chat(BaseModel):
+class Chat(Answered):
     """The answer to a chat."""
 
-    id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
     choices: list[ChatChoice]
-    usage: Usage
 
 
 class Delta(BaseModel):
-    """What a chunk adds to an answer."""
+    """Part that a chunk adds to an answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
-class ChunkChoice(BaseModel):
+class ChunkChoice(Choice):
     """The next part of an answer."""
 
-    index: int
     delta: Delta
-    finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
 
 
-class ChatChunk(BaseModel):
+class ChatChunk(Answered):
     """A part of a streamed answer."""
 
-    id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
     choices: list[ChunkChoice]
-    usage: Usage | None = None
 
 
 class ModelCard(BaseModel):

@@ -62,28 +62,28 @@ class Shape(ABC):
 
 
 class CompletionShape(Shape):
-    """The shape of ``/v1/completions``."""
+    """The shape of ``/v1/completions``; a chunk has the fields of a complete answer."""
 
     prefix = "cmpl"
 
     def complete(self, answers: Sequence[Answer]) -> Completion:
-        choices = [
-            CompletionChoice(index=index, text=answer.text, finish_reason=_finish(answer))
-            for index, answer in enumerate(answers)
-        ]
-        return self._made(choices, usage=_usage(answers))
+        choices = [self._choice(index, answer.text, answer) for index, answer in enumerate(answers)]
+        return self._made(choices, _usage(answers))
 
     def chunk(self, index: int, text: str) -> Completion:
-        return self._made([CompletionChoice(index=index, text=text, finish_reason=None)])
+        return self._made([self._choice(index, text)])
 
     def closing(self, index: int, answer: Answer) -> Completion:
-        return self._made([CompletionChoice(index=index, text="", finish_reason=_finish(answer))])
+        return self._made([self._choice(index, "", answer)])
 
     def usage(self, answers: Sequence[Answer]) -> Completion:
-        return self._made([], usage=_usage(answers))
+        return self._made([], _usage(answers))
 
-    def _made(self, choices: list[CompletionChoice], **more: Any) -> Completion:
-        return Completion(object="text_completion", choices=choices, **self.facts, **more)
+    def _choice(self, index: int, text: str, ended: Answer | None = None) -> CompletionChoice:
+        return CompletionChoice(index=index, text=text, finish_reason=_finish(ended))
+
+    def _made(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
+        return Completion(choices=choices, usage=usage, **self.facts)
 
 
 class ChatShape(Shape):
@@ -100,22 +100,26 @@ class ChatShape(Shape):
 
     def opening(self, count: int) -> Iterator[ChatChunk]:
         for index in range(count):
-            yield self._made([ChunkChoice(index=index, delta=Delta(role="assistant", content=""), finish_reason=None)])
+            yield self._made(index, Delta(role="assistant", content=""))
 
     def chunk(self, index: int, text: str) -> ChatChunk:
-        return self._made([ChunkChoice(index=index, delta=Delta(content=text), finish_reason=None)])
+        return self._made(index, Delta(content=text))
 
     def closing(self, index: int, answer: Answer) -> ChatChunk:
-        return self._made([ChunkChoice(index=index, delta=Delta(), finish_reason=_finish(answer))])
+        return self._made(index, Delta(), answer)
 
     def usage(self, answers: Sequence[Answer]) -> ChatChunk:
-        return self._made([], usage=_usage(answers))
+        return ChatChunk(choices=[], usage=_usage(answers), **self.facts)
 
-    def _made(self, choices: list[ChunkChoice], **more: Any) -> ChatChunk:
-        return ChatChunk(object="chat.completion.chunk", choices=choices, **self.facts, **more)
+    def _made(self, index: int, delta: Delta, ended: Answer | None = None) -> ChatChunk:
+        choice = ChunkChoice(index=index, delta=delta, finish_reason=_finish(ended))
+        return ChatChunk(choices=[choice], **self.facts)
 
 
-def _finish(answer: Answer) -> Literal["stop", "length"]:
+def _finish(answer: Answer | None) -> Literal["stop", "length"] | None:
+    """Return why a complete answer ended; None for one that grows."""
+    if answer is None:
+        return None
     return "length" if answer.is_capped else "stop"
 
 
