@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -277,6 +277,16 @@ class DataConfig(Section):
     def column(self, role: str) -> str:
         """Return the name of the column with a role: of a built-in one, or of one that a plug-in adds."""
         return str(getattr(self, role)) if role in COLUMN_KEYS else self.columns.get(role, role)
+
+    def columns_of(self, roles: Iterable[str], available: Container[str]) -> dict[str, str]:
+        """Return the column of each role that rows have: the one of the config, or else one with the name of the role.
+
+        Args:
+            roles: Roles, such as the inputs of a task.
+            available: Names of the columns of a file or a row.
+        """
+        known = {role: [name for name in (self.column(role), role) if name in available] for role in roles}
+        return {role: names[0] for role, names in known.items() if names}
 
     @staticmethod
     def column_key(role: str) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
 from answering import Run, sentence
+from filelock import FileLock
 from typer.testing import CliRunner, Result
 
 import fulltune
@@ -218,11 +220,35 @@ def test_answers_of_another_call_are_not_mixed_in(
 
 
 def test_another_process_at_the_same_file_is_refused(classes: Run, tmp_path: Path) -> None:
-    from filelock import FileLock
-
     data = write(tmp_path / "rows.jsonl", rows_of(2))
     with FileLock(tmp_path / "out.partial.lock"), pytest.raises(StoreError, match="another process writes this file"):
         fulltune.predict(classes.record, data, output=tmp_path / "out.csv")
+
+
+def test_the_lock_is_removed_while_it_is_held(classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, lock = write(tmp_path / "rows.jsonl", rows_of(2)), tmp_path / "out.partial.lock"
+    release, seen = FileLock.release, list[bool]()
+
+    def observed(self: FileLock, force: bool = False) -> None:
+        if self.is_locked and Path(self.lock_file) == lock:
+            seen.append(lock.exists())
+        release(self, force)
+
+    monkeypatch.setattr(FileLock, "release", observed)
+    fulltune.predict(classes.record, data, output=tmp_path / "out.csv")
+    assert seen == [False]  # a process that has opened it finds a removed file, and makes another one
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize(("output", "passes"), [(None, 1), ("out.jsonl", 2), ("out.csv", 3)])
+def test_rows_are_read_as_few_times_as_the_format_permits(
+    classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str | None, passes: int
+) -> None:
+    opened = Mock(wraps=predicting.open_source)
+    monkeypatch.setattr(predicting, "open_source", opened)
+    data = write(tmp_path / "rows.jsonl", rows_of(2))
+    fulltune.predict(classes.record, data, output=None if output is None else tmp_path / output)
+    assert opened.call_count == 1 + passes  # the first time for the names of the columns
 
 
 @pytest.mark.parametrize("packed", [False, True])

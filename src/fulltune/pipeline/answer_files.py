@@ -1,7 +1,7 @@
 """Write rows with their answers to a file: JSON Lines, CSV or Parquet, in constant memory, resumable after a kill.
 
 Answers are appended to a journal (``answers.partial`` for ``answers.csv``) in blocks. When all rows are answered, the
-input is read once more, each row is joined with its answer, and the result replaces the file.
+input is read again, each row is joined with its answer, and the result replaces the file.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,10 @@ def open_journal(output: Path, key: Mapping[str, Any], block: int, *, force: boo
     try:
         yield Journal(path, _resumed(path, to_json(key), block, output, force=force))
     finally:
+        # Removed while it is held: another process would not notice that a lock it has just taken is on a removed file.
+        with suppress(OSError):  # Windows keeps a file that is open
+            Path(f"{path}.lock").unlink()
         lock.release()
-        Path(f"{path}.lock").unlink(missing_ok=True)
 
 
 def _resumed(path: Path, key: str, block: int, output: Path, *, force: bool) -> int:

@@ -160,12 +160,12 @@ class LoadedModel:
             return {self.task.inputs[0]: value}
         if not isinstance(value, Mapping):
             raise DataError(f"found {shortened(value)}", expected="a text, or a row as a mapping", where=where)
-        columns = {role: self.config.data.column(role) for role in self.task.inputs}
-        row = {role: value.get(column, value.get(role)) for role, column in columns.items()}
-        given = {role: text for role, text in row.items() if text is not None}
+        data = self.config.data
+        columns = data.columns_of(self.task.inputs, value)
+        given = {role: value[name] for role, name in columns.items() if value[name] is not None}
         if not set(given) - {"db_id"}:
             listed = ", ".join(map(repr, value)) or "no columns"
-            raise DataError(f"found {listed}", expected=f"the column {columns[self.task.inputs[0]]!r}", where=where)
+            raise DataError(f"found {listed}", expected=f"the column {data.column(self.task.inputs[0])!r}", where=where)
         wrong = {columns[role]: text for role, text in given.items() if not isinstance(text, str)}
         if wrong:
             raise DataError(

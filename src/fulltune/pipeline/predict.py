@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -74,13 +75,16 @@ class RowSource:
     names: tuple[str, ...]
     options: Options
 
-    def items(self) -> Iterator[_Item | FileFormat]:
-        """Yield the rows, and how each file is read."""
-        yield from open_source(self.names, "test", options=self.options).rows
+    def rows(self, start: int = 0, on_form: Callable[[FileFormat], object] = lambda form: None) -> Iterator[_Item]:
+        """Yield the rows from a number on; ``on_form`` is called with how each file is read."""
+        return islice(self._rows(on_form), start, None)
 
-    def rows(self, start: int = 0) -> Iterator[_Item]:
-        """Yield the rows from a number on."""
-        return islice((item for item in self.items() if not isinstance(item, FileFormat)), start, None)
+    def _rows(self, on_form: Callable[[FileFormat], object]) -> Iterator[_Item]:
+        for item in open_source(self.names, "test", options=self.options).rows:
+            if isinstance(item, FileFormat):
+                on_form(item)
+            else:
+                yield item
 
     def columns(self) -> tuple[str, ...]:
         """Return the column names.
@@ -106,7 +110,7 @@ class RowSource:
 
 @dataclass(frozen=True)
 class Request:
-    """How rows become inputs of a task, and answers columns of the output.
+    """Conversion of rows to inputs of a task, and of answers to columns of the output.
 
     Attributes:
         task: The task.
@@ -118,7 +122,7 @@ class Request:
     task: Task
     columns: Mapping[str, str]
     database: str
-    prefix: str
+    prefix: str = ""
 
     def example(self, item: _Item) -> Example | Problem:
         """Return the input of a row, or why it has none."""
@@ -229,11 +233,7 @@ def request_of(task: Task, config: Config, source: RowSource, database: str, pre
         ConfigError: A column of the answers exists already.
     """
     available = source.columns()
-    columns = dict[str, str]()
-    for role in task.inputs:
-        column = next((name for name in (config.data.column(role), role) if name in available), None)
-        if column is not None:
-            columns[role] = column
+    columns = config.data.columns_of(task.inputs, available)
     if not columns.keys() - {"db_id"}:
         raise _no_input(task, config, available, source)
     taken = [prefix + name for name in ("prediction", "error") if prefix + name in available]
@@ -257,10 +257,9 @@ def _no_input(task: Task, config: Config, available: Sequence[str], source: RowS
 
 
 def _blocks(
-    model: Answering, source: RowSource, request: Request, start: int
+    model: Answering, rows: Iterator[_Item], request: Request
 ) -> Iterator[tuple[list[_Item], list[dict[str, Any]]]]:
-    """Yield blocks of rows and their answers, from a row on."""
-    rows = source.rows(start)
+    """Yield blocks of rows and their answers."""
     while items := list(islice(rows, model.block)):
         examples = [request.example(item) for item in items]
         answers = iter(list(model.answer([example for example in examples if isinstance(example, Example)])))
@@ -273,7 +272,7 @@ def _unanswered(problem: Problem) -> dict[str, Any]:
 
 
 class _Survey:
-    """What is known of the output once all rows are answered: counts, column names, and how files were read."""
+    """Facts on the output, complete once all rows are answered: counts, column names, and how files were read."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -287,8 +286,9 @@ class _Survey:
         """Add how a file is read; files that are read in the same way are listed once."""
         self.forms.setdefault(form.model_copy(update={"file": ""}).model_dump_json(), form)
 
-    def add(self, item: _Item, answer: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-        """Add a row, its answer, and both merged."""
+    def merged(self, item: _Item, answer: Mapping[str, Any], request: Request) -> dict[str, Any]:
+        """Return a row with the columns of its answer, and count it."""
+        row = request.merged(item, answer)
         self.total += 1
         self.truncated += "truncated" in answer
         self.columns |= dict.fromkeys(row)
@@ -297,6 +297,7 @@ class _Survey:
             where = item.where if isinstance(item, Problem) else item[0]
             if len(self.listed) < _LISTED:
                 self.listed.append(Unanswered(where=where, reason=answer["error"]))
+        return row
 
 
 class _Work:
@@ -314,25 +315,24 @@ class _Work:
 
     def in_memory(self) -> Predictions:
         """Return the rows with their answers."""
-        rows, answers = list[dict[str, Any]](), list[dict[str, Any]]()
-        with self.progress.stage("predict") as bar:
-            for items, block in _blocks(self.model, self.source, self.request, start=0):
-                answers += block
-                rows += map(self.request.merged, items, block)
-                bar.advance(len(items))
-        return self._summary(self._survey(answers), rows=tuple(rows))
+        rows = list[dict[str, Any]]()
+        survey = self._each(rows.append)
+        return self._summary(survey, rows=tuple(rows))
 
     def to_stream(self, stream: Writable) -> Predictions:
         """Write each row as a line of JSON."""
+        return self._summary(self._each(lambda row: stream.write(f"{json_line(row)}\n")))
+
+    def _each(self, use: Callable[[dict[str, Any]], object]) -> _Survey:
+        """Call a function with each row and its answer, and return what is known of all."""
         survey = _Survey()
+        rows = self.source.rows(on_form=survey.add_form)
         with self.progress.stage("predict") as bar:
-            for items, answers in _blocks(self.model, self.source, self.request, start=0):
+            for items, answers in _blocks(self.model, rows, self.request):
                 for item, answer in zip(items, answers, strict=True):
-                    row = self.request.merged(item, answer)
-                    survey.add(item, answer, row)
-                    stream.write(f"{json_line(row)}\n")
+                    use(survey.merged(item, answer, self.request))
                 bar.advance(len(items))
-        return self._summary(survey)
+        return survey
 
     def to_file(self, path: Path, *, force: bool) -> Predictions:
         """Write the rows with their answers to a file."""
@@ -344,8 +344,12 @@ class _Work:
             self._answer(journal)
             if self.source.fingerprint() != data:
                 raise DataError("the data changed while it was read", fix="start again with --force", where=str(path))
-            survey = self._survey(journal)
-            write_rows(path, list(survey.columns), lambda: map(self.request.merged, self.source.rows(), journal))
+            survey = _Survey()
+            if path.suffix == ".jsonl":
+                write_rows(path, (), lambda: self._answered(journal, survey))
+            else:  # the other formats need the names of all columns before the first row
+                deque(self._answered(journal, survey), maxlen=0)
+                write_rows(path, list(survey.columns), lambda: self._answered(journal, _Survey()))
             journal.path.unlink()
         return self._summary(survey, output=str(path), resumed=resumed)
 
@@ -354,22 +358,18 @@ class _Work:
         with self.progress.stage("predict") as bar:
             bar.advance(journal.done)
             try:
-                for items, answers in _blocks(self.model, self.source, self.request, start=journal.done):
+                for items, answers in _blocks(self.model, self.source.rows(journal.done), self.request):
                     journal.append(answers)
                     bar.advance(len(items))
             except KeyboardInterrupt:
                 kept = f"interrupted: {journal.done:,} answered rows are kept; the same command resumes"
                 raise KeyboardInterrupt(kept) from None
 
-    def _survey(self, answers: Iterable[Mapping[str, Any]]) -> _Survey:
-        survey, later = _Survey(), iter(answers)
-        for item in self.source.items():
-            if isinstance(item, FileFormat):
-                survey.add_form(item)
-            else:
-                answer = next(later)
-                survey.add(item, answer, self.request.merged(item, answer))
-        return survey
+    def _answered(self, answers: Iterable[Mapping[str, Any]], survey: _Survey) -> Iterator[dict[str, Any]]:
+        """Yield all rows with their answers, and add them to a survey."""
+        rows = self.source.rows(on_form=survey.add_form)
+        for item, answer in zip(rows, answers, strict=True):
+            yield survey.merged(item, answer, self.request)
 
     def _summary(self, survey: _Survey, **more: Any) -> Predictions:
         return Predictions(

@@ -87,9 +87,8 @@ def _example(model: LoadedModel, value: Any, where: str, database: str) -> Examp
     unknown = [_unknown(name, columns, where) for name in value if name not in {*columns, *columns.values()}]
     if unknown:
         return unknown
-    given = {role: next((name for name in (column, role) if name in value), "") for role, column in columns.items()}
-    asked = {role: name for role, name in given.items() if name}
-    example = Request(task, asked, database, "").example((where, value))
+    asked = model.config.data.columns_of(task.inputs, value)
+    example = Request(task, asked, database).example((where, value))
     if isinstance(example, Example):
         return example
     fields = ", ".join(asked.values())
