@@ -7,6 +7,7 @@ import math
 import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fakes
 import numpy as np
@@ -28,6 +29,7 @@ from fulltune.metrics.selection import gain_of_choosing
 from fulltune.records.sweep import Sweep
 from fulltune.runtime.progress import NullProgress
 from fulltune.store.jobs import job_folder, locked
+from fulltune.tasks import dataset
 
 WORDS = ("court", "state", "party", "term", "film", "good", "great", "red", "blue", "green", "cat", "dog")
 
@@ -319,7 +321,11 @@ def test_a_trial_never_reads_the_rows_that_decide(job: dict[str, Any], tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_is_the_objective_where_no_metric_chooses(job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_loss_is_the_objective_where_no_metric_chooses(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = Mock(wraps=dataset.prepare)
+    monkeypatch.setattr(dataset, "prepare", reading)
     fakes.save("gpt2", tmp_path / "gpt2")
     tales = {
         "model": str(tmp_path / "gpt2"),
@@ -328,6 +334,7 @@ def test_a_loss_is_the_objective_where_no_metric_chooses(job: dict[str, Any], tm
         "train": {"batch_size": 16, "max_steps": 2, "evaluations": 1},
     }
     found = sweep(tales, over=["train.learning_rate=1e-9..1e-3:log"], trials=2, out=tmp_path / "runs")
+    assert reading.call_count == 1
     assert (found.objective, found.direction, found.default) == ("eval_loss", "lower", 0)
     assert found.gain is not None
     assert math.isnan(found.gain.value)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fakes
 import pytest
@@ -24,6 +25,7 @@ from fulltune.pipeline import resume, train
 from fulltune.pipeline.job import prepare_job
 from fulltune.pipeline.resume_check import check_resume
 from fulltune.store.runs import RunFolder, list_runs, status
+from fulltune.tasks import dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "faults"))
 
@@ -303,12 +305,15 @@ def test_state_that_is_not_restored_is_reported(place: Path, monkeypatch: pytest
     assert not found.parts["random numbers"]
 
 
-def test_doctor_prints_a_report_for_people(place: Path, tmp_path: Path) -> None:
+def test_doctor_prints_a_report_for_people(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = Mock(wraps=dataset.prepare)
+    monkeypatch.setattr(dataset, "prepare", reading)
     config = tmp_path / "job.json"
     config.write_text(json.dumps(job(place, "causal-lm")), encoding="utf-8")
     found = CliRunner().invoke(app, ["doctor", "--resume", str(config), "--steps", "2"])
     assert found.exit_code == 0, found.output
     assert "2 steps, and 1 + resume + 1: equal, bit for bit" in found.stdout
+    assert reading.call_count == 1
 
 
 def test_too_few_steps_are_refused(place: Path) -> None:

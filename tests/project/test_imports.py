@@ -37,6 +37,10 @@ LIGHT_MODULES = (
 #: What a config and its data are checked with, before the model is loaded: torch is imported after these.
 BEFORE_THE_MODEL = (
     "evaluation.retention_sets",
+    "experiments.methods.comparison",
+    "experiments.methods.worker",
+    "experiments.search",
+    "experiments.sweep",
     "models.sources",
     "models.token_ids",
     "pipeline.job",

@@ -255,9 +255,6 @@ def methods(
 ) -> None:
     """Compare full fine-tuning, LoRA, QLoRA and prompt tuning on your rows; resumes an earlier comparison."""
     with common.answering() as progress:
-        common.check(config, overrides)
-        from fulltune.cli.render import runs
-
         comparison = fulltune.compare_methods(
             config,
             methods=[name.strip() for name in names.split(",")],
@@ -271,6 +268,8 @@ def methods(
             progress=progress,
             quiet=common.quiet,
         )
+        from fulltune.cli.render import runs
+
     common.answer(comparison.to_json(), runs.methods(comparison))
 
 
@@ -292,9 +291,6 @@ def sweep(
 ) -> None:
     """Search over any keys of a config, judged on validation rows; resumes an earlier search."""
     with common.answering() as progress:
-        common.check(config, overrides)
-        from fulltune.cli.render import runs
-
         result = fulltune.sweep(
             config,
             over=over or (),
@@ -305,6 +301,8 @@ def sweep(
             overrides=overrides or (),
             progress=progress,
         )
+        from fulltune.cli.render import runs
+
     common.answer(result.to_json(), runs.sweep(result))
 
 
@@ -363,11 +361,11 @@ def _run_seeds(common: Common, config: Config, seeds: int | None) -> None:
 def _check_resume(common: Common, config: Path, steps: int, overrides: list[str] | None) -> None:
     """Check that a training resumes exactly, print what was compared, and exit with 1 if it does not."""
     with common.answering() as progress:
-        common.check(config, overrides)
+        job = common.prepare(config, overrides)
         from fulltune.cli.render import runs
         from fulltune.pipeline.resume_check import check_resume
 
-        result = check_resume(config, steps=steps, overrides=overrides or (), progress=progress)
+        result = check_resume(job, steps=steps, progress=progress)
     common.answer(result.to_json(), runs.resume_check(result))
     if not result.is_exact:
         raise typer.Exit(1)

@@ -43,6 +43,12 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JS
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run: its id, the beginning of its id, a path, or `latest`.")
 ]
+AnyModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, `latest`, a version (NAME@3, NAME@production), any model.")
+]
+TaskConfig = Annotated[
+    Path | None, typer.Option("--config", metavar="CONFIG", help="Task and columns; a run has its own.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one key of the config; repeatable.")
 ]
@@ -115,19 +121,6 @@ class Common:
         from fulltune.pipeline.job import prepare_job
 
         return prepare_job(loaded, self.out)
-
-    def check(self, config: Path, overrides: Sequence[str] | None) -> None:
-        """Check all of a config that needs no model, before a command imports torch.
-
-        It is for commands that load the config several times, or with other rows held out; others :meth:`prepare` it.
-
-        Raises:
-            FulltuneError: The config, the data or the model cannot be used.
-        """
-        loaded = self.load(config, overrides)
-        from fulltune.pipeline.job import check_inputs
-
-        check_inputs(loaded, self.out)
 
     def answer(self, text: str, human: RenderableType) -> None:
         """Print the result of a command on stdout, from the main process alone.

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, load_config
 from fulltune.errors import FulltuneError, MissingDependencyError, StoreError
-from fulltune.experiments.trials import Bench, Trial, objective
 from fulltune.records.methods import Tried, Value
 from fulltune.runtime.files import atomic_text, to_json
 from fulltune.store.jobs import locked
@@ -28,6 +27,8 @@ from fulltune.store.jobs import locked
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
+
+    from fulltune.experiments.trials import Bench, Trial
 
 #: Trials before proposals depend on them, and before a trial may be pruned.
 STARTUP = 4
@@ -103,6 +104,8 @@ def search(
         MissingDependencyError: Optuna is not installed.
         StoreError: The journal belongs to another space, or cannot be written.
     """
+    from fulltune.experiments.trials import objective
+
     with _quiet_optuna(), locked(folder):
         study = _study(folder, objective(config).direction, prune)
         _close_what_was_killed(study)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from fulltune.config import (
 )
 from fulltune.errors import ConfigError, FulltuneError, Problem
 from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, with_settings
-from fulltune.experiments.trials import Bench, Objective
 from fulltune.metrics.accumulate import Rows, rows_of
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.pipeline import job
@@ -40,6 +39,9 @@ from fulltune.runtime.config_file import read_value
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.jobs import job_folder
+
+if TYPE_CHECKING:
+    from fulltune.experiments.trials import Objective
 
 #: Keys that decide how a trial is judged, or what happens alongside it: a search over them compares nothing.
 _FIXED = (
@@ -95,7 +97,10 @@ def sweep(
     space = parse_space(config, over)
     if trials < 1:
         raise ConfigError(f"{trials} trials", expected="at least 1", where="--trials")
-    bench = Bench(out, progress)
+    prepared = job.prepare_job(config, out)  # mistakes in the rows are reported before torch is imported
+    from fulltune.experiments.trials import Bench
+
+    bench = Bench(out, progress, (config, prepared))
     goal, rows = bench.judge(config)
     folder = job_folder(out, "sweep", config, {"over": sorted(over), "seed": seed, "prune": prune})
     default = _default(config, space)

@@ -89,11 +89,13 @@ class Bench:
     Args:
         out: The runs folder (a config's model may be one of its runs).
         progress: Shows one stage per trial.
+        prepared: A config with validation rows, and its job, if its rows were read already.
     """
 
-    def __init__(self, out: str | Path, progress: Progress) -> None:
-        self.out, self.progress = Path(out), progress
-        self._kept: tuple[str, Job] | None = None
+    def __init__(self, out: str | Path, progress: Progress, prepared: tuple[Config, Job] | None = None) -> None:
+        self.out = Path(out)
+        self.progress = progress
+        self._kept = None if prepared is None else (_key(prepared[0]), prepared[1])
 
     def judge(self, config: Config) -> tuple[Objective, int]:
         """Return what trials of this config are judged by, and on how many rows.
@@ -157,12 +159,16 @@ class Bench:
 
     def _job(self, config: Config) -> Job:
         """Return the job of a config; its rows and its base are those of the job before if they are the same."""
-        seed = config.train.seed if config.data.seed is None else config.data.seed
-        key = json.dumps([config.model_dump(mode="json", include={"model", "task", "data"}), seed])
+        key = _key(config)
         if self._kept is None or self._kept[0] != key:
-            job = prepare_job(config, self.out)
-            self._kept = (key, job)
+            self._kept = (key, prepare_job(config, self.out))
         return self._kept[1].with_config(config)
+
+
+def _key(config: Config) -> str:
+    """Return what the rows and the base of a job depend on."""
+    seed = config.train.seed if config.data.seed is None else config.data.seed
+    return json.dumps([config.model_dump(mode="json", include={"model", "task", "data"}), seed])
 
 
 def _answers(job: Job, model: Bundle) -> Accumulator | None:

@@ -96,6 +96,11 @@ class Job(Inputs):
         """Load the checkpoint again, with the head that is trained."""
         return load_model(self.config, self.task, self.out, head=self.task.head)
 
+    def with_new_base(self) -> Job:
+        """Return the job with the base loaded again, for another training of it in place."""
+        base = load_model(self.config, self.task, self.out)
+        return replace(self.with_config(self.config), base=base)
+
     def with_config(self, config: Config) -> Job:
         """Return the job with another config for the same rows and the same base: only the training differs."""
         config = with_chat_date(config, self.config.data.chat_date)
@@ -118,6 +123,7 @@ def prepare_job(
     out: str | Path,
     watch: Stopwatch | None = None,
     *,
+    inputs: Inputs | None = None,
     checks_audit: bool = True,
     refuse: Callable[[Audit], object] = Audit.raise_if_broken,
 ) -> Job:
@@ -130,6 +136,7 @@ def prepare_job(
         config: The config.
         out: The runs folder.
         watch: Records the seconds of the stages ``data``, ``load`` and ``audit``.
+        inputs: The inputs of this config, if they were read already.
         checks_audit: Raise the errors of the complete audit; if False, call :meth:`Job.check_audit`.
         refuse: Called with the audit of the rows if it has errors, before the model is loaded. Usually it raises them;
             if it returns, the model is loaded nevertheless.
@@ -139,10 +146,10 @@ def prepare_job(
     """
     watch = watch or Stopwatch()
     _refuse_graph(config.model)
-    task, method = checked_task_and_method(config)
-    with watch("data"):
-        facts, data, rows = distributed.on_main(lambda: _read(config, task))
-        task = task.with_facts(facts)
+    inputs = inputs or _read(config, out, watch)
+    task = inputs.task
+    data = inputs.data
+    rows = inputs.audit
     if rows.is_broken:
         refuse(rows)
     with watch("load"):
@@ -152,7 +159,7 @@ def prepare_job(
         audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, rows, Path(out)))
     if checks_audit:
         audit.raise_if_broken()
-    return Job(config, task, method, data, audit, Path(out), base, features, curve)
+    return Job(config, task, inputs.method, data, audit, Path(out), base, features, curve)
 
 
 def check_inputs(config: Config, out: str | Path) -> tuple[Inputs, ModelFiles]:
@@ -163,11 +170,17 @@ def check_inputs(config: Config, out: str | Path) -> tuple[Inputs, ModelFiles]:
     Raises:
         FulltuneError: The config, the data or the model cannot be used.
     """
+    inputs = _read(config, out, Stopwatch())
+    inputs.audit.raise_if_broken()
+    return inputs, find(with_resolved_model(config, out).model, Path(out))
+
+
+def _read(config: Config, out: str | Path, watch: Stopwatch) -> Inputs:
+    """Check the options of a config, and read its rows in the first process."""
     task, method = checked_task_and_method(config)
-    facts, data, audit = _read(config, task)
-    audit.raise_if_broken()
-    files = find(with_resolved_model(config, out).model, Path(out))
-    return Inputs(config, task.with_facts(facts), method, data, audit, Path(out)), files
+    with watch("data"):
+        facts, data, audit = distributed.on_main(lambda: _plain(config, task))
+    return Inputs(config, task.with_facts(facts), method, data, audit, Path(out))
 
 
 def check_rows(config: Config, task: Task) -> None:
@@ -176,10 +189,10 @@ def check_rows(config: Config, task: Task) -> None:
     Raises:
         DataError: They cannot be used.
     """
-    _read(config, task)[2].raise_if_broken()
+    _plain(config, task)[2].raise_if_broken()
 
 
-def _read(config: Config, task: Task) -> tuple[Facts, Data, Audit]:
+def _plain(config: Config, task: Task) -> tuple[Facts, Data, Audit]:
     """Return plain data only: a task holds what no other process can use, such as open databases."""
     fitted, data = dataset.prepare(config, task)
     return fitted.facts, data, dataset.audit_rows(config, fitted, data)

@@ -1,7 +1,7 @@
 """Check that a config resumes exactly: ``fulltune doctor --resume CONFIG`` trains a few steps twice.
 
-Once without a stop; once stopped partway, with everything loaded again from disk. The checkpoints of both after the
-last step are compared file by file.
+Once without a stop; once stopped partway, with base and checkpoint loaded again from disk. The checkpoints of both
+after the last step are compared file by file.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune.config import CheckpointConfig, Config, load_config
+from fulltune.config import CheckpointConfig, ConfigSource, load_config
 from fulltune.errors import ConfigError
 from fulltune.evaluation.retention import BaseOutputs
-from fulltune.pipeline.job import prepare_job
-from fulltune.pipeline.train import train
+from fulltune.pipeline.job import Job, prepare_job
+from fulltune.pipeline.train import train as train_job
 from fulltune.records.run import Model
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.manifest import read_manifest
@@ -46,29 +47,37 @@ class ResumeCheck(Model):
 
 
 def check_resume(
-    config: Config | str | Path,
+    config: ConfigSource | Job,
     *,
     steps: int = 8,
+    out: str | Path = "runs",
     overrides: Sequence[str] = (),
     progress: Progress | bool | None = None,
 ) -> ResumeCheck:
-    """Train ``steps`` steps without a stop, and again with one; no file is left behind.
+    """Train ``steps`` steps without a stop, and again with one; no run is made.
+
+    Args:
+        config: As in :func:`fulltune.run`, or a job that is prepared.
+        steps: Number of optimizer steps.
+        out: The runs folder, which the base may be from.
+        overrides: ``a.b=value`` texts, applied last; a job has them already.
+        progress: As in :func:`fulltune.run`.
 
     Raises:
         FulltuneError: Anything that would stop a run of this config before its first step.
     """
-    config, progress = load_config(config, overrides), progress_of(progress)
     if steps < 2:
         raise ConfigError(f"{steps} steps", expected="2 at least", fix="raise it", where="--steps")
+    progress = progress_of(progress)
+    job = config if isinstance(config, Job) else prepare_job(load_config(config, overrides), out)
     # The last step of a training is not saved as a checkpoint, so there is one more.
     never = CheckpointConfig(every=steps + 2)
-    config = config.model_copy(
-        update={"train": config.train.model_copy(update={"max_steps": steps + 1}), "checkpoints": never}
-    )
+    train = job.config.train.model_copy(update={"max_steps": steps + 1})
+    job = job.with_config(job.config.model_copy(update={"train": train, "checkpoints": never}))
     with tempfile.TemporaryDirectory(prefix="fulltune-") as place:
         whole, parts = Path(place) / "whole", Path(place) / "parts"
         for folder, until in ((whole, steps), (parts, steps // 2), (parts, steps)):
-            _train(config, folder, until, progress)
+            _train(job, folder, until, progress)
         return ResumeCheck(steps=steps, stopped_at=steps // 2, parts=_compared(whole, parts, steps))
 
 
@@ -100,11 +109,11 @@ class _StopAt(TrainerCallback):
             raise _Reached
 
 
-def _train(config: Config, place: Path, until: int, progress: Progress) -> None:
-    """Train in a folder up to a step, from its checkpoint if it has one; everything is loaded again."""
-    job = prepare_job(config, place.parent)
+def _train(job: Job, place: Path, until: int, progress: Progress) -> None:
+    """Train in a folder up to a step, from its checkpoint if it has one; the base is loaded again."""
+    job = replace(job.with_new_base(), out=place.parent)
     base_outputs = BaseOutputs.collect(job.config, job.base, place.parent, progress, job.data.train.examples)
     model = job.model_to_train()
     folder = RunFolder.open(place) if place.exists() else RunFolder.create(place.parent, place.name)
     with suppress(_Reached), folder:
-        train(job, model, base_outputs, folder, progress, callbacks=[_StopAt(until)])
+        train_job(job, model, base_outputs, folder, progress, callbacks=[_StopAt(until)])

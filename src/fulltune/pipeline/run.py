@@ -244,12 +244,12 @@ def plan(
 
 
 def _quick_plan(config: Config, out: str | Path) -> Plan:
-    """Return a plan without measurements; models whose files do not tell their size are loaded for it."""
+    """Return a plan without measurements; models whose files do not contain their size are loaded for it."""
     inputs, files = check_inputs(config, out)
     model = stored_model.read(files)
     if model is not None:
         return quick_plan(inputs, model)
-    job = prepare_job(config, out)
+    job = prepare_job(config, out, inputs=inputs)
     from fulltune.pipeline import stages
 
     return stages.counted_plan(job)

@@ -11,6 +11,7 @@ rows. Each part runs in a worker process and is not repeated once it is done: a 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -186,6 +187,7 @@ class _Scheduler:
         """
         answer = self._ask("prepare", self._spec(kind="prepare", methods=tuple(methods)))
         if answer.refused:
+            shutil.rmtree(self.folder, ignore_errors=True)  # it holds nothing but this refusal
             raise answer.refused.error()
         return answer
 

@@ -131,18 +131,19 @@ def of_method(config: Config, method: str) -> Config:
 
 def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     """Check the job once, and write the answers of the baselines to the cache, so that no run pays for them."""
-    from fulltune.evaluation.baselines.cache import cache_parts
-    from fulltune.evaluation.baselines.catalog import gather
-    from fulltune.evaluation.evaluate import score_baselines
-    from fulltune.experiments.trials import objective
     from fulltune.pipeline.job import prepare_job
     from fulltune.pipeline.loading import load_model
-    from fulltune.pipeline.planning.measured_plan import make_plan
     from fulltune.runtime import plugins
 
     config = load_config(spec.config)
     config = of_method(config, config.method)
-    job = prepare_job(config, spec.out)
+    job = prepare_job(config, spec.out)  # mistakes in the rows are reported before torch is imported
+    from fulltune.evaluation.baselines.cache import cache_parts
+    from fulltune.evaluation.baselines.catalog import gather
+    from fulltune.evaluation.evaluate import score_baselines
+    from fulltune.experiments.trials import objective
+    from fulltune.pipeline.planning.measured_plan import make_plan
+
     plan = make_plan(job)
     given = gather(job.config, job.task, job.data, job.base, len(job.features))
     # A method that uses positions of the window leaves fewer to the baselines that it is compared with.
