@@ -293,6 +293,23 @@ def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (" …" if len(ids) > SHOWN else "")
 
 
+def check_schema(what: str, schema: int, known: int, where: object) -> None:
+    """Check that this version of fulltune can read a file.
+
+    Args:
+        what: The file, for the message.
+        schema: Its schema.
+        known: The newest schema of this version.
+        where: Path of the file.
+
+    Raises:
+        StoreError: A newer version wrote it.
+    """
+    if schema > known:
+        expected = f"at most {known}"
+        raise StoreError(f"{what} has schema {schema}", expected=expected, where=str(where), fix="upgrade fulltune")
+
+
 def shortened(value: object, length: int = 80) -> str:
     """Return ``repr(value)``, shortened for a message."""
     if isinstance(value, int) and value.bit_length() > 4 * length:

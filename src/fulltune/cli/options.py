@@ -43,9 +43,6 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML or JS
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run: its id, the beginning of its id, a path, or `latest`.")
 ]
-AnyModel = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run, `latest`, a version (NAME@3, NAME@production), any model.")
-]
 TaskConfig = Annotated[
     Path | None, typer.Option("--config", metavar="CONFIG", help="Task and columns; a run has its own.")
 ]

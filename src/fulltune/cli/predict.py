@@ -13,7 +13,7 @@ from typing import Annotated, TextIO
 import typer
 
 import fulltune
-from fulltune.cli.options import Common, Overrides, refuse_unread, with_common_options
+from fulltune.cli.options import Common, Overrides, TaskConfig, refuse_unread, with_common_options
 from fulltune.errors import DataError
 from fulltune.runtime.terminal import discard_output
 
@@ -45,9 +45,7 @@ def predict(
     database: Annotated[
         str, typer.Option("--db", metavar="NAME", help="text2sql: the database of rows without a db_id.")
     ] = "",
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="Task and columns; a run has its own.")
-    ] = None,
+    config: TaskConfig = None,
     overrides: Overrides = None,
 ) -> None:
     """Answer rows without labels, in their order, with all of their columns; an interrupted call resumes.

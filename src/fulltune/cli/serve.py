@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import fulltune
-from fulltune.cli.options import Common, Overrides, with_common_options
+from fulltune.cli.options import Common, Overrides, TaskConfig, with_common_options
 
 if TYPE_CHECKING:
     from fulltune.serve.server import Ready
@@ -56,9 +56,7 @@ def serve(
     ] = 1024,
     max_rows: Annotated[int, typer.Option("--max-rows", metavar="N", help="Result rows per query of --execute.")] = 100,
     max_body: Annotated[int, typer.Option("--max-body", metavar="MIB", help="Size of a request in MiB.")] = 8,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="Task and columns; a run has its own.")
-    ] = None,
+    config: TaskConfig = None,
     overrides: Overrides = None,
 ) -> None:
     """Answer requests over HTTP until SIGTERM or Ctrl-C: /predict, /health, /metrics, and /docs.

@@ -15,7 +15,7 @@ from fulltune.metrics import get, known, wording
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.compare import MIN_EFFECT, holm, not_worse, paired
-from fulltune.metrics.ratios import mean
+from fulltune.metrics.ratios import mean_of
 from fulltune.records.run import Comparison, Prediction
 from fulltune.records.verdict import ManyVerdicts, Measured, NotWorse, PairVerdict, Requirement
 
@@ -240,15 +240,12 @@ def _score_metric(name: str, systems: Sequence[Answers], lower_is_better: bool) 
     def statistics(prediction: Prediction) -> Array:
         return np.array([float(prediction.values["score"]), 1.0])
 
-    return Metric(
+    return mean_of(
+        statistics,
         name=name,
         direction="lower" if lower_is_better else "higher",
-        version=1,
         source="mean of a column of the files",
-        statistics=statistics,
-        value=mean,
         percent=bounded,
-        ratio=(0, 1),
     )
 
 

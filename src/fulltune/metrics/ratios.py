@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,20 @@ def numbers(prediction: Prediction, *keys: str) -> Array | None:
     return None if any(value is None for value in stored) else np.array([float(value) for value in stored])  # type: ignore[arg-type]
 
 
+def mean_of(
+    statistics: Callable[[Prediction], Array | None],
+    *,
+    name: str,
+    direction: Literal["higher", "lower"],
+    source: str,
+    label: str = "",
+    version: int = 1,
+    percent: bool = True,
+) -> Metric:
+    """Return a metric: the mean per row, or per unit, from statistics ``[amount, rows]``; arguments as of a metric."""
+    return Metric(name, direction, version, source, statistics, mean, percent=percent, label=label, ratio=(0, 1))
+
+
 def fraction_of(
     key: str, *, name: str, direction: Literal["higher", "lower"], source: str, label: str, version: int = 1
 ) -> Metric:
@@ -43,4 +58,4 @@ def fraction_of(
         value = prediction.values.get(key)
         return None if value is None else np.array([float(bool(value)), 1.0])
 
-    return Metric(name, direction, version, source, statistics, mean, label=label, ratio=(0, 1))
+    return mean_of(statistics, name=name, direction=direction, source=source, label=label, version=version)

@@ -48,7 +48,7 @@ class Curve(NamedTuple):
     """The validation curve that chooses the best step.
 
     Attributes:
-        trend: What it does at its end.
+        trend: Its direction in the last part.
         words: The points that show it, e.g. ``validation loss 2.31 → 2.10 from step 40 to 60``.
     """
 
@@ -344,7 +344,7 @@ def _winner(record: Record) -> str | None:
 
 
 def _is_guess(record: Record) -> bool:
-    """Return True if the answers of a classifier cannot be told from guessing."""
+    """Return True if the answers of a classifier cannot be distinguished from guessing."""
     mcc = record.scores["tuned"].get("mcc")
     return mcc is not None and not mcc.low > 0
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fulltune.metrics.base import Array, Metric
-from fulltune.metrics.ratios import fraction_of, mean, ratio
+from fulltune.metrics.ratios import fraction_of, mean_of, ratio
 from fulltune.metrics.words import bleu_tokenizer, sentences, words
 from fulltune.metrics.words import script_warning as script_warning
 from fulltune.records.run import Prediction
@@ -171,14 +171,11 @@ def _same_text(prediction: Prediction) -> Array:
     return np.array([_text(prediction.output).split() == _text(prediction.reference).split(), 1.0], dtype=np.float64)
 
 
-exact_match = Metric(
+exact_match = mean_of(
+    _same_text,
     name="exact_match",
     direction="higher",
-    version=1,
     source="equal to the reference, runs of white space counted as one",
-    statistics=_same_text,
-    value=mean,
-    ratio=(0, 1),
     label="exact match",
 )
 
@@ -187,14 +184,11 @@ def _lengths(prediction: Prediction) -> Array:
     return np.array([len(words(_text(prediction.output))), len(words(_text(prediction.reference)))], dtype=np.float64)
 
 
-length_ratio = Metric(
+length_ratio = mean_of(
+    _lengths,
     name="length_ratio",
     direction="higher",
-    version=1,
     source="words of all outputs / words of all references; best near 1, so it is shown and not judged",
-    statistics=_lengths,
-    value=mean,
-    ratio=(0, 1),
     percent=False,
     label="length ratio",
 )
@@ -229,25 +223,19 @@ def _repeated(prediction: Prediction) -> Array | None:
     return None if fraction is None else np.array([1 - fraction, 1.0])
 
 
-distinct_2 = Metric(
+distinct_2 = mean_of(
+    _distinct,
     name="distinct_2",
     direction="higher",
-    version=1,
     source="different bigrams / bigrams of a continuation (Li et al. 2016), mean of the continuations",
-    statistics=_distinct,
-    value=mean,
-    ratio=(0, 1),
     label="distinct bigrams",
 )
 
-repetition_4 = Metric(
+repetition_4 = mean_of(
+    _repeated,
     name="repetition_4",
     direction="lower",
-    version=1,
     source="4-grams that occurred before / 4-grams of a continuation (Welleck et al. 2020), mean of the continuations",
-    statistics=_repeated,
-    value=mean,
-    ratio=(0, 1),
     label="repeated 4-grams",
 )
 

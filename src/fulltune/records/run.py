@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
-from fulltune.errors import StoreError
+from fulltune.errors import StoreError, check_schema
 from fulltune.records.base import Model as Model
 from fulltune.records.data import DataSummary
 from fulltune.records.plan import Plan
@@ -290,7 +290,7 @@ class Retention(Model):
 
     ``change`` is the relative loss against the base with its paired interval: above 0 the tuned model is worse,
     regardless of the metric's direction; 0.05 is five percent. ``verdict`` compares the interval with the ``budget``:
-    ``kept`` if it lies below (at most so much was lost), ``lost`` if it lies above, ``cannot tell`` if the budget is
+    ``kept`` if it is below (at most so much was lost), ``lost`` if it is above, ``cannot tell`` if the budget is
     inside or there are too few rows. An ability that need not be kept has an infinite budget and the verdict
     ``no budget``; ``reason`` says why.
     """
@@ -345,7 +345,7 @@ class FoldOutcome(Model):
 
 
 class BaselineUse(Model):
-    """How a baseline was computed.
+    """Settings with which a baseline was computed.
 
     Attributes:
         seconds: Wall time of its answers when they were computed.
@@ -590,10 +590,8 @@ def read_record(path: str | Path) -> Record:
             fix="run it again",
         ) from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise StoreError(
-            f"the record has schema {schema}", expected=f"at most {SCHEMA}", where=str(path), fix="upgrade fulltune"
-        )
+    if isinstance(schema, int):
+        check_schema("the record", schema, SCHEMA, path)
     try:
         return Record.model_validate(raw).stored_in(path.parent)
     except ValidationError as error:

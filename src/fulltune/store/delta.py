@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
-from fulltune.errors import StoreError
+from fulltune.errors import StoreError, check_schema
 from fulltune.records.run import Model
 from fulltune.runtime.files import file_sha256, remove_abandoned, store_errors, sync_folder, unfinished_path
 from fulltune.runtime.validation import first_problem
@@ -356,13 +356,7 @@ def _read_contents(archive: zipfile.ZipFile, path: Path) -> Contents:
     except ValidationError as error:
         fix = "name a file that `export --delta` wrote, or upgrade fulltune"
         raise StoreError(f"this is not a delta ({first_problem(error)})", where=str(path), fix=fix) from error
-    if contents.schema_version > SCHEMA:
-        raise StoreError(
-            f"the delta has schema {contents.schema_version}",
-            expected=f"at most {SCHEMA}",
-            where=str(path),
-            fix="upgrade fulltune",
-        )
+    check_schema("the delta", contents.schema_version, SCHEMA, path)
     return contents
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from fulltune.errors import Problem, StoreError
+from fulltune.errors import Problem, StoreError, check_schema
 from fulltune.records.run import Model
 from fulltune.runtime.files import file_sha256, store_errors, sync_folder, unfinished_path
 from fulltune.store.cache import cache_key
@@ -138,13 +138,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise StoreError("the manifest is damaged", where=str(path), fix=fix) from error
     if manifest.sha256 != manifest.digest():
         raise StoreError("the manifest is damaged", expected=manifest.digest(), where=str(path), fix=fix)
-    if manifest.schema_version > SCHEMA:
-        raise StoreError(
-            f"the manifest has schema {manifest.schema_version}",
-            expected=f"at most {SCHEMA}",
-            where=str(path),
-            fix="upgrade fulltune",
-        )
+    check_schema("the manifest", manifest.schema_version, SCHEMA, path)
     return manifest
 
 

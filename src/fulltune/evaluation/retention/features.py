@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from fulltune.metrics.base import Array, Metric
-from fulltune.metrics.ratios import mean
+from fulltune.metrics.base import Array
+from fulltune.metrics.ratios import mean_of
 from fulltune.records.run import Prediction, Score
 
 _FOLDS = 5
@@ -20,14 +20,11 @@ def _is_correct(prediction: Prediction) -> Array:
     return np.array([float(prediction.output == prediction.reference), 1.0])
 
 
-topic_accuracy = Metric(
+topic_accuracy = mean_of(
+    _is_correct,
     name="topic_accuracy",
     direction="higher",
-    version=1,
     source="accuracy of a logistic regression on frozen mean-pooled features, cross-validated (Alain & Bengio 2017)",
-    statistics=_is_correct,
-    value=mean,
-    ratio=(0, 1),
     label="topics right from frozen features",
 )
 

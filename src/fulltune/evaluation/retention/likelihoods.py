@@ -12,7 +12,7 @@ import numpy as np
 
 from fulltune.evaluation.retention.probe import Passage
 from fulltune.metrics.base import Array, Metric
-from fulltune.metrics.ratios import mean, numbers, ratio
+from fulltune.metrics.ratios import mean_of, numbers
 from fulltune.models import inference
 from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
@@ -24,12 +24,8 @@ def _nll_per_token(prediction: Prediction) -> Array | None:
     return numbers(prediction, "nll", "tokens")
 
 
-def _per_token(sums: Array) -> Array:
-    return ratio(sums[..., 0], sums[..., 1])
-
-
 def _loss(name: str, label: str, source: str) -> Metric:
-    return Metric(name, "lower", 1, source, _nll_per_token, _per_token, percent=False, label=label, ratio=(0, 1))
+    return mean_of(_nll_per_token, name=name, direction="lower", source=source, label=label, percent=False)
 
 
 span_loss = _loss(
@@ -46,14 +42,11 @@ def _prefers_good(prediction: Prediction) -> Array | None:
     return None if losses is None else np.array([float(losses[0] < losses[1]), 1.0])
 
 
-pair_accuracy = Metric(
+pair_accuracy = mean_of(
+    _prefers_good,
     name="pair_accuracy",
     direction="higher",
-    version=1,
     source="fraction of pairs whose good text is more likely (Warstadt et al. 2020, BLiMP)",
-    statistics=_prefers_good,
-    value=mean,
-    ratio=(0, 1),
     label="pairs right",
 )
 
