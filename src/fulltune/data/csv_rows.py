@@ -40,7 +40,7 @@ _NAME = re.compile(r"[^\W\d][\w .-]{0,40}")
 
 @dataclass(frozen=True)
 class _Dialect:
-    """How cells are separated and quoted, in the terms of :mod:`csv`."""
+    """Separator and quoting of cells, in the terms of :mod:`csv`."""
 
     delimiter: str
     skipinitialspace: bool = False

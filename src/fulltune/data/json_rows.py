@@ -36,7 +36,7 @@ def json_rows(
         form: How the file is read, without the part.
         split: The split to read from a document with several.
         named_part: The split or key that the user named explicitly.
-        wanted: Columns that are read, which tell a row from an object around rows.
+        wanted: Columns that are read, which distinguish a row from an object around rows.
 
     Raises:
         DataError: The text is one invalid document, or has no such split.

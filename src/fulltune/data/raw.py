@@ -33,7 +33,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user states about the files of a source.
+    """Statements of the user about the files of a source.
 
     Attributes:
         encoding: Codec of text files, or ``auto``.

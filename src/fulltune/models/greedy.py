@@ -122,7 +122,7 @@ class GreedyDecoding:
         bundle: A decoder or an encoder-decoder.
         prefixes: Cache of prefixes that rows share.
         max_new_tokens: Maximum number of new tokens.
-        watch: Is told the tokens as they are generated.
+        watch: Receives the tokens as they are generated.
     """
 
     def __init__(self, bundle: Bundle, prefixes: PrefixCache, max_new_tokens: int, watch: Watch | None = None) -> None:

@@ -79,7 +79,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a label is drawn, relative to its point: horizontal distance, height of the baseline, side."""
+    """Position of a label, relative to its point: horizontal distance, height of the baseline, side."""
 
     dx: float
     dy: float

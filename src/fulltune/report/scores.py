@@ -103,7 +103,7 @@ def table(record: Record, scores: Scores) -> Table | None:
 
 
 def beside(record: Record) -> Scores:
-    """Return the scores that are shown beside the deciding ones if evaluation rows also occur in train.
+    """Return the scores that are shown alongside the deciding ones if evaluation rows also occur in train.
 
     These are the scores on all rows, or without those rows if they count.
     """

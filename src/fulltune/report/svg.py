@@ -473,7 +473,7 @@ def _scattered(dot: Dot, x_axis: Axis, y_axis: Axis) -> Markup:
 
 
 def _names(dots: Sequence[Dot], front: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[Markup]:
-    """Return the labels of the points: beside their markers, off whiskers and the line of the front."""
+    """Return the labels of the points: next to their markers, off whiskers and the line of the front."""
 
     def pixels(x: float, y: float) -> Point:
         return labels.NARROW * x_axis.at(x), _y(y_axis, y)

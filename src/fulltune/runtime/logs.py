@@ -1,4 +1,4 @@
-"""Where log lines go: to stderr from a command, and to ``run.log`` in the folder of a run."""
+"""Write log lines to stderr from a command, and to ``run.log`` in the folder of a run."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _LONGEST_RETRY = 60
 
 @dataclass(frozen=True)
 class Wishes:
-    """How the inputs of a job are answered by a task that generates; jobs with different wishes share no batch.
+    """Options of generated answers; jobs with different wishes share no batch.
 
     Attributes:
         max_new_tokens: Maximum number of new tokens; None for that of the config.
@@ -274,7 +274,7 @@ class Batcher:
             answers = self._computed(rows)
         except Abandoned:
             return
-        except Exception as error:  # noqa: BLE001 - each request gets its own error, and the thread goes on
+        except Exception as error:  # noqa: BLE001 - each request gets its own error, and the thread continues
             self._answer_alone(rows, error)
             return
         self._metrics.rows.inc(len(rows))

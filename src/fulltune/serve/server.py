@@ -28,7 +28,7 @@ _SLACK = 5
 
 @dataclass(frozen=True)
 class Ready:
-    """What a server reports once it answers.
+    """Facts that a server reports once it answers.
 
     Attributes:
         url: Its address.

@@ -14,7 +14,7 @@ from fulltune.tasks.base import Example
 
 @dataclass(frozen=True)
 class Piece:
-    """What an answer grew by."""
+    """The next part of an answer."""
 
     index: int
     text: str
@@ -66,7 +66,7 @@ class Stream:
         return self.job.future.result()
 
     def _news(self, index: int, text: str) -> Piece | None:
-        """Return what a text adds to what was sent; a row that is computed again begins anew."""
+        """Return what a text adds to what was sent; a row that is computed again starts from the beginning."""
         sent = self._sent[index]
         if len(text) <= len(sent):
             return None

@@ -101,7 +101,7 @@ class Generating(Task):
             bundle: The model.
             examples: The inputs.
             max_new_tokens: Maximum number of new tokens; by default that of the config.
-            watch: Is told the tokens as they are generated.
+            watch: Receives the tokens as they are generated.
             is_strict: Refuse a prompt that is too long; by default it is cut as in the evaluation.
 
         Raises:

@@ -48,11 +48,11 @@ _CLOZE = "Topic:"
 
 @dataclass(frozen=True)
 class Asking:
-    """How a decoder or an encoder-decoder is asked for a label.
+    """The way in which a decoder or an encoder-decoder is asked for a label.
 
     Attributes:
         chat: Use the tokenizer's chat template.
-        ends: Score the end token after the label too. A model that goes on after an answer finds it unlikely.
+        ends: Score the end token after the label too. A model that continues after an answer finds it unlikely.
         prior: Log-probabilities of the labels whatever the text is, which are subtracted; may be empty.
     """
 

@@ -54,7 +54,7 @@ _SEPARATORS = ("|", ";", ",", "/")
 
 @dataclass(frozen=True)
 class Profile:
-    """What one column holds.
+    """Contents of one column.
 
     Attributes:
         name: Name of the column.

@@ -204,5 +204,5 @@ def likely(role: str, columns: Sequence[Profile]) -> Profile | None:
 
 
 def _is_title(column: Profile, columns: Sequence[Profile]) -> bool:
-    """Return True for the title of a long text beside it, unless there is nothing else that a title could be for."""
+    """Return True for the title next to a long text, unless there is nothing else that a title could be for."""
     return is_called(column, "title") and any(one.words > 200 for one in columns)

@@ -291,7 +291,7 @@ def answering_seconds(predict: Callable[[Sequence[Example]], Iterable[object]], 
     """Return the seconds for all examples, extrapolated from a few of them.
 
     Two numbers of rows separate the cost per row from what is done once, such as reading shots. The larger number are
-    short, medium and long rows; if they may take more than :data:`ANSWER_SECONDS`, a few medium ones tell whether the
+    short, medium and long rows; if they may take more than :data:`ANSWER_SECONDS`, a few medium ones show whether the
     time is spent per row. If even two rows take twice as long, they are scaled.
     """
 

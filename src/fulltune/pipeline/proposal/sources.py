@@ -127,7 +127,7 @@ def _of_folder(folder: Path) -> Sources:
 
 
 def _largest(folder: Path, rows: Sequence[Path], files: Sequence[Path]) -> Sources:
-    """Return the data set with a training file and the most bytes; JSON files beside JSON Lines are descriptions."""
+    """Return the data set with a training file and the most bytes; JSON files next to JSON Lines are descriptions."""
     kinds = {suffix(file) for file in rows}
     if len(kinds) > 1:
         rows = [file for file in rows if suffix(file) != ".json"]
