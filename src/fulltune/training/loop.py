@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,23 @@ class LoopAdapter:
         """Start a training, which may be the trial of a search for hyperparameters."""
         self._trial = trial
 
-    def begin_attempt(self) -> None:
-        """Start the loop of the library, from the beginning unless :meth:`load_progress` follows."""
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Run the loop of the library, from the beginning unless :meth:`load_progress` is called."""
         self._steps_before = 0
+        trainer = self._trainer
+        if trainer.args.world_size > 1 and trainer.model_wrapped is trainer.model:
+            # An evaluation before training marks the model as prepared. Training would then not wrap it, and every
+            # process would use its own gradients.
+            trainer.model._is_accelerate_prepared = False
+        try:
+            yield
+        finally:
+            hook = getattr(trainer, "neftune_hook_handle", None)
+            if trainer.is_in_train and hook is not None:
+                # After an error: the library removes its hook at a normal end only, and would add a second one.
+                hook.remove()
+            trainer.is_in_train = False
 
     @property
     def args(self) -> Any:

@@ -318,21 +318,8 @@ class Trainer(OldNames, transformers.Trainer):
             return RollBack(own.loop, own.checkpoints, guard).train(attempt, source)
 
     def _train_once(self, *args: Any) -> TrainOutput:
-        self._fulltune.loop.begin_attempt()
-        model: Any = self.model
-        is_bare = self.model_wrapped is self.model
-        if self.args.world_size > 1 and is_bare:
-            # An evaluation before training marks the model as prepared. Training would then not wrap it, and every
-            # process would use its own gradients.
-            model._is_accelerate_prepared = False
-        try:
+        with self._fulltune.loop.attempt():
             return super().train(*args)
-        finally:
-            hook = getattr(self, "neftune_hook_handle", None)
-            if self.is_in_train and hook is not None:
-                # After an error: the library removes its hook at a normal end only, and would add a second one.
-                hook.remove()
-            self.is_in_train = False
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         # Here the model is that of model_init for this training, with what the user has replaced in it since.

@@ -70,7 +70,7 @@ class StoredModel:
 
 
 def read(source: ModelFiles) -> StoredModel | None:
-    """Return the sizes of a model; None if its files do not contain them in a form that is read without the library that reads them.
+    """Return the sizes of a model; None if only the library of its files can read them.
 
     These are GGUF files, adapters, tokenizers without ``tokenizer.json``, and configs with other names for sizes.
 
