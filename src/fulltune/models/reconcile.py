@@ -21,7 +21,7 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fulltune.errors import ModelError
-from fulltune.models.token_ids import frame
+from fulltune.models.tokenizing import frame
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from fulltune.models.tokenizing import frame
 
+if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
 
 #: Label of a position or a row that carries no loss.
@@ -37,16 +37,6 @@ class Text:
 def text_ids(bundle: Bundle, text: str) -> list[int]:
     """Return the token ids of a text without special tokens."""
     return list(bundle.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
-
-
-def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that the tokenizer puts before and after a text by default."""
-    bare = list(tokenizer("a", add_special_tokens=False).input_ids)
-    framed = list(tokenizer("a").input_ids)
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return framed[:start], framed[start + len(bare) :]
-    return [], []
 
 
 def start_ids(bundle: Bundle) -> list[int]:

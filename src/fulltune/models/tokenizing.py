@@ -1,11 +1,14 @@
-"""Hash tokenizers."""
+"""Facts on tokenizers: a hash, and the ids around a text."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune.store.cache import cache_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -18,3 +21,13 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     parts = [type(tokenizer).__name__, tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items())]
     vocabulary = sorted(tokenizer.get_vocab().items()) if pipeline is None else pipeline
     return cache_key({"tokenizer": parts, "vocabulary": vocabulary})
+
+
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and after a text by default."""
+    bare = list(tokenizer("a", add_special_tokens=False).input_ids)
+    framed = list(tokenizer("a").input_ids)
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return framed[:start], framed[start + len(bare) :]
+    return [], []
