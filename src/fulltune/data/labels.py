@@ -26,8 +26,8 @@ def label_findings(
     several = any(isinstance(example.target, tuple) for example in train)
     findings = [
         _balance(in_train, in_eval, _count(valid)),
-        *_only_in_eval(in_train, evaluation),
-        *_only_in_valid(in_train, valid),
+        *_only_in("eval", in_train, evaluation),
+        *_only_in("valid", in_train, valid),
     ]
     findings += spelling_findings(places(train, evaluation, valid), several)
     if several and not in_train:
@@ -68,19 +68,21 @@ def _balance(in_train: Counter[str], in_eval: Counter[str], in_valid: Counter[st
     return Finding(kind="class_balance", level="info", message=message, count=len(in_train), details={"counts": counts})
 
 
-def _only_in_eval(in_train: Counter[str], evaluation: Sequence[ExampleLike]) -> Iterator[Finding]:
-    lost = [example for example in evaluation if any(label not in in_train for label in _labels(example))]
+def _only_in(split: str, in_train: Counter[str], examples: Sequence[ExampleLike]) -> Iterator[Finding]:
+    """Yield a finding about labels of ``eval`` or ``valid`` that train lacks."""
+    lost = [example for example in examples if any(label not in in_train for label in _labels(example))]
     if not lost:
         return
-    names = sorted({label for example in lost for label in _labels(example) if label not in in_train})
-    few = len(lost) / len(evaluation) < _TOLERATED
+    names = sorted({label for example in lost for label in _labels(example)} - in_train.keys())
+    few = len(lost) / len(examples) < _TOLERATED
+    effect = "can never be predicted" if split == "eval" else "counts as wrong"
     yield Finding(
-        kind="labels_only_in_eval",
-        level="warning" if few else "error",
-        message=f"{rows(len(lost), 'have', 'eval')} a label that train lacks ({percent(len(lost), len(evaluation))}), "
-        f"which can never be predicted: {quoted(names)}",
+        kind=f"labels_only_in_{split}",
+        level="warning" if few or split == "valid" else "error",
+        message=f"{rows(len(lost), 'have', split)} a label that train lacks ({percent(len(lost), len(examples))}), "
+        f"which {effect}: {quoted(names)}",
         fix=_advice(names, in_train),
-        split="eval",
+        split=split,
         count=len(lost),
         ids=some([example.id for example in lost]),
         details={"labels": names},
@@ -100,23 +102,6 @@ def _advice(names: Sequence[str], in_train: Counter[str]) -> str:
         kinds = ("numbers", "text") if numbers[0] else ("text", "numbers")
         return f"labels of train are {kinds[0]}, these are {kinds[1]}: name the classes in data.label_names"
     return "add rows with these labels to train, or remove them from eval"
-
-
-def _only_in_valid(in_train: Counter[str], valid: Sequence[ExampleLike]) -> Iterator[Finding]:
-    lost = [example for example in valid if any(label not in in_train for label in _labels(example))]
-    if lost:
-        names = sorted({label for example in lost for label in _labels(example)} - in_train.keys())
-        yield Finding(
-            kind="labels_only_in_valid",
-            level="warning",
-            message=f"{rows(len(lost), 'have', 'valid')} a label that train lacks "
-            f"({percent(len(lost), len(valid))}), which counts as wrong: {quoted(names)}",
-            fix=_advice(names, in_train),
-            split="valid",
-            count=len(lost),
-            ids=some([example.id for example in lost]),
-            details={"labels": names},
-        )
 
 
 def kind_findings(kinds: Mapping[str, str]) -> Iterator[Finding]:
