@@ -14,7 +14,7 @@ import numpy as np
 
 from fulltune.errors import ModelError
 from fulltune.models.bundle import Bundle
-from fulltune.models.token_ids import frame
+from fulltune.models.tokenizing import frame
 from fulltune.pipeline.export.graphs import write_settings
 
 #: Model types, and their names in the format.
