@@ -362,7 +362,7 @@ def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 
 def _fill(model: Any) -> int:
     """Return the id for padding: that of the config, or 0 if it belongs to the vocabulary of another tokenizer."""
-    own = getattr(model.config, "pad_token_id", None)
+    own: Any = getattr(model.config, "pad_token_id", None)
     weight = getattr(_embeddings(model), "weight", None)
     if not isinstance(own, int) or own < 0:
         return 0
