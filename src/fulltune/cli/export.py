@@ -11,7 +11,6 @@ import typer
 import fulltune
 from fulltune.cli.options import Common, Overrides, with_common_options
 from fulltune.errors import ExportRefused
-from fulltune.records.export import Export
 from fulltune.runtime.terminal import write_line
 
 
@@ -49,6 +48,7 @@ def export(
     Exits with 3 if it is worse by the margin; then nothing is written. `predict`, `serve` and `evaluate` take DIR.
     """
     from fulltune.cli.render import exports
+    from fulltune.records.export import Export
 
     refused = None
     with common.answering() as progress:
