@@ -165,6 +165,10 @@ class DataConfig(Section):
     schemas: str | None = Field(
         None, description="text2sql: JSON file, db_id → CREATE statements; default: read from the database"
     )
+    schema_in_prompt: Literal["full", "names", "none"] = Field(
+        "full",
+        description="text2sql: what prompts show of the schema: tables, columns, types and keys; names; or nothing",
+    )
     instruction: str | None = Field(None, description="seq2seq, text2sql: text that precedes every input")
     source_language: str | None = Field(
         None, description="seq2seq, classification: code of the texts' language, for tokenizers that mark it"

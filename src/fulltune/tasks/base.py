@@ -163,6 +163,16 @@ class Task(ABC):
         """
         return []
 
+    def advice(self, examples: Sequence[Example], row_tokens: float, count: Callable[[str], int]) -> list[str]:
+        """Return advice for a plan.
+
+        Args:
+            examples: Rows of train.
+            row_tokens: Mean number of tokens of a training sequence.
+            count: Function from a text to the number of its tokens.
+        """
+        return []
+
     def adopt(self, bundle: Bundle) -> Self:
         """Return this task with the facts that a tuned model was trained with (its label names), to score other data.
 

@@ -73,6 +73,7 @@ def advice_on_choice(config: Config) -> list[str]:
 _READ_BY = {
     "data.databases": ("text2sql",),
     "data.schemas": ("text2sql",),
+    "data.schema_in_prompt": ("text2sql",),
     "data.instruction": ("seq2seq", "text2sql"),
     "data.chat": ("causal-lm", "seq2seq", "text2sql"),
     "data.max_target_length": ("seq2seq", "text2sql"),

@@ -184,7 +184,7 @@ def test_exponential_triggers_are_stopped(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_dump_with_rows_is_a_schema() -> None:
     dump = "PRAGMA foreign_keys=OFF;\nBEGIN TRANSACTION;\nCREATE TABLE a (b INT);\nINSERT INTO a VALUES(1);\nCOMMIT;"
-    assert from_create(dump) == "a(b int)"
+    assert from_create(dump).line == "a(b int)"
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_dump_with_rows_is_a_schema() -> None:
     ],
 )  # fmt: skip
 def test_statements_of_dumps_and_migrations_are_a_schema(statements: str, line: str) -> None:
-    assert from_create(f"CREATE TABLE a (b INT, c TEXT); {statements};") == line
+    assert from_create(f"CREATE TABLE a (b INT, c TEXT); {statements};").line == line
 
 
 def test_a_schema_of_many_megabytes_is_refused_at_once() -> None:

@@ -77,7 +77,7 @@ def cached(
 def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: Table) -> dict[str, Any]:
     """Return everything that a baseline's predictions depend on: base, data, prompts, and options that change them."""
     options = {"instruction", "chat", "max_length", "max_target_length", "schemas", "databases"}
-    options |= {"source_language", "target_language"}
+    options |= {"schema_in_prompt", "source_language", "target_language"}
     return {
         "packages": {name: version(name) for name in _PACKAGES},
         "task": [task.name, task.version],

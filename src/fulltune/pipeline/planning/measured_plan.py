@@ -25,6 +25,7 @@ from fulltune.evaluation.retention import BaseOutputs
 from fulltune.evaluation.retention.abilities import abilities
 from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
+from fulltune.models.token_ids import text_ids
 from fulltune.pipeline.job import Job, all_or_problems
 from fulltune.pipeline.planning import plan as planning
 from fulltune.pipeline.planning.footprint import Footprint
@@ -385,9 +386,14 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
         unscored=unscored,
         metric=job.task.metrics[0],
         scored=len(data.eval.examples) - len(job.left_out),
+        more_advice=job.task.advice(data.train.examples, mean, partial(_count, job.base)),
     )
     with pinned_kernels(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config.trainer), config, choices)})
+
+
+def _count(base: Bundle, text: str) -> int:
+    return len(text_ids(base, text))
 
 
 def _check_drop_last(config: Config, rows: int) -> None:

@@ -48,6 +48,7 @@ def build_plan(
     unscored: int = 0,
     metric: Metric | None = None,
     scored: int | None = None,
+    more_advice: Sequence[str] = (),
 ) -> Plan:
     """Return a plan from counts.
 
@@ -64,6 +65,7 @@ def build_plan(
         unscored: Rows of ``eval_rows`` that cannot be scored.
         metric: The deciding metric, if it is known.
         scored: Evaluation rows that decide, if some of them do not.
+        more_advice: Advice of the task.
 
     Raises:
         ConfigError: The job cannot work; all problems at once.
@@ -98,6 +100,7 @@ def build_plan(
             *advice(config, total, parameters),
             *_fit(config, rows, sequences, memory, machine_memory, unscored),
             *advice_on_regularizers(config, parameters),
+            *more_advice,
         ),
     )
 

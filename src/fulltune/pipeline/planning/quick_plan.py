@@ -68,6 +68,7 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
         batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
         metric=task.metrics[0],
         scored=len(data.eval.examples) - (0 if config.data.allow_leaks else len(inputs.audit.leaked_ids)),
+        more_advice=task.advice(train, mean, lambda text: len(model.ids([text], special=False)[0])),
     )
     splits = {"train": train, "eval": evaluation}
     lengths = _lengths(splits, config.data, lambda example: encoded[id(example)], model.window)

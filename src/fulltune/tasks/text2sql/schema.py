@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,16 @@ SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Schema:
-    """A schema as one line, and a sentence for each table, view and column that cannot be read."""
+    """A schema for prompts.
+
+    Attributes:
+        line: Tables, columns, types and foreign keys in one line.
+        names: Names of tables and columns in one line.
+        faults: A sentence for each table, view and column that cannot be read.
+    """
 
     line: str
+    names: str
     faults: tuple[str, ...] = ()
 
 
@@ -42,10 +49,10 @@ def schema_of_file(path: str | Path) -> Schema:
         return _schema(answer, str(path))
     # Nested views can multiply without bound; tables cannot.
     tables = _schema(request(Path(path), "schema", SECONDS, views=False), str(path))
-    return Schema(tables.line, (*tables.faults, f"all views: {answer['error']}"))
+    return replace(tables, faults=(*tables.faults, f"all views: {answer['error']}"))
 
 
-def from_create(sql: str) -> str:
+def from_create(sql: str) -> Schema:
     """Return the schema of CREATE statements, which are executed on an empty database in memory.
 
     They run under the limits of a query, for at most :data:`SECONDS`. Statements that are not about tables and their
@@ -59,7 +66,7 @@ def from_create(sql: str) -> str:
     answer = sandbox().ask({"do": "create", "sql": sql}, SECONDS)
     if "error" in answer:
         raise _no_schema(answer["error"])
-    return _schema(answer, "").line
+    return _schema(answer, "")
 
 
 def _no_schema(why: str) -> DataError:
@@ -80,7 +87,7 @@ def _schema(answer: dict[str, Any], where: str) -> Schema:
         )
     faults = tuple(map(printable, answer["faults"]))
     if answer["line"]:
-        return Schema(answer["line"], faults)
+        return Schema(answer["line"], answer["names"], faults)
     unread = f" that can be read ({'; '.join(faults[:_SHOWN])})" if faults else ""
     raise DataError(
         f"the schema has no table{unread}", expected="at least one", fix="check the database", where=printable(where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 10
 #: Maximum number of faults of a database in a message.
 SHOWN_FAULTS = 3
+#: Fraction of the tokens from which on a plan advises to leave out a schema that all rows share.
+SHARED_SCHEMA = 0.5
 #: Largest file of schemas, in bytes.
 MAX_SCHEMAS = 256 << 20
 
@@ -124,7 +126,7 @@ class Text2SQL(TextToText):
         findings = [check for check in checks if check is not None]
         for unscored in (check for check in findings if check.split == "eval"):
             warnings.warn(f"{unscored.message}; to score them, {unscored.fix}", stacklevel=2)
-        return findings + self._database_faults()
+        return [*findings, *self._database_faults(), *self._hidden_schemas()]
 
     def files(self) -> list[list[Any]]:
         """Return name, size and time of the databases that rows use, and of their journals."""
@@ -143,6 +145,36 @@ class Text2SQL(TextToText):
             )
             for db_id, schema in self.facts.schemas.items()
             if schema.faults
+        ]
+
+    def _hidden_schemas(self) -> list[Finding]:
+        """Return a finding if prompts do not tell which of several databases they are about."""
+        count = len(self.facts.paths)
+        if count < 2 or self.config.data.schema_in_prompt != "none":
+            return []
+        message = f"rows are about {count:,} databases, and prompts do not show which: data.schema_in_prompt is none"
+        return [
+            Finding(
+                kind="hidden_schemas",
+                level="warning",
+                message=message,
+                fix="set data.schema_in_prompt to names or full",
+                count=count,
+            )
+        ]
+
+    def advice(self, examples: Sequence[Example], row_tokens: float, count: Callable[[str], int]) -> list[str]:
+        """Advise to leave out the schema of the only database if it is most of what is read."""
+        if len({example.meta["db_id"] for example in examples}) != 1:
+            return []
+        share = min(1.0, count(self.schema(examples[0].meta["db_id"])) / max(1.0, row_tokens))
+        if share <= SHARED_SCHEMA:
+            return []
+        shorter = "names is shorter, and " if self.config.data.schema_in_prompt == "full" else ""
+        return [
+            f"{share:.0%} of the tokens are the schema of the only database, which is the same in all rows. With "
+            f"data.schema_in_prompt: none a step takes less time and memory, so more epochs fit ({shorter}a base that "
+            "was not pretrained on SQL learns the tables from the queries anyway)."
         ]
 
     @property
@@ -165,7 +197,8 @@ class Text2SQL(TextToText):
         """Return a shot; if it uses another database, it includes that database's schema."""
         if shot.meta["db_id"] == example.meta["db_id"]:
             return Shot(shot.input, shot.answer)
-        return Shot(f"{shot.input} (Schema: {self.schema(shot.meta['db_id'])})", shot.answer)
+        schema = self.schema(shot.meta["db_id"])
+        return Shot(f"{shot.input} (Schema: {schema})" if schema else shot.input, shot.answer)
 
     def answer_text(self, text: str) -> str:
         return normalize.strip_fences(text)
@@ -227,15 +260,19 @@ class Text2SQL(TextToText):
         return Example("asked", row["question"], "", {"db_id": name, "database": str(self._database(name))})
 
     def schema(self, db_id: str) -> str:
-        """Return the schema of a database as one line, from ``data.schemas`` or otherwise from the file."""
-        known = self.facts.schemas.get(db_id)
-        return (known or self._schema(db_id)).line
+        """Return the schema of a database as prompts show it (``data.schema_in_prompt``), in one line."""
+        form = self.config.data.schema_in_prompt
+        if form == "none":
+            return ""
+        schema = self.facts.schemas.get(db_id) or self._schema(db_id)
+        return schema.names if form == "names" else schema.line
 
     def _schema(self, db_id: str) -> Schema:
+        """Return the schema of a database, from ``data.schemas`` or otherwise from the file."""
         if db_id not in self._given_schemas:
             return schema.schema_of_file(self._database(db_id))
         try:
-            return Schema(schema.from_create(self._given_schemas[db_id]))
+            return schema.from_create(self._given_schemas[db_id])
         except DataError as error:
             where = f"{self.config.data.schemas}, schema of {execution.printable(db_id)}"
             raise DataError([replace(problem, where=where) for problem in error.problems]) from None

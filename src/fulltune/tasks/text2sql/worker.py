@@ -23,6 +23,8 @@ from typing import Any
 
 Answer = dict[str, Any]
 Cell = int | float | str | bytes | None
+#: The forms of a table in a prompt: with types and keys, and with names alone.
+_Table = tuple[str, str]
 
 #: Maximum size in bytes of a text, blob or table row that a query may build or read.
 MAX_VALUE = 16 << 20
@@ -348,13 +350,13 @@ def _objection_to_schema(action: int, first: str, second: str) -> str:
 
 
 def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", "view")) -> Answer:
-    """Return one line for all readable tables and views, and a sentence for each unreadable one."""
+    """Return one line for all readable tables and views, one of their names alone, and a sentence for each fault."""
     connection.text_factory = _name_text
     every = connection.execute("SELECT type, name FROM sqlite_master ORDER BY rowid").fetchall()
     hidden = _shadow_tables(connection)
     named = [(kind, name) for kind, name in every if kind in kinds and not name.startswith("sqlite_")]
     named = [(kind, name) for kind, name in named if name.lower() not in hidden]
-    tables = list[str]()
+    tables = list[_Table]()
     faults = list[str]()
     for kind, name in named:
         try:
@@ -363,7 +365,8 @@ def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", 
             if str(error) == "interrupted":
                 return _stopped("time", "reading it takes too long")
             faults.append(f"{kind} {_shown(name)}: {error}")
-    return {"line": " | ".join(tables), "faults": faults}
+    line, names = (" | ".join(forms) for forms in zip(*tables, strict=True)) if tables else ("", "")
+    return {"line": line, "names": names, "faults": faults}
 
 
 def _shadow_tables(connection: sqlite3.Connection) -> set[str]:
@@ -386,7 +389,8 @@ def _shown(name: str) -> str:
     return plain if plain.isprintable() else ascii(plain)
 
 
-def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> str:
+def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> _Table:
+    """Return a table with types and keys, and with its names alone."""
     if not _is_text(table):
         raise sqlite3.DataError("its name is not valid UTF-8")
     # Position, name, declared type, …; the last value is 1 for hidden columns of virtual tables, 2 and 3 for generated.
@@ -394,13 +398,16 @@ def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> str
     info = [column for column in every if column[-1] != 1]
     unreadable = [name for _, name, *_ in info if not _is_text(name)]
     faults += [f"column {_shown(name)} of {_shown(table)}: its name is not valid UTF-8" for name in unreadable]
-    columns = ", ".join(_column(connection, name, kind) for _, name, kind, *_ in info if _is_text(name))
+    columns = [(_name(connection, name), _kind(kind)) for _, name, kind, *_ in info if _is_text(name)]
+    typed = ", ".join(f"{name} {kind}".rstrip() for name, kind in columns)
     keys = ", ".join(_foreign_keys(connection, table))
-    return f"{_name(connection, table)}({columns}{'; ' if keys else ''}{keys})"
+    own = _name(connection, table)
+    names = ", ".join(name for name, _ in columns)
+    return f"{own}({typed}{'; ' if keys else ''}{keys})", f"{own}({names})"
 
 
-def _column(connection: sqlite3.Connection, name: str, kind: str) -> str:
-    return f"{_name(connection, name)} {kind.lower() if _is_text(kind) else ''}".rstrip()
+def _kind(declared: str) -> str:
+    return declared.lower() if _is_text(declared) else ""
 
 
 def _foreign_keys(connection: sqlite3.Connection, table: str) -> list[str]:
