@@ -52,9 +52,11 @@ class Case:
     guards: tuple[GuardEvent, ...] = ()
     moved: float = 1.0
     steps: int = 400
+    every: int = 20
+    scheduler: str = "cosine"
 
     def record(self) -> Record:
-        points = [[20 * place, value] for place, value in enumerate(self.curve)]
+        points = [[self.every * place, value] for place, value in enumerate(self.curve)]
         details = {"validation": {"metric": "macro_f1", "points": points}} if points else {}
         base = samples.record()
         scores = {
@@ -72,7 +74,7 @@ class Case:
             details=details,
             retention={"general text (en)": retention(self.kept)},
             guards=self.guards,
-            training=base.training.model_copy(update={"steps": self.steps}),
+            training=base.training.model_copy(update={"steps": self.steps, "scheduler": self.scheduler}),
             parameters=base.parameters.model_copy(update={"moved": self.moved}),
         )
 
@@ -98,6 +100,19 @@ CASES = {
         "1e-05), or train for fewer epochs", PAST,
     ),
     "beaten, flat": Case("rejected", LOSES, "tfidf", "get more training rows", "(there are 2,133)", FLAT),
+    # At step 120 of 160 a cosine has fallen to 0.15 of its peak, and before that the curve still improved.
+    "beaten, flat at the end of the schedule": Case(
+        "rejected", LOSES, "tfidf", "train longer", "More train.epochs (3 → 6) or more training rows (there are 2,133)",
+        [0.05, 0.30, 0.55, 0.75, 0.7504], steps=160, every=40,
+    ),
+    "beaten, flat before the rate falls": Case(
+        "rejected", LOSES, "tfidf", "get more training rows", "Longer training will hardly help",
+        [0.05, 0.75, 0.7501, 0.7502, 0.7502], steps=160, every=40,
+    ),
+    "beaten, flat at a constant rate": Case(
+        "rejected", LOSES, "tfidf", "get more training rows", "Longer training will hardly help",
+        [0.05, 0.30, 0.55, 0.75, 0.7504], steps=160, every=40, scheduler="constant",
+    ),
     "beaten, flat after a few steps": Case(
         "rejected", LOSES, "tfidf", "train longer", "18 steps are few: raise train.epochs (3 → 17).", FLAT, steps=18,
     ),

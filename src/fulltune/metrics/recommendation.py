@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from fulltune.metrics import wording
 from fulltune.metrics.power import least_rows, rows_needed
-from fulltune.records.run import Action, Comparison, Parameters, Recommendation, Record, base_kept
+from fulltune.records.run import Action, Comparison, Parameters, Recommendation, Record, Training, base_kept
 
 Trend = Literal["improving", "flat", "past its best", "never improved", "unknown"]
 
@@ -50,10 +50,13 @@ class Curve(NamedTuple):
     Attributes:
         trend: Its direction in the last part.
         words: The points that show it, e.g. ``validation loss 2.31 → 2.10 from step 40 to 60``.
+        is_scheduled: It is flat only where the schedule has taken the rate below half of its peak, which flattens every
+            curve, so that nothing follows about longer training.
     """
 
     trend: Trend
     words: str
+    is_scheduled: bool = False
 
 
 def recommend(record: Record) -> Recommendation:
@@ -71,7 +74,8 @@ def recommend(record: Record) -> Recommendation:
     7. A baseline is better: use it; train longer if validation was still improving, lower the rate if it was past its
        best. If it was flat, choose a base that was pretrained on the language of the data, read longer texts if many
        training rows are truncated (:data:`TRUNCATED`), else get more training rows. Fewer than :data:`FEW_STEPS` steps
-       are too few to call it flat.
+       are too few to call it flat, and where the schedule lowers the rate every curve is: train longer then, or get
+       more training rows.
     8. The tuned model is no better than guessing: train longer if validation was still improving; else check the data.
     9. More was forgotten than the budget allows: keep more.
     10. The outcome is undecided: train longer if validation was still improving; get more evaluation rows if the tuned
@@ -130,7 +134,17 @@ def curve_of(record: Record) -> Curve:
         f"validation {name.replace('_', ' ')} {sign * values[start]:.4g} → {sign * values[-1]:.4g} "
         f"from step {steps[start]} to {steps[-1]}"
     )
-    return Curve(trend, words)
+    half = _half_rate_step(record.training)
+    early = [value for step, value in zip(steps, values, strict=True) if step <= half]
+    is_flat_early = len(early) > 2 and _trend(early, max(range(len(early)), key=early.__getitem__)) == "flat"
+    return Curve(trend, words, trend == "flat" and not is_flat_early)
+
+
+def _half_rate_step(training: Training) -> float:
+    """Return the last step whose learning rate is at least half of the peak: the middle of both decaying schedules."""
+    if training.scheduler == "constant":
+        return math.inf
+    return training.warmup_steps + (training.steps - training.warmup_steps) / 2
 
 
 def _points(stored: Any) -> list[tuple[int, float]]:
@@ -403,11 +417,17 @@ def _more(record: Record, curve: Curve) -> tuple[Action, str]:
             f"{train.fraction:.1%} of the training rows are truncated ({train.rows:,} of {train.of:,}): raise "
             "data.max_length, or choose a base with more positions."
         )
-    return "get more training rows", _more_rows(record, curve)
+    return "train longer" if curve.is_scheduled else "get more training rows", _more_rows(record, curve)
 
 
 def _more_rows(record: Record, curve: Curve) -> str:
     rows = record.data.train.rows
+    if curve.is_scheduled:
+        epochs = record.training.epochs
+        return (
+            f"More train.epochs ({epochs:.3g} → {2 * epochs:.3g}) or more training rows (there are {rows:,}) may help: "
+            "where the schedule lowers the rate the curve is flat in any case, so it does not show which."
+        )
     return (
         f"Longer training will hardly help ({curve.words}): more training rows may (there are {rows:,}); "
         "`fulltune plan CONFIG --learning-curve` estimates how much."
