@@ -8,6 +8,9 @@ from fulltune.training.arguments import warmup_steps
 #: Models with fewer parameters need higher learning rates.
 SMALL_MODEL = 50_000_000
 
+#: And those with fewer than this, such as the starters, higher ones still.
+TINY_MODEL = 10_000_000
+
 #: Usual learning rates of the methods that train few parameters; ten times as high for small models. Hu et al.
 #: 2022 and Dettmers et al. 2023 (LoRA: 1e-4 to 5e-4; about ten times full's: Schulman et al. 2025), Ben Zaken et al.
 #: 2022 (BitFit: 1e-4 to 1e-3), Lester et al. 2021 (prompts: 0.3 at most).
@@ -20,7 +23,23 @@ _USUAL_RATES = {
 }
 
 
-def advice(config: Config, steps: int, parameters: int) -> list[str]:
+def usual_rates(parameters: int, *, is_encoder_decoder: bool = False, method: str = "full") -> tuple[float, float]:
+    """Return the lowest and the highest usual learning rate for a model of this size.
+
+    Full fine-tuning: Devlin et al. 2019 (BERT), appendix A.3; 1e-4 to 3e-4 for T5 with AdamW (documentation of T5 in
+    transformers). Those of the starters are measured (docs/starters.md).
+    """
+    if method in _USUAL_RATES:
+        low, high = _USUAL_RATES[method]
+        return low, high * (10 if parameters < SMALL_MODEL and method != "prompt-tuning" else 1)
+    if parameters < TINY_MODEL:
+        return 2e-5, 5e-3
+    if parameters < SMALL_MODEL:
+        return 2e-5, 1e-3
+    return 2e-5, 3e-4 if is_encoder_decoder else 5e-5
+
+
+def advice(config: Config, steps: int, parameters: int, *, is_encoder_decoder: bool = False) -> list[str]:
     """Return one line for each value outside the usual range; this is never an error.
 
     The ranges of batch size, learning rate and weight decay are from Devlin et al. 2019 (BERT), appendix A.3. A warm-up
@@ -30,6 +49,7 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
         config: The config of the run.
         steps: Optimizer steps of the run.
         parameters: Number of parameters of the model.
+        is_encoder_decoder: True for a model with two stacks.
     """
     train = config.train
     lines = []
@@ -37,7 +57,8 @@ def advice(config: Config, steps: int, parameters: int) -> list[str]:
     warmup = warmup_steps(train, steps)
     if not 4 <= batch <= 32:
         lines.append(f"The effective batch is {batch} rows; 4 to 32 is usual.")
-    lines += _advice_on_rate(train.learning_rate, parameters, config.method)
+    usual = usual_rates(parameters, is_encoder_decoder=is_encoder_decoder, method=config.method)
+    lines += _advice_on_rate(train.learning_rate, usual, parameters, config.method)
     if warmup >= steps:
         lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never reaches train.learning_rate.")
     elif not 0.01 * steps <= warmup <= max(1, 0.2 * steps):
@@ -98,17 +119,14 @@ def _advice_on_unread(config: Config) -> list[str]:
     return lines
 
 
-def _advice_on_rate(rate: float, parameters: int, method: str) -> list[str]:
-    if method in _USUAL_RATES:
-        low, high = _USUAL_RATES[method]
-        high *= 10 if parameters < SMALL_MODEL and method != "prompt-tuning" else 1
-        usual = f"{low:g} to {high:g} is usual for {method}"
-        return [] if low <= rate <= high else [f"train.learning_rate is {rate:g}; {usual}."]
-    if parameters < SMALL_MODEL:
-        if 2e-5 <= rate <= 1e-3:
-            return []
-        return [f"train.learning_rate is {rate:g}; 5e-5 to 5e-4 is usual for a model of {parameters:,} parameters."]
-    if 2e-5 <= rate <= 5e-5:
+def _advice_on_rate(rate: float, usual: tuple[float, float], parameters: int, method: str) -> list[str]:
+    low, high = usual
+    if low <= rate <= high:
         return []
-    risk = "higher rates tend to forget or to diverge" if rate > 5e-5 else "lower rates train slowly"
-    return [f"train.learning_rate is {rate:g}; 2e-5 to 5e-5 is usual ({risk})."]
+    if method in _USUAL_RATES:
+        return [f"train.learning_rate is {rate:g}; {low:g} to {high:g} is usual for {method}."]
+    if parameters < SMALL_MODEL:
+        size = f"a model of {parameters:,} parameters"
+        return [f"train.learning_rate is {rate:g}; {low:g} to {high:g} is usual for {size}."]
+    risk = "higher rates tend to forget or to diverge" if rate > high else "lower rates train slowly"
+    return [f"train.learning_rate is {rate:g}; {low:g} to {high:g} is usual ({risk})."]

@@ -397,14 +397,15 @@ def _training_record(
         padding=round(parts_of(trainer).step.padding.fraction, 4),
         packed=getattr(trainer.data_collator, "packed", False),
         fast_paths=fast_paths(args.device.type, config, choices),
-        advice=_advice(config, state.max_steps, bundle.model.num_parameters()),
+        advice=_advice(config, state.max_steps, bundle),
     )
 
 
-def _advice(config: Config, steps: int, parameters: int) -> tuple[str, ...]:
+def _advice(config: Config, steps: int, bundle: Bundle) -> tuple[str, ...]:
     """Return advice on the settings of a training of this length and size."""
+    parameters = bundle.model.num_parameters()
     return (
-        *advice(config, steps, parameters),
+        *advice(config, steps, parameters, is_encoder_decoder=bundle.family == "encoder-decoder"),
         *advice_on_choice(config),
         *advice_on_regularizers(config, parameters),
     )
