@@ -164,6 +164,12 @@ def _problem(finding: Finding, where: str) -> Problem:
     return Problem(message, fix="; ".join(filter(None, fixes)), where=finding.split)
 
 
+def unscored_rows(findings: Iterable[Finding]) -> int:
+    """Return the number of evaluation rows that cannot be scored."""
+    kinds = (UNSCORED_KIND, LONE_TOKEN_KIND)
+    return sum(found.count for found in findings if found.kind in kinds and found.split == "eval")
+
+
 def bad_rows(problems: Sequence[Problem]) -> tuple[BadRow, ...]:
     """Return problems of reading as the rows that an audit lists."""
     return tuple(BadRow(**asdict(problem)) for problem in problems)

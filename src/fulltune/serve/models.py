@@ -123,8 +123,10 @@ class Models:
         _count_tokens(model, self._metrics)
         try:
             first = model.task.request({model.task.inputs[0]: "first"}, self.database)
-        except FulltuneError:  # several databases, and none is named
-            pass
+        except FulltuneError:
+            if self.database:
+                raise
+            # Otherwise there are several databases, and each request has to name one.
         else:
             job = Job(model, [first])
             self._batcher.submit_next(job)

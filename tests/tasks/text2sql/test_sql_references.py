@@ -81,8 +81,9 @@ def test_reference_queries_that_run_are_not_reported(folder: Path) -> None:
 
 def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path) -> None:
     bad = "SELECT year(name) FROM item"
+    scored = [good(2), bad, "SELECT absent FROM item"]
     with pytest.warns(UserWarning, match="2 of the 3 reference queries of eval cannot be run"):
-        audit = audited(folder, [good(0), bad, good(1), bad], [good(2), bad, "SELECT absent FROM item"])
+        audit = audited(folder, [good(0), bad, good(1), bad], scored, bad_rows="skip")
     train, evaluation = about(audit)["train"], about(audit)["eval"]
     assert train.message == (
         "2 of the 4 reference queries of train cannot be run: no such function: year (2); "
@@ -94,6 +95,32 @@ def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path)
     assert evaluation.details["errors"]["eval.jsonl:3"] == "no such column: absent"
     assert (train.level, evaluation.level) == ("warning", "warning")
     audit.raise_if_broken()
+
+
+def test_a_renamed_table_is_refused_and_the_existing_tables_are_listed(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "dbs" / "shop.sqlite")) as connection:
+        connection.executescript("CREATE TABLE clients (id INT); CREATE TABLE orders (id INT)")
+    lost = ["SELECT name FROM items WHERE id = 1", "SELECT name FROM items"]
+    with pytest.warns(UserWarning, match="2 of the 4 reference queries"):
+        audit = audited(folder, [good(i) for i in range(8)], [*lost, good(8), good(9)])
+    with pytest.raises(DataError) as caught:
+        audit.raise_if_broken()
+    message = str(caught.value)
+    assert "2 of the 4 reference queries of eval cannot be run: no such table: items (2); more than 25%" in message
+    assert "tables of shop are item, clients, orders (did you mean 'item'?)" in message
+    assert "set data.bad_rows: skip to score the other rows" in message
+    with pytest.warns(UserWarning, match="these rows are not scored"):
+        audited(folder, [good(i) for i in range(8)], [*lost, good(8), good(9)], bad_rows="skip").raise_if_broken()
+
+
+def test_a_quick_plan_subtracts_rows_that_are_not_scored(folder: Path) -> None:
+    fakes.save("t5", folder / "base")
+    raw = options(folder, [good(i) for i in range(8)], ["SELECT absent FROM item", *map(good, range(9))])
+    with pytest.warns(UserWarning, match="1 of the 10 reference queries"):
+        plan = pipeline.plan(raw | {"model": str(folder / "base")}, out=folder / "runs", quick=True)
+    assert plan.detectable is not None
+    assert plan.detectable.rows == 9
+    assert "1 of the 10 evaluation rows cannot be scored: the audit says why." in plan.advice
 
 
 def test_a_run_in_which_no_row_can_be_scored_is_refused(folder: Path) -> None:
@@ -250,6 +277,10 @@ def test_one_database_needs_no_names_in_the_rows(name: str, folder: Path) -> Non
     assert {example.meta["database"] for example in data.train.examples} == {str(folder / name)}
     assert isinstance(task, Text2SQL)
     assert "item(id int, name text)" in task.schema("company")
+    for place in ("", "company", name):
+        assert task.request({"question": "who?"}, place).meta["db_id"] == "company"
+    with pytest.raises(ConfigError, match="no database 'shop'; expected company, the only one"):
+        task.request({"question": "who?"}, "shop")
 
 
 def test_an_answer_shows_one_row_per_line_and_whether_there_are_more() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.config import Config
-from fulltune.data.findings import LONE_TOKEN_KIND, UNSCORED_KIND
+from fulltune.data.findings import unscored_rows
 from fulltune.data.summary import data_summary
 from fulltune.data.tokens import LENGTH_KINDS
 from fulltune.errors import ConfigError, ModelError
@@ -114,10 +114,7 @@ def crossed_plan(job: Job, fold: Plan) -> Plan:
 def counted_plan(job: Job) -> Plan:
     """Return the plan before anything is measured, with the findings of the audit about rows that do not fit."""
     findings = job.audit.findings
-    unscored = sum(
-        found.count for found in findings if found.kind in (UNSCORED_KIND, LONE_TOKEN_KIND) and found.split == "eval"
-    )
-    plan = make_plan(job, unscored)
+    plan = make_plan(job, unscored_rows(findings))
     warnings = job.audit.warnings(without=LENGTH_KINDS)
     too_long = tuple(found.message for found in findings if found.kind in LENGTH_KINDS)
     settings = job.config.data
@@ -387,6 +384,7 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
         metric=job.task.metrics[0],
         scored=len(data.eval.examples) - len(job.left_out),
         more_advice=job.task.advice(data.train.examples, mean, partial(_count, job.base)),
+        is_encoder_decoder=job.base.family == "encoder-decoder",
     )
     with pinned_kernels(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config.trainer), config, choices)})

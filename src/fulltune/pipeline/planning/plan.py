@@ -49,6 +49,7 @@ def build_plan(
     metric: Metric | None = None,
     scored: int | None = None,
     more_advice: Sequence[str] = (),
+    is_encoder_decoder: bool = False,
 ) -> Plan:
     """Return a plan from counts.
 
@@ -66,6 +67,7 @@ def build_plan(
         metric: The deciding metric, if it is known.
         scored: Evaluation rows that decide, if some of them do not.
         more_advice: Advice of the task.
+        is_encoder_decoder: True for a model with two stacks.
 
     Raises:
         ConfigError: The job cannot work; all problems at once.
@@ -97,7 +99,7 @@ def build_plan(
         folds=config.data.folds if config.data.is_crossed else None,
         detectable=_detectable(config.evaluation, metric, (eval_rows if scored is None else scored) - unscored),
         advice=(
-            *advice(config, total, parameters),
+            *advice(config, total, parameters, is_encoder_decoder=is_encoder_decoder),
             *_fit(config, rows, sequences, memory, machine_memory, unscored),
             *advice_on_regularizers(config, parameters),
             *more_advice,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fulltune.config import DataConfig
 from fulltune.data import tokens
-from fulltune.data.findings import Finding
+from fulltune.data.findings import Finding, unscored_rows
 from fulltune.data.summary import data_summary
 from fulltune.pipeline.job import Inputs
 from fulltune.pipeline.planning.formula import memory_by_formula
@@ -66,9 +66,11 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
         machine_memory=machine.memory_bytes(),
         baselines=tuple(name for name in task.baselines if name not in config.baselines.skip),
         batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
+        unscored=unscored_rows(inputs.audit.findings),
         metric=task.metrics[0],
         scored=len(data.eval.examples) - (0 if config.data.allow_leaks else len(inputs.audit.leaked_ids)),
         more_advice=task.advice(train, mean, lambda text: len(model.ids([text], special=False)[0])),
+        is_encoder_decoder=model.is_encoder_decoder,
     )
     splits = {"train": train, "eval": evaluation}
     lengths = _lengths(splits, config.data, lambda example: encoded[id(example)], model.window)

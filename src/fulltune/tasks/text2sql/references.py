@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fulltune.data.findings import UNSCORED_KIND, Finding, some
-from fulltune.errors import DataError
+from fulltune.errors import DataError, did_you_mean
 from fulltune.tasks.base import Example
-from fulltune.tasks.text2sql.execution import Result
+from fulltune.tasks.text2sql.execution import Result, printable
 
 #: Maximum number of reference queries that are run for a split that is not scored, evenly spaced over its rows.
 MOST = 1000
 #: Number of queries stopped at the time limit after which the check of such a split ends.
 STOPPED = 10
-#: Maximum number of kinds of errors in a message.
-_SHOWN = 3
+#: Fraction of the reference queries of eval that may fail: beyond it, a table was renamed or the database is another.
+TOLERATED = 0.25
+#: Maximum number of kinds of errors in a message, and of tables.
+_SHOWN, _TABLES = 3, 20
+#: What SQLite reports of a missing table.
+_MISSING = re.compile(r"no such table: (?:main\.)?(.+)")
 
 Run = Callable[[Example], Result]
+Tables = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Check:
-    """Result of a check: numbers of rows and of executed reference queries, and failed results by row id."""
+    """Result of a check.
+
+    Attributes:
+        split: Name of the split.
+        rows: Number of its rows.
+        run: Number of executed reference queries.
+        failed: Failed results by row id.
+        databases: Names of their databases by row id.
+    """
 
     split: str
     rows: int
     run: int
     failed: dict[str, Result]
+    databases: Mapping[str, str]
+
+    @property
+    def is_intolerable(self) -> bool:
+        return len(self.failed) > TOLERATED * self.run
+
+    def existing(self, tables: Tables) -> str:
+        """Return the tables of the database in which most queries miss one, or an empty text."""
+        missing = Counter(
+            (self.databases[row], match[1])
+            for row, result in self.failed.items()
+            if (match := _MISSING.fullmatch(result.error or ""))
+        )
+        if not missing:
+            return ""
+        [((db_id, name), _)] = missing.most_common(1)
+        known = tables(db_id)
+        more = f" and {len(known) - _TABLES} more" if len(known) > _TABLES else ""
+        close = did_you_mean(name, known)
+        listed = f"the tables of {printable(db_id)} are {', '.join(map(printable, known[:_TABLES]))}{more}"
+        return listed + (f" ({close})" if close else "")
 
     @property
     def kinds(self) -> str:
@@ -51,6 +86,7 @@ def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool) 
     """Run the reference queries of a split: all, or a sample that ends early if many reach the time limit."""
     chosen = examples if all_rows else examples[:: -(-len(examples) // MOST) or 1]
     failed: dict[str, Result] = {}
+    databases = dict[str, str]()
     count = stopped = 0
     for example in chosen:
         result = run(example)
@@ -58,17 +94,28 @@ def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool) 
         stopped += result.limit == "time"
         if result.error is not None:
             failed[example.id] = result
+            databases[example.id] = str(example.meta.get("db_id", ""))
         if stopped == STOPPED and not all_rows:
             break
-    return Check(split, len(examples), count, failed)
+    return Check(split, len(examples), count, failed, databases)
 
 
-def finding(result: Check, *, scored: bool) -> Finding | None:
-    """Return the finding about a split, or None if all reference queries run."""
+def finding(
+    result: Check, *, scored: bool, tables: Tables = lambda db_id: (), may_skip: bool = False
+) -> Finding | None:
+    """Return the finding about a split, or None if all reference queries run.
+
+    Args:
+        result: What was run.
+        scored: True if rows of the split are scored; a large part of them that cannot be is then an error.
+        tables: Function from the name of a database to those of its tables.
+        may_skip: Any number of rows may be left unscored.
+    """
     if not result.failed:
         return None
     count = len(result.failed)
     none_left = scored and count == result.rows
+    is_refused = scored and result.is_intolerable and not may_skip
     queries = f"the {result.run:,} reference queries of {result.split}"
     if result.run != result.rows:
         queries += f" that were run (of {result.rows:,})"
@@ -76,12 +123,15 @@ def finding(result: Check, *, scored: bool) -> Finding | None:
         message = f"none of {queries} can be run: {result.kinds}; so no row can be scored"
     else:
         effect = "these rows are not scored" if scored else "these rows are used as they are"
+        if is_refused:
+            effect = f"more than {TOLERATED:.0%}, so that the score would say little about the questions"
         message = f"{count:,} of {queries} cannot be run: {result.kinds}; {effect}"
+    skip = "set data.bad_rows: skip to score the other rows" if is_refused and not none_left else ""
     return Finding(
         kind=UNSCORED_KIND,
-        level="error" if none_left else "warning",
+        level="error" if none_left or is_refused else "warning",
         message=message,
-        fix=result.fix,
+        fix="; ".join(filter(None, (result.existing(tables), ", or ".join(filter(None, (result.fix, skip)))))),
         split=result.split,
         count=count,
         ids=some(list(result.failed)),

@@ -25,11 +25,13 @@ class Schema:
     Attributes:
         line: Tables, columns, types and foreign keys in one line.
         names: Names of tables and columns in one line.
+        tables: Names of the tables and views.
         faults: A sentence for each table, view and column that cannot be read.
     """
 
     line: str
     names: str
+    tables: tuple[str, ...]
     faults: tuple[str, ...] = ()
 
 
@@ -87,7 +89,7 @@ def _schema(answer: dict[str, Any], where: str) -> Schema:
         )
     faults = tuple(map(printable, answer["faults"]))
     if answer["line"]:
-        return Schema(answer["line"], answer["names"], faults)
+        return Schema(answer["line"], answer["names"], tuple(answer["tables"]), faults)
     unread = f" that can be read ({'; '.join(faults[:_SHOWN])})" if faults else ""
     raise DataError(
         f"the schema has no table{unread}", expected="at least one", fix="check the database", where=printable(where)

@@ -119,7 +119,10 @@ class Text2SQL(TextToText):
         """Report failing reference queries and unreadable parts of databases; warn about rows that are not scored."""
         checks = [
             references.finding(
-                references.check(split, examples, self._reference, all_rows=split == "eval"), scored=split == "eval"
+                references.check(split, examples, self._reference, all_rows=split == "eval"),
+                scored=split == "eval",
+                tables=self._tables,
+                may_skip=self.config.data.bad_rows == "skip",
             )
             for split, examples in splits.items()
         ]
@@ -131,6 +134,10 @@ class Text2SQL(TextToText):
     def files(self) -> list[list[Any]]:
         """Return name, size and time of the databases that rows use, and of their journals."""
         return [list(fact) for path in sorted(map(Path, self.facts.paths.values())) for fact in source(path).stamp]
+
+    def _tables(self, db_id: str) -> tuple[str, ...]:
+        """Return the tables of a database itself, whatever ``data.schemas`` says."""
+        return schema.schema_of_file(self._database(db_id)).tables
 
     def _database_faults(self) -> list[Finding]:
         return [
@@ -245,7 +252,11 @@ class Text2SQL(TextToText):
         return answer.model_copy(update={"values": values | {"error": result.error or ""}})
 
     def request(self, row: Mapping[str, str], place: str = "") -> Example:
-        """Return the example of a question; ``db_id`` or ``place`` is the database, required if there are several."""
+        """Return the example of a question; ``db_id`` or ``place`` is the database, required if there are several.
+
+        Raises:
+            ConfigError: It is required, or ``place`` is not the only database.
+        """
         files = (path for ending in ("sqlite", "db") for path in self._databases.rglob(f"*.{ending}"))
         known = [self._databases.stem] if self._databases.is_file() else sorted({path.stem for path in files})
         name = row.get("db_id") or place
@@ -256,8 +267,25 @@ class Text2SQL(TextToText):
                 expected="the database to ask",
                 fix=f"name one (--db, in Python `place` or `database`): {listed}",
             )
+        if self._databases.is_file():
+            self._check_only(place)
+            name = known[0]  # as in training, where a column db_id is not read
         name = name or known[0]
         return Example("asked", row["question"], "", {"db_id": name, "database": str(self._database(name))})
+
+    def _check_only(self, place: str) -> None:
+        """Check that a name is that of the only database, or empty.
+
+        Raises:
+            ConfigError: It is another one.
+        """
+        only = self._databases
+        if place not in ("", only.stem, only.name):
+            raise ConfigError(
+                f"there is no database '{execution.printable(place)}'",
+                expected=f"{only.stem}, the only one",
+                fix="correct the name, or leave it out",
+            )
 
     def schema(self, db_id: str) -> str:
         """Return the schema of a database as prompts show it (``data.schema_in_prompt``), in one line."""

@@ -23,8 +23,8 @@ from typing import Any
 
 Answer = dict[str, Any]
 Cell = int | float | str | bytes | None
-#: The forms of a table in a prompt: with types and keys, and with names alone.
-_Table = tuple[str, str]
+#: Name of a table, and its forms in a prompt: with types and keys, and with names alone.
+_Table = tuple[str, str, str]
 
 #: Maximum size in bytes of a text, blob or table row that a query may build or read.
 MAX_VALUE = 16 << 20
@@ -365,8 +365,12 @@ def _serialise(connection: sqlite3.Connection, kinds: Sequence[str] = ("table", 
             if str(error) == "interrupted":
                 return _stopped("time", "reading it takes too long")
             faults.append(f"{kind} {_shown(name)}: {error}")
-    line, names = (" | ".join(forms) for forms in zip(*tables, strict=True)) if tables else ("", "")
-    return {"line": line, "names": names, "faults": faults}
+    return {
+        "tables": [name for name, _, _ in tables],
+        "line": " | ".join(typed for _, typed, _ in tables),
+        "names": " | ".join(names for _, _, names in tables),
+        "faults": faults,
+    }
 
 
 def _shadow_tables(connection: sqlite3.Connection) -> set[str]:
@@ -390,7 +394,7 @@ def _shown(name: str) -> str:
 
 
 def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> _Table:
-    """Return a table with types and keys, and with its names alone."""
+    """Return the name of a table, the table with types and keys, and with names alone."""
     if not _is_text(table):
         raise sqlite3.DataError("its name is not valid UTF-8")
     # Position, name, declared type, …; the last value is 1 for hidden columns of virtual tables, 2 and 3 for generated.
@@ -403,7 +407,7 @@ def _table(connection: sqlite3.Connection, table: str, faults: list[str]) -> _Ta
     keys = ", ".join(_foreign_keys(connection, table))
     own = _name(connection, table)
     names = ", ".join(name for name, _ in columns)
-    return f"{own}({typed}{'; ' if keys else ''}{keys})", f"{own}({names})"
+    return table, f"{own}({typed}{'; ' if keys else ''}{keys})", f"{own}({names})"
 
 
 def _kind(declared: str) -> str:
