@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 
 import fulltune
+from fulltune.config import ForgettingConfig, load_config
 from fulltune.errors import ConfigError, DataError
-from fulltune.pipeline.proposal.base_models import language_gap
+from fulltune.pipeline.proposal.base_models import HUB, LOCAL, BaseModel, language_gap
 from fulltune.pipeline.proposal.language import language_of
 from fulltune.pipeline.proposal.propose import Proposal
+from fulltune.training.advice import advice
 
 THINGS = ("coffee", "service", "room", "view", "soup", "waiter", "price", "music", "garden", "bread", "tea", "staff")
 GOOD = ("wonderful", "excellent", "very friendly", "fresh", "lovely")
@@ -166,6 +169,72 @@ def test_one_database_beside_the_questions(folder: Path) -> None:
     assert propose(["firm/company.db", "firm/questions.csv"]).config == found.config
 
 
+@pytest.mark.parametrize(
+    ("model", "form", "epochs"),
+    # 42 rows of train: at most 60 epochs; a base that may know SQL gets the schema.
+    [("starter:t5", "none", 60), ("google-t5/t5-small", "none", 20), ("Qwen/Qwen3-0.6B-Base", "full", 20)],
+)
+def test_one_database_is_learned_from_the_queries(model: str, form: str, epochs: int, folder: Path) -> None:
+    write_database(folder / "firm" / "company.db")
+    write_csv(folder / "firm" / "questions.csv", questions())
+    found = propose("firm", model=model)
+    assert (found.config["data"]["schema_in_prompt"], found.config["train"]["epochs"]) == (form, epochs)
+    assert f"about {epochs * math.ceil(48 / 16)} steps" in found.why["train.epochs"]
+    if form == "none":
+        assert "full: to ask about tables that no query of train uses" in found.why["data.schema_in_prompt"]
+
+
+def test_tables_and_the_queries_that_run_on_them_are_named(folder: Path) -> None:
+    write_database(folder / "firm" / "company.db")
+    write_csv(folder / "firm" / "questions.csv", questions())
+    [note] = propose("firm").notes
+    assert note == "database firm/company.db: city; the queries of all 60 rows that were tried run"
+    with sqlite3.connect(folder / "firm" / "company.db") as database:
+        database.execute("ALTER TABLE city RENAME TO towns")
+    database.close()
+    tables, failing = propose("firm").notes
+    assert tables == "database firm/company.db: towns"
+    assert failing.startswith("60 of 60 queries cannot be run: no such table: city (60). Rows of eval among them")
+
+
+def test_several_databases_are_named_with_what_to_do(folder: Path) -> None:
+    for name in ("company", "old"):
+        write_database(folder / "firm" / f"{name}.db")
+    write_csv(folder / "firm" / "questions.csv", questions())
+    with pytest.raises(DataError) as caught:
+        propose("firm")
+    message = str(caught.value)
+    assert "2 databases for the queries (firm/company.db, firm/old.db)" in message
+    assert "Name the one that all queries are about (fulltune init ROWS firm/company.db)" in message
+    assert propose(["firm/questions.csv", "firm/company.db"]).config["data"]["databases"] == "firm/company.db"
+
+
+def test_a_file_with_the_ending_of_a_database_that_is_none(folder: Path) -> None:
+    write_csv(folder / "questions.csv", questions())
+    Path("notdb.db").write_text("CREATE TABLE city (name TEXT)", encoding="utf-8")
+    with pytest.raises(DataError, match=r"notdb\.db: this is no SQLite database; expected a file that begins with"):
+        propose(["questions.csv", "notdb.db"])
+
+
+def test_schemas_of_several_databases_are_shown(folder: Path) -> None:
+    for name in ("towns", "cities"):
+        write_database(folder / "sql" / "databases" / f"{name}.sqlite")
+    rows = [{**row, "base": ("towns", "cities")[i % 2]} for i, row in enumerate(questions())]
+    write_jsonl(folder / "sql" / "rows.jsonl", rows)
+    assert propose("sql").config["data"]["schema_in_prompt"] == "full"
+
+
+def test_a_model_that_writes_only_sql_may_forget_prose(folder: Path) -> None:
+    write_database(folder / "firm" / "company.db")
+    write_csv(folder / "firm" / "questions.csv", questions())
+    found = propose("firm")
+    assert load_config("config.yaml").guards.forgetting == ForgettingConfig(keep=[])
+    assert "reported, but blocks nothing" in found.why["guards.forgetting"]
+    (folder / "firm" / "company.db").unlink()
+    assert propose("firm").config["guards"] == {"forgetting": {"keep": []}}  # queries compared as text
+    assert "guards" not in propose(write_csv(folder / "reviews.csv", reviews())).config
+
+
 def test_the_task_can_be_chosen(folder: Path) -> None:
     write_csv(folder / "reviews.csv", reviews())
     found = propose("reviews.csv", task="causal-lm", model="gpt2")
@@ -194,6 +263,16 @@ def test_further_texts_beside_prompts_are_noted(folder: Path) -> None:
     found = propose(write_jsonl(folder / "a.jsonl", rows))
     assert roles_of(found) == {"prompt": "instruction", "completion": "output"}
     assert "`input` is not read" in found.notes[0]
+
+
+@pytest.mark.parametrize("base", [*LOCAL, *HUB], ids=lambda one: one.name)
+def test_a_plan_has_no_objection_to_a_proposed_rate(base: BaseModel) -> None:
+    config = load_config(
+        {"model": "m", "task": "seq2seq", "data": {"train": "t"}, "train": {"learning_rate": base.learning_rate}}
+    )
+    is_encoder_decoder = base.family == "encoder-decoder"
+    lines = advice(config, 400, base.parameters, is_encoder_decoder=is_encoder_decoder)
+    assert [line for line in lines if "learning_rate" in line] == []
 
 
 # ---- What cannot be chosen ----

@@ -9,7 +9,7 @@ Layout = Mapping[str, Mapping[str, str]]
 
 PROGRAM: Layout = {
     "From data to a verdict": {
-        "init": "fulltune init reviews.csv",
+        "init": "fulltune init reviews.csv; questions with queries: fulltune init questions.csv company.db",
         "plan": "fulltune plan config.yaml --quick",
         "run": "fulltune run config.yaml --set train.epochs=3",
         "evaluate": "fulltune evaluate latest --set data.eval=new_rows.jsonl",

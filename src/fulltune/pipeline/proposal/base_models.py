@@ -19,6 +19,9 @@ BYTES_PER_PARAMETER = 16
 #: Bytes of a stored weight in float32, and parameters below which a model needs a higher learning rate.
 BYTES_PER_WEIGHT, SMALL = 4, 50_000_000
 
+#: Parameters from which on models are usually pretrained on code too, and can write SQL.
+_KNOWS_SQL = 500_000_000
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -66,6 +69,15 @@ class BaseModel:
 
     def suits(self, language: str) -> bool:
         return not self.languages or language in self.languages
+
+    @property
+    def is_small(self) -> bool:
+        return 0 < self.parameters < SMALL
+
+    @property
+    def has_to_learn_sql(self) -> bool:
+        """True if its size is known, and it is too small to have learned SQL in pretraining."""
+        return 0 < self.parameters < _KNOWS_SQL
 
     @property
     def size(self) -> str:

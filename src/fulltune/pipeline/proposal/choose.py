@@ -13,8 +13,8 @@ from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.runtime.config_file import as_value
 
-#: Columns named in a message.
-_LISTED = 20
+#: Columns and databases named in a message.
+_LISTED, _NAMED = 20, 5
 
 #: Column with the folder of a document, and mean number of words from which its texts are not classified.
 _FOLDER = DOCUMENT_COLUMNS[1]
@@ -186,9 +186,7 @@ def _text2sql(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     if named is not None:
         chosen["db_id"] = named
     elif len(databases) != 1:
-        what = f"{len(databases)} databases" if databases else "no SQLite database"
-        fix = "add a column that names the database of each row" if databases else "name it too: fulltune init ROWS DB"
-        raise _nothing(columns, f"{what} for the queries", fix, task="text2sql")
+        raise _not_one(columns, databases)
     return Choice("text2sql", chosen, f"`{sql.name}` has SQL queries", notes=tuple(notes))
 
 
@@ -286,6 +284,19 @@ def _nothing(columns: Sequence[Profile], problem: str, fix: str = "", task: str 
     }
     expected = f"{needed[task]} for {task}" if task else "texts, texts with labels, or pairs of texts"
     return _error(columns, problem, expected, fix or "name other files, or another task (--task)")
+
+
+def _not_one(columns: Sequence[Profile], databases: Sequence[Path]) -> DataError:
+    """Return the error for queries that may be about several databases, or about none."""
+    if not databases:
+        fix = "name it too: fulltune init ROWS DB"
+        return _nothing(columns, "no SQLite database for the queries", fix, task="text2sql")
+    names = ", ".join(map(str, databases[:_NAMED])) + (" …" if len(databases) > _NAMED else "")
+    fix = (
+        f"name the one that all queries are about (fulltune init ROWS {databases[0]}), or add a column with the "
+        f"name of the database of each row (such as {databases[0].stem})"
+    )
+    return _nothing(columns, f"{len(databases)} databases for the queries ({names})", fix, task="text2sql")
 
 
 def _unsupported(columns: Sequence[Profile], what: str, fix: str = "") -> DataError:

@@ -45,7 +45,7 @@ def to_mapping(sections: Sequence[Section]) -> dict[str, Any]:
     mapping = dict[str, Any]()
     for section in sections:
         values = {line.key: line.value for line in section.lines if line.active}
-        mapping.update({section.name: values} if section.name else values)
+        mapping.update({section.name: values} if section.name and values else values)
     return mapping
 
 
@@ -80,6 +80,8 @@ def _pair(key: str, value: Any) -> str:
     """Return ``key: value`` in one line."""
     if isinstance(value, (list, tuple)):
         return f"{key}: {json.dumps(list(value), ensure_ascii=False)}"
+    if isinstance(value, Mapping):
+        return f"{key}: {{{', '.join(_pair(inner, one) for inner, one in value.items())}}}"
     return to_yaml({key: value}).rstrip("\n")
 
 

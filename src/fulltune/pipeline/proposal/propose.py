@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import DataConfig, load_config
+from fulltune.config import DataConfig, TrainConfig, load_config
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile
 from fulltune.data.columns.sampled import columns_of
@@ -22,11 +22,14 @@ from fulltune.pipeline.proposal.base_models import BaseModel
 from fulltune.pipeline.proposal.choose import Choice, choose
 from fulltune.pipeline.proposal.config_text import Line, Section, reasons, to_mapping, to_text
 from fulltune.pipeline.proposal.language import language_of
+from fulltune.pipeline.proposal.queries import Queries
 from fulltune.pipeline.proposal.sources import Sources, sort_sources
 from fulltune.records.run import FileFormat, Model
 from fulltune.runtime import paths
 from fulltune.runtime.files import atomic_text, store_errors
 from fulltune.runtime.rows_file import as_source
+from fulltune.training.advice import usual_rates
+from fulltune.training.arguments import total_steps
 
 _FAMILIES: Mapping[str, base_models.Family] = {
     "classification": "encoder",
@@ -257,6 +260,7 @@ class _Draft:
             Section("data", [*self._splits(), *self._reading(), *self._columns(), *self._lengths()]),
             Section("train", self._training()),
             Section("evaluation", self._evaluation()),
+            Section("guards", self._guards()),
         ]
 
     def _model(self) -> list[Line]:
@@ -350,9 +354,29 @@ class _Draft:
     def _databases(self) -> list[Line]:
         databases = self.sources.databases
         if "db_id" not in self.choice.columns:
-            return [Line("databases", self._path(databases[0]), "the database that all queries are run on")]
-        folder = os.path.commonpath([path.parent for path in databases])
-        return [Line("databases", self._path(Path(folder)), "folder of the SQLite files that db_id names")]
+            line = Line("databases", self._path(databases[0]), "the database that all queries are run on")
+        else:
+            folder = os.path.commonpath([path.parent for path in databases])
+            line = Line("databases", self._path(Path(folder)), "folder of the SQLite files that db_id names")
+        return [line, self._schema()]
+
+    def _schema(self) -> Line:
+        """Return what prompts show of the schema."""
+        if not self._hides_schema:
+            return Line("schema_in_prompt", "full", "tables, columns, types and keys; names is shorter")
+        why = (
+            "the schema is the same in all rows and far longer than a question; this base has to learn tables and "
+            "queries from train anyway, and steps without the schema are cheaper. full: to ask about tables that no "
+            "query of train uses, or with a base that knows SQL"
+        )
+        return Line("schema_in_prompt", "none", why)
+
+    @property
+    def _hides_schema(self) -> bool:
+        """True for queries on one database, and a base that has to learn them from the rows anyway."""
+        named = self.choice.columns.get("db_id")
+        is_single = named is None or named.distinct == 1
+        return self.choice.task == "text2sql" and is_single and self.base.has_to_learn_sql
 
     @property
     def _window(self) -> int:
@@ -367,6 +391,8 @@ class _Draft:
     def _lengths(self) -> list[Line]:
         if self.choice.task == "text2sql":
             why = "tokens of schema and question; longer schemas are cut"
+            if self._hides_schema:
+                why = "tokens of the question; longer ones are cut"
             return [Line("max_length", 512, why), self._target_length()]
         lengths, window = settings.lengths(self.counts), self._window
         if self.choice.task == "causal-lm" and "text" in self.choice.columns:
@@ -386,18 +412,26 @@ class _Draft:
         rows = self._trained_rows()
         batch = settings.BATCHES[self.choice.task]
         tokens = rows * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
-        wanted = settings.epochs(rows, batch, self.base.epochs)
+        is_new = self._hides_schema and self.base.is_small
+        wanted = settings.epochs(rows, batch, self.base.epochs, is_new_language=is_new)
         epochs = max(2, min(wanted, int(_TOKENS / max(1.0, tokens))))
-        steps = -(-rows * epochs // batch)
+        steps = total_steps(TrainConfig(epochs=epochs, batch_size=batch), rows)
         why = f"passes over train, about {steps:,} steps; the best step is kept"
         return [
             Line("epochs", epochs, why),
             Line("batch_size", batch, "rows per step; 4 to 32 is usual"),
-            Line("learning_rate", self.base.learning_rate, f"usual for {self.base.size}"),
+            Line("learning_rate", self.base.learning_rate, self._usual_rates()),
             Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
             Line("warmup", 0.06, "fraction of the steps in which the rate rises"),
             Line("seeds", 3, "trainings that differ in their seed; their mean is judged", active=False),
         ]
+
+    def _usual_rates(self) -> str:
+        base = self.base
+        if not base.parameters:
+            return "usual; models under 50M parameters take more"
+        low, high = usual_rates(base.parameters, is_encoder_decoder=base.family == "encoder-decoder")
+        return f"{low:g} to {high:g} is usual for {base.size}"
 
     def _trained_rows(self) -> int:
         """Return about how many rows of train are left once those that decide and choose are held out."""
@@ -413,6 +447,17 @@ class _Draft:
             limit = settings.lengths(self.answers).window(None, 16)
             return [Line("max_new_tokens", limit, "longest answer in tokens; 99% of the answers in train are shorter")]
         return []
+
+    def _guards(self) -> list[Line]:
+        """Return that general text is only reported if the model writes nothing but queries."""
+        answer = next((self.choice.columns[role] for role in ("sql", "target") if role in self.choice.columns), None)
+        if answer is None or answer.kind != "SQL":
+            return []
+        why = (
+            "general text is measured and reported, but blocks nothing: this model writes nothing but SQL. With "
+            "keep: [en] English may lose at most guards.forgetting.budget (5%)"
+        )
+        return [Line("forgetting", {"keep": []}, why)]
 
     def proposal(self, mapping: dict[str, Any], why: Mapping[str, str]) -> Proposal:
         role_of = {column.name: role for role, column in self.choice.columns.items()}
@@ -439,7 +484,7 @@ class _Draft:
         return [*([merges] if phrases else []), *self.rows.spellings[:_SHOWN]]
 
     def _notes(self) -> list[str]:
-        notes = list(self.choice.notes)
+        notes = [*self.choice.notes, *self._queries()]
         if self.rows.bad:
             notes.append(f"{len(self.rows.bad):,} rows are left out (data.bad_rows), such as {self.rows.bad[0]}")
         if self.rows.leaks:
@@ -468,6 +513,14 @@ class _Draft:
             f"{tokens / words:.1f} tokens per word{cut}: the tokenizer of {self.base.name} was not made for "
             f"{self.language}; a model for this language reads more of each text"
         ]
+
+    def _queries(self) -> list[str]:
+        """Return what the databases hold, and how many queries run on them."""
+        if self.choice.task != "text2sql":
+            return []
+        rows = [row for table in self.rows.tables.values() for row in table]
+        databases = {path.stem: path for path in self.sources.databases}
+        return Queries(rows, databases).sentences()
 
     def _source(self, names: tuple[str, ...]) -> Any:
         written = [self._path(Path(name)) if paths.exists(name) else name for name in names]

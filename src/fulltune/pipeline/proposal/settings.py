@@ -17,6 +17,10 @@ BATCHES = {"classification": 16, "causal-lm": 4, "seq2seq": 8, "text2sql": 16}
 #: Optimizer steps that small data should have at least, and the most epochs for that.
 _STEPS, _MOST_EPOCHS = 250, 20
 
+#: The same for a small base that learns a language which it was not pretrained on, from inputs without a schema: as
+#: many epochs as docs/starters.md needs on geoquery, in the time of 15 with a schema.
+_LANGUAGE_STEPS, _LANGUAGE_EPOCHS = 2000, 60
+
 #: Fraction of rows whose text must fit completely.
 _FIT = 0.99
 
@@ -70,10 +74,18 @@ def lengths(counts: Sequence[int]) -> Lengths:
     return Lengths(ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(_FIT * len(ordered)))], ordered[-1])
 
 
-def epochs(rows: int, batch: int, usual: int) -> int:
-    """Return the usual number of epochs, or more for few rows, which otherwise give too few steps."""
-    needed = math.ceil(_STEPS * batch / max(1, rows))
-    return max(usual, min(needed, _MOST_EPOCHS))
+def epochs(rows: int, batch: int, usual: int, *, is_new_language: bool = False) -> int:
+    """Return the usual number of epochs, or more for few rows, which otherwise give too few steps.
+
+    Args:
+        rows: Rows of train.
+        batch: Rows per step.
+        usual: Epochs over some thousand rows.
+        is_new_language: A small base learns to write a language that it was not pretrained on.
+    """
+    steps, most = (_LANGUAGE_STEPS, _LANGUAGE_EPOCHS) if is_new_language else (_STEPS, _MOST_EPOCHS)
+    needed = math.ceil(steps * batch / max(1, rows))
+    return max(usual, min(needed, most))
 
 
 def scored(rows: int) -> int:

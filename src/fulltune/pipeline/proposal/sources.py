@@ -12,10 +12,13 @@ from pathlib import Path
 from fulltune.data.columnar import is_datasets_folder
 from fulltune.data.columns.roles import SPLITS
 from fulltune.data.formats import FORMATS, by_name, suffix
-from fulltune.errors import DataError
+from fulltune.errors import DataError, Problem
 from fulltune.runtime import paths
 
 _SQLITE = b"SQLite format 3\0"
+
+#: Usual endings of SQLite files.
+_DATABASE_ENDINGS = frozenset({".db", ".db3", ".sqlite", ".sqlite3"})
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def sort_sources(names: Sequence[str]) -> Sources:
     given = [path for name in names for path in paths.matches(name) or [name]]
     if not given:
         raise DataError("no data", expected=FORMATS, fix="name a file or a folder: fulltune init DATA")
+    _check_databases(given)
     databases = [Path(name) for name in given if is_database(Path(name))]
     rest = [name for name in given if not is_database(Path(name))]
     sources = _of_folder(Path(rest[0])) if len(rest) == 1 and _is_plain_folder(Path(rest[0])) else _of_files(rest)
@@ -60,6 +64,22 @@ def sort_sources(names: Sequence[str]) -> Sources:
         raise _nothing(given, databases)
     near = databases or list(_databases_near(Path(sources.train[0])))
     return Sources(sources.train, sources.valid, sources.eval, tuple(near), sources.others, sources.ignored)
+
+
+def _check_databases(names: Sequence[str]) -> None:
+    """Check that files with the ending of a database are databases.
+
+    Raises:
+        DataError: Some are not; lists all of them.
+    """
+    fix = "name the database itself, or convert it (a dump: sqlite3 company.db < dump.sql)"
+    problems = [
+        Problem("this is no SQLite database", "a file that begins with 'SQLite format 3'", fix, name)
+        for name in names
+        if Path(name).suffix.lower() in _DATABASE_ENDINGS and Path(name).is_file() and not is_database(Path(name))
+    ]
+    if problems:
+        raise DataError(problems)
 
 
 def is_database(path: Path) -> bool:
