@@ -195,6 +195,8 @@ def _propose(study: optuna.Study, points: Sequence[Mapping[str, Value]], done: i
 def _try(study: optuna.Study, number: int, space: Space, config: Config, folder: Path, bench: Bench) -> None:
     from optuna.trial import TrialState
 
+    from fulltune.experiments.trials import Trial
+
     asked = study.ask({name: part.distribution() for name, part in space.items()})
     name = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in asked.params.items())
 
