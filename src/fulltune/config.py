@@ -489,6 +489,16 @@ class AdapterConfig(Section):
     prompt_text: str | None = Field(None, description="prompt-tuning: text whose embeddings initialize the prompt")
 
 
+class HeadConfig(Section):
+    """Options of the classification head."""
+
+    start: Literal["auto", "random", "probe"] = Field(
+        "auto",
+        description="first weights: those of a logistic regression on what the frozen model gives the head (`probe`), "
+        "or random ones; `auto` is `probe` for a new head, and keeps a head that is stored in the checkpoint",
+    )
+
+
 class Config(Section):
     """Config of a run. See `docs/config.md` for every key."""
 
@@ -507,6 +517,7 @@ class Config(Section):
     checkpoints: CheckpointConfig | None = CheckpointConfig()
     speed: SpeedConfig = SpeedConfig()
     adapter: AdapterConfig = AdapterConfig()
+    head: HeadConfig = HeadConfig()
     promote: PromoteConfig = PromoteConfig()
     trainer: dict[str, Any] = Field(
         default_factory=dict, description="any field of TrainingArguments; names are checked"

@@ -18,6 +18,7 @@ from fulltune.metrics.compare import smallest_that_counts
 from fulltune.metrics.power import least_rows
 from fulltune.metrics.power_law import SIZES, Doubling, doubling, gain_of_doubling
 from fulltune.metrics.resampling import Interval, interval_of
+from fulltune.pipeline.head_start import with_started_head
 from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import mover, overfitting_guard
@@ -77,8 +78,7 @@ def nested(examples: Sequence[Example], seed: int) -> list[Sequence[Example]]:
 def _trained_on(job: Job, part: Sequence[Example], progress: Progress) -> Evaluation:
     """Train on a part of the rows and score the model on all evaluation rows."""
     config, kept = job.config, {example.id for example in part}
-    model = job.another_model()
-    job.task.begin(model, part)
+    model = with_started_head(job, job.another_model(), part)
     guard = overfitting_guard(job, model)
     name = f"{len(part):,} rows"
     steps = progress.stage(f"train, {name}", total=config.train.max_steps, unit="step")

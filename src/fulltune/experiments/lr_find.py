@@ -23,6 +23,7 @@ from fulltune.config import ConfigSource, load_config, refuse_folds
 from fulltune.errors import DataError, ModelError
 from fulltune.experiments import range_test
 from fulltune.models.bundle import Bundle, trained_state
+from fulltune.pipeline.head_start import with_started_head
 from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import mover
@@ -132,7 +133,7 @@ def find_learning_rate(
 def _bench(job: Job) -> _Bench:
     make_plan(job)
     model = job.model_to_train()
-    job.task.begin(model, job.data.train.examples)
+    model = with_started_head(job, model, job.data.train.examples)
     train, held_out = (job.features, job.curve) if job.data.valid else _held_out(job.features)
     return _Bench(job, model, train, held_out)
 

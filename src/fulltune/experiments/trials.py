@@ -20,6 +20,7 @@ from fulltune.evaluation.evaluate import evaluate
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.models.bundle import Bundle
+from fulltune.pipeline.head_start import with_started_head
 from fulltune.pipeline.job import Job, prepare_job
 from fulltune.pipeline.planning.measured_plan import make_plan
 from fulltune.pipeline.train import general_features, mover, overfitting_guard
@@ -120,8 +121,7 @@ class Bench:
         """
         job = self._job(_thin(with_validation_rows(config)))
         make_plan(job)
-        model = job.another_model()
-        job.task.begin(model, job.data.train.examples)
+        model = with_started_head(job, job.another_model(), job.data.train.examples)
         guard = overfitting_guard(job, model)
         if guard is None:
             raise TypeError("a trial has validation rows and evaluations")

@@ -92,7 +92,7 @@ def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str]
     _name_classes(model, labels)
     if rows == list(range(len(stored))):
         return None
-    name = _output_layer(model, len(stored))
+    name = output_layer(model, len(stored))
     model.set_submodule(name, _layer_of(model, model.get_submodule(name), rows, seed))
     kept = [f"{label!r}" for label, row in zip(labels, rows, strict=True) if row is not None]
     new = [f"{label!r}" for label, row in zip(labels, rows, strict=True) if row is None]
@@ -123,7 +123,7 @@ def _name_classes(model: PreTrainedModel, labels: Sequence[str]) -> None:
         setattr(model, "num_labels", len(labels))  # noqa: B010 - losses read it; mypy would expect a tensor
 
 
-def _output_layer(model: PreTrainedModel, count: int) -> str:
+def output_layer(model: PreTrainedModel, count: int) -> str:
     """Return the dotted name of the last linear layer outside the body with one output per class.
 
     Raises:
@@ -143,6 +143,34 @@ def _output_layer(model: PreTrainedModel, count: int) -> str:
             field="model",
         )
     return str(names[-1])
+
+
+def dropout_rate(model: PreTrainedModel) -> float:
+    """Return the rate of the last dropout layer of a model, which precedes its output layer; 0 without one."""
+    rates = [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)]
+    return rates[-1] if rates else 0.0
+
+
+def new_projection(model: PreTrainedModel, fresh: Sequence[str]) -> nn.Linear | None:
+    """Return the square layer of a pooler or a head that the checkpoint lacks; None if there is none.
+
+    Poolers (BERT) and heads (RoBERTa, BART) project the state of one token before their output layer.
+
+    Args:
+        model: A model with a classification head.
+        fresh: Names of the parameters that the checkpoint lacks.
+    """
+    layers = [layer for name, layer in model.named_modules() if f"{name}.weight" in fresh]
+    square = [one for one in layers if isinstance(one, nn.Linear) and one.in_features == one.out_features]
+    return square[-1] if square else None
+
+
+@torch.no_grad()
+def set_identity(layer: nn.Linear, scale: float) -> None:
+    """Let a square layer pass its input on, multiplied by a number."""
+    layer.weight.copy_(scale * torch.eye(layer.in_features))
+    if layer.bias is not None:
+        layer.bias.zero_()
 
 
 @torch.no_grad()

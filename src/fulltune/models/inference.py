@@ -6,6 +6,7 @@ and yields results in input order. Decoding is greedy, regardless of the checkpo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -128,6 +129,38 @@ def class_logits(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: in
         return logits
 
     return _read(bundle, bundle.model, inputs, batch_size, score)
+
+
+def head_inputs(bundle: Bundle, layer: str, inputs: Iterable[Sequence[int]], batch_size: int) -> list[list[float]]:
+    """Return what the output layer of a classification head reads of each text, ``(texts, features)``.
+
+    The model itself pools: with an output layer that changes nothing, its logits are the features.
+
+    Args:
+        bundle: A model with a classification head; it is changed during the call only.
+        layer: Name of the output layer.
+        inputs: Token ids.
+        batch_size: Inputs per batch.
+    """
+    model = bundle.model
+    output = model.get_submodule(layer)
+    model.set_submodule(layer, torch.nn.Identity())
+    try:
+        return list(class_logits(bundle, inputs, batch_size))
+    finally:
+        model.set_submodule(layer, output)
+
+
+def input_rms(bundle: Bundle, layer: torch.nn.Module, inputs: Iterable[Sequence[int]], batch_size: int) -> float:
+    """Return the root mean square of what a layer of a classification head reads of some texts."""
+    squares: list[float] = []
+    handle = layer.register_forward_pre_hook(lambda _, read: squares.append(float(read[0].float().square().mean())))
+    try:
+        for _ in class_logits(bundle, inputs, batch_size):
+            pass
+    finally:
+        handle.remove()
+    return math.sqrt(sum(squares) / max(1, len(squares)))
 
 
 def mask_log_probabilities(bundle: Bundle, inputs: Iterable[Sequence[int]], batch_size: int) -> Iterator[torch.Tensor]:

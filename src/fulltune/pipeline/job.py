@@ -211,6 +211,7 @@ def checked_task_and_method(config: Config) -> tuple[Task, Method]:
         lambda: engine_check.check(config),
         lambda: _check_r_drop(config),
         lambda: _check_class_weights(config),
+        lambda: _check_head(config),
         lambda: _check_baselines(config),
         lambda: check_sets(config),
     )
@@ -249,6 +250,18 @@ def _check_class_weights(config: Config) -> None:
         expected="a task with classes",
         fix="remove it",
         field="train.class_weights",
+    )
+
+
+def _check_head(config: Config) -> None:
+    """Check that the task has a classification head if it is to start in a certain way."""
+    if config.head.start == "auto" or plugins.load("task", config.task).head == "classification":
+        return
+    raise ConfigError(
+        f"head.start: {config.head.start} for the task {config.task}, which trains the checkpoint's own head",
+        expected="a task with classes",
+        fix="remove it",
+        field="head.start",
     )
 
 

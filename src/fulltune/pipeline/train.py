@@ -12,6 +12,7 @@ from fulltune.config import Config, ForgettingConfig
 from fulltune.evaluation.evaluate import evaluate as score
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models.bundle import Bundle
+from fulltune.pipeline.head_start import with_started_head
 from fulltune.pipeline.job import Job
 from fulltune.records.run import Step
 from fulltune.runtime import distributed
@@ -65,7 +66,7 @@ def train(
             log(step)
             move(step, steps)
 
-        job.task.begin(model, job.data.train.examples)
+        model = with_started_head(job, model, job.data.train.examples)
         trained = fit(
             model,
             job.method,

@@ -38,10 +38,15 @@ WITHOUT_MODEL = ("majority", "tfidf", "copy", "lead", "nearest", "nearest_values
 def gather(config: Config, task: Task, data: Data, base: Bundle, sequences: int) -> Given:
     """Return what the baselines of a config may read, given the number of training sequences per epoch."""
     train = data.train.examples
-    groups = tuple(str(row.fields["group"]) for row in data.train.table) if config.data.group else ()
+    groups = groups_of(config, data)
     shots = choose_shots(task, config.baselines, base.family, train, data.eval.examples)
     rows = allowed_rows(config.baselines, config.train, sequences, len(data.eval.examples))
     return Given(task, base, config.baselines, train, groups, tuple(shots), rows)
+
+
+def groups_of(config: Config, data: Data) -> tuple[str, ...]:
+    """Return the group of each training row; empty if the config names no column of groups."""
+    return tuple(str(row.fields["group"]) for row in data.train.table) if config.data.group else ()
 
 
 def chosen(task: Task, settings: BaselineConfig) -> tuple[str, ...]:

@@ -76,19 +76,26 @@ def classified(
         seed: Seed of the folds.
     """
     member = np.array([[label in example.labels for label in task.labels] for example in train], dtype=bool)
-    known = _known_labels(member, several=task.multi_label)
+    known = known_labels(member, several=task.multi_label)
     found = np.tile(member.mean(axis=0), (asked.shape[0], 1))
     if len(known) < (1 if task.multi_label else 2):
         return found, ""
-    fit = _Fit(features, member[:, known], make, several=task.multi_label)
+    fit = Fit(features, member[:, known], make, several=task.multi_label)
     chosen = choose(strengths, fit.member, groups, fit.held_out, several=task.multi_label, seed=seed)
     decisions = fit.decisions(chosen.strength, np.arange(len(train)), asked)
     found[:, known] = probabilities(decisions, chosen.scale, several=task.multi_label)
     return found, str(chosen)
 
 
-class _Fit:
-    """Fits on rows of a matrix of features."""
+class Fit:
+    """Fits of a linear classifier on rows of a matrix of features.
+
+    Args:
+        features: Features ``(rows, features)``, dense or sparse.
+        member: Labels of the rows, ``(rows, labels)``.
+        make: Returns an unfitted classifier of scikit-learn, given its strength.
+        several: Several labels may apply to a row.
+    """
 
     def __init__(self, features: Any, member: Members, make: Callable[[float], Any], *, several: bool) -> None:
         self.features = features
@@ -115,6 +122,21 @@ class _Fit:
             found[:, known] = np.stack([-values, values], axis=1) / 2 if values.ndim == 1 else values
         return found
 
+    def coefficients(self, strength: float) -> tuple[Array, Array]:
+        """Return the weights ``(labels, features)`` and biases ``(labels,)`` of a classifier fitted on all rows.
+
+        Every label must apply to some rows; with several labels per row, not to all of them.
+        """
+        rows = np.arange(len(self.member))
+        if self.several:
+            each = [self._fitted(strength, rows, labels) for labels in self.member.T]
+            return np.concatenate([one.coef_ for one in each]), np.concatenate([_bias(one) for one in each])
+        one = self._fitted(strength, rows, self.member.argmax(axis=1))
+        if len(one.coef_) > 1:
+            return np.asarray(one.coef_), _bias(one)
+        signs = np.array([[-0.5], [0.5]])
+        return signs * one.coef_, signs[:, 0] * _bias(one)
+
     def _fitted(self, strength: float, rows: Rows, labels: Any) -> Any:
         from sklearn.exceptions import ConvergenceWarning
 
@@ -123,12 +145,18 @@ class _Fit:
             return self.make(strength).fit(self.features[rows], labels)
 
 
+def _bias(classifier: Any) -> Array:
+    """Return the biases ``(labels,)`` of a classifier, which are one zero if it has none."""
+    return np.asarray(np.zeros(len(classifier.coef_)) + classifier.intercept_)
+
+
 class Choice(NamedTuple):
-    """A strength, and the scale that turns its decision values into probabilities."""
+    """A strength, the scale that turns its decision values into probabilities, and its macro-F1 on held-out folds."""
 
     strength: float
     scale: float
     folds: int
+    score: float = 0.0
 
     def __str__(self) -> str:
         return f"C = {self.strength:g}" + (f" ({self.folds}-fold cross-validation on train)" if self.folds else "")
@@ -170,7 +198,7 @@ def choose(
         score = _macro_f1(found, member[held], several=several)
         if score > best_score:
             best, best_score, values = strength, score, found
-    return Choice(best, _scale(values, member[held], several=several), count)
+    return Choice(best, _scale(values, member[held], several=several), count, best_score)
 
 
 def probabilities(decisions: Array, scale: float, *, several: bool) -> Array:
@@ -198,7 +226,7 @@ def sample(
     return [examples[number] for number in chosen], [groups[number] for number in chosen] if groups else [], note
 
 
-def _known_labels(member: Members, *, several: bool) -> Rows:
+def known_labels(member: Members, *, several: bool) -> Rows:
     """Return the labels that can be fitted: some row has them and, if rows have several, some row does not."""
     found = member.any(axis=0)
     return np.flatnonzero(found & ~member.all(axis=0) if several else found)
