@@ -220,7 +220,6 @@ def test_a_second_rollback_needs_a_name(registry: Registry) -> None:
     ("count", "to", "message"),
     [
         (0, None, "has no alias 'production'"),
-        (1, None, "first version that production pointed at"),
         (2, 3, "is version 3 now"),
         (2, 9, "was never version 9"),
     ],
@@ -230,6 +229,21 @@ def test_a_rollback_needs_an_earlier_version(registry: Registry, count: int, to:
     promoted(registry, count)
     with pytest.raises(StoreError, match=message):
         rollback(registry, "causal-lm-tiny", to=to)
+
+
+def test_rolling_back_the_first_version_removes_the_alias(registry: Registry) -> None:
+    promoted(registry, 1)
+    move = rollback(registry, "causal-lm-tiny", who="you")
+
+    assert (move.before, move.after, move.action, move.reason) == (1, None, "rollback", "version 1 was the first")
+    assert registry.aliases("causal-lm-tiny") == {}
+    assert [one.after for one in registry.history("causal-lm-tiny")] == [1, None]
+    with pytest.raises(StoreError, match="has no alias 'production'"):
+        rollback(registry, "causal-lm-tiny")
+
+    [version] = registry.versions("causal-lm-tiny")
+    again = promote(registry, version, force="it is good after all")
+    assert (again.before, again.after) == (None, 1)
 
 
 def test_a_rollback_of_an_unknown_model_lists_those_that_exist(registry: Registry) -> None:
@@ -271,7 +285,8 @@ def test_aliases_always_match_the_history(steps: list[tuple[str, int]], tmp_path
         except StoreError:
             continue
     moves = registry.history("causal-lm-tiny", "production")
-    assert registry.aliases("causal-lm-tiny") == ({"production": moves[-1].after} if moves else {})
+    target = moves[-1].after if moves else None
+    assert registry.aliases("causal-lm-tiny") == ({"production": target} if target else {})
     assert all(later.before == earlier.after for earlier, later in pairwise(moves))
 
 

@@ -83,7 +83,7 @@ def rollback(
     ] = None,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Recorded in the history.")] = "",
 ) -> None:
-    """Point an alias back at the previous version, after all its files were verified."""
+    """Point an alias back at the previous version, after all its files were verified; the first one removes it."""
     from fulltune.cli.render.registry import move
     from fulltune.store.registry.promotion import rollback
     from fulltune.store.registry.registry import Registry

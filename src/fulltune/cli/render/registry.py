@@ -49,7 +49,8 @@ def story(history: Story) -> RenderableType:
 
 def move(moved: Move, name: str) -> RenderableType:
     """Show the effect of a promotion or a rollback."""
-    return Text(f"{name}: {_described(moved)}", overflow="fold")
+    removed = f"; {name} has no {moved.alias} now" if moved.after is None else ""
+    return Text(f"{name}: {_described(moved)}{removed}", overflow="fold")
 
 
 def registered(version: Version) -> RenderableType:
@@ -114,5 +115,5 @@ def _origin(version: Version) -> str:
 
 
 def _described(move: Move) -> str:
-    before = "nothing" if move.before is None else str(move.before)
-    return f"{move.at} {move.alias} {before} → {move.after} ({move.action} by {move.who}): {move.reason}"
+    before, after = ("nothing" if number is None else str(number) for number in (move.before, move.after))
+    return f"{move.at} {move.alias} {before} → {after} ({move.action} by {move.who}): {move.reason}"

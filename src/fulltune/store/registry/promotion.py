@@ -71,6 +71,8 @@ def rollback(
 ) -> Move:
     """Point an alias back at its previous version, after reading all bytes of that version.
 
+    An alias that has pointed at no other version before is removed.
+
     Args:
         registry: Registry of the model.
         name: The model.
@@ -80,8 +82,7 @@ def rollback(
         who: Who rolls it back; the current user by default.
 
     Raises:
-        StoreError: There is no such model or previous version, the alias was rolled back already, or the target is
-            damaged.
+        StoreError: There is no such model or alias, the alias was rolled back already, or the target is damaged.
     """
     registry.versions(name)  # an unknown model is another error than a missing alias
     moves = registry.history(name, alias)
@@ -89,25 +90,23 @@ def rollback(
     if current is None:
         raise StoreError(f"{name} has no alias {alias!r}", fix=f"create it with `fulltune models promote {name}`")
     number = _before(moves, name, alias) if to is None else _earlier(moves, to, current, name, alias)
+    if number is None:
+        why = reason.strip() or f"version {current} was the first"
+        return registry.remove(name, alias, expected=current, reason=why, who=who)
     version = registry.version(f"{name}@{number}")
     registry.checkout(version)
     why = reason.strip() or f"back from version {current}"
     return registry.move(version, alias, expected=current, action="rollback", reason=why, who=who)
 
 
-def _before(moves: list[Move], name: str, alias: str) -> int:
+def _before(moves: list[Move], name: str, alias: str) -> int | None:
+    """Return the number of the previous version; None if there was no alias before."""
     last = moves[-1]
     if last.action == "rollback":
         raise StoreError(
             f"{alias} of {name} was rolled back already, from version {last.before} to {last.after}",
             expected="one roll-back per promotion",
             fix="name the version to go back to with --to, or promote one",
-        )
-    if last.before is None:
-        raise StoreError(
-            f"{name}@{last.after} is the first version that {alias} pointed at",
-            expected="an earlier version",
-            fix=f"move the alias to another version with `fulltune models promote {name}@N`",
         )
     return last.before
 

@@ -125,11 +125,11 @@ class Artifact(Model):
 
 
 class Move(Model):
-    """One entry of an alias's history. ``before`` is None for a new alias."""
+    """One entry of an alias's history. ``before`` is None for a new alias, ``after`` for one that was removed."""
 
     alias: str
     before: int | None
-    after: int
+    after: int | None
     action: Literal["promote", "rollback"]
     who: str
     at: str
@@ -205,7 +205,8 @@ class Registry:
         query = "SELECT alias, before, after, action, who, at, reason FROM moves WHERE name = ? ORDER BY id"
         with self._reading() as db:
             rows = db.execute(query, (name,)).fetchall()
-        moves = [Move.model_validate(dict(zip(Move.model_fields, row, strict=True))) for row in rows]
+        fields = (dict(zip(Move.model_fields, row, strict=True)) for row in rows)
+        moves = [Move.model_validate(one | {"after": one["after"] or None}) for one in fields]
         return [move for move in moves if alias in (None, move.alias)]
 
     def collected(self) -> set[str]:
@@ -408,23 +409,48 @@ class Registry:
             # Garbage collection takes the same lock: a version that was intact before may be deleted by now.
             if version.ref in self.collected():
                 raise _deleted(version)
-            key = (version.name, alias)
-            row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", key).fetchone()
-            before = row[0] if row else None
-            if before != expected:
-                raise StoreError(
-                    f"{alias} of {version.name} was moved in the meantime: it is {before} now",
-                    expected=str(expected),
-                    fix="check its state (`fulltune models show`), then repeat",
-                )
-            move = Move.model_validate(
-                {"alias": alias, "before": before, "after": version.number, "action": action}
-                | {"who": who or _user(), "at": now(), "reason": reason}
+            return self._moved(db, version.name, alias, expected, version.number, action, reason, who)
+
+    def remove(self, name: str, alias: str, *, expected: int, reason: str, who: str | None = None) -> Move:
+        """Remove an alias if it still points at ``expected``, and record it as a roll-back to no version.
+
+        Raises:
+            StoreError: The alias was moved in the meantime.
+        """
+        with self.locked() as db:
+            return self._moved(db, name, alias, expected, None, "rollback", reason, who)
+
+    def _moved(
+        self,
+        db: sqlite3.Connection,
+        name: str,
+        alias: str,
+        expected: int | None,
+        after: int | None,
+        action: str,
+        reason: str,
+        who: str | None,
+    ) -> Move:
+        row = db.execute("SELECT number FROM aliases WHERE name = ? AND alias = ?", (name, alias)).fetchone()
+        before = row[0] if row else None
+        if before != expected:
+            raise StoreError(
+                f"{alias} of {name} was moved in the meantime: it is {before} now",
+                expected=str(expected),
+                fix="check its state (`fulltune models show`), then repeat",
             )
-            db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?)", (*key, version.number))
-            columns = f"name, {', '.join(Move.model_fields)}"
-            row = (version.name, *move.model_dump().values())
-            db.execute(f"INSERT INTO moves ({columns}) VALUES ({', '.join('?' * len(row))})", row)
+        move = Move.model_validate(
+            {"alias": alias, "before": before, "after": after, "action": action}
+            | {"who": who or _user(), "at": now(), "reason": reason}
+        )
+        if after is None:
+            db.execute("DELETE FROM aliases WHERE name = ? AND alias = ?", (name, alias))
+        else:
+            db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?)", (name, alias, after))
+        columns = f"name, {', '.join(Move.model_fields)}"
+        values = move.model_dump() | {"after": after or 0}  # versions begin at 1; the column is never null
+        row = (name, *values.values())
+        db.execute(f"INSERT INTO moves ({columns}) VALUES ({', '.join('?' * len(row))})", row)
         return move
 
     def delete(self, files: Iterable[Path], folders: Iterable[Path]) -> None:
