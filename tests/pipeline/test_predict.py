@@ -97,6 +97,34 @@ def test_every_format_has_the_same_rows(classes: Run, tmp_path: Path) -> None:
         ] == expected
 
 
+@pytest.mark.parametrize(
+    ("delimiter", "encoding", "mark"),
+    [
+        (";", "cp1250", b"\xef\xbb\xbf"),
+        (";", "utf-8", b""),
+        (",", "utf-8-sig", b"\xef\xbb\xbf"),
+        ("\t", "utf-16", b"\xef\xbb\xbf"),
+    ],
+)
+def test_answers_open_where_the_rows_were_written(
+    classes: Run, tmp_path: Path, delimiter: str, encoding: str, mark: bytes
+) -> None:
+    name = "smluvní pokuta, přípustná"
+    lines = [delimiter.join(("number", "body", "note"))]
+    lines += [delimiter.join((str(n), sentence(n), f'"{name}"')) for n in range(12)]
+    data, output = tmp_path / "rows.csv", tmp_path / "out.csv"
+    data.write_bytes("\n".join(lines).encode(encoding))
+    fulltune.predict(classes.record, data, output=output)
+
+    written = output.read_bytes()
+    assert written[:3] == (mark or b"num")
+    assert written.removeprefix(mark).startswith(delimiter.join(("number", "body", "note", "prediction")).encode())
+    rows = list(csv.DictReader(io.StringIO(written.decode("utf-8-sig")), delimiter=delimiter))
+    assert [row["note"] for row in rows] == [name] * 12
+    again = fulltune.predict(classes.record, output, prefix="second_")
+    assert [row["second_prediction"] for row in again.rows] == [row["prediction"] for row in rows]
+
+
 def test_columns_keep_their_types_from_parquet_to_parquet(classes: Run, tmp_path: Path) -> None:
     import pyarrow as pa
 

@@ -6,6 +6,7 @@ input is read again, each row is joined with its answer, and the result replaces
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -13,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from fulltune.errors import ConfigError, StoreError, did_you_mean
+from fulltune.records.run import FileFormat
 from fulltune.runtime.files import atomic, store_errors, to_json
 
 #: A row of the output: the columns of the input, and those of its answer.
@@ -139,13 +141,46 @@ def _complete_blocks(file: io.BufferedReader, block: int) -> tuple[int, int]:
     return done, size
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Callable[[], Iterable[OutputRow]]) -> None:
+#: Codecs that need no mark.
+_PLAIN = ("utf-8", "ascii")
+
+
+class Dialect(NamedTuple):
+    """How a CSV file is written.
+
+    Attributes:
+        delimiter: Character between cells.
+        bom: True for a byte-order mark, by which a spreadsheet recognizes UTF-8.
+    """
+
+    delimiter: str = ","
+    bom: bool = False
+
+    @classmethod
+    def of(cls, forms: Iterable[FileFormat], *, has_mark: bool) -> Dialect:
+        """Return the dialect by which the program that wrote the input reads the output.
+
+        The delimiter is that of the input if all of it is CSV with the same one. A file in plain UTF-8 is read by a
+        program that needs no mark; any other encoding, a mark, or a workbook comes from a spreadsheet, which does.
+        """
+        read = list(forms)
+        delimiters = {form.delimiter if form.format == "csv" else "" for form in read}
+        delimiter = delimiters.pop() if len(delimiters) == 1 else ""
+        codecs_read = {codecs.lookup(form.encoding).name for form in read if form.encoding}
+        foreign = bool(codecs_read.difference(_PLAIN)) or any(form.format == "excel" for form in read)
+        return cls(delimiter or ",", has_mark or foreign)
+
+
+def write_rows(
+    path: Path, columns: Sequence[str], rows: Callable[[], Iterable[OutputRow]], dialect: Dialect | None = None
+) -> None:
     """Write rows to a file in the format of its suffix; the file is replaced when all are written.
 
     Args:
         path: The file.
         columns: Names of all columns; a row may lack some.
         rows: Returns the rows; it is called twice for Parquet, which needs the type of every column first.
+        dialect: How CSV is written: by default with commas and without a mark. TSV always has tabs.
 
     Raises:
         StoreError: The disk is full or read-only, or a column has values of several types, in Parquet.
@@ -155,7 +190,8 @@ def write_rows(path: Path, columns: Sequence[str], rows: Callable[[], Iterable[O
     elif path.suffix == ".parquet":
         _write_parquet(path, columns, rows)
     else:
-        _write_csv(path, columns, rows())
+        dialect = dialect or Dialect()
+        _write_csv(path, columns, rows(), dialect._replace(delimiter="\t") if path.suffix == ".tsv" else dialect)
 
 
 def json_line(row: object) -> str:
@@ -172,10 +208,12 @@ def _write_json_lines(path: Path, rows: Iterable[OutputRow]) -> None:
             write(f"{json_line(row)}\n".encode())
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[OutputRow]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[OutputRow], dialect: Dialect) -> None:
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, delimiter=dialect.delimiter, lineterminator="\n")
     with atomic(path) as write:
+        if dialect.bom:
+            write(codecs.BOM_UTF8)
         writer.writeheader()
         for row in rows:
             writer.writerow({name: _cell(value) for name, value in row.items()})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from fulltune.data.read import open_source
 from fulltune.data.values import clean
 from fulltune.errors import ConfigError, DataError, FulltuneError, Problem, closest
 from fulltune.metrics import wording
-from fulltune.pipeline.answer_files import Journal, check_output, json_line, open_journal, write_rows
+from fulltune.pipeline.answer_files import Dialect, Journal, check_output, json_line, open_journal, write_rows
 from fulltune.pipeline.baseline_answers import SCORES_ONLY, check_baseline, load_baseline, parted
 from fulltune.pipeline.loaded import Asking, asking
 from fulltune.records.predictions import Predictions, Unanswered
@@ -100,12 +101,25 @@ class RowSource:
     def fingerprint(self) -> list[Any]:
         """Return name, size and time of every file, which change when its rows do."""
         found: list[Any] = []
+        for name, part, files in self._files():
+            states = [(str(file), file.stat()) for file in files]
+            found.append([name, part, [[file, state.st_size, state.st_mtime_ns] for file, state in states]])
+        return found
+
+    def has_mark(self) -> bool:
+        """Return True if a file begins with the byte-order mark of UTF-8."""
+        for file in chain.from_iterable(files for _, _, files in self._files()):
+            with file.open("rb") as opened:
+                if opened.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                    return True
+        return False
+
+    def _files(self) -> Iterator[tuple[str, str, list[Path]]]:
+        """Yield each name with the part of it that is read, and its files."""
         for name in expanded(self.names):
             path, part = locate(name)
             files = [] if path is None else sorted(path.rglob("*")) if path.is_dir() else [path]
-            states = [(str(file), file.stat()) for file in files if file.is_file()]
-            found.append([name, part, [[file, state.st_size, state.st_mtime_ns] for file, state in states]])
-        return found
+            yield name, part, [file for file in files if file.is_file()]
 
 
 @dataclass(frozen=True)
@@ -349,7 +363,8 @@ class _Work:
                 write_rows(path, (), lambda: self._answered(journal, survey))
             else:  # the other formats need the names of all columns before the first row
                 deque(self._answered(journal, survey), maxlen=0)
-                write_rows(path, list(survey.columns), lambda: self._answered(journal, _Survey()))
+                dialect = Dialect.of(survey.forms.values(), has_mark=self.source.has_mark())
+                write_rows(path, list(survey.columns), lambda: self._answered(journal, _Survey()), dialect)
             journal.path.unlink()
         return self._summary(survey, output=str(path), resumed=resumed)
 
