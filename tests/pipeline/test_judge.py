@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from answering import Run
 
 import fulltune
 from fulltune import ConfigError, DataError, ModelError
 from fulltune.pipeline.judge import Judged
+from fulltune.records.verdict import PairVerdict
 
 WORDS = {"no": "the fox", "yes": "the king"}
 ROWS = [{"text": f"{WORDS[label]} number {n}", "label": label} for n in range(20) for label in ("no", "yes")]
@@ -255,3 +257,12 @@ def test_answers_to_other_rows_are_not_compared(judge: fulltune.Judge) -> None:
     assert isinstance(judge(answer), Judged)
     with pytest.raises(DataError, match="no answer here"):
         judge.verdict(judge(answer), other(answer))
+
+
+def test_a_verdict_on_a_run_detects_what_its_report_says(classes: Run) -> None:
+    run = classes.record.folder
+    found = fulltune.verdict(f"{run.name}#tfidf", run.name, out=run.parent, resamples=100)
+    recorded = classes.record.comparison["tuned vs tfidf"]
+
+    assert isinstance(found, PairVerdict)
+    assert (found.n, found.smallest_detectable) == (recorded.n, pytest.approx(recorded.smallest_detectable))

@@ -141,6 +141,18 @@ def test_a_certain_difference_that_does_not_count_is_no_win() -> None:
     )
 
 
+def test_the_detectable_difference_is_that_of_the_best_baseline() -> None:
+    sizes = {"few_shot": 0.2, "zero_shot": 0.3, "majority": 0.317, "tfidf": 0.063}
+    comparison = {
+        f"tuned vs {name}": samples.versus("macro_f1", 0.03).model_copy(update={"n": 137, "smallest_detectable": size})
+        for name, size in sizes.items()
+    }
+    text = read(samples.classification(), comparison=comparison).text
+
+    assert "With 137 rows, a difference of 6.3 points from TF-IDF is detected in four of five cases." in text
+    assert "31.7 points" not in text
+
+
 def test_lower_is_better_decides_who_wins() -> None:
     sample = samples.causal_lm()
     scores = sample.record.scores | {"zero_shot": sample.record.scores["tuned"]}

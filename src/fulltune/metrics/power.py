@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 from fulltune.records.run import Comparison
@@ -32,8 +33,11 @@ def smallest_detectable(error: float, confidence: float) -> float:
     return (z(0.5 + confidence / 2) + z(POWER)) * error if math.isfinite(error) else math.nan
 
 
-def expected_detectable(rows: int, confidence: float, spread: float) -> float:
+def expected_detectable(rows: int, confidence: float, spread: float, groups: Sequence[int] = ()) -> float:
     """Return the smallest difference that rows will detect with a probability of :data:`POWER`, before any is scored.
+
+    If the rows of a group change together, the variance of the mean is ``spread² · Σ sizes² / rows²`` (Kish 1965,
+    "Survey Sampling", section 5.4, for an intraclass correlation of one).
 
     Args:
         rows: Number of rows; NaN is returned for fewer than :func:`least_rows`.
@@ -41,11 +45,13 @@ def expected_detectable(rows: int, confidence: float, spread: float) -> float:
         spread: Standard deviation of the difference of single rows. For a metric that is 0 or 1 on a row it is at most
             the square root of the fraction of rows that change (their variance is that fraction minus the difference
             squared).
+        groups: Sizes of groups whose rows change together; NaN is returned for fewer than :func:`least_rows`. Empty if
+            every row is independent.
     """
-    if rows < least_rows(confidence):
+    if (len(groups) or rows) < least_rows(confidence):
         return math.nan
-    z = NormalDist().inv_cdf
-    return (z(0.5 + confidence / 2) + z(POWER)) * spread / math.sqrt(rows)
+    sizes = groups or (1,) * rows
+    return smallest_detectable(spread * math.hypot(*sizes) / sum(sizes), confidence)
 
 
 def rows_needed(comparison: Comparison, confidence: float = 0.95) -> int | None:

@@ -135,12 +135,15 @@ def headline(
     return f"{b} is {verb} than {a} in {name} by {gain(comparison, metric, sign)}, {values}, {n}."
 
 
-def detectable(comparison: Comparison, metric: Metric) -> str:
-    """Return the smallest difference that as many rows detect; empty if it is unknown."""
+def detectable(comparison: Comparison, metric: Metric, against: str = "") -> str:
+    """Return the smallest difference that as many rows detect; empty if it is unknown.
+
+    It depends on how much the answers of both systems differ; ``against`` names the second, if several are compared.
+    """
     if not comparison.smallest_detectable > 0 or comparison.verdict == "too few rows":
         return ""
-    size = amount(comparison.smallest_detectable, metric)
-    return f"With {units(comparison)}, a difference of {size} is detected in four of five cases."
+    size, pair = amount(comparison.smallest_detectable, metric), f" from {against}" if against else ""
+    return f"With {units(comparison)}, a difference of {size}{pair} is detected in four of five cases."
 
 
 def units(comparison: Comparison) -> str:

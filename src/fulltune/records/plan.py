@@ -19,6 +19,9 @@ class Detectable(Model):
         value: The difference, as a fraction for metrics that are 0 or 1 on a row.
         unit: ``fraction``, or ``standard deviations`` of the differences of single rows.
         changed: Fraction of rows that is assumed to become right or wrong; None for ``standard deviations``.
+        groups: Number of groups of these rows (``data.group``), each of which is assumed to change as a whole; 0
+            without groups.
+        ungrouped: What ``value`` would be if the rows of a group were independent of each other; None without groups.
     """
 
     rows: int
@@ -26,6 +29,8 @@ class Detectable(Model):
     value: float
     unit: Literal["fraction", "standard deviations"]
     changed: float | None = None
+    groups: int = 0
+    ungrouped: float | None = None
 
 
 class Plan(Model):

@@ -174,10 +174,14 @@ def comparisons(record: Record) -> list[Versus]:
 
 
 def how_compared(record: Record) -> str:
-    """Return how differences are tested, and what these rows can detect; empty without a comparison."""
-    best = next(iter(record.comparison.values()), None)
-    if best is None:
+    """Return how differences are tested, and what these rows can detect; empty without a comparison.
+
+    What they can detect depends on how much the answers of both systems differ, and is that of the best baseline.
+    """
+    if not record.comparison:
         return ""
+    name = _best_compared(record)
+    best = record.comparison[f"tuned vs {name}"]
     lines = ["A difference whose interval includes 0 may be due to chance."]
     if best.test:
         lines.append(f"Test: {best.test}.")
@@ -185,8 +189,17 @@ def how_compared(record: Record) -> str:
     if record.metric in metrics:
         metric = metrics[record.metric]
         lines.append(f"A difference below {wording.amount(best.min_effect, metric)} does not count.")
-        lines.append(wording.detectable(best, metric))
+        lines.append(wording.detectable(best, metric, against=wording.system(name)))
     return " ".join(filter(None, lines))
+
+
+def _best_compared(record: Record) -> str:
+    """Return the best of the baselines that the tuned model is compared with; the first one if none has a score."""
+    sign = 1 if _direction(record, record.metric) == "higher" else -1
+    names = [name.removeprefix("tuned vs ") for name in record.comparison]
+    values = {name: sign * record.scores[name][record.metric].value for name in names if _has(record, name)}
+    scored = {name: value for name, value in values.items() if not math.isnan(value)}
+    return max(scored, key=scored.__getitem__, default=names[0])
 
 
 def _versus(record: Record, pair: str, item: Comparison) -> Versus:

@@ -180,6 +180,42 @@ def test_the_expected_difference_is_detected_in_four_of_five_draws(rows: int) ->
     assert np.isnan(expected_detectable(5, 0.95, 1.0))
 
 
+def test_groups_that_change_together_detect_less() -> None:
+    sizes = [1, 2, 3, 10, 20, 4, 5, 5]
+    value = expected_detectable(sum(sizes), 0.95, 1.0, sizes)
+    random = np.random.default_rng(5)
+    groups = random.normal(size=(20_000, len(sizes)))
+    means = value + groups @ sizes / sum(sizes)
+    detected = np.abs(means) > 1.959964 * (groups @ sizes / sum(sizes)).std()
+    assert detected.mean() == pytest.approx(0.8, abs=0.01)
+    assert expected_detectable(50, 0.95, 1.0, [1] * 50) == pytest.approx(expected_detectable(50, 0.95, 1.0))
+    assert np.isnan(expected_detectable(50, 0.95, 1.0, [10] * 5))
+
+
+def test_a_plan_counts_groups_where_rows_have_some(tmp_path: Path) -> None:
+    raw = config(tmp_path, "bert")
+    for name, part in (("train", range(30)), ("eval", range(30, 60))):
+        rows = [
+            {"text": f"{fakes.WORDS[n]} {name} {n}", "label": "ab"[n % 2], "document": f"{name} {n // 3}"} for n in part
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    alone = run.plan(raw, out=tmp_path / "runs", quick=True).detectable
+    raw["data"]["group"] = "document"
+    quick = run.plan(raw, out=tmp_path / "runs", quick=True)
+    found = quick.detectable
+
+    assert found is not None
+    assert alone is not None
+    assert (found.rows, found.groups, alone.groups, alone.ungrouped) == (30, 10, 0, None)
+    assert found.ungrouped == alone.value
+    assert found.value == pytest.approx(3**0.5 * alone.value)
+    assert loaded(raw, tmp_path).detectable == found
+    shown = CliRunner().invoke(app, ["plan", write(tmp_path, raw), "--quick", "--out", str(tmp_path / "runs")])
+    words = " ".join(shown.stdout.split())
+    assert f"a difference of {100 * found.value:.1f} points of Macro-F1" in words
+    assert "those of each of 10 groups together" in words
+
+
 def test_inputs_are_checked_without_a_model(tmp_path: Path) -> None:
     inputs, files = check_inputs(load_config(config(tmp_path, "bert")), tmp_path)
     assert inputs.task.labels == ("a", "b")

@@ -275,11 +275,18 @@ def _trainings(plan: Plan) -> str:
 
 def _detectable(detectable: Detectable) -> str:
     metric = display.metric_label(detectable.metric)
+    together = f", those of each of {detectable.groups:,} groups together" if detectable.groups else ""
     if detectable.changed is None:
         deviations = f"{detectable.value:.2g} standard deviations of the rows' differences in {metric}"
-        return f"a difference of {deviations}, with {detectable.rows:,} rows"
+        alone = f" ({detectable.ungrouped:.2g} if each on its own)" if detectable.ungrouped else ""
+        changing = f", if{together[1:]} change{alone}" if together else ""
+        return f"a difference of {deviations}, with {detectable.rows:,} rows{changing}"
     points = f"{100 * detectable.value:.1f} points of {metric}"
-    return f"a difference of {points}, if {detectable.changed:.0%} of {detectable.rows:,} rows become right or wrong"
+    alone = f" ({100 * detectable.ungrouped:.1f} points if each on its own)" if detectable.ungrouped else ""
+    return (
+        f"a difference of {points}, if {detectable.changed:.0%} of {detectable.rows:,} rows become right or wrong"
+        f"{together}{alone}"
+    )
 
 
 def _memory(plan: Plan) -> str:

@@ -385,6 +385,7 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
         scored=len(data.eval.examples) - len(job.left_out),
         more_advice=job.task.advice(data.train.examples, mean, partial(_count, job.base)),
         is_encoder_decoder=job.base.family == "encoder-decoder",
+        groups=planning.group_sizes(data.eval.examples, job.left_out),
     )
     with pinned_kernels(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config.trainer), config, choices)})

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
 
 from fulltune.config import BaselineConfig, Config, EvaluationConfig, TrainConfig
 from fulltune.errors import ConfigError, Problem
 from fulltune.metrics.base import Metric
 from fulltune.metrics.power import expected_detectable
 from fulltune.records.plan import Detectable, Plan
+from fulltune.tasks.base import Example
 from fulltune.training.advice import advice, advice_on_choice
 from fulltune.training.arguments import evaluation_steps, warmup_steps
 from fulltune.training.arguments import steps_per_epoch as steps_per_epoch
@@ -50,6 +52,7 @@ def build_plan(
     scored: int | None = None,
     more_advice: Sequence[str] = (),
     is_encoder_decoder: bool = False,
+    groups: Sequence[int] = (),
 ) -> Plan:
     """Return a plan from counts.
 
@@ -68,6 +71,7 @@ def build_plan(
         scored: Evaluation rows that decide, if some of them do not.
         more_advice: Advice of the task.
         is_encoder_decoder: True for a model with two stacks.
+        groups: Sizes of their groups, see :func:`group_sizes`.
 
     Raises:
         ConfigError: The job cannot work; all problems at once.
@@ -97,7 +101,7 @@ def build_plan(
         evaluations=evaluation_steps(total, config.train.evaluations),
         trainings=config.data.folds + 1 if config.data.is_crossed and config.data.folds else config.train.seeds,
         folds=config.data.folds if config.data.is_crossed else None,
-        detectable=_detectable(config.evaluation, metric, (eval_rows if scored is None else scored) - unscored),
+        detectable=_detectable(config.evaluation, metric, (eval_rows if scored is None else scored) - unscored, groups),
         advice=(
             *advice(config, total, parameters, is_encoder_decoder=is_encoder_decoder),
             *_fit(config, rows, sequences, memory, machine_memory, unscored),
@@ -107,13 +111,21 @@ def build_plan(
     )
 
 
-def _detectable(settings: EvaluationConfig, metric: Metric | None, rows: int) -> Detectable | None:
+def group_sizes(examples: Sequence[Example], left_out: Container[str] = ()) -> tuple[int, ...]:
+    """Return the numbers of rows of all groups, without rows that do not decide; empty if no row has a group."""
+    counts = Counter(example.group or f"row {example.id}" for example in examples if example.id not in left_out)
+    return tuple(counts.values()) if any(example.group for example in examples) else ()
+
+
+def _detectable(
+    settings: EvaluationConfig, metric: Metric | None, rows: int, groups: Sequence[int]
+) -> Detectable | None:
     """Return what rows will be able to decide, if :data:`CHANGED` of them become right or wrong."""
     if metric is None:
         return None
     is_exact = metric.name in _EXACT
     spread = math.sqrt(CHANGED) if is_exact else 1.0
-    value = expected_detectable(rows, settings.confidence, spread)
+    value = expected_detectable(rows, settings.confidence, spread, groups)
     if not math.isfinite(value):
         return None
     return Detectable(
@@ -122,6 +134,8 @@ def _detectable(settings: EvaluationConfig, metric: Metric | None, rows: int) ->
         value=value,
         unit="fraction" if is_exact else "standard deviations",
         changed=CHANGED if is_exact else None,
+        groups=len(groups),
+        ungrouped=expected_detectable(rows, settings.confidence, spread) if groups else None,
     )
 
 

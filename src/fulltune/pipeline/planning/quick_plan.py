@@ -14,7 +14,7 @@ from fulltune.data.findings import Finding, unscored_rows
 from fulltune.data.summary import data_summary
 from fulltune.pipeline.job import Inputs
 from fulltune.pipeline.planning.formula import memory_by_formula
-from fulltune.pipeline.planning.plan import build_plan
+from fulltune.pipeline.planning.plan import build_plan, group_sizes
 from fulltune.pipeline.planning.stored_model import StoredModel
 from fulltune.records.plan import Plan
 from fulltune.runtime import machine
@@ -55,6 +55,7 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
     sequences = own + replayed(config.regularize, own)
     mean = sum(len(item.input_ids) for item in features) / max(1, len(features))
     total = round(mean * sequences)
+    left_out = frozenset() if config.data.allow_leaks else frozenset(inputs.audit.leaked_ids)
     plan = build_plan(
         config,
         train_rows=len(data.train.examples),
@@ -68,9 +69,10 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
         batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
         unscored=unscored_rows(inputs.audit.findings),
         metric=task.metrics[0],
-        scored=len(data.eval.examples) - (0 if config.data.allow_leaks else len(inputs.audit.leaked_ids)),
         more_advice=task.advice(train, mean, lambda text: len(model.ids([text], special=False)[0])),
         is_encoder_decoder=model.is_encoder_decoder,
+        scored=len(data.eval.examples) - len(left_out),
+        groups=group_sizes(data.eval.examples, left_out),
     )
     splits = {"train": train, "eval": evaluation}
     lengths = _lengths(splits, config.data, lambda example: encoded[id(example)], model.window)
