@@ -615,6 +615,13 @@ def test_the_commands_from_list_to_gc(out: Path) -> None:
     assert json.loads(call("list", "--out", out, "--json").stdout)["models"][0]["newest"] == f"{name}@3"
     assert call("promote", f"{name}@1", "--out", out).exit_code == 0
     assert call("promote", f"{name}@2", "--out", out).exit_code == 0
+    for listed in (call("list", "--out", out), call("show", name, "--out", out)):
+        words = " ".join(listed.stdout.split())
+        for number in (1, 2, 3):
+            assert f"@{number} starter-encoder on train.jsonl (2,133 rows): Accuracy 0.912" in words
+    assert f"{name}: production → 2" in " ".join(call("list", "--out", out).stdout.split())
+    stored = json.loads(call("list", "--out", out, "--json").stdout)["versions"][f"{name}@2"]
+    assert (stored["base"], stored["data"], stored["metric"]) == ("starter-encoder", "train.jsonl", "accuracy")
     refused = call("promote", name, "--out", out, "--json")
     assert (refused.exit_code, json.loads(refused.stdout)["error"]["type"]) == (3, "PromotionRefused")
     assert call("promote", name, "--force", "it is smaller", "--out", out).exit_code == 0

@@ -26,7 +26,7 @@ PRODUCTION = "production"
 @models.command("list")
 @with_common_options
 def list_models(common: Common) -> None:
-    """List the models of the registry, their newest versions and their aliases."""
+    """List the models of the registry with their aliases, and every version with its base, data and score."""
     from fulltune.cli.render import registry as render
     from fulltune.store.registry.overview import listing
     from fulltune.store.registry.registry import Registry

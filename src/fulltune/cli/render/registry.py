@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
+from fulltune.report.display import metric_label
 from fulltune.runtime.terminal import wrapping_table
 from fulltune.store.delta import Restored
 from fulltune.store.registry.gc import Garbage
-from fulltune.store.registry.overview import Listing, Story, Verified
+from fulltune.store.registry.overview import Listing, Origin, Story, Verified
 from fulltune.store.registry.promotion import refusal
 from fulltune.store.registry.registry import Move, Registry, Version
 
@@ -20,14 +22,25 @@ if TYPE_CHECKING:
 
 
 def listing(versions: Listing) -> RenderableType:
-    """Show every model, its newest version and the targets of its aliases."""
+    """Show every model, its aliases, and the base, the data and the score of every version."""
     if not versions.models:
         return Text("The registry is empty: `fulltune run` fills it; --out says where it is.")
-    table = wrapping_table("model", "versions", "newest", "made", "aliases")
+    parts: list[RenderableType] = []
     for model in versions.models:
-        aliases = ", ".join(f"{alias} → {number}" for alias, number in model.aliases.items()) or "none"
-        table.add_row(model.name, str(model.versions), model.newest, model.created, aliases)
-    return table
+        aliases = ", ".join(f"{alias} → {number}" for alias, number in model.aliases.items()) or "no alias"
+        parts.append(Text(f"{model.name}: {aliases}", style="bold", overflow="fold"))
+        parts += [_made(one, ref) for ref, one in versions.versions.items() if ref.rpartition("@")[0] == model.name]
+    return Group(*parts)
+
+
+def _made(origin: Origin, ref: str) -> RenderableType:
+    """Show the base, the data and the score of a version, as a paragraph: names may be longer than any column."""
+    of = f" on {origin.data} ({origin.rows:,} rows)" if origin.data else ""
+    score = ", not scored"
+    if origin.score is not None:
+        low, high = (f"{bound:.3f}" for bound in (origin.score.low, origin.score.high))
+        score = f": {metric_label(origin.metric)} {origin.score.value:.3f} [{low}, {high}]"
+    return Padding(Text(f"@{ref.rpartition('@')[2]}  {origin.base}{of}{score}", overflow="fold"), (0, 0, 0, 2))
 
 
 def story(history: Story) -> RenderableType:
@@ -37,6 +50,7 @@ def story(history: Story) -> RenderableType:
         aliases = ", ".join(alias for alias, number in history.aliases.items() if number == version.number)
         size = "deleted" if version.ref in history.collected else f"{version.size:,}"
         table.add_row(version.ref, version.outcome, version.created, _origin(version), size, aliases)
+    made = [_made(one, ref) for ref, one in history.origins.items()]
     newest = history.versions[-1]
     headline = [Text(f"{newest.ref}: {newest.headline}")] if newest.headline else []
     formats = [
@@ -44,7 +58,7 @@ def story(history: Story) -> RenderableType:
         for ref, kept in history.artifacts.items()
         for one in kept
     ]
-    return Group(table, *headline, *map(Text, formats), *(Text(_described(move)) for move in history.history))
+    return Group(table, *made, *headline, *map(Text, formats), *(Text(_described(move)) for move in history.history))
 
 
 def move(moved: Move, name: str) -> RenderableType:

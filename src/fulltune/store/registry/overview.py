@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fulltune.errors import Problem, StoreError
-from fulltune.records.run import Model
+from fulltune.records.run import Model, Score, read_record
 from fulltune.store.registry.registry import Artifact, Move, Registry, Version
 
 
@@ -19,16 +19,38 @@ class Summary(Model):
     aliases: dict[str, int]
 
 
+class Origin(Model):
+    """What a version was made of, and its score.
+
+    Attributes:
+        ref: The version.
+        base: The checkpoint that training started from.
+        data: Source of its training rows; empty if the record of the run is not stored or cannot be read.
+        rows: Number of these rows.
+        metric: The deciding metric.
+        score: Its value on the evaluation rows; None for a version that was not scored.
+    """
+
+    ref: str
+    base: str
+    data: str = ""
+    rows: int = 0
+    metric: str = ""
+    score: Score | None = None
+
+
 class Listing(Model):
-    """All models."""
+    """All models; ``versions`` holds the origin of every version, by its reference."""
 
     models: tuple[Summary, ...]
+    versions: dict[str, Origin] = Field(default_factory=dict)
 
 
 class Story(Model):
     """One model: its versions, its aliases, and all their moves.
 
-    ``collected`` lists versions without bytes, ``artifacts`` the versions in other formats, by their references.
+    ``collected`` lists versions without bytes, ``artifacts`` the versions in other formats, and ``origins`` what they
+    were made of, by their references.
     """
 
     name: str
@@ -37,6 +59,7 @@ class Story(Model):
     collected: tuple[str, ...]
     history: tuple[Move, ...]
     artifacts: dict[str, tuple[Artifact, ...]] = Field(default_factory=dict)
+    origins: dict[str, Origin] = Field(default_factory=dict)
 
 
 class Verified(Model):
@@ -48,8 +71,8 @@ class Verified(Model):
 
 
 def listing(registry: Registry) -> Listing:
-    """Return every model with its newest version."""
-    summaries = []
+    """Return every model with its newest version, and the origin of every version."""
+    summaries, origins = [], dict[str, Origin]()
     for name in registry.names():
         versions = registry.versions(name)
         last = versions[-1]
@@ -57,7 +80,22 @@ def listing(registry: Registry) -> Listing:
             name=name, versions=len(versions), newest=last.ref, created=last.created, aliases=registry.aliases(name)
         )
         summaries.append(summary)
-    return Listing(models=tuple(summaries))
+        origins |= {version.ref: origin(registry, version) for version in versions}
+    return Listing(models=tuple(summaries), versions=origins)
+
+
+def origin(registry: Registry, version: Version) -> Origin:
+    """Return what a version was made of, from the record of its run."""
+    bare = Origin(ref=version.ref, base=version.lineage.base.source)
+    entry = version.files.get("record.json")
+    try:
+        record = read_record(registry.objects.path(entry.sha256)) if entry else None
+    except StoreError:  # `fulltune models verify` reports it
+        record = None
+    if record is None:
+        return bare
+    facts = {"data": record.data.train.source, "rows": record.data.train.rows, "metric": record.metric}
+    return bare.model_copy(update=facts | {"score": record.scores.get("tuned", {}).get(record.metric)})
 
 
 def story(registry: Registry, ref: str) -> Story:
@@ -85,6 +123,7 @@ def story(registry: Registry, ref: str) -> Story:
         collected=collected,
         history=tuple(moves),
         artifacts={ref: artifacts for ref, artifacts in kept.items() if artifacts},
+        origins={version.ref: origin(registry, version) for version in versions},
     )
 
 
