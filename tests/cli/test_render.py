@@ -7,9 +7,11 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from fulltune.cli.render import runs
+from fulltune.cli.render import answers, runs
 from fulltune.config import load_config
-from fulltune.metrics.run_comparison import RunComparison
+from fulltune.evaluation.prediction_files import Answers
+from fulltune.evaluation.verdict import verdict
+from fulltune.metrics.run_comparison import ChangedRows, Row, RunComparison
 from fulltune.pipeline.planning.plan import build_plan
 from fulltune.records.run import (
     AuditSummary,
@@ -20,6 +22,7 @@ from fulltune.records.run import (
     MetricInfo,
     ModelInfo,
     Parameters,
+    Prediction,
     Recommendation,
     Record,
     Resources,
@@ -33,8 +36,8 @@ MODEL = ModelInfo(source="gpt2 [small]", sha256="00", family="encoder", architec
 INFO = MetricInfo(direction="higher", version=1, source="scikit-learn")
 
 
-def text(shown: RenderableType) -> str:
-    console = Console(width=200)
+def text(shown: RenderableType, width: int = 200) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(shown)
     return capture.get()
@@ -216,3 +219,34 @@ def test_seconds_of_baselines_and_their_samples_are_shown() -> None:
     shown = text(runs.record(record(baselines=uses), Path("r")))
     assert "; baselines: TF-IDF 3\n" in "\n".join(line.rstrip() for line in shown.splitlines()) + "\n"
     assert "TF-IDF: 40 of 99 rows of train, drawn at random" in shown
+
+
+def test_run_ids_do_not_break_the_table_of_a_verdict() -> None:
+    names = ("20250301-101530-classification-bert-1a2b#tfidf", "20250301-101530-classification-bert-1a2b")
+    sides = [
+        Answers(
+            name,
+            tuple(
+                Prediction(
+                    system="tuned", id=str(row), input="", reference="yes", output="yes" if row < right else "no"
+                )
+                for row in range(40)
+            ),
+        )
+        for name, right in zip(names, (30, 36), strict=True)
+    ]
+    lines = text(runs.verdict(verdict(*sides, metric="accuracy")), 80).splitlines()
+
+    assert [line for line in lines if line.startswith(("A: ", "B: "))] == [f"A: {names[0]}", f"B: {names[1]}"]
+    table = lines[next(n for n, line in enumerate(lines) if line.startswith("┏")) :]
+    assert len(table) <= 10  # three borders, a header, at most two lines per system, and the names
+    assert not any("2025" in line for line in table[:-2])
+
+
+def test_broken_rows_come_before_fixed_ones() -> None:
+    rows = [Row(id=f"test.jsonl:{n}", input="x", reference="a", before="a", after="b") for n in range(2)]
+    changed = ChangedRows(
+        before="one", after="two", metric="accuracy", counted=(1, 1), fixed=tuple(rows[:1]), broken=tuple(rows[1:])
+    )
+    shown = text(answers.changed_rows(changed))
+    assert shown.index("1 broken") < shown.index("test.jsonl:1") < shown.index("1 fixed") < shown.index("test.jsonl:0")

@@ -31,11 +31,12 @@ def asked(answer: Asked) -> RenderableType:
 
 
 def changed_rows(changed: ChangedRows) -> RenderableType:
-    """Show rows that became right or wrong, with both answers."""
+    """Show rows that became wrong or right, with both answers, those that became wrong first."""
     kinds = ("gained most", "lost most") if changed.counted is None else ("fixed", "broken")
     counted = changed.counted or (len(changed.fixed), len(changed.broken))
     parts: list[RenderableType] = [Text(_between(changed), overflow="fold")]
-    for kind, rows, count in zip(kinds, (changed.fixed, changed.broken), counted, strict=True):
+    listed = zip(kinds, (changed.fixed, changed.broken), counted, strict=True)
+    for kind, rows, count in reversed(list(listed)):
         shown = f", {len(rows)} shown" if len(rows) < count else ""
         parts.append(Text(f"\n{count:,} {kind}{shown}", style="bold"))
         for row in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from fulltune.records.learning_rate import LearningRate
     from fulltune.records.methods import MethodComparison
     from fulltune.records.sweep import Sweep
+
+
+#: Longest name of a system in a table of 80 columns; longer ones, such as run ids, are listed below it.
+_NAME_WIDTH = 16
 
 
 def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
@@ -143,11 +148,15 @@ def seeded(result: SeededRuns) -> RenderableType:
 
 def verdict(result: PairVerdict | ManyVerdicts) -> RenderableType:
     """Show the verdict on two or more systems: sentences, then one row per system."""
+    rows = verdicts.rows(result)
+    is_long = max(len(row[0]) for row in rows) > _NAME_WIDTH and len(rows) <= len(ascii_uppercase)
+    shown = {row[0]: letter if is_long else row[0] for row, letter in zip(rows, ascii_uppercase, strict=False)}
     table = wrapping_table(*verdicts.header(result))
-    for row in verdicts.rows(result):
-        table.add_row(*row)
+    for row in rows:
+        table.add_row(shown.get(row[0], row[0]), *row[1:])
     first, *others = verdicts.sentences(result)
-    return Group(Text(first, style="bold"), *(Text(line) for line in others), table)
+    key = [Text(f"{letter}: {name}", overflow="fold") for name, letter in shown.items() if is_long]
+    return Group(Text(first, style="bold"), *(Text(line) for line in others), table, *key)
 
 
 def evaluation(record: EvaluationRecord) -> RenderableType:
