@@ -189,6 +189,7 @@ def test_spellings_of_a_label_are_merged_before_anything_else(name: str) -> None
     found = recommend(described(CASES[name].record(), CZECH, labels=SPLIT, truncation=CUT))
     assert found.action == "merge the spellings of labels"
     assert "The 7 classes are 6 labels in several spellings ('pokuta' (140) = 'pokuta ' (3))" in found.sentence
+    assert "set data.merge_labels: true" in found.sentence
     assert found.use == ("tfidf" if name.startswith("beaten") else "")
 
 

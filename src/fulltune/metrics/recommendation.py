@@ -235,8 +235,9 @@ def _spelled(record: Record) -> Recommendation | None:
     return Recommendation(
         use=_winner(record) or "",
         action="merge the spellings of labels",
-        sentence=f"The {labels.written:,} classes are {labels.distinct:,} labels in several spellings{listed}: write "
-        "each label in one way and run again, because no model can tell spellings apart and each counts as a class.",
+        sentence=f"The {labels.written:,} classes are {labels.distinct:,} labels in several spellings{listed}: set "
+        "data.merge_labels: true, or write each label in one way, and run again. No model can tell spellings apart, "
+        "and each counts as a class.",
     )
 
 
