@@ -21,7 +21,7 @@ from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
 
 VERBS = (
-    *("init", "run", "plan", "evaluate", "predict", "serve", "compare", "verdict"),
+    *("init", "run", "plan", "evaluate", "predict", "serve", "export", "compare", "verdict"),
     *("demo", "doctor", "lr-find", "methods", "sweep", "launch"),
 )
 #: Commands that have subcommands.

@@ -23,9 +23,7 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; empty or new.")],
     form: Annotated[
         str,
-        typer.Option(
-            "--format", metavar="FORMAT", help="onnx, onnx-int8, gguf-f16, gguf-q8_0 (gguf) or safetensors-bf16."
-        ),
+        typer.Option("--format", metavar="FORMAT", help="onnx, onnx-int8, gguf (f16), gguf-q8_0 or safetensors-bf16."),
     ],
     margin: Annotated[
         float | None,
