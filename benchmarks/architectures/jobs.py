@@ -89,10 +89,7 @@ def config(base: Path, column: str, folder: Path, *, fast: bool, dropout: float 
         data["databases"] = str(folder)
         _write_zoo(folder / "zoo.sqlite")
     switch = "auto" if fast else "off"
-    # Plain transformers draws the weights of a new head.
-    head = {"head": {"start": "random"}} if task == "classification" else {}
     return {
-        **head,
         "model": str(base),
         "task": task,
         "data": data,

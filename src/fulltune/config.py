@@ -492,10 +492,10 @@ class AdapterConfig(Section):
 class HeadConfig(Section):
     """Options of the classification head."""
 
-    start: Literal["auto", "random", "probe"] = Field(
+    start: Literal["auto", "probe"] = Field(
         "auto",
-        description="first weights: those of a logistic regression on what the frozen model gives the head (`probe`), "
-        "or random ones; `auto` is `probe` for a new head, and keeps a head that is stored in the checkpoint",
+        description="first weights: those of the checkpoint, or random ones (`auto`), or those of a logistic "
+        "regression on what the frozen model gives the head (`probe`), which wants a lower learning rate",
     )
 
 

@@ -3,6 +3,9 @@
 A random head sends random gradients into the pretrained body, which distorts its features before the head has learned
 anything. Linear probing first, then fine-tuning, avoids that (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained
 Features and Underperform Out-of-Distribution").
+
+It is not the default. The weights of a probe are large where features vary little, so that a step in the body changes
+the logits more than under a random head: at rates that suit a random head, the training may diverge.
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ _log = logging.getLogger(__name__)
 #: Strengths to choose from, for standardized features.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 
-#: Rows of train that the probe reads at most, that scale a new projection, and that try the start out.
-ROWS, SCALING_ROWS, TRIAL_ROWS = 10_000, 256, 64
+#: Rows of train that the probe reads at most, and that scale a new projection.
+ROWS, SCALING_ROWS = 10_000, 256
 
 #: Root mean square of what a new projection passes on: tanh and GELU are nearly linear there.
 PROJECTED_RMS = 0.5
@@ -63,7 +66,7 @@ class Probe:
 
 
 def with_started_head(job: Job, model: Bundle, examples: Sequence[Example]) -> Bundle:
-    """Initialize the new head of a model before training; return the bundle with a note for the record.
+    """Initialize the head of a model before training; return the bundle with a note for the record.
 
     Args:
         job: Task, config and training sequences.
@@ -71,25 +74,16 @@ def with_started_head(job: Job, model: Bundle, examples: Sequence[Example]) -> B
         examples: Rows of train that the training may use.
     """
     job.task.begin(model, examples)
-    start = job.config.head.start
-    if job.task.head != "classification":
+    if job.config.head.start != "probe":
         return model
     from fulltune.models.heads import output_layer
 
     layer = output_layer(model.model, len(job.task.labels))
-    if start == "random" or (start == "auto" and f"{layer}.weight" not in model.fresh):
-        return model
     rows = _Rows.of(job, examples)
     if rows is None:
         return model
-    drawn = {name: value.clone() for name, value in model.model.state_dict().items() if name in model.fresh}
-    loss = training_loss(rows, model)
     probe = _with_projection(rows, model, layer)
     _set(model.model.get_submodule(layer), probe)
-    if start == "auto" and not training_loss(rows, model) < loss:
-        model.model.load_state_dict(drawn, strict=False)
-        _log.info("the head starts from random weights: with those of a linear probe, the first loss is not lower")
-        return model
     _log.info("%s", probe)
     info = model.info.model_copy(update={"reconciled": (*model.info.reconciled, str(probe))})
     return replace(model, info=info)
@@ -142,25 +136,6 @@ class _Rows:
             return iter(head_inputs(model, layer, part, size))
 
         return np.array(list(distributed.map_sharded(read, self.inputs)), dtype=np.float64)
-
-
-def training_loss(rows: _Rows, model: Bundle) -> float:
-    """Return the mean loss of some rows as training begins with it: under dropout.
-
-    A probe of features that hardly differ between rows has large weights, and dropout then makes its answers random.
-    """
-    import torch
-
-    from fulltune.models.modes import in_mode
-
-    picked = rows.sequences[:: max(1, len(rows.sequences) // TRIAL_ROWS)][:TRIAL_ROWS]
-    losses = []
-    with in_mode(model.model, training=True), torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(rows.job.config.train.seed)
-        for one in picked:
-            ids, labels = torch.tensor([one.input_ids]), torch.tensor([one.labels])
-            losses.append(float(model.model(input_ids=ids, labels=labels).loss))
-    return float(np.mean(losses))
 
 
 def _with_projection(rows: _Rows, model: Bundle, layer: str) -> Probe:
