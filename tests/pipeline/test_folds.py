@@ -217,9 +217,20 @@ def test_near_duplicates_are_too_few_for_folds() -> None:
         fold_tables(Table("rows", rows), 3)
 
 
-def test_a_fold_that_repeats_its_training_rows_is_named(place: Path, tmp_path: Path) -> None:
+def test_rows_that_the_other_folds_repeat_are_left_out(place: Path, tmp_path: Path) -> None:
     lines = rows()
-    repeated = [{**line, "firm": f"copy of {line['firm']}"} for line in lines[:12]]
+    repeated = [{**line, "firm": f"copy of {line['firm']}"} for line in lines[:6]]
     data = {"train": write(tmp_path / "rows.jsonl", [*lines, *repeated])}
-    with pytest.raises(DataError, match=r"fold 1: .*also"):
+    record = fulltune.run(place / "config.yaml", out=tmp_path / "runs", data=data, progress=False)
+    leaks = record.data.summary.leaks
+    assert leaks is not None
+    assert 0 < leaks.rows <= 12
+    assert record.scores["tuned"][record.metric].n == 42 - leaks.rows
+
+
+def test_a_fold_whose_rows_all_repeat_training_rows_is_named(place: Path, tmp_path: Path) -> None:
+    lines = [{**line, "firm": f"firm {copy}"} for copy in range(12) for line in rows(4)]
+    data = {"train": write(tmp_path / "rows.jsonl", lines)}
+    with pytest.raises(DataError, match="fold 1: "):
         fulltune.run(place / "config.yaml", out=tmp_path / "runs", data=data)
+
