@@ -39,6 +39,9 @@ NAME_WIDTH = 52
 #: Minimum seconds between two lines.
 LOG_SECONDS = 2.0
 
+#: Seconds after which a stage of known length prints a line even if little of it is done; the next one after twice that.
+LONG_SECONDS = 30.0
+
 #: Minimum seconds between two updates of a line in a notebook.
 NOTEBOOK_SECONDS = 0.5
 
@@ -128,7 +131,10 @@ class NullProgress(Progress):
 
 
 class _LogBar(Bar):
-    """A bar that prints a line at equal parts of the total; if that is unknown, each time the elapsed time doubles."""
+    """A bar that prints a line at equal parts of the total, and before the first of them when the time has doubled.
+
+    If the total is unknown, it prints a line each time the elapsed time doubles.
+    """
 
     def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
         self.name = name
@@ -137,34 +143,49 @@ class _LogBar(Bar):
         self.stream = stream
         self.done = 0
         self.lines = 0
-        self.wait = 10.0
+        self.wait = LONG_SECONDS if total else 10.0
         self.started = time.monotonic()
         self.last_line = self.started
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
-        if self.lines < LOG_LINES and self._due():
+        now = time.monotonic()
+        if self.total and self.done >= self.total:
+            return  # the last line is that of the stage
+        if self._has_part(now):
             self.lines += 1
+            self.wait *= 2
+            self.line(note)
+        elif now - self.started >= self.wait and not self.lines:
+            self.wait *= 2
             self.line(note)
 
-    def _due(self) -> bool:
-        if self.total:
-            due = self.lines < self.done * (LOG_LINES + 1) // self.total and self.done < self.total
-            return due and time.monotonic() - self.last_line >= LOG_SECONDS
-        if time.monotonic() - self.started < self.wait:
+    def _has_part(self, now: float) -> bool:
+        """Return True if another part of the total is done; if it is unknown, if the time has doubled."""
+        if self.lines >= LOG_LINES or now - self.last_line < LOG_SECONDS:
             return False
-        self.wait *= 2
-        return True
+        if not self.total:
+            return now - self.started >= self.wait
+        return self.lines < self.done * (LOG_LINES + 1) // self.total
 
     def line(self, note: str = "") -> None:
         self.last_line = time.monotonic()
+        elapsed = self.last_line - self.started
         of = f"/{self.total}" if self.total else ""
-        parts = [f"{self.name}: {self.done}{of} {self.unit}s", f"{self.last_line - self.started:.0f} s", note]
+        times = [f"{elapsed:.0f} s"]
+        if self.total and 0 < self.done < self.total and elapsed >= LOG_SECONDS:
+            times.append(f"about {_rough(elapsed * (self.total - self.done) / self.done)} left")
+        parts = [f"{self.name}: {self.done}{of} {self.unit}s", *times, note]
         write_line(self.stream, ", ".join(part for part in parts if part))
 
 
+def _rough(seconds: float) -> str:
+    """Return a duration in seconds, or in minutes if it is long."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 class LogProgress(Progress):
-    """A progress of plain lines, at most :data:`LOG_LINES` + 2 per stage."""
+    """A progress of plain lines: :data:`LOG_LINES` per stage, its first and last one, and a few of a long stage."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
