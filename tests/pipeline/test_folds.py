@@ -233,4 +233,3 @@ def test_a_fold_whose_rows_all_repeat_training_rows_is_named(place: Path, tmp_pa
     data = {"train": write(tmp_path / "rows.jsonl", lines)}
     with pytest.raises(DataError, match="fold 1: "):
         fulltune.run(place / "config.yaml", out=tmp_path / "runs", data=data)
-

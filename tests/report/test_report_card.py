@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
+import fakes
 import pytest
 from report import samples
 
@@ -94,3 +97,34 @@ def test_what_the_model_saw_of_the_data_is_stated() -> None:
     assert "\n- Truncated: 23% of train rows (207 of 900) to data.max_length: 64\n" in text
     assert "\n- Leaks: 2 of 100 eval rows (2%) also occur in train: left out of the deciding scores\n" in text
     assert "\n- Truncated" not in card(version(samples.record()), samples.record())
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")  # a run saves its own limit
+@pytest.mark.parametrize(
+    ("task", "kind", "head", "shown"),
+    [
+        ("classification", "bert", "classification", "score"),
+        ("causal-lm", "llama", "lm", "Once upon a time"),
+        ("seq2seq", "t5", "lm", ""),
+        ("text2sql", "gpt2", "lm", "How many are there?"),
+    ],
+)
+def test_the_lines_that_show_its_use_run_without_fulltune(
+    task: str,
+    kind: str,
+    head: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = fakes.save(kind, tmp_path / "model", head)
+    base = ModelInfo(source="owner/base", sha256="b" * 64, family=fakes.FAMILIES[kind], architecture="Model")
+    lineage = version(samples.record()).lineage.model_copy(update={"task": task, "base": base})
+    text = card(version(samples.record()).model_copy(update={"lineage": lineage}), None)
+    code = text.split("```python\n")[1].split("```")[0].replace("path/or/repo", folder.as_posix())
+    assert "fulltune" not in code
+    assert len([line for line in code.splitlines() if line]) <= 5
+    monkeypatch.setitem(sys.modules, "fulltune", None)
+    exec(compile(code, "README.md", "exec"), {})
+    assert shown in capsys.readouterr().out

@@ -23,6 +23,12 @@ _PIPELINES = {
     "text2sql": "text2text-generation",
 }
 
+#: Pipelines that answer as the report does; the other tasks are asked through ``generate``.
+_PLAIN = {"causal-lm": "text-generation", "classification": "text-classification"}
+
+#: Inputs of the lines that show how a model is used, as they are written in Python.
+_EXAMPLES = {"causal-lm": "Once upon a time", "text2sql": r"Schema: …\n\nQuestion: How many are there?\nSQL:"}
+
 
 def card(version: Version, record: Record | None, *, is_adapter: bool = False) -> str:
     """Return the card in Markdown, with its metadata first.
@@ -46,7 +52,9 @@ def card(version: Version, record: Record | None, *, is_adapter: bool = False) -
         lineage=version.lineage,
         record=record,
         is_adapter=is_adapter,
-        auto=_auto_class(version.lineage.task, version.lineage.base.family),
+        auto=_auto_class(version.lineage.base.family),
+        pipeline=_PLAIN.get(version.lineage.task),
+        example=_EXAMPLES.get(version.lineage.task, "A text."),
         systems=_systems(record) if record else [],
         retained=_retained(record) if record else [],
         data=dataset.details(record.data.summary) if record else {},
@@ -119,9 +127,7 @@ def _retained_row(name: str, result: Retention) -> tuple[str, ...]:
     )
 
 
-def _auto_class(task: str, family: str) -> str:
-    if task == "classification":
-        return "AutoModelForSequenceClassification"
+def _auto_class(family: str) -> str:
     return "AutoModelForSeq2SeqLM" if family == "encoder-decoder" else "AutoModelForCausalLM"
 
 

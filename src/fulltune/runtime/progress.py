@@ -39,7 +39,7 @@ NAME_WIDTH = 52
 #: Minimum seconds between two lines.
 LOG_SECONDS = 2.0
 
-#: Seconds after which a stage of known length prints a line even if little of it is done; the next one after twice that.
+#: Seconds after which a stage of known length prints a line even if little of it is done; the next after twice that.
 LONG_SECONDS = 30.0
 
 #: Minimum seconds between two updates of a line in a notebook.
