@@ -163,4 +163,4 @@ def test_each_unusual_value_gets_one_line_of_advice(
 
 
 def test_small_models_have_their_own_range() -> None:
-    assert "5e-5 to 5e-4" in advice(_config(learning_rate=1e-6), steps=1000, parameters=1000)[0]
+    assert "2e-05 to 0.005" in advice(_config(learning_rate=1e-6), steps=1000, parameters=1000)[0]

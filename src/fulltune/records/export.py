@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -173,5 +174,5 @@ def read_export(folder: Path) -> Export:
 
 
 def is_export(folder: Path) -> bool:
-    """Return True for the folder of an exported model."""
-    return (folder / EXPORT_FILE).is_file()
+    """Return True for the folder of an exported model; False for a name that no folder can have, too."""
+    return os.path.isfile(folder / EXPORT_FILE)  # Path.is_file raises if the name is too long
