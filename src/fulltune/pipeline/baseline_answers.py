@@ -102,7 +102,7 @@ def load_baseline(asked: Asking, baseline: str) -> BaselineModel:
         FulltuneError: The rows cannot be read, or the base cannot be loaded.
     """
     from fulltune.evaluation.baselines.base import Given
-    from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, gather
+    from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, gather, groups_of
 
     assert asked.run is not None
     config = load_config(asked.run / "config.yaml")  # columns that the caller renames are not those of train
@@ -116,9 +116,8 @@ def load_baseline(asked: Asking, baseline: str) -> BaselineModel:
             where=table.source,
         )
     if baseline in WITHOUT_MODEL:
-        groups = tuple(str(row.fields["group"]) for row in table) if config.data.group else ()
         no_base = cast("Bundle", None)  # these baselines read no model
-        given = Given(task, no_base, config.baselines, data.train.examples, groups)
+        given = Given(task, no_base, config.baselines, data.train.examples, groups_of(config, data))
     else:
         given = gather(config, task, data, load_model(config, task, asked.out), record.plan.sequences)
     settings = config.model_dump(mode="json", include={"model", "data", "baselines", "evaluation", "task"})

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fulltune.evaluation.baselines.catalog import groups_of
-from fulltune.evaluation.baselines.labels import Choice, Fit, Members, choose, known_labels, sample
+from fulltune.evaluation.baselines.labels import Choice, Fit, Members, choose, known_labels, sample, standardization
+from fulltune.evaluation.baselines.probe import STRENGTHS
 from fulltune.metrics.base import Array
 from fulltune.pipeline.job import Job
 from fulltune.runtime import distributed
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
 
 _log = logging.getLogger(__name__)
-
-#: Strengths to choose from, for standardized features.
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 
 #: Rows of train that the probe reads at most, and that scale a new projection.
 ROWS, SCALING_ROWS = 10_000, 256
@@ -174,8 +172,8 @@ def fit_probe(rows: _Rows, model: Bundle, layer: str) -> Probe:
 
     def fitted() -> Probe:
         features = _with_dropout(clean, dropout_rate(model.model), seed)
-        middle, width = features.mean(axis=0) * has_bias, features.std(axis=0)
-        width[width == 0] = 1.0
+        middle, width = standardization(features)
+        middle *= has_bias
         fit = Fit((features - middle) / width, rows.member[:, rows.known], _maker(job, has_bias), several=several)
         choice = choose(STRENGTHS, fit.member, rows.groups, fit.held_out, several=several, seed=seed)
         weight, bias = _unstandardized(*fit.coefficients(choice.strength), middle, width)

@@ -87,6 +87,13 @@ def classified(
     return found, str(chosen)
 
 
+def standardization(features: Array) -> tuple[Array, Array]:
+    """Return the mean and the standard deviation of each feature; 1 in place of a deviation of 0."""
+    width = features.std(axis=0)
+    width[width == 0] = 1.0
+    return features.mean(axis=0), width
+
+
 class Fit:
     """Fits of a linear classifier on rows of a matrix of features.
 

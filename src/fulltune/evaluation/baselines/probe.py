@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fulltune.evaluation.baselines.base import FEWEST_ROWS, Answers, Given
-from fulltune.evaluation.baselines.labels import classified, labeled, sample
+from fulltune.evaluation.baselines.labels import classified, labeled, sample, standardization
 from fulltune.metrics.base import Array
 from fulltune.models import inference
 from fulltune.runtime import distributed
@@ -31,8 +31,7 @@ def linear_probe(given: Given, examples: Sequence[Example]) -> Answers:
     task, seed = labeled(given.task), given.settings.seed
     train, groups, note = sample(given.train, given.groups, lambda row: 1, rows_read(given, len(examples)), seed)
     features = np.stack(list(vectors(given, train)))
-    middle, width = features.mean(axis=0), features.std(axis=0)
-    width[width == 0] = 1.0
+    middle, width = standardization(features)
     asked = (np.stack(list(vectors(given, examples))) - middle) / width
 
     def regression(strength: float) -> Any:
