@@ -72,6 +72,70 @@ def test_queries_are_those_of_the_evaluation(queries: Run, tmp_path: Path) -> No
     assert missing["error"].startswith("2 databases")
 
 
+#: Queries that answer the questions in turn, with what is added to the row: without running them, and with --execute.
+QUERIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "SELECT name, legs FROM zoo WHERE legs IS NULL": ({}, {"rows": []}),
+    "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x, 'a', x'01' FROM n": (
+        {},
+        {"rows": [[1, "a", "01"], [2, "a", "01"]], "more_rows": True},
+    ),
+    "SELECT heads FROM zoo": (
+        {"sql_error": "no such column: heads"},
+        {"rows": [], "sql_error": "no such column: heads"},
+    ),
+    "SELECT": ({"sql_error": "incomplete input"}, {"rows": [], "sql_error": "incomplete input"}),
+    "DELETE FROM zoo": (
+        {"sql_error": "refused: DELETE is not a query"},
+        {"rows": [], "sql_error": "refused: DELETE is not a query"},
+    ),
+    "SELECT abs(-9223372036854775808) FROM (SELECT 1)": ({}, {"rows": [], "sql_error": "integer overflow"}),
+}
+
+
+@pytest.fixture
+def writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models answer with the queries of :data:`QUERIES` in turn."""
+
+    def answer(_: LoadedModel, examples: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        return ({"prediction": query, "sql": query} for query, _ in zip(QUERIES, examples, strict=True))
+
+    monkeypatch.setattr(LoadedModel, "answer", answer)
+
+
+@pytest.mark.usefixtures("writing")
+def test_queries_have_their_rows_or_the_reason_of_their_failure(queries: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"question": f"{n}?", "sql": f"reference {n}"} for n in range(len(QUERIES))])
+    options: dict[str, Any] = {"database": "zoo", "evaluation": {"sql_seconds": 5}}
+    for number, execute in enumerate((False, True)):
+        found = fulltune.predict(queries.record, data, execute=execute, max_rows=2, **options)
+        added = [
+            {name: row[name] for name in row if name not in ("question", "sql", "prediction")} for row in found.rows
+        ]
+        assert added == [expected[number] for expected in QUERIES.values()]
+        assert [(row["sql"], row["prediction"]) for row in found.rows] == [
+            (f"reference {n}", query)
+            for n, query in enumerate(QUERIES)  # the column of the input is kept
+        ]
+        assert found.failing_queries == sum("sql_error" in row for row in added)
+    fulltune.predict(queries.record, data, execute=True, max_rows=2, output=tmp_path / "out.parquet", **options)
+    column = pq.read_table(tmp_path / "out.parquet").column("rows").to_pylist()
+    assert [json.loads(cell) for cell in column] == [row["rows"] for row in found.rows]
+
+
+@pytest.mark.usefixtures("writing")
+def test_the_command_executes_queries(queries: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", [{"question": f"{n}?"} for n in range(len(QUERIES))])
+    options = (queries.record.folder, data, "--db", "zoo", "--set", "evaluation.sql_seconds=5")
+    shown = command(*options, "--execute", "--max-rows", 2)
+    assert [json.loads(line)["rows"] for line in shown.stdout.splitlines()] == [
+        row[1]["rows"] for row in QUERIES.values()
+    ]
+    assert "6 of 6 rows answered" in shown.stderr
+    assert "4 with a query that fails" in shown.stderr
+    found = fulltune.predict(queries.record, data, database="zoo")
+    assert [row["sql"] for row in found.rows] == list(QUERIES)
+
+
 @pytest.mark.parametrize("size", [2, 7, 64])
 def test_the_batch_size_changes_no_byte(classes: Run, tmp_path: Path, size: int) -> None:
     data = write(tmp_path / "rows.jsonl", rows_of(70))
@@ -342,6 +406,7 @@ def test_wrong_calls_say_how_to_correct_them(classes: Run, tmp_path: Path) -> No
         (other, {}, DataError, "a column 'body'.*--set data.text=bodies"),
         (other, {"overrides": ["data.text=bodies"]}, ConfigError, "column 'prediction' already.*--prefix"),
         ([], {}, ConfigError, "an empty list"),
+        (data, {"execute": True}, ConfigError, "the task classification; expected text2sql for --execute and --db"),
     ]
     for source, options, error, message in cases:
         with pytest.raises(error, match=message):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +174,8 @@ def test_names_without_a_number_are_followed(registry: Registry, name: str, move
 
 
 @pytest.fixture
-def executing(questions: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    """Yield a server whose model answers with the question itself."""
+def echoing(questions: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> LoadedModel:
+    """Return a model that answers with the question itself."""
     monkeypatch.setattr(
         questions,
         "generations",
@@ -184,8 +183,7 @@ def executing(questions: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> Iterat
             Generation(one.input, {"prediction": one.input, "sql": one.input}, 1, 1, False) for one in examples
         ],
     )
-    with site(server_of(questions, database="zoo", execute=True)) as place:
-        yield place
+    return questions
 
 
 def test_an_unknown_database_is_refused_at_the_start(questions: LoadedModel) -> None:
@@ -197,7 +195,19 @@ ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELEC
 COUNTING = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 150) SELECT x FROM n"
 
 
-def test_queries_are_executed_within_limits(executing: Site, databases: Path) -> None:
+def test_queries_are_executed_within_limits(echoing: LoadedModel, databases: Path) -> None:
+    with site(server_of(echoing, database="zoo", execute=True)) as place:
+        _check_executed(place, databases)
+
+
+def test_queries_that_cannot_be_run_are_marked_without_running_any(echoing: LoadedModel) -> None:
+    with site(server_of(echoing, database="zoo")) as place:
+        outputs = place.post("/predict", {"inputs": [ENDLESS, "SELECT heads FROM zoo"]}).json()["outputs"]
+    assert [set(output) for output in outputs] == [{"prediction", "sql"}, {"prediction", "sql", "sql_error"}]
+    assert outputs[1]["sql_error"] == "no such column: heads"
+
+
+def _check_executed(executing: Site, databases: Path) -> None:
     before = (databases / "zoo.sqlite").read_bytes()
     queries = [
         "SELECT name, legs, photo FROM zoo ORDER BY legs",

@@ -45,6 +45,12 @@ def predict(
     database: Annotated[
         str, typer.Option("--db", metavar="NAME", help="text2sql: the database of rows without a db_id.")
     ] = "",
+    execute: Annotated[
+        bool, typer.Option("--execute", help="text2sql: run the queries, read-only, and add their rows.")
+    ] = False,
+    max_rows: Annotated[
+        int, typer.Option("--max-rows", metavar="N", min=1, help="Result rows per query of --execute.")
+    ] = 100,
     config: TaskConfig = None,
     overrides: Overrides = None,
 ) -> None:
@@ -52,7 +58,8 @@ def predict(
 
     Adds `prediction`, and by task `probabilities`, `text` or `sql`.
 
-    `truncated` counts the tokens that were not read; `error` says why a row has no answer.
+    `truncated` counts the tokens that were not read; `error` says why a row has no answer, `sql_error` why a query
+    cannot be run.
     """
     from fulltune.cli.render import answers
 
@@ -72,6 +79,8 @@ def predict(
             out=common.out,
             overrides=overrides or (),
             database=database,
+            execute=execute,
+            max_rows=max_rows,
             prefix=prefix,
             force=force,
             progress=progress,

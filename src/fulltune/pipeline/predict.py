@@ -20,6 +20,7 @@ from fulltune.data.values import clean
 from fulltune.errors import ConfigError, DataError, FulltuneError, Problem, closest
 from fulltune.metrics import wording
 from fulltune.pipeline.answer_files import Dialect, Journal, check_output, json_line, open_journal, write_rows
+from fulltune.pipeline.answering import Answering, WithQueries
 from fulltune.pipeline.baseline_answers import SCORES_ONLY, check_baseline, load_baseline, parted
 from fulltune.pipeline.loaded import Asking, asking
 from fulltune.records.predictions import Predictions, Unanswered
@@ -28,6 +29,8 @@ from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.rows_file import as_source
 from fulltune.runtime.version import __version__
 from fulltune.tasks.base import Example, Task
+from fulltune.tasks.generating import Generating
+from fulltune.tasks.text2sql.results import MORE_ROWS, ROWS, SQL_ERROR, check_queries
 
 #: Size in bytes from which text files are read line by line.
 _LARGE = 64 << 20
@@ -37,24 +40,6 @@ _LISTED = 20
 
 #: A row of the input, or why it cannot be read.
 _Item = tuple[str, Mapping[str, Any]] | Problem
-
-
-class Answering(Protocol):
-    """What answers the rows: a model, or a baseline of a run."""
-
-    name: str
-    task: Task
-
-    @property
-    def block(self) -> int:
-        """Rows that are answered at a time."""
-
-    @property
-    def identity(self) -> list[Any]:
-        """What the answers depend on besides the inputs, as plain data."""
-
-    def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
-        """Yield the answers to examples, in their order."""
 
 
 class Writable(Protocol):
@@ -131,12 +116,14 @@ class Request:
         columns: Column of each role that the data has.
         database: text2sql: the database of rows that name none.
         prefix: Begins the names of the columns of an answer.
+        left_out: Columns of an answer that the data has already.
     """
 
     task: Task
     columns: Mapping[str, str]
     database: str
     prefix: str = ""
+    left_out: frozenset[str] = frozenset()
 
     def example(self, item: _Item) -> Example | Problem:
         """Return the input of a row, or why it has none."""
@@ -157,7 +144,8 @@ class Request:
     def merged(self, item: _Item, answer: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row with the columns of its answer."""
         row = {} if isinstance(item, Problem) else item[1]
-        return {**row, **{self.prefix + name: value for name, value in answer.items()}}
+        named = {self.prefix + name: value for name, value in answer.items()}
+        return {**row, **{name: value for name, value in named.items() if name not in self.left_out}}
 
 
 def predict(
@@ -169,6 +157,8 @@ def predict(
     out: str | Path = "runs",
     overrides: Sequence[str] = (),
     database: str = "",
+    execute: bool = False,
+    max_rows: int = 100,
     prefix: str = "",
     force: bool = False,
     progress: Progress | bool | None = None,
@@ -178,7 +168,8 @@ def predict(
 
     The output has the rows of the input in their order and with all of their columns. ``prediction`` is added, and by
     task ``probabilities``, ``text`` or ``sql``; ``truncated`` counts the tokens of a text that the model did not read,
-    and ``error`` says why a row has no answer. A call that was interrupted is resumed by the same call.
+    and ``error`` says why a row has no answer. Of text2sql, ``sql_error`` says why a query cannot be run, and with
+    ``execute`` also why it failed. A call that was interrupted is resumed by the same call.
 
     Args:
         name: A run (its id, the beginning of it, its folder, its record, or ``latest``), a version of the registry, or
@@ -191,6 +182,8 @@ def predict(
         out: The runs folder.
         overrides: ``a.b=value`` texts, applied last.
         database: text2sql: the database of rows without a ``db_id``.
+        execute: text2sql: run the queries, read-only and within ``evaluation.sql_seconds``, and add ``rows``.
+        max_rows: Largest number of result rows of a query; ``more_rows`` marks queries with further ones.
         prefix: Begins the names of the added columns.
         force: Replace the output, and discard an interrupted call with other arguments.
         progress: Where the stage reports: by default a terminal or a notebook; False for nothing.
@@ -206,9 +199,14 @@ def predict(
     asked = asking(run, config, out, overrides, options)
     if baseline:
         check_baseline(asked, baseline)
+    check_queries(asked.task, execute=execute, database=database)
+    if max_rows < 1:
+        raise ConfigError(f"{max_rows}", expected="at least one row", field="--max-rows")
     source = source_of(data, asked.config)
-    request = request_of(asked.task, asked.config, source, database, prefix)
+    request = request_of(asked.task, asked.config, source, database, prefix, execute=execute)
     model: Answering = load_baseline(asked, baseline) if baseline else asked.load()
+    if asked.task.name == "text2sql":
+        model = WithQueries(model, asked.config.evaluation.sql_seconds, max_rows if execute else None)
     work = _Work(model, source, request, progress_of(progress), "" if baseline else _warning(asked))
     if isinstance(output, Path):
         return work.to_file(output, force=force)
@@ -239,7 +237,9 @@ def source_of(data: Any, config: Config) -> RowSource:
     return RowSource(names, Options(config.data.encoding, config.data.delimiter, stream_from=_LARGE))
 
 
-def request_of(task: Task, config: Config, source: RowSource, database: str, prefix: str) -> Request:
+def request_of(
+    task: Task, config: Config, source: RowSource, database: str, prefix: str, *, execute: bool = False
+) -> Request:
     """Return how the rows of a source are asked.
 
     Raises:
@@ -250,7 +250,7 @@ def request_of(task: Task, config: Config, source: RowSource, database: str, pre
     columns = config.data.columns_of(task.inputs, available)
     if not columns.keys() - {"db_id"}:
         raise _no_input(task, config, available, source)
-    taken = [prefix + name for name in ("prediction", "error") if prefix + name in available]
+    taken = [prefix + name for name in _added(task, execute=execute) if prefix + name in available]
     if taken:
         raise ConfigError(
             f"the data has a column {taken[0]!r} already",
@@ -258,7 +258,16 @@ def request_of(task: Task, config: Config, source: RowSource, database: str, pre
             fix='add a prefix, such as --prefix tuned_ (in Python: prefix="tuned_")',
             where=", ".join(source.names[:3]),
         )
-    return Request(task, columns, database, prefix)
+    same = {prefix + task.answer_name} if isinstance(task, Generating) else set()  # it is in `prediction` too
+    return Request(task, columns, database, prefix, frozenset(same.intersection(available)))
+
+
+def _added(task: Task, *, execute: bool) -> list[str]:
+    """Return the names of the columns that are added, without the one that repeats ``prediction``."""
+    names = ["prediction", "error", "truncated"]
+    names += ["probabilities"] if task.labels else []
+    names += [SQL_ERROR] if task.name == "text2sql" else []
+    return names + ([ROWS, MORE_ROWS] if execute else [])
 
 
 def _no_input(task: Task, config: Config, available: Sequence[str], source: RowSource) -> DataError:
@@ -292,6 +301,7 @@ class _Survey:
         self.total = 0
         self.truncated = 0
         self.failed = 0
+        self.failing_queries = 0
         self.listed = list[Unanswered]()
         self.columns = dict[str, None]()
         self.forms = dict[str, FileFormat]()
@@ -305,6 +315,7 @@ class _Survey:
         row = request.merged(item, answer)
         self.total += 1
         self.truncated += "truncated" in answer
+        self.failing_queries += SQL_ERROR in answer
         self.columns |= dict.fromkeys(row)
         if "error" in answer:
             self.failed += 1
@@ -364,7 +375,7 @@ class _Work:
             else:  # the other formats need the names of all columns before the first row
                 deque(self._answered(journal, survey), maxlen=0)
                 dialect = Dialect.of(survey.forms.values(), has_mark=self.source.has_mark())
-                write_rows(path, list(survey.columns), lambda: self._answered(journal, _Survey()), dialect)
+                write_rows(path, list(survey.columns), lambda: self._typed(path, journal), dialect)
             journal.path.unlink()
         return self._summary(survey, output=str(path), resumed=resumed)
 
@@ -386,6 +397,14 @@ class _Work:
         for item, answer in zip(rows, answers, strict=True):
             yield survey.merged(item, answer, self.request)
 
+    def _typed(self, path: Path, journal: Journal) -> Iterator[dict[str, Any]]:
+        """Yield all rows with their answers; results of queries, whose columns have any type, as JSON in Parquet."""
+        results = self.request.prefix + ROWS
+        for row in self._answered(journal, _Survey()):
+            if path.suffix == ".parquet" and self.model.task.name == "text2sql" and results in row:
+                row[results] = json_line(row[results])
+            yield row
+
     def _summary(self, survey: _Survey, **more: Any) -> Predictions:
         return Predictions(
             model=self.model.name,
@@ -393,6 +412,7 @@ class _Work:
             total=survey.total,
             answered=survey.total - survey.failed,
             truncated=survey.truncated,
+            failing_queries=survey.failing_queries,
             warning=self.warning,
             seconds=round(time.perf_counter() - self.started, 3),
             unanswered=tuple(survey.listed),

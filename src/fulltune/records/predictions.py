@@ -25,6 +25,7 @@ class Predictions(Model):
         total: Number of rows of the input.
         answered: Number of rows with an answer.
         truncated: Number of rows whose text is longer than the model reads.
+        failing_queries: text2sql: number of queries that cannot be run or, if queries were run, failed.
         resumed: Number of rows that an interrupted call had answered.
         seconds: Time of this call after the model was loaded.
         unanswered: The first rows without an answer.
@@ -39,6 +40,7 @@ class Predictions(Model):
     total: int
     answered: int
     truncated: int = 0
+    failing_queries: int = 0
     resumed: int = 0
     seconds: float
     unanswered: tuple[Unanswered, ...] = ()

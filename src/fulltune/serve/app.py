@@ -19,7 +19,7 @@ from fulltune.runtime.version import __version__
 from fulltune.serve import openai
 from fulltune.serve.batching import Job
 from fulltune.serve.bodies import ErrorBody, Health, OpenAIError, PredictRequest, PredictResponse
-from fulltune.serve.execution import executed
+from fulltune.serve.execution import described
 from fulltune.serve.guard import Guard
 from fulltune.serve.inputs import database_of, examples_of
 from fulltune.serve.refusals import Refusal
@@ -81,8 +81,8 @@ async def predict(body: PredictRequest, request: Request) -> Response:
         database = database_of(model, body.database) or service.database
         examples = await asyncio.to_thread(examples_of, model, body.inputs, database, service.limits)
         outputs = [answer.fields for answer in await service.answers(Job(model, examples))]
-        if service.execute:
-            outputs = await executed(model, examples, outputs, service.limits)
+        if model.task.name == "text2sql":
+            outputs = await described(model, examples, outputs, service.limits, execute=service.execute)
         return _json({"model": model.name, "outputs": outputs})
 
     return await service.in_time(request, work()) or Response(status_code=499)

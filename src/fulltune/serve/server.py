@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 from fulltune.config import ConfigSource
-from fulltune.errors import ConfigError
 from fulltune.pipeline.loaded import LoadedModel, asking
 from fulltune.records.run import Record
 from fulltune.runtime.signals import handled
@@ -21,6 +20,7 @@ from fulltune.serve.access import CONNECTIONS
 from fulltune.serve.limits import Limits
 from fulltune.store.registry.registry import reference
 from fulltune.store.runs import named
+from fulltune.tasks.text2sql.results import check_queries
 
 #: Seconds that are left, after the time limit of the last request, to write its response.
 _SLACK = 5
@@ -66,8 +66,7 @@ def server_of(
     given, folder = named(name, out)
     version = reference(given, folder)
     task = asking(version.ref if version else name, config, out, overrides, options).task
-    if (execute or database) and task.name != "text2sql":
-        raise ConfigError(f"the task {task.name}", expected="text2sql for --execute and --db", fix="leave them out")
+    check_queries(task, execute=execute, database=database)
     if database:
         task.request({task.inputs[0]: "first"}, database)  # an unknown database is an error now, not in every response
 

@@ -78,6 +78,7 @@ def predictions_line(found: Predictions) -> str:
     parts = [f"{found.answered:,} of {found.total:,} rows answered by {found.model}"]
     parts += [f"{found.truncated:,} truncated"] if found.truncated else []
     parts += [f"{failed:,} without an answer"] if failed else []
+    parts += [f"{found.failing_queries:,} with a query that fails"] if found.failing_queries else []
     parts += [f"{found.resumed:,} resumed"] if found.resumed else []
     return ", ".join(parts) + f" ({found.seconds:,.1f} s, {rate:,.{0 if rate >= 10 else 1}f} rows per second)"
 

@@ -28,6 +28,7 @@ __all__ = [
     "Result",
     "Results",
     "Row",
+    "compile_error",
     "execute",
     "is_ordered",
     "match",
@@ -168,6 +169,22 @@ def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int =
     values = tuple(tuple(map(_cell, row)) for row in rows) if answer["blobs"] else tuple(map(tuple, rows))
     origin = Origin(Path(path), sql, seconds, max_rows)
     return Result(values, None, taken, answer["truncated"], size=answer["size"], origin=origin)
+
+
+def compile_error(path: str | Path, sql: str, *, seconds: float = 2.0) -> str:
+    """Return why SQLite cannot compile an untrusted query for a database, without running it; empty if it can.
+
+    The query is refused for the same reasons as by :func:`execute`: it must be one statement that only reads.
+
+    Raises:
+        DataError: The file is missing or is not a SQLite database.
+    """
+    sql = trimmed(sql)
+    refused = _refusal(sql)
+    if refused:
+        return refused
+    answer = request(Path(path), "query", seconds, sql=f"EXPLAIN {_without_semicolons(sql)}", rows=0)
+    return printable(answer["error"]) if "error" in answer else ""
 
 
 def request(path: Path, do: str, seconds: float, **options: Any) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""Define what answers the rows of a file: a model, or a baseline of a run; text2sql with the results of its queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from fulltune.tasks.base import Example, Task
+from fulltune.tasks.text2sql import results
+
+
+class Answering(Protocol):
+    """What answers the rows."""
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+
+    @property
+    def task(self) -> Task:
+        """The task, with its labels."""
+
+    @property
+    def block(self) -> int:
+        """Rows that are answered at a time."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the answers depend on besides the inputs, as plain data."""
+
+    def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield the answers to examples, in their order."""
+
+
+class WithQueries:
+    """Answers of text2sql that mark queries which cannot be run, or have the results of those that were.
+
+    Args:
+        model: What answers.
+        seconds: Time limit of a query.
+        max_rows: Largest number of result rows; None to compile queries without running them.
+    """
+
+    def __init__(self, model: Answering, seconds: float, max_rows: int | None) -> None:
+        self.name = model.name
+        self.task = model.task
+        self.block = model.block
+        self._model = model
+        self._seconds = seconds
+        self._max_rows = max_rows
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the answers depend on besides the inputs, as plain data."""
+        return [*self._model.identity, self._max_rows]
+
+    def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        """Yield the answers to examples, in their order."""
+        for example, fields in zip(examples, self._model.answer(examples), strict=True):
+            yield fields | self._result(example, str(fields["sql"]))
+
+    def _result(self, example: Example, query: str) -> dict[str, Any]:
+        if self._max_rows is None:
+            return results.checked(example, query, self._seconds)
+        return results.executed(example, query, self._seconds, self._max_rows)
