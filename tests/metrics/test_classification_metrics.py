@@ -70,6 +70,18 @@ def mcc(true: Sequence[str], predicted: Sequence[str]) -> float:
     return float(matthews_corrcoef(true, predicted))
 
 
+@pytest.mark.parametrize("pairs", [[("ant", "bee"), ("bee", "bee")] * 30, [("ant", "bee"), ("ant", "ant")] * 30])
+def test_the_mcc_of_one_answer_or_one_reference_is_zero_by_definition_and_has_no_interval(
+    pairs: list[tuple[str, str]],
+) -> None:
+    accumulator = Accumulator(classification_metrics(LABELS, multi_label=False))
+    for prediction in rows(pairs):
+        accumulator.add(prediction)
+    score = accumulator.scores(resamples=100)["mcc"]
+    assert (score.value, score.n) == (0.0, 60)
+    assert [math.isnan(score.low), math.isnan(score.high)] == [True, True]
+
+
 @given(MULTI)
 def test_several_labels_equal_scikit_learn(pairs: list[tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
     binarizer = MultiLabelBinarizer(classes=LABELS).fit([LABELS])

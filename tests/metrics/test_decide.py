@@ -145,6 +145,7 @@ def test_answers_that_do_not_depend_on_the_input_are_not_accepted(mcc: Any) -> N
     outcome, [reason], headline = verdict(MACRO_F1, 0.3, {"majority": (0.1, "improved", (0.2, 0.1, 0.3))}, mcc=mcc)
     assert outcome == "undecided"
     assert reason.startswith("cannot be told from guessing: MCC ")
+    assert ("(no interval)" if math.isnan(mcc[1]) else " to ") in reason
     assert headline.startswith("The tuned model cannot be told from guessing: MCC ")
 
 

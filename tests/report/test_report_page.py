@@ -236,6 +236,18 @@ def test_scores_without_leaks_get_a_table_of_their_own() -> None:
     assert "No evaluation row occurs in train" in clean.text
 
 
+def test_a_metric_has_the_same_decimals_in_every_table() -> None:
+    """Two systems that only a fourth decimal tells apart in one table need it; then the other table has it too."""
+    sample = samples.rejected()
+    close = {"tfidf": {"macro_f1": samples.score(0.9124)}, "tuned": {"macro_f1": samples.score(0.9121)}}
+    apart = {"tfidf": {"macro_f1": samples.score(0.904)}, "tuned": {"macro_f1": samples.score(0.905)}}
+    sample.record = sample.record.model_copy(update={"scores": close, "scores_without_leaks": apart})
+    text = read(sample).text
+
+    assert "0.9124 [0.8924, 0.9324]" in text
+    assert "0.9040 [0.8840, 0.9240]" in text
+
+
 def test_nan_is_never_zero() -> None:
     sample = samples.classification()
     tuned = {"macro_f1": samples.score(math.nan), "accuracy": samples.score(0.9)}

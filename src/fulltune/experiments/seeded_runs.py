@@ -6,6 +6,7 @@ The runs are complete runs of their own. They share the rows, the split and the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,14 @@ def _adjusted(comparison: Mapping[str, Comparison]) -> dict[str, Comparison]:
 
 
 def _by_system(scores: Mapping[str, Score], metric: Metric, records: Sequence[Record]) -> dict[str, dict[str, Score]]:
-    """Return what the decision reads; of the MCC of a classifier, that of the worst seed."""
+    """Return what the decision reads; of the MCC of a classifier, that of the worst seed.
+
+    A constant answer has no interval, and is the worst.
+    """
     systems = {name: {metric.name: score} for name, score in scores.items()}
     mccs = [record.scores["tuned"]["mcc"] for record in records if "mcc" in record.scores["tuned"]]
     if mccs:
-        systems["tuned"]["mcc"] = min(mccs, key=lambda score: score.low)
+        systems["tuned"]["mcc"] = min(mccs, key=lambda score: -math.inf if math.isnan(score.low) else score.low)
     return systems
 
 

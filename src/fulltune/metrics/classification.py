@@ -66,7 +66,18 @@ def classification_metrics(labels: Sequence[str], multi_label: bool) -> tuple[Me
     ]
     if not multi_label:
         metrics.append(
-            Metric("mcc", "higher", 1, _MCC, counts, counts.mcc, percent=False, label="MCC", bounds=(-1.0, 1.0))
+            Metric(
+                "mcc",
+                "higher",
+                1,
+                _MCC,
+                counts,
+                counts.mcc,
+                percent=False,
+                label="MCC",
+                bounds=(-1.0, 1.0),
+                undefined=counts.is_constant,
+            )
         )
     gaps = _decision_gaps if multi_label else _answer_gaps
     metrics.append(Metric("ece", "lower", 1, _ECE[multi_label], gaps, _ece, label="calibration error"))
@@ -129,9 +140,20 @@ class _Counts:
         hits = sums[..., 0]
         rows = sums[..., 1]
         covariance = hits * rows - (predicted * true).sum(axis=-1)
-        spread = (rows**2 - (predicted**2).sum(axis=-1)) * (rows**2 - (true**2).sum(axis=-1))
+        spread = self._spread(sums)
         defined = ratio(covariance, np.sqrt(np.maximum(spread, 0)))
         return np.where(rows > 0, np.where(spread > 0, defined, 0.0), np.nan)
+
+    def is_constant(self, sums: Array) -> bool:
+        """Return True if all answers or all references are one label: a correlation with them is undefined."""
+        return not self._spread(sums) > 0
+
+    def _spread(self, sums: Array) -> Array:
+        """Return the squared denominator of the MCC; 0 if all answers or all references are one label."""
+        _, predicted, true = self.per_class(sums)
+        rows = sums[..., 1]
+        spread = (rows**2 - (predicted**2).sum(axis=-1)) * (rows**2 - (true**2).sum(axis=-1))
+        return np.asarray(spread)
 
 
 def _label_set(labels: str | tuple[str, ...]) -> frozenset[str]:

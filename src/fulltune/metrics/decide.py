@@ -112,7 +112,8 @@ class _Case:
         lines = [f"{self._doubt(name)}: {self._difference(name)}" for name in alike]
         if self.mcc is not None and not self.mcc.low > 0:
             low, high = wording.figure(self.mcc.low), wording.figure(self.mcc.high)
-            lines.append(f"cannot be told from guessing: MCC {wording.figure(self.mcc.value)} ({low} to {high})")
+            bounds = "no interval" if math.isnan(self.mcc.low) else f"{low} to {high}"
+            lines.append(f"cannot be told from guessing: MCC {wording.figure(self.mcc.value)} ({bounds})")
         return tuple(lines)
 
     def few(self) -> str:

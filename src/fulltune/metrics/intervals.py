@@ -27,7 +27,7 @@ def is_fraction(metric: Metric, *tables: Array) -> bool:
 def of_score(
     metric: Metric, units: Array, *, confidence: float, resamples: int, seed: int, rows: bool = True
 ) -> tuple[float, float]:
-    """Return the interval of one score; NaN for fewer than two units.
+    """Return the interval of one score; NaN for fewer than two units, and where the score is a convention.
 
     An interval of a bounded score is at least as wide as Wilson's for an effective number of units, the number whose
     fraction would have the same standard error (Korn & Graubard 1998, "Confidence intervals for proportions with small
@@ -44,7 +44,10 @@ def of_score(
     """
     if len(units) < 2:
         return math.nan, math.nan
-    value = float(metric.value(units.sum(axis=0)))
+    total = units.sum(axis=0)
+    if metric.undefined is not None and metric.undefined(total):
+        return math.nan, math.nan
+    value = float(metric.value(total))
     if rows and is_fraction(metric, units):
         return wilson(value * len(units), len(units), confidence)
     low, high = interval_of(units, metric.value, resamples=resamples, seed=seed)(confidence)

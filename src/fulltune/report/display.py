@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulltune.data.values import is_padded
+
+if TYPE_CHECKING:
+    from fulltune.records.run import Record
 
 #: Systems in the order of the report: from no training to the tuned model.
 SYSTEMS = {
@@ -108,6 +111,12 @@ def decimals(values: Iterable[float]) -> int:
     while digits < 6 and len({round(value, digits) for value in finite}) < len(finite):
         digits += 1
     return digits
+
+
+def record_decimals(record: Record, metric: str) -> int:
+    """Return the number of decimals of a metric in a record: the same in each of its tables, charts and sentences."""
+    tables = (record.scores, record.scores_all_rows, record.scores_without_leaks)
+    return max(decimals(row[metric].value for row in table.values() if metric in row) for table in tables)
 
 
 def number(value: float, digits: int = 3, *, sign: bool = False) -> str:

@@ -14,7 +14,6 @@ from fulltune.records.run import BaselineUse, Comparison, Record, Score
 from fulltune.report import svg
 from fulltune.report.display import (
     better,
-    decimals,
     difference,
     in_order,
     interval,
@@ -23,6 +22,7 @@ from fulltune.report.display import (
     metric_label,
     number,
     p_value,
+    record_decimals,
     system_label,
 )
 
@@ -129,7 +129,7 @@ def _column(record: Record, scores: Scores, name: str) -> Column:
         name=name,
         label=metric_label(name),
         better=better(name, direction),
-        digits=decimals(score.value for score in column),
+        digits=record_decimals(record, name),
         rows=counts.pop() if len(counts) == 1 else None,
         best=best,
         deciding=name == record.metric,
@@ -147,11 +147,11 @@ def _cell(system: str, score: Score, column: Column) -> Cell:
     return Cell(number(score.value, column.digits), span, score.n, best)
 
 
-def bar_rows(scores: Scores, metric: str) -> list[svg.Bar]:
+def bar_rows(record: Record, metric: str) -> list[svg.Bar]:
     """Return one row of a chart per system that has the metric."""
-    systems = [name for name in in_order(scores) if metric in scores[name]]
-    digits = decimals(scores[name][metric].value for name in systems)
-    return [_bar(system, scores[system][metric], digits) for system in systems]
+    digits = record_decimals(record, metric)
+    systems = [name for name in in_order(record.scores) if metric in record.scores[name]]
+    return [_bar(system, record.scores[system][metric], digits) for system in systems]
 
 
 def _bar(system: str, score: Score, digits: int) -> svg.Bar:
@@ -161,9 +161,8 @@ def _bar(system: str, score: Score, digits: int) -> svg.Bar:
 
 def forest(record: Record) -> Markup:
     """Return a chart of the deciding metric with intervals for every system."""
-    return svg.forest(
-        f"{metric_label(record.metric)} by system, with intervals", bar_rows(record.scores, record.metric)
-    )
+    title = f"{metric_label(record.metric)} by system, with intervals"
+    return svg.forest(title, bar_rows(record, record.metric))
 
 
 def comparisons(record: Record) -> list[Versus]:
@@ -203,7 +202,7 @@ def _best_compared(record: Record) -> str:
 
 
 def _versus(record: Record, pair: str, item: Comparison) -> Versus:
-    digits = decimals(row[item.metric].value for row in record.scores.values() if item.metric in row)
+    digits = record_decimals(record, item.metric)
     return Versus(
         against=system_label(pair.removeprefix("tuned vs ")),
         metric=metric_label(item.metric),
@@ -240,7 +239,7 @@ def beaten(record: Record) -> str:
     mentioned = headline + _plain(" ".join(record.reasons))
     if any(_plain(name) in headline for name in ahead) and all(_plain(name) in mentioned for name in ahead):
         return ""
-    digits = decimals(record.scores[name][record.metric].value for name in ("tuned", *ahead))
+    digits = record_decimals(record, record.metric)
     tuned = f"the tuned model ({number(record.scores['tuned'][record.metric].value, digits)})"
     winners = [name for name in ahead if _wins(record, name)]
     alike = [name for name in ahead if name not in winners]

@@ -15,6 +15,7 @@ from fulltune.report.display import (
     interval,
     metric_label,
     number,
+    record_decimals,
     system_label,
 )
 
@@ -37,7 +38,7 @@ class Table(NamedTuple):
 def systems(record: Record) -> Table:
     """Return every system by the deciding metric, with the paired difference of the tuned model from it."""
     scores = {name: row[record.metric] for name, row in record.scores.items() if record.metric in row}
-    digits = decimals(score.value for score in scores.values())
+    digits = record_decimals(record, record.metric)
     rows = [
         (system_label(name), *_score(scores[name], digits), count(scores[name].n), _gain(record, name, digits))
         for name in in_order(scores)

@@ -176,7 +176,7 @@ def metric_bars(record: Record) -> list[Chart]:
     """Return one small bar chart per metric, for tasks without a confusion matrix."""
     charts = []
     for name in record.metrics:
-        drawn = svg.bars(f"{metric_label(name)} by system", bar_rows(record.scores, name))
+        drawn = svg.bars(f"{metric_label(name)} by system", bar_rows(record, name))
         if drawn:
             charts.append(Chart(metric_label(name), better(name, record.metrics[name].direction), drawn))
     return charts

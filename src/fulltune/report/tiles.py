@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from fulltune.metrics import wording
 from fulltune.records.run import Comparison, Record, Score
 from fulltune.report.display import (
-    decimals,
     difference,
     duration,
     interval,
     metric_label,
     number,
     percentage,
+    record_decimals,
     signed_percentage,
     size,
     system_label,
@@ -70,7 +70,7 @@ def _tiles(record: Record) -> Iterator[Tile]:
     tuned = record.scores.get("tuned", {}).get(record.metric)
     best = best_baseline(record)
     rival = record.scores[best][record.metric] if best else None
-    digits = decimals(score.value for score in (tuned, rival) if score)
+    digits = record_decimals(record, record.metric)
     if tuned:
         yield _score(f"{metric}, tuned model", tuned, digits, f"n = {tuned.n:,}")
     if best and rival:
