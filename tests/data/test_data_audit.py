@@ -141,6 +141,9 @@ def test_a_leak_is_the_same_input_with_the_same_target() -> None:
     assert (leaks.level, result.summary().leaked_rows) == ("warning", 3)
     conflict = found(result, "eval_conflicts")
     assert (conflict.level, conflict.ids) == ("warning", ("eval:64",))
+    assert conflict.message.endswith(
+        f"{TRAIN[2][0][:59] + '…' if len(TRAIN[2][0]) > 60 else TRAIN[2][0]!r} is 'a' (train:3), 'b' (eval:64)"
+    )
     assert found(result, "near_inputs").ids == ("eval:65",)
 
 
@@ -245,6 +248,18 @@ def test_one_input_with_several_targets(role: str, level: str) -> None:
     conflict = found(result, "conflicting_targets")
     assert (conflict.level, conflict.count, conflict.ids) == (level, 1, ("train:101", "train:102"))
     assert conflict.details["inputs"] == [[["train:101", "a"], ["train:102", "b"]]]
+    assert conflict.message.endswith(f": {SENTENCE[:59] + '…'!r} is 'a' (train:101), 'b' (train:102)")
+
+
+def test_targets_that_contradict_each_other_are_shown_where_they_differ() -> None:
+    query = "SELECT name, city FROM customers WHERE turnover > 1000 AND country = "
+    pairs = [("who is big?", f"{query}'{name}'") for name in ("Peru", "Chile", "Cuba", "Fiji")]
+    pairs += [(text, target) for text in ("one", "two", "six") for target in ("x", "y")]
+    message = found(look([*TRAIN, *pairs], EVAL, role="sql"), "conflicting_targets").message
+    assert "4 inputs of train have more than one target: 'who is big?' is " in message
+    assert "country = 'Peru'\" (train:101)" in message
+    assert "country = 'Chile'\" (train:102)" in message
+    assert ", 1 more; 'one' is 'x' (train:105), 'y' (train:106); and 2 more" in message
 
 
 def test_overlaps_with_the_curve_are_only_reported() -> None:

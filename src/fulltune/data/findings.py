@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
@@ -214,3 +215,11 @@ def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:
 def shorten(text: str, size: int = 60) -> str:
     """Return the text, shortened to ``size`` characters with an ellipsis if it is longer."""
     return text if len(text) <= size else f"{clip(text, size - 1)}…"
+
+
+def apart(texts: Sequence[str], size: int = 60) -> list[str]:
+    """Return the texts shortened so that they still differ: a long beginning that all share becomes an ellipsis."""
+    columns = zip(*texts, strict=False) if len(texts) > 1 else ()
+    shared = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, columns))
+    skipped = max(0, shared - size // 2) if max(map(len, texts), default=0) > size else 0
+    return [shorten(f"…{text[skipped:]}" if skipped else text, size) for text in texts]

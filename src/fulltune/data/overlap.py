@@ -10,11 +10,14 @@ from itertools import chain
 from typing import Literal
 
 from fulltune.data.duplicates import THRESHOLD, NearIndex, fold, normalize
-from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, percent, rows, some
+from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, apart, percent, rows, shorten, some
 
 #: Fraction of evaluation rows that may also occur in train: these are left out. Above it, the run stops, because the
 #: split itself is doubtful (``docs/decisions/0002``).
 TOLERATED_LEAKS = 0.05
+
+#: Inputs whose targets a message shows, targets of each, and characters of a text.
+_SHOWN, _TARGETS, _LENGTH = 2, 3, 60
 
 MatchKind = Literal["exact", "normalised", "near"]
 
@@ -27,16 +30,20 @@ _WORDS: Mapping[MatchKind, str] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A row for comparison: its text, and its folded target. For tasks without input, the text is the target."""
+    """A row for comparison: its text, and its target as folded and as written.
+
+    For tasks without input, the text is the target.
+    """
 
     id: str
     text: str
     target: str = ""
+    written: str = ""
 
     @classmethod
     def of(cls, example: ExampleLike) -> Entry:
         target = example.target if isinstance(example.target, str) else "\n".join(sorted(example.target))
-        return cls(example.id, example.input, fold(target)) if example.input else cls(example.id, target)
+        return cls(example.id, example.input, fold(target), target) if example.input else cls(example.id, target)
 
     @cached_property
     def normal(self) -> str:
@@ -223,7 +230,8 @@ def _other_targets(matches: Sequence[Match], one_answer: bool) -> Iterator[Findi
     yield from _finding(
         "eval_conflicts",
         "warning" if one_answer else "info",
-        f"{rows(len(same))} of eval and a row of train have the same input, but different targets",
+        f"{rows(len(same))} of eval and a row of train have the same input, but different targets: "
+        + _shown([[match.other, match.entry] for match in same]),
         "eval",
         same,
         fix="check them: one of the two targets is likely wrong" if one_answer else "",
@@ -231,7 +239,8 @@ def _other_targets(matches: Sequence[Match], one_answer: bool) -> Iterator[Findi
     yield from _finding(
         "near_inputs",
         "info",
-        f"{rows(len(near))} of eval and a row of train have nearly the same input, but different targets",
+        f"{rows(len(near))} of eval and a row of train have nearly the same input, but different targets: "
+        + _shown([[match.other, match.entry] for match in near]),
         "eval",
         near,
     )
@@ -269,10 +278,25 @@ def _conflicts(conflicts: Sequence[Sequence[Entry]], one_answer: bool) -> Iterat
     yield Finding(
         kind="conflicting_targets",
         level="warning" if one_answer else "info",
-        message=f"{count} {'input of train has' if count == 1 else 'inputs of train have'} more than one target",
+        message=f"{count} {'input of train has' if count == 1 else 'inputs of train have'} more than one target: "
+        + _shown(conflicts),
         fix="check them: one of the targets is likely wrong" if one_answer else "",
         split="train",
         count=count,
         ids=some([entry.id for entries in conflicts for entry in entries]),
         details={"inputs": [[[entry.id, entry.target] for entry in entries] for entries in conflicts[:LISTED]]},
     )
+
+
+def _shown(groups: Sequence[Sequence[Entry]]) -> str:
+    """Return the first groups of rows of one input with their targets, all shortened, and the count of the others."""
+    more = len(groups) - _SHOWN
+    return "; ".join(map(_in_words, groups[:_SHOWN])) + (f"; and {more} more" if more > 0 else "")
+
+
+def _in_words(entries: Sequence[Entry]) -> str:
+    """Return e.g. ``'May I leave?' is 'yes' (train.csv:3), 'no' (train.csv:8)``."""
+    targets = apart([" ".join(entry.written.split()) for entry in entries[:_TARGETS]], _LENGTH)
+    named = [f"{target!r} ({entry.id})" for target, entry in zip(targets, entries, strict=False)]
+    more = [f"{len(entries) - _TARGETS} more"] if len(entries) > _TARGETS else []
+    return f"{shorten(' '.join(entries[0].text.split()), _LENGTH)!r} is {', '.join([*named, *more])}"
