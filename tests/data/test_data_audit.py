@@ -118,6 +118,13 @@ def test_the_three_kinds_of_duplicates_within_train() -> None:
     assert found(result, "near_duplicates").details["pairs"][0][3] > 0.85
 
 
+def test_nearly_equal_questions_are_wanted_and_nearly_equal_texts_are_not() -> None:
+    rows = [*TRAIN, (SENTENCE, "a"), (SENTENCE + " again", "b")]
+    assert found(look(rows, EVAL), "near_duplicates").fix.startswith("remove the duplicates")
+    assert found(look(rows, EVAL, role="sql"), "near_duplicates").fix.startswith("keep them: other wordings")
+    assert found(look([*rows, rows[0]], EVAL, role="sql"), "exact_duplicates").fix.startswith("remove")
+
+
 def test_many_exact_duplicates_are_a_warning() -> None:
     assert found(look(TRAIN + TRAIN[:1], EVAL), "exact_duplicates").level == "info"
     assert found(look(TRAIN + TRAIN[:5], EVAL), "exact_duplicates").level == "warning"

@@ -70,6 +70,7 @@ def audit(
         allow_leaks=config.data.allow_leaks,
         one_answer=classes or "sql" in fields,
         own_split=own_split,
+        paraphrases="sql" in fields,
     )
     tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
     findings = [

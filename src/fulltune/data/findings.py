@@ -202,9 +202,9 @@ def percent(part: float, total: float) -> str:
     return f"{100 * fraction:.2g}%"
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first five names and the count of the others."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def listed(names: Sequence[str], shown: int = 5) -> str:
+    """Return the first names and the count of the others."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:

@@ -132,6 +132,7 @@ def overlap(
     allow_leaks: bool,
     one_answer: bool,
     own_split: bool = False,
+    paraphrases: bool = False,
 ) -> Overlap:
     """Compare every row of train with the earlier ones, and the splits with each other.
 
@@ -142,6 +143,7 @@ def overlap(
         allow_leaks: Rows of eval that also occur in train are intended, and count.
         one_answer: True if an input should have one target (a label, a query), so that two contradict each other.
         own_split: The rows of eval were held out of train here: leaks are then no fault of the split, however many.
+        paraphrases: Nearly equal inputs are wanted in train: wordings of one question, or other values in it.
     """
     in_train = Seen()
     within = list[Match]()
@@ -155,7 +157,7 @@ def overlap(
     same = [match for match in across if match.same_target]
     leaks = [match for match in same if not match.differs_in_numbers]
     findings = [
-        *_within(within, len(train)),
+        *_within(within, len(train), paraphrases),
         *_conflicts(in_train.conflicts(), one_answer),
         *_leaks(leaks, len(evaluation), allow_leaks, own_split),
         *_number_variants([match for match in same if match.differs_in_numbers]),
@@ -170,8 +172,11 @@ def _matches(entries: Sequence[Entry], seen: Seen) -> list[Match]:
     return [match for entry in entries if (match := seen.match(entry))]
 
 
-def _within(matches: Sequence[Match], total: int) -> Iterator[Finding]:
+def _within(matches: Sequence[Match], total: int, paraphrases: bool) -> Iterator[Finding]:
     for kind, words in _WORDS.items():
+        fix = "remove the duplicates, unless their weight is intended"
+        if paraphrases and kind == "near":
+            fix = "keep them: other wordings of a question, or other values in it, teach what changes in the query"
         chosen = [match for match in matches if match.kind == kind]
         fraction = percent(len(chosen), total)
         yield from _finding(
@@ -180,7 +185,7 @@ def _within(matches: Sequence[Match], total: int) -> Iterator[Finding]:
             f"{rows(len(chosen), 'be', 'train')} {words} an earlier row ({fraction})",
             "train",
             chosen,
-            fix="remove the duplicates, unless their weight is intended",
+            fix=fix,
         )
 
 

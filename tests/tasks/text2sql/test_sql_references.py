@@ -86,9 +86,10 @@ def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path)
         audit = audited(folder, [good(0), bad, good(1), bad], scored, bad_rows="skip")
     train, evaluation = about(audit)["train"], about(audit)["eval"]
     assert train.message == (
-        "2 of the 4 reference queries of train cannot be run: no such function: year (2); "
-        "these rows are used as they are"
+        "2 of the 4 reference queries of train cannot be run: no such function: year (2) "
+        "(rows train.jsonl:2, train.jsonl:4); the model is trained to write them all the same"
     )
+    assert train.fix == "correct these queries or the databases, or remove the rows, unless only a limit stopped them"
     assert train.ids == ("train.jsonl:2", "train.jsonl:4")
     assert evaluation.message.startswith("2 of the 3 reference queries of eval cannot be run: ")
     assert evaluation.message.endswith("; these rows are not scored")
@@ -330,7 +331,8 @@ def test_a_run_records_what_was_not_scored(folder: Path) -> None:
     queries = [good(i) for i in range(5)]
     config = options(folder, queries * 2, ["SELECT absent FROM item", *queries])
     sentence = (
-        "1 of the 6 reference queries of eval cannot be run: no such column: absent (1); these rows are not scored"
+        "1 of the 6 reference queries of eval cannot be run: no such column: absent (1) "
+        "(rows eval.jsonl:1); these rows are not scored"
     )
     with pytest.warns(UserWarning, match=re.escape(sentence)):
         record = fulltune.run(config | {"model": str(folder / "base")}, out=folder / "runs")

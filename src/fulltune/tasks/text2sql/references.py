@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fulltune.data.findings import UNSCORED_KIND, Finding, some
+from fulltune.data.findings import UNSCORED_KIND, Finding, listed, some
 from fulltune.errors import DataError, did_you_mean
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql.execution import Result, printable
@@ -122,16 +122,22 @@ def finding(
     if none_left:
         message = f"none of {queries} can be run: {result.kinds}; so no row can be scored"
     else:
-        effect = "these rows are not scored" if scored else "these rows are used as they are"
-        if is_refused:
+        unscored = {"valid": "the validation loss counts them all the same"}
+        effect = unscored.get(result.split, "the model is trained to write them all the same")
+        effect = "these rows are not scored" if scored else effect
+        where = f" (rows {listed(list(result.failed), _SHOWN)})"
+        if is_refused:  # an error names its rows itself
             effect = f"more than {TOLERATED:.0%}, so that the score would say little about the questions"
-        message = f"{count:,} of {queries} cannot be run: {result.kinds}; {effect}"
-    skip = "set data.bad_rows: skip to score the other rows" if is_refused and not none_left else ""
+            where = ""
+        message = f"{count:,} of {queries} cannot be run: {result.kinds}{where}; {effect}"
+    other = "" if scored else "remove the rows, unless only a limit stopped them"
+    if is_refused and not none_left:
+        other = "set data.bad_rows: skip to score the other rows"
     return Finding(
         kind=UNSCORED_KIND,
         level="error" if none_left or is_refused else "warning",
         message=message,
-        fix="; ".join(filter(None, (result.existing(tables), ", or ".join(filter(None, (result.fix, skip)))))),
+        fix="; ".join(filter(None, (result.existing(tables), ", or ".join(filter(None, (result.fix, other)))))),
         split=result.split,
         count=count,
         ids=some(list(result.failed)),
