@@ -147,7 +147,7 @@ def test_labels_that_differ_in_white_space_only() -> None:
     [finding] = of_kind(look([" spam", "ham\u200b", "❤️", "بی‌طرف"] * 20), "padded_labels")
     assert finding.message.startswith(
         "2 labels have whitespace or invisible characters at an end (data.merge_labels: true removes them): "
-        "' spam', 'ham\\u200b'"
+        "'ham\\u200b', ' spam'"
     )
     assert finding.count == 40
 

@@ -9,7 +9,7 @@ import samples
 from page_reader import PageReader
 
 from fulltune.records.run import Prediction, Record, Step
-from fulltune.report import render, scores
+from fulltune.report import render, scores, task
 from fulltune.report.page import asset
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x onerror=alert(1)>"
@@ -291,6 +291,20 @@ def test_confusion_shows_counts_and_shades_by_row() -> None:
 
     assert re.search(r'--share:0\.75" title="a → a: 3 of 4 rows" class="right">3<', source)
     assert re.search(r'--share:0\.25" title="a → b: 1 of 4 rows" class="">1<', source)
+
+
+def test_classes_are_in_alphabetical_order_unless_they_have_one_of_their_own() -> None:
+    """Ids follow code points, by which ``Řešení`` is after ``pokuta``; the order that a user gave is kept."""
+    matrix = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    shown = task.confusion({"confusion": {"labels": ["Záruka", "pokuta", "Řešení"], "matrix": matrix}})
+    assert shown is not None
+    assert shown.labels == ("pokuta", "Řešení", "Záruka")
+    assert [[cell.count for cell in row] for row in shown.rows] == [[5, 6, 4], [8, 9, 7], [2, 3, 1]]
+    kept = task.confusion({"confusion": {"labels": ["low", "medium", "High"], "matrix": matrix}})
+    assert kept is not None
+    assert kept.labels == ("low", "medium", "High")
+    tied = task.per_class({"per_class": [{"label": label, "support": 3} for label in ("Záruka", "pokuta", "Řešení")]})
+    assert [row.label for row in tied] == ["pokuta", "Řešení", "Záruka"]
 
 
 def test_confusion_as_a_bare_matrix_with_separate_labels() -> None:

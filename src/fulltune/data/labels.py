@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fulltune.data.findings import ExampleLike, Finding, Level, percent, quoted, rows, shorten, some
 from fulltune.data.spellings import places, similar_to, spelled, spelling_findings
+from fulltune.runtime.alphabetical import in_order
 
 #: Fraction of evaluation rows with a label that train lacks, above which the run stops.
 _TOLERATED = 0.01
@@ -39,10 +40,10 @@ def label_findings(
         findings.append(
             Finding(kind="one_label", level="error", message=message, split="train", fix="add other labels")
         )
-    if lonely := sorted(label for label, count in in_train.items() if count == 1):
+    if lonely := in_order(label for label, count in in_train.items() if count == 1):
         verb = "has one row in train" if len(lonely) == 1 else "have one row in train"
         findings.append(_names("rare_labels", "warning", lonely, verb, "add rows: one is hardly enough to learn from"))
-    if unscored := sorted(in_train.keys() - in_eval.keys()):
+    if unscored := in_order(in_train.keys() - in_eval.keys()):
         verb = "never occurs in eval" if len(unscored) == 1 else "never occur in eval"
         findings.append(_names("unscored_labels", "info", unscored, f"of train {verb}"))
     return findings
@@ -73,7 +74,7 @@ def _only_in(split: str, in_train: Counter[str], examples: Sequence[ExampleLike]
     lost = [example for example in examples if any(label not in in_train for label in _labels(example))]
     if not lost:
         return
-    names = sorted({label for example in lost for label in _labels(example)} - in_train.keys())
+    names = in_order({label for example in lost for label in _labels(example)} - in_train.keys())
     few = len(lost) / len(examples) < _TOLERATED
     effect = "can never be predicted" if split == "eval" else "counts as wrong"
     yield Finding(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fulltune.data.duplicates import fold
 from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, listed, quoted, rows, shorten, some
 from fulltune.data.values import is_padded, is_padding
+from fulltune.runtime.alphabetical import in_order
 
 #: Ids of the rows with each label, over all splits.
 Places = Mapping[str, Sequence[str]]
@@ -143,7 +144,7 @@ def variants(labels: Sequence[str], rows_of: Places) -> str:
 
 
 def _padded(rows_of: Places) -> Iterator[Finding]:
-    padded = [label for label in sorted(rows_of) if is_padded(label)]
+    padded = [label for label in in_order(rows_of) if is_padded(label)]
     if padded:
         yield _finding(
             "padded_labels",
@@ -157,7 +158,7 @@ def _padded(rows_of: Places) -> Iterator[Finding]:
 
 
 def _missing(rows_of: Places) -> Iterator[Finding]:
-    for label in sorted(rows_of):
+    for label in in_order(rows_of):
         if level := _MISSING.get(label.strip().casefold()):
             yield _finding(
                 "missing_labels",
@@ -169,8 +170,8 @@ def _missing(rows_of: Places) -> Iterator[Finding]:
 
 
 def _mixed(rows_of: Places) -> Iterator[Finding]:
-    numbers = [label for label in sorted(rows_of) if _NUMBER.fullmatch(label.strip())]
-    texts = [label for label in sorted(rows_of) if label not in numbers]
+    numbers = [label for label in in_order(rows_of) if _NUMBER.fullmatch(label.strip())]
+    texts = [label for label in in_order(rows_of) if label not in numbers]
     if not numbers or not texts:
         return
     fewer = min(numbers, texts, key=lambda labels: sum(len(rows_of[label]) for label in labels))
@@ -186,7 +187,7 @@ def _mixed(rows_of: Places) -> Iterator[Finding]:
 def _joined(rows_of: Places) -> Iterator[Finding]:
     """Yield a finding about labels whose parts are also labels, or parts of other labels."""
     for joint in _JOINTS:
-        parts = {label: {part.strip() for part in label.split(joint)} for label in sorted(rows_of)}
+        parts = {label: {part.strip() for part in label.split(joint)} for label in in_order(rows_of)}
         counts = Counter(part for own in parts.values() for part in own)
         joined = [label for label, own in parts.items() if len(own) > 1 and all(counts[part] > 1 for part in own)]
         if joined:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fulltune.data.findings import REDUCED_KIND, Audit, Finding
 from fulltune.records.data import ClassRows, DataSummary, LabelSpellings, Leaks, Lengths, Truncation
+from fulltune.runtime.alphabetical import alphabetical
 
 
 def data_summary(
@@ -67,7 +68,7 @@ def _classes(balance: Finding) -> tuple[ClassRows, ...]:
     counts: Mapping[str, Mapping[str, int]] = balance.details["counts"]
     labels = dict.fromkeys(label for split in ("train", "eval", "valid") for label in counts[split])
     rows = [ClassRows(label=label, **{split: counts[split].get(label, 0) for split in counts}) for label in labels]
-    return tuple(sorted(rows, key=lambda row: (-row.train, -row.eval)))
+    return tuple(sorted(rows, key=lambda row: (-row.train, -row.eval, alphabetical(row.label))))
 
 
 def _spellings(findings: _Findings, balance: Finding) -> LabelSpellings:

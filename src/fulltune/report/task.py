@@ -28,6 +28,7 @@ from fulltune.report.display import (
 from fulltune.report.examples import Survey
 from fulltune.report.labels import width
 from fulltune.report.scores import bar_rows
+from fulltune.runtime.alphabetical import alphabetical
 
 #: Largest number of classes with a confusion matrix, and number of confused pairs that are listed beyond it.
 CLASSES, PAIRS = 25, 20
@@ -78,11 +79,23 @@ def confusion(details: Mapping[str, Any]) -> Confusion | None:
         stored = {"labels": details.get("labels"), "matrix": stored}
     if not stored.get("labels") or not stored.get("matrix"):
         return None
-    labels = tuple(visible(str(label)) for label in stored["labels"])
-    matrix = [[int(cell) for cell in row] for row in stored["matrix"]]
+    names = [str(label) for label in stored["labels"]]
+    order = _reading_order(names)
+    labels = tuple(visible(names[place]) for place in order)
+    matrix = [[int(stored["matrix"][row][column]) for column in order] for row in order]
     if len(labels) > CLASSES:
         return Confusion(labels, (), _pairs(labels, matrix))
     return Confusion(labels, tuple(_heats(index, row) for index, row in enumerate(matrix)), ())
+
+
+def _reading_order(names: Sequence[str]) -> list[int]:
+    """Return the places of names in the order of a page.
+
+    Ids of labels follow code points unless the user or the model has ordered them: that order is kept.
+    """
+    places = range(len(names))
+    is_by_code = list(names) == sorted(names)
+    return sorted(places, key=lambda place: alphabetical(names[place])) if is_by_code else list(places)
 
 
 def _heats(index: int, row: Sequence[int]) -> tuple[Heat, ...]:
@@ -114,7 +127,7 @@ class PerClass:
 def per_class(details: Mapping[str, Any]) -> list[PerClass]:
     """Return precision, recall and F1 of each class, most frequent first."""
     rows = [row for row in details.get("per_class") or () if isinstance(row, Mapping)]
-    rows.sort(key=lambda row: -as_float(row.get("support", 0)))
+    rows.sort(key=lambda row: (-as_float(row.get("support", 0)), alphabetical(str(row.get("label", "")))))
     return [_per_class(row) for row in rows]
 
 
