@@ -64,4 +64,4 @@ def test_every_section_and_outcome_is_explained(folder: Path) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
 
     assert [title for title in titles if title.lower() not in TEXT.lower()] == []
-    assert [outcome for outcome in tiles.OUTCOMES if f"`{outcome}`" not in TEXT] == []
+    assert [outcome for outcome in tiles.SIGNS if f"`{outcome}`" not in TEXT] == []

@@ -12,8 +12,9 @@ from page_reader import PageReader
 
 from fulltune.cli.render import runs as terminal
 from fulltune.records.data import ClassRows, DataSummary, LabelSpellings, Leaks, Lengths, Truncation
-from fulltune.records.run import Recommendation, Record, Retention, Score
+from fulltune.records.run import GuardEvent, Recommendation, Record, Retention, Score, best_baseline
 from fulltune.report import dataset, render, scores, tiles
+from fulltune.report.display import unsaid
 
 SUMMARY = DataSummary(
     rows={"train": 900, "eval": 100},
@@ -54,8 +55,34 @@ def test_every_outcome_is_explained(outcome: Any) -> None:
     texts = PageReader(page(outcome=outcome, retention={"law": RETAINED})).texts
 
     assert texts[1] == f"{tiles.SIGNS[outcome]} {outcome}"
-    assert texts[2] == tiles.OUTCOMES[outcome]
+    assert texts[2] == tiles.meaning(samples.record(outcome=outcome, retention={"law": RETAINED}))
     assert len(set(tiles.SIGNS.values())) == 4
+
+
+def test_a_rejected_run_names_only_the_reasons_that_hold() -> None:
+    lost = samples.rejected().record
+    kept = GuardEvent(guard="overfitting", step=0, verdict="continue", message="step 0 was the best")
+    still = lost.parameters.model_copy(update={"moved": 0.0, "largest_change": 0.0})
+    even = {name: one.model_copy(update={"verdict": "no detectable change"}) for name, one in lost.comparison.items()}
+    no_number = lost.scores | {"tuned": {"macro_f1": samples.score(math.nan)}}
+    for changes, meaning in (
+        ({}, "TF-IDF is better"),
+        ({"retention": {"law": RETAINED}}, "TF-IDF is better; more of law was forgotten than the budget allows"),
+        ({"guards": (kept,), "comparison": even}, "no step of training was better than the base"),
+        ({"parameters": still, "comparison": even}, "training changed no weight"),
+        ({"comparison": even}, "no better than guessing"),
+        ({"comparison": {}, "scores": no_number}, "its score is not a number"),
+    ):
+        assert tiles.meaning(lost.model_copy(update=changes)) == meaning
+
+
+def test_a_reason_whose_amount_the_headline_states_is_not_repeated() -> None:
+    headline = (
+        "Use TF-IDF. TF-IDF beats the tuned model: macro-F1 0.855 against 0.798, better by 5.7 points (1.0 to 10.7)."
+    )
+    reasons = ("worse than TF-IDF by 5.7 points (1.0 to 10.7)", "worse than few-shot by 2.0 points (0.1 to 3.9)")
+
+    assert unsaid(samples.record(headline=headline, reasons=reasons)) == [reasons[1]]
 
 
 def test_an_accepted_run_without_a_budget_is_not_said_to_keep_one() -> None:
@@ -98,8 +125,8 @@ def test_the_best_baseline_follows_the_direction_and_has_a_number(direction: Any
     metrics = {"macro_f1": record.metrics["macro_f1"].model_copy(update={"direction": direction})}
     scores = record.scores | {"zero_shot": {"macro_f1": samples.score(math.nan)}}
 
-    assert tiles.best_baseline(samples.record(metrics=metrics, scores=scores)) == best
-    assert tiles.best_baseline(samples.record(scores={"tuned": record.scores["tuned"]})) is None
+    assert best_baseline(samples.record(metrics=metrics, scores=scores)) == best
+    assert best_baseline(samples.record(scores={"tuned": record.scores["tuned"]})) is None
 
 
 def test_a_run_without_scores_has_its_cost_alone() -> None:
@@ -170,6 +197,9 @@ def test_a_winner_that_only_the_reasons_name_is_not_repeated() -> None:
     changed = record.model_copy(update={"comparison": both, "headline": headline, "reasons": reasons})
 
     assert scores.beaten(changed) == ""
+    near = record.scores | {"linear_probe": {"macro_f1": samples.score(0.848)}}
+    unclear = both | {"tuned vs linear_probe": samples.versus("macro_f1", -0.007, "no detectable change", half=0.24)}
+    assert scores.beaten(changed.model_copy(update={"scores": near, "comparison": unclear})) == ""
     assert "Few-shot" in scores.beaten(changed.model_copy(update={"reasons": ()}))
 
 

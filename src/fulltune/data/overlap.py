@@ -16,6 +16,9 @@ from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, apart, p
 #: split itself is doubtful (``docs/decisions/0002``).
 TOLERATED_LEAKS = 0.05
 
+#: Words of the finding about leaks, by which a terminal recognizes it among the messages of a record.
+LEAKED = "of eval also occur in train with the same target"
+
 #: Inputs whose targets a message shows, targets of each, and characters of a text.
 _SHOWN, _TARGETS, _LENGTH = 2, 3, 60
 
@@ -192,7 +195,7 @@ def _within(matches: Sequence[Match], total: int, paraphrases: bool) -> Iterator
 def _leaks(matches: Sequence[Match], total: int, allowed: bool, own_split: bool) -> Iterator[Finding]:
     kinds = Counter(match.kind for match in matches)
     split = ", ".join(f"{kinds[kind]} {kind}" for kind in _WORDS if kinds[kind])
-    text = f"{len(matches)} of {rows(total)} of eval also occur in train with the same target ({split})"
+    text = f"{len(matches)} of {rows(total)} {LEAKED} ({split})"
     left = total - len(matches)
     too_many = len(matches) > TOLERATED_LEAKS * total
     fix = "remove those rows from train or eval"

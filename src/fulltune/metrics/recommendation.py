@@ -330,7 +330,7 @@ def _unproven(record: Record) -> str:
 def _accepted(record: Record, curve: Curve) -> Recommendation:
     more = f" {_longer(record, curve)}" if curve.trend == "improving" else ""
     return Recommendation(
-        use="tuned", action="use it", sentence=f"The tuned model is better than every baseline: use it.{more}"
+        use="tuned", action="use it", sentence=f"`fulltune predict {record.run_id} FILE` answers new rows.{more}"
     )
 
 

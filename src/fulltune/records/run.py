@@ -7,6 +7,7 @@ written as the string ``"NaN"`` and read back as NaN; it never becomes null or 0
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -283,6 +284,21 @@ class GuardEvent(Model):
 def base_kept(guards: Iterable[GuardEvent]) -> GuardEvent | None:
     """Return the event that kept step 0 (the model of the run is then the base), or None."""
     return next((event for event in guards if event.keeps_base), None)
+
+
+def best_baseline(record: Record, among: Iterable[str] | None = None) -> str | None:
+    """Return the baseline with the best value of the deciding metric, or None if none has a value.
+
+    Args:
+        record: A record.
+        among: Names of baselines; all by default.
+    """
+    info = record.metrics.get(record.metric)
+    sign = -1 if info and info.direction == "lower" else 1
+    names = [name for name in (record.scores if among is None else among) if name != "tuned"]
+    known = {name: record.scores.get(name, {}).get(record.metric) for name in names}
+    values = {name: sign * score.value for name, score in known.items() if score and not math.isnan(score.value)}
+    return max(values, key=values.__getitem__, default=None)
 
 
 class Retention(Model):

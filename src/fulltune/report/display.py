@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,26 @@ def in_order(systems: Iterable[str]) -> list[str]:
     """Return the known systems in the order of the report, then the others by name."""
     names = set(systems)
     return [name for name in SYSTEMS if name in names] + sorted(names - set(SYSTEMS))
+
+
+#: An amount with its interval in a sentence, e.g. ``5.7 points (1.0 to 10.7)``.
+_AMOUNT = re.compile(r"[+−]?[\d.,]+(?: points)? \([^() ]+ to [^() ]+\)")
+
+
+def unsaid(record: Record) -> list[str]:
+    """Return the reasons that the headline does not state itself, as they are or by their amount and interval."""
+
+    def is_said(reason: str) -> bool:
+        amount = _AMOUNT.search(reason)
+        return reason in record.headline or (amount is not None and amount[0] in record.headline)
+
+    return [reason for reason in record.reasons if not is_said(reason)]
+
+
+def is_beaten_by(record: Record, system: str) -> bool:
+    """Return True if a baseline is better by its paired test, adjusted for the number of baselines."""
+    comparison = record.comparison.get(f"tuned vs {system}")
+    return comparison is not None and comparison.verdict == "worse" and not comparison.p_holm > 1 - record.confidence
 
 
 def as_float(value: Any) -> float:

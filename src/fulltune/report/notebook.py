@@ -72,7 +72,7 @@ def _record(record: Record) -> list[Markup]:
     return [
         _headline(record.headline, record.outcome),
         _sentences([record.recommendation.sentence] if record.recommendation else []),
-        _sentences(record.reasons),
+        _sentences(display.unsaid(record)),
         _table(*tables.systems(record)),
         _table(("Retention", "Base", "Tuned", "Loss", "Verdict"), map(_retained, record.retention.items()))
         if record.retention

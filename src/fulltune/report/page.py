@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from fulltune.records.run import Prediction, Record, Step
 from fulltune.report import curves, dataset, details, retention, scores, task, tiles
-from fulltune.report.display import metric_label, moment, percentage
+from fulltune.report.display import metric_label, moment, percentage, unsaid
 from fulltune.report.examples import gallery
 
 _HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def render(
         notable=dataset.notable(record.data.summary),
         class_table=dataset.classes(record.data.summary),
         tiles=tiles.tiles(record),
-        reasons=[reason for reason in record.reasons if reason not in record.headline],
+        reasons=unsaid(record),
         outcome_sign=tiles.SIGNS[record.outcome],
         outcome_meaning=tiles.meaning(record),
         levels=details.findings(record, audit),

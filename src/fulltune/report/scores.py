@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from fulltune.metrics import known, wording
-from fulltune.records.run import BaselineUse, Comparison, Record, Score
+from fulltune.records.run import BaselineUse, Comparison, Record, Score, best_baseline
 from fulltune.report import svg
 from fulltune.report.display import (
     better,
     difference,
     in_order,
     interval,
+    is_beaten_by,
     is_judged,
     is_rival,
     metric_label,
@@ -179,7 +180,8 @@ def how_compared(record: Record) -> str:
     """
     if not record.comparison:
         return ""
-    name = _best_compared(record)
+    names = [pair.removeprefix("tuned vs ") for pair in record.comparison]
+    name = best_baseline(record, names) or names[0]
     best = record.comparison[f"tuned vs {name}"]
     lines = ["A difference whose interval includes 0 may be due to chance."]
     if best.test:
@@ -190,15 +192,6 @@ def how_compared(record: Record) -> str:
         lines.append(f"A difference below {wording.amount(best.min_effect, metric)} does not count.")
         lines.append(wording.detectable(best, metric, against=wording.system(name)))
     return " ".join(filter(None, lines))
-
-
-def _best_compared(record: Record) -> str:
-    """Return the best of the baselines that the tuned model is compared with; the first one if none has a score."""
-    sign = 1 if _direction(record, record.metric) == "higher" else -1
-    names = [name.removeprefix("tuned vs ") for name in record.comparison]
-    values = {name: sign * record.scores[name][record.metric].value for name in names if _has(record, name)}
-    scored = {name: value for name, value in values.items() if not math.isnan(value)}
-    return max(scored, key=scored.__getitem__, default=names[0])
 
 
 def _versus(record: Record, pair: str, item: Comparison) -> Versus:
@@ -230,18 +223,20 @@ def beaten(record: Record) -> str:
     """Return the sentence that comes first if baselines score better than the tuned model, otherwise an empty string.
 
     Only baselines whose paired test shows it are said to beat the tuned model. The sentence is also empty if the
-    headline names the first of them, and headline or reasons name the others.
+    headline names the first of them, and headline or reasons name the others; what cannot be told from the tuned model
+    is then left to the table of comparisons.
     """
     ahead = [name for name in in_order(record.scores) if name != "tuned" and _is_ahead(record, name)]
     if not ahead:
         return ""
+    winners = [name for name in ahead if is_beaten_by(record, name)]
+    told = winners or ahead
     headline = _plain(record.headline)
     mentioned = headline + _plain(" ".join(record.reasons))
-    if any(_plain(name) in headline for name in ahead) and all(_plain(name) in mentioned for name in ahead):
+    if any(_plain(name) in headline for name in told) and all(_plain(name) in mentioned for name in told):
         return ""
     digits = record_decimals(record, record.metric)
     tuned = f"the tuned model ({number(record.scores['tuned'][record.metric].value, digits)})"
-    winners = [name for name in ahead if _wins(record, name)]
     alike = [name for name in ahead if name not in winners]
     label = metric_label(record.metric)
     if not winners:
@@ -260,12 +255,6 @@ def _plain(words: str) -> str:
     return re.sub(r"[-_ ]", "", words.lower())
 
 
-def _wins(record: Record, system: str) -> bool:
-    """Return True if a baseline is better by its paired test, adjusted for the number of baselines."""
-    comparison = record.comparison.get(f"tuned vs {system}")
-    return comparison is not None and comparison.verdict == "worse" and not comparison.p_holm > 1 - record.confidence
-
-
 def _is_ahead(record: Record, system: str) -> bool:
     """Return True if a baseline is better by its comparison, or otherwise by its plain value.
 
@@ -277,7 +266,7 @@ def _is_ahead(record: Record, system: str) -> bool:
     if not (_has(record, system) and _has(record, "tuned")):
         return False
     gain = record.scores[system][record.metric].value - record.scores["tuned"][record.metric].value
-    return _wins(record, system) or (gain > 0 if _direction(record, record.metric) == "higher" else gain < 0)
+    return is_beaten_by(record, system) or (gain > 0 if _direction(record, record.metric) == "higher" else gain < 0)
 
 
 def _has(record: Record, system: str) -> bool:

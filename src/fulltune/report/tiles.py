@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fulltune.metrics import wording
-from fulltune.records.run import Comparison, Record, Score
+from fulltune.metrics.recommendation import unchanged
+from fulltune.records.run import Comparison, Record, Score, base_kept, best_baseline
 from fulltune.report.display import (
     difference,
     duration,
+    in_order,
     interval,
+    is_beaten_by,
     metric_label,
     number,
     percentage,
@@ -22,11 +25,10 @@ from fulltune.report.display import (
 )
 from fulltune.report.retention import has_budget, verdict_text, worst
 
-#: What the outcome of a run means, for readers who see it for the first time.
-OUTCOMES = {
+#: What the outcome of a run means, for readers who see it for the first time; a rejected run has its cause instead.
+_OUTCOMES = {
     "accepted": "better than every baseline, and no more was forgotten than the budget allows",
     "undecided": "neither accepted nor rejected; a person has to decide",
-    "rejected": "a baseline is better, too little was learned, or too much was forgotten",
     "stopped": "training ended early",
 }
 
@@ -36,9 +38,30 @@ SIGNS = {"accepted": "✓", "undecided": "?", "rejected": "✕", "stopped": "■
 
 def meaning(record: Record) -> str:
     """Return what the outcome of a run means; without a budget of forgetting nothing is said about it."""
+    if record.outcome == "rejected":
+        return "; ".join(_causes(record))
     if record.outcome != "accepted" or has_budget(record):
-        return OUTCOMES[record.outcome]
+        return _OUTCOMES[record.outcome]
     return "better than every baseline" + ("; what was forgotten has no budget" if record.retention else "")
+
+
+def _causes(record: Record) -> list[str]:
+    """Return what a run was rejected for: only the causes that hold."""
+    causes = []
+    if base_kept(record.guards) is not None:
+        causes.append("no step of training was better than the base")
+    elif unchanged(record.parameters):
+        causes.append("training changed no weight")
+    winners = [system_label(name) for name in in_order(record.scores) if is_beaten_by(record, name)]
+    if winners:
+        causes.append(f"{wording.listed(winners)} {'are' if len(winners) > 1 else 'is'} better")
+    lost = [name for name, ability in record.retention.items() if ability.verdict == "lost"]
+    if lost:
+        causes.append(f"more of {wording.listed(lost)} was forgotten than the budget allows")
+    tuned = record.scores.get("tuned", {}).get(record.metric)
+    if causes or tuned is None:
+        return causes or ["the tuned model has no score"]
+    return ["its score is not a number" if math.isnan(tuned.value) else "no better than guessing"]
 
 
 @dataclass(frozen=True)
@@ -54,15 +77,6 @@ class Tile:
 def tiles(record: Record) -> list[Tile]:
     """Return the figures that the record has."""
     return list(_tiles(record))
-
-
-def best_baseline(record: Record) -> str | None:
-    """Return the name of the baseline with the best value of the deciding metric."""
-    info = record.metrics.get(record.metric)
-    sign = -1 if info and info.direction == "lower" else 1
-    known = {name: row[record.metric].value for name, row in record.scores.items() if record.metric in row}
-    rivals = [name for name, value in known.items() if name != "tuned" and not math.isnan(value)]
-    return max(rivals, key=lambda name: sign * known[name], default=None)
 
 
 def _tiles(record: Record) -> Iterator[Tile]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from fulltune.cli.doctor import Diagnosis
 from fulltune.cli.render import data
 from fulltune.data.findings import first_warnings
+from fulltune.data.overlap import LEAKED
 from fulltune.data.tokens import TRUNCATED
 from fulltune.metrics import wording
 from fulltune.metrics.run_comparison import RunComparison
@@ -44,7 +45,7 @@ _NAME_WIDTH = 16
 
 def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     """Show a run: headline, systems by the deciding metric, warnings of the audit, the report's path, the advice."""
-    reasons = [Text(f"  {reason}") for reason in record.reasons if reason not in record.headline]
+    reasons = [Text(f"  {reason}") for reason in display.unsaid(record)]
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     advice = [Text(f"Next: {record.recommendation.sentence}")] if record.recommendation else []
     ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
@@ -117,11 +118,12 @@ def spent(record: Record) -> list[Text]:
 
 
 def audited(record: Record) -> list[Text]:
-    """Return one line per warning of the audit, for the first warnings; truncation is among the pairs of the data."""
+    """Return one line per warning of the audit, for the first ones, without those that the facts of the data state."""
     audit = record.data.audit
     warnings = [" ".join(line.split()) for line in audit.findings[audit.errors :][: audit.warnings]]
-    if record.data.summary.truncation:
-        warnings = [line for line in warnings if TRUNCATED not in line]
+    summary = record.data.summary
+    stated = {TRUNCATED: summary.truncation, LEAKED: summary.leaks}
+    warnings = [line for line in warnings if not any(mark in line for mark, fact in stated.items() if fact)]
     return [Text(line) for line in first_warnings(warnings, "in audit.json")]
 
 
