@@ -249,4 +249,6 @@ def test_broken_rows_come_before_fixed_ones() -> None:
         before="one", after="two", metric="accuracy", counted=(1, 1), fixed=tuple(rows[:1]), broken=tuple(rows[1:])
     )
     shown = text(answers.changed_rows(changed))
+    best = changed.model_copy(update={"before": "two#tfidf", "system": "tfidf", "is_best": True})
+    assert "From TF-IDF, the best baseline, to the tuned model of two:" in text(answers.changed_rows(best))
     assert shown.index("1 broken") < shown.index("test.jsonl:1") < shown.index("1 fixed") < shown.index("test.jsonl:0")

@@ -29,6 +29,7 @@ from fulltune.records.run import (
     Score,
     SplitInfo,
     Training,
+    read_record,
 )
 
 LABELS = ("lease", "sale", "trust")
@@ -279,6 +280,30 @@ def test_rows_that_also_occur_in_train_are_left_out(tmp_path: Path) -> None:
     assert found.differences[1].n == 38
     assert found.differences[1].delta == pytest.approx(-2 / 38)
     assert [row.id for row in changed_rows(runs[1], runs[0]).broken] == ["r0", "r2"]
+
+
+def test_a_run_is_compared_with_its_best_baseline_or_with_the_one_that_is_named(tmp_path: Path) -> None:
+    """A baseline may have answered a sample of the rows."""
+    scores = {
+        name: {"macro_f1": Score(value=value, low=0, high=1, n=40)}
+        for name, value in (("tuned", 0.5), ("zero_shot", 0.1), ("tfidf", 0.9))
+    }
+    answers = [
+        *classified(lambda row: False, "zero_shot"),
+        *classified(lambda row: row > 2, "tfidf", rows=30),
+        *classified(lambda row: row > 0),
+    ]
+    run, _ = class_runs(tmp_path, answers, answers)
+    stored = read_record(run / "record.json").model_copy(update={"scores": scores})
+    (run / "record.json").write_text(stored.to_json(), encoding="utf-8")
+
+    found = changed_rows(run)
+    assert (found.before, found.after, found.system, found.is_best) == ("run-a#tfidf", "run-a", "tfidf", True)
+    assert [row.id for row in found.fixed] == ["r1", "r2"]
+    assert found.counted == (2, 0)
+    named = changed_rows(run, system="zero_shot")
+    assert (named.before, named.counted, named.is_best) == ("run-a#zero_shot", (39, 0), False)
+    assert changed_rows(run, run, system="tfidf").counted == (2, 0)
 
 
 def test_comparing_loads_no_model_library() -> None:

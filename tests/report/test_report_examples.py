@@ -89,6 +89,10 @@ def test_before_is_the_first_available_baseline() -> None:
     predictions = rows("few_shot", ["x"], ["a"]) + rows("majority", ["a"], ["a"]) + rows("tuned", ["a"], ["a"])
     found = gallery("classification", predictions, 24).examples
 
+    best = gallery("classification", predictions, 24, "majority").examples
+    assert best is not None
+    assert best.before == "Majority class, the best baseline"
+    assert [answer.label for answer in best.groups[2].cases[0].answers] == ["Majority class", "Tuned"]
     assert found is not None
     assert found.before == "Few-shot"
     assert [answer.label for answer in found.groups[0].cases[0].answers] == ["Few-shot", "Tuned"]

@@ -188,7 +188,8 @@ def compare(
 
     Every difference is B minus A, so `improved` says that B is better.
 
-    `base` and `tuned` name the two ends of the newest run.
+    `base` and `tuned` name the two ends of the newest run. With --data, one run is compared with its best baseline, and
+    RUN#tfidf names another one.
     """
     from fulltune.cli.render import answers
 
@@ -384,19 +385,21 @@ def _compare_runs(common: Common, a: str, b: str) -> None:
     common.answer(result.to_json(), runs.comparison(result))
 
 
-def _ends(a: str, b: str | None) -> tuple[str, str | None]:
-    """Return the run whose base is compared with its tuned model, or two runs.
+def _ends(a: str, b: str | None) -> tuple[str, str | None, str]:
+    """Return the runs to compare, and the system of the first.
 
-    ``base`` and ``tuned`` are those of the other run that is named, or of the newest one.
+    Without a second run, a system of the first is compared with its tuned model: the one that is named after a ``#``,
+    or the best baseline. ``base`` and ``tuned`` are those of the other run that is named, or of the newest one.
     """
     if a == "tuned" or b == "base":
         run = next((name for name in (a, b) if name not in ("base", "tuned", None)), "latest")
         raise typer.BadParameter(
             f"rows are shown from the base to the tuned model: write `fulltune compare {run} --data`", param_hint="A B"
         )
-    if b == "tuned":
-        return ("latest" if a == "base" else a), None
-    return (b or "latest", None) if a == "base" else (a, b)
+    if a == "base":
+        return ("latest" if b in (None, "tuned") else b), None, "zero_shot"
+    run, _, system = a.partition("#")
+    return run, (None if b == "tuned" else b), system
 
 
 def _changed_rows(common: Common, a: str, b: str | None) -> None:
@@ -405,9 +408,10 @@ def _changed_rows(common: Common, a: str, b: str | None) -> None:
     from fulltune.metrics.run_comparison import changed_rows
     from fulltune.store.registry.registry import evidence
 
-    before, after = _ends(a, b)
+    before, after, system = _ends(a, b)
     with common.answering():
-        result = changed_rows(evidence(before, common.out), evidence(after, common.out) if after else None)
+        folders = evidence(before, common.out), evidence(after, common.out) if after else None
+        result = changed_rows(*folders, system=system)
     common.answer(result.to_json(), answers.changed_rows(result))
 
 

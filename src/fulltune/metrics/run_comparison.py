@@ -15,7 +15,16 @@ from fulltune.metrics import INFORMATIONAL, known, wording
 from fulltune.metrics.accumulate import Accumulator, matching, row_values
 from fulltune.metrics.base import Metric
 from fulltune.metrics.compare import not_worse, paired
-from fulltune.records.run import Comparison, MetricInfo, Model, Prediction, Record, Score, read_record
+from fulltune.records.run import (
+    Comparison,
+    MetricInfo,
+    Model,
+    Prediction,
+    Record,
+    Score,
+    best_baseline,
+    read_record,
+)
 from fulltune.records.verdict import NotWorse
 from fulltune.runtime.config_file import read_mapping
 from fulltune.runtime.validation import first_problem, read_failure
@@ -145,7 +154,9 @@ class ChangedRows(Model):
     """Changes between two systems on the rows that both answered, with a limited number of rows of each kind.
 
     Attributes:
-        before, after: Run ids, with the name of the system if it is not the tuned one.
+        before, after: Run ids; a baseline is named after a ``#``.
+        system: The system of ``before``: ``tuned``, or a baseline.
+        is_best: That baseline is the best one of the run.
         metric: The metric that rows are judged by. If it is not 0 or 1 on every row, ``fixed`` are the rows that gained
             most and ``broken`` those that lost most.
         counted: Total numbers of fixed and broken rows; None if rows change gradually.
@@ -153,47 +164,57 @@ class ChangedRows(Model):
 
     before: str
     after: str
+    system: str = "tuned"
+    is_best: bool = False
     metric: str
     counted: tuple[int, int] | None
     fixed: tuple[Row, ...]
     broken: tuple[Row, ...]
 
 
-def changed_rows(before: str | Path, after: str | Path | None = None, *, shown: int = SHOWN_ROWS) -> ChangedRows:
-    """Return the rows that changed between the tuned models of two runs, or from a run's base to its tuned model.
+def changed_rows(
+    before: str | Path, after: str | Path | None = None, *, system: str = "", shown: int = SHOWN_ROWS
+) -> ChangedRows:
+    """Return the rows that changed between the tuned models of two runs, or from a baseline to the tuned model.
 
     Args:
         before: Folder of a run.
-        after: Folder of the run to compare with; None compares the base (zero-shot) of the same run with its tuned
-            model.
+        after: Folder of the run to compare with; None compares with the tuned model of the same run.
+        system: System of ``before``: a baseline, or ``tuned``. By default the tuned model, or the best baseline if both
+            are of one run.
         shown: Maximum number of rows of each kind.
 
     Raises:
         StoreError: A file is missing or damaged.
         IncompatibleError: The scores of the two are not comparable.
     """
-    system = _TUNED if after else "zero_shot"
     old = Path(before)
     new = Path(after or before)
     first, second = (read_record(folder / "record.json") for folder in (old, new))
     _check(first, second)
+    best = best_baseline(first)
+    system = system or (_TUNED if after else best or "zero_shot")
     metrics = _shared_metrics(first, second)
     left_out = first.left_out | second.left_out
-    rows = (scored(new, metrics).without(left_out), scored(old, metrics, system).without(left_out))
-    changes = _changed_rows(*rows, metrics[0])
+    was, now = scored(old, metrics, system).without(left_out), scored(new, metrics).without(left_out)
+    if system != _TUNED:  # some baselines answer a sample of the rows
+        now = now.without(set(now.ids) - set(was.ids))
+    changes = _changed_rows(now, was, metrics[0])
     exact = "fixed" in changes
     fixed = changes["fixed" if exact else "most_improved"]
     broken = changes["broken" if exact else "most_worsened"]
     wanted = {*fixed[:shown], *broken[:shown]}
-    was = _answers(old, system, wanted)
-    became = _answers(new, _TUNED, wanted)
+    earlier = _answers(old, system, wanted)
+    later = _answers(new, _TUNED, wanted)
     return ChangedRows(
-        before=first.run_id + ("" if after else ", base"),
+        before=first.run_id + ("" if system == _TUNED else f"#{system}"),
         after=second.run_id,
+        system=system,
+        is_best=system == best,
         metric=changes["row_metric"],
         counted=(len(fixed), len(broken)) if exact else None,
-        fixed=tuple(_row(was[row], became[row]) for row in fixed[:shown]),
-        broken=tuple(_row(was[row], became[row]) for row in broken[:shown]),
+        fixed=tuple(_row(earlier[row], later[row]) for row in fixed[:shown]),
+        broken=tuple(_row(earlier[row], later[row]) for row in broken[:shown]),
     )
 
 

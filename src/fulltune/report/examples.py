@@ -16,10 +16,8 @@ from fulltune.records.run import Prediction
 from fulltune.report.display import as_float, in_order, number, system_label
 from fulltune.runtime.graphemes import clip
 
-#: Systems that count as "before", in order of preference.
+#: Systems that count as "before" if the best baseline has no answers, in order of preference.
 _BEFORE = ("zero_shot", "few_shot", "tfidf", "majority")
-#: Systems that are shown side by side.
-_SHOWN = ("zero_shot", "few_shot", "tuned")
 #: Characters of a text that the page keeps, and length above which it is folded.
 KEPT, FOLDED = 1500, 240
 #: Number of continuations that the report of a causal-lm run shows.
@@ -162,9 +160,13 @@ class Grouped:
         return {"fixed": self.fixed, "broken": self.broken, "unchanged": self.unchanged}
 
 
-def group(result: Survey) -> Grouped | None:
-    """Group all rows that both the tuned model and a baseline answered, or return None if there are none."""
-    before = next((name for name in _BEFORE if name in result.scores), None)
+def group(result: Survey, best: str | None = None) -> Grouped | None:
+    """Group all rows that both the tuned model and a baseline answered, or return None if there are none.
+
+    The baseline is ``best`` if it has answers that can be judged.
+    """
+    judged = {name for name, rows in result.scores.items() if not all(map(math.isnan, rows.values()))}
+    before = next((name for name in (best, *_BEFORE) if name in judged), None)
     tuned = result.scores.get("tuned")
     measure = result.measure
     if before is None or tuned is None or measure is None:
@@ -288,11 +290,18 @@ class Gallery:
     survey: Survey
 
 
-def gallery(task: str, predictions: Iterable[Prediction], total: int) -> Gallery:
-    """Run both passes. A one-shot iterator is read into memory first."""
+def gallery(task: str, predictions: Iterable[Prediction], total: int, best: str | None = None) -> Gallery:
+    """Run both passes. A one-shot iterator is read into memory first.
+
+    Args:
+        task: Task of the run.
+        predictions: Predictions of all systems.
+        total: Number of rows that are shown.
+        best: The best baseline, which the tuned model is compared with.
+    """
     rows = list(predictions) if isinstance(predictions, Iterator) else predictions
     result = survey(task, rows)
-    grouped = group(result)
+    grouped = group(result, best)
     chosen = choose(grouped.ids(), total) if grouped else {}
     wanted = {row for ids in chosen.values() for row in ids} | set(result.continued)
     kept = gather(rows, wanted)
@@ -305,14 +314,14 @@ def gallery(task: str, predictions: Iterable[Prediction], total: int) -> Gallery
         for name, ids in grouped.ids().items()
     )
     kept_right = grouped.kept_right if measure in (RIGHT, MATCH) else None
-    before = system_label(grouped.before)
+    before = system_label(grouped.before) + (", the best baseline" if grouped.before == best else "")
     examples = Examples(measure.explained, measure is BITS, before, groups, kept_right)
     return Gallery(examples, continuations, result)
 
 
 def _case(row: Mapping[str, Prediction], measure: Measure, before: str) -> Case:
     first = next(iter(row.values()))
-    shown = (row[name] for name in in_order(row) if name in (before, *_SHOWN))
+    shown = (row[name] for name in in_order(row) if name in (before, "tuned"))
     answers = tuple(_answer(prediction, measure) for prediction in shown)
     if measure is BITS:
         return Case(first.id, text(first.input or first.reference), answers, None)

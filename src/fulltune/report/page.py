@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from fulltune.records.run import Prediction, Record, Step
+from fulltune.records.run import Prediction, Record, Step, best_baseline
 from fulltune.report import curves, dataset, details, retention, scores, task, tiles
 from fulltune.report.display import metric_label, moment, percentage, unsaid
 from fulltune.report.examples import gallery
@@ -45,7 +45,7 @@ def render(
     Returns:
         HTML. All texts from data, labels and names are escaped. Empty sections are omitted.
     """
-    shown = gallery(record.task, predictions, examples)
+    shown = gallery(record.task, predictions, examples, best_baseline(record))
     drawn = _task_context(record)
     page = environment().get_template("report.html.j2")
     return page.render(

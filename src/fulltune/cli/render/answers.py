@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fulltune.metrics.run_comparison import ChangedRows
-from fulltune.report.display import metric_label, visible
+from fulltune.report.display import metric_label, system_label, visible
 from fulltune.runtime.graphemes import clip
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def changed_rows(changed: ChangedRows) -> RenderableType:
 
 def _between(changed: ChangedRows) -> str:
     metric = f"rows by {metric_label(changed.metric)}"
-    if changed.before == f"{changed.after}, base":
-        return f"From the base to the tuned model of {changed.after}:\n{metric}"
+    if changed.before == f"{changed.after}#{changed.system}":
+        best = ", the best baseline," if changed.is_best else " (the base)" if changed.system == "zero_shot" else ""
+        return f"From {system_label(changed.system)}{best} to the tuned model of {changed.after}:\n{metric}"
     return f"From {changed.before}\nto   {changed.after}:\n{metric}"
 
 
