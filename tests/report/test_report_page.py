@@ -519,6 +519,17 @@ def test_the_list_of_contents_names_every_section_in_order(each: tuple[samples.S
     assert source.index("</header>") < source.index("<nav") < source.index("<section")
 
 
+def test_what_is_wider_than_a_phone_shows_that_it_goes_on() -> None:
+    """A table has shades at its edges, the links to sections wrap, and a figure keeps its unit."""
+    css = re.sub(r"/\*.*?\*/", "", asset("report.css"))
+    rules = {selector.strip(): body for selector, body in reversed(re.findall(r"([^{}]+)\{([^{}]*)\}", css))}
+
+    assert rules[".scroll"].count("var(--shade)") == 2
+    assert css.count("--shade: ") == 2  # light and dark
+    assert "flex-wrap: wrap" in rules[".contents ul"]
+    assert "white-space: nowrap" in rules[".tiles b"]
+
+
 @pytest.mark.parametrize("count", [2, 12, 25])
 def test_long_names_of_classes_are_complete(count: int) -> None:
     labels = [f"Post-termination services and transition, obligations of the supplier, part {i}" for i in range(count)]
