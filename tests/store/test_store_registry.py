@@ -36,7 +36,14 @@ WEIGHTS = b"\x00" * (1 << 20)
 ROWS = 200
 
 
-def add(registry: Registry, name: str = "causal-lm-tiny", *, content: bytes = b"1", **lineage: Any) -> Version:
+def add(
+    registry: Registry,
+    name: str = "causal-lm-tiny",
+    *,
+    content: bytes = b"1",
+    outcome: str = "accepted",
+    **lineage: Any,
+) -> Version:
     """Add a version with two files, one of them large enough to be linked."""
     place = registry.root.parent / f"made-{content.hex()[:12]}"
     place.mkdir(parents=True, exist_ok=True)
@@ -46,7 +53,7 @@ def add(registry: Registry, name: str = "causal-lm-tiny", *, content: bytes = b"
     facts = {"source": f"run-{content!r}", "task": "causal-lm", "method": "full", "base": base}
     facts |= {"train_sha256": "t", "eval_sha256": "e", "config_sha256": "c", "fulltune": "0", **lineage}
     files = {f"model/{path.name}": path for path in place.iterdir()}
-    return registry.add(name, files, sha256=content.hex(), outcome="accepted", lineage=Lineage.model_validate(facts))
+    return registry.add(name, files, sha256=content.hex(), outcome=outcome, lineage=Lineage.model_validate(facts))
 
 
 @pytest.fixture
@@ -244,6 +251,22 @@ def test_rolling_back_the_first_version_removes_the_alias(registry: Registry) ->
     [version] = registry.versions("causal-lm-tiny")
     again = promote(registry, version, force="it is good after all")
     assert (again.before, again.after) == (None, 1)
+
+
+def test_without_an_alias_the_advice_is_a_command_that_works(registry: Registry) -> None:
+    """The newest version may be one that the gate refuses."""
+    add(registry, content=b"0", outcome="rejected")
+    with pytest.raises(
+        StoreError, match=r'promote causal-lm-tiny@1 --alias prod --force "…"` and a reason: .* rejected'
+    ):
+        rollback(registry, "causal-lm-tiny", "prod")
+    add(registry, content=b"1")
+    add(registry, content=b"2", outcome="rejected")
+    with pytest.raises(StoreError, match="Create it with `fulltune models promote causal-lm-tiny@2`") as caught:
+        rollback(registry, "causal-lm-tiny")
+    assert "causal-lm-tiny@3" not in str(caught.value)
+    promote(registry, registry.version("causal-lm-tiny@2"))
+    assert registry.version("causal-lm-tiny").number == 2
 
 
 def test_a_rollback_of_an_unknown_model_lists_those_that_exist(registry: Registry) -> None:

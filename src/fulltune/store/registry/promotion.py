@@ -88,7 +88,11 @@ def rollback(
     moves = registry.history(name, alias)
     current = registry.aliases(name).get(alias)
     if current is None:
-        raise StoreError(f"{name} has no alias {alias!r}", fix=f"create it with `fulltune models promote {name}`")
+        raise StoreError(
+            f"{name} has no alias {alias!r}",
+            expected="an alias to point back at an earlier version",
+            fix=registry.creating(name, alias),
+        )
     number = _before(moves, name, alias) if to is None else _earlier(moves, to, current, name, alias)
     if number is None:
         why = reason.strip() or f"version {current} was the first"

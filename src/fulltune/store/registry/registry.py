@@ -191,9 +191,28 @@ class Registry:
             raise StoreError(
                 f"{name} has no alias {alias!r}",
                 expected=f"a version such as {newest}{', or ' + ', '.join(aliases) if aliases else ''}",
-                fix=did_you_mean(alias, aliases) or f"name a version, or `fulltune models promote {newest}`",
+                fix=did_you_mean(alias, aliases) or f"name a version, or {self.creating(name, alias)}",
             )
         return versions[aliases[alias]]
+
+    def creating(self, name: str, alias: str) -> str:
+        """Return how to create an alias: promote the newest accepted version, or another one with a reason.
+
+        Without a current version to compare with, the gate passes every accepted version whose bytes exist.
+        """
+        gone = self.collected()
+        kept = [version for version in self.versions(name) if version.ref not in gone]
+        if not kept:
+            return f"run the config of {name} again: the bytes of all its versions were deleted"
+        option = "" if alias == PRODUCTION else f" --alias {alias}"
+        accepted = [version for version in kept if version.outcome == "accepted"]
+        if accepted:
+            return f"create it with `fulltune models promote {accepted[-1].ref}{option}`"
+        newest = kept[-1]
+        return (
+            f'create it with `fulltune models promote {newest.ref}{option} --force "…"` and a reason: {newest.ref} is '
+            f"{newest.outcome}, and no version was accepted"
+        )
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return the version number that each alias of a model points at."""
