@@ -85,5 +85,8 @@ def test_a_damaged_workbook_is_one_clear_error(tmp_path: Path) -> None:
 def test_without_openpyxl_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = book(tmp_path / "a.xlsx", Sheet=[["text", "label"], ["x", "y"]])
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'fulltune\[excel\]'`, or save the sheet as CSV"):
+    with pytest.raises(MissingDependencyError, match=r"\[excel\]'`, or save the sheet as CSV"):
         load(path)
+    lying = path.rename(tmp_path / "a.csv")
+    with pytest.raises(MissingDependencyError, match=r"is an Excel workbook, although its name ends in \.csv, and it"):
+        load(lying)

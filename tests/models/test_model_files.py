@@ -19,6 +19,7 @@ from fulltune.models.bundle import family_of
 from fulltune.models.files import check_config, errors_of
 from fulltune.models.load import load
 from fulltune.models.sources import check_name
+from fulltune.runtime import extras
 
 
 def changed(folder: Path, **values: Any) -> Path:
@@ -98,7 +99,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ("LlamaTokenizer requires the SentencePiece library", ["sentencepiece", "pip install sentencepiece"]),
         ("requires the protobuf library", ["pip install protobuf"]),
         ("tiktoken is required to read a tiktoken file", ["pip install tiktoken"]),
-        ("Please install torch and gguf>=0.10.0 to load a GGUF checkpoint", ['pip install "fulltune[gguf]"']),
+        ("Please install torch and gguf>=0.10.0 to load a GGUF checkpoint", [extras.install("gguf")]),
         ("No module named 'mamba_ssm'", ["mamba_ssm"]),
     ],
 )
@@ -106,7 +107,7 @@ def test_a_missing_package_is_named(message: str, words: list[str], tmp_path: Pa
     with pytest.raises(MissingDependencyError) as caught, errors_of("m", tmp_path):
         raise ImportError(message)
     assert all(word.lower() in str(caught.value).lower() for word in words), str(caught.value)
-    assert ("fulltune[gguf]" in str(caught.value)) == ("GGUF" in message)
+    assert ("[gguf]'" in str(caught.value)) == ("GGUF" in message)
 
 
 @pytest.mark.parametrize("kind", ["Pegasus", "Marian", "LED", "LongT5", "SwitchTransformers", "Mamba2"])

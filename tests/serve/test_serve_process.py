@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import fulltune
 from fulltune.cli.main import app
+from fulltune.runtime import extras
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = command("any")
     assert result.exit_code == 1
     assert "a server needs uvicorn, which is not installed" in result.stderr
-    assert "pip install 'fulltune[serve]'" in result.stderr
+    assert extras.install("serve") in result.stderr
 
 
 def test_help_and_the_package_load_no_server() -> None:

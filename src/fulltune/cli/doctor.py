@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.records.run import Model
-from fulltune.runtime import machine
+from fulltune.runtime import extras, machine
 from fulltune.runtime.version import __version__
 
 #: Packages whose versions affect results or speed.
@@ -36,15 +36,15 @@ PACKAGES = (
     "sentencepiece",
 )
 
-#: Features with packages beyond the core: module, feature, command.
+#: Features with packages beyond the core: module, feature, extra.
 OPTIONAL = (
-    ("gguf", "models from GGUF files", "pip install 'fulltune[gguf]'"),
-    ("sentencepiece", "tokenizers kept as SentencePiece files only", "pip install 'fulltune[sentencepiece]'"),
-    ("onnxscript", "`fulltune export` to ONNX", "pip install 'fulltune[export]'"),
-    ("onnxruntime", "models in ONNX", "pip install 'fulltune[export]'"),
-    ("fastapi", "`fulltune serve`", "pip install 'fulltune[serve]'"),
-    ("bitsandbytes", "8-bit optimizers and the method qlora", "pip install 'fulltune[adapters]'"),
-    ("deepspeed", "the presets zero1, zero2 and zero3 of `fulltune launch`", "pip install 'fulltune[deepspeed]'"),
+    ("gguf", "models from GGUF files", "gguf"),
+    ("sentencepiece", "tokenizers kept as SentencePiece files only", "sentencepiece"),
+    ("onnxscript", "`fulltune export` to ONNX", "export"),
+    ("onnxruntime", "models in ONNX", "export"),
+    ("fastapi", "`fulltune serve`", "serve"),
+    ("bitsandbytes", "8-bit optimizers and the method qlora", "adapters"),
+    ("deepspeed", "the presets zero1, zero2 and zero3 of `fulltune launch`", "deepspeed"),
 )
 
 
@@ -107,9 +107,9 @@ def installed(package: str) -> str | None:
         return None
 
 
-def _feature(module: str, name: str, command: str) -> Feature:
+def _feature(module: str, name: str, extra: str) -> Feature:
     available = importlib.util.find_spec(module) is not None
-    return Feature(name=name, package=module, available=available, command=command)
+    return Feature(name=name, package=module, available=available, command=extras.install(extra))
 
 
 def _device(torch: Any) -> str:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fulltune.data.file_text import memory_limit, too_large
+from fulltune.data.formats import by_name
 from fulltune.data.raw import Opened
 from fulltune.data.table_rows import Cells, open_table
-from fulltune.errors import DataError, MissingDependencyError, did_you_mean
+from fulltune.errors import DataError, did_you_mean
 from fulltune.records.run import FileFormat
+from fulltune.runtime import extras
 from fulltune.runtime.split_names import SPLIT_NAMES
 
 #: Values of cells whose formula failed; they are read as empty.
@@ -49,11 +51,11 @@ def _workbook(path: Path) -> Any:
     try:
         import openpyxl
     except ImportError:
-        raise MissingDependencyError(
-            "Excel workbooks need openpyxl, which is not installed",
-            expected="the extra `excel`",
-            where=str(path),
-            fix="install it with `pip install 'fulltune[excel]'`, or save the sheet as CSV UTF-8",
+        what = "an Excel workbook"
+        if by_name(path) != "excel":
+            what = f"this is an Excel workbook, although its name ends in {path.suffix or 'no suffix'}, and it"
+        raise extras.missing(
+            what, ["openpyxl"], "excel", where=str(path), instead="save the sheet as CSV UTF-8"
         ) from None
     try:
         with zipfile.ZipFile(path) as archive:

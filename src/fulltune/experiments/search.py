@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config, load_config
-from fulltune.errors import FulltuneError, MissingDependencyError, StoreError
+from fulltune.errors import FulltuneError, StoreError
 from fulltune.records.methods import Tried, Value
+from fulltune.runtime import extras
 from fulltune.runtime.files import atomic_text, to_json
 from fulltune.store.jobs import locked
 
@@ -251,9 +252,7 @@ def _quiet_optuna() -> Iterator[None]:
     try:
         import optuna
     except ImportError as error:
-        raise MissingDependencyError(
-            "a search needs Optuna, which is not installed", fix="install it: pip install 'fulltune[sweep]'"
-        ) from error
+        raise extras.missing("a search", ["Optuna"], "sweep") from error
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

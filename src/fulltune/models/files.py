@@ -16,21 +16,23 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from fulltune.errors import FulltuneError, MissingDependencyError, ModelError
+from fulltune.runtime import extras
 
 #: Maximum number of characters that are quoted from a message of a library.
 _SHOWN = 300
 
 _INDEX = "model.safetensors.index.json"
 
-#: Word in a message of transformers, missing package, and how to install it; the first match is used.
+#: Word in a message of transformers, missing package, and how to install it or the extra that has it; the first match
+#: is used.
 _PACKAGES = (
-    ("gguf", "gguf", 'pip install "fulltune[gguf]"'),
+    ("gguf", "gguf", "[gguf]"),
     ("flashattention", "flash-attn", "pip install flash-attn, or remove attn_implementation from config.json"),
     ("flash_attn", "flash-attn", "pip install flash-attn, or remove attn_implementation from config.json"),
     ("sentencepiece", "sentencepiece", "pip install sentencepiece protobuf"),
     ("protobuf", "protobuf", "pip install protobuf"),
     ("tiktoken", "tiktoken", "pip install tiktoken"),
-    ("bitsandbytes", "bitsandbytes", 'pip install "fulltune[adapters]"'),
+    ("bitsandbytes", "bitsandbytes", "[adapters]"),
 )
 
 #: Model types with a head, by the name of the head in messages.
@@ -238,7 +240,7 @@ def _package(message: str) -> tuple[str, str]:
     lowered = message.lower()
     for word, package, fix in _PACKAGES:
         if word in lowered:
-            return package, fix
+            return package, extras.install(fix.strip("[]")) if fix.startswith("[") else fix
     match = re.search(r"pip install (?:-U )?[\"']?([\w.\-\[\]<>=]+)", message)
     if match is None:
         return "a package", "see the message"

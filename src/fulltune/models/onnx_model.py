@@ -20,8 +20,9 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
 )
 
-from fulltune.errors import MissingDependencyError, ModelError
+from fulltune.errors import ModelError
 from fulltune.models.teacher_forcing import start_id
+from fulltune.runtime import extras
 
 #: Names of the graphs in a folder.
 MODEL, ENCODER, DECODER = "model.onnx", "encoder_model.onnx", "decoder_model.onnx"
@@ -69,12 +70,7 @@ class _Session:
         try:
             import onnxruntime
         except ImportError:
-            raise MissingDependencyError(
-                "an ONNX model needs onnxruntime, which is not installed",
-                expected="onnxruntime",
-                fix="install it: pip install 'fulltune[export]'",
-                field="model",
-            ) from None
+            raise extras.missing("an ONNX model", ["onnxruntime"], "export", field="model") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3

@@ -18,8 +18,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
-from fulltune.runtime import distributed
+from fulltune.errors import ConfigError, did_you_mean
+from fulltune.runtime import distributed, extras
 from fulltune.runtime.config_file import read_value, to_yaml
 
 Preset = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -121,11 +121,7 @@ def _check(job: Launch) -> None:
     if not 0 <= job.machine < job.machines:
         raise ConfigError(f"machine {job.machine} of {job.machines}", expected="a number from 0", where="--machine")
     if job.preset.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        raise MissingDependencyError(
-            f"the preset {job.preset} needs DeepSpeed",
-            fix="install it: pip install 'fulltune[deepspeed]'",
-            where="--preset",
-        )
+        raise extras.missing(f"the preset {job.preset}", ["DeepSpeed"], "deepspeed", where="--preset")
 
 
 def launch(job: Launch, arguments: Sequence[str]) -> int:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import ipaddress
 import socket
 from pathlib import Path
 
-from fulltune.errors import ConfigError, MissingDependencyError
+from fulltune.errors import ConfigError
+from fulltune.runtime import extras
 
 #: Packages of the extra, and the names of their modules.
-_NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus-client": "prometheus_client"}
+_NEEDED = ("fastapi", "uvicorn", "prometheus-client")
 
 #: Shortest token, in characters.
 _SHORTEST_TOKEN = 16
@@ -34,13 +34,7 @@ def check_packages() -> None:
     Raises:
         MissingDependencyError: One is not.
     """
-    missing = [name for name, module in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"a server needs {' and '.join(missing)}, which is not installed",
-            expected=", ".join(_NEEDED),
-            fix="install it: pip install 'fulltune[serve]'",
-        )
+    extras.check("a server", _NEEDED, "serve")
 
 
 def checked_token(host: str, token_file: str | Path | None) -> str:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
+from fulltune.errors import ConfigError, did_you_mean
+from fulltune.runtime import extras
 
 if TYPE_CHECKING:
     import torch
@@ -42,11 +43,7 @@ def optimizer_name(name: str) -> str:
         )
     chosen = NAMES.get(name, name)
     if _needs_bitsandbytes(chosen) and importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(
-            f"the optimizer {name!r} needs the package bitsandbytes",
-            fix="install it: pip install 'fulltune[adapters]'",
-            field="train.optimizer",
-        )
+        raise extras.missing(f"the optimizer {name!r}", ["bitsandbytes"], "adapters", field="train.optimizer")
     return chosen
 
 

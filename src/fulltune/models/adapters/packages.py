@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from fulltune.errors import MissingDependencyError
+from fulltune.runtime import extras
 
 
 def require(what: str, *packages: str) -> None:
@@ -19,14 +19,7 @@ def require(what: str, *packages: str) -> None:
     Raises:
         MissingDependencyError: One of the packages is not installed.
     """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"{what} needs {' and '.join(missing)}, which is not installed",
-            expected=" and ".join(packages),
-            fix="install it: pip install 'fulltune[adapters]'",
-            field="method",
-        )
+    extras.check(what, packages, "adapters", field="method")
 
 
 def peft() -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fulltune.errors import ConfigError, MissingDependencyError, did_you_mean
+from fulltune.errors import ConfigError, did_you_mean
 from fulltune.records.export import Format, Quantization
+from fulltune.runtime import extras
 from fulltune.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,14 +43,7 @@ class Form:
         Raises:
             MissingDependencyError: Some are not; names the extra.
         """
-        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            raise MissingDependencyError(
-                f"the format {self.name} needs {' and '.join(missing)}, which is not installed",
-                expected=" and ".join(self.packages),
-                fix=f"install it: pip install 'fulltune[{self.extra}]'",
-                field="--format",
-            )
+        extras.check(f"the format {self.name}", self.packages, self.extra, field="--format")
 
 
 def _bfloat16(source: Original, folder: Path, margin: float, progress: Progress) -> None:
