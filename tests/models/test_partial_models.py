@@ -18,6 +18,8 @@ from transformers import (
     Emu3TextConfig,
     FNetConfig,
     FNetForMaskedLM,
+    NllbMoeConfig,
+    NllbMoeForConditionalGeneration,
     PerceiverConfig,
     PerceiverForMaskedLM,
     PreTrainedModel,
@@ -129,6 +131,17 @@ def test_common_models_are_trained_on_any_length(kind: str) -> None:
     fast_paths.require_trainable(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert not model.training
+
+
+def test_routers_whose_capacity_changes_with_the_last_evaluation_are_refused() -> None:
+    config = NllbMoeConfig(
+        vocab_size=60, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_sparse_step=2,
+        decoder_sparse_step=2, num_experts=2,
+    )  # fmt: skip
+    model = drawn(NllbMoeForConditionalGeneration, config)
+    with pytest.raises(ModelError, match="overwrites the capacity that its experts have in training"):
+        fast_paths.require_trainable(model)
 
 
 def test_a_model_with_restricted_lengths_is_refused_when_it_is_loaded(tmp_path: Path) -> None:

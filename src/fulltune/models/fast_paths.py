@@ -117,8 +117,10 @@ def require_trainable(model: PreTrainedModel) -> None:
     """Check that a model can compute single rows of odd lengths in training mode.
 
     Raises:
-        ModelError: The model raised an error (in training mode, Reformer supports some lengths only).
+        ModelError: The model raised an error (in training mode, Reformer supports some lengths only), or its loss
+            depends on the batches that it computed before.
     """
+    _require_own_capacity(model)
     state = {name: value.clone() for name, value in model.named_buffers()}
     device = [model.device] if model.device.type == "cuda" else []
     for row in probes(model, _odd_lengths(model)):
@@ -132,6 +134,22 @@ def require_trainable(model: PreTrainedModel) -> None:
                 fix="choose another checkpoint",
                 field="model",
             )
+
+
+def _require_own_capacity(model: PreTrainedModel) -> None:
+    """Refuse routers whose evaluation overwrites the capacity of their experts in training (NLLB-MoE).
+
+    Raises:
+        ModelError: The model has such a router.
+    """
+    if any(hasattr(module, "moe_eval_capacity_token_fraction") for module in model.modules()):
+        raise ModelError(
+            f"{type(model).__name__} cannot be trained reproducibly: each evaluation overwrites the capacity that its "
+            "experts have in training, and a full expert drops tokens",
+            expected="a model whose loss depends on its weights and the batch alone",
+            fix="choose a checkpoint without experts, such as facebook/nllb-200-distilled-600M",
+            field="model",
+        )
 
 
 @torch.no_grad()
