@@ -10,15 +10,14 @@ within a second.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, ConfigSource, dump_config, load_config, refuse_folds
-from fulltune.data.findings import Audit, first_warnings
+from fulltune.config import Config, ConfigSource, load_config, refuse_folds
+from fulltune.data.findings import first_warnings
 from fulltune.errors import ConfigError
 from fulltune.evaluation.prompt_use import PromptCounter
 from fulltune.metrics.run_comparison import RunComparison
@@ -34,6 +33,7 @@ from fulltune.pipeline.job import (
     with_current_chat_date,
     with_resolved_model,
 )
+from fulltune.pipeline.opened import opened
 from fulltune.pipeline.planning import stored_model
 from fulltune.pipeline.planning.quick_plan import quick_plan
 from fulltune.records.plan import Plan
@@ -41,15 +41,12 @@ from fulltune.records.run import EvaluationRecord, Record
 from fulltune.report import write_report
 from fulltune.runtime import distributed
 from fulltune.runtime.kernels.active import pinned_kernels
-from fulltune.runtime.logs import run_log
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
-from fulltune.runtime.version import versions
 from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
-from fulltune.store.runs import named, new_run_id
+from fulltune.store.runs import named
 from fulltune.tasks import dataset
-from fulltune.tasks.base import Example
 
 _log = logging.getLogger(__name__)
 
@@ -88,82 +85,45 @@ def run(
         config = resuming.config_of(resume, out) if config is None else config
     config = with_resolved_model(load_config(config, overrides, options=options), out)
     _check_single(config)
+    progress = progress_of(progress)
     watch = Stopwatch()
-    with contextlib.ExitStack() as stack, Warnings() as warned:
-        stack.enter_context(distributed.joined(_timeout(config.trainer)))
-        log_to = stack.enter_context(run_log())
-        progress = progress_of(progress)
-        resume = resume or distributed.on_main(lambda: resuming.restarted(out))
-        config = config if resume is None else resuming.with_chat_date_of_run(config, resume, out)
-
-        run_id = distributed.broadcast(new_run_id(config.task, config.model))
-        # Rows of a resumed run are compared with those that it began with, which says more than their audit.
-        refuse = partial(_refuse, config, out, run_id) if resume is None else _ignore
-        with progress.stage("data and model", total=1, unit="step") as bar:
-            # The audit is written to the run folder before its errors are raised.
-            if config.data.is_crossed:
-                check_folds(config)
-            job = prepare_job(config, out, watch, checks_audit=False, refuse=refuse)
-            bar.advance()
+    with Warnings() as warned, opened(config, out, resume, allow_changed, progress, watch) as (job, folder):
         from fulltune.pipeline import stages  # they import torch: by now the config and the rows are known to be valid
 
-        config = job.config
-        folder = stack.enter_context(resuming.locked(out, resume, run_id))
-        if distributed.is_main():
-            log_to(folder.path / "run.log")
-        _log.info("run %s: %s by %s on %s", folder.run_id, config.task, config.method, config.model)
-        _log.info("versions: %s", ", ".join(f"{name} {version}" for name, version in versions().items()))
-        resuming.check(folder, job, allow_changed)
-        folder.write_text("config.yaml", dump_config(config))
-        stack.enter_context(pinned_kernels(config.speed.kernels, folder.path / "kernels.json"))
-        stack.enter_context(stages.fast_kernels(job.base.model))
-        audit_file = folder.write_text("audit.json", job.audit.to_json())
-        job.check_audit(where=str(audit_file))
         planned = stages.checked_plan(job)
         folder.write_json("plan.json", planned)
         for line in (*job.audit.reduced, *first_warnings(job.audit.warnings(), "in audit.json")):
             progress.note(line)
 
         with folder.append("predictions.jsonl") as sink:
-            shots: Sequence[Example] = ()
-            crossed, summary = None, planned.data
-            if config.data.is_crossed:
-                with watch("folds"):
-                    train = partial(_train_fold, out, progress)
-                    crossed = stages.cross_validate(job, folder, sink, train)
-                systems, summary = crossed.systems, crossed.described(summary)
-                job = job.with_leaks(crossed.leaks.ids if crossed.leaks else ())
-            else:
-                with watch("baselines"):
-                    shots, systems = stages.score_baselines(job, sink, progress)
-            known = {name: one.without(job.left_out) for name, one in systems.items() if name != "tuned"}
-            folder.write_json("baselines.json", {name: one.scores(config.evaluation) for name, one in known.items()})
+            train_fold = partial(_train_fold, out, progress)
+            known = stages.score_without_training(job, planned.data, folder, sink, train_fold, progress, watch)
+            job = known.job
+            folder.write_json("baselines.json", known.baseline_scores())
             with watch("base retention"):
                 base_outputs = stages.collect_base_outputs(job, progress)
 
             finished = resuming.read_back(job, folder)
             tuned, trained = finished or stages.train_model(job, base_outputs, folder, progress, watch)
 
-            stack.enter_context(stages.fast_kernels(tuned.model))
-            with watch("evaluate"):
-                systems["tuned"] = systems.get("tuned") or stages.score_system(
-                    job.task, tuned, "tuned", job.data, progress, sink
-                )
-            with watch("retention"):
-                retention = base_outputs.compare(tuned, progress)
+            with stages.fast_kernels(tuned.model):
+                with watch("evaluate"):
+                    systems = stages.with_tuned(known, tuned, sink, progress)
+                with watch("retention"):
+                    retention = base_outputs.compare(tuned, progress)
 
         record = distributed.on_main(
             lambda: stages.build_record(
                 job,
-                summary=summary,
-                shots=shots,
+                summary=known.summary,
+                shots=known.shots,
                 systems=systems,
                 trained=trained,
                 retention=retention,
                 watch=watch,
                 warned=warned,
                 folder=folder,
-                folds=crossed.folds if crossed else (),
+                folds=known.folds,
             )
         )
         _log.info("outcome: %s. %s", record.outcome, record.headline)
@@ -189,24 +149,6 @@ def _check_single(config: Config) -> None:
             fix="call fulltune.run_seeds, which `fulltune run` does, or set train.seeds: 1",
             field="train.seeds",
         )
-
-
-def _ignore(audit: Audit) -> None:
-    """Leave the errors of an audit to a later check."""
-
-
-def _refuse(config: Config, out: str | Path, run_id: str, audit: Audit) -> None:
-    """Leave a run with the audit of rows that cannot be used, and raise its errors."""
-    with resuming.locked(out, None, run_id) as folder:
-        folder.write_text("config.yaml", dump_config(config))
-        where = folder.write_text("audit.json", audit.to_json())
-        audit.raise_if_broken(where=str(where))
-
-
-def _timeout(trainer: Mapping[str, Any]) -> float:
-    """Return the seconds that processes wait for each other; a wrong value is reported with the other options."""
-    asked = trainer.get("ddp_timeout")
-    return float(asked) if isinstance(asked, (int, float)) and asked > 0 else distributed.TIMEOUT
 
 
 def plan(
