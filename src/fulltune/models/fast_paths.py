@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -65,25 +65,30 @@ _computable: WeakSet[nn.Module] = WeakSet()
 _results: WeakKeyDictionary[nn.Module, dict[Key, bool]] = WeakKeyDictionary()
 
 
-def padding_is_neutral(model: PreTrainedModel, length: int, *, is_logged: bool = True) -> bool:
+def padding_is_neutral(
+    model: PreTrainedModel, length: int, *, in_training: bool = False, is_logged: bool = True
+) -> bool:
     """Return whether padding on the right leaves the outputs of a row unchanged.
 
     Args:
         model: Any model that takes ``input_ids`` and ``attention_mask``; its mode and weights are not changed.
         length: Longest padded row in tokens.
+        in_training: The model is being trained; if it has not been checked at this length, it is prepared for that by
+            :func:`checking`.
         is_logged: Log a failed check.
     """
-    return _checked(model, "padding", length, _padding_agrees, is_logged)
+    return _checked(model, "padding", length, _padding_agrees, in_training, is_logged)
 
 
-def batching_is_neutral(model: PreTrainedModel, length: int) -> bool:
+def batching_is_neutral(model: PreTrainedModel, length: int, *, in_training: bool = False) -> bool:
     """Return whether rows of the same length have the same outputs in a batch as alone.
 
     Args:
         model: As in :func:`padding_is_neutral`.
         length: Longest row in tokens.
+        in_training: As in :func:`padding_is_neutral`.
     """
-    return _checked(model, "other rows in a batch", length, _batch_agrees)
+    return _checked(model, "other rows in a batch", length, _batch_agrees, in_training)
 
 
 def require_computable(model: PreTrainedModel) -> None:
@@ -272,13 +277,15 @@ def _checked(
     path: str,
     length: int,
     check: Callable[[PreTrainedModel, int], bool],
+    in_training: bool = False,
     is_logged: bool = True,
 ) -> bool:
     """Return the cached result of a check on probe rows; a failure is logged."""
     results = _results.setdefault(model, {})
     key = path, probe_length(model, length)
     if key not in results:
-        passed, reason = attempt(lambda: check(model, key[1]), model)
+        with checking(model) if in_training else nullcontext():
+            passed, reason = attempt(lambda: check(model, key[1]), model)
         results[key] = bool(passed)
         if not passed and is_logged:
             _log_failure(model, path, key[1], reason)

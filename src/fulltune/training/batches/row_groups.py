@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulltune.models.fast_paths import batching_is_neutral, checking, padding_is_neutral
+from fulltune.models.fast_paths import batching_is_neutral, padding_is_neutral
 from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.batches.collate import INPUT_COLUMNS
@@ -64,12 +64,11 @@ def row_groups(model: Any, batch: Mapping[str, Any], kind: LabelKind) -> list[li
     is_padded = len(set(extents)) > 1 or bool((mask == 0).any()) or extents[0][2] < _target_width(batch, kind)
     if rows < 2 and not is_padded:
         return None
-    with checking(model):
-        is_neutral = padding_is_neutral(model, longest) if is_padded else batching_is_neutral(model, longest)
-        if is_neutral:
-            return _alike(ends) if len(set(ends)) > 1 else None
-        if is_padded and batching_is_neutral(model, longest):
-            return _alike([(*extent, *end) for extent, end in zip(extents, ends, strict=True)])
+    is_neutral = padding_is_neutral if is_padded else batching_is_neutral
+    if is_neutral(model, longest, in_training=True):
+        return _alike(ends) if len(set(ends)) > 1 else None
+    if is_padded and batching_is_neutral(model, longest, in_training=True):
+        return _alike([(*extent, *end) for extent, end in zip(extents, ends, strict=True)])
     return [[row] for row in range(rows)]
 
 
@@ -86,9 +85,7 @@ def warn_of_padding(model: Any, length: int) -> None:
         model: Unwrapped and not sharded.
         length: Longest row, in tokens.
     """
-    with checking(model):
-        is_neutral = padding_is_neutral(model, length, is_logged=False)
-    if not is_neutral:
+    if not padding_is_neutral(model, length, in_training=True, is_logged=False):
         name = type(model).__name__
         log_once(
             _log,
