@@ -29,6 +29,8 @@ def outlier(tmp_path_factory: pytest.TempPathFactory) -> Export:
     place = tmp_path_factory.mktemp("outlier")
     bundle = fakes.bundle("bert", head="classification", labels=LABELS)
     model: Any = bundle.model
+    del model.bert.encoder.layer[1]  # which halves the time of the export
+    model.config.num_hidden_layers = 1
     layer = model.get_submodule(OUTLIER.removesuffix(".output.dense"))
     with torch.no_grad():
         layer.self.value.weight[0] *= 1000  # both changes together change no output
@@ -63,7 +65,7 @@ def outlier(tmp_path_factory: pytest.TempPathFactory) -> Export:
 def test_products_that_8_bits_would_break_stay_in_float32(outlier: Export) -> None:
     found = outlier.quantization
     assert found is not None
-    assert found.products == 14
+    assert found.products == 8
     assert found.chosen_on.endswith("rows of train")
     errors = [layer.error for layer in found.kept]
     assert errors == sorted(errors, reverse=True)
