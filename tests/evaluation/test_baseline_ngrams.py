@@ -28,7 +28,7 @@ def following(model: ByteModel, context: bytes) -> np.ndarray:
     return np.exp([-model.nll(context, bytes([byte]))[0] for byte in range(256)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @with_any(
     some.lists(some.tuples(some.binary(max_size=9), some.binary(max_size=30)), max_size=4), some.binary(max_size=12)
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import fakes
 import numpy as np
 import pytest
+from matrix import often
 from scipy.special import softmax
 
 from fulltune.config import Config
@@ -45,9 +48,14 @@ def test_the_usual_way_is_tried_first_then_the_others(kind: str, chat: str, temp
     assert [(way.chat, way.ends) for way in prompted._ways(scorer, what)] == ways
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "t5"])
-@pytest.mark.parametrize("name", ["zero_shot", "few_shot"])
-def test_answers_are_those_of_the_way_that_is_best_on_train(kind: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    often(
+        product(["zero_shot", "few_shot"], ["gpt2", "t5"]),
+        lambda case: case in [("zero_shot", "t5"), ("few_shot", "gpt2")],
+    ),
+)
+def test_answers_are_those_of_the_way_that_is_best_on_train(name: str, kind: str) -> None:
     what = given(kind, template=kind == "gpt2")
     shots = TRAIN[:2] if name == "few_shot" else []
     what = Given(what.task, what.base, what.settings, what.train, (), shots)

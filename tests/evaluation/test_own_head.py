@@ -25,7 +25,7 @@ def run(base: Path | str, out: Path, *, rows: list[dict[str, Any]] = ROWS, **tra
         train={"max_steps": 4, "evaluations": 0, **train},
         guards={"forgetting": None},
         evaluation={"resamples": 100},
-        baselines={"few_shot": 1},
+        baselines={"skip": ["few_shot", "tfidf", "linear_probe"]},
         out=out,
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 import fulltune
 from fulltune.errors import ConfigError
-from fulltune.records.run import read_record
+from fulltune.records.run import Record, read_record
 
 KNOWN = "It was not the law of the state, and the king has a red fox. "
 TALES = [f"Жил-был царь номер {index}, и было у него {index + 1} коня. " for index in range(15)]
@@ -34,6 +34,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def plain(base: Path, place: Path) -> Record:
+    """Return a run that forgets."""
+    return fulltune.run(job(base, place), out=place / "runs")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -60,15 +71,17 @@ def job(base: Path, place: Path, **options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("action", "outcome"), [("warn", "undecided"), ("reject", "rejected"), ("stop", "stopped")], ids=str
 )
-def test_forgetting_is_recorded_and_has_its_consequence(action: str, outcome: str, base: Path, tmp_path: Path) -> None:
-    record = fulltune.run(job(base, tmp_path, action=action), out=tmp_path / "runs")
+def test_forgetting_is_recorded_and_has_its_consequence(
+    action: str, outcome: str, base: Path, place: Path, plain: Record
+) -> None:
+    record = plain if action == "warn" else fulltune.run(job(base, place, action=action), out=place / "runs")
     found = record.retention["general text"]
     assert found.verdict == "lost"
     assert found.base.value < found.tuned.value
     assert found.change == pytest.approx(found.tuned.value / found.base.value - 1)
     assert record.outcome == outcome
-    assert read_record(tmp_path / "runs" / record.run_id / "record.json").retention == record.retention
-    page = (tmp_path / "runs" / record.run_id / "report.html").read_text(encoding="utf-8")
+    assert read_record(record.folder / "record.json").retention == record.retention
+    page = (record.folder / "report.html").read_text(encoding="utf-8")
     assert 'id="retention"' in page
     assert "lost" in page
     assert record.recommendation is not None
@@ -106,24 +119,27 @@ def test_an_invalid_set_is_refused_before_anything_is_loaded(base: Path, tmp_pat
     [{"replay": 0.5}, {"l2_sp": 0.5}, {"ewc": 0.5}, {"distill": 1.0}, {"layer_decay": 0.3}],
     ids=lambda wanted: next(iter(wanted)),
 )
-def test_each_mitigation_keeps_more_than_none(wanted: dict[str, Any], base: Path, tmp_path: Path) -> None:
-    config = job(base, tmp_path)
-    plain = fulltune.run(config, out=tmp_path / "runs")
-    general = write(tmp_path / "general.jsonl", [{"text": KNOWN}] * 4)
+def test_each_mitigation_keeps_more_than_none(wanted: dict[str, Any], base: Path, place: Path, plain: Record) -> None:
+    config = job(base, place)
+    general = write(place / "general.jsonl", [{"text": KNOWN}] * 4)
     config["regularize"] = {"replay_from": general} | wanted
-    mild = fulltune.run(config, out=tmp_path / "runs")
+    mild = fulltune.run(config, out=place / "runs")
     assert mild.retention["general text"].change < 0.8 * plain.retention["general text"].change
     assert mild.scores["tuned"]["bits_per_byte"].value < mild.scores["zero_shot"]["bits_per_byte"].value
     rows = {"replay": 18}.get(next(iter(wanted)), 9)
     assert mild.training.rows == rows
-    plan = json.loads((tmp_path / "runs" / mild.run_id / "plan.json").read_text())
+    plan = json.loads((mild.folder / "plan.json").read_text())
     assert plan["sequences"] == rows
     assert plan["total_steps"] == mild.training.steps
 
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
-def test_the_base_generates_the_text_that_is_replayed(base: Path, tmp_path: Path) -> None:
+def test_the_base_generates_the_text_that_is_replayed(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fulltune.training.regularization.general_text.SAMPLED", 16)
     config = job(base, tmp_path) | {"regularize": {"replay": 0.5}}
+    config["train"]["epochs"] = 1
     record = fulltune.run(config, out=tmp_path / "runs")
     assert record.training.rows == 18
 
