@@ -232,11 +232,11 @@ from fulltune import Trainer
 
 torch.set_num_threads(1)
 model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=256, n_embd=64, n_layer=2, n_head=2))
-rows = [{"input_ids": [7] * 256}] * 96
-args = fakes.arguments(Path(sys.argv[2]), per_device_train_batch_size=96, max_steps=1)
+rows = [{"input_ids": [7] * 256}] * 32
+args = fakes.arguments(Path(sys.argv[2]), per_device_train_batch_size=32, max_steps=1)
 trainer = Trainer(model=model, args=args, train_dataset=rows)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-limit = used + 300 * 2**20
+limit = used + 100 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 trainer.train()
 print(trainer.state.global_step, len(trainer._fulltune.step.micro_batches.events))

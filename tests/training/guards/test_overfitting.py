@@ -283,7 +283,7 @@ def test_a_wrong_metric_name_fails_before_the_first_step(trainer_class: Any, tmp
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trainer_class: Any, tmp_path: Path) -> None:
-    options = {"save_strategy": "steps", "save_steps": 8}
+    options = {"save_strategy": "steps", "save_steps": 8, "max_steps": 20}
     whole = OverfittingGuard("loss", patience=0)
     done = make_trainer(trainer_class, tmp_path / "whole", whole, **options)
     done.train()

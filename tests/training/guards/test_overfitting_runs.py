@@ -50,9 +50,9 @@ def job(place: Path, task: str = "classification", **sections: dict[str, Any]) -
         "model": str(folder),
         "task": task,
         "data": data | sections.get("data", {}),
-        "train": {"epochs": 10, "batch_size": 8, "learning_rate": 3e-3, "evaluations": 10} | sections.get("train", {}),
+        "train": {"epochs": 6, "batch_size": 8, "learning_rate": 3e-3, "evaluations": 6} | sections.get("train", {}),
         "guards": {"forgetting": None} | sections.get("guards", {}),
-        "baselines": {"few_shot": 2},
+        "baselines": {"skip": ["few_shot", *(["tfidf", "linear_probe"] if task == "classification" else ["ngram"])]},
         "evaluation": {"resamples": 100, "max_new_tokens": 4, "continuations": 1},
     }
 

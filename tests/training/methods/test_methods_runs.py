@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def head_of(task: str) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.*had no room for all")
 @pytest.mark.parametrize(
-    ("method", "kind", "task"), often(RUNS, lambda case: case in [RUNS[place] for place in (0, 4, 7, 8, 9, 10)])
+    ("method", "kind", "task"), often(RUNS, lambda case: case in [RUNS[place] for place in (0, 3, 7, 9, 11)])
 )
 def test_the_scored_model_is_the_stored_one(method: str, kind: str, task: str, tmp_path: Path) -> None:
     record = run(tmp_path, method, kind, task)
@@ -153,11 +154,21 @@ def test_an_answer_that_never_changes_is_reported() -> None:
 # ---- Adapters as a source of models ----
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return an adapter with its base, and that base; no test changes them."""
+    place = tmp_path_factory.mktemp("written")
+    record = run(place, "lora", "bert", "classification", guards={"forgetting": None, "overfitting": None})
+    return record.folder / "adapter", place / "base"
+
+
 @pytest.fixture
-def stored(tmp_path: Path) -> tuple[Path, Path]:
-    """Return an adapter with its base, and that base."""
-    record = run(tmp_path, "lora", "bert", "classification", guards={"forgetting": None, "overfitting": None})
-    return tmp_path / "runs" / record.run_id / "adapter", tmp_path / "base"
+def stored(written: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Return copies of an adapter and of its base, as if the adapter had been trained on that copy."""
+    adapter, base = (Path(shutil.copytree(one, tmp_path / one.name)) for one in written)
+    for settings in (adapter / "adapter_config.json", adapter / "base.json"):
+        settings.write_text(settings.read_text().replace(str(written[1]), str(base)))
+    return adapter, base
 
 
 def test_an_adapter_needs_the_base_that_it_was_trained_on(stored: tuple[Path, Path]) -> None:
