@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from fulltune.config import Config, ConfigSource, load_config
 from fulltune.errors import ConfigError, DataError, Problem, shortened
-from fulltune.models.bundle import Bundle
-from fulltune.models.fast_kernels import fast_kernels
 from fulltune.pipeline.ask import named_run, with_labels
 from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
 from fulltune.pipeline.loading import find_model
@@ -19,6 +18,9 @@ from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.store.runs import named
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.generating import Generating, Generation, Messages, Watch
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 #: Batches per block.
 _BATCHES = 32
@@ -75,7 +77,7 @@ class LoadedModel:
 
     def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """Yield the answers to examples, in their order and in batches."""
-        with pinned_kernels(self.config.speed.kernels), fast_kernels(self.model):
+        with self._kernels():
             yield from self.task.answers(self._bundle, self._system, examples)
 
     @property
@@ -93,7 +95,7 @@ class LoadedModel:
     ) -> Iterator[Generation]:
         """Yield generated answers, as :meth:`Generating.generations` does."""
         task = self._generating()
-        with pinned_kernels(self.config.speed.kernels), fast_kernels(self.model):
+        with self._kernels():
             yield from task.generations(self._bundle, examples, max_new_tokens, watch, is_strict=is_strict)
 
     def beginning(self, tokens: Sequence[int]) -> str:
@@ -136,6 +138,14 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.task.name} by {type(self.model).__name__}>"
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        # Imported here: what needs no model is checked without torch.
+        from fulltune.models.fast_kernels import fast_kernels
+
+        with pinned_kernels(self.config.speed.kernels), fast_kernels(self.model):
+            yield
 
     def _examples(self, inputs: Sequence[Any], database: str) -> list[Example]:
         rows = []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fulltune.config import BaselineConfig, TrainConfig
-from fulltune.models.bundle import Bundle
 from fulltune.records.run import Prediction
 from fulltune.tasks.base import Example, Task
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 
 @dataclass(frozen=True)

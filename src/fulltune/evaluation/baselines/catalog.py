@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from fulltune.config import BaselineConfig, Config
 from fulltune.evaluation.baselines.base import Answers, Baseline, Given, allowed_rows
@@ -13,9 +14,11 @@ from fulltune.evaluation.baselines.prompted import few_shot, few_shot_rows, zero
 from fulltune.evaluation.baselines.shots import choose_shots
 from fulltune.evaluation.baselines.text_svm import tfidf
 from fulltune.evaluation.baselines.texts import copy, lead, nearest, nearest_values
-from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Example, Predictor, Task
 from fulltune.tasks.dataset import Data
+
+if TYPE_CHECKING:
+    from fulltune.models.bundle import Bundle
 
 #: All baselines. Those of a task are named by its attribute ``baselines``.
 BASELINES: Mapping[str, Baseline] = {

@@ -10,7 +10,6 @@ import numpy as np
 from fulltune.evaluation.baselines.base import FEWEST_ROWS, Answers, Given
 from fulltune.evaluation.baselines.labels import classified, labeled, sample, standardization
 from fulltune.metrics.base import Array
-from fulltune.models import inference
 from fulltune.runtime import distributed
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example
@@ -52,6 +51,8 @@ def rows_read(given: Given, answered: int) -> int:
 
 def vectors(given: Given, examples: Sequence[Example]) -> Iterator[Array]:
     """Yield the features ``(hidden,)`` of each example: one forward pass of the base per row."""
+    from fulltune.models import inference
+
     base, task = given.base, given.task
     window, batch_size = task.longest_input(base), task.config.evaluation.batch_size
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -22,7 +23,9 @@ from fulltune.runtime import distributed
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Predictor
 from fulltune.tasks.classification import Classification
-from fulltune.tasks.label_words import Asking, LabelScorer
+
+if TYPE_CHECKING:
+    from fulltune.tasks.label_words import Asking, LabelScorer
 
 
 def usual(name: str, given: Given) -> Predictor:
@@ -116,6 +119,8 @@ def _best_asking(scorer: LabelScorer, given: Given, shots: Sequence[Example]) ->
 
 def _ways(scorer: LabelScorer, given: Given) -> Iterator[Asking]:
     """Yield the usual way to ask, then the others."""
+    from fulltune.tasks.label_words import Asking
+
     usual = scorer.usual
     can_chat = prompts.wants_chat(given.base, "auto") and given.task.config.data.chat != "off"
     for chat in dict.fromkeys((usual.chat, can_chat, False)):

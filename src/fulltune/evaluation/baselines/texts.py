@@ -18,7 +18,6 @@ from fulltune.evaluation.baselines.text_svm import CHARACTERS
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.metrics.words import sentences
-from fulltune.models.inference import Generated
 from fulltune.records.run import Prediction
 from fulltune.tasks.base import Example
 from fulltune.tasks.generation import TextToText
@@ -142,6 +141,8 @@ def _generating(given: Given) -> TextToText:
 
 
 def _answered(system: str, given: Given, examples: Sequence[Example], texts: Iterable[str]) -> Iterator[Prediction]:
+    from fulltune.models.inference import Generated
+
     task = _generating(given)
     for example, text in zip(examples, texts, strict=True):
         yield task.prediction(system, example, Generated(text=text, tokens=0, capped=False))
