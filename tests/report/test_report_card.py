@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import fakes
 import pytest
 from report import samples
 
+from fulltune.models.licenses import license_of
 from fulltune.records.data import DataSummary, Leaks, Truncation
-from fulltune.records.run import ModelInfo, Record
-from fulltune.report.card import bare, card
+from fulltune.records.run import ModelInfo, Prediction, Record
+from fulltune.report.card import Licenses, bare, card
+from fulltune.report.worse_rows import worse_rows
 from fulltune.runtime.config_file import read_value
 from fulltune.store.registry.registry import Lineage, Version
 
@@ -97,6 +100,47 @@ def test_what_the_model_saw_of_the_data_is_stated() -> None:
     assert "\n- Truncated: 23% of train rows (207 of 900) to data.max_length: 64\n" in text
     assert "\n- Leaks: 2 of 100 eval rows (2%) also occur in train: left out of the deciding scores\n" in text
     assert "\n- Truncated" not in card(version(samples.record()), samples.record())
+
+
+def answers(**systems: Sequence[str]) -> list[Prediction]:
+    """Return the answers of systems to rows whose right label is ``a``; the third row is longer than a card quotes."""
+    texts = ["one", "two | three", "long " * 100, "leaked"]
+    return [
+        Prediction(system=name, id=f"e:{row}", input=text, reference="a", output=output, values={})
+        for name, outputs in systems.items()
+        for row, (text, output) in enumerate(zip(texts, outputs, strict=True))
+    ]
+
+
+def test_rows_that_got_worse_are_counted_and_quoted_unless_the_card_is_published() -> None:
+    record = samples.record()
+    given = answers(majority="aaaa", zero_shot="baaa", tuned="abbb")
+    worse = worse_rows("classification", given, frozenset({"e:3"}))
+    text = card(version(record), record, worse=worse, has_texts=True)
+    assert "Zero-shot answers 2 of 3 evaluation rows better than this model, and 1 worse." in text
+    assert "\n| e:1 | two \\| three | a | a | b |\n" in text
+    assert f"\n| e:2 | {('long ' * 20).strip()} … | a | a | b |\n" in text
+    assert "e:3" not in text
+    published = card(version(record), record, worse=worse)
+    assert "2 of 3 evaluation rows" in published
+    assert "e:1" not in published
+
+    none = worse_rows("classification", answers(zero_shot="baba", tuned="aaaa"), frozenset())
+    assert "None of 4 evaluation rows got worse than with Zero-shot; 2 got better." in card(
+        version(record), record, worse=none
+    )
+    assert "got worse" not in card(version(record), record)
+
+
+def test_licenses_are_stated_where_they_are_known(tmp_path: Path) -> None:
+    record = samples.record()
+    text = card(version(record), record, licenses=Licenses(license_of(None, "starter:bert"), ""))
+    assert "Base: apache-2.0. Data: not known to the program that wrote this card." in text
+    (tmp_path / "README.md").write_text("---\nlicense: [mit, cc0-1.0]\n---\n")
+    assert license_of(tmp_path) == "mit, cc0-1.0"
+    for damaged in (b"---\nlicense: \xff\n---\n", b"---\nlicense: [: {\n---\n", b"---\n- mit\n---\n", b"none"):
+        (tmp_path / "README.md").write_bytes(damaged)
+        assert license_of(tmp_path) == license_of(tmp_path / "missing") == ""
 
 
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")  # a run saves its own limit

@@ -51,6 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a read-only base, and make two runs from it."""
     place = tmp_path_factory.mktemp("job")
     base = fakes.save("bert", place / "base")
+    (base / "README.md").write_text("---\nlicense: mit\n---\nA base.\n")
+    (place / "README.md").write_text("---\nlicense: other\nlicense_name: rows-1.0\n---\nRows.\n")
     for path in (*base.iterdir(), base):
         path.chmod(0o555 if path.is_dir() else 0o444)
     write_rows(place / "train.jsonl", 40, seed=1)
@@ -141,6 +143,8 @@ def test_a_plain_folder_with_a_card(place: Path, tmp_path: Path) -> None:
     assert str(place) not in card
     for words in ("## Data", "## Scores", "## Limits", "Zero-shot", record.model.sha256, "test.jsonl"):
         assert words in card, words
+    assert "Base: mit. Data: rows-1.0." in card
+    assert "## Rows that got worse" in card
     assert call("models", "export", f"{NAME}@1", "--to", tmp_path / "plain", "--out", place / "runs").exit_code == 1
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fulltune.errors import ModelError, StoreError
+from fulltune.data.locate import locate
+from fulltune.errors import FulltuneError, ModelError, StoreError
 from fulltune.models import sources
 from fulltune.models.adapters.files import rename_base
+from fulltune.models.licenses import license_of
 from fulltune.records.export import EXPORT_FILE, read_export
-from fulltune.records.run import Model, read_record
-from fulltune.report.card import bare, card
+from fulltune.records.run import Model, Prediction, Record, read_record
+from fulltune.report.card import Licenses, bare, card
+from fulltune.report.files import Lines
+from fulltune.report.worse_rows import worse_rows
+from fulltune.runtime import paths
 from fulltune.runtime.files import atomic_text, remove, store_errors
 from fulltune.store import delta
 from fulltune.store.delta import DeltaInfo, Restored
@@ -65,14 +70,14 @@ def publish(
     if to and artifact:
         _write_artifact(registry, version, artifact, Path(to))
     elif to:
-        write_folder(version, folder, Path(to))
+        write_folder(version, folder, Path(to), Path(out))
     if to:
         result = result.model_copy(update={"folder": str(to)})
     if delta_file:
         base = _base(version, Path(out))
         result = result.model_copy(update={"delta": delta.write_delta(base, folder / "model", Path(delta_file))})
     if push:
-        result = result.model_copy(update={"pushed": _push(registry, version, folder, push, private)})
+        result = result.model_copy(update={"pushed": _push(registry, version, folder, push, private, Path(out))})
     return result
 
 
@@ -92,7 +97,7 @@ def restore(source: str, file: str | Path, to: str | Path, *, out: str | Path = 
     return delta.apply_delta(_source(source, Path(out)).folder, Path(file), Path(to))
 
 
-def write_folder(version: Version, checkout: Path, to: Path) -> None:
+def write_folder(version: Version, checkout: Path, to: Path, out: Path) -> None:
     """Write the model of a version and its card as a plain folder.
 
     Raises:
@@ -103,7 +108,7 @@ def write_folder(version: Version, checkout: Path, to: Path) -> None:
     with store_errors(to):
         # A saved model is complete: an adapter that can be merged was merged before it was scored.
         shutil.copytree(checkout / "model", to, copy_function=shutil.copyfile)
-    atomic_text(to / "README.md", _card(version, checkout))
+    atomic_text(to / "README.md", _card(version, checkout, out, has_texts=True))
 
 
 def _write_artifact(registry: Registry, version: Version, form: str, to: Path) -> None:
@@ -124,9 +129,28 @@ def _write_artifact(registry: Registry, version: Version, form: str, to: Path) -
         raise
 
 
-def _card(version: Version, checkout: Path) -> str:
+def _card(version: Version, checkout: Path, out: Path, *, has_texts: bool) -> str:
+    """Return the card of a version; texts of evaluation rows are quoted only if they stay on this machine."""
     record = read_record(checkout / "record.json") if "record.json" in version.files else None
-    return card(version, record, is_adapter=_is_adapter(version))
+    worse = None
+    if record is not None:
+        predictions = Lines(checkout / "predictions.jsonl", Prediction)
+        worse = worse_rows(record.task, predictions, record.left_out)
+    licenses = _licenses(version, record, out)
+    return card(version, record, is_adapter=_is_adapter(version), worse=worse, has_texts=has_texts, licenses=licenses)
+
+
+def _licenses(version: Version, record: Record | None, out: Path) -> Licenses:
+    """Return the licenses that the folders of the base and of the training rows state, if they are on this machine."""
+    source = version.lineage.base.source
+    is_here = source.startswith("package:") or paths.exists(paths.user_path(source))  # others might be downloaded
+    base = data = None
+    with suppress(FulltuneError):  # it was moved or deleted
+        base = sources.find(source, out).folder if is_here else None
+    with suppress(FulltuneError):
+        data = None if record is None else locate(record.data.train.source)[0]
+    folder = data if data is None or data.is_dir() else data.parent
+    return Licenses(license_of(base, source), license_of(folder))
 
 
 def _base(version: Version, out: Path) -> Path:
@@ -184,11 +208,11 @@ def _public_artifact(registry: Registry, artifact: Artifact) -> Iterator[Path]:
         yield folder
 
 
-def _push(registry: Registry, version: Version, checkout: Path, repository: str, private: bool) -> str:
+def _push(registry: Registry, version: Version, checkout: Path, repository: str, private: bool, out: Path) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    text = _card(version, checkout)
+    text = _card(version, checkout, out, has_texts=False)
     try:
         hub = HfApi()
         made = hub.create_repo(repository, private=private, exist_ok=True)

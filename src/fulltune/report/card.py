@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -11,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fulltune.records.run import Record, Retention
 from fulltune.report import dataset, display
+from fulltune.report.worse_rows import WorseRows
 from fulltune.store.registry.registry import Version
 
 _HERE = Path(__file__).parent
@@ -30,13 +32,32 @@ _PLAIN = {"causal-lm": "text-generation", "classification": "text-classification
 _EXAMPLES = {"causal-lm": "Once upon a time", "text2sql": r"Schema: …\n\nQuestion: How many are there?\nSQL:"}
 
 
-def card(version: Version, record: Record | None, *, is_adapter: bool = False) -> str:
+@dataclass(frozen=True)
+class Licenses:
+    """Licenses of a base and of the training data, as their own cards state them; empty if they are not known."""
+
+    base: str = ""
+    data: str = ""
+
+
+def card(
+    version: Version,
+    record: Record | None,
+    *,
+    is_adapter: bool = False,
+    worse: WorseRows | None = None,
+    has_texts: bool = False,
+    licenses: Licenses | None = None,
+) -> str:
     """Return the card in Markdown, with its metadata first.
 
     Args:
         version: The exported version.
         record: Record of its run; None for averaged or interpolated models, which have no scores of their own.
         is_adapter: The exported files are an adapter, which needs its base.
+        worse: Rows that got worse; None if the predictions are not known.
+        has_texts: Quote texts of these rows. A card that is published should not.
+        licenses: Licenses of base and data.
     """
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -52,6 +73,9 @@ def card(version: Version, record: Record | None, *, is_adapter: bool = False) -
         lineage=version.lineage,
         record=record,
         is_adapter=is_adapter,
+        worse=worse,
+        has_texts=has_texts,
+        licenses=licenses or Licenses(),
         auto=_auto_class(version.lineage.base.family),
         pipeline=_PLAIN.get(version.lineage.task),
         example=_EXAMPLES.get(version.lineage.task, "A text."),
