@@ -51,6 +51,9 @@ class Plan(Model):
         memory: Bytes at the peak of training, by part; empty if it was not estimated.
         is_measured: ``memory`` was measured; otherwise it is an estimate from counts.
         seconds: Wall time of a run, by stage; empty if nothing was measured.
+        rough_seconds: Wall time of training alone, by a formula; None if ``seconds`` were measured.
+        waiting: Fraction of the measuring in which this process waited for a core that other programs used: on a free
+            machine, ``seconds`` are shorter by about this fraction.
         baselines: Systems that are scored without training.
         evaluations: Optimizer steps after which the evaluation curve gets a point.
         fast_paths: Kernels that training uses.
@@ -83,6 +86,8 @@ class Plan(Model):
     padding: dict[str, float] = Field(default_factory=dict)
     memory: dict[str, int] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict)
+    rough_seconds: float | None = None
+    waiting: float = 0.0
     fast_paths: tuple[str, ...] = ()
     too_long: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,6 +82,33 @@ def usage_peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def waited_seconds() -> float:
+    """Return how long this thread has been ready to run without a core, because other programs had them.
+
+    0 on systems that do not tell (``/proc/thread-self/schedstat`` of Linux: Documentation/scheduler/sched-stats.rst).
+    """
+    fields = _read(Path("/proc/thread-self/schedstat")).split()
+    return int(fields[1]) / 1e9 if len(fields) == 3 else 0.0
+
+
+class Waiting:
+    """Measures the fraction of a block in which this thread waited for a core.
+
+    Attributes:
+        fraction: The fraction, 0 to 1; known at the end of the block.
+    """
+
+    fraction = 0.0
+
+    def __enter__(self) -> Waiting:
+        self._waited, self._started = waited_seconds(), time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        elapsed = time.perf_counter() - self._started
+        self.fraction = round(min(1.0, max(0.0, (waited_seconds() - self._waited) / elapsed)), 3)
 
 
 def cpu_name() -> str:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import fakes
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fulltune.cli.main import app
+from fulltune.cli.render import runs
 from fulltune.config import load_config
 from fulltune.errors import ModelError
 from fulltune.metrics.power import expected_detectable
 from fulltune.models.sources import find
 from fulltune.pipeline import run
 from fulltune.pipeline.job import check_inputs, prepare_job
-from fulltune.pipeline.planning import measured_plan, quick_plan, stored_model
+from fulltune.pipeline.planning import measured_plan, quick_plan, rough_time, stored_model
 from fulltune.pipeline.planning.formula import PROGRAM
+from fulltune.pipeline.planning.stored_model import StoredModel
 from fulltune.records.plan import Plan
 from fulltune.report.dataset import details
+from fulltune.tasks.base import Features
 
 #: Kind of model → its task, and the columns of its rows.
 TASKS = {
@@ -101,6 +108,8 @@ def test_memory_is_an_estimate_by_the_parts_of_a_measured_plan(tmp_path: Path) -
     quick = run.plan(raw, out=tmp_path, quick=True)
     assert not quick.is_measured
     assert quick.seconds == {}
+    assert quick.rough_seconds is not None
+    assert 0.06 <= quick.rough_seconds < 60  # six steps
     weights = 4 * quick.parameters
     exact = {"weights": weights, "gradients": weights, "optimizer state": 2 * weights, "base model": weights}
     assert exact.items() <= quick.memory.items()
@@ -153,13 +162,39 @@ def test_problems_of_the_data_stop_a_quick_plan(tmp_path: Path) -> None:
     assert "also occur in train" in json.loads(result.stdout)["error"]["message"]
 
 
+def test_operations_are_six_per_weight_and_token_and_those_of_attention_and_the_output_layer() -> None:
+    sizes: dict[str, Any] = {
+        "hidden": 8,
+        "layers": 2,
+        "feed_forward": 32,
+        "vocabulary": 100,
+        "window": 64,
+        "tokenizer": None,
+    }
+    blocks = 1_000
+    model = StoredModel(parameters=blocks + 100 * 8, is_encoder_decoder=False, **sizes)
+    text, target = Features([1] * 10, 0, "a"), Features([1] * 10, [1] * 4, "a")
+    attention = 12 * 8 * 2 * 10**2
+    assert rough_time.operations(text, model, lm=False) == 6 * blocks * 10 + attention
+    assert rough_time.operations(target, model, lm=True) == 6 * (blocks * 10 + 100 * 8 * 4) + attention
+    both = replace(model, is_encoder_decoder=True)
+    crossed = 12 * 8 * 1 * (10**2 + 4**2 + 10 * 4)
+    assert rough_time.operations(target, both, lm=True) == 6 * (blocks / 2 * 14 + 100 * 8 * 4) + crossed
+
+
 def test_the_command_shows_what_is_estimated(tmp_path: Path) -> None:
     path = write(tmp_path, config(tmp_path, "bert"))
     shown = " ".join(CliRunner().invoke(app, ["plan", path, "--quick"]).stdout.split())
     assert "at the peak, by a formula" in shown
+    assert re.search(r"time roughly [\d.]+ seconds of training, by a formula \(within a factor of 3\)", shown)
     assert "a difference of 39.6 points of Macro-F1, if 20% of 10 rows become right or wrong" in shown
     parsed = json.loads(CliRunner().invoke(app, ["plan", path, "--quick", "--json"]).stdout)
     assert parsed["is_measured"] is False
+    for waiting, said in ((0.1, ""), (0.574, "waited 57% of the time for a core. Without them, it takes about 43%")):
+        written = StringIO()
+        Console(width=300, file=written).print(runs.plan(Plan.model_validate(parsed | {"waiting": waiting})))
+        assert ("Other programs use this machine" in written.getvalue()) == bool(said)
+        assert said in written.getvalue()
     wrong = CliRunner().invoke(app, ["plan", path, "--quick", "--learning-curve"])
     assert wrong.exit_code == 2
     assert "a learning curve needs trainings" in wrong.stderr

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from fulltune.records.sweep import Sweep
 
 
+#: Fraction of waiting for a core from which a plan says so.
+_WAITING = 0.15
+
+#: Units of rough times, with their seconds.
+_UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
+
 #: Longest name of a system in a table of 80 columns; longer ones, such as run ids, are listed below it.
 _NAME_WIDTH = 16
 
@@ -264,6 +270,7 @@ def plan(plan: Plan) -> RenderableType:
         "effective batch": f"{plan.effective_batch} sequences",
         **dataset.details(plan.data),
         "memory": _memory(plan),
+        **({"time": _rough_time(plan.rough_seconds)} if plan.rough_seconds is not None else {}),
         "baselines": ", ".join(display.system_label(name) for name in plan.baselines),
         **({"detectable": _detectable(plan.detectable)} if plan.detectable else {}),
         "evaluations": f"after steps {', '.join(map(str, plan.evaluations))}" if plan.evaluations else "after training",
@@ -274,6 +281,7 @@ def plan(plan: Plan) -> RenderableType:
         *(f"Length: {line}" for line in plan.too_long),
         *first_warnings(plan.warnings, "(--json shows all)"),
         *(f"Advice: {line}" for line in plan.advice),
+        *_shared(plan),
     ]
     return Group(_pairs(pairs), *data.classes(plan.data), *tables, *map(Text, lines))
 
@@ -305,6 +313,23 @@ def _memory(plan: Plan) -> str:
     how = "at the peak" if plan.is_measured else "at the peak, by a formula"
     needs = f"at least {gib(plan.memory_bytes)}, activations on top" if peak is None else f"{gib(peak)} {how}"
     return needs if plan.machine_bytes is None else f"{needs}; this machine has {gib(plan.machine_bytes)}"
+
+
+def _rough_time(seconds: float) -> str:
+    """Return the estimate of a formula, and what it leaves out."""
+    unit, size = next(((name, size) for name, size in _UNITS if seconds >= 1.5 * size), _UNITS[-1])
+    about = f"{float(f'{seconds / size:.1g}'):,g} {unit}"
+    return f"roughly {about} of training, by a formula (within a factor of 3); baselines and scores take more"
+
+
+def _shared(plan: Plan) -> list[str]:
+    """Return a sentence if other programs slowed down the measuring of times."""
+    if plan.waiting < _WAITING or not (plan.seconds or plan.rough_seconds):
+        return []
+    return [
+        f"Other programs use this machine: during the measuring this process waited {plan.waiting:.0%} of the time for "
+        f"a core. Without them, it takes about {1 - plan.waiting:.0%} of these times."
+    ]
 
 
 def _costs(plan: Plan) -> dict[str, dict[str, str]]:

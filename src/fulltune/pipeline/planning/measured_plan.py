@@ -88,9 +88,11 @@ def full_plan(job: Job, prepared: float) -> Plan:
     plan = counted_plan(job)
     with pinned_kernels(job.config.speed.kernels), _Rehearsal(job) as rehearsal:
         plan = plan.model_copy(update={"memory": rehearsal.memory(plan)})
-        seconds = {"load and audit": prepared, **rehearsal.seconds(plan)}
+        with machine.Waiting() as others:
+            seconds = {"load and audit": prepared, **rehearsal.seconds(plan)}
     seconds = {name: value * (1 if name in plan.baselines else plan.trainings) for name, value in seconds.items()}
-    return plan.model_copy(update={"seconds": {name: round(value, 3) for name, value in seconds.items()}})
+    rounded = {name: round(value, 3) for name, value in seconds.items()}
+    return plan.model_copy(update={"seconds": rounded, "waiting": others.fraction})
 
 
 def crossed_plan(job: Job, fold: Plan) -> Plan:
@@ -107,7 +109,11 @@ def crossed_plan(job: Job, fold: Plan) -> Plan:
     for name in ("load and audit", "train", "evaluation curve"):
         seconds[name] = seconds.get(name, 0.0) + longer * fold.seconds.get(name, 0.0)
     return plan.model_copy(
-        update={"memory": fold.memory, "seconds": {name: round(value, 3) for name, value in seconds.items()}}
+        update={
+            "memory": fold.memory,
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "waiting": fold.waiting,
+        }
     )
 
 

@@ -1,4 +1,4 @@
-"""Plan a run in seconds: data, audit, steps, memory by formula, and what the evaluation rows can decide.
+"""Plan a run in seconds: data, audit, steps, memory and time by formula, and what the evaluation rows can decide.
 
 No model is loaded and no step is measured, so torch is not imported. Rows are counted as tokens by the tokenizer's own
 file, without a chat template; a prompt may therefore have a few tokens more in a run.
@@ -15,6 +15,7 @@ from fulltune.data.summary import data_summary
 from fulltune.pipeline.job import Inputs
 from fulltune.pipeline.planning.formula import memory_by_formula
 from fulltune.pipeline.planning.plan import build_plan, group_sizes
+from fulltune.pipeline.planning.rough_time import training_seconds
 from fulltune.pipeline.planning.stored_model import StoredModel
 from fulltune.records.plan import Plan
 from fulltune.runtime import machine
@@ -35,7 +36,7 @@ _END = 0
 
 
 def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
-    """Return a plan with nothing measured.
+    """Return a plan for which nothing of the model is measured.
 
     Args:
         inputs: The checked config with its rows.
@@ -81,8 +82,14 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
     audit = audit.extended(tokens.window_finding("data.max_length", config.data.max_length or 0, model.window))
     audit.raise_if_broken()
     settings = config.data
+    with machine.Waiting() as others:
+        seconds = training_seconds(
+            config, plan, model, features, lm=task.head == "lm", trains_all=inputs.method.trains_all
+        )
     return plan.model_copy(
         update={
+            "rough_seconds": round(seconds, 1),
+            "waiting": others.fraction,
             "memory": memory_by_formula(inputs, model, features, plan.total_steps),
             "is_measured": False,
             "too_long": tuple(finding.message for finding in audit.findings if finding.kind in tokens.LENGTH_KINDS),
