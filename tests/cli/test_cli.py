@@ -241,10 +241,10 @@ def test_what_libraries_print_does_not_reach_stdout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        (("latest", "base", "--data"), "fulltune compare latest --data"),
-        (("tuned", "base", "--data"), "fulltune compare latest --data"),
-        (("20260101-b", "base"), "fulltune compare 20260101-b --data"),
-        (("base", "tuned"), "fulltune compare latest --data"),
+        (("latest", "base", "--data"), "fulltune compare base latest --data"),
+        (("tuned", "base", "--data"), "fulltune compare base latest --data"),
+        (("20260101-b", "base"), "fulltune compare base 20260101-b --data"),
+        (("base", "tuned"), "fulltune compare base latest --data"),
     ],
 )
 def test_comparing_base_and_tuned_in_an_unsupported_order_names_the_supported_command(

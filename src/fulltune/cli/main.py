@@ -378,7 +378,7 @@ def _compare_runs(common: Common, a: str, b: str) -> None:
 
     if {a, b} & {"base", "tuned"}:
         run = next((name for name in (a, b) if name not in ("base", "tuned")), "latest")
-        hint = f"the record of a run has this comparison; its rows: `fulltune compare {run} --data`"
+        hint = f"the record of a run has this comparison; its rows: `fulltune compare base {run} --data`"
         raise typer.BadParameter(hint, param_hint="A B")
     with common.answering():
         result = fulltune.compare(a, b, out=common.out)
@@ -394,11 +394,12 @@ def _ends(a: str, b: str | None) -> tuple[str, str | None, str]:
     if a == "tuned" or b == "base":
         run = next((name for name in (a, b) if name not in ("base", "tuned", None)), "latest")
         raise typer.BadParameter(
-            f"rows are shown from the base to the tuned model: write `fulltune compare {run} --data`", param_hint="A B"
+            f"rows are shown from the base to the tuned model: write `fulltune compare base {run} --data`",
+            param_hint="A B",
         )
     if a == "base":
         return ("latest" if b in (None, "tuned") else b), None, "zero_shot"
-    run, _, system = a.partition("#")
+    run, _, system = (a, "", "") if Path(a).exists() else a.partition("#")
     return run, (None if b == "tuned" else b), system
 
 
