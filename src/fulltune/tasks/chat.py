@@ -53,8 +53,17 @@ _EXTRAS = ("tools", "documents")
 #: Matches the address of an object, which differs between processes.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
-#: Directives of ``strftime``; a flag before the letter is specific to glibc.
-_DIRECTIVES = tuple(f"%{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ")
+#: Directives of ``strftime`` without their percent sign; a flag before the letter is specific to glibc.
+_DIRECTIVES = tuple(f"{flag}{letter}" for flag in ("-", "") for letter in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ")
+
+#: Writes ``format`` with the values of its directives. A doubled percent sign is a literal one, whatever follows it.
+_CLOCK_BODY = (
+    "{% for part in format.split('%%') %}{{ '' if loop.first else '%' }}"
+    "{% for piece in part.split('%') %}{% if loop.first %}{{ piece }}"
+    "{% elif piece[:2] in values %}{{ values[piece[:2]] ~ piece[2:] }}"
+    "{% elif piece[:1] in values %}{{ values[piece[:1]] ~ piece[1:] }}"
+    "{% else %}%{{ piece }}{% endif %}{% endfor %}{% endfor %}"
+)
 
 
 def wants_chat(bundle: Bundle, setting: str) -> bool:
@@ -241,12 +250,10 @@ def _on(template: str, day: date) -> str:
     if CLOCK not in template:
         return template
     moment = datetime.combine(day, time.min)
-    values = {directive: moment.strftime(directive) for directive in _DIRECTIVES}
-    replaced = "".join(f"|replace({_quoted(name)}, {_quoted(value)})" for name, value in values.items())
-    # A doubled percent sign is a literal one, whatever follows it.
-    part = f"{{{{ '' if loop.first else '%' }}}}{{{{ part{replaced} }}}}"
-    body = f"{{% for part in format.split('%%') %}}{part}{{% endfor %}}"
-    return f"{{% macro {CLOCK}(format) %}}{body}{{% endmacro %}}\n{template}"
+    values = ", ".join(f"{_quoted(name)}: {_quoted(moment.strftime(f'%{name}'))}" for name in _DIRECTIVES)
+    # A table, not a chain of filters: Jinja tries to evaluate each part of a chain when it compiles it.
+    head = f"{{% macro {CLOCK}(format) %}}{{% set values = {{{values}}} %}}"
+    return f"{head}{_CLOCK_BODY}{{% endmacro %}}\n{template}"
 
 
 def _quoted(text: str) -> str:
