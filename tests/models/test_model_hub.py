@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import fakes
+import hub_client
 import pytest
+from huggingface_hub import close_session
+
+from fulltune.errors import ModelError
+from fulltune.models import load
 
 REVISION = "a" * 40
-LOAD = "from fulltune.models import load; import sys; b = load.load(sys.argv[1]); print(b.info.model_dump_json())"
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -56,7 +57,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Serve a repository, and return the names of the files that were asked for."""
     folder = fakes.save("gpt2", tmp_path / "repository")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle that nobody wants")
     (folder / "modeling_evil.py").write_text("raise SystemExit('this must not run')")
@@ -64,29 +66,22 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", Hub.asked
+    hub_client.connect(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path / "home")
+    yield Hub.asked
+    close_session()
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-def load(name: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
-    settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-c", LOAD, name]
-    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
-
-
-def test_a_hub_id_loads_without_any_pickle_or_code(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    endpoint, asked = hub
-    done = load("me/tiny", endpoint, tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    info = json.loads(done.stdout)
-    assert (info["source"], info["family"]) == ("me/tiny", "decoder")
+def test_a_hub_id_loads_without_any_pickle_or_code(asked: list[str]) -> None:
+    info = load.load("me/tiny").info
+    assert (info.source, info.family) == ("me/tiny", "decoder")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(asked)
     assert not {"pytorch_model.bin", "modeling_evil.py"} & set(asked)
 
 
-def test_a_hub_id_that_does_not_exist_is_reported(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    done = load("me/other", hub[0], tmp_path / "home")
-    assert done.returncode != 0
-    assert "could not be downloaded from the hub" in done.stderr
+@pytest.mark.usefixtures("asked")
+def test_a_hub_id_that_does_not_exist_is_reported() -> None:
+    with pytest.raises(ModelError, match="could not be downloaded from the hub"):
+        load.load("me/other")
