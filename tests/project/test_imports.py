@@ -96,12 +96,25 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+def below(name: str) -> list[str]:
+    """Return a module of fulltune and those in it."""
+    own = f"fulltune.{name}"
+    found = [module for module in map(dotted, modules()) if module == own or module.startswith(f"{own}.")]
+    assert found, f"there is no module {name}"
+    return found
+
+
+def test_all_light_modules_together_load_nothing_heavy() -> None:
+    names = [module for name in (*LIGHT, *LIGHT_MODULES) for module in below(name)]
+    loaded = loaded_by("\n".join(f"import {name}" for name in names))
+    assert "fulltune" in loaded
+    assert loaded & set(HEAVY) == set()
+
+
+@pytest.mark.slow  # all together in make test
 @pytest.mark.parametrize("name", [*LIGHT, *LIGHT_MODULES])
 def test_light_modules_load_nothing_heavy(name: str) -> None:
-    own = f"fulltune.{name}"
-    below = [module for module in map(dotted, modules()) if module == own or module.startswith(f"{own}.")]
-    assert below, f"there is no module {name}"
-    loaded = loaded_by("\n".join(f"import {module}" for module in below))
+    loaded = loaded_by("\n".join(f"import {module}" for module in below(name)))
     assert "fulltune" in loaded
     assert loaded & set(HEAVY) == set()
 

@@ -13,6 +13,7 @@ import pytest
 import ranks
 from hypothesis import given
 from hypothesis import strategies as st
+from matrix import often
 
 from fulltune.errors import DataError, ProcessError
 from fulltune.runtime import distributed
@@ -169,20 +170,21 @@ from fulltune.runtime import distributed
 
 with distributed.joined(60):
     distributed.barrier()
-    os.write(1, f"{distributed.restarts()} {distributed.is_first_to_report()}\\n".encode())
+    os.write(1, f"{{distributed.restarts()}} {{distributed.is_first_to_report()}}\\n".encode())
     distributed.barrier()
-    os._exit(distributed.restarts() < 3)  # like a process that dies: no cleanup
+    os._exit(distributed.restarts() < {restarts})  # like a process that dies: no cleanup
 """
 
 
-def test_restarted_processes_do_not_connect_to_those_that_died(tmp_path: Path) -> None:
+@pytest.mark.parametrize("restarts", often([1, 3], lambda restarts: restarts == 1))
+def test_restarted_processes_do_not_connect_to_those_that_died(restarts: int, tmp_path: Path) -> None:
     """The launcher keeps one store over all restarts, and with it the addresses and flags of every start."""
     script = tmp_path / "restarted.py"
-    script.write_text(RESTARTED, encoding="utf-8")
+    script.write_text(RESTARTED.format(restarts=restarts), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, *ranks.torchrun(2, "--max-restarts", "3", "--monitor-interval", "0.1"), str(script)],
+        [sys.executable, *ranks.torchrun(2, "--max-restarts", str(restarts), "--monitor-interval", "0.1"), str(script)],
         env=ranks.environment(), check=False, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    starts = [f"{start} {is_first}" for start in range(4) for is_first in (False, True)]
+    starts = [f"{start} {is_first}" for start in range(restarts + 1) for is_first in (False, True)]
     assert sorted(done.stdout.splitlines()) == starts, "each start has one process that reports errors"

@@ -33,9 +33,19 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def classifier(classifier_folder: Path) -> LoadedModel:
-    rows = str(classifier_folder / "rows.jsonl")
+    """Return a model that a test may change."""
+    return _classifier(classifier_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_classifier(classifier_folder: Path) -> LoadedModel:
+    return _classifier(classifier_folder)
+
+
+def _classifier(folder: Path) -> LoadedModel:
+    rows = str(folder / "rows.jsonl")
     return load(
-        classifier_folder,
+        folder,
         task="classification",
         data={"train": rows, "eval": rows, "text": "body", "allow_leaks": True},
         evaluation={"batch_size": 4},

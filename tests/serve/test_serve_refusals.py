@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import Site, server_of, site
 
@@ -18,13 +18,13 @@ from fulltune.serve.limits import Limits
 TOKEN = "0123456789abcdef-token"
 
 
-@pytest.fixture
-def place(classifier: LoadedModel) -> Iterator[Site]:
-    with site(server_of(classifier)) as found:
+@pytest.fixture(scope="module")
+def place(shared_classifier: LoadedModel) -> Iterator[Site]:
+    with site(server_of(shared_classifier)) as found:
         yield found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(questions: LoadedModel) -> Iterator[Site]:
     with site(server_of(questions)) as found:
         yield found
@@ -166,7 +166,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps({"inputs": value}).encode()))
 def test_no_body_makes_the_server_fail(place: Site, body: bytes) -> None:
     answer = place.raw("/predict", body)

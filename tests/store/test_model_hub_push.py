@@ -27,7 +27,6 @@ from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import Registry
 from fulltune.store.runs import RunFolder
 
-
 #: The hub library passes bytes to its HTTP client in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
