@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Keep the user's cache out of the tests.
 os.environ["FULLTUNE_CACHE"] = tempfile.mkdtemp(prefix="fulltune-tests-")
 
-# A slow machine must not fail a property test. Each run draws other examples; `--hypothesis-profile thorough` draws more.
+# A slow machine must not fail a property test. Each run draws others; `--hypothesis-profile thorough` draws more.
 settings.register_profile("untimed", deadline=None, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=400)
 settings.load_profile("untimed")

@@ -33,7 +33,14 @@ STAND_INS = {
     "starter:gpt2": "gpt2",
     "starter:t5": "t5",
 }
-QUICK: dict[str, Any] = {"data.limit": 240, "data.eval_limit": 6, "train.max_steps": 2, "evaluation.max_new_tokens": 4}
+QUICK: dict[str, Any] = {
+    "data.limit": 240,
+    "data.eval_limit": 6,
+    "train.max_steps": 2,
+    "baselines.few_shot": 1,
+    "evaluation.max_new_tokens": 4,
+    "evaluation.resamples": 100,
+}
 
 
 def blocks(document: str) -> list[tuple[str, str, str]]:
@@ -150,15 +157,14 @@ def test_the_documented_signatures_are_those_of_the_functions() -> None:
         assert re.findall(r"(?:^|, )\**(\w+)", parameters) == actual, name
 
 
-def test_the_python_blocks_of_the_other_documents_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_python_blocks_of_the_other_documents_run(workspace: Path) -> None:
     model, tokenizer = fakes.make("gpt2")
     ids = tokenizer("a fox").input_ids
     known = {
         "fulltune": fulltune,
         "model": model,
         "tokenizer": tokenizer,
-        "args": fakes.arguments(tmp_path, max_steps=1),
+        "args": fakes.arguments(workspace, max_steps=1),
     }
     known["rows"] = [{"input_ids": ids, "labels": ids}] * 2
     has_own_test = {"docs/report.md"}  # tests/report/test_report_docs.py

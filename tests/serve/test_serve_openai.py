@@ -275,7 +275,7 @@ def test_what_is_not_supported_is_refused(place: Site, writer: LoadedModel, name
     assert message in error["message"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def place(writer: LoadedModel) -> Iterator[Site]:
     with site(server_of(writer)) as found:
         yield found
