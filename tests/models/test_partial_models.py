@@ -10,6 +10,7 @@ from typing import Any
 import fakes
 import pytest
 import torch
+from matrix import often
 from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
@@ -95,7 +96,7 @@ def test_a_decoder_cut_from_an_encoder_decoder_cannot_be_a_classifier(tmp_path: 
     assert "only a head may be new" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5", "bart"])
+@pytest.mark.parametrize("kind", often(["gpt2", "llama", "bert", "t5", "bart"], {"gpt2", "bert", "t5"}.__contains__))
 @pytest.mark.parametrize("head", ["lm", "classification"])
 def test_a_checkpoint_that_lacks_a_layer_is_refused_and_a_new_head_is_not(kind: str, head: Any, tmp_path: Path) -> None:
     folder = fakes.save(kind, tmp_path)

@@ -88,6 +88,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow  # test_a_starter_is_a_checkpoint_that_learned trains one in make test
 def test_a_starter_can_be_trained_further(books: Path, tmp_path: Path) -> None:
     first = make.make_starter("bert", books, tmp_path / "first", epochs=0.1, bf16=False)
     second = make.make_starter("bert", books, tmp_path / "second", epochs=0.1, bf16=False, start=first)
