@@ -37,7 +37,7 @@ SAMPLE = (
 )
 
 #: Cells of ``make test``; tests/models/test_plain_answers.py covers more types.
-OFTEN = {("gpt_neo", "lm"), ("mixtral (auxiliary loss)", "lm"), ("m2m_100", "lm"), ("modernbert", "cls"), ("t5", "sql")}
+OFTEN = {("gpt_neo", "lm"), ("mixtral (auxiliary loss)", "lm"), ("m2m_100", "lm")}
 
 
 @pytest.fixture

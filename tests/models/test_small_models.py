@@ -65,7 +65,7 @@ def run(folder: Path, cap: int, **data: Any) -> fulltune.Record:
         data={"train": rows[2:], "eval": rows[:2], **data},
         train={"max_steps": 1, "evaluations": 0},
         guards={"forgetting": None},
-        evaluation={"resamples": 100, "max_new_tokens": cap, "continuations": 0},
+        evaluation={"resamples": 100, "max_new_tokens": cap, "continuations": 2},
         baselines={"few_shot": 1},
         out=folder.parent,
     )
