@@ -86,7 +86,7 @@ def test_every_subset_has_the_same_steps_and_only_its_own_rows(
 
 def test_validation_rows_keep_each_subset_from_overfitting(job: dict[str, Any], tmp_path: Path) -> None:
     job["data"]["valid"] = 0.25
-    found = learning_curve(job | {"train": job["train"] | {"evaluations": 2}}, out=tmp_path / "runs")
+    found = learning_curve(job | {"train": job["train"] | {"evaluations": 2, "max_steps": 4}}, out=tmp_path / "runs")
     assert 60 <= found.points[-1].rows < 90
     assert len(found.points) == 4
 

@@ -148,7 +148,7 @@ def test_the_model_and_the_random_numbers_are_as_before(tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in (tmp_path / "gpt2").iterdir()}
     torch.manual_seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    found = fulltune.find_learning_rate(config, out=tmp_path / "runs", steps=40, confirm_steps=8)
+    found = fulltune.find_learning_rate(config, out=tmp_path / "runs", steps=20, confirm_steps=4)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
     assert {path.name: path.read_bytes() for path in (tmp_path / "gpt2").iterdir()} == files

@@ -46,11 +46,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "model": str(place / "bert"),
         "task": "classification",
         "data": {"train": str(place / "train.jsonl"), "eval": str(place / "eval.jsonl")},
-        "train": {"batch_size": 16, "epochs": 4, "learning_rate": 1e-3, "evaluations": 1},
+        "train": {"batch_size": 16, "epochs": 2, "learning_rate": 1e-3, "evaluations": 1},
         "baselines": {"few_shot": 1},
         "evaluation": {"resamples": 100},
         "guards": {"forgetting": {"limit": 4}},
     }
+
+
+#: The cheapest baselines, for tests of the trainings.
+LIGHT = {"baselines": {"skip": ["tfidf", "linear_probe", "few_shot"]}}
 
 
 class Counting:
@@ -136,7 +140,7 @@ def test_all_methods_see_the_same_rows_steps_and_tokens(compared: tuple[MethodCo
     assert len(records) == 4
     for name in ("train", "valid", "eval"):
         assert len({getattr(record.data, name).sha256 for record in records}) == 1
-    assert {record.training.steps for record in records} == {found.steps} == {16}
+    assert {record.training.steps for record in records} == {found.steps} == {8}
     assert len({run.tokens for method in found.methods for run in method.runs}) == 1
     with pytest.raises(StoreError, match="there is no run with a record"):  # `latest` is none of these runs
         resolve("latest", out)
@@ -196,34 +200,34 @@ def test_finished_parts_are_not_repeated(
 def test_a_removed_run_is_repeated(job: dict[str, Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"methods": ["bitfit"], "rates": 1, "max_steps": 1, "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        compare_methods(job, runner=Counting(stop_after=1), **options)
+        compare_methods(job | LIGHT, runner=Counting(stop_after=1), **options)
     first = Counting()
-    found = compare_methods(job, runner=first, **options)
+    found = compare_methods(job | LIGHT, runner=first, **options)
     assert first.done == ["bitfit-run-17"]
     assert found.reference == "bitfit"
     assert found.steps == 1
     assert found.methods[0].rates == ()
     (tmp_path / found.methods[0].runs[0].run_id / "record.json").unlink()
     second = Counting()
-    compare_methods(job, runner=second, **options)
+    compare_methods(job | LIGHT, runner=second, **options)
     assert second.done == ["bitfit-run-17"]
 
 
 def test_an_interrupted_run_resumes_in_its_own_folder(job: dict[str, Any], tmp_path: Path) -> None:
     options: dict[str, Any] = {"methods": ["bitfit"], "rates": 1, "max_steps": 2, "out": tmp_path}
-    found = compare_methods(job, runner=Counting(), **options)
+    found = compare_methods(job | LIGHT, runner=Counting(), **options)
     run = tmp_path / found.methods[0].runs[0].run_id
     status = json.loads((run / "status.json").read_text())
     (run / "status.json").write_text(json.dumps(status | {"state": "stopped"}))
     for name in ("record.json", "report.html"):
         (run / name).unlink()
-    again = compare_methods(job, runner=Counting(), **options)
+    again = compare_methods(job | LIGHT, runner=Counting(), **options)
     assert again.methods[0].runs[0].run_id == run.name
     assert again.methods[0].score == found.methods[0].score
 
 
 def test_a_budget_of_tokens_becomes_steps(job: dict[str, Any], tmp_path: Path) -> None:
-    found = compare_methods(job, methods=["bitfit"], rates=1, tokens=300, out=tmp_path, runner=Counting())
+    found = compare_methods(job | LIGHT, methods=["bitfit"], rates=1, tokens=300, out=tmp_path, runner=Counting())
     assert 1 <= found.steps <= 3
     assert 150 <= found.methods[0].tokens <= 450
 

@@ -70,6 +70,7 @@ def test_a_trial_with_batches_of_tokens_announces_the_steps_that_it_takes(job: d
 def test_a_rate_search_with_batches_of_tokens_announces_the_steps_that_it_takes(
     job: dict[str, Any], tmp_path: Path
 ) -> None:
+    job["train"]["epochs"] = 1
     progress = Recorded()
     fulltune.find_learning_rate(job, out=tmp_path / "runs", steps=30, confirm_steps=500, progress=progress)
     rates = {name: counts for name, counts in progress.stages.items() if name.startswith("rate ")}

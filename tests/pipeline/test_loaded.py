@@ -91,7 +91,7 @@ def test_a_run_is_named_in_every_way(classes: Run, monkeypatch: pytest.MonkeyPat
 
 def test_the_newest_run_can_be_the_base_of_another(classes: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(classes.record.folder.parent.parent)
-    plan = fulltune.plan(classes.record.folder / "config.yaml", model="latest")
+    plan = fulltune.plan(classes.record.folder / "config.yaml", model="latest", quick=True)
     assert plan.model == "latest"
     with pytest.raises(StoreError, match="there is no run to resume"):
         fulltune.run(resume="latest")

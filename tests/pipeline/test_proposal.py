@@ -568,7 +568,10 @@ def test_the_written_config_runs_as_it_is(folder: Path) -> None:
     found = fulltune.init("in/reviews.csv", model="starter:bert", output="configs/c.yaml")
     assert found.config["data"]["train"] == "../in/reviews.csv"
     record = fulltune.run(
-        "configs/c.yaml", overrides=["train.max_steps=2", "evaluation.resamples=100", "baselines.few_shot=1"]
+        "configs/c.yaml",
+        overrides=[
+            *("train.max_steps=2", "evaluation.resamples=100", "baselines.few_shot=1", "guards.forgetting.limit=8")
+        ],
     )
     assert record.outcome in ("accepted", "rejected", "undecided")
 
