@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from answering import Run, sentence
 from filelock import FileLock
+from matrix import often
 from typer.testing import CliRunner, Result
 
 import fulltune
@@ -269,7 +270,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, blocks: int, error: BaseExcepti
     monkeypatch.setattr(LoadedModel, "answer", limited)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", often(["jsonl", "csv", "parquet"], lambda suffix: suffix != "jsonl"))
 def test_an_interrupted_call_resumes(
     classes: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:

@@ -105,8 +105,10 @@ def _assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> 
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "batch_size"),
+    often(product(KINDS, [1, 3, 8]), lambda case: case[1] == 3 or case in [("gpt2", 1), ("t5", 8)]),
+)
 def test_evaluation_loss_is_that_of_an_unbatched_loop(kind: str, batch_size: int, tmp_path: Path) -> None:
     model, rows = _rows(kind)
     parts = [_nll(model, row) for row in rows]
@@ -145,7 +147,7 @@ def _all_objectives() -> list[Any]:
     cases += [("class", {"label_smoothing_factor": smoothing}, weights) for smoothing, weights in CLASS_SETTINGS]
     cases += [("multi-label", {}, weights) for weights in (None, [1.0, 2.0, 5.0])]
     assert len(cases) == 16
-    return often(cases, lambda case: case in [cases[place] for place in (0, 2, 3, 6, 13, 15)])
+    return often(cases, lambda case: case in [cases[place] for place in (0, 3, 6, 13, 15)])
 
 
 CLASS_SETTINGS = ((0.0, None), (0.2, None), (0.0, [1.0, 2.0, 5.0]), (0.2, [1.0, 2.0, 5.0]))
@@ -205,7 +207,7 @@ def _equal_lengths(kind: str) -> tuple[Any, list[dict[str, Any]]]:
     ("kind", "smoothing"),
     often(
         [*product((*KINDS, "class"), (0.0, 0.1)), ("multi-label", 0.0)],
-        lambda case: case in [("gpt2", 0.1), ("t5", 0.0), ("bert", 0.0), ("class", 0.1), ("multi-label", 0.0)],
+        lambda case: case in [("gpt2", 0.1), ("t5", 0.0), ("class", 0.1), ("multi-label", 0.0)],
     ),
 )
 def test_same_losses_as_the_plain_trainer_on_equal_lengths(kind: str, smoothing: float, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ CASES += [(kind, "classification") for kind in ("gpt2", "llama", "bert", "t5", "
 def test_every_family_and_head_learns(kind: str, head: Any, tmp_path: Path) -> None:
     bundle = fakes.bundle(kind, head)
     valid = _features(bundle)
-    result = _fit(bundle, tmp_path, _config(evaluations=1, epochs=8), valid=valid)
+    result = _fit(bundle, tmp_path, _config(evaluations=1, epochs=4), valid=valid)
     curve = [step.eval_loss for step in result.steps if step.eval_loss is not None]
     assert len(curve) == 2
     assert curve[-1] < curve[0]
@@ -144,7 +144,7 @@ def test_end_of_text_is_learned_although_it_is_the_padding(tmp_path: Path) -> No
     bundle = fakes.bundle("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     assert bundle.tokenizer.pad_token_id == bundle.tokenizer.eos_token_id
     texts = ("abc", "de", "fghijk")
-    _fit(bundle, tmp_path, _config(epochs=60, learning_rate=1e-2), features=_features(bundle, texts))
+    _fit(bundle, tmp_path, _config(epochs=40, learning_rate=1e-2), features=_features(bundle, texts))
     for text in texts:
         start = torch.tensor([[bundle.tokenizer.eos_token_id, *bundle.tokenizer(text[0]).input_ids]])
         generated = bundle.model.generate(

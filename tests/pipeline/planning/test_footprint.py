@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matrix import often
 
 from fulltune.config import Config, load_config
 from fulltune.pipeline.planning import probe_steps
@@ -91,8 +92,13 @@ def probe(kind: str, folder: Path, lengths: list[int]) -> Probe:
     return Probe(bundle, method, features, None, folder)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])
-@pytest.mark.parametrize("train", [{}, {"accumulation": 2}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    ("kind", "train"),
+    often(
+        product(["gpt2", "bert", "t5"], [{}, {"accumulation": 2}, {"gradient_checkpointing": True}]),
+        lambda case: case in [("t5", {}), ("bert", {"accumulation": 2}), ("gpt2", {"gradient_checkpointing": True})],
+    ),
+)
 def test_a_few_rows_predict_the_memory_of_many(
     kind: str, train: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,7 +170,7 @@ def test_cuts_add_up_from_the_same_checkpoint(tmp_path: Path) -> None:
     assert_same(weights(trainer), weights(trained(tmp_path, CutAfter(10, 0.25))))
 
 
-def test_a_rollback_is_reported_with_numbers_and_rows(tmp_path: Path) -> None:
+def test_a_rollback_is_reported_with_numbers_and_rows_and_leaves_nothing_behind(tmp_path: Path) -> None:
     guard = DivergenceGuard()
     trained(tmp_path, guard, spoil=lambda model: break_pass(model, 13), train_sampling_strategy="sequential")
     (event,) = guard.events
@@ -179,10 +179,6 @@ def test_a_rollback_is_reported_with_numbers_and_rows(tmp_path: Path) -> None:
         "The loss became nan at step 13 (rows tales:20, tales:21, tales:22, tales:23); training went back to step 10, "
         "and the learning rate is 0.3 of the configured one (roll-back 1 of 2)."
     )
-
-
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    trained(tmp_path, DivergenceGuard(), spoil=lambda model: break_pass(model, 13))
     assert list(tmp_path.iterdir()) == []
 
 
