@@ -13,6 +13,7 @@ from fulltune.evaluation.prediction_files import Answers
 from fulltune.evaluation.verdict import verdict
 from fulltune.metrics.run_comparison import ChangedRows, Row, RunComparison
 from fulltune.pipeline.planning.plan import build_plan
+from fulltune.records.data import DataSummary, Leaks
 from fulltune.records.run import (
     AuditSummary,
     BaselineUse,
@@ -208,6 +209,16 @@ def test_the_first_warnings_of_the_audit_take_one_line_each() -> None:
         "Audit: … and 2 more in audit.json",
     ]
     assert "Audit" not in text(runs.record(record(), Path("runs/a")))
+
+
+def test_leaks_are_told_once() -> None:
+    message = "2 of 9 rows of eval also occur in train with the same target (2 exact): they are left out"
+    found = AuditSummary(errors=0, warnings=2, findings=(message, "another warning"), leaked_rows=2)
+    summary = DataSummary(leaks=Leaks(rows=2, of=9, kinds={"exact": 2}, ids=("a", "b")))
+    info = DataInfo(train=SPLIT, eval=SPLIT, audit=found, summary=summary)
+    shown = text(runs.record(record(data=info), Path("runs/a")))
+    assert shown.count("also occur in train") == 1
+    assert "Audit: another warning" in shown
 
 
 def test_seconds_of_baselines_and_their_samples_are_shown() -> None:
