@@ -48,6 +48,7 @@ def test_a_demo_runs_with_no_network(name: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(socket.socket, "connect", closed)
     monkeypatch.setattr(socket, "getaddrinfo", closed)
     small = ["train.max_steps=2", "data.limit=60", "data.eval_limit=6", "evaluation.max_new_tokens=6"]
+    small += ["guards.forgetting.limit=20"]
     overrides = [word for override in small for word in ("--set", override)]
     result = CliRunner().invoke(app, ["demo", name, "--out", str(tmp_path), *overrides])
     assert result.exit_code == 0, result.output  # also if the model is worse than a baseline after two steps
