@@ -206,7 +206,7 @@ def test_impossible_questions_are_refused(place: Path) -> None:
 
 def test_rows_that_tuning_fixed_and_broke(place: Path) -> None:
     run = Registry(place / "runs").version(f"{NAME}@2").lineage.source
-    done = call("compare", run, "--data", "--out", place / "runs", "--json")
+    done = call("compare", "base", run, "--data", "--out", place / "runs", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     lines = [json.loads(line) for line in (place / "runs" / run / "predictions.jsonl").read_text().splitlines()]
@@ -224,7 +224,7 @@ def test_rows_that_tuning_fixed_and_broke(place: Path) -> None:
     swapped = json.loads(call("compare", f"{NAME}@2", f"{NAME}@1", "--data", "--out", place / "runs", "--json").stdout)
     straight = json.loads(call("compare", f"{NAME}@1", f"{NAME}@2", "--data", "--out", place / "runs", "--json").stdout)
     assert swapped["counted"] == straight["counted"][::-1]
-    assert "fixed" in call("compare", run, "--data", "--out", place / "runs").stdout
+    assert "the best baseline, to the tuned model" in call("compare", run, "--data", "--out", place / "runs").stdout
 
 
 def test_a_decoder_continues_the_text_verbatim() -> None:
