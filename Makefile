@@ -12,7 +12,7 @@ demo: $(VENV)/demo
 	$(BIN)/fulltune demo contracts
 
 test: $(VENV)/dev
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m "not slow" -n 2 -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -W error -m "not slow" -n 2 --dist worksteal -q
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -43,7 +43,8 @@ architectures: $(VENV)/dev
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/architectures/matrix.py --write $(ARGS)
 
 # The fast tests on the lowest versions that pyproject.toml admits and on the newest for each Python, in an environment
-# that is deleted afterwards. It needs uv, and downloads several GB of torch on Linux. Not part of .ci/run.
+# that is deleted afterwards, with ten times as many examples of each property. It needs uv, and downloads several GB of
+# torch on Linux. Not part of .ci/run.
 # Python 3.10 gets transformers 5.20 at most, because later ones need 3.11. Python 3.14 is not tested.
 PYTHONS := 3.10 3.11 3.12 3.13
 LOWEST := $(shell sed -nE 's/.*"(accelerate|peft|torch|transformers)>=([0-9.]+)".*/\1==\2/p' pyproject.toml)
@@ -55,7 +56,8 @@ versions-%:
 	uv venv --quiet --clear --python $(or $(LOWEST_PYTHON),$*) $(VENV)-versions
 	uv pip install --quiet --python $(VENV)-versions -e '.[dev,adapters,gguf,sentencepiece,sweep]' $(PINS)
 	uv pip list --python $(VENV)-versions | grep -E '^(accelerate|peft|torch|transformers) '
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-versions/bin/python -m pytest -W error -m "not slow" -n 2 -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)-versions/bin/python -m pytest -W error -m "not slow" -n 2 -q \
+		--hypothesis-profile thorough
 	rm -rf $(VENV)-versions
 
 # One of them, with its options: make bench-speed ARGS='--workload clauses --repeats 1'. The benchmarks of the guards

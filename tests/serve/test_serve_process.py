@@ -44,7 +44,7 @@ def test_sigterm_finishes_the_request_that_has_begun(config: Path, classifier_fo
     )
     with process:
         assert process.stdout is not None
-        clock = threading.Timer(100, process.kill)
+        clock = threading.Timer(300, process.kill)
         clock.start()
         state = json.loads(process.stdout.readline())
         assert (state["model"], state["task"]) == (str(classifier_folder / "model"), "classification")
