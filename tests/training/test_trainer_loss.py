@@ -132,6 +132,25 @@ def test_evaluation_loss_of_classes(multi_label: bool, tmp_path: Path) -> None:
     assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [([2, 0, 1, 0], "abc"), ([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]] * 2, "abc"), ([0.5, -2.0, 1.0, 3.0], "a")],
+    ids=["classes", "several labels", "numbers"],
+)
+def test_problem_type_is_that_of_the_labels_as_in_transformers(labels: Any, names: str, tmp_path: Path) -> None:
+    results = []
+    for trainer_class in (transformers.Trainer, Trainer):
+        model, tokenizer = fakes.make("bert", "classification", labels=tuple(names), problem_type="regression")
+        model.config.problem_type = None
+        rows = [{"input_ids": tokenizer("a film").input_ids, "labels": label} for label in labels]
+        args = fakes.arguments(tmp_path, per_device_train_batch_size=2, num_train_epochs=1)
+        trainer = trainer_class(model=_no_dropout(model), args=args, train_dataset=rows, eval_dataset=rows)
+        loss = trainer.train().training_loss
+        results.append((model.config.problem_type, loss, trainer.evaluate()["eval_loss"]))
+    (problem_type, *losses), ours = results
+    assert ours == (problem_type, *(pytest.approx(loss, rel=1e-5) for loss in losses))
+
+
 def test_evaluation_loss_is_the_likelihood_without_smoothing(tmp_path: Path) -> None:
     losses = []
     for smoothing in (0.0, 0.2):

@@ -16,7 +16,7 @@ from fulltune.models.head_loss import LossAtHead
 from fulltune.training.batches.row_groups import Computed, joined, longest_row, part_of, row_groups, warn_of_padding
 from fulltune.training.evaluation_loss import EvaluationLoss
 from fulltune.training.loss_check import LossCheck, check_loss, without_labels
-from fulltune.training.objective import LabelKind, Objective, checked_class_weights, checked_r_drop, kind_of
+from fulltune.training.objective import LabelKind, Objective, checked_class_weights, checked_r_drop, kind_of, note_problem_type
 from fulltune.training.protocols import PublicTrainer, is_sharded
 from fulltune.training.user_code import UserCode
 
@@ -88,8 +88,10 @@ class BatchLoss:
         labels = inputs.get("labels")
         promised = kind_of(self._user.model, labels) if isinstance(labels, Tensor) else None
         label_kind = None if promised is None else self.check(promised).kind
-        smoothing = self._trainer.args.label_smoothing_factor
-        return None if label_kind is None else Objective(label_kind, smoothing, self._class_weights)
+        if label_kind is None:
+            return None
+        note_problem_type(self._user.model, label_kind)
+        return Objective(label_kind, self._trainer.args.label_smoothing_factor, self._class_weights)
 
     def kind(self) -> LabelKind | None:
         """Return the kind of labels as far as it is known without labels, or None."""

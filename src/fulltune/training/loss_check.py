@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def check_loss(model: Any, kind: LabelKind) -> LossCheck:
     """
     batch = _sample(model, kind)
     try:
-        with checking(model):
+        with checking(model), _problem_type_kept(model):
             # ``forward`` is called directly, so that hooks of the user are not called.
             loss = _first(model.forward(**batch), "loss")
             logits = _first(model.forward(**without_labels(model, batch, kind)), "logits")
@@ -102,6 +103,17 @@ def check_loss(model: Any, kind: LabelKind) -> LossCheck:
             errors[nearest],
         )
     return result
+
+
+@contextmanager
+def _problem_type_kept(model: Any) -> Iterator[None]:
+    """Restore the kind of labels in the config, which the loss of a classifier sets to that of its first labels."""
+    before = getattr(model.config, "problem_type", None)
+    try:
+        yield
+    finally:
+        if getattr(model.config, "problem_type", None) != before:
+            model.config.problem_type = before
 
 
 def without_labels(model: Any, batch: Mapping[str, Any], kind: LabelKind) -> dict[str, Any]:

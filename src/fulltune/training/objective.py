@@ -5,7 +5,7 @@ That a model really computes the loss of its kind is checked by :mod:`fulltune.t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -23,6 +23,13 @@ from fulltune.training.untouched import is_library_class, library_class
 #: ``causal``: logits at t predict label t+1. ``seq2seq`` and ``token``: label t. ``class``: one label per row.
 #: ``multi-label``: a vector of zeros and ones per row. ``regression``: one or several numbers per row.
 LabelKind = Literal["causal", "seq2seq", "token", "class", "multi-label", "regression"]
+
+#: The kind of labels by the ``problem_type`` of a sequence classifier.
+_PROBLEM_TYPES: Mapping[str, LabelKind] = {
+    "single_label_classification": "class",
+    "multi_label_classification": "multi-label",
+    "regression": "regression",
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,17 @@ def kind_of(model: nn.Module, labels: Tensor | None = None) -> LabelKind | None:
     return _kind_of_classifier(config, labels) if kind == "class" else kind
 
 
+def note_problem_type(model: Any, kind: LabelKind) -> None:
+    """Write the kind of labels to the config of a sequence classifier that lacks it, as its loss in the library does.
+
+    Args:
+        model: Unwrapped.
+        kind: Kind of the labels of a batch.
+    """
+    if kind in _PROBLEM_TYPES.values() and getattr(model.config, "problem_type", None) is None:
+        model.config.problem_type = next(name for name, one in _PROBLEM_TYPES.items() if one == kind)
+
+
 def is_of_classes(model: nn.Module) -> bool:
     """Return True if the labels of a model's tokens are classes, not tokens."""
     return library_class(model).__name__ in _names("TOKEN_CLASSIFICATION")
@@ -156,12 +174,7 @@ def _kind_of_classifier(config: Any, labels: Tensor | None) -> LabelKind | None:
         several = labels is not None and labels.is_floating_point()
         problem = "multi_label_classification" if several else "single_label_classification"
         problem = problem if config.num_labels > 1 else "regression"
-    kinds: dict[str, LabelKind] = {
-        "single_label_classification": "class",
-        "multi_label_classification": "multi-label",
-        "regression": "regression",
-    }
-    return kinds.get(problem)
+    return _PROBLEM_TYPES.get(problem)
 
 
 @lru_cache(maxsize=256)
