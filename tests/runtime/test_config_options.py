@@ -169,3 +169,8 @@ def test_columns_of_plug_ins_are_named_by_role(file: Path) -> None:
 def test_a_number_is_no_date(value: object, file: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.chat_date.*expected a date such as 2026-01-31"):
         load_config(file, options={"data": {"chat_date": value}})
+
+
+def test_a_config_that_is_loaded_again_keeps_infinite_options(file: Path) -> None:
+    loaded = load_config(file, options={"trainer": {"neftune_noise_alpha": float("inf")}})
+    assert load_config(loaded).trainer == loaded.trainer
