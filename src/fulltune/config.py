@@ -18,6 +18,7 @@ from types import NoneType
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from fulltune.errors import ConfigError, Problem, closest, did_you_mean, shortened
 from fulltune.runtime import paths, plugins
@@ -80,7 +81,8 @@ class Section(BaseModel):
     @classmethod
     def _number(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept only numbers for a numeric field: neither ``yes`` nor text in another notation."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        field = cls.model_fields[str(info.field_name)]
+        kinds = _kinds(field.annotation)
         if not kinds & {int, float}:
             return value
         if isinstance(value, bool):
@@ -88,8 +90,20 @@ class Section(BaseModel):
         if isinstance(value, str) and str not in kinds and not _NUMBER.fullmatch(value):
             raise ValueError(f"found {shortened(value)}, expected a number")
         if isinstance(value, (int, float)) and abs(value) > MAX_NUMBER and abs(value) != math.inf:
-            raise ValueError(f"found {shortened(value)}, expected at most {MAX_NUMBER:,}")
+            raise ValueError(f"found {shortened(value)}, expected {_limit(field, is_lower=value < 0)}")
         return value
+
+
+def _limit(field: FieldInfo, *, is_lower: bool) -> str:
+    """Return a description of the smallest or the largest value of a numeric field."""
+    texts = {"ge": "at least", "gt": "more than"} if is_lower else {"le": "at most", "lt": "less than"}
+    limits = [f"{text} {limit:,}" for name, text in texts.items() if (limit := _bound(field, name)) is not None]
+    return limits[0] if limits else f"at {'least -' if is_lower else 'most '}{MAX_NUMBER:,}"
+
+
+def _bound(field: FieldInfo, name: str) -> int | float | None:
+    """Return a bound of a numeric field (``ge``, ``gt``, ``le`` or ``lt``), or None."""
+    return next((bound for one in field.metadata if (bound := getattr(one, name, None)) is not None), None)
 
 
 #: Source of rows: a file, folder, hub id or pattern, or several of these, read one after another.

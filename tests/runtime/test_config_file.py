@@ -45,6 +45,8 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("baselines: {}\nregularize: {dropout: [1]}", ["regularize.dropout", "a number"]),
         ("adapter: {targets: {a: 1}}", ["adapter.targets'", "a list or text"]),
         ("train: {seed: 4294967296}", ["train.seed", "at most 4,294,967,295"]),
+        ("train: {epochs: 99999999999}", ["train.epochs", "at most 1,000,000"]),
+        ("train: {learning_rate: -1e30}", ["train.learning_rate", "more than 0"]),
         ("train: {batch_size: 1000000000000000000000000000000}", ["train.batch_size", "at most"]),
         (f"train: {{seed: {'9' * 5000}}}", ["c.yaml:4", "cannot be read"]),
         ("train: {batch_size: 010}", ["c.yaml:4", "octal"]),

@@ -16,7 +16,14 @@ from fulltune.models.head_loss import LossAtHead
 from fulltune.training.batches.row_groups import Computed, joined, longest_row, part_of, row_groups, warn_of_padding
 from fulltune.training.evaluation_loss import EvaluationLoss
 from fulltune.training.loss_check import LossCheck, check_loss, without_labels
-from fulltune.training.objective import LabelKind, Objective, checked_class_weights, checked_r_drop, kind_of, note_problem_type
+from fulltune.training.objective import (
+    LabelKind,
+    Objective,
+    checked_class_weights,
+    checked_r_drop,
+    kind_of,
+    note_problem_type,
+)
 from fulltune.training.protocols import PublicTrainer, is_sharded
 from fulltune.training.user_code import UserCode
 
