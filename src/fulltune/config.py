@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args
@@ -799,13 +800,18 @@ def _columns(data: Mapping[str, Any]) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy that consists of dicts with string keys, lists and values; paths become strings."""
+    """Return a copy that consists of dicts with string keys, lists and values, with paths as strings.
+
+    Numbers of NumPy become those of Python.
+    """
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
     if isinstance(value, BaseModel):
         return _plain_section(value)
+    if isinstance(value, Real) and not isinstance(value, (bool, int, float)):
+        return int(value) if isinstance(value, Integral) else float(value)
     return str(value) if isinstance(value, Path) else value
 
 

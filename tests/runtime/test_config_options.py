@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fulltune
-from fulltune.config import Config, TrainConfig, load_config
+from fulltune.config import Config, TrainConfig, dump_config, load_config
 from fulltune.errors import ConfigError
 from fulltune.records.run import Record
 
@@ -174,3 +175,10 @@ def test_a_number_is_no_date(value: object, file: Path) -> None:
 def test_a_config_that_is_loaded_again_keeps_infinite_options(file: Path) -> None:
     loaded = load_config(file, options={"trainer": {"neftune_noise_alpha": float("inf")}})
     assert load_config(loaded).trainer == loaded.trainer
+
+
+def test_numbers_of_numpy_are_numbers(file: Path) -> None:
+    options = {"data": {"eval": np.float32(0.25)}, "trainer": {"logging_steps": np.int64(5)}}
+    config = load_config(file, options=options)
+    assert (config.data.eval, config.trainer["logging_steps"]) == (0.25, 5)
+    assert "logging_steps: 5" in dump_config(config)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
 from pathlib import Path, PurePath
 from typing import Any
 from uuid import UUID
@@ -45,7 +46,7 @@ def as_source(value: Any, field: str, read: Collection[str] = ()) -> Any:
         ConfigError: The value is neither a path nor a finite number of rows, or values of a column in ``read`` cannot
             be stored.
     """
-    if value is None or isinstance(value, (str, bytes, int, float, os.PathLike)):
+    if value is None or isinstance(value, (str, bytes, Real, os.PathLike)):
         return value
     if isinstance(value, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in value):
         if not value:
