@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -534,10 +535,14 @@ def test_rows_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "an empty list"),
         (["towns.db"], "a database without questions"),
         (["empty"], "no file with rows or text"),
+        (["pipe.csv"], "a named pipe"),
+        (5, "5; expected a path"),
+        ([" "], "an empty path"),
     ],
 )
-def test_sources_that_cannot_be_read(names: list[str], message: str, folder: Path) -> None:
+def test_sources_that_cannot_be_read(names: Any, message: str, folder: Path) -> None:
     write_database(folder / "towns.db")
+    os.mkfifo(folder / "pipe.csv")
     (folder / "empty").mkdir()
     with pytest.raises((DataError, ConfigError), match=message):
         propose(names)

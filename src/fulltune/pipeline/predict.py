@@ -26,7 +26,7 @@ from fulltune.pipeline.loaded import Asking, asking
 from fulltune.records.predictions import Predictions, Unanswered
 from fulltune.records.run import FileFormat, Record, read_record
 from fulltune.runtime.progress import Progress, progress_of
-from fulltune.runtime.rows_file import as_source
+from fulltune.runtime.rows_file import paths_of
 from fulltune.runtime.version import __version__
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.generating import Generating
@@ -232,9 +232,7 @@ def source_of(data: Any, config: Config) -> RowSource:
     Raises:
         ConfigError: The object holds no rows.
     """
-    named = as_source(data, "data")
-    names = (str(named),) if isinstance(named, (str, Path)) else tuple(map(str, named))
-    return RowSource(names, Options(config.data.encoding, config.data.delimiter, stream_from=_LARGE))
+    return RowSource(paths_of(data, "data"), Options(config.data.encoding, config.data.delimiter, stream_from=_LARGE))
 
 
 def request_of(

@@ -29,8 +29,7 @@ from fulltune.runtime.split_names import SPLIT_NAMES
 _LOG = logging.getLogger(__name__)
 
 _ACCEPTED = (
-    "a path, a list of paths, a fraction, a list of dicts, a pandas or polars data frame, a pyarrow Table, "
-    "or a datasets.Dataset"
+    "a path, a list of paths, a list of dicts, a pandas or polars data frame, a pyarrow Table, or a datasets.Dataset"
 )
 
 
@@ -53,6 +52,25 @@ def as_source(value: Any, field: str, read: Collection[str] = ()) -> Any:
             raise ConfigError("an empty list", expected=_ACCEPTED, field=field)
         return value
     return str(_written(_rows(value, field), field, read))
+
+
+def paths_of(value: Any, field: str) -> tuple[str, ...]:
+    """Return the paths that a value of Python names, or the path of a file with its rows.
+
+    Args:
+        value: A path, several paths, or rows.
+        field: Name of the argument, for messages.
+
+    Raises:
+        ConfigError: The value is neither.
+    """
+    source = None if isinstance(value, (Real, bytes)) else as_source(value, field)
+    if source is None:
+        raise ConfigError(shortened(value), expected=_ACCEPTED, field=field)
+    names = (str(source),) if isinstance(source, (str, os.PathLike)) else tuple(map(str, source))
+    if not all(name.strip() for name in names):
+        raise ConfigError("an empty path", expected=_ACCEPTED, field=field)
+    return names
 
 
 def is_cached(path: Path) -> bool:

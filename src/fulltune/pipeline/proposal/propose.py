@@ -27,7 +27,7 @@ from fulltune.pipeline.proposal.sources import Sources, sort_sources
 from fulltune.records.run import FileFormat, Model
 from fulltune.runtime import paths
 from fulltune.runtime.files import atomic_text, store_errors
-from fulltune.runtime.rows_file import as_source
+from fulltune.runtime.rows_file import paths_of
 from fulltune.training.advice import usual_rates
 from fulltune.training.arguments import total_steps
 
@@ -126,7 +126,7 @@ def init(
         DataError: The data cannot be read, or its columns fit no task; lists what each column holds.
     """
     file = Path(output)
-    names = _names(data)
+    names = paths_of(data, "data")
     _check_names(names, file, force)
     sources = reading.with_stored_splits(sort_sources(names))
     columns = columns_of(sources.train)
@@ -173,13 +173,6 @@ def _check_output(file: Path, force: bool) -> None:
     if paths.exists(file) and not force:
         fix = "choose another name with --output, or add --force to replace it"
         raise ConfigError("this file exists already", expected="a new file", where=str(file), fix=fix)
-
-
-def _names(data: Any) -> list[str]:
-    if isinstance(data, (str, os.PathLike)):
-        return [str(data)]
-    source = as_source(data, "data")
-    return [str(source)] if isinstance(source, str) else [str(part) for part in source]
 
 
 @dataclass(frozen=True)

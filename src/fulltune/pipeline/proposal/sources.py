@@ -83,7 +83,9 @@ def _check_databases(names: Sequence[str]) -> None:
 
 
 def is_database(path: Path) -> bool:
-    """Return True for a SQLite file, whatever its name."""
+    """Return True for a SQLite file, whatever its name; opening a named pipe would wait for its writer."""
+    if not paths.is_file(path):
+        return False
     try:
         with path.open("rb") as file:
             return file.read(len(_SQLITE)) == _SQLITE
