@@ -408,7 +408,11 @@ def test_wrong_calls_say_how_to_correct_them(classes: Run, tmp_path: Path) -> No
         (tmp_path / "empty.jsonl", {}, DataError, "no rows"),
         (other, {}, DataError, "a column 'body'.*--set data.text=bodies"),
         (other, {"overrides": ["data.text=bodies"]}, ConfigError, "column 'prediction' already.*--prefix"),
+        (data, {"output": tmp_path / "a\0.csv"}, ConfigError, "the path is not valid"),
+        (data, {"output": tmp_path / f"{'x' * 300}.csv"}, StoreError, "name too long"),
         ([], {}, ConfigError, "an empty list"),
+        (None, {}, ConfigError, "None; expected a path"),
+        (0.5, {}, ConfigError, r"0\.5; expected a path"),
         (data, {"execute": True}, ConfigError, "the task classification; expected text2sql for --execute and --db"),
     ]
     for source, options, error, message in cases:

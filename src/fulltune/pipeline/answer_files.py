@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from fulltune.errors import ConfigError, StoreError, did_you_mean
 from fulltune.records.run import FileFormat
+from fulltune.runtime import paths
 from fulltune.runtime.files import atomic, store_errors, to_json
 
 #: A row of the output: the columns of the input, and those of its answer.
@@ -35,14 +36,17 @@ def check_output(path: Path, *, force: bool) -> None:
     """Check that answers can be written to a file, before anything is computed.
 
     Raises:
-        ConfigError: The suffix is no known format, or the file exists.
+        ConfigError: The suffix is no known format, the name is invalid, or the file exists.
     """
+    if "\0" in str(path):
+        fix = "remove the NUL character"
+        raise ConfigError("the path is not valid", expected="a file", fix=fix, where=ascii(str(path)), field="--output")
     if path.suffix not in _FORMATS:
         expected = ", ".join(f"{suffix} ({name})" for suffix, name in _FORMATS.items())
         fix = did_you_mean(path.suffix, list(_FORMATS)) or f"name it {path.stem}.jsonl"
         found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
         raise ConfigError(found, expected=expected, fix=fix, where=str(path), field="--output")
-    if path.exists() and not force:
+    if paths.exists(path) and not force:
         fix = "name another file, or replace it with --force (in Python: force=True)"
         raise ConfigError("the file exists", expected="a new file", fix=fix, where=str(path), field="--output")
 
@@ -98,6 +102,8 @@ def open_journal(output: Path, key: Mapping[str, Any], block: int, *, force: boo
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not paths.exists(lock.lock_file):  # a folder such as /proc, in which no file can be created
+                raise StoreError("cannot be written", where=str(output), fix="name a file in another folder") from None
             raise StoreError("another process writes this file", where=str(output), fix="wait for it to end") from None
     try:
         yield Journal(path, _resumed(path, to_json(key), block, output, force=force))
