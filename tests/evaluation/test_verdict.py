@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import fulltune
 from fulltune.cli.main import app
+from fulltune.errors import ConfigError
 from fulltune.metrics import get
 from fulltune.metrics.fractions import mcnemar, tango, wilson
 from fulltune.records.run import MetricInfo, Prediction
@@ -232,6 +233,12 @@ def test_wrong_options_are_explained(pair: tuple[str, str], words: tuple[str, ..
     found, output = told(*pair, *words)
     assert found == code, output
     assert message.lower() in " ".join(output.lower().replace("│", " ").split())
+
+
+@pytest.mark.parametrize("resamples", [0, 10**9])
+def test_resamples_that_cannot_be_drawn_are_refused(pair: tuple[str, str], resamples: int) -> None:
+    with pytest.raises(ConfigError, match="100 to 100,000"):
+        fulltune.verdict(*pair, metric="macro_f1", resamples=resamples)
 
 
 def test_one_file_and_missing_files_are_explained(pair: tuple[str, str], tmp_path: Path) -> None:

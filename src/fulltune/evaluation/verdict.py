@@ -71,7 +71,7 @@ def verdict(
         ConfigError: The metric is unknown, or an option has no meaning.
         StoreError: There is no such run.
     """
-    _check(margin, require, min_effect, confidence)
+    _check(margin, require, min_effect, confidence, resamples)
     margin = MARGIN if margin is None and require == "not-worse" else margin
     systems = [_read(source, metric, out, columns, group or "") for source in (a, b, *others)]
     _check_rows(systems)
@@ -188,7 +188,7 @@ def _margin_note(found: NotWorse, metric: Metric) -> str:
     return f"A loss of {amount} or more cannot be excluded (p = {found.p:.2g}, one-sided)."
 
 
-def _check(margin: float | None, require: str | None, min_effect: float, confidence: float) -> None:
+def _check(margin: float | None, require: str | None, min_effect: float, confidence: float, resamples: int) -> None:
     problems = []
     if margin is not None and not 0 < margin < 1:
         problems.append(
@@ -200,6 +200,8 @@ def _check(margin: float | None, require: str | None, min_effect: float, confide
         problems.append(Problem(f"min_effect is {min_effect}", "0, or a number below 1", field="min_effect"))
     if not 0.5 < confidence < 1:
         problems.append(Problem(f"confidence is {confidence}", "a number between 0.5 and 1", field="confidence"))
+    if not 100 <= resamples <= 100_000:
+        problems.append(Problem(f"resamples is {resamples}", "100 to 100,000", field="resamples"))
     if problems:
         raise ConfigError(problems)
 
