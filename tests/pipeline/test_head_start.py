@@ -62,6 +62,12 @@ def fitted_on(features: np.ndarray, bundle: Bundle) -> np.ndarray:
     return features * (np.random.default_rng(17).random(features.shape) >= rate) / (1 - rate)
 
 
+def norms(bundle: Bundle) -> np.ndarray:
+    """Return the norm of the weights of each label."""
+    layer = bundle.model.get_submodule(output_layer(bundle.model, len(KINDS)))
+    return layer.weight.detach().norm(dim=1).numpy()
+
+
 def started(job: Job) -> Bundle:
     return with_started_head(job, job.another_model(), job.data.train.examples)
 
@@ -88,7 +94,9 @@ def test_logits_are_those_of_scikit_learn(kind: str, tmp_path: Path) -> None:
     scaler = StandardScaler().fit(noisy)
     truth = [prepared.task.labels[one.labels] for one in prepared.features]
     probe = LogisticRegression(C=strength, max_iter=200).fit(scaler.transform(noisy), truth)
-    assert logits == pytest.approx(probe.decision_function(scaler.transform(features)), abs=1e-2)
+    scale = 1 / max(1, np.linalg.norm(probe.coef_ / scaler.scale_, axis=1).max())
+    assert logits == pytest.approx(scale * probe.decision_function(scaler.transform(features)), abs=1e-2)
+    assert norms(bundle).max() <= 1 + 1e-6
 
 
 def test_a_head_without_biases_starts_from_a_probe_without_them(tmp_path: Path) -> None:
@@ -98,8 +106,10 @@ def test_a_head_without_biases_starts_from_a_probe_without_them(tmp_path: Path) 
     strength = float(bundle.info.reconciled[-1].split("C = ")[1].split()[0])
     truth = [prepared.task.labels[one.labels] for one in prepared.features]
     noisy = fitted_on(features, bundle)
-    probe = LogisticRegression(C=strength, max_iter=200, fit_intercept=False).fit(noisy / noisy.std(axis=0), truth)
-    assert logits == pytest.approx(probe.decision_function(features / noisy.std(axis=0)), abs=1e-2)
+    width = noisy.std(axis=0)
+    probe = LogisticRegression(C=strength, max_iter=200, fit_intercept=False).fit(noisy / width, truth)
+    scale = 1 / max(1, np.linalg.norm(probe.coef_ / width, axis=1).max())
+    assert logits == pytest.approx(scale * probe.decision_function(features / width), abs=1e-2)
 
 
 def test_several_labels_start_from_one_probe_each(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ A random head sends random gradients into the pretrained body, which distorts it
 anything. Linear probing first, then fine-tuning, avoids that (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained
 Features and Underperform Out-of-Distribution").
 
-It is not the default. The weights of a probe are large where features vary little, so that a step in the body changes
-the logits more than under a random head: at rates that suit a random head, the training may diverge.
+The weights of a probe are large where features vary little: a norm of 54 per label on the pooled output of a small
+BERT, where a random head has 0.4. A step in the body then changes the logits far more than under a random head, and the
+training may diverge at usual rates. So a probe is scaled down to the norm of trained heads. Its decisions stay the
+same, and with them the directions of the first gradients.
 """
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ _log = logging.getLogger(__name__)
 #: Rows of train that the probe reads at most, and that scale a new projection.
 ROWS, SCALING_ROWS = 10_000, 256
 
+#: Largest norm of the weights of a label; longer ones are scaled down.
+LONGEST = 1.0
+
 #: Root mean square of what a new projection passes on: tanh and GELU are nearly linear there.
 PROJECTED_RMS = 0.5
 
@@ -46,6 +51,7 @@ class Probe:
         bias: Biases ``(labels,)``.
         choice: The strength, and how it was chosen.
         rows: Number of rows that it was fitted on.
+        scale: Factor that weights and biases were multiplied by.
         projects: Whether a projection that the checkpoint lacks was set to pass its input on.
     """
 
@@ -53,13 +59,15 @@ class Probe:
     bias: Array
     choice: Choice
     rows: int
+    scale: float = 1.0
     projects: bool = False
 
     def __str__(self) -> str:
+        scale = f", its weights times {self.scale:.2g}" if self.scale < 1 else ""
         projection = "; the pooling layer that the checkpoint lacks starts as the identity" if self.projects else ""
         return (
             f"the head starts from a logistic regression on what the frozen model gives it, fitted on {self.rows:,} "
-            f"rows of train, {self.choice}{projection}"
+            f"rows of train, {self.choice}{scale}{projection}"
         )
 
 
@@ -80,7 +88,7 @@ def with_started_head(job: Job, model: Bundle, examples: Sequence[Example]) -> B
     rows = _Rows.of(job, examples)
     if rows is None:
         return model
-    probe = _with_projection(rows, model, layer)
+    probe = bounded(_with_projection(rows, model, layer))
     _set(model.model.get_submodule(layer), probe)
     _log.info("%s", probe)
     info = model.info.model_copy(update={"reconciled": (*model.info.reconciled, str(probe))})
@@ -186,6 +194,17 @@ def fit_probe(rows: _Rows, model: Bundle, layer: str) -> Probe:
         )
 
     return distributed.on_main(fitted)
+
+
+def bounded(probe: Probe) -> Probe:
+    """Return the probe with weights of at most :data:`LONGEST` per label; it answers the same, with less confidence.
+
+    A step of AdamW changes the features by about the learning rate, whatever the size of the gradient, and the logits
+    by that times the norm of the weights: a rate suits heads of similar norms only.
+    """
+    longest = float(np.linalg.norm(probe.weight, axis=1).max())
+    scale = LONGEST / max(longest, LONGEST)
+    return replace(probe, weight=probe.weight * scale, bias=probe.bias * scale, scale=scale)
 
 
 def _maker(job: Job, has_bias: bool) -> Any:
