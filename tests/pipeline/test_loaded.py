@@ -102,6 +102,9 @@ def test_inputs_that_cannot_be_asked_are_all_reported(classes: Run) -> None:
     assert model([]) == []
     assert model({"body": "good", "label": "law"}) == model("good") == model({"text": "good"})
     assert model("") == model([""])[0]
+    for value in (None, 5, b"good"):
+        with pytest.raises(DataError, match=f"found {value!r}; expected a text"):
+            model(value)
     with pytest.raises(DataError) as caught:
         model(["good", 3, {"other": "x"}, {"body": 4}])
     assert [problem.where for problem in caught.value.problems] == ["input 1", "input 2", "input 3"]

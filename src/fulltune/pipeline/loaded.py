@@ -70,7 +70,7 @@ class LoadedModel:
             DataError: Inputs are neither texts nor rows with these columns; all of them at once.
             ConfigError: The database of a question is not known.
         """
-        if isinstance(inputs, (str, Mapping)):
+        if isinstance(inputs, (str, bytes, Mapping)) or not isinstance(inputs, Iterable):
             return self([inputs], database=database)[0]
         examples = self._examples(list(inputs), database)
         return list(self.answer(examples)) if examples else []
