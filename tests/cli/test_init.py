@@ -46,7 +46,7 @@ def test_what_was_inferred_is_printed_in_80_columns(rows: Path) -> None:
 
 
 def test_one_json_object(rows: Path) -> None:
-    found = json.loads(init(rows, "--json", "--output", "c.yaml", "--model", "starter:bert", "--quiet").stdout)
+    found = json.loads(init(rows, "--json", "-o", "c.yaml", "--model", "starter:bert", "--quiet").stdout)
     assert found["file"] == "c.yaml"
     assert found["config"]["model"] == "starter:bert"
     assert found["rows"] == {"train": 90}

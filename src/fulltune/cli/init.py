@@ -21,7 +21,7 @@ def init(
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="The base model; default: one that is installed.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Where the config is written.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the config is written.")] = Path(
         "config.yaml"
     ),
     force: Annotated[bool, typer.Option("--force", help="Replace that file if it exists.")] = False,
