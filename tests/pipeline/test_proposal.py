@@ -425,6 +425,21 @@ def test_folders_of_texts(folder: Path) -> None:
         path.write_text(f"{reviews()[i]['opinion']} " * 9, encoding="utf-8")
     found = propose("tales")
     assert (found.task, found.rows, found.config["data"]["train"]) == ("causal-lm", {"train": 30}, "tales")
+    assert (found.config["train"]["learning_rate"], found.config["regularize"]) == (4e-4, {"l2_sp": 0.02})
+    assert "the last step is kept" in found.why["train.epochs"]
+    assert "best step" not in (folder / "config.yaml").read_text()
+
+
+def test_steps_and_epochs_count_the_windows_of_long_documents(folder: Path) -> None:
+    long = [{"text": f"Tale {i}. " + " ".join(f"{word}{(i * n) % 97}" for n in range(90) for word in THINGS)}
+            for i, _ in enumerate(reviews(40))]  # fmt: skip
+    write_jsonl(folder / "train.jsonl", long)
+    write_jsonl(folder / "test.jsonl", [{"text": f"{row['opinion']} The end."} for row in reviews(8)])
+    found = propose(["train.jsonl", "test.jsonl"], task="causal-lm")
+    planned = fulltune.plan(found.file, quick=True)
+    assert planned.total_steps > 5 * 40
+    assert f"about {planned.total_steps:,} steps" in found.why["train.epochs"]
+    assert found.config["train"]["epochs"] == 4
 
 
 @pytest.mark.parametrize(("size", "task"), [(9, "classification"), (90, "causal-lm")])

@@ -36,6 +36,7 @@ class BaseModel:
         learning_rate: Rate that is usual for its size.
         epochs: Epochs over some thousand rows.
         note: One phrase about its origin.
+        l2_sp: Value of ``regularize.l2_sp`` with which it keeps its general text at that rate.
     """
 
     name: str
@@ -46,6 +47,7 @@ class BaseModel:
     learning_rate: float = 3e-5
     epochs: int = 3
     note: str = ""
+    l2_sp: float = 0.0
 
     @property
     def folder(self) -> Path | None:
@@ -104,7 +106,7 @@ LOCAL = (
         "MiniLM, a small BERT",
     ),
     BaseModel("starter:bert", "encoder", 4_870_912, _OLD_BOOKS, 256, 5e-4, 4, "part of fulltune"),
-    BaseModel("starter:gpt2", "decoder", 4_863_488, _OLD_BOOKS, 512, 1e-3, 3, "part of fulltune"),
+    BaseModel("starter:gpt2", "decoder", 4_863_488, _OLD_BOOKS, 512, 4e-4, 3, "part of fulltune", 0.02),
     BaseModel("starter:t5", "encoder-decoder", 2_361_984, _OLD_BOOKS, None, 3e-3, 15, "part of fulltune"),
 )
 

@@ -252,6 +252,7 @@ class _Draft:
             Section("", self._model()),
             Section("data", [*self._splits(), *self._reading(), *self._columns(), *self._lengths()]),
             Section("train", self._training()),
+            Section("regularize", self._regularization()),
             Section("evaluation", self._evaluation()),
             Section("guards", self._guards()),
         ]
@@ -377,6 +378,17 @@ class _Draft:
         return settings.lengths(self.counts).window(self.base.window or _WINDOW)
 
     @property
+    def _divides(self) -> bool:
+        """True if texts that are longer than the window are divided into several training sequences."""
+        return self.choice.task == "causal-lm" and "text" in self.choice.columns
+
+    @property
+    def _chooses(self) -> bool:
+        """True if rows are held out, or given, that choose the best step."""
+        _, choose_by = settings.held_out(len(self.rows.tables["train"]))
+        return bool("valid" in self.rows.tables or choose_by)
+
+    @property
     def _cut(self) -> float:
         """Fraction of the texts that are longer."""
         return sum(count > self._window for count in self.counts) / len(self.counts)
@@ -388,7 +400,7 @@ class _Draft:
                 why = "tokens of the question; longer ones are cut"
             return [Line("max_length", 512, why), self._target_length()]
         lengths, window = settings.lengths(self.counts), self._window
-        if self.choice.task == "causal-lm" and "text" in self.choice.columns:
+        if self._divides:
             why = f"tokens per window; longer texts are divided (median {lengths.median:,})"
             return [Line("max_length", window, why)]
         ending = f"; {self._cut:.1%} of the texts are cut" if self._cut else "; no text is cut"
@@ -406,18 +418,27 @@ class _Draft:
         batch = settings.BATCHES[self.choice.task]
         tokens = rows * (sum(self.counts) + sum(self.answers)) / max(1, len(self.counts))
         is_new = self._hides_schema and self.base.is_small
-        wanted = settings.epochs(rows, batch, self.base.epochs, is_new_language=is_new)
+        sequences = round(rows * settings.count_windows(self.counts, self._window)) if self._divides else rows
+        wanted = settings.epochs(sequences, batch, self.base.epochs, is_new_language=is_new)
         epochs = max(2, min(wanted, int(_TOKENS / max(1.0, tokens))))
-        steps = total_steps(TrainConfig(epochs=epochs, batch_size=batch), rows)
-        why = f"passes over train, about {steps:,} steps; the best step is kept"
+        steps = total_steps(TrainConfig(epochs=epochs, batch_size=batch), sequences)
+        of = f" of {sequences:,} windows" if sequences > rows else ""
+        kept = "the best step is kept" if self._chooses else "the last step is kept: no rows are spared to choose one"
         return [
-            Line("epochs", epochs, why),
-            Line("batch_size", batch, "rows per step; 4 to 32 is usual"),
+            Line("epochs", epochs, f"passes over train{of}, about {steps:,} steps; {kept}"),
+            Line("batch_size", batch, f"{'windows' if self._divides else 'rows'} per step; 4 to 32 is usual"),
             Line("learning_rate", self.base.learning_rate, self._usual_rates()),
             Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
             Line("warmup", 0.06, "fraction of the steps in which the rate rises"),
             Line("seeds", 3, "trainings that differ in their seed; their mean is judged", active=False),
         ]
+
+    def _regularization(self) -> list[Line]:
+        """Return what keeps the general text of a small base; at usual rates it forgets more than the budget."""
+        if not self.base.l2_sp:
+            return []
+        why = "pulls the weights towards the base, which keeps its general text; without it, this base forgets too much"
+        return [Line("l2_sp", self.base.l2_sp, why)]
 
     def _usual_rates(self) -> str:
         base = self.base

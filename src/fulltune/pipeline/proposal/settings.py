@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fulltune.pipeline.proposal.base_models import BaseModel
+from fulltune.tasks.causal_lm import windows
 
 #: Rows whose tokens are counted.
 SAMPLE = 2000
@@ -68,6 +69,12 @@ def count_tokens(texts: Sequence[str], base: BaseModel | None) -> list[int]:
     return [len(encoded.ids) for encoded in tokenizer.encode_batch(sample)]
 
 
+def count_windows(counts: Sequence[int], window: int) -> float:
+    """Return the mean number of windows that documents of so many tokens are divided into, as in training."""
+    divided = sum(len(windows([], [0] * (count + 1), window, is_given=True)) for count in counts)
+    return max(1.0, divided / max(1, len(counts)))
+
+
 def lengths(counts: Sequence[int]) -> Lengths:
     """Return the statistics of token counts."""
     ordered = sorted(counts)
@@ -78,8 +85,8 @@ def epochs(rows: int, batch: int, usual: int, *, is_new_language: bool = False) 
     """Return the usual number of epochs, or more for few rows, which otherwise give too few steps.
 
     Args:
-        rows: Rows of train.
-        batch: Rows per step.
+        rows: Training sequences: rows of train, or the windows of its documents.
+        batch: Sequences per step.
         usual: Epochs over some thousand rows.
         is_new_language: A small base learns to write a language that it was not pretrained on.
     """
