@@ -173,10 +173,15 @@ class _LogBar(Bar):
         elapsed = self.last_line - self.started
         of = f"/{self.total}" if self.total else ""
         times = [f"{elapsed:.0f} s"]
-        if self.total and 0 < self.done < self.total and elapsed >= LOG_SECONDS:
+        if self.total and _is_measured(self.done, self.total) and elapsed >= LOG_SECONDS:
             times.append(f"about {_rough(elapsed * (self.total - self.done) / self.done)} left")
         parts = [f"{self.name}: {self.done}{of} {self.unit}s", *times, note]
         write_line(self.stream, ", ".join(part for part in parts if part))
+
+
+def _is_measured(done: float, total: float) -> bool:
+    """Return True if the time left can be estimated: units differ in length, and the first ones load and compile."""
+    return max(3.0, min(8.0, total / 20)) <= done < total
 
 
 def _rough(seconds: float) -> str:
@@ -223,7 +228,7 @@ class _Line(ProgressColumn):
     def render(self, task: Task) -> Text:
         count = f"{task.completed:,.0f}" + (f"/{task.total:,.0f}" if task.total is not None else "")
         times = [_clock(task.finished_time or task.elapsed)]
-        if not task.finished and task.time_remaining is not None:
+        if task.time_remaining is not None and _is_measured(task.completed, task.total or 0):
             times.append(f"{_clock(task.time_remaining)} left")
         note = str(task.fields["note"])
         return Text(stage_line(task.description, count, times, note, self.console.width - self.reserved))
