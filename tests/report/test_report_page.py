@@ -210,6 +210,16 @@ def test_equal_values_have_no_best() -> None:
     assert "★</abbr>" not in page(samples.classification(), scores=scores, comparison={})
 
 
+@pytest.mark.parametrize(("n", "others"), [(5, 5), (3, 400)], ids=["few rows", "other rows"])
+def test_a_best_value_on_few_or_other_rows_gets_no_star(n: int, others: int) -> None:
+    scores = {
+        "zero_shot": {"macro_f1": samples.score(0.9, n=n)},
+        "tuned": {"macro_f1": samples.score(0.5, n=others)},
+    }
+
+    assert "★</abbr>" not in page(samples.classification(), scores=scores, comparison={})
+
+
 def test_a_ratio_that_is_best_near_one_gets_no_star() -> None:
     sample = samples.seq2seq()
     scores = {name: {"length_ratio": samples.score(value)} for name, value in (("zero_shot", 3.1), ("tuned", 1.0))}

@@ -59,6 +59,7 @@ def render(
         forest=scores.forest(record),
         comparisons=scores.comparisons(record),
         how_compared=scores.how_compared(record),
+        fewest_rows=scores.FEWEST_ROWS,
         baseline_uses=scores.baseline_uses(record),
         curves=curves.curves(steps, record.guards, record.details),
         retention=retention.rows(record),

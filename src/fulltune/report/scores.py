@@ -29,6 +29,9 @@ from fulltune.report.display import (
 
 Scores = Mapping[str, Mapping[str, Score]]
 
+#: Fewest rows of a score that may be marked as the best of its column.
+FEWEST_ROWS = 6
+
 SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "=", "too few rows": "?", "too few seeds": "?"}
 
 
@@ -124,7 +127,8 @@ def _column(record: Record, scores: Scores, name: str) -> Column:
     values = [value for value in rivals if not math.isnan(value)]
     direction = _direction(record, name)
     best = math.nan
-    if len(set(values)) > 1 and is_judged(name):
+    is_fair = len(counts) == 1 and min(counts) >= FEWEST_ROWS
+    if is_fair and len(set(values)) > 1 and is_judged(name):
         best = max(values) if direction == "higher" else min(values)
     return Column(
         name=name,
