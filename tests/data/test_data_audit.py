@@ -335,6 +335,14 @@ def test_a_label_that_only_bad_rows_have_is_no_second_problem(bad: int) -> None:
 SKIPPING = config(data={"bad_rows": "skip"})
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"), [(1, "1 row of train cannot be used and is"), (2, "2 rows of train cannot be used and are")]
+)
+def test_one_bad_row_is_singular(bad: int, words: str) -> None:
+    problems = [Problem("empty text", "text", "fill it in", f"train.jsonl:{n}", "text") for n in range(1, bad + 1)]
+    assert found(look(TRAIN, EVAL, problems=problems, config=SKIPPING), "bad_rows").message == f"{words} skipped"
+
+
 def test_bad_rows_and_other_errors_are_raised_together() -> None:
     problems = [Problem("empty text", "text", "fill it in", f"train.jsonl:{n}", "text") for n in range(1, 31)]
     result = look(TRAIN, [*EVAL, *TRAIN[:9]], problems=problems)

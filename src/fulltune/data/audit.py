@@ -123,6 +123,7 @@ def _bad_rows(tables: Mapping[str, Table], skips: bool) -> Iterator[Finding]:
         places = table.bad_places
         if not places:
             continue
+        are = "is" if len(places) == 1 else "are"
         are_few = len(places) <= len(table)
         skipped = skips and are_few
         fix = "fix or remove them" + (", or set data.bad_rows: skip" if are_few and not skips else "")
@@ -130,7 +131,7 @@ def _bad_rows(tables: Mapping[str, Table], skips: bool) -> Iterator[Finding]:
             kind="bad_rows",
             level="warning" if skipped else "error",
             message=f"{rows(len(places))} of {split} cannot be used"
-            + (" and are skipped" if skipped else "" if are_few else ", more than can be"),
+            + (f" and {are} skipped" if skipped else "" if are_few else ", more than can be"),
             fix=fix,
             split=split,
             count=len(places),

@@ -386,7 +386,8 @@ class _Work:
                     journal.append(answers)
                     bar.advance(len(items))
             except KeyboardInterrupt:
-                kept = f"interrupted: {journal.done:,} answered rows are kept; the same command resumes"
+                noun = "row is" if journal.done == 1 else "rows are"
+                kept = f"interrupted: {journal.done:,} answered {noun} kept; the same command resumes"
                 raise KeyboardInterrupt(kept) from None
 
     def _answered(self, answers: Iterable[Mapping[str, Any]], survey: _Survey) -> Iterator[dict[str, Any]]:

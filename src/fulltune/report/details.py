@@ -49,7 +49,7 @@ def training(record: Record) -> Facts:
         ("Weight decay", compact(used.weight_decay)),
         ("Batch", f"{used.batch_size} × {used.accumulation} accumulated = {rows} rows per step"),
         ("Length", f"{used.epochs:g} epochs, {used.steps:,} steps"),
-        ("Seen", f"{used.rows:,} rows, {used.tokens:,} tokens"),
+        ("Seen", f"{used.rows:,} training sequence{'s' * (used.rows != 1)}, {used.tokens:,} tokens"),
         ("Final training loss", compact(used.final_loss)),
         ("Seed", str(used.seed)),
     ]

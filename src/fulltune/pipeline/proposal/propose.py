@@ -12,6 +12,7 @@ from fulltune.config import DataConfig, TrainConfig, load_config
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile
 from fulltune.data.columns.sampled import columns_of
+from fulltune.data.findings import rows
 from fulltune.data.locate import locate
 from fulltune.data.merging import merge_phrases
 from fulltune.data.overlap import TOLERATED_LEAKS
@@ -295,7 +296,7 @@ class _Draft:
             why = f"score {self._scored} of {self.rows.evaluated:,} rows, so that baselines take minutes"
             lines.append(Line("eval_limit", self._scored, why))
         if self.rows.bad:
-            why = f"{len(self.rows.bad):,} rows cannot be used and are left out, such as {self.rows.bad[0]}"
+            why = f"{rows(len(self.rows.bad))} that cannot be used: left out, such as {self.rows.bad[0]}"
             lines.append(Line("bad_rows", "skip", why))
         if self._has_many_leaks:
             why = f"{self.rows.leaks:,} of these rows are also in train; the report scores without them too"
@@ -500,7 +501,7 @@ class _Draft:
     def _notes(self) -> list[str]:
         notes = [*self.choice.notes, *self._queries()]
         if self.rows.bad:
-            notes.append(f"{len(self.rows.bad):,} rows are left out (data.bad_rows), such as {self.rows.bad[0]}")
+            notes.append(f"{rows(len(self.rows.bad), 'be')} left out (data.bad_rows), such as {self.rows.bad[0]}")
         if self.rows.leaks:
             done = "data.allow_leaks is set" if self._has_many_leaks else "they are left out of the scores"
             notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")
