@@ -295,3 +295,21 @@ def test_runs_are_named_like_files(tmp_path: Path) -> None:
     mixed = fulltune.verdict("two", own, out=tmp_path)
     assert isinstance(mixed, PairVerdict)
     assert (mixed.verdict, mixed.b.value) == ("improved", 1.0)
+
+
+def test_bits_per_byte_need_no_targets(tmp_path: Path) -> None:
+    """A model has references for the rows that it continued; n-grams continue none."""
+    info = {"bits_per_byte": MetricInfo(direction="lower", version=1, source="")}
+    record = samples.record(run_id="one", metric="bits_per_byte", metrics=info, retention={})
+    with RunFolder.create(tmp_path, "one") as folder:
+        folder.write_text("record.json", record.to_json())
+        with folder.append("predictions.jsonl") as write:
+            for system, nll, reference in (("ngram", 40.0, ""), ("tuned", 20.0, "the end")):
+                for row in range(30):
+                    values = {"nll": nll + row % 5, "bytes": 20}
+                    write(
+                        Prediction(system=system, id=str(row), input="", reference=reference, output="", values=values)
+                    )
+    found = fulltune.verdict("one#ngram", "one", out=tmp_path)
+    assert isinstance(found, PairVerdict)
+    assert (found.metric, found.n, found.verdict) == ("bits_per_byte", 30, "improved")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fulltune.data.findings import rows
 from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
 from fulltune.evaluation.prediction_files import Answers, read_answers
 from fulltune.metrics import get, known, wording
@@ -74,8 +75,8 @@ def verdict(
     _check(margin, require, min_effect, confidence, resamples)
     margin = MARGIN if margin is None and require == "not-worse" else margin
     systems = [_read(source, metric, out, columns, group or "") for source in (a, b, *others)]
-    _check_rows(systems)
     measure = _metric(systems, metric, lower_is_better)
+    _check_rows(systems, measure)
     left_out = frozenset[str]().union(*(system.left_out for system in systems))
     scored = [_scored(system, measure).without(left_out) for system in systems]
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
@@ -276,8 +277,8 @@ def _names(systems: Sequence[Answers]) -> list[str]:
     return [f"{name} ({letter})" for name, letter in zip(short, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False)]
 
 
-def _check_rows(systems: Sequence[Answers]) -> None:
-    """Check that all systems answered the same rows with the same targets.
+def _check_rows(systems: Sequence[Answers], metric: Metric) -> None:
+    """Check that all systems answered the same rows, and, if the metric reads them, with the same targets.
 
     Raises:
         DataError: They differ; names rows.
@@ -288,12 +289,12 @@ def _check_rows(systems: Sequence[Answers]) -> None:
         own = {row.id: row for row in system.rows}
         problems += _missing_rows(first.keys() - own.keys(), systems[0].name, system.name)
         problems += _missing_rows(own.keys() - first.keys(), system.name, systems[0].name)
-        if systems[0].has_targets and system.has_targets:
+        if metric.reads_target and systems[0].has_targets and system.has_targets:
             differ = [key for key, row in first.items() if key in own and own[key].reference != row.reference]
             problems += _other_targets(differ, first, own, systems[0].name, system.name)
         groups = [key for key, row in first.items() if key in own and own[key].group != row.group]
         if groups and any(row.group for row in own.values()):
-            found = f"{len(groups)} rows are in other groups than in {systems[0].name}: {_some(groups)}"
+            found = f"{rows(len(groups), 'be')} in other groups than in {systems[0].name}: {_some(groups)}"
             problems.append(Problem(found, "the same groups in all files", where=system.name, field="group"))
     if problems:
         raise DataError(problems)

@@ -42,6 +42,7 @@ bits_per_byte = Metric(
     percent=False,
     label="bits per byte",
     ratio=(0, 1),
+    reads_target=False,
     worthless=8.0,  # all 256 bytes are equally likely
 )
 
@@ -54,4 +55,5 @@ perplexity = Metric(
     value=_perplexity,
     percent=False,
     label="perplexity",
+    reads_target=False,
 )
