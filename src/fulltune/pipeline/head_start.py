@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 ROWS, SCALING_ROWS = 10_000, 256
 
 #: Largest norm of the weights of a label; longer ones are scaled down.
-LONGEST = 1.0
+LONGEST = 3.0
 
 #: Root mean square of what a new projection passes on: tanh and GELU are nearly linear there.
 PROJECTED_RMS = 0.5
