@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import fulltune
 from fulltune.cli import layout as layouts
-from fulltune.cli.main import app
+from fulltune.cli.main import app, entry
 from fulltune.errors import Problem
 from fulltune.runtime.config_file import to_yaml
 from fulltune.store.runs import RunFolder
@@ -51,6 +52,17 @@ def in_a_process(*arguments: str, torch: str, folder: Path) -> subprocess.Comple
     command = [sys.executable, "-m", "fulltune", *arguments]
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def test_warnings_for_users_name_no_line_of_the_source_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fulltune", "--help"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit):
+        entry()
+    shown = warnings.formatwarning("1 of 150 queries fails\x1b[2J", UserWarning, "dataset.py", 125)
+    assert shown == "Warning: 1 of 150 queries fails\\x1b[2J\n"
+    assert "dataset.py:125" in warnings.formatwarning("old", DeprecationWarning, "dataset.py", 125)
 
 
 def test_help_names_every_verb() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from report import samples
 
+from fulltune.metrics import wording
 from fulltune.metrics.recommendation import curve_of, lead, recommend
 from fulltune.records.data import DataSummary, LabelSpellings, Truncation
 from fulltune.records.run import Comparison, GuardEvent, LanguageGap, Outcome, Record, Retention, Score, Verdict
@@ -230,6 +231,13 @@ def test_nothing_is_asked_for_where_a_baseline_is_nearly_perfect(
 
     assert (found.use, found.action) == ("tfidf", "use the baseline")
     assert found.sentence == "TF-IDF has a macro f1 of 0.995 and costs less: nothing is left to gain by training."
+
+
+def test_nouns_have_their_article() -> None:
+    assert [wording.with_article(noun) for noun in ("macro f1", "execution accuracy")] == [
+        "a macro f1",
+        "an execution accuracy",
+    ]
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.curve == IMPROVING and not case.guards])

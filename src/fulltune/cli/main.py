@@ -473,5 +473,7 @@ def _unexpected(error_type: type[BaseException], error: BaseException, trace: Tr
 def _visible_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Format a warning in one line without control characters."""
+    """Format a warning in one line without control characters; users get no line of the source code."""
+    if category is UserWarning:
+        return f"Warning: {escape_controls(str(message))}\n"
     return f"{filename}:{lineno}: {category.__name__}: {escape_controls(str(message))}\n"

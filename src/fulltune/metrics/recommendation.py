@@ -253,8 +253,8 @@ def _near_perfect(record: Record) -> Recommendation | None:
     return Recommendation(
         use=name,
         action="use the baseline",
-        sentence=f"{system[:1].upper()}{system[1:]} has a {metric} of {wording.figure(score.value)} and costs less: "
-        "nothing is left to gain by training.",
+        sentence=f"{system[:1].upper()}{system[1:]} has {wording.with_article(metric)} of "
+        f"{wording.figure(score.value)} and costs less: nothing is left to gain by training.",
     )
 
 

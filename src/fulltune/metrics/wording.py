@@ -161,3 +161,8 @@ def too_few(comparison: Comparison, confidence: float) -> str:
         return found
     needed = rows_needed(comparison, confidence) or 0
     return found + (f"; about {needed:,} would show a difference of this size" if needed > least else "")
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with its indefinite article."""
+    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
