@@ -82,8 +82,9 @@ def test_a_git_lfs_pointer_is_refused(tmp_path: Path) -> None:
         load(str(folder))
 
 
-def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    folder = fakes.save("llama", tmp_path)
+@pytest.mark.parametrize("kind", fakes.FAMILIES)
+def test_a_checkpoint_without_a_tokenizer_is_refused(kind: str, tmp_path: Path) -> None:
+    folder = fakes.save(kind, tmp_path)
     for path in folder.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(ModelError, match="has no tokenizer"):

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from fulltune.errors import FulltuneError, MissingDependencyError, ModelError
@@ -265,6 +265,18 @@ def _unreadable(name: str, folder: Path, error: Exception) -> FulltuneError:
         fix="check that the files are complete; convert pickled weights with save_pretrained first",
         field="model",
     )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, folder: Path) -> None:
+    """Check that a tokenizer knows text: without its files, transformers returns one with special tokens alone.
+
+    Raises:
+        ModelError: It has no vocabulary.
+        MissingDependencyError: The package that reads its vocabulary is not installed.
+    """
+    # T5's has the mark of a word's beginning all the same.
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:
+        raise _no_tokenizer(name, folder)
 
 
 def _no_tokenizer(name: str, folder: Path) -> FulltuneError:

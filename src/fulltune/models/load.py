@@ -79,6 +79,7 @@ def load(
         stored_head = heads.StoredHead.of(config, source.folder)
         _check(source, config, head)
         tokenizer = AutoTokenizer.from_pretrained(**source.settings)
+        files.check_tokenizer(tokenizer, name, source.folder)
         family = family_of(config)
         overrides, replaced = reconcile.config_overrides(config, tokenizer, family)
         with quiet():
