@@ -127,7 +127,10 @@ def test_nearly_equal_questions_are_wanted_and_nearly_equal_texts_are_not() -> N
 
 def test_many_exact_duplicates_are_a_warning() -> None:
     assert found(look(TRAIN + TRAIN[:1], EVAL), "exact_duplicates").level == "info"
-    assert found(look(TRAIN + TRAIN[:5], EVAL), "exact_duplicates").level == "warning"
+    repeated = found(look(TRAIN + TRAIN[:5], EVAL), "exact_duplicates")
+    assert repeated.level == "warning"
+    read = Finding(kind="assumed_format", level="warning", message="a.txt: read as cp1251")
+    assert Audit(findings=(read, repeated)).warnings() == (repeated.message, read.message)
 
 
 def test_a_leak_is_the_same_input_with_the_same_target() -> None:

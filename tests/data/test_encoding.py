@@ -157,6 +157,15 @@ def test_files_of_one_source_may_have_different_encodings(tmp_path: Path) -> Non
     assert [form.encoding for form in table.info.files] == ["cp1250", "iso8859_2", "utf-16", "utf-8"]
 
 
+def test_files_in_one_encoding_are_one_assumption(tmp_path: Path) -> None:
+    for number, part in enumerate(TEXTS["Russian"][1].split(". ")[:3]):
+        (tmp_path / f"{number}.txt").write_bytes(f"{number}\n{part}".encode("cp1251"))
+    (tmp_path / "a.txt").write_text("plain")
+    [assumed] = [form.assumed for form in read(tmp_path).files if form.assumed]
+    assert "read as cp1251, by the letters of Russian" in assumed[0]
+    assert assumed[0].endswith("; 2 more files are read in the same way")
+
+
 def test_a_rival_encoding_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("Antonín Dvořák".encode("cp1250")[9:])

@@ -23,6 +23,13 @@ _MARKS = (
 _MOSTLY_UTF8 = 0.2
 
 
+#: What differs between the assumptions about files in one encoding: the language, a sample, and an encoding that fits
+#: almost as well.
+_EVIDENCE = re.compile(r"(, by the letters of \w+)? \(line \d+: .*", re.DOTALL)
+
+_ALMOST = "fits almost as well"
+
+
 @dataclass(frozen=True)
 class Decoded:
     """The text of a file.
@@ -37,6 +44,16 @@ class Decoded:
     text: str
     codec: str
     assumed: str = ""
+
+
+def without_evidence(assumed: str) -> str:
+    """Return an assumption without what differs between files in one encoding."""
+    return _EVIDENCE.sub("", assumed)
+
+
+def is_doubtful(assumed: str) -> bool:
+    """Return True for the assumption about a file that another encoding fits almost as well."""
+    return _ALMOST in assumed
 
 
 def decode(data: bytes, where: str, encoding: str = "auto") -> Decoded:
@@ -107,7 +124,7 @@ def _inferred(data: bytes, where: str) -> Decoded:
     language = f", by the letters of {guess.language}" if guess.language else ""
     assumed = f"it is not UTF-8: read as {guess.codec}{language} ({_sample(data, guess.codec)})"
     if guess.rival:
-        assumed += f"; {guess.rival} fits almost as well ({_sample(data, guess.rival)}): set data.encoding"
+        assumed += f"; {guess.rival} {_ALMOST} ({_sample(data, guess.rival)}): set data.encoding"
     return Decoded(text, guess.codec, assumed)
 
 

@@ -41,6 +41,8 @@ _DISTORTING = (
     "conflicting_targets",
     "nothing_to_learn",
     "truncated",
+    "exact_duplicates",
+    "normalised_duplicates",
 )
 
 

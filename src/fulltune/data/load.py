@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +15,7 @@ from fulltune.config import DataConfig, DataSource
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
+from fulltune.data.encoding import is_doubtful, without_evidence
 from fulltune.data.label_values import LabelReader, kind_of_label, with_whole_numbers
 from fulltune.data.raw import Opened, Options
 from fulltune.data.read import open_source, place_of, source_name
@@ -205,11 +206,22 @@ def load_table(
 
 
 def _merged(files: Sequence[FileFormat]) -> tuple[FileFormat, ...]:
-    """Return the first of the files that were read in the same way."""
-    first = dict[str, FileFormat]()
+    """Return the first of the files that were read in the same way; what was assumed of it counts the others."""
+    alike = defaultdict[str, list[FileFormat]](list)
     for form in files:
-        first.setdefault(form.model_copy(update={"file": ""}).model_dump_json(), form)
-    return tuple(first.values())
+        assumed = tuple(map(without_evidence, form.assumed))
+        alike[form.model_copy(update={"file": "", "assumed": assumed}).model_dump_json()].append(form)
+    return tuple(_counted(forms) for forms in alike.values())
+
+
+def _counted(forms: Sequence[FileFormat]) -> FileFormat:
+    """Return the first of the files, or the first whose encoding is in doubt."""
+    shown = next((form for form in forms if any(map(is_doubtful, form.assumed))), forms[0])
+    more = len(forms) - 1
+    if not more:
+        return shown
+    others = f"; {more:,} more {'file is' if more == 1 else 'files are'} read in the same way"
+    return shown.model_copy(update={"assumed": tuple(f"{sentence}{others}" for sentence in shown.assumed)})
 
 
 def _refuse_shared(readers: Sequence[_Reader]) -> None:

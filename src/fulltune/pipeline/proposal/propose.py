@@ -509,8 +509,8 @@ class _Draft:
         assumed = [
             (one.file, text) for table in self.rows.tables.values() for one in table.files for text in one.assumed
         ]
-        more = f"; so in {len(assumed) - 1} more files" if len(assumed) > 1 else ""
-        notes += [f"{file}: {text}{more}" for file, text in assumed[:1]]
+        notes += [f"{file}: {text}" for file, text in assumed[:_SHOWN]]
+        notes += [f"{len(assumed) - _SHOWN} more assumptions about files"] if len(assumed) > _SHOWN else []
         notes += [f"another data set there: fulltune init {other}" for other in self.sources.others[:_SHOWN]]
         return notes
 
