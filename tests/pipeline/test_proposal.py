@@ -428,6 +428,19 @@ def test_folders_of_texts(folder: Path) -> None:
     assert (found.config["train"]["learning_rate"], found.config["regularize"]) == (4e-4, {"l2_sp": 0.02})
     assert "the last step is kept" in found.why["train.epochs"]
     assert "best step" not in (folder / "config.yaml").read_text()
+    assert found.notes == ()
+    for name in ("a.docx", "b.docx", "old/c.md"):
+        (folder / "tales" / name).parent.mkdir(exist_ok=True)
+        (folder / "tales" / name).write_text("unread")
+    told = "tales: 3 files (2 .docx, 1 .md) are not read, because only .txt files are documents"
+    again = propose("tales")
+    assert (again.notes, again.read) == ((told,), found.read)
+    assert told in fulltune.plan(again.file, quick=True).warnings
+    for path in (folder / "tales").glob("*.txt"):
+        path.unlink()
+    for read in (propose, lambda _: fulltune.plan(again.file, quick=True)):
+        with pytest.raises(DataError, match=r"it has 3 files \(2 \.docx, 1 \.md\): a\.docx, b\.docx, old/c\.md"):
+            read("tales")
 
 
 def test_steps_and_epochs_count_the_windows_of_long_documents(folder: Path) -> None:

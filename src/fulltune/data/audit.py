@@ -148,11 +148,12 @@ def _assumed(tables: Mapping[str, Table]) -> Iterator[Finding]:
                 message = f"{form.file}: {sentence}"
                 if message not in seen:
                     seen.add(message)
+                    is_left_out = form.format == "folder"
                     yield Finding(
-                        kind="assumed_format",
+                        kind="unread_files" if is_left_out else "assumed_format",
                         level="warning",
                         message=message,
-                        fix="check that it is right",
+                        fix="write their texts to .txt files" if is_left_out else "check that it is right",
                         split=split,
                     )
 

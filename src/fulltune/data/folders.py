@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,18 +31,29 @@ class Folder:
         path: The folder.
         documents: Its text documents.
         tables: Its files of rows.
+        unread: All others.
     """
 
     path: Path
     documents: tuple[str, ...]
     tables: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, path: Path) -> Folder:
         files = sorted(_files(path))
         documents = tuple(name for name in files if by_name(Path(name)) == "text")
         tables = tuple(name for name in files if by_name(Path(name)) not in ("", "text"))
-        return cls(path, documents, tables)
+        unread = tuple(name for name in files if not by_name(Path(name)))
+        return cls(path, documents, tables, unread)
+
+    @property
+    def seen(self) -> str:
+        """Its files that cannot be read, for a message; empty if there are none."""
+        if not self.unread:
+            return ""
+        names = ", ".join(self.unread[:_SHOWN]) + (", …" if len(self.unread) > _SHOWN else "")
+        return f"; it has {_counted(self.unread)}: {names}"
 
 
 def folder_of_split(path: Path, part: str, split: str) -> Path | None:
@@ -71,6 +83,10 @@ def open_documents(folder: Folder, options: Options) -> Opened:
     """Open the text documents of a folder, one row each: ``text``, ``folder`` and ``file``."""
 
     def rows() -> Iterator[Item]:
+        if folder.unread:
+            verb = "is" if len(folder.unread) == 1 else "are"
+            note = f"{_counted(folder.unread)} {verb} not read, because only .txt files are documents"
+            yield FileFormat(file=str(folder.path), format="folder", assumed=(note,))
         for name in folder.documents:
             decoded = text_of(folder.path / name, name, options.encoding)
             assumed = (decoded.assumed,) if decoded.assumed else ()
@@ -96,7 +112,7 @@ def shards(folder: Folder, split: str) -> list[str]:
     inner = _subfolders(folder.path)
     fix = f"name a folder in it: {', '.join(inner[:_SHOWN])}" if inner else "name the folder that holds the data"
     fix = f"name the files: {', '.join(files[:_SHOWN])}" if files else fix
-    problem = f"no .txt files, no `datasets` folder and no files of one format for the split {split!r}"
+    problem = f"no .txt files, no `datasets` folder and no files of one format for the split {split!r}{folder.seen}"
     raise DataError(problem, where=str(folder.path), fix=fix)
 
 
@@ -122,6 +138,13 @@ def documents_doubt(name: str) -> Problem:
     problem = "plain text: each file is one document, in the column `text`"
     fix = "write them as .jsonl or .csv; for labels that are the names of subfolders set `data.label: folder`"
     return Problem(problem, "rows with columns", fix, name)
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Return the number of files of each ending, such as ``3 files (2 .docx, 1 .md)``."""
+    endings = Counter(Path(name).suffix.lower() or "without an ending" for name in names)
+    kinds = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common())
+    return f"{len(names):,} file{'s' * (len(names) != 1)} ({kinds})"
 
 
 def _is_of(name: str, split: str) -> bool:

@@ -210,7 +210,8 @@ def _merged(files: Sequence[FileFormat]) -> tuple[FileFormat, ...]:
     alike = defaultdict[str, list[FileFormat]](list)
     for form in files:
         assumed = tuple(map(without_evidence, form.assumed))
-        alike[form.model_copy(update={"file": "", "assumed": assumed}).model_dump_json()].append(form)
+        file = form.file if form.format == "folder" else ""
+        alike[form.model_copy(update={"file": file, "assumed": assumed}).model_dump_json()].append(form)
     return tuple(_counted(forms) for forms in alike.values())
 
 

@@ -127,7 +127,7 @@ class FileFormat(Model):
     Attributes:
         file: Name of the file.
         format: ``csv``, ``json``, ``excel``, ``parquet``, ``arrow``, ``text``, ``datasets``, ``hub`` or
-            ``memory`` (rows given from Python).
+            ``memory`` (rows given from Python); ``folder`` for a folder of which not all files were read.
         encoding: Codec of a text file.
         delimiter: Character between the cells of a CSV file.
         part: The part that was read: a split, a sheet, or the key of a JSON object.

@@ -245,7 +245,7 @@ class _Draft:
         train = self.rows.tables["train"]
         names = self.sources.train
         named = names[0] if len(names) == 1 else f"{len(names)} files"
-        kinds = dict.fromkeys(_format(one) for one in train.files)
+        kinds = dict.fromkeys(_format(one) for one in train.files if one.format != "folder")
         return f"{len(train):,} rows of {named}" + (f" ({'; '.join(kinds)})" if kinds else "")
 
     def sections(self) -> list[Section]:
@@ -305,7 +305,7 @@ class _Draft:
 
     def _reading(self) -> list[Line]:
         """Return the encoding and the delimiter if they are unusual, so that they can be corrected."""
-        files = [one for table in self.rows.tables.values() for one in table.files]
+        files = [one for table in self.rows.tables.values() for one in table.files if one.format != "folder"]
         lines = []
         encodings = {one.encoding for one in files} - {"", "utf-8", "ascii"}
         if encodings and len({one.encoding for one in files}) == 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fulltune.data.columnar import is_datasets_folder
 from fulltune.data.columns.roles import SPLITS
+from fulltune.data.folders import Folder
 from fulltune.data.formats import FORMATS, by_name, suffix
 from fulltune.errors import DataError, Problem
 from fulltune.runtime import paths
@@ -198,4 +199,6 @@ def _nothing(given: Sequence[str], databases: Sequence[Path]) -> DataError:
             where=str(databases[0]),
             fix=f"name both: fulltune init questions.csv {databases[0]}",
         )
-    return DataError("no file with rows or text", expected=FORMATS, where=", ".join(given[:3]), fix="name the files")
+    seen = Folder.of(Path(given[0])).seen if len(given) == 1 and paths.is_folder(Path(given[0])) else ""
+    fix = "write their texts to .txt files, or name the files" if seen else "name the files"
+    return DataError(f"no file with rows or text{seen}", expected=FORMATS, where=", ".join(given[:3]), fix=fix)
