@@ -79,6 +79,15 @@ def test_reference_queries_that_run_are_not_reported(folder: Path) -> None:
     assert about(audited(folder, [good(i) for i in range(8)], [good(i) for i in range(4)])) == {}
 
 
+def test_queries_that_train_has_too_are_counted(folder: Path) -> None:
+    known = [good(i) for i in range(8)]
+    found = about(audited(folder, known, [f"{good(0)} ;", good(1).replace(" ", "\n"), good(9)]), "repeated_queries")
+    assert found["eval"].message.startswith("2 of the 3 queries of eval also occur in train: the score says how well")
+    assert (found["eval"].count, len(found["eval"].ids)) == (2, 2)
+    assert "data.group" in found["eval"].fix
+    assert about(audited(folder, known, [good(1), *(good(i) for i in range(10, 15))]), "repeated_queries") == {}
+
+
 def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path) -> None:
     bad = "SELECT year(name) FROM item"
     scored = [good(2), bad, "SELECT absent FROM item"]

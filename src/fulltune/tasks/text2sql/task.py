@@ -21,7 +21,7 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Facts
 from fulltune.tasks.generation import TextToText
 from fulltune.tasks.prompts import Shot, Wording
-from fulltune.tasks.text2sql import execution, normalize, references, schema
+from fulltune.tasks.text2sql import execution, normalize, references, repeats, schema
 from fulltune.tasks.text2sql.schema import Schema
 from fulltune.tasks.text2sql.snapshot import source
 
@@ -116,7 +116,7 @@ class Text2SQL(TextToText):
         return Databases(paths=paths, schemas=schemas)
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
-        """Report failing reference queries and unreadable parts of databases; warn about rows that are not scored."""
+        """Report queries that fail or that train has too, and unreadable databases; warn about unscored rows."""
         checks = [
             references.finding(
                 references.check(split, examples, self._reference, all_rows=split == "eval"),
@@ -129,6 +129,8 @@ class Text2SQL(TextToText):
         findings = [check for check in checks if check is not None]
         for unscored in (check for check in findings if check.split == "eval"):
             warnings.warn(f"{unscored.message}; to score them, {unscored.fix}", stacklevel=2)
+        repeated = repeats.finding(splits)
+        findings += [repeated] if repeated else []
         return [*findings, *self._database_faults(), *self._hidden_schemas()]
 
     def files(self) -> list[list[Any]]:
