@@ -455,6 +455,29 @@ def test_steps_and_epochs_count_the_windows_of_long_documents(folder: Path) -> N
     assert found.config["train"]["epochs"] == 4
 
 
+def test_languages_of_a_folder_are_counted_whatever_comes_first(folder: Path) -> None:
+    texts = {
+        "a_english": (12, "The old miller went to the river and found that the goose was not there for him. "),
+        "b_czech": (
+            11,
+            "Starý mlýnář šel k řece a na břehu se mu zjevil vodník, který je jako jeho bratr, ale menší. ",
+        ),
+        "c_russian": (40, "Жили-были старик со старухой, и не было у них никого, кроме внучки, и она как все пела. "),
+    }
+    for name, (count, text) in texts.items():
+        for i in range(count):
+            path = folder / "tales" / name / f"{i:02}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{i} {text}" * 50, encoding="utf-8")
+    found = propose("tales", task="causal-lm")
+    assert (found.language, found.languages) == ("Russian", {"Russian": 40, "English": 12, "Czech": 11})
+    assert "in Russian 40, English 12, Czech 11." in " ".join((folder / "config.yaml").read_text("utf-8").split())
+    assert found.why["model"].endswith("pretrained on English and Russian, not on Czech")
+    assert "11 of 63 texts are in Czech: starter:gpt2 was not pretrained on that" in found.notes
+    text = [texts["a_english"][1] * 20] * 30 + [texts["c_russian"][1] * 20] * 99
+    assert language_of(text) == "Russian"
+
+
 @pytest.mark.parametrize(("size", "task"), [(9, "classification"), (90, "causal-lm")])
 def test_folders_in_a_folder_are_labels_of_short_texts(size: int, task: str, folder: Path) -> None:
     for i, row in enumerate(reviews(60)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 #: Function words by language. Words of several languages count for each of them.
 _WORDS = {
@@ -31,8 +31,14 @@ _SCRIPTS = {
     "HEBREW": "Hebrew", "GREEK": "Greek", "THAI": "Thai", "DEVANAGARI": "Hindi",
 }  # fmt: skip
 
-#: Number of characters that are enough.
-_ENOUGH = 20_000
+#: Number of characters that are enough, of all texts and of one.
+_ENOUGH, _OF_ONE = 20_000, 1000
+
+#: Number of texts whose languages are counted, and the fewest words by which the language of one text is certain.
+_COUNTED, _WORDS_OF_ONE = 500, 30
+
+#: Fraction of the texts from which a language is counted; a few more may be recognized wrongly.
+_SHARE = 0.02
 
 #: Fraction of words that must be function words of the language; prose has 20% to 45% of those above.
 _LEAST = 0.06
@@ -40,11 +46,10 @@ _LEAST = 0.06
 
 def language_of(texts: Iterable[str]) -> str:
     """Return the English name of the language of most texts, or an empty text if it is not recognized."""
-    sample = ""
-    for text in texts:
-        sample += text[:1000] + "\n"
-        if len(sample) > _ENOUGH:
-            break
+    beginnings = [text[:_OF_ONE] for text in texts]
+    # Evenly spaced, because files are sorted: the first ones may all be in another language.
+    step = max(1, sum(map(len, beginnings)) // _ENOUGH)
+    sample = "\n".join(beginnings[::step])
     script = _script(sample)
     if script in _SCRIPTS:
         return _SCRIPTS[script]
@@ -54,8 +59,21 @@ def language_of(texts: Iterable[str]) -> str:
     return best if words and counted[best] >= _LEAST * words.total() else ""
 
 
+def count_languages(texts: Sequence[str]) -> dict[str, int]:
+    """Return the number of texts in each language, most first; empty if they have one language, or are short.
+
+    At most 500 evenly spaced texts are counted.
+    """
+    chosen = texts[:: max(1, -(-len(texts) // _COUNTED))]
+    found = Counter(language_of([text]) for text in chosen if len(text[:_OF_ONE].split()) >= _WORDS_OF_ONE)
+    found.pop("", None)
+    least = max(2.0, _SHARE * len(chosen))
+    counted = {language: count for language, count in found.most_common() if count >= least}
+    return counted if len(counted) > 1 else {}
+
+
 def _script(sample: str) -> str:
-    letters = [sign for sign in sample[:5000] if sign.isalpha()]
+    letters = [sign for sign in sample[:: max(1, len(sample) // 5000)] if sign.isalpha()]
     names = Counter(unicodedata.name(sign, "").partition(" ")[0] for sign in letters)
     kana = names["HIRAGANA"] + names["KATAKANA"]
     if 20 * kana > len(letters) > 0:

@@ -22,7 +22,7 @@ from fulltune.pipeline.proposal import rows as reading
 from fulltune.pipeline.proposal.base_models import BaseModel
 from fulltune.pipeline.proposal.choose import Choice, choose
 from fulltune.pipeline.proposal.config_text import Line, Section, reasons, to_mapping, to_text
-from fulltune.pipeline.proposal.language import language_of
+from fulltune.pipeline.proposal.language import count_languages, language_of
 from fulltune.pipeline.proposal.queries import Queries
 from fulltune.pipeline.proposal.sources import Sources, sort_sources
 from fulltune.records.run import FileFormat, Model
@@ -72,7 +72,8 @@ class Proposal(Model):
         why: The explanation of each key that is set.
         rows: Number of usable rows by split.
         bad_rows: Number of rows that cannot be read.
-        language: Language of the texts, or an empty text.
+        language: Language of most texts, or an empty text.
+        languages: Number of texts in each language, if they have several; of 500 texts at most.
         read: How the rows were read, in a few words.
         columns: The columns of the data.
         warnings: What is likely wrong in the data; one sentence each.
@@ -86,6 +87,7 @@ class Proposal(Model):
     rows: dict[str, int]
     bad_rows: int
     language: str
+    languages: dict[str, int]
     read: str
     columns: tuple[SeenColumn, ...]
     warnings: tuple[str, ...]
@@ -188,6 +190,7 @@ class _Draft:
     rows: reading.Rows
     base: BaseModel
     language: str
+    languages: Mapping[str, int]
     counts: Sequence[int]
     answers: Sequence[int]
     file: Path
@@ -206,7 +209,8 @@ class _Draft:
         rows = reading.read(sources.splits(), config, list(choice.columns))
         choice = _counted(choice, rows)
         inputs = rows.values(next(iter(choice.columns)))
-        language = language_of(inputs)
+        languages = count_languages(inputs)
+        language = next(iter(languages), "") or language_of(inputs)
         family = _FAMILIES[choice.task]
         base = base_models.named(model, family) if model else base_models.choose(family, language)
         answers = [role for role in ("target", "sql", "completion") if role in choice.columns]
@@ -219,6 +223,7 @@ class _Draft:
             rows,
             base,
             language,
+            languages,
             settings.count_tokens(inputs, base),
             settings.count_tokens(rows.values(answers[0]), base) if answers else (),
             file,
@@ -234,11 +239,17 @@ class _Draft:
         return "eval" in self.rows.tables and self.rows.leaks > TOLERATED_LEAKS * self._scored
 
     def title(self) -> list[str]:
+        languages = languages_in_words(self.language, self.languages)
         return [
             f"Written by `fulltune init`: {self.choice.task}, because {self.choice.because}.",
-            f"Read: {self._read()}" + (f", in {self.language}." if self.language else "."),
+            f"Read: {self._read()}" + (f", in {languages}." if languages else "."),
             f"Start with `fulltune plan {self.file}`, then `fulltune run {self.file}`. All keys: docs/config.md.",
         ]
+
+    @property
+    def _unknown(self) -> list[str]:
+        """Languages of texts that the base was not pretrained on."""
+        return [one for one in self.languages or (self.language,) if one and not self.base.suits(one)]
 
     def _read(self) -> str:
         """Return how many rows were read, and how."""
@@ -262,7 +273,7 @@ class _Draft:
         base = self.base
         described = f"{base.note}, {base.size}" if base.note else base.size
         trained = f", pretrained on {' and '.join(base.languages)}" if base.languages else ""
-        gap = f", not on {self.language}" if self.language and not base.suits(self.language) else ""
+        gap = f", not on {' and '.join(self._unknown)}" if self._unknown else ""
         lines = [Line("model", base.name, f"{described}{trained}{gap}")]
         other = base_models.alternative(base.family, self.language)
         if other is not None and other.name != base.name:
@@ -485,6 +496,7 @@ class _Draft:
             rows={split: len(table) for split, table in self.rows.tables.items()},
             bad_rows=len(self.rows.bad),
             language=self.language,
+            languages=dict(self.languages),
             read=self._read(),
             columns=tuple(SeenColumn(**one.to_dict(), role=role_of.get(one.name, "")) for one in self.columns),
             warnings=tuple(self._warnings()),
@@ -506,6 +518,9 @@ class _Draft:
             done = "data.allow_leaks is set" if self._has_many_leaks else "they are left out of the scores"
             notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")
         notes += self._unsuited_tokenizer()
+        if self.languages and self._unknown:
+            of = f"{sum(self.languages[one] for one in self._unknown)} of {sum(self.languages.values())} texts"
+            notes.append(f"{of} are in {' and '.join(self._unknown)}: {self.base.name} was not pretrained on that")
         assumed = [
             (one.file, text) for table in self.rows.tables.values() for one in table.files for text in one.assumed
         ]
@@ -546,6 +561,11 @@ class _Draft:
         if path.is_absolute():
             return str(path)
         return Path(os.path.relpath(path, self.file.parent)).as_posix()
+
+
+def languages_in_words(language: str, languages: Mapping[str, int]) -> str:
+    """Return e.g. ``Russian 81, Czech 11, English 10``, or the language of all."""
+    return ", ".join(f"{name} {count}" for name, count in languages.items()) or language
 
 
 def _counted(choice: Choice, rows: reading.Rows) -> Choice:
