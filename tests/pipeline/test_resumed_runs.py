@@ -103,6 +103,8 @@ def test_a_run_killed_in_training_ends_like_an_uninterrupted_one(
     assert {path.name for path in tmp_path.glob("*/checkpoint-*")} == {"checkpoint-3", "checkpoint-6"}
     record = fulltune.run(out=tmp_path, resume=run)
     assert record.run_id == run
+    used = record.resources
+    assert 0 < used.seconds_before < used.train_seconds <= used.stage_seconds["train"] < used.total_seconds
     assert outcome(tmp_path / run) == uninterrupted(task)
     left = {path.name for path in (tmp_path / run).iterdir()}
     assert not [name for name in left if name.startswith(("checkpoint", "best", ".rollback"))]

@@ -305,12 +305,18 @@ def _comparisons(
 
 
 def _resources(trained: TrainingResult, watch: Stopwatch, model: Path) -> Resources:
+    stages = dict(watch.seconds)
+    # Without this stage, training was complete before the run was resumed.
+    before = trained.seconds_before if "train" in stages else trained.train_seconds
+    if before:
+        stages["train"] = round(stages.get("train", 0.0) + before, 3)
     return Resources(
         peak_rss_bytes=machine.peak_rss_bytes(),
         train_seconds=round(trained.train_seconds, 3),
         tokens_per_second=round(trained.tokens_per_second, 1),
-        total_seconds=round(watch.total, 3),
-        stage_seconds=watch.seconds,
+        total_seconds=round(watch.total + before, 3),
+        seconds_before=round(before, 3),
+        stage_seconds=stages,
         machine=machine.describe(),
         model_bytes=folder_bytes(model),
     )

@@ -249,7 +249,8 @@ class Training(Model):
 class Resources(Model):
     """Cost of the run.
 
-    Seconds are wall time, ``peak_rss_bytes`` is resident memory, ``tokens_per_second`` counts tokens without padding,
+    Seconds are wall time; ``seconds_before`` is the part of training before the run was resumed.
+    ``peak_rss_bytes`` is resident memory, ``tokens_per_second`` counts tokens without padding,
     and ``model_bytes`` is the size of the folder ``model/``.
     """
 
@@ -257,6 +258,7 @@ class Resources(Model):
     train_seconds: float
     tokens_per_second: float
     total_seconds: float
+    seconds_before: float = 0.0
     stage_seconds: dict[str, float] = Field(default_factory=dict)
     machine: str = ""
     model_bytes: int = 0

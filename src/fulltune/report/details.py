@@ -73,8 +73,10 @@ def folds(record: Record) -> Facts:
 def cost(record: Record) -> Facts:
     """Return details about time and memory."""
     used = record.resources
+    before = used.seconds_before
+    resumed = f", with {duration(before)} of training before it was resumed" if before else ""
     pairs = [
-        ("Entire run", duration(used.total_seconds)),
+        ("Entire run", duration(used.total_seconds) + resumed),
         ("Training", duration(used.train_seconds)),
         ("Peak memory", size(used.peak_rss_bytes)),
         ("Tokens per second", compact(used.tokens_per_second)),

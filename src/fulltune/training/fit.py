@@ -55,7 +55,7 @@ class TrainingResult:
     Attributes:
         training: Settings that were in effect.
         parameters: Proof of what the method trained.
-        train_seconds: Wall time of the training loop, evaluations included.
+        train_seconds: Wall time of the training loop, evaluations and the part before a resume included.
         tokens_per_second: Input tokens, padding excluded, per second of training, evaluations excluded.
         steps: Logged steps, in order.
         stopped: The error that ended training early. The weights are those of the last good checkpoint, or of the best
@@ -64,6 +64,7 @@ class TrainingResult:
         validation: Metric, steps and values by which :class:`OverfittingGuard` chose the step.
         adapter: The adapter that is stored alongside the model, after it was written.
         warnings: Warnings for the report.
+        seconds_before: Part of ``train_seconds`` before training was resumed.
         reconciled: Properties of the checkpoint that were changed for the trained model alone (its head, for example).
     """
 
@@ -78,6 +79,7 @@ class TrainingResult:
     adapter: AdapterInfo | None = None
     warnings: tuple[str, ...] = ()
     reconciled: tuple[str, ...] = ()
+    seconds_before: float = 0.0
 
 
 def fit(
@@ -157,6 +159,7 @@ def fit(
         stopped=ended.error,
         guards=watchers.events(trainer, ended.error),
         validation=_validation(watchers.choosing),
+        seconds_before=watchers.log.seconds_before,
     )
 
 
