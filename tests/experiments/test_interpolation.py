@@ -82,6 +82,11 @@ def test_a_sweep_runs_from_base_to_tuned_model_and_writes_the_chosen_one(tmp_pat
     assert json.loads((run / "interpolation.json").read_text())["alpha"] == found.alpha
     one, mixed = fulltune.Registry(tmp_path / "runs").versions()
     assert (mixed.lineage.kind, mixed.lineage.parents, mixed.outcome) == ("interpolation", (one.ref,), "unjudged")
+    assert (found.version, mixed.metric, mixed.score) == (mixed.ref, "bits_per_byte", chosen.score)
+    listed = CliRunner().invoke(app, ["models", "list", "--out", str(tmp_path / "runs")])
+    assert (listed.exit_code, "not scored" in listed.stdout) == (0, False)
+    with pytest.raises(ConfigError, match=f"model folder without a task.*Use its version {mixed.ref}"):
+        fulltune.load(found.model, out=tmp_path / "runs")
     picture = ElementTree.fromstring((run / "interpolation.svg").read_text(encoding="utf-8"))
     texts = [element.text for element in picture.iter() if element.tag.endswith("}text")]
     assert {"α 0", "α 0.5", "α 1", "budget 5.0%"} <= set(texts)
@@ -186,6 +191,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, asked)
     assert shown.exit_code == 0, shown.output
     assert "α = " in shown.output
+    assert "Next: fulltune predict causal-lm-gpt2@" in shown.output
     answer = CliRunner().invoke(app, [*asked, "--json", "--quiet"])
     assert json.loads(answer.stdout)["run_id"] == runs[0]
     wrong = CliRunner().invoke(app, ["models", "interpolate", runs[0], "--alphas", "half", "--out", str(tmp_path)])

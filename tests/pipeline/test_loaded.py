@@ -85,7 +85,7 @@ def test_a_run_is_named_in_every_way(classes: Run, monkeypatch: pytest.MonkeyPat
     assert fulltune.evaluate(classes.record).scores == fulltune.evaluate("latest").scores
     assert fulltune.compare(classes.record, folder).a == folder.name
     assert fulltune.ask(text, classes.record).answers["tuned"].output == expected["prediction"]
-    with pytest.raises(ConfigError, match="no run among them"):
+    with pytest.raises(ConfigError, match="'gpt2' is neither a run nor a version"):
         fulltune.load("gpt2")
 
 

@@ -114,7 +114,7 @@ def test_a_port_in_use_is_refused(config: Path, classifier_folder: Path, tmp_pat
 
 def test_a_model_that_does_not_exist_is_refused(config: Path, tmp_path: Path) -> None:
     result = command("nothing", "--out", tmp_path)
-    assert (result.exit_code, "no run among them" in result.stderr) == (1, True)
+    assert (result.exit_code, "'nothing' is neither a run nor a version" in result.stderr) == (1, True)
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.json").write_text("{}", encoding="utf-8")

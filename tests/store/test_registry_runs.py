@@ -199,7 +199,9 @@ def test_ask_gives_the_answers_of_base_and_tuned_model(names: tuple[str, ...], p
 
 def test_impossible_questions_are_refused(place: Path) -> None:
     out = ("--out", place / "runs")
-    assert "no run among them" in call("compare", place / "base", "nothing", "--ask", "x", *out).stderr
+    refused = call("compare", place / "base", "nothing", "--ask", "x", *out).stderr
+    assert f"{str(place / 'base')!r} is a model folder without a task" in refused
+    assert "'nothing' is neither a run nor a version" in refused
     config = ("--config", place / "config.yaml")
     assert "one model with --config" in call("compare", "base", "tuned", "--ask", "x", *config, *out).stderr
 

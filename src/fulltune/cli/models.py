@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -208,7 +209,7 @@ def interpolate(
     with common.answering() as progress:
         chosen = {} if alphas is None else {"alphas": _numbers(alphas)}
         result = fulltune.interpolate(run, out=common.out, to=to, progress=progress, **chosen)
-    common.answer(result.to_json(), runs.interpolation(result))
+    common.answer(result.to_json(), runs.interpolation(result, _use(common, result.version)))
 
 
 @models.command()
@@ -223,7 +224,12 @@ def soup(
 
     with common.answering() as progress:
         result = fulltune.soup(sources, out=common.out, to=to, progress=progress)
-    common.answer(result.to_json(), runs.soup(result))
+    common.answer(result.to_json(), runs.soup(result, _use(common, result.version)))
+
+
+def _use(common: Common, version: str) -> str:
+    """Return the command that uses a version; empty without one."""
+    return shlex.join(["fulltune", "predict", version, "DATA", *common.words()]) if version else ""
 
 
 def _numbers(text: str) -> list[float]:

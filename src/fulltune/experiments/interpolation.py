@@ -66,7 +66,7 @@ class Interpolation(Model):
         kept_as_tuned: Parameters that the base does not have (a new head), which are those of the tuned model at every
         α. points: Points by α. alpha: The chosen α. final: Deciding metric of ``base``, ``interpolated`` and ``tuned``
         on the rows of ``eval``. model: Folder of the chosen model, for ``from_pretrained``. headline: The result in a
-        sentence.
+        sentence. version: The model in the registry, as ``NAME@N``; empty without a registry.
     """
 
     run_id: str
@@ -80,6 +80,7 @@ class Interpolation(Model):
     final: dict[str, Score]
     model: str
     headline: str
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,17 @@ def interpolate(
         headline=_headline(task, data, points, best),
     )
     source = f"the interpolation of {folder.name} at {best.alpha:g}"
-    register_derived(out, goal, of=[folder], kind="interpolation", source=source)
+    version = register_derived(
+        out,
+        goal,
+        of=[folder],
+        kind="interpolation",
+        source=source,
+        metric=result.metric,
+        score=final["interpolated"],
+    )
+    if version is not None:
+        result = result.model_copy(update={"version": version.ref})
     atomic_text(folder / "interpolation.json", result.to_json())
     atomic_text(folder / "interpolation.svg", _picture(result, _budget(config.guards)))
     return result

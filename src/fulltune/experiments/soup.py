@@ -40,6 +40,7 @@ class Soup(Model):
         metric: The deciding metric of the task; empty if the first source is not a run, and nothing is scored.
         scores: Scores of ``soup`` and of the sources that were scored on the same rows (from their records).
         retention: Retention of the soup.
+        version: The mean in the registry, as ``NAME@N``; empty if none of its sources is a run of this registry.
     """
 
     sources: tuple[str, ...]
@@ -47,6 +48,7 @@ class Soup(Model):
     metric: str = ""
     scores: dict[str, Score] = Field(default_factory=dict)
     retention: dict[str, Retention] = Field(default_factory=dict)
+    version: str = ""
 
 
 def soup(
@@ -79,9 +81,19 @@ def soup(
     average(folders, goal)
     result = Soup(sources=tuple(names), model=str(goal))
     source = f"the mean of {', '.join(folder.parent.name for folder in folders)}"
-    register_derived(out, goal, of=[folder.parent for folder in folders], kind="soup", source=source)
     first = folders[0].parent
-    return _scored(result, first, folders, Path(out), progress_of(progress)) if _is_run(first) else result
+    if _is_run(first):
+        result = _scored(result, first, folders, Path(out), progress_of(progress))
+    version = register_derived(
+        out,
+        goal,
+        of=[folder.parent for folder in folders],
+        kind="soup",
+        source=source,
+        metric=result.metric,
+        score=result.scores.get("soup"),
+    )
+    return result if version is None else result.model_copy(update={"version": version.ref})
 
 
 def average(folders: Sequence[Path], goal: Path) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fulltune.config import Config, load_config
-from fulltune.errors import ConfigError, StoreError
+from fulltune.errors import ConfigError, FulltuneError, Problem, StoreError
 from fulltune.models.sources import exported_folder
 from fulltune.pipeline.job import checked_task_and_method
 from fulltune.pipeline.loading import find_model
 from fulltune.records.export import is_export, read_export
 from fulltune.records.run import Model, Prediction, Record, read_record
-from fulltune.store.registry.registry import Registry, reference
+from fulltune.store.objects import checkpoint_sha256
+from fulltune.store.registry.registry import Registry, Version, reference
 from fulltune.store.runs import named, resolve
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Task
@@ -99,8 +100,27 @@ def named_run(a: str, b: str | None, out: Path) -> NamedRun:
                 raise
         else:
             return NamedRun(folder.name, folder, folder.parent)
-    found = f"{' and '.join(map(repr, names))}: no run among them"
-    raise ConfigError(found, expected="a run, whose task is used", fix="name one, or give a config with --config")
+    raise ConfigError([_without_task(str(name), out) for name in names])
+
+
+def _without_task(name: str, out: Path) -> Problem:
+    """Return the problem that a name has no task: a folder with a model, or neither a run nor a version."""
+    expected = "a run or a version, whose task is used"
+    fix = "name one (`fulltune models list` shows the versions), or give its task with --config CONFIG"
+    if not (Path(name) / "config.json").is_file():
+        return Problem(f"{name!r} is neither a run nor a version", expected, fix)
+    version = _version_in(Path(name), Registry(out))
+    if version is not None:
+        fix = f"use its version {version.ref}, or give the task with --config CONFIG"
+    return Problem(f"{name!r} is a model folder without a task", expected, fix)
+
+
+def _version_in(folder: Path, registry: Registry) -> Version | None:
+    """Return the version that a folder with a model was registered as, or None."""
+    try:
+        return registry.with_sha256(checkpoint_sha256(folder)) if registry.exists else None
+    except FulltuneError:  # the message is about the task
+        return None
 
 
 def _sides(a: str, b: str | None, settings: Config, run: NamedRun | None) -> list[tuple[str, str]]:

@@ -190,8 +190,8 @@ def comparison(compared: RunComparison) -> RenderableType:
     return Group(Text(compared.headline, style="bold"), named, table, _pairs(changed))
 
 
-def interpolation(result: Interpolation) -> RenderableType:
-    """Show an interpolation: the choice, every point with its score and its losses, and the files."""
+def interpolation(result: Interpolation, use: str = "") -> RenderableType:
+    """Show an interpolation: the choice, every point with its score and its losses, the files, and how to use it."""
     label = display.metric_label(result.metric)
     digits = display.decimals(point.score.value for point in result.points)
     table = wrapping_table("α", label, "interval", "largest loss", "inside the budget", "")
@@ -205,20 +205,24 @@ def interpolation(result: Interpolation) -> RenderableType:
     if result.kept_as_tuned:
         pairs["as tuned at every α"] = _some(result.kept_as_tuned) + " (the base has none)"
     pairs |= {"model": result.model, "figure": "interpolation.svg and interpolation.json in the run's folder"}
-    return Group(Text(result.headline, style="bold"), table, _pairs(pairs))
+    return Group(Text(result.headline, style="bold"), table, _pairs(pairs), *_next(use))
 
 
-def soup(result: Soup) -> RenderableType:
-    """Show the mean of several models: its score and those of its sources."""
+def _next(command: str) -> list[Text]:
+    return [Text(f"Next: {command}", overflow="fold")] if command else []
+
+
+def soup(result: Soup, use: str = "") -> RenderableType:
+    """Show the mean of several models: its score, those of its sources, and how to use it."""
     title = Text(f"The mean of {len(result.sources)} models is in {result.model}", style="bold")
     if not result.scores:
-        return title
+        return Group(title, *_next(use))
     digits = display.decimals(score.value for score in result.scores.values())
     table = wrapping_table("model", display.metric_label(result.metric), "interval", "rows")
     for name, score in result.scores.items():
         bounds = display.interval(score.low, score.high, digits)
         table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
-    return Group(title, table)
+    return Group(title, table, *_next(use))
 
 
 def methods(compared: MethodComparison) -> RenderableType:

@@ -86,7 +86,7 @@ def listing(registry: Registry) -> Listing:
 
 def origin(registry: Registry, version: Version) -> Origin:
     """Return what a version was made of, from the record of its run."""
-    bare = Origin(ref=version.ref, base=version.lineage.base.source)
+    bare = Origin(ref=version.ref, base=version.lineage.base.source, metric=version.metric, score=version.score)
     entry = version.files.get("record.json")
     try:
         record = read_record(registry.objects.path(entry.sha256)) if entry else None

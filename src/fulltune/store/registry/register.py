@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fulltune.errors import FulltuneError, Problem, StoreError
-from fulltune.records.run import Record, read_record
+from fulltune.records.run import Record, Score, read_record
 from fulltune.runtime.files import file_sha256
 from fulltune.runtime.version import __version__
 from fulltune.store.objects import checkpoint_sha256
@@ -49,7 +49,14 @@ def register_run(out: str | Path, folder: Path) -> Version:
 
 
 def register_derived(
-    out: str | Path, model: Path, *, of: Sequence[Path], kind: Literal["interpolation", "soup"], source: str
+    out: str | Path,
+    model: Path,
+    *,
+    of: Sequence[Path],
+    kind: Literal["interpolation", "soup"],
+    source: str,
+    metric: str = "",
+    score: Score | None = None,
 ) -> Version | None:
     """Register a model that was made from runs, with their versions as parents.
 
@@ -59,6 +66,7 @@ def register_derived(
         of: Folders of the runs; task and rows are those of the first one.
         kind: How it was made.
         source: The same in words, e.g. ``the interpolation of RUN at 0.5``.
+        metric, score: Its deciding score on the evaluation rows, if it was scored.
 
     Returns:
         The version, or None if there is no registry or no run.
@@ -73,7 +81,15 @@ def register_derived(
     lineage = _lineage(record, runs[0], source, kind, parents)
     name = parents[0].name if parents else model_name(record.task, record.model.source)
     files = {"config.yaml": runs[0] / "config.yaml"} | _files(model, "model")
-    return registry.add(name, files, sha256=checkpoint_sha256(model), outcome="unjudged", lineage=lineage)
+    return registry.add(
+        name,
+        files,
+        sha256=checkpoint_sha256(model),
+        outcome="unjudged",
+        lineage=lineage,
+        metric=metric,
+        score=score,
+    )
 
 
 def model_name(task: str, base: str) -> str:

@@ -25,7 +25,7 @@ from typing import Literal
 from pydantic import Field
 
 from fulltune.errors import Problem, StoreError, did_you_mean
-from fulltune.records.run import Model, ModelInfo
+from fulltune.records.run import Model, ModelInfo, Score
 from fulltune.runtime import paths
 from fulltune.runtime.files import store_errors
 from fulltune.store.manifest import FileEntry, write_folder
@@ -78,6 +78,7 @@ class Version(Model):
         created: Time (UTC).
         outcome: Outcome of the run; ``unjudged`` if no run scored it against baselines.
         headline: The run's conclusion.
+        metric, score: Deciding metric and its value on the evaluation rows of a model without a record of its own.
         lineage: Its origin.
         files: All files of the version, by path in its folder.
     """
@@ -88,6 +89,8 @@ class Version(Model):
     created: str
     outcome: Literal["accepted", "undecided", "rejected", "stopped", "unjudged"]
     headline: str = ""
+    metric: str = ""
+    score: Score | None = None
     lineage: Lineage
     files: dict[str, FileEntry] = Field(default_factory=dict)
 
@@ -351,6 +354,8 @@ class Registry:
         outcome: str,
         lineage: Lineage,
         headline: str = "",
+        metric: str = "",
+        score: Score | None = None,
     ) -> Version:
         """Add a version; adding the same model from the same source again returns the existing version.
 
@@ -361,6 +366,7 @@ class Registry:
             outcome: Outcome of the run.
             lineage: Origin of the model.
             headline: The run's conclusion.
+            metric, score: Its deciding score, if it has no record.
 
         Raises:
             StoreError: The disk is full or read-only, or the registry cannot be written.
@@ -382,6 +388,7 @@ class Registry:
                 (newest,) = db.execute("SELECT max(number) FROM versions WHERE name = ?", (name,)).fetchone()
                 fields = {"name": name, "number": (newest or 0) + 1, "sha256": sha256, "created": now()}
                 fields |= {"outcome": outcome, "headline": headline, "lineage": lineage, "files": entries}
+                fields |= {"metric": metric, "score": score}
                 version = Version.model_validate(fields)
                 row = (name, version.number, sha256, lineage.source, version.model_dump_json())
                 db.execute("INSERT INTO versions (name, number, sha256, source, body) VALUES (?, ?, ?, ?, ?)", row)
