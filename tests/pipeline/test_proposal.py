@@ -429,6 +429,7 @@ def test_folders_of_texts(folder: Path) -> None:
     assert "the last step is kept" in found.why["train.epochs"]
     assert "best step" not in (folder / "config.yaml").read_text()
     assert found.notes == ()
+    assert not [line for line in fulltune.plan(found.file, quick=True).advice if "l2_sp" in line]
     for name in ("a.docx", "b.docx", "old/c.md"):
         (folder / "tales" / name).parent.mkdir(exist_ok=True)
         (folder / "tales" / name).write_text("unread")

@@ -441,6 +441,7 @@ class _Draft:
             Line("batch_size", batch, f"{'windows' if self._divides else 'rows'} per step; 4 to 32 is usual"),
             Line("learning_rate", self.base.learning_rate, self._usual_rates()),
             Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
+            *([Line("weight_decay", 0, "it would pull to zero, against regularize.l2_sp")] if self.base.l2_sp else []),
             Line("warmup", 0.06, "fraction of the steps in which the rate rises"),
             Line("seeds", 3, "trainings that differ in their seed; their mean is judged", active=False),
         ]
@@ -463,8 +464,10 @@ class _Draft:
         """Return about how many rows of train are left once those that decide and choose are held out."""
         tables = self.rows.tables
         evaluate, choose_by = settings.held_out(len(tables["train"]))
-        held = (0.0 if "eval" in tables else evaluate) + (0.0 if "valid" in tables else choose_by or 0.0)
-        return max(1, round((1 - held) * len(tables["train"])))
+        rows: float = len(tables["train"])
+        rows *= 1 if "eval" in tables else 1 - evaluate
+        rows *= 1 if "valid" in tables else 1 - (choose_by or 0)  # of the rows that eval leaves, as in a run
+        return max(1, round(rows))
 
     def _evaluation(self) -> list[Line]:
         if self.choice.task == "causal-lm":
