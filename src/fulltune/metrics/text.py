@@ -227,7 +227,7 @@ distinct_2 = mean_of(
     _distinct,
     name="distinct_2",
     direction="higher",
-    source="different bigrams / bigrams of a continuation (Li et al. 2016), mean of those of 2 words",
+    source="different bigrams / bigrams of a continuation (Li et al. 2016), mean of those of two words or more",
     label="distinct bigrams",
 )
 
@@ -235,7 +235,8 @@ repetition_4 = mean_of(
     _repeated,
     name="repetition_4",
     direction="lower",
-    source="4-grams that occurred before / 4-grams of a continuation (Welleck et al. 2020), mean of those of 4 words",
+    source="4-grams that occurred before / 4-grams of a continuation (Welleck et al. 2020), mean of those of four "
+    "words or more",
     label="repeated 4-grams",
 )
 
