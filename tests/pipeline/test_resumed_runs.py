@@ -118,7 +118,8 @@ def test_a_run_killed_in_evaluation_is_not_trained_again(
         patch.setattr("fulltune.pipeline.stages.score_system", lambda *args, **kwargs: die())
         run = killed(job(place, "classification"), tmp_path)
     monkeypatch.setattr("fulltune.pipeline.train.train", lambda *args: pytest.fail("it is trained"))
-    fulltune.run(out=tmp_path, resume=run)
+    used = fulltune.run(out=tmp_path, resume=run).resources
+    assert 0 < used.seconds_before == used.train_seconds < used.total_seconds
     assert outcome(tmp_path / run) == expected
 
 
