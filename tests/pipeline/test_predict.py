@@ -377,6 +377,9 @@ def test_a_large_file_in_another_encoding_is_read_at_once(
     found = fulltune.predict(classes.record, tmp_path / "rows.csv")
     assert {row["body"] for row in found.rows} == {"Příliš žluťoučký kůň běžel k soudu."}
     assert found.files[0].encoding == "cp1250"
+    (tmp_path / "more.csv").write_bytes(text.replace("0;", "10;").encode("cp1250"))
+    [form] = fulltune.predict(classes.record, [str(tmp_path / name) for name in ("rows.csv", "more.csv")]).files
+    assert form.assumed[0].endswith("; 1 more file is read in the same way")
 
 
 def test_bytes_that_are_not_utf8_far_into_a_large_file_are_reported(

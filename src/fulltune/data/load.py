@@ -202,10 +202,10 @@ def load_table(
     loading.write_numbers()
     if not loading.rows and not (may_be_empty and loading.others):
         raise DataError(loading.problems or [_no_rows(data, split, loading.others, place)])
-    return Table(named, tuple(loading.rows), tuple(loading.problems), kind, _merged(loading.files))
+    return Table(named, tuple(loading.rows), tuple(loading.problems), kind, merged_formats(loading.files))
 
 
-def _merged(files: Sequence[FileFormat]) -> tuple[FileFormat, ...]:
+def merged_formats(files: Sequence[FileFormat]) -> tuple[FileFormat, ...]:
     """Return the first of the files that were read in the same way; what was assumed of it counts the others."""
     alike = defaultdict[str, list[FileFormat]](list)
     for form in files:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fulltune.config import Config, ConfigSource
-from fulltune.data.load import listed_columns
+from fulltune.data.load import listed_columns, merged_formats
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Options
 from fulltune.data.read import open_source
@@ -305,8 +305,8 @@ class _Survey:
         self.forms = dict[str, FileFormat]()
 
     def add_form(self, form: FileFormat) -> None:
-        """Add how a file is read; files that are read in the same way are listed once."""
-        self.forms.setdefault(form.model_copy(update={"file": ""}).model_dump_json(), form)
+        """Add how a file is read; a second reading of the rows adds nothing."""
+        self.forms.setdefault(form.model_dump_json(), form)
 
     def merged(self, item: _Item, answer: Mapping[str, Any], request: Request) -> dict[str, Any]:
         """Return a row with the columns of its answer, and count it."""
@@ -415,6 +415,6 @@ class _Work:
             warning=self.warning,
             seconds=round(time.perf_counter() - self.started, 3),
             unanswered=tuple(survey.listed),
-            files=tuple(survey.forms.values()),
+            files=merged_formats(tuple(survey.forms.values())),
             **more,
         )
