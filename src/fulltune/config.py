@@ -512,7 +512,7 @@ class HeadConfig(Section):
     start: Literal["auto", "probe"] = Field(
         "auto",
         description="first weights: those of the checkpoint, or random ones (`auto`), or those of a logistic "
-        "regression on what the frozen model gives the head (`probe`), which wants a lower learning rate",
+        "regression on what the frozen model gives the head (`probe`), scaled down",
     )
 
 
