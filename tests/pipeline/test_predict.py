@@ -28,6 +28,7 @@ from fulltune.errors import ConfigError, DataError, FulltuneError, StoreError
 from fulltune.pipeline import predict as predicting
 from fulltune.pipeline.loaded import LoadedModel
 from fulltune.records.run import Recommendation
+from fulltune.serve.server import server_of
 
 #: Rows per block with this batch size.
 SIZE, BLOCK = 1, 32
@@ -559,5 +560,6 @@ def test_the_answers_of_a_rejected_run_come_with_a_warning(classes: Run, tmp_pat
         f"`fulltune predict {classes.record.run_id}#tfidf` answers with TF-IDF."
     )
     assert fulltune.predict(folder, classes.rows).warning == expected
+    assert server_of(folder, None, folder.parent, (), {}).warning == expected
     result = command(folder, data, "--output", tmp_path / "out.jsonl")
     assert expected in " ".join(result.stdout.split())

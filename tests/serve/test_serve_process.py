@@ -123,6 +123,13 @@ def test_a_model_that_does_not_exist_is_refused(config: Path, tmp_path: Path) ->
     assert "Traceback" not in result.stderr
 
 
+def test_a_baseline_is_not_served(tmp_path: Path) -> None:
+    result = command("latest#tfidf", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "the baseline 'tfidf' of latest; expected a model to serve" in result.stderr
+    assert "`fulltune predict latest#tfidf FILE`" in result.stderr
+
+
 def test_options_of_text2sql_need_that_task(config: Path, classifier_folder: Path, tmp_path: Path) -> None:
     result = command(classifier_folder / "model", "--config", config, "--execute", "--out", tmp_path)
     assert result.exit_code == 1

@@ -72,6 +72,8 @@ def serve(
 
         def ready(state: Ready) -> None:
             progress.note(f"{state.model} ({state.task}) answers at {state.url} (how: {state.url}/docs). Ctrl-C ends.")
+            if state.warning:
+                progress.note(state.warning)
             if common.as_json:
                 with redirect_stdout(stdout):
                     common.answer(json.dumps(asdict(state)), "")

@@ -207,13 +207,13 @@ def predict(
     model: Answering = load_baseline(asked, baseline) if baseline else asked.load()
     if asked.task.name == "text2sql":
         model = WithQueries(model, asked.config.evaluation.sql_seconds, max_rows if execute else None)
-    work = _Work(model, source, request, progress_of(progress), "" if baseline else _warning(asked))
+    work = _Work(model, source, request, progress_of(progress), "" if baseline else rejection(asked))
     if isinstance(output, Path):
         return work.to_file(output, force=force)
     return work.in_memory() if output is None else work.to_stream(output)
 
 
-def _warning(asked: Asking) -> str:
+def rejection(asked: Asking) -> str:
     """Return that the run of a tuned model was rejected or stopped, and why; empty for any other model."""
     if asked.run is None or not (asked.run / "record.json").is_file():
         return ""

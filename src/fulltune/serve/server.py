@@ -13,7 +13,10 @@ from types import FrameType
 from typing import Any
 
 from fulltune.config import ConfigSource
+from fulltune.errors import ConfigError
+from fulltune.pipeline.baseline_answers import parted
 from fulltune.pipeline.loaded import LoadedModel, asking
+from fulltune.pipeline.predict import rejection
 from fulltune.records.run import Record
 from fulltune.runtime.signals import handled
 from fulltune.serve.access import CONNECTIONS
@@ -34,11 +37,13 @@ class Ready:
         url: Its address.
         model: The run or the version.
         task: The task.
+        warning: That the run of the model was rejected or stopped, and why; empty for any other model.
     """
 
     url: str
     model: str
     task: str
+    warning: str = ""
 
 
 def server_of(
@@ -63,9 +68,11 @@ def server_of(
     Raises:
         FulltuneError: There is no such model, or it cannot be asked like this.
     """
+    _refuse_baseline(name)
     given, folder = named(name, out)
     version = reference(given, folder)
-    task = asking(version.ref if version else name, config, out, overrides, options).task
+    asked = asking(version.ref if version else name, config, out, overrides, options)
+    task = asked.task
     check_queries(task, execute=execute, database=database)
     if database:
         task.request({task.inputs[0]: "first"}, database)  # an unknown database is an error now, not in every response
@@ -73,7 +80,23 @@ def server_of(
     def load(ref: str) -> LoadedModel:
         return asking(ref if version else name, config, out, overrides, options).load()
 
-    return Server(given, folder, load, token=token, database=database, execute=execute, limits=limits)
+    warning = rejection(asked)
+    return Server(given, folder, load, token=token, database=database, execute=execute, limits=limits, warning=warning)
+
+
+def _refuse_baseline(name: str | Path | Record) -> None:
+    """Refuse to serve a baseline of a run.
+
+    Raises:
+        ConfigError: The name is that of a baseline.
+    """
+    run, baseline = parted(name)
+    if baseline:
+        raise ConfigError(
+            f"the baseline {baseline!r} of {run}",
+            expected="a model to serve",
+            fix=f"answer a file with `fulltune predict {name} FILE`, or serve {run}",
+        )
 
 
 class Server:
@@ -85,6 +108,7 @@ class Server:
         load: Loads a model by its name or version.
         token: Token that requests must carry; may be empty.
         database, execute, limits: As in :func:`fulltune.serve.serve`.
+        warning: Reported once the server answers.
     """
 
     def __init__(
@@ -97,6 +121,7 @@ class Server:
         database: str = "",
         execute: bool = False,
         limits: Limits | None = None,
+        warning: str = "",
     ) -> None:
         import uvicorn
 
@@ -113,6 +138,8 @@ class Server:
         service = Service(limits, self.models, self.batcher, metrics, database, execute)
         #: The ASGI application.
         self.app = create_app(service, token, self._lifespan)
+        #: That the run of the model was rejected or stopped, and why; empty for any other model.
+        self.warning = warning
         self._stop = threading.Event()
         self._error: Exception | None = None
         self._loaded: Callable[[], None] | None = None
@@ -128,6 +155,10 @@ class Server:
         )
         self.uvicorn = uvicorn.Server(settings)
 
+    def _facts(self, address: str) -> Ready:
+        model = self.models.current
+        return Ready(address, model.name, model.task.name, self.warning)
+
     def run(self, listening: socket.socket, ready: Callable[[Ready], None] | None = None) -> None:
         """Answer requests until SIGTERM or Ctrl-C.
 
@@ -137,7 +168,7 @@ class Server:
         host, port = listening.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         if ready is not None:
-            self._loaded = lambda: ready(Ready(address, self.models.current.name, self.models.current.task.name))
+            self._loaded = lambda: ready(self._facts(address))
         # uvicorn sends itself the signal again once it has stopped.
         with handled(_ignore):
             self.uvicorn.run(sockets=[listening])
