@@ -95,6 +95,7 @@ def test_shuffled_labels_are_never_called_improved(out: Path, tmp_path: Path) ->
             "allow_leaks": True,
         },
         train={"epochs": 2, "batch_size": 16, "learning_rate": 3e-4, "evaluations": 0},
+        guards=BRIEF,
     )
     assert record.comparison["tuned vs majority"].verdict != "improved"
     assert record.comparison["tuned vs zero_shot"].verdict != "improved"
@@ -109,7 +110,7 @@ def test_tales_cost_fewer_bits_after_tuning(out: Path, tmp_path: Path) -> None:
         rows = [json.dumps({"text": json.loads(line)["text"][:1200]}) for line in lines]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
     data = {"train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "test.jsonl"), "max_length": 512}
-    record = run(out, **TALES, data=data)
+    record = run(out, **TALES, data=data, guards=BRIEF)
     assert record.comparison["tuned vs zero_shot"].verdict == "improved"
     assert record.comparison["tuned vs few_shot"].verdict == "improved"
     assert record.scores["tuned"]["bits_per_byte"].value < 0.9 * record.scores["zero_shot"]["bits_per_byte"].value
@@ -121,7 +122,7 @@ def test_tales_cost_fewer_bits_after_tuning(out: Path, tmp_path: Path) -> None:
 def test_geoquery_is_answered_by_a_decoder_on_the_real_database(out: Path, tmp_path: Path) -> None:
     shutil.copy(DATA / "geoquery/geography.sqlite", tmp_path / "geography.sqlite")
     data = GEOQUERY["data"] | {"databases": str(tmp_path)}
-    record = run(out, **(GEOQUERY | {"data": data}))
+    record = run(out, **(GEOQUERY | {"data": data}), guards=BRIEF)
     assert record.scores["tuned"]["executes"].value > record.scores["zero_shot"]["executes"].value
     assert record.comparison["tuned vs zero_shot"].verdict == "improved"
     assert record.comparison["tuned vs few_shot"].verdict == "improved"
@@ -135,6 +136,8 @@ def test_sql_is_learned_as_plain_text_by_an_encoder_decoder(out: Path) -> None:
     assert record.scores["tuned"]["bleu"].value > 0.3
 
 
+#: Retention is not what these tests are about, and its passages take minutes with SmolLM2: 20 in place of all.
+BRIEF: dict[str, Any] = {"forgetting": {"limit": 20}}
 CONTRACTS: dict[str, Any] = {
     "model": MINILM,
     "task": "classification",
