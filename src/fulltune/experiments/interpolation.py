@@ -64,9 +64,13 @@ class Interpolation(Model):
         chosen_on: ``valid``, or ``eval`` if the run has no validation rows: the score of the choice is then optimistic.
         rows: Number of rows that the choice is based on.
         kept_as_tuned: Parameters that the base does not have (a new head), which are those of the tuned model at every
-        α. points: Points by α. alpha: The chosen α. final: Deciding metric of ``base``, ``interpolated`` and ``tuned``
-        on the rows of ``eval``. model: Folder of the chosen model, for ``from_pretrained``. headline: The result in a
-        sentence. version: The model in the registry, as ``NAME@N``; empty without a registry.
+            α.
+        points: Points by α.
+        alpha: The chosen α.
+        final: Deciding metric of ``base``, ``interpolated`` and ``tuned`` on the rows of ``eval``.
+        model: Folder of the chosen model, for ``from_pretrained``.
+        headline: The result in a sentence.
+        version: The model in the registry, as ``NAME@N``; empty without a registry.
     """
 
     run_id: str

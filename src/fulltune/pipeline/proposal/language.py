@@ -38,7 +38,7 @@ _ENOUGH, _OF_ONE = 20_000, 1000
 _COUNTED, _WORDS_OF_ONE = 500, 30
 
 #: Fraction of the texts from which a language is counted; a few more may be recognized wrongly.
-_SHARE = 0.02
+_LEAST_FRACTION = 0.02
 
 #: Fraction of words that must be function words of the language; prose has 20% to 45% of those above.
 _LEAST = 0.06
@@ -46,10 +46,10 @@ _LEAST = 0.06
 
 def language_of(texts: Iterable[str]) -> str:
     """Return the English name of the language of most texts, or an empty text if it is not recognized."""
-    beginnings = [text[:_OF_ONE] for text in texts]
+    given = list(texts)
     # Evenly spaced, because files are sorted: the first ones may all be in another language.
-    step = max(1, sum(map(len, beginnings)) // _ENOUGH)
-    sample = "\n".join(beginnings[::step])
+    step = max(1, sum(min(len(text), _OF_ONE) for text in given) // _ENOUGH)
+    sample = "\n".join(text[:_OF_ONE] for text in given[::step])
     script = _script(sample)
     if script in _SCRIPTS:
         return _SCRIPTS[script]
@@ -67,7 +67,7 @@ def count_languages(texts: Sequence[str]) -> dict[str, int]:
     chosen = texts[:: max(1, -(-len(texts) // _COUNTED))]
     found = Counter(language_of([text]) for text in chosen if len(text[:_OF_ONE].split()) >= _WORDS_OF_ONE)
     found.pop("", None)
-    least = max(2.0, _SHARE * len(chosen))
+    least = max(2.0, _LEAST_FRACTION * len(chosen))
     counted = {language: count for language, count in found.most_common() if count >= least}
     return counted if len(counted) > 1 else {}
 
