@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import samples
 from page_reader import PageReader
+from rich.console import Console
 
 from fulltune.cli.render import runs as terminal
 from fulltune.records.data import ClassRows, DataSummary, LabelSpellings, Leaks, Lengths, Truncation
+from fulltune.records.parts import PartScore, PartScores
 from fulltune.records.run import GuardEvent, Recommendation, Record, Retention, Score, best_baseline
 from fulltune.report import dataset, render, scores, tiles
 from fulltune.report.display import unsaid
@@ -229,3 +231,26 @@ def test_a_reason_that_the_headline_states_is_not_repeated() -> None:
         "another reason"
     ]
     assert 'class="reasons"' not in page(headline=headline, reasons=("4 rows cannot decide",))
+
+
+def test_the_parts_with_the_smallest_gains_are_shown() -> None:
+    worst = tuple(
+        PartScore(name=f"firm <{i}>", n=9, tuned=0.5 + i / 10, baseline=0.6, difference=i / 10 - 0.1) for i in range(5)
+    )
+    parts = PartScores(by="firm", baseline="tfidf", count=14, behind=1, fewest=5, small=3, worst=worst)
+
+    texts = PageReader(page(parts=parts)).texts
+    assert "Scores by firm" in texts
+    sentence = "By firm, the tuned model is worse than TF-IDF in Macro-F1 in 1 of 14 (3 more have fewer than 5 rows)"
+    assert any(text.startswith(f"{sentence}. Those with the smallest gain are shown.") for text in texts)
+    start = texts.index("firm <0>")
+    assert texts[start : start + 5] == ["firm <0>", "9", "0.500", "0.600", "−0.100"]
+
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(*terminal.parted(samples.record(parts=parts)))
+    shown = " ".join(captured.get().split())
+    assert sentence in shown
+    assert [f"firm <{i}>" in shown for i in range(5)] == [True] * 3 + [False] * 2
+    assert not terminal.parted(samples.record())
+    assert "Scores by" not in page()

@@ -16,6 +16,7 @@ from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
 from fulltune.data.encoding import is_doubtful, without_evidence
+from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.data.label_values import LabelReader, kind_of_label, with_whole_numbers
 from fulltune.data.raw import Opened, Options
 from fulltune.data.read import open_source, place_of, source_name
@@ -58,11 +59,13 @@ class Row:
         where: File and line (``tales.jsonl:12``), or file and index in formats without lines; in CSV files with cells
             of several lines the number of the row and its line (``clauses.csv row 504 (line 856)``).
         fields: Values by role (``text``, ``label``, ``labels``, ``source``, ``target``, …), not by column name.
+        folder: The folder of a text document, unless a role reads it.
     """
 
     id: str
     where: str
     fields: Mapping[str, Any]
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -351,13 +354,17 @@ class _Loading:
             identity = values.pop("id", where)
             first = self._ids.setdefault(identity, where)
             if first is where:
-                self.rows.append(Row(identity, where, values))
+                self.rows.append(Row(identity, where, values, self._folder(raw)))
                 self._kinds.append(kind_of_label(raw.get(self._labels.name)) if self._labels else "")
                 return
             problems = [
                 Problem(f"id {identity!r} again (first at {first})", "an id once", "make it unique", where, "id")
             ]
         self.problems += problems
+
+    def _folder(self, raw: Mapping[str, Any]) -> str:
+        is_read = any(reader.name == "folder" for reader in self._readers)
+        return str(raw["folder"]) if tuple(raw) == DOCUMENT_COLUMNS and not is_read else ""
 
     def refuse_vectors(self, source: str) -> None:
         """Check that the lists of labels are not 0/1 vectors, whose positions would be lost silently.

@@ -18,12 +18,14 @@ from fulltune.metrics.base import Metric
 from fulltune.metrics.compare import holm, paired
 from fulltune.metrics.decide import Decision, decide
 from fulltune.metrics.memorization import memorization
+from fulltune.metrics.parts import part_scores
 from fulltune.metrics.recommendation import lead, recommend, unchanged
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job
 from fulltune.pipeline.proposal.base_models import language_gap
 from fulltune.pipeline.proposal.language import language_of
 from fulltune.records.data import DataSummary
+from fulltune.records.parts import PartScores
 from fulltune.records.run import (
     Comparison,
     DataInfo,
@@ -38,6 +40,7 @@ from fulltune.records.run import (
     Retention,
     Score,
     base_kept,
+    best_baseline,
 )
 from fulltune.report.files import Lines
 from fulltune.runtime import machine
@@ -128,7 +131,18 @@ def build_record(
         outcome=verdict.outcome,
         reasons=verdict.reasons,
     )
+    draft = draft.model_copy(update={"parts": _parts(job, counted, best_baseline(draft))})
     return _recommending(draft)
+
+
+def _parts(job: Job, systems: Mapping[str, Evaluation], baseline: str | None) -> PartScores | None:
+    """Return the deciding scores by group, folder or database; None if there is nothing to compare with."""
+    if baseline is None:
+        return None
+    parts = {example.id: example.part for example in job.data.eval.examples}
+    tuned, other = (systems[name].accumulator for name in ("tuned", baseline))
+    by = job.config.data.group or job.task.part
+    return part_scores(tuned, other, job.task.metrics[0], parts, by=by, name=baseline)
 
 
 def _language_gap(job: Job) -> LanguageGap | None:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 from fulltune.errors import StoreError, check_schema
 from fulltune.records.base import Model as Model
 from fulltune.records.data import DataSummary
+from fulltune.records.parts import PartScores
 from fulltune.records.plan import Plan
 from fulltune.runtime.validation import first_problem, read_failure
 
@@ -419,9 +420,10 @@ class Record(Model):
     the baselines of the task (``docs/baselines.md``) and ``tuned``. ``baselines[system]`` describes how a baseline was
     computed. If evaluation rows also occur in train, ``scores_all_rows`` holds the scores on all rows and
     ``scores_without_leaks`` those without these rows; one of them is ``scores`` (``data.summary.leaks.counted`` says
-    which). Otherwise both are empty. ``prompts[system]`` describes the prompts of a system. ``chat_date`` is the date
-    that chat templates used as today. ``language_gap`` is None if the base was pretrained on the language of the data,
-    or if one of both is unknown.
+    which). Otherwise both are empty. ``parts`` compares the tuned model with the best baseline by group, folder or
+    database; None if the rows have none. ``prompts[system]`` describes the prompts of a system. ``chat_date`` is the
+    date that chat templates used as today. ``language_gap`` is None if the base was pretrained on the language of the
+    data, or if one of both is unknown.
 
     A record knows the folder that it was read from: see :attr:`folder`, :attr:`report` and :attr:`plan`.
     """
@@ -446,6 +448,7 @@ class Record(Model):
     scores: dict[str, dict[str, Score]]
     scores_all_rows: dict[str, dict[str, Score]] = Field(default_factory=dict)
     scores_without_leaks: dict[str, dict[str, Score]] = Field(default_factory=dict)
+    parts: PartScores | None = None
     baselines: dict[str, BaselineUse] = Field(default_factory=dict)
     shots: tuple[str, ...] = ()
     folds: tuple[FoldOutcome, ...] = ()

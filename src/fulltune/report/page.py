@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fulltune.records.run import Prediction, Record, Step, best_baseline
-from fulltune.report import curves, dataset, details, retention, scores, task, tiles
+from fulltune.report import curves, dataset, details, retention, scores, tables, task, tiles
 from fulltune.report.display import metric_label, moment, percentage, unsaid
 from fulltune.report.examples import gallery
 
@@ -61,6 +61,8 @@ def render(
         how_compared=scores.how_compared(record),
         fewest_rows=scores.FEWEST_ROWS,
         baseline_uses=scores.baseline_uses(record),
+        parts=tables.parts(record),
+        about_parts=tables.about_parts(record),
         curves=curves.curves(steps, record.guards, record.details),
         retention=retention.rows(record),
         retention_chart=retention.chart(record),

@@ -46,6 +46,39 @@ def systems(record: Record) -> Table:
     return Table(("system", metric_label(record.metric), "interval", "rows", "tuned against it"), rows)
 
 
+def parts(record: Record, shown: int | None = None) -> Table | None:
+    """Return the groups, folders or databases with the smallest gains, the worst first; None if there are none.
+
+    Args:
+        record: A record.
+        shown: Most rows; by default all that the record has.
+    """
+    found = record.parts
+    if found is None or not found.worst:
+        return None
+    digits = record_decimals(record, record.metric)
+    rows = [
+        (
+            one.name,
+            count(one.n),
+            *(number(value, digits) for value in (one.tuned, one.baseline)),
+            difference(one.difference, digits),
+        )
+        for one in found.worst[:shown]
+    ]
+    return Table((found.by, "rows", "tuned", system_label(found.baseline), "difference"), rows)
+
+
+def about_parts(record: Record) -> str:
+    """Return in how many groups, folders or databases the tuned model is behind, and which have no score."""
+    found = record.parts
+    if found is None:
+        return ""
+    than = f"{system_label(found.baseline)} in {metric_label(record.metric)}"
+    told = f"By {found.by}, the tuned model is worse than {than} in {found.behind:,} of {found.count:,}"
+    return told + (f" ({found.small:,} more have fewer than {found.fewest} rows)" if found.small else "")
+
+
 def evaluation(record: EvaluationRecord) -> Table:
     """Return every metric of one system, the deciding one first."""
     ranked = sorted(record.scores.items(), key=lambda item: item[0] != record.metric)

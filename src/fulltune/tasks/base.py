@@ -38,6 +38,7 @@ class Example:
         target: Expected output: a text, a label, or a tuple of labels.
         meta: Further data for scoring (such as the database of a query).
         group: The group of the row (``data.group``); empty if it belongs to none.
+        part: What scores are also given by: the group, the folder or the database; empty if there is none.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Example:
     target: str | tuple[str, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
+    part: str = ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -102,6 +104,9 @@ class Task(ABC):
     families: ClassVar[tuple[str, ...]]
     head: ClassVar[Head] = "lm"
     baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
+
+    #: What the parts of rows without groups are.
+    part: ClassVar[str] = "folder"
 
     #: Roles of the columns that an input may have; a text alone is the first one.
     inputs: ClassVar[tuple[str, ...]] = ("text",)

@@ -319,7 +319,8 @@ def _examples(task: Task, table: Table, skips: bool) -> Split:
     problems = list[Problem]()
     for row in table:
         try:
-            examples.append(replace(task.example(row), group=str(row.fields.get("group") or "")))
+            example, group = task.example(row), str(row.fields.get("group") or "")
+            examples.append(replace(example, group=group, part=group or example.part or row.folder))
             rows.append(row)
         except DataError as error:
             problems += [_placed(problem, row) for problem in error.problems]

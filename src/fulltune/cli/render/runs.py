@@ -45,6 +45,9 @@ _WAITING = 0.15
 #: Units of rough times, with their seconds.
 _UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 
+#: Groups, folders or databases that are shown.
+_PARTS = 3
+
 #: Longest name of a system in a table of 80 columns; longer ones, such as run ids, are listed below it.
 _NAME_WIDTH = 16
 
@@ -56,8 +59,14 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     advice = [Text(f"Next: {record.recommendation.sentence}")] if record.recommendation else []
     ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
     reasoned = [*reasons, *watched(record)]
-    kept = [*folded(record), *retained(record), *described(record), *audited(record), *spent(record)]
+    kept = [*parted(record), *folded(record), *retained(record), *described(record), *audited(record), *spent(record)]
     return Group(Text(record.headline, style="bold"), *reasoned, _table(tables.systems(record)), *kept, *ending)
+
+
+def parted(record: Record) -> list[RenderableType]:
+    """Return the groups, folders or databases with the smallest gains, if there are any."""
+    table = tables.parts(record, _PARTS)
+    return [] if table is None else [Text(f"{tables.about_parts(record)}. The worst, untested:"), _table(table)]
 
 
 def folded(record: Record) -> list[Text]:

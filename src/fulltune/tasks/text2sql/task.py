@@ -57,6 +57,7 @@ class Text2SQL(TextToText):
 
     name = "text2sql"
     version = 2
+    part = "database"
     inputs = ("question", "db_id")
     baselines = ("nearest", "nearest_values", "zero_shot", "few_shot")
     question = "Question"
@@ -101,7 +102,8 @@ class Text2SQL(TextToText):
             database = self._database(db_id)
         except DataError as error:
             raise DataError([_in_row(problem, row) for problem in error.problems]) from None
-        return Example(row.id, row.fields["question"], row.fields["sql"], {"db_id": db_id, "database": str(database)})
+        meta = {"db_id": db_id, "database": str(database)}
+        return Example(row.id, row.fields["question"], row.fields["sql"], meta, part=db_id)
 
     def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> Databases:
         """Return the schemas of all databases, after checking that at least one row can be scored.
