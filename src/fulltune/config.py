@@ -371,7 +371,11 @@ class EvaluationConfig(Section):
     max_new_tokens: int = Field(
         128, gt=0, description="limit of a generated answer; the fraction that reaches it is reported"
     )
-    continuations: int = Field(8, ge=0, description="causal-lm: documents continued before and after training")
+    continuations: int = Field(
+        8,
+        ge=0,
+        description="causal-lm: random documents, of every group or folder, continued before and after training",
+    )
     resamples: int = Field(2000, ge=100, le=100_000, description="bootstrap resamples")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     min_effect: float = Field(

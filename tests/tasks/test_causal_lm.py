@@ -100,6 +100,23 @@ def test_continuations_start_from_the_same_opening_and_include_the_true_one() ->
     assert zero.values["continuation_reference"] == "ijklm"
 
 
+def test_random_documents_of_every_folder_are_continued() -> None:
+    bundle = fakes.bundle("gpt2")
+    rows = [Example(f"{i:02}", "", f"text {i}", part="epics" if i < 20 else f"tales {i % 3}") for i in range(30)]
+
+    def continued(seed: int | None, given: list[Example]) -> list[str]:
+        data = {"train": "t.jsonl", "seed": seed}
+        task = CausalLM(Config(model="m", task="causal-lm", data=data, evaluation={"continuations": 4}))
+        return [one.id for one in task.predictor(bundle, "zero_shot")(given) if "opening" in one.values]
+
+    first = continued(None, rows)
+    parts = {row.id: row.part for row in rows}
+    assert sorted(parts[row] for row in first) == ["epics", "tales 0", "tales 1", "tales 2"]
+    assert continued(None, rows[::-1]) == first[::-1]  # whatever the order of the rows is
+    assert len({tuple(continued(seed, rows)) for seed in range(4)}) > 1
+    assert len(continued(None, rows[:2])) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "opening", "reference"),
     [("ж" * 7, "ж" * 3, "ж" * 3), ("e\u0301" * 5, "e\u0301" * 2, "e\u0301" * 2), ("👍🏽" * 3, "👍🏽", "👍🏽")],

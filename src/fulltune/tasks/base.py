@@ -160,6 +160,10 @@ class Task(ABC):
         task.facts = facts
         return task
 
+    def scoring(self, evaluation: Sequence[Example]) -> Self:
+        """Return this task with what it must know of the rows that are scored, without those of ``data.valid``."""
+        return self
+
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
         """Return findings for the audit in addition to those of all tasks.
 

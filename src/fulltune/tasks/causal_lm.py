@@ -10,6 +10,8 @@ rows with ``prompt`` and ``completion``, only the completion is learned and scor
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +34,8 @@ from fulltune.tasks.generating import Generating, Messages
 from fulltune.tasks.prompts import Fitted, Shot, Wording
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from fulltune.data.load import Row
     from fulltune.models.bundle import Bundle
 
@@ -219,21 +223,36 @@ class CausalLM(Generating):
         ids = list(chain.from_iterable(documents))
         return Fitted(start + ids[max(0, len(ids) - max(0, room)) :], len(documents))
 
-    def learn(self, train: Sequence[Example], evaluation: Sequence[Example]) -> ContinuedDocuments:
-        """Return the documents that are continued: the first ones of the evaluation."""
-        first = evaluation[: self.config.evaluation.continuations]
-        return ContinuedDocuments(ids=frozenset(example.id for example in first))
+    def scoring(self, evaluation: Sequence[Example]) -> Self:
+        return self.with_facts(ContinuedDocuments(ids=self._chosen(evaluation)))
 
     def _opened(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """Return the documents to continue: the first ones of all rows, also if processes share the rows."""
-        if distributed.size() == 1:
-            return examples[: self.config.evaluation.continuations]
-        return [example for example in examples if example.id in self.facts.ids]
+        """Return the documents to continue: the same ones of all rows if processes share the rows."""
+        ids = self._chosen(examples) if distributed.size() == 1 else self.facts.ids
+        return [example for example in examples if example.id in ids]
+
+    def _chosen(self, examples: Sequence[Example]) -> frozenset[str]:
+        """Return random documents, as many of each group or folder as possible; the same ones for every training.
+
+        The order depends on ids and ``data.seed`` alone, so that systems which answer a part of the rows share them.
+        """
+        seed = self.config.data.seed or 0
+
+        def lot(example: Example) -> str:
+            return hashlib.sha256(f"{seed} {example.id}".encode()).hexdigest()
+
+        drawn = Counter[str]()
+        ranked = list[tuple[int, Example]]()
+        for example in sorted(examples, key=lot):
+            ranked.append((drawn[example.part], example))
+            drawn[example.part] += 1
+        ranked.sort(key=lambda item: item[0])  # stable: in the order of their lots
+        return frozenset(example.id for _, example in ranked[: self.config.evaluation.continuations])
 
     def _continuations(
         self, bundle: Bundle, examples: Sequence[Example], shots: Sequence[Example]
     ) -> dict[str, dict[str, Any]]:
-        """Return greedy continuations of the first documents by row id."""
+        """Return greedy continuations of documents by row id."""
         from fulltune.models import inference
 
         cap = self.config.evaluation.max_new_tokens

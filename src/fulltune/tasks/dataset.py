@@ -98,7 +98,7 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
     splits = [_examples(task, table, skips) for table in (train, evaluation, valid) if table is not None]
     own_split = settings.folds is not None or (isinstance(settings.eval, float) and "eval" not in marked)
     data = Data(splits[0], splits[1], splits[2] if valid is not None else None, own_split)
-    return task.fit(data.train.examples, data.held_out), data
+    return task.fit(data.train.examples, data.held_out).scoring(data.eval.examples), data
 
 
 def audit_rows(config: Config, task: Task, data: Data) -> Audit:

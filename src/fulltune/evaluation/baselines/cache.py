@@ -19,7 +19,7 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Task
 
 #: Part of the key of cached answers: increase it when a baseline gives other answers.
-VERSION = 3
+VERSION = 4
 
 #: Packages whose versions predictions depend on.
 _PACKAGES = ("fulltune", "torch", "transformers", "tokenizers", "scikit-learn")
@@ -77,7 +77,7 @@ def cached(
 def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: Table) -> dict[str, Any]:
     """Return everything that a baseline's predictions depend on: base, data, prompts, and options that change them."""
     options = {"instruction", "chat", "max_length", "max_target_length", "schemas", "databases"}
-    options |= {"schema_in_prompt", "source_language", "target_language"}
+    options |= {"seed", "schema_in_prompt", "source_language", "target_language"}
     return {
         "packages": {name: version(name) for name in _PACKAGES},
         "task": [task.name, task.version],
