@@ -47,6 +47,8 @@ def test_folders_of_texts(texts: Path) -> None:
     assert parts.worst[0].difference >= parts.worst[1].difference
     assert read_record(record.folder).parts == parts
     assert "Scores by folder" in record.report.read_text(encoding="utf-8")
+    assert record.recommendation is not None
+    assert "not to write one that makes sense: for that, choose a larger base" in record.recommendation.sentence
 
 
 def test_folders_that_are_the_labels_are_no_parts(texts: Path) -> None:

@@ -428,7 +428,10 @@ def test_folders_of_texts(folder: Path) -> None:
     assert (found.config["train"]["learning_rate"], found.config["regularize"]) == (4e-4, {"l2_sp": 0.02})
     assert "the last step is kept" in found.why["train.epochs"]
     assert "best step" not in (folder / "config.yaml").read_text()
-    assert found.notes == ()
+    [limit] = found.notes
+    assert limit.startswith("A model of 4.9M parameters learns to predict such texts (fewer bits per byte), but not to")
+    assert re.search("choose a larger base, such as .* parameters\\)$", limit)
+    assert propose("tales", model="openai-community/gpt2").notes == ()
     assert not [line for line in fulltune.plan(found.file, quick=True).advice if "l2_sp" in line]
     for name in ("a.docx", "b.docx", "old/c.md"):
         (folder / "tales" / name).parent.mkdir(exist_ok=True)

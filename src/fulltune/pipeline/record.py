@@ -22,7 +22,7 @@ from fulltune.metrics.parts import part_scores
 from fulltune.metrics.recommendation import lead, recommend, unchanged
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import Job
-from fulltune.pipeline.proposal.base_models import language_gap
+from fulltune.pipeline.proposal.base_models import language_gap, writing_limit
 from fulltune.pipeline.proposal.language import language_of
 from fulltune.records.data import DataSummary
 from fulltune.records.parts import PartScores
@@ -132,7 +132,15 @@ def build_record(
         reasons=verdict.reasons,
     )
     draft = draft.model_copy(update={"parts": _parts(job, counted, best_baseline(draft))})
-    return _recommending(draft)
+    return _recommending(draft, _limit(job, trained.parameters.total))
+
+
+def _limit(job: Job, parameters: int) -> str:
+    """Return what a small model that is trained on documents cannot do; empty for other tasks and larger models."""
+    examples = job.data.train.examples
+    if job.task.name != "causal-lm" or any(example.input for example in examples):
+        return ""
+    return writing_limit(parameters, language_of(example.answer for example in examples))
 
 
 def _parts(job: Job, systems: Mapping[str, Evaluation], baseline: str | None) -> PartScores | None:
@@ -214,9 +222,11 @@ def _conclusion(verdict: Decision, trained: TrainingResult) -> Decision:
     return Decision(outcome, reasons, headline)
 
 
-def _recommending(record: Record) -> Record:
-    """Return the record with what to do next, which its headline begins with."""
+def _recommending(record: Record, limit: str = "") -> Record:
+    """Return the record with what to do next, which its headline begins with, and what cannot be expected."""
     advice = recommend(record)
+    if limit:
+        advice = advice.model_copy(update={"sentence": f"{advice.sentence} {limit}"})
     return record.model_copy(update={"recommendation": advice, "headline": f"{lead(advice)}. {record.headline}"})
 
 

@@ -161,6 +161,18 @@ def language_gap(name: str, family: Family, language: str) -> LanguageGap | None
     return LanguageGap(data=language, base=base.languages, alternative=other.name if other else "")
 
 
+def writing_limit(parameters: int, language: str) -> str:
+    """Return that a small decoder learns to predict texts, not to write them, and what does; empty if it is larger."""
+    if not 0 < parameters < SMALL:
+        return ""
+    larger = alternative("decoder", language)
+    example = f", such as {larger.name} ({larger.size})" if larger else " of at least 100M parameters"
+    return (
+        f"A model of {parameters / 1e6:.1f}M parameters learns to predict such texts (fewer bits per byte), but not to "
+        f"write one that makes sense: for that, choose a larger base{example}."
+    )
+
+
 def _fits(model: BaseModel) -> bool:
     """Return True if half of the memory holds the weights and their training state."""
     return 2 * BYTES_PER_PARAMETER * model.parameters <= machine.memory_bytes()

@@ -521,6 +521,9 @@ class _Draft:
             done = "data.allow_leaks is set" if self._has_many_leaks else "they are left out of the scores"
             notes.append(f"{self.rows.leaks:,} of {self._scored:,} rows of eval are also in train: {done}")
         notes += self._unsuited_tokenizer()
+        if "text" in self.choice.columns and self.choice.task == "causal-lm":
+            limit = base_models.writing_limit(self.base.parameters, self.language)
+            notes += [limit.rstrip(".")] if limit else []
         if self.languages and self._unknown:
             of = f"{sum(self.languages[one] for one in self._unknown)} of {sum(self.languages.values())} texts"
             notes.append(f"{of} are in {' and '.join(self._unknown)}: {self.base.name} was not pretrained on that")
