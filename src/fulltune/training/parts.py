@@ -12,7 +12,7 @@ from fulltune.training.evaluation_loss import EvaluationLoss
 from fulltune.training.loop import LoopAdapter
 from fulltune.training.protocols import PublicTrainer
 from fulltune.training.regularization.layer_decay import LayerDecay
-from fulltune.training.regularization.penalties import Regularizer
+from fulltune.training.regularization.penalties import Regularizer, StepPenalties
 from fulltune.training.step import Step
 from fulltune.training.user_code import UserCode
 
@@ -27,7 +27,7 @@ class Parts:
         evaluated: Averages it in evaluations.
         step: Computes the micro-batches of a step.
         layer_decay: Lowers the learning rate by layer.
-        regularizers: Penalties.
+        penalties: Adds the gradients of the penalties.
         batch_tokens: Limit of padded tokens per micro-batch, or None.
         loop: The trainer as checkpoints and roll-back see it.
         checkpoints: Writes and reads checkpoints.
@@ -38,7 +38,7 @@ class Parts:
     evaluated: EvaluationLoss
     step: Step
     layer_decay: LayerDecay
-    regularizers: Sequence[Regularizer]
+    penalties: StepPenalties
     batch_tokens: int | None
     loop: LoopAdapter
     checkpoints: Checkpoints
@@ -68,7 +68,7 @@ class Parts:
             evaluated=evaluated,
             step=step,
             layer_decay=LayerDecay(layer_decay),
-            regularizers=regularizers,
+            penalties=StepPenalties(regularizers),
             batch_tokens=batch_tokens,
             loop=loop,
             checkpoints=Checkpoints(loop),

@@ -138,10 +138,9 @@ class Step:
         model.zero_grad()
         raise NonFiniteError(self._trainer.state.global_step + 1, quantity, value, row_ids)
 
-    def end_micro_batch(self) -> bool:
-        """Count a micro-batch, and return True if it was the last one of the step."""
+    def end_micro_batch(self) -> None:
+        """Count a micro-batch."""
         self._micro_batch += 1
-        return self._micro_batch == len(self._row_numbers)
 
     def count_padding(self, inputs: dict[str, Any]) -> None:
         """Count the tokens and the padding of a micro-batch as it is computed."""

@@ -73,7 +73,8 @@ class Trainer(OldNames, transformers.Trainer):
         kwargs: Keyword arguments of :class:`transformers.Trainer`.
 
     Raises:
-        ArgumentError: Class weights or R-Drop for a model without classes, or together with a custom loss.
+        ArgumentError: Class weights or R-Drop for a model without classes, or together with a custom loss; regularizers
+            with an engine that shards gradients, or with a ``training_step`` that does not call this one.
         UnknownMetricError: In :meth:`train`, if no evaluation returns ``metric_for_best_model``.
         DataError: An effective batch has no label.
         MemoryExhausted: A single row does not fit in memory.
@@ -116,6 +117,7 @@ class Trainer(OldNames, transformers.Trainer):
                 self.label_names = ["labels"]
         if is_sharded(self):  # the engine has not sharded the model yet
             self._fulltune.loss.warn_of_padding()
+            self._fulltune.penalties.check_not_sharded()
 
     # ---- Loss ----
 
@@ -240,12 +242,14 @@ class Trainer(OldNames, transformers.Trainer):
         guard = guard_among(self.callback_handler.callbacks)
         if guard is not None:
             guard.add(mean, step.mean_width(loss, inputs))
-        if step.end_micro_batch():
-            for regularizer in self._fulltune.regularizers:
-                regularizer.backward(self.state.global_step)
+        step.end_micro_batch()
+        if self.accelerator.sync_gradients:  # the optimizer step follows
+            scaler = self.accelerator.scaler
+            self._fulltune.penalties.add(self.state.global_step, 1.0 if scaler is None else float(scaler.get_scale()))
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self._fulltune.penalties.check(self.state.global_step)
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         # A loss scaler (FP16) detects infinite gradients itself and skips the step on purpose.
         if norm is not None and self.accelerator.scaler is None:

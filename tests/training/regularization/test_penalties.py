@@ -24,6 +24,8 @@ from fulltune.training.regularization.layer_decay import decay_by_layer, distanc
 from fulltune.training.regularization.penalties import (
     Anchor,
     Distillation,
+    Regularizer,
+    StepPenalties,
     diagonal_fisher,
     kl_divergence,
     regularizers,
@@ -194,12 +196,14 @@ def test_the_text_of_a_step_depends_on_its_number_alone_and_all_of_it_is_read() 
 # ---- In the trainer ----
 
 
-def trained(model: nn.Module, folder: Path, batch: int, accumulation: int, **options: Any) -> nn.Module:
+def trained(
+    model: nn.Module, folder: Path, batch: int, accumulation: int, kind: type[Trainer] = Trainer, **options: Any
+) -> nn.Module:
     # Of one length: micro-batches have the same number of tokens, whatever their order.
     rows = [Features([3 + i, 4 + i, 5 + i, 6], [3 + i, 4 + i, 5 + i, 6], str(i)) for i in range(8)]
     settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 3}
     args = fakes.arguments(folder, learning_rate=0.1, optim="sgd", lr_scheduler_type="constant", **settings)
-    Trainer(model=model, args=args, train_dataset=FeatureDataset(rows), **options).train()
+    kind(model=model, args=args, train_dataset=FeatureDataset(rows), **options).train()
     return model
 
 
@@ -224,6 +228,78 @@ def test_a_penalty_counts_once_per_step_for_any_accumulation(tmp_path: Path) -> 
     wanted = {name: p.detach() for name, p in model.named_parameters()}
     for end in ends:
         assert_same({name: p.detach() for name, p in end.named_parameters()}, wanted, 10, rtol=1e-4, atol=1e-5)
+
+
+class OwnBatches(Trainer):
+    """Fetch the micro-batches without the trainer's own method."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+
+class OwnStep(Trainer):
+    """Compute a micro-batch without the trainer's own method."""
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+def pulled(folder: Path, kind: type[Trainer] = Trainer, penalties: Sequence[Regularizer] = ()) -> list[int]:
+    """Train three steps of two micro-batches; return the steps at which a penalty was added."""
+    steps = list[int]()
+
+    class Pull:
+        def backward(self, step: int, scale: float = 1.0) -> None:
+            steps.append(step)
+
+    trained(fakes.bundle("gpt2").model, folder, 4, 2, kind=kind, regularizers=[Pull(), *penalties])
+    return steps
+
+
+def test_a_subclass_that_fetches_its_own_batches_keeps_the_penalties(tmp_path: Path) -> None:
+    assert pulled(tmp_path) == pulled(tmp_path, OwnBatches) == [0, 1, 2]
+
+
+def test_a_subclass_whose_step_would_leave_the_penalties_out_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"regularizers, but training_step .* Call super\(\).training_step"):
+        pulled(tmp_path, OwnStep)
+    trained(fakes.bundle("gpt2").model, tmp_path, 4, 2, kind=OwnStep)  # without penalties it may do anything
+
+
+def test_an_engine_that_shards_gradients_is_refused() -> None:
+    StepPenalties([]).check_not_sharded()
+    with pytest.raises(ArgumentError, match="regularizers with an engine that shards gradients"):
+        StepPenalties([Anchor(1.0, ())]).check_not_sharded()
+
+
+@pytest.mark.parametrize("name", ["l2_sp", "distill"])
+def test_gradients_of_a_penalty_have_the_scale_of_the_loss(name: str, tmp_path: Path) -> None:
+    """Compare the weights with and without a loss scaler, whose factor is a power of two."""
+    options = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ends = []
+    for is_scaled in (False, True):
+        base, tuned = shaken(fakes.bundle("gpt2", **options), 0.5), fakes.bundle("gpt2", **options)
+        penalties = regularizers(config(**{name: 2.0}), base, tuned, general_text.encode(base, TEXTS))
+        trained(tuned.model, tmp_path, 4, 2, regularizers=penalties, kind=Scaled if is_scaled else Unclipped)
+        ends.append({key: p.detach() for key, p in tuned.model.named_parameters()})
+    assert_same(*ends, 10)
+
+
+class Unclipped(Trainer):
+    """Accelerate removes the scale before clipping on accelerators alone; on a CPU the optimizer does."""
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        return None
+
+
+class Scaled(Unclipped):
+    """Scale the loss, which Accelerate does for FP16 on accelerators."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
 
 
 # ---- Rates by depth ----

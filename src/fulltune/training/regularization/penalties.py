@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fulltune.config import Config
+from fulltune.errors import ArgumentError
 from fulltune.models.bundle import Bundle, with_base_head
 from fulltune.models.losses import shift
 from fulltune.models.token_ids import IGNORED
@@ -34,12 +35,59 @@ FISHER = 64
 class Regularizer(Protocol):
     """A penalty."""
 
-    def backward(self, step: int) -> None:
+    def backward(self, step: int, scale: float = 1.0) -> None:
         """Add the gradient of the penalty to the ``.grad`` of the parameters.
 
         Args:
             step: Index of the optimizer step.
+            scale: Factor on the gradient: that of the loss scaler with FP16, so that all gradients have the same.
         """
+
+
+class StepPenalties:
+    """Add the gradients of the penalties of a trainer once per optimizer step.
+
+    Args:
+        penalties: The penalties.
+    """
+
+    def __init__(self, penalties: Sequence[Regularizer]) -> None:
+        self._penalties = tuple(penalties)
+        self._last_step: int | None = None
+
+    def check_not_sharded(self) -> None:
+        """Check that there are no penalties, for an engine that shards gradients.
+
+        Raises:
+            ArgumentError: There are some.
+        """
+        if self._penalties:
+            raise ArgumentError(
+                "regularizers with an engine that shards gradients",
+                expected="complete gradients on each process",
+                fix="use DistributedDataParallel, or leave regularizers out",
+                field="regularizers",
+            )
+
+    def add(self, step: int, scale: float) -> None:
+        """Add the gradients; arguments as in :meth:`Regularizer.backward`."""
+        for penalty in self._penalties:
+            penalty.backward(step, scale)
+        self._last_step = step
+
+    def check(self, step: int) -> None:
+        """Check that the gradients of a step contain those of the penalties.
+
+        Raises:
+            ArgumentError: They do not, because the method that adds them was replaced.
+        """
+        if self._penalties and self._last_step != step:
+            raise ArgumentError(
+                "regularizers, but training_step does not call that of fulltune.Trainer, which adds their gradients",
+                expected="gradients with those of the penalties before the optimizer step",
+                fix="call super().training_step(…) in your training_step, or leave regularizers out",
+                field="regularizers",
+            )
 
 
 # ---- Penalties on weights ----
@@ -99,7 +147,7 @@ class Anchor:
     importance: Mapping[str, Tensor] | None = None
 
     @torch.no_grad()
-    def backward(self, step: int) -> None:
+    def backward(self, step: int, scale: float = 1.0) -> None:
         for shared in self.anchors:
             parameter = shared.parameter
             pull = parameter[: shared.rows] - shared.base
@@ -107,7 +155,7 @@ class Anchor:
                 pull *= self.importance[shared.name]
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad[: shared.rows].add_(pull, alpha=self.weight)
+            parameter.grad[: shared.rows].add_(pull, alpha=self.weight * scale)
 
 
 def copied(anchors: Sequence[Shared]) -> list[Shared]:
@@ -171,14 +219,15 @@ class Distillation:
     features: Sequence[Features]
     seed: int
 
-    def backward(self, step: int) -> None:
+    def backward(self, step: int, scale: float = 1.0) -> None:
         collate = Collator(int(self.base.tokenizer.pad_token_id or 0))
         batch = _batch(collate, self.chosen(step), self.student.model.device)
         with torch.no_grad():
             wanted = self._logits(self.teacher, batch)
         with with_base_head(self.base, self.student) as bundle:
             logits = self._logits(bundle, batch)
-        (self.weight * kl_divergence(wanted, logits)).backward()  # type: ignore[no-untyped-call]
+        # The scale is part of the loss: in half precision, gradients of activations would otherwise become 0.
+        (self.weight * scale * kl_divergence(wanted, logits)).backward()  # type: ignore[no-untyped-call]
 
     def chosen(self, step: int) -> list[Features]:
         """Return the sequences of a step, which depend on its index only, so that a run resumes identically."""
