@@ -221,7 +221,9 @@ class Training(Model):
     (evaluations of the curve included); both are maxima over the processes. ``batch_size`` is per process;
     ``processes`` shared the work by means of ``engine``. ``padding`` is the fraction of computed positions without a
     token. ``packed`` is True if documents shared rows (several of ``batch_size`` documents may then be in one row).
-    ``fast_paths`` lists the kernels that were used.
+    ``fast_paths`` lists the kernels that were used. ``regularization`` has the strength of each regularizer that was
+    active, by its key in the section ``regularize`` (or ``trainer``, for NEFTune); ``general_text`` is the source of
+    the general text that some of them read, and empty if none did.
     """
 
     optimizer: str
@@ -244,6 +246,8 @@ class Training(Model):
     padding: float = 0.0
     packed: bool = False
     fast_paths: tuple[str, ...] = ()
+    regularization: dict[str, float] = Field(default_factory=dict)
+    general_text: str = ""
     advice: tuple[str, ...] = ()
 
 

@@ -39,7 +39,7 @@ from fulltune.training.methods.base import Method
 from fulltune.training.next_tokens import aligned_labels
 from fulltune.training.optimizers import state_bytes
 from fulltune.training.parts import parts_of
-from fulltune.training.regularization.costs import advice_on_regularizers
+from fulltune.training.regularization import costs
 from fulltune.training.regularization.dropout import set_dropout
 from fulltune.training.regularization.penalties import Regularizer
 from fulltune.training.trainer import Trainer
@@ -400,6 +400,8 @@ def _training_record(
         padding=round(parts_of(trainer).step.padding.fraction, 4),
         packed=getattr(trainer.data_collator, "packed", False),
         fast_paths=fast_paths(args.device.type, config, choices),
+        regularization=costs.strengths(config),
+        general_text=config.regularize.replay_from if costs.needs_general_text(config.regularize) else "",
         advice=_advice(config, state.max_steps, bundle),
     )
 
@@ -410,5 +412,5 @@ def _advice(config: Config, steps: int, bundle: Bundle) -> tuple[str, ...]:
     return (
         *advice(config, steps, parameters, is_encoder_decoder=bundle.family == "encoder-decoder"),
         *advice_on_choice(config),
-        *advice_on_regularizers(config, parameters),
+        *costs.advice_on_regularizers(config, parameters),
     )

@@ -208,6 +208,32 @@ def _run(kind: str, folder: Path, config: Config) -> TrainingResult:
     return result
 
 
+@pytest.mark.parametrize(
+    ("trainer", "options", "expected"),
+    [
+        ({}, {}, {}),
+        ({}, {"dropout": 0.0, "layer_decay": 1.0}, {"dropout": 0.0}),
+        (
+            {"neftune_noise_alpha": 5},
+            {"l2_sp": 0.02, "r_drop": 1.0},
+            {"l2_sp": 0.02, "r_drop": 1.0, "neftune_noise_alpha": 5.0},
+        ),
+    ],
+)
+def test_the_record_has_the_strength_of_each_active_regularizer(
+    trainer: dict[str, Any], options: dict[str, float], expected: dict[str, float], tmp_path: Path
+) -> None:
+    training = _run("bert", tmp_path, _config(trainer=trainer, **options)).training
+    assert (training.regularization, training.general_text) == (expected, "")
+
+
+def test_the_record_has_the_source_of_general_text(tmp_path: Path) -> None:
+    settings = _config("seq2seq", replay=0.25, ewc=0.1, layer_decay=0.9, replay_from="general.txt")
+    training = _run("gpt2", tmp_path, settings).training
+    assert training.regularization == {"replay": 0.25, "ewc": 0.1, "layer_decay": 0.9}
+    assert training.general_text == "general.txt"
+
+
 def _curves(result: TrainingResult) -> tuple[list[float], list[float]]:
     training = [step.loss for step in result.steps if step.loss is not None]
     return training, [step.eval_loss for step in result.steps if step.eval_loss is not None]

@@ -1,10 +1,23 @@
-"""Costs of the regularizers, from the config alone: sequences, memory, and advice."""
+"""Describe the regularizers of a config, before any model is loaded: strengths, sequences, memory, and advice."""
 
 from __future__ import annotations
 
 from fulltune.config import Config, RegularizeConfig
 
 _GIB = 2**30
+
+
+def strengths(config: Config) -> dict[str, float]:
+    """Return the strength of each active regularizer by its key in ``regularize``, or ``trainer`` for NEFTune."""
+    wanted = config.regularize
+    values = {name: float(getattr(wanted, name)) for name in ("replay", "l2_sp", "ewc", "distill", "r_drop")}
+    active = {name: value for name, value in values.items() if value}
+    if wanted.layer_decay != 1:
+        active["layer_decay"] = wanted.layer_decay
+    if wanted.dropout is not None:
+        active["dropout"] = wanted.dropout
+    noise = config.trainer.get("neftune_noise_alpha")
+    return active | ({"neftune_noise_alpha": float(noise)} if noise else {})
 
 
 def needs_general_text(regularize: RegularizeConfig) -> bool:
