@@ -189,13 +189,25 @@ def test_tables_and_the_queries_that_run_on_them_are_named(folder: Path) -> None
     write_database(folder / "firm" / "company.db")
     write_csv(folder / "firm" / "questions.csv", questions())
     [note] = propose("firm").notes
-    assert note == "database firm/company.db: city; the queries of all 60 rows that were tried run"
+    assert note == "database firm/company.db: city; the queries of all 60 rows were run, and none failed"
     with sqlite3.connect(folder / "firm" / "company.db") as database:
         database.execute("ALTER TABLE city RENAME TO towns")
     database.close()
     tables, failing = propose("firm").notes
     assert tables == "database firm/company.db: towns"
     assert failing.startswith("60 of 60 queries cannot be run: no such table: city (60). Rows of eval among them")
+    assert "bad_rows" not in propose("firm").config["data"]
+
+
+def test_a_few_queries_that_fail_are_left_out(folder: Path) -> None:
+    write_database(folder / "firm" / "company.db")
+    rows = questions()
+    rows[7]["sql"] = rows[7]["sql"].replace("city", "town")
+    write_csv(folder / "firm" / "questions.csv", rows)
+    found = propose("firm")
+    assert found.config["data"]["bad_rows"] == "skip"
+    assert found.why["data.bad_rows"] == "1 of 60 queries cannot be run: left out of train"
+    assert "Rows of train among them are left out (data.bad_rows: skip), those of eval are not scored" in found.notes[1]
 
 
 def test_several_databases_are_named_with_what_to_do(folder: Path) -> None:
@@ -431,14 +443,14 @@ def test_folders_of_texts(folder: Path) -> None:
     [limit] = found.notes
     assert limit.startswith("A model of 4.9M parameters learns to predict such texts (fewer bits per byte), but not to")
     assert re.search("choose a larger base, such as .* parameters\\)$", limit)
-    assert propose("tales", model="openai-community/gpt2").notes == ()
     assert not [line for line in fulltune.plan(found.file, quick=True).advice if "l2_sp" in line]
+    assert propose("tales", model="openai-community/gpt2").notes == ()
     for name in ("a.docx", "b.docx", "old/c.md"):
         (folder / "tales" / name).parent.mkdir(exist_ok=True)
         (folder / "tales" / name).write_text("unread")
     told = "tales: 3 files (2 .docx, 1 .md) are not read, because only .txt files are documents"
     again = propose("tales")
-    assert (again.notes, again.read) == ((told,), found.read)
+    assert (again.notes, again.read) == ((limit, told), found.read)
     assert told in fulltune.plan(again.file, quick=True).warnings
     for path in (folder / "tales").glob("*.txt"):
         path.unlink()

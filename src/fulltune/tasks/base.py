@@ -16,6 +16,7 @@ from fulltune.config import Config
 from fulltune.data.findings import Finding
 from fulltune.data.load import Column as Column
 from fulltune.data.load import Row
+from fulltune.errors import Problem
 from fulltune.metrics.base import Metric
 from fulltune.records.run import Prediction
 
@@ -163,6 +164,10 @@ class Task(ABC):
     def scoring(self, evaluation: Sequence[Example]) -> Self:
         """Return this task with what it must know of the rows that are scored, without those of ``data.valid``."""
         return self
+
+    def unusable(self, examples: Sequence[Example]) -> Mapping[str, Problem]:
+        """Return the problems of rows that cannot be trained on, by row id; they are left out with the bad rows."""
+        return {}
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
         """Return findings for the audit in addition to those of all tasks.

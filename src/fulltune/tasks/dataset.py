@@ -96,6 +96,8 @@ def prepare(config: Config, task: Task) -> tuple[Task, Data]:
         train, valid = _given_or_held_out(settings, seed, settings.valid, columns, train, "valid", marked)
     skips = settings.bad_rows == "skip"
     splits = [_examples(task, table, skips) for table in (train, evaluation, valid) if table is not None]
+    if skips:
+        splits[0] = _usable(task, splits[0])
     own_split = settings.folds is not None or (isinstance(settings.eval, float) and "eval" not in marked)
     data = Data(splits[0], splits[1], splits[2] if valid is not None else None, own_split)
     return task.fit(data.train.examples, data.held_out).scoring(data.eval.examples), data
@@ -327,6 +329,19 @@ def _examples(task: Task, table: Table, skips: bool) -> Split:
     if problems and not (skips and rows):
         raise DataError(problems)
     return Split(replace(table, rows=tuple(rows), problems=(*table.problems, *problems)), tuple(examples))
+
+
+def _usable(task: Task, train: Split) -> Split:
+    """Return train without the rows that the task cannot use; they are among its problems."""
+    bad = task.unusable(train.examples)
+    if not bad:
+        return train
+    problems = tuple(_placed(bad[row.id], row) for row in train.table if row.id in bad)
+    kept = tuple(row for row in train.table if row.id not in bad)
+    if not kept:
+        raise DataError(problems)
+    table = replace(train.table, rows=kept, problems=(*train.table.problems, *problems))
+    return replace(train.without(bad), table=table)
 
 
 def _placed(problem: Problem, row: Row) -> Problem:

@@ -92,19 +92,42 @@ def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path)
     bad = "SELECT year(name) FROM item"
     scored = [good(2), bad, "SELECT absent FROM item"]
     with pytest.warns(UserWarning, match="2 of the 3 reference queries of eval cannot be run"):
-        audit = audited(folder, [good(0), bad, good(1), bad], scored, bad_rows="skip")
+        audit = audited(folder, [good(0), bad, good(1), bad], scored)
     train, evaluation = about(audit)["train"], about(audit)["eval"]
     assert train.message == (
         "2 of the 4 reference queries of train cannot be run: no such function: year (2) "
         "(rows train.jsonl:2, train.jsonl:4); the model is trained to write them all the same"
     )
-    assert train.fix == "correct these queries or the databases, or remove the rows, unless only a limit stopped them"
+    assert train.fix == "correct these queries or the databases, or set data.bad_rows: skip to leave the rows out"
     assert train.ids == ("train.jsonl:2", "train.jsonl:4")
+    with pytest.warns(UserWarning, match="2 of the 3 reference queries of eval cannot be run"):
+        audit = audited(folder, [good(0), bad, good(1), bad], scored, bad_rows="skip")
+    evaluation = about(audit)["eval"]
     assert evaluation.message.startswith("2 of the 3 reference queries of eval cannot be run: ")
     assert evaluation.message.endswith("; these rows are not scored")
     assert evaluation.details["errors"]["eval.jsonl:3"] == "no such column: absent"
     assert (train.level, evaluation.level) == ("warning", "warning")
     audit.raise_if_broken()
+
+
+def test_rows_of_train_whose_query_fails_are_left_out_and_listed(folder: Path) -> None:
+    queries = [good(0), "SELECT year(name) FROM item", good(1), ENDLESS]
+    config = load_config(options(folder, queries, [good(2)], bad_rows="skip"))
+    task, data = dataset.prepare(config, Text2SQL(config))
+    assert [example.answer for example in data.train.examples] == [good(0), good(1), ENDLESS]  # a limit proves nothing
+    assert [row.where for row in data.train.table] == ["train.jsonl:1", "train.jsonl:3", "train.jsonl:4"]
+    assert data.train.table.info.skipped == 1
+    audit = dataset.audit_rows(config, task, data)
+    assert about(audit, "bad_rows")["train"].message == "1 row of train cannot be used and is skipped"
+    [bad] = audit.bad_rows
+    assert (bad.where, bad.found) == ("train.jsonl:2", "the query fails (no such function: year)")
+    audit.raise_if_broken()
+
+
+def test_a_train_split_of_failing_queries_alone_is_refused(folder: Path) -> None:
+    config = load_config(options(folder, ["SELECT absent FROM item"] * 2, [good(2)], bad_rows="skip"))
+    with pytest.raises(DataError, match=r"the query fails \(no such column: absent\)"):
+        dataset.prepare(config, Text2SQL(config))
 
 
 def test_a_renamed_table_is_refused_and_the_existing_tables_are_listed(folder: Path) -> None:
@@ -152,7 +175,29 @@ def test_scorable_rows_of_valid_do_not_replace_those_of_eval(folder: Path) -> No
         audit.raise_if_broken()
 
 
-def test_a_large_split_is_sampled_and_abandoned_when_many_queries_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_queries_of_train_are_run_unless_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fulltune.tasks.text2sql.execution import Result
+
+    asked = []
+
+    def run(example: Example) -> Result:
+        asked.append(int(example.id))
+        return Result()
+
+    examples = [Example(str(i), "q", "SELECT 1") for i in range(2500)]
+    complete = references.check("train", examples, run, all_rows=False)
+    assert (complete.run, sorted(asked)) == (2500, list(range(2500)))
+    assert references.finding(complete, scored=False) is None
+
+    found = references.check("train", examples, run, all_rows=False, seconds=0)
+    assert 0 < found.run < 2500
+    told = references.finding(found, scored=False)
+    assert told is not None
+    assert told.level == "info"
+    assert f"{found.run:,} of the 2,500 reference queries of train were run, and none failed" in told.message
+
+
+def test_a_large_split_is_sampled_and_abandoned_when_many_queries_time_out() -> None:
     from fulltune.tasks.text2sql.execution import Result
 
     asked = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -306,13 +307,21 @@ class _Draft:
         if self._scored < self.rows.evaluated:
             why = f"score {self._scored} of {self.rows.evaluated:,} rows, so that baselines take minutes"
             lines.append(Line("eval_limit", self._scored, why))
-        if self.rows.bad:
-            why = f"{rows(len(self.rows.bad))} that cannot be used: left out, such as {self.rows.bad[0]}"
-            lines.append(Line("bad_rows", "skip", why))
+        lines += self._skipping()
         if self._has_many_leaks:
             why = f"{self.rows.leaks:,} of these rows are also in train; the report scores without them too"
             lines.append(Line("allow_leaks", True, why))
         return lines
+
+    def _skipping(self) -> list[Line]:
+        """Return that rows are left out if some cannot be used."""
+        why = ""
+        if self.rows.bad:
+            why = f"{rows(len(self.rows.bad))} that cannot be used: left out, such as {self.rows.bad[0]}"
+        elif self._tested is not None and self._tested.can_be_skipped:
+            found = self._tested.check
+            why = f"{len(found.failed):,} of {found.run:,} queries cannot be run: left out of train"
+        return [Line("bad_rows", "skip", why)] if why else []
 
     def _reading(self) -> list[Line]:
         """Return the encoding and the delimiter if they are unusual, so that they can be corrected."""
@@ -552,11 +561,14 @@ class _Draft:
 
     def _queries(self) -> list[str]:
         """Return what the databases hold, and how many queries run on them."""
+        return [] if self._tested is None else self._tested.sentences()
+
+    @cached_property
+    def _tested(self) -> Queries | None:
         if self.choice.task != "text2sql":
-            return []
+            return None
         rows = [row for table in self.rows.tables.values() for row in table]
-        databases = {path.stem: path for path in self.sources.databases}
-        return Queries(rows, databases).sentences()
+        return Queries(rows, {path.stem: path for path in self.sources.databases})
 
     def _source(self, names: tuple[str, ...]) -> Any:
         written = [self._path(Path(name)) if paths.exists(name) else name for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from fulltune.config import EvaluationConfig
@@ -13,6 +14,9 @@ from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql import references
 from fulltune.tasks.text2sql.execution import Result, Results, printable
 from fulltune.tasks.text2sql.schema import schema_of_file
+
+#: Seconds for which queries are run.
+SECONDS = 10.0
 
 #: Tables that a sentence lists.
 _SHOWN = 12
@@ -28,17 +32,34 @@ class Queries:
 
     def sentences(self) -> list[str]:
         """Return the tables of a single database, and how many of the queries run."""
-        check = references.check("train", [self._example(row) for row in self.rows], self._run, all_rows=False)
+        check = self.check
         failed = len(check.failed)
         if not failed:
-            return [f"{self._where()}; the queries of all {check.run:,} rows that were tried run"]
+            tried = "all" if check.run == check.rows else f"{check.run:,} of"
+            return [f"{self._where()}; the queries of {tried} {check.rows:,} rows were run, and none failed"]
         existing = check.existing(lambda db_id: _tables(self.databases[db_id]))
         listed = f"; {existing}" if existing and len(self.databases) > 1 else ""
         return [
             self._where(),
-            f"{failed:,} of {check.run:,} queries cannot be run: {check.kinds}{listed}. Rows of eval among them are "
-            f"not scored, and more than {references.TOLERATED:.0%} of them stop a run: {check.fix}",
+            f"{failed:,} of {check.run:,} queries cannot be run: {check.kinds}{listed}. {self._effect}: {check.fix}",
         ]
+
+    @cached_property
+    def check(self) -> references.Check:
+        """What the queries do on the databases, as many as can be run in :data:`SECONDS`."""
+        examples = [self._example(row) for row in self.rows]
+        return references.check("train", examples, self._run, all_rows=False, seconds=SECONDS)
+
+    @property
+    def can_be_skipped(self) -> bool:
+        """True if some queries fail, and few enough to leave them out."""
+        return bool(self.check.failed) and not self.check.is_intolerable
+
+    @property
+    def _effect(self) -> str:
+        if self.can_be_skipped:
+            return "Rows of train among them are left out (data.bad_rows: skip), those of eval are not scored"
+        return f"Rows of eval among them are not scored, and more than {references.TOLERATED:.0%} of them stop a run"
 
     def _where(self) -> str:
         if len(self.databases) > 1:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from fulltune.data.findings import UNSCORED_KIND, Finding, listed, some
 from fulltune.errors import DataError, did_you_mean
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql.execution import Result, printable
 
-#: Maximum number of reference queries that are run for a split that is not scored, evenly spaced over its rows.
-MOST = 1000
+#: Seconds for which reference queries of a split that is not scored are run.
+SECONDS = 60.0
+#: Such queries are run in rounds of at most this many, evenly spaced over the rows, so that those reached are a sample.
+ROUND = 1000
 #: Number of queries stopped at the time limit after which the check of such a split ends.
 STOPPED = 10
 #: Fraction of the reference queries of eval that may fail: beyond it, a table was renamed or the database is another.
@@ -82,20 +87,29 @@ class Check:
         return ", or ".join(advice)
 
 
-def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool) -> Check:
-    """Run the reference queries of a split: all, or a sample that ends early if many reach the time limit."""
-    chosen = examples if all_rows else examples[:: -(-len(examples) // MOST) or 1]
+def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool, seconds: float | None = None) -> Check:
+    """Run the reference queries of a split.
+
+    Args:
+        split: Name of the split.
+        examples: Its rows.
+        run: Function that runs the query of a row.
+        all_rows: Run all, however long it takes; otherwise stop after ``seconds``, or once many reach the time limit.
+        seconds: Wall time, by default :data:`SECONDS`.
+    """
+    step = 1 if all_rows else -(-len(examples) // ROUND) or 1
     failed: dict[str, Result] = {}
     databases = dict[str, str]()
     count = stopped = 0
-    for example in chosen:
+    end = math.inf if all_rows else time.monotonic() + (SECONDS if seconds is None else seconds)
+    for example in chain.from_iterable(examples[start::step] for start in range(step)):
         result = run(example)
         count += 1
         stopped += result.limit == "time"
         if result.error is not None:
             failed[example.id] = result
             databases[example.id] = str(example.meta.get("db_id", ""))
-        if stopped == STOPPED and not all_rows:
+        if not all_rows and (stopped == STOPPED or time.monotonic() > end):
             break
     return Check(split, len(examples), count, failed, databases)
 
@@ -103,7 +117,7 @@ def check(split: str, examples: Sequence[Example], run: Run, *, all_rows: bool) 
 def finding(
     result: Check, *, scored: bool, tables: Tables = lambda db_id: (), may_skip: bool = False
 ) -> Finding | None:
-    """Return the finding about a split, or None if all reference queries run.
+    """Return the finding about a split, or None if all its reference queries run.
 
     Args:
         result: What was run.
@@ -112,7 +126,7 @@ def finding(
         may_skip: Any number of rows may be left unscored.
     """
     if not result.failed:
-        return None
+        return _unchecked(result)
     count = len(result.failed)
     none_left = scored and count == result.rows
     is_refused = scored and result.is_intolerable and not may_skip
@@ -131,6 +145,8 @@ def finding(
             where = ""
         message = f"{count:,} of {queries} cannot be run: {result.kinds}{where}; {effect}"
     other = "" if scored else "remove the rows, unless only a limit stopped them"
+    if result.split == "train" and not may_skip:
+        other = "set data.bad_rows: skip to leave the rows out"
     if is_refused and not none_left:
         other = "set data.bad_rows: skip to score the other rows"
     return Finding(
@@ -143,6 +159,14 @@ def finding(
         ids=some(list(result.failed)),
         details={"run": result.run, "errors": {row: failed.error for row, failed in _first(result.failed)}},
     )
+
+
+def _unchecked(result: Check) -> Finding | None:
+    """Return that time was not enough for all reference queries, or None if it was."""
+    if result.run == result.rows:
+        return None
+    message = f"{result.run:,} of the {result.rows:,} reference queries of {result.split} were run, and none failed"
+    return Finding(kind="unchecked_queries", level="info", message=message, split=result.split, count=result.run)
 
 
 def _first(failed: dict[str, Result]) -> list[tuple[str, Result]]:

@@ -135,6 +135,20 @@ class Text2SQL(TextToText):
         findings += [repeated] if repeated else []
         return [*findings, *self._database_faults(), *self._hidden_schemas()]
 
+    def unusable(self, examples: Sequence[Example]) -> Mapping[str, Problem]:
+        """Return the rows whose query fails on its database, except those that only a limit stopped."""
+        failed = references.check("train", examples, self._reference, all_rows=False).failed
+        return {
+            row: Problem(
+                f"the query fails ({result.error})",
+                "a query that runs on the database of its row",
+                "correct it or the database",
+                field="sql",
+            )
+            for row, result in failed.items()
+            if not result.limit
+        }
+
     def files(self) -> list[list[Any]]:
         """Return name, size and time of the databases that rows use, and of their journals."""
         return [list(fact) for path in sorted(map(Path, self.facts.paths.values())) for fact in source(path).stamp]
