@@ -185,6 +185,23 @@ def test_one_database_is_learned_from_the_queries(model: str, form: str, epochs:
         assert "full: to ask about tables that no query of train uses" in found.why["data.schema_in_prompt"]
 
 
+@pytest.mark.parametrize("name", ["company.db", "firm/companies.db", "nowhere/company.sqlite"])
+def test_a_missing_database_is_named_with_those_that_exist(name: str, folder: Path) -> None:
+    write_database(folder / "firm" / "company.db")
+    write_csv(folder / "firm" / "questions.csv", questions())
+    with pytest.raises(DataError) as caught:
+        propose(["firm/questions.csv", name])
+    [problem] = caught.value.problems
+    assert (problem.where, problem.found, problem.expected) == (name, "there is no such database", "a SQLite file")
+    assert problem.fix == "databases found there: firm/company.db"
+
+
+def test_a_missing_database_without_others(folder: Path) -> None:
+    write_csv(folder / "questions.csv", questions())
+    with pytest.raises(DataError, match="No SQLite database is next to it"):
+        propose(["questions.csv", "company.db"])
+
+
 def test_tables_and_the_queries_that_run_on_them_are_named(folder: Path) -> None:
     write_database(folder / "firm" / "company.db")
     write_csv(folder / "firm" / "questions.csv", questions())

@@ -25,7 +25,7 @@ from fulltune.pipeline.proposal.choose import Choice, choose
 from fulltune.pipeline.proposal.config_text import Line, Section, reasons, to_mapping, to_text
 from fulltune.pipeline.proposal.language import count_languages, language_of
 from fulltune.pipeline.proposal.queries import Queries
-from fulltune.pipeline.proposal.sources import Sources, sort_sources
+from fulltune.pipeline.proposal.sources import Sources, missing_database, sort_sources
 from fulltune.records.run import FileFormat, Model
 from fulltune.runtime import paths
 from fulltune.runtime.files import atomic_text, store_errors
@@ -158,6 +158,10 @@ def _check_names(names: Sequence[str], file: Path, force: bool) -> None:
     except ConfigError as error:
         refused += error.problems
     for name in names:
+        absent = missing_database(name, names)
+        if absent is not None:
+            missing.append(absent)
+            continue
         try:
             if not paths.matches(name):
                 locate(name)

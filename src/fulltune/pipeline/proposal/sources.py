@@ -18,6 +18,9 @@ from fulltune.runtime import paths
 
 _SQLITE = b"SQLite format 3\0"
 
+#: Databases that a message lists.
+_SHOWN = 8
+
 #: Usual endings of SQLite files.
 _DATABASE_ENDINGS = frozenset({".db", ".db3", ".sqlite", ".sqlite3"})
 
@@ -65,6 +68,18 @@ def sort_sources(names: Sequence[str]) -> Sources:
         raise _nothing(given, databases)
     near = databases or list(_databases_near(Path(sources.train[0])))
     return Sources(sources.train, sources.valid, sources.eval, tuple(near), sources.others, sources.ignored)
+
+
+def missing_database(name: str, names: Sequence[str]) -> Problem | None:
+    """Return the problem of a database that does not exist, with those next to it and to the other ``names``."""
+    path = paths.user_path(name)
+    if path.suffix.lower() not in _DATABASE_ENDINGS or paths.exists(path):
+        return None
+    places = dict.fromkeys(paths.user_path(one).parent for one in (name, *names))
+    found = [str(one) for place in places for one in _databases_near(place / "any")]
+    shown = ", ".join(dict.fromkeys(found[:_SHOWN])) + (" …" if len(found) > _SHOWN else "")
+    fix = f"databases found there: {shown}" if found else "no SQLite database is next to it: correct the path"
+    return Problem("there is no such database", "a SQLite file", fix, name)
 
 
 def _check_databases(names: Sequence[str]) -> None:
