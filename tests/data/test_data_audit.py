@@ -564,3 +564,20 @@ def test_real_contracts() -> None:
     assert found(result, "near_duplicates").count == 97
     assert len(result.leaked_ids) == 14
     assert {pair[2] for pair in found(result, "leaks").details["pairs"]} == {"near"}
+
+
+def test_line_ends_that_were_replaced_are_noted_once(tmp_path: Path) -> None:
+    tables = []
+    for name, ending in (("train", "\r\n"), ("eval", "\n")):
+        for number in range(3):
+            file = tmp_path / name / f"{number}.txt"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(f"{distinct(number)}{ending}{name}{ending}".encode())
+        tables.append(load_table(str(tmp_path / name), [Column("text", str)], config().data))
+    train, evaluation = tables
+    examples = [[Example(row.id, "", row.fields["text"]) for row in one] for one in tables]
+    found = audit(
+        train=train, evaluation=evaluation, train_examples=examples[0], eval_examples=examples[1], config=config()
+    )
+    [noted] = [one for one in found.findings if one.kind == "line_ends"]
+    assert (noted.level, noted.message) == ("info", "3 rows have Windows line ends (CR LF), which are read as LF")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fulltune.config import DataConfig
 from fulltune.data.load import Column, Table, available_columns, load_table
-from fulltune.data.values import clean_number, is_blank
+from fulltune.data.values import clean_number, is_blank, with_line_feeds
 from fulltune.errors import DataError, Problem
 
 TEXT_LABEL = (Column("text", str), Column("label", str))
@@ -122,6 +122,23 @@ def test_every_format_gives_the_same_rows(write_rows: Callable[[Path], str], tmp
     assert table.problems == ()
     assert table.sha256 == load(json_lines(tmp_path / "same.jsonl", ROWS)).sha256
     assert len({row.id for row in table}) == len(ROWS)
+
+
+def test_line_ends_of_texts_are_line_feeds_in_every_format(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_bytes(b"one\r\ntwo\rthree\n")
+    (tmp_path / "cells.csv").write_bytes(b'text\r\n"one\r\ntwo"\r\nplain\r\n')
+    (tmp_path / "lines.jsonl").write_text('{"text": "one\\r\\ntwo"}\r\n{"text": "plain"}\r\n', newline="")
+    for source, texts, changed in (
+        ("texts", ["one\ntwo\nthree\n"] * 2, 2),
+        ("cells.csv", ["one\ntwo", "plain"], 1),
+        ("lines.jsonl", ["one\ntwo", "plain"], 1),
+    ):
+        table = load(tmp_path / source, TEXT)
+        assert [row.fields["text"] for row in table] == texts
+        assert table.line_ends == changed
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -511,7 +528,7 @@ def test_what_is_written_comes_back(texts: list[str]) -> None:
         csv_path = write(Path(folder) / "rows.csv", buffer.getvalue())
         for path in (json_path, csv_path):
             table = load(path, TEXT)
-            assert [row.fields["text"] for row in table] == kept
+            assert [row.fields["text"] for row in table] == [with_line_feeds(text) for text in kept]
             assert table.problems == ()
 
 

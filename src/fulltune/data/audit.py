@@ -76,6 +76,7 @@ def audit(
     findings = [
         *_bad_rows(tables, config.data.bad_rows == "skip"),
         *_assumed(tables),
+        *_line_ends(tables),
         *_sizes(train_examples, eval_examples, config.train),
     ]
     findings += overlapping.findings
@@ -156,6 +157,18 @@ def _assumed(tables: Mapping[str, Table]) -> Iterator[Finding]:
                         fix="write their texts to .txt files" if is_left_out else "check that it is right",
                         split=split,
                     )
+
+
+def _line_ends(tables: Mapping[str, Table]) -> Iterator[Finding]:
+    """Yield one finding if texts had line ends of Windows (or of old Macs)."""
+    count = sum(table.line_ends for table in tables.values())
+    if count:
+        yield Finding(
+            kind="line_ends",
+            level="info",
+            message=f"{rows(count, 'have')} Windows line ends (CR LF), which are read as LF",
+            count=count,
+        )
 
 
 def _sizes(train: Sequence[ExampleLike], evaluation: Sequence[ExampleLike], settings: TrainConfig) -> Iterator[Finding]:

@@ -78,6 +78,7 @@ class Table(Sequence[Row]):
         problems: Problems of the bad rows.
         label_kind: How labels are written: ``"text"``, ``"a number"``, or ``""`` without labels.
         files: How the files were read; those read in the same way are listed once, by the first of them.
+        line_ends: Number of rows with a text whose line ends were replaced by LF.
         merged: Labels of several spellings that ``data.merge_labels`` merged: name → spelling → ids of its rows.
     """
 
@@ -86,6 +87,7 @@ class Table(Sequence[Row]):
     problems: tuple[Problem, ...] = ()
     label_kind: str = ""
     files: tuple[FileFormat, ...] = ()
+    line_ends: int = 0
     merged: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -205,7 +207,14 @@ def load_table(
     loading.write_numbers()
     if not loading.rows and not (may_be_empty and loading.others):
         raise DataError(loading.problems or [_no_rows(data, split, loading.others, place)])
-    return Table(named, tuple(loading.rows), tuple(loading.problems), kind, merged_formats(loading.files))
+    return Table(
+        named,
+        tuple(loading.rows),
+        tuple(loading.problems),
+        kind,
+        merged_formats(loading.files),
+        line_ends=loading.line_ends,
+    )
 
 
 def merged_formats(files: Sequence[FileFormat]) -> tuple[FileFormat, ...]:
@@ -301,6 +310,7 @@ class _Loading:
         self.names: dict[str, type | None] = dict.fromkeys(opened.columns or ())
         #: Number of rows of other splits.
         self.others = 0
+        self.line_ends = 0
         self._readers = readers
         self._split = split
         self._marks = next((reader.name for reader in readers if reader.column.role == "split"), None)
@@ -354,6 +364,7 @@ class _Loading:
             identity = values.pop("id", where)
             first = self._ids.setdefault(identity, where)
             if first is where:
+                self.line_ends += any("\r" in str(raw.get(reader.name)) for reader in wanted if not reader.labels)
                 self.rows.append(Row(identity, where, values, self._folder(raw)))
                 self._kinds.append(kind_of_label(raw.get(self._labels.name)) if self._labels else "")
                 return

@@ -24,7 +24,8 @@ _UNDECODED = re.compile("(?<![\ud800-\udbff])[\udc80-\udcff]")
 def clean(value: Any, role: str, *, may_be_empty: bool = False) -> Any:
     """Return the value as the role needs it, or a :class:`Problem` without a position.
 
-    Texts are unchanged, including spaces. Ids and groups are stripped, and integers are converted to text.
+    Texts are unchanged, including spaces; only their line ends become LF. Ids and groups are stripped, and integers are
+    converted to text.
     """
     if value is None:
         if may_be_empty:
@@ -46,7 +47,10 @@ def clean_number(value: Any, kind: type) -> Any:
 
 
 def clean_text(value: Any, *, may_be_empty: bool = False) -> str | Problem:
-    """Return well-formed text unchanged, or a :class:`Problem` without a position."""
+    """Return well-formed text with LF as line ends, or a :class:`Problem` without a position.
+
+    Texts from Windows would otherwise have a token of their own at the end of every line.
+    """
     if not isinstance(value, str):
         return Problem(describe(value), "text", "write it as text, or remove the row")
     if not may_be_empty and is_blank(value):
@@ -60,7 +64,12 @@ def clean_text(value: Any, *, may_be_empty: bool = False) -> str | Problem:
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         fix = "correct the escape (\\ud83d\\ude00 is one character)"
         return Problem("half of a surrogate pair", "well-formed Unicode", fix)
-    return value
+    return with_line_feeds(value)
+
+
+def with_line_feeds(text: str) -> str:
+    """Return a text whose line ends are LF, whichever it has."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def is_invisible(character: str) -> bool:

@@ -298,7 +298,8 @@ def _folded(data: DataConfig, folds: int, seed: int, columns: Sequence[Column], 
         return pairs[data.fold - 1]
     evaluated = {row.id for _, fold in pairs for row in fold}
     rows = tuple(row for row in train if row.id in evaluated)
-    return train, replace(train, source=f"{folds} folds of {train.source}", rows=rows, problems=(), merged={})
+    source = f"{folds} folds of {train.source}"
+    return train, replace(train, source=source, rows=rows, problems=(), line_ends=0, merged={})
 
 
 def _merged(data: DataConfig, table: Table, train: Table | None = None) -> Table:
