@@ -31,7 +31,7 @@ import fulltune
 from fulltune.config import Config
 from fulltune.experiments.lr_find import weights_sha256
 from fulltune.pipeline.job import checked_task_and_method
-from fulltune.pipeline.loading import load_model
+from fulltune.pipeline.model_loading import load_model
 from fulltune.runtime import plugins
 from fulltune.tasks import dataset
 from fulltune.training.fit import TrainingResult, fit

@@ -22,7 +22,7 @@ from fulltune.config import load_config
 from fulltune.evaluation.baselines.catalog import gather, predictor
 from fulltune.models import likelihoods
 from fulltune.models.prefix_cache import PrefixCache
-from fulltune.pipeline import job, loading
+from fulltune.pipeline import job, model_loading
 from fulltune.tasks import dataset
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     config = load_config(asked.config)
     task, _ = job.checked_task_and_method(config)
     task, data = dataset.prepare(config, task)
-    base = loading.load_model(config, task, "runs")
+    base = model_loading.load_model(config, task, "runs")
     given = gather(config, task, data, base, len(data.train.examples))
     rows, found = data.eval.examples[: asked.rows], dict[str, Any]()
     for name in ("zero_shot", "few_shot"):

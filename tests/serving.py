@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.serve.limits import Limits
 from fulltune.serve.server import Ready, Server
 

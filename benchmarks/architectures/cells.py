@@ -24,7 +24,7 @@ from fulltune.models.bundle import Bundle
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.models.inference import Text
 from fulltune.pipeline.job import checked_task_and_method
-from fulltune.pipeline.loading import load_model
+from fulltune.pipeline.model_loading import load_model
 from fulltune.records.run import Prediction, Step
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.kernels.calibration import dump_choices, has_exact_onednn

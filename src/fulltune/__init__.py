@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from fulltune.pipeline.ask import ask as ask
     from fulltune.pipeline.export.export import export as export
     from fulltune.pipeline.judge import Judge as Judge
-    from fulltune.pipeline.loaded import LoadedModel as LoadedModel
-    from fulltune.pipeline.loaded import load as load
+    from fulltune.pipeline.loaded_model import LoadedModel as LoadedModel
+    from fulltune.pipeline.loaded_model import load as load
     from fulltune.pipeline.predict import predict as predict
     from fulltune.pipeline.proposal.propose import init as init
     from fulltune.pipeline.publish import publish as publish
@@ -83,8 +83,8 @@ _EXPORTS = {
     "soup": "fulltune.experiments.soup",
     "export": "fulltune.pipeline.export.export",
     "Judge": "fulltune.pipeline.judge",
-    "load": "fulltune.pipeline.loaded",
-    "LoadedModel": "fulltune.pipeline.loaded",
+    "load": "fulltune.pipeline.loaded_model",
+    "LoadedModel": "fulltune.pipeline.loaded_model",
     "predict": "fulltune.pipeline.predict",
     "publish": "fulltune.pipeline.publish",
     "interpolate": "fulltune.experiments.interpolation",

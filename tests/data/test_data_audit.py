@@ -110,7 +110,7 @@ def test_good_data_gives_no_error_and_no_warning() -> None:
 def test_the_three_kinds_of_duplicates_within_train() -> None:
     copies = [(SENTENCE, "a"), (SENTENCE, "a"), (SENTENCE.upper() + "!", "a"), (SENTENCE + " now", "a")]
     result = look([*TRAIN, *copies], EVAL)
-    for kind, place in (("exact", 102), ("normalised", 103), ("near", 104)):
+    for kind, place in (("exact", 102), ("normalized", 103), ("near", 104)):
         finding = found(result, f"{kind}_duplicates")
         assert (finding.count, finding.ids) == (1, (f"train:{place}",))
         assert finding.details["pairs"][0][:3] == [f"train:{place}", "train:101", kind]
@@ -146,7 +146,7 @@ def test_a_leak_is_the_same_input_with_the_same_target() -> None:
     result = look(train, evaluation)
     leaks = found(result, "leaks")
     assert result.leaked_ids == leaks.ids == ("eval:61", "eval:62", "eval:63")
-    assert leaks.details["kinds"] == {"exact": 1, "normalised": 1, "near": 1}
+    assert leaks.details["kinds"] == {"exact": 1, "normalized": 1, "near": 1}
     assert leaks.details["pairs"][2][:3] == ["eval:63", "train:102", "near"]
     assert (leaks.level, result.summary().leaked_rows) == ("warning", 3)
     conflict = found(result, "eval_conflicts")
@@ -161,9 +161,9 @@ def test_leaks_in_disguise() -> None:
     """Look-alike letters, invisible characters, and one long word in twenty-one."""
     words = SENTENCE.split()
     disguised = [
-        (SENTENCE.replace("o", "\u043e").replace("e", "\u0435"), "normalised"),
-        (SENTENCE.replace("th", "t\u200bh") + "\ufeff", "normalised"),
-        (SENTENCE.upper().replace("T", "\u0422"), "normalised"),
+        (SENTENCE.replace("o", "\u043e").replace("e", "\u0435"), "normalized"),
+        (SENTENCE.replace("th", "t\u200bh") + "\ufeff", "normalized"),
+        (SENTENCE.upper().replace("T", "\u0422"), "normalized"),
         (" ".join([*words[:5], "circumnavigates", *words[6:]]), "near"),
     ]
     result = look([*TRAIN, (SENTENCE, "a")], [*EVAL, *((text, "a") for text, _ in disguised)])
@@ -173,7 +173,7 @@ def test_leaks_in_disguise() -> None:
     ]
     message = found(result, "leaks").message
     assert "4 of 64 rows of eval also occur in train with the same target" in message
-    assert "(3 normalised, 1 near)" in message  # codespell:ignore normalised
+    assert "(3 normalized, 1 near)" in message
 
 
 def test_rows_that_differ_in_numbers_only_are_a_warning() -> None:

@@ -33,7 +33,7 @@ def test_recited_text_is_counted_for_answers_references_and_base() -> None:
         "references": {"share": 0.0, "copied": 0, "runs": 5},
         "zero_shot": {"share": 0.0, "copied": 0, "runs": 2},
     }
-    assert plain_details({"memorisation": found}) == [
+    assert plain_details({"memorization": found}) == [
         ("Verbatim from train", "100% of 2 sequences of 8 words (references 0%, zero-shot 0%)")
     ]
 
@@ -101,7 +101,7 @@ def test_recitation_is_in_the_record_and_the_report(tmp_path: Path) -> None:
         },
         out=tmp_path / "runs",
     )
-    found = record.details["memorisation"]
+    found = record.details["memorization"]
     assert found["tuned"]["share"] == 1.0
     assert found["tuned"]["runs"] > 3
     assert found["references"] == {"share": 0.0, "copied": 0, "runs": 2}

@@ -26,7 +26,7 @@ from fulltune.config import load_config
 from fulltune.errors import ConfigError, ModelError
 from fulltune.models.bundle import Bundle
 from fulltune.models.save import save_model
-from fulltune.pipeline import job, loading
+from fulltune.pipeline import job, model_loading
 from fulltune.tasks import prompts
 from fulltune.tasks.base import Example, Task
 
@@ -69,7 +69,7 @@ def loaded(folder: Path, **data: Any) -> tuple[Task, Bundle]:
         }
     )
     task, _ = job.checked_task_and_method(config)
-    return task, loading.load_model(config, task, "runs")
+    return task, model_loading.load_model(config, task, "runs")
 
 
 #: Codes of each tokenizer: source and target.

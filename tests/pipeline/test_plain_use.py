@@ -21,7 +21,7 @@ from transformers import (
 from fulltune.config import load_config
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
-from fulltune.pipeline import job, loading
+from fulltune.pipeline import job, model_loading
 from fulltune.records.run import Prediction
 from fulltune.tasks.base import Example, Task
 
@@ -59,7 +59,7 @@ class Saved:
         """Write the folder and return the report's answers."""
         task, _ = job.checked_task_and_method(self.config)
         task = task.fit(examples, examples)
-        bundle = loading.load_model(self.config, task, "runs", head=task.head)
+        bundle = model_loading.load_model(self.config, task, "runs", head=task.head)
         save.save_model(bundle, self.folder)
         self.task: Task = task
         self.bundle: Bundle = bundle

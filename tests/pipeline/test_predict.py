@@ -26,7 +26,7 @@ import fulltune
 from fulltune.cli.main import app
 from fulltune.errors import ConfigError, DataError, FulltuneError, StoreError
 from fulltune.pipeline import predict as predicting
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.records.run import Recommendation
 from fulltune.serve.server import server_of
 

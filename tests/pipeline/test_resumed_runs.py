@@ -270,7 +270,7 @@ def test_a_run_is_locked_by_one_process(tmp_path: Path) -> None:
 def test_a_run_without_a_config_is_reported(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, "early").close("failed")
     with pytest.raises(StoreError, match="this run has no config yet"):
-        resume.config_of("early", tmp_path)
+        resume.config_to_resume("early", tmp_path)
 
 
 # ---- doctor --resume ----

@@ -44,7 +44,7 @@ BEFORE_THE_MODEL = (
     "models.sources",
     "models.token_ids",
     "pipeline.job",
-    "pipeline.loading",
+    "pipeline.model_loading",
     "pipeline.resume",
     "evaluation.prompt_use",
     "pipeline.run",

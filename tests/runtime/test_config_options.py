@@ -153,7 +153,7 @@ def test_a_run_uses_the_options(file: Path, tmp_path: Path, monkeypatch: pytest.
         seen.append(config)
         raise ConfigError("stopped here")
 
-    monkeypatch.setattr("fulltune.pipeline.opened.prepare_job", prepare)
+    monkeypatch.setattr("fulltune.pipeline.open_run.prepare_job", prepare)
     with pytest.raises(ConfigError, match="stopped here"):
         fulltune.run(file, train={"epochs": 9}, out=tmp_path)
     assert [config.train.epochs for config in seen] == [9]

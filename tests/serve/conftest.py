@@ -12,7 +12,7 @@ from answering import sentence
 from serving import rows_file
 
 import fulltune
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 
 LABELS = ("film", "law", "tale")
 

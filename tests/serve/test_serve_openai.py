@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from serving import Site, listening, server_of, site
 
 from fulltune.models import inference
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.serve.batching import first_stop
 from fulltune.serve.limits import Limits
 from fulltune.serve.streaming import Piece, Stream

@@ -13,8 +13,8 @@ from answering import sentence
 from serving import Gate, Site, server_of, site, until
 
 import fulltune
-from fulltune.pipeline.answer_files import json_line
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
+from fulltune.pipeline.output_file import json_line
 from fulltune.serve.limits import Limits
 
 TEXTS = [sentence(index) for index in range(20)]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import Site, server_of, site
 
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.serve.limits import Limits
 
 TOKEN = "0123456789abcdef-token"

@@ -15,7 +15,7 @@ from answering import sentence
 from serving import Gate, Site, server_of, site, until
 
 from fulltune.errors import FulltuneError
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.records.run import ModelInfo
 from fulltune.serve import server as servers
 from fulltune.serve.limits import Limits
@@ -58,7 +58,7 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture(autouse=True)
 def known_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the label names from the model: these versions have no record, and their rows are gone."""
-    monkeypatch.setattr("fulltune.pipeline.loaded.with_labels", lambda task, settings, run: task)
+    monkeypatch.setattr("fulltune.pipeline.loaded_model.with_labels", lambda task, settings, run: task)
 
 
 def following(registry: Registry, name: str = f"{NAME}@production", limits: Limits | None = None) -> Server:

@@ -19,7 +19,7 @@ from fulltune.errors import ModelError
 from fulltune.evaluation.baselines.cache import cache_parts
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
-from fulltune.pipeline.loading import load_model
+from fulltune.pipeline.model_loading import load_model
 from fulltune.tasks import chat, dataset, prompts
 from fulltune.tasks.causal_lm import CausalLM
 from fulltune.tasks.prompts import Wording

@@ -34,7 +34,7 @@ def _launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 
 def test_one_process_changes_nothing() -> None:
     assert engines.arguments(_config().train) == {}
-    assert not engine_check.is_sharded()
+    assert not engine_check.is_sharded_launch()
     engine_check.check(_config(regularize={"ewc": 1.0}))
 
 

@@ -42,7 +42,7 @@ _DISTORTING = (
     "nothing_to_learn",
     "truncated",
     "exact_duplicates",
-    "normalised_duplicates",
+    "normalized_duplicates",
 )
 
 

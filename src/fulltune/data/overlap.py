@@ -22,11 +22,11 @@ LEAKED = "of eval also occur in train with the same target"
 #: Inputs whose targets a message shows, targets of each, and characters of a text.
 _SHOWN, _TARGETS, _LENGTH = 2, 3, 60
 
-MatchKind = Literal["exact", "normalised", "near"]
+MatchKind = Literal["exact", "normalized", "near"]
 
 _WORDS: Mapping[MatchKind, str] = {
     "exact": "identical to",
-    "normalised": "equal, except for case, whitespace, punctuation, and invisible or look-alike characters, to",
+    "normalized": "equal, except for case, whitespace, punctuation, and invisible or look-alike characters, to",
     "near": f"nearly equal (Jaccard ≥ {THRESHOLD} of character 5-grams, or at most one word in 20 differs) to",
 }
 
@@ -109,7 +109,7 @@ class Seen:
         if match := choose(self._exact.get(entry.text, {})):
             yield Match("exact", entry, match)
         if match := choose(self._normal.get(entry.normal, {})):
-            yield Match("normalised", entry, match)
+            yield Match("normalized", entry, match)
 
         def chosen(position: int) -> Entry | None:
             return choose(self._normal[self._near.texts[position]])

@@ -24,14 +24,14 @@ from fulltune.evaluation.retention import BaseOutputs
 from fulltune.models import save
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import checked_task_and_method
-from fulltune.pipeline.loading import find_model, load_model
+from fulltune.pipeline.model_loading import find_model, load_model
 from fulltune.records.run import Model, Record, Retention, Score, left_out
 from fulltune.report import pareto
 from fulltune.report.retention import worst
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
-from fulltune.store.runs import named, resolve
+from fulltune.store.runs import name_and_folder, resolve
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.dataset import Data
@@ -142,7 +142,7 @@ def interpolate(
         FulltuneError: The run, its base or its data cannot be loaded.
     """
     wanted, progress = _checked(alphas), progress_of(progress)
-    run, out = named(run, out)
+    run, out = name_and_folder(run, out)
     folder = resolve(run, out)
     config = _with_budget(load_config(folder / "config.yaml"))
     refuse_folds(config, "the choice of a mixture")

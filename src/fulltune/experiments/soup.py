@@ -19,12 +19,12 @@ from fulltune.errors import IncompatibleError, Problem, StoreError
 from fulltune.evaluation import evaluate
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import checked_task_and_method
-from fulltune.pipeline.loading import load_model
+from fulltune.pipeline.model_loading import load_model
 from fulltune.records.run import Model, Record, Retention, Score, left_out, read_record
 from fulltune.runtime.files import store_errors
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.store.registry.register import register_derived
-from fulltune.store.runs import named, resolve
+from fulltune.store.runs import name_and_folder, resolve
 from fulltune.tasks import dataset
 
 #: Keys of a checkpoint's config that must be the same for its weights to mean the same.
@@ -72,7 +72,7 @@ def soup(
     """
     if len(sources) < 2:
         raise IncompatibleError(f"{len(sources)} models", expected="two or more to average", fix="name more runs")
-    places = [named(source, out) for source in sources]
+    places = [name_and_folder(source, out) for source in sources]
     names = [name for name, _ in places]
     folders = [_folder(name, place) for name, place in places]
     _check_configs(names, folders)

@@ -40,8 +40,8 @@ def finish(job: Job, model: Bundle, trained: TrainingResult, folder: RunFolder) 
     metric = task.metrics[0]
     if distributed.is_main():
         method.save(model, adapter_folder)
-    adapter = AdapterInfo(bytes=folder_bytes(adapter_folder), merged=not method.stays_apart)
-    if method.is_beside:
+    adapter = AdapterInfo(bytes=folder_bytes(adapter_folder), merged=method.stored_as != "adapter")
+    if method.stored_as == "merged":
         rows = job.data.eval.examples[:CHECKED]
         before = _score(task, model, rows, metric)
         method.merge(model)
@@ -54,7 +54,7 @@ def finish(job: Job, model: Bundle, trained: TrainingResult, folder: RunFolder) 
 
 def _write_model(method: Method, model: Bundle, place: Path) -> None:
     """Write a plain model folder; for a soft prompt, which is no part of the weights, the adapter and the tokenizer."""
-    if not method.stays_apart:
+    if method.stored_as != "adapter":
         save.save_model(model, place)
     elif distributed.is_main():
         method.save(model, place)

@@ -13,7 +13,7 @@ from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, ModelError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
 from fulltune.models.sources import ModelFiles, check_name, exported_folder, find
-from fulltune.pipeline.loading import config_of, load_model
+from fulltune.pipeline.model_loading import config_path, load_model
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
 from fulltune.store.registry.registry import reference
@@ -343,7 +343,7 @@ def with_chat_date_of(config: Config, name: str, out: str | Path) -> Config:
     if config.data.chat_date is not None:
         return config
     try:
-        day = load_config(config_of(name, out)).data.chat_date
+        day = load_config(config_path(name, out)).data.chat_date
     except StoreError:  # any other checkpoint
         return config
     return with_chat_date(config, day)

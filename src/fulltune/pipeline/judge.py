@@ -11,13 +11,13 @@ from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError, DataError
 from fulltune.evaluation.prediction_files import Answers
 from fulltune.evaluation.verdict import verdict
-from fulltune.pipeline import loading
+from fulltune.pipeline import model_loading
 from fulltune.pipeline.job import checked_task_and_method, with_chat_date_of
 from fulltune.records.run import Prediction, Record, Score
 from fulltune.records.verdict import PairVerdict
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.progress import Progress, progress_of
-from fulltune.store.runs import named
+from fulltune.store.runs import name_and_folder
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Task
 
@@ -125,7 +125,7 @@ class Judge:
 
         with borrowed(model, tokenizer) as bundle:
             config = self.config.model_copy(update={"model": bundle.info.source})
-            bundle = loading.for_task(bundle, config, self.task)
+            bundle = model_loading.for_task(bundle, config, self.task)
             if bundle.head != self.task.head and bundle.head == "classification":
                 raise ConfigError(
                     f"a model with a classification head for the task {self.task.name}",
@@ -156,13 +156,13 @@ class Judge:
     # ---- Kinds of models ----
 
     def _named(self, model: str | Path | Record) -> Judged:
-        name, out = named(model, self.out)
+        name, out = name_and_folder(model, self.out)
         config = with_chat_date_of(self.config, name, out)
-        task, bundle, system = loading.find_model(config, self.task, name, out)
+        task, bundle, system = model_loading.find_model(config, self.task, name, out)
         own = bundle.stored_head
         if system == "zero_shot" and task.head == "classification" and own and _order(task, own.labels):
             config = config.model_copy(update={"model": name})
-            bundle = loading.load_model(config, task, out, head="classification", labels=())
+            bundle = model_loading.load_model(config, task, out, head="classification", labels=())
             task = _with_labels_of(task, bundle)
         return self._scored(task, bundle)
 

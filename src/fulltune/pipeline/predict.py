@@ -18,13 +18,12 @@ from fulltune.data.raw import Options
 from fulltune.data.read import open_source
 from fulltune.data.values import clean
 from fulltune.errors import ConfigError, DataError, FulltuneError, Problem, closest
-from fulltune.metrics import wording
-from fulltune.pipeline.answer_files import Dialect, Journal, check_output, json_line, open_journal, write_rows
-from fulltune.pipeline.answering import Answering, WithQueries
-from fulltune.pipeline.baseline_answers import SCORES_ONLY, check_baseline, load_baseline, parted
-from fulltune.pipeline.loaded import Asking, asking
+from fulltune.pipeline.answerer import Answerer, WithQueries
+from fulltune.pipeline.baseline_model import check_baseline, load_baseline, parted
+from fulltune.pipeline.loaded_model import unloaded_model
+from fulltune.pipeline.output_file import Dialect, Journal, check_output, json_line, open_journal, write_rows
 from fulltune.records.predictions import Predictions, Unanswered
-from fulltune.records.run import FileFormat, Record, read_record
+from fulltune.records.run import FileFormat, Record
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.rows_file import paths_of
 from fulltune.runtime.version import __version__
@@ -196,34 +195,21 @@ def predict(
         output = Path(output).expanduser()
         check_output(output, force=force)
     run, baseline = parted(name)
-    asked = asking(run, config, out, overrides, options)
+    unloaded = unloaded_model(run, config, out, overrides, options)
     if baseline:
-        check_baseline(asked, baseline)
-    check_queries(asked.task, execute=execute, database=database)
+        check_baseline(unloaded, baseline)
+    check_queries(unloaded.task, execute=execute, database=database)
     if max_rows < 1:
         raise ConfigError(f"{max_rows}", expected="at least one row", field="--max-rows")
-    source = source_of(data, asked.config)
-    request = request_of(asked.task, asked.config, source, database, prefix, execute=execute)
-    model: Answering = load_baseline(asked, baseline) if baseline else asked.load()
-    if asked.task.name == "text2sql":
-        model = WithQueries(model, asked.config.evaluation.sql_seconds, max_rows if execute else None)
-    work = _Work(model, source, request, progress_of(progress), "" if baseline else rejection(asked))
+    source = source_of(data, unloaded.config)
+    request = request_of(unloaded.task, unloaded.config, source, database, prefix, execute=execute)
+    model: Answerer = load_baseline(unloaded, baseline) if baseline else unloaded.load()
+    if unloaded.task.name == "text2sql":
+        model = WithQueries(model, unloaded.config.evaluation.sql_seconds, max_rows if execute else None)
+    work = _Work(model, source, request, progress_of(progress), "" if baseline else unloaded.warning)
     if isinstance(output, Path):
         return work.to_file(output, force=force)
     return work.in_memory() if output is None else work.to_stream(output)
-
-
-def rejection(asked: Asking) -> str:
-    """Return that the run of a tuned model was rejected or stopped, and why; empty for any other model."""
-    if asked.run is None or not (asked.run / "record.json").is_file():
-        return ""
-    record = read_record(asked.run)
-    if record.outcome not in ("rejected", "stopped"):
-        return ""
-    why = f": {record.reasons[0].splitlines()[0]}" if record.reasons else ""
-    use = record.recommendation.use if record.recommendation and record.task != SCORES_ONLY else ""
-    instead = f"; `fulltune predict {asked.name}#{use}` answers with {wording.system(use)}" if use else ""
-    return f"This model was {record.outcome}{why}{instead}."
 
 
 def source_of(data: Any, config: Config) -> RowSource:
@@ -278,7 +264,7 @@ def _no_input(task: Task, config: Config, available: Sequence[str], source: RowS
 
 
 def _blocks(
-    model: Answering, rows: Iterator[_Item], request: Request
+    model: Answerer, rows: Iterator[_Item], request: Request
 ) -> Iterator[tuple[list[_Item], list[dict[str, Any]]]]:
     """Yield blocks of rows and their answers."""
     while items := list(islice(rows, model.block)):
@@ -327,7 +313,7 @@ class _Work:
     """One call: a model, rows, and where it reports."""
 
     def __init__(
-        self, model: Answering, source: RowSource, request: Request, progress: Progress, warning: str = ""
+        self, model: Answerer, source: RowSource, request: Request, progress: Progress, warning: str = ""
     ) -> None:
         self.model = model
         self.source = source

@@ -247,7 +247,7 @@ def _details(
     # With folds, the rows of train are those that were answered.
     compares = task.head == "lm" and not task.config.data.is_crossed
     copied = memorization(predictions, _answers(data)) if compares else None
-    return details | ({"memorisation": copied} if copied else {})
+    return details | ({"memorization": copied} if copied else {})
 
 
 def constant_answer(predictions: Iterable[Prediction]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from fulltune.config import Config, dump_config, load_config
 from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.models.tokenizing import tokenizer_sha256
 from fulltune.pipeline.job import Job, with_chat_date
-from fulltune.pipeline.loading import load_model
+from fulltune.pipeline.model_loading import load_model
 from fulltune.runtime import distributed, version
 from fulltune.runtime.files import to_json
 from fulltune.runtime.signals import terminable
@@ -49,14 +49,14 @@ class Interrupted(KeyboardInterrupt):
     """A run was interrupted; the message has the command that resumes it."""
 
 
-def named(run: str | Path, out: str | Path) -> tuple[str, Path]:
+def run_to_resume(run: str | Path, out: str | Path) -> tuple[str, Path]:
     """Return the id of a run to resume and its runs folder; ``latest`` is the newest run that has not finished.
 
     Raises:
         StoreError: All runs have finished.
     """
     if run != "latest":
-        return runs.named(run, out)
+        return runs.name_and_folder(run, out)
     ended = ("finished", "running")
     open_runs = [run.run_id for run in list_runs(out) if run.status.state not in ended and not runs.is_part(run.path)]
     if not open_runs:
@@ -76,7 +76,7 @@ def unfinished(config: Config, out: str | Path) -> str | None:
     return None
 
 
-def config_of(run: str | Path, out: str | Path) -> Path:
+def config_to_resume(run: str | Path, out: str | Path) -> Path:
     """Return the path of the config of a run to resume.
 
     Raises:

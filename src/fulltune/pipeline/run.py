@@ -22,7 +22,7 @@ from fulltune.errors import ConfigError
 from fulltune.evaluation.prompt_use import PromptCounter
 from fulltune.metrics.run_comparison import RunComparison
 from fulltune.metrics.run_comparison import compare as compare_folders
-from fulltune.pipeline import loading
+from fulltune.pipeline import model_loading
 from fulltune.pipeline import resume as resuming
 from fulltune.pipeline.fold_configs import check_folds, of_fold
 from fulltune.pipeline.job import (
@@ -33,7 +33,7 @@ from fulltune.pipeline.job import (
     with_current_chat_date,
     with_resolved_model,
 )
-from fulltune.pipeline.opened import opened
+from fulltune.pipeline.open_run import open_run
 from fulltune.pipeline.planning import stored_model
 from fulltune.pipeline.planning.quick_plan import quick_plan
 from fulltune.records.plan import Plan
@@ -45,7 +45,7 @@ from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
 from fulltune.store.registry.register import register_run
 from fulltune.store.registry.registry import evidence
-from fulltune.store.runs import named
+from fulltune.store.runs import name_and_folder
 from fulltune.tasks import dataset
 
 _log = logging.getLogger(__name__)
@@ -81,13 +81,13 @@ def run(
         FulltuneError: One clear message; see :mod:`fulltune.errors`.
     """
     if resume is not None:
-        resume, out = resuming.named(resume, out)
-        config = resuming.config_of(resume, out) if config is None else config
+        resume, out = resuming.run_to_resume(resume, out)
+        config = resuming.config_to_resume(resume, out) if config is None else config
     config = with_resolved_model(load_config(config, overrides, options=options), out)
     _check_single(config)
     progress = progress_of(progress)
     watch = Stopwatch()
-    with Warnings() as warned, opened(config, out, resume, allow_changed, progress, watch) as (job, folder):
+    with Warnings() as warned, open_run(config, out, resume, allow_changed, progress, watch) as (job, folder):
         from fulltune.pipeline import stages  # they import torch: by now the config and the rows are known to be valid
 
         planned = stages.checked_plan(job)
@@ -222,9 +222,9 @@ def evaluate(
         FulltuneError: The run, the model or the data cannot be loaded, or they do not fit each other.
     """
     progress = progress_of(progress)
-    name, out = named(name, out)
+    name, out = name_and_folder(name, out)
     if config is None:
-        config = loading.config_of(name, out)
+        config = model_loading.config_path(name, out)
     config = with_chat_date_of(load_config(config, overrides, options=options), name, out)
     refuse_folds(config, "the rows of an evaluation")
     task, _ = checked_task_and_method(config)
@@ -232,14 +232,14 @@ def evaluate(
         task, data = dataset.prepare(config, task)
         data.eval.table.complete(config.data)
         task.findings({"eval": data.eval.examples})
-    task, bundle, system = loading.find_model(config, task, name, out)
+    task, bundle, system = model_loading.find_model(config, task, name, out)
     config = with_current_chat_date(config, task, bundle)
     from fulltune.pipeline import stages
 
     prompts = PromptCounter()
     with pinned_kernels(config.speed.kernels), stages.fast_kernels(bundle.model):
         evaluation = stages.score_system(task, bundle, system, data, progress, prompts)
-    leaked = loading.left_out(name, out, data.eval.table.sha256)
+    leaked = model_loading.left_out(name, out, data.eval.table.sha256)
     return stages.evaluation_record(config, task, data, bundle, evaluation, prompts.uses(), warned, leaked)
 
 
@@ -253,4 +253,4 @@ def compare(a: str | Path | Record, b: str | Path | Record, *, out: str | Path =
     Raises:
         IncompatibleError: The scores of the two runs do not mean the same.
     """
-    return compare_folders(evidence(*named(a, out)), evidence(*named(b, out)))
+    return compare_folders(evidence(*name_and_folder(a, out)), evidence(*name_and_folder(b, out)))

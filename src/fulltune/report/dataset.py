@@ -29,7 +29,7 @@ def _details(summary: DataSummary) -> Iterator[tuple[str, str]]:
         merged = f"{summary.labels.distinct} if case, spaces and punctuation are ignored"
         yield "labels", f"{summary.labels.written} as written, {merged}: {shown}"
     if summary.labels and summary.labels.merged:
-        each = (f"{_variants(rows)}, as {named(name)}" for name, rows in summary.labels.merged.items())
+        each = (f"{_variants(rows)}, as {quoted_label(name)}" for name, rows in summary.labels.merged.items())
         yield "merged labels", listed(list(each))
     if summary.padding:
         used, random = percentage(summary.padding["used"]), percentage(summary.padding["random"])
@@ -67,17 +67,19 @@ def _truncated(splits: Mapping[str, Truncation], limit: str) -> str:
 
 def _range(classes: tuple[ClassRows, ...]) -> str:
     most, least = classes[0], classes[-1]
-    span = f"from {most.train:,} rows of train ({named(most.label)}) to {least.train:,} ({named(least.label)})"
-    return f"{len(classes)}, {span}"
+    first, last = (
+        f"{one.train:,}{of} ({quoted_label(one.label)})" for one, of in ((most, " rows of train"), (least, ""))
+    )
+    return f"{len(classes)}, from {first} to {last}"
 
 
-def named(label: str) -> str:
+def quoted_label(label: str) -> str:
     """Return a label in quotes, shortened if it is long."""
     return shorten(repr(label), 40)
 
 
 def _variants(labels: Mapping[str, int]) -> str:
-    return " = ".join(f"{named(label)} ({rows:,})" for label, rows in labels.items())
+    return " = ".join(f"{quoted_label(label)} ({rows:,})" for label, rows in labels.items())
 
 
 def leaked(leaks: Leaks) -> str:

@@ -156,7 +156,7 @@ def plain_details(details: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, value in details.items()
         if isinstance(value, str | int | float) and not isinstance(value, bool)
     ]
-    return plain + _memorization(details.get("memorisation"))
+    return plain + _memorization(details.get("memorization"))
 
 
 def _memorization(stored: Any) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from fulltune.errors import Problem, shortened
-from fulltune.pipeline.answer_files import json_line
+from fulltune.pipeline.output_file import json_line
 from fulltune.runtime.version import __version__
 from fulltune.serve import openai
 from fulltune.serve.batching import Job

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.serve.limits import Limits
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql import results

@@ -7,7 +7,7 @@ from typing import Any
 
 from fulltune.data.values import describe
 from fulltune.errors import Problem, did_you_mean, shortened
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.pipeline.predict import Request
 from fulltune.serve.limits import Limits
 from fulltune.serve.refusals import Refusal

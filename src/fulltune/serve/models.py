@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fulltune.errors import FulltuneError, Problem
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.serve.batching import Batcher, Job
 from fulltune.serve.refusals import Refusal
 from fulltune.store.registry.registry import reference

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from fulltune.data.values import clean_text
 from fulltune.errors import FulltuneError, Problem, did_you_mean, shortened
-from fulltune.pipeline.loaded import LoadedModel
+from fulltune.pipeline.loaded_model import LoadedModel
 from fulltune.serve.batching import Job, Wishes
 from fulltune.serve.inputs import check_lengths, database_of, too_many
 from fulltune.serve.openai_bodies import (

@@ -14,15 +14,14 @@ from typing import Any
 
 from fulltune.config import ConfigSource
 from fulltune.errors import ConfigError
-from fulltune.pipeline.baseline_answers import parted
-from fulltune.pipeline.loaded import LoadedModel, asking
-from fulltune.pipeline.predict import rejection
+from fulltune.pipeline.baseline_model import parted
+from fulltune.pipeline.loaded_model import LoadedModel, unloaded_model
 from fulltune.records.run import Record
 from fulltune.runtime.signals import handled
 from fulltune.serve.access import CONNECTIONS
 from fulltune.serve.limits import Limits
 from fulltune.store.registry.registry import reference
-from fulltune.store.runs import named
+from fulltune.store.runs import name_and_folder
 from fulltune.tasks.text2sql.results import check_queries
 
 #: Seconds that are left, after the time limit of the last request, to write its response.
@@ -69,18 +68,18 @@ def server_of(
         FulltuneError: There is no such model, or it cannot be asked like this.
     """
     _refuse_baseline(name)
-    given, folder = named(name, out)
+    given, folder = name_and_folder(name, out)
     version = reference(given, folder)
-    asked = asking(version.ref if version else name, config, out, overrides, options)
-    task = asked.task
+    unloaded = unloaded_model(version.ref if version else name, config, out, overrides, options)
+    task = unloaded.task
     check_queries(task, execute=execute, database=database)
     if database:
         task.request({task.inputs[0]: "first"}, database)  # an unknown database is an error now, not in every response
 
     def load(ref: str) -> LoadedModel:
-        return asking(ref if version else name, config, out, overrides, options).load()
+        return unloaded_model(ref if version else name, config, out, overrides, options).load()
 
-    warning = rejection(asked)
+    warning = unloaded.warning
     return Server(given, folder, load, token=token, database=database, execute=execute, limits=limits, warning=warning)
 
 

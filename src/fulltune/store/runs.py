@@ -216,7 +216,7 @@ def list_runs(out: str | Path) -> list[RunInfo]:
     return runs
 
 
-def named(run: str | Path | Record, out: str | Path = "runs") -> tuple[str, Path]:
+def name_and_folder(run: str | Path | Record, out: str | Path = "runs") -> tuple[str, Path]:
     """Return the name of a run, a version or a model, and the runs folder to look it up in.
 
     A record and the path of a run folder name both; for any other name the folder is ``out``.

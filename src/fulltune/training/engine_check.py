@@ -13,7 +13,7 @@ from fulltune.runtime import distributed
 SHARDED_OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused")
 
 
-def is_sharded() -> bool:
+def is_sharded_launch() -> bool:
     """Return True if weights, gradients or the state of the optimizer are sharded over processes."""
     return distributed.engine() not in ("", "ddp")
 
@@ -52,7 +52,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: It does not; all problems at once.
     """
-    problems = list(_problems(config)) if is_sharded() else []
+    problems = list(_problems(config)) if is_sharded_launch() else []
     processes = distributed.launched()
     accumulation = config.train.accumulation
     budget = config.speed.batch_tokens

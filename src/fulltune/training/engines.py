@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fulltune.config import TrainConfig
 from fulltune.runtime import distributed
-from fulltune.training.engine_check import divided_batch, is_sharded
+from fulltune.training.engine_check import divided_batch, is_sharded_launch
 from fulltune.training.protocols import ShardedTraining
 
 
@@ -30,7 +30,7 @@ def arguments(train: TrainConfig) -> dict[str, Any]:
     changed: dict[str, Any] = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
     if not torch.accelerator.is_available():
         # With use_cpu, Accelerate refuses to shard; with the backend gloo it uses the CPU by itself.
-        changed |= {"ddp_backend": "gloo", "use_cpu": not is_sharded(), "dataloader_pin_memory": False}
+        changed |= {"ddp_backend": "gloo", "use_cpu": not is_sharded_launch(), "dataloader_pin_memory": False}
     return changed
 
 
@@ -50,7 +50,7 @@ def whole_batch(args: TrainingArguments) -> Iterator[None]:
 
 def to_train(model: nn.Module) -> nn.Module:
     """Return the model to train: the model itself, or a copy of it for an engine that shards its model."""
-    if not is_sharded():
+    if not is_sharded_launch():
         return model
     copied = copy.deepcopy(model)
     _join_embeddings(copied)
@@ -98,7 +98,7 @@ def refresh(model: nn.Module, training: ShardedTraining) -> None:
 
     All processes must call it together.
     """
-    if not is_sharded():
+    if not is_sharded_launch():
         return
     state = unsharded_weights(training)
     with torch.no_grad():

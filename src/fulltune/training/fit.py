@@ -29,7 +29,7 @@ from fulltune.training.batches.collate import Collator, FeatureDataset
 from fulltune.training.batches.packing import packs
 from fulltune.training.callbacks import EvaluateAt, GiveBackPages, OnStep, SaveEvery, StepLog
 from fulltune.training.device import fast_paths, training_device, unpads
-from fulltune.training.engine_check import is_sharded
+from fulltune.training.engine_check import is_sharded_launch
 from fulltune.training.engines import Refresh, prepare, refresh, to_train
 from fulltune.training.guards.base import Guard, GuardDecision, GuardName
 from fulltune.training.guards.divergence import DivergenceGuard
@@ -198,7 +198,7 @@ class _Watchers:
     def of(cls, bundle: Bundle, config: Config, on_step: OnStep, callbacks: Sequence[TrainerCallback]) -> _Watchers:
         refreshed = Refresh(bundle.model)
         divergence = _divergence_guard(config.guards.divergence)
-        watching = [*divergence, *([refreshed] if is_sharded() else ()), *callbacks]
+        watching = [*divergence, *([refreshed] if is_sharded_launch() else ()), *callbacks]
         return cls(bundle.model, StepLog(on_step), refreshed, watching)
 
     @property

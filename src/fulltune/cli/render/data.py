@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from fulltune.records.data import ClassRows, DataSummary
-from fulltune.report.dataset import named
+from fulltune.report.dataset import quoted_label
 from fulltune.runtime.terminal import wrapping_table
 
 #: Number of classes that a table shows: the most and the least frequent ones.
@@ -22,11 +22,11 @@ def classes(summary: DataSummary) -> list[Table]:
     rest = summary.classes[len(head) :]
     tail = rest[-(SHOWN // 2) :] if rest else ()
     for row in head:
-        table.add_row(named(row.label), *_counts(row, splits))
+        table.add_row(quoted_label(row.label), *_counts(row, splits))
     if len(rest) > len(tail):
         table.add_row(f"… {len(rest) - len(tail)} more", *([""] * len(splits)))
     for row in tail:
-        table.add_row(named(row.label), *_counts(row, splits))
+        table.add_row(quoted_label(row.label), *_counts(row, splits))
     return [table]
 
 

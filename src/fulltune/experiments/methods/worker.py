@@ -132,7 +132,7 @@ def of_method(config: Config, method: str) -> Config:
 def _prepare(spec: JobSpec, progress: Progress) -> Answer:
     """Check the job once, and write the answers of the baselines to the cache, so that no run pays for them."""
     from fulltune.pipeline.job import prepare_job
-    from fulltune.pipeline.loading import load_model
+    from fulltune.pipeline.model_loading import load_model
     from fulltune.runtime import plugins
 
     config = load_config(spec.config)

@@ -77,7 +77,7 @@ def state(tuner: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def config_of(tuner: Any) -> dict[str, Any]:
+def adapter_config(tuner: Any) -> dict[str, Any]:
     """Return PEFT's config as a mapping."""
     config: dict[str, Any] = tuner.peft_config[_ADAPTER_NAME].to_dict()
     return config

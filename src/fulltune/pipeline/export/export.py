@@ -29,7 +29,7 @@ from fulltune.runtime.files import (
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.version import __version__
 from fulltune.store.registry.registry import Registry, now, reference
-from fulltune.store.runs import named
+from fulltune.store.runs import name_and_folder
 
 if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
@@ -80,7 +80,7 @@ def export(
     _check_margin(margin)
     folder = _checked_target(paths.user_path(folder))
     reports = progress_of(progress)
-    name, out = named(name, out)
+    name, out = name_and_folder(name, out)
     from fulltune.pipeline.export.original import original
 
     files = [str(data)] if isinstance(data, str | Path) else list(map(str, data))
@@ -171,7 +171,7 @@ def _described(source: Original, form: Form, place: Path) -> Export:
 
 def _loaded(source: Original, place: Path) -> Bundle:
     """Load the exported model as every command does."""
-    from fulltune.pipeline.loading import find_model
+    from fulltune.pipeline.model_loading import find_model
 
     _, bundle, _ = find_model(source.config, source.task, str(place), place.parent)
     return replace(bundle, window=source.bundle.window)

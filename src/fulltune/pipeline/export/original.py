@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fulltune.config import Config, ConfigSource, load_config, refuse_folds
 from fulltune.errors import ConfigError, ModelError
 from fulltune.models.sources import exported_folder, find
-from fulltune.pipeline import loading
-from fulltune.pipeline.ask import NamedRun, named_run
+from fulltune.pipeline import model_loading
 from fulltune.pipeline.job import checked_task_and_method, with_chat_date_of, with_current_chat_date
+from fulltune.pipeline.named_run import NamedRun, named_run
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Task
 
@@ -99,12 +99,14 @@ def original(
         task, rows = dataset.prepare(settings, task)
         rows.eval.table.complete(settings.data)
     if run is not None:
-        task, bundle, _ = loading.find_model(settings, task, name, out)
+        task, bundle, _ = model_loading.find_model(settings, task, name, out)
     else:
-        bundle = loading.load_model(settings.model_copy(update={"model": name}), task, out, head=task.head, labels=())
+        bundle = model_loading.load_model(
+            settings.model_copy(update={"model": name}), task, out, head=task.head, labels=()
+        )
         _check_head(name, bundle, task)
         task = task.adopt(bundle)
-    left_out = loading.left_out(name, out, rows.eval.table.sha256) if rows is not None else frozenset[str]()
+    left_out = model_loading.left_out(name, out, rows.eval.table.sha256) if rows is not None else frozenset[str]()
     return Original(
         run.name if run else name, with_current_chat_date(settings, task, bundle), task, bundle, rows, left_out
     )

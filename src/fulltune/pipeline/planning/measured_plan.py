@@ -264,7 +264,7 @@ class _Rehearsal:
 
         A model with the head of its base answers as the base does zero-shot, unless the method adds to its inputs.
         """
-        if not self._keeps_base and not self.job.method.stays_apart and "zero_shot" in known:
+        if not self._keeps_base and self.job.method.stored_as != "adapter" and "zero_shot" in known:
             return known["zero_shot"]
         predict = self.job.task.predictor(self.probe.student, "tuned")
         return answering_seconds(predict, self.job.data.eval.examples)

@@ -141,7 +141,7 @@ def alternative(family: Family, language: str) -> BaseModel | None:
     return next(iter(known), None)
 
 
-def named(name: str, family: Family) -> BaseModel:
+def with_name(name: str, family: Family) -> BaseModel:
     """Return what is known of a model that a user names: its size, if its files are on this machine."""
     known = next((one for one in (*LOCAL, *HUB) if one.name == name), None)
     if known is not None:
@@ -154,7 +154,7 @@ def named(name: str, family: Family) -> BaseModel:
 
 def language_gap(name: str, family: Family, language: str) -> LanguageGap | None:
     """Return the languages of a base and of the data if they differ; None if they agree, or one of both is unknown."""
-    base = named(name, family)
+    base = with_name(name, family)
     if not language or base.suits(language):
         return None
     other = alternative(family, language)

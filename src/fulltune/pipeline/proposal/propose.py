@@ -217,7 +217,7 @@ class _Draft:
         languages = count_languages(inputs)
         language = next(iter(languages), "") or language_of(inputs)
         family = _FAMILIES[choice.task]
-        base = base_models.named(model, family) if model else base_models.choose(family, language)
+        base = base_models.with_name(model, family) if model else base_models.choose(family, language)
         answers = [role for role in ("target", "sql", "completion") if role in choice.columns]
         return cls(
             sources,

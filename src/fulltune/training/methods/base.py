@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fulltune.config import AdapterConfig, Config, RegularizeConfig
 from fulltune.errors import ConfigError, Problem
@@ -38,9 +38,9 @@ class Method(ABC):
         refuses: Keys of ``regularize`` that the method does not support.
         trains_all: All parameters are trainable. Otherwise checkpoints contain the trainable parameters only, and the
             method has :meth:`save`.
-        is_beside: The trained tensors are separate from the weights until :meth:`merge`, which changes outputs by
-            rounding.
-        stays_apart: The trained tensors cannot be merged, so the model is stored as base and adapter.
+        stored_as: How the trained tensors are stored. ``weights``: they are weights of the model. ``merged``: they are
+            separate until :meth:`merge` adds them to the weights, which changes outputs by rounding. ``adapter``: they
+            cannot be merged, so the model is stored as base and adapter.
 
     Raises:
         ConfigError: The config sets an option that the method does not support.
@@ -50,8 +50,7 @@ class Method(ABC):
     reads: ClassVar[frozenset[str]] = frozenset()
     refuses: ClassVar[frozenset[str]] = frozenset()
     trains_all: ClassVar[bool] = True
-    is_beside: ClassVar[bool] = False
-    stays_apart: ClassVar[bool] = False
+    stored_as: ClassVar[Literal["weights", "merged", "adapter"]] = "weights"
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -25,7 +25,7 @@ class Lora(Partial):
     name = "lora"
     reads = frozenset({"rank", "alpha", "dropout", "targets"})
     refuses = frozenset({"l2_sp", "ewc"})
-    is_beside = True
+    stored_as = "merged"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -60,7 +60,7 @@ class Lora(Partial):
         from fulltune.models.adapters import files, lora
 
         tensors = {f"{files.LORA_PREFIX}{name}": value for name, value in lora.state(self._tuner).items()}
-        return lora.config_of(self._tuner), tensors
+        return lora.adapter_config(self._tuner), tensors
 
     def merge(self, bundle: Bundle) -> None:
         from fulltune.models.adapters import lora

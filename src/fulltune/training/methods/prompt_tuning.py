@@ -33,7 +33,7 @@ class PromptTuning(Partial):
     name = "prompt-tuning"
     reads = frozenset({"prompt_tokens", "prompt_text"})
     refuses = frozenset({"l2_sp", "ewc", "distill", "layer_decay"})
-    stays_apart = True
+    stored_as = "adapter"
 
     @classmethod
     def reserved(cls, adapter: AdapterConfig) -> int:

@@ -14,7 +14,7 @@ from fulltune.records.export import read_export
 from fulltune.records.run import left_out as recorded_left_out
 from fulltune.runtime import distributed, plugins
 from fulltune.store.registry.registry import Registry, evidence, reference
-from fulltune.store.runs import named, resolve
+from fulltune.store.runs import name_and_folder, resolve
 from fulltune.tasks.base import Task
 from fulltune.tasks.chat import check_template, content_fact
 from fulltune.tasks.prompts import prompt_room
@@ -150,7 +150,7 @@ def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[
     if exported_folder(name) is not None:
         return _tuned(config, task, name, out)
     version = reference(name, out)
-    name, out = named(name, out)
+    name, out = name_and_folder(name, out)
     is_run = name == "latest" or any(path.parent.name.startswith(name) for path in Path(out).glob("*/model"))
     if version is None and not is_run:
         base = load_model(_with_model(config, name), task, out)
@@ -168,7 +168,7 @@ def _with_model(config: Config, model: str) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def config_of(run: str, out: str | Path) -> Path:
+def config_path(run: str, out: str | Path) -> Path:
     """Return the path of the config of a run, of a version of the registry, or of an exported model.
 
     Raises:

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def opened(
+def open_run(
     config: Config,
     out: str | Path,
     resume: str | Path | None,

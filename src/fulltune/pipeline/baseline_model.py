@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 from fulltune.config import load_config
 from fulltune.errors import ConfigError, DataError, did_you_mean
 from fulltune.pipeline.job import checked_task_and_method
-from fulltune.pipeline.loading import load_model
+from fulltune.pipeline.loaded_model import SCORES_ONLY, UnloadedModel
+from fulltune.pipeline.model_loading import load_model
 from fulltune.records.run import Prediction, Record, read_record
 from fulltune.runtime import paths
 from fulltune.tasks import dataset
@@ -23,13 +24,9 @@ from fulltune.tasks.generating import Generating
 if TYPE_CHECKING:
     from fulltune.evaluation.baselines.base import Given
     from fulltune.models.bundle import Bundle
-    from fulltune.pipeline.loaded import Asking
 
 #: Rows that are answered at a time: a baseline is fitted once for each of these blocks.
 _BLOCK = 20_000
-
-#: The task whose baselines score texts and answer none.
-SCORES_ONLY = "causal-lm"
 
 
 def parted(name: str | Path | Record) -> tuple[str | Path | Record, str]:
@@ -66,23 +63,23 @@ class BaselineModel:
             yield from (_fields(self.task, one) for one in answers(self._baseline, self._given, examples).predictions)
 
 
-def check_baseline(asked: Asking, baseline: str) -> None:
+def check_baseline(unloaded: UnloadedModel, baseline: str) -> None:
     """Check that a baseline belongs to a run and gives answers.
 
     Raises:
         ConfigError: It does not.
     """
-    if asked.run is None:
+    if unloaded.run is None:
         raise ConfigError(
-            f"the baseline {baseline!r} of {asked.name}, which is no run",
+            f"the baseline {baseline!r} of {unloaded.name}, which is no run",
             expected="a run or a version, whose training rows the baseline is fitted on",
             fix="leave --config out, and name a run",
         )
-    task, skipped = asked.task, asked.config.baselines.skip
+    task, skipped = unloaded.task, unloaded.config.baselines.skip
     known = [name for name in task.baselines if name not in skipped]
     if baseline not in known:
         raise ConfigError(
-            f"no baseline {baseline!r} of {asked.name}",
+            f"no baseline {baseline!r} of {unloaded.name}",
             expected=f"one of {', '.join(known)}",
             fix=did_you_mean(baseline, known),
         )
@@ -90,11 +87,11 @@ def check_baseline(asked: Asking, baseline: str) -> None:
         raise ConfigError(
             f"the baseline {baseline!r} of the task {task.name}, which scores texts and answers none",
             expected="a model",
-            fix=f"name the run alone: {asked.name}",
+            fix=f"name the run alone: {unloaded.name}",
         )
 
 
-def load_baseline(asked: Asking, baseline: str) -> BaselineModel:
+def load_baseline(unloaded: UnloadedModel, baseline: str) -> BaselineModel:
     """Return a baseline of a run, for the training rows of the run.
 
     Raises:
@@ -104,13 +101,13 @@ def load_baseline(asked: Asking, baseline: str) -> BaselineModel:
     from fulltune.evaluation.baselines.base import Given
     from fulltune.evaluation.baselines.catalog import WITHOUT_MODEL, gather, groups_of
 
-    assert asked.run is not None
-    config = load_config(asked.run / "config.yaml")  # columns that the caller renames are not those of train
+    assert unloaded.run is not None
+    config = load_config(unloaded.run / "config.yaml")  # columns that the caller renames are not those of train
     task, data = dataset.prepare(config, checked_task_and_method(config)[0])
-    record, table = read_record(asked.run), data.train.table
+    record, table = read_record(unloaded.run), data.train.table
     if table.sha256 != record.data.train.sha256:
         raise DataError(
-            f"the training rows of {asked.name} have changed since the run",
+            f"the training rows of {unloaded.name} have changed since the run",
             expected="the same rows, on which its baseline is fitted again",
             fix="restore the files, or run the config again",
             where=table.source,
@@ -119,10 +116,10 @@ def load_baseline(asked: Asking, baseline: str) -> BaselineModel:
         no_base = cast("Bundle", None)  # these baselines read no model
         given = Given(task, no_base, config.baselines, data.train.examples, groups_of(config, data))
     else:
-        given = gather(config, task, data, load_model(config, task, asked.out), record.plan.sequences)
+        given = gather(config, task, data, load_model(config, task, unloaded.out), record.plan.sequences)
     settings = config.model_dump(mode="json", include={"model", "data", "baselines", "evaluation", "task"})
     identity = [baseline, table.sha256, record.model.sha256, task.version, task.labels, settings]
-    return BaselineModel(f"{asked.name}#{baseline}", baseline, given, identity)
+    return BaselineModel(f"{unloaded.name}#{baseline}", baseline, given, identity)
 
 
 def _fields(task: Task, prediction: Prediction) -> dict[str, Any]:

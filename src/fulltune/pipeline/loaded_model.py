@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any, overload
 
 from fulltune.config import Config, ConfigSource, load_config
 from fulltune.errors import ConfigError, DataError, Problem, shortened
-from fulltune.pipeline.ask import named_run, with_labels
+from fulltune.metrics import wording
 from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
-from fulltune.pipeline.loading import find_model
-from fulltune.records.run import Record
+from fulltune.pipeline.model_loading import find_model
+from fulltune.pipeline.named_run import named_run, with_labels
+from fulltune.records.run import Record, read_record
 from fulltune.runtime.kernels.active import pinned_kernels
-from fulltune.store.runs import named
+from fulltune.store.runs import name_and_folder
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.generating import Generating, Generation, Messages, Watch
 
 if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
+
+#: The task whose baselines score texts and answer none.
+SCORES_ONLY = "causal-lm"
 
 #: Batches per block.
 _BATCHES = 32
@@ -185,7 +189,7 @@ class LoadedModel:
 
 
 @dataclass(frozen=True)
-class Asking:
+class UnloadedModel:
     """A model and how it is asked, before it is loaded: what can be checked within a second.
 
     Attributes:
@@ -204,6 +208,19 @@ class Asking:
     task: Task
     run: Path | None = None
 
+    @property
+    def warning(self) -> str:
+        """Say that the run of a tuned model was rejected or stopped, and why; empty for any other model."""
+        if self.run is None or not (self.run / "record.json").is_file():
+            return ""
+        record = read_record(self.run)
+        if record.outcome not in ("rejected", "stopped"):
+            return ""
+        why = f": {record.reasons[0].splitlines()[0]}" if record.reasons else ""
+        use = record.recommendation.use if record.recommendation and record.task != SCORES_ONLY else ""
+        instead = f"; `fulltune predict {self.name}#{use}` answers with {wording.system(use)}" if use else ""
+        return f"This model was {record.outcome}{why}{instead}."
+
     def load(self) -> LoadedModel:
         """Load the model.
 
@@ -214,21 +231,21 @@ class Asking:
         return LoadedModel(self.name, with_current_chat_date(self.config, task, bundle), task, bundle, system)
 
 
-def asking(
+def unloaded_model(
     name: str | Path | Record,
     config: ConfigSource | None,
     out: str | Path,
     overrides: Sequence[str],
     options: Mapping[str, Any],
-) -> Asking:
+) -> UnloadedModel:
     """Return how a model is asked, with the arguments of :func:`load`."""
-    source, folder = named(name, out)
+    source, folder = name_and_folder(name, out)
     run = None if config is not None else named_run(source, None, folder)
     settings = load_config(run.folder / "config.yaml" if run else config, overrides, options=options)
     task = with_labels(checked_task_and_method(settings)[0], settings, run)
     if run is None:
-        return Asking(source, source, folder, settings, task)
-    return Asking(run.name, run.name, run.out, settings, task, run.folder)
+        return UnloadedModel(source, source, folder, settings, task)
+    return UnloadedModel(run.name, run.name, run.out, settings, task, run.folder)
 
 
 def load(
@@ -252,4 +269,4 @@ def load(
     Raises:
         FulltuneError: The run, the model or the config cannot be loaded.
     """
-    return asking(name, config, out, overrides, options).load()
+    return unloaded_model(name, config, out, overrides, options).load()

@@ -1,4 +1,4 @@
-"""Define what answers the rows of a file: a model, or a baseline of a run; text2sql with the results of its queries."""
+"""Define the interface of models and baselines that answer rows, and add the results of queries to their answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fulltune.tasks.base import Example, Task
 from fulltune.tasks.text2sql import results
 
 
-class Answering(Protocol):
-    """What answers the rows."""
+class Answerer(Protocol):
+    """A model, or a baseline of a run."""
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ class WithQueries:
         max_rows: Largest number of result rows; None to compile queries without running them.
     """
 
-    def __init__(self, model: Answering, seconds: float, max_rows: int | None) -> None:
+    def __init__(self, model: Answerer, seconds: float, max_rows: int | None) -> None:
         self.name = model.name
         self.task = model.task
         self.block = model.block
