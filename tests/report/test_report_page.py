@@ -8,7 +8,7 @@ import pytest
 import samples
 from page_reader import PageReader
 
-from fulltune.records.run import Prediction, Record, Step
+from fulltune.records.run import Prediction, Recommendation, Record, Step
 from fulltune.report import render, scores, task
 from fulltune.report.page import asset
 
@@ -86,7 +86,11 @@ def test_the_verdict_is_the_first_line() -> None:
     assert found.texts[0] == samples.record().headline
     assert found.texts[1] == "✓ accepted"
     assert found.texts[2] == "better than every baseline"
-    assert found.inside["title"][0] == samples.record().headline
+    assert found.texts.count(samples.record().headline) == 1
+    assert found.inside["title"][0] == samples.record().run_id
+    advised = Recommendation(use="tuned", action="use it", sentence="Use [it].")
+    titled = PageReader(render(samples.record(recommendation=advised), [], [], None)).inside["title"]
+    assert titled == ["Use it: 20250301-101530-clauses"]
 
 
 def test_a_baseline_that_wins_is_named_before_anything_else() -> None:

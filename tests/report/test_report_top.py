@@ -68,8 +68,8 @@ def test_a_rejected_run_names_only_the_reasons_that_hold() -> None:
     even = {name: one.model_copy(update={"verdict": "no detectable change"}) for name, one in lost.comparison.items()}
     no_number = lost.scores | {"tuned": {"macro_f1": samples.score(math.nan)}}
     for changes, meaning in (
-        ({}, "TF-IDF is better"),
-        ({"retention": {"law": RETAINED}}, "TF-IDF is better; more of law was forgotten than the budget allows"),
+        ({}, "a baseline is better"),
+        ({"retention": {"law": RETAINED}}, "a baseline is better; more of law was forgotten than the budget allows"),
         ({"guards": (kept,), "comparison": even}, "no step of training was better than the base"),
         ({"parameters": still, "comparison": even}, "training changed no weight"),
         ({"comparison": even}, "no better than guessing"),

@@ -273,7 +273,7 @@ def _beaten(record: Record, curve: Curve) -> Recommendation | None:
     return Recommendation(
         use=best,
         action="use the baseline",
-        sentence=f"{name[:1].upper()}{name[1:]} is better and costs less. With data.valid: 0.1 the next run shows "
+        sentence=f"{name[:1].upper()}{name[1:]} also costs less. With data.valid: 0.1 the next run shows "
         "whether longer training or a lower rate would help.",
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from fulltune.metrics.recommendation import lead as advised
 from fulltune.records.run import Prediction, Record, Step, best_baseline
 from fulltune.report import curves, dataset, details, retention, scores, tables, task, tiles
 from fulltune.report.display import metric_label, moment, percentage, unsaid
@@ -50,6 +51,7 @@ def render(
     page = environment().get_template("report.html.j2")
     return page.render(
         record=record,
+        page_title=_title(record),
         css=Markup(asset("report.css")),
         script=Markup(asset("report.js")),
         script_hash=_script_hash(),
@@ -87,6 +89,12 @@ def render(
         definitions=details.definitions(record),
         **drawn,
     )
+
+
+def _title(record: Record) -> str:
+    """Return the title of the page: what to do and the run; the headline is on the page, once."""
+    lead = f"{advised(record.recommendation)}: " if record.recommendation else ""
+    return f"{lead}{record.run_id}"
 
 
 def _task_context(record: Record) -> dict[str, Any]:

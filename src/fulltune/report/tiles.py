@@ -12,7 +12,6 @@ from fulltune.records.run import Comparison, Record, Score, base_kept, best_base
 from fulltune.report.display import (
     difference,
     duration,
-    in_order,
     interval,
     is_beaten_by,
     metric_label,
@@ -52,9 +51,9 @@ def _causes(record: Record) -> list[str]:
         causes.append("no step of training was better than the base")
     elif unchanged(record.parameters):
         causes.append("training changed no weight")
-    winners = [system_label(name) for name in in_order(record.scores) if is_beaten_by(record, name)]
-    if winners:
-        causes.append(f"{wording.listed(winners)} {'are' if len(winners) > 1 else 'is'} better")
+    winners = sum(is_beaten_by(record, name) for name in record.scores)
+    if winners:  # headline and reasons name them
+        causes.append(f"{winners} baselines are better" if winners > 1 else "a baseline is better")
     lost = [name for name, ability in record.retention.items() if ability.verdict == "lost"]
     if lost:
         causes.append(f"more of {wording.listed(lost)} was forgotten than the budget allows")
