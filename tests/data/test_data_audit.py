@@ -581,3 +581,31 @@ def test_line_ends_that_were_replaced_are_noted_once(tmp_path: Path) -> None:
     )
     [noted] = [one for one in found.findings if one.kind == "line_ends"]
     assert (noted.level, noted.message) == ("info", "3 rows have Windows line ends (CR LF), which are read as LF")
+
+
+WHERE = "SELECT city FROM place WHERE state = 'ohio'"
+
+
+@pytest.mark.parametrize(
+    ("question", "query", "is_leak"),
+    [
+        ("Please tell me which cities are in ohio", WHERE, True),
+        ("Which cities are in Ohio, if you know?", WHERE, True),
+        ("which cities are in ohio and not in texas", f"{WHERE} AND NOT state = 'texas'", False),
+        ("which cities are in iowa", WHERE.replace("ohio", "iowa"), False),
+        ("ohio", WHERE, False),
+    ],
+)
+def test_a_question_with_other_words_around_it_is_a_leak_if_its_query_is_the_same(
+    question: str, query: str, is_leak: bool
+) -> None:
+    train = [("which cities are in ohio", WHERE), *rows(0, 6)]
+    found = look(train, [(question, query), *rows(10, 60)], role="sql")
+    assert found.leaked_ids == (("eval:1",) if is_leak else ())
+    assert look(train, [(question, "a"), *rows(10, 60)], role="label").leaked_ids == ()
+
+
+def test_texts_of_one_class_that_contain_each_other_are_no_leak() -> None:
+    train = [("the food was very good", "very good indeed"), *rows(0, 6)]
+    found = look(train, [("the food was very good and cheap", "very good indeed"), *rows(10, 60)], role="label")
+    assert found.leaked_ids == ()

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulltune.data.duplicates import FEWEST_WORDS, THRESHOLD, NearIndex, clusters, fold, normalize, similarity
+from fulltune.data.duplicates import (
+    FEWEST_WORDS,
+    THRESHOLD,
+    NearIndex,
+    clusters,
+    fold,
+    is_contained,
+    normalize,
+    similarity,
+)
 
 WORDS = [
     "river",
@@ -214,3 +223,22 @@ def test_a_text_of_millions_of_characters_stays_cheap() -> None:
     start = time.process_time()
     assert clusters([" ".join(words), " ".join(changed)]) == [0, 0]
     assert time.process_time() - start < 8
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("how many rivers are there", "please tell me how many rivers are there", True),
+        ("how many rivers are there now", "how many rivers are there", True),
+        ("how many rivers", "please tell me how many rivers", False),  # too short to mean the same
+        ("how many rivers are there", "show many rivers are there", False),
+        ("how many rivers are there", "a b c d e f g how many rivers are there", False),
+    ],
+)
+def test_a_text_with_a_few_words_around_it_is_contained(one: str, other: str, expected: bool) -> None:
+    assert is_contained(one, other) is is_contained(other, one) is expected
+
+
+def test_texts_with_a_few_words_added_stay_together_in_a_split() -> None:
+    texts = ["which of the rivers in ohio is the longest", "how many people live in texas"]
+    assert clusters([*texts, f"Tell me: {texts[0]}?"]) == [0, 1, 0]

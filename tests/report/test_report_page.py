@@ -90,7 +90,7 @@ def test_the_verdict_is_the_first_line() -> None:
     assert found.inside["title"][0] == samples.record().run_id
     advised = Recommendation(use="tuned", action="use it", sentence="Use [it].")
     titled = PageReader(render(samples.record(recommendation=advised), [], [], None)).inside["title"]
-    assert titled == ["Use it: 20250301-101530-clauses"]
+    assert titled[:1] == ["Use it: 20250301-101530-clauses"]
 
 
 def test_a_baseline_that_wins_is_named_before_anything_else() -> None:

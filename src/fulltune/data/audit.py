@@ -71,6 +71,7 @@ def audit(
         one_answer=classes or "sql" in fields,
         own_split=own_split,
         paraphrases="sql" in fields,
+        has_answers=not classes,
     )
     tables = {"train": train, "eval": evaluation} | ({} if valid is None else {"valid": valid})
     findings = [

@@ -26,6 +26,8 @@ THRESHOLD = 0.85
 WORD_THRESHOLD = 0.95
 #: In texts of fewer words, one changed word changes the meaning: "the capital of Texas", "the capital of Ohio".
 FEWEST_WORDS = 20
+#: Fewest words of a text that another contains, and most words that this one may add to it.
+CONTAINED_WORDS, ADDED_WORDS = 4, 6
 SHINGLE = 5
 
 #: 24 bands of 5: a pair at the threshold is proposed with probability 1 - (1 - 0.85^5)^24 > 0.9999, a pair at 0.72 (one
@@ -164,6 +166,18 @@ def is_near(one: str, other: str) -> bool:
     return fewest >= FEWEST_WORDS and word_similarity(one, other) >= WORD_THRESHOLD
 
 
+def is_contained(one: str, other: str) -> bool:
+    """Return True if one normalized text is the other one with a few words before or after it.
+
+    Such words may be a phrase ("please tell me") or a condition ("in 1990"): the texts alone do not show which.
+    """
+    shorter, longer = sorted((one, other), key=len)
+    fewest, most = len(shorter.split()), len(longer.split())
+    if fewest < CONTAINED_WORDS or most - fewest > ADDED_WORDS:
+        return False
+    return f" {shorter} " in f" {longer} "
+
+
 class NearIndex:
     """An index of normalized texts that is queried for near duplicates."""
 
@@ -185,10 +199,21 @@ class NearIndex:
         self.texts.append(text)
         return position
 
-    def near(self, text: str, wanted: Callable[[int], bool] = lambda position: True) -> Iterator[tuple[int, float]]:
-        """Yield near texts as ``(position, similarity)``, most likely first, if ``wanted`` accepts the position."""
+    def near(
+        self,
+        text: str,
+        wanted: Callable[[int], bool] = lambda position: True,
+        test: Callable[[str, str], bool] = is_near,
+    ) -> Iterator[tuple[int, float]]:
+        """Yield near texts as ``(position, similarity)``, most likely first, if ``wanted`` accepts the position.
+
+        Args:
+            text: A normalized text.
+            wanted: Function from a position to True if its text may be yielded.
+            test: Function of two texts that decides.
+        """
         for position in islice(filter(wanted, self._proposals(text)), _VERIFIED):
-            if is_near(text, self.texts[position]):
+            if test(text, self.texts[position]):
                 yield position, similarity(text, self.texts[position])
 
     def _proposals(self, text: str) -> list[int]:
@@ -204,6 +229,8 @@ class NearIndex:
 def clusters(texts: Sequence[str]) -> list[int]:
     """Return a cluster number for each text; duplicates and near duplicates share it, also transitively.
 
+    So do most texts that differ in a few words at their beginning or end.
+
     The number is the position of the first text of the cluster.
     """
     parents: list[int] = []
@@ -218,12 +245,16 @@ def clusters(texts: Sequence[str]) -> list[int]:
         def is_other_cluster(position: int, own: int = number) -> bool:
             return _root(parents, first[position]) != _root(parents, own)
 
-        for position, _ in index.near(text, is_other_cluster):
+        for position, _ in index.near(text, is_other_cluster, _belong_together):
             one, other = sorted((_root(parents, first[position]), _root(parents, number)))
             parents[other] = one
         index.add(text)
         first.append(number)
     return [_root(parents, number) for number in range(len(parents))]
+
+
+def _belong_together(one: str, other: str) -> bool:
+    return is_near(one, other) or is_contained(one, other)
 
 
 def _root(parents: list[int], number: int) -> int:

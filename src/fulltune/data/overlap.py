@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Literal
 
-from fulltune.data.duplicates import THRESHOLD, NearIndex, fold, normalize
+from fulltune.data.duplicates import THRESHOLD, NearIndex, fold, is_contained, normalize, similarity
 from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, apart, percent, rows, shorten, some
 
 #: Fraction of evaluation rows that may also occur in train: these are left out. Above it, the run stops, because the
@@ -22,12 +22,16 @@ LEAKED = "of eval also occur in train with the same target"
 #: Inputs whose targets a message shows, targets of each, and characters of a text.
 _SHOWN, _TARGETS, _LENGTH = 2, 3, 60
 
+#: Fewest words of a target that two questions hardly share by chance, and rows of one target that are compared.
+_ANSWER_WORDS, _COMPARED = 3, 200
+
 MatchKind = Literal["exact", "normalized", "near"]
 
 _WORDS: Mapping[MatchKind, str] = {
     "exact": "identical to",
     "normalized": "equal, except for case, whitespace, punctuation, and invisible or look-alike characters, to",
-    "near": f"nearly equal (Jaccard ≥ {THRESHOLD} of character 5-grams, or at most one word in 20 differs) to",
+    "near": f"nearly equal (Jaccard ≥ {THRESHOLD} of character 5-grams, at most one word in 20 differs, or a few words "
+    "are added to the same question with the same answer) to",
 }
 
 
@@ -81,17 +85,25 @@ def _without_numbers(entry: Entry) -> list[str]:
 
 @dataclass
 class Seen:
-    """An index of rows: for every text, the first row with each target."""
+    """An index of rows: for every text, the first row with each target.
 
+    Attributes:
+        has_answers: Targets are texts. Rows with the same target of several words, whose inputs differ in a few words
+            before or after, are then near: the target shows that those words mean nothing.
+    """
+
+    has_answers: bool = False
     _exact: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _normal: dict[str, dict[str, Entry]] = field(default_factory=dict)
     _near: NearIndex = field(default_factory=NearIndex)
-    _targets: set[str] = field(default_factory=set)
+    _by_target: dict[str, list[Entry]] = field(default_factory=dict)
 
     def add(self, entry: Entry) -> None:
         if entry.normal not in self._normal:
             self._near.add(entry.normal)
-        self._targets.add(entry.target)
+        alike = self._by_target.setdefault(entry.target, [])
+        if len(alike) < _COMPARED:
+            alike.append(entry)
         self._exact.setdefault(entry.text, {}).setdefault(entry.target, entry)
         self._normal.setdefault(entry.normal, {}).setdefault(entry.target, entry)
 
@@ -99,7 +111,15 @@ class Seen:
         """Return the closest row with the same input and target, otherwise the closest with the same input, or None."""
         same = self._matches(entry, lambda targets: targets.get(entry.target))
         other = self._matches(entry, lambda targets: next(iter(targets.values()), None))
-        return next(chain(same, other) if entry.target in self._targets else other, None)
+        return next(chain(same, self._extended(entry), other) if entry.target in self._by_target else other, None)
+
+    def _extended(self, entry: Entry) -> Iterator[Match]:
+        """Yield rows with the same target whose input has a few words more or fewer."""
+        if not self.has_answers or len(entry.target.split()) < _ANSWER_WORDS:
+            return
+        for other in self._by_target[entry.target]:
+            if is_contained(entry.normal, other.normal):
+                yield Match("near", entry, other, similarity(entry.normal, other.normal))
 
     def conflicts(self) -> list[list[Entry]]:
         """Return, for each input with several targets, a row of each target."""
@@ -114,9 +134,9 @@ class Seen:
         def chosen(position: int) -> Entry | None:
             return choose(self._normal[self._near.texts[position]])
 
-        for position, similarity in self._near.near(entry.normal, lambda position: chosen(position) is not None):
+        for position, likeness in self._near.near(entry.normal, lambda position: chosen(position) is not None):
             if match := chosen(position):
-                yield Match("near", entry, match, similarity)
+                yield Match("near", entry, match, likeness)
 
 
 @dataclass(frozen=True)
@@ -136,6 +156,7 @@ def overlap(
     one_answer: bool,
     own_split: bool = False,
     paraphrases: bool = False,
+    has_answers: bool = False,
 ) -> Overlap:
     """Compare every row of train with the earlier ones, and the splits with each other.
 
@@ -147,13 +168,14 @@ def overlap(
         one_answer: True if an input should have one target (a label, a query), so that two contradict each other.
         own_split: The rows of eval were held out of train here: leaks are then no fault of the split, however many.
         paraphrases: Nearly equal inputs are wanted in train: wordings of one question, or other values in it.
+        has_answers: Targets are texts, not classes.
     """
-    in_train = Seen()
+    in_train = Seen(has_answers)
     within = list[Match]()
     for entry in train:
         within += filter(None, [in_train.match(entry)])
         in_train.add(entry)
-    in_valid = Seen()
+    in_valid = Seen(has_answers)
     for entry in valid:
         in_valid.add(entry)
     across = _matches(evaluation, in_train)

@@ -154,7 +154,8 @@ def _marked(files: tuple[str, ...], settings: DataConfig, columns: Sequence[Colu
 
 def _leaks(train: Table, evaluation: Table) -> int:
     """Return the number of rows of eval that a run would report as leaks."""
-    seen = Seen()
+    fields = train.rows[0].fields if train.rows else {}
+    seen = Seen(has_answers=not {"label", "labels"} & fields.keys())
     for entry in _entries(train):
         seen.add(entry)
     matches = [match for entry in _entries(evaluation)[: scored(len(evaluation))] if (match := seen.match(entry))]
