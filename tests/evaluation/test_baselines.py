@@ -11,7 +11,7 @@ import pytest
 from fulltune.config import BaselineConfig, Config, TrainConfig
 from fulltune.errors import ConfigError
 from fulltune.evaluation.baselines.base import Answers, Given, allowed_rows
-from fulltune.evaluation.baselines.cache import cached
+from fulltune.evaluation.baselines.cache import CachedAnswers
 from fulltune.evaluation.baselines.catalog import answered_rows, answers, chosen, extent
 from fulltune.evaluation.baselines.shots import choose_shots
 from fulltune.evaluation.evaluate import evaluate
@@ -107,8 +107,8 @@ def test_the_cache_answers_the_second_time_and_only_for_the_same_key(tmp_path: P
         return Answers(answers("majority", given(task), examples).predictions, "C = 1", "2 of 3 rows")
 
     def ask(key: str):
-        found = cached(answer, EVAL, "majority", {"eval": key}, tmp_path, lambda: made.append(1))
-        return list(found.predictions), found.use()
+        found = CachedAnswers(answer, "majority", {"eval": key}, tmp_path, lambda: made.append(1))
+        return list(found.predictions(EVAL)), found.use
 
     first, computed = ask("a")
     again, read = ask("a")
@@ -120,14 +120,30 @@ def test_the_cache_answers_the_second_time_and_only_for_the_same_key(tmp_path: P
     assert calls == [3, 3]
 
 
+def test_the_use_of_a_baseline_is_known_after_its_last_prediction(tmp_path: Path) -> None:
+    task = classification()
+
+    def answer(rows):
+        return answers("majority", given(task), rows)
+
+    first, second = (CachedAnswers(answer, "majority", {}, tmp_path, lambda: None) for _ in range(2))
+    assert list(first.predictions(EVAL))
+    predictions = second.predictions(EVAL)
+    next(predictions)
+    with pytest.raises(RuntimeError, match="not read to their end"):
+        _ = second.use
+    assert list(predictions)
+    assert second.use == first.use.model_copy(update={"is_cached": True})
+
+
 def test_a_damaged_cache_entry_is_recomputed(tmp_path: Path) -> None:
     task = classification()
 
     def ask():
-        found = cached(
-            lambda rows: answers("majority", given(task), rows), EVAL, "majority", {}, tmp_path, lambda: None
+        found = CachedAnswers(
+            lambda rows: answers("majority", given(task), rows), "majority", {}, tmp_path, lambda: None
         )
-        return list(found.predictions), found.use()
+        return list(found.predictions(EVAL)), found.use
 
     first, _ = ask()
     [entry] = (tmp_path / "cache").iterdir()

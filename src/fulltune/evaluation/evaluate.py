@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fulltune.config import EvaluationConfig
-from fulltune.evaluation.baselines.base import Answers, Given
-from fulltune.evaluation.baselines.cache import cached
+from fulltune.evaluation.baselines.base import Given
+from fulltune.evaluation.baselines.cache import CachedAnswers
 from fulltune.evaluation.baselines.catalog import answered_rows, answers, chosen, extent
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
@@ -103,20 +104,28 @@ def score_baselines(
         sink: Called with every prediction.
         progress: Where the stages report.
     """
-    systems, examples = dict[str, Evaluation](), data.eval.examples
+    systems = dict[str, Evaluation]()
     for name in chosen(given.task, given.settings):
-
-        def answer(rows: Sequence[Example], name: str = name) -> Answers:
-            return answers(name, given, rows)
-
-        with progress.stage(name, total=len(examples), unit="row") as bar:
-            rows, note = answered_rows(name, given, examples)
-            known = {**key, "rows": extent(name, given, len(rows))}
-            found = cached(answer, rows, name, known, out, bar.advance)
-            scored = evaluate(lambda _: found.predictions, rows, given.task.metrics, system=name, sink=sink)  # noqa: B023
-            use = found.use()
-            systems[name] = replace(scored, use=use.model_copy(update={"sampled": note}) if note else use)
+        with progress.stage(name, total=len(data.eval.examples), unit="row") as bar:
+            systems[name] = _score_baseline(name, given, data.eval.examples, key, out, sink, bar.advance)
     return systems
+
+
+def _score_baseline(
+    name: str,
+    given: Given,
+    examples: Sequence[Example],
+    key: Mapping[str, Any],
+    out: Path,
+    sink: Sink,
+    advance: Callable[[], object],
+) -> Evaluation:
+    """Evaluate a baseline on the rows that it answers; arguments as in :func:`score_baselines`."""
+    rows, note = answered_rows(name, given, examples)
+    known = {**key, "rows": extent(name, given, len(rows))}
+    cached = CachedAnswers(partial(answers, name, given), name, known, out, advance)
+    scored = evaluate(cached.predictions, rows, given.task.metrics, system=name, sink=sink)
+    return replace(scored, use=cached.use.model_copy(update={"sampled": note}) if note else cached.use)
 
 
 def score_system(

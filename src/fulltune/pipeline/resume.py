@@ -110,7 +110,16 @@ def restarted(out: str | Path) -> str | None:
 
 @contextmanager
 def locked(out: str | Path, resume: str | Path | None, new_id: str) -> Iterator[RunFolder]:
-    """Yield the folder of a new run, or of the run to resume; an interruption inside names the command that resumes it.
+    """Create the folder of a new run, or open that of the run to resume, and lock it until the block ends.
+
+    ``predictions.jsonl`` of a resumed run is deleted, because the block writes it again. Several processes write an id
+    of their launch to ``launch.txt``, by which they recognize the run after a restart (:func:`restarted`).
+    An interruption of the block is raised as :class:`Interrupted`, which names the command that resumes the run.
+
+    Args:
+        out: The runs folder.
+        resume: The run to resume; None for a new run.
+        new_id: Id of a new run.
 
     Raises:
         StoreError: The run is finished, or another process has locked it.

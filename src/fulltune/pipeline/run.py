@@ -63,6 +63,10 @@ def run(
 ) -> Record:
     """Tune a model and measure whether that helped.
 
+    The run has a folder of its own below ``out``, with its record, its report and the tuned model. At the end its
+    checkpoints are deleted, and the model is registered as a new version in the registry of ``out``. With
+    ``data.folds`` each fold is a run too. A run that raises an error leaves its folder, without a version.
+
     Args:
         config: A :class:`Config`, a mapping, or the path of a YAML or JSON file; or nothing, if ``options`` has all of
             it.
@@ -70,8 +74,10 @@ def run(
         overrides: ``a.b=value`` texts, applied last.
         progress: Where stages report: by default a terminal or a notebook; False for nothing, True to report
             everywhere.
-        resume: A run to resume that was stopped or killed (its id, its folder, or ``latest``); it has its own config.
-        allow_changed: Resume even if data, config or packages have changed since the run began.
+        resume: A run to resume in its folder that was stopped or killed (its id, its folder, or ``latest``). By default
+            ``config`` is the one that it began with. One that differs is an error, and so are overrides and options
+            that change it, except in the section ``checkpoints``.
+        allow_changed: Resume with a changed config, changed data or other packages nevertheless.
         options: Keys of the config, such as ``train={"epochs": 1}``. Sections are merged over ``config`` key by key.
 
     Returns:

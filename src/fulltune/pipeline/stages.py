@@ -110,8 +110,7 @@ def train_model(
 ) -> tuple[Bundle, TrainingResult]:
     """Train a model with its guards, save it, and return it with the result of its training."""
     with watch("train"):
-        model = job.model_to_train()
-        trained = train.train(job, model, base_outputs, folder, progress)
+        model, trained = train.train(job, job.model_to_train(), base_outputs, folder, progress)
     with watch("save"):
         trained = finish.finish(job, model, trained, folder)
         resume.keep(trained, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from fulltune.runtime.progress import Bar, Progress
 from fulltune.store.runs import RunFolder
 from fulltune.tasks.base import Features
 from fulltune.training.arguments import total_steps
+from fulltune.training.callbacks import StepLog
 from fulltune.training.checkpoints import format
 from fulltune.training.fit import TrainingResult, fit
 from fulltune.training.guards.choosing_metric import choosing_metric
@@ -39,10 +39,11 @@ def train(
     folder: RunFolder,
     progress: Progress,
     callbacks: Sequence[TrainerCallback] = (),
-) -> TrainingResult:
+) -> tuple[Bundle, TrainingResult]:
     """Train a model in place, from the newest checkpoint in the run folder if there is one.
 
-    Every logged step is written to ``steps.jsonl`` and moves the progress bar.
+    Every logged step is written to ``steps.jsonl`` and moves the progress bar. Steps in that file that were logged
+    after the checkpoint are removed first.
 
     Args:
         job: The data, the config and the method.
@@ -51,6 +52,9 @@ def train(
         folder: The run folder.
         progress: Where the steps are shown.
         callbacks: Further callbacks of the trainer.
+
+    Returns:
+        The trained model, whose facts include how its head was initialized, and the result of the training.
     """
     config = job.config
     resume = distributed.on_main(lambda: format.newest(folder.path))
@@ -66,9 +70,9 @@ def train(
             log(step)
             move(step, steps)
 
-        model = with_started_head(job, model, job.data.train.examples)
+        started = with_started_head(job, model, job.data.train.examples)
         trained = fit(
-            model,
+            started,
             job.method,
             features,
             job.curve,
@@ -76,13 +80,14 @@ def train(
             output_dir=folder.path,
             class_weights=job.task.class_weights(job.data.train.examples),
             on_step=on_step,
-            callbacks=[*guards(job, model, base_outputs), *callbacks],
+            callbacks=[*guards(job, started, base_outputs), *callbacks],
             regularize=lambda prepared: regularizers(config, base_outputs.base, prepared, general),
             checkpoints=config.checkpoints,
             resume=resume,
         )
     known = base_outputs.base.info.reconciled
-    return replace(trained, reconciled=tuple(fact for fact in model.info.reconciled if fact not in known))
+    own = tuple(fact for fact in started.info.reconciled if fact not in known)
+    return started, replace(trained, reconciled=own)
 
 
 def mover(bar: Bar) -> Callable[[Step, int], None]:
@@ -101,10 +106,7 @@ def _cut_steps(file: Path, resume: Path | None) -> None:
     """Remove the steps that were logged after the checkpoint: they are logged again."""
     if not file.exists():
         return
-    written = 0
-    if resume is not None:
-        state = json.loads((resume / "trainer_state.json").read_text(encoding="utf-8"))
-        written = state["stateful_callbacks"]["StepLog"]["attributes"]["written"]
+    written = 0 if resume is None else StepLog.written_at(resume)
     with file.open("r+b") as lines:
         lines.truncate(sum(len(line) for line, _ in zip(lines, range(written), strict=False)))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from fulltune.records.run import Step
@@ -88,6 +90,13 @@ class StepLog(TrainerCallback, ExportableState):
         self.seconds_before = 0.0
         self.tokens_before = 0
         self._started = time.perf_counter()
+
+    @classmethod
+    def written_at(cls, checkpoint: Path) -> int:
+        """Return :attr:`written` as it was when a checkpoint was written."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        states: Any = state.stateful_callbacks
+        return int(states[cls.__name__]["attributes"]["written"])
 
     def state(self) -> dict[str, Any]:
         """Return plain data for ``trainer_state.json``."""

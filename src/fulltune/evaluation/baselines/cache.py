@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fulltune.config import Config
 from fulltune.data.load import Table
@@ -25,53 +25,58 @@ VERSION = 4
 _PACKAGES = ("fulltune", "torch", "transformers", "tokenizers", "scikit-learn")
 
 
-class Cached(NamedTuple):
-    """Predictions of a baseline, computed as they are read, and a function that returns its use after the last one."""
-
-    predictions: Iterator[Prediction]
-    use: Callable[[], BaselineUse]
-
-
-def cached(
-    answer: Callable[[Sequence[Example]], Answers],
-    examples: Sequence[Example],
-    name: str,
-    key: Mapping[str, Any],
-    out: Path,
-    advance: Callable[[], object],
-) -> Cached:
-    """Return the predictions of a baseline from the cache, or compute and cache them.
+class CachedAnswers:
+    """The predictions of a baseline: from the cache, or computed as they are read and then cached.
 
     Args:
         answer: The baseline.
-        examples: The examples to answer.
         name: Name of the baseline.
         key: Everything that the predictions depend on, see :func:`cache_parts`.
         out: Folder of runs, which contains the cache.
         advance: Called after each computed prediction.
     """
-    path = cache_path(out, cache_key({"baseline": name, **key}))
-    uses: list[BaselineUse] = []
 
-    def computed() -> Iterator[Prediction | BaselineUse]:
-        started = time.perf_counter()
-        answers = answer(examples)
-        for prediction in answers.predictions:
-            yield prediction
-            advance()
-        seconds = round(time.perf_counter() - started, 3)
-        uses.append(BaselineUse(seconds=seconds, setting=answers.setting, sampled=answers.sampled))
-        yield uses[0]
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Example]], Answers],
+        name: str,
+        key: Mapping[str, Any],
+        out: Path,
+        advance: Callable[[], object],
+    ) -> None:
+        self._answer = answer
+        self._path = cache_path(out, cache_key({"baseline": name, **key}))
+        self._advance = advance
+        self._use: BaselineUse | None = None
 
-    def predictions() -> Iterator[Prediction]:
-        rows = cached_rows(path, computed)
-        for row in rows:
+    @property
+    def use(self) -> BaselineUse:
+        """Return how the baseline was computed.
+
+        Raises:
+            RuntimeError: Not all predictions were read; the use is stored after the last one.
+        """
+        if self._use is None:
+            raise RuntimeError("the predictions of the baseline were not read to their end")
+        return self._use
+
+    def predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        """Yield the predictions for the examples that the key describes, in their order."""
+        for row in cached_rows(self._path, lambda: self._computed(examples)):
             if "system" in row:
                 yield Prediction.model_validate(row)
-            elif not uses:
-                uses.append(BaselineUse.model_validate(row).model_copy(update={"is_cached": True}))
+            elif self._use is None:
+                self._use = BaselineUse.model_validate(row).model_copy(update={"is_cached": True})
 
-    return Cached(predictions(), lambda: uses[0])
+    def _computed(self, examples: Sequence[Example]) -> Iterator[Prediction | BaselineUse]:
+        started = time.perf_counter()
+        answers = self._answer(examples)
+        for prediction in answers.predictions:
+            yield prediction
+            self._advance()
+        seconds = round(time.perf_counter() - started, 3)
+        self._use = BaselineUse(seconds=seconds, setting=answers.setting, sampled=answers.sampled)
+        yield self._use
 
 
 def cache_parts(task: Task, config: Config, base: Bundle, train: Table, scored: Table) -> dict[str, Any]:
