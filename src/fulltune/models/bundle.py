@@ -39,6 +39,7 @@ class Bundle:
         info: Source, hash and architecture, for the record.
         fresh: Names of parameters that the checkpoint lacks: those of a new head, initialized from a seed.
         grown: Number of rows that were added to the embeddings, for tokens that the checkpoint lacks.
+        closing: Ids that a decoder's tokenizer adds after a text, unless the text is to be continued.
         stored_head: The classification head in the checkpoint, whether it was loaded or not; None if there is none.
         with_own_head: Loads the checkpoint with that head, for the classes of the task; None if there is none.
     """
@@ -51,6 +52,7 @@ class Bundle:
     info: ModelInfo
     fresh: tuple[str, ...] = ()
     grown: int = 0
+    closing: tuple[int, ...] = ()
     stored_head: heads.StoredHead | None = None
     with_own_head: Callable[[], Bundle] | None = None
 
@@ -69,6 +71,13 @@ class Bundle:
         limit = getattr(config, "max_decoder_position_embeddings", None)
         limit = limit or getattr(config, "max_position_embeddings", None)
         return int(limit or sys.maxsize)
+
+    def as_read_with(self, head: Head) -> Bundle:
+        """Return the bundle whose tokenizer gives the ids that the model reads with another head; only for encoding."""
+        if head == self.head or head == "lm":
+            return self
+        tokenizer = reconcile.classifier_tokenizer(self.model, self.tokenizer, self.family, self.closing)
+        return replace(self, tokenizer=tokenizer, head=head)
 
     @property
     def has_lm_head(self) -> bool:

@@ -95,8 +95,13 @@ def load(
         architecture=type(model).__name__,
         reconciled=(*replaced, *invalid, *head_changes, *settled.changes, *languages),
     )
+    window = position_window(model, tokenizer)
     return Bundle(
-        model, tokenizer, family, head, position_window(model, tokenizer), info, fresh, settled.grown, stored_head
+        *(model, tokenizer, family, head, window, info),
+        fresh=fresh,
+        grown=settled.grown,
+        closing=settled.closing,
+        stored_head=stored_head,
     )
 
 

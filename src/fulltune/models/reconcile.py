@@ -7,10 +7,11 @@ reconciled values. Each change is described by one sentence for the log, the rec
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,12 @@ class Reconciled:
     Attributes:
         changes: One sentence per change.
         grown: Number of rows that were added to the embeddings.
+        closing: Ids that the tokenizer no longer puts after a text.
     """
 
     changes: tuple[str, ...] = ()
     grown: int = 0
+    closing: tuple[int, ...] = ()
 
 
 def config_overrides(
@@ -128,13 +131,35 @@ def reconcile(
     changes += _pad_id(model, tokenizer, family)
     changes += _start_of_decoder(model, tokenizer)
     changes += _generation(model, tokenizer)
-    if family == "decoder" and not is_classifier:
-        changes += _remove_closing_tokens(tokenizer)
+    closing = frame(tokenizer)[1] if family == "decoder" and not is_classifier and tokenizer.is_fast else []
+    if closing:
+        changes.append(_remove_closing_tokens(tokenizer, closing))
     if family == "encoder-decoder" and is_classifier:
         changes += _ensure_one_end_token(model, tokenizer)
     for change in changes:
         _log.info("%s: %s", model.name_or_path or type(model).__name__, change)
-    return Reconciled(tuple(changes), grown)
+    return Reconciled(tuple(changes), grown, tuple(closing))
+
+
+def classifier_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: str, closing: Sequence[int]
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a language model as it would be with a classification head: a copy if it differs.
+
+    Args:
+        model: The language model.
+        tokenizer: Its reconciled tokenizer.
+        family: Family of the model.
+        closing: Ids that :func:`reconcile` removed after a text.
+    """
+    if family != "encoder-decoder" and not closing:
+        return tokenizer
+    own = copy.deepcopy(tokenizer)
+    if family == "encoder-decoder":
+        list(_ensure_one_end_token(model, own))  # its sentences are those of the model that is trained
+    else:
+        _set_frame(own, frame(own)[0], list(closing))
+    return own
 
 
 def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
@@ -269,16 +294,14 @@ def _text_of(tokenizer: PreTrainedTokenizerBase, token: int) -> str | None:
 # ---- Special tokens around a text ----
 
 
-def _remove_closing_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _remove_closing_tokens(tokenizer: PreTrainedTokenizerBase, closing: Sequence[int]) -> str:
     """Keep a decoder's tokenizer from adding tokens after a text: the model would continue after the end token."""
-    before, after = frame(tokenizer)
-    if not after or not tokenizer.is_fast:
-        return
+    before, _ = frame(tokenizer)
     if getattr(tokenizer, "add_eos_token", False):
         tokenizer.add_eos_token = False
     _set_frame(tokenizer, before, [])
-    closing = " ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in after)
-    yield f"the tokenizer adds {closing} after every text: this is disabled, since a decoder continues its prompt"
+    tokens = " ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in closing)
+    return f"the tokenizer adds {tokens} after every text: this is disabled, since a decoder continues its prompt"
 
 
 def _ensure_one_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -156,7 +156,10 @@ def prepare_job(
         base = load_model(config, task, out)
         config = with_current_chat_date(config, task, base)
     with watch("audit"):
-        audit, features, curve = distributed.on_main(lambda: dataset.inspect(config, task, data, base, rows, Path(out)))
+        reader = base.as_read_with(task.head)
+        audit, features, curve = distributed.on_main(
+            lambda: dataset.inspect(config, task, data, reader, rows, Path(out))
+        )
     if checks_audit:
         audit.raise_if_broken()
     return Job(config, task, inputs.method, data, audit, Path(out), base, features, curve)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
 
 #: Version of the encoding, part of the cache key; increment it if the same example would be encoded differently.
-VERSION = 2
+VERSION = 3
 
 #: Maximum number of threads; each copies the tokenizer.
 MOST_THREADS = 8
