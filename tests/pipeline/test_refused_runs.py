@@ -12,6 +12,7 @@ import torch
 import fulltune
 from fulltune import Config, ConfigError, NonFiniteError
 from fulltune.config import load_config
+from fulltune.errors import StoreError
 from fulltune.pipeline import run
 from fulltune.pipeline.record import unchanged
 from fulltune.records.run import Parameters
@@ -42,9 +43,25 @@ def test_a_run_with_unchanged_weights_reports_that_first(base: str, tmp_path: Pa
     train = {"max_steps": 1, "learning_rate": 1e-11, "warmup": 0, "evaluations": 0}
     record = fulltune.run(config(base, train=train), out=tmp_path)
     assert record.headline.startswith("Raise the rate. Nothing was learned.")
+    assert record.data.train.source == "rows in memory"
+    assert record.data.eval.source == "0.25 held out of rows in memory"
     assert "raise train.learning_rate" in record.reasons[0]
     assert record.parameters.largest_change is not None
     assert record.parameters.largest_change < 1e-6
+
+
+@pytest.mark.parametrize("name", ["runs", "runs/below/it"])
+def test_a_runs_folder_that_cannot_be_written_is_refused_before_the_data_is_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(StoreError, match=r"cannot be written \(Not a directory\).*choose another folder with --out"):
+        fulltune.run(config("no-such-model", data={"train": "absent.jsonl"}), out=tmp_path / name)
+
+
+def test_a_runs_folder_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(StoreError, match=r"cannot be written \(Permission denied\)"):
+        fulltune.run(config("no-such-model", data={"train": "absent.jsonl"}), out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_epoch_without_a_batch_is_refused_before_the_baselines(base: str, tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ _KEYS = {"train": "data.train", "validation": "data.valid", "test": "data.eval"}
 
 
 def source_name(source: str | Sequence[str]) -> str:
-    """Return the name of a source for messages and records."""
+    """Return the name of a source for messages and records; rows that were given from Python have no file."""
     if isinstance(source, str):
-        return source
+        return "rows in memory" if is_cached(Path(source)) else source
     return ", ".join(source[:3]) + (f" and {len(source) - 3} more" if len(source) > 3 else "")
 
 

@@ -15,6 +15,7 @@ from fulltune.pipeline import resume as resuming
 from fulltune.pipeline.fold_configs import check_folds
 from fulltune.pipeline.job import Job, prepare_job
 from fulltune.runtime import distributed
+from fulltune.runtime.files import check_writable
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.runtime.logs import run_log
 from fulltune.runtime.progress import Progress
@@ -47,6 +48,7 @@ def open_run(
     Raises:
         FulltuneError: The inputs cannot be used, or do not match the run to resume.
     """
+    check_writable(Path(out))
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
         log_to = stack.enter_context(run_log())

@@ -72,6 +72,20 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot be written ({reason})", where=str(path), fix=fix) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Check that a folder can be written, or made, without writing anything.
+
+    Raises:
+        StoreError: It cannot.
+    """
+    with store_errors(folder):
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def _error_number(error: OSError | SafetensorError) -> int | None:
     """Return the error number of the operating system; None if it is unknown."""
     if isinstance(error, OSError):

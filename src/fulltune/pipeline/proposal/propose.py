@@ -17,6 +17,7 @@ from fulltune.data.findings import rows
 from fulltune.data.locate import locate
 from fulltune.data.merging import merge_phrases
 from fulltune.data.overlap import TOLERATED_LEAKS
+from fulltune.data.read import source_name
 from fulltune.errors import ConfigError, DataError, Problem
 from fulltune.pipeline.proposal import base_models, settings
 from fulltune.pipeline.proposal import rows as reading
@@ -260,7 +261,7 @@ class _Draft:
         """Return how many rows were read, and how."""
         train = self.rows.tables["train"]
         names = self.sources.train
-        named = names[0] if len(names) == 1 else f"{len(names)} files"
+        named = source_name(names[0]) if len(names) == 1 else f"{len(names)} files"
         kinds = dict.fromkeys(_format(one) for one in train.files if one.format != "folder")
         return f"{len(train):,} rows of {named}" + (f" ({'; '.join(kinds)})" if kinds else "")
 
