@@ -181,8 +181,19 @@ def test_one_database_is_learned_from_the_queries(model: str, form: str, epochs:
     found = propose("firm", model=model)
     assert (found.config["data"]["schema_in_prompt"], found.config["train"]["epochs"]) == (form, epochs)
     assert f"about {epochs * math.ceil(48 / 16)} steps" in found.why["train.epochs"]
+    assert ("a few minutes on two cores" in found.why["train.epochs"]) == (form == "none" and "starter" in found.model)
     if form == "none":
         assert "full: to ask about tables that no query of train uses" in found.why["data.schema_in_prompt"]
+
+
+def test_six_hundred_questions_take_minutes(folder: Path) -> None:
+    write_database(folder / "firm" / "company.db")
+    rows = [{**row, "question": f"{row['question']} {i} {n}"} for n in range(10) for i, row in enumerate(questions())]
+    write_csv(folder / "firm" / "questions.csv", rows)
+    assert len(rows) == 600
+    found = propose("firm")
+    assert found.config["train"]["epochs"] == 26  # of 27 steps
+    assert "about 702 steps, a few minutes on two cores" in found.why["train.epochs"]
 
 
 @pytest.mark.parametrize("name", ["company.db", "firm/companies.db", "nowhere/company.sqlite"])

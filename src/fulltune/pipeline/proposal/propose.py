@@ -449,9 +449,10 @@ class _Draft:
         epochs = max(2, min(wanted, int(_TOKENS / max(1.0, tokens))))
         steps = total_steps(TrainConfig(epochs=epochs, batch_size=batch), sequences)
         of = f" of {sequences:,} windows" if sequences > rows else ""
+        time = ", a few minutes on two cores" if is_new else ""
         kept = "the best step is kept" if self._chooses else "the last step is kept: no rows are spared to choose one"
         return [
-            Line("epochs", epochs, f"passes over train{of}, about {steps:,} steps; {kept}"),
+            Line("epochs", epochs, f"passes over train{of}, about {steps:,} steps{time}; {kept}"),
             Line("batch_size", batch, f"{'windows' if self._divides else 'rows'} per step; 4 to 32 is usual"),
             Line("learning_rate", self.base.learning_rate, self._usual_rates()),
             Line("scheduler", "cosine", "the rate falls to zero along a cosine"),
