@@ -44,6 +44,8 @@ def test_a_run_with_unchanged_weights_reports_that_first(base: str, tmp_path: Pa
     record = fulltune.run(config(base, train=train), out=tmp_path)
     assert record.headline.startswith("Raise the rate. Nothing was learned.")
     assert record.data.train.source == "rows in memory"
+    assert record.resources.core_seconds is not None
+    assert 0 < record.resources.core_seconds < 64 * record.resources.total_seconds
     assert record.data.eval.source == "0.25 held out of rows in memory"
     assert "raise train.learning_rate" in record.reasons[0]
     assert record.parameters.largest_change is not None

@@ -15,7 +15,7 @@ from fulltune.cli.render import runs as terminal
 from fulltune.records.data import ClassRows, DataSummary, LabelSpellings, Leaks, Lengths, Truncation
 from fulltune.records.parts import PartScore, PartScores
 from fulltune.records.run import GuardEvent, Recommendation, Record, Retention, Score, best_baseline
-from fulltune.report import dataset, render, scores, tiles
+from fulltune.report import dataset, details, render, scores, tiles
 from fulltune.report.display import unsaid
 
 SUMMARY = DataSummary(
@@ -254,3 +254,12 @@ def test_the_parts_with_the_smallest_gains_are_shown() -> None:
     assert [f"firm <{i}>" in shown for i in range(5)] == [True] * 3 + [False] * 2
     assert not terminal.parted(samples.record())
     assert "Scores by" not in page()
+
+
+def test_core_seconds_stand_beside_wall_time_if_the_record_has_them() -> None:
+    used = samples.record().resources
+    counted = samples.record(resources=used.model_copy(update={"core_seconds": 1234.4}))
+    assert ("Core-seconds", "1,234, of all threads together") in details.cost(counted)
+    assert "core-seconds" not in str(details.cost(samples.record())).lower()
+    assert terminal.spent(counted)[0].plain.startswith("Seconds: 302 (")
+    assert ", 1234 core-seconds" in terminal.spent(counted)[0].plain

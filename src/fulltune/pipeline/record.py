@@ -340,6 +340,7 @@ def _resources(trained: TrainingResult, watch: Stopwatch, model: Path) -> Resour
         tokens_per_second=round(trained.tokens_per_second, 1),
         total_seconds=round(watch.total + before, 3),
         seconds_before=round(before, 3),
+        core_seconds=round(watch.core_seconds, 3),
         stage_seconds=stages,
         machine=machine.describe(),
         model_bytes=folder_bytes(model),

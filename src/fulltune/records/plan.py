@@ -54,6 +54,7 @@ class Plan(Model):
         rough_seconds: Wall time of training alone, by a formula; None if ``seconds`` were measured.
         waiting: Fraction of the measuring in which this process waited for a core that other programs used: on a free
             machine, ``seconds`` are shorter by about this fraction.
+        cores: Cores that the measuring used on average; None if nothing was measured.
         baselines: Systems that are scored without training.
         evaluations: Optimizer steps after which the evaluation curve gets a point.
         fast_paths: Kernels that training uses.
@@ -88,6 +89,7 @@ class Plan(Model):
     seconds: dict[str, float] = Field(default_factory=dict)
     rough_seconds: float | None = None
     waiting: float = 0.0
+    cores: float | None = None
     fast_paths: tuple[str, ...] = ()
     too_long: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -101,6 +103,12 @@ class Plan(Model):
     def peak_bytes(self) -> int | None:
         """Predicted peak of the memory; None if it was not estimated."""
         return sum(self.memory.values()) or None
+
+    @property
+    def core_seconds(self) -> float | None:
+        """Predicted seconds of all threads together, which other programs hardly change; None if unknown."""
+        total = self.total_seconds
+        return None if total is None or self.cores is None else total * self.cores
 
     @property
     def total_seconds(self) -> float | None:

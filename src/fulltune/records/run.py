@@ -254,7 +254,9 @@ class Training(Model):
 class Resources(Model):
     """Cost of the run.
 
-    Seconds are wall time; ``seconds_before`` is the part of training before the run was resumed.
+    Seconds are wall time; ``seconds_before`` is the part of training before the run was resumed. ``core_seconds`` were
+    computed by the threads of the (first) process, since it was resumed: unlike wall time, other programs on the
+    machine hardly change them. They are None in older records.
     ``peak_rss_bytes`` is resident memory, ``tokens_per_second`` counts tokens without padding,
     and ``model_bytes`` is the size of the folder ``model/``.
     """
@@ -264,6 +266,7 @@ class Resources(Model):
     tokens_per_second: float
     total_seconds: float
     seconds_before: float = 0.0
+    core_seconds: float | None = None
     stage_seconds: dict[str, float] = Field(default_factory=dict)
     machine: str = ""
     model_bytes: int = 0

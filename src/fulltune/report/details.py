@@ -101,6 +101,11 @@ def cost(record: Record) -> Facts:
     resumed = f", with {duration(before)} of training before it was resumed" if before else ""
     pairs = [
         ("Entire run", duration(used.total_seconds) + resumed),
+        *(
+            [("Core-seconds", f"{used.core_seconds:,.0f}, of all threads together")]
+            if used.core_seconds is not None
+            else []
+        ),
         ("Training", duration(used.train_seconds)),
         ("Peak memory", size(used.peak_rss_bytes)),
         ("Tokens per second", compact(used.tokens_per_second)),

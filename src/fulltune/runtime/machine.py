@@ -94,20 +94,24 @@ def waited_seconds() -> float:
 
 
 class Waiting:
-    """Measures the fraction of a block in which this thread waited for a core.
+    """Measures the fraction of a block in which this thread waited for a core, and how many cores the process used.
 
     Attributes:
         fraction: The fraction, 0 to 1; known at the end of the block.
+        cores: The mean number of cores that all threads of the process used; known at the end of the block.
     """
 
     fraction = 0.0
+    cores = 0.0
 
     def __enter__(self) -> Waiting:
         self._waited, self._started = waited_seconds(), time.perf_counter()
+        self._computed = time.process_time()
         return self
 
     def __exit__(self, *error: object) -> None:
         elapsed = time.perf_counter() - self._started
+        self.cores = round((time.process_time() - self._computed) / elapsed, 3)
         self.fraction = round(min(1.0, max(0.0, (waited_seconds() - self._waited) / elapsed)), 3)
 
 

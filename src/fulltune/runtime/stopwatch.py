@@ -17,6 +17,7 @@ class Stopwatch:
     """Wall time of named stages in seconds: ``with watch("train"): …``."""
 
     def __init__(self) -> None:
+        self._computed = time.process_time()
         self.started = time.perf_counter()
         self.seconds = dict[str, float]()
 
@@ -33,6 +34,11 @@ class Stopwatch:
     def total(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.started
+
+    @property
+    def core_seconds(self) -> float:
+        """Seconds that the threads of this process computed since the start, all of them together."""
+        return time.process_time() - self._computed
 
 
 class Warnings:

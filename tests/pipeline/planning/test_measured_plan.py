@@ -58,6 +58,8 @@ def test_a_plan_reports_memory_by_part_and_time_by_stage(kind: str, tmp_path: Pa
     assert next(iter(plan.seconds)) == "load and audit"
     assert {*plan.baselines, "train", "evaluate", "retention"} <= plan.seconds.keys()
     assert plan.total_seconds == pytest.approx(sum(plan.seconds.values()))
+    assert plan.cores is not None
+    assert plan.core_seconds == pytest.approx(plan.cores * plan.total_seconds)
     assert not (tmp_path / "runs").exists()
 
 

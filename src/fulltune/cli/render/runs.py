@@ -122,6 +122,7 @@ def spent(record: Record) -> list[Text]:
     stages = sorted(resources.stage_seconds.items(), key=lambda stage: -stage[1])
     long = ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages if seconds >= 1)
     seconds = f"Seconds: {resources.total_seconds:.0f}" + (f" ({long})" if long else "")
+    seconds += "" if resources.core_seconds is None else f", {resources.core_seconds:.0f} core-seconds"
     uses = sorted(record.baselines.items(), key=lambda item: -item[1].seconds)
     slow = ", ".join(
         f"{display.system_label(name)} {use.seconds:.0f}"
@@ -350,6 +351,8 @@ def _costs(plan: Plan) -> dict[str, dict[str, str]]:
     seconds = {name: display.duration(value) for name, value in plan.seconds.items()}
     if seconds:
         seconds["all"] = display.duration(plan.total_seconds or 0.0)
+    if seconds and plan.core_seconds is not None:
+        seconds["core-seconds"] = f"{plan.core_seconds:,.0f}"
     if memory:
         memory["all"] = _size(plan.peak_bytes or 0)
     return {"memory": memory, "time": seconds}

@@ -92,7 +92,7 @@ def full_plan(job: Job, prepared: float) -> Plan:
             seconds = {"load and audit": prepared, **rehearsal.seconds(plan)}
     seconds = {name: value * (1 if name in plan.baselines else plan.trainings) for name, value in seconds.items()}
     rounded = {name: round(value, 3) for name, value in seconds.items()}
-    return plan.model_copy(update={"seconds": rounded, "waiting": others.fraction})
+    return plan.model_copy(update={"seconds": rounded, "waiting": others.fraction, "cores": others.cores})
 
 
 def crossed_plan(job: Job, fold: Plan) -> Plan:
@@ -113,6 +113,7 @@ def crossed_plan(job: Job, fold: Plan) -> Plan:
             "memory": fold.memory,
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "waiting": fold.waiting,
+            "cores": fold.cores,
         }
     )
 
