@@ -204,9 +204,20 @@ def _rivals(kind: Kind, a: Array, b: Array, random: Random) -> list[bool]:
     errors = [resampling.standard_error(side, value) for side in (a, b)]
     unpaired = abs(delta) > 1.96 * math.hypot(*errors)
     sums = resampling.resampled((a, b), 500, int(random.integers(2**31)))
-    low, high = resampling.percentile_interval(value(sums[0]) - value(sums[1]), 0.95)
+    low, high = _percentile_interval(value(sums[0]) - value(sums[1]), 0.95)
     enough = len(a) >= 6
     return [delta > 0, delta < 0, unpaired and delta > 0, enough and low > 0, enough and high < 0]
+
+
+def _percentile_interval(values: Array, confidence: float) -> tuple[float, float]:
+    """Return the percentile interval of draws; undefined ones are skipped."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    # Use observed values: interpolation between infinities is undefined.
+    low, high = np.quantile(defined, [tail, 1 - tail], method="inverted_cdf")
+    return float(low), float(high)
 
 
 def _truth(kind: Kind) -> float:

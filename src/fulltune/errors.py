@@ -310,6 +310,11 @@ def check_schema(what: str, schema: int, known: int, where: object) -> None:
         raise StoreError(f"{what} has schema {schema}", expected=expected, where=str(where), fix="upgrade fulltune")
 
 
+def abridged(names: Sequence[str], shown: int = 5) -> str:
+    """Return the first names and the number of the others, for a message."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown:,} more" if len(names) > shown else "")
+
+
 def shortened(value: object, length: int = 80) -> str:
     """Return ``repr(value)``, shortened for a message."""
     if isinstance(value, int) and value.bit_length() > 4 * length:

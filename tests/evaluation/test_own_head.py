@@ -11,7 +11,7 @@ import pytest
 
 import fulltune
 from fulltune.records.run import Prediction, Record
-from fulltune.report.files import Lines
+from fulltune.runtime.json_lines import Lines
 
 WORDS = {"no": "bad poor movie", "yes": "good great film"}
 ROWS = [{"text": f"{WORDS[label]} {n}", "label": label} for n in range(12) for label in WORDS]

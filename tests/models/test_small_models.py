@@ -15,7 +15,7 @@ from fulltune.errors import DataError, ModelError
 from fulltune.models.fast_paths import require_computable, require_trainable
 from fulltune.models.load import load
 from fulltune.records.run import Prediction
-from fulltune.report.files import Lines
+from fulltune.runtime.json_lines import Lines
 
 
 @pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm"), ("bert", "classification"), ("bart", "lm")])

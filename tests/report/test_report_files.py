@@ -11,7 +11,7 @@ import samples
 from fulltune.errors import StoreError
 from fulltune.records.run import Prediction
 from fulltune.report import render, write_report
-from fulltune.report.files import Lines
+from fulltune.runtime.json_lines import Lines
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulltune.metrics.wording import metric_label
 from fulltune.report import display, svg
 
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
@@ -86,7 +87,7 @@ def test_p_values() -> None:
 
 
 def test_names_of_metrics_and_systems() -> None:
-    assert [display.metric_label(name) for name in ("rougeLsum", "bits_per_byte", "macro_f1", "chrf")] == [
+    assert [metric_label(name) for name in ("rougeLsum", "bits_per_byte", "macro_f1", "chrf")] == [
         "ROUGE-Lsum",
         "Bits per byte",
         "Macro-F1",

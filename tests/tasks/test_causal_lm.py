@@ -14,7 +14,7 @@ from fulltune.config import Config
 from fulltune.evaluation.evaluate import evaluate
 from fulltune.models.bundle import Bundle
 from fulltune.tasks.base import Example
-from fulltune.tasks.causal_lm import CausalLM
+from fulltune.tasks.causal_lm import CausalLM, window_count, windows
 
 TALES = [
     "Once there was a fox.",
@@ -32,6 +32,13 @@ def make(**data: object) -> CausalLM:
 
 def examples(texts: list[str]) -> list[Example]:
     return [Example(f"t:{index}", "", text) for index, text in enumerate(texts)]
+
+
+def test_windows_are_counted_without_making_them() -> None:
+    for tokens in range(30):
+        for window in range(1, 12):
+            made = windows([], [0] * tokens, window, is_given=True)
+            assert window_count(tokens, window) == len(made), (tokens, window)
 
 
 @settings(max_examples=40, deadline=None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fulltune.config import Config, DataConfig, TrainConfig
 from fulltune.data import tokens
-from fulltune.data.findings import Audit, BadRow, ExampleLike, Finding, bad_rows, rows, some
+from fulltune.data.findings import Audit, ExampleLike, Finding, bad_rows, rows, some
 from fulltune.data.labels import kind_findings, label_findings
 from fulltune.data.load import Row, Table
 from fulltune.data.merging import merge_findings
@@ -16,7 +16,7 @@ from fulltune.data.overlap import Entry, overlap
 from fulltune.data.split import input_text
 from fulltune.data.tokens import E, FeaturesLike
 
-__all__ = ["Audit", "BadRow", "Finding", "audit", "token_findings"]
+__all__ = ["Audit", "Finding", "audit", "token_findings"]
 
 #: Splits with fewer rows than this are reported.
 _FEW = 50
@@ -150,7 +150,7 @@ def _assumed(tables: Mapping[str, Table]) -> Iterator[Finding]:
                 message = f"{form.file}: {sentence}"
                 if message not in seen:
                     seen.add(message)
-                    is_left_out = form.format == "folder"
+                    is_left_out = form.is_unread
                     yield Finding(
                         kind="unread_files" if is_left_out else "assumed_format",
                         level="warning",

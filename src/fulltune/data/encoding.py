@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fulltune.data.encoding_guess import guess_encoding
 from fulltune.errors import DataError, Problem, shortened
@@ -23,13 +24,6 @@ _MARKS = (
 _MOSTLY_UTF8 = 0.2
 
 
-#: What differs between the assumptions about files in one encoding: the language, a sample, and an encoding that fits
-#: almost as well.
-_EVIDENCE = re.compile(r"(, by the letters of \w+)? \(line \d+: .*", re.DOTALL)
-
-_ALMOST = "fits almost as well"
-
-
 @dataclass(frozen=True)
 class Decoded:
     """The text of a file.
@@ -39,21 +33,19 @@ class Decoded:
             only its row is bad.
         codec: The encoding.
         assumed: What was inferred, as a sentence; "" if the encoding is certain.
+        evidence: The end of this sentence, which differs between files in one encoding: language and samples.
+        is_doubtful: Another encoding fits almost as well.
     """
 
     text: str
     codec: str
     assumed: str = ""
+    evidence: str = ""
+    is_doubtful: bool = False
 
-
-def without_evidence(assumed: str) -> str:
-    """Return an assumption without what differs between files in one encoding."""
-    return _EVIDENCE.sub("", assumed)
-
-
-def is_doubtful(assumed: str) -> bool:
-    """Return True for the assumption about a file that another encoding fits almost as well."""
-    return _ALMOST in assumed
+    def as_read(self) -> dict[str, Any]:
+        """Return the fields of a :class:`~fulltune.records.run.FileFormat` that the encoding decides."""
+        return {"encoding": self.codec, "evidence": self.evidence, "is_doubtful": self.is_doubtful}
 
 
 def decode(data: bytes, where: str, encoding: str = "auto") -> Decoded:
@@ -122,10 +114,11 @@ def _inferred(data: bytes, where: str) -> Decoded:
         )
     text = data.decode(guess.codec, errors="surrogateescape")
     language = f", by the letters of {guess.language}" if guess.language else ""
-    assumed = f"it is not UTF-8: read as {guess.codec}{language} ({_sample(data, guess.codec)})"
+    evidence = f"{language} ({_sample(data, guess.codec)})"
     if guess.rival:
-        assumed += f"; {guess.rival} {_ALMOST} ({_sample(data, guess.rival)}): set data.encoding"
-    return Decoded(text, guess.codec, assumed)
+        evidence += f"; {guess.rival} fits almost as well ({_sample(data, guess.rival)}): set data.encoding"
+    assumed = f"it is not UTF-8: read as {guess.codec}{evidence}"
+    return Decoded(text, guess.codec, assumed, evidence, is_doubtful=bool(guess.rival))
 
 
 def _is_utf8(line: bytes) -> bool:

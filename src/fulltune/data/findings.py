@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from fulltune.errors import DataError, Problem
+from fulltune.errors import DataError, Problem, abridged
 from fulltune.records.run import AuditSummary, Model
 from fulltune.runtime.graphemes import clip
 
@@ -204,14 +204,9 @@ def percent(part: float, total: float) -> str:
     return f"{100 * fraction:.2g}%"
 
 
-def listed(names: Sequence[str], shown: int = 5) -> str:
-    """Return the first names and the count of the others."""
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
 def quoted(labels: Iterable[str], spell: Callable[[str], str] = repr) -> str:
     """Return the first five labels in quotes, long ones shortened, and the count of the others."""
-    return listed([shorten(spell(label)) for label in labels])
+    return abridged([shorten(spell(label)) for label in labels])
 
 
 def shorten(text: str, size: int = 60) -> str:

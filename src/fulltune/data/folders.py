@@ -90,7 +90,7 @@ def open_documents(folder: Folder, options: Options) -> Opened:
         for name in folder.documents:
             decoded = text_of(folder.path / name, name, options.encoding)
             assumed = (decoded.assumed,) if decoded.assumed else ()
-            yield FileFormat(file=name, format="text", encoding=decoded.codec, assumed=assumed)
+            yield FileFormat(file=name, format="text", assumed=assumed, **decoded.as_read())
             parts = Path(name).parts
             yield name, {"text": decoded.text, "folder": parts[0] if len(parts) > 1 else "", "file": name}
 

@@ -15,13 +15,12 @@ from fulltune.config import DataConfig, DataSource
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
-from fulltune.data.encoding import is_doubtful, without_evidence
 from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.data.label_values import LabelReader, kind_of_label, with_whole_numbers
 from fulltune.data.raw import Opened, Options
 from fulltune.data.read import open_source, place_of, source_name
 from fulltune.data.values import clean, clean_number
-from fulltune.errors import DataError, Problem, closest
+from fulltune.errors import DataError, Problem, abridged, closest
 from fulltune.records.run import FileFormat, SplitInfo
 from fulltune.runtime.config_file import as_value
 from fulltune.runtime.split_names import SPLIT_NAMES
@@ -221,15 +220,15 @@ def merged_formats(files: Sequence[FileFormat]) -> tuple[FileFormat, ...]:
     """Return the first of the files that were read in the same way; what was assumed of it counts the others."""
     alike = defaultdict[str, list[FileFormat]](list)
     for form in files:
-        assumed = tuple(map(without_evidence, form.assumed))
-        file = form.file if form.format == "folder" else ""
-        alike[form.model_copy(update={"file": file, "assumed": assumed}).model_dump_json()].append(form)
+        own = {"evidence": "", "is_doubtful": False} | ({} if form.is_unread else {"file": ""})
+        common = tuple(sentence.replace(form.evidence, "") for sentence in form.assumed)
+        alike[form.model_copy(update={**own, "assumed": common}).model_dump_json()].append(form)
     return tuple(_counted(forms) for forms in alike.values())
 
 
 def _counted(forms: Sequence[FileFormat]) -> FileFormat:
     """Return the first of the files, or the first whose encoding is in doubt."""
-    shown = next((form for form in forms if any(map(is_doubtful, form.assumed))), forms[0])
+    shown = next((form for form in forms if form.is_doubtful), forms[0])
     more = len(forms) - 1
     if not more:
         return shown
@@ -491,8 +490,6 @@ def _missing(reader: _Reader, names: Sequence[str], free: Sequence[Profile], sou
     binary = [column.name for column in free if column.is_numeric and column.distinct == 2]
     if role == "label" and not close and len(binary) > 1:
         fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
-    return Problem(f"no column {reader.name!r}", f"one of {_some(names)}", fix, source, DataConfig.column_key(role))
-
-
-def _some(names: Sequence[str], shown: int = 30) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    return Problem(
+        f"no column {reader.name!r}", f"one of {abridged(names, 30)}", fix, source, DataConfig.column_key(role)
+    )

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fulltune.data.findings import LISTED, Finding, listed, some
+from fulltune.data.findings import LISTED, Finding, some
 from fulltune.data.load import Row, Table
 from fulltune.data.spellings import Places, merge_key, variants, without_padding
+from fulltune.errors import abridged
 
 #: Roles of labels: one per row, or a list.
 _ROLES = ("label", "labels")
@@ -80,7 +81,7 @@ def merge_findings(tables: Sequence[Mapping[str, Mapping[str, Sequence[str]]]]) 
     yield Finding(
         kind="merged_labels",
         level="info",
-        message=f"data.merge_labels gives {count} one spelling: {listed(merge_phrases(changes))}",
+        message=f"data.merge_labels gives {count} one spelling: {abridged(merge_phrases(changes))}",
         count=len(changed),
         ids=some(changed),
         details={

@@ -260,7 +260,7 @@ def _text_file(
     if not file_format:
         raise unknown_format(path)
     notes = [note for note in (decoded.assumed, "" if file_format == stated else _misnamed(path, file_format)) if note]
-    form = FileFormat(file=path.name, format=file_format, encoding=decoded.codec, assumed=tuple(notes))
+    form = FileFormat(file=path.name, format=file_format, assumed=tuple(notes), **decoded.as_read())
     if file_format == "json":
         return Opened(None, json_rows(decoded.text, form, split, part, wanted or ()))
     if part:

@@ -8,8 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fulltune.data.duplicates import fold
-from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, listed, quoted, rows, shorten, some
+from fulltune.data.findings import LISTED, ExampleLike, Finding, Level, quoted, rows, shorten, some
 from fulltune.data.values import is_padded, is_padding
+from fulltune.errors import abridged
 from fulltune.runtime.alphabetical import in_order
 
 #: Ids of the rows with each label, over all splits.
@@ -110,7 +111,7 @@ def _similar(rows_of: Places) -> Iterator[Finding]:
     yield _finding(
         "similar_labels",
         f"{_labels(len(alike), 'is', 'are')} spelled in several ways, each a separate label{key_merges}: "
-        f"{listed(shown)}",
+        f"{abridged(shown)}",
         [name for group in alike for label in group[1:] for name in rows_of[label]],
         fix=fix,
         details={

@@ -17,12 +17,12 @@ from fulltune.data.findings import (
     ExampleLike,
     Finding,
     Level,
-    listed,
     percent,
     rows,
     some,
 )
 from fulltune.data.values import is_blank
+from fulltune.errors import abridged
 
 
 class FeaturesLike(Protocol):
@@ -349,7 +349,7 @@ def _without(text: str, tokens: Sequence[str]) -> str:
 
 
 def _tokens(spelled: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
-    return listed([repr(token) for token in dict.fromkeys(token for number in numbers for token in spelled[number])])
+    return abridged([repr(token) for token in dict.fromkeys(token for number in numbers for token in spelled[number])])
 
 
 def _special(kind: str, level: Level, message: str, fix: str, where: tuple[str, Sequence[str]]) -> Finding:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fulltune.data.findings import rows
-from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
+from fulltune.errors import ConfigError, DataError, Problem, abridged, did_you_mean
 from fulltune.evaluation.prediction_files import Answers, read_answers
 from fulltune.metrics import get, known, wording
 from fulltune.metrics.accumulate import Accumulator
@@ -294,7 +294,8 @@ def _check_rows(systems: Sequence[Answers], metric: Metric) -> None:
             problems += _other_targets(differ, first, own, systems[0].name, system.name)
         groups = [key for key, row in first.items() if key in own and own[key].group != row.group]
         if groups and any(row.group for row in own.values()):
-            found = f"{rows(len(groups), 'be')} in other groups than in {systems[0].name}: {_some(groups)}"
+            listed = abridged([repr(row) for row in groups], _LISTED)
+            found = f"{rows(len(groups), 'be')} in other groups than in {systems[0].name}: {listed}"
             problems.append(Problem(found, "the same groups in all files", where=system.name, field="group"))
     if problems:
         raise DataError(problems)
@@ -304,7 +305,8 @@ def _missing_rows(ids: set[str], there: str, here: str) -> list[Problem]:
     if not ids:
         return []
     count = f"{len(ids):,} row{'s' if len(ids) > 1 else ''} of {there}"
-    found = f"{count} {'have' if len(ids) > 1 else 'has'} no answer here: {_some(sorted(ids))}"
+    shown = [repr(row) for row in sorted(ids)]
+    found = f"{count} {'have' if len(ids) > 1 else 'has'} no answer here: {abridged(shown, _LISTED)}"
     return [Problem(found, "the same ids in all files, in any order", "answer the same rows", here, "id")]
 
 
@@ -322,8 +324,3 @@ def _other_targets(
 def _shown(row: Prediction) -> str:
     text = repr(row.reference if isinstance(row.reference, str) else list(row.reference))
     return text if len(text) <= 40 else f"{text[:39]}…"
-
-
-def _some(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
-    return ", ".join(map(repr, ids[:_LISTED])) + more

@@ -199,7 +199,7 @@ def _try(study: optuna.Study, number: int, space: Space, config: Config, folder:
     from fulltune.experiments.trials import Trial
 
     asked = study.ask({name: part.distribution() for name, part in space.items()})
-    name = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in asked.params.items())
+    name = ", ".join(f"{key.rpartition('.')[2]} {setting_text(value)}" for key, value in asked.params.items())
 
     def report(evaluation: int, value: float) -> bool:
         asked.report(value, evaluation)
@@ -222,7 +222,8 @@ def _try(study: optuna.Study, number: int, space: Space, config: Config, folder:
         study.tell(asked, state=TrialState.PRUNED if trial.ended_early else TrialState.FAIL)
 
 
-def _short(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """Return the value of a setting, a float with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fulltune.config import Config, load_config, refuse_folds
-from fulltune.errors import IncompatibleError, Problem, StoreError
+from fulltune.errors import IncompatibleError, Problem, StoreError, abridged
 from fulltune.evaluation import evaluate
 from fulltune.evaluation.retention import BaseOutputs
 from fulltune.pipeline.job import checked_task_and_method
@@ -146,7 +146,7 @@ def _check_tensors(folders: Sequence[Path], models: Sequence[Mapping[str, Any]])
 
 def _some(wanted: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     differing = sorted(name for name in {*wanted, *other} if wanted.get(name) != other.get(name))
-    return ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
+    return abridged(differing, 3)
 
 
 def _check_configs(sources: Sequence[str], folders: Sequence[Path]) -> None:

@@ -29,7 +29,7 @@ from fulltune.config import (
     with_validation_rows,
 )
 from fulltune.errors import ConfigError, FulltuneError, Problem
-from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, with_settings
+from fulltune.experiments.search import Choice, Range, Space, answers_path, best, search, setting_text, with_settings
 from fulltune.metrics.accumulate import Rows, rows_of
 from fulltune.metrics.selection import gain_of_choosing
 from fulltune.pipeline import job
@@ -273,7 +273,7 @@ def _rows_of(paths: Sequence[Path]) -> list[Rows]:
 def _headline(goal: Objective, chosen: Tried | None, default: Tried | None) -> str:
     if chosen is None:
         return "No trial came to its end: lower the learning rates of the space, or look at the reasons."
-    settings = ", ".join(f"{field} {_figure(value)}" for field, value in chosen.settings.items())
+    settings = ", ".join(f"{field} {setting_text(value)}" for field, value in chosen.settings.items())
     name = goal.metric.label or goal.name if goal.metric else "evaluation loss"
     if default is None:
         return f"Best of the trials: {settings}, with {name} {chosen.value:.4g} on validation rows."
@@ -311,7 +311,3 @@ def _caution(
     if gain.low > 0:
         return f"{caution}{unit}: less than counts (evaluation.min_effect)."
     return f"{caution}{unit}: it could be chance. More validation rows narrow the interval."
-
-
-def _figure(value: Value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

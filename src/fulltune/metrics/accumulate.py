@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fulltune.errors import IncompatibleError
+from fulltune.errors import IncompatibleError, abridged
 from fulltune.metrics import intervals
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.resampling import grouped
@@ -210,5 +210,4 @@ def matching(a: Sequence[str], b: Sequence[str]) -> NDArray[np.intp]:
 
 
 def _some(ids: set[str]) -> str:
-    shown = sorted(ids)[:3]
-    return ", ".join(map(repr, shown)) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "") if shown else "none"
+    return abridged(list(map(repr, sorted(ids))), 3) or "none"

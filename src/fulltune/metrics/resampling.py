@@ -246,14 +246,3 @@ def _chunks(count: int, width: int) -> Iterator[int]:
     size = max(1, min(count, _BUDGET // (8 * max(1, width))))
     for start in range(0, count, size):
         yield min(size, count - start)
-
-
-def percentile_interval(values: Array, confidence: float) -> tuple[float, float]:
-    """Return the percentile interval of draws; undefined ones are skipped."""
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return math.nan, math.nan
-    tail = (1 - confidence) / 2
-    # Use observed values: interpolation between infinities is undefined.
-    low, high = np.quantile(defined, [tail, 1 - tail], method="inverted_cdf")
-    return float(low), float(high)

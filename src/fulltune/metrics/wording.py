@@ -21,6 +21,30 @@ _SYSTEMS = {
 }
 
 
+#: Names of metrics as headings.
+_METRICS = {
+    "macro_f1": "Macro-F1",
+    "micro_f1": "Micro-F1",
+    "mcc": "MCC",
+    "ece": "Calibration error",
+    "linear_cka": "Linear CKA",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougel": "ROUGE-L",
+    "rougelsum": "ROUGE-Lsum",
+    "continuation_bleu": "BLEU of continuations",
+    "continuation_rougel": "ROUGE-L of continuations",
+    "distinct_2": "Distinct bigrams",
+    "repetition_4": "Repeated 4-grams",
+    "executes": "Executes",
+    "sql_exact_match": "Exact match",
+    "empty_results": "Correct with an empty result",
+    "capped": "Cut off by the limit",
+}
+
+
 def system(name: str) -> str:
     """Return a system's name in a sentence, e.g. ``zero-shot``, ``TF-IDF``, ``the majority class``."""
     return _SYSTEMS.get(name, name.replace("_", "-"))
@@ -29,6 +53,12 @@ def system(name: str) -> str:
 def label(metric: Metric) -> str:
     """Return a metric's name in a sentence."""
     return metric.label or metric.name
+
+
+def metric_label(name: str) -> str:
+    """Return the heading for the name of a metric, e.g. ``ROUGE-Lsum`` for ``rouge_lsum``."""
+    known = _METRICS.get(name.lower()) or _METRICS.get(name.lower().replace("_", ""))
+    return known or name[:1].upper() + name[1:].replace("_", " ")
 
 
 def gain(comparison: Comparison, metric: Metric, sign: int = 1) -> str:

@@ -23,7 +23,7 @@ from fulltune.errors import ModelError
 from fulltune.models.bundle import quiet
 from fulltune.models.modes import in_mode
 from fulltune.models.padding import pad
-from fulltune.models.reconcile import own_limit
+from fulltune.models.reconcile import input_embeddings, own_limit
 from fulltune.models.sparse_attention import attention_type_kept
 from fulltune.models.teacher_forcing import decoder_input_ids
 from fulltune.runtime.log_once import log_once
@@ -327,7 +327,7 @@ def _batch_agrees(model: PreTrainedModel, length: int) -> bool:
 
 def probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
     """Return deterministic rows of ordinary token ids, with a soft prompt first, and the end token of a source last."""
-    embeddings = _embeddings(model)
+    embeddings: Any = input_embeddings(model)
     special = special_ids(model.config)
     vocabulary = getattr(embeddings, "weight", embeddings)  # Perceiver's embeddings are a bare parameter
     size = 256 if vocabulary is None else vocabulary.shape[0]
@@ -342,14 +342,6 @@ def probes(model: PreTrainedModel, lengths: Sequence[int]) -> list[list[int]]:
         chosen = torch.randint(len(ordinary), (inner,), generator=generator)
         rows.append(prompt + ordinary[chosen].tolist() + ends)
     return rows
-
-
-def _embeddings(model: PreTrainedModel) -> Any:
-    """Return the token embeddings; None if there are none, as in CANINE, which reads characters."""
-    try:
-        return model.get_input_embeddings()
-    except NotImplementedError:
-        return None
 
 
 def special_ids(config: PreTrainedConfig) -> set[int]:
@@ -388,7 +380,7 @@ def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
 def _fill(model: Any) -> int:
     """Return the id for padding: that of the config, or 0 if it belongs to the vocabulary of another tokenizer."""
     own: Any = getattr(model.config, "pad_token_id", None)
-    weight = getattr(_embeddings(model), "weight", None)
+    weight = getattr(input_embeddings(model), "weight", None)
     if not isinstance(own, int) or own < 0:
         return 0
     return own if weight is None or own < weight.shape[0] else 0

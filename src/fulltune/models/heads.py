@@ -14,8 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fulltune.data.findings import listed
-from fulltune.errors import ModelError
+from fulltune.errors import ModelError, abridged
 
 #: Names of the weight matrices of classification heads in transformers.
 _HEAD = re.compile(r"^(classifier|score|classification_head|logits_proj|out_proj)\b.*weight$")
@@ -48,7 +47,7 @@ class StoredHead:
             return "has two classes with the same name"
         missing = [repr(label) for label in labels if _key(label) not in stored]
         if missing:
-            return f"lacks {listed(missing)}"
+            return f"lacks {abridged(missing)}"
         kinds = ("one label per row", "several labels per row")
         return "" if self.multi_label == multi_label else f"was made for {kinds[self.multi_label]}"
 

@@ -29,8 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from fulltune.data.findings import listed
-from fulltune.errors import ModelError
+from fulltune.errors import ModelError, abridged
 from fulltune.models import files, heads, reconcile
 from fulltune.models.bundle import Bundle, Head, family_of, quiet
 from fulltune.models.languages import set_languages
@@ -236,7 +235,7 @@ def _load_classifier(
         model, fresh = _loaded(AutoModelForSequenceClassification, kwargs)
     change = heads.relabel(model, stored, labels, seed) if labels and stored else None
     if rows:
-        change = f"{size_mismatch}: a new head was created for {listed([repr(label) for label in labels])}"
+        change = f"{size_mismatch}: a new head was created for {abridged([repr(label) for label in labels])}"
     return model, fresh, (change,) if change else ()
 
 

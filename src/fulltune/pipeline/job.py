@@ -346,10 +346,11 @@ def with_chat_date_of(config: Config, name: str, out: str | Path) -> Config:
     if config.data.chat_date is not None:
         return config
     try:
-        day = load_config(config_path(name, out)).data.chat_date
+        path = config_path(name, out)
     except StoreError:  # any other checkpoint
         return config
-    return with_chat_date(config, day)
+    # A run that stopped at its beginning has no config yet.
+    return with_chat_date(config, load_config(path).data.chat_date if path.exists() else None)
 
 
 def with_chat_date(config: Config, day: date | None) -> Config:

@@ -13,7 +13,7 @@ from fulltune.config import Config, dump_config
 from fulltune.data.findings import Audit
 from fulltune.pipeline import resume as resuming
 from fulltune.pipeline.fold_configs import check_folds
-from fulltune.pipeline.job import Job, prepare_job
+from fulltune.pipeline.job import Job, prepare_job, with_chat_date_of
 from fulltune.runtime import distributed
 from fulltune.runtime.files import check_writable
 from fulltune.runtime.kernels.active import pinned_kernels
@@ -53,7 +53,7 @@ def open_run(
         stack.enter_context(distributed.joined(_timeout(config.trainer)))
         log_to = stack.enter_context(run_log())
         resume = resume or distributed.on_main(lambda: resuming.restarted(out))
-        config = config if resume is None else resuming.with_chat_date_of_run(config, resume, out)
+        config = config if resume is None else with_chat_date_of(config, str(resume), out)
         run_id = distributed.broadcast(new_run_id(config.task, config.model))
         # Rows of a resumed run are compared with those that it began with, which says more than their audit.
         refuse = partial(_refuse, config, out, run_id) if resume is None else _ignore

@@ -16,10 +16,10 @@ from fulltune.models.licenses import license_of
 from fulltune.records.export import EXPORT_FILE, read_export
 from fulltune.records.run import Model, Prediction, Record, read_record
 from fulltune.report.card import Licenses, bare, card
-from fulltune.report.files import Lines
 from fulltune.report.worse_rows import worse_rows
 from fulltune.runtime import paths
 from fulltune.runtime.files import atomic_text, remove, store_errors
+from fulltune.runtime.json_lines import Lines
 from fulltune.store import delta
 from fulltune.store.delta import DeltaInfo, Restored
 from fulltune.store.registry.registry import Artifact, Registry, Version

@@ -42,9 +42,9 @@ from fulltune.records.run import (
     base_kept,
     best_baseline,
 )
-from fulltune.report.files import Lines
 from fulltune.runtime import machine
 from fulltune.runtime.files import folder_bytes
+from fulltune.runtime.json_lines import Lines
 from fulltune.runtime.stopwatch import Stopwatch, Warnings
 from fulltune.runtime.version import __version__, versions
 from fulltune.store.runs import RunFolder

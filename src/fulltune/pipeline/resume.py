@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from fulltune.config import Config, dump_config, load_config
+from fulltune.config import Config, dump_config
 from fulltune.errors import ConfigError, Problem, StoreError, TrainingStopped
 from fulltune.models.tokenizing import tokenizer_sha256
-from fulltune.pipeline.job import Job, with_chat_date
+from fulltune.pipeline.job import Job
 from fulltune.pipeline.model_loading import load_model
 from fulltune.runtime import distributed, version
 from fulltune.runtime.files import to_json
@@ -86,14 +86,6 @@ def config_to_resume(run: str | Path, out: str | Path) -> Path:
     if not path.exists():
         raise StoreError("this run has no config yet", where=str(path.parent), fix="start it again")
     return path
-
-
-def with_chat_date_of_run(config: Config, resume: str | Path, out: str | Path) -> Config:
-    """Return the config with the day that the run to resume used, unless the config has one."""
-    path = resolve(str(resume), out) / "config.yaml"
-    if config.data.chat_date is not None or not path.exists():
-        return config
-    return with_chat_date(config, load_config(path).data.chat_date)
 
 
 def restarted(out: str | Path) -> str | None:

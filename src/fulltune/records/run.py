@@ -133,6 +133,8 @@ class FileFormat(Model):
         delimiter: Character between the cells of a CSV file.
         part: The part that was read: a split, a sheet, or the key of a JSON object.
         assumed: What was inferred and may be wrong, as sentences; empty if the file itself leaves no doubt.
+        evidence: The part of these sentences that differs between files in one encoding; empty if none does.
+        is_doubtful: Another encoding fits almost as well.
     """
 
     file: str
@@ -141,6 +143,13 @@ class FileFormat(Model):
     delimiter: str = ""
     part: str = ""
     assumed: tuple[str, ...] = ()
+    evidence: str = ""
+    is_doubtful: bool = False
+
+    @property
+    def is_unread(self) -> bool:
+        """True for a folder of which not all files were read: ``assumed`` says which."""
+        return self.format == "folder"
 
 
 class SplitInfo(Model):

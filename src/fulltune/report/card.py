@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import Record, Retention
 from fulltune.report import dataset, display
 from fulltune.report.worse_rows import WorseRows
@@ -82,7 +83,7 @@ def card(
         systems=_systems(record) if record else [],
         retained=_retained(record) if record else [],
         data=dataset.details(record.data.summary) if record else {},
-        label=display.metric_label,
+        label=metric_label,
     )
 
 
@@ -112,7 +113,7 @@ def _metadata(version: Version, record: Record | None) -> str:
                 dataset_name=bare(record.data.eval.source),
                 metric_type=name,
                 metric_value=score.value,
-                metric_name=display.metric_label(name),
+                metric_name=metric_label(name),
             )
             for name, score in record.scores.get("tuned", {}).items()
             if math.isfinite(score.value)
@@ -143,7 +144,7 @@ def _retained_row(name: str, result: Retention) -> tuple[str, ...]:
     change, low, high = map(display.signed_percentage, (result.change, result.low, result.high))
     return (
         name,
-        display.metric_label(result.metric),
+        metric_label(result.metric),
         display.number(result.base.value),
         display.number(result.tuned.value),
         f"{change} ({low} to {high})",

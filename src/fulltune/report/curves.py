@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import GuardEvent, Step
 from fulltune.report import svg
-from fulltune.report.display import as_float, compact, metric_label
+from fulltune.report.display import as_float, compact
 from fulltune.report.task import Chart
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fulltune.data.findings import listed, percent, shorten
+from fulltune.data.findings import percent, shorten
+from fulltune.errors import abridged
 from fulltune.records.data import ClassRows, DataSummary, Leaks, Truncation
 from fulltune.records.run import Record
 from fulltune.report.display import percentage, visible
@@ -25,12 +26,12 @@ def _details(summary: DataSummary) -> Iterator[tuple[str, str]]:
     if summary.classes:
         yield "classes", _range(summary.classes)
     if _is_divided(summary) and summary.labels:
-        shown = listed([_variants(labels) for labels in summary.labels.spellings])
+        shown = abridged([_variants(labels) for labels in summary.labels.spellings])
         merged = f"{summary.labels.distinct} if case, spaces and punctuation are ignored"
         yield "labels", f"{summary.labels.written} as written, {merged}: {shown}"
     if summary.labels and summary.labels.merged:
         each = (f"{_variants(rows)}, as {quoted_label(name)}" for name, rows in summary.labels.merged.items())
-        yield "merged labels", listed(list(each))
+        yield "merged labels", abridged(list(each))
     if summary.padding:
         used, random = percentage(summary.padding["used"]), percentage(summary.padding["random"])
         yield "padding", f"{used} of the inputs, {random} in random batches"

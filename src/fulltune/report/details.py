@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import MetricInfo, Record, Training
-from fulltune.report.display import compact, count, decimals, duration, interval, metric_label, number, percentage, size
+from fulltune.report.display import compact, count, decimals, duration, interval, number, percentage, size
 
 Facts = list[tuple[str, str]]
 

@@ -28,28 +28,6 @@ SYSTEMS = {
     "tuned": "Tuned",
 }
 
-_METRICS = {
-    "macro_f1": "Macro-F1",
-    "micro_f1": "Micro-F1",
-    "mcc": "MCC",
-    "ece": "Calibration error",
-    "linear_cka": "Linear CKA",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougel": "ROUGE-L",
-    "rougelsum": "ROUGE-Lsum",
-    "continuation_bleu": "BLEU of continuations",
-    "continuation_rougel": "ROUGE-L of continuations",
-    "distinct_2": "Distinct bigrams",
-    "repetition_4": "Repeated 4-grams",
-    "executes": "Executes",
-    "sql_exact_match": "Exact match",
-    "empty_results": "Correct with an empty result",
-    "capped": "Cut off by the limit",
-}
-
 #: Metrics whose best value is 1: shown without a mark for the best.
 _NEAR_ONE = ("length_ratio",)
 
@@ -62,12 +40,6 @@ def visible(label: str) -> str:
 def system_label(name: str) -> str:
     """Return e.g. ``Zero-shot`` for ``zero_shot``; an unknown system keeps its name."""
     return SYSTEMS.get(name, name)
-
-
-def metric_label(name: str) -> str:
-    """Return e.g. ``ROUGE-Lsum`` for ``rouge_lsum``, ``Bits per byte`` for ``bits_per_byte``."""
-    known = _METRICS.get(name.lower()) or _METRICS.get(name.lower().replace("_", ""))
-    return known or name[:1].upper() + name[1:].replace("_", " ")
 
 
 def better(metric: str, direction: str) -> str:

@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import Any
 
 from fulltune.errors import StoreError
 from fulltune.records.run import Prediction, Step, read_record, without_discarded
 from fulltune.report.page import render
 from fulltune.report.reproduce import commands
 from fulltune.runtime.files import atomic_text
-from fulltune.runtime.validation import first_problem, read_failure
-
-Line = TypeVar("Line", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Lines(Generic[Line]):
-    """A JSON Lines file that can be iterated repeatedly, with one line in memory at a time.
-
-    A missing file counts as empty. A last line without a newline is the remainder of a crash, and is skipped if it
-    cannot be parsed.
-    """
-
-    path: Path
-    schema: type[Line]
-
-    def __iter__(self) -> Iterator[Line]:
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for index, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield self.schema.model_validate_json(line)
-                except ValidationError as error:
-                    if not line.endswith(b"\n"):
-                        return
-                    raise _unreadable(self.path, index, error) from error
+from fulltune.runtime.json_lines import Lines
+from fulltune.runtime.validation import read_failure
 
 
 def write_report(run_folder: Path) -> Path:
@@ -77,11 +46,3 @@ def _audit(path: Path) -> dict[str, Any] | None:
             f"the audit cannot be read ({read_failure(error)})", where=str(path), fix="run it again"
         ) from error
     return audit if isinstance(audit, dict) else {"findings": audit}
-
-
-def _unreadable(path: Path, line: int, error: ValidationError) -> StoreError:
-    return StoreError(
-        f"the line does not match its schema ({first_problem(error)})",
-        where=f"{path}:{line}",
-        fix="run it again, or restore the file",
-    )

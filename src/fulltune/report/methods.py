@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fulltune.metrics import wording
+from fulltune.metrics.wording import metric_label
 from fulltune.records.methods import MethodComparison, MethodResult, Tried
 from fulltune.records.run import Comparison, Score
 from fulltune.report import svg
@@ -21,7 +22,6 @@ from fulltune.report.display import (
     difference,
     duration,
     interval,
-    metric_label,
     moment,
     number,
     p_value,

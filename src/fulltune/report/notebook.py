@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from fulltune.metrics import wording
+from fulltune.metrics.wording import metric_label
 from fulltune.report import display, tables
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _retained(item: tuple[str, Any]) -> tuple[str, ...]:
     name, ability = item
     digits = display.decimals((ability.base.value, ability.tuned.value))
     values = (display.number(ability.base.value, digits), display.number(ability.tuned.value, digits))
-    return (f"{name}, {display.metric_label(ability.metric)}", *values, display.signed_percentage(ability.change),
+    return (f"{name}, {metric_label(ability.metric)}", *values, display.signed_percentage(ability.change),
             ability.verdict)  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def _methods(compared: MethodComparison) -> list[Markup]:
         against = result.against
         gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
         rows.append((result.method, score, gain, display.duration(result.seconds)))
-    headers = ("Method", display.metric_label(compared.metric), f"Minus {compared.reference}", "Time")
+    headers = ("Method", metric_label(compared.metric), f"Minus {compared.reference}", "Time")
     return [_headline(compared.headline), _table(headers, rows), _sentences(compared.notes, "Note: ")]
 
 

@@ -14,9 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fulltune.metrics.recommendation import lead as advised
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import Prediction, Record, Step, best_baseline
 from fulltune.report import curves, dataset, details, retention, scores, tables, task, tiles
-from fulltune.report.display import metric_label, moment, percentage, unsaid
+from fulltune.report.display import moment, percentage, unsaid
 from fulltune.report.examples import gallery
 
 _HERE = Path(__file__).parent

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from fulltune.metrics.wording import metric_label
 from fulltune.report import labels, svg
-from fulltune.report.display import better, compact, metric_label, percentage
+from fulltune.report.display import better, compact, percentage
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 760, 420, 70, 56
 _RIGHT = _WIDTH - 40

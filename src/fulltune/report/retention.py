@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import Record, Retention
 from fulltune.report import svg
-from fulltune.report.display import better, decimals, interval, metric_label, number, percentage, signed_percentage
+from fulltune.report.display import better, decimals, interval, number, percentage, signed_percentage
 
 SIGNS = {"kept": "=", "lost": "▼", "cannot tell": "?", "no budget": "·"}
 

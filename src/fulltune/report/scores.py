@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from fulltune.metrics import known, wording
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import BaselineUse, Comparison, Record, Score, best_baseline
 from fulltune.report import svg
 from fulltune.report.display import (
@@ -20,7 +21,6 @@ from fulltune.report.display import (
     is_beaten_by,
     is_judged,
     is_rival,
-    metric_label,
     number,
     p_value,
     record_decimals,

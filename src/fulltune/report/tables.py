@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fulltune.metrics import wording
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import EvaluationRecord, Record, Score
 from fulltune.report.display import (
     count,
@@ -13,7 +14,6 @@ from fulltune.report.display import (
     difference,
     in_order,
     interval,
-    metric_label,
     number,
     record_decimals,
     system_label,

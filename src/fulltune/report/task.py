@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import Record
 from fulltune.report import svg
 from fulltune.report.display import (
@@ -19,7 +20,6 @@ from fulltune.report.display import (
     count,
     duration,
     in_order,
-    metric_label,
     number,
     percentage,
     system_label,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from fulltune.metrics import wording
 from fulltune.metrics.recommendation import unchanged
+from fulltune.metrics.wording import metric_label
 from fulltune.records.run import Comparison, Record, Score, base_kept, best_baseline
 from fulltune.report.display import (
     difference,
     duration,
     interval,
     is_beaten_by,
-    metric_label,
     number,
     percentage,
     record_decimals,

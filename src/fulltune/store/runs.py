@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from fulltune.errors import FulltuneError, StoreError, TrainingStopped, did_you_mean
 from fulltune.records.run import Model, Record
 from fulltune.runtime import distributed, paths
+from fulltune.runtime.clock import now
 from fulltune.runtime.files import append_lines, atomic_text, remove_all_unfinished, store_errors, to_json
 from fulltune.runtime.validation import read_failure
 
@@ -97,7 +98,7 @@ class RunFolder:
 
     def __init__(self, path: Path, lock: FileLock | None) -> None:
         self.path, self.run_id, self._lock = path, path.name, lock
-        self._started = _now()
+        self._started = now()
 
     @classmethod
     def create(cls, out: str | Path, run_id: str) -> RunFolder:
@@ -158,7 +159,7 @@ class RunFolder:
                 self._lock.release()
 
     def set_status(self, state: State, message: str = "") -> None:
-        ended = "" if state == "running" else _now()
+        ended = "" if state == "running" else now()
         status = Status(state=state, pid=os.getpid(), started=self._started, ended=ended, message=message)
         self.write_json(_STATUS, status)
 
@@ -310,7 +311,3 @@ def _state_after(error: BaseException | None) -> State:
 def slug(text: str) -> str:
     """Return the text as part of a file name: at most 32 lowercase letters, digits, dots and hyphens."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:32].rstrip("-.") or "x"
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

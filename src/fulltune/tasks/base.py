@@ -109,6 +109,9 @@ class Task(ABC):
     #: What the parts of rows without groups are.
     part: ClassVar[str] = "folder"
 
+    #: Longest sequence in tokens without ``data.max_length``.
+    usual_length: ClassVar[int] = 512
+
     #: Roles of the columns that an input may have; a text alone is the first one.
     inputs: ClassVar[tuple[str, ...]] = ("text",)
 
@@ -210,6 +213,10 @@ class Task(ABC):
     @abstractmethod
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
         """Return the training sequences of an example; a long document gives several."""
+
+    def window(self, bundle: Bundle) -> int:
+        """Return the longest sequence of training in tokens: that of the config, at most the positions of the model."""
+        return min(self.config.data.max_length or self.usual_length, bundle.window)
 
     def longest_input(self, bundle: Bundle) -> int:
         """Return the longest input in tokens at inference; the saved tokenizer truncates there."""

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 #: Number of tokens of a document that the model reads before it continues.
 OPENING_TOKENS = 48
 
-_DEFAULT_LENGTH = 1024
-
 
 @dataclass(frozen=True)
 class ContinuedDocuments(Facts):
@@ -56,6 +54,7 @@ class CausalLM(Generating):
     """Causal language modeling on text, or on prompt and completion, with a decoder."""
 
     name = "causal-lm"
+    usual_length = 1024
     version = 2
     families = ("decoder",)
     inputs = ("text", "prompt")
@@ -78,7 +77,7 @@ class CausalLM(Generating):
         return bits_per_byte, perplexity, distinct_2, repetition_4, continuation_bleu, continuation_rougeL
 
     def encode(self, example: Example, bundle: Bundle) -> list[Features]:
-        window = self._window(bundle)
+        window = self.window(bundle)
         if example.input:
             prompt = self._prompt(example, bundle)
             return [prompts.prompt_features(bundle, prompt, example, self._wording(bundle), window)]
@@ -94,7 +93,7 @@ class CausalLM(Generating):
         size = self.config.evaluation.batch_size
 
         def predict(examples: Sequence[Example]) -> Iterator[Prediction]:
-            documents = self._documents(bundle, shots, self._window(bundle) // 2)
+            documents = self._documents(bundle, shots, self.window(bundle) // 2)
             continued = self._continuations(bundle, self._opened(examples), shots)
             iterator = iter(examples)
             while chunk := list(islice(iterator, size * 8)):
@@ -205,11 +204,11 @@ class CausalLM(Generating):
         if not example.input:
             tokens = prompts.text_ids(bundle, example.answer)
             is_given = not prompts.start_ids(bundle)
-            return windows(prompt.ids, tokens, self._window(bundle), is_given=is_given)
+            return windows(prompt.ids, tokens, self.window(bundle), is_given=is_given)
         answer = prompts.answer_ids(bundle, example.answer, self._wording(bundle))
         tokens = answer[: len(answer) - len(prompts.end_ids(bundle))]
         without_shots = self._prompt(example, bundle) if prompt.shots else prompt
-        return windows(prompt.ids, tokens, self._window(bundle) + len(prompt.ids) - len(without_shots.ids))
+        return windows(prompt.ids, tokens, self.window(bundle) + len(prompt.ids) - len(without_shots.ids))
 
     def _documents(self, bundle: Bundle, shots: Sequence[Example], room: int) -> Fitted:
         """Return the shots as documents before a text: as many as fit into ``room`` tokens, at least the end of one."""
@@ -289,7 +288,7 @@ class CausalLM(Generating):
         The model's positions must hold prompt and completion, or prompt and ``reserve`` tokens if those are more.
         """
         wording = self._wording(bundle)
-        window = self._window(bundle)
+        window = self.window(bundle)
         room = prompts.prompt_room(window, self.config.data.max_target_length)
         plain = prompts.fit(bundle, wording, example.input, room)
         if not shots:
@@ -301,9 +300,6 @@ class CausalLM(Generating):
     def _wording(self, bundle: Bundle) -> Wording:
         chat = prompts.wants_chat(bundle, self.config.data.chat)
         return Wording(chat=chat, keeps_end=True, day=self.day)
-
-    def _window(self, bundle: Bundle) -> int:
-        return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
 
 
 #: Number of further tokens that complete a character, as a reader sees it.
@@ -336,6 +332,13 @@ def windows(context: list[int], tokens: list[int], window: int, *, is_given: boo
         first = texts[0]
         texts[0] = Text(first.context + first.target[:1], first.target[1:])
     return [text for text in texts if text.target]
+
+
+def window_count(tokens: int, window: int) -> int:
+    """Return the number of :func:`windows` of a document without context, whose first token is given."""
+    room = window if tokens <= window else max(1, window - 1)
+    count = -(-tokens // room)
+    return count - 1 if min(tokens, room) == 1 else count  # the first window has no target
 
 
 def _first_token_bytes(bundle: Bundle, text: str) -> int:

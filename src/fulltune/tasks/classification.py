@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
     from fulltune.tasks.label_words import Answer, LabelScorer
 
-_DEFAULT_LENGTH = 512
 _DEFAULTS = DataConfig.model_fields
 _LOG = logging.getLogger(__name__)
 
@@ -212,7 +211,7 @@ class Classification(Task):
         return scorer.few_shot(examples, shots) if shots else scorer.zero_shot(examples)
 
     def longest_input(self, bundle: Bundle) -> int:
-        return min(self.config.data.max_length or _DEFAULT_LENGTH, bundle.window)
+        return self.window(bundle)
 
     def _input_ids(self, text: str, bundle: Bundle) -> tuple[list[int], int]:
         """Return token ids of an input, truncated by the tokenizer and never empty, and the number of lost tokens."""

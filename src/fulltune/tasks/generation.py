@@ -35,7 +35,7 @@ class TextToText(Generating):
         prompt = self._prompt(example, bundle)
         if bundle.family == "decoder":
             wording = self.wording(example, bundle)
-            return [prompts.prompt_features(bundle, prompt, example, wording, self._window(bundle))]
+            return [prompts.prompt_features(bundle, prompt, example, wording, self.window(bundle))]
         answer = prompts.answer_ids(bundle, example.answer)
         kept = answer[: min(self.config.data.max_target_length, most_new_tokens(bundle, len(prompt.ids)))]
         lost = {"answer": len(answer) - len(kept)} if len(kept) < len(answer) else {}
@@ -89,7 +89,7 @@ class TextToText(Generating):
     def _prompt(self, example: Example, bundle: Bundle, shots: Sequence[Example] = ()) -> Fitted:
         """Return the prompt of a row: cut as in training, with as many shots as the model's positions allow."""
         wording = self.wording(example, bundle)
-        window = self._window(bundle)
+        window = self.window(bundle)
         room, shots_room = window, bundle.window
         if bundle.family == "decoder":
             room = prompts.prompt_room(window, self.config.data.max_target_length)
@@ -98,6 +98,6 @@ class TextToText(Generating):
         around = self.wording(example, bundle, shots=bool(shots))
         return prompts.fit(bundle, wording, example.input, room, shown, shots_room, around)
 
-    def _window(self, bundle: Bundle) -> int:
+    def window(self, bundle: Bundle) -> int:
         usual = _DECODER_LENGTH if bundle.family == "decoder" else _SOURCE_LENGTH
         return min(self.config.data.max_length or usual, bundle.window)

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fulltune.metrics.run_comparison import ChangedRows
-from fulltune.report.display import metric_label, system_label, visible
+from fulltune.metrics.wording import metric_label
+from fulltune.report.display import system_label, visible
 from fulltune.runtime.graphemes import clip
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fulltune.metrics.wording import metric_label
 from fulltune.records.export import Export, Quantization
 from fulltune.report import display
 from fulltune.runtime.terminal import wrapping_table
@@ -20,7 +21,7 @@ def exported(result: Export) -> RenderableType:
         pair = (result.parent_scores[name], score)
         digits = display.decimals(one.value for one in pair)
         cells = [f"{display.number(one.value, digits)} {display.interval(one.low, one.high, digits)}" for one in pair]
-        table.add_row(display.metric_label(name), *cells)
+        table.add_row(metric_label(name), *cells)
     if result.latency is not None:
         time = result.latency
         table.add_row("ms per row", f"{time.parent_ms:,.1f}", f"{time.artifact_ms:,.1f}")

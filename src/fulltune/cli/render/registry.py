@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from fulltune.report.display import metric_label
+from fulltune.metrics.wording import metric_label
 from fulltune.runtime.terminal import wrapping_table
 from fulltune.store.delta import Restored
 from fulltune.store.registry.gc import Garbage

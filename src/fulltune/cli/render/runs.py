@@ -18,6 +18,7 @@ from fulltune.data.overlap import LEAKED
 from fulltune.data.tokens import TRUNCATED
 from fulltune.metrics import wording
 from fulltune.metrics.run_comparison import RunComparison
+from fulltune.metrics.wording import metric_label
 from fulltune.pipeline.planning.engine_memory import Table as FitTable
 from fulltune.pipeline.planning.plan import gib
 from fulltune.records.plan import Detectable, Plan
@@ -97,7 +98,7 @@ def retained(record: Record) -> list[Text]:
 
 def _retained(name: str, ability: Retention) -> str:
     loss, low, high = map(display.signed_percentage, (ability.change, ability.low, ability.high))
-    values = f"{display.metric_label(ability.metric)} {ability.base.value:.4g} → {ability.tuned.value:.4g}"
+    values = f"{metric_label(ability.metric)} {ability.base.value:.4g} → {ability.tuned.value:.4g}"
     budget = display.percentage(ability.budget)
     verdict = {
         "kept": f"kept (at most {budget} may be lost)",
@@ -152,7 +153,7 @@ def watched(record: Record) -> list[Text]:
 def seeded(result: SeededRuns) -> RenderableType:
     """Show several seeds: the result, the mean of each system, and the runs."""
     digits = display.decimals([score.value for score in result.scores.values()])
-    table = wrapping_table("system", display.metric_label(result.metric), "interval", "tuned against it")
+    table = wrapping_table("system", metric_label(result.metric), "interval", "tuned against it")
     for name in display.in_order(result.scores):
         score, against = result.scores[name], result.comparison.get(f"tuned vs {name}")
         gain = f"{display.difference(against.delta, digits)}, {wording.verdict(against)}" if against else ""
@@ -202,7 +203,7 @@ def comparison(compared: RunComparison) -> RenderableType:
 
 def interpolation(result: Interpolation, use: str = "") -> RenderableType:
     """Show an interpolation: the choice, every point with its score and its losses, the files, and how to use it."""
-    label = display.metric_label(result.metric)
+    label = metric_label(result.metric)
     digits = display.decimals(point.score.value for point in result.points)
     table = wrapping_table("α", label, "interval", "largest loss", "inside the budget", "")
     for point in result.points:
@@ -228,7 +229,7 @@ def soup(result: Soup, use: str = "") -> RenderableType:
     if not result.scores:
         return Group(title, *_next(use))
     digits = display.decimals(score.value for score in result.scores.values())
-    table = wrapping_table("model", display.metric_label(result.metric), "interval", "rows")
+    table = wrapping_table("model", metric_label(result.metric), "interval", "rows")
     for name, score in result.scores.items():
         bounds = display.interval(score.low, score.high, digits)
         table.add_row(name, display.number(score.value, digits), bounds, display.count(score.n))
@@ -237,7 +238,7 @@ def soup(result: Soup, use: str = "") -> RenderableType:
 
 def methods(compared: MethodComparison) -> RenderableType:
     """Show a comparison of methods: the result, one line per method, caveats, and the page."""
-    score = display.metric_label(compared.metric)
+    score = metric_label(compared.metric)
     table = wrapping_table(
         "method", score, f"minus {compared.reference}", "trained", "memory", "time", "tokens/s", "disk", "lost"
     )
@@ -307,7 +308,7 @@ def _trainings(plan: Plan) -> str:
 
 
 def _detectable(detectable: Detectable) -> str:
-    metric = display.metric_label(detectable.metric)
+    metric = metric_label(detectable.metric)
     together = f", those of each of {detectable.groups:,} groups together" if detectable.groups else ""
     if detectable.changed is None:
         deviations = f"{detectable.value:.2g} standard deviations of the rows' differences in {metric}"

@@ -16,11 +16,11 @@ from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Metric
 from fulltune.metrics.compare import relative_loss
 from fulltune.metrics.power import least_rows
+from fulltune.metrics.wording import metric_label
 from fulltune.models import reconcile
 from fulltune.models.bundle import Bundle, with_base_head
 from fulltune.models.modes import in_mode
 from fulltune.records.run import Prediction, Retention, Score
-from fulltune.report.display import metric_label
 from fulltune.runtime import distributed
 from fulltune.runtime.progress import NullProgress, Progress
 from fulltune.store.cache import cache_key, cache_path, cached_rows

@@ -16,6 +16,7 @@ from fulltune.pipeline.export.formats import Form, form_of
 from fulltune.records.export import EXPORT_FILE, Export, ExportedFile, Parent
 from fulltune.records.run import Record
 from fulltune.runtime import paths
+from fulltune.runtime.clock import now
 from fulltune.runtime.files import (
     atomic_text,
     file_sha256,
@@ -28,7 +29,7 @@ from fulltune.runtime.files import (
 )
 from fulltune.runtime.progress import Progress, progress_of
 from fulltune.runtime.version import __version__
-from fulltune.store.registry.registry import Registry, now, reference
+from fulltune.store.registry.registry import Registry, reference
 from fulltune.store.runs import name_and_folder
 
 if TYPE_CHECKING:

@@ -155,7 +155,8 @@ class Comparer:
         rows = spread(self.rows, _TIMED)
         if not rows:
             return None
-        elapsed, busy = ([], []), ([], [])  # type: tuple[list[float], list[float]], tuple[list[float], list[float]]
+        elapsed: tuple[list[float], list[float]] = ([], [])
+        busy: tuple[list[float], list[float]] = ([], [])
         begun = time.perf_counter()
         for number, example in enumerate([rows[0], *rows]):  # the first one warms up
             for side, bundle in enumerate((parent, artifact)):

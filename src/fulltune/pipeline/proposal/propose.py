@@ -262,7 +262,7 @@ class _Draft:
         train = self.rows.tables["train"]
         names = self.sources.train
         named = source_name(names[0]) if len(names) == 1 else f"{len(names)} files"
-        kinds = dict.fromkeys(_format(one) for one in train.files if one.format != "folder")
+        kinds = dict.fromkeys(_format(one) for one in train.files if not one.is_unread)
         return f"{len(train):,} rows of {named}" + (f" ({'; '.join(kinds)})" if kinds else "")
 
     def sections(self) -> list[Section]:
@@ -330,7 +330,7 @@ class _Draft:
 
     def _reading(self) -> list[Line]:
         """Return the encoding and the delimiter if they are unusual, so that they can be corrected."""
-        files = [one for table in self.rows.tables.values() for one in table.files if one.format != "folder"]
+        files = [one for table in self.rows.tables.values() for one in table.files if not one.is_unread]
         lines = []
         encodings = {one.encoding for one in files} - {"", "utf-8", "ascii"}
         if encodings and len({one.encoding for one in files}) == 1:

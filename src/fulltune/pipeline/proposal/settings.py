@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fulltune.pipeline.proposal.base_models import BaseModel
-from fulltune.tasks.causal_lm import windows
+from fulltune.tasks.causal_lm import window_count
 
 #: Rows whose tokens are counted.
 SAMPLE = 2000
@@ -71,7 +71,7 @@ def count_tokens(texts: Sequence[str], base: BaseModel | None) -> list[int]:
 
 def count_windows(counts: Sequence[int], window: int) -> float:
     """Return the mean number of windows that documents of so many tokens are divided into, as in training."""
-    divided = sum(len(windows([], [0] * (count + 1), window, is_given=True)) for count in counts)
+    divided = sum(window_count(count + 1, window) for count in counts)
     return max(1.0, divided / max(1, len(counts)))
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fulltune.errors import ConfigError, StoreError
 from fulltune.records.run import Model
+from fulltune.runtime.clock import now
 from fulltune.runtime.config_file import read_mapping
-from fulltune.store.registry.registry import Registry, Version, now
+from fulltune.store.registry.registry import Registry, Version
 from fulltune.store.runs import list_runs
 
 #: Number of the newest versions of each model that are always kept.

@@ -18,7 +18,6 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +26,7 @@ from pydantic import Field
 from fulltune.errors import Problem, StoreError, did_you_mean
 from fulltune.records.run import Model, ModelInfo, Score
 from fulltune.runtime import paths
+from fulltune.runtime.clock import now
 from fulltune.runtime.files import store_errors
 from fulltune.store.manifest import FileEntry, write_folder
 from fulltune.store.manifest import verify as verify_folder
@@ -540,11 +540,6 @@ def evidence(name: str, out: str | Path) -> Path:
     """
     version = reference(name, out)
     return Registry(out).checkout(version) if version else resolve(name, out)
-
-
-def now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _deleted(version: Version) -> StoreError:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from fulltune.data.findings import UNSCORED_KIND, Finding, listed, some
-from fulltune.errors import DataError, did_you_mean
+from fulltune.data.findings import UNSCORED_KIND, Finding, some
+from fulltune.errors import DataError, abridged, did_you_mean
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql.execution import Result, printable
 
@@ -139,7 +139,7 @@ def finding(
         unscored = {"valid": "the validation loss counts them all the same"}
         effect = unscored.get(result.split, "the model is trained to write them all the same")
         effect = "these rows are not scored" if scored else effect
-        where = f" (rows {listed(list(result.failed), _SHOWN)})"
+        where = f" (rows {abridged(list(result.failed), _SHOWN)})"
         if is_refused:  # an error names its rows itself
             effect = f"more than {TOLERATED:.0%}, so that the score would say little about the questions"
             where = ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +11,6 @@ from fulltune.config import Config
 from fulltune.errors import ModelError
 from fulltune.records.run import Parameters
 from fulltune.training.methods.base import Method, refuse_reduced
-from fulltune.training.optimizers import has_8bit_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
     from fulltune.models.adapters.files import Origin
     from fulltune.models.bundle import Bundle
-    from fulltune.training.methods.proof import FirstStep
 
 
 class Partial(Method):
@@ -36,12 +33,6 @@ class Partial(Method):
         self._before: dict[str, bytes] = {}
         self._total = 0
         self._prepared: PreTrainedModel | None = None
-
-    @cached_property
-    def _first_step(self) -> FirstStep:
-        from fulltune.training.methods.proof import FirstStep
-
-        return FirstStep(is_8bit=has_8bit_state(self.config.train.optimizer))
 
     @abstractmethod
     def attach(self, bundle: Bundle) -> None:
@@ -78,7 +69,7 @@ class Partial(Method):
         return False
 
     def callbacks(self) -> Sequence[TrainerCallback]:
-        return (self._first_step,)
+        return (self.first_step,)
 
     def proof(self, bundle: Bundle) -> Parameters:
         import torch
@@ -105,7 +96,7 @@ class Partial(Method):
             evidence=(
                 f"{count:,} of {total:,} parameters trained ({count / total:.3%}), in {len(trained)} tensors",
                 f"{frozen} frozen tensors are unchanged, byte for byte",
-                *self._first_step.evidence,
+                *self.first_step.evidence,
                 f"{moved} of {len(trained)} trained tensors moved",
             ),
         )

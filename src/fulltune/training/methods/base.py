@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fulltune.config import AdapterConfig, Config, RegularizeConfig
 from fulltune.errors import ConfigError, Problem
 from fulltune.records.run import Parameters
+from fulltune.training.optimizers import has_8bit_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from fulltune.models.bundle import Bundle
     from fulltune.tasks.base import Features
+    from fulltune.training.methods.proof import FirstStep
 
 
 #: Options of ``trainer`` that reduce the precision.
@@ -57,6 +60,13 @@ class Method(ABC):
         problems = [*self._unread_keys(), *self._refused_keys()]
         if problems:
             raise ConfigError(problems)
+
+    @cached_property
+    def first_step(self) -> FirstStep:
+        """Check the gradients and the optimizer of the first step: a callback that collects evidence."""
+        from fulltune.training.methods.proof import FirstStep
+
+        return FirstStep(is_8bit=has_8bit_state(self.config.train.optimizer))
 
     @classmethod
     def reserved(cls, adapter: AdapterConfig) -> int:

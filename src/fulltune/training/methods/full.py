@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fulltune.config import Config
 from fulltune.records.run import Parameters
 from fulltune.training.methods.base import Method, refuse_reduced
-from fulltune.training.optimizers import has_8bit_state
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainerCallback
 
     from fulltune.models.bundle import Bundle
-    from fulltune.training.methods.proof import FirstStep
 
 
 class Full(Method):
@@ -31,12 +28,6 @@ class Full(Method):
         self._sample: dict[str, Tensor] = {}
         self._tied: tuple[str, ...] = ()
         self._grown = 0
-
-    @cached_property
-    def _first_step(self) -> FirstStep:
-        from fulltune.training.methods.proof import FirstStep
-
-        return FirstStep(is_8bit=has_8bit_state(self.config.train.optimizer))
 
     def prepare(self, bundle: Bundle) -> None:
         import torch
@@ -54,7 +45,7 @@ class Full(Method):
         self._sample = samples(model)
 
     def callbacks(self) -> Sequence[TrainerCallback]:
-        return (self._first_step,)
+        return (self.first_step,)
 
     def proof(self, bundle: Bundle) -> Parameters:
         import torch
@@ -80,7 +71,7 @@ class Full(Method):
         )
 
     def _evidence(self, moved: int, tensors: int) -> tuple[str, ...]:
-        lines = [f"all {tensors} tensors trainable and float32, 0 frozen", "TF32 off", *self._first_step.evidence]
+        lines = [f"all {tensors} tensors trainable and float32, 0 frozen", "TF32 off", *self.first_step.evidence]
         lines.append(f"{moved} of {tensors} tensors moved")
         if self.config.speed.precision == "bf16-mixed":
             lines.append("products in bfloat16, as configured (speed.precision: bf16-mixed)")

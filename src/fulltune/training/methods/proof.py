@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fulltune.errors import ModelError
+from fulltune.errors import ModelError, abridged
 
 #: Largest number of tensor names in a message.
 _NAMED = 5
@@ -54,7 +54,7 @@ class FirstStep(TrainerCallback):
             require("have no gradient", missing)
         self.evidence.append(f"gradients of {len(with_gradient)} tensors float32")
         if missing:
-            self.evidence.append(f"no gradient (not part of the loss): {_listed(missing)}")
+            self.evidence.append(f"no gradient (not part of the loss): {abridged(missing)}")
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -125,13 +125,8 @@ def require(broken: str, names: Iterable[str]) -> None:
     tensors = sorted(names)
     if tensors:
         raise ModelError(
-            f"{len(tensors)} tensors {broken}: {_listed(tensors)}",
+            f"{len(tensors)} tensors {broken}: {abridged(tensors)}",
             expected="float32, trained or frozen as the method defines",
             fix="load the model with fulltune, and do not change its tensors",
             field="model",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
