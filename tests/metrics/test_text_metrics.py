@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -240,3 +242,24 @@ def test_a_perfect_answer_scores_1(metric: Metric) -> None:
     for pairs in (ENGLISH, RUSSIAN, CHINESE, JAPANESE):
         same = [(reference, reference) for reference, _ in pairs]
         assert value(metric, rows(same)) == pytest.approx(1)
+
+
+@given(st.text("ab cd", max_size=80), st.text("ab cd", max_size=80))
+def test_rouge_l_equals_rouge_score_for_any_words(reference: str, output: str) -> None:
+    expected = RougeScorer(["rougeL"]).score(reference, output)["rougeL"].fmeasure
+    assert value(text.rougeL, rows([(reference, output)])) == pytest.approx(expected)
+
+
+def test_texts_of_100_kb_are_scored_in_seconds() -> None:
+    draw = random.Random(3)
+    names = [f"word{number}" for number in range(500)]
+
+    def long() -> str:
+        return " ".join(f"{' '.join(draw.choices(names, k=15))}." for _ in range(900))
+
+    reference, output = long(), long()
+    started = time.process_time()
+    found = rows([(reference, output), (reference, reference)])
+    assert value(text.rougeL, found[1:]) == value(text.rougeLsum, found[1:]) == 1
+    assert 0.05 < value(text.rougeL, found[:1]) < 0.3
+    assert time.process_time() - started < 30

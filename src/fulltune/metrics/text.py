@@ -6,6 +6,7 @@ ROUGE, BLEU and chrF are fractions of 1, like all other scores (sacrebleu prints
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
 _ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+#: Words of a text that ROUGE-Lsum reads: its time grows with their square.
+_LSUM_WORDS = 1000
 _BLEU_ORDER = 4
 _CHAR_ORDER = 6
 _CHRF_BETA = 2
@@ -36,36 +39,79 @@ class _Words:
 
 
 @cache
-def _rouge_scorer() -> RougeScorer:
+def _rouge_scorer(*names: str) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(_ROUGE, tokenizer=_Words())
+    return RougeScorer(names, tokenizer=_Words())
 
 
 def _rouge_f(reference: str, output: str) -> Array:
     """Return the F-measures of :data:`_ROUGE` followed by 1, so that sums give the mean per row."""
-    scores = _rouge_scorer().score("\n".join(sentences(reference)), "\n".join(sentences(output)))
-    return np.array([*(scores[name].fmeasure for name in _ROUGE), 1.0])
+    lines = sentences(reference), sentences(output)
+    pair = "\n".join(lines[0]), "\n".join(lines[1])
+    scores = {name: score.fmeasure for name, score in _rouge_scorer("rouge1", "rouge2").score(*pair).items()}
+    scores["rougeL"] = _rouge_l(words(pair[0]), words(pair[1]))
+    begun = (_beginning(part) for part in lines)
+    scores["rougeLsum"] = _rouge_scorer("rougeLsum").score(*begun)["rougeLsum"].fmeasure
+    return np.array([*(scores[name] for name in _ROUGE), 1.0])
+
+
+def _rouge_l(reference: Sequence[str], output: Sequence[str]) -> float:
+    """Return the F-measure of the longest common subsequence, as rouge-score does."""
+    common = longest_common(reference, output)
+    if not common:
+        return 0.0
+    precision, recall = common / len(output), common / len(reference)
+    return 2 * precision * recall / (precision + recall)
+
+
+def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence.
+
+    Bits of whole rows of the table are computed at once (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"):
+    texts of 100 kB take a fraction of a second, instead of minutes and gigabytes.
+    """
+    places: dict[str, int] = {}
+    for place, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << place
+    full = (1 << len(one)) - 1
+    row = full
+    for word in other:
+        matches = row & places.get(word, 0)
+        row = ((row + matches) | (row - matches)) & full
+    return len(one) - row.bit_count()
+
+
+def _beginning(lines: Sequence[str]) -> str:
+    """Return the sentences of a text up to :data:`_LSUM_WORDS` words, a longer sentence up to there."""
+    kept, left = list[str](), _LSUM_WORDS
+    for line in lines:
+        if left <= 0:
+            break
+        found = words(line)
+        kept.append(line if len(found) <= left else " ".join(found[:left]))
+        left -= len(found)
+    return "\n".join(kept)
 
 
 def _rouge(prediction: Prediction) -> Array:
     return _rouge_f(_text(prediction.reference), _text(prediction.output))
 
 
-def _rouge_metric(name: str, label: str) -> Metric:
+def _rouge_metric(name: str, label: str, version_: int = 1, note: str = "") -> Metric:
     column = _ROUGE.index(name)
 
     def value(sums: Array) -> Array:
         return ratio(sums[..., column], sums[..., -1])
 
-    source = f"Lin 2004; rouge-score {version('rouge-score')}, mean F of the rows, Unicode words, no stemming"
-    return Metric(name, "higher", 1, source, _rouge, value, label=label, ratio=(column, len(_ROUGE)))
+    source = f"Lin 2004; rouge-score {version('rouge-score')}, mean F of the rows, Unicode words, no stemming{note}"
+    return Metric(name, "higher", version_, source, _rouge, value, label=label, ratio=(column, len(_ROUGE)))
 
 
 rouge1 = _rouge_metric("rouge1", "ROUGE-1")
 rouge2 = _rouge_metric("rouge2", "ROUGE-2")
 rougeL = _rouge_metric("rougeL", "ROUGE-L")
-rougeLsum = _rouge_metric("rougeLsum", "ROUGE-Lsum")
+rougeLsum = _rouge_metric("rougeLsum", "ROUGE-Lsum", 2, f", of the first {_LSUM_WORDS:,} words of each text")
 
 
 def bleu_signature(tokenizer: str = "13a") -> str:
