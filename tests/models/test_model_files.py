@@ -171,5 +171,50 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["transformer.wpe.weight"] = torch.zeros(3, 5)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="could not be loaded"):
+    with pytest.raises(ModelError, match=r"wpe\.weight is 3 × 5, not 128 × 32"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"hidden_act": "quux"}, "transformers does not know 'quux', the value of hidden_act in config.json"),
+        ({"eos_token_id": "1"}, r"Validation error for field 'eos_token_id': \S+"),
+        ({"num_attention_heads": 3}, "Class validation error for validator 'validate_architecture': .*multiple"),
+        ({"rope_parameters": {"rope_type": "foo", "rope_theta": 1.0}}, "'foo', the value of rope_parameters.rope_type"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=words):
+        load(str(changed(fakes.save("llama", tmp_path), **values)))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["{", "", "[]", "\ufeff{}", "// comment\n{}"])
+def test_a_file_that_is_no_json_object_is_named(file: str, text: str, tmp_path: Path) -> None:
+    folder = fakes.save("llama", tmp_path)
+    (folder / file).write_text(text, encoding="utf-8")
+    with pytest.raises(
+        ModelError, match=rf"{file} is not (valid JSON|a JSON object) \(.+\) of .*Download the file again"
+    ):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("weights.safetensors", "but weights.safetensors.*rename the file to model.safetensors"),
+        ("model-00001-of-00002.safetensors", "but model-00001-of-00002.safetensors.*Download model.safetensors.index"),
+        ("tf_model.h5", "but tf_model.h5.*save_pretrained of transformers"),
+        ("onnx/model.onnx", "but model.onnx.*a tool that reads this format"),
+        ("adapter_config.json", "merge the adapter into its base"),
+        ("notes.txt", r"has no model.safetensors; expected .*Download the checkpoint again"),
+    ],
+)
+def test_a_folder_without_weights_names_those_in_other_files(file: str, words: str, tmp_path: Path) -> None:
+    folder = fakes.save("llama", tmp_path)
+    (folder / "model.safetensors").unlink()
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("{}")
+    with pytest.raises(ModelError, match=rf"(?i){words}"):
         load(str(folder))

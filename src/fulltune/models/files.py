@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from fulltune.errors import FulltuneError, MissingDependencyError, ModelError
@@ -21,7 +20,17 @@ from fulltune.runtime import extras
 #: Maximum number of characters that are quoted from a message of a library.
 _SHOWN = 300
 
+_WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+
+#: Patterns of other files with weights.
+_OTHER_WEIGHTS = ("*.safetensors", "*.onnx", "onnx/*.onnx", "*.h5", "*.msgpack", "*.pt", "*.pth", "*.ckpt", "*.mlmodel")
+
+#: Files of a checkpoint that transformers reads as JSON objects.
+_JSON_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "vocab.json"),
+)
 
 #: Word in a message of transformers, missing package, and how to install it or the extra that has it; the first match
 #: is used.
@@ -51,7 +60,7 @@ def check_files(name: str, folder: Path) -> None:
     """Check the weights in a folder without reading them.
 
     Raises:
-        ModelError: Shards are missing, are outside the folder, are git-lfs pointers, or are not safetensors files.
+        ModelError: Weights are missing, are outside the folder, are git-lfs pointers, or are not safetensors files.
     """
     shards = _shards(name, folder)
     outside = sorted(shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors"))
@@ -86,6 +95,30 @@ def check_files(name: str, folder: Path) -> None:
             fix="if you trust it, load it elsewhere and call save_pretrained",
             field="model",
         )
+    if not shards and not (folder / _WEIGHTS).is_file():
+        raise _no_weights(name, folder)
+
+
+def _no_weights(name: str, folder: Path) -> ModelError:
+    """Return the error for a folder without weights, which names the files that may contain them."""
+    others = sorted(path.name for ending in _OTHER_WEIGHTS for path in folder.glob(ending))
+    if (folder / "adapter_config.json").is_file():
+        fix = "merge the adapter into its base (merge_and_unload of peft), and call save_pretrained"
+    elif not others:
+        fix = "download the checkpoint again"
+    elif not others[0].endswith(".safetensors"):
+        fix = "load it with a tool that reads this format, and save it with save_pretrained of transformers"
+    elif any(re.search(r"-of-\d+\.safetensors$", other) for other in others):
+        fix = f"download {_INDEX} too"
+    else:
+        fix = f"rename the file to {_WEIGHTS} if it has the names of transformers"
+    has = f", but {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else ""
+    return ModelError(
+        f"{name!r} has no {_WEIGHTS}{has}",
+        expected="the weights of a complete model as save_pretrained writes them",
+        fix=fix,
+        field="model",
+    )
 
 
 def _shards(name: str, folder: Path) -> list[str]:
@@ -172,45 +205,6 @@ def _check_type(name: str, config: PretrainedConfig) -> None:
     )
 
 
-def check_body(name: str, model: PreTrainedModel, fresh: Set[str]) -> None:
-    """Check that a checkpoint contains the body of the loaded model; a new head is accepted.
-
-    Args:
-        name: Name of the model as the user gave it.
-        model: Loaded model; ``base_model`` is its body.
-        fresh: Names of parameters that the checkpoint lacks, which have random values.
-
-    Raises:
-        ModelError: The checkpoint lacks an entire layer of the body, or more than half of the body's weights.
-    """
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    weights = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
-    missing = weights & fresh
-    has_missing_layer = any(layer <= missing for layer in _layers(model))
-    if not has_missing_layer and 2 * len(missing) <= len(weights):
-        return
-    raise ModelError(
-        f"{len(missing)} of {len(weights)} body weights of {type(model).__name__} are not in the checkpoint {name!r} "
-        f"({', '.join(sorted(missing)[:2])}, …): they would be random",
-        expected="a checkpoint of the complete body; only a head may be new",
-        fix="choose a task that fits this checkpoint, or the checkpoint that it is a part of",
-        field="model",
-    )
-
-
-def _layers(model: nn.Module) -> list[set[str]]:
-    """Return the names of the parameters of each element of each module list, except empty elements."""
-    layers = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList):
-            continue
-        for index, layer in enumerate(module):
-            names = {f"{name}.{index}.{parameter}" for parameter, _ in layer.named_parameters()}
-            if names:
-                layers.append(names)
-    return layers
-
-
 @contextmanager
 def errors_of(name: str, folder: Path) -> Iterator[None]:
     """Turn errors of libraries about a broken checkpoint in the block into a :class:`FulltuneError`."""
@@ -259,12 +253,49 @@ def _unreadable(name: str, folder: Path, error: Exception) -> FulltuneError:
             fix="choose another checkpoint",
             field="model",
         )
+    broken = next(filter(None, (_broken_json(folder / file) for file in _JSON_FILES)), "")
+    if broken:
+        return ModelError(
+            f"{broken} of {name!r}",
+            expected="a JSON object in UTF-8",
+            fix="download the file again, or correct it",
+            field="model",
+        )
+    if isinstance(error, KeyError) and (fields := _fields_with(folder, error.args[0])):
+        message = f"transformers does not know {error.args[0]!r}, the value of {' and '.join(fields)} in config.json"
     return ModelError(
         f"{name!r} could not be loaded ({_first_line(message) or type(error).__name__})",
         expected="a Hugging Face checkpoint with safetensors weights and a tokenizer",
         fix="check that the files are complete; convert pickled weights with save_pretrained first",
         field="model",
     )
+
+
+def _broken_json(path: Path) -> str:
+    """Return why a file is not a JSON object, or an empty string; also if there is no such file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{path.name} is not valid JSON ({_first_line(str(error)) or type(error).__name__})"
+    return "" if isinstance(value, dict) else f"{path.name} is not a JSON object (but a {type(value).__name__})"
+
+
+def _fields_with(folder: Path, value: Any) -> list[str]:
+    """Return the dotted names of the fields of config.json that have this value."""
+
+    def search(fields: dict[str, Any], prefix: str) -> Iterator[str]:
+        for name, own in fields.items():
+            if isinstance(own, dict):
+                yield from search(own, f"{prefix}{name}.")
+            elif own == value and type(own) is type(value):
+                yield f"{prefix}{name}"
+
+    try:
+        return list(search(json.loads((folder / "config.json").read_text(encoding="utf-8")), ""))
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, folder: Path) -> None:
@@ -294,6 +325,7 @@ def _no_tokenizer(name: str, folder: Path) -> FulltuneError:
 
 
 def _first_line(message: str) -> str:
-    """Return the first line of a message that is not empty, shortened."""
-    line = next((part.strip() for part in message.splitlines() if part.strip()), "")
+    """Return the first line of a message that is not empty, with the next one if it ends in a colon, shortened."""
+    lines = [part.strip() for part in message.splitlines() if part.strip()]
+    line = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
     return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"

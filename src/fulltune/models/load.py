@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from fulltune.errors import ModelError, abridged
-from fulltune.models import files, heads, reconcile
+from fulltune.models import files, heads, reconcile, stored_weights
 from fulltune.models.bundle import Bundle, Head, family_of, quiet
 from fulltune.models.languages import set_languages
 from fulltune.models.sources import ModelFiles, find
@@ -85,7 +85,7 @@ def load(
             settings, invalid = reconcile.generation_override(source.folder)
         overrides |= settings
         model, fresh, head_changes = _load_model(source, config, head, labels, multi_label, seed, overrides)
-    settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
+        settled = reconcile.reconcile(model, tokenizer, family, is_classifier=head == "classification")
     languages = set_languages(model, tokenizer, source_language, target_language)
     info = ModelInfo(
         source=name,
@@ -195,13 +195,13 @@ def _load_model(
     if head == "classification":
         return _load_classifier(config, kwargs, labels, multi_label, seed)
     with quiet():
-        model, fresh = _loaded(_lm_class(config), kwargs)
+        model, fresh, facts = _loaded(_lm_class(config), kwargs, is_classifier=False)
         # A discriminator (ELECTRA, Funnel) has no masked-LM head: a random one would predict its masks.
         is_bare = family_of(config) == "encoder" and model.get_output_embeddings() is not None
         body = f"{model.base_model_prefix}."
         if is_bare and any(not name.startswith(body) for name in fresh):
-            model, fresh = _loaded(AutoModel, kwargs)
-        return model, fresh, ()
+            model, fresh, facts = _loaded(AutoModel, kwargs, is_classifier=False)
+        return model, fresh, facts
 
 
 def _load_classifier(
@@ -227,16 +227,18 @@ def _load_classifier(
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
             "num_labels": len(labels),
-            "ignore_mismatched_sizes": True,
         }
     # Runs with the same config must start from the same head.
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        model, fresh = _loaded(AutoModelForSequenceClassification, kwargs)
+        may_differ = bool(labels) and not stored
+        model, fresh, facts = _loaded(
+            AutoModelForSequenceClassification, kwargs, is_classifier=True, head_may_differ=may_differ
+        )
     change = heads.relabel(model, stored, labels, seed) if labels and stored else None
     if rows:
         change = f"{size_mismatch}: a new head was created for {abridged([repr(label) for label in labels])}"
-    return model, fresh, (change,) if change else ()
+    return model, fresh, (*facts, *filter(None, (change,)))
 
 
 def _check(source: ModelFiles, config: PretrainedConfig, head: Head) -> None:
@@ -251,19 +253,29 @@ def _check(source: ModelFiles, config: PretrainedConfig, head: Head) -> None:
     files.check_config(source.name, config, "classification" if head == "classification" else own)
 
 
-def _loaded(auto: Any, kwargs: dict[str, Any]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-    """Return the model, and the names of the parameters that were not in the checkpoint."""
+def _loaded(
+    auto: Any, kwargs: dict[str, Any], *, is_classifier: bool, head_may_differ: bool = False
+) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
+    """Return the model, the names of the parameters that the checkpoint lacks, and facts on its weights.
+
+    Args:
+        auto: Auto class of transformers.
+        kwargs: Options of its ``from_pretrained``.
+        is_classifier: Whether the head is a new one if the checkpoint lacks it.
+        head_may_differ: Whether a stored head with other shapes is replaced by a new one.
+    """
     is_gguf = "gguf_file" in kwargs
     # transformers shows a progress bar for GGUF files that cannot be disabled.
     with redirect_stderr(io.StringIO()) if is_gguf else nullcontext():
-        model, loading_info = auto.from_pretrained(**kwargs, output_loading_info=True)
+        # Shapes are compared below: the library's own error does not name them.
+        model, loading = auto.from_pretrained(**kwargs, output_loading_info=True, ignore_mismatched_sizes=True)
     if is_gguf:
         _remove_quantizer(model)
     choose_attention_by_length(model.eval())
-    fresh = {*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])}
-    fresh &= {name for name, _ in model.named_parameters()}
-    files.check_body(str(kwargs["pretrained_model_name_or_path"]), model, fresh)
-    return model, tuple(sorted(fresh))
+    name = str(kwargs["pretrained_model_name_or_path"])
+    stored_weights.check(name, model, loading, head_may_differ=head_may_differ)
+    fresh = stored_weights.fresh_names(model, loading)
+    return model, tuple(sorted(fresh)), stored_weights.facts(model, loading, is_classifier=is_classifier)
 
 
 def _remove_quantizer(model: PreTrainedModel) -> None:

@@ -20,6 +20,7 @@ import torch
 from tokenizers import processors
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from fulltune.errors import ModelError
 from fulltune.models.tokenizing import frame
@@ -27,7 +28,7 @@ from fulltune.models.tokenizing import frame
 _log = logging.getLogger(__name__)
 
 #: Part of the keys of cached outputs: increase it when the same files are reconciled differently.
-VERSION = 1
+VERSION = 2
 
 #: Seed of new embedding rows, so that every load of the same files gives the same model.
 _SEED = 0
@@ -120,9 +121,13 @@ def reconcile(
 
     Raises:
         ModelError: The tokenizer belongs to another model.
+        StrictDataclassError: The config could be loaded, but not saved.
     """
     changes = list[str]()
+    changes += _length_limit(tokenizer)
     changes += _disable_tokenizer_settings(tokenizer)
+    changes += _token_types(tokenizer, family)
+    changes += _outputs(model.config)
     changes += _end_token(model, tokenizer)
     changes += _pad_token(model, tokenizer, is_classifier)
     grown = grow_embeddings(model, tokenizer)
@@ -136,6 +141,8 @@ def reconcile(
         changes.append(_remove_closing_tokens(tokenizer, closing))
     if family == "encoder-decoder" and is_classifier:
         changes += _ensure_one_end_token(model, tokenizer)
+    if validate := getattr(model.config, "validate", None):
+        validate()
     for change in changes:
         _log.info("%s: %s", model.name_or_path or type(model).__name__, change)
     return Reconciled(tuple(changes), grown, tuple(closing))
@@ -213,6 +220,40 @@ def grow_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def _vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return one more than the largest token id of a tokenizer, or its length if that is larger."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+
+
+def _length_limit(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Make the length limit of a tokenizer a number."""
+    stated: Any = tokenizer.model_max_length
+    if isinstance(stated, int | float):
+        return
+    limit = int(stated) if isinstance(stated, str) and stated.isdecimal() else int(VERY_LARGE_INTEGER)
+    tokenizer.model_max_length = limit
+    used = f"it is read as {limit}" if limit < _NO_LIMIT else "it is not used"
+    yield f"model_max_length of the tokenizer is {stated!r}, which is no number: {used}"
+
+
+def _token_types(tokenizer: PreTrainedTokenizerBase, family: str) -> Iterator[str]:
+    """Keep a tokenizer from returning token types that change a model's answers.
+
+    No input here has them. GPT-2 would read them as further tokens.
+    """
+    name = "token_type_ids"
+    if name not in tokenizer.model_input_names:
+        return
+    if family == "encoder" and not any(tokenizer("a", return_token_type_ids=True).token_type_ids):
+        return  # zeros, which an encoder assumes without them
+    tokenizer.model_input_names = [other for other in tokenizer.model_input_names if other != name]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # so that it is saved
+    yield f"the tokenizer returns {name}, which change the answers: this is disabled, since rows have none"
+
+
+def _outputs(config: PretrainedConfig) -> Iterator[str]:
+    """Remove requests for further outputs: no answer needs them, and with some kernels the config cannot be saved."""
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(config, name, False):
+            setattr(config, name, False)
+            yield f"{name} of config.json is disabled: no answer needs these outputs"
 
 
 def _disable_tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
