@@ -263,3 +263,11 @@ def test_broken_rows_come_before_fixed_ones() -> None:
     best = changed.model_copy(update={"before": "two#tfidf", "system": "tfidf", "is_best": True})
     assert "From TF-IDF, the best baseline, to the tuned model of two:" in text(answers.changed_rows(best))
     assert shown.index("1 broken") < shown.index("test.jsonl:1") < shown.index("1 fixed") < shown.index("test.jsonl:0")
+
+
+def test_huge_scores_are_written_with_an_exponent() -> None:
+    a, b = ([{"id": str(i), "score": 1e300 * (1 + i % size)} for i in range(20)] for size in (3, 2))
+    found = verdict(a, b)
+    assert "1.95e+300 → 1.5e+300" in found.headline
+    assert max(len(line) for line in text(runs.verdict(found)).splitlines()) <= 200
+    assert all(len(word) < 30 for word in text(runs.verdict(found)).split() if word[:1].isdigit())

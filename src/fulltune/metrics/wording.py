@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fulltune.metrics.base import Metric
 from fulltune.metrics.power import least_rows, rows_needed
 from fulltune.records.run import Comparison
+
+#: Numbers from here on are written with an exponent.
+HUGE = 1e12
 
 _SYSTEMS = {
     "majority": "the majority class",
@@ -87,6 +91,8 @@ def amount(value: float, metric: Metric) -> str:
 
 def number(value: float, metric: Metric, sign: str = "") -> str:
     """Return a difference without its unit; one that is not 0 is never shown as 0."""
+    if HUGE <= abs(value) < math.inf:
+        return f"{value:{sign}.3g}".replace("-", "−")
     if metric.percent:
         text = f"{100 * value:{sign}.1f}"
     else:
@@ -123,6 +129,8 @@ def counting(comparison: Comparison, metric: Metric) -> str:
 
 def figure(value: float, digits: int = 3) -> str:
     """Return a score."""
+    if HUGE <= abs(value) < math.inf:
+        return f"{value:.4g}".replace("-", "−")
     return (f"{value:.{digits}f}" if abs(value) < 100 else f"{value:,.{digits - 3}f}").replace("-", "−")
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fulltune.data.values import is_padded
+from fulltune.metrics.wording import HUGE
 
 if TYPE_CHECKING:
     from fulltune.records.run import Record
@@ -118,6 +119,8 @@ def number(value: float, digits: int = 3, *, sign: bool = False) -> str:
         return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
+    if abs(value) >= HUGE:
+        return f"{value:+.4g}".replace("-", "−").lstrip("" if sign else "+")
     text = f"{value:+,.{digits}f}" if sign else f"{value:,.{digits}f}"
     if float(text.replace(",", "")) == 0:
         text = text.lstrip("+-")
