@@ -57,6 +57,23 @@ def test_one_json_object(rows: Path) -> None:
     assert found["next"] == ["fulltune plan c.yaml", "fulltune run c.yaml"]
 
 
+def test_names_and_examples_of_any_length_and_characters(rows: Path) -> None:
+    lines = [{"body": f"Order {i * 7} has not been handled, please help", "kind": "ab"[i % 2]} for i in range(60)]
+    for row in lines[::3]:
+        row |= {"body": "cut off \ud83d", "n" * 5000: "x", "\ud83d": "y"}
+    path = Path("rows.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+    shown = init(path, "--output", "rows.yaml")
+    assert shown.exit_code == 0
+    assert len(shown.stdout) < 2000
+    found = json.loads(init(path, "--output", "other.yaml", "--json").stdout)
+    assert [column["name"][:10] for column in found["columns"]] == ["body", "kind", "n" * 10, "\\ud83d"]
+    assert found["columns"][0]["example"] == "cut off \\ud83d"
+    refused = CliRunner().invoke(app, ["plan", "rows.yaml", "--quick", "--set", "data.text=boody"])
+    assert "no column 'boody'; expected one of body, kind" in refused.stderr
+    assert len(refused.stderr) < 2000
+
+
 def test_an_existing_config_and_unusable_data_are_errors(rows: Path) -> None:
     assert init(rows).exit_code == 0
     again = init(rows)

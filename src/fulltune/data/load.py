@@ -15,6 +15,7 @@ from fulltune.config import DataConfig, DataSource
 from fulltune.data.columns import roles
 from fulltune.data.columns.profile import Profile, holds
 from fulltune.data.columns.sampled import columns_of
+from fulltune.data.findings import shorten
 from fulltune.data.folders import DOCUMENT_COLUMNS
 from fulltune.data.label_values import LabelReader, kind_of_label, with_whole_numbers
 from fulltune.data.raw import Opened, Options
@@ -490,6 +491,5 @@ def _missing(reader: _Reader, names: Sequence[str], free: Sequence[Profile], sou
     binary = [column.name for column in free if column.is_numeric and column.distinct == 2]
     if role == "label" and not close and len(binary) > 1:
         fix += '; one 0/1 column per label must become a column `labels` with lists of names: ["a", "b"]'
-    return Problem(
-        f"no column {reader.name!r}", f"one of {abridged(names, 30)}", fix, source, DataConfig.column_key(role)
-    )
+    listed = abridged([shorten(name) for name in names], 30)
+    return Problem(f"no column {reader.name!r}", f"one of {listed}", fix, source, DataConfig.column_key(role))

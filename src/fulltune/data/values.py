@@ -110,6 +110,11 @@ def _name(value: Any) -> str | Problem:
     return text.strip() if isinstance(text, str) else text
 
 
+def well_formed(text: str) -> str:
+    """Return a text with escapes instead of lone surrogates, which neither UTF-8 nor JSON records can store."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def describe(value: Any) -> str:
     """Return a value for messages: its type, and the value itself if it is short."""
     if value is None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from fulltune.data.values import well_formed
 from fulltune.errors import ConfigError, StoreError, did_you_mean
 from fulltune.records.run import FileFormat
 from fulltune.runtime import paths
@@ -260,9 +261,7 @@ def _table(batch: Sequence[OutputRow], columns: Sequence[str]) -> Any:
 
 def _well_formed(value: Any) -> Any:
     """Return a text without lone surrogates, which Parquet cannot store; any other value as it is."""
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-8", "backslashreplace").decode()
-    return value
+    return well_formed(value) if isinstance(value, str) else value
 
 
 def _batches(rows: Iterable[OutputRow]) -> Iterator[list[OutputRow]]:

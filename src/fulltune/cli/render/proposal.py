@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fulltune.data.findings import shorten
 from fulltune.pipeline.proposal.propose import Proposal, SeenColumn, languages_in_words
 
 #: Columns that are listed, and characters of an example.
@@ -33,7 +34,7 @@ def _columns(proposed: Proposal) -> Table:
         table.add_column(header, overflow="fold", justify="right" if header == "distinct" else "left")
     ranked = sorted(proposed.columns, key=lambda one: not one.role)
     for column in ranked[:_LISTED]:
-        table.add_row(column.name, column.kind, f"{column.distinct:,}", _example(column), column.role or "–")
+        table.add_row(shorten(column.name), column.kind, f"{column.distinct:,}", _example(column), column.role or "–")
     if len(ranked) > _LISTED:
         table.add_row(f"… {len(ranked) - _LISTED} more", "", "", "", "")
     return table

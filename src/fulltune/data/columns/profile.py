@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from fulltune.data.label_values import indicator, parse_list
-from fulltune.data.values import is_blank
+from fulltune.data.values import is_blank, well_formed
 
 #: What the values of a column are.
 #:
@@ -90,11 +90,11 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         """Return the facts that messages and JSON show."""
         return {
-            "name": self.name,
+            "name": well_formed(self.name),
             "kind": self.kind,
             "rows": self.filled,
             "distinct": self.distinct,
-            "example": self.examples[0] if self.examples else "",
+            "example": well_formed(self.examples[0]) if self.examples else "",
         }
 
 
