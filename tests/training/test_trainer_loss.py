@@ -134,8 +134,14 @@ def test_evaluation_loss_of_classes(multi_label: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "names"),
-    [([2, 0, 1, 0], "abc"), ([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]] * 2, "abc"), ([0.5, -2.0, 1.0, 3.0], "a")],
-    ids=["classes", "several labels", "numbers"],
+    [
+        ([2, 0, 1, 0], "abc"),
+        ([[2], [0], [1], [0]], "abc"),
+        ([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]] * 2, "abc"),
+        ([0.5, -2.0, 1.0, 3.0], "a"),
+        ([[0.5], [-2.0], [1.0], [3.0]], "a"),
+    ],
+    ids=["classes", "lists of a class", "several labels", "numbers", "lists of a number"],
 )
 def test_problem_type_is_that_of_the_labels_as_in_transformers(labels: Any, names: str, tmp_path: Path) -> None:
     results = []

@@ -51,7 +51,8 @@ class Objective:
         labels = labels.to(logits.device)
         weights = None if self.weights is None else self.weights.to(logits.device)
         if self.kind == "class":
-            return losses.class_cross_entropy(logits, labels, weights, self.smoothing)
+            # Rows may hold their label as a list of one, as the loss of the library allows.
+            return losses.class_cross_entropy(logits, labels.flatten(), weights, self.smoothing)
         if self.kind == "multi-label":
             return losses.multi_label_bce(logits, labels, weights)
         if self.kind == "regression":
