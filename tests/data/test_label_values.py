@@ -234,6 +234,16 @@ def test_an_unknown_class_is_refused(value: Any, tmp_path: Path) -> None:
     assert "expected one of data.label_names (no, yes), or its number (0 to 1)" in str(table.problems[0])
 
 
+@pytest.mark.parametrize("kind", ["number", "real number", "text"])
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["1", "0"], ["-1", "0", "1"], ["3", "2", "1", "none"]])
+def test_numbers_that_are_names_of_classes_are_not_their_positions(names: list[str], kind: str, tmp_path: Path) -> None:
+    written = [name for name in names if name != "none"]
+    convert: Any = {"number": int, "real number": float, "text": str}[kind]
+    table = load(json_rows(tmp_path, [*map(convert, written), 7], "label"), LABEL, label_names=names)
+    assert labels(table, "label") == written
+    assert f"expected one of data.label_names ({', '.join(names)}). " in str(table.problems[0])
+
+
 @pytest.mark.parametrize("names", [["a", "a"], [], ["a", " "]])
 def test_names_of_classes_are_checked(names: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"data\.label_names"):

@@ -57,6 +57,7 @@ def of_kind(result: Audit, kind: str) -> list[Finding]:
 
 
 SIMILAR = [
+    *(("yes", "Yes."), ("no", "no!"), ("a b", "A-B:")),
     *(("spam", "Spam"), ("spam", "spam "), ("spam", " spam"), ("spam", "spam\u200b"), ("spam", "sp\u00adam")),
     *(("not spam", "not\u00a0spam"), ("not spam", "not_spam"), ("not spam", "not-spam"), ("not spam", "not  spam")),
     *(("1", "1.0"), ("1", "01"), ("0", "-0"), ("2.5", "2.50"), ("True", "true"), ("TRUE", "true"), ("1", "1 ")),

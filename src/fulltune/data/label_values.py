@@ -175,14 +175,23 @@ class LabelReader:
         return Problem(f"{describe(value)} ({_short(value)})", expected, "correct the row, or data.label_names")
 
     def _named(self, value: Any) -> str | Problem:
-        """Return the class name of a number, or a name that is one of ``data.label_names``."""
+        """Return the class name of a number, or a name that is one of ``data.label_names``.
+
+        If a name is a number itself (ratings from 1 to 5), every number is a name, in all formats alike.
+        """
         names = self.names or ()
         if isinstance(value, str) and value.strip() in names:
             return value.strip()
         number = _whole(value)
-        if number is not None and 0 <= number < len(names):
+        has_numbers = any(_whole(name) is not None for name in names)
+        if has_numbers and number is not None:
+            named = next((name for name in names if _whole(name) == number), None)
+            if named is not None:
+                return named
+        elif number is not None and 0 <= number < len(names):
             return names[number]
-        expected = f"one of data.label_names ({_listed(names)}), or its number (0 to {len(names) - 1})"
+        expected = f"one of data.label_names ({_listed(names)})"
+        expected += "" if has_numbers else f", or its number (0 to {len(names) - 1})"
         return Problem(describe(value), expected, "correct the row, or data.label_names")
 
     def wrong_separator(self, lists: Sequence[tuple[str, list[Any]]]) -> Problem | None:
@@ -271,13 +280,13 @@ def with_whole_numbers(labels: Sequence[str], field: str) -> Sequence[str]:
 
 
 def _whole(value: Any) -> int | None:
-    """Return 2 for 2, 2.0, ``"2"`` and ``"2.0"``, 0 and 1 for Booleans, and None for anything else."""
+    """Return 2 for 2, 2.0, ``"2"`` and ``"2.0"``, −2 likewise, 0 and 1 for Booleans, and None for anything else."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     if isinstance(value, int):
         return int(value)
     text = value.strip() if isinstance(value, str) else ""
-    return int(text.split(".")[0]) if re.fullmatch(r"\d{1,9}(\.0*)?", text) else None
+    return int(text.split(".")[0]) if re.fullmatch(r"-?\d{1,9}(\.0*)?", text) else None
 
 
 def _short(value: list[Any]) -> str:

@@ -40,8 +40,8 @@ def places(*splits: Sequence[ExampleLike]) -> Places:
 def key(label: str) -> str:
     """Return what all spellings of a label have in common.
 
-    This is :func:`~fulltune.data.duplicates.fold`, without quotes around the label, with ``_`` and ``-`` as spaces, and
-    with numbers by value.
+    This is :func:`~fulltune.data.duplicates.fold`, without quotes around the label and punctuation after it, with ``_``
+    and ``-`` as spaces, and with numbers by value.
     """
     text = fold(label)
     if _NUMBER.fullmatch(text):
@@ -50,6 +50,7 @@ def key(label: str) -> str:
         return f"-{value}" if text[0] == "-" and value != "0." else value
     if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"`":
         text = text[1:-1].strip()
+    text = text.rstrip(".,;:! ") or text
     return re.sub(r"(?<=\w)[-_\s]+(?=\w)", " ", text)
 
 
