@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fulltune.errors import ModelError
+from fulltune.errors import ModelError, abridged
 from fulltune.models.reconcile import input_embeddings
 
 #: Names in a message, at most.
@@ -41,9 +41,12 @@ def facts(model: PreTrainedModel, loading: Mapping[str, Any], *, is_classifier: 
     unused = {name for name in loading["unexpected_keys"] if _IN_LAYER.search(name)}
     found = []
     if missing:
-        found.append(f"{_weights(missing)} not in the checkpoint and got random values: {_listed(missing)}")
+        found.append(
+            f"{_weights(missing)} not in the checkpoint and got random values: {abridged(sorted(missing), _SHOWN)}"
+        )
     if unused:
-        found.append(f"{_weights(unused)} in the checkpoint, but not in the model, and not used: {_listed(unused)}")
+        names = abridged(sorted(unused), _SHOWN)
+        found.append(f"{_weights(unused)} in the checkpoint, but not in the model, and not used: {names}")
     return tuple(found)
 
 
@@ -82,7 +85,7 @@ def _incomplete(
     """Return the error for a body that would be random in part."""
     found = (
         f"{len(missing)} of {len(body)} body weights of {type(model).__name__} are not in the checkpoint {name!r} "
-        f"({_listed(missing)}): they would be random"
+        f"({abridged(sorted(missing), _SHOWN)}): they would be random"
     )
     prefix = _prefix(missing, unused)
     if not prefix:
@@ -118,7 +121,7 @@ def _check_finite(name: str, model: nn.Module) -> None:
     ]
     if damaged:
         raise ModelError(
-            f"{name!r} has NaN or infinite values in {_listed(damaged)}",
+            f"{name!r} has NaN or infinite values in {abridged(sorted(damaged), _SHOWN)}",
             expected="finite weights",
             fix="it is damaged, or its training diverged: use an earlier one, or download it again",
             field="model",
@@ -151,8 +154,7 @@ def _layers(model: nn.Module) -> list[set[str]]:
 
 
 def _shapes(differing: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> str:
-    shown = [f"{name} is {_shape(stored)}, not {_shape(own)}" for name, stored, own in differing[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else "")
+    return abridged([f"{name} is {_shape(stored)}, not {_shape(own)}" for name, stored, own in differing], _SHOWN)
 
 
 def _shape(sizes: Sequence[int]) -> str:
@@ -161,8 +163,3 @@ def _shape(sizes: Sequence[int]) -> str:
 
 def _weights(names: Set[str]) -> str:
     return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
-
-
-def _listed(names: Set[str] | Sequence[str]) -> str:
-    shown = sorted(names)[:_SHOWN]
-    return ", ".join(shown) + (", …" if len(names) > _SHOWN else "")
