@@ -17,6 +17,7 @@ import fulltune
 from fulltune.config import Config, load_config
 from fulltune.errors import ModelError
 from fulltune.evaluation.baselines.cache import cache_parts
+from fulltune.models import chat as limits
 from fulltune.models.bundle import Bundle
 from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
 from fulltune.pipeline.model_loading import load_model
@@ -144,11 +145,25 @@ def test_a_failing_template_is_a_clear_error(template: str, reason: str) -> None
         ("{{ messages[0].content|center(0x7fffffff) }}", "has the number 0x7fffffff"),
         ("{{ messages|tojson(indent=99_999_999) }}", "has the number 99_999_999"),
         ("{{ messages[0].content }}{{ 10 ** (10 ** 9) }}", "computes a power"),
+        ("{{ '%1000000000d'|format(1) }}", "formats a text of 1000000000 characters"),
+        ("{{ '%.999999999f' % 1.5 }}", "formats a text of 999999999 characters"),
+        ("{{ '{:>1000000000}'.format(1) }}", "formats a text of 1000000000 characters"),
     ],
 )
 def test_a_template_that_no_limit_stops_is_not_rendered(template: str, risk: str) -> None:
     with pytest.raises(ModelError, match=rf"the chat template of 'fake-llama' {risk}.*Set data.chat: off"):
         chat.check_template(bundle(template), "auto", date(2026, 1, 1))
+
+
+def test_a_function_that_a_template_calls_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    with pytest.raises(ModelError, match="it does not end within"):
+        chat.check_template(bundle("{{ lipsum(n=9999) }}"), "auto", date(2026, 1, 1))
+
+
+def test_long_numbers_in_text_are_no_widths() -> None:
+    template = "{{ 'id 20240101123456, 5%: {x} 12345678' }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    chat.check_template(bundle(template), "auto", date(2026, 1, 1))
 
 
 def test_keyword_arguments_and_powers_in_text_are_no_power() -> None:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import jinja2.filters
+import jinja2.utils
+
 from fulltune.runtime.machine import usage_peak_bytes
 
 #: CPU seconds that a template may take for one conversation.
@@ -17,8 +20,8 @@ SECONDS = 5.0
 #: Bytes by which a template may raise the peak memory of the process.
 BYTES = 2**30
 
-#: File names that jinja gives to compiled templates.
-_TEMPLATE_FILES = ("<template>", "<unknown>")
+#: File names that jinja gives to compiled templates, and its modules with functions that templates call.
+_TEMPLATE_FILES = frozenset({"<template>", "<unknown>", jinja2.filters.__file__, jinja2.utils.__file__})
 
 
 class EndlessTemplate(Exception):
@@ -33,7 +36,7 @@ def limited(seconds: float) -> Iterator[None]:
         seconds: CPU seconds of the thread.
 
     Raises:
-        EndlessTemplate: Raised at the next line of the template after the limit.
+        EndlessTemplate: Raised at the next line of the template, or of a function of jinja, after the limit.
     """
     deadline = time.thread_time() + seconds
     most = usage_peak_bytes() + BYTES

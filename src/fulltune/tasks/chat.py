@@ -47,6 +47,9 @@ _PRINTED = re.compile(r"""['"]text['"]: ?['"]""")
 #: nor a power is interrupted by the limit on time.
 _LARGEST = 10_000_000
 
+#: Matches a width or precision in a format string, as large as that or larger.
+_WIDE = re.compile(r"(?:%[^a-zA-Z%]*?|\{[^{}]*?:[^{}]*?)(\d{8,})")
+
 #: Variables that templates may require and that rows do not have.
 _EXTRAS = ("tools", "documents")
 
@@ -210,6 +213,8 @@ def _unlimited(template: str) -> str:
             return "computes a power"
         if kind == "integer" and (len(text) > len(f"{_LARGEST:_}") or int(text, 0) > _LARGEST):
             return f"has the number {text[:20]}, more than {_LARGEST:,}"
+        if kind == "string" and (width := _WIDE.search(text)):
+            return f"formats a text of {width[1][:20]} characters, more than {_LARGEST:,}"
         previous = text
     return ""
 
