@@ -105,6 +105,9 @@ def test_a_value_that_is_too_long_names_the_limit(database: Path) -> None:
     result = execute(database, f"SELECT hex(zeroblob({MAX_VALUE // 2 + 1000}))")
     assert (result.error, result.limit) == ("stopped: a text, blob or row is longer than 16 MiB", "size")
     assert execute(database, "SELECT nothing FROM t").limit == ""
+    number = execute(database, "SELECT 0x10000000000000000")
+    assert number.limit == ""
+    assert "hex literal too big" in str(number.error)
 
 
 def test_large_results_are_compared_by_digests_and_need_little_memory(database: Path) -> None:

@@ -253,7 +253,7 @@ def _failure(error: Exception, refused: str, seconds: float) -> Answer:
         return _stopped("time", f"it ran longer than {seconds:g} s")
     if isinstance(error, UnicodeDecodeError):
         return {"error": "the name of a column is not valid UTF-8"}
-    if "too big" in str(error):
+    if "string or blob too big" in str(error):
         return _stopped("size", f"a text, blob or row is longer than {MAX_VALUE >> 20} MiB")
     return {"error": str(error) or type(error).__name__, "limit": ""}
 
