@@ -1,8 +1,10 @@
 """Guards for a training loop of transformers, or of a package that builds on it.
 
-from fulltune.callbacks import Guards
+Add them to any trainer:
 
-trainer = transformers.Trainer(…, callbacks=[Guards()])     # or SFTTrainer, SentenceTransformerTrainer, …
+    from fulltune.callbacks import Guards
+
+    trainer = transformers.Trainer(…, callbacks=[Guards()])  # or SFTTrainer, SentenceTransformerTrainer, …
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ _MIN_RATE = 2.0**-126
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
-#: Where a value was given that is in no file, for messages.
+#: Place of a value that is in no file, for messages.
 _OPTIONS, _OVERRIDES = "keyword arguments", "--set"
 
 

@@ -1,9 +1,11 @@
 """Assertions for pytest: a model has to be better than another, or not worse.
 
-from fulltune.testing import assert_not_worse
+In a file with tests:
 
-def test_the_new_model_is_not_worse() -> None:
-assert_not_worse("new.jsonl", "old.jsonl", metric="accuracy", margin=0.02)
+    from fulltune.testing import assert_not_worse
+
+    def test_the_new_model_is_not_worse() -> None:
+        assert_not_worse("new.jsonl", "old.jsonl", metric="accuracy", margin=0.02)
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override one key of the config; repeatable.")
 ]
 
-#: What libraries read when they are imported, and then draw no bars and write no log.
+#: Environment variables that keep libraries from drawing bars and writing logs; read when they are imported.
 _SILENCE = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -211,7 +211,7 @@ def refuse_unread(reason: str, **options: object) -> None:
     """Check that no option is set that this call does not read.
 
     Args:
-        reason: When the options are read, such as ``with --ask``.
+        reason: The case in which the options are read, such as ``with --ask``.
         options: Values by the name of the option, with ``_`` for ``-``; None, False and empty ones are not set.
 
     Raises:

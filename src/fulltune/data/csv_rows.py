@@ -73,7 +73,7 @@ def open_csv(
     Args:
         text: The complete text.
         name: Name of the file, for the positions of rows.
-        form: How the file is read, without the delimiter.
+        form: The format of the file, without the delimiter.
         wanted: Columns that are read; used to explain a missing header.
         delimiter: Character between cells; None infers it.
         usual: Delimiter if several are equally likely.
@@ -260,7 +260,7 @@ def _parsed(lines: Iterable[str], name: str, dialect: _Dialect, before: int, lon
     Args:
         lines: Lines of the file after the ``before`` first ones.
         name: Name of the file.
-        dialect: How cells are separated and quoted.
+        dialect: The separator and the quotes of cells.
         before: Number of lines that were removed.
         longest: Maximum length of a cell in characters.
     """

@@ -32,7 +32,7 @@ class Decoded:
         text: The text. A byte of a UTF-8 file that cannot be decoded is replaced by a surrogate (PEP 383), so that
             only its row is bad.
         codec: The encoding.
-        assumed: What was inferred, as a sentence; "" if the encoding is certain.
+        assumed: The inference, as a sentence; "" if the encoding is certain.
         evidence: The end of this sentence, which differs between files in one encoding: language and samples.
         is_doubtful: Another encoding fits almost as well.
     """

@@ -33,7 +33,7 @@ def json_rows(
 
     Args:
         text: The complete text.
-        form: How the file is read, without the part.
+        form: The format of the file, without the part.
         split: The split to read from a document with several.
         named_part: The split or key that the user named explicitly.
         wanted: Columns that are read, which distinguish a row from an object around rows.

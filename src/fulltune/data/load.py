@@ -29,7 +29,7 @@ from fulltune.runtime.split_names import SPLIT_NAMES
 #: Number of JSON rows whose keys are read to list the columns.
 _LOOK_AHEAD = 1000
 
-#: What a role needs, for messages.
+#: Expected content of the column with a role, for messages.
 _HELD = {
     **dict.fromkeys(("text", "prompt", "completion", "source", "target", "question"), "texts"),
     **dict.fromkeys(("label", "labels"), "labels, which are few repeated values"),
@@ -76,8 +76,8 @@ class Table(Sequence[Row]):
         source: Name of the source.
         rows: Valid rows in the order of the source.
         problems: Problems of the bad rows.
-        label_kind: How labels are written: ``"text"``, ``"a number"``, or ``""`` without labels.
-        files: How the files were read; those read in the same way are listed once, by the first of them.
+        label_kind: Type of the labels: ``"text"``, ``"a number"``, or ``""`` without labels.
+        files: The formats of the files; those read in the same way are listed once, by the first of them.
         line_ends: Number of rows with a text whose line ends were replaced by LF.
         merged: Labels of several spellings that ``data.merge_labels`` merged: name → spelling → ids of its rows.
     """

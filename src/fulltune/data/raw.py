@@ -12,7 +12,7 @@ from fulltune.records.run import FileFormat
 #: Position of a row (file and line), and its values by column.
 RawRow = tuple[str, Mapping[str, Any]]
 
-#: What a source yields. The format of a file precedes its rows.
+#: The items that a source yields. The format of a file precedes its rows.
 Item = RawRow | Problem | FileFormat
 
 

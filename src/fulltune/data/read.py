@@ -49,7 +49,7 @@ class Rows:
         rows: Values by column.
         places: Position of each row: file and line.
         problems: Rows that cannot be parsed.
-        files: How each file was read, and what was assumed.
+        files: The format of each file, and what was assumed.
     """
 
     columns: tuple[str, ...]
@@ -101,7 +101,7 @@ def open_source(
         source: As written by the user.
         split: The split to read if ``source`` names none.
         wanted: Columns to read if the format allows skipping others; None for all.
-        options: What the user states about the files.
+        options: The user's statements about the files.
 
     Raises:
         DataError: The source does not exist, has an unknown format, or cannot be read.

@@ -29,7 +29,7 @@ def open_table(
     Args:
         rows: The rows that are not blank.
         name: Name of the file.
-        form: How the file is read.
+        form: The format of the file.
         wanted: Columns that are read; used to explain a missing header.
         trimmed: Remove spaces around cells.
 

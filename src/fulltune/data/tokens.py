@@ -96,7 +96,7 @@ def length_findings(
 
 @dataclass(frozen=True)
 class _Limit:
-    """What limits the length of sequences: the config or the model.
+    """The limit on the length of sequences, which the config or the model sets.
 
     Attributes:
         asked: ``data.max_length``, or None for the default.

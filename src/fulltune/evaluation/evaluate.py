@@ -32,7 +32,7 @@ class Evaluation:
         system: Name of the system.
         accumulator: Statistics per row, for paired comparison.
         seconds: Time of prediction and scoring.
-        use: How a baseline was computed; None for the tuned model.
+        use: Time and settings of a baseline; None for the tuned model.
     """
 
     system: str
@@ -97,7 +97,7 @@ def score_baselines(
     """Evaluate every baseline of the task, from the cache if it was computed before; results by name.
 
     Args:
-        given: What baselines may read.
+        given: The inputs of baselines.
         data: All splits.
         key: Everything that predictions depend on, see :func:`~fulltune.evaluation.baselines.cache.cache_parts`.
         out: The runs folder, which contains the cache.

@@ -114,7 +114,7 @@ def _read(source: Any, metric: str | None, out: str | Path, columns: Mapping[str
 
 @dataclass(frozen=True)
 class _Judge:
-    """What all pairs of a comparison have in common; the first system is the reference."""
+    """The parts that all pairs of a comparison share; the first system is the reference."""
 
     metric: Metric
     scored: Sequence[Accumulator]

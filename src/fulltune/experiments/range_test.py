@@ -77,7 +77,7 @@ def read(points: Sequence[tuple[float, float]], *, is_whole: bool) -> Reading:
 
     Args:
         points: Rate and loss, by ascending rate; losses are finite.
-        is_whole: Whether the sweep reached its highest rate without diverging.
+        is_whole: True if the sweep reached its highest rate without diverging.
     """
     if len(points) < 4 * EDGE:
         return Reading((), f"no clear answer: training broke after {len(points)} steps of the sweep")

@@ -61,8 +61,8 @@ class Trial:
         step: Step of the best value.
         seconds: Wall time of training.
         tokens: Input tokens that were trained on.
-        broke: Why training was stopped; empty if it was not.
-        ended_early: Whether the report function ended it.
+        broke: The reason that training was stopped; empty if it was not.
+        ended_early: True if the report function ended it.
         answers: Statistics of the objective per validation row; None if the objective is the loss.
     """
 

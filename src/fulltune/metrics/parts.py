@@ -27,7 +27,7 @@ def part_scores(
         tuned, baseline: The systems; rows count that both answered.
         metric: The metric.
         parts: The part of each row, by its id; rows without one do not count.
-        by: What a part is.
+        by: The column, or ``folder`` or ``database``, that parts have in common.
         name: Name of the baseline.
     """
     common = frozenset(tuned.ids) & frozenset(baseline.ids)

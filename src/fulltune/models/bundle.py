@@ -63,7 +63,7 @@ class Bundle:
 
     @cached_property
     def answer_window(self) -> int:
-        """How many tokens the decoder of an encoder-decoder can generate; unlimited with relative positions.
+        """The number of tokens that a decoder can generate; unlimited with relative positions.
 
         Cached because the library copies the config to answer, and every row asks.
         """

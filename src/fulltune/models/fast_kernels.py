@@ -1,8 +1,10 @@
 """Enable the CPU kernels for a model within a block.
 
-with pinned_kernels("auto", folder / "kernels.json"):     # the whole run uses the same kernels
-    with fast_kernels(model):                     # layers of this model use them
-        ...
+The blocks are nested:
+
+    with pinned_kernels("auto", folder / "kernels.json"):  # the whole run uses the same kernels
+        with fast_kernels(model):  # layers of this model use them
+            ...
 """
 
 from __future__ import annotations

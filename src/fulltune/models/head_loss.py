@@ -97,7 +97,7 @@ class LossAtHead:
         head: Output embeddings of the model; None to compute logits as usual.
 
     Attributes:
-        fits: Whether the model returns the output of its head unchanged; None until it was checked.
+        fits: True if the model returns the output of its head unchanged; None until it was checked.
     """
 
     def __init__(self, head: nn.Module | None) -> None:

@@ -26,7 +26,7 @@ class StoredHead:
 
     Attributes:
         labels: Names of its classes, in the order of its rows.
-        multi_label: Whether a row may have several labels.
+        multi_label: True if a row may have several labels.
     """
 
     labels: tuple[str, ...]

@@ -41,7 +41,7 @@ class Generated:
     Attributes:
         text: Text without special tokens.
         tokens: Number of tokens.
-        capped: Whether it was truncated at the maximum number of new tokens.
+        capped: True if it was truncated at the maximum number of new tokens.
         limit: Maximum number of new tokens if the model's positions reduced it, else None.
     """
 

@@ -58,7 +58,7 @@ def load(
         name: Any source that :func:`find` accepts.
         head: ``lm`` for the checkpoint's own head, ``classification`` for one logit per label on the pretrained body.
         labels: Label names in the order of the logits; empty keeps the head and the names of the checkpoint.
-        multi_label: Whether a row may have several labels.
+        multi_label: True if a row may have several labels.
         runs: Folder of runs, so that run ids and names of the registry are accepted.
         seed: Seed of the weights of a new head.
         source_language: Language of inputs, for a tokenizer with language codes; default: that of the tokenizer.

@@ -104,7 +104,7 @@ class _Session:
 
 
 class _OnnxModel(PreTrainedModel):
-    """What all graphs have in common: no parameters, on the CPU, in float32."""
+    """Base class of all graphs: no parameters, on the CPU, in float32."""
 
     config_class = PretrainedConfig
     main_input_name = "input_ids"

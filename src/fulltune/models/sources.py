@@ -62,7 +62,7 @@ class ModelFiles:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments for ``from_pretrained`` of config and tokenizer: an exported folder has both beside its weights."""
+        """Return the arguments of ``from_pretrained`` for config and tokenizer: an export has both in its folder."""
         return self.kwargs if self.export is None else replace(self, gguf=None).kwargs
 
     def sha256(self) -> str:

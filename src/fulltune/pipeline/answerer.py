@@ -26,7 +26,7 @@ class Answerer(Protocol):
 
     @property
     def identity(self) -> list[Any]:
-        """What the answers depend on besides the inputs, as plain data."""
+        """Everything that the answers depend on besides the inputs, as plain data."""
 
     def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         """Yield the answers to examples, in their order."""
@@ -36,7 +36,7 @@ class WithQueries:
     """Answers of text2sql that mark queries which cannot be run, or have the results of those that were.
 
     Args:
-        model: What answers.
+        model: The model or baseline.
         seconds: Time limit of a query.
         max_rows: Largest number of result rows; None to compile queries without running them.
     """
@@ -51,7 +51,7 @@ class WithQueries:
 
     @property
     def identity(self) -> list[Any]:
-        """What the answers depend on besides the inputs, as plain data."""
+        """Everything that the answers depend on besides the inputs, as plain data."""
         return [*self._model.identity, self._max_rows]
 
     def answer(self, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:

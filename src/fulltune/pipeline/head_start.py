@@ -54,7 +54,7 @@ class Probe:
         choice: The strength, and how it was chosen.
         rows: Number of rows that it was fitted on.
         scale: Factor that weights and biases were multiplied by.
-        projects: Whether a projection that the checkpoint lacks was set to pass its input on.
+        projects: True if a projection that the checkpoint lacks was set to the identity.
     """
 
     weight: Array

@@ -39,7 +39,7 @@ class Inputs:
         task: The task, fitted to the data.
         method: The method, which has not trained anything yet.
         data: All splits, as examples.
-        audit: What the audit reports of the rows; in a job, of the training sequences too.
+        audit: The findings about the rows; in a job, about the training sequences too.
         out: The runs folder.
     """
 

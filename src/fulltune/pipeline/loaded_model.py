@@ -135,7 +135,7 @@ class LoadedModel:
 
     @property
     def identity(self) -> list[Any]:
-        """What the answers depend on besides the inputs, as plain data."""
+        """Everything that the answers depend on besides the inputs, as plain data."""
         info = self._bundle.info
         settings = self.config.model_dump(mode="json", include={"data", "evaluation", "task"})
         return [info.sha256, info.reconciled, self._system, self.task.version, self.task.labels, settings]

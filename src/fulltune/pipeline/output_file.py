@@ -87,7 +87,7 @@ def open_journal(output: Path, key: Mapping[str, Any], block: int, *, force: boo
 
     Args:
         output: The file that will be written.
-        key: What the answers depend on: model, input, options.
+        key: Everything that the answers depend on: model, input, options.
         block: Number of rows per block.
         force: Discard the answers of another model or input.
 
@@ -153,7 +153,7 @@ _PLAIN = ("utf-8", "ascii")
 
 
 class Dialect(NamedTuple):
-    """How a CSV file is written.
+    """The delimiter and the byte-order mark of a CSV file.
 
     Attributes:
         delimiter: Character between cells.
@@ -187,7 +187,7 @@ def write_rows(
         path: The file.
         columns: Names of all columns; a row may lack some.
         rows: Returns the rows; it is called twice for Parquet, which needs the type of every column first.
-        dialect: How CSV is written: by default with commas and without a mark. TSV always has tabs.
+        dialect: The form of CSV: by default commas and no mark. TSV always has tabs.
 
     Raises:
         StoreError: The disk is full or read-only, or a column has values of several types, in Parquet.

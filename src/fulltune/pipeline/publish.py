@@ -26,7 +26,7 @@ from fulltune.store.registry.registry import Artifact, Registry, Version
 
 
 class Published(Model):
-    """Where a version was written; a form that was not requested is empty."""
+    """The places that a version was written to; a form that was not requested is empty."""
 
     version: str
     folder: str = ""

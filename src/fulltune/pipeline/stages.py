@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Known:
-    """What is known before the final model is trained.
+    """The results before the final model is trained.
 
     Attributes:
         job: The job, which leaves out the rows that any fold leaves out.

@@ -50,7 +50,7 @@ def train(
         model: The model, with the head of the task.
         base_outputs: Outputs of the base, which guards compare with.
         folder: The run folder.
-        progress: Where the steps are shown.
+        progress: Shows the steps.
         callbacks: Further callbacks of the trainer.
 
     Returns:

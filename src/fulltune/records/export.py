@@ -46,7 +46,7 @@ class LogitDifference(Model):
         rows: Number of inputs.
         largest: Largest absolute difference.
         relative: The largest difference as a fraction of the largest absolute logit of the parent.
-        source: Where the inputs are from: evaluation rows, or random tokens if there are none.
+        source: Source of the inputs: evaluation rows, or random tokens if there are none.
     """
 
     rows: int
@@ -86,7 +86,7 @@ class KeptLayer(Model):
 
 
 class Quantization(Model):
-    """How a model was quantized.
+    """The quantization of a model.
 
     Attributes:
         products: Number of matrix products with constant weights.
@@ -116,7 +116,7 @@ class Export(Model):
         eval_sha256: Hash of the rows that it was compared on.
         left_out: Ids of those rows that do not count, since they also occur in train.
         rows: Number of rows that were compared.
-        equal_answers: How many of them both models answered equally.
+        equal_answers: Number of rows that both models answered equally.
         scores: Scores of the exported model.
         parent_scores: Those of the model that was exported, on the same rows.
         comparison: The paired comparison; ``a`` is the parent. None if there are no rows.
@@ -124,9 +124,9 @@ class Export(Model):
         verdict: On the exported model.
         logits: Difference of logits.
         latency: Time per row; None without rows.
-        quantization: How it was quantized; None for other formats.
-        forced: Why it was exported although it is worse.
-        notes: What a user should know.
+        quantization: Its quantization; None for other formats.
+        forced: The reason to export it although it is worse.
+        notes: Advice to users.
         fulltune: Version of fulltune.
         created: Time (UTC).
     """

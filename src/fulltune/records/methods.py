@@ -25,7 +25,7 @@ class Tried(Model):
         state: ``whole`` (complete), ``pruned`` (stopped early because it fell behind) or ``broke`` (failed).
         seconds: Wall time of training.
         tokens: Input tokens seen.
-        reason: Why it failed.
+        reason: The cause of its failure.
     """
 
     number: int

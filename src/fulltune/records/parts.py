@@ -26,7 +26,7 @@ class PartScores(Model):
     """The tuned model against the best baseline, part by part. It describes these rows: nothing is tested.
 
     Attributes:
-        by: What a part is: a column, ``folder`` or ``database``.
+        by: The property that the rows of a part share: a column, ``folder`` or ``database``.
         baseline: The system that the tuned model is compared with.
         count: Number of parts with enough rows to have a score.
         behind: Number of these in which the tuned model is worse than the baseline.

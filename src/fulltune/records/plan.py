@@ -21,7 +21,7 @@ class Detectable(Model):
         changed: Fraction of rows that is assumed to become right or wrong; None for ``standard deviations``.
         groups: Number of groups of these rows (``data.group``), each of which is assumed to change as a whole; 0
             without groups.
-        ungrouped: What ``value`` would be if the rows of a group were independent of each other; None without groups.
+        ungrouped: The same as ``value`` if the rows of a group were independent of each other; None without groups.
     """
 
     rows: int
@@ -64,7 +64,8 @@ class Plan(Model):
         trainings: Trainings that the config asks for: ``train.seeds``, or the folds and the final one; ``seconds`` are
             those of all of them.
         folds: ``data.folds``; None without cross-validation.
-        detectable: What the evaluation rows can decide; None for a metric that is unknown before the run.
+        detectable: The smallest effect that the evaluation rows can show; None if the metric is not known before the
+            run.
         advice: Sentences of advice; none of them stops a run.
     """
 

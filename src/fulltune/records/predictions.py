@@ -29,8 +29,8 @@ class Predictions(Model):
         resumed: Number of rows that an interrupted call had answered.
         seconds: Time of this call after the model was loaded.
         unanswered: The first rows without an answer.
-        files: How the input was read.
-        warning: Why the answers should not be used: the run of the model was rejected or stopped; else empty.
+        files: The formats of the input.
+        warning: A reason not to use the answers: the run of the model was rejected or stopped; else empty.
         rows: The rows with their answers, if no file was written.
     """
 

@@ -94,11 +94,11 @@ class ModelInfo(Model):
     """The base model.
 
     Attributes:
-        source: Where it was loaded from.
+        source: Its name, folder or hub id, as in the config.
         sha256: Hash of its files.
         family: ``decoder``, ``encoder`` or ``encoder-decoder``.
         architecture: Name of the model class.
-        reconciled: What its files contradict or leave open, and what was used.
+        reconciled: Contradictions and gaps of its files, with the values that were used.
     """
 
     source: str
@@ -123,7 +123,7 @@ class LanguageGap(Model):
 
 
 class FileFormat(Model):
-    """How a file was read.
+    """The format in which a file was read.
 
     Attributes:
         file: Name of the file.
@@ -132,7 +132,7 @@ class FileFormat(Model):
         encoding: Codec of a text file.
         delimiter: Character between the cells of a CSV file.
         part: The part that was read: a split, a sheet, or the key of a JSON object.
-        assumed: What was inferred and may be wrong, as sentences; empty if the file itself leaves no doubt.
+        assumed: Inferences that may be wrong, as sentences; empty if the file itself leaves no doubt.
         evidence: The part of these sentences that differs between files in one encoding; empty if none does.
         is_doubtful: Another encoding fits almost as well.
     """
@@ -160,7 +160,7 @@ class SplitInfo(Model):
         rows: Its number of rows.
         sha256: Hash of the canonical JSON of its rows.
         skipped: Number of rows that cannot be used and were left out (`data.bad_rows: skip`).
-        files: How its files were read; files that were read in the same way are listed once, by the first of them.
+        files: The formats of its files; files that were read in the same way are listed once, by the first of them.
     """
 
     source: str
@@ -384,8 +384,8 @@ class BaselineUse(Model):
 
     Attributes:
         seconds: Wall time of its answers when they were computed.
-        setting: What it chose on rows of train, such as ``C = 3 (3-fold cross-validation on train)``.
-        sampled: Which rows it read or answered, if not all of them; else empty.
+        setting: Its choice on rows of train, such as ``C = 3 (3-fold cross-validation on train)``.
+        sampled: The rows that it read or answered, in words, if not all of them; else empty.
         is_cached: The answers are those of an earlier run.
     """
 
@@ -395,7 +395,7 @@ class BaselineUse(Model):
     is_cached: bool = False
 
 
-#: What to do after a run.
+#: Actions that may be advised after a run.
 Action = Literal[
     "use it",
     "use the baseline",
@@ -414,7 +414,7 @@ Action = Literal[
 
 
 class Recommendation(Model):
-    """What to do after a run, by the rules of :mod:`fulltune.metrics.recommendation`.
+    """The advice after a run, by the rules of :mod:`fulltune.metrics.recommendation`.
 
     Attributes:
         use: The system to use now: ``tuned``, the name of a baseline, or empty if none can be recommended.

@@ -39,7 +39,7 @@ class Sweep(Model):
         gain: Gain over the default.
         confidence: Level of the interval.
         headline: The result.
-        caution: How far the result can be trusted.
+        caution: The reliability of the result, in a sentence.
         config: Path of the best config, ready to run; empty without one.
         folder: Folder of the journal.
     """

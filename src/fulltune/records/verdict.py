@@ -7,7 +7,7 @@ from typing import Literal
 from fulltune.records.base import Model
 from fulltune.records.run import Verdict
 
-#: What a verdict has to be for exit code 0.
+#: Requirements on a verdict for exit code 0.
 Requirement = Literal["improved", "not-worse"]
 
 
@@ -48,9 +48,9 @@ class PairVerdict(Model):
         min_effect: Smallest difference that counts, in the unit of the metric.
         verdict: On B: ``improved`` means better than A.
         not_worse: The test against a margin; None if none was asked for.
-        require, passed: What was required, and whether it holds; empty and True without a requirement.
+        require, passed: The requirement, and True if it holds; empty and True without a requirement.
         headline: The verdict in one sentence.
-        notes: What else a reader should know.
+        notes: Further facts for readers.
     """
 
     metric: str

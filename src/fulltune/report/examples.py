@@ -223,7 +223,7 @@ def text(value: str | tuple[str, ...]) -> Text:
     return Text(body, head, len(complete) - len(body))
 
 
-#: What a decoder writes for bytes that are no character, such as the first half of one.
+#: The character that a decoder writes for bytes that are no character, such as the first half of one.
 _HALF = "\ufffd"
 
 

@@ -24,7 +24,7 @@ from fulltune.report.display import (
 )
 from fulltune.report.retention import has_budget, verdict_text, worst
 
-#: What the outcome of a run means, for readers who see it for the first time; a rejected run has its cause instead.
+#: Meaning of the outcomes of a run, for new readers; a rejected run has its cause instead.
 _OUTCOMES = {
     "accepted": "better than every baseline, and no more was forgotten than the budget allows",
     "undecided": "neither accepted nor rejected; a person has to decide",

@@ -22,7 +22,7 @@ class WorseRows:
         before: The system that the tuned model is compared with.
         count, of: Number of rows that got worse, and of all rows that both answered.
         better: Number of rows that got better.
-        rule: When a row counts as worse.
+        rule: The condition for a row to count as worse, in words.
         shown: Id, input, expected output, output before and output of the tuned model, for a few of the rows.
     """
 

@@ -1,4 +1,4 @@
-"""Tell the time as it is written to files."""
+"""Return the time in the form that files have."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Launch:
         machines: Number of machines.
         machine: Rank of this machine, from 0.
         address: ``HOST:PORT`` of machine 0 if there are several machines.
-        restarts: How often the processes are restarted when one of them dies.
+        restarts: Number of times that the processes are restarted when one of them dies.
     """
 
     preset: str = "ddp"

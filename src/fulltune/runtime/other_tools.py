@@ -87,7 +87,7 @@ _NAMES = {
 }
 _KEYS = {name: key for key, names in _NAMES.items() for name in names.split()}
 
-#: What has no key, and how it is done.
+#: Options without a key, and the way to get the same.
 _INSTEAD = {
     **dict.fromkeys(("output_dir", "save_dir", "out_dir", "output", "out", "logging_dir"), "use the option --out DIR"),
     **dict.fromkeys(("resume_from_checkpoint", "resume"), "use `fulltune run --resume RUN`"),

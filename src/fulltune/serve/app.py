@@ -51,7 +51,7 @@ def create_app(service: Service, token: str = "", lifespan: Lifespan | None = No
     Args:
         service: The parts of the server.
         token: Token that requests must carry; empty for a server that this machine alone can reach.
-        lifespan: What is started before the first request and ended after the last one.
+        lifespan: The work that is started before the first request and ended after the last one.
     """
     app = FastAPI(
         title="fulltune",

@@ -69,7 +69,7 @@ class Job:
     Args:
         model: The model.
         examples: The inputs.
-        wishes: How they are answered.
+        wishes: The options of their answers.
         stops: Texts at which a generated answer ends; they are not part of it.
         listener: Called with the number of an input and the beginning of its answer, whenever that grows.
     """
@@ -163,7 +163,7 @@ class Batcher:
 
     Args:
         capacity: Inputs that may wait.
-        metrics: Where batches are counted.
+        metrics: Counts the batches.
     """
 
     def __init__(self, capacity: int, metrics: Metrics) -> None:

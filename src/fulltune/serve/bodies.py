@@ -62,7 +62,7 @@ class ProblemBody(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """Why a request has no answer."""
+    """The reason that a request has no answer."""
 
     type: str
     message: str
@@ -76,7 +76,7 @@ class ErrorBody(BaseModel):
 
 
 class OpenAIErrorDetail(BaseModel):
-    """Why a request under /v1 has no answer."""
+    """The reason that a request under /v1 has no answer."""
 
     message: str
     type: str

@@ -31,7 +31,7 @@ class Guard:
     Args:
         app: The application.
         limits: Limits of a request.
-        metrics: Where requests are counted.
+        metrics: Counts the requests.
         paths: Paths that metrics name; others are counted as ``other``.
         token: Token that requests must carry; without one, only requests that name this machine as their host are
             answered, so that a page in a browser cannot reach the server under a name of its own (DNS rebinding).

@@ -39,7 +39,7 @@ class Models:
         out: Folder of the runs and the registry.
         load: Loads a model by its name or version.
         batcher: Runs the first answer of a new model, as all others.
-        metrics: Where changes are counted.
+        metrics: Counts the changes.
         database: text2sql: the database of questions that name none.
     """
 
@@ -54,9 +54,9 @@ class Models:
     ) -> None:
         self.name = name
         self.database = database
-        #: Why the version that the name refers to now does not answer; empty if it does.
+        #: The reason that the version which the name refers to now does not answer; empty if it does.
         self.trouble = ""
-        #: When the current model took over, in seconds since 1970.
+        #: Time at which the current model took over, in seconds since 1970.
         self.since = 0
         self._out = out
         self._load = load

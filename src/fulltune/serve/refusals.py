@@ -34,7 +34,7 @@ class Refusal(Exception):
 
     Args:
         status: Status of the response.
-        problems: What was found, what was expected, how to fix it.
+        problems: What was found and expected, and the fix.
         code: Name of the reason, for programs; by default that of the status.
         headers: Further headers of the response.
     """

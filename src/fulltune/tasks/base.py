@@ -39,7 +39,7 @@ class Example:
         target: Expected output: a text, a label, or a tuple of labels.
         meta: Further data for scoring (such as the database of a query).
         group: The group of the row (``data.group``); empty if it belongs to none.
-        part: What scores are also given by: the group, the folder or the database; empty if there is none.
+        part: The group, folder or database that scores are also given by; empty if there is none.
     """
 
     id: str
@@ -106,7 +106,7 @@ class Task(ABC):
     head: ClassVar[Head] = "lm"
     baselines: ClassVar[tuple[str, ...]] = ("zero_shot", "few_shot")
 
-    #: What the parts of rows without groups are.
+    #: The parts of rows without groups: ``folder`` or ``database``.
     part: ClassVar[str] = "folder"
 
     #: Longest sequence in tokens without ``data.max_length``.
@@ -245,7 +245,7 @@ class Task(ABC):
 
         Args:
             row: The columns of the input, by role, such as ``{"text": …}``.
-            place: Where it is asked (such as a database), unless the row says so.
+            place: The database, unless the row names one.
 
         Raises:
             ConfigError: There is no such place, or the place must be named.

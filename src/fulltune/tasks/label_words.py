@@ -91,7 +91,7 @@ class LabelScorer:
 
     @property
     def usual(self) -> Asking:
-        """How the model is asked unless something else was chosen: as ``data.chat`` says, with end tokens."""
+        """The default way to ask: the chat template as in ``data.chat``, with end tokens."""
         return Asking(prompts.wants_chat(self.bundle, self.config.data.chat))
 
     def asked(self, examples: Sequence[Example], shots: Sequence[Example], asking: Asking) -> Iterator[Answer]:

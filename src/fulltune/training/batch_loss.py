@@ -33,7 +33,7 @@ class BatchLoss:
 
     Args:
         trainer: The trainer.
-        user: What the user has replaced in it.
+        user: Knows what the user has replaced in it.
         evaluated: Receives the losses of rows in evaluations.
         class_weights: ``(C,)`` weights of classes, or None.
         r_drop: Weight of R-Drop.

@@ -17,7 +17,7 @@ def check_best_metric(args: Any, eval_dataset: Any, compute_metrics: Any, user: 
         args: ``TrainingArguments``.
         eval_dataset: Rows of the evaluations, or several sets by name, or None.
         compute_metrics: Function of the user that returns metrics of any name, or None.
-        user: What the user has replaced in the trainer.
+        user: Knows what the user has replaced in the trainer.
 
     Raises:
         UnknownMetricError: No evaluation returns it.

@@ -18,7 +18,7 @@ def row_collator(inner: Any, given: Any, description: str | None, user: UserCode
         inner: The collator to wrap.
         given: The collator that the trainer was given, which the library may have wrapped already.
         description: Name of the loader, as the library gives it.
-        user: What the user has replaced in the trainer.
+        user: Knows what the user has replaced in the trainer.
         loss: The loss of the trainer.
     """
     is_ours = not user.replaces_loss()

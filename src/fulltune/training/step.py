@@ -27,7 +27,7 @@ class Step:
 
     Args:
         trainer: The trainer.
-        user: What the user has replaced in it.
+        user: Knows what the user has replaced in it.
         loss: Its loss.
         unpad: Compute a micro-batch in parts of similar length.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fulltune.data.label_values import indicator, parse_list
 from fulltune.data.values import is_blank, well_formed
 
-#: What the values of a column are.
+#: Kinds of columns, by their values.
 #:
 #: ``text``: long varied strings; ``short text``: varied strings of a few words; ``category``: few repeated values;
 #: ``repeated``: values that occur several times, but too many of them to be classes; ``labels``: several categories

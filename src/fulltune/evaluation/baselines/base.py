@@ -25,7 +25,7 @@ class Given:
         train: Training examples.
         groups: The group of each training example (``data.group``); empty without groups.
         shots: Examples for few-shot prompts.
-        rows: How many rows a baseline may pass through the base (``baselines.time``); None for any number.
+        rows: The number of rows that a baseline may pass through the base (``baselines.time``); None for any number.
     """
 
     task: Task
@@ -43,8 +43,8 @@ class Answers:
 
     Attributes:
         predictions: One prediction per example, in order.
-        setting: What was chosen on rows of train, e.g. ``C = 3 (3-fold cross-validation)``.
-        sampled: Which of the rows of train were read, if not all of them; else an empty text.
+        setting: The choice made on rows of train, e.g. ``C = 3 (3-fold cross-validation)``.
+        sampled: The rows of train that were read, in words, if not all of them; else an empty text.
     """
 
     predictions: Iterator[Prediction]

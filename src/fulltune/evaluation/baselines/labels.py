@@ -19,7 +19,7 @@ from fulltune.tasks.base import Example, Task
 
 Rows = NDArray[np.intp]
 
-#: Which labels apply to which rows, ``(rows, labels)``.
+#: True for each label that applies to a row, ``(rows, labels)``.
 Members = NDArray[np.bool_]
 
 #: Returns the decision values ``(held, labels)`` of a classifier that was fitted on some rows: strength, rows, held.

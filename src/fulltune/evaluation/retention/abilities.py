@@ -39,7 +39,7 @@ class Ability(ABC):
         name: Name in the record.
         rows: Number of rows.
         digest: Hash of the rows and options; with the hash of the base it identifies the cached outputs.
-        unbudgeted: Why a loss of it is only reported; empty if it has a budget.
+        unbudgeted: The reason that a loss of it is only reported; empty if it has a budget.
         is_inferred: It has a budget because the data is in its language; without effect if the base does not know it.
     """
 
@@ -121,7 +121,7 @@ def abilities(config: Config, base: Bundle, train: Sequence[Example] = ()) -> li
 
 
 class _Reason(TypedDict):
-    """Why an ability has no budget, as :class:`Ability` takes it."""
+    """The reason that an ability has no budget, as :class:`Ability` takes it."""
 
     unbudgeted: str
     is_inferred: bool

@@ -85,7 +85,7 @@ def compare_methods(
         tokens: Training tokens per training, approximately, instead of steps.
         prune: End trials early that fall behind.
         out: The runs folder, where the folder ``methods-…`` with ``methods.json`` and ``methods.html`` is created.
-        quiet: Whether the workers show no progress.
+        quiet: Show no progress of the workers.
         runner: Runs a part of the work.
 
     Raises:

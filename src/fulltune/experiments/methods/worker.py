@@ -41,10 +41,10 @@ class JobSpec(Model):
         methods: All methods for ``prepare``; else one method.
         rates: Rates to try, or the rate of the run.
         seed: Seed of the run.
-        prune: Whether trials are ended early.
+        prune: End trials early.
         out: The runs folder.
         folder: Folder of the comparison.
-        quiet: Whether no progress is shown.
+        quiet: Show no progress.
     """
 
     kind: Literal["prepare", "search", "run"]

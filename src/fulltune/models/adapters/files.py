@@ -46,7 +46,7 @@ class Origin(Model):
         method: Training method.
         head: Head that the base was loaded with.
         labels: Labels of the classification head in the adapter.
-        multi_label: Whether a row may have several labels.
+        multi_label: True if a row may have several labels.
         quantized: Layers that were quantized to 4 bits in training.
     """
 
@@ -120,7 +120,7 @@ class Origin(Model):
         Args:
             base: Bundle of the base.
             folder: Folder of the adapter.
-            with_head: Whether to apply the adapter's head, too.
+            with_head: Apply the adapter's head, too.
 
         Returns:
             The base with the adapter.

@@ -111,7 +111,7 @@ def apply(model: PreTrainedModel, folder: Path, tensors: Mapping[str, Tensor], *
         model: The base.
         folder: Folder of the adapter.
         tensors: Its tensors by PEFT's names without their prefix.
-        with_head: Whether to apply the head of the adapter; else only the factors.
+        with_head: Apply the head of the adapter; else only the factors.
 
     Raises:
         ModelError: Tensors do not fit the base, or a merged weight is not finite.

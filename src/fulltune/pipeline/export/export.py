@@ -65,7 +65,7 @@ def export(
         format: ``safetensors-bf16``, ``onnx``, ``onnx-int8``, ``gguf-f16`` or ``gguf-q8_0``.
         margin: Smallest loss that matters: 0.01, the default, is a point of a score between 0 and 1, and 1% of any
             other. A model that loses as much is refused.
-        force: Why the model is written although it loses more; it is recorded.
+        force: A reason to write the model although it loses more; it is recorded.
         data: Files with the rows to compare on, in place of the evaluation rows of the run.
         config: Task and columns; by default those of the run.
         out: The runs folder.

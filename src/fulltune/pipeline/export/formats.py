@@ -24,9 +24,9 @@ class Form:
         name: Its name.
         write: Writes a model, its config and its tokenizer into an empty folder, given the margin and where stages
             report; returns how it was quantized.
-        packages: What it needs besides the core.
+        packages: The packages that it needs besides the core.
         extra: The extra that installs them.
-        note: What a user of the folder should know.
+        note: Advice to users of the folder.
         tolerance: Largest relative difference of logits that rounding explains; None if the format rounds weights.
     """
 
@@ -76,7 +76,7 @@ def _gguf_q8_0(source: Original, folder: Path, margin: float, progress: Progress
     write_gguf(source.bundle, folder, "Q8_0")
 
 
-#: What a user of a GGUF file should know.
+#: Advice to users of GGUF files.
 _GGUF_NOTE = "fulltune computes with the weights of the file in float32; llama.cpp also rounds activations."
 
 #: Packages that write and run ONNX graphs.

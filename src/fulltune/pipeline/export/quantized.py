@@ -78,8 +78,8 @@ class _Choice:
     Args:
         source: The model, and rows to choose by.
         full: The graph in float32.
-        place: Where the quantized graph is written.
-        margin: What may change.
+        place: Path of the quantized graph.
+        margin: The change that is allowed.
         progress: Where the stages report.
     """
 

@@ -59,7 +59,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparer:
-    """What is compared: a task with its config, and rows.
+    """Compare two models by a task with its config, and rows.
 
     Attributes:
         task: The task.

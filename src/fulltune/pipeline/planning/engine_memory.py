@@ -88,7 +88,7 @@ class Fit(Model):
 
 
 class Table(Model):
-    """What fits on how many devices: rows by model and device size, with or without the presets' ``--offload``."""
+    """The devices that models need: rows by model and device size, with or without the presets' ``--offload``."""
 
     offload: bool
     rows: tuple[Fit, ...]
@@ -99,10 +99,10 @@ def need(shape: Shape, engine: Engine, devices: int, *, tokens: int = 1024, offl
 
     Args:
         shape: The model.
-        engine: How the model is sharded; with one device all engines but ``ddp`` still work as usual.
+        engine: The engine that shards the model; with one device all engines but ``ddp`` still work as usual.
         devices: Number of devices.
         tokens: Tokens of a micro-batch on one device; activations are recomputed (gradient checkpointing).
-        offload: Whether the preset's ``--offload`` is used.
+        offload: Use the preset's ``--offload``.
 
     Raises:
         ValueError: Fewer than one device.
@@ -163,7 +163,7 @@ def what_fits(
         shapes: The models.
         devices: Numbers of devices to try, ascending.
         sizes: Memory of one device, in GiB.
-        offload: Whether the presets' ``--offload`` is used.
+        offload: Use the presets' ``--offload``.
     """
 
     def fewest(shape: Shape, engine: Engine, size: int) -> int | None:

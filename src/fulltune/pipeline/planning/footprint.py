@@ -23,7 +23,7 @@ class Footprint:
         weights: Bytes of all parameters.
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer state.
-        is_accumulated: Whether timelines cover two micro-batches.
+        is_accumulated: True if timelines cover two micro-batches.
         seconds: Rows of a micro-batch → seconds of that step.
         embeddings: Bytes of the trainable embeddings.
     """
@@ -42,7 +42,7 @@ class Footprint:
         """Return the peak of a step beyond weights and optimizer state: gradients, activations, logits.
 
         Args:
-            accumulated: Whether gradients of an earlier micro-batch are already allocated.
+            accumulated: True if gradients of an earlier micro-batch are already allocated.
         """
         beside = self.gradients if accumulated and not self.is_accumulated else 0
         return beside + round(self._highest())

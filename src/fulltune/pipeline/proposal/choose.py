@@ -36,10 +36,10 @@ class Choice:
     Attributes:
         task: Name of the task.
         columns: Column by role (``text``, ``label``, ``labels``, ``source``, …).
-        because: Why this task, as a phrase.
+        because: The reason for this task, as a phrase.
         separator: Separator of several labels in one cell.
         names: Names of the classes for labels that are 0/1 vectors, to be replaced by the user.
-        notes: What else could have been chosen, and the key that changes it; one sentence each.
+        notes: Other possible choices, and the key that changes it; one sentence each.
     """
 
     task: str
@@ -132,7 +132,7 @@ def _classification(columns: Sequence[Profile], databases: Sequence[Path]) -> Ch
     label = labels.column
     texts = roles.texts(columns, without={label.name})
     if not texts:
-        raise _nothing(columns, "no column of text beside the labels", task="classification")
+        raise _nothing(columns, "no column of text besides the labels", task="classification")
     twins = [one for one in texts if _is_twin(one, texts)]
     if len(twins) > 1:
         names = " and ".join(f"`{one.name}`" for one in twins[:2])
@@ -178,7 +178,7 @@ def _text2sql(columns: Sequence[Profile], databases: Sequence[Path]) -> Choice:
     sql = max(queries, key=lambda one: (one.name.lower() == "sql", roles.is_called(one, "sql"), -one.words))
     texts = roles.texts(columns, without={one.name for one in queries})
     if not texts:
-        raise _nothing(columns, "no column of questions beside the queries", task="text2sql")
+        raise _nothing(columns, "no column of questions besides the queries", task="text2sql")
     question = max(texts, key=lambda one: roles.is_called(one, "question"))
     notes = [_other("sql", other) for other in queries if other is not sql]
     chosen = {"question": question, "sql": sql}
@@ -233,7 +233,7 @@ def _queries_alone(columns: Sequence[Profile]) -> Choice:
     texts = roles.texts(columns, without={sql.name})
     if not texts:
         return _causal_lm(columns, ())
-    note = "no SQLite database is beside the rows, so queries are compared as text; with one the task is text2sql"
+    note = "no SQLite database is next to the rows, so queries are compared as text; with one the task is text2sql"
     return Choice("seq2seq", {"source": texts[0], "target": sql}, f"`{sql.name}` has SQL queries", notes=(note,))
 
 

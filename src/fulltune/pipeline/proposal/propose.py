@@ -76,10 +76,10 @@ class Proposal(Model):
         bad_rows: Number of rows that cannot be read.
         language: Language of most texts, or an empty text.
         languages: Number of texts in each language, if they have several; of 500 texts at most.
-        read: How the rows were read, in a few words.
+        read: Number and format of the rows, in a few words.
         columns: The columns of the data.
-        warnings: What is likely wrong in the data; one sentence each.
-        notes: What else could have been chosen, and what to check; one sentence each.
+        warnings: Likely faults of the data; one sentence each.
+        notes: Other possible choices, and points to check; one sentence each.
         next: Commands to run next.
     """
 
@@ -241,7 +241,7 @@ class _Draft:
 
     @property
     def _has_many_leaks(self) -> bool:
-        """True if rows of eval that the user names are also in train, and so many that a run would stop."""
+        """True if rows of eval that the user names are also in train, more than a run tolerates."""
         return "eval" in self.rows.tables and self.rows.leaks > TOLERATED_LEAKS * self._scored
 
     def title(self) -> list[str]:

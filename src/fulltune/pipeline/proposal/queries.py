@@ -46,7 +46,7 @@ class Queries:
 
     @cached_property
     def check(self) -> references.Check:
-        """What the queries do on the databases, as many as can be run in :data:`SECONDS`."""
+        """Run the queries on the databases, as many as :data:`SECONDS` allow."""
         examples = [self._example(row) for row in self.rows]
         return references.check("train", examples, self._run, all_rows=False, seconds=SECONDS)
 

@@ -70,7 +70,7 @@ def count_tokens(texts: Sequence[str], base: BaseModel | None) -> list[int]:
 
 
 def count_windows(counts: Sequence[int], window: int) -> float:
-    """Return the mean number of windows that documents of so many tokens are divided into, as in training."""
+    """Return the mean number of windows that documents of these lengths in tokens are divided into, as in training."""
     divided = sum(window_count(count + 1, window) for count in counts)
     return max(1.0, divided / max(1, len(counts)))
 

@@ -20,7 +20,7 @@ class Summary(Model):
 
 
 class Origin(Model):
-    """What a version was made of, and its score.
+    """The source of a version, and its score.
 
     Attributes:
         ref: The version.

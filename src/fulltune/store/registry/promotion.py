@@ -29,7 +29,7 @@ def promote(
         version: The version to promote.
         alias: The alias.
         force: Reason for bypassing the gate; None applies the gate.
-        who: Who promotes it; the current user by default.
+        who: The user who promotes it; the current one by default.
 
     Raises:
         PromotionRefused: The gate failed; lists all reasons.
@@ -79,7 +79,7 @@ def rollback(
         alias: The alias.
         to: Number of a version that the alias pointed at before; by default the previous one.
         reason: Recorded in the history.
-        who: Who rolls it back; the current user by default.
+        who: The user who rolls it back; the current one by default.
 
     Raises:
         StoreError: There is no such model or alias, the alias was rolled back already, or the target is damaged.

@@ -64,7 +64,7 @@ def register_derived(
         out: Folder of the registry.
         model: Folder of the new model.
         of: Folders of the runs; task and rows are those of the first one.
-        kind: How it was made.
+        kind: The operation that made it.
         source: The same in words, e.g. ``the interpolation of RUN at 0.5``.
         metric, score: Its deciding score on the evaluation rows, if it was scored.
 

@@ -48,7 +48,7 @@ class Lineage(Model):
 
     Attributes:
         source: The run's id, or a description of what was made from which runs.
-        kind: How it was made.
+        kind: The operation that made it.
         task, method: As in the config.
         base: The checkpoint that training started from, by hash.
         train_sha256, eval_sha256: Hashes of the rows.
@@ -109,8 +109,8 @@ class Artifact(Model):
 
     Attributes:
         format: The format.
-        verdict: How it compares with the version.
-        forced: Why it was kept although it is worse.
+        verdict: The result of its comparison with the version.
+        forced: The reason to keep it although it is worse.
         created: Time (UTC).
         files: All of its files, by path in its folder.
     """
@@ -402,8 +402,8 @@ class Registry:
             version: The version.
             folder: All files of the artifact.
             form: Its format.
-            verdict: How it compares with the version.
-            forced: Why it is kept although it is worse.
+            verdict: The result of its comparison with the version.
+            forced: The reason to keep it although it is worse.
 
         Raises:
             StoreError: The version was deleted, the disk is full or read-only, or the registry cannot be written.

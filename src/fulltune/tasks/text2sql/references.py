@@ -25,7 +25,7 @@ STOPPED = 10
 TOLERATED = 0.25
 #: Maximum number of kinds of errors in a message, and of tables.
 _SHOWN, _TABLES = 3, 20
-#: What SQLite reports of a missing table.
+#: SQLite's message for a missing table.
 _MISSING = re.compile(r"no such table: (?:main\.)?(.+)")
 
 Run = Callable[[Example], Result]
@@ -120,7 +120,7 @@ def finding(
     """Return the finding about a split, or None if all its reference queries run.
 
     Args:
-        result: What was run.
+        result: The outcome of the queries.
         scored: True if rows of the split are scored; a large part of them that cannot be is then an error.
         tables: Function from the name of a database to those of its tables.
         may_skip: Any number of rows may be left unscored.

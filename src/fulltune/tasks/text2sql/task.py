@@ -173,7 +173,7 @@ class Text2SQL(TextToText):
         ]
 
     def _hidden_schemas(self) -> list[Finding]:
-        """Return a finding if prompts do not tell which of several databases they are about."""
+        """Return a finding if prompts do not name the one of several databases that they are about."""
         count = len(self.facts.paths)
         if count < 2 or self.config.data.schema_in_prompt != "none":
             return []

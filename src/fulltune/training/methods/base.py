@@ -41,7 +41,7 @@ class Method(ABC):
         refuses: Keys of ``regularize`` that the method does not support.
         trains_all: All parameters are trainable. Otherwise checkpoints contain the trainable parameters only, and the
             method has :meth:`save`.
-        stored_as: How the trained tensors are stored. ``weights``: they are weights of the model. ``merged``: they are
+        stored_as: Storage of the trained tensors. ``weights``: they are weights of the model. ``merged``: they are
             separate until :meth:`merge` adds them to the weights, which changes outputs by rounding. ``adapter``: they
             cannot be merged, so the model is stored as base and adapter.
 

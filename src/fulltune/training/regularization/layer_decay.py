@@ -39,7 +39,7 @@ class LayerDecay:
 
         Args:
             optimizer: The optimizer that will be used.
-            override_reason: How the user has replaced the method that creates it, or None.
+            override_reason: The method of the user that creates it, in words, or None.
 
         Raises:
             ArgumentError: It is another one.
