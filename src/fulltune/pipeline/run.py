@@ -1,7 +1,7 @@
 """A run from top to bottom. Open this first.
 
-    config → data → base model → audit → plan → baselines → train (guards watching) → evaluate tuned → retention
-           → verdict → record → report → registry
+    config → data → audit of the rows → base model → audit of the tokens → plan → baselines → outputs of the base
+           → train (guards watching) → evaluate tuned → retention → verdict → record → report → registry
 
 Each stage takes the results of the stages before it and writes its file when it ends, so that a crash leaves a readable
 run. torch is imported with the first model, after the config and the data were checked: a mistake in them is reported
