@@ -87,6 +87,20 @@ def test_plain_use_of_the_saved_model_stops_at_the_last_position(tmp_path: Path)
     assert ids.shape[1] <= 129
 
 
+def test_plain_use_counts_new_tokens_where_they_fit_behind_every_prompt(tmp_path: Path) -> None:
+    """Fewer positions are reserved for answers of training than an answer may have, but every row of eval has them."""
+    record = run(fakes.save("gpt2", tmp_path / "base"), 20, max_target_length=2)
+    assert not any("max_new_tokens" in fact for fact in record.model.reconciled)
+    model = tmp_path / record.run_id / "model"
+    settings = json.loads((model / "generation_config.json").read_text())
+    assert settings["max_new_tokens"] == 20
+    assert settings.get("max_length") is None
+    plain = pipeline("text-generation", model=str(model), device="cpu")
+    rows = [row for row in Lines(tmp_path / record.run_id / "predictions.jsonl", Prediction) if row.system == "tuned"]
+    for row in rows:
+        assert plain(row.input, return_full_text=False)[0]["generated_text"] == row.output
+
+
 def test_documents_of_one_token_are_refused_where_none_can_be_scored(tmp_path: Path) -> None:
     """GPT-2's tokenizer adds no start token; Llama's does."""
     letters = [{"text": letter} for letter in "abcdefghijkl"]

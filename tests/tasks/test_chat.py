@@ -155,6 +155,13 @@ def test_a_template_that_no_limit_stops_is_not_rendered(template: str, risk: str
         chat.check_template(bundle(template), "auto", date(2026, 1, 1))
 
 
+@pytest.mark.parametrize("template", [DATED, "{{ strftime_now('%H:%M:%S') }}" + TURNS])
+def test_the_record_says_that_a_template_reads_the_clock(template: str) -> None:
+    assert "read the current time" in chat.clock_fact(bundle(template), "auto")
+    assert not chat.clock_fact(bundle(template), "off")
+    assert not chat.clock_fact(bundle(TURNS), "auto")
+
+
 def test_a_function_that_a_template_calls_is_stopped_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SECONDS", 0.3)
     with pytest.raises(ModelError, match="it does not end within"):

@@ -25,6 +25,9 @@ UNSCORED_KIND = "reference_queries_fail"
 #: Kind of findings about rows of a single token, for which nothing is predicted.
 LONE_TOKEN_KIND = "single_tokens"
 
+#: Kind of findings about prompts that leave fewer positions than an answer may need.
+SHORT_ANSWERS_KIND = "short_answers"
+
 
 #: Kinds of findings by how much they distort the scores, the most first: classes that are divided by their spelling,
 #: rows that give the answer away, rows without or with a wrong answer, rows that are not read to their end.

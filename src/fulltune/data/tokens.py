@@ -14,6 +14,7 @@ from fulltune.config import DataConfig
 from fulltune.data.findings import (
     LONE_TOKEN_KIND,
     REDUCED_KIND,
+    SHORT_ANSWERS_KIND,
     ExampleLike,
     Finding,
     Level,
@@ -183,7 +184,7 @@ def short_answer_finding(split: str, ids: Sequence[str], left: Sequence[int], ca
     short = [(name, count) for name, count in zip(ids, left, strict=True) if count < cap]
     if short:
         yield Finding(
-            kind="short_answers",
+            kind=SHORT_ANSWERS_KIND,
             level="warning" if len(short) > _NOTABLE * len(ids) else "info",
             message=f"{rows(len(short), 'have', split)} fewer than evaluation.max_new_tokens: {cap} positions left for "
             f"the answer (at least {min(count for _, count in short)}): it ends at the model's last position",

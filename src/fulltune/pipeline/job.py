@@ -13,7 +13,7 @@ from fulltune.data.audit import Audit
 from fulltune.errors import ConfigError, ModelError, Problem, StoreError, did_you_mean
 from fulltune.evaluation.retention_sets import check_sets
 from fulltune.models.sources import ModelFiles, check_name, exported_folder, find
-from fulltune.pipeline.model_loading import config_path, load_model
+from fulltune.pipeline.model_loading import config_path, load_model, with_limits_of_rows
 from fulltune.runtime import distributed, plugins
 from fulltune.runtime.stopwatch import Stopwatch
 from fulltune.store.registry.registry import reference
@@ -99,6 +99,7 @@ class Job(Inputs):
     def with_new_base(self) -> Job:
         """Return the job with the base loaded again, for another training of it in place."""
         base = load_model(self.config, self.task, self.out)
+        base = with_limits_of_rows(base, self.config, self.task, self.audit)
         return replace(self.with_config(self.config), base=base)
 
     def with_config(self, config: Config) -> Job:
@@ -162,6 +163,7 @@ def prepare_job(
         )
     if checks_audit:
         audit.raise_if_broken()
+    base = with_limits_of_rows(base, config, task, audit)
     return Job(config, task, inputs.method, data, audit, Path(out), base, features, curve)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fulltune.config import Config
+from fulltune.data.findings import SHORT_ANSWERS_KIND, Audit
 from fulltune.errors import ConfigError, ModelError, StoreError
 from fulltune.models.sources import check_name, exported_folder, find
 from fulltune.records.export import read_export
@@ -16,7 +17,7 @@ from fulltune.runtime import distributed, plugins
 from fulltune.store.registry.registry import Registry, evidence, reference
 from fulltune.store.runs import name_and_folder, resolve
 from fulltune.tasks.base import Task
-from fulltune.tasks.chat import check_template, content_fact
+from fulltune.tasks.chat import check_template, clock_fact, content_fact
 from fulltune.tasks.prompts import prompt_room
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def for_task(bundle: Bundle, config: Config, task: Task) -> Bundle:
         check_causality(config.model, bundle.model)
     check_template(bundle, config.data.chat, task.day)
     bundle = _noting(bundle, content_fact(bundle, config.data.chat, task.day))
+    bundle = _noting(bundle, clock_fact(bundle, config.data.chat))
     return _limited(_without_reserved(bundle, config), config, task)
 
 
@@ -127,11 +129,35 @@ def _limited(bundle: Bundle, config: Config, task: Task) -> Bundle:
         reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap)
         return bundle
     reconcile.set_limits(bundle.model, bundle.tokenizer, longest=longest, max_new_tokens=cap, max_length=window + 1)
-    return _noting(
-        bundle,
+    return _noting(bundle, _in_place(cap, window))
+
+
+def _in_place(cap: int, window: int) -> str:
+    """Return the fact that the saved model limits prompt and answer together."""
+    return (
         f"{cap} new tokens do not fit behind every prompt in {window} positions: the saved model has max_length "
-        f"{window + 1} in place of max_new_tokens",
+        f"{window + 1} in place of max_new_tokens"
     )
+
+
+def with_limits_of_rows(bundle: Bundle, config: Config, task: Task, audit: Audit) -> Bundle:
+    """Return a bundle whose saved folder limits the new tokens alone if they fit behind every prompt of eval.
+
+    Args:
+        bundle: The base model; its generation settings are changed in place.
+        config: The config.
+        task: The task.
+        audit: The audit of the rows as the model reads them.
+    """
+    from fulltune.models import reconcile
+
+    cap = config.evaluation.max_new_tokens
+    fact = _in_place(cap, bundle.window)
+    if fact not in bundle.info.reconciled or any(finding.kind == SHORT_ANSWERS_KIND for finding in audit.findings):
+        return bundle
+    reconcile.set_limits(bundle.model, bundle.tokenizer, longest=task.longest_input(bundle), max_new_tokens=cap)
+    facts = tuple(other for other in bundle.info.reconciled if other != fact)
+    return replace(bundle, info=bundle.info.model_copy(update={"reconciled": facts}))
 
 
 def find_model(config: Config, task: Task, name: str, out: str | Path) -> tuple[Task, Bundle, str]:

@@ -171,6 +171,16 @@ def reads_clock(bundle: Bundle) -> bool:
     return bundle.family == "decoder" and CLOCK in str(getattr(bundle.tokenizer, "chat_template", None))
 
 
+def clock_fact(bundle: Bundle, setting: str) -> str:
+    """Return a sentence if the chat template reads the date or the time."""
+    if not wants_chat(bundle, setting) or not reads_clock(bundle):
+        return ""
+    return (
+        "the chat template reads the clock: prompts have the date of data.chat_date and the time 00:00, but other "
+        "programs that use the saved model read the current time"
+    )
+
+
 def check_template(bundle: Bundle, setting: str, day: date) -> None:
     """Check that the chat template, if it is used, renders the user's text, and renders it reproducibly.
 
