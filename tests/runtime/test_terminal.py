@@ -52,6 +52,28 @@ def test_json_answers_keep_their_value(capsys: pytest.CaptureFixture[str]) -> No
         assert encoding == "utf-8" or text.isascii()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_answer_that_cannot_be_written_is_an_error(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(options.typer.Exit) as stopped:
+            options.Common(as_json=as_json).answer("{}", "an answer")
+    assert stopped.value.exit_code == 1
+    assert capsys.readouterr().err.startswith("error: stdout cannot be written (No space left on device).")
+
+
+@pytest.mark.parametrize("columns", ["", "0", "00"])
+def test_a_terminal_without_a_width_shows_the_answer(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    options.Common().answer("{}", "an answer of several words")
+    assert capsys.readouterr().out == "an answer of several words\n"
+
+
 def test_an_error_is_shown_and_its_json_is_valid_whatever_it_quotes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(options.typer.Exit), options.Common(as_json=True).answering():
         raise DataError(EVIL, field=EVIL)

@@ -128,14 +128,12 @@ class Common:
         """
         if not distributed.shows_output() or sys.stdout is None:
             return
-        try:
+        with writing_stdout():
             if self.as_json:
                 _print_json(text)
             else:
                 plain_console().print(EscapedRenderable(human))
             sys.stdout.flush()
-        except BrokenPipeError:
-            discard_output(sys.stdout)
 
     def in_json(self, wanted: bool = True) -> Common:
         """Return the same options with an answer in JSON, if that is wanted in another way than by ``--json``."""
@@ -145,11 +143,9 @@ class Common:
         """Print a result that has a format of its own, such as XML, on stdout from the main process alone."""
         if not distributed.shows_output() or sys.stdout is None:
             return
-        try:
+        with writing_stdout():
             sys.stdout.write(text)
             sys.stdout.flush()
-        except BrokenPipeError:
-            discard_output(sys.stdout)
 
     def _configure_logs(self) -> None:
         from fulltune.runtime.logs import log_to_stderr
@@ -170,7 +166,9 @@ class Common:
         write_line(sys.stderr, f"error: {message}")
         if self.as_json and sys.stdout is not None:
             error = {"type": error_type, "message": message, "problems": problems}
-            _print_json(json.dumps({"error": error}, ensure_ascii=False))
+            with writing_stdout():
+                _print_json(json.dumps({"error": error}, ensure_ascii=False))
+                sys.stdout.flush()
 
 
 def with_common_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -221,6 +219,24 @@ def refuse_unread(reason: str, **options: object) -> None:
     names = [f"--{name.replace('_', '-')}" for name in is_set]
     if names:
         raise typer.BadParameter(f"read only {reason}", param_hint=" and ".join(names))
+
+
+@contextmanager
+def writing_stdout() -> Iterator[None]:
+    """Ignore in the block that stdout has no reader; report that it cannot be written, as on a full disk.
+
+    Raises:
+        typer.Exit: It cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        discard_output(sys.stdout)
+    except OSError as error:
+        discard_output(sys.stdout)  # what is buffered would fail again at exit
+        reason = error.strerror or type(error).__name__
+        write_line(sys.stderr, f"error: stdout cannot be written ({reason}). Redirect it to another file.")
+        raise typer.Exit(1) from None
 
 
 def _print_json(text: str) -> None:

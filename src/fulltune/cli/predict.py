@@ -14,7 +14,7 @@ import typer
 
 import fulltune
 from fulltune.cli.options import Common, Overrides, TaskConfig, refuse_unread, with_common_options
-from fulltune.errors import DataError
+from fulltune.errors import DataError, StoreError
 from fulltune.runtime.terminal import discard_output
 
 
@@ -127,3 +127,7 @@ class _Unbroken:
         except BrokenPipeError:
             discard_output(self._stream)
             raise typer.Exit(0) from None
+        except OSError as error:
+            discard_output(self._stream)
+            reason = error.strerror or type(error).__name__
+            raise StoreError(f"stdout cannot be written ({reason})", fix="redirect it to another file") from None

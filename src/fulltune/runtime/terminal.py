@@ -71,7 +71,12 @@ class _Console(Console):
 
 
 def plain_console(stream: TextIO | None = None, **options: Any) -> Console:
-    """Return a console that prints texts unchanged: no markup, no emoji codes, no highlighting."""
+    """Return a console that prints texts unchanged: no markup, no emoji codes, no highlighting.
+
+    A variable ``COLUMNS`` of 0, as some terminals without a size set it, would leave no room for any text.
+    """
+    if not os.environ.get("COLUMNS", "80").strip("0"):
+        options.setdefault("width", 80)
     return _Console(file=stream, markup=False, emoji=False, highlight=False, **options)
 
 
