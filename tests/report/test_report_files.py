@@ -81,10 +81,20 @@ def test_a_line_that_is_not_utf8_is_named(run: Path) -> None:
         write_report(run)
 
 
-def test_a_damaged_audit_is_named(run: Path) -> None:
-    (run / "audit.json").write_text("{", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not valid JSON: an unexpected end of the text"),
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "a number has too many digits"),
+    ],
+    ids=["cut off", "nested", "digits"],
+)
+@pytest.mark.parametrize("name", ["audit", "record"])
+def test_a_damaged_file_is_named_with_the_reason(name: str, content: str, reason: str, run: Path) -> None:
+    (run / f"{name}.json").write_text(content, encoding="utf-8")
 
-    with pytest.raises(StoreError, match=r"audit\.json: the audit cannot be read"):
+    with pytest.raises(StoreError, match=rf"{name}\.json: the {name} cannot be read \({reason}"):
         write_report(run)
 
 

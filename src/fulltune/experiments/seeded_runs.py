@@ -5,7 +5,6 @@ The runs are complete runs of their own. They share the rows, the split and the 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from fulltune.records.seeded import SeededRuns, SeedOutcome
 from fulltune.runtime import distributed
 from fulltune.runtime.files import atomic_text, to_json
 from fulltune.runtime.progress import Progress, progress_of
+from fulltune.runtime.validation import read_object
 from fulltune.store.jobs import job_folder, locked
 
 
@@ -77,7 +77,7 @@ def _one_split(config: Config) -> Config:
 def _records(config: Config, seeds: int, folder: Path, out: Path, progress: Progress) -> dict[int, Record]:
     """Return the record of each seed; runs that are finished are not repeated."""
     path = folder / "runs.json"
-    done: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    done: dict[str, str] = read_object(path, "the list of runs") if path.exists() else {}
     records = {}
     for seed in range(config.train.seed, config.train.seed + seeds):
         known = out / done.get(str(seed), "-") / "record.json"

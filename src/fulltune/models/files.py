@@ -133,7 +133,7 @@ def _shards(name: str, folder: Path) -> list[str]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         return sorted({str(shard) for shard in index["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{_INDEX} of {name!r} cannot be read ({type(error).__name__}: {error})",
             expected="a JSON object with a weight_map",
@@ -294,7 +294,7 @@ def _fields_with(folder: Path, value: Any) -> list[str]:
 
     try:
         return list(search(json.loads((folder / "config.json").read_text(encoding="utf-8")), ""))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return []
 
 

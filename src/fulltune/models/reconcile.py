@@ -107,7 +107,7 @@ def _stated_ids(path: Path) -> dict[str, Any]:
     """Return the token ids in a file of generation settings, as far as it can be read."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(settings, dict):
         return {}

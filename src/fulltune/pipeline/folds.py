@@ -6,7 +6,6 @@ was fitted to it. A fold that is finished is not trained again when the run is r
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections import Counter
@@ -22,6 +21,7 @@ from fulltune.pipeline.job import Job
 from fulltune.pipeline.resume import unfinished
 from fulltune.records.data import DataSummary, Leaks
 from fulltune.records.run import BaselineUse, FoldOutcome, Record, read_record
+from fulltune.runtime.validation import read_object
 from fulltune.store.runs import RunFolder, part_of
 
 _LOG = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def cross_validate(job: Job, folder: RunFolder, sink: Sink, train: Train) -> Cro
 def _record(job: Job, fold: int, folder: RunFolder, train: Train) -> Record:
     """Return the record of a fold, which is trained if it is not finished."""
     path = folder.path / _RUNS
-    done: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    done: dict[str, str] = read_object(path, "the list of runs") if path.exists() else {}
     known = job.out / done.get(str(fold), "-")
     if (known / "record.json").exists():
         return read_record(known)

@@ -26,6 +26,7 @@ from fulltune.pipeline.model_loading import load_model
 from fulltune.runtime import distributed, version
 from fulltune.runtime.files import to_json
 from fulltune.runtime.signals import terminable
+from fulltune.runtime.validation import read_object
 from fulltune.store import runs
 from fulltune.store.runs import RunFolder, list_runs, resolve
 from fulltune.tasks import prompts
@@ -143,7 +144,7 @@ def _compare(folder: RunFolder, now: dict[str, Any], allow_changed: bool) -> Non
     if not path.exists() or allow_changed:
         folder.write_json(_FACTS, now)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_object(path, "what the run depends on", fix="start a new run, or resume with --allow-changed")
     problems = [
         Problem(f"{_shown(now.get(name))} now", f"{_shown(before.get(name))}, as when the run began", field=name)
         for name in sorted(before.keys() | now.keys())
@@ -169,7 +170,7 @@ def read_back(job: Job, folder: RunFolder) -> tuple[Bundle, TrainingResult] | No
     path = folder.path / _TRAINED
     if not path.exists():
         return None
-    trained = _result(json.loads(path.read_text(encoding="utf-8")))
+    trained = _result(read_object(path, "the result of the training", fix="remove it: the run is then trained again"))
     tuned = job.config.model_copy(update={"model": str(folder.path / "model")})
     return load_model(tuned, job.task, job.out, head=job.task.head, labels=()), trained
 

@@ -6,7 +6,6 @@ written as the string ``"NaN"`` and read back as NaN; it never becomes null or 0
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from datetime import date
@@ -20,7 +19,7 @@ from fulltune.records.base import Model as Model
 from fulltune.records.data import DataSummary
 from fulltune.records.parts import PartScores
 from fulltune.records.plan import Plan
-from fulltune.runtime.validation import first_problem, read_failure
+from fulltune.runtime.validation import first_problem, read_failure, read_json
 
 SCHEMA = 1
 
@@ -614,18 +613,11 @@ def read_record(path: str | Path) -> Record:
     path = Path(path)
     path = path / "record.json" if path.is_dir() else path
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path, "the record")
     except FileNotFoundError:
         raise StoreError(
             "there is no record.json", where=str(path), fix="name a finished run; `fulltune models list` shows them"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(
-            f"the record cannot be read ({read_failure(error)})",
-            expected="a JSON object",
-            where=str(path),
-            fix="run it again",
-        ) from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if isinstance(schema, int):
         check_schema("the record", schema, SCHEMA, path)

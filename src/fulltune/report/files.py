@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from fulltune.errors import StoreError
 from fulltune.records.run import Prediction, Step, read_record, without_discarded
 from fulltune.report.page import render
 from fulltune.report.reproduce import commands
 from fulltune.runtime.files import atomic_text
 from fulltune.runtime.json_lines import Lines
-from fulltune.runtime.validation import read_failure
+from fulltune.runtime.validation import read_json
 
 
 def write_report(run_folder: Path) -> Path:
@@ -38,11 +36,7 @@ def write_report(run_folder: Path) -> Path:
 
 def _audit(path: Path) -> dict[str, Any] | None:
     try:
-        audit = json.loads(path.read_text(encoding="utf-8"))
+        audit = read_json(path, "the audit")
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(
-            f"the audit cannot be read ({read_failure(error)})", where=str(path), fix="run it again"
-        ) from error
     return audit if isinstance(audit, dict) else {"findings": audit}

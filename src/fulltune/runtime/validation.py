@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fulltune.errors import shortened
-from fulltune.runtime.json_syntax import json_fault
+from fulltune.errors import StoreError, shortened
+from fulltune.runtime.json_syntax import json_fault, unreadable
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -105,4 +106,36 @@ def read_failure(error: Exception) -> str:
         return _not_json(error.doc)
     if isinstance(error, UnicodeDecodeError):
         return f"byte 0x{error.object[error.start]:02X} at offset {error.start} is not UTF-8"
+    if isinstance(error, RecursionError) or (type(error) is ValueError and "integer string" in str(error)):
+        return unreadable(error)
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
+def read_json(path: Path, what: str, *, fix: str = "run it again") -> Any:
+    """Return the content of a JSON file that fulltune has written.
+
+    Args:
+        path: The file.
+        what: What it holds, for messages.
+        fix: What to do if it is damaged.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        StoreError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(
+            f"{what} cannot be read ({read_failure(error)})", expected="a JSON object", where=str(path), fix=fix
+        ) from error
+
+
+def read_object(path: Path, what: str, *, fix: str = "run it again") -> dict[str, Any]:
+    """Return the JSON object in a file; arguments and errors are those of :func:`read_json`."""
+    value = read_json(path, what, fix=fix)
+    if not isinstance(value, dict):
+        raise StoreError(f"{what} is damaged", expected="a JSON object", where=str(path), fix=fix)
+    return value

@@ -87,6 +87,6 @@ def _checked(path: Path) -> int | None:
                 last = line
                 count += 1
         manifest = json.loads(last)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return count if manifest == {"count": count, "sha256": digest.hexdigest()} else None

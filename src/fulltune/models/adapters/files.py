@@ -92,7 +92,7 @@ class Origin(Model):
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             return cls.model_validate(raw if path.name == ORIGIN else _of_peft(raw))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(
                 f"the base of the adapter is unknown ({read_failure(error)})",
                 expected=f"{ORIGIN}, or base_model_name_or_path in {CONFIG}",

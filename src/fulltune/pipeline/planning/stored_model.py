@@ -141,7 +141,7 @@ def _parsed(text: bytes, path: Path) -> dict[str, Any]:
     """
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         fix = "download the checkpoint again"

@@ -78,7 +78,7 @@ def read(folder: Path, name: str) -> Any:
     """
     try:
         value = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
             f"there is no state {name!r} here ({error})", where=str(folder), fix="resume from another checkpoint"
         ) from error
