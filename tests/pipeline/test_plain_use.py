@@ -113,6 +113,20 @@ def test_text_to_text(kind: str, tmp_path: Path) -> None:
         assert tokenizer.decode(output, skip_special_tokens=True).strip() == prediction.output
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_long_sources_are_cut_where_the_report_cuts_them(kind: str, tmp_path: Path) -> None:
+    saved = Saved(kind, "seq2seq", tmp_path, max_length=24)
+    texts = [f"the court {row} shall be a great film of " + "law " * row for row in range(12)]
+    predictions = saved.predictions([Example(str(row), text, "yes") for row, text in enumerate(texts)])
+    tokenizer = AutoTokenizer.from_pretrained(saved.folder)
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(saved.folder)
+    for prediction in predictions:
+        inputs = tokenizer(prediction.input, truncation=True, return_tensors="pt", return_token_type_ids=False)
+        assert inputs.input_ids.shape[1] <= 24
+        output = model.generate(**inputs)[0]
+        assert tokenizer.decode(output, skip_special_tokens=True).strip() == prediction.output
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
 def test_text_to_sql(kind: str, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "shop.sqlite") as database:

@@ -98,6 +98,9 @@ class TextToText(Generating):
         around = self.wording(example, bundle, shots=bool(shots))
         return prompts.fit(bundle, wording, example.input, room, shown, shots_room, around)
 
+    def longest_input(self, bundle: Bundle) -> int:
+        return self.window(bundle) if bundle.family == "encoder-decoder" else bundle.window
+
     def window(self, bundle: Bundle) -> int:
         usual = _DECODER_LENGTH if bundle.family == "decoder" else _SOURCE_LENGTH
         return min(self.config.data.max_length or usual, bundle.window)
