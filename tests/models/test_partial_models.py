@@ -19,6 +19,8 @@ from transformers import (
     Emu3TextConfig,
     FNetConfig,
     FNetForMaskedLM,
+    GitConfig,
+    GitForCausalLM,
     NllbMoeConfig,
     NllbMoeForConditionalGeneration,
     PerceiverConfig,
@@ -143,6 +145,17 @@ def test_routers_whose_capacity_changes_with_the_last_evaluation_are_refused() -
     model = drawn(NllbMoeForConditionalGeneration, config)
     with pytest.raises(ModelError, match="overwrites the capacity that its experts have in training"):
         fast_paths.require_trainable(model)
+
+
+def test_a_model_whose_loss_expects_an_image_is_refused() -> None:
+    """GIT removes as many positions from the logits as an image has, but not from the labels of a text alone."""
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = GitConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64, vision_config=vision | {"image_size": 32, "patch_size": 16},
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="GitForCausalLM cannot compute its loss on a text alone"):
+        fast_paths.require_trainable(drawn(GitForCausalLM, config))
 
 
 def test_a_model_with_restricted_lengths_is_refused_when_it_is_loaded(tmp_path: Path) -> None:

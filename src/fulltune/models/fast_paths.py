@@ -123,7 +123,8 @@ def require_trainable(model: PreTrainedModel) -> None:
 
     Raises:
         ModelError: The model raised an error (in training mode, Reformer supports some lengths only), or its loss
-            depends on the batches that it computed before.
+            depends on the batches that it computed before, or has no value for texts alone (GIT leaves out the first
+            tokens, where it expects those of an image).
     """
     _require_own_capacity(model)
     state = {name: value.clone() for name, value in model.named_buffers()}
@@ -139,6 +140,26 @@ def require_trainable(model: PreTrainedModel) -> None:
                 fix="choose another checkpoint",
                 field="model",
             )
+    if model.get_output_embeddings() is not None and "labels" in inspect.signature(model.forward).parameters:
+        _require_loss(model, probes(model, _odd_lengths(model)[:1]))
+
+
+def _require_loss(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+    """Check that a language model computes its own loss on texts.
+
+    Raises:
+        ModelError: The model raised an error.
+    """
+    inputs, _ = _padded(model, rows)
+    labels = inputs.get("decoder_input_ids", inputs[input_name(model)])
+    loss, reason = attempt(lambda: model.forward(**inputs, labels=labels), model)
+    if loss is None:
+        raise ModelError(
+            f"{type(model).__name__} cannot compute its loss on a text alone ({reason})",
+            expected="a model that can be trained on texts",
+            fix="choose another checkpoint",
+            field="model",
+        )
 
 
 def _require_own_capacity(model: PreTrainedModel) -> None:
@@ -361,20 +382,24 @@ def _outputs(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     The language-modeling head is skipped: it maps each position independently, and its logits would be the largest
     tensor.
     """
-    ids, mask = pad(rows, _fill(model), model.device)
-    inputs = {input_name(model): ids, "attention_mask": mask, **options(model)}
-    widths = [len(row) for row in rows]
     head = model.get_output_embeddings()
-    if model.config.is_encoder_decoder and head is not None:
-        targets = [list(row[: max(3, len(row) // 4)]) for row in rows]
-        labels, _ = pad(targets, -100, model.device)
-        inputs["decoder_input_ids"] = decoder_input_ids(model, labels)
-        widths = [len(target) for target in targets]
+    inputs, widths = _padded(model, rows)
     with _without_head(head) as head_inputs:
         outputs = model.forward(**inputs)  # not model(…): the user's forward hooks must not be called
     hidden = head_inputs[0] if head_inputs else outputs[0]
-    padded = ids.shape[1] if "decoder_input_ids" not in inputs else max(widths)
+    padded = max(widths)
     return [_without_padding(row, padded, width) for row, width in zip(hidden.float(), widths, strict=True)]
+
+
+def _padded(model: Any, rows: Sequence[Sequence[int]]) -> tuple[dict[str, Any], list[int]]:
+    """Return padded inputs, and the number of positions of each row that have outputs."""
+    ids, mask = pad(rows, _fill(model), model.device)
+    inputs = {input_name(model): ids, "attention_mask": mask, **options(model)}
+    if not model.config.is_encoder_decoder or model.get_output_embeddings() is None:
+        return inputs, [len(row) for row in rows]
+    targets = [list(row[: max(3, len(row) // 4)]) for row in rows]
+    labels, _ = pad(targets, -100, model.device)
+    return inputs | {"decoder_input_ids": decoder_input_ids(model, labels)}, [len(target) for target in targets]
 
 
 def _fill(model: Any) -> int:
