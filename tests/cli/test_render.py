@@ -12,7 +12,7 @@ from fulltune.config import load_config
 from fulltune.evaluation.prediction_files import Answers
 from fulltune.evaluation.verdict import verdict
 from fulltune.metrics.run_comparison import ChangedRows, Row, RunComparison
-from fulltune.pipeline.planning.plan import build_plan
+from fulltune.pipeline.planning.plan import ModelSize, RowCounts, SequenceCounts, build_plan
 from fulltune.records.data import DataSummary, Leaks
 from fulltune.records.run import (
     AuditSummary,
@@ -168,8 +168,9 @@ def test_a_comparison_names_both_runs_and_the_rows_that_changed() -> None:
 
 def test_a_plan_shows_cost_and_advice() -> None:
     config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}, "train": {"learning_rate": 1e-3}})
-    counts = {"train_rows": 1000, "eval_rows": 200, "valid_rows": 0, "sequences": 4000, "tokens": 123_456}
-    plan = build_plan(config, **counts, parameters=2**27, machine_memory=2**33)
+    plan = build_plan(
+        config, RowCounts(1000, 200), SequenceCounts(4000, 123_456), ModelSize(2**27), machine_memory=2**33
+    )
     shown = text(runs.plan(plan))
     assert "134,217,728 parameters" in shown
     assert "at least 2.0 GiB, activations on top; this machine has 8.0 GiB" in shown
@@ -180,8 +181,9 @@ def test_a_plan_shows_cost_and_advice() -> None:
 
 def test_a_measured_plan_shows_memory_by_part_and_time_by_stage() -> None:
     config = load_config({"model": "m", "task": "causal-lm", "data": {"train": "t"}})
-    counts = {"train_rows": 1000, "eval_rows": 200, "valid_rows": 0, "sequences": 4000, "tokens": 123_456}
-    plan = build_plan(config, **counts, parameters=2**27, machine_memory=2**33)
+    plan = build_plan(
+        config, RowCounts(1000, 200), SequenceCounts(4000, 123_456), ModelSize(2**27), machine_memory=2**33
+    )
     measured = {"memory": {"weights": 2**29, "activations": 2**31}, "seconds": {"zero_shot": 30.0, "train": 3700.0}}
     lines = [" ".join(line.split()) for line in text(runs.plan(plan.model_copy(update=measured))).splitlines()]
     assert "memory 2.5 GiB at the peak; this machine has 8.0 GiB" in lines

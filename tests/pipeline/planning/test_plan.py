@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from fulltune.config import Config, load_config
 from fulltune.errors import ConfigError
-from fulltune.pipeline.planning.plan import BYTES_PER_PARAMETER, build_plan
+from fulltune.pipeline.planning.plan import BYTES_PER_PARAMETER, ModelSize, RowCounts, SequenceCounts, build_plan
 from fulltune.records.plan import Plan
 from fulltune.training.arguments import evaluation_steps
 
@@ -34,7 +34,14 @@ def plan(config: Config, **counts: Any) -> Plan:
         "parameters": 1_000_000,
         "machine_memory": 8 * GIB,
     }
-    return build_plan(config, **(usual | counts))
+    given = usual | counts
+    return build_plan(
+        config,
+        RowCounts(given["train_rows"], given["eval_rows"], given["valid_rows"], given.get("unscored", 0)),
+        SequenceCounts(given["sequences"], given["tokens"]),
+        ModelSize(given["parameters"]),
+        machine_memory=given["machine_memory"],
+    )
 
 
 def test_a_plan_in_numbers() -> None:

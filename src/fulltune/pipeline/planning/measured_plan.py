@@ -377,22 +377,18 @@ def make_plan(job: Job, unscored: int = 0) -> Plan:
     mean = sum(len(item.input_ids) for item in job.features) / max(1, len(job.features))
     plan = planning.build_plan(
         config,
-        train_rows=len(data.train.examples),
-        eval_rows=len(data.eval.examples),
-        valid_rows=len(data.valid.examples) if data.valid else 0,
-        sequences=len(sequences),
-        tokens=round(mean * len(sequences)),
-        parameters=job.base.model.num_parameters(),
+        planning.RowCounts.of(data, job.left_out, unscored),
+        planning.SequenceCounts(
+            sequences=len(sequences),
+            tokens=round(mean * len(sequences)),
+            batches=job.micro_batches(sequences),
+            padding=buckets.padding_shares(config, sequences),
+        ),
+        planning.ModelSize(job.base.model.num_parameters(), job.base.family == "encoder-decoder"),
         machine_memory=machine.memory_bytes(),
         baselines=chosen(job.task, config.baselines),
-        batches=job.micro_batches(sequences),
-        padding=buckets.padding_shares(config, sequences),
-        unscored=unscored,
         metric=job.task.metrics[0],
-        scored=len(data.eval.examples) - len(job.left_out),
         more_advice=job.task.advice(data.train.examples, mean, partial(_count, job.base)),
-        is_encoder_decoder=job.base.family == "encoder-decoder",
-        groups=planning.group_sizes(data.eval.examples, job.left_out),
     )
     with pinned_kernels(config.speed.kernels) as choices:
         return plan.model_copy(update={"fast_paths": fast_paths(training_device(config.trainer), config, choices)})

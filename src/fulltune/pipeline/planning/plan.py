@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fulltune.config import BaselineConfig, Config, EvaluationConfig, TrainConfig
 from fulltune.errors import ConfigError, Problem
@@ -20,6 +22,9 @@ from fulltune.training.arguments import evaluation_steps, warmup_steps
 from fulltune.training.arguments import steps_per_epoch as steps_per_epoch
 from fulltune.training.arguments import total_steps as total_steps
 from fulltune.training.regularization.costs import advice_on_regularizers, extra_copies
+
+if TYPE_CHECKING:
+    from fulltune.tasks.dataset import Data
 
 #: Least bytes per parameter in FP32 with AdamW: the weight, its gradient, and AdamW's two moments, 4 bytes each
 #: (moments: Kingma & Ba 2015, Algorithm 1; the sum: Rajbhandari et al. 2020, "ZeRO", section 3.1, without its FP16
@@ -34,49 +39,110 @@ CHANGED = 0.2
 _EXACT = ("accuracy", "macro_f1", "execution_accuracy", "spider_accuracy")
 
 
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows of the splits.
+
+    Attributes:
+        train, eval, valid: Rows per split; ``valid`` is 0 without such a split.
+        unscored: Rows of eval that cannot be scored.
+        left_out: Rows of eval that do not decide, because they also occur in train.
+        groups: Sizes of the groups of the other rows of eval; empty without groups.
+    """
+
+    train: int
+    eval: int
+    valid: int = 0
+    unscored: int = 0
+    left_out: int = 0
+    groups: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, data: Data, left_out: Collection[str], unscored: int) -> RowCounts:
+        """Count the rows of all splits.
+
+        Args:
+            data: The splits.
+            left_out: Ids of the rows of eval that do not decide.
+            unscored: Rows of eval that cannot be scored.
+        """
+        return cls(
+            train=len(data.train.examples),
+            eval=len(data.eval.examples),
+            valid=len(data.valid.examples) if data.valid else 0,
+            unscored=unscored,
+            left_out=len(left_out),
+            groups=_group_sizes(data.eval.examples, left_out),
+        )
+
+    @property
+    def deciding(self) -> int:
+        """Number of rows of eval that decide."""
+        return self.eval - self.left_out - self.unscored
+
+    def by_split(self) -> dict[str, int]:
+        """Return the rows of each split that there is."""
+        return {"train": self.train, "eval": self.eval} | ({"valid": self.valid} if self.valid else {})
+
+
+@dataclass(frozen=True)
+class SequenceCounts:
+    """Training sequences per epoch.
+
+    Attributes:
+        sequences: Their number.
+        tokens: Their tokens, without padding.
+        batches: Micro-batches per epoch if ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
+        padding: See :class:`Plan`.
+    """
+
+    sequences: int
+    tokens: int
+    batches: int | None = None
+    padding: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Size of a model.
+
+    Attributes:
+        parameters: Number of its parameters.
+        is_encoder_decoder: True for a model with two stacks.
+    """
+
+    parameters: int
+    is_encoder_decoder: bool = False
+
+
 def build_plan(
     config: Config,
+    counts: RowCounts,
+    epoch: SequenceCounts,
+    model: ModelSize,
     *,
-    train_rows: int,
-    eval_rows: int,
-    valid_rows: int,
-    sequences: int,
-    tokens: int,
-    parameters: int,
     machine_memory: int | None,
     baselines: Sequence[str] = ("zero_shot", "few_shot"),
-    batches: int | None = None,
-    padding: Mapping[str, float] | None = None,
-    unscored: int = 0,
     metric: Metric | None = None,
-    scored: int | None = None,
     more_advice: Sequence[str] = (),
-    is_encoder_decoder: bool = False,
-    groups: Sequence[int] = (),
 ) -> Plan:
     """Return a plan from counts.
 
     Args:
         config: The config.
-        train_rows, eval_rows, valid_rows: Rows per split; ``valid_rows`` is 0 without such a split.
-        sequences: Training sequences per epoch.
-        tokens: Tokens of these sequences, without padding.
-        parameters: Parameters of the model.
+        counts: Rows of the splits.
+        epoch: Training sequences per epoch.
+        model: Size of the model.
         machine_memory: Bytes that this process may use; None if unknown.
         baselines: Systems that are scored without training.
-        batches: Micro-batches per epoch if ``speed.batch_tokens`` makes them; else rows / ``train.batch_size``.
-        padding: See :class:`Plan`.
-        unscored: Rows of ``eval_rows`` that cannot be scored.
         metric: The deciding metric, if it is known.
-        scored: Evaluation rows that decide, if some of them do not.
         more_advice: Advice of the task.
-        is_encoder_decoder: True for a model with two stacks.
-        groups: Sizes of their groups, see :func:`group_sizes`.
 
     Raises:
         ConfigError: The job cannot work; all problems at once.
     """
-    rows = {"train": train_rows, "eval": eval_rows} | ({"valid": valid_rows} if valid_rows else {})
+    rows = counts.by_split()
+    sequences, batches, parameters = epoch.sequences, epoch.batches, model.parameters
     memory = parameters * (BYTES_PER_PARAMETER + 4 * extra_copies(config.regularize))
     problems = _problems(config.baselines, rows, sequences, memory, machine_memory)
     if problems:
@@ -88,12 +154,12 @@ def build_plan(
         model=config.model,
         rows=rows,
         sequences=sequences,
-        tokens=tokens,
+        tokens=epoch.tokens,
         steps_per_epoch=steps_per_epoch(config.train, sequences, batches),
         total_steps=total,
         warmup_steps=warmup_steps(config.train, total),
         effective_batch=_effective_batch(config.train, sequences, batches),
-        padding=dict(padding or {}),
+        padding=dict(epoch.padding),
         parameters=parameters,
         memory_bytes=memory,
         machine_bytes=machine_memory,
@@ -101,17 +167,17 @@ def build_plan(
         evaluations=evaluation_steps(total, config.train.evaluations),
         trainings=config.data.folds + 1 if config.data.is_crossed and config.data.folds else config.train.seeds,
         folds=config.data.folds if config.data.is_crossed else None,
-        detectable=_detectable(config.evaluation, metric, (eval_rows if scored is None else scored) - unscored, groups),
+        detectable=_detectable(config.evaluation, metric, counts.deciding, counts.groups),
         advice=(
-            *advice(config, total, parameters, is_encoder_decoder=is_encoder_decoder),
-            *_fit(config, rows, sequences, memory, machine_memory, unscored),
+            *advice(config, total, parameters, is_encoder_decoder=model.is_encoder_decoder),
+            *_fit(config, rows, sequences, memory, machine_memory, counts.unscored),
             *advice_on_regularizers(config, parameters),
             *more_advice,
         ),
     )
 
 
-def group_sizes(examples: Sequence[Example], left_out: Container[str] = ()) -> tuple[int, ...]:
+def _group_sizes(examples: Sequence[Example], left_out: Container[str] = ()) -> tuple[int, ...]:
     """Return the numbers of rows of all groups, without rows that do not decide; empty if no row has a group."""
     counts = Counter(example.group or f"row {example.id}" for example in examples if example.id not in left_out)
     return tuple(counts.values()) if any(example.group for example in examples) else ()

@@ -14,7 +14,7 @@ from fulltune.data.findings import Finding, unscored_rows
 from fulltune.data.summary import data_summary
 from fulltune.pipeline.job import Inputs
 from fulltune.pipeline.planning.formula import memory_by_formula
-from fulltune.pipeline.planning.plan import build_plan, group_sizes
+from fulltune.pipeline.planning.plan import ModelSize, RowCounts, SequenceCounts, build_plan
 from fulltune.pipeline.planning.rough_time import training_seconds
 from fulltune.pipeline.planning.stored_model import StoredModel
 from fulltune.records.plan import Plan
@@ -59,21 +59,17 @@ def quick_plan(inputs: Inputs, model: StoredModel) -> Plan:
     left_out = frozenset() if config.data.allow_leaks else frozenset(inputs.audit.leaked_ids)
     plan = build_plan(
         config,
-        train_rows=len(data.train.examples),
-        eval_rows=len(data.eval.examples),
-        valid_rows=len(data.valid.examples) if data.valid else 0,
-        sequences=sequences,
-        tokens=total,
-        parameters=model.parameters,
+        RowCounts.of(data, left_out, unscored_rows(inputs.audit.findings)),
+        SequenceCounts(
+            sequences=sequences,
+            tokens=total,
+            batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
+        ),
+        ModelSize(model.parameters, model.is_encoder_decoder),
         machine_memory=machine.memory_bytes(),
         baselines=tuple(name for name in task.baselines if name not in config.baselines.skip),
-        batches=None if config.speed.batch_tokens is None else max(1, -(-total // config.speed.batch_tokens)),
-        unscored=unscored_rows(inputs.audit.findings),
         metric=task.metrics[0],
         more_advice=task.advice(train, mean, lambda text: len(model.ids([text], special=False)[0])),
-        is_encoder_decoder=model.is_encoder_decoder,
-        scored=len(data.eval.examples) - len(left_out),
-        groups=group_sizes(data.eval.examples, left_out),
     )
     splits = {"train": train, "eval": evaluation}
     lengths = _lengths(splits, config.data, lambda example: encoded[id(example)], model.window)
