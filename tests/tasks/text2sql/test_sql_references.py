@@ -88,6 +88,15 @@ def test_queries_that_train_has_too_are_counted(folder: Path) -> None:
     assert about(audited(folder, known, [good(1), *(good(i) for i in range(10, 15))]), "repeated_queries") == {}
 
 
+def test_random_reference_queries_are_a_finding(folder: Path) -> None:
+    random = ["SELECT name FROM item ORDER BY RANDOM ( ) LIMIT 1", "SELECT hex(randomblob(4))"]
+    plain = [good(0), "SELECT name AS random FROM item WHERE name <> 'random()' -- random()"]
+    found = about(audited(folder, [good(1), *random], [*plain, *random]), "random_queries")
+    assert list(found) == ["eval"]
+    assert found["eval"].message.startswith("2 of the 4 reference queries of eval call a random function")
+    assert found["eval"].ids == ("eval.jsonl:3", "eval.jsonl:4")
+
+
 def test_reference_queries_that_fail_are_a_finding_with_their_rows(folder: Path) -> None:
     bad = "SELECT year(name) FROM item"
     scored = [good(2), bad, "SELECT absent FROM item"]

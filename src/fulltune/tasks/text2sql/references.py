@@ -8,12 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 from fulltune.data.findings import UNSCORED_KIND, Finding, some
 from fulltune.errors import DataError, abridged, did_you_mean
 from fulltune.tasks.base import Example
 from fulltune.tasks.text2sql.execution import Result, printable
+from fulltune.tasks.text2sql.lexer import tokens
 
 #: Seconds for which reference queries of a split that is not scored are run.
 SECONDS = 60.0
@@ -25,6 +26,8 @@ STOPPED = 10
 TOLERATED = 0.25
 #: Maximum number of kinds of errors in a message, and of tables.
 _SHOWN, _TABLES = 3, 20
+#: Functions of SQLite with another result at every call.
+_RANDOM = frozenset({"random", "randomblob"})
 #: SQLite's message for a missing table.
 _MISSING = re.compile(r"no such table: (?:main\.)?(.+)")
 
@@ -171,6 +174,29 @@ def _unchecked(result: Check) -> Finding | None:
 
 def _first(failed: dict[str, Result]) -> list[tuple[str, Result]]:
     return [(row, failed[row]) for row in some(list(failed))]
+
+
+def random_finding(examples: Sequence[Example]) -> Finding | None:
+    """Return the finding about reference queries of eval that call a random function, or None if none does."""
+    random = [example.id for example in examples if _is_random(example.answer)]
+    if not random:
+        return None
+    return Finding(
+        kind="random_queries",
+        level="warning",
+        message=f"{len(random):,} of the {len(examples):,} reference queries of eval call a random function: their "
+        "results differ each time, so that a right answer counts as wrong",
+        fix="remove these rows, or the random function from their queries",
+        split="eval",
+        count=len(random),
+        ids=some(random),
+    )
+
+
+def _is_random(sql: str) -> bool:
+    parts = tokens(sql)
+    calls = (one.text.lower() for one, after in pairwise(parts) if after.text == "(")
+    return not _RANDOM.isdisjoint(calls)
 
 
 def refuse_unscorable(examples: Sequence[Example], run: Run) -> None:

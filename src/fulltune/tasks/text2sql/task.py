@@ -118,7 +118,7 @@ class Text2SQL(TextToText):
         return Databases(paths=paths, schemas=schemas)
 
     def findings(self, splits: Mapping[str, Sequence[Example]]) -> list[Finding]:
-        """Report queries that fail or that train has too, and unreadable databases; warn about unscored rows."""
+        """Report queries that fail, are random or that train has too, and databases; warn about unscored rows."""
         checks = [
             references.finding(
                 references.check(split, examples, self._reference, all_rows=split == "eval"),
@@ -131,8 +131,8 @@ class Text2SQL(TextToText):
         findings = [check for check in checks if check is not None]
         for unscored in (check for check in findings if check.split == "eval"):
             warnings.warn(f"{unscored.message}; to score them, {unscored.fix}", stacklevel=2)
-        repeated = repeats.finding(splits)
-        findings += [repeated] if repeated else []
+        others = (repeats.finding(splits), references.random_finding(splits.get("eval", ())))
+        findings += filter(None, others)
         return [*findings, *self._database_faults(), *self._hidden_schemas()]
 
     def unusable(self, examples: Sequence[Example]) -> Mapping[str, Problem]:
