@@ -235,8 +235,10 @@ def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path, caplog: pytest.
         write(tmp_path / f"train-{number}.jsonl", json.dumps(ROWS[number]) + "\n")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "train-1.jsonl")
     names = ("train-*.jsonl", "train-0*", "link.jsonl", "train-1.jsonl")
-    assert fields(load(tuple(str(tmp_path / name) for name in names))) == ROWS[:2]
+    for _ in range(2):  # a command may look for its files more than once
+        assert fields(load(tuple(str(tmp_path / name) for name in names))) == ROWS[:2]
     assert caplog.text.count("is read once") == 3
+    assert caplog.text.count("is named twice") == 2
 
 
 def test_a_row_with_a_list_of_objects_is_a_row(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from fulltune.data.formats import FORMATS, is_known
 from fulltune.errors import DataError
 from fulltune.runtime import paths
+from fulltune.runtime.log_once import log_once
 
 _LOG = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def _once(names: Sequence[str]) -> list[str]:
         path = paths.user_path(name)
         kept = first.setdefault(os.path.realpath(path) if paths.exists(path) else name, name)
         if kept is not name:
-            _LOG.warning("%s is read once, although it is also named as %s", kept, name)
+            again = "named twice" if kept == name else f"also named as {name}"
+            log_once(_LOG, logging.WARNING, (kept, name), "%s is read once, although it is %s", kept, again)
     return list(first.values())
 
 
