@@ -238,10 +238,11 @@ class Batcher:
         while batch := self._next():
             started = time.perf_counter()
             self.running = batch
+            # Before its answers: a client that has one may read the metrics at once.
+            self._metrics.batch.observe(len(batch))
             self._answer(batch)
             self.running = []
             seconds = time.perf_counter() - started
-            self._metrics.batch.observe(len(batch))
             self._metrics.batch_seconds.observe(seconds)
             rate = len(batch) / max(seconds, 1e-6)
             before = self._rows_per_second or rate
