@@ -16,8 +16,10 @@ _FIXED = {
     if isinstance(metric, Metric)
 }
 
-#: Metrics that are shown but not compared: neither direction is better.
-INFORMATIONAL = frozenset({text.length_ratio.name, sql.empty_results.name})
+#: Metrics that are shown but not compared: neither direction is better; or, for the calibration error, the estimate
+#: of the same true value differs with the confidence of the answers (Roelofs et al. 2022, "Mitigating bias in
+#: calibration error estimation"): of two systems without any error the less confident one scores worse.
+INFORMATIONAL = frozenset({text.length_ratio.name, sql.empty_results.name, "ece"})
 
 
 def known(labels: Sequence[str] = (), multi_label: bool = False) -> dict[str, Metric]:
