@@ -313,3 +313,138 @@ def test_bits_per_byte_need_no_targets(tmp_path: Path) -> None:
     found = fulltune.verdict("one#ngram", "one", out=tmp_path)
     assert isinstance(found, PairVerdict)
     assert (found.metric, found.n, found.verdict) == ("bits_per_byte", 30, "improved")
+
+
+def of(rows: Sequence[Row], **changes: Any) -> list[Row]:
+    return [row | changes for row in rows]
+
+
+SCORES = [{"id": row, "score": 0.1 * (row % 7)} for row in range(40)]
+LIKELIHOODS = [{"id": row, "score": 0, "nll": 40.0 + row % 5, "bytes": 20, "tokens": 10} for row in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "options", "message"),
+    [
+        (answers([1], n=40), SCORES, {}, "no targets and predictions, which accuracy is computed from"),
+        (answers([1], n=40), of(SCORES, prediction=""), {}, "no targets and predictions"),
+        (SCORES, SCORES, {"metric": "macro_f1"}, "no targets and predictions"),
+        (of(SCORES, target="", prediction=""), SCORES, {"metric": "bleu"}, "no targets and predictions"),
+        (answers([1]), answers([2]), {"columns": {"prediction": "target"}}, "'target' is both target and prediction"),
+        (LIKELIHOODS, of(LIKELIHOODS, bytes=40), {"metric": "bits_per_byte"}, "of 1,600 bytes; those of .* of 800"),
+        (LIKELIHOODS, of(LIKELIHOODS, bytes=-20), {"metric": "bits_per_byte"}, "nll or bytes is below 0"),
+        (LIKELIHOODS, of(LIKELIHOODS, tokens=11), {"metric": "perplexity"}, "or use bits_per_byte"),
+        (
+            LIKELIHOODS,
+            [*LIKELIHOODS[:39], LIKELIHOODS[39] | {"nll": None}],
+            {"metric": "bits_per_byte"},
+            "1 row has no",
+        ),
+        (of(SCORES, match=True), [*of(SCORES[1:], match=True), SCORES[0]], {"metric": "execution_accuracy"}, "'0'"),
+        (answers([1]), answers([2]), {"metric": "ece"}, "'ece' cannot decide"),
+        (answers([1]), answers([2]), {"metric": "length_ratio"}, "'length_ratio' cannot decide"),
+    ],
+    ids=[
+        *(
+            "scores",
+            "no-target",
+            "label-metric",
+            "empty",
+            "one-column",
+            "bytes",
+            "negative",
+            "tokens",
+            "no-nll",
+            "rows",
+        ),
+        *("calibration", "no-direction"),
+    ],
+)
+def test_what_would_be_an_artifact_is_refused(
+    a: Sequence[Row], b: Sequence[Row], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(fulltune.FulltuneError, match=message):
+        fulltune.verdict(a, b, **options)
+
+
+def test_metrics_of_values_need_no_answers() -> None:
+    """Tokenizers may begin to predict at other bytes of a text."""
+    better = [row | {"nll": row["nll"] / 2, "bytes": 19, "match": True} for row in LIKELIHOODS]
+    for metric in ("bits_per_byte", "execution_accuracy"):
+        found = fulltune.verdict(of(LIKELIHOODS, match=False), better, metric=metric)
+        assert isinstance(found, PairVerdict)
+        assert (found.verdict, found.n) == ("improved", 40)
+
+
+def test_groups_of_saved_answers_are_used(tmp_path: Path) -> None:
+    """Answers of a run or a judge have a column ``group``; another tool's answers to the same rows need none."""
+    files = []
+    for name, right in (("a", 10), ("b", 60)):
+        rows = [
+            Prediction(
+                system="",
+                id=str(row),
+                input="",
+                reference="cat",
+                output="cat" if row < right else "dog",
+                group=f"d{row // 10}",
+            )
+            for row in range(60)
+        ]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("\n".join(row.model_dump_json() for row in rows), encoding="utf-8")
+    own = [{"id": row, "target": "cat", "prediction": "cat"} for row in range(60)]
+    for a, b in ((files[0], files[1]), (files[0], own), (own, files[0])):
+        found = fulltune.verdict(a, b)
+        assert isinstance(found, PairVerdict)
+        assert (found.groups, found.n) == (6, 60)
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text(files[0].read_text(encoding="utf-8").replace("d5", "d4"), encoding="utf-8")
+    with pytest.raises(fulltune.DataError, match=r"10 rows are in other groups than in .*a\.jsonl: '50', '51', '52'"):
+        fulltune.verdict(own, files[0], moved)
+
+
+def test_margins_of_several_systems_are_adjusted() -> None:
+    a, b = answers([0, 1], n=280), answers([0, 1, 2], n=280)
+    alone = fulltune.verdict(a, b, margin=0.02)
+    several = fulltune.verdict(a, b, b, b, b, margin=0.02, require="not-worse")
+    assert isinstance(alone, PairVerdict)
+    assert isinstance(several, ManyVerdicts)
+    first = several.comparisons[0].not_worse
+    assert first is not None
+    assert alone.not_worse is not None
+    assert (alone.not_worse.verdict, first.verdict) == ("not worse", "cannot tell")
+    assert first.p == pytest.approx(4 * alone.not_worse.p)
+    assert not several.passed
+
+
+def test_notes_state_direction_level_and_spelling() -> None:
+    higher = fulltune.verdict(SCORES, SCORES, confidence=0.9)
+    lower = fulltune.verdict(SCORES, SCORES, lower_is_better=True)
+    spelled = fulltune.verdict(of(answers([]), prediction="CAT"), answers([]))
+    notes = [" ".join(found.notes) for found in (higher, lower, spelled) if isinstance(found, PairVerdict)]
+    assert "Higher is better (else: --lower-is-better)." in notes[0]
+    assert "at 0.9 instead of 0.95" in notes[0]
+    assert "Lower is better." in notes[1]
+    assert "Unicode form: 66 rows of rows in memory (A)." in notes[2]
+
+
+def test_a_score_that_is_not_finite_is_never_passed() -> None:
+    diverged = [*LIKELIHOODS[1:], LIKELIHOODS[0] | {"nll": float("nan")}]
+    found = fulltune.verdict(LIKELIHOODS, diverged, metric="bits_per_byte", require="not-worse")
+    assert isinstance(found, PairVerdict)
+    assert found.not_worse is not None
+    assert (found.passed, found.not_worse.verdict) == (False, "cannot tell")
+    assert "a score is not a finite number" in found.notes[-1]
+
+
+def test_junit_is_well_formed_for_every_name(tmp_path: Path) -> None:
+    files = [written(tmp_path / name, answers([])) for name in ("a.jsonl", "b\a<&.jsonl")]
+    suite = ElementTree.fromstring(told(*files, "--format", "junit")[1].encode())
+    assert str(suite[0].get("name")).startswith("b\N{REPLACEMENT CHARACTER}<&.jsonl")
+
+
+def test_many_rows_in_memory_have_different_names() -> None:
+    found = fulltune.verdict(*[answers([1], n=10)] * 30)
+    assert isinstance(found, ManyVerdicts)
+    assert len({one.b.name for one in found.comparisons}) == 29

@@ -23,6 +23,9 @@ NAMES = {
     "score": ("score",),
 }
 
+#: Columns of answers that a run or a judge wrote; their column ``group`` names groups without being asked for.
+_SAVED = frozenset(Prediction.model_fields)
+
 #: File types; a name with another ending is the name of a run.
 _FILES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".xlsx"})
 
@@ -42,6 +45,7 @@ class Answers:
         labels: Labels of a run.
         multi_label: True if rows may have several labels.
         left_out: Rows that a run leaves out of its scores.
+        answered: False if a file has no targets or no predictions, or nothing but empty ones.
     """
 
     name: str
@@ -51,10 +55,7 @@ class Answers:
     labels: tuple[str, ...] = ()
     multi_label: bool = False
     left_out: frozenset[str] = field(default_factory=frozenset)
-
-    @property
-    def has_targets(self) -> bool:
-        return not self.columns or any("target" in row.values for row in self.rows)
+    answered: bool = True
 
 
 def read_answers(
@@ -94,7 +95,9 @@ def read_answers(
         problems.append(Problem("the file has no rows", "a row per answer", where=name))
     if problems:
         raise DataError(_shortened(problems, name))
-    return Answers(name, tuple(read), found.columns, multi_label=any(_is_list(row.reference) for row in read))
+    several = any(_is_list(row.reference) for row in read)
+    answered = roles.keys() >= {"target", "prediction"} and any(row.reference or row.output for row in read)
+    return Answers(name, tuple(read), found.columns, multi_label=several, answered=answered)
 
 
 class _Bad(Exception):
@@ -134,11 +137,14 @@ def _roles(name: str, columns: Sequence[str], named: dict[str, str], score: str,
             f"unknown roles of columns: {', '.join(unknown)}", expected=f"some of {', '.join(NAMES)}", field="columns"
         )
     problems = [_missing(column, column, columns, name) for column in wanted.values() if column not in columns]
-    roles = dict(wanted)
+    roles = ({"group": "group"} if set(columns) >= _SAVED else {}) | wanted
     for role, usual in NAMES.items():
         match = next((column for column in usual if column in columns), None)
         if role not in roles and match:
             roles[role] = match
+    if "target" in roles and roles["target"] == roles.get("prediction"):
+        found = f"the column {roles['target']!r} is both target and prediction: every answer would be right"
+        problems.append(Problem(found, "two columns", "name the column of the answers", name, "prediction"))
     if "id" not in roles:
         problems.append(_missing("id", "id", columns, name, "a column `id` that names the row in all files"))
     if not {"prediction", "score"} & set(roles):
@@ -170,8 +176,6 @@ def _prediction(row: Mapping[str, Any], roles: Mapping[str, str], where: str) ->
     kept = {key: value for key, value in row.items() if isinstance(value, int | float | bool) or value is None}
     if isinstance(own := row.get("values"), Mapping):
         kept |= own
-    if "target" in roles:
-        kept["target"] = True
     if "score" in roles:
         kept["score"] = _number(values["score"], roles["score"], where)
     answers = {}

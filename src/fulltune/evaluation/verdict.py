@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 
+from fulltune.data.duplicates import fold
 from fulltune.data.findings import rows
-from fulltune.errors import ConfigError, DataError, Problem, abridged, did_you_mean
+from fulltune.errors import ConfigError, DataError, Problem, did_you_mean
+from fulltune.evaluation.comparable import check_answered, check_rows, check_sizes, on_common_rows, with_groups
 from fulltune.evaluation.prediction_files import Answers, read_answers
-from fulltune.metrics import get, known, wording
+from fulltune.metrics import INFORMATIONAL, get, known, wording
 from fulltune.metrics.accumulate import Accumulator
 from fulltune.metrics.base import Array, Metric
 from fulltune.metrics.compare import MIN_EFFECT, holm, not_worse, paired
@@ -23,8 +28,8 @@ from fulltune.records.verdict import ManyVerdicts, Measured, NotWorse, PairVerdi
 #: Default margin of "not worse": one point, or 1% of a score without bounds.
 MARGIN = 0.01
 
-#: Rows of a kind that a message lists.
-_LISTED = 3
+#: Metrics of labels: a label in another spelling is another label.
+_OF_LABELS = frozenset({"accuracy", "macro_f1", "micro_f1", "mcc"})
 
 
 def verdict(
@@ -76,13 +81,19 @@ def verdict(
     margin = MARGIN if margin is None and require == "not-worse" else margin
     systems = [_read(source, metric, out, columns, group or "") for source in (a, b, *others)]
     measure = _metric(systems, metric, lower_is_better)
-    _check_rows(systems, measure)
+    check_answered(systems, measure)
+    check_rows(systems, measure)
+    check_sizes(systems, measure)
+    systems = with_groups(systems)
     left_out = frozenset[str]().union(*(system.left_out for system in systems))
     scored = [_scored(system, measure).without(left_out) for system in systems]
     settings = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    scored = on_common_rows(systems, scored, measure)
     found = [paired(one, scored[0], measure, min_effect=min_effect, **settings) for one in scored[1:]]  # type: ignore[arg-type]
     adjusted = holm([one.p for one in found])
-    judge = _Judge(measure, scored, _names(systems), confidence, margin, require, settings)
+    is_column = measure.name not in known()
+    notes = [_spelling_note(system.rows, name, measure) for system, name in zip(systems, _names(systems), strict=True)]
+    judge = _Judge(measure, scored, _names(systems), notes, confidence, margin, require, settings, is_column)
     verdicts = tuple(judge.pair(index + 1, found[index], adjusted[index]) for index in range(len(found)))
     if len(verdicts) == 1:
         return verdicts[0]
@@ -119,15 +130,17 @@ class _Judge:
     metric: Metric
     scored: Sequence[Accumulator]
     names: Sequence[str]
+    spellings: Sequence[str]
     confidence: float
     margin: float | None
     require: Requirement | None
     settings: Mapping[str, Any]
+    is_column: bool = False
 
     def pair(self, index: int, found: Comparison, adjusted: float) -> PairVerdict:
         if len(self.scored) > 2:
             found = self._adjusted(found, adjusted)
-        margin = self._not_worse(index)
+        margin = self.margins[index - 1] if self.margins else None
         a, b = (self._measured(number) for number in (0, index))
         headline = wording.headline(a.name, b.name, a.value, b.value, self.metric, found, self.confidence)
         return PairVerdict(
@@ -150,7 +163,7 @@ class _Judge:
             require=self.require or "",
             passed=self._passed(found, margin),
             headline=headline,
-            notes=tuple(self._notes(found, margin)),
+            notes=tuple(self._notes(index, found, margin)),
         )
 
     def _adjusted(self, found: Comparison, adjusted: float) -> Comparison:
@@ -163,27 +176,61 @@ class _Judge:
         score = self.scored[index].scores(**self.settings)[self.metric.name]
         return Measured(value=score.value, interval=(score.low, score.high), name=self.names[index])
 
-    def _not_worse(self, index: int) -> NotWorse | None:
+    @cached_property
+    def margins(self) -> list[NotWorse]:
+        """The tests against the margin, adjusted for their number; empty if none was asked for."""
         if self.margin is None:
-            return None
-        return not_worse(self.scored[index], self.scored[0], self.metric, self.margin, **self.settings)
+            return []
+        first, *others = self.scored
+        found = [not_worse(one, first, self.metric, self.margin, **self.settings) for one in others]
+        if len(found) == 1:
+            return found
+        adjusted = holm([one.p for one in found])
+        level = (1 - self.confidence) / 2
+        return [
+            one.model_copy(
+                update={"p": p} | ({"verdict": "cannot tell"} if one.verdict == "not worse" and p > level else {})
+            )
+            for one, p in zip(found, adjusted, strict=True)
+        ]
 
     def _passed(self, found: Comparison, margin: NotWorse | None) -> bool:
         if self.require == "improved":
             return found.verdict == "improved"
         return self.require is None or (margin is not None and margin.verdict == "not worse")
 
-    def _notes(self, found: Comparison, margin: NotWorse | None) -> list[str]:
-        shown = [wording.detectable(found, self.metric)]
+    def _notes(self, index: int, found: Comparison, margin: NotWorse | None) -> list[str]:
+        shown = [wording.detectable(found, self.metric), self.spellings[0], self.spellings[index]]
+        if self.is_column:
+            lower = self.metric.direction == "lower"
+            shown.append(f"{'Lower' if lower else 'Higher'} is better{'' if lower else ' (else: --lower-is-better)'}.")
+        if self.confidence != 0.95:
+            shown.append(f"Tests and intervals at {self.confidence:.4g} instead of 0.95.")
         if margin is not None:
             shown.append(_margin_note(margin, self.metric))
         return [note for note in shown if note]
+
+
+def _spelling_note(answers: Sequence[Prediction], name: str, metric: Metric) -> str:
+    """Return how many answers are wrong by their spelling alone; empty if there are none."""
+    if metric.name not in _OF_LABELS:
+        return ""
+    pairs = ((_label_set(row.output), _label_set(row.reference)) for row in answers)
+    count = sum(own != expected and set(map(fold, own)) == set(map(fold, expected)) for own, expected in pairs)
+    what = "Wrong only by case, white space, invisible characters or Unicode form"
+    return f"{what}: {rows(count)} of {name}." if count else ""
+
+
+def _label_set(answer: str | tuple[str, ...]) -> set[str]:
+    return {answer} if isinstance(answer, str) else set(answer)
 
 
 def _margin_note(found: NotWorse, metric: Metric) -> str:
     amount = wording.amount(found.margin, metric)
     if found.verdict == "not worse":
         return f"Not worse by {amount} or more (p = {found.p:.2g}, one-sided)."
+    if math.isnan(found.p) and found.verdict != "too few rows":
+        return "A loss cannot be excluded: a score is not a finite number."
     if found.verdict == "too few rows":
         return f"Too few rows to exclude a loss of {amount}."
     return f"A loss of {amount} or more cannot be excluded (p = {found.p:.2g}, one-sided)."
@@ -218,6 +265,12 @@ def _metric(systems: Sequence[Answers], name: str | None, lower_is_better: bool)
     several = any(system.multi_label for system in systems)
     metrics = known(labels, several)
     name = name or next((system.metric for system in systems if system.metric), "score" if has_scores else "accuracy")
+    if name in INFORMATIONAL:
+        raise ConfigError(
+            f"{name!r} cannot decide: neither direction is better, or its estimate is biased (docs/evidence.md)",
+            expected="another metric",
+            field="metric",
+        )
     if has_scores and name not in metrics:
         return _score_metric(name, systems, lower_is_better)
     if lower_is_better:
@@ -249,6 +302,7 @@ def _score_metric(name: str, systems: Sequence[Answers], lower_is_better: bool) 
         direction="lower" if lower_is_better else "higher",
         source="mean of a column of the files",
         percent=bounded,
+        reads_answers=False,
     )
 
 
@@ -274,53 +328,5 @@ def _names(systems: Sequence[Answers]) -> list[str]:
     long = [system.name for system in systems]
     if len(set(long)) == len(long):
         return long
-    return [f"{name} ({letter})" for name, letter in zip(short, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False)]
-
-
-def _check_rows(systems: Sequence[Answers], metric: Metric) -> None:
-    """Check that all systems answered the same rows, and, if the metric reads them, with the same targets.
-
-    Raises:
-        DataError: They differ; names rows.
-    """
-    first = {row.id: row for row in systems[0].rows}
-    problems = list[Problem]()
-    for system in systems[1:]:
-        own = {row.id: row for row in system.rows}
-        problems += _missing_rows(first.keys() - own.keys(), systems[0].name, system.name)
-        problems += _missing_rows(own.keys() - first.keys(), system.name, systems[0].name)
-        if metric.reads_target and systems[0].has_targets and system.has_targets:
-            differ = [key for key, row in first.items() if key in own and own[key].reference != row.reference]
-            problems += _other_targets(differ, first, own, systems[0].name, system.name)
-        groups = [key for key, row in first.items() if key in own and own[key].group != row.group]
-        if groups and any(row.group for row in own.values()):
-            listed = abridged([repr(row) for row in groups], _LISTED)
-            found = f"{rows(len(groups), 'be')} in other groups than in {systems[0].name}: {listed}"
-            problems.append(Problem(found, "the same groups in all files", where=system.name, field="group"))
-    if problems:
-        raise DataError(problems)
-
-
-def _missing_rows(ids: set[str], there: str, here: str) -> list[Problem]:
-    if not ids:
-        return []
-    count = f"{len(ids):,} row{'s' if len(ids) > 1 else ''} of {there}"
-    shown = [repr(row) for row in sorted(ids)]
-    found = f"{count} {'have' if len(ids) > 1 else 'has'} no answer here: {abridged(shown, _LISTED)}"
-    return [Problem(found, "the same ids in all files, in any order", "answer the same rows", here, "id")]
-
-
-def _other_targets(
-    ids: Sequence[str], a: Mapping[str, Prediction], b: Mapping[str, Prediction], there: str, here: str
-) -> list[Problem]:
-    if not ids:
-        return []
-    one = ids[0]
-    count = "1 row has another target" if len(ids) == 1 else f"{len(ids):,} rows have other targets"
-    found = f"{count} than in {there}: {one!r} has {_shown(b[one])} here and {_shown(a[one])} there"
-    return [Problem(found, "the same targets in all files", "score both on the same data", here, "target")]
-
-
-def _shown(row: Prediction) -> str:
-    text = repr(row.reference if isinstance(row.reference, str) else list(row.reference))
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    marks = ascii_uppercase if len(short) <= len(ascii_uppercase) else range(1, len(short) + 1)
+    return [f"{name} ({mark})" for name, mark in zip(short, marks, strict=False)]

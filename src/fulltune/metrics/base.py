@@ -39,7 +39,7 @@ class Metric:
         ratio: Columns of numerator and denominator if the value is their ratio times a constant; None for any other
             function. It selects the test and the interval (:mod:`fulltune.metrics.compare`).
         bounds: Lowest and highest value; by default 0 and 1 for a percentage, and none for others.
-        reads_target: False if the value is computed from ``values`` alone, without the reference.
+        reads_answers: False if the value is computed from ``values`` alone, without output and reference.
         undefined: Function from sums ``(k,)`` to True where the value is a convention, such as an MCC of 0 for a
             constant answer; such a value has no interval. None if there is no such case.
     """
@@ -56,7 +56,7 @@ class Metric:
     ratio: tuple[int, int] | None = None
     bounds: tuple[float, float] | None = None
     undefined: Callable[[Array], bool] | None = None
-    reads_target: bool = True
+    reads_answers: bool = True
 
     def __post_init__(self) -> None:
         if self.bounds is None and self.percent:

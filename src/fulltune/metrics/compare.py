@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -259,7 +260,10 @@ class PairedRows:
             raise ValueError(f"margin must be above 0, not {margin}")
         margin = smallest_that_counts(self.metric, float(self.metric.value(self.b.units.sum(axis=0))), margin)
         if not self.enough(confidence) or not math.isfinite(self.delta):
-            return NotWorse(margin=margin, p=math.nan, verdict="too few rows")
+            verdict: Literal["cannot tell", "too few rows"] = (
+                "cannot tell" if self.enough(confidence) else "too few rows"
+            )
+            return NotWorse(margin=margin, p=math.nan, verdict=verdict)
         higher = self.metric.direction == "higher"
         interval, bound = self.interval(), -margin if higher else margin
         low, high = interval(confidence)

@@ -42,7 +42,7 @@ bits_per_byte = Metric(
     percent=False,
     label="bits per byte",
     ratio=(0, 1),
-    reads_target=False,
+    reads_answers=False,
     worthless=8.0,  # all 256 bytes are equally likely
 )
 
@@ -55,5 +55,5 @@ perplexity = Metric(
     value=_perplexity,
     percent=False,
     label="perplexity",
-    reads_target=False,
+    reads_answers=False,
 )

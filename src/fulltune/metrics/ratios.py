@@ -44,9 +44,21 @@ def mean_of(
     label: str = "",
     version: int = 1,
     percent: bool = True,
+    reads_answers: bool = True,
 ) -> Metric:
     """Return a metric: the mean per row, or per unit, from statistics ``[amount, rows]``; arguments as of a metric."""
-    return Metric(name, direction, version, source, statistics, mean, percent=percent, label=label, ratio=(0, 1))
+    return Metric(
+        name,
+        direction,
+        version,
+        source,
+        statistics,
+        mean,
+        percent=percent,
+        label=label,
+        ratio=(0, 1),
+        reads_answers=reads_answers,
+    )
 
 
 def fraction_of(
@@ -58,4 +70,12 @@ def fraction_of(
         value = prediction.values.get(key)
         return None if value is None else np.array([float(bool(value)), 1.0])
 
-    return mean_of(statistics, name=name, direction=direction, source=source, label=label, version=version)
+    return mean_of(
+        statistics,
+        name=name,
+        direction=direction,
+        source=source,
+        label=label,
+        version=version,
+        reads_answers=False,
+    )

@@ -275,6 +275,7 @@ distinct_2 = mean_of(
     direction="higher",
     source="different bigrams / bigrams of a continuation (Li et al. 2016), mean of those of two words or more",
     label="distinct bigrams",
+    reads_answers=False,
 )
 
 repetition_4 = mean_of(
@@ -284,6 +285,7 @@ repetition_4 = mean_of(
     source="4-grams that occurred before / 4-grams of a continuation (Welleck et al. 2020), mean of those of four "
     "words or more",
     label="repeated 4-grams",
+    reads_answers=False,
 )
 
 
@@ -304,7 +306,14 @@ def _continuation_rouge(prediction: Prediction) -> Array | None:
 
 
 continuation_bleu = Metric(
-    "continuation_bleu", "higher", 1, bleu.source, _continuation_bleu, bleu.value, label="BLEU of continuations"
+    "continuation_bleu",
+    "higher",
+    1,
+    bleu.source,
+    _continuation_bleu,
+    bleu.value,
+    label="BLEU of continuations",
+    reads_answers=False,
 )
 continuation_rougeL = Metric(
     "continuation_rougeL",
@@ -315,6 +324,7 @@ continuation_rougeL = Metric(
     rougeL.value,
     ratio=rougeL.ratio,
     label="ROUGE-L of continuations",
+    reads_answers=False,
 )
 
 

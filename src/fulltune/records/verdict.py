@@ -24,7 +24,8 @@ class NotWorse(Model):
 
     Attributes:
         margin: The margin in the unit of the metric.
-        p: One-sided p-value of the hypothesis that it is worse by at least the margin.
+        p: One-sided p-value of the hypothesis that it is worse by at least the margin, adjusted for the number of
+            systems (Holm 1979).
         verdict: ``not worse`` if p is at most half of ``1 - confidence``: the interval lies above minus the margin.
     """
 

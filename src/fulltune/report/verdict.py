@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from xml.etree import ElementTree
@@ -10,6 +11,9 @@ from fulltune.records.verdict import ManyVerdicts, Measured, PairVerdict
 from fulltune.report.display import decimals, difference, interval, number, p_value
 
 _SIGNS = {"improved": "▲", "worse": "▼", "no detectable change": "=", "too few rows": "?", "too few seeds": "?"}
+
+#: Characters that XML cannot contain, not even escaped; a name of a file may.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 _HEADER = ("system", "score", "difference", "interval", "p", "verdict")
 
@@ -89,7 +93,8 @@ def junit(found: PairVerdict | ManyVerdicts) -> str:
             ElementTree.SubElement(case, "failure", message=one.headline, type=one.require).text = text
         ElementTree.SubElement(case, "system-out").text = text
     ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+    text = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", ElementTree.tostring(suite, encoding="unicode"))
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
 
 
 def html(found: PairVerdict | ManyVerdicts) -> str:
