@@ -84,6 +84,17 @@ def test_spellings_of_a_label_are_merged_under_the_most_frequent_one_of_train(ro
     assert len(prepared(paths)[0].labels) == 13
 
 
+@pytest.mark.parametrize("role", ["label", "labels"])
+def test_names_in_the_config_are_those_that_spellings_are_merged_under(role: str, tmp_path: Path) -> None:
+    labels = ["Spam", "SPAM ", "spam", "HAM", "ham"]
+    rows = [[label] if role == "labels" else label for label in labels] * 8
+    data = {"train": write(tmp_path / "rows.jsonl", rows, 1, role), "label_names": ["ham", "spam"]}
+    task, read = prepared({**data, "merge_labels": True})
+    assert task.labels == ("ham", "spam")
+    assert {example.labels for example in read.train.examples} == {("ham",), ("spam",)}
+    assert len(prepared(data)[1].train.examples) == 16  # the other rows are problems that the run reports
+
+
 def test_a_row_has_a_merged_label_once(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [["Spam", "spam", "ham"], ["Spam"], ["ham"]] * 9, 0, "labels")
     _, data = prepared({"train": path, "merge_labels": True})

@@ -136,8 +136,8 @@ class DataConfig(Section):
     )
     merge_labels: bool = Field(
         False,
-        description="merge labels that differ only in case, whitespace and Unicode normal form, under their most "
-        "frequent spelling",
+        description="merge labels that differ only in case, whitespace and Unicode normal form, under their name "
+        "in data.label_names, or their most frequent spelling",
     )
     source: str = "source"
     target: str = "target"

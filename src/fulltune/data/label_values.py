@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fulltune.data.spellings import merge_key
 from fulltune.data.values import clean_text, describe
 from fulltune.errors import DataError, Problem
 
@@ -98,6 +99,7 @@ class LabelReader:
         names: Names of the classes in the order of their numbers, or None.
         separator: Separator of the labels in one cell, or None.
         may_be_empty: True if a row may have no label.
+        merges: True if other spellings of the names are accepted, which are merged afterwards.
     """
 
     column: str
@@ -105,6 +107,7 @@ class LabelReader:
     names: tuple[str, ...] | None = None
     separator: str | None = None
     may_be_empty: bool = False
+    merges: bool = False
 
     def parsed(self, value: Any) -> Any:
         """Return the value; a list in text notation is returned as a list."""
@@ -182,6 +185,8 @@ class LabelReader:
         names = self.names or ()
         if isinstance(value, str) and value.strip() in names:
             return value.strip()
+        if self.merges and isinstance(value, str) and merge_key(value) in map(merge_key, names):
+            return value
         number = _whole(value)
         has_numbers = any(_whole(name) is not None for name in names)
         if has_numbers and number is not None:

@@ -280,7 +280,11 @@ class _Reader:
             return cls(column, name)
         names = None if data.label_names is None else tuple(data.label_names)
         several = column.type is list
-        return cls(column, name, LabelReader(name, several, names, data.label_separator, column.may_be_empty))
+        return cls(
+            column,
+            name,
+            LabelReader(name, several, names, data.label_separator, column.may_be_empty, data.merge_labels),
+        )
 
     def read(self, value: Any, where: str) -> Any:
         """Return the value as the role needs it, or a :class:`Problem` with its position."""

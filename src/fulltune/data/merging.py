@@ -16,19 +16,20 @@ from fulltune.errors import abridged
 _ROLES = ("label", "labels")
 
 
-def merged(table: Table, train: Table | None = None) -> Table:
+def merged(table: Table, train: Table | None = None, label_names: Sequence[str] = ()) -> Table:
     """Return a table whose labels have one spelling each.
 
-    A label is named as most of its rows write it, without blanks at its ends. Names come from train, so that what
-    other splits write changes none of them.
+    A label is named as the config names it, or else as most of its rows write it, without blanks at its ends. Names
+    come from train, so that what other splits write changes none of them.
 
     Args:
         table: The rows.
         train: The merged rows of train; None if ``table`` is train.
+        label_names: Names in the config (``data.label_names``).
     """
     ids = label_places(table)
     known = {merge_key(label): label for label in label_places(train)} if train is not None else {}
-    names = _names(ids) | known
+    names = _names(ids) | known | {merge_key(label): label for label in label_names}
     changed = defaultdict[str, dict[str, tuple[str, ...]]](dict)
     for label in sorted(ids, key=lambda label: (-len(ids[label]), label)):
         changed[names[merge_key(label)]][label] = tuple(ids[label])

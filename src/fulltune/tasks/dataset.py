@@ -304,7 +304,7 @@ def _folded(data: DataConfig, folds: int, seed: int, columns: Sequence[Column], 
 
 def _merged(data: DataConfig, table: Table, train: Table | None = None) -> Table:
     """Return a table whose labels are merged if the config asks for it, under the names that train has."""
-    return merged(table, train) if data.merge_labels else table
+    return merged(table, train, data.label_names or ()) if data.merge_labels else table
 
 
 def _stratified(columns: Sequence[Column]) -> str | None:
