@@ -92,7 +92,8 @@ def test_names_in_the_config_are_those_that_spellings_are_merged_under(role: str
     task, read = prepared({**data, "merge_labels": True})
     assert task.labels == ("ham", "spam")
     assert {example.labels for example in read.train.examples} == {("ham",), ("spam",)}
-    assert len(prepared(data)[1].train.examples) == 16  # the other rows are problems that the run reports
+    unmerged = prepared(data)[1].train  # other spellings are problems, which a run reports
+    assert len(unmerged.examples) < len(read.train.examples) / 2
 
 
 def test_a_row_has_a_merged_label_once(tmp_path: Path) -> None:
