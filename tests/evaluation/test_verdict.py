@@ -448,3 +448,19 @@ def test_many_rows_in_memory_have_different_names() -> None:
     found = fulltune.verdict(*[answers([1], n=10)] * 30)
     assert isinstance(found, ManyVerdicts)
     assert len({one.b.name for one in found.comparisons}) == 29
+
+
+def test_a_better_system_that_guesses_is_named() -> None:
+    """A guess has a higher macro-F1 than one label for all rows, and knows as little."""
+    targets = ["cat" if row % 5 else "dog" for row in range(1000)]
+    one_label = [{"id": row, "target": label, "prediction": "cat"} for row, label in enumerate(targets)]
+    guess = [row | {"prediction": "dog" if row["id"] // 5 % 5 == 0 else "cat"} for row in one_label]
+    right = [row | {"prediction": row["target"]} for row in one_label]
+    notes = []
+    for answered in (guess, right):
+        found = fulltune.verdict(one_label, answered, metric="macro_f1")
+        assert isinstance(found, PairVerdict)
+        assert found.verdict == "improved"
+        notes.append(" ".join(found.notes))
+    assert "cannot be told from guessing: MCC 0.000 (" in notes[0]
+    assert "guessing" not in notes[1]

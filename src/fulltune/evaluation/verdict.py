@@ -92,8 +92,7 @@ def verdict(
     found = [paired(one, scored[0], measure, min_effect=min_effect, **settings) for one in scored[1:]]  # type: ignore[arg-type]
     adjusted = holm([one.p for one in found])
     is_column = measure.name not in known()
-    notes = [_spelling_note(system.rows, name, measure) for system, name in zip(systems, _names(systems), strict=True)]
-    judge = _Judge(measure, scored, _names(systems), notes, confidence, margin, require, settings, is_column)
+    judge = _Judge(measure, systems, scored, _names(systems), confidence, margin, require, settings, is_column)
     verdicts = tuple(judge.pair(index + 1, found[index], adjusted[index]) for index in range(len(found)))
     if len(verdicts) == 1:
         return verdicts[0]
@@ -128,9 +127,9 @@ class _Judge:
     """The parts that all pairs of a comparison share; the first system is the reference."""
 
     metric: Metric
+    systems: Sequence[Answers]
     scored: Sequence[Accumulator]
     names: Sequence[str]
-    spellings: Sequence[str]
     confidence: float
     margin: float | None
     require: Requirement | None
@@ -200,7 +199,9 @@ class _Judge:
         return self.require is None or (margin is not None and margin.verdict == "not worse")
 
     def _notes(self, index: int, found: Comparison, margin: NotWorse | None) -> list[str]:
-        shown = [wording.detectable(found, self.metric), self.spellings[0], self.spellings[index]]
+        shown = [wording.detectable(found, self.metric), *(self._spelling_note(number) for number in (0, index))]
+        if found.verdict == "improved":
+            shown.append(self._guessing_note(index))
         if self.is_column:
             lower = self.metric.direction == "lower"
             shown.append(f"{'Lower' if lower else 'Higher'} is better{'' if lower else ' (else: --lower-is-better)'}.")
@@ -210,15 +211,30 @@ class _Judge:
             shown.append(_margin_note(margin, self.metric))
         return [note for note in shown if note]
 
+    def _spelling_note(self, index: int) -> str:
+        """Return how many answers are wrong by their spelling alone; empty if there are none."""
+        if self.metric.name not in _OF_LABELS:
+            return ""
+        pairs = ((_label_set(row.output), _label_set(row.reference)) for row in self.systems[index].rows)
+        count = sum(own != expected and set(map(fold, own)) == set(map(fold, expected)) for own, expected in pairs)
+        what = "Wrong only by case, white space, invisible characters or Unicode form"
+        return f"{what}: {rows(count)} of {self.names[index]}." if count else ""
 
-def _spelling_note(answers: Sequence[Prediction], name: str, metric: Metric) -> str:
-    """Return how many answers are wrong by their spelling alone; empty if there are none."""
-    if metric.name not in _OF_LABELS:
-        return ""
-    pairs = ((_label_set(row.output), _label_set(row.reference)) for row in answers)
-    count = sum(own != expected and set(map(fold, own)) == set(map(fold, expected)) for own, expected in pairs)
-    what = "Wrong only by case, white space, invisible characters or Unicode form"
-    return f"{what}: {rows(count)} of {name}." if count else ""
+    def _guessing_note(self, index: int) -> str:
+        """Return that a better system may know nothing: a guess has a higher macro-F1 than one label for all rows."""
+        answers, labels = self.systems[index], _labels(self.systems[index])
+        if self.metric.name not in _OF_LABELS or answers.multi_label or len(labels) < 2:
+            return ""
+        mcc = get("mcc", labels)
+        accumulator = Accumulator([mcc])
+        for row in answers.rows:
+            accumulator.add(row)
+        score = accumulator.scores(**self.settings)[mcc.name]
+        if score.low > 0:
+            return ""
+        bounds = "no interval" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}".replace("-", "−")
+        value = f"{score.value:.3f}".replace("-", "−")
+        return f"The answers of {self.names[index]} cannot be told from guessing: MCC {value} ({bounds})."
 
 
 def _label_set(answer: str | tuple[str, ...]) -> set[str]:
