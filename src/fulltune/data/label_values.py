@@ -169,7 +169,7 @@ class LabelReader:
         return f"{written}, or set `data.label: {self.column}` if each row has one label"
 
     def _indicated(self, value: list[Any], names: tuple[str, ...]) -> list[str] | Problem:
-        if all(item in names for item in value):
+        if all(item in names or self._is_spelling(item, names) for item in value):
             return list(dict.fromkeys(value))
         holds = [indicator(item) for item in value]
         if len(value) == len(names) and None not in holds:
@@ -185,8 +185,8 @@ class LabelReader:
         names = self.names or ()
         if isinstance(value, str) and value.strip() in names:
             return value.strip()
-        if self.merges and isinstance(value, str) and merge_key(value) in map(merge_key, names):
-            return value
+        if self._is_spelling(value, names):
+            return str(value)
         number = _whole(value)
         has_numbers = any(_whole(name) is not None for name in names)
         if has_numbers and number is not None:
@@ -198,6 +198,10 @@ class LabelReader:
         expected = f"one of data.label_names ({_listed(names)})"
         expected += "" if has_numbers else f", or its number (0 to {len(names) - 1})"
         return Problem(describe(value), expected, "correct the row, or data.label_names")
+
+    def _is_spelling(self, value: Any, names: Sequence[str]) -> bool:
+        """Return True for another spelling of a name, which is merged with it afterwards."""
+        return self.merges and isinstance(value, str) and merge_key(value) in map(merge_key, names)
 
     def wrong_separator(self, lists: Sequence[tuple[str, list[Any]]]) -> Problem | None:
         """Return a problem if ``data.label_separator`` occurs in no cell, but another one does.
