@@ -207,6 +207,35 @@ def test_a_missing_database_is_named_with_those_that_exist(name: str, folder: Pa
     assert problem.fix == "databases found there: firm/company.db"
 
 
+def write_own_folders(folder: Path) -> None:
+    """Write a registry and a run, each with files that are named like data."""
+    write_database(folder / "registry" / "registry.sqlite")
+    run = folder / "20260131-235959-causal-lm-gpt2-1f0a"
+    write_jsonl(run / "train.jsonl", reviews())
+    (run / "notes.txt").write_text("No text of the user.\n", encoding="utf-8")
+    (run / "status.json").write_text("{}", encoding="utf-8")
+    (run / ".lock").touch()
+
+
+@pytest.mark.parametrize("runs", ["runs", "."])
+def test_runs_and_the_registry_are_no_data(runs: str, folder: Path) -> None:
+    write_own_folders(folder / runs)
+    write_csv(folder / "questions.csv", questions())
+    assert propose("questions.csv").task == "seq2seq"
+    with pytest.raises(DataError, match="No SQLite database is next to it") as caught:
+        propose(["questions.csv", "company.db"])
+    assert "registry" not in str(caught.value)
+    write_database(folder / "company.db")
+    found = propose("questions.csv")
+    assert (found.task, found.config["data"]["databases"]) == ("text2sql", "company.db")
+
+
+def test_texts_in_runs_are_not_read(folder: Path) -> None:
+    write_own_folders(folder / "books" / "runs")
+    with pytest.raises(DataError, match="no file with rows or text"):
+        propose("books")
+
+
 def test_a_missing_database_without_others(folder: Path) -> None:
     write_csv(folder / "questions.csv", questions())
     with pytest.raises(DataError, match="No SQLite database is next to it"):

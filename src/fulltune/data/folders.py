@@ -14,6 +14,7 @@ from fulltune.data.formats import by_name
 from fulltune.data.raw import Item, Opened, Options
 from fulltune.errors import DataError, Problem, did_you_mean
 from fulltune.records.run import FileFormat
+from fulltune.runtime import paths
 from fulltune.runtime.split_names import SPLIT_NAMES
 
 #: Columns of a folder of text documents: the text, the first folder below the source, and the path below it.
@@ -154,7 +155,7 @@ def _is_of(name: str, split: str) -> bool:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Yield the regular files of a folder and its subfolders, except hidden ones; links are followed once.
+    """Yield the regular files of a folder and its subfolders, except hidden ones and runs; links are followed once.
 
     Raises:
         DataError: A subfolder cannot be read.
@@ -166,9 +167,11 @@ def _files(folder: Path) -> Iterator[str]:
     visited = set[str]()
     for parent, inner, files in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(parent)
-        inner[:] = [] if real in visited else [name for name in inner if not name.startswith((".", "__MACOSX"))]
         if real in visited:
+            inner.clear()
             continue
+        shown = [name for name in inner if not name.startswith((".", "__MACOSX"))]
+        inner[:] = [name for name in shown if not paths.is_own(Path(parent, name))]
         visited.add(real)
         for name in files:
             path = Path(parent, name)

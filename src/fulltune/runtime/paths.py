@@ -65,6 +65,18 @@ def files_in(folder: Path) -> list[str]:
     return [name for name in names_in(folder) if not name.startswith(".") and os.path.isfile(folder / name)]
 
 
+def is_own(folder: Path) -> bool:
+    """Return True for a folder that fulltune itself writes: a run, or the registry of models. It has no user's data."""
+    names = set(names_in(folder))
+    return "registry.sqlite" in names or ("status.json" in names and not names.isdisjoint({".lock", "record.json"}))
+
+
+def inner_folders(folder: Path) -> list[Path]:
+    """Return the sorted folders in a folder, except those that fulltune itself writes."""
+    found = [folder / name for name in names_in(folder) if is_folder(folder / name)]
+    return [path for path in found if not is_own(path)]
+
+
 def cache_folder() -> Path:
     """Return ``$FULLTUNE_CACHE``, else the user's cache folder of this system, else a folder for temporary files."""
     from_environment = os.environ.get(CACHE_VARIABLE)

@@ -150,7 +150,7 @@ def _of_folder(folder: Path) -> Sources:
     rows = [file for file in files if _has_rows(file)]
     if rows:
         return _largest(folder, rows, files)
-    inner = [folder / name for name in paths.names_in(folder) if paths.is_folder(folder / name) and name[0] != "."]
+    inner = [path for path in paths.inner_folders(folder) if path.name[0] != "."]
     if any(split_of(path.name) == "train" for path in inner):
         named = [str(path) for path in inner if split_of(path.name)]
         return _of_files(named)
@@ -193,15 +193,16 @@ def _has_rows(path: Path) -> bool:
 
 
 def _has_texts(folder: Path) -> Iterator[bool]:
-    for _, _, names in os.walk(folder):
+    for parent, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not paths.is_own(Path(parent, name))]
         yield from (True for name in names if by_name(Path(name)) == "text")
 
 
 def _databases_near(source: Path) -> Iterator[Path]:
-    """Yield the SQLite files in the folder of a file and in the folders in it."""
+    """Yield the SQLite files in the folder of a file and in the folders in it, except fulltune's own registry."""
     folder = source if source.is_dir() else source.parent
-    places = [folder, *(folder / name for name in paths.names_in(folder) if paths.is_folder(folder / name))]
-    places += [one / name for one in places[1:] for name in paths.names_in(one) if paths.is_folder(one / name)]
+    inner = paths.inner_folders(folder)
+    places = [folder, *inner, *(path for one in inner for path in paths.inner_folders(one))]
     for place in places:
         yield from (place / name for name in paths.files_in(place) if is_database(place / name))
 

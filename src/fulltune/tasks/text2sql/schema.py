@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fulltune.errors import DataError
+from fulltune.runtime import paths
 from fulltune.tasks.text2sql.execution import request
 from fulltune.tasks.text2sql.sandbox import sandbox
 from fulltune.tasks.text2sql.snapshot import printable
@@ -119,6 +121,11 @@ def find_database(folder: str | Path, db_id: str) -> Path:
     )
 
 
+def names_of(files: Iterable[Path]) -> list[str]:
+    """Return the sorted names of database files, without the registry of fulltune itself."""
+    return sorted({path.stem for path in files if not paths.is_own(path.parent)})
+
+
 def _is_there(path: Path) -> bool:
     try:
         return path.is_file()
@@ -130,7 +137,7 @@ def _available(folder: Path) -> str:
     if not folder.is_dir():
         return "data.databases must name a folder, which this is not"
     files = (path for ending in _ENDINGS for path in (*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")))
-    names = sorted({printable(path.stem) for path in files})
+    names = list(map(printable, names_of(files)))
     if not names:
         return "the folder has no .sqlite or .db file; check data.databases"
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -276,7 +276,7 @@ class Text2SQL(TextToText):
             ConfigError: It is required, or ``place`` is not the only database.
         """
         files = (path for ending in ("sqlite", "db") for path in self._databases.rglob(f"*.{ending}"))
-        known = [self._databases.stem] if self._databases.is_file() else sorted({path.stem for path in files})
+        known = [self._databases.stem] if self._databases.is_file() else schema.names_of(files)
         name = row.get("db_id") or place
         if not name and len(known) != 1:
             listed = ", ".join(known[:10])
