@@ -267,6 +267,26 @@ def test_broken_rows_come_before_fixed_ones() -> None:
     assert shown.index("1 broken") < shown.index("test.jsonl:1") < shown.index("1 fixed") < shown.index("test.jsonl:0")
 
 
+def test_texts_are_listed_with_their_scores_and_without_continuations() -> None:
+    better, worse = (
+        Row(id=name, input="", reference="", before="loop loop", after="loop loop", scores=scores)
+        for name, scores in (("krylov/fox.txt", (1.25, 0.9)), ("pushkin/cat.txt", (1.0, 1.125)))
+    )
+    changed = ChangedRows(
+        before="one#zero_shot", after="one", system="zero_shot", metric="bits_per_byte", counted=None, moved=(7, 1),
+        lower=True, reads_answers=False, fixed=(better,), broken=(worse,),
+    )  # fmt: skip
+    shown = text(answers.changed_rows(changed))
+
+    assert "texts by Bits per byte (lower is better)" in shown
+    assert "7 better, the largest changes first, 1 shown" in shown
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["text", "base", "tuned", "difference"] in lines
+    assert ["krylov/fox.txt", "1.250", "0.900", "−0.350"] in lines
+    assert ["pushkin/cat.txt", "1.000", "1.125", "+0.125"] in lines
+    assert "loop" not in shown
+
+
 def test_huge_scores_are_written_with_an_exponent() -> None:
     a, b = ([{"id": str(i), "score": 1e300 * (1 + i % size)} for i in range(20)] for size in (3, 2))
     found = verdict(a, b)

@@ -306,6 +306,20 @@ def test_a_run_is_compared_with_its_best_baseline_or_with_the_one_that_is_named(
     assert changed_rows(run, run, system="tfidf").counted == (2, 0)
 
 
+def test_texts_that_are_judged_by_likelihood_have_their_bits_per_byte(tmp_path: Path) -> None:
+    """A text of 20 bytes whose negative log-likelihood is 20 ln 2 has 1 bit per byte."""
+    bit = 20 * math.log(2)
+    base = [row.model_copy(update={"system": "zero_shot"}) for row in likelihoods(lambda i: 2 * bit)]
+    tuned = likelihoods(lambda i: {4: 0.5, 6: 3.0}.get(i, 1.0) * bit)
+    run = folder(tmp_path / "a", record("a", [BITS], metric="bits_per_byte"), [*base, *tuned])
+
+    found = changed_rows(run)
+    assert (found.counted, found.moved, found.lower, found.reads_answers) == (None, (49, 1), True, False)
+    assert (found.fixed[0].id, found.fixed[0].scores) == ("r4", pytest.approx((2.0, 0.5)))
+    assert [(row.id, row.scores) for row in found.broken] == [("r6", pytest.approx((2.0, 3.0)))]
+    assert len(found.fixed) == SHOWN_ROWS
+
+
 def test_comparing_loads_no_model_library() -> None:
     code = "import sys, fulltune.metrics.run_comparison\n"
     code += "sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'sklearn')))"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +142,14 @@ def _settings(folder: Path) -> EvaluationConfig:
 
 
 class Row(Model):
-    """One row before and after: input, reference, and both answers."""
+    """One row before and after: input, reference, both answers, and their scores by the metric of the rows."""
 
     id: str
     input: str
     reference: str | tuple[str, ...]
     before: str | tuple[str, ...]
     after: str | tuple[str, ...]
+    scores: tuple[float, float] | None = None
 
 
 class ChangedRows(Model):
@@ -160,6 +162,9 @@ class ChangedRows(Model):
         metric: The metric that rows are judged by. If it is not 0 or 1 on every row, ``fixed`` are the rows that gained
             most and ``broken`` those that lost most.
         counted: Total numbers of fixed and broken rows; None if rows change gradually.
+        moved: Total numbers of rows that are better and worse, also of those that change gradually.
+        lower: The metric is better if it is lower.
+        reads_answers: The metric judges the answers. If it does not, like bits per byte, it judges the text itself.
     """
 
     before: str
@@ -168,6 +173,9 @@ class ChangedRows(Model):
     is_best: bool = False
     metric: str
     counted: tuple[int, int] | None
+    moved: tuple[int, int] = (0, 0)
+    lower: bool = False
+    reads_answers: bool = True
     fixed: tuple[Row, ...]
     broken: tuple[Row, ...]
 
@@ -199,22 +207,24 @@ def changed_rows(
     was, now = scored(old, metrics, system).without(left_out), scored(new, metrics).without(left_out)
     if system != _TUNED:  # some baselines answer a sample of the rows
         now = now.without(set(now.ids) - set(was.ids))
-    changes = _changed_rows(now, was, metrics[0])
-    exact = "fixed" in changes
-    fixed = changes["fixed" if exact else "most_improved"]
-    broken = changes["broken" if exact else "most_worsened"]
-    wanted = {*fixed[:shown], *broken[:shown]}
+    changes = _changes(now, was, metrics[0])
+    fixed, broken = changes.improved[:shown], changes.worsened[:shown]
+    wanted = {*fixed, *broken}
     earlier = _answers(old, system, wanted)
     later = _answers(new, _TUNED, wanted)
+    moved = len(changes.improved), len(changes.worsened)
     return ChangedRows(
         before=first.run_id + ("" if system == _TUNED else f"#{system}"),
         after=second.run_id,
         system=system,
         is_best=system == best,
-        metric=changes["row_metric"],
-        counted=(len(fixed), len(broken)) if exact else None,
-        fixed=tuple(_row(earlier[row], later[row]) for row in fixed[:shown]),
-        broken=tuple(_row(earlier[row], later[row]) for row in broken[:shown]),
+        metric=changes.metric.name,
+        counted=moved if changes.is_exact else None,
+        moved=moved,
+        lower=changes.metric.direction == "lower",
+        reads_answers=changes.metric.reads_answers,
+        fixed=tuple(_row(earlier[row], later[row], changes) for row in fixed),
+        broken=tuple(_row(earlier[row], later[row], changes) for row in broken),
     )
 
 
@@ -223,8 +233,15 @@ def _answers(folder: Path, system: str, wanted: set[str]) -> dict[str, Predictio
     return {line.id: line for line in lines if line.system == system and line.id in wanted}
 
 
-def _row(before: Prediction, after: Prediction) -> Row:
-    return Row(id=after.id, input=after.input, reference=after.reference, before=before.output, after=after.output)
+def _row(before: Prediction, after: Prediction, changes: _Changes) -> Row:
+    return Row(
+        id=after.id,
+        input=after.input,
+        reference=after.reference,
+        before=before.output,
+        after=after.output,
+        scores=changes.scores[after.id],
+    )
 
 
 def _check(a: Record, b: Record) -> None:
@@ -354,20 +371,39 @@ def _value(system: Accumulator, metric: Metric) -> float:
     return float(metric.value(system.statistics(metric.name)[0].sum(axis=0)))
 
 
-def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:
-    """Return the rows that changed, by a metric that is meaningful for a single row."""
+@dataclass(frozen=True)
+class _Changes:
+    """Ids of all rows that changed, and the scores of all rows before and after.
+
+    ``is_exact``: every row scores 0 or 1. Otherwise the rows that changed most come first.
+    """
+
+    metric: Metric
+    is_exact: bool
+    improved: Sequence[str]
+    worsened: Sequence[str]
+    scores: Mapping[str, tuple[float, float]]
+
+
+def _changes(a: Accumulator, b: Accumulator, deciding: Metric) -> _Changes:
+    """Return the rows that changed from ``b`` to ``a``, by a metric that is meaningful for a single row."""
     metric = a.metrics.get(_ROW_METRIC.get(deciding.name, ""), deciding)
     one, two = row_values(a, b, metric.name)
     gain = (one - two) if metric.direction == "higher" else (two - one)
     values = np.concatenate([one, two])
-    if np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
-        fixed, broken = (tuple(a.ids[row] for row in np.flatnonzero(mask)) for mask in (gain > 0, gain < 0))
-        return {"row_metric": metric.name, "fixed": fixed, "broken": broken}
-    order = np.argsort(-gain, kind="stable")  # NaN comes last and is neither above nor below 0
+    is_exact = bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
+    # NaN comes last and is neither above nor below 0.
+    order = np.arange(len(gain)) if is_exact else np.argsort(-gain, kind="stable")
     improved = [a.ids[row] for row in order if gain[row] > 0]
-    worsened = [a.ids[row] for row in order[::-1] if gain[row] < 0]
-    return {
-        "row_metric": metric.name,
-        "most_improved": tuple(improved[:SHOWN_ROWS]),
-        "most_worsened": tuple(worsened[:SHOWN_ROWS]),
-    }
+    worsened = [a.ids[row] for row in (order if is_exact else order[::-1]) if gain[row] < 0]
+    scores = zip(two.tolist(), one.tolist(), strict=True)
+    return _Changes(metric, is_exact, improved, worsened, dict(zip(a.ids, scores, strict=True)))
+
+
+def _changed_rows(a: Accumulator, b: Accumulator, deciding: Metric) -> dict[str, Any]:
+    """Return the fields of a comparison about the rows that changed."""
+    changes = _changes(a, b, deciding)
+    names = ("fixed", "broken") if changes.is_exact else ("most_improved", "most_worsened")
+    shown = None if changes.is_exact else SHOWN_ROWS
+    rows = (tuple(changes.improved[:shown]), tuple(changes.worsened[:shown]))
+    return {"row_metric": changes.metric.name} | dict(zip(names, rows, strict=True))

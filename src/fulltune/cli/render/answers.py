@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fulltune.metrics.run_comparison import ChangedRows
+from fulltune.metrics.run_comparison import ChangedRows, Row
 from fulltune.metrics.wording import metric_label
-from fulltune.report.display import system_label, visible
+from fulltune.report.display import number, system_label, visible
 from fulltune.runtime.graphemes import clip
 
 if TYPE_CHECKING:
@@ -32,31 +33,51 @@ def asked(answer: Asked) -> RenderableType:
 
 
 def changed_rows(changed: ChangedRows) -> RenderableType:
-    """Show rows that became wrong or right, with both answers, those that became wrong first."""
-    kinds = ("gained most", "lost most") if changed.counted is None else ("fixed", "broken")
-    counted = changed.counted or (len(changed.fixed), len(changed.broken))
+    """Show rows that became worse or better, those that became worse first: with both answers, or with both scores."""
+    kinds = ("better", "worse") if changed.counted is None else ("fixed", "broken")
+    counted = changed.counted or _moved(changed)
     parts: list[RenderableType] = [Text(_between(changed), overflow="fold")]
     listed = zip(kinds, (changed.fixed, changed.broken), counted, strict=True)
     for kind, rows, count in reversed(list(listed)):
+        most = "" if changed.counted or not rows else ", the largest changes first"
         shown = f", {len(rows)} shown" if len(rows) < count else ""
-        parts.append(Text(f"\n{count:,} {kind}{shown}", style="bold"))
-        for row in rows:
-            table = Table(show_header=False, box=None, pad_edge=False)
-            values = {
-                "row": row.id,
-                "input": row.input,
-                "right": row.reference,
-                "before": row.before,
-                "after": row.after,
-            }
-            for name, value in values.items():
-                table.add_row(Text(name, style="dim"), Text(_said(value), overflow="fold"))
-            parts += [table, Text("")]
+        parts.append(Text(f"\n{count:,} {kind}{most}{shown}", style="bold"))
+        parts += [_answers(row) for row in rows] if changed.reads_answers else [_scores(changed, rows)] * bool(rows)
     return Group(*parts)
 
 
+def _moved(changed: ChangedRows) -> tuple[int, int]:
+    return max(changed.moved[0], len(changed.fixed)), max(changed.moved[1], len(changed.broken))
+
+
+def _answers(row: Row) -> RenderableType:
+    """Show one row with both answers, and with both scores if it changed gradually."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    values = {"row": row.id, "input": row.input, "right": row.reference, "before": row.before, "after": row.after}
+    for name, value in values.items():
+        table.add_row(Text(name, style="dim"), Text(_said(value), overflow="fold"))
+    if row.scores and not {*row.scores} <= {0.0, 1.0}:
+        table.add_row(Text("score", style="dim"), Text(" → ".join(map(number, row.scores))))
+    return Group(table, Text(""))
+
+
+def _scores(changed: ChangedRows, rows: Sequence[Row]) -> RenderableType:
+    """Show the scores of texts that are judged as they are: what a model writes says nothing about these."""
+    is_one_run = changed.before.partition("#")[0] == changed.after
+    before = "base" if changed.system == "zero_shot" else system_label(changed.system) if is_one_run else "before"
+    table = Table(box=None, pad_edge=False)
+    table.add_column("text", overflow="fold")
+    for name in (before, "tuned" if is_one_run else "after", "difference"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        old, new = row.scores or (math.nan, math.nan)
+        table.add_row(Text(row.id), number(old), number(new), number(new - old, sign=True))
+    return table
+
+
 def _between(changed: ChangedRows) -> str:
-    metric = f"rows by {metric_label(changed.metric)}"
+    unit = "rows" if changed.reads_answers else "texts"
+    metric = f"{unit} by {metric_label(changed.metric)}{' (lower is better)' if changed.lower else ''}"
     if changed.before == f"{changed.after}#{changed.system}":
         best = ", the best baseline," if changed.is_best else " (the base)" if changed.system == "zero_shot" else ""
         return f"From {system_label(changed.system)}{best} to the tuned model of {changed.after}:\n{metric}"
