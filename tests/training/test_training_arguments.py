@@ -7,6 +7,7 @@ import fakes
 import pytest
 
 from fulltune import Config, ConfigError, Trainer
+from fulltune.config import RegularizeConfig
 from fulltune.training.advice import advice
 from fulltune.training.arguments import checkpointing_name, total_steps, training_arguments, warmup_steps
 
@@ -138,6 +139,10 @@ def test_about_150_points_are_logged(tmp_path: Path) -> None:
 
 def test_no_advice_on_usual_values() -> None:
     assert advice(_config(), steps=1000, parameters=124_000_000) == []
+    pulled = _config(weight_decay=0.0)
+    assert len(advice(pulled, steps=1000, parameters=124_000_000)) == 1
+    anchored = pulled.model_copy(update={"regularize": RegularizeConfig(l2_sp=0.01)})
+    assert advice(anchored, steps=1000, parameters=124_000_000) == []
     assert advice(_config(learning_rate=3e-4), steps=1000, parameters=20_000_000) == []
 
 

@@ -63,7 +63,8 @@ def advice(config: Config, steps: int, parameters: int, *, is_encoder_decoder: b
         lines.append(f"Warm-up takes {warmup} of {steps} steps: the learning rate never reaches train.learning_rate.")
     elif not 0.01 * steps <= warmup <= max(1, 0.2 * steps):
         lines.append(f"Warm-up takes {warmup} of {steps} steps; 1% to 20% of them is usual (500 to 2000 in long runs).")
-    if not 0 < train.weight_decay <= 0.1:
+    pulls_to_base = config.regularize.l2_sp and train.weight_decay == 0  # 0 is then what init writes, and right
+    if not 0 < train.weight_decay <= 0.1 and not pulls_to_base:
         lines.append(f"train.weight_decay is {train.weight_decay:g}; 0.01 is usual.")
     lines += _advice_on_unread(config)
     lines += [

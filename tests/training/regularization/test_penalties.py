@@ -486,3 +486,5 @@ def test_the_cost_is_reported() -> None:
     assert lines[0] == "The regularizers keep 3 copies of the weights alongside the model: 3.0 GiB."
     assert len(lines) == 3
     assert costs.advice_on_regularizers(config(), 2**28) == []
+    [small] = costs.advice_on_regularizers(config(ewc=0.1), 2**20)
+    assert small == "The regularizers keep 2 copies of the weights alongside the model: 8 MiB."

@@ -54,8 +54,9 @@ def advice_on_regularizers(config: Config, parameters: int) -> list[str]:
     copies = extra_copies(wanted)
     if copies:
         words = "1 copy" if copies == 1 else f"{copies} copies"
-        size = f"{4 * copies * parameters / _GIB:.1f} GiB"
-        lines.append(f"The regularizers keep {words} of the weights alongside the model: {size}.")
+        size = 4 * copies * parameters
+        written = f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{max(1, round(size / 2**20))} MiB"
+        lines.append(f"The regularizers keep {words} of the weights alongside the model: {written}.")
     if wanted.distill:
         lines.append("regularize.distill reads general text at every step, once by the base and once by the model.")
     if wanted.l2_sp and config.train.weight_decay:
