@@ -18,7 +18,7 @@ import fulltune
 from fulltune.config import ForgettingConfig, load_config
 from fulltune.errors import ConfigError, DataError
 from fulltune.pipeline.proposal.base_models import HUB, LOCAL, BaseModel, language_gap
-from fulltune.pipeline.proposal.language import language_of
+from fulltune.pipeline.proposal.language import language_of, texts_by_language
 from fulltune.pipeline.proposal.propose import Proposal
 from fulltune.training.advice import advice
 
@@ -546,9 +546,20 @@ def test_languages_of_a_folder_are_counted_whatever_comes_first(folder: Path) ->
     assert (found.language, found.languages) == ("Russian", {"Russian": 40, "English": 12, "Czech": 11})
     assert "in Russian 40, English 12, Czech 11." in " ".join((folder / "config.yaml").read_text("utf-8").split())
     assert found.why["model"].endswith("pretrained on English and Russian, not on Czech")
-    assert "11 of 63 texts are in Czech: starter:gpt2 was not pretrained on that" in found.notes
+    named = ", ".join(str(Path("b_czech", f"{i:02}.txt")) for i in range(3))
+    assert (
+        f"11 of 63 texts are in languages that starter:gpt2 was not pretrained on: Czech, such as {named}"
+    ) in found.notes
     text = [texts["a_english"][1] * 20] * 30 + [texts["c_russian"][1] * 20] * 99
     assert language_of(text) == "Russian"
+
+
+@pytest.mark.parametrize(("ukrainian", "named"), [(3, {}), (12, {"Russian": 90, "Ukrainian": 12})])
+def test_a_few_texts_that_read_like_a_related_language_are_a_dialect(ukrainian: int, named: dict[str, int]) -> None:
+    russian = "Жили-были старик со старухой, и не было у них никого, кроме внучки, и она как все пела. " * 5
+    other = "Жив у лісі дід, що не мав нікого, і він був як у казці, але за рікою його чекала внучка до ранку. " * 5
+    found = texts_by_language([russian] * 90 + [other] * ukrainian)
+    assert {language: len(numbers) for language, numbers in found.items()} == named
 
 
 @pytest.mark.parametrize(("size", "task"), [(9, "classification"), (90, "causal-lm")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 #: Function words by language. Words of several languages count for each of them.
@@ -40,6 +40,16 @@ _COUNTED, _WORDS_OF_ONE = 500, 30
 #: Fraction of the texts from which a language is counted; a few more may be recognized wrongly.
 _LEAST_FRACTION = 0.02
 
+#: Languages that are told apart by few words: in dialects and old spellings one reads like another. Fewer texts than
+#: both limits are taken for texts in the related language that most texts have.
+_RELATED = (
+    frozenset({"Russian", "Ukrainian", "Bulgarian"}),
+    frozenset({"Polish", "Czech", "Slovak"}),
+    frozenset({"French", "Spanish", "Italian", "Portuguese"}),
+    frozenset({"German", "Dutch"}),
+)
+_FEW_RELATED, _FEW_RELATED_FRACTION = 10, 0.05
+
 #: Fraction of words that must be function words of the language; prose has 20% to 45% of those above.
 _LEAST = 0.06
 
@@ -59,17 +69,30 @@ def language_of(texts: Iterable[str]) -> str:
     return best if words and counted[best] >= _LEAST * words.total() else ""
 
 
-def count_languages(texts: Sequence[str]) -> dict[str, int]:
-    """Return the number of texts in each language, most first; empty if they have one language, or are short.
+def texts_by_language(texts: Sequence[str]) -> dict[str, list[int]]:
+    """Return the numbers of the texts in each language, most first; empty if they have one language, or are short.
 
-    At most 500 evenly spaced texts are counted.
+    At most 500 evenly spaced texts are read. A few texts in a language that is related to that of most are taken for
+    dialects or old spellings of the latter.
     """
-    chosen = texts[:: max(1, -(-len(texts) // _COUNTED))]
-    found = Counter(language_of([text]) for text in chosen if len(text[:_OF_ONE].split()) >= _WORDS_OF_ONE)
+    step = max(1, -(-len(texts) // _COUNTED))
+    found = defaultdict[str, list[int]](list)
+    for number in range(0, len(texts), step):
+        if len(texts[number][:_OF_ONE].split()) >= _WORDS_OF_ONE:
+            found[language_of([texts[number]])].append(number)
     found.pop("", None)
-    least = max(2.0, _LEAST_FRACTION * len(chosen))
-    counted = {language: count for language, count in found.most_common() if count >= least}
-    return counted if len(counted) > 1 else {}
+    read = len(range(0, len(texts), step))
+    ranked = sorted(found, key=lambda language: -len(found[language]))
+    named = {one: found[one] for one in ranked if len(found[one]) >= _least(one, ranked[0], read)}
+    return named if len(named) > 1 else {}
+
+
+def _least(language: str, main: str, read: int) -> float:
+    """Return the number of texts from which a language is counted, of those that were read."""
+    least = max(2.0, _LEAST_FRACTION * read)
+    if language != main and any({language, main} <= related for related in _RELATED):
+        return max(least, min(_FEW_RELATED, _FEW_RELATED_FRACTION * read))
+    return least
 
 
 def _script(sample: str) -> str:

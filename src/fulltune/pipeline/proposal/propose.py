@@ -24,7 +24,7 @@ from fulltune.pipeline.proposal import rows as reading
 from fulltune.pipeline.proposal.base_models import BaseModel
 from fulltune.pipeline.proposal.choose import Choice, choose
 from fulltune.pipeline.proposal.config_text import Line, Section, reasons, to_mapping, to_text
-from fulltune.pipeline.proposal.language import count_languages, language_of
+from fulltune.pipeline.proposal.language import language_of, texts_by_language
 from fulltune.pipeline.proposal.queries import Queries
 from fulltune.pipeline.proposal.sources import Sources, missing_database, sort_sources
 from fulltune.records.run import FileFormat, Model
@@ -186,7 +186,7 @@ def _check_output(file: Path, force: bool) -> None:
 
 @dataclass(frozen=True)
 class _Draft:
-    """All that was inferred."""
+    """All that was inferred; ``written`` has the ids of the first texts in each language."""
 
     sources: Sources
     columns: Sequence[Profile]
@@ -197,6 +197,7 @@ class _Draft:
     base: BaseModel
     language: str
     languages: Mapping[str, int]
+    written: Mapping[str, Sequence[str]]
     counts: Sequence[int]
     answers: Sequence[int]
     file: Path
@@ -215,7 +216,9 @@ class _Draft:
         rows = reading.read(sources.splits(), config, list(choice.columns))
         choice = _counted(choice, rows)
         inputs = rows.values(next(iter(choice.columns)))
-        languages = count_languages(inputs)
+        found = texts_by_language(inputs)
+        languages = {one: len(numbers) for one, numbers in found.items()}
+        written = {one: tuple(rows.tables["train"][row].id for row in found[one][:_SHOWN]) for one in found}
         language = next(iter(languages), "") or language_of(inputs)
         family = _FAMILIES[choice.task]
         base = base_models.with_name(model, family) if model else base_models.choose(family, language)
@@ -230,6 +233,7 @@ class _Draft:
             base,
             language,
             languages,
+            written,
             settings.count_tokens(inputs, base),
             settings.count_tokens(rows.values(answers[0]), base) if answers else (),
             file,
@@ -541,7 +545,8 @@ class _Draft:
             notes += [limit.rstrip(".")] if limit else []
         if self.languages and self._unknown:
             of = f"{sum(self.languages[one] for one in self._unknown)} of {sum(self.languages.values())} texts"
-            notes.append(f"{of} are in {' and '.join(self._unknown)}: {self.base.name} was not pretrained on that")
+            named = "; ".join(f"{one}, such as {', '.join(self.written[one])}" for one in self._unknown)
+            notes.append(f"{of} are in languages that {self.base.name} was not pretrained on: {named}")
         assumed = [
             (one.file, text) for table in self.rows.tables.values() for one in table.files for text in one.assumed
         ]
