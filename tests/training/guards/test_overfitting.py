@@ -93,7 +93,7 @@ def test_the_last_step_may_be_the_best(tmp_path: Path) -> None:
     guard = OverfittingGuard()
     assert drive(guard, tmp_path, [3.0, 2.0, 1.0]).weight == 20
     assert [event.message for event in guard.events] == [
-        "The last step, 20, is the best: validation loss 1, against 3 at step 0."
+        "Nothing was overfitted: the last step, 20, has the best validation loss, 1, against 3 at step 0."
     ]
 
 

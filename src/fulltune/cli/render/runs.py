@@ -59,8 +59,10 @@ def record(record: Record, folder: Path, hint: str = "") -> RenderableType:
     report = Text(f"Report: {folder / 'report.html'}", overflow="fold")
     advice = [Text(f"Next: {record.recommendation.sentence}")] if record.recommendation else []
     ending = [report, *advice, *([Text(hint, overflow="fold")] if hint else [])]
-    reasoned = [*reasons, *watched(record)]
-    kept = [*parted(record), *folded(record), *retained(record), *described(record), *audited(record), *spent(record)]
+    warned, informed = watched(record)
+    reasoned = [*reasons, *warned]
+    facts = [*informed, *described(record), *audited(record), *spent(record)]
+    kept = [*parted(record), *folded(record), *retained(record), *facts]
     return Group(Text(record.headline, style="bold"), *reasoned, _table(tables.systems(record)), *kept, *ending)
 
 
@@ -144,10 +146,16 @@ def audited(record: Record) -> list[Text]:
     return [Text(line) for line in first_warnings(warnings, "in audit.json")]
 
 
-def watched(record: Record) -> list[Text]:
-    """Return one line per event of a guard, without those that the reasons repeat."""
+def watched(record: Record) -> tuple[list[Text], list[Text]]:
+    """Return one line per event of a guard: those that changed the run, and those that report that all is well.
+
+    Events that the reasons repeat are left out.
+    """
     events = [event for event in record.guards if event.message not in record.reasons]
-    return [Text(f"Guard ({event.guard}): {event.message}") for event in events]
+    fine = [event for event in events if event.guard == "overfitting" and event.step == record.training.steps]
+    fine = [event for event in fine if event.verdict == "continue"]
+    warned = [Text(f"Guard ({event.guard}): {event.message}") for event in events if event not in fine]
+    return warned, [Text(event.message) for event in fine]
 
 
 def seeded(result: SeededRuns) -> RenderableType:

@@ -345,7 +345,7 @@ class OverfittingGuard(Guard):
         others = [f"{curve[at]:.4g} at step {at}" for at in sorted({0, max(curve)} & curve.keys() - {step})]
         against = f", against {' and '.join(others)}" if others else ""
         if step == last:
-            return f"The last step, {step}, is the best: {name} {value:.4g}{against}."
+            return f"Nothing was overfitted: the last step, {step}, has the best {name}, {value:.4g}{against}."
         return f"The weights of step {step} are kept: {name} {value:.4g}{against}."
 
     def _best_of(self, values: list[float]) -> float:
