@@ -107,6 +107,20 @@ def test_continuations_start_from_the_same_opening_and_include_the_true_one() ->
     assert zero.values["continuation_reference"] == "ijklm"
 
 
+@pytest.mark.parametrize(
+    ("text", "opening", "reference"),
+    [
+        ("once there lived a fox", "once there ", "lived a fox"),
+        ("one two three", "one", " two three"),  # six characters end in the second word
+        ("однажды", "одн", "ажды"),
+    ],
+)
+def test_an_opening_ends_with_a_complete_word(text: str, opening: str, reference: str) -> None:
+    [found] = make().predictor(fakes.bundle("gpt2"), "zero_shot")(examples([text]))
+    assert found.values["opening"] == opening
+    assert reference.startswith(found.values["continuation_reference"])
+
+
 def test_random_documents_of_every_folder_are_continued() -> None:
     bundle = fakes.bundle("gpt2")
     rows = [Example(f"{i:02}", "", f"text {i}", part="epics" if i < 20 else f"tales {i % 3}") for i in range(30)]

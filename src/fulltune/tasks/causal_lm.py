@@ -11,6 +11,7 @@ rows with ``prompt`` and ``completion``, only the completion is learned and scor
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ class CausalLM(Generating):
 
     name = "causal-lm"
     usual_length = 1024
-    version = 2
+    version = 3
     families = ("decoder",)
     inputs = ("text", "prompt")
     baselines = ("ngram", "zero_shot", "few_shot")
@@ -266,12 +267,15 @@ class CausalLM(Generating):
     def _opening(
         self, example: Example, bundle: Bundle, shots: Sequence[Example], cap: int
     ) -> tuple[list[int], str, str]:
-        """Return the opening of an example (token ids and text), and its reference continuation."""
+        """Return the opening of an example (token ids and text), and its reference continuation.
+
+        The opening of a document ends with a complete word, so that the continuation begins with a word, too.
+        """
         if example.input:
             return self._prompt(example, bundle, shots, self._reserve(bundle)).ids, example.input, example.answer
         tokens = prompts.text_ids(bundle, example.answer)
         size = min(OPENING_TOKENS, max(1, len(tokens) // 2), bundle.window // prompts.ANSWER_PART)
-        shown = _decoded(bundle, tokens, size)
+        shown = _whole_words(_decoded(bundle, tokens, size), _decoded(bundle, tokens, size + _COMPLETING))
         # Encode the displayed text: a cut inside a word or a character could give other tokens.
         opening = prompts.text_ids(bundle, shown) or tokens[:size]
         room = bundle.window - self._reserve(bundle) - len(opening)
@@ -311,6 +315,13 @@ def _decoded(bundle: Bundle, tokens: list[int], size: int) -> str:
     text = decode(bundle, tokens[:size]).rstrip("\ufffd")
     longer = decode(bundle, tokens[: size + _COMPLETING])
     return clip(longer, len(text)) if longer.startswith(text) else text
+
+
+def _whole_words(opening: str, longer: str) -> str:
+    """Return an opening without the beginning of a word at its end, unless it has no other words."""
+    is_cut = opening[-1:].isalnum() and longer[len(opening) : len(opening) + 1].isalnum()
+    words = re.fullmatch(r"(.*\S)\s+\S+", opening, re.DOTALL) if is_cut else None
+    return words[1] if words else opening
 
 
 def windows(context: list[int], tokens: list[int], window: int, *, is_given: bool = False) -> list[Text]:
