@@ -304,6 +304,8 @@ def test_a_run_is_compared_with_its_best_baseline_or_with_the_one_that_is_named(
     named = changed_rows(run, system="zero_shot")
     assert (named.before, named.counted, named.is_best) == ("run-a#zero_shot", (39, 0), False)
     assert changed_rows(run, run, system="tfidf").counted == (2, 0)
+    with pytest.raises(StoreError, match="Choose one of zero_shot, tfidf, tuned"):
+        changed_rows(run, system="nosuch")
 
 
 def test_texts_that_are_judged_by_likelihood_have_their_bits_per_byte(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from fulltune.config import EvaluationConfig
-from fulltune.errors import ConfigError, IncompatibleError, Problem, StoreError
+from fulltune.errors import ConfigError, IncompatibleError, Problem, StoreError, did_you_mean
 from fulltune.metrics import INFORMATIONAL, known, wording
 from fulltune.metrics.accumulate import Accumulator, matching, row_values
 from fulltune.metrics.base import Metric
@@ -304,16 +304,17 @@ def predictions_of(folder: Path, system: str = _TUNED) -> Iterator[Prediction]:
     Raises:
         StoreError: There are none, or they cannot be read.
     """
-    path, is_empty = folder / "predictions.jsonl", True
+    path, found = folder / "predictions.jsonl", dict[str, None]()
     for prediction in _predictions(path):
+        found[prediction.system] = None
         if prediction.system == system:
-            is_empty = False
             yield prediction
-    if is_empty:
+    if system not in found:
         raise StoreError(
             "there is no prediction of the tuned model" if system == _TUNED else f"there is no prediction of {system}",
             expected=f'lines with "system": "{system}"',
-            fix="name a finished run",
+            fix=did_you_mean(system, found)
+            or (f"choose one of {', '.join(found)}" if found else "name a finished run"),
             where=str(path),
         )
 

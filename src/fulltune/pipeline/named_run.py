@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fulltune.config import Config
-from fulltune.errors import ConfigError, FulltuneError, Problem, StoreError
+from fulltune.errors import ConfigError, FulltuneError, Problem, StoreError, did_you_mean
 from fulltune.models.sources import exported_folder
 from fulltune.records.export import is_export, read_export
 from fulltune.records.run import read_record
@@ -60,11 +60,20 @@ def _without_task(name: str, out: Path) -> Problem:
     expected = "a run or a version, whose task is used"
     fix = "name one (`fulltune models list` shows the versions), or give its task with --config CONFIG"
     if not (Path(name) / "config.json").is_file():
+        near = did_you_mean(name, _known(out))
+        fix = f"{near} Otherwise {fix}" if near else fix
         return Problem(f"{name!r} is neither a run nor a version", expected, fix)
     version = _version_in(Path(name), Registry(out))
     if version is not None:
         fix = f"use its version {version.ref}, or give the task with --config CONFIG"
     return Problem(f"{name!r} is a model folder without a task", expected, fix)
+
+
+def _known(out: Path) -> list[str]:
+    """Return the names that runs and registered models have."""
+    registry = Registry(out)
+    runs = [path.parent.name for path in out.glob("*/record.json")]
+    return ["latest", *runs, *(registry.names() if registry.exists else ())]
 
 
 def _version_in(folder: Path, registry: Registry) -> Version | None:

@@ -260,7 +260,10 @@ def _unknown(name: str, known: list[str], out: Path) -> StoreError:
             f"there is no run {name!r}", where=str(out), fix="start one with `fulltune run`; --out sets the folder"
         )
     newest = "one of " + ", ".join(known[-5:]) + (" (the newest five)" if len(known) > 5 else "")
-    fix = did_you_mean(name, known) or "name a run by its id or a prefix of it; --out sets the folder of the runs"
+    fix = (
+        did_you_mean(name, [*known, "latest"])
+        or "name a run by its id or a prefix of it; --out sets the folder of the runs"
+    )
     return StoreError(f"there is no run {name!r}", expected=newest, where=str(out), fix=fix)
 
 
