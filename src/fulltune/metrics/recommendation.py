@@ -52,11 +52,14 @@ class Curve(NamedTuple):
         words: The points that show it, e.g. ``validation loss 2.31 → 2.10 from step 40 to 60``.
         is_scheduled: It is flat only where the schedule has taken the rate below half of its peak, which flattens every
             curve, so that nothing follows about longer training.
+        is_unfinished: The last point is the best one, and the schedule had lowered the rate by then: the curve is flat
+            because training was about to end, not because nothing was left to learn.
     """
 
     trend: Trend
     words: str
     is_scheduled: bool = False
+    is_unfinished: bool = False
 
 
 def recommend(record: Record) -> Recommendation:
@@ -137,7 +140,9 @@ def curve_of(record: Record) -> Curve:
     half = _half_rate_step(record.training)
     early = [value for step, value in zip(steps, values, strict=True) if step <= half]
     is_flat_early = len(early) > 2 and _trend(early, max(range(len(early)), key=early.__getitem__)) == "flat"
-    return Curve(trend, words, trend == "flat" and not is_flat_early)
+    is_open = trend == "flat" and not _is_perfect(record)
+    is_unfinished = is_open and steps[-1] > half and best == len(points) - 1
+    return Curve(trend, words, is_open and (is_unfinished or not is_flat_early), is_unfinished)
 
 
 def _half_rate_step(training: Training) -> float:
@@ -368,6 +373,11 @@ def _tuned(record: Record) -> float:
     return record.scores["tuned"][record.metric].value
 
 
+def _is_perfect(record: Record) -> bool:
+    """Return True if the deciding score is a fraction, and 1."""
+    return record.metrics[record.metric].direction == "higher" and _tuned(record) == 1
+
+
 def _is_ahead(record: Record, found: Comparison) -> bool:
     return found.delta > 0 if record.metrics[record.metric].direction == "higher" else found.delta < 0
 
@@ -423,8 +433,14 @@ def _more(record: Record, curve: Curve) -> tuple[Action, str]:
 
 def _more_rows(record: Record, curve: Curve) -> str:
     rows = record.data.train.rows
+    epochs = record.training.epochs
+    if curve.is_unfinished:
+        return (
+            f"The schedule ended while validation was still improving ({curve.words}), and every curve is flat where "
+            f"the rate is low: raise train.epochs ({epochs:.3g} → {2 * epochs:.3g}). More training rows (there are "
+            f"{rows:,}) may help as well."
+        )
     if curve.is_scheduled:
-        epochs = record.training.epochs
         return (
             f"More train.epochs ({epochs:.3g} → {2 * epochs:.3g}) or more training rows (there are {rows:,}) may help: "
             "where the schedule lowers the rate the curve is flat in any case, so it does not show which."
