@@ -174,7 +174,9 @@ def test_a_run_that_learns_no_more_than_tfidf_is_undecided(finished: Callable[..
     assert record.comparison["tuned vs majority"].verdict == "improved"
     assert record.scores["tfidf"]["accuracy"].value == 1.0
     assert record.outcome == "undecided"
-    assert record.headline.startswith("Use TF-IDF. The tuned model cannot be told from TF-IDF: macro-F1 1.000 → 1.000")
+    assert record.headline.startswith(
+        "Prefer TF-IDF. The tuned model cannot be told from TF-IDF: macro-F1 1.000 → 1.000"
+    )
     assert record.recommendation is not None
     assert (record.recommendation.use, record.recommendation.action) == ("tfidf", "use the baseline")
 

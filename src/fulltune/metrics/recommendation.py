@@ -13,7 +13,17 @@ from typing import Any, Literal, NamedTuple
 
 from fulltune.metrics import wording
 from fulltune.metrics.power import least_rows, rows_needed
-from fulltune.records.run import Action, Comparison, Parameters, Recommendation, Record, Training, base_kept
+from fulltune.records.run import (
+    SCORES_ONLY,
+    Action,
+    Comparison,
+    Outcome,
+    Parameters,
+    Recommendation,
+    Record,
+    Training,
+    base_kept,
+)
 
 Trend = Literal["improving", "flat", "past its best", "never improved", "unknown"]
 
@@ -85,6 +95,10 @@ def recommend(record: Record) -> Recommendation:
         model is ahead and an affordable number would show it; otherwise use the baseline, which costs less.
     11. The outcome is accepted: use it.
     """
+    return _with_command(_advice(record), record)
+
+
+def _advice(record: Record) -> Recommendation:
     curve = curve_of(record)
     stopped = _after_stop(record) if record.outcome == "stopped" else None
     return (
@@ -101,14 +115,25 @@ def recommend(record: Record) -> Recommendation:
     )
 
 
-def lead(found: Recommendation) -> str:
-    """Return the recommendation in a few words, for the beginning of a headline."""
+def _with_command(found: Recommendation, record: Record) -> Recommendation:
+    """Add the command by which a recommended baseline answers; texts without targets are only scored."""
+    if found.use in ("", "tuned") or record.task == SCORES_ONLY:
+        return found
+    command = f"`fulltune predict {record.run_id}#{found.use} FILE` answers with {wording.system(found.use)}."
+    return found.model_copy(update={"sentence": f"{found.sentence} {command}"})
+
+
+def lead(found: Recommendation, outcome: Outcome) -> str:
+    """Return the recommendation in a few words, for the beginning of a headline.
+
+    A baseline that the tuned model cannot be told from is preferred for its cost, not because it is better.
+    """
     if found.use == "tuned":
         return "Use it"
     action = found.action
     if not found.use:
         return f"{action[:1].upper()}{action[1:]}"
-    baseline = f"Use {wording.system(found.use)}"
+    baseline = f"{'Prefer' if outcome == 'undecided' else 'Use'} {wording.system(found.use)}"
     return baseline if action == "use the baseline" else f"{baseline}, or {action}"
 
 
@@ -323,7 +348,8 @@ def _undecided(record: Record, curve: Curve) -> Recommendation | None:
     return Recommendation(
         use=name,
         action="use the baseline",
-        sentence=f"As far as these rows can tell, {wording.system(name)} is as good, and it costs less.{rest}",
+        sentence=f"The tuned model cannot be told from {wording.system(name)} on these rows, and the latter costs "
+        f"less: prefer it.{rest}",
     )
 
 

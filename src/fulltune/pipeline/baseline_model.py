@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 from fulltune.config import load_config
 from fulltune.errors import ConfigError, DataError, did_you_mean
 from fulltune.pipeline.job import checked_task_and_method
-from fulltune.pipeline.loaded_model import SCORES_ONLY, UnloadedModel
+from fulltune.pipeline.loaded_model import UnloadedModel
 from fulltune.pipeline.model_loading import load_model
-from fulltune.records.run import Prediction, Record, read_record
+from fulltune.records.run import SCORES_ONLY, Prediction, Record, read_record
 from fulltune.runtime import paths
 from fulltune.tasks import dataset
 from fulltune.tasks.base import Example, Task

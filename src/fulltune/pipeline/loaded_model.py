@@ -14,7 +14,7 @@ from fulltune.metrics import wording
 from fulltune.pipeline.job import checked_task_and_method, with_current_chat_date
 from fulltune.pipeline.model_loading import find_model
 from fulltune.pipeline.named_run import named_run, with_labels
-from fulltune.records.run import Record, read_record
+from fulltune.records.run import SCORES_ONLY, Record, read_record
 from fulltune.runtime.kernels.active import pinned_kernels
 from fulltune.store.runs import name_and_folder
 from fulltune.tasks.base import Example, Task
@@ -22,9 +22,6 @@ from fulltune.tasks.generating import Generating, Generation, Messages, Watch
 
 if TYPE_CHECKING:
     from fulltune.models.bundle import Bundle
-
-#: The task whose baselines score texts and answer none.
-SCORES_ONLY = "causal-lm"
 
 #: Batches per block.
 _BATCHES = 32

@@ -227,7 +227,8 @@ def _recommending(record: Record, limit: str = "") -> Record:
     advice = recommend(record)
     if limit:
         advice = advice.model_copy(update={"sentence": f"{advice.sentence} {limit}"})
-    return record.model_copy(update={"recommendation": advice, "headline": f"{lead(advice)}. {record.headline}"})
+    headline = f"{lead(advice, record.outcome)}. {record.headline}"
+    return record.model_copy(update={"recommendation": advice, "headline": headline})
 
 
 def _without(systems: Mapping[str, Evaluation], ids: Container[str]) -> dict[str, Evaluation]:

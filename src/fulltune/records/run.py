@@ -394,6 +394,9 @@ class BaselineUse(Model):
     is_cached: bool = False
 
 
+#: The task whose baselines score texts and answer none.
+SCORES_ONLY = "causal-lm"
+
 #: Actions that may be advised after a run.
 Action = Literal[
     "use it",

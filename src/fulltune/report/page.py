@@ -94,7 +94,7 @@ def render(
 
 def _title(record: Record) -> str:
     """Return the title of the page: what to do and the run; the headline is on the page, once."""
-    lead = f"{advised(record.recommendation)}: " if record.recommendation else ""
+    lead = f"{advised(record.recommendation, record.outcome)}: " if record.recommendation else ""
     return f"{lead}{record.run_id}"
 
 
