@@ -125,6 +125,14 @@ def test_nearly_equal_questions_are_wanted_and_nearly_equal_texts_are_not() -> N
     assert found(look([*rows, rows[0]], EVAL, role="sql"), "exact_duplicates").fix.startswith("remove")
 
 
+def test_the_same_input_with_another_target_is_a_conflict_and_no_duplicate() -> None:
+    others = [(SENTENCE, "a"), (SENTENCE, "b"), (SENTENCE.upper(), "c")]
+    result = look([*TRAIN, *others], EVAL, role="sql")
+    assert found(result, "conflicting_targets").count == 1
+    assert kinds(result).isdisjoint({"exact_duplicates", "normalized_duplicates"})
+    assert found(look([*TRAIN, *others, others[1]], EVAL, role="sql"), "exact_duplicates").ids == ("train:104",)
+
+
 def test_many_exact_duplicates_are_a_warning() -> None:
     assert found(look(TRAIN + TRAIN[:1], EVAL), "exact_duplicates").level == "info"
     repeated = found(look(TRAIN + TRAIN[:5], EVAL), "exact_duplicates")

@@ -198,11 +198,12 @@ def _matches(entries: Sequence[Entry], seen: Seen) -> list[Match]:
 
 
 def _within(matches: Sequence[Match], total: int, paraphrases: bool) -> Iterator[Finding]:
+    """Yield findings about repeated rows; the same input with another target is in :func:`_conflicts` instead."""
     for kind, words in _WORDS.items():
         fix = "remove the duplicates, unless their weight is intended"
         if paraphrases and kind == "near":
             fix = "keep them: other wordings of a question, or other values in it, teach what changes in the query"
-        chosen = [match for match in matches if match.kind == kind]
+        chosen = [match for match in matches if match.kind == kind and (kind == "near" or match.same_target)]
         fraction = percent(len(chosen), total)
         yield from _finding(
             f"{kind}_duplicates",
