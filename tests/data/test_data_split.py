@@ -16,7 +16,7 @@ from matrix import often
 
 from fulltune.data.duplicates import THRESHOLD, normalize, similarity
 from fulltune.data.load import Row, Table
-from fulltune.data.split import input_text, split_table
+from fulltune.data.split import fold_tables, input_text, split_table
 from fulltune.errors import DataError, Problem
 
 
@@ -54,6 +54,22 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order() -> None:
     _, again = split_table(Table("made.jsonl", tuple(shuffled)), 0.2, seed=5)
     _, other = split_table(whole, 0.2, seed=6)
     assert set(ids(held)) == set(ids(again)) != set(ids(other))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_folder_is_held_out_at_the_same_rate(seed: int) -> None:
+    sizes = {"krylov": 36, "tolstoy": 50, "afanasyev": 13, "pushkin": 1}
+    folders = [name for name, size in sizes.items() for _ in range(size)]
+    rows = tuple(replace(row, folder=folder) for row, folder in zip(texts(100), folders, strict=True))
+    whole = Table("tales", rows)
+
+    _, held = split_table(whole, 0.2, seed=seed)
+    drawn = Counter(row.folder for row in held)
+    assert all(abs(drawn[name] - 0.2 * size) <= 1 for name, size in sizes.items())
+    assert ids(held) != ids(split_table(whole, 0.2, seed=seed + 5)[1])
+    for _, fold in fold_tables(whole, 5, seed=seed):
+        dealt = Counter(row.folder for row in fold)
+        assert all(abs(dealt[name] - size / 5) <= 1 for name, size in sizes.items())
 
 
 def test_near_copies_never_straddle() -> None:

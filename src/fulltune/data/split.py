@@ -35,9 +35,9 @@ def split_table(
 
     Rows of one group stay together: those with the same value of the ``groups`` role, by default those that are equal
     or near duplicates. Groups are drawn by systematic sampling: sorted by their rarest label, then by a seeded hash of
-    their content, every ``1 / fraction``-th row is held out, so that each label is held out at that rate. No label is
-    held out completely: a label that only one group has stays in the rest. The draw depends on the rows and the seed,
-    not on the order of the rows.
+    their content, every ``1 / fraction``-th row is held out, so that each label is held out at that rate. Of texts in
+    folders, each folder is, unless ``groups`` is given. No label is held out completely: a label that only one group
+    has stays in the rest. The draw depends on the rows and the seed, not on the order of the rows.
 
     Args:
         table: The table to split.
@@ -57,7 +57,8 @@ def split_table(
     members = _members(table, groups)
     if len(members) < 2:
         raise _too_few(table, groups, name)
-    held_out = _draw([_Group.of(table, rows, stratify, seed) for rows in members], fraction, spare)
+    drawn = [_Group.of(table, rows, stratify, seed, by_folder=groups is None) for rows in members]
+    held_out = _draw(drawn, fraction, spare)
     rest_rows = tuple(row for number, row in enumerate(table) if number not in held_out)
     held_out_rows = tuple(row for number, row in enumerate(table) if number in held_out)
     source = f"{fraction:.4g} held out of {table.source}"
@@ -70,8 +71,9 @@ def fold_tables(
     """Divide the rows into folds, and return the rest and the fold for each of them.
 
     Rows of one group stay together, as in :func:`split_table`. Groups are dealt in the order of their rarest label,
-    each to the fold with the fewest rows of that label, so that all folds have all labels at about the same rate. A
-    label that only one group has stays in the rest: no model could have learned it.
+    each to the fold with the fewest rows of that label, so that all folds have all labels at about the same rate, and
+    all folders, as in :func:`split_table`. A label that only one group has stays in the rest: no model could have
+    learned it.
 
     Args:
         table: The rows.
@@ -81,7 +83,7 @@ def fold_tables(
     Raises:
         DataError: There are fewer groups than folds.
     """
-    members = [_Group.of(table, rows, stratify, seed) for rows in _members(table, groups)]
+    members = [_Group.of(table, rows, stratify, seed, by_folder=groups is None) for rows in _members(table, groups)]
     counts = Counter(label for group in members for label in group.labels)
     free = [group for group in members if all(counts[label] > 1 for label in group.labels)]
     if len(free) < folds:
@@ -100,7 +102,7 @@ def _deal(groups: Sequence[_Group], counts: Mapping[str, int], folds: int) -> li
     """Return the numbers of the rows of each fold; no fold is empty."""
     dealt = [set[int]() for _ in range(folds)]
     of_label = [Counter[str]() for _ in range(folds)]
-    for group in sorted(groups, key=lambda group: (_rarest(group, counts), -len(group.rows), group.lot)):
+    for group in sorted(groups, key=lambda group: (_rarest(group, counts), group.folder, -len(group.rows), group.lot)):
         label = _rarest(group, counts)
         place = min(range(folds), key=lambda fold: (of_label[fold][label], len(dealt[fold]), fold))
         dealt[place].update(group.rows)
@@ -121,19 +123,30 @@ def _too_few_for_folds(table: Table, groups: str | None, count: int, folds: int)
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that stay together: their numbers, their labels, and a seeded hash of their content."""
+    """Rows that stay together: their numbers and labels, and seeded hashes of their content and folder."""
 
     rows: tuple[int, ...]
     labels: frozenset[str]
+    folder: str
     lot: str
 
     @classmethod
-    def of(cls, table: Table, rows: Sequence[int], stratify: str | None, seed: int) -> _Group:
-        """Create a group. Its smallest text represents its content, so the order of the rows does not matter."""
+    def of(
+        cls, table: Table, rows: Sequence[int], stratify: str | None, seed: int, *, by_folder: bool = False
+    ) -> _Group:
+        """Create a group. Its smallest text represents its content, so the order of the rows does not matter.
+
+        The folder is hashed so that it depends on the seed which of many small folders are held out.
+        """
         values = [table[number].fields.get(stratify, ()) for number in rows] if stratify else []
         labels = frozenset(label for value in values for label in ([value] if isinstance(value, str) else value))
         content = min(normalize(input_text(table[number].fields)) for number in rows)
-        return cls(tuple(rows), labels, hashlib.sha256(f"{seed}:{content}".encode()).hexdigest())
+        folder = min(table[number].folder for number in rows) if by_folder else ""
+        return cls(tuple(rows), labels, _hash(seed, folder), _hash(seed, content))
+
+
+def _hash(seed: int, text: str) -> str:
+    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 
 
 def _members(table: Table, groups: str | None) -> list[list[int]]:
@@ -151,7 +164,7 @@ def _members(table: Table, groups: str | None) -> list[list[int]]:
 def _draw(groups: Sequence[_Group], fraction: float, spare: bool) -> set[int]:
     """Return the numbers of the rows to hold out: at least one group, never all."""
     counts = Counter(label for group in groups for label in group.labels)
-    ordered = sorted(groups, key=lambda group: (_rarest(group, counts), group.lot))
+    ordered = sorted(groups, key=lambda group: (_rarest(group, counts), group.folder, group.lot))
     # A label of only one group must stay in the rest.
     free = [group for group in ordered if all(counts[label] > 1 for label in group.labels)] or ordered
     size = sum(len(group.rows) for group in groups)
