@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -34,6 +35,9 @@ def columns(**values: list[Any]) -> dict[str, Profile]:
         ("category", lambda i: i % 5 + 1),
         ("category", lambda i: str(i % 2)),
         ("category", lambda i: i % 3 == 0),
+        ("category", lambda i: f"{i % 2}.0"),
+        ("category", lambda i: float(i % 2)),
+        ("category", lambda i: Decimal(i % 2)),
         ("labels", lambda i: ["a", "b", "c"][: i % 4]),
         ("labels", lambda i: str(["late", "broken", "rude"][i % 2 : i % 3 + 1])),
         ("labels", lambda i: ("late;broken", "broken;late", "rude", "late")[i % 4]),

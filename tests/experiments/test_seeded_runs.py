@@ -93,7 +93,7 @@ def test_a_training_that_failed_is_no_accepted_one(place: Path, tmp_path: Path) 
 def test_wrong_numbers_are_explained(place: Path, words: tuple[str, ...]) -> None:
     result = CliRunner().invoke(app, ["run", str(place / "config.yaml"), *words, "--out", str(place / "runs")])
     assert result.exit_code in (1, 2)
-    assert "resumes" in result.output or "at least 1" in result.output
+    assert "resumes" in result.output or "expected 1 to 1000" in result.output
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -137,6 +137,7 @@ def test_the_plan_is_that_of_all_seeds(place: Path, tmp_path: Path) -> None:
     assert "4, which differ in their seed" in shown.output
 
 
-def test_no_seed_is_an_error(place: Path) -> None:
-    with pytest.raises(ConfigError, match="0 seeds"):
-        run_seeds(place / "config.yaml", seeds=0)
+@pytest.mark.parametrize("seeds", [0, 1001, 99_999_999_999])
+def test_the_number_of_seeds_is_limited(place: Path, seeds: int) -> None:
+    with pytest.raises(ConfigError, match=f"{seeds} seeds; expected 1 to 1000"):
+        run_seeds(place / "config.yaml", seeds=seeds)

@@ -81,6 +81,7 @@ def refused(tmp_path: Path, text: str, name: str = "c.yaml") -> str:
         ("method\uff1afull\nx: 1", ["c.yaml:4", "U+FF1A after a key"]),
         ('x: "C:\\Users"', ["c.yaml:4", "an invalid escape sequence", "single quotes"]),
         ("x: [a", ["a bracket that is not closed"]),
+        ("x: " + "9" * 6000, ["c.yaml:4", "999", "a number has too many digits"]),
         ('x: "a', ["a quote that is never closed"]),
         ("data: {train: x, eval: 0.6, valid: 0.5}", ["duplicate key"]),
     ],

@@ -8,6 +8,7 @@ from fulltune.config.derived import refuse_folds, with_one_seed, with_validation
 from fulltune.config.loading import ConfigSource, dump_config, key_named, load_config
 from fulltune.config.schema import (
     LEARNING_RATES,
+    MOST_SEEDS,
     AdapterConfig,
     BaselineConfig,
     CheckpointConfig,
@@ -27,6 +28,7 @@ from fulltune.config.schema import (
 
 __all__ = [
     "LEARNING_RATES",
+    "MOST_SEEDS",
     "AdapterConfig",
     "BaselineConfig",
     "CheckpointConfig",

@@ -38,6 +38,9 @@ COLUMN_KEYS = (
 #: Largest number in a config: the largest seed that NumPy accepts.
 MAX_NUMBER = 2**32 - 1
 
+#: Most trainings of one config with different seeds.
+MOST_SEEDS = 1000
+
 #: Smallest normal number in float32: steps with a smaller learning rate change no weight.
 _MIN_RATE = 2.0**-126
 
@@ -315,7 +318,7 @@ class TrainConfig(Section):
     evaluations: int = Field(4, ge=0, le=10_000, description="points of the evaluation curve; at most one per step")
     seed: int = Field(17, ge=0)
     seeds: int = Field(
-        1, gt=0, le=1000, description="trainings with train.seed and the seeds after it; their mean is judged"
+        1, gt=0, le=MOST_SEEDS, description="trainings with train.seed and the seeds after it; their mean is judged"
     )
 
     @field_validator("learning_rate")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fulltune.config import Config, ConfigSource, load_config, refuse_folds, with_one_seed
+from fulltune.config import MOST_SEEDS, Config, ConfigSource, load_config, refuse_folds, with_one_seed
 from fulltune.errors import ConfigError
 from fulltune.metrics import seeds as over_seeds
 from fulltune.metrics import wording
@@ -54,8 +54,8 @@ def run_seeds(
     loaded, progress = load_config(config, overrides, options=options), progress_of(progress)
     if seeds is None:
         seeds = loaded.train.seeds if loaded.train.seeds > 1 else over_seeds.LEAST_SEEDS
-    if seeds < 1:
-        raise ConfigError(f"{seeds} seeds", expected="at least 1", field="seeds")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise ConfigError(f"{seeds} seeds", expected=f"1 to {MOST_SEEDS}", field="seeds")
     if distributed.launched() > 1:
         raise ConfigError("several seeds and several processes", expected="one of them", fix="run each seed by itself")
     refuse_folds(loaded, "a run of several seeds")

@@ -458,7 +458,10 @@ class _Inspection:
         try:
             self._constructor.construct_object(node)
         except (ValueError, KeyError, OverflowError, YAMLError) as error:
-            self._add(node, f"a value that cannot be read ({getattr(error, 'problem', None) or error})")
+            reason = getattr(error, "problem", None) or error
+            if "set_int_max_str_digits" in str(reason):  # Python's advice for programmers
+                reason = unreadable(error)
+            self._add(node, f"{shortened(node.value)}, a value that cannot be read ({reason})")
 
     def _add_quotes(self, node: Node, what: str) -> None:
         fix = f"write {as_value(node.value[1:-1])}, or put it in straight quotes if these belong to the text"

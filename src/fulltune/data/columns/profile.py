@@ -134,7 +134,7 @@ def profile(name: str, values: Sequence[Any]) -> Profile:
         return _of_lists(empty, [value for value in lists if value])
     if sum(isinstance(value, Mapping) for value in filled) >= _MOST * len(filled):
         return replace(empty, kind="object")
-    return _of_texts(empty, [_spelled(value) for value in filled], all(isinstance(value, float) for value in filled))
+    return _of_texts(empty, [_spelled(value) for value in filled])
 
 
 def _is_missing(value: Any) -> bool:
@@ -154,7 +154,7 @@ def _spelled(value: Any) -> str:
 # ---- Columns of strings and numbers ----
 
 
-def _of_texts(empty: Profile, values: Sequence[str], are_floats: bool) -> Profile:
+def _of_texts(empty: Profile, values: Sequence[str]) -> Profile:
     counts = Counter(values)
     words = sum(len(value.split()) for value in values[:2000]) / len(values[:2000])
     repeated = len(counts) < len(values)
@@ -169,10 +169,10 @@ def _of_texts(empty: Profile, values: Sequence[str], are_floats: bool) -> Profil
         largest=counts.most_common(1)[0][1] / len(values),
     )
     separated = _separated(profile, values, counts)
-    return separated or replace(profile, kind=_kind(profile, values, counts, are_floats))
+    return separated or replace(profile, kind=_kind(profile, values, counts))
 
 
-def _kind(profile: Profile, values: Sequence[str], counts: Counter[str], are_floats: bool) -> ColumnKind:
+def _kind(profile: Profile, values: Sequence[str], counts: Counter[str]) -> ColumnKind:
     if len(counts) == 1 and len(values) > 1:
         return "constant"
     patterns: Sequence[tuple[ColumnKind, re.Pattern[str]]] = (("URL", _URL), ("date", _DATE), ("SQL", _SQL))
@@ -180,7 +180,7 @@ def _kind(profile: Profile, values: Sequence[str], counts: Counter[str], are_flo
         if _share(pattern, values) >= _MOST:
             return kind
     if _share(_NUMBER, values) >= _MOST:
-        return "category" if not are_floats and _share(_INTEGER, values) == 1 and _are_classes(counts) else "number"
+        return "category" if _share(_INTEGER, values) == 1 and _are_classes(counts) else "number"
     if profile.words <= _CATEGORY_WORDS and _is_repeated(counts):
         return "category" if len(counts) <= 1000 else "repeated"
     is_unspaced = _is_unspaced(values)

@@ -19,7 +19,7 @@ _WORDS = {
     "Polish": "i w nie na się że z jest do to jak o przez są dla oraz od który ale po",
     "Czech": "a je se na že v s to z do který jsem jsou nebo pro by jako ale za jeho",
     "Slovak": "a je sa na že v s to z do ktorý som sú alebo pre by ako ale za jeho",
-    "Russian": "и в не на что с он как по это но из к за от так его она все был",
+    "Russian": "и в не на что с он как по это но из к за от так его она все был у",
     "Ukrainian": "і в не на що з він як це та але до за від його вона був є у й",
     "Bulgarian": "и на да се не в за от е че с той са по като но ще това си до",
 }
