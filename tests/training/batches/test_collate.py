@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ def test_features_of_every_kind_become_tensors() -> None:
         ([5, 6], torch.int64, (2, 2)),
         (1, torch.int64, (2,)),
         ([1.0, 0.0, 1.0], torch.float32, (2, 3)),
+        (True, torch.int64, (2,)),
+        ([True, False], torch.float32, (2, 2)),
     ]
     for labels, dtype, shape in kinds:
         data = FeatureDataset([Features([1, 2], labels, "a"), Features([3, 4, 5], labels, "b")])
@@ -46,6 +49,22 @@ def test_features_of_every_kind_become_tensors() -> None:
 def test_label_names_of_the_library_are_known() -> None:
     for name in ("label", "label_ids", "labels"):
         assert Collator(0)([{"input_ids": [1], name: 3}])["labels"].tolist() == [3]
+
+
+def test_rows_may_be_objects_with_attributes() -> None:
+    @dataclass
+    class Row:
+        input_ids: list[int]
+        attention_mask: list[int]
+        label: int
+        token_type_ids: list[int] | None = None
+
+    batch = Collator(0)([Row([1, 2], [1, 1], 1), Row([3], [1], 0)])
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [[1, 2], [3, 0]],
+        "attention_mask": [[1, 1], [1, 0]],
+        "labels": [1, 0],
+    }
 
 
 def test_given_masks_are_kept() -> None:

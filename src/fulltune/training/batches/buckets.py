@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grou
 
 from fulltune.config import Config
 from fulltune.tasks.base import Features
+from fulltune.training.batches.collate import Item, columns_of
 from fulltune.training.batches.unpadding import Lengths, parts
 from fulltune.training.device import training_device, unpads
 
@@ -28,11 +29,11 @@ LEADING_BITS = 4
 def lengths_of(rows: Any, is_encoder_decoder: bool) -> list[Lengths]:
     """Return the lengths of the rows of a dataset with ``input_ids`` and ``labels``."""
 
-    def target(row: Any) -> int:
+    def target(row: Item) -> int:
         labels = row.get("labels") if is_encoder_decoder else None
         return len(labels) if labels is not None else 0
 
-    items = (rows[number] for number in range(len(rows)))
+    items = (columns_of(rows[number]) for number in range(len(rows)))
     return [(len(row["input_ids"]), target(row)) for row in items]
 
 

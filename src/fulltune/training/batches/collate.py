@@ -95,13 +95,19 @@ def as_rows(dataset: Any) -> Any:
     return ColumnDataset(dataset) if is_columns else dataset
 
 
+def columns_of(row: Any) -> Item:
+    """Return the columns of a row: a mapping, or an object with attributes."""
+    return row if isinstance(row, Mapping) else vars(row)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Collate rows of token lists to tensors, padded to the longest row of the batch.
 
     Any family and head is supported: lists become ``(B, longest)``, numbers become ``(B,)``. A missing
     ``attention_mask`` is computed from the lengths, not from the padding id, which may be an ordinary token. ``label``
-    and ``label_ids`` are renamed to ``labels``; strings and missing values are dropped.
+    and ``label_ids`` are renamed to ``labels``; strings and missing values are dropped. A row may be an object with
+    attributes, such as a dataclass. Boolean labels become class numbers, or numbers per label if a row has several.
 
     Attributes:
         pad_token_id: Padding value of ``input_ids``.
@@ -115,7 +121,8 @@ class Collator:
     packed: bool = False
     side: str = "right"
 
-    def __call__(self, rows: Sequence[Item]) -> Batch:
+    def __call__(self, rows: Sequence[Any]) -> Batch:
+        rows = [columns_of(row) for row in rows]
         if self.packed and (batch := packing.pack(rows)) is not None:
             return batch
         names = [name for name, value in rows[0].items() if value is not None and not isinstance(value, str)]
@@ -130,6 +137,8 @@ class Collator:
         tensors = [torch.as_tensor(value) for value in values]
         if tensors[0].dtype == torch.float64:
             tensors = [tensor.float() for tensor in tensors]
+        if name == "labels" and tensors[0].dtype == torch.bool:  # no loss takes booleans
+            tensors = [tensor.float() if tensor.dim() else tensor.long() for tensor in tensors]
         if tensors[0].dim() == 0:
             return torch.stack(tensors)
         fill = self.pad_token_id if name in ("input_ids", "decoder_input_ids") else _FILL.get(name, 0)
