@@ -56,14 +56,27 @@ def test_copy_and_nearest() -> None:
          "SELECT a FROM t WHERE n > 12 LIMIT 1"),
         ("SELECT a WHERE s = 'Al Ma' AND n = 3", "Al Ma has 3", "Bo O'Hara has 4",
          "SELECT a WHERE s = 'Bo O''Hara' AND n = 4"),
+        ("SELECT n WHERE s = 'Hotel Dörr' AND y = 2024", "orders of Hotel Dörr in 2024",
+         "orders of Hotel Lehmann in 2025", "SELECT n WHERE s = 'Hotel Lehmann' AND y = 2025"),
+        ("SELECT n WHERE s = 'Haus am See'", "what did Haus am See order", "what did Café am Markt order",
+         "SELECT n WHERE s = 'Café am Markt'"),
         ("SELECT a WHERE n > 5", "more than 5 items", "more than some items", "SELECT a WHERE n > 5"),
         ("SELECT a WHERE s = 'kept'", "what is it", "what was that", "SELECT a WHERE s = 'kept'"),
         ("SELECT a WHERE s = ''", "", "", "SELECT a WHERE s = ''"),
     ],
-    ids=["longer", "double-quotes", "number", "two", "no-number", "not-in-question", "empty"],
+    ids=["longer", "double-quotes", "number", "two", "first-word", "inner-word", "no-number", "not-there", "empty"],
 )  # fmt: skip
 def test_values_are_swapped_for_those_of_the_new_question(query: str, known: str, asked: str, expected: str) -> None:
     assert with_values(query, known, asked) == expected
+
+
+def test_a_longer_known_value_is_swapped_in_as_one() -> None:
+    train = [
+        Example("t:0", "what did Hotel Dörr order", "SELECT n WHERE s = 'Hotel Dörr'"),
+        Example("t:1", "who runs Hotel Dörr Garni", "SELECT p WHERE s = 'Hotel Dörr Garni'"),
+    ]
+    asked = [Example("e:0", "what did Hotel Dörr Garni order", "?")]
+    assert outputs("nearest_values", given(train), asked) == ["SELECT n WHERE s = 'Hotel Dörr Garni'"]
 
 
 def test_the_nearest_question_is_one_of_the_same_database(tmp_path: Path) -> None:

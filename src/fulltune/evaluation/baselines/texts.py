@@ -77,8 +77,9 @@ def nearest_values(given: Given, examples: Sequence[Example]) -> Answers:
     words = map(re.escape, sorted(values, key=lambda value: (-len(value), value)))
     pattern = re.compile(rf"\b(?:{'|'.join([*words, _NUMBER])})\b", re.IGNORECASE)
     train, places, note = _nearest(given, examples, lambda row: pattern.sub(_VALUE, row.input))
+    units = _units(values)
     texts = (
-        with_values(train[place].answer, train[place].input, example.input)
+        with_values(train[place].answer, train[place].input, example.input, units)
         for example, place in zip(examples, places, strict=True)
     )
     return Answers(_answered("nearest_values", given, examples, texts), sampled=note)
@@ -90,18 +91,29 @@ def _values(query: str) -> set[str]:
     return {text for literal in literals if literal[0] in "'\"" and (text := literal[1:-1].casefold().strip())}
 
 
-def with_values(query: str, known: str, asked: str) -> str:
+def _units(values: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern of the parts of a question that are swapped as one: known values, the longest first, and words.
+
+    Values that share a word (``Hotel Dörr``, ``Hotel Lehmann``) are otherwise taken for equal in that word.
+    """
+    known = [re.escape(value) for value in sorted(values, key=lambda value: (-len(value), value)) if " " in value]
+    return re.compile("|".join([*(rf"(?<!\w){value}(?!\w)" for value in known), _WORD.pattern]), re.IGNORECASE)
+
+
+def with_values(query: str, known: str, asked: str, units: re.Pattern[str] | None = None) -> str:
     """Return a query with the strings and numbers that its question contains replaced by what another has there.
 
-    The words of both questions are aligned (Ratcliff & Obershelp, ``difflib``). A literal is replaced if its words are
-    in a part of the known question that differs.
+    The words and values of both questions are aligned (Ratcliff & Obershelp, ``difflib``). A literal is replaced if its
+    words are in a part of the known question that differs.
 
     Args:
         query: The query of the known question.
         known: The known question.
         asked: The question that is asked.
+        units: Parts of questions that are swapped as one; by default the values of the query, and words.
     """
-    before, after = _WORD.findall(known), _WORD.findall(asked)
+    units = units or _units(_values(query))
+    before, after = units.findall(known), units.findall(asked)
     folded = [word.casefold() for word in before]
     matcher = SequenceMatcher(None, folded, [word.casefold() for word in after], autojunk=False)
     differing = [block[1:] for block in matcher.get_opcodes() if block[0] == "replace"]
@@ -110,7 +122,7 @@ def with_values(query: str, known: str, asked: str) -> str:
         literal = match.group()
         quote = literal[0] if literal[0] in "'\"" else ""
         text = literal.strip(quote) if quote else literal
-        words = [word.casefold() for word in _WORD.findall(text)]
+        words = [word.casefold() for word in units.findall(text)]
         for start in range(len(folded) - len(words) + 1 if words else 0):
             if folded[start : start + len(words)] == words:
                 fresh = " ".join(_across(differing, start, start + len(words), after))
