@@ -66,6 +66,17 @@ def test_answers_are_those_of_the_evaluation(classes: Run, tmp_path: Path) -> No
     assert not (tmp_path / "out.partial").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "proposed"),
+    [("in.csv", "o.csv"), (["in.TSV", "b.csv"], "o.tsv"), ("in.xlsx", "o.jsonl"), ("-", "o.jsonl"), ([], "o.jsonl")],
+    ids=str,
+)
+def test_the_format_of_the_input_is_proposed_for_the_output(data: Any, proposed: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"Name it {proposed}") as caught:
+        fulltune.predict("latest", data, output=tmp_path / "o.xlsx")
+    assert caught.value.problems[0].found == "the suffix '.xlsx'"
+
+
 def test_queries_are_those_of_the_evaluation(queries: Run, tmp_path: Path) -> None:
     found = fulltune.predict(queries.record, [{"question": r["question"], "db_id": r["db_id"]} for r in queries.rows])
     assert [row["sql"] for row in found.rows] == [one.output for one in queries.predictions]

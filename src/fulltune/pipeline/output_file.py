@@ -33,8 +33,13 @@ _BATCH = 10_000
 _FORMATS = {".jsonl": "JSON Lines", ".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet"}
 
 
-def check_output(path: Path, *, force: bool) -> None:
+def check_output(path: Path, *, force: bool, source: object = None) -> None:
     """Check that answers can be written to a file, before anything is computed.
+
+    Args:
+        path: The file.
+        force: It may exist.
+        source: The rows that are answered, as a user names them; the fix for a suffix proposes the suffix of these.
 
     Raises:
         ConfigError: The suffix is no known format, the name is invalid, or the file exists.
@@ -44,12 +49,19 @@ def check_output(path: Path, *, force: bool) -> None:
         raise ConfigError("the path is not valid", expected="a file", fix=fix, where=ascii(str(path)), field="--output")
     if path.suffix not in _FORMATS:
         expected = ", ".join(f"{suffix} ({name})" for suffix, name in _FORMATS.items())
-        fix = did_you_mean(path.suffix, list(_FORMATS)) or f"name it {path.stem}.jsonl"
+        fix = did_you_mean(path.suffix, list(_FORMATS)) or f"name it {path.stem}{_known_suffix(source)}"
         found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
         raise ConfigError(found, expected=expected, fix=fix, where=str(path), field="--output")
     if paths.exists(path) and not force:
         fix = "name another file, or replace it with --force (in Python: force=True)"
         raise ConfigError("the file exists", expected="a new file", fix=fix, where=str(path), field="--output")
+
+
+def _known_suffix(source: object) -> str:
+    """Return the suffix of the file, or of the first one, if answers can have it; else that of JSON Lines."""
+    first = source[0] if isinstance(source, list | tuple) and source else source
+    suffix = Path(first).suffix.lower() if isinstance(first, str | Path) else ""
+    return suffix if suffix in _FORMATS else ".jsonl"
 
 
 class Journal:

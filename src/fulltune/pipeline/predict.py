@@ -193,7 +193,7 @@ def predict(
     """
     if isinstance(output, (str, Path)):
         output = Path(output).expanduser()
-        check_output(output, force=force)
+        check_output(output, force=force, source=data)
     run, baseline = parted(name)
     unloaded = unloaded_model(run, config, out, overrides, options)
     if baseline:
