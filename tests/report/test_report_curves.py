@@ -36,6 +36,14 @@ def test_training_and_evaluation_loss_have_no_gap_between_them() -> None:
     assert 'class="gap"' not in chart.svg
 
 
+def test_the_highest_learning_rate_is_named() -> None:
+    rates = {1: 0.0, 100: 1e-3, 363: 8.5e-9}
+    [warm] = curves([Step(step=step, epoch=1, learning_rate=rate) for step, rate in rates.items()], [], {})
+    assert warm.note == "0 at step 1 → 8.5e-9 at step 363, highest 0.001 at step 100"
+    [falling] = curves([Step(step=step, epoch=1, learning_rate=1 / step) for step in (1, 2)], [], {})
+    assert "highest" not in falling.note
+
+
 def test_best_step_stop_and_rollback_are_marked_in_both_charts() -> None:
     charts = curves(STEPS, [STOP, KEPT, BACK, OTHER], VALIDATION)
     assert [chart.title for chart in charts] == ["Loss", "Validation Macro-F1"]

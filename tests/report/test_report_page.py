@@ -8,7 +8,7 @@ import pytest
 import samples
 from page_reader import PageReader
 
-from fulltune.records.run import Prediction, Recommendation, Record, Step
+from fulltune.records.run import Prediction, Recommendation, Record, Score, Step
 from fulltune.report import render, scores, task
 from fulltune.report.page import asset
 
@@ -295,6 +295,18 @@ def test_a_run_of_nothing_but_nan_still_renders() -> None:
     source = render(samples.record(scores=scores, comparison={}), steps, [], None)
 
     assert "not finite (×) at 2 logged steps" in PageReader(source).text
+
+
+def test_a_score_on_no_row_is_a_dash() -> None:
+    sample = samples.causal_lm()
+    none = Score(value=math.nan, low=math.nan, high=math.nan, n=0)
+    ngram = {"bits_per_byte": Score(value=1.5, low=1.4, high=1.6, n=300), "distinct_2": none, "repetition_4": none}
+    scores = {**sample.record.scores, "ngram": ngram}
+    page = render(sample.record.model_copy(update={"scores": scores}), sample.steps, [], None)
+    text = PageReader(page).text
+    assert "N-gram model 1.500 [1.400, 1.600]" in text
+    assert "NaN" not in text
+    assert "n = 0" not in text
 
 
 def test_curves_of_loss_rate_and_norm() -> None:

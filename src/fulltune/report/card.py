@@ -131,7 +131,7 @@ def _systems(record: Record) -> list[tuple[str, list[str]]]:
 
 
 def _interval(score: Any) -> str:
-    if score is None:
+    if score is None or (not score.n and math.isnan(score.value)):
         return ""
     return f"{display.number(score.value)} {display.interval(score.low, score.high)}"
 

@@ -27,7 +27,8 @@ def curves(steps: Sequence[Step], guards: Sequence[GuardEvent], details: Mapping
     for field, title in (("learning_rate", "Learning rate"), ("grad_norm", "Gradient norm")):
         points = _points(steps, field)
         if points:
-            charts.append(Chart(title, _span(points), svg.lines(title, _span(points), [svg.Line(title, points)])))
+            note = _span(points) + (_peak(points) if field == "learning_rate" else "")
+            charts.append(Chart(title, note, svg.lines(title, note, [svg.Line(title, points)])))
     return [chart for chart in charts if chart is not None]
 
 
@@ -81,6 +82,15 @@ def _span(points: Sequence[svg.Point]) -> str:
     words = f"{compact(first[1])} at step {first[0]:,.0f} → {compact(last[1])} at step {last[0]:,.0f}"
     bad = sum(not math.isfinite(y) for _, y in points)
     return words + (f"; not finite (×) at {bad} logged step{'s' if bad > 1 else ''}" if bad else "")
+
+
+def _peak(points: Sequence[svg.Point]) -> str:
+    """Return the highest value, unless the line begins or ends with it."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    step, value = max(finite, key=lambda point: point[1], default=points[0])
+    if any(end[1] == value for end in (points[0], points[-1])):
+        return ""
+    return f", highest {compact(value)} at step {step:,.0f}"
 
 
 def _lowest(points: Sequence[svg.Point]) -> str:

@@ -97,6 +97,7 @@ class Versus:
 def table(record: Record, scores: Scores) -> Table | None:
     """Return a table of systems by metrics, with the deciding metric first, or None without scores."""
     systems = in_order(scores)
+    scores = {system: measured(row) for system, row in scores.items()}
     present = {name for row in scores.values() for name in row}
     known = [name for name in record.metrics if name in present] + sorted(present - set(record.metrics))
     names = sorted(known, key=lambda name: name != record.metric)
@@ -104,6 +105,11 @@ def table(record: Record, scores: Scores) -> Table | None:
     if not columns:
         return None
     return Table(columns, tuple(_row(name, scores[name], columns) for name in systems))
+
+
+def measured(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """Return the scores that were measured on some row: the n-gram model, say, continues no text."""
+    return {metric: score for metric, score in scores.items() if score.n or not math.isnan(score.value)}
 
 
 def beside(record: Record) -> Scores:
@@ -155,7 +161,7 @@ def _cell(system: str, score: Score, column: Column) -> Cell:
 def bar_rows(record: Record, metric: str) -> list[svg.Bar]:
     """Return one row of a chart per system that has the metric."""
     digits = record_decimals(record, metric)
-    systems = [name for name in in_order(record.scores) if metric in record.scores[name]]
+    systems = [name for name in in_order(record.scores) if metric in measured(record.scores[name])]
     return [_bar(system, record.scores[system][metric], digits) for system in systems]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -136,6 +137,8 @@ def sweep(result: Sweep) -> Table:
 
 
 def _score(score: Score, digits: int) -> Row:
+    if not score.n and math.isnan(score.value):
+        return "–", "–"
     return number(score.value, digits), interval(score.low, score.high, digits)
 
 
