@@ -89,10 +89,10 @@ def test_queries_are_those_of_the_evaluation(queries: Run, tmp_path: Path) -> No
 
 #: Queries that answer the questions in turn, with what is added to the row: without running them, and with --execute.
 QUERIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "SELECT name, legs FROM zoo WHERE legs IS NULL": ({}, {"rows": []}),
+    "SELECT name, legs FROM zoo WHERE legs IS NULL": ({}, {"columns": ["name", "legs"], "rows": []}),
     "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x, 'a', x'01' FROM n": (
         {},
-        {"rows": [[1, "a", "01"], [2, "a", "01"]], "more_rows": True},
+        {"columns": ["x", "'a'", "x'01'"], "rows": [[1, "a", "01"], [2, "a", "01"]], "more_rows": True},
     ),
     "SELECT heads FROM zoo": (
         {"sql_error": "no such column: heads"},

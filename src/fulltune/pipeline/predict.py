@@ -29,7 +29,7 @@ from fulltune.runtime.rows_file import paths_of
 from fulltune.runtime.version import __version__
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.generating import Generating
-from fulltune.tasks.text2sql.results import MORE_ROWS, ROWS, SQL_ERROR, check_queries
+from fulltune.tasks.text2sql.results import COLUMNS, MORE_ROWS, ROWS, SQL_ERROR, check_queries
 
 #: Size in bytes from which text files are read line by line.
 _LARGE = 64 << 20
@@ -251,7 +251,7 @@ def _added(task: Task, *, execute: bool) -> list[str]:
     names = ["prediction", "error", "truncated"]
     names += ["probabilities"] if task.labels else []
     names += [SQL_ERROR] if task.name == "text2sql" else []
-    return names + ([ROWS, MORE_ROWS] if execute else [])
+    return names + ([COLUMNS, ROWS, MORE_ROWS] if execute else [])
 
 
 def _no_input(task: Task, config: Config, available: Sequence[str], source: RowSource) -> DataError:

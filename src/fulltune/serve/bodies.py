@@ -40,6 +40,7 @@ class Output(BaseModel):
     sql: Annotated[str | None, Field(description="text2sql: the query")] = None
     truncated: Annotated[int | None, Field(description="Tokens of the input that the model did not read.")] = None
     rows: Annotated[list[list[Any]] | None, Field(description="--execute: rows of the result")] = None
+    columns: Annotated[list[str] | None, Field(description="--execute: the names of the columns of the result")] = None
     more_rows: Annotated[bool | None, Field(description="--execute: the result has further rows")] = None
     sql_error: Annotated[str | None, Field(description="text2sql: why the query cannot be run, or failed")] = None
 

@@ -63,6 +63,7 @@ class Result:
             died), or empty.
         size: Size of the result in bytes: 100 for each value, plus the length of texts and blobs.
         origin: The query behind the result, or None.
+        columns: Names of the columns, as SQLite gives them; empty after an error.
     """
 
     rows: tuple[Row, ...] = ()
@@ -72,6 +73,7 @@ class Result:
     limit: str = ""
     size: int = 0
     origin: Origin | None = field(default=None, compare=False, repr=False)
+    columns: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def empty(self) -> bool:
@@ -168,7 +170,9 @@ def execute(path: str | Path, sql: str, *, seconds: float = 2.0, max_rows: int =
     rows = answer["rows"]
     values = tuple(tuple(map(_cell, row)) for row in rows) if answer["blobs"] else tuple(map(tuple, rows))
     origin = Origin(Path(path), sql, seconds, max_rows)
-    return Result(values, None, taken, answer["truncated"], size=answer["size"], origin=origin)
+    return Result(
+        values, None, taken, answer["truncated"], size=answer["size"], origin=origin, columns=tuple(answer["columns"])
+    )
 
 
 def compile_error(path: str | Path, sql: str, *, seconds: float = 2.0) -> str:

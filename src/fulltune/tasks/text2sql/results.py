@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fulltune.tasks.base import Example, Task
 
 #: Names of the added fields.
-ROWS, MORE_ROWS, SQL_ERROR = "rows", "more_rows", "sql_error"
+COLUMNS, ROWS, MORE_ROWS, SQL_ERROR = "columns", "rows", "more_rows", "sql_error"
 
 
 def check_queries(task: Task, *, execute: bool, database: str) -> None:
@@ -28,8 +28,8 @@ def check_queries(task: Task, *, execute: bool, database: str) -> None:
 def executed(example: Example, query: str, seconds: float, max_rows: int) -> dict[str, Any]:
     """Return the result of a query.
 
-    ``rows`` has the rows of the result, with blobs as hexadecimal digits; ``more_rows`` is true if there are further
-    ones, and ``sql_error`` says why a query failed.
+    ``columns`` has the names of its columns, ``rows`` its rows, with blobs as hexadecimal digits; ``more_rows`` is true
+    if there are further ones, and ``sql_error`` says why a query failed.
     """
     database = Path(example.meta["database"])
     try:
@@ -39,7 +39,7 @@ def executed(example: Example, query: str, seconds: float, max_rows: int) -> dic
     if result.error is not None:
         return {ROWS: [], SQL_ERROR: result.error}
     rows = [[cell.hex() if isinstance(cell, bytes) else cell for cell in row] for row in result.rows]
-    return {ROWS: rows} | ({MORE_ROWS: True} if result.truncated else {})
+    return {COLUMNS: list(result.columns), ROWS: rows} | ({MORE_ROWS: True} if result.truncated else {})
 
 
 def checked(example: Example, query: str, seconds: float) -> dict[str, Any]:

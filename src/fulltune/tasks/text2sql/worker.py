@@ -168,7 +168,8 @@ class Worker:
         database.connection.set_progress_handler(until, _STEPS)
         try:
             with closing(database.connection.execute(request["sql"])) as cursor:
-                return _read(cursor, request["rows"])
+                names = [column[0] for column in cursor.description or ()]
+                return _read(cursor, request["rows"]) | {"columns": names}
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
             return _failure(error, database.guard.reason, request["seconds"])
         finally:
