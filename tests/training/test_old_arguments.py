@@ -188,6 +188,17 @@ def test_a_subclass_takes_them() -> None:
     assert "evaluation_strategy" not in arguments.to_dict()
 
 
+@pytest.mark.parametrize("kind", [TrainingArguments, Seq2SeqTrainingArguments])
+def test_a_subclass_that_is_no_dataclass_has_the_current_arguments(kind: Any) -> None:
+    # The first object of a copy of the class: one of the class itself may have been created already.
+    base = dataclasses.dataclass(type("Base", (kind,), {}))
+    arguments = type("Plain", (base,), {})("o", no_cuda=True)
+    assert arguments.to_dict().keys() == base("o", use_cpu=True).to_dict().keys()
+    assert not arguments.to_dict().keys() & {"no_cuda", "adafactor", "warmup_ratio"}
+    (parsed,) = HfArgumentParser(type(arguments)).parse_args_into_dataclasses(["--output_dir", "o", "--no_cuda"])
+    assert parsed.use_cpu
+
+
 @dataclasses.dataclass
 class OwnDefaults(TrainingArguments):
     """Defaults as in scripts for QLoRA."""

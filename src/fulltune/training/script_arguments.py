@@ -76,9 +76,11 @@ class _Translating:
     _is_ready = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        fields = cls.__dict__.get("__dataclass_fields__")
-        if isinstance(fields, dict):
-            type.__setattr__(cls, "__dataclass_fields__", _Fields(fields))
+        # A subclass that is no dataclass has the fields of its base.
+        for kind in cls.__mro__:
+            fields = vars(kind).get("__dataclass_fields__")
+            if issubclass(kind, _Translating) and isinstance(fields, dict):
+                type.__setattr__(kind, "__dataclass_fields__", _Fields(fields))
         self = super().__new__(cls)
         self._given = frozenset(kwargs)
         return self
