@@ -16,6 +16,7 @@ import transformers
 from matrix import often
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from fulltune import Trainer
 from fulltune.errors import StoreError
@@ -211,8 +212,33 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     best = one.state.best_global_step
     assert best is not None
     assert best < 5, "the test wants a best step that is old"
-    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (best, 5, 6)}
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in (best, 6)}
     assert one.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the checkpoints of the steps 1 to 4."""
+    folder = tmp_path_factory.mktemp("four")
+    trainer(folder, save_steps=1, max_steps=4).train()
+    return folder
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, None])
+@pytest.mark.parametrize("best", [1, 2, 4, None])
+def test_the_limit_counts_the_best_as_in_transformers(
+    limit: int | None, best: int | None, four: Path, tmp_path: Path
+) -> None:
+    ours, theirs = (Path(shutil.copytree(four, tmp_path / name)) for name in ("ours", "theirs"))
+    format.prune(ours, limit, best)
+    rotate_checkpoints(str(theirs), limit, best_model_checkpoint=best and str(theirs / f"checkpoint-{best}"))
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+
+
+def test_checkpoints_in_use_are_not_counted(four: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(four, tmp_path / "checkpoints"))
+    format.prune(folder, 2, best=2, in_use={1})
+    assert {path.name for path in folder.iterdir()} == {f"checkpoint-{step}" for step in (1, 2, 4)}
 
 
 def test_the_tokenizer_is_included(tmp_path: Path) -> None:

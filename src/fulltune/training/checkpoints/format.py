@@ -277,18 +277,22 @@ def check(folder: Path) -> None:
     )
 
 
-def prune(folder: Path, keep: int | None, protected: Container[int] = ()) -> None:
+def prune(folder: Path, keep: int | None, best: int | None = None, in_use: Container[int] = ()) -> None:
     """Remove old checkpoints.
 
     Args:
         folder: The output folder of a training.
-        keep: Number of newest checkpoints that are kept; None keeps all.
-        protected: Steps whose checkpoints are kept too.
+        keep: Number of checkpoints that are kept: the best one, and the newest; None keeps all.
+        best: Step of the best checkpoint. It and the newest one are kept even if ``keep`` is 1.
+        in_use: Steps whose checkpoints are kept whatever their number is.
     """
     if keep is None:
         return
-    for one in checkpoints_in(folder)[keep:]:
-        if one.step not in protected:
+    known = checkpoints_in(folder)
+    older = [one for one in known[1:] if one.step != best]
+    room = keep - (len(known) - len(older))
+    for one in older[max(room, 0) :]:
+        if one.step not in in_use:
             shutil.rmtree(one.path, ignore_errors=True)
 
 

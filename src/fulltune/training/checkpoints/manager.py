@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ class Checkpoints(TrainerCallback):
         loop: The training. If its model is sharded over processes, the engine writes the shards.
 
     Attributes:
-        keep: Number of newest checkpoints that are kept, in addition to the best one; None keeps all.
+        keep: Number of checkpoints that are kept, the best one and the newest; None keeps all.
         skips_first_evaluation: The evaluation before the first step is part of the checkpoint that was resumed.
     """
 
     def __init__(self, loop: TrainingLoop) -> None:
         self.loop = loop
-        self.keep: int | None = loop.args.save_total_limit
+        limit = loop.args.save_total_limit
+        self.keep: int | None = limit if limit is not None and limit > 0 else None
         self.skips_first_evaluation = False
         self._are_planned = loop.args.save_strategy != SaveStrategy.NO
         self._states_of_others: dict[str, dict[str, Any]] = {}
@@ -59,7 +61,7 @@ class Checkpoints(TrainerCallback):
         """Expect checkpoints that a callback asks for, whatever the arguments of the trainer are.
 
         Args:
-            keep: Number of newest checkpoints that are kept; None keeps all.
+            keep: Number of checkpoints that are kept, the best one and the newest; None keeps all.
         """
         self.keep = keep
         self._are_planned = True
@@ -198,10 +200,10 @@ class Checkpoints(TrainerCallback):
             self._sequence += 1
             sharded.save(loop, write_shards, target, self._states(processes), sequence=self._sequence)
             if loop.args.should_save:
-                format.prune(self.folder, self.keep, self._protected_steps())
+                self._pruning()()
         elif loop.args.should_save:
             self._sequence += 1
-            self._submit(self._snapshot(step, processes, with_state=private), target, self._protected_steps())
+            self._submit(self._snapshot(step, processes, with_state=private), target)
         return target
 
     def path(self, step: int) -> Path:
@@ -236,15 +238,16 @@ class Checkpoints(TrainerCallback):
         if self.loop.args.should_save:
             shutil.rmtree(self.private, ignore_errors=True)
 
-    def _submit(self, snapshot: Snapshot, target: Path, protected: set[int]) -> None:
+    def _submit(self, snapshot: Snapshot, target: Path) -> None:
         self.wait()
+        prune = self._pruning()
         if 2 * snapshot.size > psutil.virtual_memory().available:
-            self._write(snapshot, target, protected)
+            self._write(snapshot, target, prune)
             return
         self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = self._pool.submit(self._write, snapshot.copied(), target, protected)
+        self._pending = self._pool.submit(self._write, snapshot.copied(), target, prune)
 
-    def _write(self, snapshot: Snapshot, target: Path, protected: set[int]) -> None:
+    def _write(self, snapshot: Snapshot, target: Path, prune: Callable[[], None]) -> None:
         try:
             snapshot.write(target)
         except StoreError as error:
@@ -257,13 +260,16 @@ class Checkpoints(TrainerCallback):
                 where=str(target),
             ) from error
         if target.parent == self.folder:
-            format.prune(self.folder, self.keep, protected)
+            prune()
 
-    def _protected_steps(self) -> set[int]:
-        """Return the steps whose checkpoints are kept whatever the limit is: the best one, and those in use."""
-        in_use = {step for state in self._states_of_others.values() for step in state["steps"]}
-        best = self.loop.state.best_global_step
-        return in_use | ({best} if best else set())
+    def _pruning(self) -> Callable[[], None]:
+        """Return a function that removes old checkpoints: not the best one at this step, nor those in use."""
+        state = self.loop.state
+        # The best checkpoint is an earlier one if the best step has none.
+        named = (step for step, path in self._written.items() if str(path) == state.best_model_checkpoint)
+        best = next(named, state.best_global_step)
+        in_use = {step for other in self._states_of_others.values() for step in other["steps"]}
+        return partial(format.prune, self.folder, self.keep, best, in_use)
 
     def _snapshot(self, step: int, processes: list[dict[str, Any]], with_state: bool) -> Snapshot:
         parts: dict[str, Part] = {}
