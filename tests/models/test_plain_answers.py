@@ -16,11 +16,14 @@ import transformers
 from matrix import often
 from transformers import PreTrainedModel
 
+from fulltune.config import load_config
 from fulltune.models import inference
 from fulltune.models.bundle import Bundle, family_of
 from fulltune.models.fast_kernels import fast_kernels
 from fulltune.models.fast_paths import options
 from fulltune.models.token_ids import Text, decode
+from fulltune.training.batches.packing import packs
+from fulltune.training.batches.row_groups import row_groups
 
 LAYERS = ["sliding_attention", "full_attention"]
 WINDOW = 16
@@ -181,3 +184,69 @@ def test_a_fast_path_that_changes_answers_is_logged_once_and_disabled(caplog: py
     assert any("without padding in generation: it would change the answers" in line for line in messages)
     list(inference.generate(bundle, prompts(), 4, 6))
     assert len(caplog.records) == len(messages)
+
+
+#: The last length of a row with the original positions.
+CHANGE = 64
+
+
+def long_rope(name: str) -> Bundle:
+    """Return a decoder whose positions change in rows longer than :data:`CHANGE`."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    rope |= {"original_max_position_embeddings": CHANGE, "factor": 4.0}
+    own = {"original_max_position_embeddings": CHANGE} if name == "Phi3" else {}
+    DECODERS["long"] = SIZES | {"rope_parameters": rope, **own}
+    CLASSES["long"], CONFIGS["long"] = f"{name}ForCausalLM", f"{name}Config"
+    return small("long")
+
+
+def around_the_change() -> list[list[int]]:
+    """Return prompts with a common beginning that end before, at and after the change of positions."""
+    draw = random.Random(5)
+    shared = [draw.randrange(5, 90) for _ in range(50)]
+    return [shared + [draw.randrange(5, 90) for _ in range(more)] for more in (2, 6, 10, 14, 15, 17, 3, 30, 20, 80)]
+
+
+@pytest.mark.parametrize("name", ["Phi3", "Llama"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_answers_across_a_change_of_positions_are_those_of_single_rows(name: str, size: int) -> None:
+    bundle = long_rope(name)
+    expected = [greedy(bundle, prompt, 8) for prompt in around_the_change()]
+    assert len(set(expected)) > 1
+    seen: dict[int, list[list[int]]] = {}
+    watch = lambda row, new: seen.setdefault(len(row), []).append(list(new))  # noqa: E731
+    found = list(inference.generate(bundle, around_the_change(), size, 8, watch))
+    assert [one.text for one in found] == expected
+    assert set(seen) == {len(prompt) for prompt in around_the_change()}
+
+
+@pytest.mark.parametrize("name", ["Phi3", "Llama"])
+def test_likelihoods_across_a_change_of_positions_are_those_of_single_rows(name: str) -> None:
+    bundle = long_rope(name)
+    pairs = [(prompt, target) for prompt in around_the_change() for target in ([7, 8], [9], [11, 12, 13])]
+    texts = [Text(context, target) for context, target in pairs]
+    for text, found in zip(texts, inference.likelihoods(bundle, texts, 4), strict=True):
+        losses = -next_logits(bundle, text.context, text.target).double().log_softmax(-1)[:-1]
+        expected = float(losses.gather(1, torch.tensor(text.target)[:, None]).sum())
+        assert found.nll == pytest.approx(expected, abs=1e-4 * found.tokens)
+
+
+def test_training_computes_rows_on_the_same_side_of_a_change_of_positions_together() -> None:
+    model = long_rope("Llama").model
+
+    def groups(*lengths: int, width: int) -> list[list[int]] | None:
+        mask = torch.tensor([[1] * length + [0] * (width - length) for length in lengths])
+        ids = torch.full_like(mask, 7)
+        return row_groups(model, {"input_ids": ids, "attention_mask": mask, "labels": ids}, "causal")
+
+    assert groups(70, 60, 20, 66, width=70) == [[0, 3], [1, 2]]
+    assert groups(70, 66, width=70) is None
+    assert groups(60, 20, width=64) is None
+    assert groups(60, 20, width=72) == [[0, 1]], "padding alone would change the positions"
+
+
+def test_documents_are_not_packed_across_a_change_of_positions() -> None:
+    model = long_rope("Llama").model
+    for longest in (CHANGE, CHANGE + 1):
+        data = {"train": "x.jsonl", "max_length": longest}
+        assert packs(model, load_config({"model": "x", "task": "causal-lm", "data": data})) == (longest == CHANGE)

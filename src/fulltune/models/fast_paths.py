@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -197,7 +198,17 @@ def batches(
         lengths: Returns the number of tokens of a row: of its input and, for an encoder-decoder, of its target.
     """
     sizes = [tuple(lengths(item)) for item in items]
-    longest = max((max(size) for size in sizes), default=0)
+    for _, numbers in groupby(range(len(items)), key=lambda number: [side(model, size) for size in sizes[number]]):
+        run = list(numbers)
+        chosen = slice(run[0], run[-1] + 1)
+        yield from _batches_on_a_side(model, items[chosen], sizes[chosen])
+
+
+def _batches_on_a_side(
+    model: PreTrainedModel, items: Sequence[Item], sizes: Sequence[tuple[int, ...]]
+) -> Iterator[Sequence[Item]]:
+    """Split a batch of rows on the same :func:`side` as :func:`batches` does."""
+    longest = max(max(size) for size in sizes)
     if len(items) < 2 or padding_is_neutral(model, longest):
         yield items
         return
@@ -207,6 +218,30 @@ def batches(
         if end == len(items) or sizes[end] != sizes[start] or not can_batch:
             yield items[start:end]
             start = end
+
+
+def side(model: Any, length: int) -> tuple[bool, ...]:
+    """Return on which side of each change of the positions a row of ``length`` tokens is.
+
+    With ``longrope`` (Phi-3, Phi-4-mini), all tokens of a batch get other positions if the longest row has more tokens
+    than in pretraining. Rows on different sides therefore share no batch, and no keys and values.
+    """
+    return tuple(length > change for change in _changes(model))
+
+
+def on_one_side(model: Any, lengths: Iterable[int]) -> bool:
+    """Return whether rows of these lengths are on the same :func:`side`."""
+    return len({side(model, length) for length in lengths}) < 2
+
+
+def _changes(model: Any) -> list[int]:
+    """Return the longest lengths of rows with the original positions; empty if positions never change.
+
+    Those of the type ``dynamic`` change beyond the limit of the model only.
+    """
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    by_layer = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return sorted({one["original_max_position_embeddings"] for one in by_layer if one.get("rope_type") == "longrope"})
 
 
 def input_name(model: Any) -> str:
@@ -233,13 +268,14 @@ def tolerance_of(model: nn.Module) -> float:
 
 
 def probe_length(model: PreTrainedModel, length: int) -> int:
-    """Return the length at which rows of up to ``length`` tokens are checked, within the model's positions."""
+    """Return the length at which rows of up to ``length`` tokens are checked: within the positions, on one side."""
     config: Any = model.config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings")
     values = [getattr(config, name, None) for name in names]
     limits = [value for value in values if isinstance(value, int) and value > 0]
     rounded = max(SHORTEST, 1 << max(0, length - 1).bit_length())
-    return max(length, min([rounded, *(limit - _RESERVED_POSITIONS for limit in limits)]))
+    changes = [change for change in _changes(model) if length <= change]
+    return max(length, min([rounded, *changes, *(limit - _RESERVED_POSITIONS for limit in limits)]))
 
 
 def verified(
@@ -334,7 +370,8 @@ def attempt(
 
 
 def _padding_agrees(model: PreTrainedModel, length: int) -> bool:
-    rows = probes(model, [length, 2 * length // 3 + 1, length // 3])
+    shortest = max((change + 1 for change in _changes(model) if length > change), default=1)
+    rows = probes(model, [max(shortest, one) for one in (length, 2 * length // 3 + 1, length // 3)])
     alone = [_outputs(model, [row])[0] for row in rows[1:]]
     return agree(alone, _outputs(model, rows)[1:], tolerance_of(model))
 

@@ -138,6 +138,12 @@ class GreedyDecoding:
     @torch.inference_mode()
     def continued(self, batch: Rows) -> list[list[int]]:
         """Return the new tokens of each row; tokens after an end token are to be ignored."""
+        by_side = [list(rows) for _, rows in groupby(batch, key=self._sides)]
+        if len(by_side) > 1:
+            return [row for part in by_side for row in self.continued(part)]
+        before, after = self._sides(batch[0])
+        if before != after:
+            return [self._decode_across(row) for row in batch]
         for path, compute in self._paths(batch):
             output = self._checked(path, batch, compute)
             if output is not None:
@@ -147,6 +153,25 @@ class GreedyDecoding:
         by_length = [list(rows) for _, rows in groupby(batch, key=len)]
         parts = by_length if len(by_length) > 1 else [[row] for row in batch]
         return [row for part in parts for row in self.continued(part)]
+
+    def _sides(self, row: Sequence[int]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Return the sides of the model's changes of positions on which the first and the last step can be."""
+        steps = self.max_new_tokens - 1 if self.is_decoder else 0
+        return fast_paths.side(self.model, len(row)), fast_paths.side(self.model, len(row) + steps)
+
+    def _decode_across(self, row: Sequence[int]) -> list[int]:
+        """Return the new tokens of a row whose positions may change: keys and values are kept on one side only."""
+        steps = range(1, self.max_new_tokens)
+        count = next(step for step in steps if not fast_paths.on_one_side(self.model, (len(row), len(row) + step)))
+        new = self._up_to_end(self._with_cap(count, self.watch).continued([row])[0])
+        if new[-1] in self.stops:
+            return new
+        watch = self.watch
+        later = None if watch is None else lambda _, added: watch(row, [*new, *added])
+        return new + self._with_cap(self.max_new_tokens - count, later).continued([[*row, *new]])[0]
+
+    def _with_cap(self, max_new_tokens: int, watch: Watch | None) -> GreedyDecoding:
+        return GreedyDecoding(self.bundle, self.prefixes, max_new_tokens, watch)
 
     def _settled(self, row: list[int], place: int, batch: Rows, output: _Output) -> list[int]:
         """Return the new tokens of a row of a batch, decoded alone if the batch could have changed them."""
@@ -160,7 +185,7 @@ class GreedyDecoding:
         paths = list[tuple[str, Callable[[bool], _Output]]]()
         # A row alone is computed in one way, whatever came before it.
         shared = self.prefixes.length(batch) if len(batch) > 1 else 0
-        if shared:
+        if shared and fast_paths.on_one_side(self.model, (shared, len(batch[0]))):
             paths.append(
                 ("a shared beginning in generation", lambda is_checked: self._generated(batch, shared, is_checked))
             )
@@ -174,7 +199,7 @@ class GreedyDecoding:
         """Return the output of a fast path; None if it differs from plain decoding."""
         lengths = [len(row) for row in batch]
         cap = self.max_new_tokens
-        sizes = (max(lengths) + cap, max(lengths) - min(lengths)) if self.is_decoder else (max(lengths), cap)
+        sizes = (max(lengths) + cap - 1, max(lengths) - min(lengths)) if self.is_decoder else (max(lengths), cap)
         is_checked = fast_paths.has_passed(self.model, path, sizes)
         return fast_paths.verified(
             self.model, path, sizes, lambda: compute(is_checked), lambda output: self._is_plain(batch, output)

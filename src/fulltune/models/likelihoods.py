@@ -178,7 +178,7 @@ class _Scorer:
         nlls = None
         if self.bundle.family == "encoder-decoder":
             nlls = self._checked("one pass of the encoder", group, lambda: self._after_encoder(context, targets))
-        elif self.prefixes.is_usable:
+        elif self.prefixes.is_usable and fast_paths.on_one_side(self.model, (len(context), *map(len, group))):
             nlls = self._checked("one pass over a context", group, lambda: self._after_context(context, targets))
         return self._of_texts(group) if nlls is None else nlls
 
@@ -194,6 +194,8 @@ class _Scorer:
         """Return the losses of a decoder with one pass over the context."""
         model: Any = self.model
         shared = self.prefixes.length([context])
+        if not fast_paths.on_one_side(model, (shared, len(context))):
+            shared = 0
         cache = self.prefixes.placed(context[:shared], [0]) if shared else DynamicCache()
         options: dict[str, Any] = {**self.options, "use_cache": True, "past_key_values": cache}
         rest = torch.tensor([context[shared:]], device=model.device)
@@ -217,7 +219,7 @@ class _Scorer:
     def _of_texts(self, texts: Sequence[Text]) -> list[float]:
         """Return the losses of texts with different contexts."""
         shared = self.prefixes.length([text.context for text in texts])
-        if shared:
+        if shared and fast_paths.on_one_side(self.model, (shared, *map(len, texts))):
             nlls = self._checked("a shared beginning", texts, lambda: self._after_prefix(texts, shared))
             if nlls is not None:
                 return nlls

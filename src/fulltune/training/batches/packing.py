@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fulltune.config import Config
-from fulltune.models.fast_paths import FAILURES, checking
+from fulltune.models.fast_paths import FAILURES, checking, on_one_side
 from fulltune.models.kernel_check import gradients_agree
+from fulltune.models.reconcile import own_limit
 from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.loss_check import check_loss
@@ -48,7 +49,9 @@ def packs(model: Any, config: Config) -> bool:
     loss = check_loss(model, "causal")
     if loss.kind != "causal" or not loss.is_cross_entropy:
         return False
-    is_exact = keeps_documents_apart(model)
+    # The longest document of a batch would change the positions of the others.
+    longest = config.data.max_length or own_limit(model) or 1
+    is_exact = on_one_side(model, (1, longest)) and keeps_documents_apart(model)
     if not is_exact:
         name = type(model).__name__
         message = "%s computes one document per row: packed documents would not be kept apart"

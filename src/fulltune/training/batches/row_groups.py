@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fulltune.models.fast_paths import batching_is_neutral, padding_is_neutral
+from fulltune.models.fast_paths import batching_is_neutral, on_one_side, padding_is_neutral, side
 from fulltune.models.token_ids import IGNORED
 from fulltune.runtime.log_once import log_once
 from fulltune.training.batches.collate import INPUT_COLUMNS
@@ -60,14 +60,18 @@ def row_groups(model: Any, batch: Mapping[str, Any], kind: LabelKind) -> list[li
         return None
     extents = _extents(batch, mask, kind)
     ends = _end_tokens(model, batch, kind, rows)
-    longest = max(max(extent) for extent in extents)
+    lengths = [max(extent) for extent in extents]
+    # The longest row of each side of a change of positions.
+    longest = {side(model, length): length for length in sorted(lengths)}.values()
     is_padded = len(set(extents)) > 1 or bool((mask == 0).any()) or extents[0][2] < _target_width(batch, kind)
     if rows < 2 and not is_padded:
         return None
     is_neutral = padding_is_neutral if is_padded else batching_is_neutral
-    if is_neutral(model, longest, in_training=True):
-        return _alike(ends) if len(set(ends)) > 1 else None
-    if is_padded and batching_is_neutral(model, longest, in_training=True):
+    if all(is_neutral(model, length, in_training=True) for length in longest):
+        kinds = [(*side(model, length), *end) for length, end in zip(lengths, ends, strict=True)]
+        is_kept = len(set(kinds)) < 2 and on_one_side(model, (max(lengths), mask.shape[1]))
+        return None if is_kept else _alike(kinds)
+    if is_padded and all(batching_is_neutral(model, length, in_training=True) for length in longest):
         return _alike([(*extent, *end) for extent, end in zip(extents, ends, strict=True)])
     return [[row] for row in range(rows)]
 
@@ -85,7 +89,7 @@ def warn_of_padding(model: Any, length: int) -> None:
         model: Unwrapped and not sharded.
         length: Longest row, in tokens.
     """
-    if not padding_is_neutral(model, length, in_training=True, is_logged=False):
+    if not on_one_side(model, (1, length)) or not padding_is_neutral(model, length, in_training=True, is_logged=False):
         name = type(model).__name__
         log_once(
             _log,
