@@ -47,6 +47,31 @@ def test_rows_of_known_labels_are_kept_and_others_are_initialized(kind: str, tmp
     assert loss is None or torch.isfinite(loss)
 
 
+def test_names_that_differ_only_in_case_keep_their_own_rows(tmp_path: Path) -> None:
+    folder = str(fakes.save("bert", tmp_path, "classification", labels=("Spam", "spam", "ham")))
+    before, after = load(folder, "classification"), load(folder, "classification", labels=("HAM", "spam", "Spam"))
+    assert torch.allclose(logits(after), logits(before)[[2, 1, 0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stored", "labels", "unclear"),
+    [
+        (("Spam", "spam", "ham"), ("SPAM", "spam", "ham"), "'SPAM'"),
+        (("SPAM", "other", "ham"), ("Spam", "spam", "ham"), "'Spam', 'spam'"),
+    ],
+)
+def test_names_without_a_clear_row_get_new_rows(
+    stored: tuple[str, ...], labels: tuple[str, ...], unclear: str, tmp_path: Path
+) -> None:
+    folder = str(fakes.save("bert", tmp_path, "classification", labels=stored))
+    before, after = (load(folder, "classification", labels=names) for names in ((), labels))
+    assert torch.equal(after.model.classifier.weight[2], before.model.classifier.weight[2])
+    assert not any(torch.equal(after.model.classifier.weight[0], row) for row in before.model.classifier.weight)
+    [fact] = [fact for fact in after.info.reconciled if "classification head" in fact]
+    assert f"rows for {unclear} are new" in fact
+    assert f"({unclear}: the same as other names except for case" in fact
+
+
 @pytest.mark.parametrize("labels", [("cat", "dog", "fox"), ("cat", "dog")])
 def test_other_labels_get_a_new_head(labels: tuple[str, ...], tmp_path: Path) -> None:
     """With the same number of labels but other names the stored rows would mean something else."""

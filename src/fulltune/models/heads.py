@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,10 +43,10 @@ class StoredHead:
 
     def obstacle(self, labels: Sequence[str], multi_label: bool) -> str:
         """Return why this head cannot predict these labels; empty if it can."""
-        stored = {_key(label) for label in self.labels}
-        if len(stored) < len(self.labels):
+        if len(set(self.labels)) < len(self.labels):
             return "has two classes with the same name"
-        missing = [repr(label) for label in labels if _key(label) not in stored]
+        rows = _matched(self.labels, labels)
+        missing = [repr(label) for label, row in zip(labels, rows, strict=True) if row is None]
         if missing:
             return f"lacks {abridged(missing)}"
         kinds = ("one label per row", "several labels per row")
@@ -79,15 +80,14 @@ def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str]
 
     Args:
         model: Changed in place, including its config.
-        stored: Names of the head's rows; they are compared case-insensitively.
+        stored: Names of the head's rows; they are compared exactly, then without case if that is unambiguous.
         labels: Names of the new rows, in order.
         seed: Seed of new rows.
 
     Returns:
         A sentence that describes the change; None if nothing was changed.
     """
-    row_of = {_key(name): row for row, name in enumerate(stored)}
-    rows = [row_of.get(_key(label)) for label in labels]
+    rows = _matched(stored, labels)
     _name_classes(model, labels)
     if rows == list(range(len(stored))):
         return None
@@ -95,7 +95,24 @@ def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str]
     model.set_submodule(name, _layer_of(model, model.get_submodule(name), rows, seed))
     kept = [f"{label!r}" for label, row in zip(labels, rows, strict=True) if row is not None]
     new = [f"{label!r}" for label, row in zip(labels, rows, strict=True) if row is None]
-    return _change(stored, kept, new)
+    keys = Counter(map(_key, stored))
+    unclear = [repr(label) for label, row in zip(labels, rows, strict=True) if row is None and keys[_key(label)]]
+    change = _change(stored, kept, new)
+    if unclear:
+        change += f" ({', '.join(unclear[:20])}: the same as other names except for case, so the stored row is unclear)"
+    return change
+
+
+def _matched(stored: Sequence[str], labels: Sequence[str]) -> list[int | None]:
+    """Return the stored row of each label, or None: that of the same name, else the only one that differs in case.
+
+    A row belongs to one label: if several labels differ from its name in case only, it belongs to none of them.
+    """
+    exact = {name: row for row, name in enumerate(stored) if stored.count(name) == 1}
+    keys = Counter(map(_key, stored)), Counter(map(_key, labels))
+    row_of = {_key(name): row for row, name in enumerate(stored)}
+    is_clear = {label: all(names[_key(label)] == 1 for names in keys) for label in labels}
+    return [exact.get(label, row_of[_key(label)] if is_clear[label] else None) for label in labels]
 
 
 def _change(stored: Sequence[str], kept: Sequence[str], new: Sequence[str]) -> str:
