@@ -440,7 +440,11 @@ class CheckpointConfig(Section):
     every: int | None = Field(
         None, gt=0, description="optimizer steps between checkpoints; default: an eighth of the run, at least 10"
     )
-    keep: int = Field(2, gt=0, description="number of checkpoints, the best one and the newest, kept until the run's record is written")
+    keep: int = Field(
+        2,
+        gt=0,
+        description="number of checkpoints, the best one and the newest, kept until the run's record is written",
+    )
 
 
 class SpeedConfig(Section):
