@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console, RenderableType
 
 from fulltune.cli.render import answers, runs
@@ -117,9 +118,10 @@ def test_a_stopped_run_without_scores_can_be_shown() -> None:
     assert "Tuned beats few-shot." in shown
 
 
-def test_nan_stays_nan() -> None:
-    nan = Score(value=float("nan"), low=float("nan"), high=float("nan"), n=0)
-    assert "NaN" in text(runs.record(record(scores={"tuned": {"macro_f1": nan}}), Path("r")))
+@pytest.mark.parametrize(("rows", "shown"), [(17, "NaN"), (0, "–")])
+def test_nan_stays_nan_and_a_score_on_no_row_is_a_dash(rows: int, shown: str) -> None:
+    nan = Score(value=float("nan"), low=float("nan"), high=float("nan"), n=rows)
+    assert shown in text(runs.record(record(scores={"tuned": {"macro_f1": nan}}), Path("r")))
 
 
 def test_an_evaluation_puts_the_deciding_metric_first() -> None:

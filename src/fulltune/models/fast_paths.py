@@ -153,6 +153,9 @@ def _require_loss(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None
     """
     inputs, _ = _padded(model, rows)
     labels = inputs.get("decoder_input_ids", inputs[input_name(model)])
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is not None:  # inputs may have ids that the head lacks, such as those of a soft prompt
+        labels = labels % weight.shape[0]
     loss, reason = attempt(lambda: model.forward(**inputs, labels=labels), model)
     if loss is None:
         raise ModelError(
