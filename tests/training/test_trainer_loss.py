@@ -228,6 +228,23 @@ def _equal_lengths(kind: str) -> tuple[Any, list[dict[str, Any]]]:
     return model, rows
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_same_losses_as_the_plain_trainer_with_masks_of_padded_targets(kind: str, tmp_path: Path) -> None:
+    losses = []
+    for trainer_class in (transformers.Trainer, Trainer):
+        model, tokenizer = fakes.make(kind)
+        rows = []
+        for text in ("the king is old", "the fox is red!", "a dog is a dog.", "all law is law."):
+            ids = tokenizer(text).input_ids[:4]
+            mask = [1] * len(ids) + [0] * (9 - len(ids))
+            labels = [*ids, *[-100] * (9 - len(ids))]
+            rows.append({"input_ids": ids, "attention_mask": [1] * 4, "decoder_attention_mask": mask, "labels": labels})
+        args = fakes.arguments(tmp_path, per_device_train_batch_size=2, num_train_epochs=1, learning_rate=1e-3)
+        trainer = trainer_class(model=model, args=args, train_dataset=rows, eval_dataset=rows)
+        losses.append([trainer.evaluate()["eval_loss"], trainer.train().training_loss])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "smoothing"),
     often(

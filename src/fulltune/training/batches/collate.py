@@ -241,8 +241,18 @@ def trim(batch: MutableMapping[str, Any], kind: LabelKind) -> None:
         names.append("labels")
         used = used | (batch["labels"] != IGNORED)
     _cut(batch, names, used)
-    if kind == "seq2seq" and "labels" in batch and "decoder_input_ids" not in batch:
+    if kind == "seq2seq" and _has_only_labels_per_target_token(batch):
         _cut(batch, ["labels"], batch["labels"] != IGNORED)
+
+
+def _has_only_labels_per_target_token(batch: Mapping[str, Any]) -> bool:
+    """Return True if no other column of the decoder, such as its attention mask, has the width of the labels."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor) or labels.dim() != 2:
+        return False
+    others = (value for name, value in batch.items() if name != "labels" and name not in INPUT_COLUMNS)
+    wide = (value for value in others if isinstance(value, Tensor) and value.dim() >= 2)
+    return all(value.shape[1] != labels.shape[1] for value in wide)
 
 
 def _cut(batch: MutableMapping[str, Any], names: Sequence[str], used: Tensor) -> None:
