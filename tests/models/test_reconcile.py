@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import fulltune
 from fulltune.errors import ModelError
-from fulltune.models import inference, token_ids
+from fulltune.models import inference, reconcile, token_ids
 from fulltune.models.bundle import Bundle
 from fulltune.models.load import load
 
@@ -310,3 +311,52 @@ def test_truncation_padding_and_dropout_of_a_tokenizer_json_are_disabled(tmp_pat
     changes = " ".join(bundle.info.reconciled)
     assert "truncates texts to 4 tokens" in changes
     assert "splits words at random (dropout 0.5)" in changes
+
+
+# ---- Lengths of both sides ----
+
+SMALL: dict[str, Any] = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def two_roberta() -> transformers.EncoderDecoderModel:
+    config = transformers.RobertaConfig(**SMALL, intermediate_size=16, max_position_embeddings=64, pad_token_id=1)
+    decoder = transformers.RobertaConfig(
+        **SMALL, intermediate_size=16, max_position_embeddings=34, pad_token_id=1, is_decoder=True,
+        add_cross_attention=True,
+    )  # fmt: skip
+    both = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(config, decoder)
+    return transformers.EncoderDecoderModel(config=both)
+
+
+def led() -> transformers.LEDForConditionalGeneration:
+    config = transformers.LEDConfig(
+        vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, attention_window=8,
+        max_encoder_position_embeddings=64, max_decoder_position_embeddings=24,
+    )  # fmt: skip
+    return transformers.LEDForConditionalGeneration(config)
+
+
+def prophetnet() -> transformers.ProphetNetForConditionalGeneration:
+    config = transformers.ProphetNetConfig(
+        vocab_size=60, hidden_size=16, num_encoder_layers=1, num_decoder_layers=1, num_encoder_attention_heads=2,
+        num_decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=64,
+        pad_token_id=1,
+    )  # fmt: skip
+    return transformers.ProphetNetForConditionalGeneration(config)
+
+
+def mpt() -> transformers.MptForCausalLM:
+    return transformers.MptForCausalLM(
+        transformers.MptConfig(vocab_size=60, d_model=16, n_heads=2, n_layers=1, max_seq_len=48)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "answers"), [(two_roberta, 62, 32), (led, 64, 24), (prophetnet, 62, 61), (mpt, 48, None)]
+)
+def test_inputs_are_limited_by_the_encoder_and_answers_by_the_decoder(
+    make: Callable[[], Any], inputs: int, answers: int | None
+) -> None:
+    model = make()
+    assert (reconcile.own_limit(model), reconcile.answer_limit(model)) == (inputs, answers)

@@ -67,10 +67,7 @@ class Bundle:
 
         Cached because the library copies the config to answer, and every row asks.
         """
-        config: Any = self.model.config.get_text_config(decoder=True)
-        limit = getattr(config, "max_decoder_position_embeddings", None)
-        limit = limit or getattr(config, "max_position_embeddings", None)
-        return int(limit or sys.maxsize)
+        return reconcile.answer_limit(self.model) or sys.maxsize
 
     def as_read_with(self, head: Head) -> Bundle:
         """Return the bundle whose tokenizer gives the ids that the model reads with another head; only for encoding."""

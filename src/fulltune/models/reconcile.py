@@ -533,10 +533,32 @@ def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def own_limit(model: PreTrainedModel) -> int | None:
-    """Return the longest input in tokens by the model's positions; None if there is no limit."""
-    config = model.config.get_text_config()
-    in_config = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    limits = (*in_config, *_table_limits(model))
+    """Return the longest input in tokens by the model's positions, of an encoder-decoder those of its encoder.
+
+    Returns:
+        The limit; None if there is none.
+    """
+    part = model.get_encoder() if model.config.is_encoder_decoder else model
+    names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_seq_len")
+    return _limit_of(part, _config_of(part, model).get_text_config(), names)
+
+
+def answer_limit(model: PreTrainedModel) -> int | None:
+    """Return the number of tokens that a decoder can read or write by its positions; None if there is no limit."""
+    part = model.get_decoder() if model.config.is_encoder_decoder else model
+    config = _config_of(part, model).get_text_config(decoder=True)
+    limit = _limit_of(part, config, ("max_position_embeddings", "max_decoder_position_embeddings"))
+    # ProphetNet predicts the token after the next one too, at a position of its own.
+    return limit - 1 if limit is not None and getattr(config, "ngram", 1) > 1 else limit
+
+
+def _config_of(part: nn.Module, model: PreTrainedModel) -> Any:
+    """Return the config of an encoder or decoder; some, such as those of FSMT, have none of their own."""
+    return getattr(part, "config", model.config)
+
+
+def _limit_of(part: nn.Module, config: Any, names: Sequence[str]) -> int | None:
+    limits = (*(getattr(config, name, None) for name in names), *_table_limits(part))
     return min((limit for limit in limits if isinstance(limit, int) and 0 < limit < _NO_LIMIT), default=None)
 
 
