@@ -47,6 +47,22 @@ def test_rows_of_known_labels_are_kept_and_others_are_initialized(kind: str, tmp
     assert loss is None or torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("architectures", [None, ["BertModel"], ["BertForTokenClassification"]])
+def test_rows_of_a_head_for_something_else_are_not_taken_for_classes(
+    architectures: list[str] | None, tmp_path: Path
+) -> None:
+    folder = fakes.save("bert", tmp_path, "classification", labels=STORED)
+    before = load(str(folder), "classification")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": architectures}))
+    after = load(str(folder), "classification", labels=("O", "PER", "LOC"))
+    assert not torch.allclose(logits(after), logits(before), atol=1e-3)
+    assert torch.equal(logits(load(str(folder), "classification", labels=("O", "PER", "LOC"))), logits(after))
+    assert any(
+        "does not say that it classifies texts: a new head was created" in fact for fact in after.info.reconciled
+    )
+
+
 def test_names_that_differ_only_in_case_keep_their_own_rows(tmp_path: Path) -> None:
     folder = str(fakes.save("bert", tmp_path, "classification", labels=("Spam", "spam", "ham")))
     before, after = load(folder, "classification"), load(folder, "classification", labels=("HAM", "spam", "Spam"))

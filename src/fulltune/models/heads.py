@@ -103,6 +103,31 @@ def relabel(model: PreTrainedModel, stored: Sequence[str], labels: Sequence[str]
     return change
 
 
+def renewed(model: PreTrainedModel, fresh: Sequence[str], labels: Sequence[str], folder: Path, seed: int) -> str | None:
+    """Replace the rows of a head that the checkpoint has for something else, such as classes of tokens.
+
+    Args:
+        model: Changed in place.
+        fresh: Names of the weights that the checkpoint lacks.
+        labels: Names of the classes.
+        folder: Folder of the checkpoint.
+        seed: Seed of the new rows.
+
+    Returns:
+        A sentence that describes the change; None if the head was not in the checkpoint.
+    """
+    if not any(shape for file in folder.glob("*.safetensors") for shape in _head_shapes(file)):
+        return None
+    name = output_layer(model, len(labels))
+    if f"{name}.weight" in fresh:
+        return None
+    model.set_submodule(name, _layer_of(model, model.get_submodule(name), [None] * len(labels), seed))
+    return (
+        f"the checkpoint has a head of {len(labels)} rows, but config.json does not say that it classifies texts: a "
+        f"new head was created for {abridged([repr(label) for label in labels])}"
+    )
+
+
 def _matched(stored: Sequence[str], labels: Sequence[str]) -> list[int | None]:
     """Return the stored row of each label, or None: that of the same name, else the only one that differs in case.
 

@@ -209,7 +209,8 @@ def _load_classifier(
 ) -> tuple[PreTrainedModel, tuple[str, ...], tuple[str, ...]]:
     """Load a checkpoint with a classification head; see :func:`_load_model`."""
     stored = heads.stored_labels(config)
-    rows = heads.stored_rows(config, Path(kwargs["pretrained_model_name_or_path"]))
+    folder = Path(kwargs["pretrained_model_name_or_path"])
+    rows = heads.stored_rows(config, folder)
     size_mismatch = f"the stored classification head has {rows} classes, config.json {len(stored)}"
     if rows is not None and not labels:
         raise ModelError(
@@ -235,7 +236,11 @@ def _load_classifier(
         model, fresh, facts = _loaded(
             AutoModelForSequenceClassification, kwargs, is_classifier=True, head_may_differ=may_differ
         )
-    change = heads.relabel(model, stored, labels, seed) if labels and stored else None
+    change = None
+    if labels:
+        change = (
+            heads.relabel(model, stored, labels, seed) if stored else heads.renewed(model, fresh, labels, folder, seed)
+        )
     if rows:
         change = f"{size_mismatch}: a new head was created for {abridged([repr(label) for label in labels])}"
     return model, fresh, (*facts, *filter(None, (change,)))
