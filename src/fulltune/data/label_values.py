@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fulltune.data.spellings import merge_key
@@ -169,7 +170,7 @@ class LabelReader:
         return f"{written}, or set `data.label: {self.column}` if each row has one label"
 
     def _indicated(self, value: list[Any], names: tuple[str, ...]) -> list[str] | Problem:
-        if all(item in names or self._is_spelling(item, names) for item in value):
+        if all(item in names or self._is_spelling(item) for item in value):
             return list(dict.fromkeys(value))
         holds = [indicator(item) for item in value]
         if len(value) == len(names) and None not in holds:
@@ -185,7 +186,7 @@ class LabelReader:
         names = self.names or ()
         if isinstance(value, str) and value.strip() in names:
             return value.strip()
-        if self._is_spelling(value, names):
+        if self._is_spelling(value):
             return str(value)
         number = _whole(value)
         has_numbers = any(_whole(name) is not None for name in names)
@@ -199,9 +200,14 @@ class LabelReader:
         expected += "" if has_numbers else f", or its number (0 to {len(names) - 1})"
         return Problem(describe(value), expected, "correct the row, or data.label_names")
 
-    def _is_spelling(self, value: Any, names: Sequence[str]) -> bool:
+    @cached_property
+    def _name_keys(self) -> frozenset[str]:
+        """The keys of the names that all of their spellings share; cached because every row asks."""
+        return frozenset(map(merge_key, self.names or ()))
+
+    def _is_spelling(self, value: Any) -> bool:
         """Return True for another spelling of a name, which is merged with it afterwards."""
-        return self.merges and isinstance(value, str) and merge_key(value) in map(merge_key, names)
+        return self.merges and isinstance(value, str) and merge_key(value) in self._name_keys
 
     def wrong_separator(self, lists: Sequence[tuple[str, list[Any]]]) -> Problem | None:
         """Return a problem if ``data.label_separator`` occurs in no cell, but another one does.

@@ -316,6 +316,8 @@ class _Loading:
         self.others = 0
         self.line_ends = 0
         self._readers = readers
+        #: Rows are text documents whose folder no role reads.
+        self._has_folders = opened.columns == DOCUMENT_COLUMNS and all(one.name != "folder" for one in readers)
         self._split = split
         self._marks = next((reader.name for reader in readers if reader.column.role == "split"), None)
         self._labels = next((reader for reader in readers if reader.labels is not None), None)
@@ -369,17 +371,14 @@ class _Loading:
             first = self._ids.setdefault(identity, where)
             if first is where:
                 self.line_ends += any("\r" in str(raw.get(reader.name)) for reader in wanted if not reader.labels)
-                self.rows.append(Row(identity, where, values, self._folder(raw)))
+                folder = str(raw["folder"]) if self._has_folders else ""
+                self.rows.append(Row(identity, where, values, folder))
                 self._kinds.append(kind_of_label(raw.get(self._labels.name)) if self._labels else "")
                 return
             problems = [
                 Problem(f"id {identity!r} again (first at {first})", "an id once", "make it unique", where, "id")
             ]
         self.problems += problems
-
-    def _folder(self, raw: Mapping[str, Any]) -> str:
-        is_read = any(reader.name == "folder" for reader in self._readers)
-        return str(raw["folder"]) if tuple(raw) == DOCUMENT_COLUMNS and not is_read else ""
 
     def refuse_vectors(self, source: str) -> None:
         """Check that the lists of labels are not 0/1 vectors, whose positions would be lost silently.

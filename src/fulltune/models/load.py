@@ -237,10 +237,10 @@ def _load_classifier(
             AutoModelForSequenceClassification, kwargs, is_classifier=True, head_may_differ=may_differ
         )
     change = None
-    if labels:
-        change = (
-            heads.relabel(model, stored, labels, seed) if stored else heads.renewed(model, fresh, labels, folder, seed)
-        )
+    if labels and stored:
+        change = heads.relabel(model, stored, labels, seed)
+    elif labels and not rows:
+        change = heads.renewed(model, fresh, labels, folder, seed)
     if rows:
         change = f"{size_mismatch}: a new head was created for {abridged([repr(label) for label in labels])}"
     return model, fresh, (*facts, *filter(None, (change,)))
