@@ -234,9 +234,13 @@ def writing_stdout() -> Iterator[None]:
         discard_output(sys.stdout)
     except OSError as error:
         discard_output(sys.stdout)  # what is buffered would fail again at exit
-        reason = error.strerror or type(error).__name__
-        write_line(sys.stderr, f"error: stdout cannot be written ({reason}). Redirect it to another file.")
+        write_line(sys.stderr, f"error: {unwritable_stdout(error)}. Redirect it to another file.")
         raise typer.Exit(1) from None
+
+
+def unwritable_stdout(error: OSError) -> str:
+    """Return the problem that stdout cannot be written, for a message."""
+    return f"stdout cannot be written ({error.strerror or type(error).__name__})"
 
 
 def _print_json(text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, TextIO
 import typer
 
 import fulltune
-from fulltune.cli.options import Common, Overrides, TaskConfig, refuse_unread, with_common_options
+from fulltune.cli.options import Common, Overrides, TaskConfig, refuse_unread, unwritable_stdout, with_common_options
 from fulltune.errors import DataError, StoreError
 from fulltune.runtime.terminal import discard_output
 
@@ -129,5 +129,4 @@ class _Unbroken:
             raise typer.Exit(0) from None
         except OSError as error:
             discard_output(self._stream)
-            reason = error.strerror or type(error).__name__
-            raise StoreError(f"stdout cannot be written ({reason})", fix="redirect it to another file") from None
+            raise StoreError(unwritable_stdout(error), fix="redirect it to another file") from None

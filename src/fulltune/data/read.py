@@ -29,7 +29,7 @@ from fulltune.data.formats import FORMATS, by_content, by_name, suffix, unknown_
 from fulltune.data.json_rows import is_json_lines, json_rows, starts_with_object, stream_json_lines
 from fulltune.data.locate import expanded, locate
 from fulltune.data.raw import Item, Opened, Options
-from fulltune.errors import DataError, Problem
+from fulltune.errors import DataError, Problem, abridged
 from fulltune.records.run import FileFormat
 from fulltune.runtime import paths
 from fulltune.runtime.rows_file import is_cached
@@ -117,7 +117,7 @@ def source_name(source: str | Sequence[str]) -> str:
     """Return the name of a source for messages and records; rows that were given from Python have no file."""
     if isinstance(source, str):
         return "rows in memory" if is_cached(Path(source)) else source
-    return ", ".join(source[:3]) + (f" and {len(source) - 3} more" if len(source) > 3 else "")
+    return abridged(source, 3)
 
 
 def place_of(source: str | Sequence[str], split: str) -> str:

@@ -232,8 +232,8 @@ class _Judge:
         score = accumulator.scores(**self.settings)[mcc.name]
         if score.low > 0:
             return ""
-        bounds = "no interval" if math.isnan(score.low) else f"{score.low:.3f} to {score.high:.3f}".replace("-", "−")
-        value = f"{score.value:.3f}".replace("-", "−")
+        value, low, high = map(wording.figure, (score.value, score.low, score.high))
+        bounds = "no interval" if math.isnan(score.low) else f"{low} to {high}"
         return f"The answers of {self.names[index]} cannot be told from guessing: MCC {value} ({bounds})."
 
 

@@ -266,8 +266,8 @@ def _loaded(
     Args:
         auto: Auto class of transformers.
         kwargs: Options of its ``from_pretrained``.
-        is_classifier: Whether the head is a new one if the checkpoint lacks it.
-        head_may_differ: Whether a stored head with other shapes is replaced by a new one.
+        is_classifier: True if the head is a new one where the checkpoint lacks it.
+        head_may_differ: True if a stored head with other shapes is replaced by a new one.
     """
     is_gguf = "gguf_file" in kwargs
     # transformers shows a progress bar for GGUF files that cannot be disabled.

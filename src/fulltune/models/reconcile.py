@@ -533,10 +533,9 @@ def position_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def own_limit(model: PreTrainedModel) -> int | None:
-    """Return the longest input in tokens by the model's positions, of an encoder-decoder those of its encoder.
+    """Return the longest input in tokens by the model's positions; None if there is no limit.
 
-    Returns:
-        The limit; None if there is none.
+    Those of an encoder-decoder are the positions of its encoder.
     """
     part = model.get_encoder() if model.config.is_encoder_decoder else model
     names = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_seq_len")

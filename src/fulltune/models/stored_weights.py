@@ -57,7 +57,7 @@ def check(name: str, model: PreTrainedModel, loading: Mapping[str, Any], *, head
         name: Name of the model as the user gave it.
         model: Loaded model; ``base_model`` is its body.
         loading: Loading info of transformers.
-        head_may_differ: Whether a head with other shapes is replaced by a new one.
+        head_may_differ: True if a head with other shapes is replaced by a new one.
 
     Raises:
         ModelError: A weight has another shape or is not finite, or the checkpoint lacks the input embeddings, an entire
