@@ -103,6 +103,14 @@ QUERIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"sql_error": "refused: DELETE is not a query"},
         {"rows": [], "sql_error": "refused: DELETE is not a query"},
     ),
+    "SELECT legs FROM zoo WHERE name = 'mammoth'": (
+        {"sql_warning": "'mammoth' (zoo.name) occurs neither in the question nor in the column"},
+        {
+            "columns": ["legs"],
+            "rows": [],
+            "sql_warning": "'mammoth' (zoo.name) occurs neither in the question nor in the column",
+        },
+    ),
     "SELECT abs(-9223372036854775808) FROM (SELECT 1)": ({}, {"rows": [], "sql_error": "integer overflow"}),
 }
 
@@ -132,6 +140,7 @@ def test_queries_have_their_rows_or_the_reason_of_their_failure(queries: Run, tm
             for n, query in enumerate(QUERIES)  # the column of the input is kept
         ]
         assert found.failing_queries == sum("sql_error" in row for row in added)
+        assert found.doubtful_queries == sum("sql_warning" in row for row in added) == 1
     fulltune.predict(queries.record, data, execute=True, max_rows=2, output=tmp_path / "out.parquet", **options)
     column = pq.read_table(tmp_path / "out.parquet").column("rows").to_pylist()
     assert [json.loads(cell) for cell in column] == [row["rows"] for row in found.rows]
@@ -145,8 +154,8 @@ def test_the_command_executes_queries(queries: Run, tmp_path: Path) -> None:
     assert [json.loads(line)["rows"] for line in shown.stdout.splitlines()] == [
         row[1]["rows"] for row in QUERIES.values()
     ]
-    assert "6 of 6 rows answered" in shown.stderr
-    assert "4 with a query that fails" in shown.stderr
+    assert "7 of 7 rows answered" in shown.stderr
+    assert "4 with a query that fails, 1 with a value from nowhere (`sql_warning`)" in shown.stderr
     found = fulltune.predict(queries.record, data, database="zoo")
     assert [row["sql"] for row in found.rows] == list(QUERIES)
 

@@ -396,7 +396,7 @@ def test_queries_that_run_and_the_errors_of_those_that_do_not() -> None:
     text = read(samples.text2sql()).text
 
     assert "Execution of the predicted queries" in text
-    assert re.search(r"Zero-shot 80 \d+\.\d% no such table × \d+", text)
+    assert re.search(r"Zero-shot 80 \d+\.\d% 0 no such table × \d+", text)
 
 
 def test_data_findings_by_level_with_their_fixes() -> None:

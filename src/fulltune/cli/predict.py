@@ -59,7 +59,7 @@ def predict(
     Adds `prediction`, and by task `probabilities`, `text` or `sql`.
 
     `truncated` counts the tokens that were not read; `error` says why a row has no answer, `sql_error` why a query
-    cannot be run.
+    cannot be run; `sql_warning` names values of a query that occur neither in the question nor in their column.
     """
     from fulltune.cli.render import answers
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from fulltune.tasks.base import Example, Task
-from fulltune.tasks.text2sql import results
+from fulltune.tasks.text2sql import execution, results
 
 
 class Answerer(Protocol):
@@ -33,7 +33,7 @@ class Answerer(Protocol):
 
 
 class WithQueries:
-    """Answers of text2sql that mark queries which cannot be run, or have the results of those that were.
+    """Answers of text2sql that mark queries with an error or unknown values, or have the results of those that ran.
 
     Args:
         model: The model or baseline.
@@ -48,6 +48,7 @@ class WithQueries:
         self._model = model
         self._seconds = seconds
         self._max_rows = max_rows
+        self._known = execution.Results(seconds)
 
     @property
     def identity(self) -> list[Any]:
@@ -61,5 +62,7 @@ class WithQueries:
 
     def _result(self, example: Example, query: str) -> dict[str, Any]:
         if self._max_rows is None:
-            return results.checked(example, query, self._seconds)
-        return results.executed(example, query, self._seconds, self._max_rows)
+            result = results.checked(example, query, self._seconds)
+        else:
+            result = results.executed(example, query, self._seconds, self._max_rows)
+        return result if results.SQL_ERROR in result else result | results.warned(example, query, self._known)

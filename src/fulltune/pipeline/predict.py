@@ -29,7 +29,7 @@ from fulltune.runtime.rows_file import paths_of
 from fulltune.runtime.version import __version__
 from fulltune.tasks.base import Example, Task
 from fulltune.tasks.generating import Generating
-from fulltune.tasks.text2sql.results import COLUMNS, MORE_ROWS, ROWS, SQL_ERROR, check_queries
+from fulltune.tasks.text2sql.results import COLUMNS, MORE_ROWS, ROWS, SQL_ERROR, SQL_WARNING, check_queries
 
 #: Size in bytes from which text files are read line by line.
 _LARGE = 64 << 20
@@ -168,7 +168,8 @@ def predict(
     The output has the rows of the input in their order and with all of their columns. ``prediction`` is added, and by
     task ``probabilities``, ``text`` or ``sql``; ``truncated`` counts the tokens of a text that the model did not read,
     and ``error`` says why a row has no answer. Of text2sql, ``sql_error`` says why a query cannot be run, and with
-    ``execute`` also why it failed. A call that was interrupted is resumed by the same call.
+    ``execute`` also why it failed; ``sql_warning`` names values that occur neither in the question nor in the column
+    that they are compared with. A call that was interrupted is resumed by the same call.
 
     Args:
         name: A run (its id, the beginning of it, its folder, its record, or ``latest``), a version of the registry, or
@@ -250,7 +251,7 @@ def _added(task: Task, *, execute: bool) -> list[str]:
     """Return the names of the columns that are added, without the one that repeats ``prediction``."""
     names = ["prediction", "error", "truncated"]
     names += ["probabilities"] if task.labels else []
-    names += [SQL_ERROR] if task.name == "text2sql" else []
+    names += [SQL_ERROR, SQL_WARNING] if task.name == "text2sql" else []
     return names + ([COLUMNS, ROWS, MORE_ROWS] if execute else [])
 
 
@@ -286,6 +287,7 @@ class _Survey:
         self.truncated = 0
         self.failed = 0
         self.failing_queries = 0
+        self.doubtful_queries = 0
         self.listed = list[Unanswered]()
         self.columns = dict[str, None]()
         self.forms = dict[str, FileFormat]()
@@ -300,6 +302,7 @@ class _Survey:
         self.total += 1
         self.truncated += "truncated" in answer
         self.failing_queries += SQL_ERROR in answer
+        self.doubtful_queries += SQL_WARNING in answer
         self.columns |= dict.fromkeys(row)
         if "error" in answer:
             self.failed += 1
@@ -398,6 +401,7 @@ class _Work:
             answered=survey.total - survey.failed,
             truncated=survey.truncated,
             failing_queries=survey.failing_queries,
+            doubtful_queries=survey.doubtful_queries,
             warning=self.warning,
             seconds=round(time.perf_counter() - self.started, 3),
             unanswered=tuple(survey.listed),

@@ -26,6 +26,7 @@ class Predictions(Model):
         answered: Number of rows with an answer.
         truncated: Number of rows whose text is longer than the model reads.
         failing_queries: text2sql: number of queries that cannot be run or, if queries were run, failed.
+        doubtful_queries: text2sql: number of queries with a value from neither the question nor its column.
         resumed: Number of rows that an interrupted call had answered.
         seconds: Time of this call after the model was loaded.
         unanswered: The first rows without an answer.
@@ -41,6 +42,7 @@ class Predictions(Model):
     answered: int
     truncated: int = 0
     failing_queries: int = 0
+    doubtful_queries: int = 0
     resumed: int = 0
     seconds: float
     unanswered: tuple[Unanswered, ...] = ()

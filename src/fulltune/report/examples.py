@@ -115,7 +115,7 @@ class Survey:
         measure: The rule for rows; None if there are no predictions.
         scores: Number by system and row id.
         continued: Ids of rows with a continuation by the tuned model.
-        queries: Counts of ``rows``, ``executes`` and ``error: …`` by system (text2sql).
+        queries: Counts of ``rows``, ``executes``, ``doubtful`` and ``error: …`` by system (text2sql).
     """
 
     measure: Measure | None = None
@@ -140,6 +140,7 @@ def survey(task: str, predictions: Iterable[Prediction]) -> Survey:
 def _count_query(counts: Counter[str], prediction: Prediction) -> None:
     counts["rows"] += 1
     counts["executes"] += bool(prediction.values["executes"])
+    counts["doubtful"] += bool(prediction.values.get("warning"))
     error = str(prediction.values.get("error") or "")
     if error:
         # Count the kind of the error: the text after the colon names columns of one query.
@@ -240,12 +241,21 @@ def as_text(value: str | tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of one system; ``right`` is None if the rule does not distinguish correct and incorrect answers."""
+    """Answer of one system.
+
+    Attributes:
+        label: Name of the system.
+        text: The answer.
+        judged: The result of the rule in words.
+        right: The result; None if the rule does not distinguish correct and incorrect answers.
+        warning: What makes the answer doubtful, whatever the rule says.
+    """
 
     label: str
     text: Text
     judged: str
     right: bool | None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -332,7 +342,9 @@ def _answer(prediction: Prediction, measure: Measure) -> Answer:
     score = measure.of(prediction)
     label = system_label(prediction.system)
     if measure in (RIGHT, MATCH):
-        return Answer(label, answer_text(prediction, prediction.output), "right" if score else "wrong", bool(score))
+        judged = "right" if score else "wrong"
+        warning = str(prediction.values.get("warning") or "")
+        return Answer(label, answer_text(prediction, prediction.output), judged, bool(score), warning)
     if measure is BITS:
         return Answer(label, Text(number(score)), "", None)
     return Answer(label, answer_text(prediction, prediction.output), f"{measure.name} {number(score)}", None)

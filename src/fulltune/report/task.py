@@ -197,11 +197,12 @@ def metric_bars(record: Record) -> list[Chart]:
 
 @dataclass(frozen=True)
 class Queries:
-    """Execution of the queries of one system, and its most common kinds of errors."""
+    """Execution of the queries of one system, those with unknown values, and its most common kinds of errors."""
 
     system: str
     rows: str
     executes: str
+    doubtful: int
     errors: tuple[tuple[str, int], ...]
 
 
@@ -213,7 +214,8 @@ def queries(survey: Survey) -> list[Queries]:
 def _queries(name: str, counts: Counter[str]) -> Queries:
     errors = tuple((key.removeprefix("error: "), n) for key, n in counts.most_common() if ": " in key)
     executes = percentage(counts["executes"] / counts["rows"])
-    return Queries(system_label(name), f"{counts['rows']:,}", executes, errors[:4])
+    doubtful = counts["doubtful"]
+    return Queries(system_label(name), f"{counts['rows']:,}", executes, doubtful, errors[:4])
 
 
 def stages(seconds: Mapping[str, float]) -> Markup:

@@ -43,6 +43,9 @@ class Output(BaseModel):
     columns: Annotated[list[str] | None, Field(description="--execute: the names of the columns of the result")] = None
     more_rows: Annotated[bool | None, Field(description="--execute: the result has further rows")] = None
     sql_error: Annotated[str | None, Field(description="text2sql: why the query cannot be run, or failed")] = None
+    sql_warning: Annotated[
+        str | None, Field(description="text2sql: values that occur neither in the question nor in their column")
+    ] = None
 
 
 class PredictResponse(BaseModel):

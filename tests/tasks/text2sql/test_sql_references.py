@@ -250,7 +250,8 @@ def test_details_count_answers_that_hit_a_limit(folder: Path) -> None:
         for i, (gold, answer) in enumerate(rows)
     ]
     assert made[0].values["stopped_by"] == "time"
-    assert task.details(made) == {"queries_stopped_at_a_limit": 1, "rows_without_a_reference_result": 1}
+    counts = {"queries_stopped_at_a_limit": 1, "queries_with_unknown_values": 0, "rows_without_a_reference_result": 1}
+    assert task.details(made) == counts
 
 
 @pytest.mark.parametrize(("rule", "metric", "right"), [("strict", "execution_accuracy", False),

@@ -102,6 +102,7 @@ def predictions_line(found: Predictions) -> str:
     parts += [f"{found.truncated:,} truncated"] if found.truncated else []
     parts += [f"{failed:,} without an answer"] if failed else []
     parts += [f"{found.failing_queries:,} with a query that fails"] if found.failing_queries else []
+    parts += [f"{found.doubtful_queries:,} with a value from nowhere (`sql_warning`)"] if found.doubtful_queries else []
     parts += [f"{found.resumed:,} resumed"] if found.resumed else []
     return ", ".join(parts) + f" ({found.seconds:,.1f} s, {rate:,.{0 if rate >= 10 else 1}f} rows per second)"
 
@@ -120,6 +121,8 @@ def _details(values: Mapping[str, Any]) -> list[str]:
         lines.append(", ".join(f"{visible(label)} {share:.3f}" for label, share in ranked))
     if values.get("error"):
         lines.append(f"fails: {values['error']}")
+    if values.get("warning"):
+        lines.append(f"check: {values['warning']}")
     lines += [", ".join(map(_cell, row)) for row in values.get("rows", ())]
     if values.get("count", 0) > len(values.get("rows", ())):
         lines.append(f"… {'more than ' if values.get('more') else ''}{values['count']:,} rows")

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fulltune.errors import ConfigError, DataError
-from fulltune.tasks.text2sql import execution
+from fulltune.tasks.text2sql import execution, literals
 
 if TYPE_CHECKING:
     from fulltune.tasks.base import Example, Task
 
 #: Names of the added fields.
-COLUMNS, ROWS, MORE_ROWS, SQL_ERROR = "columns", "rows", "more_rows", "sql_error"
+COLUMNS, ROWS, MORE_ROWS = "columns", "rows", "more_rows"
+SQL_ERROR, SQL_WARNING = "sql_error", "sql_warning"
 
 
 def check_queries(task: Task, *, execute: bool, database: str) -> None:
@@ -49,3 +50,9 @@ def checked(example: Example, query: str, seconds: float) -> dict[str, Any]:
     except DataError as unreadable:
         error = unreadable.problems[0].found
     return {SQL_ERROR: error} if error else {}
+
+
+def warned(example: Example, query: str, known: execution.Results) -> dict[str, Any]:
+    """Return ``sql_warning`` for a query with values that occur neither in the question nor in their column."""
+    warning = literals.warning(known, example.meta["database"], example.input, query)
+    return {SQL_WARNING: warning} if warning else {}

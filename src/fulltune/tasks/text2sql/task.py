@@ -21,7 +21,7 @@ from fulltune.tasks import prompts
 from fulltune.tasks.base import Column, Example, Facts
 from fulltune.tasks.generation import TextToText
 from fulltune.tasks.prompts import Shot, Wording
-from fulltune.tasks.text2sql import execution, normalize, references, repeats, schema
+from fulltune.tasks.text2sql import execution, literals, normalize, references, repeats, schema
 from fulltune.tasks.text2sql.schema import Schema
 from fulltune.tasks.text2sql.snapshot import source
 
@@ -243,6 +243,7 @@ class Text2SQL(TextToText):
             "exact": normalize.normalize_sql(query) == normalize.normalize_sql(gold),
             "empty": (expected.empty and given.empty) if is_scored else None,
             "error": given.error or "",
+            "warning": "" if given.error else self._warning(example, query),
             "stopped_by": given.limit or given_up,
             "gold_error": expected.error or "",
             "capped": generated.capped,
@@ -253,12 +254,17 @@ class Text2SQL(TextToText):
         )
 
     def details(self, predictions: Iterable[Prediction]) -> dict[str, Any]:
-        """Return the numbers of queries that were stopped at a limit, and of rows without a reference result."""
-        stopped = unscored = 0
+        """Return the numbers of queries that a limit stopped or that have unknown values, and of unscored rows."""
+        stopped = unscored = doubtful = 0
         for prediction in predictions:
             stopped += bool(prediction.values.get("stopped_by"))
             unscored += bool(prediction.values.get("gold_error"))
-        return {"queries_stopped_at_a_limit": stopped, "rows_without_a_reference_result": unscored}
+            doubtful += bool(prediction.values.get("warning"))
+        return {
+            "queries_stopped_at_a_limit": stopped,
+            "queries_with_unknown_values": doubtful,
+            "rows_without_a_reference_result": unscored,
+        }
 
     def ask(self, bundle: Bundle, system: str, text: str, place: str = "") -> Prediction:
         """Return a query and its result; ``place`` is the database, required if there are several."""
@@ -267,7 +273,8 @@ class Text2SQL(TextToText):
         result = self._results.execute(example.meta["database"], str(answer.output))
         values = {"rows": [list(row) for row in result.rows[:SHOWN_ROWS]], "count": len(result.rows)}
         values["more"] = result.truncated
-        return answer.model_copy(update={"values": values | {"error": result.error or ""}})
+        warning = "" if result.error else self._warning(example, str(answer.output))
+        return answer.model_copy(update={"values": values | {"error": result.error or "", "warning": warning}})
 
     def request(self, row: Mapping[str, str], place: str = "") -> Example:
         """Return the example of a question; ``db_id`` or ``place`` is the database, required if there are several.
@@ -354,6 +361,9 @@ class Text2SQL(TextToText):
     def _databases(self) -> Path:
         """The folder of the databases, or the only one."""
         return Path(str(self.config.data.databases))
+
+    def _warning(self, example: Example, query: str) -> str:
+        return literals.warning(self._results, example.meta["database"], example.input, query)
 
     def _reference(self, example: Example) -> execution.Result:
         return self._results.execute(example.meta["database"], example.answer)
