@@ -326,6 +326,14 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "SELECT name FROM item ORDER BY price, id DESC", True),
         ("SELECT DISTINCT price FROM item ORDER BY price", "SELECT DISTINCT price FROM item ORDER BY 1 DESC", False),
         ("SELECT name FROM item ORDER BY length(name)", "SELECT name FROM item ORDER BY name DESC", True),
+        ("SELECT name, id % 2 AS odd FROM item ORDER BY -odd",
+         "SELECT name, id % 2 FROM item ORDER BY -(id % 2), id DESC", True),  # an alias inside an expression
+        ("SELECT name, id % 2 AS odd FROM item ORDER BY -odd", "SELECT name, id % 2 FROM item ORDER BY id % 2", False),
+        ("SELECT kind, count(*) AS n FROM item GROUP BY kind ORDER BY n + 0 DESC",
+         "SELECT kind, count(*) FROM item GROUP BY kind ORDER BY count(*) DESC, kind DESC", True),
+        ("SELECT id % 2 AS odd, id AS price FROM item ORDER BY abs(price), -odd",  # the column, not the alias
+         "SELECT id % 2, id FROM item ORDER BY price, -(id % 2), id DESC", True),
+        ("SELECT id AS price FROM item ORDER BY abs(price)", "SELECT id FROM item ORDER BY id", False),
         ("SELECT name FROM item UNION SELECT kind FROM item ORDER BY 1",
          "SELECT name FROM item UNION SELECT kind FROM item ORDER BY 1 DESC", False),
         ("SELECT name FROM item ORDER BY price LIMIT 4", "SELECT name FROM item ORDER BY price, id DESC LIMIT 4", True),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, groupby
 from typing import Any
 
 from fulltune.tasks.text2sql.comparison import rows_match
@@ -11,25 +11,50 @@ from fulltune.tasks.text2sql.normalize import parsed, rendered
 
 Rows = Sequence[tuple[Any, ...]]
 
+#: Largest number of aliases inside sort expressions whose meaning is tried.
+_MOST_ALIASES = 4
 
-def with_ranks(sql: str, width: int) -> str | None:
-    """Return a query for the same rows with an additional last column: the rank by the outermost ORDER BY.
+
+def with_ranks(sql: str, width: int) -> Iterator[str]:
+    """Yield queries for the same rows with an additional last column: the rank by the outermost ORDER BY.
 
     SQLite itself compares the keys, so that collations are respected. Rows are sorted by rank; rows of equal rank are
-    in any order.
+    in any order. The first query that runs is right: a name inside an expression, as in ``ORDER BY -x``, is a column if
+    there is one, and otherwise an alias, so that queries with fewer aliases come first.
 
     Args:
         sql: The query.
         width: Number of its columns.
 
-    Returns:
-        The query, or None without such an ORDER BY, for a compound of several SELECTs, or if it cannot be parsed.
+    Yields:
+        The queries; none without such an ORDER BY, for a compound of several SELECTs, or if it cannot be parsed.
     """
     from sqlglot import exp
 
     tree = parsed(sql)
     if not isinstance(tree, exp.Select) or not tree.args.get("order"):
-        return None
+        return
+    aliases = {column.alias.lower(): column for column in tree.expressions if isinstance(column, exp.Alias)}
+    used = _used(tree.args["order"].expressions, aliases)[:_MOST_ALIASES]
+    for count in range(len(used) + 1):
+        for chosen in combinations(used, count):
+            ranked = _with_ranks(tree, width, {name: aliases[name].unalias() for name in chosen})
+            if ranked is not None:
+                yield ranked
+
+
+def _used(terms: Iterable[Any], names: Iterable[str]) -> list[str]:
+    """Return those names that occur in sort terms as columns without a table."""
+    from sqlglot import exp
+
+    found = {column.name.lower() for term in terms for column in term.find_all(exp.Column) if not column.table}
+    return [name for name in names if name in found]
+
+
+def _with_ranks(tree: Any, width: int, aliases: Mapping[str, Any]) -> str | None:
+    """Return the query with ranks in which these names inside expressions are aliases; None if it is too deep."""
+    from sqlglot import exp
+
     keys = list[Any]()
     terms = list[Any]()
     for term in tree.args["order"].expressions:
@@ -37,7 +62,8 @@ def with_ranks(sql: str, width: int) -> str | None:
         position = _position(inner)
         if position is None:
             name = f"sort key {len(keys)}"
-            keys.append(exp.alias_(_key(inner, tree.expressions, collation), name, quoted=True))
+            key = _collated(_key(inner, tree.expressions, aliases), collation)
+            keys.append(exp.alias_(key, name, quoted=True))
         else:
             name = f"column {position}"
         ranked = term.copy()
@@ -74,15 +100,20 @@ def _position(term: Any) -> int | None:
     return int(term.this) if is_number else None
 
 
-def _key(term: Any, columns: Sequence[Any], collation: Any) -> Any:
-    """Return the expression of a sort term, which may be the alias of a column."""
+def _key(term: Any, columns: Sequence[Any], aliases: Mapping[str, Any]) -> Any:
+    """Return the expression of a sort term, which may be the alias of a column, or contain some of ``aliases``."""
     from sqlglot import exp
 
     if isinstance(term, exp.Column) and not term.table:
         aliased = [column for column in columns if isinstance(column, exp.Alias)]
         matches = [column for column in aliased if column.alias.lower() == term.name.lower()]
-        term = matches[0].unalias() if matches else term
-    return _collated(term.copy(), collation)
+        return (matches[0].unalias() if matches else term).copy()
+
+    def expanded(node: Any) -> Any:
+        is_alias = isinstance(node, exp.Column) and not node.table and node.name.lower() in aliases
+        return exp.paren(aliases[node.name.lower()].copy()) if is_alias else node
+
+    return term.copy().transform(expanded)
 
 
 def match_but_for_ties(sql: str, gold: Rows, predicted: Rows, run: Callable[[str], Rows]) -> bool:
@@ -97,8 +128,7 @@ def match_but_for_ties(sql: str, gold: Rows, predicted: Rows, run: Callable[[str
     if len(gold) != len(predicted) or not gold:
         return False
     width = len(gold[0])
-    ranked = with_ranks(sql, width)
-    rows = list(run(ranked)) if ranked is not None else []
+    rows = next(filter(None, map(run, with_ranks(sql, width))), ())
     if len(rows) != len(gold):
         return False
     start = 0
